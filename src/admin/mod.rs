@@ -1,0 +1,177 @@
+//! The admin listener: probes, metrics and the API, for people and scripts on the same machine.
+//!
+//! Requests that a browser was tricked into sending are refused: the Host must be one that the
+//! listener answers to, and an Origin must be the listener's own.
+
+mod routes;
+
+use crate::control::Control;
+use crate::http::problem::Problem;
+use bytes::Bytes;
+use http::header::{AUTHORIZATION, HOST, ORIGIN};
+use http::{HeaderMap, Request, Response, StatusCode};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::server::conn::http1::Builder;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use std::convert::Infallible;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+use subtle::ConstantTimeEq;
+use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
+
+/// Connections at a time; administrators and scrapers are few.
+const MAX_CONNECTIONS: usize = 256;
+const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Who may use the admin listener.
+pub(crate) struct Access {
+    pub(crate) token: Option<String>,
+    pub(crate) allowed_hosts: Vec<String>,
+}
+
+/// What a listener offers.
+pub(crate) enum Reach {
+    /// The admin listener.
+    Everything(Access),
+    /// The metrics listener: `/metrics`, `/livez`, `/readyz`.
+    ReadOnly,
+}
+
+/// Binds a listener; port 0 takes a free one.
+pub(crate) async fn bind(address: SocketAddr) -> io::Result<(TcpListener, SocketAddr)> {
+    let listener = TcpListener::bind(address).await?;
+    let address = listener.local_addr()?;
+    Ok((listener, address))
+}
+
+/// Serves for as long as the runtime lives.
+pub(crate) async fn serve(listener: TcpListener, control: Arc<dyn Control>, reach: Reach) {
+    let reach = Arc::new(reach);
+    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    loop {
+        let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept a connection to the admin listener");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                continue;
+            }
+        };
+        let (control, reach) = (Arc::clone(&control), Arc::clone(&reach));
+        tokio::spawn(async move {
+            let service = service_fn(move |request| {
+                let answer = answer(&*control, &reach, &request);
+                async move { Ok::<_, Infallible>(answer) }
+            });
+            let served = Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(HEADER_TIMEOUT)
+                .max_buf_size(64 << 10)
+                .serve_connection(TokioIo::new(stream), service);
+            if let Err(error) = served.await {
+                tracing::debug!(%error, "an admin connection ended early");
+            }
+            drop(place);
+        });
+    }
+}
+
+fn answer(control: &dyn Control, reach: &Reach, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+    let path = request.uri().path();
+    let allowed = match reach {
+        Reach::ReadOnly if !matches!(path, "/metrics" | "/livez" | "/readyz") => Err(routes::not_found()),
+        Reach::ReadOnly => Ok(()),
+        Reach::Everything(access) => access.check(request.headers(), matches!(path, "/livez" | "/readyz")),
+    };
+    match allowed.and_then(|()| routes::answer(control, request)) {
+        Ok(response) => response,
+        Err(problem) => {
+            let (mut fields, body) = problem.render();
+            fields.remove(crate::http::fields::PROXY_STATUS);
+            let mut response = Response::new(Full::new(body));
+            *response.status_mut() = problem.status;
+            *response.headers_mut() = fields;
+            response
+        }
+    }
+}
+
+impl Access {
+    fn check(&self, fields: &HeaderMap, is_probe: bool) -> Result<(), Problem> {
+        let host = fields.get(HOST).and_then(|value| value.to_str().ok()).unwrap_or_default();
+        if !self.answers_to(host) {
+            let detail = "the admin listener does not answer to this Host; name it under `admin.allowed_hosts`";
+            return Err(Problem::new(StatusCode::MISDIRECTED_REQUEST, "bad-host", "http_request_denied", detail));
+        }
+        if let Some(origin) = fields.get(ORIGIN) {
+            let origin = origin.to_str().unwrap_or_default();
+            if origin.strip_prefix("http://").or(origin.strip_prefix("https://")) != Some(host) {
+                let detail = "requests from other sites' pages are refused";
+                return Err(Problem::new(StatusCode::FORBIDDEN, "cross-site", "http_request_denied", detail));
+            }
+        }
+        match &self.token {
+            Some(token) if !is_probe && !has_token(fields, token) => {
+                let detail = "send the token as `Authorization: Bearer TOKEN`";
+                Err(Problem::new(StatusCode::UNAUTHORIZED, "unauthorized", "http_request_denied", detail))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// A name that an attacker's DNS could point here is not one of ours; addresses cannot be.
+    fn answers_to(&self, host: &str) -> bool {
+        let name = match host.rsplit_once(':') {
+            Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) && !name.ends_with(':') => name,
+            _ => host,
+        };
+        let bare = name.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(name);
+        bare.parse::<IpAddr>().is_ok()
+            || name.eq_ignore_ascii_case("localhost")
+            || self.allowed_hosts.iter().any(|allowed| allowed.eq_ignore_ascii_case(name))
+    }
+}
+
+fn has_token(fields: &HeaderMap, token: &str) -> bool {
+    let given = fields.get(AUTHORIZATION).and_then(|value| value.as_bytes().strip_prefix(b"Bearer "));
+    given.is_some_and(|given| bool::from(given.ct_eq(token.as_bytes())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http::HeaderValue;
+
+    fn check(access: &Access, lines: &[(&'static str, &'static str)], is_probe: bool) -> Result<(), u16> {
+        let fields: HeaderMap =
+            lines.iter().map(|&(name, value)| (name.parse().unwrap(), HeaderValue::from_static(value))).collect();
+        access.check(&fields, is_probe).map_err(|problem| problem.status.as_u16())
+    }
+
+    #[test]
+    fn only_known_hosts_same_origins_and_the_token_pass() {
+        let open = Access { token: None, allowed_hosts: vec!["edge.internal".into()] };
+        for host in ["127.0.0.1:9900", "localhost:9900", "LOCALHOST", "[::1]:9900", "10.0.0.1", "edge.internal:9900"] {
+            assert_eq!(check(&open, &[("host", host)], false), Ok(()), "{host}");
+        }
+        for host in ["evil.example", "127.0.0.1.evil.example:9900", "localhost.evil.example", ""] {
+            assert_eq!(check(&open, &[("host", host)], false), Err(421), "{host}");
+        }
+        let host = ("host", "127.0.0.1:9900");
+        assert_eq!(check(&open, &[host, ("origin", "http://127.0.0.1:9900")], false), Ok(()));
+        assert_eq!(check(&open, &[host, ("origin", "http://evil.example")], false), Err(403));
+        assert_eq!(check(&open, &[host, ("origin", "null")], false), Err(403));
+
+        let closed = Access { token: Some("0123456789abcdef".into()), allowed_hosts: Vec::new() };
+        assert_eq!(check(&closed, &[host], false), Err(401));
+        assert_eq!(check(&closed, &[host, ("authorization", "Bearer 0123456789abcdeX")], false), Err(401));
+        assert_eq!(check(&closed, &[host, ("authorization", "Bearer 0123456789abcdef")], false), Ok(()));
+        assert_eq!(check(&closed, &[host], true), Ok(()));
+    }
+}

@@ -1,0 +1,76 @@
+//! The demo's nodes: real listeners that say who they are, and can be stopped and brought back.
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper::server::conn::http1::Builder;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use tokio::net::TcpListener;
+use tokio::task::{JoinHandle, JoinSet};
+
+/// A node of the demo.
+pub(super) struct DemoNode {
+    pub(super) id: &'static str,
+    pub(super) address: SocketAddr,
+    served: Arc<AtomicU64>,
+    task: JoinHandle<()>,
+}
+
+impl DemoNode {
+    pub(super) async fn start(id: &'static str) -> io::Result<DemoNode> {
+        let listener = TcpListener::bind("127.0.0.1:0").await?;
+        let address = listener.local_addr()?;
+        let served = Arc::new(AtomicU64::new(0));
+        let task = tokio::spawn(serve(listener, id, Arc::clone(&served)));
+        Ok(DemoNode { id, address, served, task })
+    }
+
+    /// How many requests have reached the node.
+    pub(super) fn served(&self) -> u64 {
+        self.served.load(Ordering::Relaxed)
+    }
+
+    /// Closes the node's listener and all its connections.
+    pub(super) async fn stop(&mut self) {
+        self.task.abort();
+        // Ends with the cancellation that was just asked for.
+        let _ = (&mut self.task).await;
+    }
+
+    /// Brings the node back at its old address.
+    pub(super) async fn restart(&mut self) -> io::Result<()> {
+        let listener = TcpListener::bind(self.address).await?;
+        self.task = tokio::spawn(serve(listener, self.id, Arc::clone(&self.served)));
+        Ok(())
+    }
+}
+
+async fn serve(listener: TcpListener, id: &'static str, served: Arc<AtomicU64>) {
+    let mut connections = JoinSet::new();
+    while let Ok((stream, _)) = listener.accept().await {
+        let served = Arc::clone(&served);
+        connections.spawn(async move {
+            let service = service_fn(move |request| answer(request, id, Arc::clone(&served)));
+            let _ = Builder::new().serve_connection(TokioIo::new(stream), service).await;
+        });
+    }
+}
+
+/// Says the node's name and how many bytes the request brought.
+async fn answer(
+    request: Request<Incoming>,
+    id: &'static str,
+    served: Arc<AtomicU64>,
+) -> Result<Response<Full<Bytes>>, hyper::Error> {
+    served.fetch_add(1, Ordering::Relaxed);
+    let received = request.into_body().collect().await?.to_bytes().len();
+    let mut response = Response::new(Full::new(Bytes::from(format!("{id} got {received} bytes\n"))));
+    response.headers_mut().insert("x-node", http::HeaderValue::from_static(id));
+    Ok(response)
+}

@@ -1,0 +1,129 @@
+//! `ringway explain`
+
+use super::Outcome;
+use crate::config::{self, Config, NodeState, Route};
+use crate::http::forwarded::client_address;
+use crate::http::{fields, target};
+use crate::proxy::{Bounds, Form, Query, Table, find_key};
+use crate::upstream::ring_of;
+use http::{HeaderName, HeaderValue, Method, Request, Uri};
+use std::io::{Write, stdout};
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+#[derive(clap::Args)]
+pub(super) struct Options {
+    /// The configuration file [default: config/ringway.yaml, else /etc/ringway/ringway.yaml]
+    #[arg(long, short, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// The request's method
+    method: String,
+    /// The request's URL, such as https://example.com/path?query
+    url: String,
+    /// A field of the request; may be given several times
+    #[arg(short = 'H', long = "header", value_name = "NAME: VALUE")]
+    headers: Vec<String>,
+    /// The address that the request comes from
+    #[arg(long, default_value = "127.0.0.1")]
+    from: IpAddr,
+}
+
+pub(super) fn run(options: Options) -> Outcome {
+    let file = config::locate(options.config.clone());
+    let config = match Config::load(&file) {
+        Ok((config, _)) => config,
+        Err(report) => {
+            eprint!("{report}");
+            return Ok(ExitCode::FAILURE);
+        }
+    };
+    let (head, _) = request(&options)?.into_parts();
+    let settings = &config.settings;
+    let default_port = if head.uri.scheme_str() == Some("https") { 443 } else { 80 };
+    let bounds = Bounds { body: settings.limits.request_body.0, default_port };
+    let mut out = stdout().lock();
+    let form = match Form::read(&head, &head.uri, None, bounds) {
+        Ok(form) => form,
+        Err(problem) => {
+            writeln!(out, "refused: {} {}", problem.status.as_u16(), problem.detail)?;
+            return Ok(ExitCode::FAILURE);
+        }
+    };
+    let query = form.query.map_or(String::new(), |query| format!("?{query}"));
+    writeln!(out, "request   {} {}{}{query}", head.method, form.host, form.path)?;
+    let table = Table::new(&settings.routes);
+    let found = table.find(Query { host: &form.host, path: &form.path, method: &head.method, fields: &head.headers });
+    let Some(route) = found.map(|index| &settings.routes[index]) else {
+        writeln!(out, "route     none: 404 no-route")?;
+        return Ok(ExitCode::SUCCESS);
+    };
+    writeln!(out, "route     {}", route.name.value)?;
+    if let Some(redirect) = &route.redirect {
+        writeln!(out, "answer    {} to {}", redirect.status.as_u16(), redirect.to.to_str().unwrap_or_default())?;
+    }
+    if let Some(respond) = &route.respond {
+        writeln!(out, "answer    {} with {} bytes", respond.status.as_u16(), respond.body.len())?;
+    }
+    if let Some(strip) = &route.strip_prefix {
+        let path = target::strip_prefix(&form.path, &strip.0).unwrap_or(&form.path);
+        writeln!(out, "forwards  {path}{query}")?;
+    }
+    let client = client_address(options.from, &head.headers, &fields::X_FORWARDED_FOR, &settings.trusted_proxies);
+    explain_node(&mut out, &config, route, &form, &head.headers, client)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn explain_node(
+    out: &mut impl Write,
+    config: &Config,
+    route: &Route,
+    form: &Form<'_>,
+    fields: &http::HeaderMap,
+    client: IpAddr,
+) -> std::io::Result<()> {
+    let Some((name, pool)) = route.pool.as_ref().and_then(|name| Some((name, config.settings.pools.get(name)?))) else {
+        return Ok(());
+    };
+    let Some(found) = find_key(&route.hash_on, form, fields, client) else {
+        writeln!(out, "hash key  none of the sources is present: a random one a request")?;
+        return writeln!(out, "pool      {}: any node, by share", name.value);
+    };
+    let ring = ring_of(pool);
+    let hash = ring.hash_key(&found.key);
+    writeln!(out, "hash key  {} (from {}), hash {hash:016x}", String::from_utf8_lossy(&found.key), found.source)?;
+    let order: Vec<String> = ring
+        .walk(hash)
+        .map(|member| match pool.nodes[member].state {
+            NodeState::Up => pool.nodes[member].id.value.clone(),
+            state => format!("{} ({})", pool.nodes[member].id.value, state.word()),
+        })
+        .collect();
+    writeln!(out, "pool      {}", name.value)?;
+    writeln!(out, "nodes     {}", order.join(" -> "))
+}
+
+/// The request that the arguments describe. The URL's authority stands in the target, so that it
+/// counts like an absolute-form one; Host only has to be there.
+fn request(options: &Options) -> Result<Request<()>, String> {
+    let method =
+        Method::from_bytes(options.method.as_bytes()).map_err(|_| format!("`{}` is not a method", options.method))?;
+    let uri: Uri = options.url.parse().map_err(|error| format!("`{}` is not a URL: {error}", options.url))?;
+    if uri.authority().is_none() || uri.scheme().is_none() {
+        return Err(format!("expected a whole URL like `http://example.com/path`, found `{}`", options.url));
+    }
+    let mut request = Request::builder()
+        .method(method)
+        .version(http::Version::HTTP_10)
+        .uri(uri)
+        .body(())
+        .map_err(|error| error.to_string())?;
+    for line in &options.headers {
+        let (name, value) = line.split_once(':').ok_or_else(|| format!("expected `Name: value`, found `{line}`"))?;
+        let name =
+            HeaderName::from_bytes(name.trim().as_bytes()).map_err(|_| format!("`{name}` is not a field name"))?;
+        let value = HeaderValue::from_str(value.trim()).map_err(|_| format!("`{value}` is not a field value"))?;
+        request.headers_mut().append(name, value);
+    }
+    Ok(request)
+}

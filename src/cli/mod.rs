@@ -1,0 +1,73 @@
+//! The command line: one file a command.
+
+mod check;
+mod demo;
+mod explain;
+mod ring;
+mod run;
+mod schema;
+
+use clap::{Parser, Subcommand};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// An edge proxy: consistent-hash routing behind one YAML file.
+///
+/// Exit codes: 0 success, 1 failure, 2 wrong usage.
+#[derive(Parser)]
+#[command(version, max_term_width = 100)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Serve until SIGTERM or SIGINT; then drain, and exit. A second signal exits at once.
+    Run(ConfigFile),
+    /// Validate a configuration whole and print every error with its place.
+    Check(ConfigFile),
+    /// Start three nodes and the proxy on loopback, take a tour with real requests, and stay up.
+    Demo(demo::Options),
+    /// Show each node's share of the keys, a key's owner, or what a change would move.
+    Ring(ring::Options),
+    /// Show what would happen with a request: its route, its hash key and its node.
+    Explain(explain::Options),
+    /// Print the configuration's JSON Schema, for editors.
+    Schema,
+}
+
+#[derive(clap::Args)]
+struct ConfigFile {
+    /// The configuration file [default: config/ringway.yaml, else /etc/ringway/ringway.yaml]
+    #[arg(long, short, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+/// Runs the command that the process was started with.
+pub fn main() -> ExitCode {
+    let result = match Arguments::parse().command {
+        Command::Run(file) => run::run(file.config),
+        Command::Check(file) => check::run(file.config),
+        Command::Demo(options) => demo::run(&options),
+        Command::Ring(options) => ring::run(options),
+        Command::Explain(options) => explain::run(options),
+        Command::Schema => schema::run(),
+    };
+    match result {
+        Ok(code) => code,
+        // Whoever reads our output has seen enough.
+        Err(error) if is_broken_pipe(&*error) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("ringway: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// What a command ends with: an exit code, or an error to print.
+type Outcome = Result<ExitCode, Box<dyn std::error::Error>>;
+
+fn is_broken_pipe(error: &(dyn std::error::Error + 'static)) -> bool {
+    error.downcast_ref::<std::io::Error>().is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
+}

@@ -1,0 +1,183 @@
+//! `ringway ring`
+
+use super::Outcome;
+use crate::config::{self, Config, Pool};
+use crate::ring::{Change, Member, Ring, Seed};
+use serde_json::json;
+use std::io::{Write, stdout};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+#[derive(clap::Args)]
+pub(super) struct Options {
+    /// The configuration file [default: config/ringway.yaml, else /etc/ringway/ringway.yaml]
+    #[arg(long, short, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// The pool; needed where the file has several
+    #[arg(long)]
+    pool: Option<String>,
+    /// Show this key's owner and where it would go next
+    #[arg(long)]
+    key: Option<String>,
+    /// Show what moves if this node left
+    #[arg(long, value_name = "ID")]
+    without: Vec<String>,
+    /// Show what moves if this node joined, or had this weight
+    #[arg(long = "with", value_name = "ID[=WEIGHT]")]
+    with_: Vec<String>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// The members of a pool, now or after a change.
+type Members = Vec<(String, u32)>;
+
+pub(super) fn run(options: Options) -> Outcome {
+    let file = config::locate(options.config.clone());
+    let config = match Config::load(&file) {
+        Ok((config, _)) => config,
+        Err(report) => {
+            eprint!("{report}");
+            return Ok(ExitCode::FAILURE);
+        }
+    };
+    let (name, pool) = choose_pool(&config, options.pool.as_deref())?;
+    let now: Members = pool.nodes.iter().map(|node| (node.id.value.clone(), node.weight)).collect();
+    let then = change(&now, &options)?;
+    let (before, after) = (build(pool, &now), build(pool, &then));
+    let moved = Change::between((&before, &ids(&now)), (&after, &ids(&then)));
+    let view = View {
+        name,
+        key: options.key.as_deref(),
+        now: (&now, &before),
+        then: (then != now).then_some((&then, &after)),
+        moved,
+    };
+    if options.json {
+        writeln!(stdout(), "{:#}", view.json())?;
+    } else {
+        view.print(&mut stdout().lock())?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn choose_pool<'a>(config: &'a Config, wanted: Option<&str>) -> Result<(&'a str, &'a Pool), String> {
+    let pools = &config.settings.pools;
+    let names = || pools.names().collect::<Vec<_>>().join(", ");
+    let name = match (wanted, &pools.entries[..]) {
+        (Some(name), _) => name,
+        (None, [(only, _)]) => only.as_str(),
+        (None, []) => return Err("the configuration has no pools".to_owned()),
+        (None, _) => return Err(format!("choose one of the pools with --pool: {}", names())),
+    };
+    let found = pools.iter().find(|(entry, _)| entry.as_str() == name);
+    found
+        .map(|(name, pool)| (name.as_str(), pool))
+        .ok_or_else(|| format!("there is no pool `{name}`; the pools are: {}", names()))
+}
+
+fn change(now: &Members, options: &Options) -> Result<Members, String> {
+    let mut then = now.clone();
+    for id in &options.without {
+        let before = then.len();
+        then.retain(|(node, _)| node != id);
+        if then.len() == before {
+            return Err(format!("--without {id}: the pool has no such node"));
+        }
+    }
+    for wanted in &options.with_ {
+        let (id, weight) = match wanted.split_once('=') {
+            None => (wanted.as_str(), 1),
+            Some((id, weight)) => {
+                let weight = weight.parse().ok().filter(|&weight| weight <= 1000);
+                (
+                    id,
+                    weight
+                        .ok_or_else(|| format!("--with {wanted}: expected ID=WEIGHT with a weight from 0 to 1000"))?,
+                )
+            }
+        };
+        match then.iter_mut().find(|(node, _)| node == id) {
+            Some((_, old)) => *old = weight,
+            None => then.push((id.to_owned(), weight)),
+        }
+    }
+    Ok(then)
+}
+
+fn build(pool: &Pool, members: &Members) -> Ring {
+    let list: Vec<Member<'_>> = members.iter().map(|(id, weight)| Member { id, weight: *weight }).collect();
+    Ring::build(Seed::new(&pool.ring.seed), pool.ring.virtual_nodes, &list)
+}
+
+fn ids(members: &Members) -> Vec<&str> {
+    members.iter().map(|(id, _)| id.as_str()).collect()
+}
+
+struct View<'a> {
+    name: &'a str,
+    key: Option<&'a str>,
+    now: (&'a Members, &'a Ring),
+    then: Option<(&'a Members, &'a Ring)>,
+    moved: Change,
+}
+
+impl View<'_> {
+    fn order(&self, key: &str, (members, ring): (&Members, &Ring)) -> Vec<String> {
+        ring.walk(ring.hash_key(key.as_bytes())).map(|member| members[member].0.clone()).collect()
+    }
+
+    fn json(&self) -> serde_json::Value {
+        let nodes = |(members, ring): (&Members, &Ring)| -> serde_json::Value {
+            let listed = members.iter().zip(ring.shares());
+            listed.map(|((id, weight), share)| json!({ "id": id, "weight": weight, "share": share })).collect()
+        };
+        let mut out = json!({ "pool": self.name, "points": self.now.1.points(), "nodes": nodes(self.now) });
+        if let Some(key) = self.key {
+            out["key"] = json!({ "key": key, "order": self.order(key, self.now) });
+        }
+        if let Some(then) = self.then {
+            let transfers: Vec<_> =
+                self.moved.transfers.iter().map(|t| json!({ "from": t.from, "to": t.to, "share": t.share })).collect();
+            out["change"] = json!({ "nodes": nodes(then), "moved": self.moved.moved, "transfers": transfers });
+            if let Some(key) = self.key {
+                out["change"]["key"] = json!({ "key": key, "order": self.order(key, then) });
+            }
+        }
+        out
+    }
+
+    fn print(&self, out: &mut impl Write) -> std::io::Result<()> {
+        let (members, ring) = self.now;
+        writeln!(out, "pool {}: {} nodes, {} points", self.name, members.len(), ring.points())?;
+        let width = members
+            .iter()
+            .chain(self.then.iter().flat_map(|(then, _)| then.iter()))
+            .map(|(id, _)| id.len())
+            .max()
+            .unwrap_or(0)
+            .max(4);
+        writeln!(out, "\n  {:width$}  weight   share", "node")?;
+        for ((id, weight), share) in members.iter().zip(ring.shares()) {
+            writeln!(out, "  {id:width$}  {weight:>6}  {:>5.2} %", share * 100.0)?;
+        }
+        if let Some(key) = self.key {
+            writeln!(out, "\nkey {key}: {}", self.order(key, self.now).join(" -> "))?;
+        }
+        let Some(then) = self.then else { return Ok(()) };
+        writeln!(out, "\nafter the change {:.2} % of the keys have another node:", self.moved.moved * 100.0)?;
+        for transfer in &self.moved.transfers {
+            let name = |node: &Option<String>| node.clone().unwrap_or_else(|| "nobody".to_owned());
+            writeln!(out, "  {:>5.2} %  {} -> {}", transfer.share * 100.0, name(&transfer.from), name(&transfer.to))?;
+        }
+        writeln!(out, "\n  {:width$}  weight   share", "node")?;
+        for ((id, weight), share) in then.0.iter().zip(then.1.shares()) {
+            writeln!(out, "  {id:width$}  {weight:>6}  {:>5.2} %", share * 100.0)?;
+        }
+        if let Some(key) = self.key {
+            writeln!(out, "\nkey {key}: {}", self.order(key, then).join(" -> "))?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,62 @@
+//! `ringway run`
+
+use super::Outcome;
+use crate::config::{self, Config};
+use crate::server;
+use std::io::IsTerminal;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+
+pub(super) fn run(file: Option<PathBuf>) -> Outcome {
+    let file = config::locate(file);
+    let (config, report) = match Config::load(&file) {
+        Ok(loaded) => loaded,
+        Err(report) => {
+            eprint!("{report}");
+            return Ok(ExitCode::FAILURE);
+        }
+    };
+    eprint!("{report}");
+    init_log();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(serve(config))
+}
+
+/// The proxy's own log goes to stderr, for stdout may carry the access log. `RUST_LOG` chooses.
+fn init_log() {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_target(false)
+        .init();
+}
+
+async fn serve(config: Config) -> Outcome {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let file = config.file.display().to_string();
+    let running = server::start(config).await?;
+    for (name, address) in running.listeners() {
+        tracing::info!(%address, listener = name, "listening");
+    }
+    tracing::info!(admin = %running.admin, workers = running.workers(), file, "serving");
+
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    let quiet = tokio::select! {
+        quiet = running.drain() => quiet,
+        _ = terminate.recv() => false,
+        _ = interrupt.recv() => false,
+    };
+    match quiet {
+        true => tracing::info!("every request has ended"),
+        false => tracing::warn!("stopped with requests in flight"),
+    }
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,166 @@
+//! What is wrong with a file, and where: `FILE:LINE:COLUMN: message`, the line and a caret.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+/// A place in a file. Lines and columns count from 1; columns count characters.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Span {
+    pub(crate) line: usize,
+    pub(crate) column: usize,
+    pub(crate) length: usize,
+}
+
+impl Span {
+    pub(crate) fn at(line: usize, column: usize) -> Span {
+        Span { line, column, length: 1 }
+    }
+
+    pub(crate) fn start() -> Span {
+        Span::at(1, 1)
+    }
+
+    pub(crate) fn from_parser(span: &granit_parser::Span) -> Span {
+        let same_line = span.start.line() == span.end.line();
+        let length = if same_line { span.end.col().saturating_sub(span.start.col()) } else { 1 };
+        Span { line: span.start.line(), column: span.start.col() + 1, length: length.max(1) }
+    }
+}
+
+/// Whether a finding keeps a configuration from being used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Severity {
+    Error,
+    Warning,
+}
+
+/// One finding.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Diagnostic {
+    pub(crate) span: Span,
+    pub(crate) severity: Severity,
+    pub(crate) message: String,
+}
+
+impl Diagnostic {
+    pub(crate) fn error(span: Span, message: impl Into<String>) -> Diagnostic {
+        Diagnostic { span, severity: Severity::Error, message: message.into() }
+    }
+
+    pub(crate) fn warning(span: Span, message: impl Into<String>) -> Diagnostic {
+        Diagnostic { span, severity: Severity::Warning, message: message.into() }
+    }
+}
+
+/// The findings of one run, gathered so that a user sees all of them at once.
+#[derive(Debug, Default)]
+pub(crate) struct Diagnostics {
+    found: Vec<Diagnostic>,
+}
+
+impl Diagnostics {
+    pub(crate) fn push(&mut self, diagnostic: Diagnostic) {
+        self.found.push(diagnostic);
+    }
+
+    pub(crate) fn error(&mut self, span: Span, message: impl Into<String>) {
+        self.push(Diagnostic::error(span, message));
+    }
+
+    pub(crate) fn warning(&mut self, span: Span, message: impl Into<String>) {
+        self.push(Diagnostic::warning(span, message));
+    }
+
+    /// Forgets what was found before: a syntax error stands alone, for the rest follows from it.
+    pub(crate) fn only(&mut self, diagnostic: Diagnostic) {
+        self.found = vec![diagnostic];
+    }
+
+    pub(crate) fn has_errors(&self) -> bool {
+        self.found.iter().any(|found| found.severity == Severity::Error)
+    }
+
+    /// Joins the findings with the text that they are about.
+    pub(crate) fn report(mut self, file: &Path, text: &str) -> Report {
+        self.found.sort_by_key(|found| found.span);
+        let lines: Vec<&str> = text.lines().collect();
+        let findings = self
+            .found
+            .into_iter()
+            .map(|diagnostic| {
+                let source = lines.get(diagnostic.span.line.wrapping_sub(1)).map(|line| (*line).to_owned());
+                (diagnostic, source)
+            })
+            .collect();
+        Report { file: file.to_owned(), findings }
+    }
+}
+
+/// The findings about one file, ready to be shown.
+#[derive(Debug)]
+pub struct Report {
+    file: PathBuf,
+    findings: Vec<(Diagnostic, Option<String>)>,
+}
+
+impl Report {
+    /// A report on a file that could not be read at all.
+    pub(crate) fn unreadable(file: &Path, message: String) -> Report {
+        let diagnostic = Diagnostic { span: Span::default(), severity: Severity::Error, message };
+        Report { file: file.to_owned(), findings: vec![(diagnostic, None)] }
+    }
+
+    /// How many findings keep the file from being used.
+    pub fn errors(&self) -> usize {
+        self.findings.iter().filter(|(found, _)| found.severity == Severity::Error).count()
+    }
+
+    /// How many findings are only advice.
+    pub fn warnings(&self) -> usize {
+        self.findings.len() - self.errors()
+    }
+
+    /// The first error as one line, for a log or a status page.
+    pub fn first_error(&self) -> Option<String> {
+        let (first, _) = self.findings.iter().find(|(found, _)| found.severity == Severity::Error)?;
+        let more = self.errors() - 1;
+        let others = if more == 0 { String::new() } else { format!(" (and {more} more)") };
+        Some(format!("{}{others}", self.headline(first)))
+    }
+
+    fn headline(&self, found: &Diagnostic) -> String {
+        let file = self.file.display();
+        let Span { line, column, .. } = found.span;
+        let warning = if found.severity == Severity::Warning { "warning: " } else { "" };
+        match line {
+            0 => format!("{file}: {warning}{}", found.message),
+            _ => format!("{file}:{line}:{column}: {warning}{}", found.message),
+        }
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (found, source) in &self.findings {
+            writeln!(f, "{}", self.headline(found))?;
+            let Some(source) = source else { continue };
+            let Span { line, column, length } = found.span;
+            let (shown, column) = window(source, column);
+            let number = line.to_string();
+            let carets = length.min(shown.chars().count().saturating_sub(column - 1)).max(1);
+            writeln!(f, "  {number} | {shown}")?;
+            writeln!(f, "  {:width$} | {:pad$}{}", "", "", "^".repeat(carets), width = number.len(), pad = column - 1)?;
+        }
+        Ok(())
+    }
+}
+
+/// The part of a long line around a column, so that a report stays readable; tabs become spaces,
+/// so that the caret stands where it should.
+fn window(line: &str, column: usize) -> (String, usize) {
+    const WIDTH: usize = 120;
+    let column = column.max(1);
+    let skip = if column > WIDTH { column - WIDTH / 2 } else { 0 };
+    let shown = line.chars().skip(skip).take(WIDTH).map(|c| if c.is_control() { ' ' } else { c }).collect();
+    (shown, column - skip)
+}

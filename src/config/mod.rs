@@ -1,0 +1,114 @@
+//! The configuration: one YAML file to validated, typed settings, with the place of every error.
+//!
+//! `tree` keeps the places, `read` gives the tree types, `model` is the table of every key,
+//! `validate` looks at what single keys cannot know.
+
+mod diagnostics;
+mod model;
+pub(crate) mod read;
+mod tree;
+mod units;
+mod validate;
+pub(crate) mod values;
+
+pub use diagnostics::Report;
+pub(crate) use model::{FieldRules, Limits, LogFormat, NodeState, Pool, PoolConnections, Route, Settings, Timeouts};
+
+use diagnostics::Diagnostics;
+use read::{Field, Reader};
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+/// The largest file that is read at all.
+const MAX_FILE_BYTES: u64 = 16 << 20;
+
+/// Where `--config` looks when it is not given.
+const DEFAULT_FILES: [&str; 2] = ["config/ringway.yaml", "/etc/ringway/ringway.yaml"];
+
+/// A configuration that was found valid.
+#[derive(Clone, Debug)]
+pub(crate) struct Config {
+    /// The file it came from.
+    pub(crate) file: PathBuf,
+    pub(crate) settings: Settings,
+    /// What `admin.token_file` holds.
+    pub(crate) admin_token: Option<String>,
+}
+
+impl Config {
+    /// Reads and validates a file. The report of a success holds warnings at most.
+    pub(crate) fn load(file: &Path) -> Result<(Config, Report), Report> {
+        let text = read_file(file).map_err(|message| Report::unreadable(file, message))?;
+        Config::parse(file, &text, &|name| std::env::var(name).ok())
+    }
+
+    /// Validates a text; relative paths in it are taken from the folder of `file`.
+    pub(crate) fn parse(
+        file: &Path,
+        text: &str,
+        environment: &dyn Fn(&str) -> Option<String>,
+    ) -> Result<(Config, Report), Report> {
+        let mut diagnostics = Diagnostics::default();
+        let Some(tree) = tree::parse(text, &mut diagnostics) else {
+            return Err(diagnostics.report(file, text));
+        };
+        let mut reader = Reader { diagnostics: &mut diagnostics, environment };
+        let settings = Settings::read(&tree, &mut reader);
+        let config = settings.map(|settings| {
+            let admin_token = validate::validate(&settings, &folder_of(file), &mut diagnostics);
+            Config { file: file.to_owned(), settings, admin_token }
+        });
+        let failed = diagnostics.has_errors();
+        let report = diagnostics.report(file, text);
+        match config {
+            Some(config) if !failed => Ok((config, report)),
+            _ => Err(report),
+        }
+    }
+
+    /// A path of the file, relative ones from the file's own folder.
+    pub(crate) fn path(&self, path: &str) -> PathBuf {
+        folder_of(&self.file).join(path)
+    }
+}
+
+/// The file that `--config` means.
+pub(crate) fn locate(given: Option<PathBuf>) -> PathBuf {
+    given.unwrap_or_else(|| {
+        let found = DEFAULT_FILES.iter().map(Path::new).find(|file| file.exists());
+        found.unwrap_or(Path::new(DEFAULT_FILES[0])).to_owned()
+    })
+}
+
+/// The JSON Schema of the file.
+pub(crate) fn schema() -> serde_json::Value {
+    let mut schema = Settings::schema();
+    schema["$schema"] = "https://json-schema.org/draft/2020-12/schema".into();
+    schema["title"] = "Ringway configuration".into();
+    schema
+}
+
+/// The settings in force, as JSON. Secrets stand in files, which are only named.
+pub(crate) fn effective(settings: &Settings) -> serde_json::Value {
+    settings.show()
+}
+
+fn folder_of(file: &Path) -> PathBuf {
+    file.parent().unwrap_or(Path::new("")).to_owned()
+}
+
+fn read_file(file: &Path) -> Result<String, String> {
+    let open = std::fs::File::open(file).map_err(|error| format!("cannot read the configuration: {error}"))?;
+    let mut bytes = Vec::new();
+    open.take(MAX_FILE_BYTES + 1)
+        .read_to_end(&mut bytes)
+        .map_err(|error| format!("cannot read the configuration: {error}"))?;
+    if bytes.len() as u64 > MAX_FILE_BYTES {
+        return Err(format!("the file is larger than {} MiB", MAX_FILE_BYTES >> 20));
+    }
+    String::from_utf8(bytes)
+        .map_err(|error| format!("not UTF-8: the byte at offset {} is no character", error.utf8_error().valid_up_to()))
+}
+
+#[cfg(test)]
+mod tests;

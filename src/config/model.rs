@@ -1,0 +1,250 @@
+//! Every key of the file, with its default and what it means.
+
+use super::read::{Named, Spanned, choices, settings};
+use super::values::{HashSource, HostPattern, NodeAddress, RoutePath, Size};
+use http::{HeaderName, HeaderValue, Method, StatusCode};
+use ipnet::IpNet;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+settings! {
+    /// The whole configuration of a Ringway proxy.
+    Settings {
+        /// How many workers serve, each with a thread of its own; 0 means one per core. A change needs a restart.
+        workers: u32 = "0" within "0" to "1024";
+        /// The networks of proxies in front of this one whose `X-Forwarded-*` fields are believed. Nobody's by default.
+        trusted_proxies: Vec<IpNet> = absent;
+        /// Where clients connect.
+        listeners: Vec<Listener> = required;
+        /// The admin listener: status, configuration, metrics and probes.
+        admin: Admin = block;
+        /// A second, read-only listener with `/metrics`, `/livez` and `/readyz`, for scrapers and probes.
+        metrics: Option<Metrics> = absent;
+        /// What bounds connections, requests and the time that they may take.
+        limits: Limits = block;
+        /// A line for every request.
+        access_log: AccessLog = block;
+        /// The nodes to forward to, by the name of their pool.
+        pools: Named<Pool> = absent;
+        /// What happens with a request; the first route that matches wins.
+        routes: Vec<Route> = required;
+    }
+}
+
+settings! {
+    /// An address that clients connect to.
+    Listener {
+        /// The listener's name in metrics and logs.
+        name: Spanned<String> = required;
+        /// IP address and port.
+        address: Spanned<SocketAddr> = required;
+    }
+}
+
+settings! {
+    /// The admin listener.
+    Admin {
+        /// IP address and port. An address that is not loopback needs `token_file`.
+        address: Spanned<SocketAddr> = "127.0.0.1:9900";
+        /// A file with the token that requests to the API must carry as `Authorization: Bearer TOKEN`.
+        token_file: Option<Spanned<String>> = absent;
+        /// Host names, beside IP addresses and `localhost`, by which the listener may be addressed.
+        allowed_hosts: Vec<String> = absent;
+    }
+}
+
+settings! {
+    /// The listener for scrapers and probes.
+    Metrics {
+        /// IP address and port.
+        address: Spanned<SocketAddr> = required;
+    }
+}
+
+settings! {
+    /// What bounds connections, requests and time.
+    Limits {
+        /// Open client connections over all listeners; further ones wait to be accepted.
+        connections: u32 = "100000" within "1" to "10000000";
+        /// The size of a request's head.
+        header_bytes: Size = "64KiB" within "8KiB" to "1MiB";
+        /// How many fields a request may have.
+        headers: u32 = "100" within "1" to "10000";
+        /// The size of a request's body; a larger one is answered 413.
+        request_body: Size = "64MiB";
+        /// For the whole head of a request, from its first byte.
+        header_timeout: Duration = "10s" within "1ms" to "1h";
+        /// Between two pieces of a request's body.
+        body_idle_timeout: Duration = "30s" within "1ms" to "1h";
+        /// Until a client takes the next piece of a response.
+        write_timeout: Duration = "30s" within "1ms" to "1h";
+        /// For the next request on a connection.
+        keep_alive_timeout: Duration = "75s" within "1ms" to "1d";
+        /// From the signal to stop until connections are closed; `/readyz` answers 503 meanwhile, so that load balancers can look away.
+        drain_delay: Duration = "0s" within "0s" to "1h";
+        /// How long requests in flight may take to end after that.
+        drain_timeout: Duration = "30s" within "0s" to "1d";
+    }
+}
+
+choices! {
+    /// How an access log line looks.
+    LogFormat {
+        /// A JSON object a line.
+        Json = "json",
+        /// The Common Log Format.
+        Common = "common",
+        /// No access log.
+        Off = "off",
+    }
+}
+
+settings! {
+    /// The access log.
+    AccessLog {
+        /// `json`, `common` (the Common Log Format) or `off`.
+        format: LogFormat = "json";
+        /// `stdout`, `stderr` or a file that lines are appended to.
+        path: String = "stdout";
+    }
+}
+
+settings! {
+    /// A pool of nodes behind one ring.
+    Pool {
+        /// The nodes.
+        nodes: Vec<Node> = required;
+        /// How keys are spread over the nodes.
+        ring: RingSettings = block;
+        /// Connections to the nodes.
+        connections: PoolConnections = block;
+        /// How long a node may take.
+        timeouts: Timeouts = block;
+    }
+}
+
+choices! {
+    /// Whether a node takes requests.
+    NodeState {
+        /// Takes requests.
+        Up = "up",
+        /// Takes no new keys; what it has, it finishes.
+        Drain = "drain",
+        /// Takes nothing.
+        Down = "down",
+    }
+}
+
+settings! {
+    /// One node of a pool.
+    Node {
+        /// The node's identity on the ring; its place in the list and its address play no part.
+        id: Spanned<String> = required;
+        /// IP address or host name, and port. A name is resolved when the configuration is loaded.
+        address: Spanned<NodeAddress> = required;
+        /// The node's part of the keys beside the others'; 0 means none.
+        weight: u32 = "1" within "0" to "1000";
+        /// `up`, `drain` (no new keys) or `down`.
+        state: NodeState = "up";
+    }
+}
+
+settings! {
+    /// The consistent-hash ring of a pool.
+    RingSettings {
+        /// Points per unit of weight. More points spread keys more evenly and take more memory.
+        virtual_nodes: u32 = "256" within "1" to "65536";
+        /// The secret of the hash: proxies with the same seed agree on every key.
+        seed: String = "ringway";
+    }
+}
+
+settings! {
+    /// Connections to the nodes of a pool.
+    PoolConnections {
+        /// Requests and tunnels in flight to one node, over all workers.
+        max_per_node: u32 = "1024" within "1" to "1000000";
+        /// Kept connections to one node, over all workers.
+        max_idle_per_node: u32 = "128" within "0" to "1000000";
+        /// How long a kept connection may stay unused.
+        idle_timeout: Duration = "60s" within "1ms" to "1d";
+    }
+}
+
+settings! {
+    /// How long a node may take; 0s means no limit.
+    Timeouts {
+        /// For a connection to be established.
+        connect: Duration = "2s" within "0s" to "1h";
+        /// From the last byte of the request that was sent to the head of the answer.
+        first_byte: Duration = "30s" within "0s" to "1d";
+        /// Between two pieces of an answer.
+        idle: Duration = "60s" within "0s" to "1d";
+        /// For everything, retries included.
+        total: Duration = "0s" within "0s" to "7d";
+        /// For a tunnel (WebSocket) in which nothing moves.
+        tunnel: Duration = "1h" within "0s" to "30d";
+    }
+}
+
+settings! {
+    /// What happens with the requests that match. A route has exactly one of `pool`, `redirect` and `respond`.
+    Route {
+        /// The route's name in metrics and logs.
+        name: Spanned<String> = required;
+        /// Exact hosts, or `*.example.com` for all names below; any host without the key.
+        hosts: Vec<HostPattern> = absent;
+        /// The exact path.
+        path: Option<Spanned<RoutePath>> = absent;
+        /// The path's beginning, in whole segments: `/a` matches `/a` and `/a/b`, not `/ab`.
+        path_prefix: Option<Spanned<RoutePath>> = absent;
+        /// Methods; any without the key.
+        methods: Vec<Method> = absent;
+        /// Fields that the request must have, each with this value; `*` stands for any value.
+        headers: Named<HeaderValue> = absent;
+        /// The pool to forward to.
+        pool: Option<Spanned<String>> = absent;
+        /// A redirection.
+        redirect: Option<Redirect> = absent;
+        /// A fixed answer.
+        respond: Option<Respond> = absent;
+        /// Where the hash key comes from; the first source that is present wins. Without any, requests are spread at random.
+        hash_on: Vec<HashSource> = absent;
+        /// Changes to the fields that the node gets.
+        request_headers: FieldRules = block;
+        /// Changes to the fields that the client gets.
+        response_headers: FieldRules = block;
+        /// Taken away from the path before it is forwarded, in whole segments.
+        strip_prefix: Option<Spanned<RoutePath>> = absent;
+    }
+}
+
+settings! {
+    /// A redirection.
+    Redirect {
+        /// The value of `Location`.
+        to: HeaderValue = required;
+        /// 301, 302, 303, 307 or 308.
+        status: Spanned<StatusCode> = "308";
+    }
+}
+
+settings! {
+    /// A fixed answer.
+    Respond {
+        /// The status code.
+        status: StatusCode = "200";
+        /// The body, sent as `text/plain; charset=utf-8` unless `response_headers` sets `content-type`.
+        body: String = "''";
+    }
+}
+
+settings! {
+    /// Changes to the fields of a message: first `remove`, then `set`.
+    FieldRules {
+        /// Fields that are set, in place of any that are there.
+        set: Named<HeaderValue> = absent;
+        /// Fields that are removed.
+        remove: Vec<Spanned<HeaderName>> = absent;
+    }
+}

@@ -1,0 +1,165 @@
+use super::*;
+
+const SMALL: &str = "
+listeners:
+  - { name: http, address: 127.0.0.1:8080 }
+pools:
+  app:
+    nodes:
+      - { id: app-1, address: 127.0.0.1:9001 }
+routes:
+  - { name: site, path_prefix: /, pool: app, hash_on: [uri] }
+";
+
+fn parse(text: &str) -> Result<(Config, Report), Report> {
+    let environment = |name: &str| (name == "EDGE").then(|| "blue".to_owned());
+    Config::parse(Path::new("ringway.yaml"), text, &environment)
+}
+
+fn errors(text: &str) -> String {
+    parse(text).expect_err("this should be refused").to_string()
+}
+
+#[test]
+fn a_small_file_has_all_defaults() {
+    let (config, report) = parse(SMALL).unwrap();
+    assert_eq!(report.to_string(), "");
+    let settings = config.settings;
+    assert_eq!(settings.admin.address.to_string(), "127.0.0.1:9900");
+    assert_eq!(settings.limits.header_bytes.0, 65536);
+    assert_eq!(settings.limits.keep_alive_timeout.as_secs(), 75);
+    let pool = settings.pools.get("app").unwrap();
+    assert_eq!((pool.ring.virtual_nodes, pool.ring.seed.as_str()), (256, "ringway"));
+    assert_eq!(pool.timeouts.tunnel.as_secs(), 3600);
+}
+
+#[test]
+fn every_error_of_a_run_is_told_with_its_place() {
+    let text = "
+listeners:
+  - { name: http, adress: 127.0.0.1:8080, address: 127.0.0.1 }
+limits:
+  header_timeout: 5
+  conections: 7
+pools:
+  app:
+    nodes:
+      - { id: a, address: 127.0.0.1:1 }
+      - { id: a, address: 127.0.0.1:2, state: dwn }
+routes:
+  - { name: site, path_prefix: /, pool: ap }
+  - { name: site, path: x, respond: { status: 999 } }
+  - { name: both, pool: app, redirect: { to: /x } }
+  - { name: both2, pool: app, pool: app }
+";
+    let report = errors(text);
+    for expected in [
+        "ringway.yaml:3:19: unknown key `adress`; did you mean `address`?\n  3 |   - { name: http, adress: 127.0.0.1:8080, address: 127.0.0.1 }\n    |                   ^^^^^^\n",
+        "ringway.yaml:3:52: expected an address like `127.0.0.1:8080` or `[::]:8080`, found `127.0.0.1`",
+        "ringway.yaml:5:19: expected a duration like `250ms`, `2s`, `5m` or `1h`, found `5`",
+        "ringway.yaml:6:3: unknown key `conections`; did you mean `connections`?",
+        "ringway.yaml:11:15: the node id `a` is used twice; it was first given in line 10",
+        "ringway.yaml:11:47: expected one of up, drain, down (did you mean `down`?), found `dwn`",
+        "ringway.yaml:13:41: there is no pool `ap`; did you mean `app`?",
+        "ringway.yaml:14:25: expected a path that begins with `/`, without a query, found `x`",
+        "ringway.yaml:14:47: expected a status code from 200 to 599, found `999`",
+        "ringway.yaml:15:11: expected exactly one of `pool`, `redirect` and `respond` in the route `both`, found several",
+        "ringway.yaml:16:29: the key `pool` stands here twice; it was first given in line 16",
+    ] {
+        assert!(report.contains(expected), "missing: {expected}\nin:\n{report}");
+    }
+}
+
+#[test]
+fn a_syntax_error_stands_alone() {
+    let report = parse("listeners: [\nfoo: {").unwrap_err();
+    assert_eq!(report.errors(), 1);
+    assert!(report.to_string().contains("not valid YAML"), "{report}");
+}
+
+#[test]
+fn the_environment_fills_values_and_says_what_it_lacks() {
+    let route = "  - { name: r, path: /, pool: app, request_headers: { set: { x-edge: \"${EDGE}-1\", x-raw: \"$${EDGE}\" } } }\n";
+    let (config, _) = parse(&format!("{SMALL}{route}")).unwrap();
+    let set = &config.settings.routes[1].request_headers.set;
+    assert_eq!(set.get("x-edge").unwrap(), "blue-1");
+    assert_eq!(set.get("x-raw").unwrap(), "${EDGE}");
+    let report = errors(&SMALL.replace("app-1", "\"${NOBODY}\""));
+    assert!(report.contains("the environment variable `NOBODY` is not set"), "{report}");
+}
+
+#[test]
+fn an_alias_bomb_is_refused_quickly() {
+    let mut bomb = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n".to_owned();
+    for level in 1..12 {
+        let before = format!("*a{}", level - 1);
+        bomb += &format!("a{level}: &a{level} [{}]\n", [before.as_str(); 10].join(", "));
+    }
+    let started = std::time::Instant::now();
+    assert!(errors(&bomb).contains("aliases unfold to more than"));
+    assert!(started.elapsed().as_secs() < 5);
+}
+
+#[test]
+fn a_huge_file_is_refused_without_reading_it_whole() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    file.as_file().set_len(100_000_000).unwrap();
+    let report = Config::load(file.path()).unwrap_err();
+    assert!(report.to_string().contains("larger than 16 MiB"), "{report}");
+}
+
+#[test]
+fn deep_nesting_is_refused() {
+    let text = format!("listeners: {}{}", "[".repeat(5000), "]".repeat(5000));
+    assert_eq!(parse(&text).unwrap_err().errors(), 1);
+}
+
+#[test]
+fn anchors_repeat_a_block() {
+    let text = SMALL.replace("pools:\n", "limits: &l { connections: 7 }\npools:\n");
+    assert_eq!(parse(&text).unwrap().0.settings.limits.connections, 7);
+}
+
+#[test]
+fn an_open_admin_listener_needs_a_token() {
+    let report = errors(&format!("{SMALL}admin: {{ address: 0.0.0.0:9900 }}\n"));
+    assert!(report.contains("is not a loopback address"), "{report}");
+    let report = errors(&format!("{SMALL}admin: {{ address: 0.0.0.0:9900, token_file: /nowhere }}\n"));
+    assert!(report.contains("cannot read `/nowhere`"), "{report}");
+}
+
+#[test]
+fn framing_fields_cannot_be_set() {
+    for name in ["content-length", "Connection", "transfer-encoding", "bad name"] {
+        let text =
+            format!("{SMALL}  - {{ name: r, path: /, pool: app, request_headers: {{ set: {{ \"{name}\": x }} }} }}\n");
+        assert_eq!(parse(&text).unwrap_err().errors(), 1, "{name}");
+    }
+}
+
+#[test]
+fn values_out_of_range_name_the_range() {
+    let report = errors(&format!("{SMALL}workers: 5000\nlimits: {{ header_bytes: 1KiB }}\n"));
+    assert!(report.contains("expected a value from 0 to 1024, found `5000`"), "{report}");
+    assert!(report.contains("expected a value from 8KiB to 1MiB, found `1KiB`"), "{report}");
+}
+
+#[test]
+fn warnings_do_not_fail() {
+    let text = format!("{SMALL}  - {{ name: late, path: /x, pool: app }}\n");
+    let (_, report) = parse(&text).unwrap();
+    assert!(report.to_string().contains("warning: the route `late` is never reached"), "{report}");
+    assert_eq!((report.errors(), report.warnings()), (0, 1));
+}
+
+/// The schema and the effective configuration come from the same table as the reader.
+#[test]
+fn the_schema_knows_every_key_and_default() {
+    let schema = schema();
+    assert_eq!(schema["properties"]["limits"]["properties"]["header_timeout"]["default"], "10s");
+    assert_eq!(schema["additionalProperties"], false);
+    assert_eq!(schema["required"], serde_json::json!(["listeners", "routes"]));
+    let shown = effective(&parse(SMALL).unwrap().0.settings);
+    assert_eq!(shown["limits"]["header_bytes"], "64KiB");
+    assert_eq!(shown["pools"]["app"]["nodes"][0]["weight"], 1);
+}

@@ -1,0 +1,199 @@
+//! YAML text to a tree of values that know their place in the file.
+//!
+//! The tree keeps what serde would throw away: the line and column of every key and value. Its
+//! size is bounded, aliases included, so that a hostile file is refused instead of unfolded.
+
+use super::diagnostics::{Diagnostic, Diagnostics, Span};
+use granit_parser::{Event, Parser, ScalarStyle};
+use std::collections::HashMap;
+
+/// The most nodes that a file may have, aliases unfolded: room for 50,000 routes.
+const MAX_NODES: usize = 2_000_000;
+/// The most nodes that aliases may add: anchors are for repeating a block, not for multiplying it.
+const MAX_ALIASED_NODES: usize = 100_000;
+const MAX_DEPTH: usize = 64;
+
+/// A value and where it stands.
+#[derive(Clone, Debug)]
+pub(crate) struct Node {
+    pub(crate) value: Value,
+    pub(crate) span: Span,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) enum Value {
+    /// The text and whether it was written without quotes.
+    Scalar {
+        text: String,
+        plain: bool,
+    },
+    Sequence(Vec<Node>),
+    Mapping(Vec<(Node, Node)>),
+}
+
+impl Node {
+    /// What stands here, in words for a message.
+    pub(crate) fn kind(&self) -> String {
+        match &self.value {
+            Value::Scalar { text, plain: true } if text.is_empty() || text == "~" || text == "null" => "nothing".into(),
+            Value::Scalar { text, .. } if text.chars().count() <= 40 => format!("`{text}`"),
+            Value::Scalar { .. } => "a long text".into(),
+            Value::Sequence(_) => "a list".into(),
+            Value::Mapping(_) => "a mapping".into(),
+        }
+    }
+
+    pub(crate) fn is_null(&self) -> bool {
+        matches!(&self.value, Value::Scalar { text, plain: true } if matches!(text.as_str(), "" | "~" | "null"))
+    }
+
+    fn count(&self) -> usize {
+        match &self.value {
+            Value::Scalar { .. } => 1,
+            Value::Sequence(items) => 1 + items.iter().map(Node::count).sum::<usize>(),
+            Value::Mapping(entries) => 1 + entries.iter().map(|(k, v)| k.count() + v.count()).sum::<usize>(),
+        }
+    }
+}
+
+/// Parses one document. A syntax error, an oversized file or a second document is the only
+/// diagnostic then; equal keys are reported and the tree goes on with the first of them.
+pub(crate) fn parse(text: &str, diagnostics: &mut Diagnostics) -> Option<Node> {
+    let mut builder = Builder {
+        events: Parser::new_from_str(text),
+        diagnostics,
+        anchors: HashMap::new(),
+        nodes: 0,
+        aliased: 0,
+        end: Span::default(),
+    };
+    match builder.document() {
+        Ok(root) => Some(root),
+        Err(diagnostic) => {
+            builder.diagnostics.only(diagnostic);
+            None
+        }
+    }
+}
+
+struct Builder<'a, 'text> {
+    events: Parser<'text, granit_parser::StrInput<'text>>,
+    diagnostics: &'a mut Diagnostics,
+    anchors: HashMap<usize, Node>,
+    nodes: usize,
+    aliased: usize,
+    /// Where the last event stood, for what is missing at the end.
+    end: Span,
+}
+
+impl<'text> Builder<'_, 'text> {
+    fn document(&mut self) -> Result<Node, Diagnostic> {
+        let mut root = None;
+        loop {
+            let (event, span) = self.next()?;
+            match event {
+                Event::StreamStart | Event::DocumentStart(..) | Event::DocumentEnd => {}
+                Event::StreamEnd => break,
+                _ if root.is_some() => {
+                    return Err(Diagnostic::error(span, "expected one YAML document, found a second one"));
+                }
+                event => root = Some(self.node(event, span, 0)?),
+            }
+        }
+        root.ok_or_else(|| {
+            Diagnostic::error(Span::start(), "the file is empty; it needs at least `listeners` and `routes`")
+        })
+    }
+
+    fn next(&mut self) -> Result<(Event<'text>, Span), Diagnostic> {
+        match self.events.next_event() {
+            Some(Ok((event, span))) => {
+                self.end = Span::from_parser(&span);
+                Ok((event, self.end))
+            }
+            Some(Err(error)) => {
+                let at = error.marker();
+                Err(Diagnostic::error(Span::at(at.line(), at.col() + 1), format!("not valid YAML: {}", error.info())))
+            }
+            None => Err(Diagnostic::error(self.end, "the file ends in the middle of a value")),
+        }
+    }
+
+    fn node(&mut self, event: Event<'text>, span: Span, depth: usize) -> Result<Node, Diagnostic> {
+        if depth > MAX_DEPTH {
+            return Err(Diagnostic::error(span, format!("nested deeper than {MAX_DEPTH} levels")));
+        }
+        self.count(1, span)?;
+        let (value, anchor) = match event {
+            Event::Scalar(text, style, anchor, _) => {
+                (Value::Scalar { text: text.into_owned(), plain: style == ScalarStyle::Plain }, anchor)
+            }
+            Event::SequenceStart(_, anchor, _) => (self.sequence(depth)?, anchor),
+            Event::MappingStart(_, anchor, _) => (self.mapping(depth)?, anchor),
+            Event::Alias(anchor) => return self.alias(anchor, span),
+            _ => return Err(Diagnostic::error(span, "expected a value")),
+        };
+        let node = Node { value, span };
+        if anchor != 0 {
+            self.anchors.insert(anchor, node.clone());
+        }
+        Ok(node)
+    }
+
+    fn sequence(&mut self, depth: usize) -> Result<Value, Diagnostic> {
+        let mut items = Vec::new();
+        loop {
+            match self.next()? {
+                (Event::SequenceEnd, _) => return Ok(Value::Sequence(items)),
+                (event, span) => items.push(self.node(event, span, depth + 1)?),
+            }
+        }
+    }
+
+    fn mapping(&mut self, depth: usize) -> Result<Value, Diagnostic> {
+        let mut entries: Vec<(Node, Node)> = Vec::new();
+        let mut keys: HashMap<String, Span> = HashMap::new();
+        loop {
+            let key = match self.next()? {
+                (Event::MappingEnd, _) => return Ok(Value::Mapping(entries)),
+                (event, span) => self.node(event, span, depth + 1)?,
+            };
+            let (event, span) = self.next()?;
+            let value = self.node(event, span, depth + 1)?;
+            let Value::Scalar { text, .. } = &key.value else {
+                return Err(Diagnostic::error(key.span, format!("expected a key, found {}", key.kind())));
+            };
+            if let Some(first) = keys.get(text) {
+                let message = format!("the key `{text}` stands here twice; it was first given in line {}", first.line);
+                self.diagnostics.push(Diagnostic::error(key.span, message));
+            } else {
+                keys.insert(text.clone(), key.span);
+                entries.push((key, value));
+            }
+        }
+    }
+
+    /// What an alias stands for, placed where the alias is.
+    fn alias(&mut self, anchor: usize, span: Span) -> Result<Node, Diagnostic> {
+        let Some(target) = self.anchors.get(&anchor) else {
+            return Err(Diagnostic::error(span, "this alias stands inside the value that it names"));
+        };
+        let size = target.count();
+        self.aliased += size;
+        if self.aliased > MAX_ALIASED_NODES {
+            let message = format!("aliases unfold to more than {MAX_ALIASED_NODES} values");
+            return Err(Diagnostic::error(span, message));
+        }
+        let node = Node { value: target.value.clone(), span };
+        self.count(size, span)?;
+        Ok(node)
+    }
+
+    fn count(&mut self, nodes: usize, span: Span) -> Result<(), Diagnostic> {
+        self.nodes += nodes;
+        if self.nodes > MAX_NODES {
+            return Err(Diagnostic::error(span, format!("the file has more than {MAX_NODES} values")));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,209 @@
+//! What a single key cannot know: names that point nowhere, equal ids, actions that exclude each other.
+
+use super::diagnostics::{Diagnostics, Span};
+use super::model::{FieldRules, Pool, Route, Settings};
+use super::read::{Spanned, did_you_mean};
+use crate::http::{fields, target};
+use http::header::CONTENT_LENGTH;
+use std::collections::HashMap;
+use std::path::Path;
+
+/// The most points that all nodes of a pool may have: 256 MiB of ring.
+const MAX_POINTS: u64 = 1 << 24;
+
+/// Looks at the settings as a whole. Gives the content of the admin token's file.
+pub(super) fn validate(settings: &Settings, folder: &Path, diagnostics: &mut Diagnostics) -> Option<String> {
+    listeners(settings, diagnostics);
+    for (name, pool) in settings.pools.iter() {
+        validate_pool(name, pool, diagnostics);
+    }
+    routes(settings, diagnostics);
+    unused_pools(settings, diagnostics);
+    admin_token(settings, folder, diagnostics)
+}
+
+fn listeners(settings: &Settings, diagnostics: &mut Diagnostics) {
+    // A listener that could not be read is missing here too, but that has been told.
+    if settings.listeners.is_empty() && !diagnostics.has_errors() {
+        diagnostics
+            .error(Span::start(), "there is no listener; give at least one `name` and `address` under `listeners`");
+    }
+    let names = settings.listeners.iter().map(|listener| (listener.name.as_str(), listener.name.span));
+    unique("listener", names, diagnostics);
+
+    let metrics = settings.metrics.iter().map(|metrics| &metrics.address);
+    let addresses =
+        settings.listeners.iter().map(|listener| &listener.address).chain([&settings.admin.address]).chain(metrics);
+    let texts: Vec<(String, Span)> =
+        addresses.filter(|address| address.port() != 0).map(|address| (address.to_string(), address.span)).collect();
+    unique("address", texts.iter().map(|(text, span)| (text.as_str(), *span)), diagnostics);
+}
+
+fn validate_pool(name: &Spanned<String>, pool: &Pool, diagnostics: &mut Diagnostics) {
+    if pool.nodes.is_empty() {
+        diagnostics.warning(name.span, format!("the pool `{}` has no nodes; its requests get 503", name.value));
+    }
+    unique("node id", pool.nodes.iter().map(|node| (node.id.as_str(), node.id.span)), diagnostics);
+    for node in &pool.nodes {
+        if node.id.is_empty() || node.id.len() > 128 || !node.id.bytes().all(|byte| byte.is_ascii_graphic()) {
+            diagnostics.error(node.id.span, "expected a node id of 1 to 128 visible ASCII characters");
+        }
+    }
+    let points = pool.nodes.iter().map(|node| u64::from(node.weight)).sum::<u64>() * u64::from(pool.ring.virtual_nodes);
+    if points > MAX_POINTS {
+        let message = format!(
+            "the ring of this pool would have {points} points, more than {MAX_POINTS}; lower `virtual_nodes` or the weights"
+        );
+        diagnostics.error(name.span, message);
+    }
+}
+
+fn routes(settings: &Settings, diagnostics: &mut Diagnostics) {
+    if settings.routes.is_empty() && !diagnostics.has_errors() {
+        diagnostics.warning(Span::start(), "there are no routes; every request gets 404");
+    }
+    unique("route", settings.routes.iter().map(|route| (route.name.as_str(), route.name.span)), diagnostics);
+    let mut catch_all: Option<&Route> = None;
+    for route in &settings.routes {
+        validate_route(settings, route, diagnostics);
+        if let Some(first) = catch_all {
+            let message = format!(
+                "the route `{}` is never reached: `{}` before it matches every request",
+                route.name.value, first.name.value
+            );
+            diagnostics.warning(route.name.span, message);
+        } else if matches_everything(route) {
+            catch_all = Some(route);
+        }
+    }
+}
+
+fn matches_everything(route: &Route) -> bool {
+    let any_path = route.path.is_none() && route.path_prefix.as_ref().is_none_or(|prefix| prefix.0 == "/");
+    any_path && route.hosts.is_empty() && route.methods.is_empty() && route.headers.entries.is_empty()
+}
+
+fn validate_route(settings: &Settings, route: &Route, diagnostics: &mut Diagnostics) {
+    let at = route.name.span;
+    let actions = usize::from(route.pool.is_some())
+        + usize::from(route.redirect.is_some())
+        + usize::from(route.respond.is_some());
+    if actions != 1 {
+        let found = if actions == 0 { "none" } else { "several" };
+        diagnostics.error(
+            at,
+            format!(
+                "expected exactly one of `pool`, `redirect` and `respond` in the route `{}`, found {found}",
+                route.name.value
+            ),
+        );
+    }
+    if let (Some(_), Some(prefix)) = (&route.path, &route.path_prefix) {
+        diagnostics.error(prefix.span, "expected `path` or `path_prefix`, found both");
+    }
+    if let Some(pool) = &route.pool
+        && !settings.pools.names().any(|name| name == pool.value)
+    {
+        let advice = match did_you_mean(pool, settings.pools.names()) {
+            Some(meant) => format!("; did you mean `{meant}`?"),
+            None => "; name one of the pools under `pools`".to_owned(),
+        };
+        diagnostics.error(pool.span, format!("there is no pool `{}`{advice}", pool.value));
+    }
+    if route.pool.is_none() {
+        if !route.hash_on.is_empty() {
+            diagnostics
+                .error(at, format!("`hash_on` needs a `pool`, which the route `{}` does not have", route.name.value));
+        }
+        if let Some(prefix) = &route.strip_prefix {
+            diagnostics.error(prefix.span, "`strip_prefix` needs a `pool`");
+        }
+    }
+    if let Some(strip) = &route.strip_prefix {
+        let path = route.path_prefix.as_ref().or(route.path.as_ref());
+        if path.is_none_or(|path| target::strip_prefix(&path.0, &strip.0).is_none()) {
+            let message =
+                format!("the route does not always begin with `{}`; other paths are forwarded as they are", strip.0);
+            diagnostics.warning(strip.span, message);
+        }
+    }
+    if let Some(redirect) = &route.redirect
+        && ![301, 302, 303, 307, 308].contains(&redirect.status.as_u16())
+    {
+        diagnostics.error(
+            redirect.status.span,
+            format!("expected 301, 302, 303, 307 or 308, found {}", redirect.status.as_u16()),
+        );
+    }
+    for (name, _) in route.headers.iter() {
+        if http::HeaderName::from_bytes(name.as_bytes()).is_err() {
+            diagnostics.error(name.span, format!("expected a field name like `x-edge`, found `{}`", name.value));
+        }
+    }
+    field_rules(&route.request_headers, diagnostics);
+    field_rules(&route.response_headers, diagnostics);
+}
+
+fn field_rules(rules: &FieldRules, diagnostics: &mut Diagnostics) {
+    let names = rules.set.entries.iter().map(|(name, _)| (name.as_str(), name.span));
+    for (text, span) in names.chain(rules.remove.iter().map(|name| (name.value.as_str(), name.span))) {
+        match http::HeaderName::from_bytes(text.as_bytes()) {
+            Err(_) => diagnostics.error(span, format!("expected a field name like `x-edge`, found `{text}`")),
+            Ok(name) if fields::is_hop_by_hop(&name) || name == CONTENT_LENGTH => {
+                diagnostics.error(span, format!("`{name}` belongs to the connection; the proxy sets it itself"));
+            }
+            Ok(_) => {}
+        }
+    }
+}
+
+fn unused_pools(settings: &Settings, diagnostics: &mut Diagnostics) {
+    for (name, _) in settings.pools.iter() {
+        if !settings.routes.iter().any(|route| route.pool.as_ref().is_some_and(|pool| pool.value == name.value)) {
+            diagnostics.warning(name.span, format!("no route uses the pool `{}`", name.value));
+        }
+    }
+}
+
+fn admin_token(settings: &Settings, folder: &Path, diagnostics: &mut Diagnostics) -> Option<String> {
+    let admin = &settings.admin;
+    let Some(file) = &admin.token_file else {
+        if !admin.address.ip().is_loopback() {
+            let message = format!(
+                "`{}` is not a loopback address; whoever reaches it controls the proxy: give a `token_file`",
+                admin.address.value
+            );
+            diagnostics.error(admin.address.span, message);
+        }
+        return None;
+    };
+    match std::fs::read_to_string(folder.join(&file.value)) {
+        Ok(token) if token.trim().len() >= 16 => Some(token.trim().to_owned()),
+        Ok(_) => {
+            diagnostics.error(file.span, format!("expected a token of at least 16 characters in `{}`", file.value));
+            None
+        }
+        Err(error) => {
+            diagnostics.error(file.span, format!("cannot read `{}`: {error}", folder.join(&file.value).display()));
+            None
+        }
+    }
+}
+
+/// Reports each name that stood before.
+fn unique<'a>(what: &str, names: impl Iterator<Item = (&'a str, Span)>, diagnostics: &mut Diagnostics) {
+    let mut seen: HashMap<&str, Span> = HashMap::new();
+    for (name, span) in names {
+        match seen.get(name) {
+            Some(first) => {
+                diagnostics.error(
+                    span,
+                    format!("the {what} `{name}` is used twice; it was first given in line {}", first.line),
+                );
+            }
+            None => {
+                seen.insert(name, span);
+            }
+        }
+    }
+}

@@ -1,0 +1,320 @@
+//! The scalar settings: text with a grammar of its own.
+
+use super::read::{Field, Reader};
+use super::tree::Node;
+use super::units;
+use crate::http::target;
+use http::{HeaderName, HeaderValue, Method, StatusCode};
+use ipnet::IpNet;
+use serde_json::{Value as Json, json};
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+/// Implements [`Field`] for a type that is written as one scalar.
+macro_rules! scalar {
+    ($type:ty, $expected:expr, $schema:expr, |$text:ident| $parse:expr, |$value:ident| $show:expr) => {
+        impl Field for $type {
+            fn read(node: &Node, reader: &mut Reader<'_>) -> Option<Self> {
+                reader.scalar(node, $expected, |$text| $parse)
+            }
+            fn schema() -> Json {
+                $schema
+            }
+            fn show(&self) -> Json {
+                let $value = self;
+                $show
+            }
+        }
+    };
+}
+
+scalar!(String, "a text", json!({ "type": ["string", "number", "boolean"] }), |text| Ok(text.to_owned()), |value| {
+    value.as_str().into()
+});
+
+scalar!(
+    bool,
+    "true or false",
+    json!({ "type": "boolean" }),
+    |text| match text {
+        "true" => Ok(true),
+        "false" => Ok(false),
+        _ => Err("true or false".to_owned()),
+    },
+    |value| (*value).into()
+);
+
+scalar!(
+    u32,
+    "a whole number",
+    json!({ "type": "integer", "minimum": 0 }),
+    |text| match text.bytes().all(|byte| byte.is_ascii_digit()) {
+        true => text.parse().map_err(|_| format!("a whole number from 0 to {}", u32::MAX)),
+        false => Err("a whole number".to_owned()),
+    },
+    |value| (*value).into()
+);
+
+scalar!(
+    Duration,
+    "a duration like `250ms`, `2s`, `5m` or `1h`",
+    json!({ "type": "string", "pattern": "^(0|([0-9]+(ms|s|m|h|d))+)$" }),
+    |text| units::duration(text),
+    |value| format_duration(*value).into()
+);
+
+/// A duration as a user would write it, in the largest unit that is exact.
+fn format_duration(value: Duration) -> String {
+    let milliseconds = value.as_millis();
+    for (unit, length) in [("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1_000)] {
+        if milliseconds >= length && milliseconds % length == 0 {
+            return format!("{}{unit}", milliseconds / length);
+        }
+    }
+    if milliseconds == 0 { "0s".to_owned() } else { format!("{milliseconds}ms") }
+}
+
+/// A number of bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Size(pub(crate) u64);
+
+impl fmt::Display for Size {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (unit, length) in [("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)] {
+            if self.0 >= length && self.0.is_multiple_of(length) {
+                return write!(f, "{}{unit}", self.0 / length);
+            }
+        }
+        write!(f, "{}B", self.0)
+    }
+}
+
+scalar!(
+    Size,
+    "a size like `64KiB`, `10MiB` or `1GiB`",
+    json!({ "type": "string", "pattern": "^(0|[0-9]+(B|[KMGT]iB|[kKMG]B))$" }),
+    |text| units::size(text).map(Size),
+    |value| value.to_string().into()
+);
+
+scalar!(
+    SocketAddr,
+    "an address like `127.0.0.1:8080` or `[::]:8080`",
+    json!({ "type": "string" }),
+    |text| text.parse().map_err(|_| "an address like `127.0.0.1:8080` or `[::]:8080`".to_owned()),
+    |value| value.to_string().into()
+);
+
+scalar!(
+    IpNet,
+    "a network like `10.0.0.0/8`",
+    json!({ "type": "string" }),
+    |text| {
+        let address = text.parse::<IpAddr>().map(IpNet::from);
+        text.parse::<IpNet>()
+            .or(address)
+            .map(|net| net.trunc())
+            .map_err(|_| "a network like `10.0.0.0/8`, or an address".to_owned())
+    },
+    |value| value.to_string().into()
+);
+
+scalar!(
+    Method,
+    "a method like `GET`",
+    json!({ "type": "string" }),
+    |text| Method::from_bytes(text.as_bytes()).map_err(|_| "a method like `GET`".to_owned()),
+    |value| value.as_str().into()
+);
+
+scalar!(
+    HeaderName,
+    "a field name like `x-edge`",
+    json!({ "type": "string" }),
+    |text| HeaderName::from_bytes(text.as_bytes()).map_err(|_| "a field name like `x-edge`".to_owned()),
+    |value| value.as_str().into()
+);
+
+scalar!(
+    HeaderValue,
+    "a field value",
+    json!({ "type": ["string", "number", "boolean"] }),
+    |text| HeaderValue::from_str(text.trim()).map_err(|_| "a field value of visible ASCII characters".to_owned()),
+    |value| value.to_str().unwrap_or_default().into()
+);
+
+scalar!(
+    StatusCode,
+    "a status code",
+    json!({ "type": "integer", "minimum": 200, "maximum": 599 }),
+    |text| match text.parse::<u16>() {
+        Ok(code) if (200..600).contains(&code) => StatusCode::from_u16(code).map_err(|_| "a status code".to_owned()),
+        _ => Err("a status code from 200 to 599".to_owned()),
+    },
+    |value| value.as_u16().into()
+);
+
+/// Where a node listens: an IP address or a name, and a port.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct NodeAddress {
+    pub(crate) host: String,
+    pub(crate) port: u16,
+}
+
+impl fmt::Display for NodeAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.host.contains(':') {
+            true => write!(f, "[{}]:{}", self.host, self.port),
+            false => write!(f, "{}:{}", self.host, self.port),
+        }
+    }
+}
+
+impl NodeAddress {
+    const EXPECTED: &str = "an address with a port, like `10.0.0.11:8080` or `app.internal:8080`";
+
+    fn parse(text: &str) -> Result<NodeAddress, String> {
+        if let Ok(address) = text.parse::<SocketAddr>() {
+            return Ok(NodeAddress { host: address.ip().to_string(), port: address.port() });
+        }
+        let (host, port) = text.rsplit_once(':').ok_or(Self::EXPECTED)?;
+        let valid =
+            !host.is_empty() && host.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_'));
+        match port.parse::<u16>() {
+            Ok(port) if valid && port > 0 => Ok(NodeAddress { host: host.to_owned(), port }),
+            _ => Err(Self::EXPECTED.to_owned()),
+        }
+    }
+}
+
+scalar!(NodeAddress, NodeAddress::EXPECTED, json!({ "type": "string" }), |text| NodeAddress::parse(text), |value| {
+    value.to_string().into()
+});
+
+/// Which hosts a route is for.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum HostPattern {
+    /// `*`
+    Any,
+    /// `*.example.com`: every name below, at any depth; holds `example.com`.
+    Below(String),
+    Exact(String),
+}
+
+impl HostPattern {
+    const EXPECTED: &str = "a host like `api.example.com` or `*.example.com`, without a port";
+
+    fn parse(text: &str) -> Result<HostPattern, String> {
+        let lower = text.to_ascii_lowercase();
+        let (below, name) = match lower.strip_prefix("*.") {
+            _ if lower == "*" => return Ok(HostPattern::Any),
+            Some(name) => (true, name),
+            None => (false, lower.as_str()),
+        };
+        let name = name.strip_suffix('.').unwrap_or(name).to_owned();
+        if !target::is_host(&name) {
+            return Err(Self::EXPECTED.to_owned());
+        }
+        Ok(if below { HostPattern::Below(name) } else { HostPattern::Exact(name) })
+    }
+}
+
+impl fmt::Display for HostPattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            HostPattern::Any => f.write_str("*"),
+            HostPattern::Below(name) => write!(f, "*.{name}"),
+            HostPattern::Exact(name) => f.write_str(name),
+        }
+    }
+}
+
+scalar!(HostPattern, HostPattern::EXPECTED, json!({ "type": "string" }), |text| HostPattern::parse(text), |value| {
+    value.to_string().into()
+});
+
+/// A path as requests are compared with it: normalised like theirs.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct RoutePath(pub(crate) String);
+
+scalar!(
+    RoutePath,
+    "a path that begins with `/`",
+    json!({ "type": "string", "pattern": "^/" }),
+    |text| match text.starts_with('/') && text.bytes().all(|b| b.is_ascii_graphic() && !matches!(b, b'?' | b'#')) {
+        true => target::normalize_path(text)
+            .map(|path| RoutePath(path.into_owned()))
+            .map_err(|_| "a path without broken percent-encoding".to_owned()),
+        false => Err("a path that begins with `/`, without a query".to_owned()),
+    },
+    |value| value.0.as_str().into()
+);
+
+/// Where a request's hash key comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum HashSource {
+    /// The value of this cookie.
+    Cookie(String),
+    /// The first value of this field.
+    Header(HeaderName),
+    /// The first value of this query parameter.
+    Query(String),
+    /// The client's address.
+    ClientIp,
+    /// The normalised host.
+    Host,
+    /// The normalised path.
+    Path,
+    /// The normalised path and the query.
+    Uri,
+}
+
+impl HashSource {
+    const EXPECTED: &str = "one of cookie:NAME, header:NAME, query:NAME, client_ip, host, path, uri";
+
+    fn parse(text: &str) -> Result<HashSource, String> {
+        let expected = || Self::EXPECTED.to_owned();
+        match text.split_once(':') {
+            Some(("cookie", name)) if is_token(name) => Ok(HashSource::Cookie(name.to_owned())),
+            Some(("header", name)) => {
+                HeaderName::from_bytes(name.as_bytes()).map(HashSource::Header).map_err(|_| expected())
+            }
+            Some(("query", name)) if !name.is_empty() => Ok(HashSource::Query(name.to_owned())),
+            Some(_) => Err(expected()),
+            None => match text {
+                "client_ip" => Ok(HashSource::ClientIp),
+                "host" => Ok(HashSource::Host),
+                "path" => Ok(HashSource::Path),
+                "uri" => Ok(HashSource::Uri),
+                _ => Err(expected()),
+            },
+        }
+    }
+}
+
+fn is_token(name: &str) -> bool {
+    HeaderName::from_bytes(name.as_bytes()).is_ok()
+}
+
+impl fmt::Display for HashSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            HashSource::Cookie(name) => write!(f, "cookie:{name}"),
+            HashSource::Header(name) => write!(f, "header:{name}"),
+            HashSource::Query(name) => write!(f, "query:{name}"),
+            HashSource::ClientIp => f.write_str("client_ip"),
+            HashSource::Host => f.write_str("host"),
+            HashSource::Path => f.write_str("path"),
+            HashSource::Uri => f.write_str("uri"),
+        }
+    }
+}
+
+scalar!(
+    HashSource,
+    HashSource::EXPECTED,
+    json!({ "type": "string", "pattern": "^(cookie:.+|header:.+|query:.+|client_ip|host|path|uri)$" }),
+    |text| HashSource::parse(text),
+    |value| value.to_string().into()
+);

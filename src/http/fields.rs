@@ -1,0 +1,196 @@
+//! Rules for fields on their way through an intermediary (RFC 9110 7.6.1).
+
+use http::header::{CONNECTION, TE, TRAILER, TRANSFER_ENCODING, UPGRADE};
+use http::{HeaderMap, HeaderName, HeaderValue};
+
+pub(crate) const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+pub(crate) const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+pub(crate) const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+pub(crate) const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+pub(crate) const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+pub(crate) const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+pub(crate) const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+pub(crate) const PROXY_STATUS: HeaderName = HeaderName::from_static("proxy-status");
+
+/// Fields that a request must not name in `Connection`: to have them removed would change what the
+/// request means, or take away what the proxy itself says about the client.
+const NEVER_HOP_BY_HOP: &[&str] = &[
+    "host",
+    "content-length",
+    "authorization",
+    "cookie",
+    "via",
+    "forwarded",
+    "x-forwarded-for",
+    "x-forwarded-proto",
+    "x-forwarded-host",
+    "x-request-id",
+    "traceparent",
+    "tracestate",
+];
+
+/// Fields about one connection, which a configuration must not set and a message must not carry on.
+pub(crate) fn is_hop_by_hop(name: &HeaderName) -> bool {
+    [&CONNECTION, &KEEP_ALIVE, &PROXY_CONNECTION, &TE, &TRAILER, &TRANSFER_ENCODING, &UPGRADE].contains(&name)
+}
+
+/// What a message said about its own connection, read before those fields were removed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct HopByHop {
+    /// The protocol of `Upgrade`, where `Connection` names it too.
+    pub(crate) upgrade: Option<HeaderValue>,
+    /// `TE: trailers`.
+    pub(crate) trailers: bool,
+}
+
+/// A field that `Connection` must not name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct ForbiddenOption(pub(crate) &'static str);
+
+/// Removes the fields of this connection from a request, those that `Connection` names included.
+pub(crate) fn strip_request(fields: &mut HeaderMap) -> Result<HopByHop, ForbiddenOption> {
+    let mut found = HopByHop::default();
+    if fields.contains_key(CONNECTION) {
+        let options = connection_options(fields);
+        if let Some(forbidden) = NEVER_HOP_BY_HOP.iter().find(|&&name| options.iter().any(|option| option == name)) {
+            return Err(ForbiddenOption(forbidden));
+        }
+        if options.iter().any(|option| option == UPGRADE) {
+            found.upgrade = fields.get(UPGRADE).cloned();
+        }
+        remove_named(fields, &options);
+    }
+    if let Some(te) = fields.remove(TE) {
+        found.trailers = list_has(&te, "trailers");
+    }
+    strip_always(fields);
+    Ok(found)
+}
+
+/// Removes the fields of this connection from an answer. Gives the protocol it switches to.
+pub(crate) fn strip_response(fields: &mut HeaderMap) -> Option<HeaderValue> {
+    let mut upgrade = None;
+    if fields.contains_key(CONNECTION) {
+        let mut options = connection_options(fields);
+        // A node cannot have the framing taken away.
+        options.retain(|option| option != "content-length");
+        if options.iter().any(|option| option == UPGRADE) {
+            upgrade = fields.get(UPGRADE).cloned();
+        }
+        remove_named(fields, &options);
+    }
+    strip_always(fields);
+    upgrade
+}
+
+fn connection_options(fields: &HeaderMap) -> Vec<HeaderName> {
+    fields
+        .get_all(CONNECTION)
+        .iter()
+        .flat_map(|value| value.as_bytes().split(|&byte| byte == b','))
+        .filter_map(|option| HeaderName::from_bytes(option.trim_ascii()).ok())
+        .collect()
+}
+
+fn remove_named(fields: &mut HeaderMap, options: &[HeaderName]) {
+    for option in options {
+        // `TE` and `Trailer` are read or carried on by rules of their own.
+        if option != TE && option != TRAILER {
+            fields.remove(option);
+        }
+    }
+    fields.remove(CONNECTION);
+}
+
+fn strip_always(fields: &mut HeaderMap) {
+    for name in [&KEEP_ALIVE, &PROXY_CONNECTION, &TRANSFER_ENCODING, &UPGRADE] {
+        fields.remove(name);
+    }
+}
+
+/// Whether a comma-separated list has a member, parameters and case apart.
+pub(crate) fn list_has(value: &HeaderValue, member: &str) -> bool {
+    value.as_bytes().split(|&byte| byte == b',').any(|item| {
+        let name = item.split(|&byte| byte == b';').next().unwrap_or_default();
+        name.trim_ascii().eq_ignore_ascii_case(member.as_bytes())
+    })
+}
+
+/// How a message's transfer codings are to be understood.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum TransferCoding {
+    None,
+    Chunked,
+    /// Anything but exactly one `chunked`.
+    Unsupported,
+}
+
+/// Reads `Transfer-Encoding` strictly: what is not exactly `chunked` is not understood here.
+pub(crate) fn transfer_coding(fields: &HeaderMap) -> TransferCoding {
+    let mut values = fields.get_all(TRANSFER_ENCODING).iter();
+    match (values.next(), values.next()) {
+        (None, _) => TransferCoding::None,
+        (Some(only), None) if only.as_bytes().eq_ignore_ascii_case(b"chunked") => TransferCoding::Chunked,
+        _ => TransferCoding::Unsupported,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fields(lines: &[(&str, &str)]) -> HeaderMap {
+        lines
+            .iter()
+            .map(|(name, value)| {
+                (HeaderName::from_bytes(name.as_bytes()).unwrap(), HeaderValue::from_str(value).unwrap())
+            })
+            .collect()
+    }
+
+    #[test]
+    fn fields_of_the_connection_go_no_further() {
+        let mut request = fields(&[
+            ("connection", "close, X-Private"),
+            ("x-private", "1"),
+            ("keep-alive", "timeout=5"),
+            ("proxy-connection", "keep-alive"),
+            ("te", "trailers;q=0.5, deflate"),
+            ("upgrade", "websocket"),
+            ("accept", "*/*"),
+        ]);
+        let found = strip_request(&mut request).unwrap();
+        assert_eq!(found, HopByHop { upgrade: None, trailers: true });
+        assert_eq!(request, fields(&[("accept", "*/*")]));
+    }
+
+    #[test]
+    fn an_upgrade_counts_only_where_connection_names_it() {
+        let mut request = fields(&[("connection", "Upgrade"), ("upgrade", "websocket")]);
+        assert_eq!(strip_request(&mut request).unwrap().upgrade, Some(HeaderValue::from_static("websocket")));
+        assert!(request.is_empty());
+    }
+
+    #[test]
+    fn a_request_cannot_have_its_meaning_removed() {
+        for name in ["host", "Content-Length", "AUTHORIZATION", "cookie", "x-forwarded-for", "via"] {
+            let mut request = fields(&[("connection", &format!("close, {name}"))]);
+            assert!(strip_request(&mut request).is_err(), "{name}");
+        }
+    }
+
+    #[test]
+    fn only_exactly_chunked_is_understood() {
+        for (lines, expected) in [
+            (&[][..], TransferCoding::None),
+            (&[("transfer-encoding", "chunked")], TransferCoding::Chunked),
+            (&[("transfer-encoding", "Chunked")], TransferCoding::Chunked),
+            (&[("transfer-encoding", "gzip, chunked")], TransferCoding::Unsupported),
+            (&[("transfer-encoding", "chunked, chunked")], TransferCoding::Unsupported),
+            (&[("transfer-encoding", "chunked;q=1")], TransferCoding::Unsupported),
+            (&[("transfer-encoding", "chunked"), ("transfer-encoding", "chunked")], TransferCoding::Unsupported),
+        ] {
+            assert_eq!(transfer_coding(&fields(lines)), expected, "{lines:?}");
+        }
+    }
+}

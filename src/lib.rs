@@ -1,0 +1,25 @@
+//! Ringway, an edge proxy.
+//!
+//! A request walks through the rooms in one direction, and imports point the same way: a room
+//! knows only what stands below it.
+//!
+//! - [`cli`]: one file a command.
+//! - `server`: sockets to requests: listeners, the wire, HTTP/1, limits, workers, drain.
+//! - `proxy`: the request's way, a file a step.
+//! - `upstream`: a pool's nodes, connections to them, one attempt at one of them.
+//! - [`ring`]: the consistent-hash ring, pure data.
+//! - `admin`: the admin listener. `control`: the handle on a running proxy that it holds.
+//! - [`config`]: YAML to validated settings with the place of every error.
+//! - `telemetry`: metrics, access log, trace context; called by all, calls none.
+//! - `http`: what HTTP itself says.
+
+mod admin;
+pub mod cli;
+pub mod config;
+mod control;
+mod http;
+mod proxy;
+pub mod ring;
+mod server;
+mod telemetry;
+mod upstream;

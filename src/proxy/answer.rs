@@ -1,0 +1,151 @@
+//! The answer's body as the client's connection takes it, and the proxy's own answers.
+
+use super::client::{Client, Phase};
+use super::exchange::Exchange;
+use super::snapshot::{Action, Route};
+use crate::http::problem::Problem;
+use crate::upstream::{AnswerBody, Broken};
+use bytes::Bytes;
+use http::header::{CONTENT_TYPE, LOCATION};
+use http::{HeaderMap, HeaderValue, Response, StatusCode};
+use http_body::{Body, Frame, SizeHint};
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+
+/// The body of an answer. When it has ended, the exchange has.
+pub(crate) struct ResponseBody {
+    kind: Kind,
+    exchange: Rc<Exchange>,
+}
+
+enum Kind {
+    Empty,
+    Full(Bytes),
+    Answer(Box<AnswerBody>),
+}
+
+impl ResponseBody {
+    /// What a node answers.
+    pub(crate) fn answer(body: AnswerBody, exchange: &Rc<Exchange>) -> ResponseBody {
+        let kind = if body.is_end_stream() { Kind::Empty } else { Kind::Answer(Box::new(body)) };
+        ResponseBody::new(kind, exchange)
+    }
+
+    pub(crate) fn empty(exchange: &Rc<Exchange>) -> ResponseBody {
+        ResponseBody::new(Kind::Empty, exchange)
+    }
+
+    fn full(bytes: Bytes, exchange: &Rc<Exchange>) -> ResponseBody {
+        ResponseBody::new(if bytes.is_empty() { Kind::Empty } else { Kind::Full(bytes) }, exchange)
+    }
+
+    fn new(kind: Kind, exchange: &Rc<Exchange>) -> ResponseBody {
+        if matches!(kind, Kind::Empty) {
+            exchange.ended("completed");
+        }
+        ResponseBody { kind, exchange: Rc::clone(exchange) }
+    }
+}
+
+impl Drop for ResponseBody {
+    fn drop(&mut self) {
+        self.exchange.left();
+    }
+}
+
+impl Body for ResponseBody {
+    type Data = Bytes;
+    type Error = Broken;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
+        let this = &mut *self;
+        let frame = match &mut this.kind {
+            Kind::Empty => None,
+            Kind::Full(bytes) => Some(Ok(Frame::data(std::mem::take(bytes)))),
+            Kind::Answer(body) => ready!(Pin::new(&mut **body).poll_frame(cx)),
+        };
+        match &frame {
+            Some(Ok(frame)) => {
+                let length = frame.data_ref().map_or(0, |data| data.len() as u64);
+                this.exchange.response_bytes.set(this.exchange.response_bytes.get() + length);
+            }
+            Some(Err(broken)) => {
+                this.exchange.ended("upstream");
+                tracing::debug!(%broken, "an answer was cut short");
+            }
+            None => this.exchange.ended("completed"),
+        }
+        if this.is_end_stream() {
+            this.exchange.ended("completed");
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.kind {
+            Kind::Empty => true,
+            Kind::Full(bytes) => bytes.is_empty(),
+            Kind::Answer(body) => body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.kind {
+            Kind::Empty => SizeHint::with_exact(0),
+            Kind::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
+            Kind::Answer(body) => body.size_hint(),
+        }
+    }
+}
+
+/// The answer to a request that the proxy refuses or could not bring to a node.
+pub(crate) fn problem(problem: &Problem, exchange: &Rc<Exchange>) -> Response<ResponseBody> {
+    exchange.refused(problem.kind);
+    let (fields, body) = problem.render();
+    respond(problem.status, fields, body, exchange)
+}
+
+/// What a route without a pool answers.
+pub(crate) fn fixed(route: &Route, exchange: &Rc<Exchange>) -> Option<Response<ResponseBody>> {
+    let mut fields = HeaderMap::new();
+    let (status, body) = match &route.action {
+        Action::Forward(_) => return None,
+        Action::Redirect { to, status } => {
+            fields.insert(LOCATION, to.clone());
+            (*status, Bytes::new())
+        }
+        Action::Respond { status, body } => {
+            if !body.is_empty() {
+                fields.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+            }
+            (*status, body.clone())
+        }
+    };
+    route.response_fields.apply(&mut fields);
+    // These have no content, whatever the configuration says (RFC 9110 6.4.1).
+    let has_content = !matches!(status, StatusCode::NO_CONTENT | StatusCode::RESET_CONTENT | StatusCode::NOT_MODIFIED);
+    Some(respond(status, fields, if has_content { body } else { Bytes::new() }, exchange))
+}
+
+fn respond(status: StatusCode, fields: HeaderMap, body: Bytes, exchange: &Rc<Exchange>) -> Response<ResponseBody> {
+    let mut response = Response::new(ResponseBody::full(body, exchange));
+    *response.status_mut() = status;
+    *response.headers_mut() = fields;
+    response
+}
+
+/// The last step for every answer: what the connection and the exchange need to know of it.
+pub(crate) fn leave(
+    mut response: Response<ResponseBody>,
+    client: &Client,
+    exchange: &Exchange,
+    closing: bool,
+) -> Response<ResponseBody> {
+    if closing {
+        response.headers_mut().insert(http::header::CONNECTION, HeaderValue::from_static("close"));
+    }
+    exchange.answered(response.status());
+    client.phase.set(Phase::Answer);
+    response
+}

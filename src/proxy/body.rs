@@ -1,0 +1,121 @@
+//! A request's body on its way to the node: bounded, counted, and held back where the client
+//! waits for `100 Continue`.
+
+use super::client::Client;
+use super::exchange::{BodyFault, Exchange};
+use crate::upstream::BodyError;
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+use std::cell::{Cell, RefCell};
+use std::io;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, Waker, ready};
+use std::time::{Duration, Instant};
+use tokio::time::Sleep;
+
+/// A client that waits for `100 Continue` gets it after this time even if the node says nothing:
+/// not every node knows the expectation.
+const CONTINUE_WAIT: Duration = Duration::from_secs(1);
+
+/// The body of a client's request.
+pub(crate) struct RequestBody {
+    pub(crate) incoming: Incoming,
+    pub(crate) client: Rc<Client>,
+    pub(crate) exchange: Rc<Exchange>,
+    pub(crate) limit: u64,
+    pub(crate) gate: Option<Rc<Gate>>,
+}
+
+/// Holds a body back until the node asks for it. To read from it is what makes the client send.
+pub(crate) struct Gate {
+    open: Cell<bool>,
+    waker: RefCell<Option<Waker>>,
+    timer: RefCell<Pin<Box<Sleep>>>,
+}
+
+impl Gate {
+    pub(crate) fn new() -> Gate {
+        let timer = Box::pin(tokio::time::sleep(CONTINUE_WAIT));
+        Gate { open: Cell::new(false), waker: RefCell::default(), timer: RefCell::new(timer) }
+    }
+
+    pub(crate) fn open(&self) {
+        self.open.set(true);
+        if let Some(waker) = self.waker.take() {
+            waker.wake();
+        }
+    }
+
+    fn poll_open(&self, cx: &mut Context<'_>) -> Poll<()> {
+        if !self.open.get() {
+            *self.waker.borrow_mut() = Some(cx.waker().clone());
+            ready!(self.timer.borrow_mut().as_mut().poll(cx));
+            self.open.set(true);
+        }
+        Poll::Ready(())
+    }
+}
+
+impl RequestBody {
+    fn fault(&self, fault: BodyFault) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        self.exchange.body_fault.set(Some(fault));
+        Poll::Ready(Some(Err(fault.into())))
+    }
+}
+
+impl Body for RequestBody {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        if let Some(gate) = &self.gate {
+            ready!(gate.poll_open(cx));
+        }
+        if self.client.body_expired.get() {
+            return self.fault(BodyFault::Stalled);
+        }
+        let frame = Pin::new(&mut self.incoming).poll_frame(cx);
+        match frame.is_pending() {
+            true if self.client.awaits_body.get().is_none() => self.client.awaits_body.set(Some(Instant::now())),
+            true => {}
+            false => self.client.awaits_body.set(None),
+        }
+        match ready!(frame) {
+            Some(Ok(frame)) => {
+                let received = self.exchange.request_bytes.get() + frame.data_ref().map_or(0, |data| data.len() as u64);
+                self.exchange.request_bytes.set(received);
+                if received > self.limit {
+                    return self.fault(BodyFault::TooLarge);
+                }
+                Poll::Ready(Some(Ok(frame)))
+            }
+            Some(Err(error)) => self.fault(fault_of(&error)),
+            None => Poll::Ready(None),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.incoming.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.incoming.size_hint()
+    }
+}
+
+impl Drop for RequestBody {
+    fn drop(&mut self) {
+        self.client.awaits_body.set(None);
+    }
+}
+
+/// Tells a client that left from one that sent nonsense: hyper says it in the io error inside.
+fn fault_of(error: &hyper::Error) -> BodyFault {
+    let cause = std::error::Error::source(error).and_then(|source| source.downcast_ref::<io::Error>());
+    match cause.map(io::Error::kind) {
+        Some(io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData) => BodyFault::Malformed,
+        _ => BodyFault::ClientGone,
+    }
+}

@@ -1,0 +1,78 @@
+//! What the pipeline knows of the connection that it answers on, and may ask of it.
+
+use super::exchange::Exchange;
+use crate::upstream::{InFlight, Switched};
+use http::HeaderValue;
+use std::cell::{Cell, RefCell};
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// One client connection, shared by its wire and the requests on it.
+pub(crate) struct Client {
+    pub(crate) peer: SocketAddr,
+    pub(crate) listener: Arc<str>,
+    /// Whether the client speaks TLS with this proxy.
+    pub(crate) secure: bool,
+    /// The peer's address as it stands in `X-Forwarded-For`.
+    pub(crate) peer_text: HeaderValue,
+    /// Bytes that go out before anything else: interim answers.
+    pub(crate) inject: RefCell<Vec<u8>>,
+    /// Set by the pipeline when an answer is 101; the connection becomes this tunnel.
+    pub(crate) tunnel: RefCell<Option<Tunnel>>,
+    pub(crate) phase: Cell<Phase>,
+    /// Since when the pipeline waits for the next piece of the request's body.
+    pub(crate) awaits_body: Cell<Option<Instant>>,
+    /// That piece has not come in time: the body ends in an error.
+    pub(crate) body_expired: Cell<bool>,
+}
+
+/// What a connection is doing, as far as its timers are concerned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Phase {
+    /// Between requests, or in the middle of a head.
+    Idle,
+    /// From a head to the head of its answer.
+    Request,
+    /// From the head of the answer to the end of its body.
+    Answer,
+    /// The answer is whole; the wire may still hold some of it.
+    Ending,
+}
+
+/// The node's end of a connection that was upgraded.
+pub(crate) struct Tunnel {
+    pub(crate) node: Switched,
+    pub(crate) in_flight: InFlight,
+    pub(crate) exchange: Rc<Exchange>,
+    /// How long nothing may move; zero for ever.
+    pub(crate) idle: Duration,
+}
+
+impl Client {
+    pub(crate) fn new(peer: SocketAddr, listener: Arc<str>) -> Client {
+        let text = peer.ip().to_canonical().to_string();
+        Client {
+            peer,
+            listener,
+            secure: false,
+            peer_text: HeaderValue::try_from(text).expect("an IP address is a field value"),
+            inject: RefCell::default(),
+            tunnel: RefCell::default(),
+            phase: Cell::new(Phase::Idle),
+            awaits_body: Cell::new(None),
+            body_expired: Cell::new(false),
+        }
+    }
+
+    /// The scheme that the client used with this proxy.
+    pub(crate) fn scheme(&self) -> &'static str {
+        if self.secure { "https" } else { "http" }
+    }
+
+    /// The port that this scheme implies.
+    pub(crate) fn default_port(&self) -> u16 {
+        if self.secure { 443 } else { 80 }
+    }
+}

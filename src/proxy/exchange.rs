@@ -1,0 +1,260 @@
+//! What is remembered of one request until its answer has ended: then it is counted and logged.
+
+use super::client::{Client, Phase};
+use super::snapshot::Route;
+use crate::telemetry::access_log::{AccessLog, Entry};
+use crate::telemetry::metrics::{Metrics, method_label};
+use crate::upstream::Failure;
+use http::header::{HOST, USER_AGENT};
+use http::{HeaderValue, Method, StatusCode, Uri, Version, request};
+use prometheus::IntCounter;
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// Where one worker writes down what it did.
+pub(crate) struct Ledger {
+    metrics: Arc<Metrics>,
+    log: RefCell<Option<AccessLog>>,
+    /// Counters of requests by route, method and code, found once.
+    counters: RefCell<HashMap<(u64, &'static str, u16), IntCounter, foldhash::fast::RandomState>>,
+}
+
+/// The serial that stands for no route in the counters' keys; routes count from 1.
+const NO_ROUTE: u64 = 0;
+
+impl Ledger {
+    pub(crate) fn new(metrics: Arc<Metrics>, log: Option<AccessLog>) -> Ledger {
+        Ledger { metrics, log: RefCell::new(log), counters: RefCell::default() }
+    }
+
+    pub(crate) fn flush(&self) {
+        if let Some(log) = &*self.log.borrow() {
+            log.flush();
+        }
+    }
+
+    /// Counts and logs a request whose head could not be read.
+    pub(crate) fn unreadable(&self, client: &Client, status: StatusCode, problem: &'static str) {
+        self.count(NO_ROUTE, "none", "OTHER", status.as_u16());
+        if let Some(log) = &*self.log.borrow() {
+            log.write(&Entry {
+                listener: &client.listener,
+                client: client.peer_text.to_str().unwrap_or_default(),
+                method: "-",
+                host: "",
+                uri: "-",
+                protocol: "HTTP/1.1",
+                status: status.as_u16(),
+                request_bytes: 0,
+                response_bytes: 0,
+                duration: 0.0,
+                connect: None,
+                first_byte: None,
+                route: "none",
+                pool: None,
+                node: None,
+                attempts: 0,
+                request_id: None,
+                user_agent: None,
+                error: Some(problem),
+                ended_by: "proxy",
+            });
+        }
+    }
+
+    fn count(&self, serial: u64, route: &str, method: &'static str, code: u16) {
+        let mut counters = self.counters.borrow_mut();
+        let counter = counters.entry((serial, method, code)).or_insert_with(|| {
+            let mut digits = itoa::Buffer::new();
+            self.metrics.requests.with_label_values(&[route, method, digits.format(code)])
+        });
+        counter.inc();
+    }
+
+    /// Counts an attempt after a failed one.
+    pub(crate) fn retried(&self, pool: &str, failure: Failure) {
+        self.metrics.upstream_retries.with_label_values(&[pool, failure.label()]).inc();
+    }
+
+    /// Lets go of handles of routes that a reload has replaced.
+    pub(crate) fn forget_counters(&self) {
+        self.counters.borrow_mut().clear();
+    }
+}
+
+/// Why a request's body did not arrive whole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum BodyFault {
+    #[error("the body is larger than allowed")]
+    TooLarge,
+    #[error("the body stopped arriving")]
+    Stalled,
+    #[error("the body's chunks are malformed")]
+    Malformed,
+    #[error("the client closed the connection in the middle of the body")]
+    ClientGone,
+}
+
+/// One request and its answer.
+pub(crate) struct Exchange {
+    ledger: Rc<Ledger>,
+    client: Rc<Client>,
+    pub(crate) started: Instant,
+    method: Method,
+    route: RefCell<Option<Arc<Route>>>,
+    status: Cell<u16>,
+    pub(crate) request_bytes: Cell<u64>,
+    pub(crate) response_bytes: Cell<u64>,
+    pub(crate) body_fault: Cell<Option<BodyFault>>,
+    pub(crate) connect_time: Cell<Option<Duration>>,
+    pub(crate) first_byte_time: Cell<Option<Duration>>,
+    pub(crate) attempts: Cell<u32>,
+    error: Cell<Option<&'static str>>,
+    ended_by: Cell<&'static str>,
+    /// Only where an access log is written.
+    details: Option<Box<Details>>,
+}
+
+struct Details {
+    uri: Uri,
+    version: Version,
+    host: Option<HeaderValue>,
+    user_agent: Option<HeaderValue>,
+    client_address: Cell<Option<IpAddr>>,
+    request_id: RefCell<Option<HeaderValue>>,
+    node: RefCell<Option<(Arc<str>, Arc<str>)>>,
+}
+
+impl Exchange {
+    pub(crate) fn begin(ledger: &Rc<Ledger>, client: &Rc<Client>, head: &request::Parts) -> Rc<Exchange> {
+        ledger.metrics.requests_in_flight.inc();
+        let details = ledger.log.borrow().is_some().then(|| {
+            Box::new(Details {
+                uri: head.uri.clone(),
+                version: head.version,
+                host: head.headers.get(HOST).cloned(),
+                user_agent: head.headers.get(USER_AGENT).cloned(),
+                client_address: Cell::new(None),
+                request_id: RefCell::default(),
+                node: RefCell::default(),
+            })
+        });
+        Rc::new(Exchange {
+            ledger: Rc::clone(ledger),
+            client: Rc::clone(client),
+            started: Instant::now(),
+            method: head.method.clone(),
+            route: RefCell::default(),
+            status: Cell::new(0),
+            request_bytes: Cell::new(0),
+            response_bytes: Cell::new(0),
+            body_fault: Cell::new(None),
+            connect_time: Cell::new(None),
+            first_byte_time: Cell::new(None),
+            attempts: Cell::new(0),
+            error: Cell::new(None),
+            ended_by: Cell::new("client"),
+            details,
+        })
+    }
+
+    pub(crate) fn matched(&self, route: &Arc<Route>) {
+        *self.route.borrow_mut() = Some(Arc::clone(route));
+    }
+
+    pub(crate) fn answered(&self, status: StatusCode) {
+        self.status.set(status.as_u16());
+    }
+
+    /// The proxy's own answer, by its problem's name.
+    pub(crate) fn refused(&self, problem: &'static str) {
+        self.error.set(Some(problem));
+    }
+
+    /// The answer's body is no more: whole or not, nothing else will be written for it.
+    pub(crate) fn left(&self) {
+        self.client.phase.set(Phase::Ending);
+    }
+
+    pub(crate) fn ended(&self, by: &'static str) {
+        self.ended_by.set(by);
+    }
+
+    pub(crate) fn identified(&self, client: IpAddr, request_id: &HeaderValue) {
+        if let Some(details) = &self.details {
+            details.client_address.set(Some(client));
+            *details.request_id.borrow_mut() = Some(request_id.clone());
+        }
+    }
+
+    pub(crate) fn sent_to(&self, pool: &Arc<str>, node: &Arc<str>) {
+        if let Some(details) = &self.details {
+            *details.node.borrow_mut() = Some((Arc::clone(pool), Arc::clone(node)));
+        }
+    }
+
+    fn log(&self, log: &AccessLog, details: &Details, status: u16, route: &str, duration: Duration) {
+        let text =
+            |value: &Option<HeaderValue>| value.as_ref().and_then(|value| value.to_str().ok().map(str::to_owned));
+        let address = details.client_address.get().map(|address| address.to_string());
+        let node = details.node.borrow();
+        let uri = details.uri.path_and_query().map_or("/", http::uri::PathAndQuery::as_str);
+        log.write(&Entry {
+            listener: &self.client.listener,
+            client: address.as_deref().or(self.client.peer_text.to_str().ok()).unwrap_or_default(),
+            method: self.method.as_str(),
+            host: &text(&details.host).or_else(|| details.uri.host().map(str::to_owned)).unwrap_or_default(),
+            uri,
+            protocol: if details.version == Version::HTTP_10 { "HTTP/1.0" } else { "HTTP/1.1" },
+            status,
+            request_bytes: self.request_bytes.get(),
+            response_bytes: self.response_bytes.get(),
+            duration: duration.as_secs_f64(),
+            connect: self.connect_time.get().map(|time| time.as_secs_f64()),
+            first_byte: self.first_byte_time.get().map(|time| time.as_secs_f64()),
+            route,
+            pool: node.as_ref().map(|(pool, _)| &**pool),
+            node: node.as_ref().map(|(_, node)| &**node),
+            attempts: self.attempts.get(),
+            request_id: text(&details.request_id.borrow()).as_deref(),
+            user_agent: text(&details.user_agent).as_deref(),
+            error: self.error.get(),
+            ended_by: self.ended_by.get(),
+        });
+    }
+}
+
+impl Drop for Exchange {
+    fn drop(&mut self) {
+        let duration = self.started.elapsed();
+        // As nginx has it: the client left before it had an answer.
+        let status = match self.status.get() {
+            0 => 499,
+            status => status,
+        };
+        let route = self.route.borrow();
+        let ledger = &self.ledger;
+        match &*route {
+            Some(route) => {
+                ledger.count(route.serial, &route.name, method_label(&self.method), status);
+                route.duration.observe(duration.as_secs_f64());
+            }
+            None => {
+                ledger.count(NO_ROUTE, "none", method_label(&self.method), status);
+                ledger.metrics.request_duration.with_label_values(&["none"]).observe(duration.as_secs_f64());
+            }
+        }
+        ledger.metrics.requests_in_flight.dec();
+        if self.request_bytes.get() > 0 {
+            ledger.metrics.request_bytes.inc_by(self.request_bytes.get());
+        }
+        ledger.metrics.response_bytes.inc_by(self.response_bytes.get());
+        if let (Some(log), Some(details)) = (&*ledger.log.borrow(), &self.details) {
+            self.log(log, details, status, route.as_ref().map_or("none", |route| &*route.name), duration);
+        }
+    }
+}

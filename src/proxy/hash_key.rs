@@ -1,0 +1,96 @@
+//! The key that decides on a node: the first source that the request has.
+
+use super::request::Form;
+use crate::config::values::HashSource;
+use http::HeaderMap;
+use http::header::COOKIE;
+use std::borrow::Cow;
+use std::net::IpAddr;
+
+/// Where a key came from: the place in `hash_on`, and the key itself.
+#[derive(Debug)]
+pub(crate) struct KeySource<'a> {
+    pub(crate) source: &'a HashSource,
+    pub(crate) key: Cow<'a, [u8]>,
+}
+
+/// Looks for the first source that is present; an empty value counts as absent.
+pub(crate) fn find_key<'a>(
+    sources: &'a [HashSource],
+    form: &'a Form<'_>,
+    fields: &'a HeaderMap,
+    client: IpAddr,
+) -> Option<KeySource<'a>> {
+    sources.iter().find_map(|source| {
+        let key: Cow<'a, [u8]> = match source {
+            HashSource::Cookie(name) => cookie(fields, name)?.into(),
+            HashSource::Header(name) => fields.get(name)?.as_bytes().into(),
+            HashSource::Query(name) => query_parameter(form.query?, name)?.as_bytes().into(),
+            HashSource::ClientIp => client.to_string().into_bytes().into(),
+            HashSource::Host => form.host.as_bytes().into(),
+            HashSource::Path => form.path.as_bytes().into(),
+            HashSource::Uri => match form.query {
+                None => form.path.as_bytes().into(),
+                Some(query) => [form.path.as_bytes(), b"?", query.as_bytes()].concat().into(),
+            },
+        };
+        (!key.is_empty()).then_some(KeySource { source, key })
+    })
+}
+
+/// The first cookie of a name, over all `Cookie` fields (RFC 6265 5.4).
+pub(crate) fn cookie<'a>(fields: &'a HeaderMap, name: &str) -> Option<&'a [u8]> {
+    let pairs = fields.get_all(COOKIE).iter().flat_map(|value| value.as_bytes().split(|&byte| byte == b';'));
+    pairs.map(<[u8]>::trim_ascii).find_map(|pair| pair.strip_prefix(name.as_bytes())?.strip_prefix(b"="))
+}
+
+fn query_parameter<'a>(query: &'a str, name: &str) -> Option<&'a str> {
+    query.split('&').find_map(|pair| pair.strip_prefix(name)?.strip_prefix('='))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http::HeaderValue;
+
+    #[test]
+    fn the_first_source_that_is_present_wins() {
+        let sources = [
+            HashSource::Cookie("session".into()),
+            HashSource::Header("x-user-id".parse().unwrap()),
+            HashSource::Query("tenant".into()),
+            HashSource::ClientIp,
+        ];
+        let form = |query| Form { host: "h".into(), path: "/p".into(), query, ..Form::default() };
+        for (cookies, user, query, expected) in [
+            ("a=1; session=s1; session=s2", "u", Some("tenant=t"), "s1"),
+            ("xsession=s1", "u", Some("tenant=t"), "u"),
+            ("session=", "u", None, "u"),
+            ("", "", Some("a=1&tenant=t&tenant=x"), "t"),
+            ("", "", Some("xtenant=t"), "192.0.2.7"),
+            ("", "", None, "192.0.2.7"),
+        ] {
+            let mut fields = HeaderMap::new();
+            fields.insert(COOKIE, HeaderValue::from_static(cookies));
+            fields.insert("x-user-id", HeaderValue::from_static(user));
+            let form = form(query);
+            let found = find_key(&sources, &form, &fields, "192.0.2.7".parse().unwrap()).unwrap();
+            assert_eq!(found.key, expected.as_bytes(), "{cookies} {user} {query:?}");
+        }
+    }
+
+    #[test]
+    fn host_path_and_uri_are_the_normal_ones() {
+        let form = Form { host: "h".into(), path: "/p".into(), query: Some("b=1"), ..Form::default() };
+        let fields = HeaderMap::new();
+        let key = |source: HashSource| {
+            let sources = [source];
+            let found = find_key(&sources, &form, &fields, "::1".parse().unwrap()).unwrap();
+            String::from_utf8(found.key.into_owned()).unwrap()
+        };
+        assert_eq!(
+            [key(HashSource::Host), key(HashSource::Path), key(HashSource::Uri), key(HashSource::ClientIp)],
+            ["h", "/p", "/p?b=1", "::1"]
+        );
+    }
+}

@@ -1,0 +1,25 @@
+//! A request's way, in this order, a file a step: `request` (its one form), `route`, `hash_key`,
+//! `forward`, `answer`.
+//!
+//! `engine` holds what a worker needs for it, `snapshot` what one configuration says, `exchange`
+//! what is remembered of one request, `client` what the steps may ask of the connection.
+
+mod answer;
+mod body;
+mod client;
+mod engine;
+mod exchange;
+mod forward;
+mod hash_key;
+mod interim;
+mod request;
+mod route;
+mod snapshot;
+
+pub(crate) use client::{Client, Phase, Tunnel};
+pub(crate) use engine::Engine;
+pub(crate) use exchange::Ledger;
+pub(crate) use hash_key::find_key;
+pub(crate) use request::{Bounds, Form, unsupported_coding};
+pub(crate) use route::{Query, Table};
+pub(crate) use snapshot::Snapshot;

@@ -1,0 +1,114 @@
+//! One configuration, built and ready to serve: swapped in whole, never changed.
+
+use super::route::Table;
+use crate::config::values::HashSource;
+use crate::config::{self, Config, FieldRules};
+use crate::telemetry::metrics::Metrics;
+use crate::upstream::{Pool, Registry, Unresolved};
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use prometheus::Histogram;
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Everything that a request needs to know of the configuration.
+pub(crate) struct Snapshot {
+    pub(crate) config: Config,
+    pub(crate) table: Table,
+    /// In the order of the file, as the table's indices have it.
+    pub(crate) routes: Vec<Arc<Route>>,
+    pub(crate) pools: Vec<Arc<Pool>>,
+}
+
+/// A route, ready to be taken.
+pub(crate) struct Route {
+    /// Unique in the process.
+    pub(crate) serial: u64,
+    pub(crate) name: Arc<str>,
+    pub(crate) action: Action,
+    pub(crate) hash_on: Vec<HashSource>,
+    pub(crate) strip_prefix: Option<String>,
+    pub(crate) request_fields: Rules,
+    pub(crate) response_fields: Rules,
+    pub(crate) duration: Histogram,
+}
+
+/// What a route does.
+pub(crate) enum Action {
+    Forward(Arc<Pool>),
+    Redirect { to: HeaderValue, status: StatusCode },
+    Respond { status: StatusCode, body: Bytes },
+}
+
+/// Changes to the fields of a message.
+#[derive(Default)]
+pub(crate) struct Rules {
+    remove: Vec<HeaderName>,
+    set: Vec<(HeaderName, HeaderValue)>,
+}
+
+impl Rules {
+    fn of(rules: &FieldRules) -> Rules {
+        let set = rules.set.iter().filter_map(|(name, value)| {
+            let name = HeaderName::from_bytes(name.as_bytes()).ok()?;
+            Some((name, value.clone()))
+        });
+        Rules { remove: rules.remove.iter().map(|name| name.value.clone()).collect(), set: set.collect() }
+    }
+
+    pub(crate) fn apply(&self, fields: &mut HeaderMap) {
+        for name in &self.remove {
+            fields.remove(name);
+        }
+        for (name, value) in &self.set {
+            fields.insert(name, value.clone());
+        }
+    }
+}
+
+impl Snapshot {
+    /// Builds rings and routes. May resolve names and take a while: not for a worker's thread.
+    pub(crate) fn build(config: Config, registry: &Registry, metrics: &Metrics) -> Result<Snapshot, Unresolved> {
+        let settings = &config.settings;
+        let mut pools = HashMap::new();
+        let mut listed = Vec::new();
+        for (name, pool) in settings.pools.iter() {
+            let pool = Arc::new(Pool::build(name, pool, registry)?);
+            pools.insert(name.as_str(), Arc::clone(&pool));
+            listed.push(pool);
+        }
+        let routes = settings.routes.iter().map(|route| Arc::new(Route::build(route, &pools, metrics))).collect();
+        Ok(Snapshot { table: Table::new(&settings.routes), routes, pools: listed, config })
+    }
+
+    /// Whether every pool that routes forward to has a node that takes requests.
+    pub(crate) fn is_usable(&self) -> bool {
+        self.routes.iter().all(|route| match &route.action {
+            Action::Forward(pool) => pool.is_usable(),
+            Action::Redirect { .. } | Action::Respond { .. } => true,
+        })
+    }
+}
+
+impl Route {
+    fn build(route: &config::Route, pools: &HashMap<&str, Arc<Pool>>, metrics: &Metrics) -> Route {
+        static SERIAL: AtomicU64 = AtomicU64::new(1);
+        let action = match (&route.pool, &route.redirect, &route.respond) {
+            (Some(pool), _, _) => Action::Forward(Arc::clone(&pools[pool.as_str()])),
+            (_, Some(redirect), _) => Action::Redirect { to: redirect.to.clone(), status: redirect.status.value },
+            (_, _, Some(respond)) => Action::Respond { status: respond.status, body: respond.body.clone().into() },
+            (None, None, None) => unreachable!("validation asks for exactly one action"),
+        };
+        Route {
+            serial: SERIAL.fetch_add(1, Ordering::Relaxed),
+            name: route.name.as_str().into(),
+            action,
+            hash_on: route.hash_on.clone(),
+            strip_prefix: route.strip_prefix.as_ref().map(|path| path.0.clone()),
+            request_fields: Rules::of(&route.request_headers),
+            response_fields: Rules::of(&route.response_headers),
+            duration: metrics.request_duration.with_label_values(&[route.name.as_str()]),
+        }
+    }
+}

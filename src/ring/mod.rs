@@ -1,0 +1,179 @@
+//! The consistent-hash ring: pure data, no I/O, no clock.
+//!
+//! Every node owns `virtual_nodes` points per unit of weight on a circle of 64-bit hashes; a key
+//! belongs to the node of the first point clockwise from the key's own hash (Karger et al., 1997).
+//! A point depends only on the pool's seed, the node's id and the point's number, so a node that
+//! leaves takes nothing but its own points away: no other key changes its owner.
+//!
+//! Both kinds of hash are SipHash-2-4 under keys that come from the seed: proxies with the same
+//! file agree, and a client that does not know the seed cannot aim a key at a node.
+
+mod plan;
+mod walk;
+
+pub use plan::{Change, Transfer};
+pub use walk::Walk;
+
+use sha2::{Digest, Sha256};
+use siphasher::sip::SipHasher24;
+use std::hash::Hasher;
+
+/// A node as the ring sees it: who it is and how large its part should be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Member<'a> {
+    /// The node's identity; its place in a list or its address plays no part.
+    pub id: &'a str,
+    /// How many times `virtual_nodes` points it gets; 0 means no keys.
+    pub weight: u32,
+}
+
+/// The two SipHash keys that a seed stands for.
+///
+/// Points and keys are hashed under different ones, so that no key can be made to fall exactly on
+/// a known node's point.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Seed {
+    points: (u64, u64),
+    keys: (u64, u64),
+}
+
+impl Seed {
+    /// Derives both hash keys from the seed's text.
+    pub fn new(text: &str) -> Seed {
+        let digest = Sha256::digest(text.as_bytes());
+        let word = |at: usize| {
+            let mut bytes = [0; 8];
+            bytes.copy_from_slice(&digest[at..at + 8]);
+            u64::from_le_bytes(bytes)
+        };
+        Seed { points: (word(0), word(8)), keys: (word(16), word(24)) }
+    }
+
+    /// Where a key lies on the circle.
+    pub fn hash_key(&self, key: &[u8]) -> u64 {
+        let mut hasher = SipHasher24::new_with_keys(self.keys.0, self.keys.1);
+        hasher.write(key);
+        hasher.finish()
+    }
+
+    fn hash_point(&self, id: &str, number: u32) -> u64 {
+        let mut hasher = SipHasher24::new_with_keys(self.points.0, self.points.1);
+        hasher.write(id.as_bytes());
+        hasher.write(&number.to_le_bytes());
+        hasher.finish()
+    }
+}
+
+/// The ring of one pool, built once and then only read. It takes at most 16 bytes a point.
+#[derive(Clone, Debug)]
+pub struct Ring {
+    seed: Seed,
+    /// Sorted; `owners[i]` is the member whose point `hashes[i]` is.
+    hashes: Box<[u64]>,
+    owners: Box<[u32]>,
+    /// For each slice of the circle, the first point at or after its start: a look-up begins
+    /// there instead of searching the whole ring.
+    slices: Box<[u32]>,
+    /// How far a hash is shifted right to give its slice.
+    shift: u32,
+    members: usize,
+}
+
+impl Ring {
+    /// Builds the ring of these members. Their order has no influence on who owns a key, and
+    /// owners are told as indices into this very slice.
+    ///
+    /// `virtual_nodes` times the sum of the weights must fit into 32 bits; the configuration
+    /// bounds it far below that.
+    pub fn build(seed: Seed, virtual_nodes: u32, members: &[Member<'_>]) -> Ring {
+        let mut by_id: Vec<u32> = (0..members.len() as u32).collect();
+        by_id.sort_unstable_by_key(|&member| members[member as usize].id);
+
+        // Two points that share a hash are ordered by id, so that the outcome does not depend on
+        // the order of the file.
+        let mut points: Vec<(u64, u32)> = Vec::new();
+        for (rank, &member) in by_id.iter().enumerate() {
+            let Member { id, weight } = members[member as usize];
+            let count = virtual_nodes.saturating_mul(weight);
+            points.extend((0..count).map(|number| (seed.hash_point(id, number), rank as u32)));
+        }
+        points.sort_unstable();
+
+        let hashes: Box<[u64]> = points.iter().map(|&(hash, _)| hash).collect();
+        let owners = points.iter().map(|&(_, rank)| by_id[rank as usize]).collect();
+        let (slices, shift) = slice_starts(&hashes);
+        Ring { seed, hashes, owners, slices, shift, members: members.len() }
+    }
+
+    /// Where a key lies on the circle.
+    pub fn hash_key(&self, key: &[u8]) -> u64 {
+        self.seed.hash_key(key)
+    }
+
+    /// The member that owns the keys with this hash; `None` on a ring without points.
+    pub fn owner(&self, hash: u64) -> Option<usize> {
+        self.point_at_or_after(hash).map(|point| self.owners[point] as usize)
+    }
+
+    /// The distinct members clockwise from a hash: its owner, then where its keys go next.
+    pub fn walk(&self, hash: u64) -> Walk<'_> {
+        Walk::new(self, self.point_at_or_after(hash))
+    }
+
+    /// The part of all keys that each member owns, exactly, in the order of the members.
+    pub fn shares(&self) -> Vec<f64> {
+        let mut arcs = vec![0u128; self.members];
+        for (point, &owner) in self.owners.iter().enumerate() {
+            arcs[owner as usize] += u128::from(self.arc_before(point));
+        }
+        if let [only] = *self.owners {
+            arcs[only as usize] = 1 << 64;
+        }
+        arcs.into_iter().map(|arc| arc as f64 / 2f64.powi(64)).collect()
+    }
+
+    /// How many points the ring has.
+    pub fn points(&self) -> usize {
+        self.hashes.len()
+    }
+
+    /// The memory that the points and their index take, in bytes.
+    pub fn size(&self) -> usize {
+        self.hashes.len() * 8 + self.owners.len() * 4 + self.slices.len() * 4
+    }
+
+    /// The length of the arc that ends in a point, its start excluded.
+    fn arc_before(&self, point: usize) -> u64 {
+        let before = if point == 0 { self.hashes.len() - 1 } else { point - 1 };
+        self.hashes[point].wrapping_sub(self.hashes[before])
+    }
+
+    fn point_at_or_after(&self, hash: u64) -> Option<usize> {
+        let start = *self.slices.get((hash >> self.shift) as usize)? as usize;
+        let past = self.hashes[start..].iter().position(|&point| point >= hash);
+        Some(past.map_or(0, |offset| start + offset))
+    }
+}
+
+/// Cuts the circle into a power of two of slices, at most one for every point, and notes where
+/// each begins among the sorted hashes.
+fn slice_starts(hashes: &[u64]) -> (Box<[u32]>, u32) {
+    if hashes.is_empty() {
+        return (Box::default(), 63);
+    }
+    // At least two, so that the shift stays below the width of a hash.
+    let bits = hashes.len().ilog2().max(1);
+    let shift = 64 - bits;
+    let mut starts = Vec::with_capacity(1 << bits);
+    let mut point = 0;
+    for slice in 0..1u64 << bits {
+        while point < hashes.len() && hashes[point] < slice << shift {
+            point += 1;
+        }
+        starts.push(point as u32);
+    }
+    (starts.into_boxed_slice(), shift)
+}
+
+#[cfg(test)]
+mod tests;

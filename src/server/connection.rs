@@ -1,0 +1,264 @@
+//! One client connection: a bare socket until something arrives, then hyper's, then bare again
+//! when it has been idle for a while; with the timers of every phase.
+
+use super::tunnel;
+use super::wire::{Pulse, Wire};
+use crate::config::Limits;
+use crate::http::problem::Problem;
+use crate::proxy::{Client, Engine, Phase};
+use bytes::Bytes;
+use http::StatusCode;
+use hyper::server::conn::http1::Builder;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use std::convert::Infallible;
+use std::future::poll_fn;
+use std::pin::{Pin, pin};
+use std::rc::Rc;
+use std::task::Poll;
+use std::time::{Duration, Instant};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::sync::Notify;
+use tokio::time::Sleep;
+
+/// An idle connection gives hyper's buffers back after this time.
+const PARK_AFTER: Duration = Duration::from_secs(1);
+/// A connection that a drain finds idle may send one more request within this time: the client
+/// may have sent it already.
+const LAST_REQUEST: Duration = Duration::from_secs(1);
+/// How long a closing connection is read from, so that a reset does not overtake its last answer.
+const LINGER: Duration = Duration::from_secs(5);
+
+/// What connections of one worker share.
+pub(super) struct Context {
+    pub(super) engine: Rc<Engine>,
+    /// Told when a drain begins.
+    pub(super) drain: Notify,
+}
+
+/// Serves a connection until it ends.
+pub(super) async fn serve(context: Rc<Context>, mut stream: TcpStream, client: Rc<Client>) {
+    let limits = |context: &Context| context.engine.snapshot().config.settings.limits.clone();
+    let mut patience = limits(&context).header_timeout;
+    let mut idle_since = Instant::now();
+    while is_readable(&context, &stream, idle_since + patience).await {
+        let limits = limits(&context);
+        match Box::pin(session(&context, stream, &client, &limits)).await {
+            Some(bare) => stream = bare,
+            None => return,
+        }
+        // It was idle for a moment before hyper let go of it.
+        idle_since = Instant::now() - PARK_AFTER;
+        patience = limits.keep_alive_timeout;
+    }
+}
+
+/// Waits for bytes, or the end of them. A drain shortens the wait.
+async fn is_readable(context: &Context, stream: &TcpStream, deadline: Instant) -> bool {
+    let mut drain = pin!(context.drain.notified());
+    drain.as_mut().enable();
+    let deadline = match context.engine.is_draining() {
+        true => deadline.min(Instant::now() + LAST_REQUEST),
+        false => deadline,
+    };
+    tokio::select! {
+        biased;
+        readable = stream.readable() => return readable.is_ok(),
+        () = tokio::time::sleep_until(deadline.into()) => return false,
+        () = drain => {}
+    }
+    matches!(tokio::time::timeout(LAST_REQUEST, stream.readable()).await, Ok(Ok(())))
+}
+
+/// Why hyper is done with a connection.
+enum End {
+    Closed(hyper::Result<()>),
+    /// Idle long enough to do without hyper.
+    Park,
+    /// The head did not come in time.
+    HeadTimeout,
+    /// The client does not take its answer.
+    Abandon,
+}
+
+/// Lets hyper serve the connection; gives the socket back when it has been idle.
+async fn session(context: &Rc<Context>, stream: TcpStream, client: &Rc<Client>, limits: &Limits) -> Option<TcpStream> {
+    let mut stream = stream;
+    let mut prefix = Bytes::new();
+    loop {
+        let wire = Wire::new(stream, prefix, Rc::clone(client));
+        let pulse = Rc::clone(&wire.pulse);
+        let (engine, owner) = (Rc::clone(&context.engine), Rc::clone(client));
+        let service = service_fn(move |request| {
+            let answer = Rc::clone(&engine).handle(Rc::clone(&owner), request);
+            async move { Ok::<_, Infallible>(answer.await) }
+        });
+        let mut connection = Builder::new()
+            .max_buf_size(limits.header_bytes.0 as usize)
+            .max_headers(limits.headers as usize)
+            .serve_connection(TokioIo::new(wire), service);
+
+        let mut timer = pin!(tokio::time::sleep(PARK_AFTER));
+        let end = poll_fn(|cx| {
+            loop {
+                if let Poll::Ready(result) = Pin::new(&mut connection).poll(cx) {
+                    return Poll::Ready(End::Closed(result));
+                }
+                match timers(client, &pulse, limits, timer.as_mut(), cx) {
+                    Poll::Pending => return Poll::Pending,
+                    Poll::Ready(Expired::Park) => return Poll::Ready(End::Park),
+                    Poll::Ready(Expired::Head) => return Poll::Ready(End::HeadTimeout),
+                    Poll::Ready(Expired::Write) => return Poll::Ready(End::Abandon),
+                    // The body ends in an error, which the pipeline answers.
+                    Poll::Ready(Expired::Body) => client.body_expired.set(true),
+                }
+            }
+        })
+        .await;
+
+        let parts = connection.into_parts();
+        stream = parts.io.into_inner().into_stream();
+        match end {
+            End::Park if parts.read_buf.is_empty() => return Some(stream),
+            // A part of a head was read together with the request before it.
+            End::Park => prefix = parts.read_buf,
+            End::HeadTimeout => {
+                let detail = "the request's head did not arrive in time";
+                let problem =
+                    Problem::new(StatusCode::REQUEST_TIMEOUT, "request-timeout", "http_request_error", detail);
+                refuse(context, stream, client, &problem).await;
+                return None;
+            }
+            End::Abandon => return None,
+            End::Closed(result) => {
+                close(context, stream, client, &pulse, result, parts.read_buf).await;
+                return None;
+            }
+        }
+    }
+}
+
+/// Which timer has run out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Expired {
+    Park,
+    Head,
+    Body,
+    Write,
+}
+
+/// Waits for the deadline of what the connection is doing. The timer may be armed for an earlier
+/// time than needed; it is moved only when it fires, so that a request costs no timer.
+fn timers(
+    client: &Client,
+    pulse: &Pulse,
+    limits: &Limits,
+    mut timer: Pin<&mut Sleep>,
+    cx: &mut std::task::Context<'_>,
+) -> Poll<Expired> {
+    loop {
+        let next = next_deadline(client, pulse, limits);
+        if let Some((deadline, _)) = next
+            && timer.deadline().into_std() > deadline
+        {
+            timer.as_mut().reset(deadline.into());
+        }
+        if timer.as_mut().poll(cx).is_pending() {
+            return Poll::Pending;
+        }
+        let now = Instant::now();
+        match next {
+            Some((deadline, expired)) if deadline <= now => return Poll::Ready(expired),
+            Some((deadline, _)) => timer.as_mut().reset(deadline.into()),
+            None => timer.as_mut().reset((now + Duration::from_secs(3600)).into()),
+        }
+    }
+}
+
+fn next_deadline(client: &Client, pulse: &Pulse, limits: &Limits) -> Option<(Instant, Expired)> {
+    if client.phase.get() == Phase::Idle {
+        return Some(match pulse.head_began.get() {
+            Some(began) => (began + limits.header_timeout, Expired::Head),
+            None => (pulse.last_read.get().max(pulse.last_write.get()) + PARK_AFTER, Expired::Park),
+        });
+    }
+    let write = pulse.write_blocked.get().then(|| (pulse.last_write.get() + limits.write_timeout, Expired::Write));
+    let body = client.awaits_body.get().filter(|_| !client.body_expired.get()).map(|since| {
+        let moved = pulse.last_read.get().max(since);
+        (moved + limits.body_idle_timeout, Expired::Body)
+    });
+    write.into_iter().chain(body).min_by_key(|&(deadline, _)| deadline)
+}
+
+/// Ends a connection that hyper is done with: as a tunnel, with an error answer of ours, or well.
+async fn close(
+    context: &Context,
+    mut stream: TcpStream,
+    client: &Client,
+    pulse: &Pulse,
+    result: hyper::Result<()>,
+    unread: Bytes,
+) {
+    let tunnel = client.tunnel.take();
+    match (tunnel, result) {
+        (Some(tunnel), Ok(())) => tunnel::run(stream, unread, tunnel).await,
+        (_, Err(error)) if pulse.held_back.get() || (client.phase.get() == Phase::Idle && error.is_parse()) => {
+            refuse(context, stream, client, &unreadable(&error)).await;
+        }
+        // Whatever was cut short must not look whole: no goodbye, the socket just closes.
+        (_, Err(error)) => tracing::debug!(%error, "a connection ended early"),
+        (None, Ok(())) => {
+            if stream.shutdown().await.is_ok() && !pulse.ended.get() {
+                linger(&mut stream).await;
+            }
+        }
+    }
+}
+
+/// Sends an error answer to a request that never reached the pipeline.
+async fn refuse(context: &Context, mut stream: TcpStream, client: &Client, problem: &Problem) {
+    let bytes = context.engine.unreadable(client, problem);
+    let sent = tokio::time::timeout(LINGER, async {
+        stream.write_all(&bytes).await?;
+        stream.shutdown().await
+    });
+    if let Ok(Ok(())) = sent.await {
+        linger(&mut stream).await;
+    }
+}
+
+/// Reads what the client still sends, for a while: closing over unread bytes would reset the
+/// connection and take the last answer with it (RFC 9112 9.6).
+async fn linger(stream: &mut TcpStream) {
+    let mut discarded = [0; 4096];
+    let until_the_end = async { while matches!(stream.read(&mut discarded).await, Ok(1..)) {} };
+    // What comes after that time is the client's loss.
+    let _ = tokio::time::timeout(LINGER, until_the_end).await;
+}
+
+/// What hyper found wrong with a head. It tells some of it only by its words.
+fn unreadable(error: &hyper::Error) -> Problem {
+    let words = error.to_string();
+    if words.contains("URI too long") {
+        return Problem::new(
+            StatusCode::URI_TOO_LONG,
+            "uri-too-long",
+            "http_request_error",
+            "the request's target is too long",
+        );
+    }
+    if error.is_parse_too_large() {
+        let detail = "the request's head is larger, or has more fields, than allowed";
+        return Problem::new(
+            StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+            "header-too-large",
+            "http_request_error",
+            detail,
+        );
+    }
+    if words.contains("invalid transfer-encoding") {
+        return crate::proxy::unsupported_coding();
+    }
+    Problem::bad_request("bad-request", format!("the request cannot be read: {words}"))
+}

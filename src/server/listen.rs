@@ -1,0 +1,51 @@
+//! The listening sockets of an address: one set, one socket a worker, fixed when the address is
+//! first bound.
+//!
+//! The kernel spreads new connections over the members of a SO_REUSEPORT group. A member that
+//! closes resets the connections in its queue, and one that nobody accepts from swallows its
+//! share: so a set lives and ends as a whole.
+
+use rustix::io::Errno;
+use socket2::{Domain, Protocol, Socket, Type};
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+
+const BACKLOG: i32 = 4096;
+
+/// The sockets of one address.
+pub(super) struct SocketSet {
+    pub(super) address: SocketAddr,
+    pub(super) sockets: Vec<TcpListener>,
+}
+
+impl SocketSet {
+    /// Binds an address as many times as there are workers. Port 0 takes a free port, the same for
+    /// all of them.
+    pub(super) fn bind(address: SocketAddr, workers: usize) -> io::Result<SocketSet> {
+        // Sharing a port with a stranger would not fail but lose a part of the connections.
+        drop(listening_socket(address, false)?);
+        let first = listening_socket(address, true)?;
+        let address = first.local_addr()?;
+        let mut sockets = vec![first];
+        for _ in 1..workers {
+            sockets.push(listening_socket(address, true)?);
+        }
+        Ok(SocketSet { address, sockets })
+    }
+}
+
+fn listening_socket(address: SocketAddr, share: bool) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    socket.set_reuse_port(share)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
+
+/// Whether accepting failed for want of descriptors or memory, which passes.
+pub(super) fn is_exhaustion(error: &io::Error) -> bool {
+    let code = error.raw_os_error().map(Errno::from_raw_os_error);
+    matches!(code, Some(Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM))
+}

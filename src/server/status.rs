@@ -1,0 +1,112 @@
+//! What a running proxy tells of itself.
+
+use super::run::Handle;
+use super::worker::Stage;
+use crate::config;
+use crate::control::Control;
+use crate::proxy::Snapshot;
+use crate::telemetry::metrics::{Metrics, Sample};
+use crate::upstream::{Node, Pool};
+use arc_swap::ArcSwap;
+use serde_json::{Value as Json, json};
+use std::sync::Arc;
+
+impl Control for Handle {
+    fn is_ready(&self) -> bool {
+        *self.stage.borrow() == Stage::Serving && self.snapshot.load().is_usable()
+    }
+
+    fn metrics(&self) -> Vec<u8> {
+        self.metrics.render()
+    }
+
+    fn status(&self) -> Json {
+        let snapshot = self.snapshot.load();
+        json!({
+            "version": env!("CARGO_PKG_VERSION"),
+            "pid": std::process::id(),
+            "uptime_seconds": self.started.elapsed().as_secs(),
+            "ready": self.is_ready(),
+            "draining": *self.stage.borrow() != Stage::Serving,
+            "workers": self.workers,
+            "listeners": self.listeners.iter().map(|(name, address)| json!({ "name": name, "address": address.to_string() })).collect::<Vec<_>>(),
+            "connections": { "limit": snapshot.config.settings.limits.connections, "free": self.connections.available_permits() },
+            "config": { "file": snapshot.config.file, "routes": snapshot.routes.len(), "pools": snapshot.pools.len() },
+        })
+    }
+
+    fn config(&self) -> Json {
+        config::effective(&self.snapshot.load().config.settings)
+    }
+
+    fn pools(&self) -> Json {
+        self.snapshot.load().pools.iter().map(|pool| pool_status(pool)).collect()
+    }
+
+    fn owners(&self, pool: &str, key: &str) -> Option<Json> {
+        let snapshot = self.snapshot.load();
+        let pool = snapshot.pools.iter().find(|candidate| &*candidate.name == pool)?;
+        let hash = pool.ring.hash_key(key.as_bytes());
+        let order: Vec<&str> = pool.ring.walk(hash).map(|member| &*pool.nodes[member].id).collect();
+        let takes: Option<&str> = pool.candidates(hash).next().map(|node| &*node.id);
+        Some(
+            json!({ "pool": &*pool.name, "key": key, "hash": format!("{hash:016x}"), "owner": order.first(), "order": order, "takes": takes }),
+        )
+    }
+}
+
+fn pool_status(pool: &Pool) -> Json {
+    let shares = pool.ring.shares();
+    let nodes = pool.nodes.iter().zip(shares).map(|(node, share)| {
+        json!({
+            "id": &*node.id,
+            "address": node.address.to_string(),
+            "weight": node.weight,
+            "state": node.state.word(),
+            "share": share,
+            "in_flight": node.runtime.in_flight(),
+            "idle_connections": node.runtime.idle(),
+        })
+    });
+    json!({ "name": &*pool.name, "points": pool.ring.points(), "nodes": nodes.collect::<Vec<_>>() })
+}
+
+/// Gauges that show the pools in force as they are when somebody asks.
+pub(super) fn mirror_pools(metrics: &Metrics, snapshot: &Arc<ArcSwap<Snapshot>>) {
+    let each_node = |read: fn(&Node, f64, &mut dyn FnMut(&[&str], f64))| {
+        let snapshot = Arc::clone(snapshot);
+        move |samples: &mut Vec<Sample>| {
+            for pool in &snapshot.load().pools {
+                let shares = pool.ring.shares();
+                for (node, share) in pool.nodes.iter().zip(shares) {
+                    read(node, share, &mut |more, value| {
+                        let labels =
+                            [&*pool.name, &*node.id].iter().chain(more).map(|label| (*label).to_owned()).collect();
+                        samples.push(Sample { labels, value });
+                    });
+                }
+            }
+        }
+    };
+    metrics.mirror(
+        "ringway_node_in_flight",
+        "Requests and tunnels that a node is working on.",
+        &["pool", "node"],
+        each_node(|node, _, add| add(&[], f64::from(node.runtime.in_flight()))),
+    );
+    metrics.mirror(
+        "ringway_ring_share_ratio",
+        "The part of the pool's keys that a node owns.",
+        &["pool", "node"],
+        each_node(|_, share, add| add(&[], share)),
+    );
+    metrics.mirror(
+        "ringway_upstream_connections",
+        "Connections to nodes, by whether a request is on them.",
+        &["pool", "node", "state"],
+        each_node(|node, _, add| {
+            add(&["active"], f64::from(node.runtime.in_flight()));
+            add(&["idle"], f64::from(node.runtime.idle()));
+        }),
+    );
+}

@@ -1,0 +1,73 @@
+//! A connection after its 101: bytes both ways until both sides have ended or nothing moves.
+
+use crate::proxy::Tunnel;
+use bytes::Bytes;
+use std::cell::Cell;
+use std::io;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::net::tcp::{ReadHalf, WriteHalf};
+
+const BUFFER: usize = 16 << 10;
+
+/// Carries bytes between the client and the node. `unread` is what the client sent behind its
+/// request, before it could know of the 101.
+pub(super) async fn run(mut client: TcpStream, unread: Bytes, tunnel: Tunnel) {
+    let Tunnel { node, in_flight: _in_flight, exchange, idle } = tunnel;
+    let mut stream = node.stream;
+    let moved = Rc::new(Cell::new(Instant::now()));
+    let (client_read, client_write) = client.split();
+    let (node_read, node_write) = stream.split();
+    let up = carry(unread, client_read, node_write, &moved, &exchange.request_bytes);
+    let down = carry(node.read, node_read, client_write, &moved, &exchange.response_bytes);
+    let ended_by = tokio::select! {
+        (up, down) = async { tokio::join!(up, down) } => match (up, down) {
+            (Ok(()), Ok(())) => "completed",
+            (Err(_), _) => "client",
+            (_, Err(_)) => "upstream",
+        },
+        () = stillness(&moved, idle) => "timeout",
+    };
+    exchange.ended(ended_by);
+}
+
+/// One direction, to its end; then the other side is told.
+async fn carry(
+    first: Bytes,
+    mut from: ReadHalf<'_>,
+    mut to: WriteHalf<'_>,
+    moved: &Cell<Instant>,
+    count: &Cell<u64>,
+) -> io::Result<()> {
+    if !first.is_empty() {
+        to.write_all(&first).await?;
+        count.set(count.get() + first.len() as u64);
+    }
+    drop(first);
+    let mut buffer = vec![0; BUFFER];
+    loop {
+        let length = from.read(&mut buffer).await?;
+        if length == 0 {
+            return to.shutdown().await;
+        }
+        to.write_all(&buffer[..length]).await?;
+        moved.set(Instant::now());
+        count.set(count.get() + length as u64);
+    }
+}
+
+/// Ends when nothing has moved for that long; never for zero.
+async fn stillness(moved: &Cell<Instant>, limit: Duration) {
+    if limit.is_zero() {
+        return std::future::pending().await;
+    }
+    loop {
+        let deadline = moved.get() + limit;
+        if deadline <= Instant::now() {
+            return;
+        }
+        tokio::time::sleep_until(deadline.into()).await;
+    }
+}

@@ -1,0 +1,161 @@
+//! The wire between a client's socket and hyper.
+//!
+//! It notes when bytes moved, for the connection's timers; puts interim answers out ahead of the
+//! final one; and holds back the bare error answers that hyper writes when it cannot read a head,
+//! so that the connection can give its own.
+
+use crate::proxy::{Client, Phase};
+use bytes::Bytes;
+use std::cell::Cell;
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+use std::time::Instant;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+
+/// Interim answers a node may send before anybody reads them: further ones wait.
+const MAX_INJECTED: usize = 64 << 10;
+
+/// A client's socket as hyper sees it.
+pub(super) struct Wire {
+    stream: TcpStream,
+    /// What was read before hyper got this wire.
+    prefix: Bytes,
+    client: Rc<Client>,
+    pub(super) pulse: Rc<Pulse>,
+}
+
+/// What the wire has seen, shared with the connection that owns hyper.
+pub(super) struct Pulse {
+    pub(super) last_read: Cell<Instant>,
+    pub(super) last_write: Cell<Instant>,
+    /// A write waits for the client to take more.
+    pub(super) write_blocked: Cell<bool>,
+    /// Bytes have come since the last answer was out: a head has begun.
+    pub(super) head_began: Cell<Option<Instant>>,
+    /// An answer of hyper's own was held back.
+    pub(super) held_back: Cell<bool>,
+    /// The client closed its side.
+    pub(super) ended: Cell<bool>,
+}
+
+impl Wire {
+    pub(super) fn new(stream: TcpStream, prefix: Bytes, client: Rc<Client>) -> Wire {
+        let now = Instant::now();
+        let began = (!prefix.is_empty()).then_some(now);
+        let pulse = Rc::new(Pulse {
+            last_read: Cell::new(now),
+            last_write: Cell::new(now),
+            write_blocked: Cell::new(false),
+            head_began: Cell::new(began),
+            held_back: Cell::new(false),
+            ended: Cell::new(false),
+        });
+        Wire { stream, prefix, client, pulse }
+    }
+
+    pub(super) fn into_stream(self) -> TcpStream {
+        self.stream
+    }
+
+    /// Sends the interim answers that wait.
+    fn poll_inject(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let mut waiting = self.client.inject.borrow_mut();
+        if waiting.len() > MAX_INJECTED {
+            return Poll::Ready(Err(io::Error::other("the node sent too many interim answers")));
+        }
+        while !waiting.is_empty() {
+            let written = ready!(Pin::new(&mut self.stream).poll_write(cx, &waiting))?;
+            waiting.drain(..written);
+            self.pulse.last_write.set(Instant::now());
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Whether what hyper writes now is an error answer to a head that it could not read: nothing
+    /// else is written between requests, once the last answer is out.
+    fn is_error_answer(&self) -> bool {
+        self.client.phase.get() == Phase::Idle
+    }
+
+    fn poll_write_with(
+        &mut self,
+        cx: &mut Context<'_>,
+        length: usize,
+        write: impl FnOnce(Pin<&mut TcpStream>, &mut Context<'_>) -> Poll<io::Result<usize>>,
+    ) -> Poll<io::Result<usize>> {
+        if self.is_error_answer() {
+            self.pulse.held_back.set(true);
+            return Poll::Ready(Ok(length));
+        }
+        ready!(self.poll_inject(cx))?;
+        let written = write(Pin::new(&mut self.stream), cx);
+        match &written {
+            Poll::Ready(_) => {
+                self.pulse.last_write.set(Instant::now());
+                self.pulse.write_blocked.set(false);
+            }
+            Poll::Pending => self.pulse.write_blocked.set(true),
+        }
+        written
+    }
+}
+
+impl AsyncRead for Wire {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if !self.prefix.is_empty() {
+            let length = self.prefix.len().min(buf.remaining());
+            buf.put_slice(&self.prefix.split_to(length));
+            return Poll::Ready(Ok(()));
+        }
+        let before = buf.filled().len();
+        let result = Pin::new(&mut self.stream).poll_read(cx, buf);
+        if result.is_ready() {
+            let now = Instant::now();
+            self.pulse.last_read.set(now);
+            match buf.filled().len() > before {
+                true if self.pulse.head_began.get().is_none() => self.pulse.head_began.set(Some(now)),
+                true => {}
+                false => self.pulse.ended.set(true),
+            }
+        }
+        result
+    }
+}
+
+impl AsyncWrite for Wire {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        self.poll_write_with(cx, buf.len(), |stream, cx| stream.poll_write(cx, buf))
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let length = bufs.iter().map(|buf| buf.len()).sum();
+        self.poll_write_with(cx, length, |stream, cx| stream.poll_write_vectored(cx, bufs))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    /// hyper calls this only when it holds nothing any more.
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.poll_inject(cx))?;
+        if self.client.phase.get() == Phase::Ending {
+            self.client.phase.set(Phase::Idle);
+            self.pulse.head_began.set(None);
+        }
+        self.pulse.write_blocked.set(false);
+        Poll::Ready(Ok(()))
+    }
+
+    /// How the connection ends is for its owner to say, who gets the socket back.
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}

@@ -1,0 +1,200 @@
+//! Prometheus metrics. Counters on the request's way are relaxed atomics behind handles that are
+//! looked up once; gauges that mirror other state are read when somebody scrapes.
+
+use prometheus::core::{Collector, Desc};
+use prometheus::proto::{Gauge, LabelPair, Metric, MetricFamily, MetricType};
+use prometheus::{
+    Encoder, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
+};
+
+/// From half a millisecond to a minute: a proxy's own time and a slow node's both fall inside.
+const DURATION_BUCKETS: [f64; 14] =
+    [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 15.0, 60.0];
+
+/// All metrics of the process.
+pub(crate) struct Metrics {
+    registry: Registry,
+    pub(crate) requests: IntCounterVec,
+    pub(crate) request_duration: HistogramVec,
+    pub(crate) requests_in_flight: IntGauge,
+    pub(crate) connections: IntGaugeVec,
+    pub(crate) connections_total: IntCounterVec,
+    pub(crate) request_bytes: IntCounter,
+    pub(crate) response_bytes: IntCounter,
+    pub(crate) upstream_requests: IntCounterVec,
+    pub(crate) upstream_duration: HistogramVec,
+    pub(crate) upstream_retries: IntCounterVec,
+    pub(crate) access_log_dropped: IntCounter,
+}
+
+impl Metrics {
+    pub(crate) fn new() -> Metrics {
+        let registry = Registry::new();
+        let metrics = Metrics {
+            requests: counters(&registry, "ringway_requests_total", "Requests answered.", &["route", "method", "code"]),
+            request_duration: histograms(
+                &registry,
+                "ringway_request_duration_seconds",
+                "Time from a request's head to the end of its answer.",
+                &["route"],
+            ),
+            requests_in_flight: gauge(&registry, "ringway_requests_in_flight", "Requests that are being answered."),
+            connections: gauges(&registry, "ringway_connections", "Open client connections.", &["listener"]),
+            connections_total: counters(
+                &registry,
+                "ringway_connections_total",
+                "Client connections accepted.",
+                &["listener"],
+            ),
+            request_bytes: counter(&registry, "ringway_request_bytes_total", "Bytes of request bodies received."),
+            response_bytes: counter(&registry, "ringway_response_bytes_total", "Bytes of response bodies sent."),
+            upstream_requests: counters(
+                &registry,
+                "ringway_upstream_requests_total",
+                "Attempts at nodes, by what became of them.",
+                &["pool", "node", "outcome"],
+            ),
+            upstream_duration: histograms(
+                &registry,
+                "ringway_upstream_duration_seconds",
+                "Time from the start of an attempt to the end of its answer.",
+                &["pool", "node"],
+            ),
+            upstream_retries: counters(
+                &registry,
+                "ringway_upstream_retries_total",
+                "Attempts after the first one of a request, by why it failed.",
+                &["pool", "reason"],
+            ),
+            access_log_dropped: counter(
+                &registry,
+                "ringway_access_log_dropped_total",
+                "Access log lines lost because their destination was too slow.",
+            ),
+            registry,
+        };
+        let info = gauges(&metrics.registry, "ringway_build_info", "The version that runs.", &["version"]);
+        info.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
+        register(&metrics.registry, prometheus::process_collector::ProcessCollector::for_self());
+        metrics
+    }
+
+    /// Adds a gauge whose values are read at every scrape: what is gone has no series any more.
+    pub(crate) fn mirror(
+        &self,
+        name: &'static str,
+        help: &'static str,
+        labels: &'static [&'static str],
+        read: impl Fn(&mut Vec<Sample>) + Send + Sync + 'static,
+    ) {
+        let names = labels.iter().map(|label| (*label).to_owned()).collect();
+        let desc =
+            Desc::new(name.to_owned(), help.to_owned(), names, Default::default()).expect("metric names are valid");
+        register(&self.registry, Mirror { desc, name, help, labels, read: Box::new(read) });
+    }
+
+    /// The whole page in the Prometheus text format.
+    pub(crate) fn render(&self) -> Vec<u8> {
+        let mut page = Vec::with_capacity(16 << 10);
+        // Writing to memory cannot fail; a family that cannot be encoded ends the page early.
+        if let Err(error) = TextEncoder::new().encode(&self.registry.gather(), &mut page) {
+            tracing::error!(%error, "cannot render the metrics");
+        }
+        page
+    }
+}
+
+/// One value of a mirrored gauge and its labels' values.
+pub(crate) struct Sample {
+    pub(crate) labels: Vec<String>,
+    pub(crate) value: f64,
+}
+
+struct Mirror {
+    desc: Desc,
+    name: &'static str,
+    help: &'static str,
+    labels: &'static [&'static str],
+    read: Box<dyn Fn(&mut Vec<Sample>) + Send + Sync>,
+}
+
+impl Collector for Mirror {
+    fn desc(&self) -> Vec<&Desc> {
+        vec![&self.desc]
+    }
+
+    fn collect(&self) -> Vec<MetricFamily> {
+        let mut samples = Vec::new();
+        (self.read)(&mut samples);
+        if samples.is_empty() {
+            return Vec::new();
+        }
+        let metrics = samples.into_iter().map(|sample| {
+            let mut gauge = Gauge::default();
+            gauge.set_value(sample.value);
+            let pairs = self.labels.iter().zip(sample.labels).map(|(name, value)| {
+                let mut pair = LabelPair::default();
+                pair.set_name((*name).to_owned());
+                pair.set_value(value);
+                pair
+            });
+            let mut metric = Metric::from_label(pairs.collect());
+            metric.set_gauge(gauge);
+            metric
+        });
+        let mut family = MetricFamily::default();
+        family.set_name(self.name.to_owned());
+        family.set_help(self.help.to_owned());
+        family.set_field_type(MetricType::GAUGE);
+        family.set_metric(metrics.collect());
+        vec![family]
+    }
+}
+
+fn register<C: Collector + 'static>(registry: &Registry, collector: C) {
+    registry.register(Box::new(collector)).expect("every metric is registered once");
+}
+
+fn added<C: Collector + Clone + 'static>(registry: &Registry, made: prometheus::Result<C>) -> C {
+    let collector = made.expect("metric names are valid");
+    register(registry, collector.clone());
+    collector
+}
+
+fn counter(registry: &Registry, name: &str, help: &str) -> IntCounter {
+    added(registry, IntCounter::new(name, help))
+}
+
+fn counters(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> IntCounterVec {
+    added(registry, IntCounterVec::new(Opts::new(name, help), labels))
+}
+
+fn gauge(registry: &Registry, name: &str, help: &str) -> IntGauge {
+    added(registry, IntGauge::new(name, help))
+}
+
+fn gauges(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> IntGaugeVec {
+    added(registry, IntGaugeVec::new(Opts::new(name, help), labels))
+}
+
+fn histograms(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> HistogramVec {
+    let options = HistogramOpts::new(name, help).buckets(DURATION_BUCKETS.to_vec());
+    added(registry, HistogramVec::new(options, labels))
+}
+
+/// The label of a method: the registered ones by name, every other as `OTHER`, so that a client
+/// cannot make series.
+pub(crate) fn method_label(method: &http::Method) -> &'static str {
+    match method.as_str() {
+        "GET" => "GET",
+        "HEAD" => "HEAD",
+        "POST" => "POST",
+        "PUT" => "PUT",
+        "DELETE" => "DELETE",
+        "PATCH" => "PATCH",
+        "OPTIONS" => "OPTIONS",
+        "CONNECT" => "CONNECT",
+        "TRACE" => "TRACE",
+        _ => "OTHER",
+    }
+}

@@ -1,0 +1,126 @@
+//! The body of a node's answer, which drives the connection that it comes from.
+
+use super::idle::IdleLinks;
+use super::link::Link;
+use super::node::InFlight;
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
+
+/// Why a body ended early.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Broken {
+    #[error("the node ended its answer early")]
+    Incomplete,
+    #[error("the node stopped in the middle of its answer")]
+    Stalled,
+}
+
+/// The body of an answer. When it ends well the connection goes back to the idle ones; when it is
+/// dropped before, the connection closes, which tells the node.
+pub(crate) struct AnswerBody {
+    incoming: Incoming,
+    source: Option<Source>,
+}
+
+struct Source {
+    link: Box<Link>,
+    in_flight: InFlight,
+    started: Instant,
+    idle_timeout: Duration,
+    until: Option<Instant>,
+    keep: Keep,
+}
+
+/// Where a connection goes when its answer has ended.
+pub(crate) struct Keep {
+    pub(crate) links: Rc<IdleLinks>,
+    pub(crate) timeout: Duration,
+    pub(crate) max_idle: u32,
+}
+
+impl AnswerBody {
+    /// `idle_timeout` bounds the time between two pieces; `until` is the end of the whole request.
+    pub(crate) fn new(
+        incoming: Incoming,
+        link: Box<Link>,
+        in_flight: InFlight,
+        started: Instant,
+        (idle_timeout, until): (Duration, Option<Instant>),
+        keep: Keep,
+    ) -> AnswerBody {
+        AnswerBody { incoming, source: Some(Source { link, in_flight, started, idle_timeout, until, keep }) }
+    }
+
+    /// Ends an answer that has no body at once.
+    pub(crate) fn finish_if_empty(&mut self, cx: &mut Context<'_>) {
+        if self.incoming.is_end_stream() {
+            self.finish(cx);
+        }
+    }
+
+    fn finish(&mut self, cx: &mut Context<'_>) {
+        let Some(Source { mut link, in_flight, started, keep, .. }) = self.source.take() else { return };
+        let now = link.last_activity();
+        in_flight.node().duration.observe((now - started).as_secs_f64());
+        if link.is_reusable(cx) {
+            keep.links.put(in_flight.node(), link, now, keep.timeout, keep.max_idle);
+        }
+    }
+
+    fn fail(&mut self, broken: Broken) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
+        if let Some(source) = self.source.take() {
+            source.in_flight.node().count(match broken {
+                Broken::Incomplete => "incomplete",
+                Broken::Stalled => "stalled",
+            });
+        }
+        Poll::Ready(Some(Err(broken)))
+    }
+}
+
+impl Body for AnswerBody {
+    type Data = Bytes;
+    type Error = Broken;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
+        // What hyper has read already needs no drive; only when there is nothing is the socket asked.
+        let mut frame = Pin::new(&mut self.incoming).poll_frame(cx);
+        if frame.is_pending() {
+            let Some(source) = &mut self.source else { return Poll::Ready(None) };
+            source.link.drive(cx);
+            frame = Pin::new(&mut self.incoming).poll_frame(cx);
+            if frame.is_pending()
+                && let Some(source) = &mut self.source
+                && source.link.is_late(cx, source.idle_timeout, source.until)
+            {
+                return self.fail(Broken::Stalled);
+            }
+        }
+        match ready!(frame) {
+            Some(Ok(frame)) => {
+                if self.incoming.is_end_stream() {
+                    self.finish(cx);
+                }
+                Poll::Ready(Some(Ok(frame)))
+            }
+            Some(Err(_)) => self.fail(Broken::Incomplete),
+            None => {
+                self.finish(cx);
+                Poll::Ready(None)
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.incoming.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.incoming.size_hint()
+    }
+}

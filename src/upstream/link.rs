@@ -1,0 +1,275 @@
+//! One connection to a node, and one request on it.
+//!
+//! A link is not a task: whoever uses it drives it, first for the answer's head and then, inside
+//! [`AnswerBody`](super::AnswerBody), for the body. So a pass-through request wakes nobody but its
+//! own client's connection. While a link is idle nobody drives it; before it is used again the
+//! socket is asked whether anything has happened.
+
+use super::{Failure, Outgoing};
+use bytes::Bytes;
+use http::{HeaderMap, Request, Response, StatusCode};
+use hyper::body::Incoming;
+use hyper::client::conn::http1::{Builder, Connection, SendRequest};
+use hyper_util::rt::TokioIo;
+use std::cell::{Cell, RefCell};
+use std::future::poll_fn;
+use std::io;
+use std::net::SocketAddr;
+use std::pin::{Pin, pin};
+use std::rc::Rc;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::time::Sleep;
+
+/// The largest head of an answer, and the most of a body that is read at once.
+const MAX_BUFFER: usize = 256 << 10;
+const MAX_FIELDS: usize = 256;
+
+/// What became of one attempt.
+pub(crate) enum Outcome {
+    /// No byte of the request left this process: it may be tried elsewhere, whatever it is. The
+    /// request comes back where it was not taken apart yet.
+    NotSent { failure: Failure, request: Option<Request<Outgoing>> },
+    /// Something was sent and no answer began: the node may have run it.
+    SentNoAnswer(Failure),
+    /// The answer's head is here; the link comes with it, for the body.
+    Answer { head: Response<Incoming>, link: Box<Link> },
+}
+
+/// A connection that has become a tunnel: the node's socket and what it has already said on it.
+pub(crate) struct Switched {
+    pub(crate) stream: TcpStream,
+    pub(crate) read: Bytes,
+}
+
+/// What an attempt may take.
+#[derive(Clone, Copy)]
+pub(crate) struct Patience {
+    /// From the last byte sent to the answer's head; zero for ever.
+    pub(crate) first_byte: Duration,
+    /// The end of the whole request.
+    pub(crate) until: Option<Instant>,
+}
+
+/// A connection to a node.
+pub(crate) struct Link {
+    sender: SendRequest<Outgoing>,
+    connection: Connection<TokioIo<Wire>, Outgoing>,
+    /// Whether hyper is done with the connection; it must not be polled again then.
+    closed: bool,
+    socket: Rc<Socket>,
+    /// Armed lazily: it may fire early, and is then set to the deadline that holds by then.
+    timer: Pin<Box<Sleep>>,
+}
+
+/// What hyper's side and ours share of a connection.
+struct Socket {
+    stream: RefCell<TcpStream>,
+    sent: Cell<u64>,
+    last_activity: Cell<Instant>,
+}
+
+thread_local! {
+    /// The interim answers (1xx) that hyper's callback saw while a link was driven. The callback
+    /// has to be `Send`; what it finds never leaves the thread.
+    static INTERIM: RefCell<Vec<(StatusCode, HeaderMap)>> = const { RefCell::new(Vec::new()) };
+}
+
+impl Link {
+    /// Connects to a node.
+    pub(crate) async fn connect(address: SocketAddr, timeout: Duration) -> Result<Box<Link>, Failure> {
+        let connecting = TcpStream::connect(address);
+        let connected = match timeout.is_zero() {
+            true => connecting.await,
+            false => tokio::time::timeout(timeout, connecting).await.map_err(|_| Failure::ConnectTimeout)?,
+        };
+        let stream = connected.map_err(|error| match error.kind() {
+            io::ErrorKind::ConnectionRefused => Failure::ConnectionRefused,
+            io::ErrorKind::TimedOut => Failure::ConnectTimeout,
+            _ => Failure::Unreachable,
+        })?;
+        // Without it a small body behind its head may wait for an acknowledgement.
+        let _ = stream.set_nodelay(true);
+        let now = Instant::now();
+        let socket =
+            Rc::new(Socket { stream: RefCell::new(stream), sent: Cell::new(0), last_activity: Cell::new(now) });
+        let io = TokioIo::new(Wire(Rc::clone(&socket)));
+        let (sender, connection) = Builder::new()
+            .max_buf_size(MAX_BUFFER)
+            .max_headers(MAX_FIELDS)
+            .handshake(io)
+            .await
+            .map_err(|_| Failure::Terminated)?;
+        let timer = Box::pin(tokio::time::sleep_until((now + Duration::from_secs(3600)).into()));
+        Ok(Box::new(Link { sender, connection, closed: false, socket, timer }))
+    }
+
+    /// Sends a request and waits for the head of its answer, driving the connection meanwhile.
+    /// Interim answers are told as they come, if anybody wants them.
+    pub(crate) async fn send(
+        mut self: Box<Self>,
+        mut request: Request<Outgoing>,
+        patience: Patience,
+        on_interim: Option<&dyn Fn(StatusCode, &HeaderMap)>,
+    ) -> Outcome {
+        let sent_before = self.socket.sent.get();
+        self.socket.last_activity.set(Instant::now());
+        if on_interim.is_some() {
+            hyper::ext::on_informational(&mut request, |interim| {
+                INTERIM.with(|seen| seen.borrow_mut().push((interim.status(), interim.headers().clone())));
+            });
+        }
+        let mut answer = pin!(self.sender.try_send_request(request));
+        let result = poll_fn(|cx| {
+            self.drive(cx);
+            if let Some(tell) = on_interim {
+                for (status, fields) in INTERIM.take() {
+                    tell(status, &fields);
+                }
+            }
+            match answer.as_mut().poll(cx) {
+                Poll::Ready(result) => Poll::Ready(Some(result)),
+                Poll::Pending if self.closed || self.is_late(cx, patience.first_byte, patience.until) => {
+                    Poll::Ready(None)
+                }
+                Poll::Pending => Poll::Pending,
+            }
+        })
+        .await;
+
+        let nothing_sent = self.socket.sent.get() == sent_before;
+        let (failure, request) = match result {
+            Some(Ok(head)) => return Outcome::Answer { head, link: self },
+            Some(Err(mut error)) => (failure_of(error.error()), error.take_message()),
+            None if self.closed => (Failure::Terminated, None),
+            None => (Failure::Timeout, None),
+        };
+        match nothing_sent {
+            true => Outcome::NotSent { failure, request },
+            false => Outcome::SentNoAnswer(failure),
+        }
+    }
+
+    /// Lets hyper read and write what it can.
+    pub(super) fn drive(&mut self, cx: &mut Context<'_>) {
+        if !self.closed && self.connection.poll_without_shutdown(cx).is_ready() {
+            self.closed = true;
+        }
+    }
+
+    /// Whether the link could take another request at once.
+    pub(super) fn is_reusable(&mut self, cx: &mut Context<'_>) -> bool {
+        if !self.closed && !self.sender.is_ready() {
+            self.drive(cx);
+        }
+        !self.closed && self.sender.is_ready()
+    }
+
+    /// Whether nothing has arrived on an idle link: no end, no error, no byte that nobody asked for.
+    pub(super) fn is_quiet(&self) -> bool {
+        use rustix::io::Errno;
+        use rustix::net::{RecvFlags, recv};
+        let stream = self.socket.stream.borrow();
+        matches!(recv(&*stream, &mut [0u8; 1], RecvFlags::PEEK | RecvFlags::DONTWAIT), Err(Errno::AGAIN))
+    }
+
+    pub(super) fn last_activity(&self) -> Instant {
+        self.socket.last_activity.get()
+    }
+
+    /// Whether nothing moved for `limit`, or `until` has passed. The task is woken when it is so.
+    pub(super) fn is_late(&mut self, cx: &mut Context<'_>, limit: Duration, until: Option<Instant>) -> bool {
+        loop {
+            let stalled = (!limit.is_zero()).then(|| self.last_activity() + limit);
+            let Some(deadline) = stalled.into_iter().chain(until).min() else { return false };
+            if self.timer.deadline().into_std() > deadline {
+                self.timer.as_mut().reset(deadline.into());
+            }
+            if self.timer.as_mut().poll(cx).is_pending() {
+                return false;
+            }
+            if Instant::now() >= deadline {
+                return true;
+            }
+            self.timer.as_mut().reset(deadline.into());
+        }
+    }
+
+    /// Takes the socket out of a link whose node has answered 101.
+    pub(crate) async fn into_switched(mut self: Box<Self>) -> Option<Switched> {
+        poll_fn(|cx| {
+            self.drive(cx);
+            if self.closed { Poll::Ready(()) } else { Poll::Pending }
+        })
+        .await;
+        let Link { sender, connection, socket, .. } = *self;
+        drop(sender);
+        let parts = connection.into_parts();
+        drop(parts.io);
+        let socket = Rc::into_inner(socket)?;
+        Some(Switched { stream: socket.stream.into_inner(), read: parts.read_buf })
+    }
+}
+
+fn failure_of(error: &hyper::Error) -> Failure {
+    match () {
+        () if error.is_user() => Failure::RequestBody,
+        () if error.is_parse_too_large() => Failure::HeadTooLarge,
+        () if error.is_parse() => Failure::Malformed,
+        () => Failure::Terminated,
+    }
+}
+
+/// The socket beneath hyper: it counts what the kernel took, for that is what may have been read.
+struct Wire(Rc<Socket>);
+
+impl Wire {
+    fn wrote(&self, result: &Poll<io::Result<usize>>) {
+        if let Poll::Ready(Ok(bytes)) = result {
+            self.0.sent.set(self.0.sent.get() + *bytes as u64);
+            self.0.last_activity.set(Instant::now());
+        }
+    }
+}
+
+impl AsyncRead for Wire {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let result = Pin::new(&mut *self.0.stream.borrow_mut()).poll_read(cx, buf);
+        if result.is_ready() {
+            self.0.last_activity.set(Instant::now());
+        }
+        result
+    }
+}
+
+impl AsyncWrite for Wire {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let result = Pin::new(&mut *self.0.stream.borrow_mut()).poll_write(cx, buf);
+        self.wrote(&result);
+        result
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let result = Pin::new(&mut *self.0.stream.borrow_mut()).poll_write_vectored(cx, bufs);
+        self.wrote(&result);
+        result
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut *self.0.stream.borrow_mut()).poll_shutdown(cx)
+    }
+}

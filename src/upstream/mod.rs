@@ -1,0 +1,123 @@
+//! A pool of nodes: who is eligible for a key, connections to them, and one attempt at one of them.
+//!
+//! What becomes of an attempt is told by [`Outcome`], for everything above rests on the difference
+//! between a request that was never sent and one that may have run.
+
+mod answer;
+mod idle;
+mod link;
+mod node;
+mod pool;
+
+pub(crate) use answer::{AnswerBody, Broken, Keep};
+pub(crate) use idle::IdleLinks;
+pub(crate) use link::{Link, Outcome, Patience, Switched};
+pub(crate) use node::{InFlight, Registry};
+pub(crate) use pool::{Node, Pool, Unresolved, ring_of};
+
+use std::fmt;
+use std::pin::Pin;
+
+/// A body on its way to a node. Most requests have none, and cost no box.
+pub(crate) enum Outgoing {
+    Empty,
+    Stream(Pin<Box<dyn http_body::Body<Data = bytes::Bytes, Error = BodyError>>>),
+}
+
+/// Why a request's body could not be sent to its end; the fault is the client's or its connection's.
+pub(crate) type BodyError = Box<dyn std::error::Error + Send + Sync>;
+
+impl http_body::Body for Outgoing {
+    type Data = bytes::Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Option<Result<http_body::Frame<bytes::Bytes>, BodyError>>> {
+        match self.get_mut() {
+            Outgoing::Empty => std::task::Poll::Ready(None),
+            Outgoing::Stream(body) => body.as_mut().poll_frame(cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Outgoing::Empty => true,
+            Outgoing::Stream(body) => body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> http_body::SizeHint {
+        match self {
+            Outgoing::Empty => http_body::SizeHint::with_exact(0),
+            Outgoing::Stream(body) => body.size_hint(),
+        }
+    }
+}
+
+/// Why an attempt at a node gave no answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Failure {
+    /// Nobody listens at the node's address.
+    ConnectionRefused,
+    /// No connection within `timeouts.connect`.
+    ConnectTimeout,
+    /// The network gave another reason not to connect.
+    Unreachable,
+    /// The node closed or reset the connection before its answer began.
+    Terminated,
+    /// No answer within `timeouts.first_byte`, or `timeouts.total` is over.
+    Timeout,
+    /// What came back is not HTTP as we take it.
+    Malformed,
+    /// The answer's head is larger than we take.
+    HeadTooLarge,
+    /// The request's own body ended in an error: the client's fault.
+    RequestBody,
+}
+
+impl Failure {
+    /// The label in metrics and the word in logs.
+    pub(crate) fn label(self) -> &'static str {
+        match self {
+            Failure::ConnectionRefused => "connection_refused",
+            Failure::ConnectTimeout => "connect_timeout",
+            Failure::Unreachable => "unreachable",
+            Failure::Terminated => "terminated",
+            Failure::Timeout => "timeout",
+            Failure::Malformed => "malformed",
+            Failure::HeadTooLarge => "head_too_large",
+            Failure::RequestBody => "request_body",
+        }
+    }
+
+    /// RFC 9209's error token.
+    pub(crate) fn proxy_status(self) -> &'static str {
+        match self {
+            Failure::ConnectionRefused => "connection_refused",
+            Failure::ConnectTimeout => "connection_timeout",
+            Failure::Unreachable => "destination_ip_unroutable",
+            Failure::Terminated => "connection_terminated",
+            Failure::Timeout => "http_response_timeout",
+            Failure::Malformed => "http_protocol_error",
+            Failure::HeadTooLarge => "http_response_header_section_size",
+            Failure::RequestBody => "http_request_error",
+        }
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Failure::ConnectionRefused => "the node refused the connection",
+            Failure::ConnectTimeout => "the node did not accept a connection in time",
+            Failure::Unreachable => "the node cannot be reached",
+            Failure::Terminated => "the node closed the connection before it answered",
+            Failure::Timeout => "the node did not answer in time",
+            Failure::Malformed => "the node's answer is not valid HTTP",
+            Failure::HeadTooLarge => "the head of the node's answer is too large",
+            Failure::RequestBody => "the request's body ended early",
+        })
+    }
+}
