@@ -11,13 +11,14 @@
 //! - `admin`: the admin listener. `control`: the handle on a running proxy that it holds.
 //! - [`config`]: YAML to validated settings with the place of every error.
 //! - `telemetry`: metrics, access log, trace context; called by all, calls none.
-//! - `http`: what HTTP itself says.
+//! - `http`: what HTTP itself says. `io`: what both ends do with a socket.
 
 mod admin;
 pub mod cli;
 pub mod config;
 mod control;
 mod http;
+mod io;
 mod proxy;
 pub mod ring;
 mod server;

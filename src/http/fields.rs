@@ -50,7 +50,7 @@ pub(crate) struct ForbiddenOption(pub(crate) &'static str);
 /// Removes the fields of this connection from a request, those that `Connection` names included.
 pub(crate) fn strip_request(fields: &mut HeaderMap) -> Result<HopByHop, ForbiddenOption> {
     let mut found = HopByHop::default();
-    if fields.contains_key(CONNECTION) {
+    if !says_only_whether_to_close(fields) {
         let options = connection_options(fields);
         if let Some(forbidden) = NEVER_HOP_BY_HOP.iter().find(|&&name| options.iter().any(|option| option == name)) {
             return Err(ForbiddenOption(forbidden));
@@ -70,7 +70,7 @@ pub(crate) fn strip_request(fields: &mut HeaderMap) -> Result<HopByHop, Forbidde
 /// Removes the fields of this connection from an answer. Gives the protocol it switches to.
 pub(crate) fn strip_response(fields: &mut HeaderMap) -> Option<HeaderValue> {
     let mut upgrade = None;
-    if fields.contains_key(CONNECTION) {
+    if !says_only_whether_to_close(fields) {
         let mut options = connection_options(fields);
         // A node cannot have the framing taken away.
         options.retain(|option| option != "content-length");
@@ -81,6 +81,16 @@ pub(crate) fn strip_response(fields: &mut HeaderMap) -> Option<HeaderValue> {
     }
     strip_always(fields);
     upgrade
+}
+
+/// Whether `Connection` is absent or a plain `close` or `keep-alive`, as it nearly always is.
+fn says_only_whether_to_close(fields: &HeaderMap) -> bool {
+    let mut values = fields.get_all(CONNECTION).iter();
+    let plain = |value: &HeaderValue| {
+        let value = value.as_bytes();
+        value.eq_ignore_ascii_case(b"keep-alive") || value.eq_ignore_ascii_case(b"close")
+    };
+    values.next().is_none_or(plain) && values.next().is_none()
 }
 
 fn connection_options(fields: &HeaderMap) -> Vec<HeaderName> {
@@ -99,11 +109,18 @@ fn remove_named(fields: &mut HeaderMap, options: &[HeaderName]) {
             fields.remove(option);
         }
     }
-    fields.remove(CONNECTION);
 }
 
 fn strip_always(fields: &mut HeaderMap) {
-    for name in [&KEEP_ALIVE, &PROXY_CONNECTION, &TRANSFER_ENCODING, &UPGRADE] {
+    static NAMES: [HeaderName; 5] = [CONNECTION, KEEP_ALIVE, PROXY_CONNECTION, TRANSFER_ENCODING, UPGRADE];
+    // One pass over the few fields there are is cheaper than looking each of these up.
+    let mut present = [false; 5];
+    for name in fields.keys() {
+        for (found, candidate) in present.iter_mut().zip(&NAMES) {
+            *found |= name == candidate;
+        }
+    }
+    for (name, _) in NAMES.iter().zip(present).filter(|(_, present)| *present) {
         fields.remove(name);
     }
 }

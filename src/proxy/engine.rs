@@ -1,24 +1,29 @@
-//! What one worker needs to take requests through the pipeline.
+//! What one worker needs to take requests through the pipeline, and the part of the way that needs
+//! no waiting: the request's form, its route, and what is answered at once.
 
 use super::answer::{self, ResponseBody};
 use super::client::{Client, Phase};
 use super::exchange::{Exchange, Ledger};
-use super::forward::{self, Forward};
+use super::forward::Forward;
 use super::request::{Bounds, Form};
 use super::route::Query;
 use super::snapshot::{Action, Snapshot};
+use super::upstream::Journey;
+use crate::http::fields::X_FORWARDED_FOR;
 use crate::http::forwarded::{client_address, is_trusted};
 use crate::http::problem::Problem;
-use crate::http::{fields, problem};
 use crate::upstream::IdleLinks;
 use arc_swap::ArcSwap;
 use http::header::HOST;
-use http::{HeaderValue, Method, Request, Response, StatusCode};
+use http::{Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
 use std::cell::RefCell;
+use std::convert::Infallible;
+use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll};
 
 /// One worker's way from requests to answers.
 pub(crate) struct Engine {
@@ -33,6 +38,23 @@ pub(crate) struct Engine {
 struct Latest {
     cache: arc_swap::Cache<Arc<ArcSwap<Snapshot>>, Arc<Snapshot>>,
     held: Rc<Arc<Snapshot>>,
+}
+
+/// An answer, now or after a node was asked.
+pub(crate) enum Answering<F> {
+    Now(Option<Response<ResponseBody>>),
+    Later(F),
+}
+
+impl<F: Future<Output = Response<ResponseBody>>> Future for Answering<Pin<Box<F>>> {
+    type Output = Result<Response<ResponseBody>, Infallible>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        match self.get_mut() {
+            Answering::Now(answer) => Poll::Ready(Ok(answer.take().expect("an answer is polled for once"))),
+            Answering::Later(journey) => journey.as_mut().poll(cx).map(Ok),
+        }
+    }
 }
 
 impl Engine {
@@ -63,29 +85,35 @@ impl Engine {
     }
 
     /// Answers one request. What goes wrong becomes an answer too.
-    pub(crate) async fn handle(
-        self: Rc<Self>,
-        client: Rc<Client>,
+    pub(crate) fn answer(
+        self: &Rc<Self>,
+        client: &Rc<Client>,
         request: Request<Incoming>,
-    ) -> Response<ResponseBody> {
+    ) -> Answering<Pin<Box<impl Future<Output = Response<ResponseBody>> + use<>>>> {
         let (head, body) = request.into_parts();
         client.phase.set(Phase::Request);
         client.body_expired.set(false);
-        let exchange = Exchange::begin(&self.ledger, &client, &head);
-        let response = match self.route(&client, &exchange, head, body).await {
-            Ok(response) => response,
-            Err(problem) => answer::problem(&problem, &exchange),
-        };
-        answer::leave(response, &client, &exchange, self.is_draining())
+        let exchange = Exchange::begin(&self.ledger, client, &head);
+        match self.begin(client, &exchange, head, body) {
+            // Boxed, for hyper moves a service's future about before it first polls it.
+            Ok(Begun::Forward(journey)) => Answering::Later(Box::pin(journey.travel())),
+            Ok(Begun::Answer(response)) => {
+                Answering::Now(Some(answer::leave(response, client, &exchange, self.is_draining())))
+            }
+            Err(problem) => {
+                let response = answer::problem(&problem, &exchange);
+                Answering::Now(Some(answer::leave(response, client, &exchange, self.is_draining())))
+            }
+        }
     }
 
-    async fn route(
-        &self,
+    fn begin(
+        self: &Rc<Self>,
         client: &Rc<Client>,
         exchange: &Rc<Exchange>,
         head: http::request::Parts,
         body: Incoming,
-    ) -> Result<Response<ResponseBody>, Problem> {
+    ) -> Result<Begun, Problem> {
         let snapshot = self.snapshot();
         let settings = &snapshot.config.settings;
         let uri = head.uri.clone();
@@ -101,39 +129,39 @@ impl Engine {
         let route = &snapshot.routes[index];
         exchange.matched(route);
         let Action::Forward(pool) = &route.action else {
-            return answer::fixed(route, exchange).ok_or_else(no_route);
+            return answer::fixed(route, exchange).map(Begun::Answer).ok_or_else(no_route);
         };
-        let trusted = is_trusted(client.peer.ip(), &settings.trusted_proxies);
-        let address =
-            client_address(client.peer.ip(), &head.headers, &fields::X_FORWARDED_FOR, &settings.trusted_proxies);
+        let trusted = &settings.trusted_proxies;
         let forward = Forward {
             engine: self,
             client,
             exchange,
-            route: Arc::clone(route),
-            pool: Arc::clone(pool),
+            route,
+            pool,
             form,
-            address,
-            trusted,
+            address: client_address(client.peer.ip(), &head.headers, &X_FORWARDED_FOR, trusted),
+            trusted: is_trusted(client.peer.ip(), trusted),
             body_limit: bounds.body,
         };
-        forward::forward(forward, head, body).await
+        forward.begin(head, body)
     }
 
     /// Answers a request that hyper could not read; gives the bytes to send before closing.
-    pub(crate) fn unreadable(&self, client: &Client, problem: &problem::Problem) -> Vec<u8> {
+    pub(crate) fn unreadable(&self, client: &Client, problem: &Problem) -> Vec<u8> {
         self.ledger.unreadable(client, problem.status, problem.kind);
         problem.to_http1()
     }
 }
 
+/// What a request has come to without waiting.
+pub(super) enum Begun {
+    Answer(Response<ResponseBody>),
+    Forward(Journey),
+}
+
 fn no_route() -> Problem {
-    Problem::new(
-        StatusCode::NOT_FOUND,
-        "no-route",
-        "destination_not_found",
-        "no route matches this host, path, method and fields",
-    )
+    let detail = "no route matches this host, path, method and fields";
+    Problem::new(StatusCode::NOT_FOUND, "no-route", "destination_not_found", detail)
 }
 
 /// A TRACE answer would show a client the fields that proxies add.
@@ -145,9 +173,4 @@ fn trace_refused() -> Problem {
         "TRACE is not answered here",
     )
     .closing()
-}
-
-/// The `Via` entry for a message received in this version.
-pub(super) fn via(version: http::Version) -> HeaderValue {
-    HeaderValue::from_static(if version == http::Version::HTTP_10 { "1.0 ringway" } else { "1.1 ringway" })
 }

@@ -1,5 +1,5 @@
 //! A request's way, in this order, a file a step: `request` (its one form), `route`, `hash_key`,
-//! `forward`, `answer`.
+//! `forward`, `upstream`, `answer`.
 //!
 //! `engine` holds what a worker needs for it, `snapshot` what one configuration says, `exchange`
 //! what is remembered of one request, `client` what the steps may ask of the connection.
@@ -11,10 +11,10 @@ mod engine;
 mod exchange;
 mod forward;
 mod hash_key;
-mod interim;
 mod request;
 mod route;
 mod snapshot;
+mod upstream;
 
 pub(crate) use client::{Client, Phase, Tunnel};
 pub(crate) use engine::Engine;

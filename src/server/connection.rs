@@ -11,7 +11,6 @@ use http::StatusCode;
 use hyper::server::conn::http1::Builder;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
-use std::convert::Infallible;
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
@@ -29,6 +28,10 @@ const PARK_AFTER: Duration = Duration::from_secs(1);
 const LAST_REQUEST: Duration = Duration::from_secs(1);
 /// How long a closing connection is read from, so that a reset does not overtake its last answer.
 const LINGER: Duration = Duration::from_secs(5);
+
+/// The number of fields that hyper takes when it is not told: only that one comes without a price a
+/// request.
+const HYPERS_FIELDS: u32 = 100;
 
 /// What connections of one worker share.
 pub(super) struct Context {
@@ -90,14 +93,13 @@ async fn session(context: &Rc<Context>, stream: TcpStream, client: &Rc<Client>, 
         let wire = Wire::new(stream, prefix, Rc::clone(client));
         let pulse = Rc::clone(&wire.pulse);
         let (engine, owner) = (Rc::clone(&context.engine), Rc::clone(client));
-        let service = service_fn(move |request| {
-            let answer = Rc::clone(&engine).handle(Rc::clone(&owner), request);
-            async move { Ok::<_, Infallible>(answer.await) }
-        });
-        let mut connection = Builder::new()
-            .max_buf_size(limits.header_bytes.0 as usize)
-            .max_headers(limits.headers as usize)
-            .serve_connection(TokioIo::new(wire), service);
+        let service = service_fn(move |request| engine.answer(&owner, request));
+        let mut builder = Builder::new();
+        builder.max_buf_size(limits.header_bytes.0 as usize);
+        if limits.headers != HYPERS_FIELDS {
+            builder.max_headers(limits.headers as usize);
+        }
+        let mut connection = builder.serve_connection(TokioIo::new(wire), service);
 
         let mut timer = pin!(tokio::time::sleep(PARK_AFTER));
         let end = poll_fn(|cx| {
@@ -231,7 +233,7 @@ async fn refuse(context: &Context, mut stream: TcpStream, client: &Client, probl
 /// Reads what the client still sends, for a while: closing over unread bytes would reset the
 /// connection and take the last answer with it (RFC 9112 9.6).
 async fn linger(stream: &mut TcpStream) {
-    let mut discarded = [0; 4096];
+    let mut discarded = vec![0; 4096];
     let until_the_end = async { while matches!(stream.read(&mut discarded).await, Ok(1..)) {} };
     // What comes after that time is the client's loss.
     let _ = tokio::time::timeout(LINGER, until_the_end).await;

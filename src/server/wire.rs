@@ -4,6 +4,7 @@
 //! final one; and holds back the bare error answers that hyper writes when it cannot read a head,
 //! so that the connection can give its own.
 
+use crate::io::poll_write_gathered;
 use crate::proxy::{Client, Phase};
 use bytes::Bytes;
 use std::cell::Cell;
@@ -136,7 +137,7 @@ impl AsyncWrite for Wire {
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let length = bufs.iter().map(|buf| buf.len()).sum();
-        self.poll_write_with(cx, length, |stream, cx| stream.poll_write_vectored(cx, bufs))
+        self.poll_write_with(cx, length, |stream, cx| poll_write_gathered(stream, cx, bufs))
     }
 
     fn is_write_vectored(&self) -> bool {

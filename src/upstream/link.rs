@@ -5,9 +5,11 @@
 //! own client's connection. While a link is idle nobody drives it; before it is used again the
 //! socket is asked whether anything has happened.
 
+use super::interim::{Interim, Scanner};
 use super::{Failure, Outgoing};
+use crate::io::poll_write_gathered;
 use bytes::Bytes;
-use http::{HeaderMap, Request, Response, StatusCode};
+use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper::client::conn::http1::{Builder, Connection, SendRequest};
 use hyper_util::rt::TokioIo;
@@ -17,25 +19,25 @@ use std::io;
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::Sleep;
 
-/// The largest head of an answer, and the most of a body that is read at once.
+/// The largest head of an answer, and the most of a body that is read at once. hyper takes up to 100
+/// fields; to allow more would cost an allocation of 16 KiB an answer.
 const MAX_BUFFER: usize = 256 << 10;
-const MAX_FIELDS: usize = 256;
 
 /// What became of one attempt.
 pub(crate) enum Outcome {
-    /// No byte of the request left this process: it may be tried elsewhere, whatever it is. The
-    /// request comes back where it was not taken apart yet.
-    NotSent { failure: Failure, request: Option<Request<Outgoing>> },
+    /// No byte of the request left this process: it may be tried elsewhere, whatever it is, if it
+    /// has come back whole.
+    NotSent(Failure),
     /// Something was sent and no answer began: the node may have run it.
     SentNoAnswer(Failure),
-    /// The answer's head is here; the link comes with it, for the body.
-    Answer { head: Response<Incoming>, link: Box<Link> },
+    /// The answer's head is here; its body comes over the link.
+    Answer(Response<Incoming>),
 }
 
 /// A connection that has become a tunnel: the node's socket and what it has already said on it.
@@ -69,12 +71,7 @@ struct Socket {
     stream: RefCell<TcpStream>,
     sent: Cell<u64>,
     last_activity: Cell<Instant>,
-}
-
-thread_local! {
-    /// The interim answers (1xx) that hyper's callback saw while a link was driven. The callback
-    /// has to be `Send`; what it finds never leaves the thread.
-    static INTERIM: RefCell<Vec<(StatusCode, HeaderMap)>> = const { RefCell::new(Vec::new()) };
+    interim: RefCell<Scanner>,
 }
 
 impl Link {
@@ -93,41 +90,40 @@ impl Link {
         // Without it a small body behind its head may wait for an acknowledgement.
         let _ = stream.set_nodelay(true);
         let now = Instant::now();
-        let socket =
-            Rc::new(Socket { stream: RefCell::new(stream), sent: Cell::new(0), last_activity: Cell::new(now) });
+        let socket = Rc::new(Socket {
+            stream: RefCell::new(stream),
+            sent: Cell::new(0),
+            last_activity: Cell::new(now),
+            interim: RefCell::default(),
+        });
         let io = TokioIo::new(Wire(Rc::clone(&socket)));
-        let (sender, connection) = Builder::new()
-            .max_buf_size(MAX_BUFFER)
-            .max_headers(MAX_FIELDS)
-            .handshake(io)
-            .await
-            .map_err(|_| Failure::Terminated)?;
+        let (sender, connection) =
+            Builder::new().max_buf_size(MAX_BUFFER).handshake(io).await.map_err(|_| Failure::Terminated)?;
         let timer = Box::pin(tokio::time::sleep_until((now + Duration::from_secs(3600)).into()));
         Ok(Box::new(Link { sender, connection, closed: false, socket, timer }))
     }
 
-    /// Sends a request and waits for the head of its answer, driving the connection meanwhile.
-    /// Interim answers are told as they come, if anybody wants them.
+    /// Sends a request and waits for the head of its answer, driving the connection meanwhile. The
+    /// request is taken, and put back where hyper did not take it apart. Interim answers are told
+    /// as they come, if anybody wants them.
     pub(crate) async fn send(
-        mut self: Box<Self>,
-        mut request: Request<Outgoing>,
+        &mut self,
+        request: &mut Option<Request<Outgoing>>,
         patience: Patience,
-        on_interim: Option<&dyn Fn(StatusCode, &HeaderMap)>,
+        on_interim: Option<impl Fn(Interim)>,
     ) -> Outcome {
+        let Some(taken) = request.take() else { return Outcome::NotSent(Failure::RequestBody) };
         let sent_before = self.socket.sent.get();
         self.socket.last_activity.set(Instant::now());
         if on_interim.is_some() {
-            hyper::ext::on_informational(&mut request, |interim| {
-                INTERIM.with(|seen| seen.borrow_mut().push((interim.status(), interim.headers().clone())));
-            });
+            self.socket.interim.borrow_mut().begin();
         }
-        let mut answer = pin!(self.sender.try_send_request(request));
+        let mut answer = pin!(self.sender.try_send_request(taken));
         let result = poll_fn(|cx| {
             self.drive(cx);
-            if let Some(tell) = on_interim {
-                for (status, fields) in INTERIM.take() {
-                    tell(status, &fields);
-                }
+            if let Some(tell) = &on_interim {
+                let found = self.socket.interim.borrow_mut().take();
+                found.into_iter().for_each(tell);
             }
             match answer.as_mut().poll(cx) {
                 Poll::Ready(result) => Poll::Ready(Some(result)),
@@ -139,15 +135,17 @@ impl Link {
         })
         .await;
 
-        let nothing_sent = self.socket.sent.get() == sent_before;
-        let (failure, request) = match result {
-            Some(Ok(head)) => return Outcome::Answer { head, link: self },
-            Some(Err(mut error)) => (failure_of(error.error()), error.take_message()),
-            None if self.closed => (Failure::Terminated, None),
-            None => (Failure::Timeout, None),
+        let failure = match result {
+            Some(Ok(head)) => return Outcome::Answer(head),
+            Some(Err(mut error)) => {
+                *request = error.take_message();
+                failure_of(error.error())
+            }
+            None if self.closed => Failure::Terminated,
+            None => Failure::Timeout,
         };
-        match nothing_sent {
-            true => Outcome::NotSent { failure, request },
+        match self.socket.sent.get() == sent_before {
+            true => Outcome::NotSent(failure),
             false => Outcome::SentNoAnswer(failure),
         }
     }
@@ -168,14 +166,21 @@ impl Link {
     }
 
     /// Whether nothing has arrived on an idle link: no end, no error, no byte that nobody asked for.
+    ///
+    /// What the reactor has not heard of by now came after the request that wants the link; only
+    /// where it has heard of something, or does not know, is the kernel asked.
     pub(super) fn is_quiet(&self) -> bool {
         use rustix::io::Errno;
         use rustix::net::{RecvFlags, recv};
         let stream = self.socket.stream.borrow();
+        if stream.poll_read_ready(&mut Context::from_waker(Waker::noop())).is_pending() {
+            return true;
+        }
         matches!(recv(&*stream, &mut [0u8; 1], RecvFlags::PEEK | RecvFlags::DONTWAIT), Err(Errno::AGAIN))
     }
 
-    pub(super) fn last_activity(&self) -> Instant {
+    /// When bytes last moved on the link.
+    pub(crate) fn last_activity(&self) -> Instant {
         self.socket.last_activity.get()
     }
 
@@ -236,9 +241,11 @@ impl Wire {
 
 impl AsyncRead for Wire {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
         let result = Pin::new(&mut *self.0.stream.borrow_mut()).poll_read(cx, buf);
         if result.is_ready() {
             self.0.last_activity.set(Instant::now());
+            self.0.interim.borrow_mut().see(&buf.filled()[before..]);
         }
         result
     }
@@ -256,7 +263,7 @@ impl AsyncWrite for Wire {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let result = Pin::new(&mut *self.0.stream.borrow_mut()).poll_write_vectored(cx, bufs);
+        let result = poll_write_gathered(Pin::new(&mut *self.0.stream.borrow_mut()), cx, bufs);
         self.wrote(&result);
         result
     }

@@ -5,12 +5,14 @@
 
 mod answer;
 mod idle;
+mod interim;
 mod link;
 mod node;
 mod pool;
 
 pub(crate) use answer::{AnswerBody, Broken, Keep};
 pub(crate) use idle::IdleLinks;
+pub(crate) use interim::Interim;
 pub(crate) use link::{Link, Outcome, Patience, Switched};
 pub(crate) use node::{InFlight, Registry};
 pub(crate) use pool::{Node, Pool, Unresolved, ring_of};

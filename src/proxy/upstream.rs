@@ -1,0 +1,257 @@
+//! The step that asks nodes: attempts in the order of the ring, and what comes back.
+
+use super::answer::{self, ResponseBody};
+use super::body::Gate;
+use super::client::{Client, Tunnel};
+use super::engine::Engine;
+use super::exchange::{BodyFault, Exchange};
+use super::request::too_large;
+use super::snapshot::Route;
+use crate::http::fields::{self, TransferCoding};
+use crate::http::problem::Problem;
+use crate::upstream::{AnswerBody, Failure, InFlight, Interim, Keep, Link, Node, Outcome, Outgoing, Patience, Pool};
+use http::header::{CONNECTION, HOST, UPGRADE};
+use http::{HeaderValue, Request, Response, StatusCode, Version};
+use hyper::body::Incoming;
+use std::future::poll_fn;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::{Duration, Instant};
+
+/// How often a request is tried again where nothing was sent.
+const RETRIES: u32 = 1;
+
+/// A request on its way to the nodes of its pool.
+pub(super) struct Journey {
+    pub(super) engine: Rc<Engine>,
+    pub(super) client: Rc<Client>,
+    pub(super) exchange: Rc<Exchange>,
+    pub(super) route: Arc<Route>,
+    pub(super) pool: Arc<Pool>,
+    pub(super) hash: u64,
+    /// Here until it is sent.
+    pub(super) request: Option<Request<Outgoing>>,
+    pub(super) gate: Option<Rc<Gate>>,
+    pub(super) wants_interim: bool,
+    pub(super) may_switch: bool,
+    pub(super) body_limit: u64,
+}
+
+/// An attempt that brought an answer.
+struct Answered {
+    head: Response<Incoming>,
+    link: Box<Link>,
+    in_flight: InFlight,
+    started: Instant,
+}
+
+/// What became of one node.
+enum Attempt {
+    Answered(Response<Incoming>, Box<Link>),
+    /// Nothing was sent, and the request is still here.
+    Again(Failure),
+    Over(Failure),
+}
+
+impl Journey {
+    pub(super) async fn travel(mut self) -> Response<ResponseBody> {
+        let response = match self.attempts().await {
+            Ok(answered) if answered.head.status() == StatusCode::SWITCHING_PROTOCOLS => {
+                Box::pin(self.switch(answered)).await
+            }
+            Ok(answered) => self.take_back(answered).await,
+            Err(problem) => Err(problem),
+        };
+        let response = response.unwrap_or_else(|problem| answer::problem(&problem, &self.exchange));
+        answer::leave(response, &self.client, &self.exchange, self.engine.is_draining())
+    }
+
+    /// Tries the key's nodes in turn, as long as nothing was sent.
+    async fn attempts(&mut self) -> Result<Answered, Problem> {
+        let pool = Arc::clone(&self.pool);
+        let mut failure = None;
+        let mut full = false;
+        let mut attempts = 0;
+        for node in pool.candidates(self.hash) {
+            if attempts > RETRIES {
+                break;
+            }
+            let Some(in_flight) = node.runtime.begin(pool.connections.max_per_node) else {
+                full = true;
+                continue;
+            };
+            if let Some(failed) = failure {
+                self.engine.ledger.retried(&pool.name, failed);
+            }
+            attempts += 1;
+            self.exchange.attempts.set(attempts);
+            self.exchange.sent_to(&pool.name, &node.id);
+            let started = Instant::now();
+            match self.attempt(node).await {
+                Attempt::Answered(head, link) => {
+                    node.runtime.count("answer");
+                    self.exchange.first_byte_time.set(Some(link.last_activity() - started));
+                    return Ok(Answered { head, link, in_flight, started });
+                }
+                Attempt::Again(failed) => {
+                    node.runtime.count(failed.label());
+                    failure = Some(failed);
+                }
+                Attempt::Over(failed) => {
+                    node.runtime.count(failed.label());
+                    return Err(self.failed(failed));
+                }
+            }
+        }
+        Err(match failure {
+            Some(failed) => self.failed(failed),
+            None => unavailable(full),
+        })
+    }
+
+    /// One node: on a kept connection if there is one, on a new one where that turns out to be dead.
+    async fn attempt(&mut self, node: &Node) -> Attempt {
+        self.name_host(node);
+        loop {
+            let kept = self.engine.links.take(&node.runtime);
+            let is_new = kept.is_none();
+            let mut link = match kept {
+                Some(link) => link,
+                None => match self.connect(node).await {
+                    Ok(link) => link,
+                    Err(failure) => return Attempt::Again(failure),
+                },
+            };
+            let patience = Patience { first_byte: self.pool.timeouts.first_byte, until: self.until() };
+            let on_interim = self.wants_interim.then_some(|interim: Interim| match &self.gate {
+                Some(gate) if interim.is_continue() => gate.open(),
+                _ => self.client.inject.borrow_mut().extend(interim.to_http1()),
+            });
+            match link.send(&mut self.request, patience, on_interim).await {
+                Outcome::Answer(head) => return Attempt::Answered(head, link),
+                Outcome::NotSent(_) if !is_new && self.request.is_some() => {}
+                Outcome::NotSent(failure) if self.request.is_some() => return Attempt::Again(failure),
+                Outcome::NotSent(failure) | Outcome::SentNoAnswer(failure) => return Attempt::Over(failure),
+            }
+        }
+    }
+
+    async fn connect(&self, node: &Node) -> Result<Box<Link>, Failure> {
+        let started = Instant::now();
+        let timeout = connect_timeout(self.pool.timeouts.connect, self.until());
+        // Boxed, for most requests find a kept connection.
+        let link = Box::pin(Link::connect(node.address, timeout)).await?;
+        self.exchange.connect_time.set(Some(started.elapsed()));
+        Ok(link)
+    }
+
+    /// HTTP/1.0 clients may name no host; HTTP/1.1 nodes want one.
+    fn name_host(&mut self, node: &Node) {
+        if let Some(request) = &mut self.request
+            && !request.headers().contains_key(HOST)
+            && let Ok(host) = HeaderValue::try_from(node.address.to_string())
+        {
+            request.headers_mut().insert(HOST, host);
+        }
+    }
+
+    /// When the whole request must be over.
+    fn until(&self) -> Option<Instant> {
+        let total = self.pool.timeouts.total;
+        (!total.is_zero()).then(|| self.exchange.started + total)
+    }
+
+    /// What the client is told when no node answered.
+    fn failed(&self, failure: Failure) -> Problem {
+        if let Some(fault) = self.exchange.body_fault.get() {
+            return self.body_problem(fault);
+        }
+        self.exchange.ended("upstream");
+        tracing::debug!(pool = &*self.pool.name, failure = failure.label(), "no answer from a node");
+        let (status, kind) = match failure {
+            Failure::ConnectTimeout | Failure::Timeout => (StatusCode::GATEWAY_TIMEOUT, "upstream-timeout"),
+            _ => (StatusCode::BAD_GATEWAY, "upstream-failed"),
+        };
+        Problem::new(status, kind, failure.proxy_status(), failure.to_string())
+    }
+
+    fn body_problem(&self, fault: BodyFault) -> Problem {
+        match fault {
+            BodyFault::TooLarge => too_large(self.body_limit),
+            BodyFault::Malformed => Problem::bad_request("bad-chunk", "the request's chunked body is malformed"),
+            BodyFault::ClientGone => Problem::bad_request("incomplete-request", "the request's body ended early"),
+            BodyFault::Stalled => {
+                let detail = "the request's body stopped arriving";
+                Problem::new(StatusCode::REQUEST_TIMEOUT, "request-timeout", "http_request_error", detail).closing()
+            }
+        }
+    }
+
+    /// Takes a node's answer to the client.
+    async fn take_back(&self, answered: Answered) -> Result<Response<ResponseBody>, Problem> {
+        let Answered { head, link, in_flight, started } = answered;
+        let (mut head, body) = head.into_parts();
+        if fields::transfer_coding(&head.headers) == TransferCoding::Unsupported {
+            return Err(self.failed(Failure::Malformed));
+        }
+        fields::strip_response(&mut head.headers);
+        self.route.response_fields.apply(&mut head.headers);
+        let connections = &self.pool.connections;
+        let keep = Keep {
+            links: Rc::clone(&self.engine.links),
+            timeout: connections.idle_timeout,
+            max_idle: connections.max_idle_per_node,
+        };
+        let mut body = AnswerBody::new(body, link, in_flight, started, (self.pool.timeouts.idle, self.until()), keep);
+        poll_fn(|cx| {
+            body.finish_if_empty(cx);
+            Poll::Ready(())
+        })
+        .await;
+        head.version = Version::HTTP_11;
+        Ok(Response::from_parts(head, ResponseBody::answer(body, &self.exchange)))
+    }
+
+    /// A 101: where it was asked for, the connection becomes a tunnel once the client has the answer.
+    async fn switch(&self, answered: Answered) -> Result<Response<ResponseBody>, Problem> {
+        let (mut head, _) = answered.head.into_parts();
+        let protocol = fields::strip_response(&mut head.headers).filter(|_| self.may_switch);
+        let Some(protocol) = protocol else {
+            return Err(self.failed(Failure::Malformed));
+        };
+        let Some(node) = answered.link.into_switched().await else {
+            return Err(self.failed(Failure::Terminated));
+        };
+        self.route.response_fields.apply(&mut head.headers);
+        *self.client.tunnel.borrow_mut() = Some(Tunnel {
+            node,
+            in_flight: answered.in_flight,
+            exchange: Rc::clone(&self.exchange),
+            idle: self.pool.timeouts.tunnel,
+        });
+        head.headers.insert(UPGRADE, protocol);
+        head.headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
+        Ok(Response::from_parts(head, ResponseBody::empty(&self.exchange)))
+    }
+}
+
+/// The time to connect within, shortened by the end of the whole request.
+fn connect_timeout(connect: Duration, until: Option<Instant>) -> Duration {
+    let Some(until) = until else { return connect };
+    let left = until.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
+    if connect.is_zero() { left } else { connect.min(left) }
+}
+
+/// No node could even be tried.
+fn unavailable(full: bool) -> Problem {
+    let (kind, error, detail) = match full {
+        true => (
+            "connection-limit-reached",
+            "connection_limit_reached",
+            "every node of the pool has as many requests as it may have",
+        ),
+        false => ("no-healthy-node", "destination_unavailable", "no node of the pool takes requests"),
+    };
+    Problem::new(StatusCode::SERVICE_UNAVAILABLE, kind, error, detail).retry_after(1)
+}
