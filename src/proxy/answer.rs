@@ -16,6 +16,9 @@ use std::task::{Context, Poll, ready};
 /// The body of an answer. When it has ended, the exchange has.
 pub(crate) struct ResponseBody {
     kind: Kind,
+    /// How the answer broke off; told one poll later, for hyper forgets what it has not flushed yet
+    /// when a body fails.
+    broken: Option<Broken>,
     exchange: Rc<Exchange>,
 }
 
@@ -44,7 +47,7 @@ impl ResponseBody {
         if matches!(kind, Kind::Empty) {
             exchange.ended("completed");
         }
-        ResponseBody { kind, exchange: Rc::clone(exchange) }
+        ResponseBody { kind, broken: None, exchange: Rc::clone(exchange) }
     }
 }
 
@@ -60,6 +63,9 @@ impl Body for ResponseBody {
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
         let this = &mut *self;
+        if let Some(broken) = this.broken {
+            return Poll::Ready(Some(Err(broken)));
+        }
         let frame = match &mut this.kind {
             Kind::Empty => None,
             Kind::Full(bytes) => Some(Ok(Frame::data(std::mem::take(bytes)))),
@@ -73,6 +79,9 @@ impl Body for ResponseBody {
             Some(Err(broken)) => {
                 this.exchange.ended("upstream");
                 tracing::debug!(%broken, "an answer was cut short");
+                this.broken = Some(*broken);
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
             }
             None => this.exchange.ended("completed"),
         }

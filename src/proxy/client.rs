@@ -22,6 +22,7 @@ pub(crate) struct Client {
     /// Set by the pipeline when an answer is 101; the connection becomes this tunnel.
     pub(crate) tunnel: RefCell<Option<Tunnel>>,
     pub(crate) phase: Cell<Phase>,
+    pub(crate) had_request: Cell<bool>,
     /// Since when the pipeline waits for the next piece of the request's body.
     pub(crate) awaits_body: Cell<Option<Instant>>,
     /// That piece has not come in time: the body ends in an error.
@@ -61,6 +62,7 @@ impl Client {
             inject: RefCell::default(),
             tunnel: RefCell::default(),
             phase: Cell::new(Phase::Idle),
+            had_request: Cell::new(false),
             awaits_body: Cell::new(None),
             body_expired: Cell::new(false),
         }

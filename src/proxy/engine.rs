@@ -92,6 +92,7 @@ impl Engine {
     ) -> Answering<Pin<Box<impl Future<Output = Response<ResponseBody>> + use<>>>> {
         let (head, body) = request.into_parts();
         client.phase.set(Phase::Request);
+        client.had_request.set(true);
         client.body_expired.set(false);
         let exchange = Exchange::begin(&self.ledger, client, &head);
         match self.begin(client, &exchange, head, body) {

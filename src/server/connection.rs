@@ -43,17 +43,18 @@ pub(super) struct Context {
 /// Serves a connection until it ends.
 pub(super) async fn serve(context: Rc<Context>, mut stream: TcpStream, client: Rc<Client>) {
     let limits = |context: &Context| context.engine.snapshot().config.settings.limits.clone();
-    let mut patience = limits(&context).header_timeout;
-    let mut idle_since = Instant::now();
-    while is_readable(&context, &stream, idle_since + patience).await {
+    let mut deadline = Instant::now() + limits(&context).header_timeout;
+    while is_readable(&context, &stream, deadline).await {
         let limits = limits(&context);
         match Box::pin(session(&context, stream, &client, &limits)).await {
             Some(bare) => stream = bare,
             None => return,
         }
-        // It was idle for a moment before hyper let go of it.
-        idle_since = Instant::now() - PARK_AFTER;
-        patience = limits.keep_alive_timeout;
+        // A connection without a request yet has no more time than it had.
+        if client.had_request.get() {
+            // It was idle for a moment before hyper let go of it.
+            deadline = Instant::now() - PARK_AFTER + limits.keep_alive_timeout;
+        }
     }
 }
 
@@ -95,7 +96,8 @@ async fn session(context: &Rc<Context>, stream: TcpStream, client: &Rc<Client>, 
         let (engine, owner) = (Rc::clone(&context.engine), Rc::clone(client));
         let service = service_fn(move |request| engine.answer(&owner, request));
         let mut builder = Builder::new();
-        builder.max_buf_size(limits.header_bytes.0 as usize);
+        let head = limits.header_bytes.0 as usize;
+        builder.max_buf_size(head).max_header_size(head);
         if limits.headers != HYPERS_FIELDS {
             builder.max_headers(limits.headers as usize);
         }

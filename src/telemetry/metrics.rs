@@ -138,7 +138,9 @@ impl Collector for Mirror {
                 pair.set_value(value);
                 pair
             });
-            let mut metric = Metric::from_label(pairs.collect());
+            let mut pairs: Vec<LabelPair> = pairs.collect();
+            pairs.sort_by(|a, b| a.name().cmp(b.name()));
+            let mut metric = Metric::from_label(pairs);
             metric.set_gauge(gauge);
             metric
         });

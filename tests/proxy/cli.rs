@@ -1,0 +1,156 @@
+//! The command line, with its exit codes.
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+fn ringway(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_ringway")).args(arguments).output().unwrap()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+fn file(content: &str) -> (tempfile::TempDir, String) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("edge.yaml");
+    std::fs::write(&path, content).unwrap();
+    let path = path.to_str().unwrap().to_owned();
+    (folder, path)
+}
+
+const GOOD: &str = "
+listeners: [{ name: http, address: 127.0.0.1:8080 }]
+pools:
+  app:
+    nodes:
+      - { id: app-1, address: 127.0.0.1:9001 }
+      - { id: app-2, address: 127.0.0.1:9002 }
+      - { id: app-3, address: 127.0.0.1:9003, state: drain }
+routes:
+  - { name: old, path: /old, redirect: { to: /new } }
+  - { name: pay, path_prefix: /pay, strip_prefix: /pay, pool: app, hash_on: [cookie:session, client_ip] }
+  - { name: any, hosts: [\"*.example.com\"], pool: app }
+";
+
+#[test]
+fn check_says_where_and_what() {
+    let (_folder, good) = file(GOOD);
+    let checked = ringway(&["check", "--config", &good]);
+    assert!(checked.status.success(), "{}", text(&checked.stdout));
+    assert!(text(&checked.stdout).ends_with("edge.yaml: valid\n"));
+
+    let (_folder, bad) = file(&GOOD.replace("strip_prefix", "strip_prefx").replace("9002", "nine"));
+    let checked = ringway(&["check", "--config", &bad]);
+    assert_eq!(checked.status.code(), Some(1));
+    let said = text(&checked.stdout);
+    assert!(said.contains("edge.yaml:11:37: unknown key `strip_prefx`; did you mean `strip_prefix`?\n"), "{said}");
+    assert!(said.contains("edge.yaml:7:31: expected an address with a port"), "{said}");
+    assert!(said.ends_with("2 errors\n"), "{said}");
+
+    let missing = ringway(&["check", "--config", "/nowhere.yaml"]);
+    assert_eq!(missing.status.code(), Some(1));
+    assert!(text(&missing.stdout).contains("/nowhere.yaml: cannot read the configuration: No such file"));
+}
+
+#[test]
+fn run_refuses_a_bad_file_and_a_taken_port() {
+    let (_folder, bad) = file("listeners: 7\nroutes: []\n");
+    let refused = ringway(&["run", "--config", &bad]);
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(text(&refused.stderr).contains("edge.yaml:1:12: expected a list, found `7`"), "{}", text(&refused.stderr));
+
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap();
+    let (_folder, bad) = file(&format!(
+        "listeners: [{{ name: edge, address: \"{address}\" }}]\nadmin: {{ address: 127.0.0.1:0 }}\nroutes: []\n"
+    ));
+    let refused = ringway(&["run", "--config", &bad]);
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(
+        text(&refused.stderr).contains(&format!("cannot listen on {address} (edge): Address already in use")),
+        "{}",
+        text(&refused.stderr)
+    );
+}
+
+#[test]
+fn explain_shows_route_key_and_node() {
+    let (_folder, good) = file(GOOD);
+    let explain = |arguments: &[&str]| text(&ringway(&[&["explain", "--config", &good], arguments].concat()).stdout);
+    let said = explain(&["POST", "http://shop.example/%70ay/1?x=y", "-H", "Cookie: session=abc"]);
+    for line in [
+        "request   POST shop.example/pay/1?x=y",
+        "route     pay",
+        "forwards  /1?x=y",
+        "hash key  abc (from cookie:session)",
+        "pool      app",
+    ] {
+        assert!(said.contains(line), "{line}\n{said}");
+    }
+    assert!(said.contains("app-3 (drain)"), "{said}");
+    assert!(explain(&["GET", "http://a/pay", "--from", "192.0.2.7"]).contains("hash key  192.0.2.7 (from client_ip)"));
+    assert!(explain(&["GET", "http://a/old"]).contains("answer    308 to /new"));
+    assert!(explain(&["GET", "http://a/none"]).contains("route     none: 404"));
+    assert!(explain(&["GET", "https://www.example.com/"]).contains("a random one a request"));
+    assert_eq!(ringway(&["explain", "--config", &good, "GET", "/no-host"]).status.code(), Some(1));
+}
+
+#[test]
+fn ring_foretells_a_change() {
+    let (_folder, good) = file(GOOD);
+    let json = |arguments: &[&str]| -> serde_json::Value {
+        let told = ringway(&[&["ring", "--json", "--config", &good], arguments].concat());
+        assert!(told.status.success(), "{}", text(&told.stderr));
+        serde_json::from_slice(&told.stdout).unwrap()
+    };
+    let now = json(&["--key", "k"]);
+    assert_eq!((now["points"].as_u64(), now["key"]["order"].as_array().unwrap().len()), (Some(768), 3));
+    let without = json(&["--without", "app-2"]);
+    let moved = without["change"]["moved"].as_f64().unwrap();
+    assert_eq!(moved, now["nodes"][1]["share"].as_f64().unwrap());
+    assert!(without["change"]["transfers"].as_array().unwrap().iter().all(|transfer| transfer["from"] == "app-2"));
+    let with = json(&["--with", "app-4=2"]);
+    assert!(with["change"]["transfers"].as_array().unwrap().iter().all(|transfer| transfer["to"] == "app-4"));
+    let table = text(&ringway(&["ring", "--config", &good, "--without", "app-1", "--key", "k"]).stdout);
+    assert!(
+        table.contains("pool app: 3 nodes, 768 points") && table.contains("of the keys have another node"),
+        "{table}"
+    );
+    let wrong = ringway(&["ring", "--config", &good, "--without", "app-9"]);
+    assert_eq!(
+        (wrong.status.code(), text(&wrong.stderr)),
+        (Some(1), "ringway: --without app-9: the pool has no such node\n".to_owned())
+    );
+}
+
+#[test]
+fn schema_is_a_json_schema() {
+    let schema: serde_json::Value = serde_json::from_slice(&ringway(&["schema"]).stdout).unwrap();
+    assert_eq!(schema["$schema"], "https://json-schema.org/draft/2020-12/schema");
+    assert_eq!(
+        schema["properties"]["pools"]["additionalProperties"]["properties"]["ring"]["properties"]["virtual_nodes"]["default"],
+        256
+    );
+}
+
+#[test]
+fn wrong_usage_exits_with_2() {
+    assert_eq!(ringway(&["serve"]).status.code(), Some(2));
+    assert!(ringway(&["--help"]).status.success());
+}
+
+/// What the repository ships has to be valid.
+#[test]
+fn the_shipped_configurations_are_valid() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("config");
+    let mut count = 0;
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        let checked = ringway(&["check", "--config", path.to_str().unwrap()]);
+        let said = text(&checked.stdout);
+        assert!(checked.status.success() && !said.contains("warning"), "{said}");
+        count += 1;
+    }
+    assert!(count >= 2);
+}

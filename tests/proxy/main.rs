@@ -1,0 +1,17 @@
+//! The proxy as its users meet it: the real program, real sockets, nodes that follow a script.
+
+#![allow(unreachable_pub, missing_docs, clippy::unwrap_used)]
+
+mod cli;
+mod demo;
+mod drain;
+mod fields;
+mod forwarding;
+mod malformed;
+mod nodes;
+mod observe;
+mod routes;
+mod scale;
+mod support;
+mod timers;
+mod tunnels;

@@ -1,0 +1,261 @@
+//! Requests that are wrong: each as raw bytes, with its answer and what becomes of the connection.
+//! Nothing of them, and nothing hidden in them, reaches a node.
+
+use crate::support::{Client, Node, Proxy};
+
+/// What would be forwarded if a request could be hidden in another one.
+const HIDDEN: &str = "GET /hidden HTTP/1.1\r\nhost: example.com\r\n\r\n";
+
+struct Case {
+    name: &'static str,
+    bytes: Vec<u8>,
+    status: u16,
+}
+
+fn case(name: &'static str, bytes: impl AsRef<[u8]>, status: u16) -> Case {
+    Case { name, bytes: bytes.as_ref().to_vec(), status }
+}
+
+#[test]
+fn what_is_refused_closes_and_reaches_no_node() {
+    let node = Node::echo();
+    let proxy = Proxy::start(&format!("limits: {{ request_body: 1KiB }}\n{}", Proxy::pool(&[node.address], "")));
+    let long = "x".repeat(70_000);
+    let fields: String = (0..101).map(|n| format!("x-{n}: 1\r\n")).collect();
+    let cases = [
+        case("bad method", "G@T / HTTP/1.1\r\nhost: a\r\n\r\n", 400),
+        case("no target", "GET HTTP/1.1\r\nhost: a\r\n\r\n", 400),
+        case("bad version", "GET / HTTP/1.7\r\nhost: a\r\n\r\n", 400),
+        case("field without colon", "GET / HTTP/1.1\r\nhost a\r\n\r\n", 400),
+        case("space before the colon", "GET / HTTP/1.1\r\nhost : a\r\n\r\n", 400),
+        case(
+            "space before the colon of Content-Length",
+            "POST / HTTP/1.1\r\nhost: a\r\ncontent-length : 5\r\n\r\nhello",
+            400,
+        ),
+        case("NUL in a value", b"GET / HTTP/1.1\r\nhost: a\r\nx: a\0b\r\n\r\n", 400),
+        case("NUL in the target", b"GET /\0 HTTP/1.1\r\nhost: a\r\n\r\n", 400),
+        case("obs-fold", "GET / HTTP/1.1\r\nhost: a\r\nx: 1\r\n 2\r\n\r\n", 400),
+        case("bare CR in a value", "GET / HTTP/1.1\r\nhost: a\r\nx: 1\r2\r\n\r\n", 400),
+        case("no Host", "GET / HTTP/1.1\r\n\r\n", 400),
+        case("two Hosts", "GET / HTTP/1.1\r\nhost: a\r\nhost: b\r\n\r\n", 400),
+        case("the same Host twice", "GET / HTTP/1.1\r\nhost: a\r\nhost: a\r\n\r\n", 400),
+        case("empty Host", "GET / HTTP/1.1\r\nhost:\r\n\r\n", 400),
+        case("Host with a path", "GET / HTTP/1.1\r\nhost: a/b\r\n\r\n", 400),
+        case("Host with user information", "GET / HTTP/1.1\r\nhost: u@a\r\n\r\n", 400),
+        case("Host with a bad port", "GET / HTTP/1.1\r\nhost: a:99999\r\n\r\n", 400),
+        case("absolute form with user information", "GET http://u@a/ HTTP/1.1\r\nhost: a\r\n\r\n", 400),
+        case("absolute form of another scheme", "GET ftp://a/ HTTP/1.1\r\nhost: a\r\n\r\n", 400),
+        case("broken escape", "GET /%zz HTTP/1.1\r\nhost: a\r\n\r\n", 400),
+        case(
+            "Content-Length with letters",
+            format!("POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 5x\r\n\r\n{HIDDEN}"),
+            400,
+        ),
+        case(
+            "Content-Length with a plus",
+            format!("POST / HTTP/1.1\r\nhost: a\r\ncontent-length: +5\r\n\r\n{HIDDEN}"),
+            400,
+        ),
+        case(
+            "negative Content-Length",
+            format!("POST / HTTP/1.1\r\nhost: a\r\ncontent-length: -1\r\n\r\n{HIDDEN}"),
+            400,
+        ),
+        case(
+            "Content-Length list",
+            format!("POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 0, 45\r\n\r\n{HIDDEN}"),
+            400,
+        ),
+        case(
+            "two Content-Lengths",
+            format!("POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 0\r\ncontent-length: 45\r\n\r\n{HIDDEN}"),
+            400,
+        ),
+        case(
+            "huge Content-Length",
+            format!("POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 99999999999999999999\r\n\r\n{HIDDEN}"),
+            400,
+        ),
+        case(
+            "chunked in HTTP/1.0",
+            format!("POST / HTTP/1.0\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n{HIDDEN}"),
+            400,
+        ),
+        case("unknown coding", format!("POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: gzip\r\n\r\n{HIDDEN}"), 501),
+        case(
+            "coding before chunked",
+            format!("POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: gzip, chunked\r\n\r\n0\r\n\r\n{HIDDEN}"),
+            501,
+        ),
+        case(
+            "chunked twice",
+            format!("POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked, chunked\r\n\r\n0\r\n\r\n{HIDDEN}"),
+            501,
+        ),
+        case(
+            "chunked in two lines",
+            format!(
+                "POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n{HIDDEN}"
+            ),
+            501,
+        ),
+        case(
+            "coding behind chunked",
+            format!("POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked, identity\r\n\r\n0\r\n\r\n{HIDDEN}"),
+            501,
+        ),
+        case(
+            "obscured chunked",
+            format!("POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: xchunked\r\n\r\n{HIDDEN}"),
+            501,
+        ),
+        case(
+            "obscured chunked with Content-Length",
+            format!("POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 4\r\ntransfer-encoding: x\r\n\r\n{HIDDEN}"),
+            501,
+        ),
+        case(
+            "bad chunk size",
+            format!("POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n{HIDDEN}"),
+            400,
+        ),
+        case(
+            "chunk size with a sign",
+            format!("POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n+5\r\nhello\r\n0\r\n\r\n{HIDDEN}"),
+            400,
+        ),
+        case(
+            "chunk longer than its size",
+            format!("POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n1\r\nhello\r\n0\r\n\r\n{HIDDEN}"),
+            400,
+        ),
+        case(
+            "overflowing chunk size",
+            format!("POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n11111111111111111\r\n{HIDDEN}"),
+            400,
+        ),
+        case("Connection names Host", "GET / HTTP/1.1\r\nhost: a\r\nconnection: close, host\r\n\r\n", 400),
+        case(
+            "Connection names Content-Length",
+            "POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 1\r\nconnection: content-length\r\n\r\nx",
+            400,
+        ),
+        case("Connection names Authorization", "GET / HTTP/1.1\r\nhost: a\r\nconnection: authorization\r\n\r\n", 400),
+        case("Connection names Cookie", "GET / HTTP/1.1\r\nhost: a\r\nconnection: Cookie\r\n\r\n", 400),
+        case(
+            "Connection names X-Forwarded-For",
+            "GET / HTTP/1.1\r\nhost: a\r\nconnection: x-forwarded-for\r\n\r\n",
+            400,
+        ),
+        case(
+            "unknown expectation",
+            "POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 1\r\nexpect: 200-maybe\r\n\r\n",
+            417,
+        ),
+        case("announced body too large", "POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 1025\r\n\r\n", 413),
+        case("CONNECT", "CONNECT a:443 HTTP/1.1\r\nhost: a:443\r\n\r\n", 405),
+        case("TRACE", "TRACE / HTTP/1.1\r\nhost: a\r\n\r\n", 405),
+        case("over-long target", format!("GET /{long} HTTP/1.1\r\nhost: a\r\n\r\n"), 431),
+        case("over-long field", format!("GET / HTTP/1.1\r\nhost: a\r\nx: {long}\r\n\r\n"), 431),
+        case("101 fields", format!("GET / HTTP/1.1\r\n{fields}\r\n"), 431),
+        case("HTTP/2 preface", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 400),
+        case("TLS on a cleartext port", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", 400),
+    ];
+    let count = cases.len();
+    for Case { name, bytes, status } in cases {
+        let mut client = proxy.connect();
+        let answer = client.request(&bytes);
+        assert_eq!(answer.status, status, "{name}: {answer:?}");
+        answer.problem();
+        assert_eq!(answer.field("connection").as_deref(), Some("close"), "{name}");
+        assert!(answer.field("proxy-status").is_some_and(|value| value.starts_with("ringway; error=")), "{name}");
+        assert!(client.is_closed(), "{name}: the connection stayed open");
+    }
+    let whole: Vec<String> = node.requests().into_iter().filter(|head| !head.starts_with("POST / ")).collect();
+    assert_eq!(whole, [""; 0], "a refused or hidden request reached the node");
+
+    let page = proxy.admin_get("/metrics").text();
+    let counted: f64 = page
+        .lines()
+        .filter(|line| line.starts_with("ringway_requests_total{"))
+        .map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap())
+        .sum();
+    assert_eq!(counted, count as f64, "every refused request is counted");
+}
+
+#[test]
+fn a_body_that_grows_over_the_limit_is_refused() {
+    let node = Node::echo();
+    let proxy = Proxy::start(&format!("limits: {{ request_body: 1KiB }}\n{}", Proxy::pool(&[node.address], "")));
+    let mut client = proxy.connect();
+    client.send("POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n");
+    for _ in 0..5 {
+        client.send(format!("100\r\n{}\r\n", "x".repeat(256)));
+    }
+    let answer = client.answer();
+    assert_eq!((answer.status, answer.problem().as_str()), (413, "content-too-large"));
+    assert!(client.is_closed());
+}
+
+/// RFC 9112 6.3: Transfer-Encoding overrides Content-Length; the connection is not used again.
+#[test]
+fn chunked_with_a_content_length_is_reframed_and_closed() {
+    for lines in ["content-length: 3\r\ntransfer-encoding: chunked", "transfer-encoding: chunked\r\ncontent-length: 3"]
+    {
+        let node = Node::echo();
+        let proxy = Proxy::before(&[node.address]);
+        let mut client = proxy.connect();
+        let answer =
+            client.request(format!("POST / HTTP/1.1\r\nhost: a\r\n{lines}\r\n\r\n5\r\nhello\r\n0\r\n\r\n{HIDDEN}"));
+        assert_eq!(answer.status, 200);
+        assert!(answer.text().ends_with("hello"), "{}", answer.text());
+        assert!(!answer.text().contains("content-length"), "{}", answer.text());
+        assert!(client.is_closed());
+        assert_eq!(node.requests().len(), 1);
+    }
+}
+
+/// RFC 9112 2.2 lets a bare LF end a line. It is read like CRLF and forwarded as CRLF.
+#[test]
+fn a_bare_line_feed_is_a_line_end_and_nothing_else() {
+    let node = Node::echo();
+    let proxy = Proxy::before(&[node.address]);
+    let answer = proxy.connect().request("GET /a HTTP/1.1\nhost: a\nx-one: 1\n\n");
+    assert_eq!(answer.status, 200);
+    let request = &node.requests()[0];
+    assert!(request.contains("\r\nx-one: 1\r\n") && !request.replace("\r\n", "").contains('\n'), "{request:?}");
+}
+
+#[test]
+fn the_authority_of_an_absolute_target_replaces_host() {
+    let node = Node::echo();
+    let proxy = Proxy::before(&[node.address]);
+    let answer = proxy.connect().request("GET http://Real.Example:80/a?b HTTP/1.1\r\nhost: other.example\r\n\r\n");
+    assert_eq!(answer.status, 200);
+    let text = answer.text();
+    assert!(text.starts_with("GET /a?b HTTP/1.1") && text.contains("\nhost: real.example"), "{text}");
+    assert!(!text.contains("other.example"), "{text}");
+}
+
+#[test]
+fn a_good_request_behind_a_bad_one_is_not_answered() {
+    let node = Node::echo();
+    let proxy = Proxy::before(&[node.address]);
+    let mut client = proxy.connect();
+    let answer = client.request(format!("GET / HTTP/1.1\r\nhost: a\r\nhost: b\r\n\r\n{HIDDEN}"));
+    assert_eq!(answer.status, 400);
+    assert!(client.is_closed());
+    assert_eq!(node.requests().len(), 0);
+}
+
+#[test]
+fn a_bad_request_behind_a_good_one_gets_its_own_answer() {
+    let node = Node::echo();
+    let proxy = Proxy::before(&[node.address]);
+    let mut client: Client = proxy.connect();
+    client.send("GET /good HTTP/1.1\r\nhost: a\r\n\r\nG@T / HTTP/1.1\r\n\r\n");
+    assert_eq!(client.answer().status, 200);
+    assert_eq!(client.answer().status, 400);
+    assert!(client.is_closed());
+}

@@ -1,0 +1,130 @@
+//! What large bodies and many connections cost in memory.
+
+use crate::support::{Client, Node, Proxy, eventually};
+use std::io::{Read, Write};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+const BODY: usize = 200 << 20;
+const LIMIT: u64 = 32 << 20;
+const BLOCK: usize = 256 << 10;
+/// 10,000 where the limit of open files allows it.
+const CONNECTIONS: u64 = 10_000;
+
+fn block(seed: usize) -> Vec<u8> {
+    (0..BLOCK).map(|n| (n * 31 + seed) as u8).collect()
+}
+
+#[test]
+fn two_hundred_mebibytes_go_up_in_little_memory() {
+    let node = Node::start(|peer| {
+        let Some(head) = peer.request() else { return };
+        assert!(head.contains(&format!("content-length: {BODY}")));
+        for seed in 0..BODY / BLOCK {
+            assert!(peer.client.exactly(BLOCK) == block(seed), "block {seed} differs");
+        }
+        peer.answer("all there");
+    });
+    let proxy = Proxy::start(&format!("limits: {{ request_body: 1GiB }}\n{}", Proxy::pool(&[node.address], "")));
+    let before = proxy.memory();
+    let mut client = proxy.connect();
+    client.send(format!("POST / HTTP/1.1\r\nhost: a\r\ncontent-length: {BODY}\r\n\r\n"));
+    let mut most = 0;
+    for seed in 0..BODY / BLOCK {
+        client.send(block(seed));
+        most = most.max(proxy.memory());
+    }
+    assert_eq!(client.answer().text(), "all there");
+    assert!(most - before < LIMIT, "{} bytes more", most - before);
+}
+
+#[test]
+fn two_hundred_mebibytes_come_down_in_little_memory() {
+    for framing in ["sized", "chunked"] {
+        let node = Node::start(move |peer| {
+            peer.request();
+            match framing {
+                "sized" => peer.send(format!("HTTP/1.1 200 OK\r\ncontent-length: {BODY}\r\n\r\n")),
+                _ => peer.send("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"),
+            }
+            for seed in 0..BODY / BLOCK {
+                match framing {
+                    "sized" => peer.send(block(seed)),
+                    _ => peer.send([format!("{BLOCK:x}\r\n").as_bytes(), &block(seed), b"\r\n"].concat()),
+                }
+            }
+            if framing == "chunked" {
+                peer.send("0\r\n\r\n");
+            }
+        });
+        let proxy = Proxy::before(&[node.address]);
+        let before = proxy.memory();
+        let mut client = proxy.connect();
+        // HTTP/1.0, so that both framings arrive as plain bytes.
+        client.send("GET / HTTP/1.0\r\nhost: a\r\n\r\n");
+        client.head();
+        let mut most = 0;
+        for seed in 0..BODY / BLOCK {
+            assert!(client.exactly(BLOCK) == block(seed), "block {seed} differs ({framing})");
+            most = most.max(proxy.memory());
+        }
+        assert!(most - before < LIMIT, "{} bytes more ({framing})", most - before);
+    }
+}
+
+/// As many connections as this process and the proxy may have.
+fn many() -> u64 {
+    let limits = std::fs::read_to_string("/proc/self/limits").unwrap();
+    let line = limits.lines().find(|line| line.starts_with("Max open files")).unwrap();
+    let hard: u64 = line.split_whitespace().nth(4).unwrap().parse().unwrap_or(u64::MAX);
+    let mut limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    limit.current = limit.maximum;
+    rustix::process::setrlimit(rustix::process::Resource::Nofile, limit).unwrap();
+    CONNECTIONS.min(hard.saturating_sub(500))
+}
+
+/// What each of many connections costs the proxy, each made and used by `each`.
+fn cost(proxy: &Proxy, each: impl Fn(&Proxy) -> std::net::TcpStream) -> (u64, Vec<std::net::TcpStream>) {
+    let count = many();
+    // What the first connections cost once is not theirs.
+    let warm: Vec<_> = (0..200).map(|_| each(proxy)).collect();
+    std::thread::sleep(std::time::Duration::from_millis(1500));
+    let before = proxy.memory();
+    let streams: Vec<_> = (0..count - 200).map(|_| each(proxy)).collect();
+    let open = "ringway_connections{listener=\"http\"}";
+    eventually("all connections", || proxy.metric(open) == count as f64);
+    // Idle connections give their buffers back after a second.
+    std::thread::sleep(std::time::Duration::from_millis(2500));
+    let cost = proxy.memory().saturating_sub(before) / (count - 200);
+    (cost, warm.into_iter().chain(streams).collect())
+}
+
+#[test]
+fn a_silent_connection_costs_under_4_kib() {
+    let node = Node::echo();
+    let proxy = Proxy::start(&format!("limits: {{ header_timeout: 1h }}\n{}", Proxy::pool(&[node.address], "")));
+    let (cost, streams) = cost(&proxy, |proxy| Client::connect(proxy.address).stream);
+    assert!(cost < 4096, "{cost} bytes each");
+    drop(streams);
+    assert_eq!(proxy.get("/").status, 200);
+}
+
+#[test]
+fn an_idle_connection_costs_under_24_kib() {
+    static NUMBER: AtomicU32 = AtomicU32::new(0);
+    let proxy = Proxy::start("routes: [{ name: r, respond: { body: ok } }]\n");
+    let (cost, streams) = cost(&proxy, |proxy| {
+        let mut stream = Client::connect(proxy.address).stream;
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        stream.write_all(format!("GET /{number} HTTP/1.1\r\nhost: a\r\n\r\n").as_bytes()).unwrap();
+        let mut answer = Vec::new();
+        while !answer.ends_with(b"\r\n\r\nok") {
+            let mut buffer = [0; 1024];
+            let length = stream.read(&mut buffer).unwrap();
+            assert!(length > 0);
+            answer.extend_from_slice(&buffer[..length]);
+        }
+        stream
+    });
+    assert!(cost < 24 << 10, "{cost} bytes each");
+    drop(streams);
+}

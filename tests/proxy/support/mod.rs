@@ -1,0 +1,37 @@
+//! A proxy in a process of its own, scripted nodes, and a client that sends bytes as they are.
+
+mod client;
+mod node;
+mod proxy;
+
+pub use client::{Answer, Client};
+pub use node::{Node, Peer};
+pub use proxy::Proxy;
+
+use std::time::{Duration, Instant};
+
+/// How long anything that should happen may take before a test fails.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Waits until a condition holds.
+pub fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !holds() {
+        assert!(Instant::now() < deadline, "{what} did not happen");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Whether a program that a test needs is there. Without it the test is skipped, unless
+/// `RINGWAY_REQUIRE_TOOLS` says that everything is installed.
+pub fn have(program: &str, package: &str) -> bool {
+    let found = std::process::Command::new(program).arg("--version").output().is_ok();
+    if !found {
+        assert!(
+            std::env::var_os("RINGWAY_REQUIRE_TOOLS").is_none(),
+            "`{program}` is missing; install Debian's {package}"
+        );
+        eprintln!("skipped: needs `{program}` from Debian's package {package}");
+    }
+    found
+}

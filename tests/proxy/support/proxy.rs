@@ -1,0 +1,150 @@
+use super::client::{Answer, Client};
+use super::eventually;
+use std::io::{BufRead, BufReader, Read};
+use std::net::SocketAddr;
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex};
+
+/// A running proxy, ended when dropped.
+pub struct Proxy {
+    child: Child,
+    pub address: SocketAddr,
+    pub admin: SocketAddr,
+    log: Arc<Mutex<Vec<String>>>,
+    output: Arc<Mutex<String>>,
+    folder: tempfile::TempDir,
+}
+
+impl Proxy {
+    /// Starts a proxy with one listener and the admin listener on free ports. The text gives the
+    /// rest of the configuration.
+    pub fn start(rest: &str) -> Proxy {
+        let access_log = if rest.contains("access_log:") { "" } else { "access_log: { format: \"off\" }\n" };
+        Proxy::start_whole(&format!(
+            "listeners: [{{ name: http, address: \"127.0.0.1:0\" }}]\nadmin: {{ address: \"127.0.0.1:0\" }}\n{access_log}{rest}"
+        ))
+    }
+
+    /// One pool `app` with these nodes, and everything goes there by its URI.
+    pub fn before(nodes: &[SocketAddr]) -> Proxy {
+        Proxy::start(&Proxy::pool(nodes, ""))
+    }
+
+    /// The same, with more settings for the pool.
+    pub fn pool(nodes: &[SocketAddr], more: &str) -> String {
+        let list: String = nodes
+            .iter()
+            .enumerate()
+            .map(|(n, address)| format!("      - {{ id: n{n}, address: \"{address}\" }}\n"))
+            .collect();
+        let nodes = if nodes.is_empty() { " []\n".to_owned() } else { format!("\n{list}") };
+        format!(
+            "pools:\n  app:\n    nodes:{nodes}{more}\nroutes:\n  - {{ name: site, path_prefix: /, pool: app, hash_on: [uri] }}\n"
+        )
+    }
+
+    pub fn start_whole(text: &str) -> Proxy {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("ringway.yaml");
+        std::fs::write(&file, text).unwrap();
+        let mut child = Command::new(env!("CARGO_BIN_EXE_ringway"))
+            .args(["run", "--config"])
+            .arg(&file)
+            .env("RUST_LOG", "info")
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let log: Arc<Mutex<Vec<String>>> = Arc::default();
+        let output: Arc<Mutex<String>> = Arc::default();
+        let (stderr, lines) = (child.stderr.take().unwrap(), Arc::clone(&log));
+        std::thread::spawn(move || {
+            BufReader::new(stderr).lines().map_while(Result::ok).for_each(|line| lines.lock().unwrap().push(line))
+        });
+        let (mut stdout, text) = (child.stdout.take().unwrap(), Arc::clone(&output));
+        std::thread::spawn(move || {
+            let mut buffer = [0; 65536];
+            while let Ok(length @ 1..) = stdout.read(&mut buffer) {
+                text.lock().unwrap().push_str(&String::from_utf8_lossy(&buffer[..length]));
+            }
+        });
+        let found = |key: &str| -> Option<SocketAddr> {
+            let log = log.lock().unwrap();
+            log.iter().find_map(|line| line.split(key).nth(1)?.split(' ').next()?.parse().ok())
+        };
+        eventually("the start of the proxy", || {
+            if let Ok(Some(status)) = child.try_wait() {
+                panic!("the proxy ended with {status}: {:?}", log.lock().unwrap());
+            }
+            found("admin=").is_some()
+        });
+        let (address, admin) = (found("address=").unwrap(), found("admin=").unwrap());
+        Proxy { child, address, admin, log, output, folder }
+    }
+
+    pub fn connect(&self) -> Client {
+        Client::connect(self.address)
+    }
+
+    /// One GET on a connection of its own.
+    pub fn get(&self, path: &str) -> Answer {
+        self.connect().request(&format!("GET {path} HTTP/1.1\r\nhost: example.com\r\nconnection: close\r\n\r\n"))
+    }
+
+    /// A GET to the admin listener.
+    pub fn admin_get(&self, path: &str) -> Answer {
+        Client::connect(self.admin)
+            .request(&format!("GET {path} HTTP/1.1\r\nhost: {}\r\nconnection: close\r\n\r\n", self.admin))
+    }
+
+    /// The value of a series in the metrics; 0 where it is absent.
+    pub fn metric(&self, series: &str) -> f64 {
+        let page = self.admin_get("/metrics").text();
+        let line = page.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' ').map(str::to_owned));
+        line.map_or(0.0, |value| value.parse().unwrap())
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub fn signal(&self, name: &str) {
+        let sent = Command::new("kill").arg(format!("-{name}")).arg(self.pid().to_string()).status().unwrap();
+        assert!(sent.success());
+    }
+
+    pub fn has_ended(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_some()
+    }
+
+    /// What the proxy wrote to stdout: the access log.
+    pub fn output(&self) -> String {
+        self.output.lock().unwrap().clone()
+    }
+
+    /// What the proxy wrote to stderr: its own log.
+    pub fn log(&self) -> String {
+        self.log.lock().unwrap().join("\n")
+    }
+
+    pub fn folder(&self) -> &std::path::Path {
+        self.folder.path()
+    }
+
+    /// Resident memory, in bytes.
+    pub fn memory(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
+        let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * 1024
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        let log = self.log();
+        assert!(std::thread::panicking() || !log.contains("panicked"), "a worker panicked:\n{log}");
+    }
+}

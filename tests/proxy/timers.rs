@@ -1,0 +1,120 @@
+//! Every phase of a connection ends in time, with an answer where a request had begun.
+
+use crate::support::{Node, Proxy};
+use std::io::Write;
+use std::time::{Duration, Instant};
+
+fn proxy(node: &Node, limits: &str) -> Proxy {
+    Proxy::start(&format!("limits: {{ {limits} }}\n{}", Proxy::pool(&[node.address], "")))
+}
+
+#[test]
+fn a_silent_connection_closes_without_a_word() {
+    let node = Node::echo();
+    let proxy = proxy(&node, "header_timeout: 300ms");
+    let started = Instant::now();
+    assert!(proxy.connect().is_closed());
+    assert!(started.elapsed() >= Duration::from_millis(300));
+}
+
+#[test]
+fn a_head_that_trickles_gets_408() {
+    let node = Node::echo();
+    let proxy = proxy(&node, "header_timeout: 500ms");
+    let mut client = proxy.connect();
+    let mut stream = client.stream.try_clone().unwrap();
+    let trickle = std::thread::spawn(move || {
+        for byte in b"GET / HTTP/1.1\r\nhost: example.com\r\nx-slow: and slower" {
+            if stream.write_all(&[*byte]).is_err() {
+                return;
+            }
+            // The client's own pace is what is tested.
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    });
+    let started = Instant::now();
+    let answer = client.answer();
+    assert_eq!((answer.status, answer.problem().as_str()), (408, "request-timeout"));
+    assert!(
+        (Duration::from_millis(450)..Duration::from_secs(3)).contains(&started.elapsed()),
+        "{:?}",
+        started.elapsed()
+    );
+    trickle.join().unwrap();
+    assert_eq!(node.requests().len(), 0);
+}
+
+#[test]
+fn the_second_head_on_a_connection_is_timed_too() {
+    let node = Node::echo();
+    let proxy = proxy(&node, "header_timeout: 400ms");
+    let mut client = proxy.connect();
+    assert_eq!(client.request("GET / HTTP/1.1\r\nhost: a\r\n\r\n").status, 200);
+    client.send("GET / HT");
+    assert_eq!(client.answer().status, 408);
+}
+
+/// The beginning of a second head came with the first request.
+#[test]
+fn a_head_that_began_behind_another_request_is_timed_too() {
+    let node = Node::echo();
+    let proxy = proxy(&node, "header_timeout: 400ms");
+    let mut client = proxy.connect();
+    assert_eq!(client.request("GET / HTTP/1.1\r\nhost: a\r\n\r\nGET / HT").status, 200);
+    assert_eq!(client.answer().status, 408);
+}
+
+#[test]
+fn a_body_that_stops_gets_408() {
+    let node = Node::echo();
+    let proxy = proxy(&node, "body_idle_timeout: 300ms");
+    for framing in ["content-length: 10\r\n\r\nhalf", "transfer-encoding: chunked\r\n\r\n4\r\nhalf\r\n"] {
+        let mut client = proxy.connect();
+        let answer = client.request(format!("POST / HTTP/1.1\r\nhost: a\r\n{framing}"));
+        assert_eq!((answer.status, answer.problem().as_str()), (408, "request-timeout"));
+        assert!(client.is_closed());
+    }
+}
+
+#[test]
+fn an_idle_connection_closes_without_a_word() {
+    let node = Node::echo();
+    for idle in ["300ms", "1500ms"] {
+        let proxy = proxy(&node, &format!("keep_alive_timeout: {idle}"));
+        let mut client = proxy.connect();
+        assert_eq!(client.request("GET / HTTP/1.1\r\nhost: a\r\n\r\n").status, 200);
+        assert!(client.is_closed());
+    }
+}
+
+/// A connection that was idle long enough to lose its buffers goes on as if nothing had been.
+#[test]
+fn a_parked_connection_wakes_up() {
+    let node = Node::echo();
+    let proxy = proxy(&node, "keep_alive_timeout: 30s");
+    let mut client = proxy.connect();
+    for _ in 0..3 {
+        assert_eq!(client.request("GET / HTTP/1.1\r\nhost: a\r\n\r\n").status, 200);
+        // Longer than the second after which it is parked.
+        std::thread::sleep(Duration::from_millis(1300));
+    }
+    assert_eq!(client.request("GET / HTTP/1.1\r\nhost: a\r\n\r\n").status, 200);
+}
+
+#[test]
+fn a_client_that_takes_nothing_is_dropped() {
+    let node = Node::start(|peer| {
+        peer.request();
+        peer.send(format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n", 64 << 20));
+        let block = vec![b'x'; 1 << 20];
+        for _ in 0..64 {
+            peer.send(&block);
+        }
+    });
+    let proxy = proxy(&node, "write_timeout: 500ms");
+    let mut client = proxy.connect();
+    client.send("GET / HTTP/1.1\r\nhost: a\r\n\r\n");
+    crate::support::eventually("the request", || proxy.metric("ringway_requests_in_flight") == 1.0);
+    crate::support::eventually("the end of the stalled answer", || proxy.metric("ringway_requests_in_flight") == 0.0);
+    assert_eq!(proxy.metric("ringway_connections{listener=\"http\"}"), 0.0);
+}

@@ -1,0 +1,103 @@
+//! Upgrades: a tunnel begins with the node's 101 and not before.
+
+use crate::support::{Node, Proxy, eventually};
+
+const UPGRADE: &str =
+    "GET /chat HTTP/1.1\r\nhost: a\r\nconnection: Upgrade\r\nupgrade: websocket\r\nsec-websocket-key: k\r\n\r\n";
+
+/// Switches and then says everything back, in brackets.
+fn websocket_node() -> Node {
+    Node::start(|peer| {
+        let Some(head) = peer.request() else { return };
+        if !head.contains("upgrade: websocket") {
+            return peer.answer("no tunnel");
+        }
+        peer.send("HTTP/1.1 101 Switching Protocols\r\nconnection: Upgrade\r\nupgrade: websocket\r\nsec-websocket-accept: x\r\n\r\nfirst");
+        while !peer.client.has_ended() {
+            let byte = peer.client.exactly(1);
+            peer.send([b"[", &byte[..], b"]"].concat());
+        }
+    })
+}
+
+#[test]
+fn a_tunnel_carries_bytes_both_ways() {
+    let node = websocket_node();
+    let proxy = Proxy::before(&[node.address]);
+    let mut client = proxy.connect();
+    client.send(UPGRADE);
+    let head = client.head();
+    assert!(
+        head.starts_with("HTTP/1.1 101 ")
+            && head.contains("upgrade: websocket")
+            && head.contains("sec-websocket-accept: x"),
+        "{head}"
+    );
+    assert_eq!(client.exactly(5), b"first");
+    client.send("ab");
+    assert_eq!(client.exactly(6), b"[a][b]");
+    let in_flight = "ringway_node_in_flight{node=\"n0\",pool=\"app\"}";
+    assert_eq!(proxy.metric(in_flight), 1.0);
+    drop(client);
+    eventually("the tunnel's end", || proxy.metric(in_flight) == 0.0);
+    assert_eq!(proxy.metric("ringway_requests_total{code=\"101\",method=\"GET\",route=\"site\"}"), 1.0);
+}
+
+/// What a client sends behind its request waits for the 101.
+#[test]
+fn eager_bytes_go_through_the_tunnel_in_order() {
+    let node = websocket_node();
+    let proxy = Proxy::before(&[node.address]);
+    let mut client = proxy.connect();
+    client.send(format!("{UPGRADE}xyz"));
+    client.head();
+    assert_eq!(client.exactly(14), b"first[x][y][z]");
+}
+
+/// Where the node refuses, those bytes are a request of their own, read by the proxy itself.
+#[test]
+fn bytes_behind_a_refused_upgrade_are_no_tunnel() {
+    let node = Node::echo();
+    let proxy = Proxy::start(&format!(
+        "{}  - {{ name: never, path: /never, pool: app }}\n",
+        Proxy::pool(&[node.address], "").replace("path_prefix: /,", "path: /chat,")
+    ));
+    let mut client = proxy.connect();
+    client.send(format!("{UPGRADE}GET /admin HTTP/1.1\r\nhost: a\r\n\r\n"));
+    assert_eq!(client.answer().status, 200);
+    let second = client.answer();
+    assert_eq!((second.status, second.problem().as_str()), (404, "no-route"));
+    assert_eq!(node.requests().len(), 1);
+}
+
+#[test]
+fn only_what_may_switch_is_asked_to() {
+    for request in [
+        // Cleartext HTTP/2 would be a way past every rule.
+        "GET / HTTP/1.1\r\nhost: a\r\nconnection: upgrade, http2-settings\r\nupgrade: h2c\r\nhttp2-settings: x\r\n\r\n",
+        "GET / HTTP/1.1\r\nhost: a\r\nupgrade: websocket\r\n\r\n",
+        "GET / HTTP/1.0\r\nhost: a\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n",
+        "POST / HTTP/1.1\r\nhost: a\r\nconnection: upgrade\r\nupgrade: websocket\r\ncontent-length: 0\r\n\r\n",
+    ] {
+        let node = Node::echo();
+        let proxy = Proxy::before(&[node.address]);
+        let answer = proxy.connect().request(request);
+        assert_eq!(answer.status, 200);
+        assert!(
+            !answer.text().to_lowercase().contains("upgrade") && !answer.text().contains("http2-settings"),
+            "{}",
+            answer.text()
+        );
+    }
+}
+
+#[test]
+fn a_silent_tunnel_ends_in_time() {
+    let node = websocket_node();
+    let proxy = Proxy::start(&Proxy::pool(&[node.address], "    timeouts: { tunnel: 300ms }\n"));
+    let mut client = proxy.connect();
+    client.send(UPGRADE);
+    client.head();
+    client.exactly(5);
+    assert!(client.is_closed());
+}
