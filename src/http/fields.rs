@@ -55,7 +55,7 @@ pub(crate) fn strip_request(fields: &mut HeaderMap) -> Result<HopByHop, Forbidde
         if let Some(forbidden) = NEVER_HOP_BY_HOP.iter().find(|&&name| options.iter().any(|option| option == name)) {
             return Err(ForbiddenOption(forbidden));
         }
-        if options.iter().any(|option| option == UPGRADE) {
+        if options.contains(&UPGRADE) {
             found.upgrade = fields.get(UPGRADE).cloned();
         }
         remove_named(fields, &options);
@@ -74,7 +74,7 @@ pub(crate) fn strip_response(fields: &mut HeaderMap) -> Option<HeaderValue> {
         let mut options = connection_options(fields);
         // A node cannot have the framing taken away.
         options.retain(|option| option != "content-length");
-        if options.iter().any(|option| option == UPGRADE) {
+        if options.contains(&UPGRADE) {
             upgrade = fields.get(UPGRADE).cloned();
         }
         remove_named(fields, &options);

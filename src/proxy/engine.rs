@@ -35,10 +35,7 @@ pub(crate) struct Engine {
 }
 
 /// The snapshot in force, as a handle that costs no shared counter a request.
-struct Latest {
-    cache: arc_swap::Cache<Arc<ArcSwap<Snapshot>>, Arc<Snapshot>>,
-    held: Rc<Arc<Snapshot>>,
-}
+type Latest = arc_swap::Cache<Arc<ArcSwap<Snapshot>>, Arc<Snapshot>>;
 
 /// An answer, now or after a node was asked.
 pub(crate) enum Answering<F> {
@@ -59,9 +56,8 @@ impl<F: Future<Output = Response<ResponseBody>>> Future for Answering<Pin<Box<F>
 
 impl Engine {
     pub(crate) fn new(snapshot: Arc<ArcSwap<Snapshot>>, ledger: Ledger, draining: Arc<AtomicBool>) -> Engine {
-        let held = Rc::new(snapshot.load_full());
         Engine {
-            latest: RefCell::new(Latest { cache: arc_swap::Cache::new(snapshot), held }),
+            latest: RefCell::new(Latest::new(snapshot)),
             ledger: Rc::new(ledger),
             links: Rc::default(),
             random: RefCell::new(fastrand::Rng::new()),
@@ -69,15 +65,9 @@ impl Engine {
         }
     }
 
-    /// The configuration that holds now; a request takes it once.
-    pub(crate) fn snapshot(&self) -> Rc<Arc<Snapshot>> {
-        let Latest { cache, held } = &mut *self.latest.borrow_mut();
-        let current = cache.load();
-        if !Arc::ptr_eq(current, held) {
-            *held = Rc::new(Arc::clone(current));
-            self.ledger.forget_counters();
-        }
-        Rc::clone(held)
+    /// The configuration that holds now.
+    pub(crate) fn snapshot(&self) -> Arc<Snapshot> {
+        Arc::clone(self.latest.borrow_mut().load())
     }
 
     pub(crate) fn is_draining(&self) -> bool {
@@ -115,7 +105,9 @@ impl Engine {
         head: http::request::Parts,
         body: Incoming,
     ) -> Result<Begun, Problem> {
-        let snapshot = self.snapshot();
+        // Taken once: the whole way is decided by one configuration.
+        let mut latest = self.latest.borrow_mut();
+        let snapshot = latest.load();
         let settings = &snapshot.config.settings;
         let uri = head.uri.clone();
         let host = head.headers.get(HOST).cloned();

@@ -23,6 +23,9 @@ pub(crate) struct Ledger {
     counters: RefCell<HashMap<(u64, &'static str, u16), IntCounter, foldhash::fast::RandomState>>,
 }
 
+/// How many handles a worker keeps.
+const MAX_COUNTERS: usize = 4096;
+
 /// The serial that stands for no route in the counters' keys; routes count from 1.
 const NO_ROUTE: u64 = 0;
 
@@ -68,6 +71,10 @@ impl Ledger {
 
     fn count(&self, serial: u64, route: &str, method: &'static str, code: u16) {
         let mut counters = self.counters.borrow_mut();
+        // Handles of routes that reloads have replaced are let go of.
+        if counters.len() >= MAX_COUNTERS {
+            counters.clear();
+        }
         let counter = counters.entry((serial, method, code)).or_insert_with(|| {
             let mut digits = itoa::Buffer::new();
             self.metrics.requests.with_label_values(&[route, method, digits.format(code)])
@@ -78,11 +85,6 @@ impl Ledger {
     /// Counts an attempt after a failed one.
     pub(crate) fn retried(&self, pool: &str, failure: Failure) {
         self.metrics.upstream_retries.with_label_values(&[pool, failure.label()]).inc();
-    }
-
-    /// Lets go of handles of routes that a reload has replaced.
-    pub(crate) fn forget_counters(&self) {
-        self.counters.borrow_mut().clear();
     }
 }
 

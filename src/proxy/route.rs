@@ -180,7 +180,7 @@ mod tests {
         (Table::new(&config.settings.routes), names)
     }
 
-    fn find<'a>(table: &(Table, Vec<String>), method: &str, host: &str, path: &str, field: &str) -> String {
+    fn find(table: &(Table, Vec<String>), method: &str, host: &str, path: &str, field: &str) -> String {
         let mut fields = HeaderMap::new();
         if let Some((name, value)) = field.split_once(": ") {
             fields.insert(HeaderName::from_bytes(name.as_bytes()).unwrap(), HeaderValue::from_str(value).unwrap());

@@ -71,9 +71,12 @@ fn pool_status(pool: &Pool) -> Json {
     json!({ "name": &*pool.name, "points": pool.ring.points(), "nodes": nodes.collect::<Vec<_>>() })
 }
 
+/// Reads a node and its share of the keys; is handed a function that adds a value, with more labels.
+type ReadNode = fn(&Node, f64, &mut dyn FnMut(&[&str], f64));
+
 /// Gauges that show the pools in force as they are when somebody asks.
 pub(super) fn mirror_pools(metrics: &Metrics, snapshot: &Arc<ArcSwap<Snapshot>>) {
-    let each_node = |read: fn(&Node, f64, &mut dyn FnMut(&[&str], f64))| {
+    let each_node = |read: ReadNode| {
         let snapshot = Arc::clone(snapshot);
         move |samples: &mut Vec<Sample>| {
             for pool in &snapshot.load().pools {

@@ -110,12 +110,14 @@ pub(crate) struct Sample {
     pub(crate) value: f64,
 }
 
+type Read = Box<dyn Fn(&mut Vec<Sample>) + Send + Sync>;
+
 struct Mirror {
     desc: Desc,
     name: &'static str,
     help: &'static str,
     labels: &'static [&'static str],
-    read: Box<dyn Fn(&mut Vec<Sample>) + Send + Sync>,
+    read: Read,
 }
 
 impl Collector for Mirror {

@@ -68,12 +68,15 @@ impl Drop for InFlight {
     }
 }
 
+/// Pool, id and address.
+type Identity = (Arc<str>, Arc<str>, SocketAddr);
+
 /// The nodes that are known to the process. A new configuration finds its nodes here again; the
 /// same id under another address is a new node.
 pub(crate) struct Registry {
     metrics: Arc<Metrics>,
     next: AtomicU64,
-    nodes: Mutex<HashMap<(Arc<str>, Arc<str>, SocketAddr), Arc<NodeRuntime>>>,
+    nodes: Mutex<HashMap<Identity, Arc<NodeRuntime>>>,
 }
 
 impl Registry {

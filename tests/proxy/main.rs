@@ -10,6 +10,7 @@ mod forwarding;
 mod malformed;
 mod nodes;
 mod observe;
+mod reference;
 mod routes;
 mod scale;
 mod support;

@@ -107,7 +107,8 @@ fn the_log_says_who_ended_a_request() {
             peer.client.has_ended();
         }
     });
-    let proxy = Proxy::start(&format!("workers: 1\naccess_log: {{ format: json }}\n{}", Proxy::pool(&[node.address], "")));
+    let proxy =
+        Proxy::start(&format!("workers: 1\naccess_log: {{ format: json }}\n{}", Proxy::pool(&[node.address], "")));
     proxy.connect().request("GET /cut HTTP/1.1\r\nhost: a\r\n\r\n");
     let mut leaver = proxy.connect();
     leaver.send("GET /hang HTTP/1.1\r\nhost: a\r\n\r\n");

@@ -1,6 +1,6 @@
 use super::PATIENCE;
 use std::io::{ErrorKind, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
 /// A client's connection, on which every byte is chosen by the test.
@@ -213,12 +213,8 @@ impl Client {
         answer.body.extend(answer.trailers.into_bytes());
         answer.body
     }
-
-    pub fn finish_sending(&self) {
-        self.stream.shutdown(Shutdown::Write).unwrap();
-    }
 }
 
-pub fn find(bytes: &[u8], wanted: &[u8]) -> Option<usize> {
+fn find(bytes: &[u8], wanted: &[u8]) -> Option<usize> {
     bytes.windows(wanted.len()).position(|window| window == wanted)
 }

@@ -4,8 +4,8 @@ mod client;
 mod node;
 mod proxy;
 
-pub use client::{Answer, Client};
-pub use node::{Node, Peer};
+pub use client::Client;
+pub use node::Node;
 pub use proxy::Proxy;
 
 use std::time::{Duration, Instant};

@@ -16,8 +16,6 @@ pub struct Node {
 /// A connection as the node sees it.
 pub struct Peer {
     pub client: Client,
-    /// Connections before this one.
-    pub number: usize,
     requests: Arc<Mutex<Vec<String>>>,
 }
 
@@ -35,10 +33,10 @@ impl Node {
                 if stopped.load(Ordering::SeqCst) {
                     return;
                 }
-                let number = connections.fetch_add(1, Ordering::SeqCst);
+                connections.fetch_add(1, Ordering::SeqCst);
                 let (script, requests) = (Arc::clone(&script), Arc::clone(&requests));
                 std::thread::spawn(move || {
-                    let mut peer = Peer { client: Client::over(stream), number, requests };
+                    let mut peer = Peer { client: Client::over(stream), requests };
                     script(&mut peer);
                 });
             }

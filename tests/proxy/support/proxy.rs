@@ -89,13 +89,13 @@ impl Proxy {
 
     /// One GET on a connection of its own.
     pub fn get(&self, path: &str) -> Answer {
-        self.connect().request(&format!("GET {path} HTTP/1.1\r\nhost: example.com\r\nconnection: close\r\n\r\n"))
+        self.connect().request(format!("GET {path} HTTP/1.1\r\nhost: example.com\r\nconnection: close\r\n\r\n"))
     }
 
     /// A GET to the admin listener.
     pub fn admin_get(&self, path: &str) -> Answer {
         Client::connect(self.admin)
-            .request(&format!("GET {path} HTTP/1.1\r\nhost: {}\r\nconnection: close\r\n\r\n", self.admin))
+            .request(format!("GET {path} HTTP/1.1\r\nhost: {}\r\nconnection: close\r\n\r\n", self.admin))
     }
 
     /// The value of a series in the metrics; 0 where it is absent.
