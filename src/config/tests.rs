@@ -64,7 +64,7 @@ routes:
         "ringway.yaml:14:25: expected a path that begins with `/`, without a query, found `x`",
         "ringway.yaml:14:47: expected a status code from 200 to 599, found `999`",
         "ringway.yaml:15:13: expected exactly one of `pool`, `redirect` and `respond` in the route `both`, found several",
-        "ringway.yaml:16:29: the key `pool` stands here twice; it was first given in line 16",
+        "ringway.yaml:16:31: the key `pool` stands here twice; it was first given in line 16",
     ] {
         assert!(report.contains(expected), "missing: {expected}\nin:\n{report}");
     }

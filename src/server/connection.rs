@@ -58,7 +58,7 @@ pub(super) async fn serve(context: Rc<Context>, mut stream: TcpStream, client: R
     }
 }
 
-/// Waits for bytes, or the end of them. A drain shortens the wait.
+/// Waits for bytes. A drain shortens the wait.
 async fn is_readable(context: &Context, stream: &TcpStream, deadline: Instant) -> bool {
     let mut drain = pin!(context.drain.notified());
     drain.as_mut().enable();
@@ -68,11 +68,17 @@ async fn is_readable(context: &Context, stream: &TcpStream, deadline: Instant) -
     };
     tokio::select! {
         biased;
-        readable = stream.readable() => return readable.is_ok(),
+        has_bytes = has_bytes(stream) => return has_bytes,
         () = tokio::time::sleep_until(deadline.into()) => return false,
         () = drain => {}
     }
-    matches!(tokio::time::timeout(LAST_REQUEST, stream.readable()).await, Ok(Ok(())))
+    tokio::time::timeout(LAST_REQUEST, has_bytes(stream)).await.unwrap_or(false)
+}
+
+/// Whether bytes arrived, and not the end of the connection. Looks, for the reactor may call a
+/// socket readable that is not, and hyper would take its buffers for nothing.
+async fn has_bytes(stream: &TcpStream) -> bool {
+    matches!(stream.peek(&mut [0]).await, Ok(1..))
 }
 
 /// Why hyper is done with a connection.
@@ -82,7 +88,7 @@ enum End {
     Park,
     /// The head did not come in time.
     HeadTimeout,
-    /// The client does not take its answer.
+    /// The client has gone, or does not take its answer.
     Abandon,
 }
 
@@ -93,11 +99,13 @@ async fn session(context: &Rc<Context>, stream: TcpStream, client: &Rc<Client>, 
     loop {
         let wire = Wire::new(stream, prefix, Rc::clone(client));
         let pulse = Rc::clone(&wire.pulse);
+        let watch = wire.watch();
         let (engine, owner) = (Rc::clone(&context.engine), Rc::clone(client));
         let service = service_fn(move |request| engine.answer(&owner, request));
         let mut builder = Builder::new();
         let head = limits.header_bytes.0 as usize;
-        builder.max_buf_size(head).max_header_size(head);
+        // With half_close hyper leaves it to us to notice a client that has gone.
+        builder.max_buf_size(head).max_header_size(head).half_close(true);
         if limits.headers != HYPERS_FIELDS {
             builder.max_headers(limits.headers as usize);
         }
@@ -108,6 +116,10 @@ async fn session(context: &Rc<Context>, stream: TcpStream, client: &Rc<Client>, 
             loop {
                 if let Poll::Ready(result) = Pin::new(&mut connection).poll(cx) {
                     return Poll::Ready(End::Closed(result));
+                }
+                let is_waiting = client.phase.get() != Phase::Idle && client.awaits_body.get().is_none();
+                if is_waiting && watch.poll_left(cx) {
+                    return Poll::Ready(End::Abandon);
                 }
                 match timers(client, &pulse, limits, timer.as_mut(), cx) {
                     Poll::Pending => return Poll::Pending,
@@ -122,7 +134,8 @@ async fn session(context: &Rc<Context>, stream: TcpStream, client: &Rc<Client>, 
         .await;
 
         let parts = connection.into_parts();
-        stream = parts.io.into_inner().into_stream();
+        drop(parts.io);
+        stream = watch.into_stream()?;
         match end {
             End::Park if parts.read_buf.is_empty() => return Some(stream),
             // A part of a head was read together with the request before it.

@@ -7,7 +7,9 @@
 use crate::io::poll_write_gathered;
 use crate::proxy::{Client, Phase};
 use bytes::Bytes;
-use std::cell::Cell;
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, recv};
+use std::cell::{Cell, RefCell};
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::rc::Rc;
@@ -21,7 +23,7 @@ const MAX_INJECTED: usize = 64 << 10;
 
 /// A client's socket as hyper sees it.
 pub(super) struct Wire {
-    stream: TcpStream,
+    stream: Rc<RefCell<TcpStream>>,
     /// What was read before hyper got this wire.
     prefix: Bytes,
     client: Rc<Client>,
@@ -40,6 +42,8 @@ pub(super) struct Pulse {
     pub(super) held_back: Cell<bool>,
     /// The client closed its side.
     pub(super) ended: Cell<bool>,
+    /// More of the client's bytes have arrived while its request is being answered.
+    pipelined: Cell<bool>,
 }
 
 impl Wire {
@@ -53,12 +57,14 @@ impl Wire {
             head_began: Cell::new(began),
             held_back: Cell::new(false),
             ended: Cell::new(false),
+            pipelined: Cell::new(false),
         });
-        Wire { stream, prefix, client, pulse }
+        Wire { stream: Rc::new(RefCell::new(stream)), prefix, client, pulse }
     }
 
-    pub(super) fn into_stream(self) -> TcpStream {
-        self.stream
+    /// A second handle on the socket, to watch it while hyper has the wire.
+    pub(super) fn watch(&self) -> Watch {
+        Watch { stream: Rc::clone(&self.stream), pulse: Rc::clone(&self.pulse) }
     }
 
     /// Sends the interim answers that wait.
@@ -68,7 +74,7 @@ impl Wire {
             return Poll::Ready(Err(io::Error::other("the node sent too many interim answers")));
         }
         while !waiting.is_empty() {
-            let written = ready!(Pin::new(&mut self.stream).poll_write(cx, &waiting))?;
+            let written = ready!(Pin::new(&mut *self.stream.borrow_mut()).poll_write(cx, &waiting))?;
             waiting.drain(..written);
             self.pulse.last_write.set(Instant::now());
         }
@@ -92,7 +98,7 @@ impl Wire {
             return Poll::Ready(Ok(length));
         }
         ready!(self.poll_inject(cx))?;
-        let written = write(Pin::new(&mut self.stream), cx);
+        let written = write(Pin::new(&mut *self.stream.borrow_mut()), cx);
         match &written {
             Poll::Ready(_) => {
                 self.pulse.last_write.set(Instant::now());
@@ -104,6 +110,48 @@ impl Wire {
     }
 }
 
+/// Looks at the socket for a client that leaves while it waits for its answer. hyper would look by
+/// reading, for which it takes a new buffer each time.
+pub(super) struct Watch {
+    stream: Rc<RefCell<TcpStream>>,
+    pulse: Rc<Pulse>,
+}
+
+impl Watch {
+    /// Whether the client has closed or reset the connection. Costs a system call only when
+    /// something has arrived.
+    pub(super) fn poll_left(&self, cx: &mut Context<'_>) -> bool {
+        if self.pulse.pipelined.get() {
+            return false;
+        }
+        let stream = self.stream.borrow();
+        if stream.poll_read_ready(cx).is_pending() {
+            return false;
+        }
+        match recv(&*stream, &mut [0u8; 1], RecvFlags::PEEK | RecvFlags::DONTWAIT) {
+            // What the next request is made of waits for its turn.
+            Ok((1.., _)) => {
+                self.pulse.pipelined.set(true);
+                false
+            }
+            // Nothing after all; reading clears the readiness and asks to be woken.
+            Err(Errno::AGAIN) => {
+                let _ = stream.try_read(&mut [0]);
+                stream.poll_read_ready(cx).is_ready()
+            }
+            Ok((0, _)) | Err(_) => {
+                self.pulse.ended.set(true);
+                true
+            }
+        }
+    }
+
+    /// The socket, once hyper has let go of the wire.
+    pub(super) fn into_stream(self) -> Option<TcpStream> {
+        Some(Rc::into_inner(self.stream)?.into_inner())
+    }
+}
+
 impl AsyncRead for Wire {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         if !self.prefix.is_empty() {
@@ -112,10 +160,11 @@ impl AsyncRead for Wire {
             return Poll::Ready(Ok(()));
         }
         let before = buf.filled().len();
-        let result = Pin::new(&mut self.stream).poll_read(cx, buf);
+        let result = Pin::new(&mut *self.stream.borrow_mut()).poll_read(cx, buf);
         if result.is_ready() {
             let now = Instant::now();
             self.pulse.last_read.set(now);
+            self.pulse.pipelined.set(false);
             match buf.filled().len() > before {
                 true if self.pulse.head_began.get().is_none() => self.pulse.head_began.set(Some(now)),
                 true => {}
@@ -149,6 +198,7 @@ impl AsyncWrite for Wire {
         ready!(self.poll_inject(cx))?;
         if self.client.phase.get() == Phase::Ending {
             self.client.phase.set(Phase::Idle);
+            self.pulse.pipelined.set(false);
             self.pulse.head_began.set(None);
         }
         self.pulse.write_blocked.set(false);
