@@ -5,7 +5,7 @@
 
 mod routes;
 
-use crate::control::Control;
+use crate::control::{Access, Control};
 use crate::http::problem::Problem;
 use bytes::Bytes;
 use http::header::{AUTHORIZATION, HOST, ORIGIN};
@@ -28,16 +28,11 @@ use tokio::sync::Semaphore;
 const MAX_CONNECTIONS: usize = 256;
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Who may use the admin listener.
-pub(crate) struct Access {
-    pub(crate) token: Option<String>,
-    pub(crate) allowed_hosts: Vec<String>,
-}
-
 /// What a listener offers.
+#[derive(Clone, Copy)]
 pub(crate) enum Reach {
     /// The admin listener.
-    Everything(Access),
+    Everything,
     /// The metrics listener: `/metrics`, `/livez`, `/readyz`.
     ReadOnly,
 }
@@ -51,7 +46,6 @@ pub(crate) async fn bind(address: SocketAddr) -> io::Result<(TcpListener, Socket
 
 /// Serves for as long as the runtime lives.
 pub(crate) async fn serve(listener: TcpListener, control: Arc<dyn Control>, reach: Reach) {
-    let reach = Arc::new(reach);
     let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     loop {
         let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
@@ -63,11 +57,11 @@ pub(crate) async fn serve(listener: TcpListener, control: Arc<dyn Control>, reac
                 continue;
             }
         };
-        let (control, reach) = (Arc::clone(&control), Arc::clone(&reach));
+        let control = Arc::clone(&control);
         tokio::spawn(async move {
             let service = service_fn(move |request| {
-                let answer = answer(&*control, &reach, &request);
-                async move { Ok::<_, Infallible>(answer) }
+                let control = Arc::clone(&control);
+                async move { Ok::<_, Infallible>(answer(&*control, reach, &request).await) }
             });
             let served = Builder::new()
                 .timer(TokioTimer::new())
@@ -82,24 +76,26 @@ pub(crate) async fn serve(listener: TcpListener, control: Arc<dyn Control>, reac
     }
 }
 
-fn answer(control: &dyn Control, reach: &Reach, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+async fn answer(control: &dyn Control, reach: Reach, request: &Request<Incoming>) -> Response<Full<Bytes>> {
     let path = request.uri().path();
+    let is_probe = matches!(path, "/livez" | "/readyz");
     let allowed = match reach {
-        Reach::ReadOnly if !matches!(path, "/metrics" | "/livez" | "/readyz") => Err(routes::not_found()),
-        Reach::ReadOnly => Ok(()),
-        Reach::Everything(access) => access.check(request.headers(), matches!(path, "/livez" | "/readyz")),
+        Reach::ReadOnly if is_probe || path == "/metrics" => Ok(()),
+        Reach::ReadOnly => Err(routes::not_found()),
+        Reach::Everything => control.access().check(request.headers(), is_probe),
     };
-    match allowed.and_then(|()| routes::answer(control, request)) {
-        Ok(response) => response,
-        Err(problem) => {
-            let (mut fields, body) = problem.render();
-            fields.remove(crate::http::fields::PROXY_STATUS);
-            let mut response = Response::new(Full::new(body));
-            *response.status_mut() = problem.status;
-            *response.headers_mut() = fields;
-            response
-        }
-    }
+    let answered = match allowed {
+        Ok(()) => routes::answer(control, request).await,
+        Err(problem) => Err(problem),
+    };
+    answered.unwrap_or_else(|problem| {
+        let (mut fields, body) = problem.render();
+        fields.remove(crate::http::fields::PROXY_STATUS);
+        let mut response = Response::new(Full::new(body));
+        *response.status_mut() = problem.status;
+        *response.headers_mut() = fields;
+        response
+    })
 }
 
 impl Access {

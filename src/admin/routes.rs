@@ -1,17 +1,33 @@
 //! The admin API's paths.
 
+use crate::config::NodeState;
 use crate::control::Control;
 use crate::http::problem::Problem;
 use bytes::Bytes;
-use http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE};
+use http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use http::{HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::Full;
 use hyper::body::Incoming;
-use serde_json::Value as Json;
+use serde_json::{Value as Json, json};
 
-pub(super) fn answer(control: &dyn Control, request: &Request<Incoming>) -> Result<Response<Full<Bytes>>, Problem> {
+pub(super) async fn answer(
+    control: &dyn Control,
+    request: &Request<Incoming>,
+) -> Result<Response<Full<Bytes>>, Problem> {
     let segments: Vec<&str> = request.uri().path().split('/').skip(1).collect();
-    let read: Result<Response<Full<Bytes>>, Problem> = match segments[..] {
+    match *request.method() {
+        Method::GET | Method::HEAD => read(control, request, &segments),
+        Method::POST => change(control, &segments).await,
+        _ => Err(wrong_method("GET, HEAD, POST")),
+    }
+}
+
+fn read(
+    control: &dyn Control,
+    request: &Request<Incoming>,
+    segments: &[&str],
+) -> Result<Response<Full<Bytes>>, Problem> {
+    match *segments {
         ["livez"] => Ok(text(StatusCode::OK, "ok\n")),
         ["readyz"] if control.is_ready() => Ok(text(StatusCode::OK, "ready\n")),
         ["readyz"] => Ok(text(StatusCode::SERVICE_UNAVAILABLE, "not ready\n")),
@@ -19,27 +35,52 @@ pub(super) fn answer(control: &dyn Control, request: &Request<Incoming>) -> Resu
             let page = Bytes::from(control.metrics());
             Ok(respond(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", page))
         }
-        ["api", "status"] => Ok(json(&control.status())),
-        ["api", "config"] => Ok(json(&control.config())),
-        ["api", "pools"] => Ok(json(&control.pools())),
+        ["api", "status"] => Ok(as_json(&control.status())),
+        ["api", "config"] => Ok(as_json(&control.config())),
+        ["api", "pools"] => Ok(as_json(&control.pools())),
         ["api", "pools", pool, "ring"] => match parameter(request, "key") {
-            Some(key) => control.owners(pool, &key).map(|owners| json(&owners)).ok_or_else(not_found),
-            None => Err(Problem::new(
-                StatusCode::BAD_REQUEST,
-                "missing-key",
-                "http_request_error",
-                "give the key as `?key=KEY`",
-            )),
+            Some(key) => control.owners(pool, &key).map(|owners| as_json(&owners)).ok_or_else(not_found),
+            None => {
+                let detail = "give the key as `?key=KEY`";
+                Err(Problem::new(StatusCode::BAD_REQUEST, "missing-key", "http_request_error", detail))
+            }
         },
+        ["api", "reload" | "drain"] | ["api", "pools", _, "nodes", _, "up" | "drain" | "down"] => {
+            Err(wrong_method("POST"))
+        }
         _ => Err(not_found()),
-    };
-    let response = read?;
-    if matches!(*request.method(), Method::GET | Method::HEAD) {
-        return Ok(response);
     }
-    let mut refused = text(StatusCode::METHOD_NOT_ALLOWED, "use GET\n");
-    refused.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
-    Ok(refused)
+}
+
+async fn change(control: &dyn Control, segments: &[&str]) -> Result<Response<Full<Bytes>>, Problem> {
+    match *segments {
+        ["api", "reload"] => match control.reload().await {
+            Ok(said) => Ok(as_json(&json!({ "result": "success", "detail": said }))),
+            Err(said) => {
+                Err(Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "reload-failed", "proxy_configuration_error", said))
+            }
+        },
+        ["api", "drain"] => {
+            control.drain();
+            Ok(as_json(&json!({ "result": "success", "detail": "draining" })))
+        }
+        ["api", "pools", pool, "nodes", id, word] => {
+            let state = NodeState::from_word(word).ok_or_else(not_found)?;
+            match control.set_node_state(pool, id, state) {
+                true => Ok(as_json(&json!({ "result": "success", "pool": pool, "node": id, "state": word }))),
+                false => {
+                    let detail = format!("the pool `{pool}` has no node `{id}`, or there is no such pool");
+                    Err(Problem::new(StatusCode::NOT_FOUND, "no-such-node", "destination_not_found", detail))
+                }
+            }
+        }
+        _ => Err(not_found()),
+    }
+}
+
+fn wrong_method(allowed: &str) -> Problem {
+    let detail = format!("use one of {allowed} here");
+    Problem::new(StatusCode::METHOD_NOT_ALLOWED, "method-not-allowed", "http_request_error", detail)
 }
 
 pub(super) fn not_found() -> Problem {
@@ -54,7 +95,7 @@ fn parameter(request: &Request<Incoming>, name: &str) -> Option<String> {
     Some(percent_encoding::percent_decode_str(&raw.replace('+', " ")).decode_utf8_lossy().into_owned())
 }
 
-fn json(value: &Json) -> Response<Full<Bytes>> {
+fn as_json(value: &Json) -> Response<Full<Bytes>> {
     let mut body = serde_json::to_vec_pretty(value).unwrap_or_default();
     body.push(b'\n');
     respond(StatusCode::OK, "application/json", body.into())

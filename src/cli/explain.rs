@@ -19,7 +19,7 @@ pub(super) struct Options {
     config: Option<PathBuf>,
     /// The request's method
     method: String,
-    /// The request's URL, such as https://example.com/path?query
+    /// The request's URL, with scheme and host
     url: String,
     /// A field of the request; may be given several times
     #[arg(short = 'H', long = "header", value_name = "NAME: VALUE")]

@@ -6,7 +6,7 @@ use crate::server;
 use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
 pub(super) fn run(file: Option<PathBuf>) -> Outcome {
@@ -38,25 +38,37 @@ fn init_log() {
 async fn serve(config: Config) -> Outcome {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut hangup = signal(SignalKind::hangup())?;
     let file = config.file.display().to_string();
     let running = server::start(config).await?;
     for (name, address) in running.listeners() {
-        tracing::info!(%address, listener = name, "listening");
+        tracing::info!(%address, listener = &*name, "listening");
     }
     tracing::info!(admin = %running.admin, workers = running.workers(), file, "serving");
 
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+            () = running.drain_asked() => break,
+            _ = hangup.recv() => running.reload(),
+        }
     }
     let quiet = tokio::select! {
         quiet = running.drain() => quiet,
         _ = terminate.recv() => false,
         _ = interrupt.recv() => false,
+        () = ignore(&mut hangup) => false,
     };
     match quiet {
         true => tracing::info!("every request has ended"),
         false => tracing::warn!("stopped with requests in flight"),
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// There is nothing to reload on the way out, and SIGHUP must not end it.
+async fn ignore(hangup: &mut Signal) {
+    while hangup.recv().await.is_some() {}
+    std::future::pending().await
 }

@@ -12,7 +12,9 @@ mod validate;
 pub(crate) mod values;
 
 pub use diagnostics::Report;
-pub(crate) use model::{FieldRules, Limits, LogFormat, NodeState, Pool, PoolConnections, Route, Settings, Timeouts};
+pub(crate) use model::{
+    FieldRules, Limits, Listener, LogFormat, NodeState, Pool, PoolConnections, Route, Settings, Timeouts,
+};
 
 use diagnostics::Diagnostics;
 use read::{Field, Reader};

@@ -83,11 +83,18 @@ pub(crate) trait Field: Sized {
     fn show(&self) -> Json;
 }
 
-/// A value that remembers its place, for checks that look at several settings.
+/// A value that remembers its place, for checks that look at several settings. Two of them are equal
+/// where their values are.
 #[derive(Clone, Debug)]
 pub(crate) struct Spanned<T> {
     pub(crate) value: T,
     pub(crate) span: Span,
+}
+
+impl<T: PartialEq> PartialEq for Spanned<T> {
+    fn eq(&self, other: &Self) -> bool {
+        self.value == other.value
+    }
 }
 
 impl<T> Deref for Spanned<T> {
@@ -154,7 +161,7 @@ impl<T: Field> Field for Vec<T> {
 /// A mapping from names that the user chose, in the order of the file.
 ///
 /// A name whose value is wrong keeps its place with `None`: what refers to it is not wrong too.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Named<T> {
     pub(crate) entries: Vec<(Spanned<String>, Option<T>)>,
 }
@@ -267,7 +274,7 @@ macro_rules! settings {
         }
     ) => {
         $(#[doc = $about])*
-        #[derive(Clone, Debug)]
+        #[derive(Clone, Debug, PartialEq)]
         pub(crate) struct $name {
             $( $(#[doc = $doc])* pub(crate) $field: $type, )*
         }
@@ -351,6 +358,12 @@ macro_rules! choices {
 
         impl $name {
             const WORDS: &[&str] = &[$($word),*];
+
+            /// The choice that a word of the file stands for.
+            #[allow(dead_code, reason = "not every choice is made outside the file too")]
+            pub(crate) fn from_word(word: &str) -> Option<Self> {
+                match word { $( $word => Some($name::$variant), )* _ => None }
+            }
 
             /// The word that stands for it in the file.
             pub(crate) fn word(self) -> &'static str {

@@ -1,19 +1,37 @@
 //! The one handle on a running proxy: the server implements it, the admin listener holds it.
 
+use crate::config::NodeState;
 use serde_json::Value as Json;
+use std::pin::Pin;
 
 /// What can be asked of a running proxy.
 pub(crate) trait Control: Send + Sync {
     /// Whether new requests are welcome: not draining, and every pool in use has a usable node.
     fn is_ready(&self) -> bool;
+    /// Who may use the admin listener.
+    fn access(&self) -> Access;
     /// The metrics page in the Prometheus text format.
     fn metrics(&self) -> Vec<u8>;
-    /// Version, uptime, listeners and what the configuration says of itself.
+    /// Version, uptime, listeners and what became of the last reload.
     fn status(&self) -> Json;
     /// The configuration in force, defaults filled in.
     fn config(&self) -> Json;
-    /// Every pool with its nodes, their shares of the keys and their load.
+    /// Every pool with its nodes, their states, shares of the keys and load.
     fn pools(&self) -> Json;
     /// Who owns a key, and who would next; `None` where there is no such pool.
     fn owners(&self, pool: &str, key: &str) -> Option<Json>;
+    /// Says whether a node takes requests, until the file says something new about it. Gives
+    /// whether there is such a node.
+    fn set_node_state(&self, pool: &str, id: &str, state: NodeState) -> bool;
+    /// Reads the configuration anew; gives what to say of it, or why the old one serves on.
+    fn reload(&self) -> Pin<Box<dyn Future<Output = Result<String, String>> + Send + '_>>;
+    /// Begins to drain, as SIGTERM does.
+    fn drain(&self);
+}
+
+/// Who may use the admin listener.
+pub(crate) struct Access {
+    pub(crate) token: Option<String>,
+    /// Host names beside addresses and `localhost`.
+    pub(crate) allowed_hosts: Vec<String>,
 }

@@ -149,9 +149,8 @@ pub(crate) fn leave(
     mut response: Response<ResponseBody>,
     client: &Client,
     exchange: &Exchange,
-    closing: bool,
 ) -> Response<ResponseBody> {
-    if closing {
+    if client.leaving.get() {
         response.headers_mut().insert(http::header::CONNECTION, HeaderValue::from_static("close"));
     }
     exchange.answered(response.status());

@@ -13,6 +13,8 @@ use std::time::{Duration, Instant};
 pub(crate) struct Client {
     pub(crate) peer: SocketAddr,
     pub(crate) listener: Arc<str>,
+    /// Set when the listener is on its way out: every answer then closes its connection.
+    pub(crate) leaving: Rc<Cell<bool>>,
     /// Whether the client speaks TLS with this proxy.
     pub(crate) secure: bool,
     /// The peer's address as it stands in `X-Forwarded-For`.
@@ -52,11 +54,12 @@ pub(crate) struct Tunnel {
 }
 
 impl Client {
-    pub(crate) fn new(peer: SocketAddr, listener: Arc<str>) -> Client {
+    pub(crate) fn new(peer: SocketAddr, listener: Arc<str>, leaving: Rc<Cell<bool>>) -> Client {
         let text = peer.ip().to_canonical().to_string();
         Client {
             peer,
             listener,
+            leaving,
             secure: false,
             peer_text: HeaderValue::try_from(text).expect("an IP address is a field value"),
             inject: RefCell::default(),

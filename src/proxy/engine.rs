@@ -22,7 +22,6 @@ use std::convert::Infallible;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 
 /// One worker's way from requests to answers.
@@ -31,7 +30,6 @@ pub(crate) struct Engine {
     pub(crate) ledger: Rc<Ledger>,
     pub(crate) links: Rc<IdleLinks>,
     pub(super) random: RefCell<fastrand::Rng>,
-    draining: Arc<AtomicBool>,
 }
 
 /// The snapshot in force, as a handle that costs no shared counter a request.
@@ -55,23 +53,18 @@ impl<F: Future<Output = Response<ResponseBody>>> Future for Answering<Pin<Box<F>
 }
 
 impl Engine {
-    pub(crate) fn new(snapshot: Arc<ArcSwap<Snapshot>>, ledger: Ledger, draining: Arc<AtomicBool>) -> Engine {
+    pub(crate) fn new(snapshot: Arc<ArcSwap<Snapshot>>, ledger: Ledger) -> Engine {
         Engine {
             latest: RefCell::new(Latest::new(snapshot)),
             ledger: Rc::new(ledger),
             links: Rc::default(),
             random: RefCell::new(fastrand::Rng::new()),
-            draining,
         }
     }
 
     /// The configuration that holds now.
     pub(crate) fn snapshot(&self) -> Arc<Snapshot> {
         Arc::clone(self.latest.borrow_mut().load())
-    }
-
-    pub(crate) fn is_draining(&self) -> bool {
-        self.draining.load(Ordering::Relaxed)
     }
 
     /// Answers one request. What goes wrong becomes an answer too.
@@ -88,12 +81,10 @@ impl Engine {
         match self.begin(client, &exchange, head, body) {
             // Boxed, for hyper moves a service's future about before it first polls it.
             Ok(Begun::Forward(journey)) => Answering::Later(Box::pin(journey.travel())),
-            Ok(Begun::Answer(response)) => {
-                Answering::Now(Some(answer::leave(response, client, &exchange, self.is_draining())))
-            }
+            Ok(Begun::Answer(response)) => Answering::Now(Some(answer::leave(response, client, &exchange))),
             Err(problem) => {
                 let response = answer::problem(&problem, &exchange);
-                Answering::Now(Some(answer::leave(response, client, &exchange, self.is_draining())))
+                Answering::Now(Some(answer::leave(response, client, &exchange)))
             }
         }
     }

@@ -2,7 +2,7 @@
 
 use super::client::{Client, Phase};
 use super::snapshot::Route;
-use crate::telemetry::access_log::{AccessLog, Entry};
+use crate::telemetry::access_log::{AccessLog, Entry, Sink};
 use crate::telemetry::metrics::{Metrics, method_label};
 use crate::upstream::Failure;
 use http::header::{HOST, USER_AGENT};
@@ -30,8 +30,16 @@ const MAX_COUNTERS: usize = 4096;
 const NO_ROUTE: u64 = 0;
 
 impl Ledger {
-    pub(crate) fn new(metrics: Arc<Metrics>, log: Option<AccessLog>) -> Ledger {
-        Ledger { metrics, log: RefCell::new(log), counters: RefCell::default() }
+    pub(crate) fn new(metrics: Arc<Metrics>) -> Ledger {
+        Ledger { metrics, log: RefCell::default(), counters: RefCell::default() }
+    }
+
+    /// Writes to another log from now on, if it is another one.
+    pub(crate) fn log_to(&self, sink: Option<&Arc<Sink>>) {
+        let mut log = self.log.borrow_mut();
+        if log.as_ref().map(AccessLog::sink).map(Arc::as_ptr) != sink.map(Arc::as_ptr) {
+            *log = sink.map(|sink| AccessLog::new(Arc::clone(sink)));
+        }
     }
 
     pub(crate) fn flush(&self) {

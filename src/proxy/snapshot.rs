@@ -3,6 +3,7 @@
 use super::route::Table;
 use crate::config::values::HashSource;
 use crate::config::{self, Config, FieldRules};
+use crate::telemetry::access_log::Sink;
 use crate::telemetry::metrics::Metrics;
 use crate::upstream::{Pool, Registry, Unresolved};
 use bytes::Bytes;
@@ -19,6 +20,8 @@ pub(crate) struct Snapshot {
     /// In the order of the file, as the table's indices have it.
     pub(crate) routes: Vec<Arc<Route>>,
     pub(crate) pools: Vec<Arc<Pool>>,
+    /// Where workers write the access log.
+    pub(crate) log: Option<Arc<Sink>>,
 }
 
 /// A route, ready to be taken.
@@ -69,7 +72,12 @@ impl Rules {
 
 impl Snapshot {
     /// Builds rings and routes. May resolve names and take a while: not for a worker's thread.
-    pub(crate) fn build(config: Config, registry: &Registry, metrics: &Metrics) -> Result<Snapshot, Unresolved> {
+    pub(crate) fn build(
+        config: Config,
+        registry: &Registry,
+        metrics: &Metrics,
+        log: Option<Arc<Sink>>,
+    ) -> Result<Snapshot, Unresolved> {
         let settings = &config.settings;
         let mut pools = HashMap::new();
         let mut listed = Vec::new();
@@ -79,7 +87,7 @@ impl Snapshot {
             listed.push(pool);
         }
         let routes = settings.routes.iter().map(|route| Arc::new(Route::build(route, &pools, metrics))).collect();
-        Ok(Snapshot { table: Table::new(&settings.routes), routes, pools: listed, config })
+        Ok(Snapshot { table: Table::new(&settings.routes), routes, pools: listed, log, config })
     }
 
     /// Whether every pool that routes forward to has a node that takes requests.

@@ -64,7 +64,7 @@ impl Journey {
             Err(problem) => Err(problem),
         };
         let response = response.unwrap_or_else(|problem| answer::problem(&problem, &self.exchange));
-        answer::leave(response, &self.client, &self.exchange, self.engine.is_draining())
+        answer::leave(response, &self.client, &self.exchange)
     }
 
     /// Tries the key's nodes in turn, as long as nothing was sent.

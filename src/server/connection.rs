@@ -11,9 +11,11 @@ use http::StatusCode;
 use hyper::server::conn::http1::Builder;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
+use std::cell::Cell;
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -33,11 +35,34 @@ const LINGER: Duration = Duration::from_secs(5);
 /// request.
 const HYPERS_FIELDS: u32 = 100;
 
-/// What connections of one worker share.
+/// What the connections of one listener share on one worker.
 pub(super) struct Context {
     pub(super) engine: Rc<Engine>,
-    /// Told when a drain begins.
-    pub(super) drain: Notify,
+    pub(super) name: Arc<str>,
+    /// Whether the listener, or the process, is on its way out.
+    pub(super) leaving: Rc<Cell<bool>>,
+    drain: Notify,
+}
+
+impl Context {
+    pub(super) fn new(engine: &Rc<Engine>, name: &Arc<str>) -> Context {
+        Context { engine: Rc::clone(engine), name: Arc::clone(name), leaving: Rc::default(), drain: Notify::new() }
+    }
+
+    /// Waits until the listener is on its way out.
+    pub(super) async fn left(&self) {
+        let mut drain = pin!(self.drain.notified());
+        drain.as_mut().enable();
+        if !self.leaving.get() {
+            drain.await;
+        }
+    }
+
+    /// Lets every connection end with its next answer.
+    pub(super) fn leave(&self) {
+        self.leaving.set(true);
+        self.drain.notify_waiters();
+    }
 }
 
 /// Serves a connection until it ends.
@@ -62,7 +87,7 @@ pub(super) async fn serve(context: Rc<Context>, mut stream: TcpStream, client: R
 async fn is_readable(context: &Context, stream: &TcpStream, deadline: Instant) -> bool {
     let mut drain = pin!(context.drain.notified());
     drain.as_mut().enable();
-    let deadline = match context.engine.is_draining() {
+    let deadline = match context.leaving.get() {
         true => deadline.min(Instant::now() + LAST_REQUEST),
         false => deadline,
     };

@@ -2,10 +2,13 @@
 
 mod connection;
 mod listen;
+mod listeners;
 mod nofile;
+mod reload;
 mod run;
 mod status;
 mod tunnel;
+mod watch_file;
 mod wire;
 mod worker;
 

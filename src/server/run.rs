@@ -1,10 +1,12 @@
 //! Starting a proxy, and ending it: workers first, then the admin listener; on the way out the
 //! other way round.
 
-use super::listen::SocketSet;
+use super::listeners::{self, BindError, Open};
 use super::nofile;
-use super::status::mirror_pools;
-use super::worker::{self, Shared, Socket, Stage};
+use super::reload::{self, LastReload, Trigger};
+use super::status::mirror_state;
+use super::watch_file;
+use super::worker::{self, Shared, Stage};
 use crate::admin;
 use crate::config::{Config, LogFormat};
 use crate::control::Control;
@@ -15,48 +17,95 @@ use crate::upstream::{Registry, Unresolved};
 use arc_swap::ArcSwap;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
+
+/// Triggers of reloads that may wait: they are joined anyway.
+const TRIGGERS: usize = 64;
 
 /// Why a proxy does not start.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum StartError {
     #[error(transparent)]
     Unresolved(#[from] Unresolved),
-    #[error("cannot listen on {address} ({name}): {cause}")]
-    Bind { name: String, address: SocketAddr, cause: io::Error },
-    #[error("cannot open the access log `{path}`: {cause}")]
-    AccessLog { path: String, cause: io::Error },
+    #[error(transparent)]
+    Bind(#[from] BindError),
+    #[error(transparent)]
+    AccessLog(#[from] LogError),
     #[error("cannot start a worker: {0}")]
     Thread(io::Error),
 }
 
-/// The handle on a running proxy.
+/// An access log that cannot be opened.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot open the access log `{path}`: {cause}")]
+pub(crate) struct LogError {
+    path: String,
+    cause: io::Error,
+}
+
+/// The handle on a running proxy: what outlives a configuration.
 pub(super) struct Handle {
     pub(super) snapshot: Arc<ArcSwap<Snapshot>>,
     pub(super) metrics: Arc<Metrics>,
+    pub(super) registry: Registry,
     pub(super) stage: watch::Sender<Stage>,
+    pub(super) open: watch::Sender<Vec<Open>>,
+    pub(super) triggers: mpsc::Sender<Trigger>,
+    pub(super) last_reload: Arc<Mutex<LastReload>>,
+    /// What the configuration file held when it was last read.
+    pub(super) content: Mutex<Option<Vec<u8>>>,
     pub(super) started: Instant,
     pub(super) workers: usize,
-    pub(super) listeners: Vec<(String, SocketAddr)>,
     pub(super) connections: Arc<Semaphore>,
+    /// Told when somebody asks the process to drain.
+    pub(super) drain_asked: tokio::sync::Notify,
+}
+
+impl Handle {
+    /// Puts a configuration in force.
+    pub(super) fn adopt(&self, snapshot: Snapshot) {
+        self.registry.adopt(&snapshot.pools);
+        let old = self.snapshot.swap(Arc::new(snapshot));
+        let new = self.snapshot.load();
+        let (before, after) = (old.config.settings.limits.connections, new.config.settings.limits.connections);
+        if after > before {
+            self.connections.add_permits((after - before) as usize);
+        } else {
+            // Those in use are given up as they come back.
+            let surplus = (before - after) as usize;
+            let missing = surplus - self.connections.forget_permits(surplus);
+            if missing > 0 {
+                tracing::warn!(missing, "more connections are open than `limits.connections` now allows");
+            }
+        }
+        self.metrics.retain(
+            |route| new.routes.iter().any(|known| &*known.name == route),
+            |listener| new.config.settings.listeners.iter().any(|known| known.name.as_str() == listener),
+            |pool, node| {
+                let pool = new.pools.iter().find(|known| &*known.name == pool);
+                pool.is_some_and(|pool| pool.nodes.iter().any(|known| &*known.id == node))
+            },
+        );
+    }
 }
 
 /// A proxy that serves.
 pub(crate) struct Running {
     handle: Arc<Handle>,
-    shared: Arc<Shared>,
     threads: Vec<JoinHandle<()>>,
     /// Where the admin listener is.
     pub(crate) admin: SocketAddr,
+    _file_watch: Option<notify::RecommendedWatcher>,
 }
 
 /// Binds everything and starts to serve. Must be called inside a tokio runtime, which then carries
-/// the admin listeners.
+/// the admin listeners and reloads.
 pub(crate) async fn start(config: Config) -> Result<Running, StartError> {
     let settings = config.settings.clone();
+    let file = config.file.clone();
     let metrics = Arc::new(Metrics::new());
     let registry = Registry::new(Arc::clone(&metrics));
     let workers = match settings.workers {
@@ -65,62 +114,56 @@ pub(crate) async fn start(config: Config) -> Result<Running, StartError> {
     };
     nofile::raise(settings.limits.connections);
 
-    let token = config.admin_token.clone();
     let log = open_log(&config, &metrics)?;
-    let snapshot = Arc::new(ArcSwap::from_pointee(Snapshot::build(config, &registry, &metrics)?));
-    mirror_pools(&metrics, &snapshot);
-    let mut sets = Vec::new();
-    for listener in &settings.listeners {
-        let address = listener.address.value;
-        let name = listener.name.value.clone();
-        let set = SocketSet::bind(address, workers).map_err(|cause| StartError::Bind {
-            name: name.clone(),
-            address,
-            cause,
-        })?;
-        sets.push((name, set));
-    }
+    let built = Snapshot::build(config, &registry, &metrics, log)?;
+    registry.adopt(&built.pools);
+    let snapshot = Arc::new(ArcSwap::from_pointee(built));
+    let last_reload = Arc::new(Mutex::new(LastReload::first()));
+    mirror_state(&metrics, &snapshot, &last_reload);
+    let (open, _) = watch::channel(listeners::diff(&[], &settings.listeners, workers)?);
 
-    let (stage, _) = watch::channel(Stage::Serving);
-    let shared = Arc::new(Shared {
-        snapshot: Arc::clone(&snapshot),
-        metrics: Arc::clone(&metrics),
-        log,
-        connections: Arc::new(Semaphore::new(settings.limits.connections as usize)),
-        draining: Arc::default(),
-    });
-    let handle = Arc::new(Handle {
-        snapshot,
-        metrics,
-        stage,
-        started: Instant::now(),
-        workers,
-        listeners: sets.iter().map(|(name, set)| (name.clone(), set.address)).collect(),
-        connections: Arc::clone(&shared.connections),
-    });
-
-    let access = admin::Access { token, allowed_hosts: settings.admin.allowed_hosts.clone() };
-    let bind_admin = |name: &str, address: SocketAddr| {
-        let name = name.to_owned();
-        async move { admin::bind(address).await.map_err(|cause| StartError::Bind { name, address, cause }) }
-    };
     let (admin_listener, admin_address) = bind_admin("admin", settings.admin.address.value).await?;
     let metrics_listener = match &settings.metrics {
         Some(metrics) => Some(bind_admin("metrics", metrics.address.value).await?),
         None => None,
     };
+    let (triggers, waiting) = mpsc::channel(TRIGGERS);
+    let (stage, _) = watch::channel(Stage::Serving);
+    let handle = Arc::new(Handle {
+        snapshot,
+        metrics,
+        registry,
+        stage,
+        open,
+        triggers,
+        last_reload,
+        content: Mutex::default(),
+        started: Instant::now(),
+        workers,
+        connections: Arc::new(Semaphore::new(settings.limits.connections as usize)),
+        drain_asked: tokio::sync::Notify::new(),
+    });
+    handle.note_content(&file);
+    tokio::spawn(reload::run(Arc::clone(&handle), waiting));
     let control: Arc<dyn Control> = Arc::clone(&handle) as Arc<dyn Control>;
-    tokio::spawn(admin::serve(admin_listener, Arc::clone(&control), admin::Reach::Everything(access)));
+    tokio::spawn(admin::serve(admin_listener, Arc::clone(&control), admin::Reach::Everything));
     if let Some((listener, address)) = metrics_listener {
         tracing::info!(%address, "metrics and probes");
         tokio::spawn(admin::serve(listener, control, admin::Reach::ReadOnly));
     }
-
-    let threads = start_workers(&handle, &shared, sets).map_err(StartError::Thread)?;
-    Ok(Running { handle, shared, threads, admin: admin_address })
+    let threads = start_workers(&handle).map_err(StartError::Thread)?;
+    let file_watch = file.exists().then(|| watch_file::watch(&file, handle.triggers.clone()));
+    let file_watch = file_watch.and_then(|watch| {
+        watch.inspect_err(|error| tracing::warn!(%error, "changes of the file go unnoticed; reload with SIGHUP")).ok()
+    });
+    Ok(Running { handle, threads, admin: admin_address, _file_watch: file_watch })
 }
 
-fn open_log(config: &Config, metrics: &Metrics) -> Result<Option<Arc<Sink>>, StartError> {
+async fn bind_admin(name: &str, address: SocketAddr) -> Result<(tokio::net::TcpListener, SocketAddr), BindError> {
+    admin::bind(address).await.map_err(|cause| BindError { name: name.to_owned(), address, cause })
+}
+
+pub(super) fn open_log(config: &Config, metrics: &Metrics) -> Result<Option<Arc<Sink>>, LogError> {
     let settings = &config.settings.access_log;
     let format = match settings.format {
         LogFormat::Off => return Ok(None),
@@ -132,37 +175,43 @@ fn open_log(config: &Config, metrics: &Metrics) -> Result<Option<Arc<Sink>>, Sta
         file => config.path(file),
     };
     let sink = Sink::open(format, &path, metrics.access_log_dropped.clone());
-    sink.map(|sink| Some(Arc::new(sink)))
-        .map_err(|cause| StartError::AccessLog { path: path.display().to_string(), cause })
+    sink.map(|sink| Some(Arc::new(sink))).map_err(|cause| LogError { path: path.display().to_string(), cause })
 }
 
-fn start_workers(
-    handle: &Handle,
-    shared: &Arc<Shared>,
-    sets: Vec<(String, SocketSet)>,
-) -> io::Result<Vec<JoinHandle<()>>> {
-    let mut portions: Vec<Vec<Socket>> = (0..handle.workers).map(|_| Vec::new()).collect();
-    for (name, set) in sets {
-        let name: Arc<str> = name.into();
-        for (portion, listener) in portions.iter_mut().zip(set.sockets) {
-            portion.push(Socket { name: Arc::clone(&name), listener });
-        }
-    }
-    let spawn = |(number, sockets): (usize, Vec<Socket>)| {
-        let (shared, stage) = (Arc::clone(shared), handle.stage.subscribe());
-        std::thread::Builder::new().name(format!("worker-{number}")).spawn(move || worker::run(&shared, sockets, stage))
+fn start_workers(handle: &Handle) -> io::Result<Vec<JoinHandle<()>>> {
+    let shared = Shared {
+        snapshot: Arc::clone(&handle.snapshot),
+        metrics: Arc::clone(&handle.metrics),
+        connections: Arc::clone(&handle.connections),
+        stage: handle.stage.subscribe(),
+        open: handle.open.subscribe(),
     };
-    portions.into_iter().enumerate().map(spawn).collect()
+    let spawn = |number: usize| {
+        let shared = shared.clone();
+        std::thread::Builder::new().name(format!("worker-{number}")).spawn(move || worker::run(number, shared))
+    };
+    (0..handle.workers).map(spawn).collect()
 }
 
 impl Running {
     /// The addresses that clients connect to, by the listeners' names.
-    pub(crate) fn listeners(&self) -> &[(String, SocketAddr)] {
-        &self.handle.listeners
+    pub(crate) fn listeners(&self) -> Vec<(Arc<str>, SocketAddr)> {
+        self.handle.open.borrow().iter().map(|open| (Arc::clone(&open.name), open.bound)).collect()
     }
 
     pub(crate) fn workers(&self) -> usize {
         self.handle.workers
+    }
+
+    /// Reloads as after SIGHUP.
+    pub(crate) fn reload(&self) {
+        // A full queue holds a trigger already.
+        let _ = self.handle.triggers.try_send(Trigger::Signal);
+    }
+
+    /// Waits until somebody asks for a drain through the admin API.
+    pub(crate) async fn drain_asked(&self) {
+        self.handle.drain_asked.notified().await;
     }
 
     /// Stops taking requests, lets those in flight end, and returns when all is quiet or
@@ -175,8 +224,9 @@ impl Running {
             tokio::time::sleep(limits.drain_delay).await;
         }
         tracing::info!(timeout = ?limits.drain_timeout, "draining");
-        self.shared.set_draining();
         self.handle.stage.send_replace(Stage::Draining);
+        // The workers accept what is queued and then let go of their part of the sockets.
+        self.handle.open.send_replace(Vec::new());
         let deadline = Instant::now() + limits.drain_timeout;
         while !self.threads.iter().all(JoinHandle::is_finished) && Instant::now() < deadline {
             tokio::time::sleep(Duration::from_millis(10)).await;

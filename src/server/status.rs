@@ -1,19 +1,30 @@
 //! What a running proxy tells of itself.
 
+use super::reload::{LastReload, Trigger};
 use super::run::Handle;
 use super::worker::Stage;
-use crate::config;
-use crate::control::Control;
+use crate::config::{self, NodeState};
+use crate::control::{Access, Control};
 use crate::proxy::Snapshot;
 use crate::telemetry::metrics::{Metrics, Sample};
 use crate::upstream::{Node, Pool};
 use arc_swap::ArcSwap;
 use serde_json::{Value as Json, json};
-use std::sync::Arc;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use tokio::sync::oneshot;
 
 impl Control for Handle {
     fn is_ready(&self) -> bool {
         *self.stage.borrow() == Stage::Serving && self.snapshot.load().is_usable()
+    }
+
+    fn access(&self) -> Access {
+        let snapshot = self.snapshot.load();
+        Access {
+            token: snapshot.config.admin_token.clone(),
+            allowed_hosts: snapshot.config.settings.admin.allowed_hosts.clone(),
+        }
     }
 
     fn metrics(&self) -> Vec<u8> {
@@ -29,9 +40,10 @@ impl Control for Handle {
             "ready": self.is_ready(),
             "draining": *self.stage.borrow() != Stage::Serving,
             "workers": self.workers,
-            "listeners": self.listeners.iter().map(|(name, address)| json!({ "name": name, "address": address.to_string() })).collect::<Vec<_>>(),
+            "listeners": self.open.borrow().iter().map(|open| json!({ "name": &*open.name, "address": open.bound.to_string() })).collect::<Vec<_>>(),
             "connections": { "limit": snapshot.config.settings.limits.connections, "free": self.connections.available_permits() },
             "config": { "file": snapshot.config.file, "routes": snapshot.routes.len(), "pools": snapshot.pools.len() },
+            "last_reload": self.last_reload.lock().unwrap_or_else(PoisonError::into_inner).status(),
         })
     }
 
@@ -41,6 +53,29 @@ impl Control for Handle {
 
     fn pools(&self) -> Json {
         self.snapshot.load().pools.iter().map(|pool| pool_status(pool)).collect()
+    }
+
+    fn set_node_state(&self, pool: &str, id: &str, state: NodeState) -> bool {
+        let snapshot = self.snapshot.load();
+        let found = snapshot.pools.iter().find(|candidate| &*candidate.name == pool);
+        let set = found.is_some_and(|pool| self.registry.set_state(pool, id, state));
+        if set {
+            tracing::info!(pool, node = id, state = state.word(), "the state of a node was set");
+        }
+        set
+    }
+
+    fn reload(&self) -> Pin<Box<dyn Future<Output = Result<String, String>> + Send + '_>> {
+        Box::pin(async {
+            let (answer, told) = oneshot::channel();
+            let gone = |_| "the proxy is stopping".to_owned();
+            self.triggers.send(Trigger::Asked(answer)).await.map_err(|_| gone(()))?;
+            told.await.unwrap_or_else(|_| Err(gone(())))
+        })
+    }
+
+    fn drain(&self) {
+        self.drain_asked.notify_one();
     }
 
     fn owners(&self, pool: &str, key: &str) -> Option<Json> {
@@ -62,7 +97,8 @@ fn pool_status(pool: &Pool) -> Json {
             "id": &*node.id,
             "address": node.address.to_string(),
             "weight": node.weight,
-            "state": node.state.word(),
+            "state": node.runtime.state().word(),
+            "file_state": node.state.word(),
             "share": share,
             "in_flight": node.runtime.in_flight(),
             "idle_connections": node.runtime.idle(),
@@ -74,8 +110,27 @@ fn pool_status(pool: &Pool) -> Json {
 /// Reads a node and its share of the keys; is handed a function that adds a value, with more labels.
 type ReadNode = fn(&Node, f64, &mut dyn FnMut(&[&str], f64));
 
-/// Gauges that show the pools in force as they are when somebody asks.
-pub(super) fn mirror_pools(metrics: &Metrics, snapshot: &Arc<ArcSwap<Snapshot>>) {
+/// Gauges that show what is in force as it is when somebody asks.
+pub(super) fn mirror_state(metrics: &Metrics, snapshot: &Arc<ArcSwap<Snapshot>>, reloads: &Arc<Mutex<LastReload>>) {
+    let last = |read: fn(&LastReload) -> f64| {
+        let reloads = Arc::clone(reloads);
+        move |samples: &mut Vec<Sample>| {
+            let value = read(&reloads.lock().unwrap_or_else(PoisonError::into_inner));
+            samples.push(Sample { labels: Vec::new(), value });
+        }
+    };
+    metrics.mirror(
+        "ringway_config_last_reload_success",
+        "Whether the configuration file, as it was read last, is in force.",
+        &[],
+        last(|reload| f64::from(u8::from(reload.succeeded()))),
+    );
+    metrics.mirror(
+        "ringway_config_last_reload_timestamp_seconds",
+        "When the configuration file was read last.",
+        &[],
+        last(LastReload::timestamp),
+    );
     let each_node = |read: ReadNode| {
         let snapshot = Arc::clone(snapshot);
         move |samples: &mut Vec<Sample>| {

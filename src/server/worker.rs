@@ -3,18 +3,17 @@
 
 use super::connection::{self, Context};
 use super::listen::is_exhaustion;
+use super::listeners::Open;
 use crate::proxy::{Client, Engine, Ledger, Snapshot};
-use crate::telemetry::access_log::{AccessLog, Sink};
 use crate::telemetry::metrics::Metrics;
 use arc_swap::ArcSwap;
 use prometheus::{IntCounter, IntGauge};
-use std::net::TcpListener;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::{Builder, LocalOptions};
-use tokio::sync::{Notify, Semaphore, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 /// How often a worker hands over its log lines and looks after idle connections.
 const TICK: Duration = Duration::from_millis(200);
@@ -35,122 +34,162 @@ pub(super) enum Stage {
 }
 
 /// What all workers share.
+#[derive(Clone)]
 pub(super) struct Shared {
     pub(super) snapshot: Arc<ArcSwap<Snapshot>>,
     pub(super) metrics: Arc<Metrics>,
-    pub(super) log: Option<Arc<Sink>>,
     /// A permit a client connection.
     pub(super) connections: Arc<Semaphore>,
-    pub(super) draining: Arc<AtomicBool>,
-}
-
-/// One member of a listening set.
-pub(super) struct Socket {
-    pub(super) name: Arc<str>,
-    pub(super) listener: TcpListener,
+    pub(super) stage: watch::Receiver<Stage>,
+    /// The listeners in force; none while draining.
+    pub(super) open: watch::Receiver<Vec<Open>>,
 }
 
 /// Runs a worker until the stage says stop or, while draining, until no connection is left.
-pub(super) fn run(shared: &Arc<Shared>, sockets: Vec<Socket>, stage: watch::Receiver<Stage>) {
+pub(super) fn run(number: usize, shared: Shared) {
     let runtime = Builder::new_current_thread().enable_io().enable_time().build_local(LocalOptions::default());
     match runtime {
-        Ok(runtime) => runtime.block_on(work(shared, sockets, stage)),
+        Ok(runtime) => runtime.block_on(Worker::new(number, shared).work()),
         Err(error) => tracing::error!(%error, "a worker cannot start"),
     }
 }
 
-async fn work(shared: &Arc<Shared>, sockets: Vec<Socket>, mut stage: watch::Receiver<Stage>) {
-    let log = shared.log.as_ref().map(|sink| AccessLog::new(Arc::clone(sink)));
-    let ledger = Ledger::new(Arc::clone(&shared.metrics), log);
-    let engine = Rc::new(Engine::new(Arc::clone(&shared.snapshot), ledger, Arc::clone(&shared.draining)));
-    let context = Rc::new(Context { engine: Rc::clone(&engine), drain: Notify::new() });
-    let here = Rc::new(());
-    for socket in sockets {
-        match tokio::net::TcpListener::from_std(socket.listener) {
-            Ok(listener) => {
-                let acceptor = Acceptor::new(shared, &context, &here, socket.name);
-                tokio::task::spawn_local(acceptor.accept_all(listener, stage.clone()));
+struct Worker {
+    number: usize,
+    shared: Shared,
+    engine: Rc<Engine>,
+    /// What this worker accepts from.
+    accepting: Vec<(Open, Rc<Context>)>,
+    /// Held by every acceptor and connection.
+    here: Rc<()>,
+    ticks: u32,
+}
+
+impl Worker {
+    fn new(number: usize, shared: Shared) -> Worker {
+        let ledger = Ledger::new(Arc::clone(&shared.metrics));
+        let engine = Rc::new(Engine::new(Arc::clone(&shared.snapshot), ledger));
+        Worker { number, shared, engine, accepting: Vec::new(), here: Rc::default(), ticks: 0 }
+    }
+
+    async fn work(mut self) {
+        self.follow_snapshot();
+        self.follow_listeners();
+        let mut interval = tokio::time::interval(TICK);
+        interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut stage = self.shared.stage.clone();
+        let mut open = self.shared.open.clone();
+        let mut draining = false;
+        loop {
+            tokio::select! {
+                changed = stage.changed() => {
+                    let now = *stage.borrow_and_update();
+                    if changed.is_err() || now == Stage::Stopped {
+                        break;
+                    }
+                    if now == Stage::Draining {
+                        draining = true;
+                        self.accepting.drain(..).for_each(|(_, context)| context.leave());
+                    }
+                }
+                Ok(()) = open.changed(), if !draining => {
+                    open.mark_unchanged();
+                    self.follow_snapshot();
+                    self.follow_listeners();
+                }
+                _ = interval.tick() => self.tick(),
             }
-            Err(error) => tracing::error!(%error, listener = &*socket.name, "cannot accept connections"),
+            if draining && Rc::strong_count(&self.here) == 1 {
+                break;
+            }
+        }
+        self.engine.ledger.flush();
+    }
+
+    fn tick(&mut self) {
+        self.ticks = self.ticks.wrapping_add(1);
+        self.follow_snapshot();
+        self.engine.ledger.flush();
+        if self.ticks.is_multiple_of(SWEEP_EVERY) {
+            let snapshot = self.engine.snapshot();
+            let mut nodes =
+                snapshot.pools.iter().flat_map(|pool| &pool.nodes).map(|node| node.runtime.serial).collect::<Vec<_>>();
+            nodes.sort_unstable();
+            self.engine.links.sweep(Instant::now(), |serial| nodes.binary_search(&serial).is_ok());
         }
     }
 
-    let mut ticks = 0u32;
-    let mut interval = tokio::time::interval(TICK);
-    interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let mut draining = false;
-    loop {
-        tokio::select! {
-            changed = stage.changed() => {
-                let now = *stage.borrow_and_update();
-                if changed.is_err() || now == Stage::Stopped {
-                    break;
-                }
-                if now == Stage::Draining {
-                    draining = true;
-                    context.drain.notify_waiters();
-                }
+    /// Writes the access log where the configuration in force says.
+    fn follow_snapshot(&self) {
+        self.engine.ledger.log_to(self.engine.snapshot().log.as_ref());
+    }
+
+    /// Accepts from listeners that are new, and lets those that are gone drain.
+    fn follow_listeners(&mut self) {
+        let wanted: Vec<Open> = self.shared.open.borrow().clone();
+        self.accepting.retain(|(open, context)| {
+            // A listener that was renamed goes on under its new name; its connections drain.
+            let stays = wanted.iter().any(|other| other.is(open) && other.name == open.name);
+            if !stays {
+                context.leave();
             }
-            _ = interval.tick() => {
-                ticks = ticks.wrapping_add(1);
-                engine.ledger.flush();
-                if ticks.is_multiple_of(SWEEP_EVERY) {
-                    let snapshot = engine.snapshot();
-                    let known = |serial| snapshot.pools.iter().flat_map(|pool| &pool.nodes).any(|node| node.runtime.serial == serial);
-                    engine.links.sweep(Instant::now(), known);
-                }
+            stays
+        });
+        for open in wanted {
+            if !self.accepting.iter().any(|(other, _)| other.is(&open)) {
+                self.accept_from(open);
             }
-        }
-        // Every connection and acceptor holds one; this function holds another.
-        if draining && Rc::strong_count(&here) == 1 {
-            break;
         }
     }
-    engine.ledger.flush();
+
+    fn accept_from(&mut self, open: Open) {
+        let listener = open.socket(self.number).and_then(TcpListener::from_std);
+        let listener = match listener {
+            Ok(listener) => listener,
+            Err(error) => return tracing::error!(%error, listener = &*open.name, "cannot accept connections"),
+        };
+        let context = Rc::new(Context::new(&self.engine, &open.name));
+        let acceptor = Acceptor {
+            connections: Arc::clone(&self.shared.connections),
+            context: Rc::clone(&context),
+            here: Rc::clone(&self.here),
+            open: self.shared.metrics.connections.with_label_values(&[&*open.name]),
+            accepted: self.shared.metrics.connections_total.with_label_values(&[&*open.name]),
+        };
+        tokio::task::spawn_local(acceptor.accept_all(listener));
+        self.accepting.push((open, context));
+    }
 }
 
 struct Acceptor {
     connections: Arc<Semaphore>,
     context: Rc<Context>,
     here: Rc<()>,
-    name: Arc<str>,
     open: IntGauge,
     accepted: IntCounter,
 }
 
 impl Acceptor {
-    fn new(shared: &Shared, context: &Rc<Context>, here: &Rc<()>, name: Arc<str>) -> Acceptor {
-        Acceptor {
-            connections: Arc::clone(&shared.connections),
-            context: Rc::clone(context),
-            here: Rc::clone(here),
-            open: shared.metrics.connections.with_label_values(&[&*name]),
-            accepted: shared.metrics.connections_total.with_label_values(&[&*name]),
-            name,
-        }
-    }
-
-    /// Accepts until a drain begins, and then what the kernel had accepted already.
-    async fn accept_all(self, listener: tokio::net::TcpListener, mut stage: watch::Receiver<Stage>) {
+    /// Accepts until the listener leaves, and then what the kernel had accepted already.
+    async fn accept_all(self, listener: TcpListener) {
         loop {
-            let permit = tokio::select! {
-                biased;
-                _ = stage.wait_for(|stage| *stage >= Stage::Draining) => break,
-                permit = Arc::clone(&self.connections).acquire_owned() => permit,
+            let next = async {
+                let permit = Arc::clone(&self.connections).acquire_owned().await;
+                (permit, listener.accept().await)
             };
-            let Ok(permit) = permit else { return };
             tokio::select! {
                 biased;
-                accepted = listener.accept() => match accepted {
-                    Ok((stream, peer)) => self.serve(stream, peer, permit),
-                    Err(error) if is_exhaustion(&error) => {
-                        tracing::warn!(%error, listener = &*self.name, "cannot accept a connection");
+                () = self.context.left() => break,
+                (permit, accepted) = next => match (permit, accepted) {
+                    (Ok(permit), Ok((stream, peer))) => self.serve(stream, peer, permit),
+                    (_, Err(error)) if is_exhaustion(&error) => {
+                        tracing::warn!(%error, listener = &*self.context.name, "cannot accept a connection");
                         tokio::time::sleep(EXHAUSTED).await;
                     }
                     // The client was gone before it was accepted.
-                    Err(_) => {}
+                    (Ok(_), Err(_)) => {}
+                    (Err(_), _) => return,
                 },
-                _ = stage.wait_for(|stage| *stage >= Stage::Draining) => break,
             }
         }
         // Closing would reset the connections that wait in the queue.
@@ -160,17 +199,12 @@ impl Acceptor {
         }
     }
 
-    fn serve(
-        &self,
-        stream: tokio::net::TcpStream,
-        peer: std::net::SocketAddr,
-        permit: tokio::sync::OwnedSemaphorePermit,
-    ) {
+    fn serve(&self, stream: TcpStream, peer: std::net::SocketAddr, permit: OwnedSemaphorePermit) {
         // Answers are written whole; waiting for more would only delay them.
         let _ = stream.set_nodelay(true);
         self.accepted.inc();
         let counted = Counted::new(&self.open);
-        let client = Rc::new(Client::new(peer, Arc::clone(&self.name)));
+        let client = Rc::new(Client::new(peer, Arc::clone(&self.context.name), Rc::clone(&self.context.leaving)));
         let (context, here) = (Rc::clone(&self.context), Rc::clone(&self.here));
         tokio::task::spawn_local(async move {
             connection::serve(context, stream, client).await;
@@ -192,11 +226,5 @@ impl Counted {
 impl Drop for Counted {
     fn drop(&mut self) {
         self.0.dec();
-    }
-}
-
-impl Shared {
-    pub(super) fn set_draining(&self) {
-        self.draining.store(true, Ordering::Relaxed);
     }
 }

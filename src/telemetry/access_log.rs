@@ -97,6 +97,10 @@ impl AccessLog {
         AccessLog { sink, buffer: RefCell::new(Vec::with_capacity(BUFFER_BYTES)) }
     }
 
+    pub(crate) fn sink(&self) -> &Arc<Sink> {
+        &self.sink
+    }
+
     pub(crate) fn write(&self, entry: &Entry<'_>) {
         let mut buffer = self.buffer.borrow_mut();
         match self.sink.format {

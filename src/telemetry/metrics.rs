@@ -1,11 +1,12 @@
 //! Prometheus metrics. Counters on the request's way are relaxed atomics behind handles that are
 //! looked up once; gauges that mirror other state are read when somebody scrapes.
 
-use prometheus::core::{Collector, Desc};
+use prometheus::core::{Collector, Desc, MetricVec, MetricVecBuilder};
 use prometheus::proto::{Gauge, LabelPair, Metric, MetricFamily, MetricType};
 use prometheus::{
     Encoder, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
 };
+use std::collections::BTreeMap;
 
 /// From half a millisecond to a minute: a proxy's own time and a slow node's both fall inside.
 const DURATION_BUCKETS: [f64; 14] =
@@ -25,6 +26,7 @@ pub(crate) struct Metrics {
     pub(crate) upstream_duration: HistogramVec,
     pub(crate) upstream_retries: IntCounterVec,
     pub(crate) access_log_dropped: IntCounter,
+    pub(crate) config_reloads: IntCounterVec,
 }
 
 impl Metrics {
@@ -71,8 +73,18 @@ impl Metrics {
                 "ringway_access_log_dropped_total",
                 "Access log lines lost because their destination was too slow.",
             ),
+            config_reloads: counters(
+                &registry,
+                "ringway_config_reloads_total",
+                "Reloads of the configuration.",
+                &["result"],
+            ),
             registry,
         };
+        // Both results are there from the beginning, so that a rate can be taken of the first one.
+        for result in ["success", "failure"] {
+            metrics.config_reloads.with_label_values(&[result]);
+        }
         let info = gauges(&metrics.registry, "ringway_build_info", "The version that runs.", &["version"]);
         info.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
         register(&metrics.registry, prometheus::process_collector::ProcessCollector::for_self());
@@ -93,6 +105,27 @@ impl Metrics {
         register(&self.registry, Mirror { desc, name, help, labels, read: Box::new(read) });
     }
 
+    /// Removes the series of routes, listeners and nodes that are no more.
+    pub(crate) fn retain(
+        &self,
+        is_route: impl Fn(&str) -> bool,
+        is_listener: impl Fn(&str) -> bool,
+        is_node: impl Fn(&str, &str) -> bool,
+    ) {
+        let route = |labels: &Labels| labels.get("route").is_none_or(|route| route == "none" || is_route(route));
+        let listener = |labels: &Labels| labels.get("listener").is_none_or(|name| is_listener(name));
+        let node = |labels: &Labels| match (labels.get("pool"), labels.get("node")) {
+            (Some(pool), Some(node)) => is_node(pool, node),
+            _ => true,
+        };
+        retain(&self.requests, &["route", "method", "code"], route);
+        retain(&self.request_duration, &["route"], route);
+        retain(&self.connections, &["listener"], listener);
+        retain(&self.connections_total, &["listener"], listener);
+        retain(&self.upstream_requests, &["pool", "node", "outcome"], node);
+        retain(&self.upstream_duration, &["pool", "node"], node);
+    }
+
     /// The whole page in the Prometheus text format.
     pub(crate) fn render(&self) -> Vec<u8> {
         let mut page = Vec::with_capacity(16 << 10);
@@ -101,6 +134,21 @@ impl Metrics {
             tracing::error!(%error, "cannot render the metrics");
         }
         page
+    }
+}
+
+type Labels = BTreeMap<String, String>;
+
+/// Removes the children of a vector whose labels are not to be kept.
+fn retain<B: MetricVecBuilder>(family: &MetricVec<B>, names: &[&str], keep: impl Fn(&Labels) -> bool) {
+    for metric in family.collect().iter().flat_map(MetricFamily::get_metric) {
+        let labels: Labels =
+            metric.get_label().iter().map(|pair| (pair.name().to_owned(), pair.value().to_owned())).collect();
+        if !keep(&labels) {
+            let values: Vec<&str> = names.iter().map(|name| labels.get(*name).map_or("", String::as_str)).collect();
+            // Somebody else may have removed it meanwhile, which is as well.
+            let _ = family.remove_label_values(&values);
+        }
     }
 }
 

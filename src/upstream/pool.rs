@@ -21,6 +21,7 @@ pub(crate) struct Node {
     pub(crate) id: Arc<str>,
     pub(crate) address: SocketAddr,
     pub(crate) weight: u32,
+    /// As the file has it; what is in force is the runtime's to say.
     pub(crate) state: NodeState,
     pub(crate) runtime: Arc<NodeRuntime>,
 }
@@ -62,12 +63,12 @@ impl Pool {
 
     /// The nodes that may take a request with this hash, in the order in which they should.
     pub(crate) fn candidates(&self, hash: u64) -> impl Iterator<Item = &Node> {
-        self.ring.walk(hash).map(|member| &self.nodes[member]).filter(|node| node.state == NodeState::Up)
+        self.ring.walk(hash).map(|member| &self.nodes[member]).filter(|node| node.runtime.state() == NodeState::Up)
     }
 
     /// Whether any node takes requests at all.
     pub(crate) fn is_usable(&self) -> bool {
-        self.nodes.iter().any(|node| node.state == NodeState::Up && node.weight > 0)
+        self.nodes.iter().any(|node| node.runtime.state() == NodeState::Up && node.weight > 0)
     }
 }
 

@@ -11,6 +11,7 @@ mod malformed;
 mod nodes;
 mod observe;
 mod reference;
+mod reload;
 mod routes;
 mod scale;
 mod support;

@@ -1,0 +1,211 @@
+//! A new configuration while the old one serves: parse, validate, build, one swap.
+//!
+//! Everything that can fail happens before the swap, on a thread of its own; what then changes is
+//! one pointer. What outlives a configuration (nodes' load and state, kept connections, listening
+//! sockets, the access log) is held beside it and found again by name.
+
+use super::listeners::{self, BindError, Open};
+use super::run::{Handle, open_log};
+use crate::config::{Config, Report, Settings};
+use crate::proxy::Snapshot;
+use crate::upstream::Unresolved;
+use serde_json::{Value as Json, json};
+use std::path::Path;
+use std::sync::{Arc, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use tokio::sync::{mpsc, oneshot};
+
+/// Triggers that come this close together are one reload.
+const QUIET: Duration = Duration::from_millis(50);
+/// So long may a stream of triggers hold a reload back.
+const PATIENCE: Duration = Duration::from_millis(500);
+
+/// Why a reload is wanted.
+pub(super) enum Trigger {
+    /// The file may have changed.
+    File,
+    /// SIGHUP; files of logs are opened anew.
+    Signal,
+    /// Somebody waits for the outcome.
+    Asked(oneshot::Sender<Result<String, String>>),
+}
+
+/// What became of the last reload.
+#[derive(Clone, Debug)]
+pub(super) struct LastReload {
+    at: SystemTime,
+    count: u64,
+    failures: u64,
+    /// Why it failed, with the place.
+    error: Option<String>,
+    /// Settings that changed and take effect only at a restart.
+    needs_restart: Vec<&'static str>,
+}
+
+impl LastReload {
+    pub(super) fn first() -> LastReload {
+        LastReload { at: SystemTime::now(), count: 0, failures: 0, error: None, needs_restart: Vec::new() }
+    }
+
+    pub(super) fn status(&self) -> Json {
+        json!({
+            "time": humane(self.at),
+            "success": self.error.is_none(),
+            "error": self.error,
+            "reloads": self.count,
+            "failures": self.failures,
+            "needs_restart": self.needs_restart,
+        })
+    }
+
+    pub(super) fn succeeded(&self) -> bool {
+        self.error.is_none()
+    }
+
+    pub(super) fn timestamp(&self) -> f64 {
+        self.at.duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64())
+    }
+}
+
+fn humane(at: SystemTime) -> String {
+    let format = time::macros::format_description!("[year]-[month]-[day]T[hour]:[minute]:[second]Z");
+    time::OffsetDateTime::from(at).format(&format).unwrap_or_default()
+}
+
+/// Why a new configuration does not come into force.
+#[derive(Debug, thiserror::Error)]
+enum ReloadError {
+    #[error("{}", .0.first_error().unwrap_or_default())]
+    Invalid(Report),
+    #[error(transparent)]
+    Unresolved(#[from] Unresolved),
+    #[error(transparent)]
+    Bind(#[from] BindError),
+    #[error("{0}")]
+    AccessLog(String),
+    #[error("the reload ended in a panic")]
+    Panic,
+}
+
+/// Reloads for as long as somebody can ask for it.
+pub(super) async fn run(handle: Arc<Handle>, mut triggers: mpsc::Receiver<Trigger>) {
+    while let Some(first) = triggers.recv().await {
+        let mut batch = vec![first];
+        let deadline = tokio::time::Instant::now() + PATIENCE;
+        while tokio::time::Instant::now() < deadline {
+            match tokio::time::timeout(QUIET, triggers.recv()).await {
+                Ok(Some(trigger)) => batch.push(trigger),
+                Ok(None) | Err(_) => break,
+            }
+        }
+        let reopen = batch.iter().any(|trigger| matches!(trigger, Trigger::Signal));
+        let is_forced = batch.iter().any(|trigger| !matches!(trigger, Trigger::File));
+        let file = handle.snapshot.load().config.file.clone();
+        if !is_forced && !handle.has_changed(&file) {
+            continue;
+        }
+        let worker = Arc::clone(&handle);
+        // A pool of a thousand nodes takes a while to build, and a name to resolve.
+        let result = tokio::task::spawn_blocking(move || reload(&worker, &file, reopen)).await;
+        let result = result.unwrap_or(Err(ReloadError::Panic));
+        let told = handle.remember(result);
+        for trigger in batch {
+            if let Trigger::Asked(answer) = trigger {
+                // Who asked may have gone.
+                let _ = answer.send(told.clone());
+            }
+        }
+    }
+}
+
+fn reload(handle: &Handle, file: &Path, reopen: bool) -> Result<Vec<&'static str>, ReloadError> {
+    let (config, report) = Config::load(file).map_err(ReloadError::Invalid)?;
+    handle.note_content(file);
+    if report.warnings() > 0 {
+        tracing::warn!("{report}");
+    }
+    let old = handle.snapshot.load_full();
+    let needs_restart = needs_restart(&old.config.settings, &config.settings);
+    let log = match !reopen && old.config.settings.access_log == config.settings.access_log {
+        true => old.log.clone(),
+        false => open_log(&config, &handle.metrics).map_err(|error| ReloadError::AccessLog(error.to_string()))?,
+    };
+    let now: Vec<Open> = handle.open.borrow().clone();
+    let snapshot = Snapshot::build(config, &handle.registry, &handle.metrics, log)?;
+    let next = listeners::diff(&now, &snapshot.config.settings.listeners, handle.workers)?;
+
+    // Nothing fails from here on.
+    handle.adopt(snapshot);
+    for gone in now.iter().filter(|open| !next.iter().any(|other| other.is(open))) {
+        tracing::info!(listener = &*gone.name, address = %gone.bound, "not listening any more");
+    }
+    for new in next.iter().filter(|open| !now.iter().any(|other| other.is(open))) {
+        tracing::info!(listener = &*new.name, address = %new.bound, "listening");
+    }
+    handle.open.send_replace(next);
+    Ok(needs_restart)
+}
+
+/// Settings whose change a running process cannot follow.
+fn needs_restart(old: &Settings, new: &Settings) -> Vec<&'static str> {
+    let metrics = |settings: &Settings| settings.metrics.as_ref().map(|metrics| metrics.address.value);
+    let mut names = Vec::new();
+    if old.workers != new.workers {
+        names.push("workers");
+    }
+    if old.admin.address.value != new.admin.address.value {
+        names.push("admin.address");
+    }
+    if metrics(old) != metrics(new) {
+        names.push("metrics.address");
+    }
+    names
+}
+
+impl Handle {
+    /// Writes down what became of a reload; gives what to tell who asked for it.
+    fn remember(&self, result: Result<Vec<&'static str>, ReloadError>) -> Result<String, String> {
+        let mut last = self.last_reload.lock().unwrap_or_else(PoisonError::into_inner);
+        last.at = SystemTime::now();
+        last.count += 1;
+        match result {
+            Ok(needs_restart) => {
+                self.metrics.config_reloads.with_label_values(&["success"]).inc();
+                last.error = None;
+                let mut said = "reloaded".to_owned();
+                if !needs_restart.is_empty() {
+                    said = format!("reloaded; a restart is needed for {}", needs_restart.join(", "));
+                }
+                tracing::info!("{said}");
+                last.needs_restart = needs_restart;
+                Ok(said)
+            }
+            Err(error) => {
+                self.metrics.config_reloads.with_label_values(&["failure"]).inc();
+                last.failures += 1;
+                let said = error.to_string();
+                match &error {
+                    ReloadError::Invalid(report) => {
+                        tracing::error!("not reloaded, the old configuration serves on:\n{report}")
+                    }
+                    _ => tracing::error!("not reloaded, the old configuration serves on: {said}"),
+                }
+                last.error = Some(said.clone());
+                Err(said)
+            }
+        }
+    }
+
+    /// Whether the file's content is another one than what was read last.
+    fn has_changed(&self, file: &Path) -> bool {
+        let content = std::fs::read(file).ok();
+        let mut seen = self.content.lock().unwrap_or_else(PoisonError::into_inner);
+        let changed = *seen != content;
+        *seen = content;
+        changed
+    }
+
+    pub(super) fn note_content(&self, file: &Path) {
+        *self.content.lock().unwrap_or_else(PoisonError::into_inner) = std::fs::read(file).ok();
+    }
+}
