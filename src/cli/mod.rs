@@ -1,13 +1,15 @@
 //! The command line: one file a command.
 
+mod api;
 mod check;
 mod demo;
 mod explain;
 mod ring;
 mod run;
 mod schema;
+mod status;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -35,6 +37,19 @@ enum Command {
     Explain(explain::Options),
     /// Print the configuration's JSON Schema, for editors.
     Schema,
+    /// Show what a running proxy does: listeners, pools, nodes, the last reload.
+    Status(status::Options),
+    /// Make a running proxy read its configuration anew; 1 if it refuses, and why.
+    Reload(api::Target),
+    /// Drain a node (it takes no new keys), or without one the whole proxy, as SIGTERM does.
+    Drain(status::DrainOptions),
+    /// Say whether a node takes requests, until the file says something new about it.
+    Node(status::NodeOptions),
+    /// Print completions for a shell.
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
 }
 
 #[derive(clap::Args)]
@@ -53,6 +68,14 @@ pub fn main() -> ExitCode {
         Command::Ring(options) => ring::run(options),
         Command::Explain(options) => explain::run(options),
         Command::Schema => schema::run(),
+        Command::Status(options) => status::run(&options),
+        Command::Reload(target) => status::reload(&target),
+        Command::Drain(options) => status::drain(&options),
+        Command::Node(options) => status::node(&options),
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Arguments::command(), "ringway", &mut std::io::stdout());
+            Ok(ExitCode::SUCCESS)
+        }
     };
     match result {
         Ok(code) => code,

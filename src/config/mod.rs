@@ -13,11 +13,14 @@ pub(crate) mod values;
 
 pub use diagnostics::Report;
 pub(crate) use model::{
-    FieldRules, Limits, Listener, LogFormat, NodeState, Pool, PoolConnections, Route, Settings, Timeouts,
+    AffinityCookie, AffinityMode, FieldRules, Limits, Listener, LogFormat, NodeState, OnGone, Pool, PoolConnections,
+    Route, Settings, Timeouts,
 };
 
 use diagnostics::Diagnostics;
 use read::{Field, Reader};
+use std::collections::HashMap;
+use std::fmt;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
@@ -33,8 +36,23 @@ pub(crate) struct Config {
     /// The file it came from.
     pub(crate) file: PathBuf,
     pub(crate) settings: Settings,
-    /// What `admin.token_file` holds.
+    pub(crate) secrets: Secrets,
+}
+
+/// What the files that the configuration names hold.
+#[derive(Clone, Default)]
+pub(crate) struct Secrets {
+    /// `admin.token_file`.
     pub(crate) admin_token: Option<String>,
+    /// The lines of each `affinity_cookie.secret_file`, the newest first.
+    pub(crate) affinity: HashMap<String, Vec<String>>,
+}
+
+/// Secrets do not show up where a configuration is printed.
+impl fmt::Debug for Secrets {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secrets(..)")
+    }
 }
 
 impl Config {
@@ -57,8 +75,8 @@ impl Config {
         let mut reader = Reader { diagnostics: &mut diagnostics, environment };
         let settings = Settings::read(&tree, &mut reader);
         let config = settings.map(|settings| {
-            let admin_token = validate::validate(&settings, &folder_of(file), &mut diagnostics);
-            Config { file: file.to_owned(), settings, admin_token }
+            let secrets = validate::validate(&settings, &folder_of(file), &mut diagnostics);
+            Config { file: file.to_owned(), settings, secrets }
         });
         let failed = diagnostics.has_errors();
         let report = diagnostics.report(file, text);

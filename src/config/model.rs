@@ -210,12 +210,50 @@ settings! {
         respond: Option<Respond> = absent;
         /// Where the hash key comes from; the first source that is present wins. Without any, requests are spread at random.
         hash_on: Vec<HashSource> = absent;
+        /// A cookie that keeps a client with its node; goes before `hash_on`.
+        affinity_cookie: Option<AffinityCookie> = absent;
         /// Changes to the fields that the node gets.
         request_headers: FieldRules = block;
         /// Changes to the fields that the client gets.
         response_headers: FieldRules = block;
         /// Taken away from the path before it is forwarded, in whole segments.
         strip_prefix: Option<Spanned<RoutePath>> = absent;
+    }
+}
+
+choices! {
+    /// What an affinity cookie holds.
+    AffinityMode {
+        /// A random key, which is hashed like any other; issued only where no source of `hash_on` is present.
+        Soft = "soft",
+        /// The node itself, sealed.
+        Strict = "strict",
+    }
+}
+
+choices! {
+    /// What happens to a strict session whose node is down.
+    OnGone {
+        /// 503.
+        Reject = "reject",
+        /// The session moves to the next node.
+        Next = "next",
+    }
+}
+
+settings! {
+    /// A cookie that keeps a client with its node.
+    AffinityCookie {
+        /// The cookie's name.
+        name: Spanned<String> = "ringway";
+        /// How long a session lasts.
+        ttl: Duration = "1h" within "1s" to "365d";
+        /// `soft` (a random key that is hashed) or `strict` (the node, sealed).
+        mode: AffinityMode = "soft";
+        /// A file with the secrets of `strict`, one a line, the newest first; older ones still open cookies.
+        secret_file: Option<Spanned<String>> = absent;
+        /// `reject` (503) or `next`, when the node of a strict session is down.
+        on_gone: OnGone = "reject";
     }
 }
 

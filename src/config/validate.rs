@@ -1,7 +1,8 @@
 //! What a single key cannot know: names that point nowhere, equal ids, actions that exclude each other.
 
+use super::Secrets;
 use super::diagnostics::{Diagnostics, Span};
-use super::model::{FieldRules, Pool, Route, Settings};
+use super::model::{AffinityCookie, AffinityMode, FieldRules, Pool, Route, Settings};
 use super::read::{Spanned, did_you_mean};
 use crate::http::{fields, target};
 use http::header::CONTENT_LENGTH;
@@ -11,15 +12,75 @@ use std::path::Path;
 /// The most points that all nodes of a pool may have: 256 MiB of ring.
 const MAX_POINTS: u64 = 1 << 24;
 
-/// Looks at the settings as a whole. Gives the content of the admin token's file.
-pub(super) fn validate(settings: &Settings, folder: &Path, diagnostics: &mut Diagnostics) -> Option<String> {
+/// The shortest secret that is taken: 128 bits in hexadecimal digits.
+const MIN_SECRET: usize = 32;
+
+/// Looks at the settings as a whole. Gives what the files that they name hold.
+pub(super) fn validate(settings: &Settings, folder: &Path, diagnostics: &mut Diagnostics) -> Secrets {
     listeners(settings, diagnostics);
     for (name, pool) in settings.pools.iter() {
         validate_pool(name, pool, diagnostics);
     }
     routes(settings, diagnostics);
     unused_pools(settings, diagnostics);
-    admin_token(settings, folder, diagnostics)
+    let mut secrets = Secrets { admin_token: admin_token(settings, folder, diagnostics), ..Secrets::default() };
+    for route in &settings.routes {
+        if let Some(cookie) = &route.affinity_cookie {
+            affinity_cookie(route, cookie, folder, &mut secrets, diagnostics);
+        }
+    }
+    secrets
+}
+
+fn affinity_cookie(
+    route: &Route,
+    cookie: &AffinityCookie,
+    folder: &Path,
+    secrets: &mut Secrets,
+    diagnostics: &mut Diagnostics,
+) {
+    let at = route.name.span;
+    if http::HeaderName::from_bytes(cookie.name.as_bytes()).is_err() {
+        diagnostics
+            .error(cookie.name.span, format!("expected a cookie name like `ringway`, found `{}`", cookie.name.value));
+    }
+    if route.pool.is_none() {
+        diagnostics.error(
+            at,
+            format!("`affinity_cookie` needs a `pool`, which the route `{}` does not have", route.name.value),
+        );
+    }
+    let always = route.hash_on.iter().find(|source| source.is_always_present());
+    match (cookie.mode, &cookie.secret_file, always) {
+        (AffinityMode::Soft, _, Some(source)) => {
+            let message = format!(
+                "the affinity cookie of the route `{}` is never issued: `{source}` is always present",
+                route.name.value
+            );
+            diagnostics.warning(at, message);
+        }
+        (AffinityMode::Strict, None, _) => {
+            diagnostics
+                .error(at, "a strict affinity cookie needs a `secret_file`; `openssl rand -hex 32` makes a secret");
+        }
+        _ => {}
+    }
+    let Some(file) = &cookie.secret_file else { return };
+    match std::fs::read_to_string(folder.join(&file.value)) {
+        Ok(text) => {
+            let lines: Vec<String> =
+                text.lines().map(str::trim).filter(|line| !line.is_empty()).map(str::to_owned).collect();
+            if lines.is_empty() || lines.iter().any(|line| line.len() < MIN_SECRET) {
+                let message =
+                    format!("expected secrets of at least {MIN_SECRET} characters, one a line, in `{}`", file.value);
+                diagnostics.error(file.span, message);
+            }
+            secrets.affinity.insert(file.value.clone(), lines);
+        }
+        Err(error) => {
+            diagnostics.error(file.span, format!("cannot read `{}`: {error}", folder.join(&file.value).display()));
+        }
+    }
 }
 
 fn listeners(settings: &Settings, diagnostics: &mut Diagnostics) {

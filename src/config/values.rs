@@ -273,6 +273,11 @@ pub(crate) enum HashSource {
 impl HashSource {
     const EXPECTED: &str = "one of cookie:NAME, header:NAME, query:NAME, client_ip, host, path, uri";
 
+    /// Whether every request has this source.
+    pub(super) fn is_always_present(&self) -> bool {
+        matches!(self, HashSource::ClientIp | HashSource::Host | HashSource::Path | HashSource::Uri)
+    }
+
     fn parse(text: &str) -> Result<HashSource, String> {
         let expected = || Self::EXPECTED.to_owned();
         match text.split_once(':') {

@@ -1,5 +1,6 @@
 //! The step that makes a request ready for a node: its key, its target and its fields.
 
+use super::affinity::Session;
 use super::answer::ResponseBody;
 use super::body::{Gate, RequestBody};
 use super::client::Client;
@@ -8,7 +9,8 @@ use super::exchange::Exchange;
 use super::hash_key::find_key;
 use super::request::Form;
 use super::snapshot::Route;
-use super::upstream::Journey;
+use super::upstream::{Choice, Issue, Journey};
+use crate::config::{NodeState, OnGone};
 use crate::http::fields::{self, HopByHop};
 use crate::http::problem::Problem;
 use crate::http::target;
@@ -21,6 +23,7 @@ use hyper::body::Incoming;
 use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 const X_REAL_IP: HeaderName = HeaderName::from_static("x-real-ip");
 
@@ -42,10 +45,7 @@ pub(super) struct Forward<'a> {
 impl Forward<'_> {
     /// Gives the journey to the nodes, or an answer where none is needed.
     pub(super) fn begin(self, mut head: request::Parts, body: Incoming) -> Result<Begun, Problem> {
-        let hash = match find_key(&self.route.hash_on, &self.form, &head.headers, self.address) {
-            Some(found) => self.pool.ring.hash_key(&found.key),
-            None => self.engine.random.borrow_mut().u64(..),
-        };
+        let choice = self.choose(&head.headers)?;
         let hop = self.prepare(&mut head)?;
         if self.is_last_hop(&mut head) {
             let mut response = Response::new(ResponseBody::empty(self.exchange));
@@ -61,7 +61,7 @@ impl Forward<'_> {
             exchange: Rc::clone(self.exchange),
             route: Arc::clone(self.route),
             pool: Arc::clone(self.pool),
-            hash,
+            choice,
             request: Some(Request::from_parts(head, outgoing)),
             gate,
             // An HTTP/1.0 client would take an interim answer for the final one.
@@ -69,6 +69,52 @@ impl Forward<'_> {
             may_switch: hop.upgrade.is_some(),
             body_limit: self.body_limit,
         }))
+    }
+
+    /// Decides which nodes are asked, in which order: by the affinity cookie, else by the first source
+    /// of `hash_on` that is present, else at random.
+    fn choose(&self, fields: &HeaderMap) -> Result<Choice, Problem> {
+        let keyed = find_key(&self.route.hash_on, &self.form, fields, self.address);
+        let hash = keyed.as_ref().map(|found| self.pool.ring.hash_key(&found.key));
+        let at_random = || self.engine.random.borrow_mut().u64(..);
+        let Some(affinity) = &self.route.affinity else {
+            return Ok(Choice::by_hash(hash.unwrap_or_else(at_random)));
+        };
+        match affinity.read(fields, &self.pool.name, seconds_since_1970()) {
+            Session::Soft(key) => Ok(Choice::by_hash(self.pool.ring.hash_key(&key))),
+            Session::Strict { node, fresh } => {
+                let hash = hash.unwrap_or_else(at_random);
+                let secure = self.is_secure(fields);
+                let Some(index) = self.pool.nodes.iter().position(|known| *known.id == *node) else {
+                    return Ok(Choice { issue: Issue::Strict { secure }, ..Choice::by_hash(hash) });
+                };
+                let usable = self.pool.nodes[index].runtime.state() != NodeState::Down;
+                match (usable, affinity.on_gone) {
+                    (true, on_gone) => {
+                        let issue = if fresh { Issue::IfMoved { secure } } else { Issue::Strict { secure } };
+                        Ok(Choice { hash, pinned: Some(index), may_leave: on_gone == OnGone::Next, issue })
+                    }
+                    (false, OnGone::Next) => Ok(Choice { issue: Issue::Strict { secure }, ..Choice::by_hash(hash) }),
+                    (false, OnGone::Reject) => Err(session_node_gone()),
+                }
+            }
+            Session::None if affinity.is_strict() => {
+                let issue = Issue::Strict { secure: self.is_secure(fields) };
+                Ok(Choice { issue, ..Choice::by_hash(hash.unwrap_or_else(at_random)) })
+            }
+            Session::None => match (hash, affinity.soft_cookie(self.is_secure(fields))) {
+                (None, Some((key, cookie))) => {
+                    Ok(Choice { issue: Issue::Soft(cookie), ..Choice::by_hash(self.pool.ring.hash_key(&key)) })
+                }
+                (hash, _) => Ok(Choice::by_hash(hash.unwrap_or_else(at_random))),
+            },
+        }
+    }
+
+    /// Whether the client speaks TLS, with us or with a trusted proxy before us.
+    fn is_secure(&self, fields: &HeaderMap) -> bool {
+        self.client.secure
+            || (self.trusted && fields.get(&fields::X_FORWARDED_PROTO).is_some_and(|scheme| scheme == "https"))
     }
 
     /// Rewrites the head as the node gets it. What is about this connection goes first, so that
@@ -189,6 +235,17 @@ impl Forward<'_> {
             gate,
         }))
     }
+}
+
+/// 503 for a session that belongs to a node that is down, and to no other.
+pub(super) fn session_node_gone() -> Problem {
+    let detail = "the node that holds this session is down";
+    Problem::new(StatusCode::SERVICE_UNAVAILABLE, "session-node-down", "destination_unavailable", detail).retry_after(1)
+}
+
+/// For cookies, whose expiry is a wall-clock time.
+pub(super) fn seconds_since_1970() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
 /// Removes what only trusted proxies may say about the client.

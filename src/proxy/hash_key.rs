@@ -38,10 +38,15 @@ pub(crate) fn find_key<'a>(
     })
 }
 
-/// The first cookie of a name, over all `Cookie` fields (RFC 6265 5.4).
-pub(crate) fn cookie<'a>(fields: &'a HeaderMap, name: &str) -> Option<&'a [u8]> {
+/// The first cookie of a name.
+fn cookie<'a>(fields: &'a HeaderMap, name: &str) -> Option<&'a [u8]> {
+    cookies(fields, name).next()
+}
+
+/// The cookies of a name, over all `Cookie` fields (RFC 6265 5.4).
+pub(super) fn cookies<'a>(fields: &'a HeaderMap, name: &str) -> impl Iterator<Item = &'a [u8]> {
     let pairs = fields.get_all(COOKIE).iter().flat_map(|value| value.as_bytes().split(|&byte| byte == b';'));
-    pairs.map(<[u8]>::trim_ascii).find_map(|pair| pair.strip_prefix(name.as_bytes())?.strip_prefix(b"="))
+    pairs.map(<[u8]>::trim_ascii).filter_map(move |pair| pair.strip_prefix(name.as_bytes())?.strip_prefix(b"="))
 }
 
 fn query_parameter<'a>(query: &'a str, name: &str) -> Option<&'a str> {

@@ -1,9 +1,10 @@
-//! A request's way, in this order, a file a step: `request` (its one form), `route`, `hash_key`,
-//! `forward`, `upstream`, `answer`.
+//! A request's way, in this order, a file a step: `request` (its one form), `route`, `affinity`,
+//! `hash_key`, `forward`, `upstream`, `answer`.
 //!
 //! `engine` holds what a worker needs for it, `snapshot` what one configuration says, `exchange`
 //! what is remembered of one request, `client` what the steps may ask of the connection.
 
+mod affinity;
 mod answer;
 mod body;
 mod client;

@@ -1,5 +1,6 @@
 //! One configuration, built and ready to serve: swapped in whole, never changed.
 
+use super::affinity::Affinity;
 use super::route::Table;
 use crate::config::values::HashSource;
 use crate::config::{self, Config, FieldRules};
@@ -31,6 +32,7 @@ pub(crate) struct Route {
     pub(crate) name: Arc<str>,
     pub(crate) action: Action,
     pub(crate) hash_on: Vec<HashSource>,
+    pub(super) affinity: Option<Affinity>,
     pub(crate) strip_prefix: Option<String>,
     pub(crate) request_fields: Rules,
     pub(crate) response_fields: Rules,
@@ -86,7 +88,11 @@ impl Snapshot {
             pools.insert(name.as_str(), Arc::clone(&pool));
             listed.push(pool);
         }
-        let routes = settings.routes.iter().map(|route| Arc::new(Route::build(route, &pools, metrics))).collect();
+        let routes = settings
+            .routes
+            .iter()
+            .map(|route| Arc::new(Route::build(route, &pools, &config.secrets, metrics)))
+            .collect();
         Ok(Snapshot { table: Table::new(&settings.routes), routes, pools: listed, log, config })
     }
 
@@ -100,7 +106,12 @@ impl Snapshot {
 }
 
 impl Route {
-    fn build(route: &config::Route, pools: &HashMap<&str, Arc<Pool>>, metrics: &Metrics) -> Route {
+    fn build(
+        route: &config::Route,
+        pools: &HashMap<&str, Arc<Pool>>,
+        secrets: &config::Secrets,
+        metrics: &Metrics,
+    ) -> Route {
         static SERIAL: AtomicU64 = AtomicU64::new(1);
         let action = match (&route.pool, &route.redirect, &route.respond) {
             (Some(pool), _, _) => Action::Forward(Arc::clone(&pools[pool.as_str()])),
@@ -113,6 +124,7 @@ impl Route {
             name: route.name.as_str().into(),
             action,
             hash_on: route.hash_on.clone(),
+            affinity: route.affinity_cookie.as_ref().map(|cookie| Affinity::new(cookie, secrets)),
             strip_prefix: route.strip_prefix.as_ref().map(|path| path.0.clone()),
             request_fields: Rules::of(&route.request_headers),
             response_fields: Rules::of(&route.response_headers),

@@ -5,12 +5,13 @@ use super::body::Gate;
 use super::client::{Client, Tunnel};
 use super::engine::Engine;
 use super::exchange::{BodyFault, Exchange};
+use super::forward::{seconds_since_1970, session_node_gone};
 use super::request::too_large;
 use super::snapshot::Route;
 use crate::http::fields::{self, TransferCoding};
 use crate::http::problem::Problem;
 use crate::upstream::{AnswerBody, Failure, InFlight, Interim, Keep, Link, Node, Outcome, Outgoing, Patience, Pool};
-use http::header::{CONNECTION, HOST, UPGRADE};
+use http::header::{CONNECTION, HOST, SET_COOKIE, UPGRADE};
 use http::{HeaderValue, Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
 use std::future::poll_fn;
@@ -29,7 +30,7 @@ pub(super) struct Journey {
     pub(super) exchange: Rc<Exchange>,
     pub(super) route: Arc<Route>,
     pub(super) pool: Arc<Pool>,
-    pub(super) hash: u64,
+    pub(super) choice: Choice,
     /// Here until it is sent.
     pub(super) request: Option<Request<Outgoing>>,
     pub(super) gate: Option<Rc<Gate>>,
@@ -38,12 +39,51 @@ pub(super) struct Journey {
     pub(super) body_limit: u64,
 }
 
+/// Which nodes are asked, and what cookie the answer brings.
+pub(super) struct Choice {
+    pub(super) hash: u64,
+    /// The node of a strict session, by its index; it comes before the ring.
+    pub(super) pinned: Option<usize>,
+    /// Whether a pinned session may go to another node.
+    pub(super) may_leave: bool,
+    pub(super) issue: Issue,
+}
+
+/// The affinity cookie that an answer brings.
+pub(super) enum Issue {
+    Nothing,
+    Soft(HeaderValue),
+    /// One for the node that answered.
+    Strict {
+        secure: bool,
+    },
+    /// The same, where that is not the pinned one.
+    IfMoved {
+        secure: bool,
+    },
+}
+
+impl Choice {
+    pub(super) fn by_hash(hash: u64) -> Choice {
+        Choice { hash, pinned: None, may_leave: true, issue: Issue::Nothing }
+    }
+
+    /// The nodes to try, in order.
+    fn candidates<'a>(&self, pool: &'a Pool) -> impl Iterator<Item = &'a Node> + use<'a> {
+        let pinned = self.pinned.map(|index| &pool.nodes[index]);
+        let on_ring = (pinned.is_none() || self.may_leave).then(|| pool.candidates(self.hash));
+        let others = on_ring.into_iter().flatten().filter(move |node| pinned.is_none_or(|pinned| pinned.id != node.id));
+        pinned.into_iter().chain(others)
+    }
+}
+
 /// An attempt that brought an answer.
 struct Answered {
     head: Response<Incoming>,
     link: Box<Link>,
     in_flight: InFlight,
     started: Instant,
+    cookie: Option<HeaderValue>,
 }
 
 /// What became of one node.
@@ -73,7 +113,7 @@ impl Journey {
         let mut failure = None;
         let mut full = false;
         let mut attempts = 0;
-        for node in pool.candidates(self.hash) {
+        for node in self.choice.candidates(&pool) {
             if attempts > RETRIES {
                 break;
             }
@@ -92,7 +132,8 @@ impl Journey {
                 Attempt::Answered(head, link) => {
                     node.runtime.count("answer");
                     self.exchange.first_byte_time.set(Some(link.last_activity() - started));
-                    return Ok(Answered { head, link, in_flight, started });
+                    let cookie = self.cookie(node);
+                    return Ok(Answered { head, link, in_flight, started, cookie });
                 }
                 Attempt::Again(failed) => {
                     node.runtime.count(failed.label());
@@ -105,9 +146,23 @@ impl Journey {
             }
         }
         Err(match failure {
+            Some(_) if self.choice.pinned.is_some() && !self.choice.may_leave => session_node_gone(),
             Some(failed) => self.failed(failed),
             None => unavailable(full),
         })
+    }
+
+    /// The affinity cookie that this node's answer brings.
+    fn cookie(&self, node: &Node) -> Option<HeaderValue> {
+        let secure = match &self.choice.issue {
+            Issue::Nothing => return None,
+            Issue::Soft(cookie) => return Some(cookie.clone()),
+            Issue::IfMoved { .. } if self.choice.pinned.is_some_and(|index| self.pool.nodes[index].id == node.id) => {
+                return None;
+            }
+            Issue::Strict { secure } | Issue::IfMoved { secure } => *secure,
+        };
+        self.route.affinity.as_ref()?.strict_cookie(&node.id, &self.pool.name, secure, seconds_since_1970())
     }
 
     /// One node: on a kept connection if there is one, on a new one where that turns out to be dead.
@@ -190,13 +245,16 @@ impl Journey {
 
     /// Takes a node's answer to the client.
     async fn take_back(&self, answered: Answered) -> Result<Response<ResponseBody>, Problem> {
-        let Answered { head, link, in_flight, started } = answered;
+        let Answered { head, link, in_flight, started, cookie } = answered;
         let (mut head, body) = head.into_parts();
         if fields::transfer_coding(&head.headers) == TransferCoding::Unsupported {
             return Err(self.failed(Failure::Malformed));
         }
         fields::strip_response(&mut head.headers);
         self.route.response_fields.apply(&mut head.headers);
+        if let Some(cookie) = cookie {
+            head.headers.append(SET_COOKIE, cookie);
+        }
         let connections = &self.pool.connections;
         let keep = Keep {
             links: Rc::clone(&self.engine.links),
@@ -224,6 +282,9 @@ impl Journey {
             return Err(self.failed(Failure::Terminated));
         };
         self.route.response_fields.apply(&mut head.headers);
+        if let Some(cookie) = answered.cookie {
+            head.headers.append(SET_COOKIE, cookie);
+        }
         *self.client.tunnel.borrow_mut() = Some(Tunnel {
             node,
             in_flight: answered.in_flight,

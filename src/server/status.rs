@@ -22,7 +22,7 @@ impl Control for Handle {
     fn access(&self) -> Access {
         let snapshot = self.snapshot.load();
         Access {
-            token: snapshot.config.admin_token.clone(),
+            token: snapshot.config.secrets.admin_token.clone(),
             allowed_hosts: snapshot.config.settings.admin.allowed_hosts.clone(),
         }
     }

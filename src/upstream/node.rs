@@ -103,8 +103,10 @@ pub(crate) struct Registry {
     next: AtomicU64,
     nodes: Mutex<HashMap<Identity, Arc<NodeRuntime>>>,
     /// What somebody has said of a node, by pool and id; it holds until the file says something new.
-    overrides: Mutex<HashMap<(Arc<str>, Arc<str>), Override>>,
+    overrides: Mutex<HashMap<PoolAndId, Override>>,
 }
+
+type PoolAndId = (Arc<str>, Arc<str>);
 
 #[derive(Clone, Copy, Debug)]
 struct Override {

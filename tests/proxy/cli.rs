@@ -1,5 +1,6 @@
 //! The command line, with its exit codes.
 
+use crate::support::{Node, Proxy, eventually};
 use std::path::Path;
 use std::process::{Command, Output};
 
@@ -153,4 +154,71 @@ fn the_shipped_configurations_are_valid() {
         count += 1;
     }
     assert!(count >= 2);
+}
+
+#[test]
+fn check_warns_of_a_cookie_that_is_never_issued_and_wants_a_secret() {
+    let (_folder, soft) =
+        file(&GOOD.replace("hash_on: [cookie:session, client_ip]", "hash_on: [client_ip], affinity_cookie: {}"));
+    let checked = ringway(&["check", "--config", &soft]);
+    assert!(checked.status.success());
+    assert!(
+        text(&checked.stdout)
+            .contains("the affinity cookie of the route `pay` is never issued: `client_ip` is always present")
+    );
+    let (_folder, strict) = file(&GOOD.replace("strip_prefix: /pay,", "affinity_cookie: { mode: strict },"));
+    let checked = ringway(&["check", "--config", &strict]);
+    assert_eq!(checked.status.code(), Some(1));
+    assert!(
+        text(&checked.stdout).contains("a strict affinity cookie needs a `secret_file`"),
+        "{}",
+        text(&checked.stdout)
+    );
+}
+
+#[test]
+fn a_running_proxy_is_asked_and_told() {
+    let node = Node::echo();
+    let mut proxy = Proxy::before(&[node.address]);
+    let admin = format!("http://{}", proxy.admin);
+    let told = |arguments: &[&str]| ringway(&[arguments, &["--admin", &admin]].concat());
+    let status = text(&told(&["status"]).stdout);
+    for part in ["  ready  ", "in force", "pool app", "n0", "100.00 %"] {
+        assert!(status.contains(part), "{part}\n{status}");
+    }
+    assert!(!status.contains('\x1b'), "colours into a pipe");
+    let json: serde_json::Value = serde_json::from_slice(&told(&["status", "--json"]).stdout).unwrap();
+    assert_eq!(json["status"]["ready"], true);
+
+    assert_eq!(text(&told(&["reload"]).stdout), "reloaded\n");
+    assert_eq!(text(&told(&["drain", "app", "n0"]).stdout), "app/n0: drain\n");
+    assert_eq!(proxy.get("/").status, 503);
+    assert_eq!(text(&told(&["node", "app", "n0", "up"]).stdout), "app/n0: up\n");
+    assert_eq!(proxy.get("/").status, 200);
+    let refused = told(&["node", "app", "n7", "up"]);
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(text(&refused.stderr).contains("the pool `app` has no node `n7`"), "{}", text(&refused.stderr));
+
+    std::fs::write(proxy.folder().join("ringway.yaml"), "routes: 7\n").unwrap();
+    let refused = told(&["reload"]);
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(
+        text(&refused.stderr).contains("ringway.yaml:1:1: the key `listeners` is missing here (and 1 more)"),
+        "{}",
+        text(&refused.stderr)
+    );
+    assert!(text(&told(&["status"]).stdout).contains("not in force: "));
+
+    assert_eq!(text(&told(&["drain"]).stdout), "draining\n");
+    eventually("the end of the process", || proxy.has_ended());
+    let nobody = told(&["status"]);
+    assert_eq!(nobody.status.code(), Some(1));
+    assert!(text(&nobody.stderr).contains("no proxy answers at http://127.0.0.1:"), "{}", text(&nobody.stderr));
+}
+
+#[test]
+fn shells_get_completions() {
+    for shell in ["bash", "zsh", "fish"] {
+        assert!(text(&ringway(&["completions", shell]).stdout).contains("ringway"), "{shell}");
+    }
 }

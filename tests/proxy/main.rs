@@ -14,6 +14,7 @@ mod reference;
 mod reload;
 mod routes;
 mod scale;
+mod sessions;
 mod support;
 mod timers;
 mod tunnels;
