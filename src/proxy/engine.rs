@@ -138,6 +138,7 @@ impl Engine {
 }
 
 /// What a request has come to without waiting.
+#[expect(clippy::large_enum_variant, reason = "it lives for one match, and most requests are the large one")]
 pub(super) enum Begun {
     Answer(Response<ResponseBody>),
     Forward(Journey),

@@ -8,6 +8,7 @@ mod drain;
 mod fields;
 mod forwarding;
 mod malformed;
+mod model;
 mod nodes;
 mod observe;
 mod reference;

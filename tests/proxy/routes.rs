@@ -45,10 +45,11 @@ fn the_ring_is_the_same_everywhere() {
         Proxy::pool(&addresses, "").replace("hash_on: [uri]", "hash_on: [header:x-user, query:tenant, client_ip]");
     let (one, two) = (Proxy::start(&text), Proxy::start(&text));
     let mut met = std::collections::BTreeSet::new();
-    for user in 0..60 {
-        let request = format!("GET /{user} HTTP/1.1\r\nhost: a\r\nx-user: user-{user}\r\nconnection: close\r\n\r\n");
-        let home = one.connect().request(&request).field("x-node").unwrap();
-        assert_eq!(two.connect().request(&request).field("x-node").unwrap(), home);
+    let (mut here, mut there) = (one.connect(), two.connect());
+    for user in 0..10_000 {
+        let request = format!("GET /{user} HTTP/1.1\r\nhost: a\r\nx-user: user-{user}\r\n\r\n");
+        let home = here.request(&request).field("x-node").unwrap();
+        assert_eq!(there.request(&request).field("x-node").unwrap(), home);
         met.insert(home.clone());
         if user < 5 {
             let owner = one.admin_get(&format!("/api/pools/app/ring?key=user-{user}")).json();

@@ -25,6 +25,22 @@ pub(super) async fn get(proxy: SocketAddr, path: &str, user: &str) -> io::Result
         .await
 }
 
+/// A visit to the shop, with the cookie of an earlier one or without.
+pub(super) async fn shop(proxy: SocketAddr, cookie: &str) -> io::Result<Answer> {
+    let cookie = if cookie.is_empty() { String::new() } else { format!("cookie: {cookie}\r\n") };
+    send(proxy, &format!("GET /shop HTTP/1.1\r\nhost: {proxy}\r\n{cookie}connection: close\r\n\r\n"), &[]).await
+}
+
+/// A call of the admin API.
+pub(super) async fn admin(admin: SocketAddr, method: &str, path: &str) -> io::Result<Answer> {
+    send(
+        admin,
+        &format!("{method} {path} HTTP/1.1\r\nhost: {admin}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"),
+        &[],
+    )
+    .await
+}
+
 /// Sends a head as it is, then a body, and reads until the proxy closes.
 pub(super) async fn send(proxy: SocketAddr, head: &str, body: &[u8]) -> io::Result<Answer> {
     let mut stream = TcpStream::connect(proxy).await?;

@@ -8,7 +8,9 @@ use super::Outcome;
 use crate::config::Config;
 use crate::server;
 use nodes::DemoNode;
-use std::path::Path;
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 #[derive(clap::Args)]
@@ -23,27 +25,40 @@ pub(super) fn run(options: &Options) -> Outcome {
     runtime.block_on(demo(options.once))
 }
 
+/// What the tour plays with.
+struct Stage {
+    proxy: SocketAddr,
+    admin: SocketAddr,
+    /// Three that serve from the beginning, and one that joins.
+    nodes: Vec<DemoNode>,
+    file: DemoFile,
+}
+
 async fn demo(once: bool) -> Outcome {
     let mut nodes = Vec::new();
-    for id in ["node-1", "node-2", "node-3"] {
+    for id in ["node-1", "node-2", "node-3", "node-4"] {
         nodes.push(DemoNode::start(id).await?);
     }
-    let text = configuration(&nodes);
-    let (config, _) = Config::parse(Path::new("demo.yaml"), &text, &|_| None).map_err(|report| report.to_string())?;
+    let file = DemoFile::create()?;
+    file.write(&nodes[..3])?;
+    let (config, _) = Config::load(&file.path()).map_err(|report| report.to_string())?;
     let mut running = server::start(config).await?;
-    let proxy = running.listeners()[0].1;
+    let (_, proxy) = running.listeners().swap_remove(0);
 
     println!("Ringway {} on http://{proxy}, before three nodes:", env!("CARGO_PKG_VERSION"));
-    for node in &nodes {
+    for node in &nodes[..3] {
         println!("  {} on http://{}", node.id, node.address);
     }
     println!();
-    let held = tour::take(proxy, &mut nodes).await?;
+    let mut stage = Stage { proxy, admin: running.admin, nodes, file };
+    let held = tour::take(&mut stage).await?;
     println!();
     if !once {
         println!("Try it yourself:");
         println!("  curl -i -H 'x-user-id: alice' http://{proxy}/");
-        println!("  curl http://{}/api/pools", running.admin);
+        println!("  curl -i http://{proxy}/shop");
+        println!("  ringway status --admin http://{}", running.admin);
+        println!("  $EDITOR {}      # a change takes effect at once", stage.file.path().display());
         println!("  curl http://{}/metrics", running.admin);
         println!("\nCtrl-C ends it.");
         tokio::signal::ctrl_c().await?;
@@ -52,11 +67,33 @@ async fn demo(once: bool) -> Outcome {
     Ok(if held { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn configuration(nodes: &[DemoNode]) -> String {
-    let list: String =
-        nodes.iter().map(|node| format!("      - {{ id: {}, address: \"{}\" }}\n", node.id, node.address)).collect();
-    format!(
-        "listeners:
+/// The demo's configuration, in a folder of its own that goes when the demo ends.
+struct DemoFile {
+    folder: PathBuf,
+}
+
+impl DemoFile {
+    fn create() -> io::Result<DemoFile> {
+        let folder = std::env::temp_dir().join(format!("ringway-demo-{}", std::process::id()));
+        std::fs::create_dir(&folder)?;
+        let file = DemoFile { folder };
+        let secret: String = (0..4).map(|_| format!("{:016x}", fastrand::u64(..))).collect();
+        std::fs::write(file.folder.join("affinity.key"), secret)?;
+        Ok(file)
+    }
+
+    fn path(&self) -> PathBuf {
+        self.folder.join("ringway.yaml")
+    }
+
+    /// Writes a configuration with these nodes over the old one.
+    fn write(&self, nodes: &[DemoNode]) -> io::Result<()> {
+        let list: String = nodes
+            .iter()
+            .map(|node| format!("      - {{ id: {}, address: \"{}\" }}\n", node.id, node.address))
+            .collect();
+        self.write_text(&format!(
+            "listeners:
   - {{ name: http, address: \"127.0.0.1:0\" }}
 admin: {{ address: \"127.0.0.1:0\" }}
 access_log: {{ format: \"off\" }}
@@ -66,7 +103,22 @@ pools:
 {list}
 routes:
   - {{ name: hello, path: /hello, respond: {{ body: \"hello from the edge\\n\" }} }}
+  - {{ name: shop, path_prefix: /shop, pool: app, affinity_cookie: {{ mode: strict, secret_file: affinity.key }} }}
   - {{ name: site, path_prefix: /, pool: app, hash_on: [header:x-user-id, client_ip] }}
 "
-    )
+        ))
+    }
+
+    fn write_text(&self, text: &str) -> io::Result<()> {
+        let new = self.folder.join("new.yaml");
+        std::fs::write(&new, text)?;
+        std::fs::rename(new, self.path())
+    }
+}
+
+impl Drop for DemoFile {
+    fn drop(&mut self) {
+        // A folder that somebody removed already is gone as well.
+        let _ = std::fs::remove_dir_all(&self.folder);
+    }
 }

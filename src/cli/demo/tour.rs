@@ -1,81 +1,157 @@
 //! The tour: each step sends real requests, says what it saw, and whether that is what it should be.
 
-use super::client::{get, send};
+use super::Stage;
+use super::client::{admin, get, send, shop};
 use super::nodes::DemoNode;
 use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
+use std::time::{Duration, Instant};
 
 const USERS: usize = 300;
+/// How long a change of the file may take to be in force.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Who served each user.
 type Homes = BTreeMap<usize, String>;
 
-/// Takes the tour. Gives whether every step held.
-pub(super) async fn take(proxy: SocketAddr, nodes: &mut [DemoNode]) -> io::Result<bool> {
-    let mut held = true;
-    let mut step = |title: &str, said: String, ok: bool| {
+/// Prints what was seen, and remembers whether all of it held.
+struct Told {
+    held: bool,
+}
+
+impl Told {
+    fn step(&mut self, title: &str, said: &str, ok: bool) {
         println!("{} {title}\n     {said}", if ok { "ok  " } else { "FAIL" });
-        held &= ok;
-    };
+        self.held &= ok;
+    }
+}
 
-    let homes = visit(proxy).await?;
-    let again = visit(proxy).await?;
+/// Takes the tour. Gives whether every step held.
+pub(super) async fn take(stage: &mut Stage) -> io::Result<bool> {
+    let mut told = Told { held: true };
+    let homes = everybody_has_a_home(stage, &mut told).await?;
+    bodies_stream(stage, &mut told).await?;
+    two_meanings_are_refused(stage, &mut told).await?;
+    sessions_stick(stage, &mut told).await?;
+    a_node_dies(stage, &homes, &mut told).await?;
+    a_node_joins_live(stage, &homes, &mut told).await?;
+    a_bad_file_changes_nothing(stage, &mut told).await?;
+    Ok(told.held)
+}
+
+async fn everybody_has_a_home(stage: &Stage, told: &mut Told) -> io::Result<Homes> {
+    let homes = visit(stage.proxy).await?;
+    let again = visit(stage.proxy).await?;
+    let nodes = &stage.nodes[..3];
     let shares: Vec<String> = nodes.iter().map(|node| format!("{} {}", node.id, count(&homes, node.id))).collect();
-    step(
-        "Every user has a home.",
-        format!(
-            "{USERS} users came twice; {} met another node the second time. Users per node: {}.",
-            moved(&homes, &again),
-            shares.join(", ")
-        ),
-        moved(&homes, &again) == 0 && nodes.iter().all(|node| count(&homes, node.id) > 0),
+    let moved = moved(&homes, &again);
+    let said = format!(
+        "{USERS} users came twice; {moved} met another node the second time. Users per node: {}.",
+        shares.join(", ")
     );
+    told.step("Every user has a home.", &said, moved == 0 && nodes.iter().all(|node| count(&homes, node.id) > 0));
+    Ok(homes)
+}
 
-    let size = 8 << 20;
+async fn bodies_stream(stage: &Stage, told: &mut Told) -> io::Result<()> {
+    let (proxy, size) = (stage.proxy, 8 << 20);
     let head = format!(
         "POST /upload HTTP/1.1\r\nhost: {proxy}\r\nx-user-id: alice\r\ncontent-length: {size}\r\nconnection: close\r\n\r\n"
     );
     let uploaded = send(proxy, &head, &vec![b'x'; size]).await?;
-    step(
-        "Bodies stream through.",
-        format!("The node said: {}", uploaded.body.trim()),
-        uploaded.body.contains(&format!("got {size} bytes")),
-    );
+    let ok = uploaded.body.contains(&format!("got {size} bytes"));
+    told.step("Bodies stream through.", &format!("The node said: {}", uploaded.body.trim()), ok);
+    Ok(())
+}
 
-    let before: u64 = nodes.iter().map(DemoNode::served).sum();
-    let smuggled = send(proxy, &format!("GET / HTTP/1.1\r\nhost: {proxy}\r\nhost: elsewhere\r\n\r\n"), &[]).await?;
-    let after: u64 = nodes.iter().map(DemoNode::served).sum();
-    step(
-        "What has two meanings is refused.",
-        format!("A request with two Host fields got {}; {} requests reached a node.", smuggled.status, after - before),
-        smuggled.status == 400 && before == after,
-    );
+async fn two_meanings_are_refused(stage: &Stage, told: &mut Told) -> io::Result<()> {
+    let served = || stage.nodes.iter().map(DemoNode::served).sum::<u64>();
+    let before = served();
+    let request = format!("GET / HTTP/1.1\r\nhost: {}\r\nhost: elsewhere\r\n\r\n", stage.proxy);
+    let refused = send(stage.proxy, &request, &[]).await?;
+    let reached = served() - before;
+    let said = format!("A request with two Host fields got {}; {reached} requests reached a node.", refused.status);
+    told.step("What has two meanings is refused.", &said, refused.status == 400 && reached == 0);
+    Ok(())
+}
 
-    let gone = nodes[1].id;
-    nodes[1].stop().await;
-    let without = visit(proxy).await?;
+async fn sessions_stick(stage: &Stage, told: &mut Told) -> io::Result<()> {
+    let first = shop(stage.proxy, "").await?;
+    let cookie = first.field("set-cookie").and_then(|set| set.split(';').next()).unwrap_or_default().to_owned();
+    let home = first.field("x-node").unwrap_or_default().to_owned();
+    admin(stage.admin, "POST", &format!("/api/pools/app/nodes/{home}/drain")).await?;
+    let (mut stayed, mut strangers) = (0, 0);
+    for _ in 0..20 {
+        stayed += usize::from(shop(stage.proxy, &cookie).await?.field("x-node") == Some(&home));
+        strangers += usize::from(shop(stage.proxy, "").await?.field("x-node") == Some(&home));
+    }
+    admin(stage.admin, "POST", &format!("/api/pools/app/nodes/{home}/up")).await?;
+    let said = format!(
+        "A visitor got a sealed cookie for {home}, which then drained: {stayed} of 20 visits stayed there, {strangers} new visitors came."
+    );
+    told.step("Sessions stick.", &said, !cookie.is_empty() && stayed == 20 && strangers == 0);
+    Ok(())
+}
+
+async fn a_node_dies(stage: &mut Stage, homes: &Homes, told: &mut Told) -> io::Result<()> {
+    let gone = stage.nodes[1].id;
+    stage.nodes[1].stop().await;
+    let without = visit(stage.proxy).await?;
     let (orphans, others): (Vec<usize>, Vec<usize>) = (0..USERS).partition(|user| homes[user] == gone);
     let disturbed = others.iter().filter(|user| homes[user] != without[user]).count();
     let served = orphans.iter().filter(|user| without[user] != gone && !without[user].is_empty()).count();
-    step(
-        "A node dies; nobody else notices.",
-        format!(
-            "{gone} is gone: {served} of its {} users were served by the next node, {disturbed} of the other {} moved.",
-            orphans.len(),
-            others.len()
-        ),
-        disturbed == 0 && served == orphans.len(),
+    let said = format!(
+        "{gone} is gone: {served} of its {} users were served by the next node, {disturbed} of the other {} moved.",
+        orphans.len(),
+        others.len()
     );
+    told.step("A node dies; nobody else notices.", &said, disturbed == 0 && served == orphans.len());
 
-    nodes[1].restart().await?;
-    let back = visit(proxy).await?;
-    step(
-        "It comes back; its users come home.",
-        format!("{} of {USERS} users are where they began.", USERS - moved(&homes, &back)),
-        moved(&homes, &back) == 0,
+    stage.nodes[1].restart().await?;
+    let back = visit(stage.proxy).await?;
+    let said = format!("{} of {USERS} users are where they began.", USERS - moved(homes, &back));
+    told.step("It comes back; its users come home.", &said, moved(homes, &back) == 0);
+    Ok(())
+}
+
+async fn a_node_joins_live(stage: &Stage, homes: &Homes, told: &mut Told) -> io::Result<()> {
+    let joined = stage.nodes[3].id;
+    stage.file.write(&stage.nodes)?;
+    wait_for(stage.admin, "/api/pools", joined).await?;
+    let with = visit(stage.proxy).await?;
+    let to_it = (0..USERS).filter(|user| with[user] == joined).count();
+    let elsewhere = moved(homes, &with) - to_it;
+    let said = format!(
+        "{joined} was written into the file: {to_it} of {USERS} users went to it, {elsewhere} moved otherwise."
     );
-    Ok(held)
+    told.step("A change of the file takes effect while it serves.", &said, to_it > 0 && elsewhere == 0);
+    Ok(())
+}
+
+async fn a_bad_file_changes_nothing(stage: &Stage, told: &mut Told) -> io::Result<()> {
+    stage.file.write_text("listeners: [{ nam: http }]\nroutes: []\n")?;
+    wait_for(stage.admin, "/api/status", "\"success\": false").await?;
+    let status = get(stage.proxy, "/", "alice").await?.status;
+    stage.file.write(&stage.nodes[..3])?;
+    wait_for(stage.admin, "/api/status", "\"error\": null").await?;
+    let said = format!(
+        "With a misspelt key in it the old configuration served on ({status}), and the status said where and what."
+    );
+    told.step("A bad file changes nothing.", &said, status == 200);
+    Ok(())
+}
+
+/// Asks the admin API until the answer says something.
+async fn wait_for(listener: SocketAddr, path: &str, text: &str) -> io::Result<()> {
+    let deadline = Instant::now() + PATIENCE;
+    while !admin(listener, "GET", path).await?.body.contains(text) {
+        if Instant::now() > deadline {
+            return Err(io::Error::other(format!("{path} did not say `{text}` in time")));
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    Ok(())
 }
 
 /// One request a user.
