@@ -1,7 +1,7 @@
 //! `ringway explain`
 
-use super::Outcome;
-use crate::config::{self, Config, NodeState, Route};
+use super::{Outcome, load};
+use crate::config::{AffinityMode, Config, NodeState, Route};
 use crate::http::forwarded::client_address;
 use crate::http::{fields, target};
 use crate::proxy::{Bounds, Form, Query, Table, find_key};
@@ -30,14 +30,7 @@ pub(super) struct Options {
 }
 
 pub(super) fn run(options: Options) -> Outcome {
-    let file = config::locate(options.config.clone());
-    let config = match Config::load(&file) {
-        Ok((config, _)) => config,
-        Err(report) => {
-            eprint!("{report}");
-            return Ok(ExitCode::FAILURE);
-        }
-    };
+    let Some((config, _)) = load(options.config.clone()) else { return Ok(ExitCode::FAILURE) };
     let (head, _) = request(&options)?.into_parts();
     let settings = &config.settings;
     let default_port = if head.uri.scheme_str() == Some("https") { 443 } else { 80 };
@@ -85,6 +78,13 @@ fn explain_node(
     let Some((name, pool)) = route.pool.as_ref().and_then(|name| Some((name, config.settings.pools.get(name)?))) else {
         return Ok(());
     };
+    if let Some(cookie) = &route.affinity_cookie {
+        let held = match cookie.mode {
+            AffinityMode::Soft => "a random key, issued where no source of `hash_on` is present",
+            AffinityMode::Strict => "the node, sealed",
+        };
+        writeln!(out, "affinity  the cookie `{}` goes before the hash key; it holds {held}", cookie.name.value)?;
+    }
     let Some(found) = find_key(&route.hash_on, form, fields, client) else {
         writeln!(out, "hash key  none of the sources is present: a random one a request")?;
         return writeln!(out, "pool      {}: any node, by share", name.value);

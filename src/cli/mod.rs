@@ -9,6 +9,7 @@ mod run;
 mod schema;
 mod status;
 
+use crate::config::{self, Config, Report};
 use clap::{CommandFactory, Parser, Subcommand};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -90,6 +91,11 @@ pub fn main() -> ExitCode {
 
 /// What a command ends with: an exit code, or an error to print.
 type Outcome = Result<ExitCode, Box<dyn std::error::Error>>;
+
+/// Reads the configuration that `--config` means; prints what is wrong with it and gives nothing.
+fn load(file: Option<PathBuf>) -> Option<(Config, Report)> {
+    Config::load(&config::locate(file)).map_err(|report| eprint!("{report}")).ok()
+}
 
 fn is_broken_pipe(error: &(dyn std::error::Error + 'static)) -> bool {
     error.downcast_ref::<std::io::Error>().is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)

@@ -1,7 +1,7 @@
 //! `ringway ring`
 
-use super::Outcome;
-use crate::config::{self, Config, Pool};
+use super::{Outcome, load};
+use crate::config::{Config, Pool};
 use crate::ring::{Change, Member, Ring, Seed};
 use serde_json::json;
 use std::io::{Write, stdout};
@@ -34,14 +34,7 @@ pub(super) struct Options {
 type Members = Vec<(String, u32)>;
 
 pub(super) fn run(options: Options) -> Outcome {
-    let file = config::locate(options.config.clone());
-    let config = match Config::load(&file) {
-        Ok((config, _)) => config,
-        Err(report) => {
-            eprint!("{report}");
-            return Ok(ExitCode::FAILURE);
-        }
-    };
+    let Some((config, _)) = load(options.config.clone()) else { return Ok(ExitCode::FAILURE) };
     let (name, pool) = choose_pool(&config, options.pool.as_deref())?;
     let now: Members = pool.nodes.iter().map(|node| (node.id.value.clone(), node.weight)).collect();
     let then = change(&now, &options)?;

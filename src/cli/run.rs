@@ -1,7 +1,7 @@
 //! `ringway run`
 
-use super::Outcome;
-use crate::config::{self, Config};
+use super::{Outcome, load};
+use crate::config::Config;
 use crate::server;
 use std::io::IsTerminal;
 use std::path::PathBuf;
@@ -10,14 +10,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
 pub(super) fn run(file: Option<PathBuf>) -> Outcome {
-    let file = config::locate(file);
-    let (config, report) = match Config::load(&file) {
-        Ok(loaded) => loaded,
-        Err(report) => {
-            eprint!("{report}");
-            return Ok(ExitCode::FAILURE);
-        }
-    };
+    let Some((config, report)) = load(file) else { return Ok(ExitCode::FAILURE) };
     eprint!("{report}");
     init_log();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;

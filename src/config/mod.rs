@@ -23,6 +23,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::io::Read;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// The largest file that is read at all.
 const MAX_FILE_BYTES: u64 = 16 << 20;
@@ -35,6 +36,8 @@ const DEFAULT_FILES: [&str; 2] = ["config/ringway.yaml", "/etc/ringway/ringway.y
 pub(crate) struct Config {
     /// The file it came from.
     pub(crate) file: PathBuf,
+    /// What the file said.
+    pub(crate) source: Arc<str>,
     pub(crate) settings: Settings,
     pub(crate) secrets: Secrets,
 }
@@ -58,8 +61,17 @@ impl fmt::Debug for Secrets {
 impl Config {
     /// Reads and validates a file. The report of a success holds warnings at most.
     pub(crate) fn load(file: &Path) -> Result<(Config, Report), Report> {
-        let text = read_file(file).map_err(|message| Report::unreadable(file, message))?;
-        Config::parse(file, &text, &|name| std::env::var(name).ok())
+        Config::of(file, &Config::read(file)?)
+    }
+
+    /// Reads a file without looking at what it says.
+    pub(crate) fn read(file: &Path) -> Result<String, Report> {
+        read_file(file).map_err(|message| Report::unreadable(file, message))
+    }
+
+    /// Validates what was read from a file.
+    pub(crate) fn of(file: &Path, text: &str) -> Result<(Config, Report), Report> {
+        Config::parse(file, text, &|name| std::env::var(name).ok())
     }
 
     /// Validates a text; relative paths in it are taken from the folder of `file`.
@@ -76,7 +88,7 @@ impl Config {
         let settings = Settings::read(&tree, &mut reader);
         let config = settings.map(|settings| {
             let secrets = validate::validate(&settings, &folder_of(file), &mut diagnostics);
-            Config { file: file.to_owned(), settings, secrets }
+            Config { file: file.to_owned(), source: text.into(), settings, secrets }
         });
         let failed = diagnostics.has_errors();
         let report = diagnostics.report(file, text);

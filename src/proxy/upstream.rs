@@ -127,8 +127,9 @@ impl Journey {
             attempts += 1;
             self.exchange.attempts.set(attempts);
             self.exchange.sent_to(&pool.name, &node.id);
-            let started = Instant::now();
-            match self.attempt(node).await {
+            // The first attempt begins with the exchange: one look at the clock is enough for both.
+            let started = if attempts == 1 { self.exchange.started } else { Instant::now() };
+            match self.attempt(node, started).await {
                 Attempt::Answered(head, link) => {
                     node.runtime.count("answer");
                     self.exchange.first_byte_time.set(Some(link.last_activity() - started));
@@ -166,19 +167,19 @@ impl Journey {
     }
 
     /// One node: on a kept connection if there is one, on a new one where that turns out to be dead.
-    async fn attempt(&mut self, node: &Node) -> Attempt {
+    async fn attempt(&mut self, node: &Node, started: Instant) -> Attempt {
         self.name_host(node);
         loop {
             let kept = self.engine.links.take(&node.runtime);
             let is_new = kept.is_none();
-            let mut link = match kept {
-                Some(link) => link,
+            let (mut link, started) = match kept {
+                Some(link) => (link, started),
                 None => match self.connect(node).await {
-                    Ok(link) => link,
+                    Ok(link) => (link, Instant::now()),
                     Err(failure) => return Attempt::Again(failure),
                 },
             };
-            let patience = Patience { first_byte: self.pool.timeouts.first_byte, until: self.until() };
+            let patience = Patience { started, first_byte: self.pool.timeouts.first_byte, until: self.until() };
             let on_interim = self.wants_interim.then_some(|interim: Interim| match &self.gate {
                 Some(gate) if interim.is_continue() => gate.open(),
                 _ => self.client.inject.borrow_mut().extend(interim.to_http1()),

@@ -119,8 +119,11 @@ pub(super) async fn run(handle: Arc<Handle>, mut triggers: mpsc::Receiver<Trigge
 }
 
 fn reload(handle: &Handle, file: &Path, reopen: bool) -> Result<Vec<&'static str>, ReloadError> {
-    let (config, report) = Config::load(file).map_err(ReloadError::Invalid)?;
-    handle.note_content(file);
+    // What is remembered is what was read: the file may be replaced again meanwhile.
+    let read = Config::read(file);
+    handle.note(read.as_deref().ok());
+    let text = read.map_err(ReloadError::Invalid)?;
+    let (config, report) = Config::of(file, &text).map_err(ReloadError::Invalid)?;
     if report.warnings() > 0 {
         tracing::warn!("{report}");
     }
@@ -196,16 +199,14 @@ impl Handle {
         }
     }
 
-    /// Whether the file's content is another one than what was read last.
+    /// Whether the file's content is another one than what was read last, for better or worse.
     fn has_changed(&self, file: &Path) -> bool {
-        let content = std::fs::read(file).ok();
-        let mut seen = self.content.lock().unwrap_or_else(PoisonError::into_inner);
-        let changed = *seen != content;
-        *seen = content;
-        changed
+        let now = Config::read(file).ok();
+        *self.content.lock().unwrap_or_else(PoisonError::into_inner) != now
     }
 
-    pub(super) fn note_content(&self, file: &Path) {
-        *self.content.lock().unwrap_or_else(PoisonError::into_inner) = std::fs::read(file).ok();
+    /// Remembers what the file said.
+    pub(super) fn note(&self, text: Option<&str>) {
+        *self.content.lock().unwrap_or_else(PoisonError::into_inner) = text.map(str::to_owned);
     }
 }

@@ -56,7 +56,7 @@ pub(super) struct Handle {
     pub(super) triggers: mpsc::Sender<Trigger>,
     pub(super) last_reload: Arc<Mutex<LastReload>>,
     /// What the configuration file held when it was last read.
-    pub(super) content: Mutex<Option<Vec<u8>>>,
+    pub(super) content: Mutex<Option<String>>,
     pub(super) started: Instant,
     pub(super) workers: usize,
     pub(super) connections: Arc<Semaphore>,
@@ -104,6 +104,7 @@ pub(crate) struct Running {
 /// Binds everything and starts to serve. Must be called inside a tokio runtime, which then carries
 /// the admin listeners and reloads.
 pub(crate) async fn start(config: Config) -> Result<Running, StartError> {
+    let source = config.source.clone();
     let settings = config.settings.clone();
     let file = config.file.clone();
     let metrics = Arc::new(Metrics::new());
@@ -143,7 +144,8 @@ pub(crate) async fn start(config: Config) -> Result<Running, StartError> {
         connections: Arc::new(Semaphore::new(settings.limits.connections as usize)),
         drain_asked: tokio::sync::Notify::new(),
     });
-    handle.note_content(&file);
+    // Should it have changed since it was loaded, the first event finds out.
+    handle.note(Some(&source));
     tokio::spawn(reload::run(Arc::clone(&handle), waiting));
     let control: Arc<dyn Control> = Arc::clone(&handle) as Arc<dyn Control>;
     tokio::spawn(admin::serve(admin_listener, Arc::clone(&control), admin::Reach::Everything));
@@ -156,6 +158,8 @@ pub(crate) async fn start(config: Config) -> Result<Running, StartError> {
     let file_watch = file_watch.and_then(|watch| {
         watch.inspect_err(|error| tracing::warn!(%error, "changes of the file go unnoticed; reload with SIGHUP")).ok()
     });
+    // The file may have changed before the watch began.
+    let _ = handle.triggers.try_send(Trigger::File);
     Ok(Running { handle, threads, admin: admin_address, _file_watch: file_watch })
 }
 

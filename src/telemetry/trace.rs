@@ -45,8 +45,9 @@ fn value(text: Bytes) -> HeaderValue {
 }
 
 fn write_hex(out: &mut [u8], number: u64) {
-    for (index, digit) in out.iter_mut().enumerate() {
-        *digit = HEX[(number >> (60 - 4 * index)) as usize & 15];
+    for (digits, byte) in out.chunks_exact_mut(2).zip(number.to_be_bytes()) {
+        digits[0] = HEX[usize::from(byte >> 4)];
+        digits[1] = HEX[usize::from(byte & 15)];
     }
 }
 

@@ -49,6 +49,8 @@ pub(crate) struct Switched {
 /// What an attempt may take.
 #[derive(Clone, Copy)]
 pub(crate) struct Patience {
+    /// When the attempt began.
+    pub(crate) started: Instant,
     /// From the last byte sent to the answer's head; zero for ever.
     pub(crate) first_byte: Duration,
     /// The end of the whole request.
@@ -114,7 +116,7 @@ impl Link {
     ) -> Outcome {
         let Some(taken) = request.take() else { return Outcome::NotSent(Failure::RequestBody) };
         let sent_before = self.socket.sent.get();
-        self.socket.last_activity.set(Instant::now());
+        self.socket.last_activity.set(patience.started);
         if on_interim.is_some() {
             self.socket.interim.borrow_mut().begin();
         }

@@ -289,3 +289,26 @@ fn a_setting_that_needs_a_restart_says_so() {
     eventually("the reload", || proxy.reloads("success") == 1.0);
     assert_eq!(proxy.admin_get("/api/status").json()["last_reload"]["needs_restart"], serde_json::json!(["workers"]));
 }
+
+/// A file that was replaced again while it was being read used to stay out of force.
+#[test]
+fn the_last_of_many_changes_is_the_one_in_force() {
+    let node = named("a");
+    let base = pool(&[("a", &node)]);
+    let proxy = Proxy::start_whole(&base);
+    let answer = |status: u32, more: usize| {
+        let routes: String = (0..more).map(|n| format!("  - {{ name: r{n}, path: /r{n}, respond: {{}} }}\n")).collect();
+        format!(
+            "{}{routes}",
+            base.replace("pool: app, hash_on: [uri]", &format!("path: /, respond: {{ status: {status} }}"))
+        )
+    };
+    for round in 0..12u32 {
+        // A large one takes a while to read; the small one comes in the middle of that.
+        proxy.rewrite(&answer(299, 2000));
+        std::thread::sleep(std::time::Duration::from_millis(u64::from(45 + round * 3)));
+        let last = 200 + round % 2;
+        proxy.rewrite(&answer(last, 0));
+        eventually("the last change", || proxy.get("/").status == last as u16);
+    }
+}
