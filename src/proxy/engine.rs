@@ -111,7 +111,7 @@ impl Engine {
         let query = Query { host: &form.host, path: &form.path, method: &head.method, fields: &head.headers };
         let index = snapshot.table.find(query).ok_or_else(no_route)?;
         let route = &snapshot.routes[index];
-        exchange.matched(route);
+        exchange.matched(&route.label);
         let Action::Forward(pool) = &route.action else {
             return answer::fixed(route, exchange).map(Begun::Answer).ok_or_else(no_route);
         };

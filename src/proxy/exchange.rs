@@ -1,7 +1,7 @@
 //! What is remembered of one request until its answer has ended: then it is counted and logged.
 
 use super::client::{Client, Phase};
-use super::snapshot::Route;
+use super::snapshot::RouteLabel;
 use crate::telemetry::access_log::{AccessLog, Entry, Sink};
 use crate::telemetry::metrics::{Metrics, method_label};
 use crate::upstream::Failure;
@@ -115,7 +115,7 @@ pub(crate) struct Exchange {
     client: Rc<Client>,
     pub(crate) started: Instant,
     method: Method,
-    route: RefCell<Option<Arc<Route>>>,
+    route: RefCell<Option<Arc<RouteLabel>>>,
     status: Cell<u16>,
     pub(crate) request_bytes: Cell<u64>,
     pub(crate) response_bytes: Cell<u64>,
@@ -172,7 +172,7 @@ impl Exchange {
         })
     }
 
-    pub(crate) fn matched(&self, route: &Arc<Route>) {
+    pub(crate) fn matched(&self, route: &Arc<RouteLabel>) {
         *self.route.borrow_mut() = Some(Arc::clone(route));
     }
 

@@ -27,15 +27,21 @@ pub(crate) struct Snapshot {
 
 /// A route, ready to be taken.
 pub(crate) struct Route {
-    /// Unique in the process.
-    pub(crate) serial: u64,
-    pub(crate) name: Arc<str>,
+    pub(crate) label: Arc<RouteLabel>,
     pub(crate) action: Action,
     pub(crate) hash_on: Vec<HashSource>,
     pub(super) affinity: Option<Affinity>,
     pub(crate) strip_prefix: Option<String>,
     pub(crate) request_fields: Rules,
     pub(crate) response_fields: Rules,
+}
+
+/// What is left of a route in metrics and logs: a tunnel that outlives its configuration holds this,
+/// and not the pool with its ring.
+pub(crate) struct RouteLabel {
+    /// Unique in the process.
+    pub(crate) serial: u64,
+    pub(crate) name: Box<str>,
     pub(crate) duration: Histogram,
 }
 
@@ -120,15 +126,17 @@ impl Route {
             (None, None, None) => unreachable!("validation asks for exactly one action"),
         };
         Route {
-            serial: SERIAL.fetch_add(1, Ordering::Relaxed),
-            name: route.name.as_str().into(),
+            label: Arc::new(RouteLabel {
+                serial: SERIAL.fetch_add(1, Ordering::Relaxed),
+                name: route.name.as_str().into(),
+                duration: metrics.request_duration.with_label_values(&[route.name.as_str()]),
+            }),
             action,
             hash_on: route.hash_on.clone(),
             affinity: route.affinity_cookie.as_ref().map(|cookie| Affinity::new(cookie, secrets)),
             strip_prefix: route.strip_prefix.as_ref().map(|path| path.0.clone()),
             request_fields: Rules::of(&route.request_headers),
             response_fields: Rules::of(&route.response_headers),
-            duration: metrics.request_duration.with_label_values(&[route.name.as_str()]),
         }
     }
 }

@@ -82,7 +82,7 @@ impl Handle {
             }
         }
         self.metrics.retain(
-            |route| new.routes.iter().any(|known| &*known.name == route),
+            |route| new.routes.iter().any(|known| &*known.label.name == route),
             |listener| new.config.settings.listeners.iter().any(|known| known.name.as_str() == listener),
             |pool, node| {
                 let pool = new.pools.iter().find(|known| &*known.name == pool);

@@ -220,3 +220,16 @@ fn two_proxies_agree_and_secrets_rotate() {
     let (_, home, cookie) = visit(&two, "");
     assert_eq!(visit(&one, &cookie.unwrap()).1, home);
 }
+
+/// A trusted proxy that ends TLS before this one says so; nobody else can.
+#[test]
+fn a_cookie_over_tls_is_secure() {
+    let pool = Pool::new(1);
+    let settings = "pool: app, affinity_cookie: {} }";
+    let text = Proxy::pool(&pool.addresses(), "").replace("pool: app, hash_on: [uri] }", settings);
+    for (trusted, secure) in [("trusted_proxies: [127.0.0.0/8]\n", true), ("", false)] {
+        let proxy = Proxy::start(&format!("{trusted}{text}"));
+        let answer = proxy.connect().request("GET / HTTP/1.1\r\nhost: a\r\nx-forwarded-proto: https\r\n\r\n");
+        assert_eq!(answer.field("set-cookie").unwrap().ends_with("; Secure"), secure);
+    }
+}
