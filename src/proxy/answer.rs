@@ -150,7 +150,8 @@ pub(crate) fn leave(
     client: &Client,
     exchange: &Exchange,
 ) -> Response<ResponseBody> {
-    if client.leaving.get() {
+    // A connection that switches has no next request to be told of.
+    if client.leaving.get() && response.status() != StatusCode::SWITCHING_PROTOCOLS {
         response.headers_mut().insert(http::header::CONNECTION, HeaderValue::from_static("close"));
     }
     exchange.answered(response.status());

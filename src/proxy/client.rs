@@ -25,6 +25,8 @@ pub(crate) struct Client {
     pub(crate) tunnel: RefCell<Option<Tunnel>>,
     pub(crate) phase: Cell<Phase>,
     pub(crate) had_request: Cell<bool>,
+    /// The last request was HTTP/1.0: its answer may end with the connection and nothing else.
+    pub(crate) is_http10: Cell<bool>,
     /// Since when the pipeline waits for the next piece of the request's body.
     pub(crate) awaits_body: Cell<Option<Instant>>,
     /// That piece has not come in time: the body ends in an error.
@@ -66,6 +68,7 @@ impl Client {
             tunnel: RefCell::default(),
             phase: Cell::new(Phase::Idle),
             had_request: Cell::new(false),
+            is_http10: Cell::new(false),
             awaits_body: Cell::new(None),
             body_expired: Cell::new(false),
         }

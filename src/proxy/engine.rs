@@ -76,6 +76,7 @@ impl Engine {
         let (head, body) = request.into_parts();
         client.phase.set(Phase::Request);
         client.had_request.set(true);
+        client.is_http10.set(head.version == http::Version::HTTP_10);
         client.body_expired.set(false);
         let exchange = Exchange::begin(&self.ledger, client, &head);
         match self.begin(client, &exchange, head, body) {

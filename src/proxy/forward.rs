@@ -17,7 +17,9 @@ use crate::http::target;
 use crate::telemetry::trace;
 use crate::upstream::{Outgoing, Pool};
 use bytes::Bytes;
-use http::header::{CONNECTION, EXPECT, FORWARDED, HOST, HeaderName, MAX_FORWARDS, TE, UPGRADE, VIA};
+use http::header::{
+    CONNECTION, EXPECT, FORWARDED, HOST, HeaderName, MAX_FORWARDS, TE, TRANSFER_ENCODING, UPGRADE, VIA,
+};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, Version, request};
 use hyper::body::Incoming;
 use std::net::IpAddr;
@@ -129,6 +131,10 @@ impl Forward<'_> {
         }
         hop.upgrade = hop.upgrade.filter(|to| self.may_upgrade(head, to));
         let fields = &mut head.headers;
+        if self.form.has_body && self.form.content_length.is_none() {
+            // Said outright, for without it hyper sends a GET without its body.
+            fields.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+        }
         if !self.form.expects_continue {
             fields.remove(EXPECT);
         }

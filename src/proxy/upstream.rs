@@ -11,7 +11,7 @@ use super::snapshot::Route;
 use crate::http::fields::{self, TransferCoding};
 use crate::http::problem::Problem;
 use crate::upstream::{AnswerBody, Failure, InFlight, Interim, Keep, Link, Node, Outcome, Outgoing, Patience, Pool};
-use http::header::{CONNECTION, HOST, SET_COOKIE, UPGRADE};
+use http::header::{CONNECTION, CONTENT_LENGTH, HOST, SET_COOKIE, UPGRADE};
 use http::{HeaderValue, Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
 use std::future::poll_fn;
@@ -184,7 +184,7 @@ impl Journey {
                 Some(gate) if interim.is_continue() => gate.open(),
                 _ => self.client.inject.borrow_mut().extend(interim.to_http1()),
             });
-            match link.send(&mut self.request, patience, on_interim).await {
+            match link.send(&mut self.request, patience, on_interim, || self.client.awaits_body.get().is_some()).await {
                 Outcome::Answer(head) => return Attempt::Answered(head, link),
                 Outcome::NotSent(_) if !is_new && self.request.is_some() => {}
                 Outcome::NotSent(failure) if self.request.is_some() => return Attempt::Again(failure),
@@ -248,8 +248,11 @@ impl Journey {
     async fn take_back(&self, answered: Answered) -> Result<Response<ResponseBody>, Problem> {
         let Answered { head, link, in_flight, started, cookie } = answered;
         let (mut head, body) = head.into_parts();
-        if fields::transfer_coding(&head.headers) == TransferCoding::Unsupported {
-            return Err(self.failed(Failure::Malformed));
+        match fields::transfer_coding(&head.headers) {
+            TransferCoding::Unsupported => return Err(self.failed(Failure::Malformed)),
+            // The chunks are what was read; a length beside them is not to be believed (RFC 9112 6.3).
+            TransferCoding::Chunked => drop(head.headers.remove(CONTENT_LENGTH)),
+            TransferCoding::None => {}
         }
         fields::strip_response(&mut head.headers);
         self.route.response_fields.apply(&mut head.headers);

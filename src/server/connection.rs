@@ -248,8 +248,13 @@ async fn close(
         (_, Err(error)) if pulse.held_back.get() || (client.phase.get() == Phase::Idle && error.is_parse()) => {
             refuse(context, stream, client, &unreadable(&error)).await;
         }
-        // Whatever was cut short must not look whole: no goodbye, the socket just closes.
-        (_, Err(error)) => tracing::debug!(%error, "a connection ended early"),
+        (_, Err(error)) => {
+            tracing::debug!(%error, "a connection ended early");
+            // What was cut short must not look whole, and HTTP/1.0 can tell only by a reset.
+            if client.is_http10.get() {
+                let _ = socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO));
+            }
+        }
         (None, Ok(())) => {
             if stream.shutdown().await.is_ok() && !pulse.ended.get() {
                 linger(&mut stream).await;

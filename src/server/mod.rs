@@ -4,6 +4,7 @@ mod connection;
 mod listen;
 mod listeners;
 mod nofile;
+mod places;
 mod reload;
 mod run;
 mod status;

@@ -3,6 +3,7 @@
 
 use super::listeners::{self, BindError, Open};
 use super::nofile;
+use super::places::Places;
 use super::reload::{self, LastReload, Trigger};
 use super::status::mirror_state;
 use super::watch_file;
@@ -20,7 +21,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{mpsc, watch};
 
 /// Triggers of reloads that may wait: they are joined anyway.
 const TRIGGERS: usize = 64;
@@ -59,7 +60,7 @@ pub(super) struct Handle {
     pub(super) content: Mutex<Option<String>>,
     pub(super) started: Instant,
     pub(super) workers: usize,
-    pub(super) connections: Arc<Semaphore>,
+    pub(super) places: Arc<Places>,
     /// Told when somebody asks the process to drain.
     pub(super) drain_asked: tokio::sync::Notify,
 }
@@ -71,16 +72,7 @@ impl Handle {
         let old = self.snapshot.swap(Arc::new(snapshot));
         let new = self.snapshot.load();
         let (before, after) = (old.config.settings.limits.connections, new.config.settings.limits.connections);
-        if after > before {
-            self.connections.add_permits((after - before) as usize);
-        } else {
-            // Those in use are given up as they come back.
-            let surplus = (before - after) as usize;
-            let missing = surplus - self.connections.forget_permits(surplus);
-            if missing > 0 {
-                tracing::warn!(missing, "more connections are open than `limits.connections` now allows");
-            }
-        }
+        self.places.resize(before, after);
         self.metrics.retain(
             |route| new.routes.iter().any(|known| &*known.label.name == route),
             |listener| new.config.settings.listeners.iter().any(|known| known.name.as_str() == listener),
@@ -141,7 +133,7 @@ pub(crate) async fn start(config: Config) -> Result<Running, StartError> {
         content: Mutex::default(),
         started: Instant::now(),
         workers,
-        connections: Arc::new(Semaphore::new(settings.limits.connections as usize)),
+        places: Places::new(settings.limits.connections),
         drain_asked: tokio::sync::Notify::new(),
     });
     // Should it have changed since it was loaded, the first event finds out.
@@ -186,7 +178,7 @@ fn start_workers(handle: &Handle) -> io::Result<Vec<JoinHandle<()>>> {
     let shared = Shared {
         snapshot: Arc::clone(&handle.snapshot),
         metrics: Arc::clone(&handle.metrics),
-        connections: Arc::clone(&handle.connections),
+        places: Arc::clone(&handle.places),
         stage: handle.stage.subscribe(),
         open: handle.open.subscribe(),
     };

@@ -41,7 +41,7 @@ impl Control for Handle {
             "draining": *self.stage.borrow() != Stage::Serving,
             "workers": self.workers,
             "listeners": self.open.borrow().iter().map(|open| json!({ "name": &*open.name, "address": open.bound.to_string() })).collect::<Vec<_>>(),
-            "connections": { "limit": snapshot.config.settings.limits.connections, "free": self.connections.available_permits() },
+            "connections": { "limit": snapshot.config.settings.limits.connections, "free": self.places.free() },
             "config": { "file": snapshot.config.file, "routes": snapshot.routes.len(), "pools": snapshot.pools.len() },
             "last_reload": self.last_reload.lock().unwrap_or_else(PoisonError::into_inner).status(),
         })

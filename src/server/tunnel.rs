@@ -22,12 +22,14 @@ pub(super) async fn run(mut client: TcpStream, unread: Bytes, tunnel: Tunnel) {
     let (node_read, node_write) = stream.split();
     let up = carry(unread, client_read, node_write, &moved, &exchange.request_bytes);
     let down = carry(node.read, node_read, client_write, &moved, &exchange.response_bytes);
+    // A side that fails takes the other one with it: there is nobody left to talk to.
+    let both = async {
+        let up = async { up.await.map_err(|_| "client") };
+        let down = async { down.await.map_err(|_| "upstream") };
+        tokio::try_join!(up, down).map_or_else(|failed| failed, |_| "completed")
+    };
     let ended_by = tokio::select! {
-        (up, down) = async { tokio::join!(up, down) } => match (up, down) {
-            (Ok(()), Ok(())) => "completed",
-            (Err(_), _) => "client",
-            (_, Err(_)) => "upstream",
-        },
+        ended_by = both => ended_by,
         () = stillness(&moved, idle) => "timeout",
     };
     exchange.ended(ended_by);

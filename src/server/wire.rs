@@ -7,7 +7,6 @@
 use crate::io::poll_write_gathered;
 use crate::proxy::{Client, Phase};
 use bytes::Bytes;
-use rustix::io::Errno;
 use rustix::net::{RecvFlags, recv};
 use std::cell::{Cell, RefCell};
 use std::io::{self, IoSlice};
@@ -15,7 +14,7 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 use std::time::Instant;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
 
 /// Interim answers a node may send before anybody reads them: further ones wait.
@@ -74,7 +73,9 @@ impl Wire {
             return Poll::Ready(Err(io::Error::other("the node sent too many interim answers")));
         }
         while !waiting.is_empty() {
-            let written = ready!(Pin::new(&mut *self.stream.borrow_mut()).poll_write(cx, &waiting))?;
+            let written = Pin::new(&mut *self.stream.borrow_mut()).poll_write(cx, &waiting);
+            self.pulse.write_blocked.set(written.is_pending());
+            let written = ready!(written)?;
             waiting.drain(..written);
             self.pulse.last_write.set(Instant::now());
         }
@@ -128,16 +129,20 @@ impl Watch {
         if stream.poll_read_ready(cx).is_pending() {
             return false;
         }
-        match recv(&*stream, &mut [0u8; 1], RecvFlags::PEEK | RecvFlags::DONTWAIT) {
+        // Looked at inside `try_io`, which takes the readiness back where there is nothing.
+        let seen = stream
+            .try_io(Interest::READABLE, || Ok(recv(&*stream, &mut [0u8; 1], RecvFlags::PEEK | RecvFlags::DONTWAIT)?));
+        match seen {
             // What the next request is made of waits for its turn.
             Ok((1.., _)) => {
                 self.pulse.pipelined.set(true);
                 false
             }
-            // Nothing after all; reading clears the readiness and asks to be woken.
-            Err(Errno::AGAIN) => {
-                let _ = stream.try_read(&mut [0]);
-                stream.poll_read_ready(cx).is_ready()
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                if stream.poll_read_ready(cx).is_ready() {
+                    cx.waker().wake_by_ref();
+                }
+                false
             }
             Ok((0, _)) | Err(_) => {
                 self.pulse.ended.set(true);

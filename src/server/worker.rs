@@ -4,6 +4,7 @@
 use super::connection::{self, Context};
 use super::listen::is_exhaustion;
 use super::listeners::Open;
+use super::places::Places;
 use crate::proxy::{Client, Engine, Ledger, Snapshot};
 use crate::telemetry::metrics::Metrics;
 use arc_swap::ArcSwap;
@@ -13,7 +14,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::{Builder, LocalOptions};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::watch;
 
 /// How often a worker hands over its log lines and looks after idle connections.
 const TICK: Duration = Duration::from_millis(200);
@@ -38,8 +39,7 @@ pub(super) enum Stage {
 pub(super) struct Shared {
     pub(super) snapshot: Arc<ArcSwap<Snapshot>>,
     pub(super) metrics: Arc<Metrics>,
-    /// A permit a client connection.
-    pub(super) connections: Arc<Semaphore>,
+    pub(super) places: Arc<Places>,
     pub(super) stage: watch::Receiver<Stage>,
     /// The listeners in force; none while draining.
     pub(super) open: watch::Receiver<Vec<Open>>,
@@ -150,7 +150,7 @@ impl Worker {
         };
         let context = Rc::new(Context::new(&self.engine, &open.name));
         let acceptor = Acceptor {
-            connections: Arc::clone(&self.shared.connections),
+            places: Arc::clone(&self.shared.places),
             context: Rc::clone(&context),
             here: Rc::clone(&self.here),
             open: self.shared.metrics.connections.with_label_values(&[&*open.name]),
@@ -162,7 +162,7 @@ impl Worker {
 }
 
 struct Acceptor {
-    connections: Arc<Semaphore>,
+    places: Arc<Places>,
     context: Rc<Context>,
     here: Rc<()>,
     open: IntGauge,
@@ -170,36 +170,33 @@ struct Acceptor {
 }
 
 impl Acceptor {
-    /// Accepts until the listener leaves, and then what the kernel had accepted already.
+    /// Accepts until the listener leaves, and then what the kernel had accepted already. Over the
+    /// limit a connection waits for a place before the next one is accepted.
     async fn accept_all(self, listener: TcpListener) {
         loop {
-            let next = async {
-                let permit = Arc::clone(&self.connections).acquire_owned().await;
-                (permit, listener.accept().await)
-            };
-            tokio::select! {
+            let accepted = tokio::select! {
                 biased;
                 () = self.context.left() => break,
-                (permit, accepted) = next => match (permit, accepted) {
-                    (Ok(permit), Ok((stream, peer))) => self.serve(stream, peer, permit),
-                    (_, Err(error)) if is_exhaustion(&error) => {
-                        tracing::warn!(%error, listener = &*self.context.name, "cannot accept a connection");
-                        tokio::time::sleep(EXHAUSTED).await;
-                    }
-                    // The client was gone before it was accepted.
-                    (Ok(_), Err(_)) => {}
-                    (Err(_), _) => return,
-                },
+                accepted = listener.accept() => accepted,
+            };
+            match accepted {
+                Ok((stream, peer)) => self.serve(stream, peer).await,
+                Err(error) if is_exhaustion(&error) => {
+                    tracing::warn!(%error, listener = &*self.context.name, "cannot accept a connection");
+                    tokio::time::sleep(EXHAUSTED).await;
+                }
+                // The client was gone before it was accepted.
+                Err(_) => {}
             }
         }
         // Closing would reset the connections that wait in the queue.
         while let Ok(Ok((stream, peer))) = tokio::time::timeout(Duration::ZERO, listener.accept()).await {
-            let Ok(permit) = Arc::clone(&self.connections).try_acquire_owned() else { return };
-            self.serve(stream, peer, permit);
+            self.serve(stream, peer).await;
         }
     }
 
-    fn serve(&self, stream: TcpStream, peer: std::net::SocketAddr, permit: OwnedSemaphorePermit) {
+    async fn serve(&self, stream: TcpStream, peer: std::net::SocketAddr) {
+        let Some(place) = self.places.take().await else { return };
         // Answers are written whole; waiting for more would only delay them.
         let _ = stream.set_nodelay(true);
         self.accepted.inc();
@@ -208,7 +205,7 @@ impl Acceptor {
         let (context, here) = (Rc::clone(&self.context), Rc::clone(&self.here));
         tokio::task::spawn_local(async move {
             connection::serve(context, stream, client).await;
-            drop((permit, counted, here));
+            drop((place, counted, here));
         });
     }
 }

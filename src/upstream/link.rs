@@ -60,7 +60,8 @@ pub(crate) struct Patience {
 /// A connection to a node.
 pub(crate) struct Link {
     sender: SendRequest<Outgoing>,
-    connection: Connection<TokioIo<Wire>, Outgoing>,
+    /// Gone only once it has ended and its last request was asked back.
+    connection: Option<Connection<TokioIo<Wire>, Outgoing>>,
     /// Whether hyper is done with the connection; it must not be polled again then.
     closed: bool,
     socket: Rc<Socket>,
@@ -102,17 +103,19 @@ impl Link {
         let (sender, connection) =
             Builder::new().max_buf_size(MAX_BUFFER).handshake(io).await.map_err(|_| Failure::Terminated)?;
         let timer = Box::pin(tokio::time::sleep_until((now + Duration::from_secs(3600)).into()));
-        Ok(Box::new(Link { sender, connection, closed: false, socket, timer }))
+        Ok(Box::new(Link { sender, connection: Some(connection), closed: false, socket, timer }))
     }
 
     /// Sends a request and waits for the head of its answer, driving the connection meanwhile. The
     /// request is taken, and put back where hyper did not take it apart. Interim answers are told
-    /// as they come, if anybody wants them.
+    /// as they come, if anybody wants them. `waits_for_client` tells whether the request's body is
+    /// what holds things up.
     pub(crate) async fn send(
         &mut self,
         request: &mut Option<Request<Outgoing>>,
         patience: Patience,
         on_interim: Option<impl Fn(Interim)>,
+        waits_for_client: impl Fn() -> bool,
     ) -> Outcome {
         let Some(taken) = request.take() else { return Outcome::NotSent(Failure::RequestBody) };
         let sent_before = self.socket.sent.get();
@@ -129,10 +132,15 @@ impl Link {
             }
             match answer.as_mut().poll(cx) {
                 Poll::Ready(result) => Poll::Ready(Some(result)),
-                Poll::Pending if self.closed || self.is_late(cx, patience.first_byte, patience.until) => {
-                    Poll::Ready(None)
+                Poll::Pending if self.closed => Poll::Ready(None),
+                Poll::Pending => {
+                    // A node is not slow as long as the client is.
+                    let first_byte = if waits_for_client() { Duration::ZERO } else { patience.first_byte };
+                    match self.is_late(cx, first_byte, patience.until) {
+                        true => Poll::Ready(None),
+                        false => Poll::Pending,
+                    }
                 }
-                Poll::Pending => Poll::Pending,
             }
         })
         .await;
@@ -143,7 +151,14 @@ impl Link {
                 *request = error.take_message();
                 failure_of(error.error())
             }
-            None if self.closed => Failure::Terminated,
+            None if self.closed => {
+                // Dropping the connection hands back a request that it never looked at.
+                self.connection = None;
+                if let Err(mut error) = answer.await {
+                    *request = error.take_message();
+                }
+                Failure::Terminated
+            }
             None => Failure::Timeout,
         };
         match self.socket.sent.get() == sent_before {
@@ -154,8 +169,10 @@ impl Link {
 
     /// Lets hyper read and write what it can.
     pub(super) fn drive(&mut self, cx: &mut Context<'_>) {
-        if !self.closed && self.connection.poll_without_shutdown(cx).is_ready() {
-            self.closed = true;
+        if !self.closed
+            && let Some(connection) = &mut self.connection
+        {
+            self.closed = connection.poll_without_shutdown(cx).is_ready();
         }
     }
 
@@ -213,7 +230,7 @@ impl Link {
         .await;
         let Link { sender, connection, socket, .. } = *self;
         drop(sender);
-        let parts = connection.into_parts();
+        let parts = connection?.into_parts();
         drop(parts.io);
         let socket = Rc::into_inner(socket)?;
         Some(Switched { stream: socket.stream.into_inner(), read: parts.read_buf })

@@ -275,3 +275,16 @@ fn options_asterisk_and_max_forwards() {
     assert!(next.text().contains("max-forwards: 6"), "{}", next.text());
     assert_eq!(node.requests().len(), 1);
 }
+
+/// Whatever the method: what a request brings goes to the node.
+#[test]
+fn a_get_with_a_body_keeps_it() {
+    let node = Node::echo();
+    let proxy = Proxy::before(&[node.address]);
+    let mut client = proxy.connect();
+    let sized = client.request("GET /_search HTTP/1.1\r\nhost: a\r\ncontent-length: 5\r\n\r\nquery");
+    assert!(sized.text().ends_with("query"), "{sized:?}");
+    let chunked =
+        client.request("GET /_search HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n5\r\nquery\r\n0\r\n\r\n");
+    assert!(chunked.text().ends_with("query"), "{chunked:?}");
+}

@@ -318,3 +318,57 @@ fn an_early_answer_to_a_long_upload_arrives() {
     let answer = client.answer();
     assert_eq!((answer.status, answer.text().as_str()), (403, "no"));
 }
+
+/// RFC 9112 6.3: where both are there, the chunks count.
+#[test]
+fn a_length_beside_chunks_is_not_believed() {
+    for length in [2, 1000] {
+        let node = Node::saying(format!(
+            "HTTP/1.1 200 OK\r\ncontent-length: {length}\r\ntransfer-encoding: chunked\r\n\r\n5\r\nwhole\r\n0\r\n\r\n"
+        ));
+        let proxy = Proxy::before(&[node.address]);
+        let got = proxy.connect().request("GET / HTTP/1.1\r\nhost: a\r\n\r\n");
+        assert_eq!((got.text().as_str(), got.field("content-length")), ("whole", None));
+    }
+}
+
+/// A node that accepts and closes at once was sent nothing: any request may go to the next one.
+#[test]
+fn a_node_that_closes_at_once_is_skipped() {
+    let closing = Node::start(|_| {});
+    let node = Node::echo();
+    let proxy = Proxy::before(&[closing.address, node.address]);
+    let answers: Vec<u16> =
+        (0..20).map(|n| proxy.connect().request(format!("GET /{n} HTTP/1.1\r\nhost: a\r\n\r\n")).status).collect();
+    // Where the close came only after the request had gone out, it is not sent again.
+    assert!(answers.iter().all(|status| [200, 502].contains(status)), "{answers:?}");
+    assert!(answers.contains(&200));
+}
+
+#[test]
+fn a_client_that_pauses_is_not_a_slow_node() {
+    let node = Node::echo();
+    let proxy = Proxy::start(&Proxy::pool(&[node.address], "    timeouts: { first_byte: 300ms }\n"));
+    let mut client = proxy.connect();
+    client.send("POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 4\r\n\r\nha");
+    // Longer than the node may take.
+    std::thread::sleep(Duration::from_millis(900));
+    client.send("lf");
+    let answer = client.answer();
+    assert!(answer.status == 200 && answer.text().ends_with("half"), "{answer:?}");
+}
+
+/// HTTP/1.0 has no other way to tell a short answer from a whole one.
+#[test]
+fn a_short_answer_is_a_reset_for_http_1_0() {
+    let node = Node::start(|peer| {
+        peer.request();
+        peer.send("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nshort\r\n");
+    });
+    let proxy = Proxy::before(&[node.address]);
+    let mut client = proxy.connect();
+    client.send("GET / HTTP/1.0\r\nhost: a\r\n\r\n");
+    let mut got = Vec::new();
+    let ended = std::io::Read::read_to_end(&mut client.stream, &mut got);
+    assert_eq!(ended.map_err(|error| error.kind()), Err(std::io::ErrorKind::ConnectionReset));
+}

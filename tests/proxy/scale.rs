@@ -128,3 +128,12 @@ fn an_idle_connection_costs_under_24_kib() {
     assert!(cost < 24 << 10, "{cost} bytes each");
     drop(streams);
 }
+
+/// Fewer places than sockets to accept from: every connection still gets its turn.
+#[test]
+fn a_limit_of_one_connection_serves_one_after_the_other() {
+    let proxy = Proxy::start("workers: 4\nlimits: { connections: 1 }\nroutes: [{ name: r, respond: { body: ok } }]\n");
+    for _ in 0..20 {
+        assert_eq!(proxy.get("/").status, 200);
+    }
+}

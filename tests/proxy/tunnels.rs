@@ -101,3 +101,19 @@ fn a_silent_tunnel_ends_in_time() {
     client.exactly(5);
     assert!(client.is_closed());
 }
+
+/// A client that vanishes takes its tunnel with it, even if the node has nothing to say.
+#[test]
+fn a_reset_ends_the_tunnel() {
+    let node = websocket_node();
+    let proxy = Proxy::before(&[node.address]);
+    let mut client = proxy.connect();
+    client.send(UPGRADE);
+    client.head();
+    client.exactly(5);
+    let in_flight = "ringway_node_in_flight{node=\"n0\",pool=\"app\"}";
+    assert_eq!(proxy.metric(in_flight), 1.0);
+    socket2::SockRef::from(&client.stream).set_linger(Some(std::time::Duration::ZERO)).unwrap();
+    drop(client);
+    eventually("the tunnel's end", || proxy.metric(in_flight) == 0.0);
+}
