@@ -6,7 +6,7 @@ use std::pin::Pin;
 
 /// What can be asked of a running proxy.
 pub(crate) trait Control: Send + Sync {
-    /// Whether new requests are welcome: not draining, and every pool in use has a usable node.
+    /// Whether new requests are welcome: not draining, and there is a node that takes them.
     fn is_ready(&self) -> bool;
     /// Who may use the admin listener.
     fn access(&self) -> Access;

@@ -102,12 +102,17 @@ impl Snapshot {
         Ok(Snapshot { table: Table::new(&settings.routes), routes, pools: listed, log, config })
     }
 
-    /// Whether every pool that routes forward to has a node that takes requests.
+    /// Whether there is anything to serve: some pool that routes forward to has a node that takes
+    /// requests, or no route forwards at all. One pool's outage is no reason to turn all traffic away.
     pub(crate) fn is_usable(&self) -> bool {
-        self.routes.iter().all(|route| match &route.action {
-            Action::Forward(pool) => pool.is_usable(),
-            Action::Redirect { .. } | Action::Respond { .. } => true,
-        })
+        let mut pools = self.routes.iter().filter_map(|route| match &route.action {
+            Action::Forward(pool) => Some(pool),
+            Action::Redirect { .. } | Action::Respond { .. } => None,
+        });
+        match pools.next() {
+            Some(first) => first.is_usable() || pools.any(|pool| pool.is_usable()),
+            None => true,
+        }
     }
 }
 

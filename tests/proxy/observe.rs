@@ -196,3 +196,14 @@ fn the_metrics_listener_is_read_only() {
         [200, 200, 200, 404, 404, 404]
     );
 }
+
+/// One pool's outage is no reason for load balancers to turn all traffic away.
+#[test]
+fn a_proxy_with_one_usable_pool_is_ready() {
+    let node = Node::echo();
+    let proxy = Proxy::start(&format!(
+        "pools: {{ good: {{ nodes: [{{ id: a, address: \"{}\" }}] }}, bad: {{ nodes: [{{ id: b, address: \"127.0.0.1:1\", state: down }}] }} }}\nroutes:\n  - {{ name: bad, path_prefix: /bad, pool: bad }}\n  - {{ name: good, pool: good }}\n",
+        node.address
+    ));
+    assert_eq!([proxy.get("/bad").status, proxy.get("/").status, proxy.admin_get("/readyz").status], [503, 200, 200]);
+}

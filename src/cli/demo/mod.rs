@@ -12,6 +12,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use tokio::signal::unix::{SignalKind, signal};
 
 #[derive(clap::Args)]
 pub(super) struct Options {
@@ -61,7 +62,11 @@ async fn demo(once: bool) -> Outcome {
         println!("  $EDITOR {}      # a change takes effect at once", stage.file.path().display());
         println!("  curl http://{}/metrics", running.admin);
         println!("\nCtrl-C ends it.");
-        tokio::signal::ctrl_c().await?;
+        let mut terminate = signal(SignalKind::terminate())?;
+        tokio::select! {
+            interrupted = tokio::signal::ctrl_c() => interrupted?,
+            _ = terminate.recv() => {}
+        }
     }
     running.stop();
     Ok(if held { ExitCode::SUCCESS } else { ExitCode::FAILURE })
