@@ -229,13 +229,13 @@ fn a_kept_connection_that_the_node_closed_is_replaced() {
         let got = client.request("POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 1\r\n\r\nx");
         assert_eq!((got.status, got.text().as_str()), (200, "once"), "request {n}");
         // The node's goodbye has to be on its way before the next request is.
-        eventually("the node's goodbye", || closed_by_node(proxy.pid(), node.address.port()));
+        eventually("the node's goodbye", || closed_by_node(node.address.port()));
     }
     assert_eq!(node.connections(), 20);
 }
 
 /// Whether every connection of the proxy to that port has had the other side's FIN, or is gone.
-fn closed_by_node(_pid: u32, port: u16) -> bool {
+fn closed_by_node(port: u16) -> bool {
     const ESTABLISHED: &str = "01";
     let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
     let remote = format!(":{port:04X}");

@@ -267,7 +267,8 @@ fn a_nodes_state_outlives_reloads() {
 fn the_access_log_is_opened_anew_on_sighup() {
     let a = named("a");
     let text = pool(&[("a", &a)]).replace("format: \"off\"", "format: common, path: access.log");
-    let proxy = Proxy::start_whole(&text);
+    // One worker, so that what one request shows holds for the next.
+    let proxy = Proxy::start_whole(&format!("workers: 1\n{text}"));
     let (log, old) = (proxy.folder().join("access.log"), proxy.folder().join("access.log.1"));
     proxy.get("/first");
     eventually("the first line", || fs::read_to_string(&log).is_ok_and(|text| text.contains("/first")));
@@ -278,6 +279,9 @@ fn the_access_log_is_opened_anew_on_sighup() {
         proxy.get("/second");
         fs::read_to_string(&log).is_ok_and(|text| text.contains("/second"))
     });
+    // From then on nothing goes to the old file.
+    proxy.get("/third");
+    eventually("the third line", || fs::read_to_string(&log).is_ok_and(|text| text.contains("/third")));
     assert!(!fs::read_to_string(&old).unwrap().contains("/third"));
 }
 
