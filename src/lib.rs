@@ -6,6 +6,7 @@
 //! - [`cli`]: one file a command.
 //! - `server`: sockets to requests: listeners, the wire, HTTP/1, limits, workers, drain.
 //! - `proxy`: the request's way, a file a step.
+//! - `cache`: stored responses, fetches that many share, purges.
 //! - `upstream`: a pool's nodes, connections to them, one attempt at one of them.
 //! - [`ring`]: the consistent-hash ring, pure data.
 //! - `admin`: the admin listener. `control`: the handle on a running proxy that it holds.
@@ -14,6 +15,7 @@
 //! - `http`: what HTTP itself says. `io`: what both ends do with a socket.
 
 mod admin;
+mod cache;
 pub mod cli;
 pub mod config;
 mod control;

@@ -61,7 +61,7 @@ pub(crate) async fn serve(listener: TcpListener, control: Arc<dyn Control>, reac
         tokio::spawn(async move {
             let service = service_fn(move |request| {
                 let control = Arc::clone(&control);
-                async move { Ok::<_, Infallible>(answer(&*control, reach, &request).await) }
+                async move { Ok::<_, Infallible>(answer(&*control, reach, request).await) }
             });
             let served = Builder::new()
                 .timer(TokioTimer::new())
@@ -76,7 +76,7 @@ pub(crate) async fn serve(listener: TcpListener, control: Arc<dyn Control>, reac
     }
 }
 
-async fn answer(control: &dyn Control, reach: Reach, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+async fn answer(control: &dyn Control, reach: Reach, request: Request<Incoming>) -> Response<Full<Bytes>> {
     let path = request.uri().path();
     let is_probe = matches!(path, "/livez" | "/readyz");
     let allowed = match reach {

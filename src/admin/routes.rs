@@ -1,23 +1,27 @@
 //! The admin API's paths.
 
 use crate::config::NodeState;
-use crate::control::Control;
+use crate::control::{Control, PurgeOrder, PurgeTarget};
 use crate::http::problem::Problem;
 use bytes::Bytes;
 use http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use http::{HeaderValue, Method, Request, Response, StatusCode};
-use http_body_util::Full;
+use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
 use serde_json::{Value as Json, json};
 
+/// The largest body of a request here.
+const MAX_BODY: usize = 64 << 10;
+
 pub(super) async fn answer(
     control: &dyn Control,
-    request: &Request<Incoming>,
+    mut request: Request<Incoming>,
 ) -> Result<Response<Full<Bytes>>, Problem> {
-    let segments: Vec<&str> = request.uri().path().split('/').skip(1).collect();
+    let path = request.uri().path().to_owned();
+    let segments: Vec<&str> = path.split('/').skip(1).collect();
     match *request.method() {
-        Method::GET | Method::HEAD => read(control, request, &segments),
-        Method::POST => change(control, &segments).await,
+        Method::GET | Method::HEAD => read(control, &request, &segments),
+        Method::POST => change(control, &segments, request.body_mut()).await,
         _ => Err(wrong_method("GET, HEAD, POST")),
     }
 }
@@ -45,15 +49,24 @@ fn read(
                 Err(Problem::new(StatusCode::BAD_REQUEST, "missing-key", "http_request_error", detail))
             }
         },
-        ["api", "reload" | "drain"] | ["api", "pools", _, "nodes", _, "up" | "drain" | "down"] => {
-            Err(wrong_method("POST"))
-        }
+        ["api", "reload" | "drain"]
+        | ["api", "cache", "purge"]
+        | ["api", "pools", _, "nodes", _, "up" | "drain" | "down"] => Err(wrong_method("POST")),
         _ => Err(not_found()),
     }
 }
 
-async fn change(control: &dyn Control, segments: &[&str]) -> Result<Response<Full<Bytes>>, Problem> {
+async fn change(
+    control: &dyn Control,
+    segments: &[&str],
+    body: &mut Incoming,
+) -> Result<Response<Full<Bytes>>, Problem> {
     match *segments {
+        ["api", "cache", "purge"] => {
+            let order = purge_order(&read_body(body).await?).map_err(bad_purge)?;
+            control.purge(order).map_err(bad_purge)?;
+            Ok(as_json(&json!({ "result": "success", "detail": "purged" })))
+        }
         ["api", "reload"] => match control.reload().await {
             Ok(said) => Ok(as_json(&json!({ "result": "success", "detail": said }))),
             Err(said) => {
@@ -76,6 +89,51 @@ async fn change(control: &dyn Control, segments: &[&str]) -> Result<Response<Ful
         }
         _ => Err(not_found()),
     }
+}
+
+/// The whole of a small body.
+async fn read_body(body: &mut Incoming) -> Result<Bytes, Problem> {
+    let whole = Limited::new(body, MAX_BODY).collect().await;
+    whole.map(http_body_util::Collected::to_bytes).map_err(|_| {
+        let detail = format!("the body is larger than {MAX_BODY} bytes, or did not arrive whole");
+        Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "content-too-large", "http_request_error", detail)
+    })
+}
+
+/// What a purge's body asks for, or why it makes no sense.
+fn purge_order(body: &[u8]) -> Result<PurgeOrder, String> {
+    const EXPECTED: &str = r#"expected a JSON object with one of "url", "prefix", "tag" (each a text) and "all": true, and perhaps "soft": true"#;
+    let Ok(Json::Object(given)) = serde_json::from_slice(body) else { return Err(EXPECTED.to_owned()) };
+    let mut what = None;
+    let mut soft = false;
+    for (key, value) in &given {
+        let text = || match value {
+            Json::String(text) if !text.is_empty() => Ok(text.clone()),
+            _ => Err(format!("expected a text for \"{key}\"; {EXPECTED}")),
+        };
+        let target = match key.as_str() {
+            "url" => Some(PurgeTarget::Url(text()?)),
+            "prefix" => Some(PurgeTarget::Prefix(text()?)),
+            "tag" => Some(PurgeTarget::Tag(text()?)),
+            "all" if *value == Json::Bool(true) => Some(PurgeTarget::All),
+            "all" | "soft" if !value.is_boolean() => return Err(format!("expected true or false for \"{key}\"")),
+            "all" => None,
+            "soft" => {
+                soft = *value == Json::Bool(true);
+                None
+            }
+            _ => return Err(format!("`{key}` is not known; {EXPECTED}")),
+        };
+        if target.is_some() && what.is_some() {
+            return Err(EXPECTED.to_owned());
+        }
+        what = what.or(target);
+    }
+    what.map(|what| PurgeOrder { what, soft }).ok_or_else(|| EXPECTED.to_owned())
+}
+
+fn bad_purge(detail: String) -> Problem {
+    Problem::new(StatusCode::BAD_REQUEST, "bad-purge", "http_request_error", detail)
 }
 
 fn wrong_method(allowed: &str) -> Problem {
@@ -111,4 +169,33 @@ fn respond(status: StatusCode, media_type: &'static str, body: Bytes) -> Respons
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(media_type));
     response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn purges_say_one_thing() {
+        let read = |text: &str| purge_order(text.as_bytes());
+        let order = |what, soft| Ok(PurgeOrder { what, soft });
+        assert_eq!(read(r#"{"url": "http://a/b"}"#), order(PurgeTarget::Url("http://a/b".into()), false));
+        assert_eq!(read(r#"{"prefix": "/a", "soft": true}"#), order(PurgeTarget::Prefix("/a".into()), true));
+        assert_eq!(read(r#"{"soft": false, "tag": "t"}"#), order(PurgeTarget::Tag("t".into()), false));
+        assert_eq!(read(r#"{"all": true}"#), order(PurgeTarget::All, false));
+        for bad in [
+            "",
+            "[]",
+            "{}",
+            r#"{"all": false}"#,
+            r#"{"all": 1}"#,
+            r#"{"url": ""}"#,
+            r#"{"url": 1}"#,
+            r#"{"url": "/a", "tag": "b"}"#,
+            r#"{"tags": "b"}"#,
+            r#"{"all": true, "soft": "yes"}"#,
+        ] {
+            assert!(read(bad).is_err(), "{bad}");
+        }
+    }
 }

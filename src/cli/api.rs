@@ -22,15 +22,19 @@ pub(super) struct Target {
 
 impl Target {
     pub(super) fn get(&self, path: &str) -> Result<Json, String> {
-        self.call("GET", path)
+        self.call("GET", path, "")
     }
 
     pub(super) fn post(&self, path: &str) -> Result<Json, String> {
-        self.call("POST", path)
+        self.call("POST", path, "")
+    }
+
+    pub(super) fn post_json(&self, path: &str, body: &Json) -> Result<Json, String> {
+        self.call("POST", path, &body.to_string())
     }
 
     /// One call; an answer that is no success becomes its problem's detail.
-    fn call(&self, method: &str, path: &str) -> Result<Json, String> {
+    fn call(&self, method: &str, path: &str, body: &str) -> Result<Json, String> {
         let address = self
             .admin
             .strip_prefix("http://")
@@ -45,7 +49,8 @@ impl Target {
             }
         };
         let request = format!(
-            "{method} {path} HTTP/1.1\r\nhost: {address}\r\n{token}content-length: 0\r\nconnection: close\r\n\r\n"
+            "{method} {path} HTTP/1.1\r\nhost: {address}\r\n{token}content-length: {}\r\nconnection: close\r\n\r\n{body}",
+            body.len()
         );
         let answer = exchange(address, &request).map_err(|error| {
             format!("no proxy answers at {}: {error}; is it running, and is --admin its `admin.address`?", self.admin)

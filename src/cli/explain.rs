@@ -1,7 +1,8 @@
 //! `ringway explain`
 
 use super::{Outcome, load};
-use crate::config::{AffinityMode, Config, NodeState, Route};
+use crate::cache::{KeyRules, Target};
+use crate::config::{self, AffinityMode, ClientDirectives, Config, NodeState, Route};
 use crate::http::forwarded::client_address;
 use crate::http::{fields, target};
 use crate::proxy::{Bounds, Form, Query, Table, find_key};
@@ -63,8 +64,61 @@ pub(super) fn run(options: Options) -> Outcome {
         writeln!(out, "forwards  {path}{query}")?;
     }
     let client = client_address(options.from, &head.headers, &fields::X_FORWARDED_FOR, &settings.trusted_proxies);
+    explain_cache(&mut out, &config, route, &form, &head)?;
     explain_node(&mut out, &config, route, &form, &head.headers, client)?;
     Ok(ExitCode::SUCCESS)
+}
+
+fn explain_cache(
+    out: &mut impl Write,
+    config: &Config,
+    route: &Route,
+    form: &Form<'_>,
+    head: &http::request::Parts,
+) -> std::io::Result<()> {
+    let Some(cache) = &route.cache else { return writeln!(out, "cache     none on this route") };
+    if head.method != http::Method::GET && head.method != http::Method::HEAD {
+        return writeln!(out, "cache     not for {}; if it succeeds, what is stored of the URI goes", head.method);
+    }
+    let target = Target {
+        scheme: head.uri.scheme_str().unwrap_or("http"),
+        authority: &form.authority,
+        path: &form.path,
+        query: form.query,
+    };
+    write!(out, "cache     {}", KeyRules::of(&cache.key).uri(target))?;
+    for name in &cache.key.headers {
+        write!(out, ", field {name}")?;
+    }
+    for name in &cache.key.cookies {
+        write!(out, ", cookie {name}")?;
+    }
+    writeln!(out, ", then by Vary")?;
+    let size = cache.max_object.min(config.settings.cache.max_object);
+    let clients = match cache.client_directives {
+        ClientDirectives::Ignore => "ignored but for no-store and only-if-cached",
+        ClientDirectives::Honour => "honoured",
+    };
+    writeln!(out, "          bodies up to {size}; the request's Cache-Control is {clients}")?;
+    writeln!(
+        out,
+        "          where the response does not say: fresh {}, negative {}, stale-while-revalidate {}, stale-if-error {}",
+        shown(cache.default_ttl),
+        shown(cache.negative_ttl),
+        shown(cache.stale_while_revalidate),
+        shown(cache.stale_if_error)
+    )?;
+    let barred = |name: http::HeaderName, why: &str| head.headers.contains_key(name).then(|| why.to_owned());
+    let notes = [
+        barred(http::header::AUTHORIZATION, "has Authorization: stored only if public, must-revalidate or s-maxage"),
+        barred(http::header::COOKIE, "has a Cookie: stored only with a freshness of its own"),
+    ];
+    notes.into_iter().flatten().try_for_each(|note| writeln!(out, "          {note}"))
+}
+
+/// A duration as the file writes it.
+fn shown(duration: std::time::Duration) -> String {
+    config::read::Field::show(&duration).as_str().unwrap_or_default().to_owned()
 }
 
 fn explain_node(

@@ -4,6 +4,7 @@ mod api;
 mod check;
 mod demo;
 mod explain;
+mod purge;
 mod ring;
 mod run;
 mod schema;
@@ -34,7 +35,7 @@ enum Command {
     Demo(demo::Options),
     /// Show each node's share of the keys, a key's owner, or what a change would move.
     Ring(ring::Options),
-    /// Show what would happen with a request: its route, its hash key and its node.
+    /// Show what would happen with a request: its route, its hash key, its node, and the cache's rules.
     Explain(explain::Options),
     /// Print the configuration's JSON Schema, for editors.
     Schema,
@@ -42,6 +43,8 @@ enum Command {
     Status(status::Options),
     /// Make a running proxy read its configuration anew; 1 if it refuses, and why.
     Reload(api::Target),
+    /// Strike stored responses from the cache of a running proxy.
+    Purge(purge::Options),
     /// Drain a node (it takes no new keys), or without one the whole proxy, as SIGTERM does.
     Drain(status::DrainOptions),
     /// Say whether a node takes requests, until the file says something new about it.
@@ -71,6 +74,7 @@ pub fn main() -> ExitCode {
         Command::Schema => schema::run(),
         Command::Status(options) => status::run(&options),
         Command::Reload(target) => status::reload(&target),
+        Command::Purge(options) => purge::run(&options),
         Command::Drain(options) => status::drain(&options),
         Command::Node(options) => status::node(&options),
         Command::Completions { shell } => {

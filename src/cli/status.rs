@@ -106,6 +106,15 @@ fn print(out: &mut impl Write, status: &Json, pools: &Json, colours: bool) -> st
     for listener in status["listeners"].as_array().into_iter().flatten() {
         writeln!(out, "listens {} ({})", text(&listener["address"]), text(&listener["name"]))?;
     }
+    let cache = &status["cache"];
+    writeln!(
+        out,
+        "cache   {} entries, {:.1} of {:.0} MiB, {} hits",
+        cache["entries"],
+        mebibytes(&cache["bytes"]),
+        mebibytes(&cache["memory"]),
+        cache["requests"]["hit"].as_u64().unwrap_or_default()
+    )?;
     for pool in pools.as_array().into_iter().flatten() {
         writeln!(out, "\npool {}", text(&pool["name"]))?;
         writeln!(
@@ -129,6 +138,10 @@ fn print(out: &mut impl Write, status: &Json, pools: &Json, colours: bool) -> st
         }
     }
     Ok(())
+}
+
+fn mebibytes(value: &Json) -> f64 {
+    value.as_f64().unwrap_or_default() / f64::from(1 << 20)
 }
 
 fn text(value: &Json) -> &str {

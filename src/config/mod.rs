@@ -13,8 +13,8 @@ pub(crate) mod values;
 
 pub use diagnostics::Report;
 pub(crate) use model::{
-    AffinityCookie, AffinityMode, FieldRules, Limits, Listener, LogFormat, NodeState, OnGone, Pool, PoolConnections,
-    Route, Settings, Timeouts,
+    AffinityCookie, AffinityMode, CacheKey, ClientDirectives, FieldRules, Limits, Listener, LogFormat, NodeState,
+    OnGone, Pool, PoolConnections, Route, RouteCache, Settings, Timeouts,
 };
 
 use diagnostics::Diagnostics;

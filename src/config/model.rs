@@ -24,6 +24,8 @@ settings! {
         limits: Limits = block;
         /// A line for every request.
         access_log: AccessLog = block;
+        /// What the responses kept by all routes that cache may take.
+        cache: Cache = block;
         /// The nodes to forward to, by the name of their pool.
         pools: Named<Pool> = absent;
         /// What happens with a request; the first route that matches wins.
@@ -106,6 +108,16 @@ settings! {
         format: LogFormat = "json";
         /// `stdout`, `stderr` or a file that lines are appended to.
         path: String = "stdout";
+    }
+}
+
+settings! {
+    /// The store of the cache, shared by all routes.
+    Cache {
+        /// What stored responses may take, with their keys and overhead. A change needs a restart.
+        memory: Size = "512MiB" within "1MiB" to "1024GiB";
+        /// The largest body that any route stores; larger ones stream through.
+        max_object: Size = "64MiB" within "1KiB" to "1GiB";
     }
 }
 
@@ -218,6 +230,58 @@ settings! {
         response_headers: FieldRules = block;
         /// Taken away from the path before it is forwarded, in whole segments.
         strip_prefix: Option<Spanned<RoutePath>> = absent;
+        /// Stores responses and answers from them (RFC 9111). Off without the block; `cache: {}` takes every default.
+        cache: Option<RouteCache> = absent;
+    }
+}
+
+choices! {
+    /// What a request's own `Cache-Control` may ask of the cache.
+    ClientDirectives {
+        /// `no-store` and `only-if-cached`; everything else is advice that is not taken.
+        Ignore = "ignore",
+        /// Everything: `no-cache`, `max-age`, `min-fresh` and `max-stale` too, and `Pragma: no-cache`.
+        Honour = "honour",
+    }
+}
+
+settings! {
+    /// How the responses of a route are cached.
+    RouteCache {
+        /// What makes two requests one, beside scheme, host, port, path and the response's `Vary`.
+        key: CacheKey = block;
+        /// How long a response without any freshness of its own is fresh; never to a request with a Cookie.
+        default_ttl: Duration = "0s" within "0s" to "365d";
+        /// How long a stale response may be served while it is validated in the background, where it does not say so itself.
+        stale_while_revalidate: Duration = "0s" within "0s" to "365d";
+        /// How long a stale response may be served when the node fails, where it does not say so itself.
+        stale_if_error: Duration = "1h" within "0s" to "365d";
+        /// `default_ttl` for 404, 405, 410, 414, 451 and 501.
+        negative_ttl: Duration = "0s" within "0s" to "1d";
+        /// The largest body that is stored; larger ones stream through.
+        max_object: Size = "8MiB" within "1KiB" to "1GiB";
+        /// How long a request waits for another one that is fetching the same thing.
+        lock_timeout: Duration = "5s" within "0s" to "5m";
+        /// Whether a request's own `Cache-Control` counts: `ignore` or `honour`.
+        client_directives: ClientDirectives = "ignore";
+        /// Whether a response with `Set-Cookie` is stored, cookie included.
+        store_set_cookie: bool = "false";
+    }
+}
+
+settings! {
+    /// What makes two requests one for the cache.
+    CacheKey {
+        /// Query parameters that play no part; they are still forwarded. `utm_*` means all that begin so.
+        ignore_query: Vec<Spanned<String>> = absent;
+        /// The only query parameters that play a part, written in the same way.
+        only_query: Vec<Spanned<String>> = absent;
+        /// Whether the order of query parameters plays no part.
+        sort_query: bool = "false";
+        /// Request fields that play a part.
+        headers: Vec<HeaderName> = absent;
+        /// Cookies that play a part.
+        cookies: Vec<String> = absent;
     }
 }
 

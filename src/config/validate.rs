@@ -2,7 +2,7 @@
 
 use super::Secrets;
 use super::diagnostics::{Diagnostics, Span};
-use super::model::{AffinityCookie, AffinityMode, FieldRules, Pool, Route, Settings};
+use super::model::{AffinityCookie, AffinityMode, FieldRules, Pool, Route, RouteCache, Settings};
 use super::read::{Spanned, did_you_mean};
 use crate::http::{fields, target};
 use http::header::CONTENT_LENGTH;
@@ -203,6 +203,33 @@ fn validate_route(settings: &Settings, route: &Route, diagnostics: &mut Diagnost
     }
     field_rules(&route.request_headers, diagnostics);
     field_rules(&route.response_headers, diagnostics);
+    if let Some(cache) = &route.cache {
+        route_cache(settings, route, cache, diagnostics);
+    }
+}
+
+fn route_cache(settings: &Settings, route: &Route, cache: &RouteCache, diagnostics: &mut Diagnostics) {
+    let (at, name) = (route.name.span, &route.name.value);
+    if route.pool.is_none() {
+        diagnostics.error(at, format!("`cache` needs a `pool`, which the route `{name}` does not have"));
+    }
+    if cache.max_object > settings.cache.max_object {
+        let message = format!(
+            "the route `{name}` stores bodies up to {}, as `cache.max_object` allows no more",
+            settings.cache.max_object
+        );
+        diagnostics.warning(at, message);
+    }
+    if let (Some(ignored), false) = (cache.key.ignore_query.first(), cache.key.only_query.is_empty()) {
+        diagnostics.error(ignored.span, "expected `ignore_query` or `only_query`, found both");
+    }
+    for name in cache.key.ignore_query.iter().chain(&cache.key.only_query) {
+        let star = name.find('*');
+        if name.is_empty() || star.is_some_and(|star| star + 1 < name.len()) {
+            let message = format!("expected a parameter's name, or its beginning and `*`, found `{}`", name.value);
+            diagnostics.error(name.span, message);
+        }
+    }
 }
 
 fn field_rules(rules: &FieldRules, diagnostics: &mut Diagnostics) {

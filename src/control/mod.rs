@@ -25,8 +25,28 @@ pub(crate) trait Control: Send + Sync {
     fn set_node_state(&self, pool: &str, id: &str, state: NodeState) -> bool;
     /// Reads the configuration anew; gives what to say of it, or why the old one serves on.
     fn reload(&self) -> Pin<Box<dyn Future<Output = Result<String, String>> + Send + '_>>;
+    /// Strikes what the cache holds: in force for every request that comes later. Gives why the order
+    /// makes no sense, where it does not.
+    fn purge(&self, order: PurgeOrder) -> Result<(), String>;
     /// Begins to drain, as SIGTERM does.
     fn drain(&self);
+}
+
+/// What is to be struck from the cache.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct PurgeOrder {
+    pub(crate) what: PurgeTarget,
+    /// Stale, instead of gone.
+    pub(crate) soft: bool,
+}
+
+/// Which responses are meant.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum PurgeTarget {
+    Url(String),
+    Prefix(String),
+    Tag(String),
+    All,
 }
 
 /// Who may use the admin listener.

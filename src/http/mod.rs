@@ -1,5 +1,6 @@
 //! What HTTP itself says, shared by the rooms above: targets, fields, problem documents.
 
+pub(crate) mod date;
 pub(crate) mod fields;
 pub(crate) mod forwarded;
 pub(crate) mod problem;

@@ -3,12 +3,13 @@
 use super::client::{Client, Phase};
 use super::exchange::Exchange;
 use super::snapshot::{Action, Route};
+use crate::cache::{Body, GrowingReader, Reader, Truncated};
 use crate::http::problem::Problem;
 use crate::upstream::{AnswerBody, Broken};
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, LOCATION};
 use http::{HeaderMap, HeaderValue, Response, StatusCode};
-use http_body::{Body, Frame, SizeHint};
+use http_body::{Body as _, Frame, SizeHint};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
@@ -25,7 +26,52 @@ pub(crate) struct ResponseBody {
 enum Kind {
     Empty,
     Full(Bytes),
+    Stored(Box<Reader>),
+    Arriving(Box<Passage>),
     Answer(Box<AnswerBody>),
+}
+
+/// What is read of a body that is still arriving in the store.
+pub(crate) struct Passage {
+    reader: GrowingReader,
+    /// Bytes before the part that is wanted.
+    skip: u64,
+    /// Bytes of it, where they are known.
+    left: Option<u64>,
+}
+
+impl Passage {
+    /// The whole body.
+    pub(super) fn whole(reader: GrowingReader) -> Passage {
+        let left = reader.growing().length;
+        Passage { reader, skip: 0, left }
+    }
+
+    /// From one position up to another.
+    pub(super) fn part(reader: GrowingReader, from: u64, end: u64) -> Passage {
+        Passage { reader, skip: from, left: Some(end - from) }
+    }
+
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
+        while self.left != Some(0) {
+            let mut piece = match ready!(self.reader.poll_piece(cx)) {
+                Some(Ok(piece)) => piece,
+                Some(Err(Truncated)) => return Poll::Ready(Some(Err(Broken::Incomplete))),
+                None => return Poll::Ready(None),
+            };
+            let skipped = self.skip.min(piece.len() as u64);
+            self.skip -= skipped;
+            piece = piece.split_off(skipped as usize);
+            if let Some(left) = &mut self.left {
+                piece.truncate((*left).min(piece.len() as u64) as usize);
+                *left -= piece.len() as u64;
+            }
+            if !piece.is_empty() {
+                return Poll::Ready(Some(Ok(Frame::data(piece))));
+            }
+        }
+        Poll::Ready(None)
+    }
 }
 
 impl ResponseBody {
@@ -33,6 +79,25 @@ impl ResponseBody {
     pub(crate) fn answer(body: AnswerBody, exchange: &Rc<Exchange>) -> ResponseBody {
         let kind = if body.is_end_stream() { Kind::Empty } else { Kind::Answer(Box::new(body)) };
         ResponseBody::new(kind, exchange)
+    }
+
+    /// What the store has.
+    pub(super) fn stored(body: &Body, exchange: &Rc<Exchange>) -> ResponseBody {
+        match body {
+            Body::Empty => ResponseBody::empty(exchange),
+            Body::One(bytes) => ResponseBody::full(bytes.clone(), exchange),
+            Body::Many(_) => ResponseBody::parts(Reader::whole(body), exchange),
+        }
+    }
+
+    /// Parts of what the store has.
+    pub(super) fn parts(reader: Reader, exchange: &Rc<Exchange>) -> ResponseBody {
+        ResponseBody::new(Kind::Stored(Box::new(reader)), exchange)
+    }
+
+    /// What is arriving in the store.
+    pub(super) fn arriving(passage: Passage, exchange: &Rc<Exchange>) -> ResponseBody {
+        ResponseBody::new(Kind::Arriving(Box::new(passage)), exchange)
     }
 
     pub(crate) fn empty(exchange: &Rc<Exchange>) -> ResponseBody {
@@ -57,7 +122,7 @@ impl Drop for ResponseBody {
     }
 }
 
-impl Body for ResponseBody {
+impl http_body::Body for ResponseBody {
     type Data = Bytes;
     type Error = Broken;
 
@@ -69,6 +134,8 @@ impl Body for ResponseBody {
         let frame = match &mut this.kind {
             Kind::Empty => None,
             Kind::Full(bytes) => Some(Ok(Frame::data(std::mem::take(bytes)))),
+            Kind::Stored(reader) => reader.next().map(|piece| Ok(Frame::data(piece))),
+            Kind::Arriving(passage) => ready!(passage.poll_frame(cx)),
             Kind::Answer(body) => ready!(Pin::new(&mut **body).poll_frame(cx)),
         };
         match &frame {
@@ -95,6 +162,8 @@ impl Body for ResponseBody {
         match &self.kind {
             Kind::Empty => true,
             Kind::Full(bytes) => bytes.is_empty(),
+            Kind::Stored(reader) => reader.left() == 0,
+            Kind::Arriving(passage) => passage.left == Some(0),
             Kind::Answer(body) => body.is_end_stream(),
         }
     }
@@ -103,6 +172,8 @@ impl Body for ResponseBody {
         match &self.kind {
             Kind::Empty => SizeHint::with_exact(0),
             Kind::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
+            Kind::Stored(reader) => SizeHint::with_exact(reader.left()),
+            Kind::Arriving(passage) => passage.left.map_or_else(SizeHint::default, SizeHint::with_exact),
             Kind::Answer(body) => body.size_hint(),
         }
     }

@@ -2,6 +2,7 @@
 //! no waiting: the request's form, its route, and what is answered at once.
 
 use super::answer::{self, ResponseBody};
+use super::caching;
 use super::client::{Client, Phase};
 use super::exchange::{Exchange, Ledger};
 use super::forward::Forward;
@@ -9,6 +10,7 @@ use super::request::{Bounds, Form};
 use super::route::Query;
 use super::snapshot::{Action, Snapshot};
 use super::upstream::Journey;
+use crate::cache::Cache;
 use crate::http::fields::X_FORWARDED_FOR;
 use crate::http::forwarded::{client_address, is_trusted};
 use crate::http::problem::Problem;
@@ -30,6 +32,7 @@ pub(crate) struct Engine {
     pub(crate) ledger: Rc<Ledger>,
     pub(crate) links: Rc<IdleLinks>,
     pub(super) random: RefCell<fastrand::Rng>,
+    pub(super) cache: Arc<Cache>,
 }
 
 /// The snapshot in force, as a handle that costs no shared counter a request.
@@ -41,7 +44,10 @@ pub(crate) enum Answering<F> {
     Later(F),
 }
 
-impl<F: Future<Output = Response<ResponseBody>>> Future for Answering<Pin<Box<F>>> {
+/// An answer that takes its time.
+pub(crate) type Journeying = Pin<Box<dyn Future<Output = Response<ResponseBody>>>>;
+
+impl Future for Answering<Journeying> {
     type Output = Result<Response<ResponseBody>, Infallible>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
@@ -53,12 +59,13 @@ impl<F: Future<Output = Response<ResponseBody>>> Future for Answering<Pin<Box<F>
 }
 
 impl Engine {
-    pub(crate) fn new(snapshot: Arc<ArcSwap<Snapshot>>, ledger: Ledger) -> Engine {
+    pub(crate) fn new(snapshot: Arc<ArcSwap<Snapshot>>, cache: Arc<Cache>, ledger: Ledger) -> Engine {
         Engine {
             latest: RefCell::new(Latest::new(snapshot)),
             ledger: Rc::new(ledger),
             links: Rc::default(),
             random: RefCell::new(fastrand::Rng::new()),
+            cache,
         }
     }
 
@@ -68,11 +75,7 @@ impl Engine {
     }
 
     /// Answers one request. What goes wrong becomes an answer too.
-    pub(crate) fn answer(
-        self: &Rc<Self>,
-        client: &Rc<Client>,
-        request: Request<Incoming>,
-    ) -> Answering<Pin<Box<impl Future<Output = Response<ResponseBody>> + use<>>>> {
+    pub(crate) fn answer(self: &Rc<Self>, client: &Rc<Client>, request: Request<Incoming>) -> Answering<Journeying> {
         let (head, body) = request.into_parts();
         client.phase.set(Phase::Request);
         client.had_request.set(true);
@@ -82,6 +85,7 @@ impl Engine {
         match self.begin(client, &exchange, head, body) {
             // Boxed, for hyper moves a service's future about before it first polls it.
             Ok(Begun::Forward(journey)) => Answering::Later(Box::pin(journey.travel())),
+            Ok(Begun::Cached(answering)) => Answering::Later(answering),
             Ok(Begun::Answer(response)) => Answering::Now(Some(answer::leave(response, client, &exchange))),
             Err(problem) => {
                 let response = answer::problem(&problem, &exchange);
@@ -128,7 +132,10 @@ impl Engine {
             trusted: is_trusted(client.peer.ip(), trusted),
             body_limit: bounds.body,
         };
-        forward.begin(head, body)
+        match caching::concerns(snapshot, &forward, &head) {
+            Some(route) => caching::begin(&forward, &route, head, body),
+            None => forward.begin(head, body),
+        }
     }
 
     /// Answers a request that hyper could not read; gives the bytes to send before closing.
@@ -143,6 +150,7 @@ impl Engine {
 pub(super) enum Begun {
     Answer(Response<ResponseBody>),
     Forward(Journey),
+    Cached(Journeying),
 }
 
 fn no_route() -> Problem {

@@ -72,6 +72,7 @@ impl Ledger {
                 request_id: None,
                 user_agent: None,
                 error: Some(problem),
+                cache: None,
                 ended_by: "proxy",
             });
         }
@@ -124,6 +125,10 @@ pub(crate) struct Exchange {
     pub(crate) first_byte_time: Cell<Option<Duration>>,
     pub(crate) attempts: Cell<u32>,
     error: Cell<Option<&'static str>>,
+    /// What the cache did.
+    cache: Cell<Option<&'static str>>,
+    /// Nobody waits for its answer: it is neither counted nor logged.
+    is_background: bool,
     ended_by: Cell<&'static str>,
     /// Only where an access log is written.
     details: Option<Box<Details>>,
@@ -142,7 +147,16 @@ struct Details {
 impl Exchange {
     pub(crate) fn begin(ledger: &Rc<Ledger>, client: &Rc<Client>, head: &request::Parts) -> Rc<Exchange> {
         ledger.metrics.requests_in_flight.inc();
-        let details = ledger.log.borrow().is_some().then(|| {
+        Exchange::new(ledger, client, head, false)
+    }
+
+    /// For what the proxy asks on its own account.
+    pub(crate) fn background(ledger: &Rc<Ledger>, client: &Rc<Client>, head: &request::Parts) -> Rc<Exchange> {
+        Exchange::new(ledger, client, head, true)
+    }
+
+    fn new(ledger: &Rc<Ledger>, client: &Rc<Client>, head: &request::Parts, is_background: bool) -> Rc<Exchange> {
+        let details = (ledger.log.borrow().is_some() && !is_background).then(|| {
             Box::new(Details {
                 uri: head.uri.clone(),
                 version: head.version,
@@ -167,6 +181,8 @@ impl Exchange {
             first_byte_time: Cell::new(None),
             attempts: Cell::new(0),
             error: Cell::new(None),
+            cache: Cell::new(None),
+            is_background,
             ended_by: Cell::new("client"),
             details,
         })
@@ -183,6 +199,11 @@ impl Exchange {
     /// The proxy's own answer, by its problem's name.
     pub(crate) fn refused(&self, problem: &'static str) {
         self.error.set(Some(problem));
+    }
+
+    /// What the cache did with it, for the log.
+    pub(crate) fn cached(&self, result: &'static str) {
+        self.cache.set(Some(result));
     }
 
     /// The answer's body is no more: whole or not, nothing else will be written for it.
@@ -233,6 +254,7 @@ impl Exchange {
             request_id: text(&details.request_id.borrow()).as_deref(),
             user_agent: text(&details.user_agent).as_deref(),
             error: self.error.get(),
+            cache: self.cache.get(),
             ended_by: self.ended_by.get(),
         });
     }
@@ -240,6 +262,9 @@ impl Exchange {
 
 impl Drop for Exchange {
     fn drop(&mut self) {
+        if self.is_background {
+            return;
+        }
         let duration = self.started.elapsed();
         // As nginx has it: the client left before it had an answer.
         let status = match self.status.get() {

@@ -46,18 +46,23 @@ pub(super) struct Forward<'a> {
 
 impl Forward<'_> {
     /// Gives the journey to the nodes, or an answer where none is needed.
-    pub(super) fn begin(self, mut head: request::Parts, body: Incoming) -> Result<Begun, Problem> {
-        let choice = self.choose(&head.headers)?;
-        let hop = self.prepare(&mut head)?;
+    pub(super) fn begin(&self, mut head: request::Parts, body: Incoming) -> Result<Begun, Problem> {
         if self.is_last_hop(&mut head) {
             let mut response = Response::new(ResponseBody::empty(self.exchange));
             *response.status_mut() = StatusCode::NO_CONTENT;
             return Ok(Begun::Answer(response));
         }
+        self.journey(head, body).map(Begun::Forward)
+    }
+
+    /// The journey to the nodes.
+    pub(super) fn journey(&self, mut head: request::Parts, body: Incoming) -> Result<Journey, Problem> {
+        let choice = self.choose(&head.headers)?;
+        let hop = self.prepare(&mut head)?;
         let version = std::mem::replace(&mut head.version, Version::HTTP_11);
         let gate = self.form.expects_continue.then(|| Rc::new(Gate::new()));
         let outgoing = self.outgoing(body, gate.clone());
-        Ok(Begun::Forward(Journey {
+        Ok(Journey {
             engine: Rc::clone(self.engine),
             client: Rc::clone(self.client),
             exchange: Rc::clone(self.exchange),
@@ -70,7 +75,8 @@ impl Forward<'_> {
             wants_interim: version >= Version::HTTP_11,
             may_switch: hop.upgrade.is_some(),
             body_limit: self.body_limit,
-        }))
+            cache_status: None,
+        })
     }
 
     /// Decides which nodes are asked, in which order: by the affinity cookie, else by the first source
@@ -114,7 +120,7 @@ impl Forward<'_> {
     }
 
     /// Whether the client speaks TLS, with us or with a trusted proxy before us.
-    fn is_secure(&self, fields: &HeaderMap) -> bool {
+    pub(super) fn is_secure(&self, fields: &HeaderMap) -> bool {
         self.client.secure
             || (self.trusted && fields.get(&fields::X_FORWARDED_PROTO).is_some_and(|scheme| scheme == "https"))
     }

@@ -1,4 +1,5 @@
-//! A request's way, in this order, a file a step: `request` (its one form), `route`, `affinity`,
+//! A request's way, in this order, a file a step: `request` (its one form), `route`, `caching` (with
+//! `filling` where the cache needs the node, and `serving` where it has something), `affinity`,
 //! `hash_key`, `forward`, `upstream`, `answer`.
 //!
 //! `engine` holds what a worker needs for it, `snapshot` what one configuration says, `exchange`
@@ -7,13 +8,16 @@
 mod affinity;
 mod answer;
 mod body;
+mod caching;
 mod client;
 mod engine;
 mod exchange;
+mod filling;
 mod forward;
 mod hash_key;
 mod request;
 mod route;
+mod serving;
 mod snapshot;
 mod upstream;
 

@@ -15,6 +15,8 @@ pub(crate) struct Form<'a> {
     /// The host with a port that is not the scheme's own; the `Host` that goes to the node. `None`
     /// where the request's own `Host` says just that.
     pub(crate) new_host: Option<String>,
+    /// The host with a port that is not the scheme's own; empty where an HTTP/1.0 request names none.
+    pub(crate) authority: Cow<'a, str>,
     pub(crate) path: Cow<'a, str>,
     pub(crate) query: Option<&'a str>,
     /// The length that was announced.
@@ -129,8 +131,11 @@ impl<'a> Form<'a> {
         }
         let Some(text) = authority.or(host) else { return Ok(()) };
         let parsed = parse_authority(text, default_port).map_err(bad_target)?;
+        self.authority = Cow::Borrowed(text);
         if authority.is_some() || !parsed.normal {
-            self.new_host = Some(parsed.to_text());
+            let normal = parsed.to_text();
+            self.authority = Cow::Owned(normal.clone());
+            self.new_host = Some(normal);
         }
         self.host = parsed.host;
         Ok(())

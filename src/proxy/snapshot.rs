@@ -2,6 +2,7 @@
 
 use super::affinity::Affinity;
 use super::route::Table;
+use crate::cache::{KeyRules, Policy};
 use crate::config::values::HashSource;
 use crate::config::{self, Config, FieldRules};
 use crate::telemetry::access_log::Sink;
@@ -9,10 +10,11 @@ use crate::telemetry::metrics::Metrics;
 use crate::upstream::{Pool, Registry, Unresolved};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
-use prometheus::Histogram;
+use prometheus::{Histogram, IntCounter};
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 /// Everything that a request needs to know of the configuration.
 pub(crate) struct Snapshot {
@@ -31,6 +33,7 @@ pub(crate) struct Route {
     pub(crate) action: Action,
     pub(crate) hash_on: Vec<HashSource>,
     pub(super) affinity: Option<Affinity>,
+    pub(crate) cache: Option<CacheRules>,
     pub(crate) strip_prefix: Option<String>,
     pub(crate) request_fields: Rules,
     pub(crate) response_fields: Rules,
@@ -43,6 +46,77 @@ pub(crate) struct RouteLabel {
     pub(crate) serial: u64,
     pub(crate) name: Box<str>,
     pub(crate) duration: Histogram,
+}
+
+/// How a route caches.
+pub(crate) struct CacheRules {
+    pub(crate) key: KeyRules,
+    pub(crate) policy: Arc<Policy>,
+    pub(super) lock_timeout: Duration,
+    /// By [`CacheResult`].
+    counters: [IntCounter; CacheResult::ALL.len()],
+}
+
+/// What the cache did with a request: the label in metrics and logs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum CacheResult {
+    /// Answered from the store.
+    Hit,
+    /// Answered from the store although stale.
+    Stale,
+    /// Answered from the store after the node has confirmed it.
+    Revalidated,
+    /// Fetched, for this request and for those that come later.
+    Miss,
+    /// Answered by a fetch that another request had begun.
+    Collapsed,
+    /// Fetched for this request alone.
+    Pass,
+    /// Not a request that a cache answers.
+    Bypass,
+    /// `only-if-cached`, and it was not.
+    Refused,
+}
+
+impl CacheResult {
+    const ALL: [CacheResult; 8] = [
+        CacheResult::Hit,
+        CacheResult::Stale,
+        CacheResult::Revalidated,
+        CacheResult::Miss,
+        CacheResult::Collapsed,
+        CacheResult::Pass,
+        CacheResult::Bypass,
+        CacheResult::Refused,
+    ];
+
+    pub(crate) fn label(self) -> &'static str {
+        match self {
+            CacheResult::Hit => "hit",
+            CacheResult::Stale => "stale",
+            CacheResult::Revalidated => "revalidated",
+            CacheResult::Miss => "miss",
+            CacheResult::Collapsed => "collapsed",
+            CacheResult::Pass => "pass",
+            CacheResult::Bypass => "bypass",
+            CacheResult::Refused => "refused",
+        }
+    }
+}
+
+impl CacheRules {
+    fn build(route: &str, settings: &config::RouteCache, largest: u64, metrics: &Metrics) -> CacheRules {
+        CacheRules {
+            key: KeyRules::of(&settings.key),
+            policy: Arc::new(Policy::of(settings, largest)),
+            lock_timeout: settings.lock_timeout,
+            counters: CacheResult::ALL.map(|result| metrics.cache_requests.with_label_values(&[route, result.label()])),
+        }
+    }
+
+    pub(super) fn count(&self, result: CacheResult) {
+        self.counters[result as usize].inc();
+    }
 }
 
 /// What a route does.
@@ -94,11 +168,8 @@ impl Snapshot {
             pools.insert(name.as_str(), Arc::clone(&pool));
             listed.push(pool);
         }
-        let routes = settings
-            .routes
-            .iter()
-            .map(|route| Arc::new(Route::build(route, &pools, &config.secrets, metrics)))
-            .collect();
+        let routes =
+            settings.routes.iter().map(|route| Arc::new(Route::build(route, &pools, &config, metrics))).collect();
         Ok(Snapshot { table: Table::new(&settings.routes), routes, pools: listed, log, config })
     }
 
@@ -117,12 +188,7 @@ impl Snapshot {
 }
 
 impl Route {
-    fn build(
-        route: &config::Route,
-        pools: &HashMap<&str, Arc<Pool>>,
-        secrets: &config::Secrets,
-        metrics: &Metrics,
-    ) -> Route {
+    fn build(route: &config::Route, pools: &HashMap<&str, Arc<Pool>>, config: &Config, metrics: &Metrics) -> Route {
         static SERIAL: AtomicU64 = AtomicU64::new(1);
         let action = match (&route.pool, &route.redirect, &route.respond) {
             (Some(pool), _, _) => Action::Forward(Arc::clone(&pools[pool.as_str()])),
@@ -138,7 +204,11 @@ impl Route {
             }),
             action,
             hash_on: route.hash_on.clone(),
-            affinity: route.affinity_cookie.as_ref().map(|cookie| Affinity::new(cookie, secrets)),
+            affinity: route.affinity_cookie.as_ref().map(|cookie| Affinity::new(cookie, &config.secrets)),
+            cache: route
+                .cache
+                .as_ref()
+                .map(|cache| CacheRules::build(&route.name, cache, config.settings.cache.max_object.0, metrics)),
             strip_prefix: route.strip_prefix.as_ref().map(|path| path.0.clone()),
             request_fields: Rules::of(&route.request_headers),
             response_fields: Rules::of(&route.response_headers),

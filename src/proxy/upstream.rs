@@ -8,7 +8,8 @@ use super::exchange::{BodyFault, Exchange};
 use super::forward::{seconds_since_1970, session_node_gone};
 use super::request::too_large;
 use super::snapshot::Route;
-use crate::http::fields::{self, TransferCoding};
+use crate::cache::CacheStatus;
+use crate::http::fields::{self, CACHE_STATUS, TransferCoding};
 use crate::http::problem::Problem;
 use crate::upstream::{AnswerBody, Failure, InFlight, Interim, Keep, Link, Node, Outcome, Outgoing, Patience, Pool};
 use http::header::{CONNECTION, CONTENT_LENGTH, HOST, SET_COOKIE, UPGRADE};
@@ -37,9 +38,16 @@ pub(super) struct Journey {
     pub(super) wants_interim: bool,
     pub(super) may_switch: bool,
     pub(super) body_limit: u64,
+    /// What the cache says of it, where the route has one.
+    pub(super) cache_status: Option<CacheStatus>,
 }
 
+/// An affinity cookie, beside a response that is not for everybody.
+#[derive(Clone)]
+pub(super) struct NewCookie(HeaderValue);
+
 /// Which nodes are asked, and what cookie the answer brings.
+#[derive(Clone)]
 pub(super) struct Choice {
     pub(super) hash: u64,
     /// The node of a strict session, by its index; it comes before the ring.
@@ -50,6 +58,7 @@ pub(super) struct Choice {
 }
 
 /// The affinity cookie that an answer brings.
+#[derive(Clone)]
 pub(super) enum Issue {
     Nothing,
     Soft(HeaderValue),
@@ -100,11 +109,51 @@ impl Journey {
             Ok(answered) if answered.head.status() == StatusCode::SWITCHING_PROTOCOLS => {
                 Box::pin(self.switch(answered)).await
             }
-            Ok(answered) => self.take_back(answered).await,
+            Ok(answered) => self.take_back(answered).await.map(|response| self.for_client(response)),
             Err(problem) => Err(problem),
         };
-        let response = response.unwrap_or_else(|problem| answer::problem(&problem, &self.exchange));
+        let mut response = response.unwrap_or_else(|problem| answer::problem(&problem, &self.exchange));
+        if let Some(status) = self.cache_status {
+            response.headers_mut().append(CACHE_STATUS, status.to_value());
+        }
         answer::leave(response, &self.client, &self.exchange)
+    }
+
+    /// Asks the nodes, and gives the answer as it came, without what was about the connection.
+    pub(super) async fn ask(&mut self) -> Result<Response<AnswerBody>, Problem> {
+        let answered = self.attempts().await?;
+        if answered.head.status() == StatusCode::SWITCHING_PROTOCOLS {
+            return Err(self.failed(Failure::Malformed));
+        }
+        self.take_back(answered).await
+    }
+
+    /// The same way to the same nodes, with another request.
+    pub(super) fn again(&self, request: Request<Outgoing>) -> Journey {
+        Journey {
+            engine: Rc::clone(&self.engine),
+            client: Rc::clone(&self.client),
+            exchange: Rc::clone(&self.exchange),
+            route: Arc::clone(&self.route),
+            pool: Arc::clone(&self.pool),
+            choice: self.choice.clone(),
+            request: Some(request),
+            gate: None,
+            wants_interim: self.wants_interim,
+            may_switch: false,
+            body_limit: self.body_limit,
+            cache_status: None,
+        }
+    }
+
+    /// Makes a node's answer this client's: the route's fields, and the cookie.
+    pub(super) fn for_client(&self, response: Response<AnswerBody>) -> Response<ResponseBody> {
+        let (mut head, body) = response.into_parts();
+        self.route.response_fields.apply(&mut head.headers);
+        if let Some(NewCookie(cookie)) = head.extensions.remove() {
+            head.headers.append(SET_COOKIE, cookie);
+        }
+        Response::from_parts(head, ResponseBody::answer(body, &self.exchange))
     }
 
     /// Tries the key's nodes in turn, as long as nothing was sent.
@@ -244,8 +293,8 @@ impl Journey {
         }
     }
 
-    /// Takes a node's answer to the client.
-    async fn take_back(&self, answered: Answered) -> Result<Response<ResponseBody>, Problem> {
+    /// Takes a node's answer off its connection.
+    async fn take_back(&self, answered: Answered) -> Result<Response<AnswerBody>, Problem> {
         let Answered { head, link, in_flight, started, cookie } = answered;
         let (mut head, body) = head.into_parts();
         match fields::transfer_coding(&head.headers) {
@@ -255,9 +304,8 @@ impl Journey {
             TransferCoding::None => {}
         }
         fields::strip_response(&mut head.headers);
-        self.route.response_fields.apply(&mut head.headers);
         if let Some(cookie) = cookie {
-            head.headers.append(SET_COOKIE, cookie);
+            head.extensions.insert(NewCookie(cookie));
         }
         let connections = &self.pool.connections;
         let keep = Keep {
@@ -272,7 +320,7 @@ impl Journey {
         })
         .await;
         head.version = Version::HTTP_11;
-        Ok(Response::from_parts(head, ResponseBody::answer(body, &self.exchange)))
+        Ok(Response::from_parts(head, body))
     }
 
     /// A 101: where it was asked for, the connection becomes a tunnel once the client has the answer.

@@ -5,6 +5,7 @@ mod listen;
 mod listeners;
 mod nofile;
 mod places;
+mod purge;
 mod reload;
 mod run;
 mod status;

@@ -159,6 +159,9 @@ fn needs_restart(old: &Settings, new: &Settings) -> Vec<&'static str> {
     if old.admin.address.value != new.admin.address.value {
         names.push("admin.address");
     }
+    if old.cache.memory != new.cache.memory {
+        names.push("cache.memory");
+    }
     if metrics(old) != metrics(new) {
         names.push("metrics.address");
     }

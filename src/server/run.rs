@@ -5,10 +5,11 @@ use super::listeners::{self, BindError, Open};
 use super::nofile;
 use super::places::Places;
 use super::reload::{self, LastReload, Trigger};
-use super::status::mirror_state;
+use super::status::{mirror_cache, mirror_state};
 use super::watch_file;
 use super::worker::{self, Shared, Stage};
 use crate::admin;
+use crate::cache::Cache;
 use crate::config::{Config, LogFormat};
 use crate::control::Control;
 use crate::proxy::Snapshot;
@@ -52,6 +53,7 @@ pub(super) struct Handle {
     pub(super) snapshot: Arc<ArcSwap<Snapshot>>,
     pub(super) metrics: Arc<Metrics>,
     pub(super) registry: Registry,
+    pub(super) cache: Arc<Cache>,
     pub(super) stage: watch::Sender<Stage>,
     pub(super) open: watch::Sender<Vec<Open>>,
     pub(super) triggers: mpsc::Sender<Trigger>,
@@ -111,8 +113,12 @@ pub(crate) async fn start(config: Config) -> Result<Running, StartError> {
     let built = Snapshot::build(config, &registry, &metrics, log)?;
     registry.adopt(&built.pools);
     let snapshot = Arc::new(ArcSwap::from_pointee(built));
+    let evictions = metrics.cache_evictions.clone();
+    let cache = Arc::new(Cache::new(settings.cache.memory.0, move || evictions.inc()));
+    tokio::spawn(Arc::clone(&cache).keep_clean());
     let last_reload = Arc::new(Mutex::new(LastReload::first()));
     mirror_state(&metrics, &snapshot, &last_reload);
+    mirror_cache(&metrics, &cache);
     let (open, _) = watch::channel(listeners::diff(&[], &settings.listeners, workers)?);
 
     let (admin_listener, admin_address) = bind_admin("admin", settings.admin.address.value).await?;
@@ -126,6 +132,7 @@ pub(crate) async fn start(config: Config) -> Result<Running, StartError> {
         snapshot,
         metrics,
         registry,
+        cache,
         stage,
         open,
         triggers,
@@ -178,6 +185,7 @@ fn start_workers(handle: &Handle) -> io::Result<Vec<JoinHandle<()>>> {
     let shared = Shared {
         snapshot: Arc::clone(&handle.snapshot),
         metrics: Arc::clone(&handle.metrics),
+        cache: Arc::clone(&handle.cache),
         places: Arc::clone(&handle.places),
         stage: handle.stage.subscribe(),
         open: handle.open.subscribe(),

@@ -1,12 +1,14 @@
 //! What a running proxy tells of itself.
 
+use super::purge;
 use super::reload::{LastReload, Trigger};
 use super::run::Handle;
 use super::worker::Stage;
+use crate::cache::{Cache, Purge};
 use crate::config::{self, NodeState};
-use crate::control::{Access, Control};
+use crate::control::{Access, Control, PurgeOrder, PurgeTarget};
 use crate::proxy::Snapshot;
-use crate::telemetry::metrics::{Metrics, Sample};
+use crate::telemetry::metrics::{Metrics, Sample, totals};
 use crate::upstream::{Node, Pool};
 use arc_swap::ArcSwap;
 use serde_json::{Value as Json, json};
@@ -42,6 +44,7 @@ impl Control for Handle {
             "workers": self.workers,
             "listeners": self.open.borrow().iter().map(|open| json!({ "name": &*open.name, "address": open.bound.to_string() })).collect::<Vec<_>>(),
             "connections": { "limit": snapshot.config.settings.limits.connections, "free": self.places.free() },
+            "cache": cache_status(&self.cache, &self.metrics),
             "config": { "file": snapshot.config.file, "routes": snapshot.routes.len(), "pools": snapshot.pools.len() },
             "last_reload": self.last_reload.lock().unwrap_or_else(PoisonError::into_inner).status(),
         })
@@ -74,6 +77,20 @@ impl Control for Handle {
         })
     }
 
+    fn purge(&self, order: PurgeOrder) -> Result<(), String> {
+        let PurgeOrder { what, soft } = order;
+        let purge = match what {
+            PurgeTarget::All => Purge::All,
+            PurgeTarget::Tag(tag) => Purge::Tag(tag),
+            PurgeTarget::Prefix(prefix) => Purge::Prefix(purge::prefix(&prefix)?),
+            PurgeTarget::Url(url) => Purge::Url(purge::urls(&self.snapshot.load(), &url)?),
+        };
+        tracing::info!(?purge, soft, "the cache was purged");
+        self.metrics.cache_purges.with_label_values(&[purge.kind()]).inc();
+        self.cache.purge(&purge, soft);
+        Ok(())
+    }
+
     fn drain(&self) {
         self.drain_asked.notify_one();
     }
@@ -88,6 +105,25 @@ impl Control for Handle {
             json!({ "pool": &*pool.name, "key": key, "hash": format!("{hash:016x}"), "owner": order.first(), "order": order, "takes": takes }),
         )
     }
+}
+
+fn cache_status(cache: &Cache, metrics: &Metrics) -> Json {
+    let (entries, bytes) = cache.extent();
+    let counts = |family: &prometheus::IntCounterVec, label: &str| {
+        let mut sums = serde_json::Map::new();
+        for (value, count) in totals(family, label) {
+            sums.insert(value, count.into());
+        }
+        Json::Object(sums)
+    };
+    json!({
+        "memory": cache.memory(),
+        "bytes": bytes,
+        "entries": entries,
+        "evictions": metrics.cache_evictions.get(),
+        "requests": counts(&metrics.cache_requests, "result"),
+        "purges": counts(&metrics.cache_purges, "kind"),
+    })
 }
 
 fn pool_status(pool: &Pool) -> Json {
@@ -105,6 +141,18 @@ fn pool_status(pool: &Pool) -> Json {
         })
     });
     json!({ "name": &*pool.name, "points": pool.ring.points(), "nodes": nodes.collect::<Vec<_>>() })
+}
+
+/// Gauges of what the cache holds.
+pub(super) fn mirror_cache(metrics: &Metrics, cache: &Arc<Cache>) {
+    let mirror = |name, help, read: fn((u64, u64)) -> u64| {
+        let cache = Arc::clone(cache);
+        metrics.mirror(name, help, &[], move |samples| {
+            samples.push(Sample { labels: Vec::new(), value: read(cache.extent()) as f64 });
+        });
+    };
+    mirror("ringway_cache_entries", "URIs that the cache has something for.", |(entries, _)| entries);
+    mirror("ringway_cache_bytes", "Memory that stored responses take, keys and overhead included.", |(_, bytes)| bytes);
 }
 
 /// Reads a node and its share of the keys; is handed a function that adds a value, with more labels.

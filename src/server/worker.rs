@@ -5,6 +5,7 @@ use super::connection::{self, Context};
 use super::listen::is_exhaustion;
 use super::listeners::Open;
 use super::places::Places;
+use crate::cache::Cache;
 use crate::proxy::{Client, Engine, Ledger, Snapshot};
 use crate::telemetry::metrics::Metrics;
 use arc_swap::ArcSwap;
@@ -39,6 +40,7 @@ pub(super) enum Stage {
 pub(super) struct Shared {
     pub(super) snapshot: Arc<ArcSwap<Snapshot>>,
     pub(super) metrics: Arc<Metrics>,
+    pub(super) cache: Arc<Cache>,
     pub(super) places: Arc<Places>,
     pub(super) stage: watch::Receiver<Stage>,
     /// The listeners in force; none while draining.
@@ -68,7 +70,7 @@ struct Worker {
 impl Worker {
     fn new(number: usize, shared: Shared) -> Worker {
         let ledger = Ledger::new(Arc::clone(&shared.metrics));
-        let engine = Rc::new(Engine::new(Arc::clone(&shared.snapshot), ledger));
+        let engine = Rc::new(Engine::new(Arc::clone(&shared.snapshot), Arc::clone(&shared.cache), ledger));
         Worker { number, shared, engine, accepting: Vec::new(), here: Rc::default(), ticks: 0 }
     }
 

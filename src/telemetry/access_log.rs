@@ -46,6 +46,8 @@ pub(crate) struct Entry<'a> {
     pub(crate) request_id: Option<&'a str>,
     pub(crate) user_agent: Option<&'a str>,
     pub(crate) error: Option<&'a str>,
+    /// What the cache did with the request.
+    pub(crate) cache: Option<&'a str>,
     pub(crate) ended_by: &'a str,
 }
 
@@ -198,6 +200,7 @@ mod tests {
             request_id: Some("r"),
             user_agent: None,
             error: None,
+            cache: None,
             ended_by: "completed",
         }
     }

@@ -25,6 +25,9 @@ pub(crate) struct Metrics {
     pub(crate) upstream_requests: IntCounterVec,
     pub(crate) upstream_duration: HistogramVec,
     pub(crate) upstream_retries: IntCounterVec,
+    pub(crate) cache_requests: IntCounterVec,
+    pub(crate) cache_evictions: IntCounter,
+    pub(crate) cache_purges: IntCounterVec,
     pub(crate) access_log_dropped: IntCounter,
     pub(crate) config_reloads: IntCounterVec,
 }
@@ -68,6 +71,18 @@ impl Metrics {
                 "Attempts after the first one of a request, by why it failed.",
                 &["pool", "reason"],
             ),
+            cache_requests: counters(
+                &registry,
+                "ringway_cache_requests_total",
+                "Requests on caching routes, by what the cache did.",
+                &["route", "result"],
+            ),
+            cache_evictions: counter(
+                &registry,
+                "ringway_cache_evictions_total",
+                "Entries of the cache that made room for others.",
+            ),
+            cache_purges: counters(&registry, "ringway_cache_purges_total", "Purges of the cache.", &["kind"]),
             access_log_dropped: counter(
                 &registry,
                 "ringway_access_log_dropped_total",
@@ -84,6 +99,9 @@ impl Metrics {
         // Both results are there from the beginning, so that a rate can be taken of the first one.
         for result in ["success", "failure"] {
             metrics.config_reloads.with_label_values(&[result]);
+        }
+        for kind in ["url", "prefix", "tag", "all"] {
+            metrics.cache_purges.with_label_values(&[kind]);
         }
         let info = gauges(&metrics.registry, "ringway_build_info", "The version that runs.", &["version"]);
         info.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
@@ -120,6 +138,7 @@ impl Metrics {
         };
         retain(&self.requests, &["route", "method", "code"], route);
         retain(&self.request_duration, &["route"], route);
+        retain(&self.cache_requests, &["route", "result"], route);
         retain(&self.connections, &["listener"], listener);
         retain(&self.connections_total, &["listener"], listener);
         retain(&self.upstream_requests, &["pool", "node", "outcome"], node);
@@ -135,6 +154,16 @@ impl Metrics {
         }
         page
     }
+}
+
+/// The sums of a family's counters by one of its labels.
+pub(crate) fn totals(family: &IntCounterVec, label: &str) -> BTreeMap<String, u64> {
+    let mut sums = BTreeMap::new();
+    for metric in family.collect().iter().flat_map(MetricFamily::get_metric) {
+        let value = metric.get_label().iter().find(|pair| pair.name() == label).map_or("", LabelPair::value);
+        *sums.entry(value.to_owned()).or_default() += metric.get_counter().get_value() as u64;
+    }
+    sums
 }
 
 type Labels = BTreeMap<String, String>;

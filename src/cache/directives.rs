@@ -1,0 +1,326 @@
+//! `Cache-Control` of responses and requests (RFC 9111 5.2), and the fields that are aimed at this
+//! cache and stand in for it (RFC 9213).
+
+use crate::http::fields::list_has;
+use http::header::{CACHE_CONTROL, PRAGMA};
+use http::{HeaderMap, HeaderName, HeaderValue};
+use std::borrow::Cow;
+
+/// Fields that replace `Cache-Control` and `Expires`, in the order in which they are looked for.
+const TARGETED: [HeaderName; 2] =
+    [HeaderName::from_static("ringway-cache-control"), HeaderName::from_static("cdn-cache-control")];
+
+/// The largest number of seconds that is told apart from for ever (RFC 9111 1.2.2).
+const MAX_SECONDS: u32 = 1 << 31;
+
+/// What a response says about its storage and use, in seconds.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct ResponseDirectives {
+    pub(super) no_store: bool,
+    pub(super) no_cache: bool,
+    pub(super) private: bool,
+    pub(super) public: bool,
+    pub(super) must_revalidate: bool,
+    pub(super) proxy_revalidate: bool,
+    pub(super) must_understand: bool,
+    pub(super) max_age: Option<u32>,
+    pub(super) s_maxage: Option<u32>,
+    pub(super) stale_while_revalidate: Option<u32>,
+    pub(super) stale_if_error: Option<u32>,
+    /// Fields that `no-cache="..."` or `private="..."` name: they are not stored.
+    pub(super) withheld: Vec<HeaderName>,
+    /// A field aimed at this cache spoke: `Expires` does not count.
+    pub(super) targeted: bool,
+}
+
+/// What a request asks of caches, in seconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct RequestDirectives {
+    pub(crate) no_store: bool,
+    pub(crate) no_cache: bool,
+    pub(crate) only_if_cached: bool,
+    pub(crate) max_age: Option<u32>,
+    pub(crate) min_fresh: Option<u32>,
+    /// Without a value: however stale.
+    pub(crate) max_stale: Option<u32>,
+}
+
+/// What stands after `=`.
+enum Argument<'a> {
+    None,
+    Text(Cow<'a, [u8]>),
+    /// Something that the grammar does not know, such as white space around the `=`.
+    Malformed,
+}
+
+impl Argument<'_> {
+    /// A number of seconds. What is none makes a response stale (RFC 9111 4.2.1).
+    fn seconds(&self) -> u32 {
+        match self {
+            Argument::Text(digits) if !digits.is_empty() && digits.iter().all(u8::is_ascii_digit) => {
+                std::str::from_utf8(digits).ok().and_then(|digits| digits.parse().ok()).unwrap_or(MAX_SECONDS)
+            }
+            _ => 0,
+        }
+        .min(MAX_SECONDS)
+    }
+
+    fn names(&self) -> Option<Vec<HeaderName>> {
+        match self {
+            Argument::Text(list) => Some(
+                list.split(|&byte| byte == b',')
+                    .filter_map(|name| HeaderName::from_bytes(name.trim_ascii()).ok())
+                    .collect(),
+            ),
+            Argument::None | Argument::Malformed => None,
+        }
+    }
+}
+
+impl ResponseDirectives {
+    /// Reads the field that is meant for this cache.
+    pub(super) fn of(fields: &HeaderMap) -> ResponseDirectives {
+        if let Some(targeted) = TARGETED.iter().find_map(|name| ResponseDirectives::targeted(fields, name)) {
+            return targeted;
+        }
+        let mut found = ResponseDirectives::default();
+        for value in fields.get_all(CACHE_CONTROL) {
+            each(value.as_bytes(), |name, argument| found.take(name, &argument));
+        }
+        found
+    }
+
+    /// A targeted field counts whole, or, where it is no structured-field dictionary, not at all.
+    fn targeted(fields: &HeaderMap, name: &HeaderName) -> Option<ResponseDirectives> {
+        let lines: Vec<&[u8]> = fields.get_all(name).iter().map(HeaderValue::as_bytes).collect();
+        if lines.is_empty() {
+            return None;
+        }
+        let dictionary = sfv::Parser::new(&lines.join(&b", "[..])).parse::<sfv::Dictionary>().ok()?;
+        if dictionary.is_empty() {
+            return None;
+        }
+        let mut found = ResponseDirectives { targeted: true, ..ResponseDirectives::default() };
+        for (key, member) in &dictionary {
+            let argument = match member {
+                sfv::ListEntry::Item(item) => match &item.bare_item {
+                    sfv::BareItem::Boolean(true) => Argument::None,
+                    sfv::BareItem::Boolean(false) => continue,
+                    sfv::BareItem::Integer(number) => Argument::Text(number.to_string().into_bytes().into()),
+                    // As the names of fields only: a number of seconds is never a string.
+                    sfv::BareItem::String(names) if matches!(key.as_str(), "no-cache" | "private") => {
+                        Argument::Text(names.as_str().as_bytes().into())
+                    }
+                    _ => Argument::Malformed,
+                },
+                sfv::ListEntry::InnerList(_) => Argument::Malformed,
+            };
+            found.take(key.as_str().as_bytes(), &argument);
+        }
+        Some(found)
+    }
+
+    fn take(&mut self, name: &[u8], argument: &Argument<'_>) {
+        // Of several values the one that allows least counts.
+        let shortest = |known: &mut Option<u32>| {
+            let seconds = argument.seconds();
+            *known = Some(known.map_or(seconds, |known| known.min(seconds)));
+        };
+        match &*name.to_ascii_lowercase() {
+            b"no-store" => self.no_store = true,
+            b"no-cache" => match argument.names() {
+                Some(names) => self.withheld.extend(names),
+                None => self.no_cache = true,
+            },
+            b"private" => match argument.names() {
+                Some(names) => self.withheld.extend(names),
+                None => self.private = true,
+            },
+            b"public" => self.public = true,
+            b"must-revalidate" => self.must_revalidate = true,
+            b"proxy-revalidate" => self.proxy_revalidate = true,
+            b"must-understand" => self.must_understand = true,
+            b"max-age" => shortest(&mut self.max_age),
+            b"s-maxage" => shortest(&mut self.s_maxage),
+            b"stale-while-revalidate" => shortest(&mut self.stale_while_revalidate),
+            b"stale-if-error" => shortest(&mut self.stale_if_error),
+            _ => {}
+        }
+    }
+
+    /// Whether a stale response may not be used, whatever happens (RFC 9111 4.2.4).
+    pub(super) fn forbids_stale(&self) -> bool {
+        self.must_revalidate || self.proxy_revalidate || self.s_maxage.is_some() || self.no_cache
+    }
+}
+
+impl RequestDirectives {
+    pub(crate) fn of(fields: &HeaderMap) -> RequestDirectives {
+        let mut found = RequestDirectives::default();
+        for value in fields.get_all(CACHE_CONTROL) {
+            each(value.as_bytes(), |name, argument| match &*name.to_ascii_lowercase() {
+                b"no-store" => found.no_store = true,
+                b"no-cache" => found.no_cache = true,
+                b"only-if-cached" => found.only_if_cached = true,
+                b"max-age" => found.max_age = Some(argument.seconds()),
+                b"min-fresh" => found.min_fresh = Some(argument.seconds()),
+                b"max-stale" => {
+                    let any = matches!(argument, Argument::None);
+                    found.max_stale = Some(if any { MAX_SECONDS } else { argument.seconds() });
+                }
+                _ => {}
+            });
+        }
+        // What HTTP/1.0 clients say instead (RFC 9111 5.4).
+        if !fields.contains_key(CACHE_CONTROL) && fields.get_all(PRAGMA).iter().any(|value| list_has(value, "no-cache"))
+        {
+            found.no_cache = true;
+        }
+        found
+    }
+}
+
+/// Tells every directive of a list with its argument. Commas inside quotes separate nothing.
+fn each(list: &[u8], mut tell: impl FnMut(&[u8], Argument<'_>)) {
+    let mut rest = list;
+    while !rest.is_empty() {
+        let (item, after) = match end_of_item(rest) {
+            Some(comma) => (&rest[..comma], &rest[comma + 1..]),
+            None => (rest, &[][..]),
+        };
+        rest = after;
+        let item = item.trim_ascii();
+        let Some(equals) = item.iter().position(|&byte| byte == b'=') else {
+            if !item.is_empty() {
+                tell(item, Argument::None);
+            }
+            continue;
+        };
+        let (name, value) = (&item[..equals], &item[equals + 1..]);
+        tell(name.trim_ascii(), argument(name, value));
+    }
+}
+
+fn argument<'a>(name: &[u8], value: &'a [u8]) -> Argument<'a> {
+    if name.trim_ascii().len() != name.len() || value.trim_ascii().len() != value.len() {
+        return Argument::Malformed;
+    }
+    let Some(inner) = value.strip_prefix(b"\"") else { return Argument::Text(value.into()) };
+    let Some(inner) = inner.strip_suffix(b"\"") else { return Argument::Malformed };
+    if !inner.contains(&b'\\') {
+        return Argument::Text(inner.into());
+    }
+    let mut escaped = false;
+    let plain: Vec<u8> = inner
+        .iter()
+        .copied()
+        .filter(|&byte| {
+            escaped = byte == b'\\' && !escaped;
+            !escaped
+        })
+        .collect();
+    Argument::Text(plain.into())
+}
+
+/// The comma that ends the first item.
+fn end_of_item(list: &[u8]) -> Option<usize> {
+    let (mut quoted, mut escaped) = (false, false);
+    list.iter().position(|&byte| {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' if quoted => escaped = true,
+            b'"' => quoted = !quoted,
+            b',' => return !quoted,
+            _ => {}
+        }
+        false
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fields(lines: &[(&'static str, &'static str)]) -> HeaderMap {
+        lines.iter().map(|&(name, value)| (name.parse().unwrap(), HeaderValue::from_static(value))).collect()
+    }
+
+    fn read(value: &'static str) -> ResponseDirectives {
+        ResponseDirectives::of(&fields(&[("cache-control", value)]))
+    }
+
+    #[test]
+    fn numbers_are_read_strictly_and_what_is_none_is_zero() {
+        for (value, seconds) in [
+            ("max-age=3600", 3600),
+            ("MaX-AgE=3600", 3600),
+            ("max-age=\"3600\"", 3600),
+            ("max-age=003600", 3600),
+            ("max-age=99999999999", MAX_SECONDS),
+            ("max-age=2147483648", MAX_SECONDS),
+            ("max-age=99999999999999999999999999", MAX_SECONDS),
+            ("max-age=-1", 0),
+            ("max-age='3600'", 0),
+            ("max-age=3600.5", 0),
+            ("max-age=3600a", 0),
+            ("max-age = 3600", 0),
+            ("max-age=", 0),
+            ("max-age", 0),
+            ("max-age=1800, max-age=1", 1),
+            ("max-age=1, max-age=1800", 1),
+            ("extension=\"max-age=3600\", max-age=1", 1),
+            ("max-age=1, extension=\"max-age=3600\"", 1),
+            ("extension=\"a\\\", max-age=3600\", max-age=1", 1),
+        ] {
+            assert_eq!(read(value).max_age, Some(seconds), "{value}");
+        }
+        assert_eq!(read("extension=\"max-age=3600").max_age, None);
+    }
+
+    #[test]
+    fn fields_that_may_not_be_used_freely_are_named() {
+        let found = read("no-cache=\"a, b\", private=\"Set-Cookie\", max-age=1");
+        assert_eq!(found.withheld, ["a", "b", "set-cookie"]);
+        assert!(!found.no_cache && !found.private);
+        assert!(read("no-cache").no_cache && read("private, x=1").private);
+    }
+
+    #[test]
+    fn a_targeted_field_replaces_the_others_or_does_not_count() {
+        let all = |cdn: &'static str, cc: &'static str| {
+            ResponseDirectives::of(&fields(&[("cdn-cache-control", cdn), ("cache-control", cc)]))
+        };
+        assert_eq!(all("max-age=60", "no-store").max_age, Some(60));
+        assert!(!all("max-age=60", "no-store").no_store);
+        assert!(all("max-age=60, &&&", "no-store").no_store);
+        assert!(all("", "no-store").no_store);
+        assert!(all("MAX-AGE=60", "no-store").no_store);
+        assert_eq!(all("max-age=\"60\"", "no-store").max_age, Some(0));
+        assert!(all("no-store", "max-age=60").no_store);
+        assert!(!all("no-store=?0, max-age=5", "max-age=60").no_store);
+        assert_eq!(all("private=\"x-user\", max-age=5", "").withheld, ["x-user"]);
+        let both = ResponseDirectives::of(&fields(&[
+            ("ringway-cache-control", "max-age=1"),
+            ("cdn-cache-control", "max-age=2"),
+            ("cache-control", "max-age=3"),
+        ]));
+        assert_eq!((both.max_age, both.targeted), (Some(1), true));
+    }
+
+    #[test]
+    fn requests_ask_in_the_same_way() {
+        let read = |value| RequestDirectives::of(&fields(&[("cache-control", value)]));
+        assert_eq!(
+            read("no-cache, max-age=0, min-fresh=5, max-stale"),
+            RequestDirectives {
+                no_cache: true,
+                max_age: Some(0),
+                min_fresh: Some(5),
+                max_stale: Some(MAX_SECONDS),
+                ..RequestDirectives::default()
+            }
+        );
+        assert_eq!(read("max-stale=9").max_stale, Some(9));
+        assert!(read("Only-If-Cached").only_if_cached && read("no-store").no_store);
+    }
+}

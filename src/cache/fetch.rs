@@ -1,0 +1,327 @@
+//! What a fetch comes to: a response for all, one for its own client, a confirmation, a stand-in.
+
+use super::fill::{Growing, GrowingReader, Lead, Outcome, Pace};
+use super::key::Key;
+use super::object::{Shared, Stored};
+use super::policy::{self, Asker, Milliseconds, Policy, Refusal, Terms, Timing};
+use super::store::{Begun, Found, Held};
+use super::vary::{Selecting, Varies};
+use super::{Cache, PASS};
+use crate::http::date;
+use bytes::Bytes;
+use http::header::{CONTENT_LENGTH, DATE};
+use http::{HeaderMap, HeaderName, Response, StatusCode, response};
+use http_body::Body as HttpBody;
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::sync::Arc;
+
+/// Errors that a request may have brought about by its own fields, when its head is longer than this,
+/// are believed by nobody else.
+const SUSPICIOUS_HEAD: usize = 4 << 10;
+
+/// Where responses come from: one fetch a call.
+pub(crate) trait Origin {
+    type Body: HttpBody<Data = Bytes> + Unpin;
+    type Failure;
+
+    /// Asks for the whole response, or, where there is something to validate, whether it has changed.
+    async fn fetch(&mut self, validated: Option<&Stored>) -> Result<Response<Self::Body>, Self::Failure>;
+}
+
+/// What is to be fetched, for whom.
+pub(crate) struct Order {
+    pub(crate) key: Key,
+    pub(crate) uri: String,
+    /// The client's fields, by which responses are chosen.
+    pub(crate) request: HeaderMap,
+    pub(crate) asker: Asker,
+    pub(crate) policy: Arc<Policy>,
+}
+
+/// What a fetch comes to for the request that led it.
+pub(crate) enum Led<B, F> {
+    /// A response that is not stored.
+    Private(Response<B>),
+    /// One whose body is arriving, with all the fields that came, also those that are not stored.
+    Growing(GrowingReader, HeaderMap),
+    /// A stored one that the node has confirmed, or that somebody else has brought meanwhile.
+    Confirmed {
+        stored: Shared,
+        /// Whether the node was asked.
+        asked: bool,
+    },
+    /// A stale one, for the node has failed.
+    StandIn(Shared),
+    Failed(F),
+}
+
+/// A body that is to be read to its end, whoever is still there to see it.
+pub(crate) struct Arriving<B> {
+    lead: Lead,
+    growing: Arc<Growing>,
+    body: B,
+}
+
+impl Order {
+    /// The group of a request before it is known by what its responses vary.
+    pub(super) fn base_group(&self) -> Key {
+        let Asker { has_authorization, has_cookie, .. } = self.asker;
+        self.key.derive(|part| part(&[u8::from(has_authorization), u8::from(has_cookie)]))
+    }
+
+    /// Whether an error may be this request's own doing, and says nothing of its URI.
+    fn is_suspicious(&self, status: StatusCode) -> bool {
+        let head = || self.request.iter().map(|(name, value)| name.as_str().len() + value.len()).sum::<usize>();
+        (status.is_client_error() || status.is_server_error()) && head() > SUSPICIOUS_HEAD
+    }
+}
+
+/// The group of those that choose the same response.
+pub(super) fn variant_group(base: Key, selecting: &Selecting) -> Key {
+    base.derive(|part| {
+        selecting.each(|name, value| {
+            part(name);
+            part(&[u8::from(value.is_some())]);
+            part(value.unwrap_or_default());
+        });
+    })
+}
+
+/// Whether an answer counts as a failure of the node (RFC 5861 4).
+pub(crate) fn is_failure(status: StatusCode) -> bool {
+    matches!(status.as_u16(), 500 | 502..=504)
+}
+
+impl Cache {
+    /// Fetches for all who wait, up to the head of the response; what arrives after that is to be
+    /// handed to [`Cache::receive`]. `must_ask` tells that the client wants no stored response.
+    pub(crate) async fn fetch<O: Origin>(
+        &self,
+        lead: Lead,
+        order: &Order,
+        origin: &mut O,
+        must_ask: bool,
+    ) -> (Led<O::Body, O::Failure>, Option<Arriving<O::Body>>) {
+        // Looked up once more: a purge may have come before this fetch began, or a response.
+        let mut base = match self.store.look_up(order.key, &order.request) {
+            Found::Response(held) => Some(held),
+            Found::OtherVariants(_) | Found::Nothing => None,
+        };
+        if let Some(held) = base.as_ref().filter(|held| !must_ask && held.is_fresh(self.now())) {
+            let stored = held.share();
+            lead.settle(Outcome::Confirmed(Arc::clone(&stored)));
+            return (Led::Confirmed { stored, asked: false }, None);
+        }
+        loop {
+            let asked = self.now();
+            let answer = origin.fetch(base.as_deref()).await;
+            let timing = Timing { asked, came: self.now(), came_at: date::now() };
+            let response = match answer {
+                Ok(response) => response,
+                Err(failure) => {
+                    let Some(stale) = base.as_ref().and_then(|held| held.stand_in(timing.came)) else {
+                        lead.settle(Outcome::Released);
+                        return (Led::Failed(failure), None);
+                    };
+                    lead.settle(Outcome::StandIn(Arc::clone(&stale)));
+                    return (Led::StandIn(stale), None);
+                }
+            };
+            if let Some(held) = base.take() {
+                if response.status() == StatusCode::NOT_MODIFIED {
+                    if !held.is_confirmed_by(response.headers()) {
+                        // It speaks of another response than the one that is here: ask for the whole.
+                        continue;
+                    }
+                    let stored = self.confirm(lead, order, &held, response.headers(), timing);
+                    return (Led::Confirmed { stored, asked: true }, None);
+                }
+                if is_failure(response.status())
+                    && let Some(stale) = held.stand_in(timing.came)
+                {
+                    lead.settle(Outcome::StandIn(Arc::clone(&stale)));
+                    return (Led::StandIn(stale), None);
+                }
+            }
+            return self.deliver(lead, order, response, timing);
+        }
+    }
+
+    /// The node has confirmed what is stored: its fields are updated, and it is fresh again.
+    fn confirm(&self, lead: Lead, order: &Order, held: &Held, told: &HeaderMap, timing: Timing) -> Shared {
+        let (stored, is_kept) = self.freshened(order, held, told, timing, lead.begun.epoch);
+        let is_kept = is_kept && self.store.put(order.key, &order.uri, stored.clone(), held.epoch);
+        let stored = Arc::new(stored);
+        match is_kept && stored.may_be_shared() {
+            true => lead.settle(Outcome::Confirmed(Arc::clone(&stored))),
+            false => lead.settle(Outcome::Released),
+        }
+        stored
+    }
+
+    /// A stored response under new fields, and whether they allow to keep it.
+    fn freshened(&self, order: &Order, held: &Stored, told: &HeaderMap, timing: Timing, epoch: u64) -> (Stored, bool) {
+        let mut fields = held.freshened_fields(told);
+        if !told.contains_key(DATE)
+            && let Some(now) = date::format(timing.came_at)
+        {
+            fields.insert(DATE, now);
+        }
+        let judged = policy::storable(order.asker, held.status, &fields, timing, &order.policy);
+        let is_kept = judged.is_ok();
+        let admission = judged.unwrap_or_else(|_| (once(timing), Vec::new()));
+        let stored = Stored::new(held.status, fields, admission, &order.request, timing.came_at, epoch);
+        (stored.take_body_of(held), is_kept)
+    }
+
+    /// The answer to a HEAD tells what a GET would find (RFC 9111 4.3.5).
+    pub(crate) fn learn_from_head(&self, order: &Order, status: StatusCode, fields: &HeaderMap, begun: &Begun) {
+        let Found::Response(held) = self.store.look_up(order.key, &order.request) else { return };
+        if status != held.status {
+            return;
+        }
+        if !held.is_described_by(fields) {
+            held.is_soft_purged.store(true, std::sync::atomic::Ordering::Relaxed);
+            return;
+        }
+        let now = self.now();
+        let timing = Timing { asked: now, came: now, came_at: date::now() };
+        let (stored, is_kept) = self.freshened(order, &held, fields, timing, begun.epoch);
+        if is_kept {
+            self.store.put(order.key, &order.uri, stored, held.epoch);
+        }
+    }
+
+    /// Takes a response to all who may have it.
+    fn deliver<B, F>(
+        &self,
+        mut lead: Lead,
+        order: &Order,
+        response: Response<B>,
+        timing: Timing,
+    ) -> (Led<B, F>, Option<Arriving<B>>) {
+        let (head, body) = response.into_parts();
+        let length = content_length(&head.headers);
+        let (admission, selecting) = match self.admit(order, &head, length, timing) {
+            Ok(admitted) => admitted,
+            Err(refusal) => {
+                tracing::debug!(uri = order.uri, ?refusal, "not stored");
+                self.note_refusal(&lead, order, head.status);
+                lead.settle(Outcome::Released);
+                return (Led::Private(Response::from_parts(head, body)), None);
+            }
+        };
+        let terms = admission.0;
+        if let Some(selecting) = selecting {
+            // From now on requests know by what to group; those that wait with this one stay with it.
+            let base = order.base_group();
+            lead.answer_to(variant_group(base, &selecting));
+            self.store.mark(base, Milliseconds::MIN, Some(selecting));
+        }
+        let age = timing.came - terms.born;
+        let is_shared = !terms.always_validate && age < terms.lifetime + terms.stale_while_revalidate;
+        let own = head.headers.clone();
+        let stored =
+            Stored::new(head.status, head.headers, admission, &order.request, timing.came_at, lead.begun.epoch);
+        let growing = lead.grow(stored, length, order.policy.max_object, is_shared);
+        let reader = growing.read().expect("nothing has arrived yet that could be too much");
+        (Led::Growing(reader, own), Some(Arriving { lead, growing, body }))
+    }
+
+    /// Stores the response to another method, where it says that it is what a GET would find (RFC 9110
+    /// 9.3.3).
+    pub(crate) fn adopt<B, F>(
+        &self,
+        order: &Order,
+        response: Response<B>,
+        asked: Milliseconds,
+        begun: Begun,
+    ) -> (Led<B, F>, Option<Arriving<B>>) {
+        let timing = Timing { asked, came: self.now(), came_at: date::now() };
+        self.deliver(self.fills.solo(&order.uri, order.base_group(), begun), order, response, timing)
+    }
+
+    /// Takes the body of a response to those who read it and then into the store.
+    pub(crate) async fn receive<B: HttpBody<Data = Bytes> + Unpin>(&self, order: &Order, arriving: Arriving<B>) {
+        let Arriving { lead, growing, body } = arriving;
+        let whole = self.pump(&lead, body, &growing).await;
+        if let Some(body) = growing.end(whole) {
+            let stored = Stored::clone(&growing.head).with_body(body);
+            self.store.put(order.key, &order.uri, stored, lead.begun.epoch);
+        } else if growing.is_outgrown() {
+            self.store.mark(lead.key, self.now() + PASS, None);
+        }
+    }
+
+    /// Whether a response may be stored; on which terms, and by what it was chosen.
+    #[expect(clippy::type_complexity, reason = "a pair of pairs, taken apart at once")]
+    fn admit(
+        &self,
+        order: &Order,
+        head: &response::Parts,
+        length: Option<u64>,
+        timing: Timing,
+    ) -> Result<((Terms, Vec<HeaderName>), Option<Selecting>), Refusal> {
+        if order.is_suspicious(head.status) {
+            return Err(Refusal::Status);
+        }
+        let admission = policy::storable(order.asker, head.status, &head.headers, timing, &order.policy)?;
+        if length.is_some_and(|length| length > order.policy.max_object) {
+            return Err(Refusal::TooLarge);
+        }
+        match Varies::of(&head.headers, &order.request) {
+            Varies::No => Ok((admission, None)),
+            Varies::By(selecting) => Ok((admission, Some(selecting))),
+            Varies::ByAnything => Err(Refusal::Vary),
+        }
+    }
+
+    /// Remembers that requests like this one need not wait for one another, unless its own fields may
+    /// be the reason.
+    fn note_refusal(&self, lead: &Lead, order: &Order, status: StatusCode) {
+        let is_own_fault = matches!(status.as_u16(), 400 | 402 | 405..=409 | 411..=428 | 431);
+        if !is_own_fault && !order.is_suspicious(status) && !order.asker.no_store && !order.asker.is_post {
+            self.store.mark(lead.key, self.now() + PASS, None);
+        }
+    }
+
+    /// Reads a body to its end; gives whether it was whole.
+    async fn pump<B: HttpBody<Data = Bytes> + Unpin>(&self, lead: &Lead, mut body: B, growing: &Growing) -> bool {
+        let mut is_joinable = true;
+        loop {
+            if poll_fn(|cx| growing.poll_room(cx)).await == Pace::Stop {
+                return false;
+            }
+            match poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await {
+                None => return true,
+                Some(Err(_)) => return false,
+                Some(Ok(frame)) => {
+                    if let Some(data) = frame.data_ref() {
+                        growing.push(data, self.memory);
+                    }
+                }
+            }
+            if is_joinable && growing.is_outgrown() {
+                lead.leave();
+                is_joinable = false;
+            }
+        }
+    }
+}
+
+/// The terms of a response that is given out once and not kept.
+fn once(timing: Timing) -> Terms {
+    Terms {
+        born: timing.came,
+        lifetime: 0,
+        stale_while_revalidate: 0,
+        stale_if_error: 0,
+        always_validate: true,
+        never_stale: true,
+    }
+}
+
+fn content_length(fields: &HeaderMap) -> Option<u64> {
+    fields.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok())
+}

@@ -1,0 +1,252 @@
+//! What makes two requests one: scheme, authority, path, query, and what the route adds.
+
+use crate::config::CacheKey;
+use http::header::COOKIE;
+use http::{HeaderMap, HeaderName};
+use percent_encoding::percent_decode_str;
+use siphasher::sip128::{Hasher128, SipHasher13};
+use std::borrow::Cow;
+use std::hash::Hasher;
+use std::sync::LazyLock;
+
+/// A key: 128 bits of a hash that is keyed anew in every process, so that nobody outside can make
+/// two requests meet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Key(u128);
+
+static SECRET: LazyLock<[u64; 2]> = LazyLock::new(|| {
+    let random = || getrandom::u64().unwrap_or_else(|_| fastrand::u64(..));
+    [random(), random()]
+});
+
+impl Key {
+    /// What the store's table goes by.
+    pub(super) fn bits(self) -> u128 {
+        self.0
+    }
+
+    /// Another key, for something that belongs to this one.
+    pub(super) fn derive(self, tell: impl FnOnce(&mut dyn FnMut(&[u8]))) -> Key {
+        let mut hasher = hasher();
+        hasher.write(&self.0.to_le_bytes());
+        tell(&mut |bytes| part(&mut hasher, bytes));
+        finish(&hasher)
+    }
+}
+
+/// A hash of one text, keyed like the keys.
+pub(super) fn hash_text(text: &[u8]) -> u64 {
+    let mut hasher = hasher();
+    hasher.write(text);
+    hasher.finish128().h1
+}
+
+fn hasher() -> SipHasher13 {
+    SipHasher13::new_with_keys(SECRET[0], SECRET[1])
+}
+
+/// No part of a request's head contains a zero byte.
+fn part(hasher: &mut SipHasher13, bytes: &[u8]) {
+    hasher.write(bytes);
+    hasher.write(&[0]);
+}
+
+fn finish(hasher: &SipHasher13) -> Key {
+    let hash = hasher.finish128();
+    Key(u128::from(hash.h1) << 64 | u128::from(hash.h2))
+}
+
+/// What a request asks for, in the one form that the whole proxy uses.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Target<'a> {
+    /// The scheme that the client used.
+    pub(crate) scheme: &'a str,
+    /// Lower case, with a port that is not the scheme's own.
+    pub(crate) authority: &'a str,
+    pub(crate) path: &'a str,
+    pub(crate) query: Option<&'a str>,
+}
+
+/// What a route says of keys.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct KeyRules {
+    ignored: Vec<Pattern>,
+    only: Vec<Pattern>,
+    sorted: bool,
+    headers: Vec<HeaderName>,
+    cookies: Vec<String>,
+}
+
+/// The name of a query parameter, or with `*` at its end the beginning of one.
+#[derive(Clone, Debug)]
+struct Pattern {
+    text: String,
+    is_prefix: bool,
+}
+
+impl Pattern {
+    fn of(text: &str) -> Pattern {
+        match text.strip_suffix('*') {
+            Some(prefix) => Pattern { text: prefix.to_owned(), is_prefix: true },
+            None => Pattern { text: text.to_owned(), is_prefix: false },
+        }
+    }
+
+    fn matches(&self, name: &str) -> bool {
+        if self.is_prefix { name.starts_with(&self.text) } else { name == self.text }
+    }
+}
+
+impl KeyRules {
+    pub(crate) fn of(settings: &CacheKey) -> KeyRules {
+        KeyRules {
+            ignored: settings.ignore_query.iter().map(|name| Pattern::of(name)).collect(),
+            only: settings.only_query.iter().map(|name| Pattern::of(name)).collect(),
+            sorted: settings.sort_query,
+            headers: settings.headers.clone(),
+            cookies: settings.cookies.clone(),
+        }
+    }
+
+    /// Whether one URI has one key.
+    pub(crate) fn is_by_uri(&self) -> bool {
+        self.headers.is_empty() && self.cookies.is_empty()
+    }
+
+    pub(crate) fn key(&self, target: Target<'_>, fields: &HeaderMap) -> Key {
+        let mut hasher = hasher();
+        part(&mut hasher, target.scheme.as_bytes());
+        part(&mut hasher, target.authority.as_bytes());
+        part(&mut hasher, target.path.as_bytes());
+        if let Some(query) = self.query(target.query) {
+            hasher.write(b"?");
+            part(&mut hasher, query.as_bytes());
+        }
+        for name in &self.headers {
+            // Every line, so that none can reach the node unseen.
+            for value in fields.get_all(name) {
+                part(&mut hasher, value.as_bytes());
+            }
+            hasher.write(&[0]);
+        }
+        for name in &self.cookies {
+            for value in cookies(fields, name) {
+                part(&mut hasher, value);
+            }
+            hasher.write(&[0]);
+        }
+        finish(&hasher)
+    }
+
+    /// The part of a query that counts.
+    pub(crate) fn query<'q>(&self, query: Option<&'q str>) -> Option<Cow<'q, str>> {
+        let query = query?;
+        if self.ignored.is_empty() && self.only.is_empty() && !self.sorted {
+            return Some(Cow::Borrowed(query));
+        }
+        let mut kept: Vec<&str> = query.split('&').filter(|parameter| self.counts(parameter)).collect();
+        if self.sorted {
+            kept.sort_by_key(|parameter| parameter.split('=').next());
+        }
+        // A query of ignored parameters only is none.
+        (!kept.is_empty()).then(|| Cow::Owned(kept.join("&")))
+    }
+
+    fn counts(&self, parameter: &str) -> bool {
+        let name = parameter.split('=').next().unwrap_or_default();
+        // However it is written: another spelling is no other parameter.
+        let name = percent_decode_str(name).decode_utf8_lossy();
+        let among = |patterns: &[Pattern]| patterns.iter().any(|pattern| pattern.matches(&name));
+        !among(&self.ignored) && (self.only.is_empty() || among(&self.only))
+    }
+
+    /// The URI that stored responses are purged by.
+    pub(crate) fn uri(&self, target: Target<'_>) -> String {
+        let Target { scheme, authority, path, .. } = target;
+        match self.query(target.query) {
+            Some(query) => [scheme, "://", authority, path, "?", &query].concat(),
+            None => [scheme, "://", authority, path].concat(),
+        }
+    }
+}
+
+/// The values of all cookies of a name.
+fn cookies<'a>(fields: &'a HeaderMap, name: &str) -> impl Iterator<Item = &'a [u8]> {
+    let pairs = fields.get_all(COOKIE).iter().flat_map(|value| value.as_bytes().split(|&byte| byte == b';'));
+    pairs.map(<[u8]>::trim_ascii).filter_map(move |pair| pair.strip_prefix(name.as_bytes())?.strip_prefix(b"="))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http::HeaderValue;
+
+    fn target(query: Option<&'static str>) -> Target<'static> {
+        Target { scheme: "http", authority: "example.com", path: "/a", query }
+    }
+
+    fn rules(ignored: &[&str], only: &[&str], sorted: bool) -> KeyRules {
+        let patterns = |texts: &[&str]| texts.iter().map(|text| Pattern::of(text)).collect();
+        KeyRules { ignored: patterns(ignored), only: patterns(only), sorted, ..KeyRules::default() }
+    }
+
+    #[test]
+    fn only_parameters_that_count_are_part_of_the_key() {
+        for (rules, query, kept) in [
+            (rules(&[], &[], false), Some("b=1&a=2"), Some("b=1&a=2")),
+            (rules(&["utm_source"], &[], false), Some("utm_source=x&a=1"), Some("a=1")),
+            (rules(&["utm_*"], &[], false), Some("a=1&utm_source=x&utm_id"), Some("a=1")),
+            (rules(&["utm_*"], &[], false), Some("%75tm_source=x"), None),
+            (rules(&["utm_*"], &[], false), Some(""), Some("")),
+            (rules(&[], &["page"], false), Some("page=1&pages=2&x"), Some("page=1")),
+            (rules(&[], &["p*"], true), Some("q=1&pb=2&pa=3&pb=1"), Some("pa=3&pb=2&pb=1")),
+            (rules(&[], &[], true), None, None),
+        ] {
+            assert_eq!(rules.query(query).as_deref(), kept, "{query:?}");
+        }
+    }
+
+    #[test]
+    fn what_differs_has_another_key() {
+        let none = HeaderMap::new();
+        let plain = KeyRules::default();
+        let base = plain.key(target(None), &none);
+        assert_eq!(plain.key(target(None), &none), base);
+        for other in [
+            Target { scheme: "https", ..target(None) },
+            Target { authority: "example.com:8080", ..target(None) },
+            Target { authority: "example.org", ..target(None) },
+            Target { path: "/b", ..target(None) },
+            target(Some("")),
+            target(Some("a")),
+        ] {
+            assert_ne!(plain.key(other, &none), base, "{other:?}");
+        }
+    }
+
+    #[test]
+    fn chosen_fields_and_cookies_count_with_every_value() {
+        let rules = KeyRules {
+            headers: vec!["x-country".parse().unwrap()],
+            cookies: vec!["lang".into()],
+            ..KeyRules::default()
+        };
+        let key = |lines: &[(&'static str, &'static str)]| {
+            let fields = lines.iter().map(|&(name, value)| (name.parse().unwrap(), HeaderValue::from_static(value)));
+            rules.key(target(None), &fields.collect())
+        };
+        let different = [
+            key(&[]),
+            key(&[("x-country", "de")]),
+            key(&[("x-country", "fr")]),
+            key(&[("x-country", "de"), ("x-country", "fr")]),
+            key(&[("cookie", "lang=de")]),
+            key(&[("cookie", "lang=fr")]),
+            key(&[("cookie", "lang=de; lang=fr")]),
+        ];
+        for (n, one) in different.iter().enumerate() {
+            assert!(different[..n].iter().all(|other| other != one), "{n}");
+        }
+        assert_eq!(key(&[("cookie", "a=1; lang=de")]), key(&[("cookie", "lang=de"), ("accept", "*/*")]));
+    }
+}

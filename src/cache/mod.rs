@@ -1,0 +1,189 @@
+//! The cache: a shared one in the sense of RFC 9111.
+//!
+//! - `directives`, `policy`, `vary`, `conditional`, `range`: what the RFCs say, as pure functions.
+//! - `key`: what makes two requests one. `object`, `compact`, `body`: what is kept of a response.
+//! - `store`: the table, bounded by memory. `purge`: the rules that strike what it holds.
+//! - `fill`: one fetch for all who want the same. `fetch`: what a fetch comes to.
+//! - `status`: what is told of it all.
+//!
+//! The room is handed an [`Origin`] and knows nothing of pools or clients.
+
+mod body;
+mod compact;
+mod conditional;
+mod directives;
+mod fetch;
+mod fill;
+mod key;
+mod object;
+mod policy;
+mod purge;
+mod range;
+mod status;
+mod store;
+mod vary;
+
+pub(crate) use body::{Body, Part, Reader};
+pub(crate) use conditional::{CONDITIONS, NOT_IN_304, is_same_for_range, is_unmodified};
+pub(crate) use directives::RequestDirectives;
+pub(crate) use fetch::{Arriving, Led, Order, Origin, is_failure};
+pub(crate) use fill::{Fill, GrowingReader, Joined, Lead, Outcome, Truncated};
+pub(crate) use key::{Key, KeyRules, Target};
+pub(crate) use object::Stored;
+pub(crate) use policy::{Asker, Milliseconds, Policy, Reuse, milliseconds};
+pub(crate) use purge::Purge;
+pub(crate) use range::{Ranges, content_range, multipart, ranges};
+pub(crate) use status::{CacheStatus, Forwarded};
+pub(crate) use store::{Begun, Held};
+
+use fill::Fills;
+use http::HeaderMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use store::{Found, Store};
+use tokio::sync::Notify;
+
+/// How long a key whose response cannot be shared is passed without waiting for anybody.
+const PASS: Milliseconds = 10_000;
+
+/// Between two sweeps.
+const SWEEP_PAUSE: Duration = Duration::from_secs(1);
+
+/// The cache of the whole process; it outlives configurations.
+pub(crate) struct Cache {
+    store: Arc<Store>,
+    fills: Arc<Fills>,
+    memory: u64,
+    started: Instant,
+    struck: Notify,
+}
+
+/// What the cache has for a request.
+#[derive(Debug)]
+pub(crate) enum Known {
+    Response(Held),
+    /// Something for other requests to the same URI.
+    Others,
+    Nothing,
+}
+
+/// The requests that may wait for one another: those to one URI that choose the same response, and
+/// that are alike in what decides whether a response may be shared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Group {
+    key: Key,
+    /// Their responses were not shareable a moment ago: nobody waits.
+    pub(crate) passes: bool,
+}
+
+impl Cache {
+    /// `evicted` is told of every entry that makes room for another.
+    pub(crate) fn new(memory: u64, evicted: impl Fn() + Send + Sync + 'static) -> Cache {
+        Cache {
+            store: Arc::new(Store::new(memory, evicted)),
+            fills: Arc::default(),
+            memory,
+            started: Instant::now(),
+            struck: Notify::new(),
+        }
+    }
+
+    /// The time on the clock that all ages go by.
+    pub(crate) fn at(&self, time: Instant) -> Milliseconds {
+        milliseconds(time.saturating_duration_since(self.started))
+    }
+
+    pub(crate) fn now(&self) -> Milliseconds {
+        self.at(Instant::now())
+    }
+
+    /// Looks for a response. Takes no lock that anybody waits for, and makes no text.
+    pub(crate) fn look_up(&self, key: Key, request: &HeaderMap) -> Known {
+        match self.store.look_up(key, request) {
+            Found::Response(held) => Known::Response(held),
+            Found::OtherVariants(_) => Known::Others,
+            Found::Nothing => Known::Nothing,
+        }
+    }
+
+    /// The group that a request belongs to.
+    pub(crate) fn group(&self, order: &Order) -> Group {
+        let base = order.base_group();
+        let marked = self.store.marker(base, |marker| (marker.pass_until, marker.varies.clone()));
+        let (pass_until, hint) = marked.unwrap_or((Milliseconds::MIN, None));
+        let selecting = match self.store.look_up(order.key, &order.request) {
+            Found::Response(held) => held.varies.as_deref().cloned(),
+            Found::OtherVariants(selecting) => Some(selecting),
+            Found::Nothing => hint.map(|selecting| selecting.for_request(&order.request)),
+        };
+        let now = self.now();
+        let Some(selecting) = selecting else { return Group { key: base, passes: now < pass_until } };
+        let key = fetch::variant_group(base, &selecting);
+        let variant_until = self.store.marker(key, |marker| marker.pass_until);
+        Group { key, passes: now < pass_until.max(variant_until.unwrap_or(Milliseconds::MIN)) }
+    }
+
+    /// Waits with the fetch that runs for a group, or begins to lead one.
+    pub(crate) fn join(&self, group: Group, order: &Order) -> Joined {
+        self.fills.join(group.key, &order.uri, || self.store.begin(), |fill| self.is_useless(fill))
+    }
+
+    /// Leads a fetch that nobody else waits for.
+    pub(crate) fn go_alone(&self, group: Group, order: &Order) -> Lead {
+        self.fills.solo(&order.uri, group.key, self.store.begin())
+    }
+
+    /// Whether a fetch runs for a group.
+    pub(crate) fn is_fetching(&self, group: Group) -> bool {
+        self.fills.is_running(group.key)
+    }
+
+    /// Whether what a fetch brings has been purged before it is here.
+    fn is_useless(&self, fill: &Fill) -> bool {
+        fill.with_tags(|tags| self.store.is_struck(&fill.uri, tags, fill.epoch))
+    }
+
+    /// Begins a fetch that nobody waits for.
+    pub(crate) fn begin(&self) -> Begun {
+        self.store.begin()
+    }
+
+    /// Puts a purge in force, at once for every request that comes later.
+    pub(crate) fn purge(&self, purge: &Purge, soft: bool) {
+        self.store.purge(purge, soft);
+        self.struck.notify_one();
+    }
+
+    /// Forgets the responses to a URI whose resource has changed (RFC 9111 4.4).
+    pub(crate) fn invalidate(&self, key: Key, uri: String, is_by_uri: bool) {
+        if is_by_uri && !self.store.is_fetching() {
+            self.store.remove(key);
+            return;
+        }
+        self.purge(&Purge::Url(vec![uri]), false);
+    }
+
+    /// Removes what purges have struck, for as long as the process lives.
+    pub(crate) async fn keep_clean(self: Arc<Self>) {
+        let mut is_more = false;
+        loop {
+            if !is_more {
+                self.struck.notified().await;
+            }
+            let cache = Arc::clone(&self);
+            // A large table takes a while to look through.
+            is_more = tokio::task::spawn_blocking(move || cache.store.sweep()).await.unwrap_or(false);
+            tokio::time::sleep(SWEEP_PAUSE).await;
+        }
+    }
+
+    /// How many entries there are, and what they take in memory.
+    pub(crate) fn extent(&self) -> (u64, u64) {
+        self.store.extent()
+    }
+
+    /// What it may take.
+    pub(crate) fn memory(&self) -> u64 {
+        self.memory
+    }
+}

@@ -1,0 +1,319 @@
+//! What the store holds of one URI.
+
+use super::body::Body;
+use super::compact::Fields;
+use super::directives::RequestDirectives;
+use super::policy::{self, Milliseconds, Reuse, Terms};
+use super::purge::Epoch;
+use super::vary::{Selecting, Varies};
+use http::header::{AGE, CONTENT_LENGTH, DATE, ETAG, LAST_MODIFIED};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use smallvec::SmallVec;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, Ordering::Relaxed};
+
+/// What every object costs beside its fields, body and URI: this room's structures and the table's.
+pub(super) const OVERHEAD: usize = 480;
+
+/// The most variants of one URI; the oldest goes.
+pub(super) const MAX_VARIANTS: usize = 32;
+
+/// The first pause after a node failed while a stale response was at hand, and the longest.
+const FIRST_PAUSE: Milliseconds = 1000;
+const LONGEST_PAUSE: Milliseconds = 30_000;
+
+/// Fields that belong to a hop or to the moment and are never stored (RFC 9111 3.1, RFC 9211 2).
+const NEVER_STORED: [&str; 8] = [
+    "proxy-authenticate",
+    "proxy-authentication-info",
+    "proxy-authorization",
+    "te",
+    "trailer",
+    "age",
+    "cache-status",
+    "content-length",
+];
+
+/// Fields that a 304 does not change: they are about the stored body (RFC 9111 3.2).
+const KEPT_BY_304: [&str; 5] =
+    ["content-length", "content-encoding", "content-range", "content-md5", "transfer-encoding"];
+
+/// What is known under a key.
+#[derive(Debug)]
+pub(super) enum Entry {
+    Object(Object),
+    Marker(Marker),
+}
+
+/// The responses to one URI, newest first.
+#[derive(Debug)]
+pub(super) struct Object {
+    pub(super) uri: Box<str>,
+    pub(super) variants: SmallVec<[Stored; 1]>,
+}
+
+/// What is known of a key whose response is not stored.
+#[derive(Debug)]
+pub(super) struct Marker {
+    /// Until when its requests wait for nobody.
+    pub(super) pass_until: Milliseconds,
+    /// The fields that chose between the responses that were seen last.
+    pub(super) varies: Option<Selecting>,
+}
+
+/// One stored response.
+#[derive(Debug)]
+pub(crate) struct Stored {
+    pub(crate) status: StatusCode,
+    pub(super) fields: Fields,
+    pub(super) body: Body,
+    pub(super) terms: Terms,
+    pub(super) varies: Option<Box<Selecting>>,
+    pub(super) tags: Box<[u64]>,
+    /// When the request for it, or the last validation of it, began.
+    pub(super) epoch: Epoch,
+    /// The last epoch whose rules are known not to mean it.
+    pub(super) checked: AtomicU64,
+    pub(super) is_soft_purged: AtomicBool,
+    /// How often in a row the node failed, and until when it is not asked again.
+    failures: AtomicU32,
+    pause_until: AtomicI64,
+}
+
+impl Clone for Stored {
+    fn clone(&self) -> Stored {
+        Stored {
+            status: self.status,
+            fields: self.fields.clone(),
+            body: self.body.clone(),
+            terms: self.terms,
+            varies: self.varies.clone(),
+            tags: self.tags.clone(),
+            epoch: self.epoch,
+            checked: AtomicU64::new(self.checked.load(Relaxed)),
+            is_soft_purged: AtomicBool::new(self.is_soft_purged.load(Relaxed)),
+            failures: AtomicU32::new(self.failures.load(Relaxed)),
+            pause_until: AtomicI64::new(self.pause_until.load(Relaxed)),
+        }
+    }
+}
+
+impl Stored {
+    /// A response's head, ready to be given out; its body follows.
+    pub(crate) fn new(
+        status: StatusCode,
+        mut fields: HeaderMap,
+        (terms, withheld): (Terms, Vec<HeaderName>),
+        request: &HeaderMap,
+        came_at: i64,
+        epoch: Epoch,
+    ) -> Stored {
+        let tags = tags(&fields);
+        // Whoever has a clock says when a message without a date came (RFC 9110 6.6.1).
+        if !fields.contains_key(DATE)
+            && let Some(date) = crate::http::date::format(came_at)
+        {
+            fields.insert(DATE, date);
+        }
+        let varies = match Varies::of(&fields, request) {
+            Varies::By(selecting) => Some(Box::new(selecting)),
+            Varies::No | Varies::ByAnything => None,
+        };
+        for name in NEVER_STORED {
+            fields.remove(name);
+        }
+        for name in &withheld {
+            fields.remove(name);
+        }
+        Stored {
+            status,
+            fields: Fields::pack(&fields),
+            body: Body::default(),
+            terms,
+            varies,
+            tags,
+            epoch,
+            checked: AtomicU64::new(epoch),
+            is_soft_purged: AtomicBool::new(false),
+            failures: AtomicU32::new(0),
+            pause_until: AtomicI64::new(Milliseconds::MIN),
+        }
+    }
+
+    pub(super) fn with_body(mut self, body: Body) -> Stored {
+        self.body = body;
+        self
+    }
+
+    /// Its fields as a message's head, with the age that it has now (RFC 9111 5.1).
+    pub(crate) fn head(&self, now: Milliseconds) -> HeaderMap {
+        let mut head = HeaderMap::with_capacity(self.fields.len() + 4);
+        self.fields.unpack(&mut head);
+        head.insert(AGE, HeaderValue::from(self.age(now)));
+        head
+    }
+
+    /// Its age in whole seconds.
+    pub(crate) fn age(&self, now: Milliseconds) -> u32 {
+        u32::try_from((now - self.terms.born).max(0) / 1000).unwrap_or(1 << 31)
+    }
+
+    /// Seconds until it becomes stale; negative since then.
+    pub(crate) fn ttl(&self, now: Milliseconds) -> i64 {
+        (self.terms.born + self.terms.lifetime - now).div_euclid(1000)
+    }
+
+    pub(crate) fn body(&self) -> &Body {
+        &self.body
+    }
+
+    pub(crate) fn field(&self, name: &HeaderName) -> Option<HeaderValue> {
+        self.fields.get(name)
+    }
+
+    /// Whether a request chooses this variant.
+    pub(crate) fn is_for(&self, request: &HeaderMap) -> bool {
+        self.varies.as_ref().is_none_or(|selecting| selecting.matches(request))
+    }
+
+    pub(crate) fn reuse(&self, now: Milliseconds, asked: Option<&RequestDirectives>) -> Reuse {
+        policy::reuse(&self.terms, now, self.is_soft_purged.load(Relaxed), asked)
+    }
+
+    pub(crate) fn is_fresh(&self, now: Milliseconds) -> bool {
+        matches!(self.reuse(now, None), Reuse::Yes { stale: false })
+    }
+
+    /// Whether several requests may share the answer to one validation (RFC 9111 4).
+    pub(crate) fn may_be_shared(&self) -> bool {
+        !self.terms.always_validate && self.terms.lifetime > 0
+    }
+
+    /// Whether it may stand in for a node that fails.
+    pub(crate) fn stands_in(&self, now: Milliseconds) -> bool {
+        policy::stands_in(&self.terms, now)
+    }
+
+    /// Whether the node has failed so recently that it is not asked, as long as this stands in.
+    pub(crate) fn is_pausing(&self, now: Milliseconds) -> bool {
+        now < self.pause_until.load(Relaxed) && self.stands_in(now)
+    }
+
+    /// Remembers that the node failed.
+    pub(crate) fn pause(&self, now: Milliseconds) {
+        let failures = self.failures.fetch_add(1, Relaxed).min(16);
+        let pause = (FIRST_PAUSE << failures).min(LONGEST_PAUSE);
+        self.pause_until.store(now + pause, Relaxed);
+    }
+
+    /// Asks with the validators of this response (RFC 9111 4.3.1). Gives whether there are any.
+    pub(crate) fn ask_whether_changed(&self, request: &mut HeaderMap) -> bool {
+        use http::header::{IF_MODIFIED_SINCE, IF_NONE_MATCH};
+        let validators =
+            [(IF_NONE_MATCH, self.fields.get(&ETAG)), (IF_MODIFIED_SINCE, self.fields.get(&LAST_MODIFIED))];
+        let mut any = false;
+        for (name, validator) in validators {
+            if let Some(validator) = validator {
+                request.insert(name, validator);
+                any = true;
+            }
+        }
+        any
+    }
+
+    /// Whether a 304 is about this response (RFC 9111 4.3.4).
+    pub(crate) fn is_confirmed_by(&self, fields: &HeaderMap) -> bool {
+        let agrees = |name: &HeaderName| match (fields.get(name), self.fields.get(name)) {
+            (Some(told), Some(known)) => strip_weak(told.as_bytes()) == strip_weak(known.as_bytes()),
+            (Some(_), None) => *name != ETAG,
+            (None, _) => true,
+        };
+        agrees(&ETAG) && (fields.contains_key(ETAG) || agrees(&LAST_MODIFIED))
+    }
+
+    /// Whether the answer to a HEAD still describes this response (RFC 9111 4.3.5).
+    pub(crate) fn is_described_by(&self, fields: &HeaderMap) -> bool {
+        let same = |name: &HeaderName| match fields.get(name) {
+            Some(told) => self.fields.get(name).as_ref() == Some(told),
+            None => true,
+        };
+        let length = fields.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
+        same(&ETAG) && same(&LAST_MODIFIED) && length.is_none_or(|length| length == self.body.len())
+    }
+
+    /// The fields after a 304 or an equal HEAD: what was told replaces what was known (RFC 9111 3.2).
+    pub(crate) fn freshened_fields(&self, told: &HeaderMap) -> HeaderMap {
+        let mut fields = HeaderMap::with_capacity(self.fields.len() + told.len());
+        self.fields.unpack(&mut fields);
+        let kept = |name: &HeaderName| KEPT_BY_304.contains(&name.as_str());
+        for name in told.keys().filter(|name| !kept(name)) {
+            fields.remove(name);
+            for value in told.get_all(name) {
+                fields.append(name, value.clone());
+            }
+        }
+        fields
+    }
+
+    /// The same body under the head of a later response.
+    pub(crate) fn take_body_of(self, older: &Stored) -> Stored {
+        Stored { status: older.status, varies: older.varies.clone(), body: older.body.clone(), ..self }
+    }
+
+    /// Bytes in memory beside the overhead.
+    pub(super) fn size(&self) -> usize {
+        let varies = self.varies.as_ref().map_or(0, |selecting| selecting.size());
+        self.fields.size() + self.body.size() + varies + self.tags.len() * 8
+    }
+}
+
+impl Entry {
+    /// What it takes in memory.
+    pub(super) fn weight(&self) -> u32 {
+        let size = match self {
+            Entry::Object(object) => {
+                let variants = &object.variants;
+                let bodies: usize = variants.iter().map(Stored::size).sum();
+                object.uri.len() + bodies + OVERHEAD * variants.len().max(1)
+            }
+            Entry::Marker(marker) => OVERHEAD / 2 + marker.varies.as_ref().map_or(0, Selecting::size),
+        };
+        u32::try_from(size).unwrap_or(u32::MAX)
+    }
+}
+
+impl Object {
+    /// The object with a new response, in place of the one that it replaces.
+    pub(super) fn with(&self, stored: Stored) -> Object {
+        let mut variants: SmallVec<[Stored; 1]> = SmallVec::new();
+        let newcomer = stored.varies.clone();
+        variants.push(stored);
+        // A response that does not vary is the only one.
+        if newcomer.is_some() {
+            let others = self.variants.iter().filter(|other| other.varies.is_some() && other.varies != newcomer);
+            variants.extend(others.take(MAX_VARIANTS - 1).cloned());
+        }
+        Object { uri: self.uri.clone(), variants }
+    }
+}
+
+/// `W/"x"` as `"x"`.
+pub(super) fn strip_weak(tag: &[u8]) -> &[u8] {
+    tag.strip_prefix(b"W/").unwrap_or(tag)
+}
+
+/// The tags that an origin purges by, hashed: `Cache-Tag` (commas) and `Surrogate-Key` (spaces).
+fn tags(fields: &HeaderMap) -> Box<[u64]> {
+    let split = |name: &'static str, separator: u8| {
+        fields.get_all(name).iter().flat_map(move |value| value.as_bytes().split(move |&byte| byte == separator))
+    };
+    split("cache-tag", b',')
+        .chain(split("surrogate-key", b' '))
+        .map(<[u8]>::trim_ascii)
+        .filter(|tag| !tag.is_empty())
+        .map(super::key::hash_text)
+        .collect()
+}
+
+/// Shared by everybody who reads it.
+pub(crate) type Shared = Arc<Stored>;

@@ -1,0 +1,247 @@
+use super::*;
+use http::HeaderValue;
+use proptest::prelude::*;
+
+const NOW: i64 = 1_700_000_000;
+const TIMING: Timing = Timing { asked: 0, came: 0, came_at: NOW };
+
+fn policy() -> Policy {
+    Policy {
+        default_ttl: 0,
+        negative_ttl: 0,
+        stale_while_revalidate: 0,
+        stale_if_error: 3_600_000,
+        honours_clients: false,
+        stores_set_cookie: false,
+        max_object: 1 << 20,
+    }
+}
+
+/// Fields from lines; `@` stands for a date that many seconds from now.
+fn fields(lines: &str) -> HeaderMap {
+    let mut fields = HeaderMap::new();
+    for line in lines.split(" | ").filter(|line| !line.is_empty()) {
+        let (name, value) = line.split_once(": ").unwrap();
+        let value = match value.strip_prefix('@') {
+            Some(offset) => date::format(NOW + offset.parse::<i64>().unwrap()).unwrap(),
+            None => HeaderValue::from_str(value).unwrap(),
+        };
+        fields.append(HeaderName::from_bytes(name.as_bytes()).unwrap(), value);
+    }
+    fields
+}
+
+fn judge(asker: Asker, status: u16, lines: &str) -> Result<Terms, Refusal> {
+    let status = StatusCode::from_u16(status).unwrap();
+    storable(asker, status, &fields(lines), TIMING, &policy()).map(|(terms, _)| terms)
+}
+
+/// Seconds of freshness left when it came; `None` where it is not stored.
+fn fresh_for(status: u16, lines: &str) -> Option<i64> {
+    judge(Asker::default(), status, lines).ok().map(|terms| (terms.born + terms.lifetime).max(0) / 1000)
+}
+
+#[test]
+fn freshness_comes_from_where_the_rfc_says() {
+    for (section, status, lines, expected) in [
+        ("4.2.1 s-maxage first", 200, "cache-control: s-maxage=5, max-age=9 | expires: @99", Some(5)),
+        ("4.2.1 then max-age", 200, "cache-control: max-age=9 | expires: @-5 | date: @0", Some(9)),
+        ("4.2.1 then Expires minus Date", 200, "expires: @60 | date: @10", Some(50)),
+        ("4.2.1 Date missing or no date", 200, "expires: @60 | date: foo", Some(60)),
+        ("5.3 Expires that is no date", 200, "expires: 0 | etag: \"x\"", Some(0)),
+        ("5.3 several Expires", 200, "expires: @60 | expires: @70 | etag: \"x\"", Some(0)),
+        ("4.2.1 max-age=0 beats Expires", 200, "cache-control: max-age=0 | expires: @60 | etag: \"x\"", Some(0)),
+        ("4.2.3 Age", 200, "cache-control: max-age=60 | age: 20", Some(40)),
+        ("5.1 the first Age of a list", 200, "cache-control: max-age=60 | age: 20, 0", Some(40)),
+        ("5.1 the first Age line", 200, "cache-control: max-age=60 | age: 0 | age: 50", Some(60)),
+        ("5.1 an Age that is no number", 200, "cache-control: max-age=60 | age: 20.5", Some(60)),
+        ("5.1 a negative Age", 200, "cache-control: max-age=60 | age: -20", Some(60)),
+        ("5.1 a huge Age", 200, "cache-control: max-age=60 | age: 99999999999999999999 | etag: \"x\"", Some(0)),
+        ("4.2.3 Date in the past", 200, "cache-control: max-age=60 | date: @-20", Some(40)),
+        ("4.2.3 Date in the future", 200, "cache-control: max-age=60 | date: @20", Some(60)),
+        ("4.2.3 the larger of both", 200, "cache-control: max-age=60 | date: @-20 | age: 30", Some(30)),
+        ("4.2.2 a tenth of its age", 200, "last-modified: @-1000 | date: @0", Some(100)),
+        ("4.2.2 not for 201", 201, "last-modified: @-1000 | date: @0", None),
+        ("4.2.2 unless public", 599, "last-modified: @-1000 | date: @0 | cache-control: public", Some(100)),
+        ("4.2.2 not without Last-Modified", 200, "date: @0", None),
+        ("9213 2.2 targeted first", 200, "cdn-cache-control: max-age=7 | cache-control: max-age=9", Some(7)),
+        ("9213 2.2 Expires does not count", 200, "cdn-cache-control: public | expires: @60", None),
+        ("3 any final status with freshness", 599, "cache-control: max-age=9", Some(9)),
+        ("3 not 206", 206, "cache-control: max-age=9", None),
+        ("3 not 304", 304, "cache-control: max-age=9", None),
+        ("5.2.2.3 an unknown status", 599, "cache-control: max-age=9, must-understand", None),
+        ("5.2.2.3 a known status", 200, "cache-control: max-age=9, no-store, must-understand", Some(9)),
+        ("5.2.2.5", 200, "cache-control: max-age=9, no-store", None),
+        ("5.2.2.7", 200, "cache-control: max-age=9, private", None),
+        ("5.2.2.7 with names", 200, "cache-control: max-age=9, private=\"x\"", Some(9)),
+        ("5.2.2.4 with a validator", 200, "cache-control: no-cache, max-age=9 | etag: \"x\"", Some(9)),
+        ("5.2.2.4 without", 200, "cache-control: no-cache, max-age=9", None),
+        ("7.3 Set-Cookie", 200, "cache-control: max-age=9 | set-cookie: a=b", None),
+        (
+            "5.2.2.7 Set-Cookie withheld",
+            200,
+            "cache-control: max-age=9, private=\"set-cookie\" | set-cookie: a=b",
+            Some(9),
+        ),
+    ] {
+        assert_eq!(fresh_for(status, lines), expected, "{section}: {lines}");
+    }
+}
+
+#[test]
+fn configured_lifetimes_stand_in_where_nothing_is_said() {
+    let policy = Policy { default_ttl: 5000, negative_ttl: 2000, ..policy() };
+    let lifetime = |asker, status, lines: &str| {
+        storable(asker, StatusCode::from_u16(status).unwrap(), &fields(lines), TIMING, &policy)
+            .ok()
+            .map(|(terms, _)| terms.lifetime)
+    };
+    let anyone = Asker::default();
+    assert_eq!(lifetime(anyone, 200, ""), Some(5000));
+    assert_eq!(lifetime(anyone, 404, ""), Some(2000));
+    assert_eq!(lifetime(anyone, 201, ""), None);
+    assert_eq!(lifetime(anyone, 500, ""), None);
+    assert_eq!(lifetime(anyone, 200, "cache-control: max-age=1"), Some(1000));
+    assert_eq!(lifetime(anyone, 200, "last-modified: @-100 | date: @0"), Some(10_000));
+    assert_eq!(lifetime(anyone, 200, "cache-control: no-cache | etag: \"x\""), Some(0));
+    let with_cookie = Asker { has_cookie: true, ..anyone };
+    assert_eq!(lifetime(with_cookie, 200, ""), None);
+    assert_eq!(lifetime(with_cookie, 200, "last-modified: @-100 | date: @0"), Some(0));
+    assert_eq!(lifetime(with_cookie, 200, "cache-control: max-age=1"), Some(1000));
+}
+
+#[test]
+fn what_answers_one_caller_is_kept_from_the_others() {
+    let caller = Asker { has_authorization: true, ..Asker::default() };
+    for (said, stored) in
+        [("max-age=9", false), ("public, max-age=9", true), ("must-revalidate, max-age=9", true), ("s-maxage=9", true)]
+    {
+        let judged = judge(caller, 200, &format!("cache-control: {said}"));
+        assert_eq!(judged.is_ok(), stored, "3.5 {said}");
+    }
+    let quiet = Asker { no_store: true, ..Asker::default() };
+    assert_eq!(judge(quiet, 200, "cache-control: max-age=9").unwrap_err(), Refusal::NoStore);
+    let post = Asker { is_post: true, ..Asker::default() };
+    assert!(judge(post, 200, "cache-control: max-age=9").is_ok());
+    assert_eq!(judge(post, 200, "last-modified: @-1000 | date: @0").unwrap_err(), Refusal::NeverUsable);
+}
+
+fn terms(said: &str) -> Terms {
+    judge(Asker::default(), 200, &format!("cache-control: {said} | etag: \"x\"")).unwrap()
+}
+
+fn asking(said: &str) -> RequestDirectives {
+    RequestDirectives::of(&fields(&format!("cache-control: {said}")))
+}
+
+#[test]
+fn reuse_is_decided_by_age_and_by_what_both_sides_say() {
+    let (fresh, stale) = (Reuse::Yes { stale: false }, Reuse::Yes { stale: true });
+    for (section, said, asked, seconds, expected) in [
+        ("4.2 fresh", "max-age=10", "", 9, fresh),
+        ("4.2 not at the end", "max-age=10", "", 10, Reuse::AfterValidation),
+        ("5.2.2.4 no-cache", "max-age=10, no-cache", "", 0, Reuse::AfterValidation),
+        ("5861 3 inside", "max-age=10, stale-while-revalidate=5", "", 14, Reuse::WhileValidating),
+        ("5861 3 outside", "max-age=10, stale-while-revalidate=5", "", 15, Reuse::AfterValidation),
+        (
+            "4.2.4 must-revalidate",
+            "max-age=10, must-revalidate, stale-while-revalidate=5",
+            "",
+            12,
+            Reuse::AfterValidation,
+        ),
+        ("4.2.4 s-maxage", "s-maxage=10, stale-while-revalidate=5", "", 12, Reuse::AfterValidation),
+        ("5.2.1.1 max-age", "max-age=10", "max-age=5", 5, fresh),
+        ("5.2.1.1 max-age exceeded", "max-age=10", "max-age=5", 6, Reuse::AfterValidation),
+        ("5.2.1.2 max-stale", "max-age=10", "max-stale=5", 15, stale),
+        ("5.2.1.2 max-stale exceeded", "max-age=10", "max-stale=5", 16, Reuse::AfterValidation),
+        ("5.2.1.2 however stale", "max-age=10", "max-stale", 10_000, stale),
+        ("5.2.1.2 forbidden", "max-age=10, must-revalidate", "max-stale", 11, Reuse::AfterValidation),
+        ("5.2.1.3 min-fresh", "max-age=10", "min-fresh=4", 6, fresh),
+        ("5.2.1.3 min-fresh missed", "max-age=10", "min-fresh=4", 7, Reuse::AfterValidation),
+        ("5.2.1.4 no-cache", "max-age=10", "no-cache", 0, Reuse::AfterValidation),
+    ] {
+        let decision = reuse(&terms(said), seconds * 1000, false, Some(&asking(asked)));
+        assert_eq!(decision, expected, "{section}: {said}, asked {asked}, at {seconds} s");
+    }
+    assert_eq!(reuse(&terms("max-age=10"), 0, true, None), Reuse::AfterValidation);
+    assert_eq!(reuse(&terms("max-age=10, stale-while-revalidate=5"), 0, true, None), Reuse::WhileValidating);
+}
+
+#[test]
+fn a_stale_response_stands_in_only_where_nothing_forbids_it() {
+    for (said, seconds, expected) in [
+        ("max-age=10", 10 + 3599, true),
+        ("max-age=10", 10 + 3600, false),
+        ("max-age=10, stale-if-error=5", 14, true),
+        ("max-age=10, stale-if-error=5", 15, false),
+        ("max-age=10, must-revalidate", 11, false),
+        ("max-age=10, proxy-revalidate", 11, false),
+        ("s-maxage=10", 11, false),
+        ("max-age=10, no-cache", 11, false),
+    ] {
+        assert_eq!(stands_in(&terms(said), seconds * 1000), expected, "{said} at {seconds} s");
+    }
+}
+
+const SAYINGS: [&str; 14] = [
+    "max-age=7",
+    "max-age=20",
+    "s-maxage=3",
+    "s-maxage=30",
+    "no-store",
+    "no-cache",
+    "private",
+    "public",
+    "must-revalidate",
+    "proxy-revalidate",
+    "stale-while-revalidate=9",
+    "stale-if-error=9",
+    "max-age=x",
+    "private=\"a\"",
+];
+
+proptest! {
+    /// Whatever is said in whatever order: nothing is used longer than any directive allows, and what
+    /// may not be stored is not.
+    #[test]
+    fn no_directive_is_outweighed(
+        said in proptest::collection::vec(0..SAYINGS.len(), 0..6),
+        age in 0..40u32,
+        later in 0..60i64,
+        authorized: bool,
+    ) {
+        let said: Vec<&str> = said.into_iter().map(|index| SAYINGS[index]).collect();
+        let has = |name: &str| said.contains(&name);
+        let lines = format!("cache-control: {} | age: {age} | etag: \"x\"", said.join(", "));
+        let asker = Asker { has_authorization: authorized, ..Asker::default() };
+        let judged = judge(asker, 200, &lines);
+        if has("no-store") || has("private") {
+            prop_assert!(judged.is_err());
+        }
+        let shared = has("public") || has("must-revalidate") || has("s-maxage=3") || has("s-maxage=30");
+        if authorized && !shared {
+            prop_assert!(judged.is_err());
+        }
+        let Ok(terms) = judged else { return Ok(()) };
+        let limits = |names: &[(&str, i64)]| names.iter().filter(|(name, _)| has(name)).map(|(_, limit)| *limit).min();
+        let allowed = limits(&[("s-maxage=3", 3), ("s-maxage=30", 30)])
+            .or(limits(&[("max-age=x", 0), ("max-age=7", 7), ("max-age=20", 20)]))
+            .unwrap_or(0);
+        let total = i64::from(age) + later;
+        match reuse(&terms, later * 1000, false, None) {
+            Reuse::Yes { .. } => prop_assert!(total < allowed && !has("no-cache")),
+            Reuse::WhileValidating => {
+                prop_assert!(has("stale-while-revalidate=9") && total < allowed + 9);
+                prop_assert!(!has("must-revalidate") && !has("proxy-revalidate") && !has("no-cache"));
+                prop_assert!(!has("s-maxage=3") && !has("s-maxage=30"));
+            }
+            Reuse::AfterValidation => {}
+        }
+        if stands_in(&terms, later * 1000) && total >= allowed {
+            let window = if has("stale-if-error=9") { 9 } else { 3600 };
+            prop_assert!(total < allowed + window);
+            prop_assert!(!has("must-revalidate") && !has("proxy-revalidate") && !has("no-cache"));
+        }
+    }
+}

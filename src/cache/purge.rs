@@ -1,0 +1,224 @@
+//! Purges: one line in a list of rules, in force at once, whatever the store holds.
+//!
+//! Every rule has a number, its epoch. A response remembers the epoch at which the request for it
+//! began, and a rule that came later and means it wins, be the response stored already, still
+//! arriving, or on its way out of a validation. A sweep later removes what rules have struck; a
+//! rule goes when it has swept and no fetch is left that began before it.
+
+use super::key::hash_text;
+use std::collections::HashMap;
+
+/// The order of purges among themselves and with fetches.
+pub(crate) type Epoch = u64;
+
+/// What an operator wants gone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Purge {
+    /// Everything under this URI: all variants, whatever the scheme. Several spellings may be meant,
+    /// as routes ignore different parts of a query. Without a host (`/a`), every host.
+    Url(Vec<String>),
+    /// Everything whose URI begins so.
+    Prefix(String),
+    /// Everything that its origin has given this tag.
+    Tag(String),
+    All,
+}
+
+impl Purge {
+    /// The label in metrics.
+    pub(crate) fn kind(&self) -> &'static str {
+        match self {
+            Purge::Url(_) => "url",
+            Purge::Prefix(_) => "prefix",
+            Purge::Tag(_) => "tag",
+            Purge::All => "all",
+        }
+    }
+}
+
+/// When something was struck last.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Strokes {
+    /// It is gone.
+    hard: Epoch,
+    /// It is stale.
+    soft: Epoch,
+}
+
+impl Strokes {
+    fn strike(&mut self, epoch: Epoch, soft: bool) {
+        *(if soft { &mut self.soft } else { &mut self.hard }) = epoch;
+    }
+
+    fn max(self, other: Strokes) -> Strokes {
+        Strokes { hard: self.hard.max(other.hard), soft: self.soft.max(other.soft) }
+    }
+
+    fn last(&self) -> Epoch {
+        self.hard.max(self.soft)
+    }
+}
+
+/// What the rules say of a response.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Verdict {
+    Untouched,
+    /// Stale from now on.
+    Stale,
+    Gone,
+}
+
+/// The purges in force.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Rules {
+    /// The number of the last one; never goes back.
+    pub(super) epoch: Epoch,
+    all: Strokes,
+    /// By the URI without its scheme, and by the path where no host was given.
+    urls: HashMap<String, Strokes>,
+    prefixes: Vec<(String, Strokes)>,
+    tags: HashMap<u64, Strokes>,
+}
+
+impl Rules {
+    /// The rules with one more.
+    pub(super) fn with(&self, purge: &Purge, soft: bool) -> Rules {
+        let mut rules = self.clone();
+        rules.epoch += 1;
+        let epoch = rules.epoch;
+        match purge {
+            Purge::All => rules.all.strike(epoch, soft),
+            Purge::Url(urls) => {
+                for url in urls {
+                    rules.urls.entry(without_scheme(url).to_owned()).or_default().strike(epoch, soft);
+                }
+            }
+            Purge::Prefix(prefix) => {
+                let prefix = without_scheme(prefix);
+                match rules.prefixes.iter_mut().find(|(known, _)| known == prefix) {
+                    Some((_, strokes)) => strokes.strike(epoch, soft),
+                    None => {
+                        let mut strokes = Strokes::default();
+                        strokes.strike(epoch, soft);
+                        rules.prefixes.push((prefix.to_owned(), strokes));
+                    }
+                }
+            }
+            Purge::Tag(tag) => rules.tags.entry(hash_text(tag.as_bytes())).or_default().strike(epoch, soft),
+        }
+        rules
+    }
+
+    /// The rules without those up to an epoch.
+    pub(super) fn after(&self, epoch: Epoch) -> Rules {
+        let mut rules = self.clone();
+        let stays = |strokes: &Strokes| strokes.last() > epoch;
+        rules.urls.retain(|_, strokes| stays(strokes));
+        rules.prefixes.retain(|(_, strokes)| stays(strokes));
+        rules.tags.retain(|_, strokes| stays(strokes));
+        rules
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.urls.is_empty() && self.prefixes.is_empty() && self.tags.is_empty()
+    }
+
+    /// What became of a response to a URI, with these tags, whose fetch began at that epoch.
+    pub(super) fn judge(&self, uri: &str, tags: &[u64], since: Epoch) -> Verdict {
+        let uri = without_scheme(uri);
+        let path = &uri[uri.find('/').unwrap_or(0)..];
+        let mut strokes = self.all;
+        for form in [uri, path] {
+            if let Some(found) = self.urls.get(form) {
+                strokes = strokes.max(*found);
+            }
+        }
+        for (prefix, found) in &self.prefixes {
+            if uri.starts_with(prefix.as_str()) || (prefix.starts_with('/') && path.starts_with(prefix.as_str())) {
+                strokes = strokes.max(*found);
+            }
+        }
+        for found in tags.iter().filter_map(|tag| self.tags.get(tag)) {
+            strokes = strokes.max(*found);
+        }
+        match strokes {
+            Strokes { hard, .. } if hard > since => Verdict::Gone,
+            Strokes { soft, .. } if soft > since => Verdict::Stale,
+            _ => Verdict::Untouched,
+        }
+    }
+}
+
+fn without_scheme(uri: &str) -> &str {
+    uri.strip_prefix("http://").or(uri.strip_prefix("https://")).unwrap_or(uri)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn purges_mean_what_they_name() {
+        let uri = "http://example.com/a/b?x=1";
+        let tags = [hash_text(b"news")];
+        for (purge, gone) in [
+            (Purge::All, true),
+            (Purge::Url(vec!["http://example.com/a/b?x=1".into()]), true),
+            (Purge::Url(vec!["https://example.com/a/b?x=1".into()]), true),
+            (Purge::Url(vec!["/a/b?x=1".into()]), true),
+            (Purge::Url(vec!["http://example.com/a/b".into()]), false),
+            (Purge::Url(vec!["http://example.org/a/b?x=1".into()]), false),
+            (Purge::Prefix("http://example.com/a".into()), true),
+            (Purge::Prefix("http://example.com".into()), true),
+            (Purge::Prefix("/a".into()), true),
+            (Purge::Prefix("/b".into()), false),
+            (Purge::Prefix("http://example.org/".into()), false),
+            (Purge::Tag("news".into()), true),
+            (Purge::Tag("new".into()), false),
+        ] {
+            let hard = Rules::default().with(&purge, false);
+            let verdict = if gone { Verdict::Gone } else { Verdict::Untouched };
+            assert_eq!(hard.judge(uri, &tags, 0), verdict, "{purge:?}");
+            assert_eq!(hard.judge(uri, &tags, 1), Verdict::Untouched, "{purge:?} came before");
+            let soft = Rules::default().with(&purge, true);
+            assert_eq!(soft.judge(uri, &tags, 0) == Verdict::Stale, gone, "{purge:?}");
+        }
+    }
+
+    proptest! {
+        /// Any order of purges and fetches: a response is gone exactly where a hard purge came after
+        /// its fetch began, also when rules that nobody needs any more have been dropped.
+        #[test]
+        fn a_purge_beats_what_began_before_it(events in proptest::collection::vec((0..3u8, any::<bool>()), 1..30)) {
+            let uri = "http://a/b";
+            let mut rules = Rules::default();
+            // The epoch at which each fetch began, and whether a purge has come since.
+            let mut fetches: Vec<(Epoch, bool, bool)> = Vec::new();
+            for (what, soft) in events {
+                match what {
+                    0 => fetches.push((rules.epoch, false, false)),
+                    1 => {
+                        rules = rules.with(&Purge::Url(vec![uri.into()]), soft);
+                        for (_, hard_since, soft_since) in &mut fetches {
+                            *(if soft { soft_since } else { hard_since }) = true;
+                        }
+                    }
+                    _ => {
+                        // A sweep: all that began before the last rule has ended.
+                        fetches.retain(|(began, _, _)| *began >= rules.epoch);
+                        rules = rules.after(rules.epoch);
+                    }
+                }
+                for (began, hard, soft) in &fetches {
+                    let expected = match (hard, soft) {
+                        (true, _) => Verdict::Gone,
+                        (_, true) => Verdict::Stale,
+                        _ => Verdict::Untouched,
+                    };
+                    prop_assert_eq!(rules.judge(uri, &[], *began), expected);
+                }
+            }
+        }
+    }
+}

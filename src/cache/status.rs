@@ -1,0 +1,115 @@
+//! `Cache-Status` (RFC 9211): what the cache did with a request.
+
+use http::HeaderValue;
+use std::io::Write;
+
+/// Why a request went to the node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Forwarded {
+    /// It is not one that the cache answers.
+    Bypass,
+    /// Its method is not answered from the store.
+    Method,
+    /// Nothing is stored for its URI.
+    UriMiss,
+    /// Nothing is stored for its fields.
+    VaryMiss,
+    /// What is stored is stale.
+    Stale,
+    /// The client wanted to have the node asked.
+    Request,
+}
+
+impl Forwarded {
+    fn token(self) -> &'static str {
+        match self {
+            Forwarded::Bypass => "bypass",
+            Forwarded::Method => "method",
+            Forwarded::UriMiss => "uri-miss",
+            Forwarded::VaryMiss => "vary-miss",
+            Forwarded::Stale => "stale",
+            Forwarded::Request => "request",
+        }
+    }
+}
+
+/// What is told of a response.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum CacheStatus {
+    /// It came from the store; seconds until it is stale.
+    Hit { ttl: i64 },
+    /// The store had something stale that stood in for the node.
+    StandIn { ttl: i64 },
+    Forwarded {
+        why: Forwarded,
+        /// The node's status, where it is not the response's.
+        status: Option<u16>,
+        stored: bool,
+        collapsed: bool,
+        detail: Option<&'static str>,
+    },
+}
+
+impl CacheStatus {
+    pub(crate) fn forwarded(why: Forwarded) -> CacheStatus {
+        CacheStatus::Forwarded { why, status: None, stored: false, collapsed: false, detail: None }
+    }
+
+    /// The field's value.
+    pub(crate) fn to_value(self) -> HeaderValue {
+        let mut text = [0u8; 128];
+        let mut rest = &mut text[..];
+        // All of it is shorter than the array.
+        let _ = match self {
+            CacheStatus::Hit { ttl } => write!(rest, "ringway; hit; ttl={ttl}"),
+            CacheStatus::StandIn { ttl } => write!(rest, "ringway; hit; ttl={ttl}; detail=stale-if-error"),
+            CacheStatus::Forwarded { why, status, stored, collapsed, detail } => {
+                let _ = write!(rest, "ringway; fwd={}", why.token());
+                if let Some(status) = status {
+                    let _ = write!(rest, "; fwd-status={status}");
+                }
+                if stored {
+                    let _ = write!(rest, "; stored");
+                }
+                if collapsed {
+                    let _ = write!(rest, "; collapsed");
+                }
+                match detail {
+                    Some(detail) => write!(rest, "; detail={detail}"),
+                    None => Ok(()),
+                }
+            }
+        };
+        let left = rest.len();
+        let length = text.len() - left;
+        HeaderValue::from_bytes(&text[..length]).expect("tokens and numbers are a field value")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_status_is_a_structured_field() {
+        for (status, text) in [
+            (CacheStatus::Hit { ttl: 30 }, "ringway; hit; ttl=30"),
+            (CacheStatus::StandIn { ttl: -5 }, "ringway; hit; ttl=-5; detail=stale-if-error"),
+            (CacheStatus::forwarded(Forwarded::UriMiss), "ringway; fwd=uri-miss"),
+            (
+                CacheStatus::Forwarded {
+                    why: Forwarded::Stale,
+                    status: Some(304),
+                    stored: true,
+                    collapsed: true,
+                    detail: Some("x"),
+                },
+                "ringway; fwd=stale; fwd-status=304; stored; collapsed; detail=x",
+            ),
+        ] {
+            let value = status.to_value();
+            assert_eq!(value, text);
+            assert!(sfv::Parser::new(value.as_bytes()).parse::<sfv::List>().is_ok());
+        }
+    }
+}

@@ -1,0 +1,41 @@
+//! `ringway purge`: stored responses that are to go.
+
+use super::Outcome;
+use super::api::Target;
+use serde_json::json;
+use std::io::{Write, stdout};
+use std::process::ExitCode;
+
+#[derive(clap::Args)]
+#[group(id = "what", required = true, multiple = false, args = ["url", "prefix", "tag", "all"])]
+pub(super) struct Options {
+    #[command(flatten)]
+    target: Target,
+    /// One URL with all its variants; `/a` without a host means every host
+    #[arg(long)]
+    url: Option<String>,
+    /// Everything whose URL begins so
+    #[arg(long)]
+    prefix: Option<String>,
+    /// Everything that its origin has given this tag (Cache-Tag, Surrogate-Key)
+    #[arg(long)]
+    tag: Option<String>,
+    /// Everything
+    #[arg(long)]
+    all: bool,
+    /// Make it stale instead: it is validated before it is used again
+    #[arg(long)]
+    soft: bool,
+}
+
+pub(super) fn run(options: &Options) -> Outcome {
+    let named = [("url", &options.url), ("prefix", &options.prefix), ("tag", &options.tag)];
+    let mut order = json!({ "soft": options.soft });
+    match named.into_iter().find_map(|(kind, given)| Some((kind, given.as_ref()?))) {
+        Some((kind, given)) => order[kind] = given.as_str().into(),
+        None => order["all"] = true.into(),
+    }
+    let answer = options.target.post_json("/api/cache/purge", &order)?;
+    writeln!(stdout(), "{}", answer["detail"].as_str().unwrap_or_default())?;
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,294 @@
+//! The step that answers from the cache at once, or says what is to be fetched.
+//!
+//! A hit ends here, without a task and without waiting for anybody. Everything else goes on to
+//! `filling`, which asks the nodes.
+
+use super::engine::{Begun, Engine};
+use super::filling::{Change, Miss};
+use super::forward::Forward;
+use super::route::Query;
+use super::serving::Asking;
+use super::snapshot::{CacheResult, CacheRules, Route, Snapshot};
+use crate::cache::{Asker, CacheStatus, Forwarded, Held, Known, Order, RequestDirectives, Reuse, Target};
+use crate::http::problem::Problem;
+use crate::http::target;
+use http::header::{AUTHORIZATION, COOKIE};
+use http::{HeaderMap, Method, StatusCode, Uri, request};
+use hyper::body::Incoming;
+use std::rc::Rc;
+use std::sync::Arc;
+
+/// The route whose cache a request concerns: its own, or, where it changes something, the one that
+/// reads of the same URI take.
+pub(super) fn concerns(snapshot: &Snapshot, forward: &Forward<'_>, head: &request::Parts) -> Option<Arc<Route>> {
+    if is_read(&head.method) || is_harmless(&head.method) || forward.route.cache.is_some() {
+        return forward.route.cache.is_some().then(|| Arc::clone(forward.route));
+    }
+    let (host, path) = (&*forward.form.host, &*forward.form.path);
+    caching_route(snapshot, host, path, &head.headers)
+}
+
+/// The caching route that a GET takes.
+fn caching_route(snapshot: &Snapshot, host: &str, path: &str, fields: &HeaderMap) -> Option<Arc<Route>> {
+    let index = snapshot.table.find(Query { host, path, method: &Method::GET, fields })?;
+    let route = &snapshot.routes[index];
+    route.cache.is_some().then(|| Arc::clone(route))
+}
+
+fn is_read(method: &Method) -> bool {
+    *method == Method::GET || *method == Method::HEAD
+}
+
+/// Methods that change nothing, and that no cache answers (RFC 9110 9.2.1).
+fn is_harmless(method: &Method) -> bool {
+    *method == Method::OPTIONS
+        || *method == Method::TRACE
+        || method.as_str() == "PROPFIND"
+        || method.as_str() == "SEARCH"
+}
+
+/// Answers from the store, or begins what fills it.
+pub(super) fn begin(
+    forward: &Forward<'_>,
+    caching: &Arc<Route>,
+    head: request::Parts,
+    body: Incoming,
+) -> Result<Begun, Problem> {
+    let Some(rules) = &caching.cache else { return forward.begin(head, body) };
+    let scheme = if forward.is_secure(&head.headers) { "https" } else { "http" };
+    let query = forward.form.query;
+    let target = Target { scheme, authority: &forward.form.authority, path: &forward.form.path, query };
+    if !is_read(&head.method) {
+        let order = order(rules, target, &head);
+        let place = Place {
+            scheme,
+            authority: target.authority.to_owned(),
+            path: target.path.to_owned(),
+            default_port: forward.client.default_port(),
+        };
+        return other_method(forward, caching, rules, place, order, head, body);
+    }
+    let engine = forward.engine;
+    let directives = RequestDirectives::of(&head.headers);
+    let honoured = rules.policy.honours_clients.then_some(&directives);
+    let key = rules.key.key(target, &head.headers);
+    let now = engine.cache.at(forward.exchange.started);
+    let why = match engine.cache.look_up(key, &head.headers) {
+        Known::Response(held) => match held.reuse(now, honoured) {
+            Reuse::Yes { stale } => {
+                let result = if stale { CacheResult::Stale } else { CacheResult::Hit };
+                return Ok(hit(forward, rules, &held, &head, now, result));
+            }
+            Reuse::WhileValidating => {
+                let answer = hit(forward, rules, &held, &head, now, CacheResult::Stale);
+                drop(held);
+                if let Ok(miss) = miss(forward, caching, rules, target, head, body, Forwarded::Stale) {
+                    miss.validate_in_background();
+                }
+                return Ok(answer);
+            }
+            Reuse::AfterValidation if held.is_pausing(now) && !directives.only_if_cached => {
+                return Ok(stand_in(forward, rules, &held, &head, now));
+            }
+            Reuse::AfterValidation if held.is_fresh(now) => Forwarded::Request,
+            Reuse::AfterValidation => Forwarded::Stale,
+        },
+        Known::Others => Forwarded::VaryMiss,
+        Known::Nothing => Forwarded::UriMiss,
+    };
+    if directives.only_if_cached {
+        note(forward, rules, CacheResult::Refused);
+        return Err(not_cached());
+    }
+    // What has a body, or wants to switch protocols, is between this client and the node.
+    if forward.form.has_body || head.headers.contains_key(http::header::UPGRADE) {
+        note(forward, rules, CacheResult::Bypass);
+        let mut journey = forward.journey(head, body)?;
+        journey.cache_status = Some(CacheStatus::forwarded(Forwarded::Bypass));
+        return Ok(Begun::Forward(journey));
+    }
+    let miss = miss(forward, caching, rules, target, head, body, why)?;
+    Ok(Begun::Cached(Box::pin(miss.answer())))
+}
+
+fn note(forward: &Forward<'_>, rules: &CacheRules, result: CacheResult) {
+    rules.count(result);
+    forward.exchange.cached(result.label());
+}
+
+fn hit(
+    forward: &Forward<'_>,
+    rules: &CacheRules,
+    held: &Held,
+    head: &request::Parts,
+    now: i64,
+    result: CacheResult,
+) -> Begun {
+    note(forward, rules, result);
+    let (method, fields) = (&head.method, &head.headers);
+    let asking = Asking { method, fields, route: forward.route, exchange: forward.exchange, now };
+    Begun::Answer(asking.serve(held, CacheStatus::Hit { ttl: held.ttl(now) }))
+}
+
+fn stand_in(forward: &Forward<'_>, rules: &CacheRules, held: &Held, head: &request::Parts, now: i64) -> Begun {
+    note(forward, rules, CacheResult::Stale);
+    let (method, fields) = (&head.method, &head.headers);
+    let asking = Asking { method, fields, route: forward.route, exchange: forward.exchange, now };
+    Begun::Answer(asking.serve(held, CacheStatus::StandIn { ttl: held.ttl(now) }))
+}
+
+fn order(rules: &CacheRules, target: Target<'_>, head: &request::Parts) -> Order {
+    Order {
+        key: rules.key.key(target, &head.headers),
+        uri: rules.key.uri(target),
+        request: head.headers.clone(),
+        asker: Asker {
+            is_post: !is_read(&head.method),
+            has_authorization: head.headers.contains_key(AUTHORIZATION),
+            has_cookie: head.headers.contains_key(COOKIE),
+            no_store: RequestDirectives::of(&head.headers).no_store,
+        },
+        policy: Arc::clone(&rules.policy),
+    }
+}
+
+fn miss(
+    forward: &Forward<'_>,
+    caching: &Arc<Route>,
+    rules: &CacheRules,
+    target: Target<'_>,
+    head: request::Parts,
+    body: Incoming,
+    why: Forwarded,
+) -> Result<Miss, Problem> {
+    let order = Rc::new(order(rules, target, &head));
+    let method = head.method.clone();
+    let journey = forward.journey(head, body)?;
+    Ok(Miss::new(journey, Arc::clone(caching), order, method, why))
+}
+
+/// Forwards what a cache does not answer; where it changes something, what is stored of it goes.
+fn other_method(
+    forward: &Forward<'_>,
+    caching: &Arc<Route>,
+    rules: &CacheRules,
+    place: Place,
+    order: Order,
+    head: request::Parts,
+    body: Incoming,
+) -> Result<Begun, Problem> {
+    let own = forward.route.cache.as_ref();
+    if let Some(own) = own {
+        note(forward, own, CacheResult::Bypass);
+    }
+    let status = own.map(|_| CacheStatus::forwarded(Forwarded::Method));
+    if is_harmless(&head.method) {
+        return match forward.begin(head, body)? {
+            Begun::Forward(mut journey) => {
+                journey.cache_status = status;
+                Ok(Begun::Forward(journey))
+            }
+            other => Ok(other),
+        };
+    }
+    let is_by_uri = rules.key.is_by_uri();
+    let is_post = head.method == Method::POST;
+    let mut journey = forward.journey(head, body)?;
+    journey.cache_status = status;
+    let change = Change { route: Arc::clone(caching), order: Rc::new(order), is_post, is_by_uri, place };
+    Ok(Begun::Cached(Box::pin(change.carry_out(journey))))
+}
+
+/// Where a request went, for the references in its answer.
+pub(super) struct Place {
+    scheme: &'static str,
+    authority: String,
+    path: String,
+    default_port: u16,
+}
+
+impl Place {
+    /// A reference of the same origin as a path in the proxy's form, and a query.
+    pub(super) fn resolve(&self, reference: &str) -> Option<(String, Option<String>)> {
+        let reference = reference.split('#').next().unwrap_or_default().trim();
+        let absolute = reference.contains("://") || reference.starts_with("//");
+        let text = match reference {
+            "" => self.path.clone(),
+            _ if absolute || reference.starts_with('/') => reference.trim_start_matches("//").to_owned(),
+            _ if reference.starts_with('?') => [&self.path, reference].concat(),
+            _ => {
+                let folder = &self.path[..=self.path.rfind('/')?];
+                [folder, reference].concat()
+            }
+        };
+        let uri: Uri =
+            if reference.starts_with("//") { format!("{}://{text}", self.scheme) } else { text }.parse().ok()?;
+        if let Some(authority) = uri.authority() {
+            let parsed = target::parse_authority(authority.as_str(), self.default_port).ok()?;
+            if parsed.to_text() != self.authority {
+                return None;
+            }
+        }
+        let path = if uri.path().is_empty() { "/" } else { uri.path() };
+        Some((target::normalize_path(path).ok()?.into_owned(), uri.query().map(str::to_owned)))
+    }
+
+    /// Whether a reference means the request's own URI.
+    pub(super) fn is_own(&self, reference: &str, query: Option<&str>) -> bool {
+        self.resolve(reference).is_some_and(|(path, asked)| path == self.path && asked.as_deref() == query)
+    }
+
+    /// Forgets what is stored of a URI of the same origin.
+    pub(super) fn invalidate(&self, engine: &Engine, reference: &str, fields: &HeaderMap) {
+        let Some((path, query)) = self.resolve(reference) else { return };
+        let host = self
+            .authority
+            .rsplit_once(':')
+            .filter(|(host, _)| !host.ends_with(':') && !host.contains('[') || host.ends_with(']'));
+        let host = host.map_or(&*self.authority, |(host, _)| host);
+        let snapshot = engine.snapshot();
+        let Some(route) = caching_route(&snapshot, host, &path, fields) else { return };
+        let Some(rules) = &route.cache else { return };
+        let target = Target { scheme: self.scheme, authority: &self.authority, path: &path, query: query.as_deref() };
+        engine.cache.invalidate(rules.key.key(target, fields), rules.key.uri(target), rules.key.is_by_uri());
+    }
+}
+
+/// 504 for `only-if-cached`, where nothing is (RFC 9111 5.2.1.7).
+fn not_cached() -> Problem {
+    let detail = "nothing is stored that may answer this request, and it asks not to go further";
+    Problem::new(StatusCode::GATEWAY_TIMEOUT, "not-cached", "http_request_denied", detail)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn references_are_resolved_within_the_origin() {
+        let place = Place { scheme: "http", authority: "a.example:8080".into(), path: "/x/y".into(), default_port: 80 };
+        for (reference, expected) in [
+            ("/b", Some(("/b", None))),
+            ("b?q=1", Some(("/x/b", Some("q=1")))),
+            ("?q", Some(("/x/y", Some("q")))),
+            ("", Some(("/x/y", None))),
+            ("../b#c", Some(("/b", None))),
+            ("http://A.example:8080/%62", Some(("/b", None))),
+            ("https://a.example:8080", Some(("/", None))),
+            ("//a.example:8080/b", Some(("/b", None))),
+            ("http://a.example/b", None),
+            ("http://b.example:8080/b", None),
+            ("//b.example/b", None),
+            ("mailto:x", None),
+        ] {
+            let resolved = place.resolve(reference);
+            let resolved = resolved.as_ref().map(|(path, query)| (path.as_str(), query.as_deref()));
+            if reference == "mailto:x" {
+                // A relative reference by its shape: whatever it is, it is nobody else's.
+                continue;
+            }
+            assert_eq!(resolved, expected, "{reference}");
+        }
+        assert!(place.is_own("http://a.example:8080/x/y", None) && !place.is_own("/x/y", Some("q")));
+    }
+}

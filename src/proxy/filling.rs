@@ -1,0 +1,456 @@
+//! The step that asks the nodes on the cache's behalf: one fetch for all who want the same, each by
+//! itself where that cannot be, and what a change leaves behind.
+
+use super::answer::{self, ResponseBody};
+use super::caching::Place;
+use super::exchange::Exchange;
+use super::serving::Asking;
+use super::snapshot::{CacheResult, Route};
+use super::upstream::Journey;
+use crate::cache::{
+    Arriving, CONDITIONS, Cache, CacheStatus, Fill, Forwarded, Group, Joined, Known, Lead, Led, Order, Origin, Outcome,
+    Stored, is_failure,
+};
+use crate::http::fields::{CACHE_STATUS, X_FORWARDED_HOST};
+use crate::http::problem::Problem;
+use crate::upstream::{AnswerBody, Outgoing};
+use http::header::{CONTENT_LOCATION, FORWARDED, HOST, LOCATION};
+use http::{HeaderMap, HeaderName, Method, Request, Response, StatusCode, Uri, request};
+use std::future::poll_fn;
+use std::pin::pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+
+/// Fields by which some nodes take a request for another one; a response that is for everybody must
+/// not be made by them, for they are no part of the key.
+const OVERRIDES: [&str; 7] = [
+    "x-http-method-override",
+    "x-http-method",
+    "x-method-override",
+    "x-original-url",
+    "x-rewrite-url",
+    "x-original-host",
+    "x-host",
+];
+
+/// A request that the store could not answer.
+pub(super) struct Miss {
+    journey: Journey,
+    /// The head as the node gets it.
+    template: Template,
+    caching: Arc<Route>,
+    order: Rc<Order>,
+    method: Method,
+    why: Forwarded,
+}
+
+#[derive(Clone)]
+struct Template {
+    method: Method,
+    uri: Uri,
+    fields: HeaderMap,
+}
+
+impl Template {
+    fn of(journey: &mut Journey) -> Option<Template> {
+        let (request::Parts { method, uri, headers, .. }, _) = journey.request.take()?.into_parts();
+        Some(Template { method, uri, fields: headers })
+    }
+
+    fn request(self) -> Request<Outgoing> {
+        let mut request = Request::new(Outgoing::Empty);
+        *request.method_mut() = self.method;
+        *request.uri_mut() = self.uri;
+        *request.headers_mut() = self.fields;
+        request
+    }
+
+    /// The same for everybody: the whole response, or whether it has changed.
+    fn shared(&self, validated: Option<&Stored>) -> Request<Outgoing> {
+        let mut template = self.clone();
+        template.method = Method::GET;
+        let fields = &mut template.fields;
+        for name in CONDITIONS.iter().chain([&FORWARDED]) {
+            fields.remove(name);
+        }
+        for name in OVERRIDES {
+            fields.remove(name);
+        }
+        match fields.get(HOST).cloned() {
+            Some(host) => drop(fields.insert(X_FORWARDED_HOST, host)),
+            None => drop(fields.remove(X_FORWARDED_HOST)),
+        }
+        if let Some(stored) = validated {
+            stored.ask_whether_changed(fields);
+        }
+        template.request()
+    }
+}
+
+/// The nodes, as the cache sees them.
+struct Nodes {
+    journey: Journey,
+    template: Template,
+}
+
+impl Origin for Nodes {
+    type Body = AnswerBody;
+    type Failure = Problem;
+
+    async fn fetch(&mut self, validated: Option<&Stored>) -> Result<Response<AnswerBody>, Problem> {
+        // Boxed: it is large, and the cache's future is not all there is to a request.
+        let mut journey = self.journey.again(self.template.shared(validated));
+        Box::pin(async move { journey.ask().await }).await
+    }
+}
+
+/// What became of the wait for another request's fetch.
+enum Waited {
+    For(Outcome),
+    TooLong,
+}
+
+impl Miss {
+    pub(super) fn new(
+        mut journey: Journey,
+        caching: Arc<Route>,
+        order: Rc<Order>,
+        method: Method,
+        why: Forwarded,
+    ) -> Miss {
+        let template = Template::of(&mut journey).expect("a journey begins with its request");
+        Miss { journey, template, caching, order, method, why }
+    }
+
+    fn cache(&self) -> &Arc<Cache> {
+        &self.journey.engine.cache
+    }
+
+    /// Answers the request, whatever it takes.
+    pub(super) async fn answer(self) -> Response<ResponseBody> {
+        let response = self.find().await;
+        answer::leave(response, &self.journey.client, &self.journey.exchange)
+    }
+
+    async fn find(&self) -> Response<ResponseBody> {
+        let lock_timeout = self.caching.cache.as_ref().map_or_else(Default::default, |rules| rules.lock_timeout);
+        let deadline = Instant::now() + lock_timeout;
+        loop {
+            let group = self.cache().group(&self.order);
+            // Only a GET brings what others can use.
+            if group.passes || self.method == Method::HEAD || self.order.asker.no_store {
+                return self.pass(group).await;
+            }
+            let fill = match self.cache().join(group, &self.order) {
+                Joined::Lead(lead) => return self.lead(lead).await,
+                Joined::Wait(fill) => fill,
+            };
+            match wait(&fill, deadline).await {
+                Waited::For(Outcome::Growing(growing)) if growing.head.is_for(&self.order.request) => {
+                    match growing.read() {
+                        Some(reader) => {
+                            self.note(CacheResult::Collapsed);
+                            return self.asking().serve_arriving(reader, None, self.status(false, true, None));
+                        }
+                        None => return self.pass(group).await,
+                    }
+                }
+                Waited::For(Outcome::Confirmed(stored)) if stored.is_for(&self.order.request) => {
+                    self.note(CacheResult::Revalidated);
+                    return self.asking().serve(&stored, self.status(false, true, Some(304)));
+                }
+                Waited::For(Outcome::StandIn(stored)) if stored.is_for(&self.order.request) => {
+                    return self.stand_in(&stored);
+                }
+                // It was for other fields; those by which it was chosen are known now.
+                Waited::For(Outcome::Growing(_) | Outcome::Confirmed(_) | Outcome::StandIn(_)) => {}
+                Waited::For(Outcome::Released) | Waited::TooLong => return self.pass(group).await,
+            }
+        }
+    }
+
+    /// Fetches for all who want the same, in a task of its own: it ends well even if this client leaves.
+    async fn lead(&self, lead: Lead) -> Response<ResponseBody> {
+        let (tell, told) = oneshot::channel();
+        let cache = Arc::clone(self.cache());
+        let order = Rc::clone(&self.order);
+        let must_ask = self.why == Forwarded::Request;
+        let mut nodes = self.nodes(None);
+        tokio::task::spawn_local(async move {
+            let (led, arriving) = cache.fetch(lead, &order, &mut nodes, must_ask).await;
+            // The exchange is the client's own from here on.
+            drop(nodes);
+            // Nobody may be there to hear it any more.
+            let _ = tell.send(led);
+            if let Some(arriving) = arriving {
+                cache.receive(&order, arriving).await;
+            }
+        });
+        match told.await {
+            Ok(led) => self.respond(led, false).await,
+            Err(_) => self.problem(&stopped()),
+        }
+    }
+
+    /// Asks the nodes for this request alone.
+    async fn pass(&self, group: Group) -> Response<ResponseBody> {
+        let is_plain = CONDITIONS.iter().all(|name| !self.template.fields.contains_key(name));
+        if self.method == Method::GET && is_plain && !self.order.asker.no_store {
+            let mut nodes = self.nodes(None);
+            let lead = self.cache().go_alone(group, &self.order);
+            let must_ask = self.why == Forwarded::Request;
+            let (led, arriving) = self.cache().fetch(lead, &self.order, &mut nodes, must_ask).await;
+            if let Some(arriving) = arriving {
+                receive(Arc::clone(self.cache()), Rc::clone(&self.order), arriving);
+            }
+            return self.respond(led, true).await;
+        }
+        self.ask_as_it_is().await
+    }
+
+    /// Asks just what the client asked.
+    async fn ask_as_it_is(&self) -> Response<ResponseBody> {
+        let begun = self.cache().begin();
+        let mut journey = self.journey.again(self.template.clone().request());
+        let answer = Box::pin(async { journey.ask().await }).await;
+        let failed = answer.as_ref().map_or(true, |response| is_failure(response.status()));
+        if failed
+            && let Known::Response(held) = self.cache().look_up(self.order.key, &self.order.request)
+            && let Some(stale) = held.stand_in(self.cache().now())
+        {
+            return self.stand_in(&stale);
+        }
+        match answer {
+            Ok(response) => {
+                if self.method == Method::HEAD {
+                    self.cache().learn_from_head(&self.order, response.status(), response.headers(), &begun);
+                }
+                self.note(CacheResult::Pass);
+                self.private(response)
+            }
+            Err(problem) => self.problem(&problem),
+        }
+    }
+
+    /// Validates what is stored, while the client has it already. One validation at a time is enough.
+    pub(super) fn validate_in_background(self) {
+        let group = self.cache().group(&self.order);
+        if self.cache().is_fetching(group) {
+            return;
+        }
+        let Joined::Lead(lead) = self.cache().join(group, &self.order) else { return };
+        let cache = Arc::clone(self.cache());
+        let head = {
+            let mut head = Request::new(()).into_parts().0;
+            head.method = Method::GET;
+            head
+        };
+        let exchange = Exchange::background(&self.journey.engine.ledger, &self.journey.client, &head);
+        let mut nodes = self.nodes(Some(exchange));
+        let order = Rc::clone(&self.order);
+        drop(self);
+        tokio::task::spawn_local(async move {
+            let (_, arriving) = cache.fetch(lead, &order, &mut nodes, false).await;
+            drop(nodes);
+            if let Some(arriving) = arriving {
+                cache.receive(&order, arriving).await;
+            }
+        });
+    }
+
+    fn nodes(&self, background: Option<Rc<Exchange>>) -> Nodes {
+        let mut journey = self.journey.again(Request::new(Outgoing::Empty));
+        if let Some(exchange) = background {
+            journey.exchange = exchange;
+            journey.wants_interim = false;
+        }
+        Nodes { journey, template: self.template.clone() }
+    }
+
+    async fn respond(&self, led: Led<AnswerBody, Problem>, alone: bool) -> Response<ResponseBody> {
+        match led {
+            // The whole was asked for to be stored; a part of what is not stored is asked for again.
+            Led::Private(response) if !alone && self.template.fields.contains_key(http::header::RANGE) => {
+                drop(response);
+                self.ask_as_it_is().await
+            }
+            Led::Private(response) => {
+                self.note(if alone { CacheResult::Pass } else { CacheResult::Miss });
+                self.private(response)
+            }
+            Led::Growing(reader, own) => {
+                self.note(CacheResult::Miss);
+                self.asking().serve_arriving(reader, Some(own), self.status(true, false, None))
+            }
+            Led::Confirmed { stored, asked: true } => {
+                self.note(CacheResult::Revalidated);
+                self.asking().serve(&stored, self.status(false, false, Some(304)))
+            }
+            Led::Confirmed { stored, asked: false } => {
+                self.note(CacheResult::Hit);
+                let asking = self.asking();
+                asking.serve(&stored, CacheStatus::Hit { ttl: stored.ttl(asking.now) })
+            }
+            Led::StandIn(stored) => self.stand_in(&stored),
+            Led::Failed(problem) => {
+                self.note(CacheResult::Miss);
+                self.problem(&problem)
+            }
+        }
+    }
+
+    fn stand_in(&self, stored: &Stored) -> Response<ResponseBody> {
+        self.note(CacheResult::Stale);
+        let asking = self.asking();
+        asking.serve(stored, CacheStatus::StandIn { ttl: stored.ttl(asking.now) })
+    }
+
+    /// A response for this client alone.
+    fn private(&self, response: Response<AnswerBody>) -> Response<ResponseBody> {
+        let mut response = self.journey.for_client(response);
+        response.headers_mut().append(CACHE_STATUS, self.status(false, false, None).to_value());
+        response
+    }
+
+    fn problem(&self, problem: &Problem) -> Response<ResponseBody> {
+        let mut response = answer::problem(problem, &self.journey.exchange);
+        response.headers_mut().append(CACHE_STATUS, self.status(false, false, None).to_value());
+        response
+    }
+
+    fn asking(&self) -> Asking<'_> {
+        Asking {
+            method: &self.method,
+            fields: &self.order.request,
+            route: &self.journey.route,
+            exchange: &self.journey.exchange,
+            now: self.cache().now(),
+        }
+    }
+
+    fn status(&self, stored: bool, collapsed: bool, status: Option<u16>) -> CacheStatus {
+        CacheStatus::Forwarded { why: self.why, status, stored, collapsed, detail: None }
+    }
+
+    fn note(&self, result: CacheResult) {
+        if let Some(rules) = &self.caching.cache {
+            rules.count(result);
+        }
+        self.journey.exchange.cached(result.label());
+    }
+}
+
+/// Reads a body into the store, whoever else reads it.
+fn receive(cache: Arc<Cache>, order: Rc<Order>, arriving: Arriving<AnswerBody>) {
+    tokio::task::spawn_local(async move { cache.receive(&order, arriving).await });
+}
+
+async fn wait(fill: &Fill, deadline: Instant) -> Waited {
+    let mut sleep = pin!(tokio::time::sleep_until(deadline));
+    poll_fn(|cx| {
+        if let std::task::Poll::Ready(outcome) = fill.poll_outcome(cx) {
+            return std::task::Poll::Ready(Waited::For(outcome));
+        }
+        sleep.as_mut().poll(cx).map(|()| Waited::TooLong)
+    })
+    .await
+}
+
+/// A request that may change its resource.
+pub(super) struct Change {
+    /// The route that reads of the same URI take.
+    pub(super) route: Arc<Route>,
+    pub(super) order: Rc<Order>,
+    pub(super) is_post: bool,
+    pub(super) is_by_uri: bool,
+    pub(super) place: Place,
+}
+
+impl Change {
+    /// Forwards it, and forgets what it has made untrue (RFC 9111 4.4).
+    pub(super) async fn carry_out(self, mut journey: Journey) -> Response<ResponseBody> {
+        let engine = Rc::clone(&journey.engine);
+        let cache = Arc::clone(&engine.cache);
+        let query = journey.request.as_ref().and_then(|request| request.uri().query().map(str::to_owned));
+        let (asked, status) = (cache.now(), journey.cache_status);
+        let begun = cache.begin();
+        let answer = Box::pin(async { journey.ask().await }).await;
+        let mut response = match answer {
+            Err(problem) => answer::problem(&problem, &journey.exchange),
+            Ok(response) => {
+                let changed = response.status().is_success() || response.status().is_redirection();
+                let mut is_own = false;
+                if changed {
+                    self.forget(&engine, response.headers());
+                    is_own = self.is_own(response.headers(), query.as_deref());
+                }
+                let may_serve_reads = is_own && self.is_post;
+                match may_serve_reads && response.status() == StatusCode::OK && self.route.cache.is_some() {
+                    true => {
+                        // What was begun before the change would be struck by it.
+                        drop(begun);
+                        let (led, arriving) = cache.adopt::<_, Problem>(&self.order, response, asked, cache.begin());
+                        if let Some(arriving) = arriving {
+                            receive(Arc::clone(&cache), Rc::clone(&self.order), arriving);
+                        }
+                        self.given(&journey, led, &cache)
+                    }
+                    false => journey.for_client(response),
+                }
+            }
+        };
+        if let Some(status) = status {
+            response.headers_mut().append(CACHE_STATUS, status.to_value());
+        }
+        answer::leave(response, &journey.client, &journey.exchange)
+    }
+
+    /// The client's part of a response that reads may be answered with.
+    fn given(&self, journey: &Journey, led: Led<AnswerBody, Problem>, cache: &Cache) -> Response<ResponseBody> {
+        match led {
+            Led::Growing(reader, own) => {
+                // Conditions and ranges are for reads.
+                let (fields, now) = (HeaderMap::new(), cache.now());
+                let asking = Asking {
+                    method: &Method::POST,
+                    fields: &fields,
+                    route: &journey.route,
+                    exchange: &journey.exchange,
+                    now,
+                };
+                let mut response = asking.serve_arriving(reader, Some(own), CacheStatus::forwarded(Forwarded::Method));
+                response.headers_mut().remove(CACHE_STATUS);
+                response
+            }
+            Led::Private(response) => journey.for_client(response),
+            Led::Confirmed { .. } | Led::StandIn(_) | Led::Failed(_) => {
+                unreachable!("a response that is adopted is there already")
+            }
+        }
+    }
+
+    fn forget(&self, engine: &super::engine::Engine, answer: &HeaderMap) {
+        engine.cache.invalidate(self.order.key, self.order.uri.clone(), self.is_by_uri);
+        for name in [LOCATION, CONTENT_LOCATION] {
+            if let Some(reference) = text(answer, &name) {
+                self.place.invalidate(engine, reference, &self.order.request);
+            }
+        }
+    }
+
+    fn is_own(&self, answer: &HeaderMap, query: Option<&str>) -> bool {
+        text(answer, &CONTENT_LOCATION).is_some_and(|reference| self.place.is_own(reference, query))
+    }
+}
+
+fn text<'a>(fields: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
+    fields.get(name).and_then(|value| value.to_str().ok())
+}
+
+/// The task that fetched is gone: the proxy is stopping.
+fn stopped() -> Problem {
+    let detail = "the fetch ended without an answer";
+    Problem::new(StatusCode::BAD_GATEWAY, "upstream-failed", "proxy_internal_error", detail)
+}
