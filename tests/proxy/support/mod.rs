@@ -2,10 +2,12 @@
 
 mod client;
 mod node;
+mod origin;
 mod proxy;
 
 pub use client::Client;
 pub use node::Node;
+pub use origin::{Barrier, Origin};
 pub use proxy::Proxy;
 
 use std::time::{Duration, Instant};

@@ -92,6 +92,32 @@ impl Proxy {
         self.connect().request(format!("GET {path} HTTP/1.1\r\nhost: example.com\r\nconnection: close\r\n\r\n"))
     }
 
+    /// One GET with more fields; ` | ` separates them.
+    pub fn get_with(&self, path: &str, fields: &str) -> Answer {
+        self.send("GET", path, fields)
+    }
+
+    /// One request without a body, on a connection of its own.
+    pub fn send(&self, method: &str, path: &str, fields: &str) -> Answer {
+        let lines: String =
+            fields.split(" | ").filter(|line| !line.is_empty()).map(|line| format!("{line}\r\n")).collect();
+        let host = if fields.to_ascii_lowercase().contains("host:") { "" } else { "host: example.com\r\n" };
+        self.connect().request(format!("{method} {path} HTTP/1.1\r\n{host}connection: close\r\n{lines}\r\n"))
+    }
+
+    /// A purge through the admin API.
+    pub fn purge(&self, order: &str) -> Answer {
+        self.admin_post("/api/cache/purge", order)
+    }
+
+    pub fn admin_post(&self, path: &str, body: &str) -> Answer {
+        Client::connect(self.admin).request(format!(
+            "POST {path} HTTP/1.1\r\nhost: {}\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{body}",
+            self.admin,
+            body.len()
+        ))
+    }
+
     /// A GET to the admin listener.
     pub fn admin_get(&self, path: &str) -> Answer {
         Client::connect(self.admin)
