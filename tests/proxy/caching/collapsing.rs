@@ -62,7 +62,7 @@ fn what_cannot_be_shared_releases_all_at_once_and_then_nobody_waits() {
     });
     let settings = origin
         .configuration("lock_timeout: 1m")
-        .replace("    nodes:", "    connections: { max_per_node: 5000 }\n    nodes:");
+        .replace("    nodes:", "    connections: { max_per_node: 5000 }\n    timeouts: { connect: 15s }\n    nodes:");
     let proxy = Proxy::start(&settings);
     let mut clients = crowd(&proxy, CROWD, |_| String::new());
     all_wait(&proxy, CROWD);

@@ -4,10 +4,6 @@ use crate::support::{Barrier, Node, Origin, Proxy, eventually};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-pub fn cache_status(answer: &str) -> String {
-    answer.split(';').skip(1).map(str::trim).collect::<Vec<_>>().join(" ")
-}
-
 /// Waits until a path is answered from the store.
 pub fn warm(proxy: &Proxy, path: &str) {
     proxy.get(path);
