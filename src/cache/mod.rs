@@ -55,6 +55,9 @@ pub(crate) struct Cache {
     fills: Arc<Fills>,
     memory: u64,
     started: Instant,
+    /// How far a test has turned the clock on.
+    #[cfg(test)]
+    turned: std::sync::atomic::AtomicI64,
     struck: Notify,
 }
 
@@ -84,13 +87,18 @@ impl Cache {
             fills: Arc::default(),
             memory,
             started: Instant::now(),
+            #[cfg(test)]
+            turned: Default::default(),
             struck: Notify::new(),
         }
     }
 
     /// The time on the clock that all ages go by.
     pub(crate) fn at(&self, time: Instant) -> Milliseconds {
-        milliseconds(time.saturating_duration_since(self.started))
+        let elapsed = milliseconds(time.saturating_duration_since(self.started));
+        #[cfg(test)]
+        let elapsed = elapsed + self.turned.load(std::sync::atomic::Ordering::Relaxed);
+        elapsed
     }
 
     pub(crate) fn now(&self) -> Milliseconds {
@@ -187,3 +195,6 @@ impl Cache {
         self.memory
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -293,4 +293,4 @@ pub(crate) fn stands_in(terms: &Terms, now: Milliseconds) -> bool {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -5,7 +5,7 @@ use proptest::prelude::*;
 const NOW: i64 = 1_700_000_000;
 const TIMING: Timing = Timing { asked: 0, came: 0, came_at: NOW };
 
-fn policy() -> Policy {
+pub(in crate::cache) fn policy() -> Policy {
     Policy {
         default_ttl: 0,
         negative_ttl: 0,
