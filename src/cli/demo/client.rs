@@ -41,6 +41,16 @@ pub(super) async fn admin(admin: SocketAddr, method: &str, path: &str) -> io::Re
     .await
 }
 
+/// A purge of one URL.
+pub(super) async fn purge(admin: SocketAddr, url: &str) -> io::Result<Answer> {
+    let order = serde_json::json!({ "url": url }).to_string();
+    let length = order.len();
+    let head = format!(
+        "POST /api/cache/purge HTTP/1.1\r\nhost: {admin}\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n"
+    );
+    send(admin, &head, order.as_bytes()).await
+}
+
 /// Sends a head as it is, then a body, and reads until the proxy closes.
 pub(super) async fn send(proxy: SocketAddr, head: &str, body: &[u8]) -> io::Result<Answer> {
     let mut stream = TcpStream::connect(proxy).await?;

@@ -1,12 +1,13 @@
 //! The tour: each step sends real requests, says what it saw, and whether that is what it should be.
 
 use super::Stage;
-use super::client::{admin, get, send, shop};
+use super::client::{admin, get, purge, send, shop};
 use super::nodes::DemoNode;
 use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
+use tokio::task::JoinSet;
 
 const USERS: usize = 300;
 /// How long a change of the file may take to be in force.
@@ -34,6 +35,7 @@ pub(super) async fn take(stage: &mut Stage) -> io::Result<bool> {
     bodies_stream(stage, &mut told).await?;
     two_meanings_are_refused(stage, &mut told).await?;
     sessions_stick(stage, &mut told).await?;
+    one_fetch_serves_all(stage, &mut told).await?;
     a_node_dies(stage, &homes, &mut told).await?;
     a_node_joins_live(stage, &homes, &mut told).await?;
     a_bad_file_changes_nothing(stage, &mut told).await?;
@@ -91,6 +93,35 @@ async fn sessions_stick(stage: &Stage, told: &mut Told) -> io::Result<()> {
         "A visitor got a sealed cookie for {home}, which then drained: {stayed} of 20 visits stayed there, {strangers} new visitors came."
     );
     told.step("Sessions stick.", &said, !cookie.is_empty() && stayed == 20 && strangers == 0);
+    Ok(())
+}
+
+async fn one_fetch_serves_all(stage: &Stage, told: &mut Told) -> io::Result<()> {
+    const READERS: usize = 50;
+    let proxy = stage.proxy;
+    let served = || stage.nodes.iter().map(DemoNode::served).sum::<u64>();
+    let before = served();
+    let mut readers = JoinSet::new();
+    for reader in 0..READERS {
+        readers.spawn(async move { get(proxy, "/news/today", &format!("reader-{reader}")).await });
+    }
+    let mut answered = 0;
+    while let Some(answer) = readers.join_next().await {
+        answered += usize::from(answer.is_ok_and(|answer| answer.is_ok_and(|answer| answer.status == 200)));
+    }
+    let fetched = served() - before;
+    let hit = get(proxy, "/news/today", "late").await?;
+    let status = hit.field("cache-status").unwrap_or_default().to_owned();
+    let said = format!(
+        "{READERS} readers came at once for a page that was not cached: {answered} got it, {fetched} request reached a node. A late one: `{status}`."
+    );
+    told.step("One fetch serves all.", &said, answered == READERS && fetched == 1 && served() - before == 1);
+
+    let purged = purge(stage.admin, &format!("http://{proxy}/news/today")).await?.status;
+    let after = get(proxy, "/news/today", "next").await?;
+    let status = after.field("cache-status").unwrap_or_default().to_owned();
+    let said = format!("The page was purged ({purged}); the next reader had it fetched anew: `{status}`.");
+    told.step("A purge is in force at once.", &said, purged == 200 && served() - before == 2);
     Ok(())
 }
 
