@@ -59,8 +59,17 @@ pub(crate) enum Led<B, F> {
 /// A body that is to be read to its end, whoever is still there to see it.
 pub(crate) struct Arriving<B> {
     lead: Lead,
-    growing: Arc<Growing>,
+    growing: Growth,
     body: B,
+}
+
+/// A growing body that does not leave its readers waiting when nobody feeds it any more.
+struct Growth(Arc<Growing>);
+
+impl Drop for Growth {
+    fn drop(&mut self) {
+        self.0.end(false);
+    }
 }
 
 impl Order {
@@ -110,7 +119,7 @@ impl Cache {
         };
         if let Some(held) = base.as_ref().filter(|held| !must_ask && held.is_fresh(self.now())) {
             let stored = held.share();
-            lead.settle(Outcome::Confirmed(Arc::clone(&stored)));
+            lead.settle(Outcome::Stored { stored: Arc::clone(&stored), asked: false });
             return (Led::Confirmed { stored, asked: false }, None);
         }
         loop {
@@ -151,10 +160,17 @@ impl Cache {
     /// The node has confirmed what is stored: its fields are updated, and it is fresh again.
     fn confirm(&self, lead: Lead, order: &Order, held: &Held, told: &HeaderMap, timing: Timing) -> Shared {
         let (stored, is_kept) = self.freshened(order, held, told, timing, lead.begun.epoch);
-        let is_kept = is_kept && self.store.put(order.key, &order.uri, stored.clone(), held.epoch);
+        let is_kept = match is_kept {
+            true => self.store.put(order.key, &order.uri, stored.clone(), &lead.begun, Some(held)),
+            false => {
+                // What may not be kept as it is now may not be kept as it was.
+                self.store.remove(order.key);
+                false
+            }
+        };
         let stored = Arc::new(stored);
         match is_kept && stored.may_be_shared() {
-            true => lead.settle(Outcome::Confirmed(Arc::clone(&stored))),
+            true => lead.settle(Outcome::Stored { stored: Arc::clone(&stored), asked: true }),
             false => lead.settle(Outcome::Released),
         }
         stored
@@ -168,15 +184,28 @@ impl Cache {
         {
             fields.insert(DATE, now);
         }
-        let judged = policy::storable(order.asker, held.status, &fields, timing, &order.policy);
-        let is_kept = judged.is_ok();
+        // Who asked plays no part: it was stored for everybody.
+        let judged = policy::storable(Asker::default(), held.status, &fields, timing, &order.policy);
+        let is_chosen_alike = match (Varies::of(&fields, &order.request), &held.varies) {
+            (Varies::No, None) => true,
+            (Varies::By(now), Some(then)) => now.is_by_the_fields_of(then),
+            _ => false,
+        };
+        let is_kept = judged.is_ok() && is_chosen_alike;
         let admission = judged.unwrap_or_else(|_| (once(timing), Vec::new()));
         let stored = Stored::new(held.status, fields, admission, &order.request, timing.came_at, epoch);
         (stored.take_body_of(held), is_kept)
     }
 
     /// The answer to a HEAD tells what a GET would find (RFC 9111 4.3.5).
-    pub(crate) fn learn_from_head(&self, order: &Order, status: StatusCode, fields: &HeaderMap, begun: &Begun) {
+    pub(crate) fn learn_from_head(
+        &self,
+        order: &Order,
+        status: StatusCode,
+        fields: &HeaderMap,
+        asked: Milliseconds,
+        begun: &Begun,
+    ) {
         let Found::Response(held) = self.store.look_up(order.key, &order.request) else { return };
         if status != held.status {
             return;
@@ -185,11 +214,10 @@ impl Cache {
             held.is_soft_purged.store(true, std::sync::atomic::Ordering::Relaxed);
             return;
         }
-        let now = self.now();
-        let timing = Timing { asked: now, came: now, came_at: date::now() };
+        let timing = Timing { asked, came: self.now(), came_at: date::now() };
         let (stored, is_kept) = self.freshened(order, &held, fields, timing, begun.epoch);
         if is_kept {
-            self.store.put(order.key, &order.uri, stored, held.epoch);
+            self.store.put(order.key, &order.uri, stored, begun, Some(&held));
         }
     }
 
@@ -213,11 +241,17 @@ impl Cache {
             }
         };
         let terms = admission.0;
-        if let Some(selecting) = selecting {
-            // From now on requests know by what to group; those that wait with this one stay with it.
-            let base = order.base_group();
-            lead.answer_to(variant_group(base, &selecting));
-            self.store.mark(base, Milliseconds::MIN, Some(selecting));
+        let base = order.base_group();
+        match selecting {
+            // From now on requests know by what to group.
+            Some(selecting) => {
+                lead.answer_to(variant_group(base, &selecting));
+                self.store.mark(base, Milliseconds::MIN, Some(selecting));
+            }
+            None if self.store.marker(base, |marker| marker.varies.is_some()) == Some(true) => {
+                self.store.mark(base, Milliseconds::MIN, None);
+            }
+            None => {}
         }
         let age = timing.came - terms.born;
         let is_shared = !terms.always_validate && age < terms.lifetime + terms.stale_while_revalidate;
@@ -226,7 +260,7 @@ impl Cache {
             Stored::new(head.status, head.headers, admission, &order.request, timing.came_at, lead.begun.epoch);
         let growing = lead.grow(stored, length, order.policy.max_object, is_shared);
         let reader = growing.read().expect("nothing has arrived yet that could be too much");
-        (Led::Growing(reader, own), Some(Arriving { lead, growing, body }))
+        (Led::Growing(reader, own), Some(Arriving { lead, growing: Growth(growing), body }))
     }
 
     /// Stores the response to another method, where it says that it is what a GET would find (RFC 9110
@@ -245,10 +279,11 @@ impl Cache {
     /// Takes the body of a response to those who read it and then into the store.
     pub(crate) async fn receive<B: HttpBody<Data = Bytes> + Unpin>(&self, order: &Order, arriving: Arriving<B>) {
         let Arriving { lead, growing, body } = arriving;
-        let whole = self.pump(&lead, body, &growing).await;
+        let growing = &growing.0;
+        let whole = self.pump(&lead, body, growing).await;
         if let Some(body) = growing.end(whole) {
             let stored = Stored::clone(&growing.head).with_body(body);
-            self.store.put(order.key, &order.uri, stored, lead.begun.epoch);
+            self.store.put(order.key, &order.uri, stored, &lead.begun, None);
         } else if growing.is_outgrown() {
             self.store.mark(lead.key, self.now() + PASS, None);
         }

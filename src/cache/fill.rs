@@ -12,6 +12,7 @@ use super::object::{Shared, Stored};
 use super::store::Begun;
 use bytes::Bytes;
 use std::collections::{HashMap, VecDeque};
+use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
@@ -19,8 +20,15 @@ use std::task::{Context, Poll, Waker};
 /// Locks that fetches of different keys rarely share.
 const SHARDS: usize = 16;
 
-/// A body that turns out too large keeps this much for its readers; the slowest then sets the pace.
-const WINDOW: u64 = 1 << 20;
+/// A body that turns out too large keeps this much for its readers. One that is alone sets the pace;
+/// of several, those that are far behind are cut off.
+const WINDOW: u64 = 4 << 20;
+
+/// What a piece takes beside its bytes.
+const PIECE_OVERHEAD: u64 = 64;
+
+/// The part of the store's memory that bodies may take while they arrive.
+const SHARE: u64 = 4;
 
 /// The fetches that run.
 #[derive(Default)]
@@ -39,7 +47,9 @@ pub(crate) struct Fill {
 
 struct State {
     stage: Stage,
-    waiting: Vec<Waker>,
+    waiting: HashMap<u64, Waker>,
+    /// The number of the next who waits.
+    next: u64,
 }
 
 #[derive(Clone)]
@@ -53,8 +63,8 @@ enum Stage {
 pub(crate) enum Outcome {
     /// A response whose body is arriving.
     Growing(Arc<Growing>),
-    /// A stored response that the node has confirmed.
-    Confirmed(Shared),
+    /// A stored response: confirmed by the node, or there already.
+    Stored { stored: Shared, asked: bool },
     /// A stale response that stands in for a node that failed.
     StandIn(Shared),
     /// Nothing that could be shared.
@@ -108,7 +118,7 @@ impl Fills {
 
     /// Leads without anybody who could wait.
     pub(super) fn solo(self: &Arc<Self>, uri: &str, key: Key, begun: Begun) -> Lead {
-        let state = Mutex::new(State { stage: Stage::Fetching, waiting: Vec::new() });
+        let state = Mutex::new(State { stage: Stage::Fetching, waiting: HashMap::new(), next: 0 });
         let fill = Arc::new(Fill { uri: uri.to_owned(), epoch: begun.epoch, state });
         Lead { fills: Arc::clone(self), key, narrower: None, fill, begun }
     }
@@ -121,25 +131,20 @@ impl Fills {
 
 impl Fill {
     /// Waits until the lead knows what it has.
-    pub(crate) fn poll_outcome(&self, cx: &mut Context<'_>) -> Poll<Outcome> {
-        let mut state = lock(&self.state);
-        match &state.stage {
-            Stage::Known(outcome) => Poll::Ready(outcome.clone()),
-            Stage::Fetching => {
-                if !state.waiting.iter().any(|waker| waker.will_wake(cx.waker())) {
-                    state.waiting.push(cx.waker().clone());
-                }
-                Poll::Pending
-            }
-        }
+    pub(crate) fn outcome(self: Arc<Self>) -> Waiting {
+        let number = {
+            let mut state = lock(&self.state);
+            state.next += 1;
+            state.next
+        };
+        Waiting { fill: self, number }
     }
 
-    /// The tags of what is arriving, for purges.
-    pub(super) fn with_tags<T>(&self, read: impl FnOnce(&[u64]) -> T) -> T {
-        let stage = lock(&self.state).stage.clone();
-        match stage {
-            Stage::Known(Outcome::Growing(growing)) => read(&growing.head.tags),
-            _ => read(&[]),
+    /// The head of what is arriving.
+    pub(super) fn head(&self) -> Option<Shared> {
+        match &lock(&self.state).stage {
+            Stage::Known(Outcome::Growing(growing)) => Some(Arc::clone(&growing.head)),
+            _ => None,
         }
     }
 
@@ -152,7 +157,34 @@ impl Fill {
             state.stage = Stage::Known(outcome);
             std::mem::take(&mut state.waiting)
         };
-        waiting.into_iter().for_each(Waker::wake);
+        waiting.into_values().for_each(Waker::wake);
+    }
+}
+
+/// One who waits for a fetch; forgotten when dropped.
+pub(crate) struct Waiting {
+    fill: Arc<Fill>,
+    number: u64,
+}
+
+impl Future for Waiting {
+    type Output = Outcome;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Outcome> {
+        let mut state = lock(&self.fill.state);
+        match &state.stage {
+            Stage::Known(outcome) => Poll::Ready(outcome.clone()),
+            Stage::Fetching => {
+                state.waiting.insert(self.number, cx.waker().clone());
+                Poll::Pending
+            }
+        }
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        lock(&self.fill.state).waiting.remove(&self.number);
     }
 }
 
@@ -183,9 +215,10 @@ impl Lead {
         growing
     }
 
-    /// Lets those of a narrower group join it too.
+    /// From now on only those of a narrower group join it.
     pub(super) fn answer_to(&mut self, narrower: Key) {
         if narrower != self.key {
+            self.leave();
             self.fills.shard(narrower).entry(narrower).or_insert_with(|| Arc::clone(&self.fill));
             self.narrower = Some(narrower);
         }
@@ -223,9 +256,13 @@ pub(crate) struct Growing {
 struct Flow {
     /// What has arrived; the front is missing where the body has outgrown the store.
     pieces: VecDeque<Bytes>,
-    /// How many pieces are missing, and how many bytes.
-    dropped: (usize, u64),
+    /// How many pieces are missing.
+    dropped: usize,
+    /// What is held here, as it counts towards the bound.
+    held: u64,
     received: u64,
+    /// What all pieces have cost so far, those that are missing included.
+    cost: u64,
     end: Option<End>,
     /// It will not be stored.
     outgrown: bool,
@@ -234,32 +271,68 @@ struct Flow {
     producer: Option<Waker>,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone)]
 enum End {
     Whole,
+    /// Whole, and joined; the pieces are gone.
+    Stored(Body),
     Broken,
 }
 
 /// Where a reader is.
 struct Place {
     piece: usize,
+    /// It was too slow for the others.
+    left_behind: bool,
     waker: Option<Waker>,
 }
 
 impl Flow {
-    /// Drops what every reader has read.
-    fn drop_read(&mut self) {
-        let slowest = self.readers.iter().flatten().map(|place| place.piece).min().unwrap_or(usize::MAX);
-        while self.dropped.0 < slowest
+    /// Drops what every reader has read. Gives what that frees.
+    fn drop_read(&mut self) -> u64 {
+        let slowest = self.keeping_up().map(|place| place.piece).min().unwrap_or(usize::MAX);
+        let before = self.held;
+        while self.dropped < slowest
             && let Some(piece) = self.pieces.pop_front()
         {
-            self.dropped = (self.dropped.0 + 1, self.dropped.1 + piece.len() as u64);
+            self.dropped += 1;
+            self.held -= cost(&piece);
         }
+        before - self.held
+    }
+
+    fn keeping_up(&self) -> impl Iterator<Item = &Place> {
+        self.readers.iter().flatten().filter(|place| !place.left_behind)
+    }
+
+    /// Leaves behind those who hold up others. Gives whether there were any.
+    fn leave_behind(&mut self) -> bool {
+        let (Some(first), Some(last)) =
+            (self.keeping_up().map(|place| place.piece).max(), self.keeping_up().map(|place| place.piece).min())
+        else {
+            return false;
+        };
+        let half = self.dropped + self.pieces.len() / 2;
+        if last >= half || first <= half {
+            return false;
+        }
+        for place in self.readers.iter_mut().flatten().filter(|place| place.piece < half) {
+            place.left_behind = true;
+            if let Some(waker) = place.waker.take() {
+                waker.wake();
+            }
+        }
+        true
     }
 
     fn wake_readers(&mut self) -> Vec<Waker> {
         self.readers.iter_mut().flatten().filter_map(|place| place.waker.take()).collect()
     }
+}
+
+/// What a piece takes in memory.
+fn cost(piece: &[u8]) -> u64 {
+    piece.len() as u64 + PIECE_OVERHEAD
 }
 
 /// Whether the source of a body should go on.
@@ -272,13 +345,17 @@ pub(crate) enum Pace {
 
 impl Growing {
     /// Adds what has arrived. It is copied once, so that no large buffer is kept for a small piece.
-    pub(crate) fn push(&self, piece: &[u8], memory: u64) {
+    pub(super) fn push(&self, piece: &[u8], memory: u64) {
         let wakers = {
             let mut flow = lock(&self.flow);
+            let cost = cost(piece);
             flow.received += piece.len() as u64;
-            let growing = self.fills.growing.fetch_add(piece.len() as u64, Ordering::Relaxed) + piece.len() as u64;
+            flow.cost += cost;
+            flow.held += cost;
+            let growing = self.fills.growing.fetch_add(cost, Ordering::Relaxed) + cost;
             flow.pieces.push_back(Bytes::copy_from_slice(piece));
-            if flow.received > self.largest || growing > memory {
+            let is_too_much = growing > memory / SHARE + self.largest;
+            if flow.received > self.largest || flow.cost > 2 * self.largest + WINDOW || is_too_much {
                 flow.outgrown = true;
             }
             flow.wake_readers()
@@ -287,18 +364,20 @@ impl Growing {
     }
 
     /// Waits until there is room for more.
-    pub(crate) fn poll_room(&self, cx: &mut Context<'_>) -> Poll<Pace> {
+    pub(super) fn poll_room(&self, cx: &mut Context<'_>) -> Poll<Pace> {
         let mut flow = lock(&self.flow);
         if !flow.outgrown {
             return Poll::Ready(Pace::GoOn);
         }
-        let before = flow.dropped.1;
-        flow.drop_read();
-        self.fills.growing.fetch_sub(flow.dropped.1 - before, Ordering::Relaxed);
-        if flow.readers.iter().flatten().next().is_none() {
+        let mut freed = flow.drop_read();
+        if flow.held >= WINDOW && flow.leave_behind() {
+            freed += flow.drop_read();
+        }
+        self.fills.growing.fetch_sub(freed, Ordering::Relaxed);
+        if flow.keeping_up().next().is_none() {
             return Poll::Ready(Pace::Stop);
         }
-        if flow.received - flow.dropped.1 < WINDOW {
+        if flow.held < WINDOW {
             return Poll::Ready(Pace::GoOn);
         }
         flow.producer = Some(cx.waker().clone());
@@ -311,16 +390,33 @@ impl Growing {
     }
 
     /// The body is whole, or it never will be. Gives the body, where it can be stored.
-    pub(crate) fn end(&self, whole: bool) -> Option<Body> {
-        let (wakers, pieces) = {
+    pub(super) fn end(&self, whole: bool) -> Option<Body> {
+        let pieces = {
+            let flow = lock(&self.flow);
+            if flow.end.is_some() {
+                return None;
+            }
+            let whole = whole && self.length.is_none_or(|length| length == flow.received);
+            (whole && !flow.outgrown).then(|| flow.pieces.clone())
+        };
+        // Joined outside the lock; readers go on meanwhile.
+        let body = pieces.map(|pieces| Body::of(pieces.into_iter()));
+        let wakers = {
             let mut flow = lock(&self.flow);
             let whole = whole && self.length.is_none_or(|length| length == flow.received);
-            flow.end = Some(if whole { End::Whole } else { End::Broken });
-            let keep = whole && !flow.outgrown;
-            (flow.wake_readers(), keep.then(|| flow.pieces.clone()))
+            flow.end = Some(match &body {
+                Some(body) => {
+                    self.fills.growing.fetch_sub(std::mem::take(&mut flow.held), Ordering::Relaxed);
+                    flow.pieces.clear();
+                    End::Stored(body.clone())
+                }
+                None if whole => End::Whole,
+                None => End::Broken,
+            });
+            flow.wake_readers()
         };
         wakers.into_iter().for_each(Waker::wake);
-        pieces.map(|pieces| Body::of(pieces.into_iter()))
+        body
     }
 
     /// Begins to read, from the start. `None` where the start is gone already.
@@ -329,7 +425,7 @@ impl Growing {
         if flow.outgrown {
             return None;
         }
-        let place = Place { piece: 0, waker: None };
+        let place = Place { piece: 0, left_behind: false, waker: None };
         let index = match flow.readers.iter().position(Option::is_none) {
             Some(free) => {
                 flow.readers[free] = Some(place);
@@ -341,14 +437,14 @@ impl Growing {
             }
         };
         drop(flow);
-        Some(GrowingReader { growing: Arc::clone(self), index })
+        Some(GrowingReader { growing: Arc::clone(self), index, read: 0 })
     }
 }
 
 impl Drop for Growing {
     fn drop(&mut self) {
         let flow = lock(&self.flow);
-        self.fills.growing.fetch_sub(flow.received - flow.dropped.1, Ordering::Relaxed);
+        self.fills.growing.fetch_sub(flow.held, Ordering::Relaxed);
     }
 }
 
@@ -356,6 +452,8 @@ impl Drop for Growing {
 pub(crate) struct GrowingReader {
     growing: Arc<Growing>,
     index: usize,
+    /// Bytes that were read.
+    read: u64,
 }
 
 /// The body ended before its time.
@@ -366,22 +464,19 @@ impl GrowingReader {
     /// The next piece; `None` at the end.
     pub(crate) fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Truncated>>> {
         let mut flow = lock(&self.growing.flow);
+        if let Some(End::Stored(body)) = &flow.end {
+            let piece = body.piece(self.read, body.len());
+            self.read += piece.as_ref().map_or(0, |piece| piece.len() as u64);
+            return Poll::Ready(piece.map(Ok));
+        }
         let Some(place) = &flow.readers[self.index] else { return Poll::Ready(None) };
-        let at = place.piece - flow.dropped.0;
-        match flow.pieces.get(at).cloned() {
-            Some(piece) => {
-                let producer = flow.outgrown.then(|| flow.producer.take()).flatten();
-                if let Some(place) = &mut flow.readers[self.index] {
-                    place.piece += 1;
-                }
-                drop(flow);
-                if let Some(producer) = producer {
-                    producer.wake();
-                }
-                Poll::Ready(Some(Ok(piece)))
-            }
-            None => match flow.end {
-                Some(End::Whole) => Poll::Ready(None),
+        if place.left_behind {
+            return Poll::Ready(Some(Err(Truncated)));
+        }
+        let at = place.piece - flow.dropped;
+        let Some(piece) = flow.pieces.get(at).cloned() else {
+            return match flow.end {
+                Some(End::Whole | End::Stored(_)) => Poll::Ready(None),
                 Some(End::Broken) => Poll::Ready(Some(Err(Truncated))),
                 None => {
                     if let Some(place) = &mut flow.readers[self.index] {
@@ -389,8 +484,18 @@ impl GrowingReader {
                     }
                     Poll::Pending
                 }
-            },
+            };
+        };
+        self.read += piece.len() as u64;
+        if let Some(place) = &mut flow.readers[self.index] {
+            place.piece += 1;
         }
+        let producer = flow.producer.take();
+        drop(flow);
+        if let Some(producer) = producer {
+            producer.wake();
+        }
+        Poll::Ready(Some(Ok(piece)))
     }
 
     pub(crate) fn growing(&self) -> &Arc<Growing> {

@@ -2,7 +2,7 @@
 
 use crate::config::CacheKey;
 use http::header::COOKIE;
-use http::{HeaderMap, HeaderName};
+use http::{HeaderMap, HeaderName, HeaderValue};
 use percent_encoding::percent_decode_str;
 use siphasher::sip128::{Hasher128, SipHasher13};
 use std::borrow::Cow;
@@ -45,10 +45,20 @@ fn hasher() -> SipHasher13 {
     SipHasher13::new_with_keys(SECRET[0], SECRET[1])
 }
 
-/// No part of a request's head contains a zero byte.
+/// Every part says how long it is, so that no two lists of parts are the same bytes.
 fn part(hasher: &mut SipHasher13, bytes: &[u8]) {
+    hasher.write(&(bytes.len() as u64).to_le_bytes());
     hasher.write(bytes);
-    hasher.write(&[0]);
+}
+
+/// A list of parts says how many they are.
+fn parts<'a>(hasher: &mut SipHasher13, list: impl Iterator<Item = &'a [u8]>) {
+    let mut count = 0u64;
+    for bytes in list {
+        part(hasher, bytes);
+        count += 1;
+    }
+    hasher.write(&count.to_le_bytes());
 }
 
 fn finish(hasher: &SipHasher13) -> Key {
@@ -75,6 +85,8 @@ pub(crate) struct KeyRules {
     sorted: bool,
     headers: Vec<HeaderName>,
     cookies: Vec<String>,
+    /// Tells routes apart that requests for one URI may take; empty where there are none such.
+    route: String,
 }
 
 /// The name of a query parameter, or with `*` at its end the beginning of one.
@@ -105,12 +117,19 @@ impl KeyRules {
             sorted: settings.sort_query,
             headers: settings.headers.clone(),
             cookies: settings.cookies.clone(),
+            route: String::new(),
         }
+    }
+
+    /// Keeps what comes over one route from requests that take another one.
+    pub(crate) fn for_route_only(mut self, name: &str) -> KeyRules {
+        name.clone_into(&mut self.route);
+        self
     }
 
     /// Whether one URI has one key.
     pub(crate) fn is_by_uri(&self) -> bool {
-        self.headers.is_empty() && self.cookies.is_empty()
+        self.headers.is_empty() && self.cookies.is_empty() && self.route.is_empty()
     }
 
     pub(crate) fn key(&self, target: Target<'_>, fields: &HeaderMap) -> Key {
@@ -118,22 +137,14 @@ impl KeyRules {
         part(&mut hasher, target.scheme.as_bytes());
         part(&mut hasher, target.authority.as_bytes());
         part(&mut hasher, target.path.as_bytes());
-        if let Some(query) = self.query(target.query) {
-            hasher.write(b"?");
-            part(&mut hasher, query.as_bytes());
-        }
+        parts(&mut hasher, self.query(target.query).as_deref().map(str::as_bytes).into_iter());
+        part(&mut hasher, self.route.as_bytes());
         for name in &self.headers {
             // Every line, so that none can reach the node unseen.
-            for value in fields.get_all(name) {
-                part(&mut hasher, value.as_bytes());
-            }
-            hasher.write(&[0]);
+            parts(&mut hasher, fields.get_all(name).iter().map(HeaderValue::as_bytes));
         }
         for name in &self.cookies {
-            for value in cookies(fields, name) {
-                part(&mut hasher, value);
-            }
-            hasher.write(&[0]);
+            parts(&mut hasher, cookies(fields, name));
         }
         finish(&hasher)
     }
@@ -153,6 +164,10 @@ impl KeyRules {
     }
 
     fn counts(&self, parameter: &str) -> bool {
+        // Where a node splits at `;`, this is more than one.
+        if parameter.contains(';') {
+            return true;
+        }
         let name = parameter.split('=').next().unwrap_or_default();
         // However it is written: another spelling is no other parameter.
         let name = percent_decode_str(name).decode_utf8_lossy();
@@ -173,13 +188,15 @@ impl KeyRules {
 /// The values of all cookies of a name.
 fn cookies<'a>(fields: &'a HeaderMap, name: &str) -> impl Iterator<Item = &'a [u8]> {
     let pairs = fields.get_all(COOKIE).iter().flat_map(|value| value.as_bytes().split(|&byte| byte == b';'));
-    pairs.map(<[u8]>::trim_ascii).filter_map(move |pair| pair.strip_prefix(name.as_bytes())?.strip_prefix(b"="))
+    pairs.filter_map(move |pair| {
+        let equals = pair.iter().position(|&byte| byte == b'=')?;
+        (pair[..equals].trim_ascii() == name.as_bytes()).then(|| pair[equals + 1..].trim_ascii())
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use http::HeaderValue;
 
     fn target(query: Option<&'static str>) -> Target<'static> {
         Target { scheme: "http", authority: "example.com", path: "/a", query }
@@ -201,6 +218,7 @@ mod tests {
             (rules(&[], &["page"], false), Some("page=1&pages=2&x"), Some("page=1")),
             (rules(&[], &["p*"], true), Some("q=1&pb=2&pa=3&pb=1"), Some("pa=3&pb=2&pb=1")),
             (rules(&[], &[], true), None, None),
+            (rules(&["utm_*"], &[], false), Some("utm_id=1;page=2"), Some("utm_id=1;page=2")),
         ] {
             assert_eq!(rules.query(query).as_deref(), kept, "{query:?}");
         }
@@ -243,10 +261,15 @@ mod tests {
             key(&[("cookie", "lang=de")]),
             key(&[("cookie", "lang=fr")]),
             key(&[("cookie", "lang=de; lang=fr")]),
+            key(&[("x-country", "")]),
+            key(&[("cookie", "lang=")]),
         ];
         for (n, one) in different.iter().enumerate() {
             assert!(different[..n].iter().all(|other| other != one), "{n}");
         }
+        let asked = rules.key(target(Some("page=2")), &HeaderMap::new());
+        assert_ne!(key(&[("x-country", "?page=2")]), asked, "no part can pass for another");
+        assert_eq!(key(&[("cookie", "lang =de")]), key(&[("cookie", "lang=de")]));
         assert_eq!(key(&[("cookie", "a=1; lang=de")]), key(&[("cookie", "lang=de"), ("accept", "*/*")]));
     }
 }

@@ -119,10 +119,14 @@ impl Cache {
         let base = order.base_group();
         let marked = self.store.marker(base, |marker| (marker.pass_until, marker.varies.clone()));
         let (pass_until, hint) = marked.unwrap_or((Milliseconds::MIN, None));
-        let selecting = match self.store.look_up(order.key, &order.request) {
-            Found::Response(held) => held.varies.as_deref().cloned(),
-            Found::OtherVariants(selecting) => Some(selecting),
-            Found::Nothing => hint.map(|selecting| selecting.for_request(&order.request)),
+        // What was seen last counts, stored or not.
+        let selecting = match hint {
+            Some(selecting) => Some(selecting.for_request(&order.request)),
+            None => match self.store.look_up(order.key, &order.request) {
+                Found::Response(held) => held.varies.as_ref().map(|selecting| selecting.for_request(&order.request)),
+                Found::OtherVariants(selecting) => Some(selecting),
+                Found::Nothing => None,
+            },
         };
         let now = self.now();
         let Some(selecting) = selecting else { return Group { key: base, passes: now < pass_until } };
@@ -146,9 +150,19 @@ impl Cache {
         self.fills.is_running(group.key)
     }
 
-    /// Whether what a fetch brings has been purged before it is here.
+    /// Whether what a fetch brings is of no use to those who come now: it has been purged, or has
+    /// become stale, before it is here.
     fn is_useless(&self, fill: &Fill) -> bool {
-        fill.with_tags(|tags| self.store.is_struck(&fill.uri, tags, fill.epoch))
+        let head = fill.head();
+        let tags = head.as_ref().map_or(&[][..], |head| &head.tags);
+        let is_stale = head.as_ref().is_some_and(|head| head.reuse(self.now(), None) == Reuse::AfterValidation);
+        is_stale || self.store.is_struck(&fill.uri, tags, fill.epoch)
+    }
+
+    /// Whether a fetch, had it brought these fields, would have been beaten by a purge or a change.
+    pub(crate) fn is_beaten(&self, order: &Order, fields: &HeaderMap, begun: &Begun) -> bool {
+        let is_struck = self.store.is_struck(&order.uri, &object::tags(fields), begun.epoch);
+        is_struck || self.store.has_changed(order.key, begun)
     }
 
     /// Begins a fetch that nobody waits for.
@@ -162,13 +176,13 @@ impl Cache {
         self.struck.notify_one();
     }
 
-    /// Forgets the responses to a URI whose resource has changed (RFC 9111 4.4).
+    /// Forgets the responses to a URI whose resource has changed (RFC 9111 4.4), those that are being
+    /// fetched included.
     pub(crate) fn invalidate(&self, key: Key, uri: String, is_by_uri: bool) {
-        if is_by_uri && !self.store.is_fetching() {
-            self.store.remove(key);
-            return;
+        match is_by_uri {
+            true => self.store.invalidate(key),
+            false => self.purge(&Purge::Url(vec![uri]), false),
         }
-        self.purge(&Purge::Url(vec![uri]), false);
     }
 
     /// Removes what purges have struck, for as long as the process lives.

@@ -194,13 +194,16 @@ impl Stored {
         policy::stands_in(&self.terms, now)
     }
 
-    /// Whether the node has failed so recently that it is not asked, as long as this stands in.
+    /// Whether the node has failed so recently that it is better left alone.
     pub(crate) fn is_pausing(&self, now: Milliseconds) -> bool {
-        now < self.pause_until.load(Relaxed) && self.stands_in(now)
+        now < self.pause_until.load(Relaxed)
     }
 
-    /// Remembers that the node failed.
-    pub(crate) fn pause(&self, now: Milliseconds) {
+    /// Remembers that the node failed. Requests that fail together are one failure.
+    pub(super) fn pause(&self, now: Milliseconds) {
+        if self.is_pausing(now) {
+            return;
+        }
         let failures = self.failures.fetch_add(1, Relaxed).min(16);
         let pause = (FIRST_PAUSE << failures).min(LONGEST_PAUSE);
         self.pause_until.store(now + pause, Relaxed);
@@ -284,13 +287,14 @@ impl Entry {
 
 impl Object {
     /// The object with a new response, in place of the one that it replaces.
-    pub(super) fn with(&self, stored: Stored) -> Object {
+    pub(super) fn with(&self, stored: Stored, stays: impl Fn(&Stored) -> bool) -> Object {
         let mut variants: SmallVec<[Stored; 1]> = SmallVec::new();
         let newcomer = stored.varies.clone();
         variants.push(stored);
         // A response that does not vary is the only one.
         if newcomer.is_some() {
             let others = self.variants.iter().filter(|other| other.varies.is_some() && other.varies != newcomer);
+            let others = others.filter(|other| stays(other));
             variants.extend(others.take(MAX_VARIANTS - 1).cloned());
         }
         Object { uri: self.uri.clone(), variants }
@@ -303,7 +307,7 @@ pub(super) fn strip_weak(tag: &[u8]) -> &[u8] {
 }
 
 /// The tags that an origin purges by, hashed: `Cache-Tag` (commas) and `Surrogate-Key` (spaces).
-fn tags(fields: &HeaderMap) -> Box<[u64]> {
+pub(super) fn tags(fields: &HeaderMap) -> Box<[u64]> {
     let split = |name: &'static str, separator: u8| {
         fields.get_all(name).iter().flat_map(move |value| value.as_bytes().split(move |&byte| byte == separator))
     };

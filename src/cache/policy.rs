@@ -136,7 +136,10 @@ pub(crate) fn storable(
     let lifetime = match explicit {
         Some(lifetime) => lifetime,
         None if asker.is_post => return Err(Refusal::NeverUsable),
-        None if said.no_cache || asker.has_cookie => 0,
+        None if said.no_cache => 0,
+        // It may be about whoever the cookie stands for; only the origin can say that it is not.
+        None if asker.has_cookie && !said.public => return Err(Refusal::NeverUsable),
+        None if asker.has_cookie => 0,
         None => implied_lifetime(&said, status, fields, timing, policy),
     };
     let may_be_kept = explicit.is_some() || said.public || said.no_cache || is_heuristically_cacheable(status);

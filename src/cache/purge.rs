@@ -74,8 +74,11 @@ pub(super) struct Rules {
     /// The number of the last one; never goes back.
     pub(super) epoch: Epoch,
     all: Strokes,
-    /// By the URI without its scheme, and by the path where no host was given.
+    /// By the URI without its scheme.
     urls: HashMap<String, Strokes>,
+    /// By path and query, on every host.
+    paths: HashMap<String, Strokes>,
+    /// What begins so, likewise.
     prefixes: Vec<(String, Strokes)>,
     tags: HashMap<u64, Strokes>,
 }
@@ -90,7 +93,11 @@ impl Rules {
             Purge::All => rules.all.strike(epoch, soft),
             Purge::Url(urls) => {
                 for url in urls {
-                    rules.urls.entry(without_scheme(url).to_owned()).or_default().strike(epoch, soft);
+                    let rule = match url.starts_with('/') {
+                        true => rules.paths.entry(url.clone()),
+                        false => rules.urls.entry(without_scheme(url).to_owned()),
+                    };
+                    rule.or_default().strike(epoch, soft);
                 }
             }
             Purge::Prefix(prefix) => {
@@ -114,13 +121,15 @@ impl Rules {
         let mut rules = self.clone();
         let stays = |strokes: &Strokes| strokes.last() > epoch;
         rules.urls.retain(|_, strokes| stays(strokes));
+        rules.paths.retain(|_, strokes| stays(strokes));
         rules.prefixes.retain(|(_, strokes)| stays(strokes));
         rules.tags.retain(|_, strokes| stays(strokes));
         rules
     }
 
-    pub(super) fn is_empty(&self) -> bool {
-        self.urls.is_empty() && self.prefixes.is_empty() && self.tags.is_empty()
+    /// How many there are beside the one for everything.
+    pub(super) fn len(&self) -> usize {
+        self.urls.len() + self.paths.len() + self.prefixes.len() + self.tags.len()
     }
 
     /// What became of a response to a URI, with these tags, whose fetch began at that epoch.
@@ -128,10 +137,8 @@ impl Rules {
         let uri = without_scheme(uri);
         let path = &uri[uri.find('/').unwrap_or(0)..];
         let mut strokes = self.all;
-        for form in [uri, path] {
-            if let Some(found) = self.urls.get(form) {
-                strokes = strokes.max(*found);
-            }
+        for found in [self.urls.get(uri), self.paths.get(path)].into_iter().flatten() {
+            strokes = strokes.max(*found);
         }
         for (prefix, found) in &self.prefixes {
             if uri.starts_with(prefix.as_str()) || (prefix.starts_with('/') && path.starts_with(prefix.as_str())) {
@@ -171,6 +178,7 @@ mod tests {
             (Purge::Url(vec!["http://example.org/a/b?x=1".into()]), false),
             (Purge::Prefix("http://example.com/a".into()), true),
             (Purge::Prefix("http://example.com".into()), true),
+            (Purge::Url(vec!["http:///a/b?x=1".into()]), false),
             (Purge::Prefix("/a".into()), true),
             (Purge::Prefix("/b".into()), false),
             (Purge::Prefix("http://example.org/".into()), false),

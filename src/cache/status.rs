@@ -40,6 +40,8 @@ pub(crate) enum CacheStatus {
     Hit { ttl: i64 },
     /// The store had something stale that stood in for the node.
     StandIn { ttl: i64 },
+    /// Nothing was there, and the client wanted nobody to be asked.
+    Refused,
     Forwarded {
         why: Forwarded,
         /// The node's status, where it is not the response's.
@@ -63,6 +65,7 @@ impl CacheStatus {
         let _ = match self {
             CacheStatus::Hit { ttl } => write!(rest, "ringway; hit; ttl={ttl}"),
             CacheStatus::StandIn { ttl } => write!(rest, "ringway; hit; ttl={ttl}; detail=stale-if-error"),
+            CacheStatus::Refused => write!(rest, "ringway; detail=only-if-cached"),
             CacheStatus::Forwarded { why, status, stored, collapsed, detail } => {
                 let _ = write!(rest, "ringway; fwd={}", why.token());
                 if let Some(status) = status {
@@ -95,6 +98,7 @@ mod tests {
         for (status, text) in [
             (CacheStatus::Hit { ttl: 30 }, "ringway; hit; ttl=30"),
             (CacheStatus::StandIn { ttl: -5 }, "ringway; hit; ttl=-5; detail=stale-if-error"),
+            (CacheStatus::Refused, "ringway; detail=only-if-cached"),
             (CacheStatus::forwarded(Forwarded::UriMiss), "ringway; fwd=uri-miss"),
             (
                 CacheStatus::Forwarded {

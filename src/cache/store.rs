@@ -11,13 +11,19 @@ use moka::notification::RemovalCause;
 use moka::ops::compute::Op;
 use moka::policy::EvictionPolicy;
 use smallvec::SmallVec;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::hash::{BuildHasher, Hasher};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// So much may be added before the table is asked to make room.
 const SLACK: u64 = 1 << 20;
+
+/// So many rules are looked through; more become one for everything.
+const MAX_RULES: usize = 4096;
+
+/// So many changed keys are remembered before those are dropped that nobody needs.
+const MAX_CHANGES: usize = 1 << 16;
 
 /// The part of `memory` that is left for what the table has not looked at yet.
 const RESERVE: u64 = 64;
@@ -76,13 +82,10 @@ impl Held {
         Arc::new(Stored::clone(self))
     }
 
-    /// A copy that stands in for a node that has just failed, where it may.
+    /// The node has just failed: a copy that stands in for it, where it may.
     pub(crate) fn stand_in(&self, now: Milliseconds) -> Option<Shared> {
-        if !self.stands_in(now) {
-            return None;
-        }
         self.pause(now);
-        Some(self.share())
+        self.stands_in(now).then(|| self.share())
     }
 }
 
@@ -105,28 +108,34 @@ pub(super) struct Store {
     epoch: AtomicU64,
     /// One purge, or one clean-up, at a time.
     changing: Mutex<()>,
-    /// How many fetches run that began at an epoch.
-    running: Mutex<BTreeMap<Epoch, usize>>,
+    /// The fetches that run, by the turn at which they began, with the epoch of that moment.
+    running: Mutex<BTreeMap<Turn, Epoch>>,
+    /// Fetches and invalidations, in one order.
+    turn: AtomicU64,
+    /// Keys whose resource has changed, and when: what was being fetched by then is not stored.
+    changed: Mutex<HashMap<u128, Turn>>,
     added: AtomicU64,
     slack: u64,
 }
+
+/// The place of a fetch or an invalidation in the order of all.
+type Turn = u64;
 
 /// A fetch that has begun and not ended: rules that came later are kept for it.
 pub(crate) struct Begun {
     store: Arc<Store>,
     pub(crate) epoch: Epoch,
+    turn: Turn,
 }
 
 impl Drop for Begun {
     fn drop(&mut self) {
-        let mut running = self.store.running.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = running.get_mut(&self.epoch) {
-            *count -= 1;
-            if *count == 0 {
-                running.remove(&self.epoch);
-            }
-        }
+        lock(&self.store.running).remove(&self.turn);
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Store {
@@ -148,6 +157,8 @@ impl Store {
             epoch: AtomicU64::new(0),
             changing: Mutex::default(),
             running: Mutex::default(),
+            turn: AtomicU64::new(0),
+            changed: Mutex::default(),
             added: AtomicU64::new(0),
             slack: SLACK.min(memory / RESERVE),
         }
@@ -198,15 +209,29 @@ impl Store {
 
     /// Begins a fetch: purges from now on beat what it brings.
     pub(super) fn begin(self: &Arc<Self>) -> Begun {
-        let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut running = lock(&self.running);
         let epoch = self.epoch.load(Ordering::Acquire);
-        *running.entry(epoch).or_default() += 1;
-        Begun { store: Arc::clone(self), epoch }
+        let turn = self.turn.fetch_add(1, Ordering::Relaxed);
+        running.insert(turn, epoch);
+        Begun { store: Arc::clone(self), epoch, turn }
     }
 
-    /// Whether any fetch runs.
-    pub(super) fn is_fetching(&self) -> bool {
-        !self.running.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
+    /// Whether a resource has changed since a fetch of it began.
+    pub(super) fn has_changed(&self, key: Key, begun: &Begun) -> bool {
+        lock(&self.changed).get(&key.bits()).is_some_and(|&turn| turn > begun.turn)
+    }
+
+    /// Forgets what is stored under a key, and what is being fetched for it.
+    pub(super) fn invalidate(&self, key: Key) {
+        {
+            let mut changed = lock(&self.changed);
+            changed.insert(key.bits(), self.turn.fetch_add(1, Ordering::Relaxed));
+            if changed.len() >= MAX_CHANGES {
+                let oldest = lock(&self.running).keys().next().copied().unwrap_or(Turn::MAX);
+                changed.retain(|_, turn| *turn > oldest);
+            }
+        }
+        self.remove(key);
     }
 
     /// Whether a purge, hard or soft, has struck what a fetch is bringing.
@@ -219,26 +244,31 @@ impl Store {
         self.epoch.load(Ordering::Acquire) > since && self.rules.load().judge(uri, tags, since) == Verdict::Gone
     }
 
-    /// Stores a response, in place of those that it replaces. `since` is the epoch at which the
-    /// request began that brought its body. Gives whether it was stored.
-    pub(super) fn put(&self, key: Key, uri: &str, stored: Stored, since: Epoch) -> bool {
-        if self.is_beaten(uri, &stored.tags, since) {
-            return false;
-        }
-        let mut weight = 0;
+    /// Stores a response, in place of those that it replaces. `confirmed` is the one whose body it has
+    /// kept. Gives whether it was stored.
+    pub(super) fn put(&self, key: Key, uri: &str, stored: Stored, begun: &Begun, confirmed: Option<&Stored>) -> bool {
+        let mut weight = None;
+        // All changes of a key happen one after the other.
         self.table.entry(key.bits()).and_compute_with(|known| {
+            let struck = |tags: &[u64], since| self.is_beaten(uri, tags, since);
+            let revived =
+                confirmed.is_some_and(|older| struck(&older.tags, older.epoch) || struck(&stored.tags, older.epoch));
+            if struck(&stored.tags, begun.epoch) || revived || self.has_changed(key, begun) {
+                return Op::Nop;
+            }
             let known = known.map(moka::Entry::into_value);
             let object = match known.as_deref() {
-                Some(Entry::Object(object)) => object.with(stored),
+                Some(Entry::Object(object)) => object.with(stored, |other| !self.is_gone(uri, other)),
                 _ => Object { uri: uri.into(), variants: SmallVec::from_iter([stored]) },
             };
             let entry = Entry::Object(object);
-            weight = entry.weight();
+            weight = Some(entry.weight());
             Op::Put(Arc::new(entry))
         });
+        // A purge that came after the look is seen by every reader: the response was checked only up to
+        // the epoch at which it began.
+        let Some(weight) = weight else { return false };
         self.make_room(weight.into());
-        // A purge that came between the look and the insertion is seen by every reader: the response
-        // was checked only up to the epoch at which it began.
         true
     }
 
@@ -257,15 +287,20 @@ impl Store {
         }
     }
 
-    /// Removes what is stored under a key.
-    pub(super) fn remove(&self, key: Key) -> bool {
-        self.table.remove(&key.bits()).is_some()
+    /// Removes what is stored under a key, after the changes of it that have begun.
+    pub(super) fn remove(&self, key: Key) {
+        self.table.entry(key.bits()).and_compute_with(|_| Op::Remove);
     }
 
     /// Puts a purge in force.
     pub(super) fn purge(&self, purge: &Purge, soft: bool) {
-        let _one = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
-        let rules = self.rules.load().with(purge, soft);
+        let _one = lock(&self.changing);
+        let known = self.rules.load();
+        let rules = match known.len() < MAX_RULES {
+            true => known.with(purge, soft),
+            // Too many to look through, and to keep: rather too much goes than too little.
+            false => known.with(&Purge::All, soft),
+        };
         let epoch = rules.epoch;
         self.rules.store(Arc::new(rules));
         self.epoch.store(epoch, Ordering::Release);
@@ -275,26 +310,22 @@ impl Store {
     /// there is more to do later.
     pub(super) fn sweep(&self) -> bool {
         let epoch = self.epoch.load(Ordering::Acquire);
-        let is_first = {
-            let running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
-            running.keys().next().is_none_or(|&oldest| oldest >= epoch)
-        };
+        // No fetch is left that began before the last rule: whatever it could store is stored.
+        let is_last = lock(&self.running).values().all(|&began| began >= epoch);
         for (key, entry) in &self.table {
-            let Entry::Object(object) = &*entry else { continue };
-            let gone = object.variants.iter().filter(|stored| self.is_gone(&object.uri, stored)).count();
-            if gone == object.variants.len() {
-                self.table.invalidate(&*key);
-            } else if gone > 0 {
+            if let Entry::Object(object) = &*entry
+                && object.variants.iter().any(|stored| self.is_gone(&object.uri, stored))
+            {
                 self.drop_gone_variants(*key);
             }
         }
         self.table.run_pending_tasks();
-        if is_first {
-            let _one = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        if is_last {
+            let _one = lock(&self.changing);
             let rules = self.rules.load().after(epoch);
             self.rules.store(Arc::new(rules));
         }
-        !is_first || !self.rules.load().is_empty()
+        !is_last || self.rules.load().len() > 0
     }
 
     fn drop_gone_variants(&self, key: u128) {
@@ -303,9 +334,10 @@ impl Store {
             let Entry::Object(object) = &*known else { return Op::Nop };
             let left = object.variants.iter().filter(|stored| !self.is_gone(&object.uri, stored));
             let variants: SmallVec<[Stored; 1]> = left.cloned().collect();
-            match variants.is_empty() {
-                true => Op::Remove,
-                false => Op::Put(Arc::new(Entry::Object(Object { uri: object.uri.clone(), variants }))),
+            match variants.len() {
+                0 => Op::Remove,
+                left if left == object.variants.len() => Op::Nop,
+                _ => Op::Put(Arc::new(Entry::Object(Object { uri: object.uri.clone(), variants }))),
             }
         });
     }

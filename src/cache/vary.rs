@@ -7,8 +7,22 @@ use std::borrow::Cow;
 /// Fields that are part of the key already, as this proxy sends them.
 const KEYED: [&str; 3] = ["host", "x-forwarded-host", "x-forwarded-proto"];
 
-/// Fields in which this proxy tells every client, or every request, from the others.
-const OURS: [&str; 6] = ["x-forwarded-for", "x-real-ip", "forwarded", "x-request-id", "traceparent", "via"];
+/// Fields in which this proxy tells every client, or every request, from the others, and those of one
+/// connection, of which a node never sees the client's.
+const OURS: [&str; 12] = [
+    "x-forwarded-for",
+    "x-real-ip",
+    "forwarded",
+    "x-request-id",
+    "traceparent",
+    "via",
+    "connection",
+    "keep-alive",
+    "proxy-connection",
+    "te",
+    "transfer-encoding",
+    "upgrade",
+];
 
 /// A field's value in the form in which values are compared; `None` where the field is absent.
 type Value = Option<Box<[u8]>>;
@@ -73,6 +87,11 @@ impl Selecting {
         liked.sort_by_key(|&(quality, _)| std::cmp::Reverse(quality));
         let is_alone = liked.get(1).is_none_or(|second| second.0 < liked[0].0);
         liked[0].0 > 0 && is_alone && liked[0].1 == &**language
+    }
+
+    /// Whether the same fields choose.
+    pub(super) fn is_by_the_fields_of(&self, other: &Selecting) -> bool {
+        self.fields.iter().map(|(name, _)| name).eq(other.fields.iter().map(|(name, _)| name))
     }
 
     /// The same fields with the values of another request.

@@ -68,6 +68,15 @@ pub(crate) fn strip_request(fields: &mut HeaderMap) -> Result<HopByHop, Forbidde
     Ok(found)
 }
 
+/// The fields of a request as they go on, where `Connection` says more than whether to close.
+pub(crate) fn without_named(fields: &HeaderMap) -> Result<Option<HeaderMap>, ForbiddenOption> {
+    if says_only_whether_to_close(fields) {
+        return Ok(None);
+    }
+    let mut rest = fields.clone();
+    strip_request(&mut rest).map(|_| Some(rest))
+}
+
 /// Removes the fields of this connection from an answer. Gives the protocol it switches to.
 pub(crate) fn strip_response(fields: &mut HeaderMap) -> Option<HeaderValue> {
     let mut upgrade = None;

@@ -3,16 +3,18 @@
 //! A hit ends here, without a task and without waiting for anybody. Everything else goes on to
 //! `filling`, which asks the nodes.
 
+use super::answer;
 use super::engine::{Begun, Engine};
 use super::filling::{Change, Miss};
-use super::forward::Forward;
+use super::forward::{Forward, bad_connection_option};
 use super::route::Query;
 use super::serving::Asking;
 use super::snapshot::{CacheResult, CacheRules, Route, Snapshot};
-use crate::cache::{Asker, CacheStatus, Forwarded, Held, Known, Order, RequestDirectives, Reuse, Target};
+use crate::cache::{Asker, CacheStatus, Forwarded, Known, Order, RequestDirectives, Reuse, Target};
+use crate::http::fields::CACHE_STATUS;
 use crate::http::problem::Problem;
-use crate::http::target;
-use http::header::{AUTHORIZATION, COOKIE};
+use crate::http::{fields, target};
+use http::header::{AUTHORIZATION, COOKIE, UPGRADE};
 use http::{HeaderMap, Method, StatusCode, Uri, request};
 use hyper::body::Incoming;
 use std::rc::Rc;
@@ -21,11 +23,12 @@ use std::sync::Arc;
 /// The route whose cache a request concerns: its own, or, where it changes something, the one that
 /// reads of the same URI take.
 pub(super) fn concerns(snapshot: &Snapshot, forward: &Forward<'_>, head: &request::Parts) -> Option<Arc<Route>> {
-    if is_read(&head.method) || is_harmless(&head.method) || forward.route.cache.is_some() {
-        return forward.route.cache.is_some().then(|| Arc::clone(forward.route));
+    let own = || forward.route.cache.is_some().then(|| Arc::clone(forward.route));
+    if is_read(&head.method) || is_harmless(&head.method) {
+        return own();
     }
     let (host, path) = (&*forward.form.host, &*forward.form.path);
-    caching_route(snapshot, host, path, &head.headers)
+    caching_route(snapshot, host, path, &head.headers).or_else(own)
 }
 
 /// The caching route that a GET takes.
@@ -58,37 +61,47 @@ pub(super) fn begin(
     let scheme = if forward.is_secure(&head.headers) { "https" } else { "http" };
     let query = forward.form.query;
     let target = Target { scheme, authority: &forward.form.authority, path: &forward.form.path, query };
+    // What goes no further counts for nothing here either.
+    let rest = fields::without_named(&head.headers).map_err(|forbidden| bad_connection_option(&forbidden))?;
+    let fields = rest.as_ref().unwrap_or(&head.headers);
     if !is_read(&head.method) {
-        let order = order(rules, target, &head);
+        let order = order(rules, target, &head.method, fields);
         let place = Place {
             scheme,
             authority: target.authority.to_owned(),
             path: target.path.to_owned(),
             default_port: forward.client.default_port(),
         };
-        return other_method(forward, caching, rules, place, order, head, body);
+        return other_method(forward, rules, place, order, head, body);
     }
     let engine = forward.engine;
-    let directives = RequestDirectives::of(&head.headers);
+    let directives = RequestDirectives::of(fields);
     let honoured = rules.policy.honours_clients.then_some(&directives);
-    let key = rules.key.key(target, &head.headers);
+    let key = rules.key.key(target, fields);
     let now = engine.cache.at(forward.exchange.started);
-    let why = match engine.cache.look_up(key, &head.headers) {
+    // What has a body, or wants to switch protocols, is between this client and the node.
+    let is_private = forward.form.has_body || head.headers.contains_key(UPGRADE);
+    let asking = Asking { method: &head.method, fields, route: forward.route, exchange: forward.exchange, now };
+    let why = match engine.cache.look_up(key, fields) {
         Known::Response(held) => match held.reuse(now, honoured) {
             Reuse::Yes { stale } => {
-                let result = if stale { CacheResult::Stale } else { CacheResult::Hit };
-                return Ok(hit(forward, rules, &held, &head, now, result));
+                note(forward, rules, if stale { CacheResult::Stale } else { CacheResult::Hit });
+                return Ok(Begun::Answer(asking.serve(&held, CacheStatus::Hit { ttl: held.ttl(now) })));
             }
             Reuse::WhileValidating => {
-                let answer = hit(forward, rules, &held, &head, now, CacheResult::Stale);
-                drop(held);
-                if let Ok(miss) = miss(forward, caching, rules, target, head, body, Forwarded::Stale) {
-                    miss.validate_in_background();
+                note(forward, rules, CacheResult::Stale);
+                let answer = asking.serve(&held, CacheStatus::Hit { ttl: held.ttl(now) });
+                if !is_private && !held.is_pausing(now) {
+                    let order = order(rules, target, &head.method, fields);
+                    if let Ok(miss) = miss(forward, caching, order, head, body, Forwarded::Stale) {
+                        miss.validate_in_background();
+                    }
                 }
-                return Ok(answer);
+                return Ok(Begun::Answer(answer));
             }
-            Reuse::AfterValidation if held.is_pausing(now) && !directives.only_if_cached => {
-                return Ok(stand_in(forward, rules, &held, &head, now));
+            Reuse::AfterValidation if held.is_pausing(now) && held.stands_in(now) && !directives.only_if_cached => {
+                note(forward, rules, CacheResult::Stale);
+                return Ok(Begun::Answer(asking.serve(&held, CacheStatus::StandIn { ttl: held.ttl(now) })));
             }
             Reuse::AfterValidation if held.is_fresh(now) => Forwarded::Request,
             Reuse::AfterValidation => Forwarded::Stale,
@@ -98,16 +111,18 @@ pub(super) fn begin(
     };
     if directives.only_if_cached {
         note(forward, rules, CacheResult::Refused);
-        return Err(not_cached());
+        let mut response = answer::problem(&not_cached(), forward.exchange);
+        response.headers_mut().append(CACHE_STATUS, CacheStatus::Refused.to_value());
+        return Ok(Begun::Answer(response));
     }
-    // What has a body, or wants to switch protocols, is between this client and the node.
-    if forward.form.has_body || head.headers.contains_key(http::header::UPGRADE) {
+    if is_private {
         note(forward, rules, CacheResult::Bypass);
         let mut journey = forward.journey(head, body)?;
         journey.cache_status = Some(CacheStatus::forwarded(Forwarded::Bypass));
         return Ok(Begun::Forward(journey));
     }
-    let miss = miss(forward, caching, rules, target, head, body, why)?;
+    let order = order(rules, target, &head.method, fields);
+    let miss = miss(forward, caching, order, head, body, why)?;
     Ok(Begun::Cached(Box::pin(miss.answer())))
 }
 
@@ -116,37 +131,16 @@ fn note(forward: &Forward<'_>, rules: &CacheRules, result: CacheResult) {
     forward.exchange.cached(result.label());
 }
 
-fn hit(
-    forward: &Forward<'_>,
-    rules: &CacheRules,
-    held: &Held,
-    head: &request::Parts,
-    now: i64,
-    result: CacheResult,
-) -> Begun {
-    note(forward, rules, result);
-    let (method, fields) = (&head.method, &head.headers);
-    let asking = Asking { method, fields, route: forward.route, exchange: forward.exchange, now };
-    Begun::Answer(asking.serve(held, CacheStatus::Hit { ttl: held.ttl(now) }))
-}
-
-fn stand_in(forward: &Forward<'_>, rules: &CacheRules, held: &Held, head: &request::Parts, now: i64) -> Begun {
-    note(forward, rules, CacheResult::Stale);
-    let (method, fields) = (&head.method, &head.headers);
-    let asking = Asking { method, fields, route: forward.route, exchange: forward.exchange, now };
-    Begun::Answer(asking.serve(held, CacheStatus::StandIn { ttl: held.ttl(now) }))
-}
-
-fn order(rules: &CacheRules, target: Target<'_>, head: &request::Parts) -> Order {
+fn order(rules: &CacheRules, target: Target<'_>, method: &Method, fields: &HeaderMap) -> Order {
     Order {
-        key: rules.key.key(target, &head.headers),
+        key: rules.key.key(target, fields),
         uri: rules.key.uri(target),
-        request: head.headers.clone(),
+        request: fields.clone(),
         asker: Asker {
-            is_post: !is_read(&head.method),
-            has_authorization: head.headers.contains_key(AUTHORIZATION),
-            has_cookie: head.headers.contains_key(COOKIE),
-            no_store: RequestDirectives::of(&head.headers).no_store,
+            is_post: !is_read(method),
+            has_authorization: fields.contains_key(AUTHORIZATION),
+            has_cookie: fields.contains_key(COOKIE),
+            no_store: RequestDirectives::of(fields).no_store,
         },
         policy: Arc::clone(&rules.policy),
     }
@@ -155,22 +149,19 @@ fn order(rules: &CacheRules, target: Target<'_>, head: &request::Parts) -> Order
 fn miss(
     forward: &Forward<'_>,
     caching: &Arc<Route>,
-    rules: &CacheRules,
-    target: Target<'_>,
+    order: Order,
     head: request::Parts,
     body: Incoming,
     why: Forwarded,
 ) -> Result<Miss, Problem> {
-    let order = Rc::new(order(rules, target, &head));
     let method = head.method.clone();
     let journey = forward.journey(head, body)?;
-    Ok(Miss::new(journey, Arc::clone(caching), order, method, why))
+    Ok(Miss::new(journey, Arc::clone(caching), Rc::new(order), method, why))
 }
 
 /// Forwards what a cache does not answer; where it changes something, what is stored of it goes.
 fn other_method(
     forward: &Forward<'_>,
-    caching: &Arc<Route>,
     rules: &CacheRules,
     place: Place,
     order: Order,
@@ -195,7 +186,7 @@ fn other_method(
     let is_post = head.method == Method::POST;
     let mut journey = forward.journey(head, body)?;
     journey.cache_status = status;
-    let change = Change { route: Arc::clone(caching), order: Rc::new(order), is_post, is_by_uri, place };
+    let change = Change { order: Rc::new(order), is_post, is_by_uri, place };
     Ok(Begun::Cached(Box::pin(change.carry_out(journey))))
 }
 

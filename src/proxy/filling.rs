@@ -14,10 +14,10 @@ use crate::cache::{
 use crate::http::fields::{CACHE_STATUS, X_FORWARDED_HOST};
 use crate::http::problem::Problem;
 use crate::upstream::{AnswerBody, Outgoing};
-use http::header::{CONTENT_LOCATION, FORWARDED, HOST, LOCATION};
+use http::header::{
+    CONNECTION, CONTENT_LENGTH, CONTENT_LOCATION, EXPECT, FORWARDED, HOST, LOCATION, TE, TRANSFER_ENCODING, UPGRADE,
+};
 use http::{HeaderMap, HeaderName, Method, Request, Response, StatusCode, Uri, request};
-use std::future::poll_fn;
-use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use tokio::sync::oneshot;
@@ -34,6 +34,9 @@ const OVERRIDES: [&str; 7] = [
     "x-original-host",
     "x-host",
 ];
+
+/// Fields of a body and of a switch, which a fetch for everybody has not.
+const FRAMING: [HeaderName; 6] = [CONTENT_LENGTH, TRANSFER_ENCODING, EXPECT, UPGRADE, CONNECTION, TE];
 
 /// A request that the store could not answer.
 pub(super) struct Miss {
@@ -68,11 +71,11 @@ impl Template {
     }
 
     /// The same for everybody: the whole response, or whether it has changed.
-    fn shared(&self, validated: Option<&Stored>) -> Request<Outgoing> {
+    fn shared(&self, method: &Method, validated: Option<&Stored>) -> Request<Outgoing> {
         let mut template = self.clone();
-        template.method = Method::GET;
+        template.method = method.clone();
         let fields = &mut template.fields;
-        for name in CONDITIONS.iter().chain([&FORWARDED]) {
+        for name in CONDITIONS.iter().chain([&FORWARDED]).chain(&FRAMING) {
             fields.remove(name);
         }
         for name in OVERRIDES {
@@ -101,7 +104,7 @@ impl Origin for Nodes {
 
     async fn fetch(&mut self, validated: Option<&Stored>) -> Result<Response<AnswerBody>, Problem> {
         // Boxed: it is large, and the cache's future is not all there is to a request.
-        let mut journey = self.journey.again(self.template.shared(validated));
+        let mut journey = self.journey.again(self.template.shared(&Method::GET, validated));
         Box::pin(async move { journey.ask().await }).await
     }
 }
@@ -137,17 +140,20 @@ impl Miss {
     async fn find(&self) -> Response<ResponseBody> {
         let lock_timeout = self.caching.cache.as_ref().map_or_else(Default::default, |rules| rules.lock_timeout);
         let deadline = Instant::now() + lock_timeout;
+        let mut mismatched = None;
         loop {
             let group = self.cache().group(&self.order);
-            // Only a GET brings what others can use.
-            if group.passes || self.method == Method::HEAD || self.order.asker.no_store {
+            // Only a GET brings what others can use; and what was not for this request a moment ago will
+            // not be now.
+            let is_alone = self.method == Method::HEAD || self.order.asker.no_store;
+            if group.passes || is_alone || mismatched == Some(group) {
                 return self.pass(group).await;
             }
             let fill = match self.cache().join(group, &self.order) {
                 Joined::Lead(lead) => return self.lead(lead).await,
                 Joined::Wait(fill) => fill,
             };
-            match wait(&fill, deadline).await {
+            match wait(fill, deadline).await {
                 Waited::For(Outcome::Growing(growing)) if growing.head.is_for(&self.order.request) => {
                     match growing.read() {
                         Some(reader) => {
@@ -157,15 +163,16 @@ impl Miss {
                         None => return self.pass(group).await,
                     }
                 }
-                Waited::For(Outcome::Confirmed(stored)) if stored.is_for(&self.order.request) => {
-                    self.note(CacheResult::Revalidated);
-                    return self.asking().serve(&stored, self.status(false, true, Some(304)));
+                Waited::For(Outcome::Stored { stored, asked }) if stored.is_for(&self.order.request) => {
+                    return self.stored(&stored, asked, true);
                 }
                 Waited::For(Outcome::StandIn(stored)) if stored.is_for(&self.order.request) => {
                     return self.stand_in(&stored);
                 }
                 // It was for other fields; those by which it was chosen are known now.
-                Waited::For(Outcome::Growing(_) | Outcome::Confirmed(_) | Outcome::StandIn(_)) => {}
+                Waited::For(Outcome::Growing(_) | Outcome::Stored { .. } | Outcome::StandIn(_)) => {
+                    mismatched = Some(group);
+                }
                 Waited::For(Outcome::Released) | Waited::TooLong => return self.pass(group).await,
             }
         }
@@ -196,8 +203,7 @@ impl Miss {
 
     /// Asks the nodes for this request alone.
     async fn pass(&self, group: Group) -> Response<ResponseBody> {
-        let is_plain = CONDITIONS.iter().all(|name| !self.template.fields.contains_key(name));
-        if self.method == Method::GET && is_plain && !self.order.asker.no_store {
+        if self.method == Method::GET && self.is_plain() && !self.order.asker.no_store {
             let mut nodes = self.nodes(None);
             let lead = self.cache().go_alone(group, &self.order);
             let must_ask = self.why == Forwarded::Request;
@@ -210,10 +216,18 @@ impl Miss {
         self.ask_as_it_is().await
     }
 
+    /// Whether the request is for the whole response.
+    fn is_plain(&self) -> bool {
+        CONDITIONS.iter().all(|name| !self.template.fields.contains_key(name))
+    }
+
     /// Asks just what the client asked.
     async fn ask_as_it_is(&self) -> Response<ResponseBody> {
-        let begun = self.cache().begin();
-        let mut journey = self.journey.again(self.template.clone().request());
+        let (begun, asked) = (self.cache().begin(), self.cache().now());
+        // A HEAD tells the store something, so it must be one that anybody could have sent.
+        let tells = self.method == Method::HEAD && self.is_plain() && !self.order.asker.no_store;
+        let request = if tells { self.template.shared(&Method::HEAD, None) } else { self.template.clone().request() };
+        let mut journey = self.journey.again(request);
         let answer = Box::pin(async { journey.ask().await }).await;
         let failed = answer.as_ref().map_or(true, |response| is_failure(response.status()));
         if failed
@@ -224,8 +238,9 @@ impl Miss {
         }
         match answer {
             Ok(response) => {
-                if self.method == Method::HEAD {
-                    self.cache().learn_from_head(&self.order, response.status(), response.headers(), &begun);
+                if tells {
+                    let (status, fields) = (response.status(), response.headers());
+                    self.cache().learn_from_head(&self.order, status, fields, asked, &begun);
                 }
                 self.note(CacheResult::Pass);
                 self.private(response)
@@ -284,21 +299,24 @@ impl Miss {
                 self.note(CacheResult::Miss);
                 self.asking().serve_arriving(reader, Some(own), self.status(true, false, None))
             }
-            Led::Confirmed { stored, asked: true } => {
-                self.note(CacheResult::Revalidated);
-                self.asking().serve(&stored, self.status(false, false, Some(304)))
-            }
-            Led::Confirmed { stored, asked: false } => {
-                self.note(CacheResult::Hit);
-                let asking = self.asking();
-                asking.serve(&stored, CacheStatus::Hit { ttl: stored.ttl(asking.now) })
-            }
+            Led::Confirmed { stored, asked } => self.stored(&stored, asked, false),
             Led::StandIn(stored) => self.stand_in(&stored),
             Led::Failed(problem) => {
                 self.note(CacheResult::Miss);
                 self.problem(&problem)
             }
         }
+    }
+
+    /// A response that the node has confirmed, or that somebody else has brought meanwhile.
+    fn stored(&self, stored: &Stored, asked: bool, collapsed: bool) -> Response<ResponseBody> {
+        let asking = self.asking();
+        let (result, status) = match asked {
+            true => (CacheResult::Revalidated, self.status(false, collapsed, Some(304))),
+            false => (CacheResult::Hit, CacheStatus::Hit { ttl: stored.ttl(asking.now) }),
+        };
+        self.note(result);
+        asking.serve(stored, status)
     }
 
     fn stand_in(&self, stored: &Stored) -> Response<ResponseBody> {
@@ -347,21 +365,15 @@ fn receive(cache: Arc<Cache>, order: Rc<Order>, arriving: Arriving<AnswerBody>) 
     tokio::task::spawn_local(async move { cache.receive(&order, arriving).await });
 }
 
-async fn wait(fill: &Fill, deadline: Instant) -> Waited {
-    let mut sleep = pin!(tokio::time::sleep_until(deadline));
-    poll_fn(|cx| {
-        if let std::task::Poll::Ready(outcome) = fill.poll_outcome(cx) {
-            return std::task::Poll::Ready(Waited::For(outcome));
-        }
-        sleep.as_mut().poll(cx).map(|()| Waited::TooLong)
-    })
-    .await
+async fn wait(fill: Arc<Fill>, deadline: Instant) -> Waited {
+    match tokio::time::timeout_at(deadline, fill.outcome()).await {
+        Ok(outcome) => Waited::For(outcome),
+        Err(_) => Waited::TooLong,
+    }
 }
 
 /// A request that may change its resource.
 pub(super) struct Change {
-    /// The route that reads of the same URI take.
-    pub(super) route: Arc<Route>,
     pub(super) order: Rc<Order>,
     pub(super) is_post: bool,
     pub(super) is_by_uri: bool,
@@ -381,16 +393,17 @@ impl Change {
             Err(problem) => answer::problem(&problem, &journey.exchange),
             Ok(response) => {
                 let changed = response.status().is_success() || response.status().is_redirection();
-                let mut is_own = false;
+                let may_serve_reads = self.is_post
+                    && response.status() == StatusCode::OK
+                    && self.is_own(response.headers(), query.as_deref())
+                    && !cache.is_beaten(&self.order, response.headers(), &begun);
+                // What began before the change would be struck by it.
+                drop(begun);
                 if changed {
                     self.forget(&engine, response.headers());
-                    is_own = self.is_own(response.headers(), query.as_deref());
                 }
-                let may_serve_reads = is_own && self.is_post;
-                match may_serve_reads && response.status() == StatusCode::OK && self.route.cache.is_some() {
+                match may_serve_reads {
                     true => {
-                        // What was begun before the change would be struck by it.
-                        drop(begun);
                         let (led, arriving) = cache.adopt::<_, Problem>(&self.order, response, asked, cache.begin());
                         if let Some(arriving) = arriving {
                             receive(Arc::clone(&cache), Rc::clone(&self.order), arriving);

@@ -128,10 +128,8 @@ impl Forward<'_> {
     /// Rewrites the head as the node gets it. What is about this connection goes first, so that
     /// nothing the proxy adds can be named away.
     fn prepare(&self, head: &mut request::Parts) -> Result<HopByHop, Problem> {
-        let mut hop = fields::strip_request(&mut head.headers).map_err(|forbidden| {
-            let detail = format!("the Connection field names `{}`, which is not about the connection", forbidden.0);
-            Problem::bad_request("bad-connection-option", detail)
-        })?;
+        let mut hop =
+            fields::strip_request(&mut head.headers).map_err(|forbidden| bad_connection_option(&forbidden))?;
         if let Some(uri) = self.new_target(&head.uri)? {
             head.uri = uri;
         }
@@ -247,6 +245,12 @@ impl Forward<'_> {
             gate,
         }))
     }
+}
+
+/// 400 for a request that would have something taken away that is not about the connection.
+pub(super) fn bad_connection_option(forbidden: &fields::ForbiddenOption) -> Problem {
+    let detail = format!("the Connection field names `{}`, which is not about the connection", forbidden.0);
+    Problem::bad_request("bad-connection-option", detail)
 }
 
 /// 503 for a session that belongs to a node that is down, and to no other.

@@ -101,7 +101,8 @@ impl Asking<'_> {
         if stored.status == StatusCode::OK && !head.contains_key(ACCEPT_RANGES) {
             head.insert(ACCEPT_RANGES, HeaderValue::from_static("bytes"));
         }
-        if let Some(length) = length.filter(|_| self.is_head()) {
+        // A 204 has no length, not even none (RFC 9110 8.6).
+        if let Some(length) = length.filter(|_| self.is_head() && stored.status != StatusCode::NO_CONTENT) {
             head.insert(CONTENT_LENGTH, HeaderValue::from(length));
         }
     }

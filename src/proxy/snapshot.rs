@@ -105,9 +105,11 @@ impl CacheResult {
 }
 
 impl CacheRules {
-    fn build(route: &str, settings: &config::RouteCache, largest: u64, metrics: &Metrics) -> CacheRules {
+    fn build(route: &str, settings: &config::RouteCache, config: &Config, metrics: &Metrics) -> CacheRules {
+        let key = KeyRules::of(&settings.key);
+        let largest = config.settings.cache.max_object.0;
         CacheRules {
-            key: KeyRules::of(&settings.key),
+            key: if config.settings.routes.iter().any(parts_reads) { key.for_route_only(route) } else { key },
             policy: Arc::new(Policy::of(settings, largest)),
             lock_timeout: settings.lock_timeout,
             counters: CacheResult::ALL.map(|result| metrics.cache_requests.with_label_values(&[route, result.label()])),
@@ -117,6 +119,13 @@ impl CacheRules {
     pub(super) fn count(&self, result: CacheResult) {
         self.counters[result as usize].inc();
     }
+}
+
+/// Whether a route may take some reads of a URI and leave others to the next: by fields, or GET
+/// without HEAD.
+fn parts_reads(route: &config::Route) -> bool {
+    let reads = route.methods.iter().filter(|method| [http::Method::GET, http::Method::HEAD].contains(method)).count();
+    !route.headers.entries.is_empty() || reads == 1
 }
 
 /// What a route does.
@@ -205,10 +214,7 @@ impl Route {
             action,
             hash_on: route.hash_on.clone(),
             affinity: route.affinity_cookie.as_ref().map(|cookie| Affinity::new(cookie, &config.secrets)),
-            cache: route
-                .cache
-                .as_ref()
-                .map(|cache| CacheRules::build(&route.name, cache, config.settings.cache.max_object.0, metrics)),
+            cache: route.cache.as_ref().map(|cache| CacheRules::build(&route.name, cache, config, metrics)),
             strip_prefix: route.strip_prefix.as_ref().map(|path| path.0.clone()),
             request_fields: Rules::of(&route.request_headers),
             response_fields: Rules::of(&route.response_headers),

@@ -27,6 +27,8 @@ pub(super) fn urls(snapshot: &Snapshot, url: &str) -> Result<Vec<String>, String
 /// A prefix of URIs.
 pub(super) fn prefix(text: &str) -> Result<String, String> {
     let (origin, rest) = split(text)?;
+    // A host is one host, and not all whose names begin so.
+    let rest = if rest.is_empty() { "/" } else { rest };
     // The last segment may be only a part of one.
     let cut = rest.rfind(['/', '?']).map_or(0, |at| at + 1);
     let whole = rest.split('?').next().unwrap_or_default();
@@ -65,7 +67,7 @@ mod tests {
     fn prefixes_are_normalised_as_far_as_they_are_whole() {
         for (given, normal) in [
             ("http://EXAMPLE.com:80/a/%62/c%2", "http://example.com/a/b/c%2"),
-            ("http://example.com", "http://example.com"),
+            ("http://example.com", "http://example.com/"),
             ("https://example.com:8443/a", "https://example.com:8443/a"),
             ("/a/../b/", "/b/"),
             ("/a", "/a"),

@@ -106,7 +106,9 @@ fn configured_lifetimes_stand_in_where_nothing_is_said() {
     assert_eq!(lifetime(anyone, 200, "cache-control: no-cache | etag: \"x\""), Some(0));
     let with_cookie = Asker { has_cookie: true, ..anyone };
     assert_eq!(lifetime(with_cookie, 200, ""), None);
-    assert_eq!(lifetime(with_cookie, 200, "last-modified: @-100 | date: @0"), Some(0));
+    assert_eq!(lifetime(with_cookie, 200, "last-modified: @-100 | date: @0"), None);
+    assert_eq!(lifetime(with_cookie, 200, "last-modified: @-100 | date: @0 | cache-control: public"), Some(0));
+    assert_eq!(lifetime(with_cookie, 200, "etag: \"x\""), None);
     assert_eq!(lifetime(with_cookie, 200, "cache-control: max-age=1"), Some(1000));
 }
 
