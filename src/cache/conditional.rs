@@ -79,6 +79,7 @@ fn entity_tags(list: &[u8]) -> impl Iterator<Item = &[u8]> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     #[test]
     fn lists_of_tags_are_taken_apart() {
@@ -87,5 +88,18 @@ mod tests {
         assert_eq!(tags("*"), [b"*"]);
         assert_eq!(tags("abc, \"d"), [&b"abc"[..], b"\"d"]);
         assert!(tags(" , ").is_empty());
+    }
+
+    proptest! {
+        /// Any bytes are taken apart, and a tag is found wherever it stands in a list of tags.
+        #[test]
+        fn a_tag_is_found_in_any_list(others in proptest::collection::vec("(W/)?\"[!#-~]{0,5}\"", 0..4), at in 0..4usize, bytes: Vec<u8>) {
+            let mut list = others;
+            list.insert(at.min(list.len()), "\"mine\"".to_owned());
+            let text = list.join(", ");
+            prop_assert!(entity_tags(text.as_bytes()).any(|tag| tag == b"\"mine\""), "{text}");
+            prop_assert_eq!(entity_tags(text.as_bytes()).count(), list.len());
+            prop_assert!(entity_tags(&bytes).count() <= bytes.len());
+        }
     }
 }

@@ -240,6 +240,7 @@ fn end_of_item(list: &[u8]) -> Option<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     fn fields(lines: &[(&'static str, &'static str)]) -> HeaderMap {
         lines.iter().map(|&(name, value)| (name.parse().unwrap(), HeaderValue::from_static(value))).collect()
@@ -322,5 +323,26 @@ mod tests {
         );
         assert_eq!(read("max-stale=9").max_stale, Some(9));
         assert!(read("Only-If-Cached").only_if_cached && read("no-store").no_store);
+    }
+
+    proptest! {
+        /// Whatever stands in the fields: it is read, and what forbids is never overlooked because of
+        /// what stands beside it, quotes apart.
+        #[test]
+        fn any_bytes_are_read(before in "[ -!#-~\t]{0,30}", after in "[ -~\t]{0,30}", bytes: Vec<u8>) {
+            let text = format!("{before}, no-store, {after}");
+            let fields: HeaderMap =
+                [(CACHE_CONTROL, HeaderValue::from_str(&text).unwrap())].into_iter().collect();
+            prop_assert!(ResponseDirectives::of(&fields).no_store);
+            prop_assert!(RequestDirectives::of(&fields).no_store);
+            if let Ok(value) = HeaderValue::from_bytes(&bytes) {
+                let mut fields = HeaderMap::new();
+                for name in TARGETED.iter().chain([&CACHE_CONTROL]) {
+                    fields.insert(name, value.clone());
+                }
+                ResponseDirectives::of(&fields);
+                RequestDirectives::of(&fields);
+            }
+        }
     }
 }

@@ -1,6 +1,7 @@
 //! What a fetch comes to: a response for all, one for its own client, a confirmation, a stand-in.
 
-use super::fill::{Growing, GrowingReader, Lead, Outcome, Pace};
+use super::fill::{Lead, Outcome};
+use super::growing::{Growing, GrowingReader, Pace};
 use super::key::Key;
 use super::object::{Shared, Stored};
 use super::policy::{self, Asker, Milliseconds, Policy, Refusal, Terms, Timing};

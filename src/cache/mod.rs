@@ -3,7 +3,8 @@
 //! - `directives`, `policy`, `vary`, `conditional`, `range`: what the RFCs say, as pure functions.
 //! - `key`: what makes two requests one. `object`, `compact`, `body`: what is kept of a response.
 //! - `store`: the table, bounded by memory. `purge`: the rules that strike what it holds.
-//! - `fill`: one fetch for all who want the same. `fetch`: what a fetch comes to.
+//! - `fill`: one fetch for all who want the same. `growing`: the body that they read while it arrives.
+//!   `fetch`: what a fetch comes to.
 //! - `status`: what is told of it all.
 //!
 //! The room is handed an [`Origin`] and knows nothing of pools or clients.
@@ -14,6 +15,7 @@ mod conditional;
 mod directives;
 mod fetch;
 mod fill;
+mod growing;
 mod key;
 mod object;
 mod policy;
@@ -27,7 +29,8 @@ pub(crate) use body::{Body, Part, Reader};
 pub(crate) use conditional::{CONDITIONS, NOT_IN_304, is_same_for_range, is_unmodified};
 pub(crate) use directives::RequestDirectives;
 pub(crate) use fetch::{Arriving, Led, Order, Origin, is_failure};
-pub(crate) use fill::{Fill, GrowingReader, Joined, Lead, Outcome, Truncated};
+pub(crate) use fill::{Fill, Joined, Lead, Outcome};
+pub(crate) use growing::{GrowingReader, Truncated};
 pub(crate) use key::{Key, KeyRules, Target};
 pub(crate) use object::Stored;
 pub(crate) use policy::{Asker, Milliseconds, Policy, Reuse, milliseconds};

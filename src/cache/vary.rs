@@ -174,6 +174,7 @@ fn preference(member: &[u8]) -> Vec<u8> {
 mod tests {
     use super::*;
     use http::HeaderValue;
+    use proptest::prelude::*;
 
     fn fields(lines: &[(&'static str, &'static str)]) -> HeaderMap {
         lines.iter().map(|&(name, value)| (name.parse().unwrap(), HeaderValue::from_static(value))).collect()
@@ -239,5 +240,23 @@ mod tests {
             assert_eq!(selecting.matches(&fields(&[("accept-language", asked)])), expected, "{asked}");
         }
         assert!(!selecting.matches(&fields(&[])));
+    }
+
+    proptest! {
+        /// A request chooses what it was answered with, whatever its fields hold, and normal values stay
+        /// as they are.
+        #[test]
+        fn a_request_matches_itself(values in proptest::collection::vec(any::<Vec<u8>>(), 0..3)) {
+            for name in ["x-any", "accept", "accept-language"] {
+                let mut request = HeaderMap::new();
+                for value in values.iter().filter_map(|value| HeaderValue::from_bytes(value).ok()) {
+                    request.append(HeaderName::from_static(name), value);
+                }
+                let response = HeaderMap::from_iter([(VARY, HeaderValue::from_static(name))]);
+                let Varies::By(selecting) = Varies::of(&response, &request) else { panic!() };
+                prop_assert!(selecting.matches(&request));
+                prop_assert_eq!(&selecting.for_request(&request), &selecting);
+            }
+        }
     }
 }

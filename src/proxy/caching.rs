@@ -68,6 +68,7 @@ pub(super) fn begin(
         let order = order(rules, target, &head.method, fields);
         let place = Place {
             scheme,
+            host: forward.form.host.to_string(),
             authority: target.authority.to_owned(),
             path: target.path.to_owned(),
             default_port: forward.client.default_port(),
@@ -193,6 +194,7 @@ fn other_method(
 /// Where a request went, for the references in its answer.
 pub(super) struct Place {
     scheme: &'static str,
+    host: String,
     authority: String,
     path: String,
     default_port: u16,
@@ -232,13 +234,8 @@ impl Place {
     /// Forgets what is stored of a URI of the same origin.
     pub(super) fn invalidate(&self, engine: &Engine, reference: &str, fields: &HeaderMap) {
         let Some((path, query)) = self.resolve(reference) else { return };
-        let host = self
-            .authority
-            .rsplit_once(':')
-            .filter(|(host, _)| !host.ends_with(':') && !host.contains('[') || host.ends_with(']'));
-        let host = host.map_or(&*self.authority, |(host, _)| host);
         let snapshot = engine.snapshot();
-        let Some(route) = caching_route(&snapshot, host, &path, fields) else { return };
+        let Some(route) = caching_route(&snapshot, &self.host, &path, fields) else { return };
         let Some(rules) = &route.cache else { return };
         let target = Target { scheme: self.scheme, authority: &self.authority, path: &path, query: query.as_deref() };
         engine.cache.invalidate(rules.key.key(target, fields), rules.key.uri(target), rules.key.is_by_uri());
@@ -254,10 +251,17 @@ fn not_cached() -> Problem {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     #[test]
     fn references_are_resolved_within_the_origin() {
-        let place = Place { scheme: "http", authority: "a.example:8080".into(), path: "/x/y".into(), default_port: 80 };
+        let place = Place {
+            scheme: "http",
+            host: "a.example".into(),
+            authority: "a.example:8080".into(),
+            path: "/x/y".into(),
+            default_port: 80,
+        };
         for (reference, expected) in [
             ("/b", Some(("/b", None))),
             ("b?q=1", Some(("/x/b", Some("q=1")))),
@@ -270,16 +274,21 @@ mod tests {
             ("http://a.example/b", None),
             ("http://b.example:8080/b", None),
             ("//b.example/b", None),
-            ("mailto:x", None),
         ] {
             let resolved = place.resolve(reference);
             let resolved = resolved.as_ref().map(|(path, query)| (path.as_str(), query.as_deref()));
-            if reference == "mailto:x" {
-                // A relative reference by its shape: whatever it is, it is nobody else's.
-                continue;
-            }
             assert_eq!(resolved, expected, "{reference}");
         }
         assert!(place.is_own("http://a.example:8080/x/y", None) && !place.is_own("/x/y", Some("q")));
+    }
+
+    proptest! {
+        #[test]
+        fn any_reference_is_within_the_origin_or_none(reference in "\\PC{0,40}") {
+            let place = Place { scheme: "http", host: "a.example".into(), authority: "a.example".into(), path: "/x/y".into(), default_port: 80 };
+            if let Some((path, _)) = place.resolve(&reference) {
+                prop_assert!(path.starts_with('/'), "{path}");
+            }
+        }
     }
 }

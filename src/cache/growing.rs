@@ -1,0 +1,302 @@
+//! A body that its readers read while it arrives, each at its own pace.
+
+use super::body::Body;
+use super::object::{Shared, Stored};
+use bytes::Bytes;
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
+
+/// A body that turns out too large keeps this much for its readers. One that is alone sets the pace;
+/// of several, those that are far behind are cut off.
+const WINDOW: u64 = 4 << 20;
+
+/// What a piece takes beside its bytes.
+const PIECE_OVERHEAD: u64 = 64;
+
+/// The part of the store's memory that bodies may take while they arrive.
+const SHARE: u64 = 4;
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A response whose body is arriving.
+pub(crate) struct Growing {
+    pub(crate) head: Shared,
+    /// The length that the node has announced.
+    pub(crate) length: Option<u64>,
+    largest: u64,
+    /// What all bodies take while they arrive.
+    all: Arc<AtomicU64>,
+    flow: Mutex<Flow>,
+}
+
+#[derive(Default)]
+struct Flow {
+    /// What has arrived; the front is missing where the body has outgrown the store.
+    pieces: VecDeque<Bytes>,
+    /// How many pieces are missing.
+    dropped: usize,
+    /// What is held here, as it counts towards the bound.
+    held: u64,
+    received: u64,
+    /// What all pieces have cost so far, those that are missing included.
+    cost: u64,
+    end: Option<End>,
+    /// It will not be stored.
+    outgrown: bool,
+    readers: Vec<Option<Place>>,
+    /// Waits for readers that are behind.
+    producer: Option<Waker>,
+}
+
+#[derive(Clone)]
+enum End {
+    Whole,
+    /// Whole, and joined; the pieces are gone.
+    Stored(Body),
+    Broken,
+}
+
+/// Where a reader is.
+struct Place {
+    piece: usize,
+    /// It was too slow for the others.
+    left_behind: bool,
+    waker: Option<Waker>,
+}
+
+impl Flow {
+    /// Drops what every reader has read. Gives what that frees.
+    fn drop_read(&mut self) -> u64 {
+        let slowest = self.keeping_up().map(|place| place.piece).min().unwrap_or(usize::MAX);
+        let before = self.held;
+        while self.dropped < slowest
+            && let Some(piece) = self.pieces.pop_front()
+        {
+            self.dropped += 1;
+            self.held -= cost(&piece);
+        }
+        before - self.held
+    }
+
+    fn keeping_up(&self) -> impl Iterator<Item = &Place> {
+        self.readers.iter().flatten().filter(|place| !place.left_behind)
+    }
+
+    /// Leaves behind those who hold up others. Gives whether there were any.
+    fn leave_behind(&mut self) -> bool {
+        let (Some(first), Some(last)) =
+            (self.keeping_up().map(|place| place.piece).max(), self.keeping_up().map(|place| place.piece).min())
+        else {
+            return false;
+        };
+        let half = self.dropped + self.pieces.len() / 2;
+        if last >= half || first <= half {
+            return false;
+        }
+        for place in self.readers.iter_mut().flatten().filter(|place| place.piece < half) {
+            place.left_behind = true;
+            if let Some(waker) = place.waker.take() {
+                waker.wake();
+            }
+        }
+        true
+    }
+
+    fn wake_readers(&mut self) -> Vec<Waker> {
+        self.readers.iter_mut().flatten().filter_map(|place| place.waker.take()).collect()
+    }
+}
+
+/// What a piece takes in memory.
+fn cost(piece: &[u8]) -> u64 {
+    piece.len() as u64 + PIECE_OVERHEAD
+}
+
+/// Whether the source of a body should go on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Pace {
+    GoOn,
+    /// Nobody reads and nothing is stored.
+    Stop,
+}
+
+impl Growing {
+    pub(super) fn new(head: Stored, length: Option<u64>, largest: u64, all: &Arc<AtomicU64>) -> Growing {
+        Growing { head: Arc::new(head), length, largest, all: Arc::clone(all), flow: Mutex::default() }
+    }
+
+    /// Adds what has arrived. It is copied once, so that no large buffer is kept for a small piece.
+    pub(super) fn push(&self, piece: &[u8], memory: u64) {
+        let wakers = {
+            let mut flow = lock(&self.flow);
+            let cost = cost(piece);
+            flow.received += piece.len() as u64;
+            flow.cost += cost;
+            flow.held += cost;
+            let growing = self.all.fetch_add(cost, Ordering::Relaxed) + cost;
+            flow.pieces.push_back(Bytes::copy_from_slice(piece));
+            let is_too_much = growing > memory / SHARE + self.largest;
+            if flow.received > self.largest || flow.cost > 2 * self.largest + WINDOW || is_too_much {
+                flow.outgrown = true;
+            }
+            flow.wake_readers()
+        };
+        wakers.into_iter().for_each(Waker::wake);
+    }
+
+    /// Waits until there is room for more.
+    pub(super) fn poll_room(&self, cx: &mut Context<'_>) -> Poll<Pace> {
+        let mut flow = lock(&self.flow);
+        if !flow.outgrown {
+            return Poll::Ready(Pace::GoOn);
+        }
+        let mut freed = flow.drop_read();
+        if flow.held >= WINDOW && flow.leave_behind() {
+            freed += flow.drop_read();
+        }
+        self.all.fetch_sub(freed, Ordering::Relaxed);
+        if flow.keeping_up().next().is_none() {
+            return Poll::Ready(Pace::Stop);
+        }
+        if flow.held < WINDOW {
+            return Poll::Ready(Pace::GoOn);
+        }
+        flow.producer = Some(cx.waker().clone());
+        Poll::Pending
+    }
+
+    /// Whether the body is too large for the store.
+    pub(super) fn is_outgrown(&self) -> bool {
+        lock(&self.flow).outgrown
+    }
+
+    /// The body is whole, or it never will be. Gives the body, where it can be stored.
+    pub(super) fn end(&self, whole: bool) -> Option<Body> {
+        let pieces = {
+            let flow = lock(&self.flow);
+            if flow.end.is_some() {
+                return None;
+            }
+            let whole = whole && self.length.is_none_or(|length| length == flow.received);
+            (whole && !flow.outgrown).then(|| flow.pieces.clone())
+        };
+        // Joined outside the lock; readers go on meanwhile.
+        let body = pieces.map(|pieces| Body::of(pieces.into_iter()));
+        let wakers = {
+            let mut flow = lock(&self.flow);
+            let whole = whole && self.length.is_none_or(|length| length == flow.received);
+            flow.end = Some(match &body {
+                Some(body) => {
+                    self.all.fetch_sub(std::mem::take(&mut flow.held), Ordering::Relaxed);
+                    flow.pieces.clear();
+                    End::Stored(body.clone())
+                }
+                None if whole => End::Whole,
+                None => End::Broken,
+            });
+            flow.wake_readers()
+        };
+        wakers.into_iter().for_each(Waker::wake);
+        body
+    }
+
+    /// Begins to read, from the start. `None` where the start is gone already.
+    pub(crate) fn read(self: &Arc<Self>) -> Option<GrowingReader> {
+        let mut flow = lock(&self.flow);
+        if flow.outgrown {
+            return None;
+        }
+        let place = Place { piece: 0, left_behind: false, waker: None };
+        let index = match flow.readers.iter().position(Option::is_none) {
+            Some(free) => {
+                flow.readers[free] = Some(place);
+                free
+            }
+            None => {
+                flow.readers.push(Some(place));
+                flow.readers.len() - 1
+            }
+        };
+        drop(flow);
+        Some(GrowingReader { growing: Arc::clone(self), index, read: 0 })
+    }
+}
+
+impl Drop for Growing {
+    fn drop(&mut self) {
+        let flow = lock(&self.flow);
+        self.all.fetch_sub(flow.held, Ordering::Relaxed);
+    }
+}
+
+/// Reads a growing body at its own pace.
+pub(crate) struct GrowingReader {
+    growing: Arc<Growing>,
+    index: usize,
+    /// Bytes that were read.
+    read: u64,
+}
+
+/// The body ended before its time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Truncated;
+
+impl GrowingReader {
+    /// The next piece; `None` at the end.
+    pub(crate) fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Truncated>>> {
+        let mut flow = lock(&self.growing.flow);
+        if let Some(End::Stored(body)) = &flow.end {
+            let piece = body.piece(self.read, body.len());
+            self.read += piece.as_ref().map_or(0, |piece| piece.len() as u64);
+            return Poll::Ready(piece.map(Ok));
+        }
+        let Some(place) = &flow.readers[self.index] else { return Poll::Ready(None) };
+        if place.left_behind {
+            return Poll::Ready(Some(Err(Truncated)));
+        }
+        let at = place.piece - flow.dropped;
+        let Some(piece) = flow.pieces.get(at).cloned() else {
+            return match flow.end {
+                Some(End::Whole | End::Stored(_)) => Poll::Ready(None),
+                Some(End::Broken) => Poll::Ready(Some(Err(Truncated))),
+                None => {
+                    if let Some(place) = &mut flow.readers[self.index] {
+                        place.waker = Some(cx.waker().clone());
+                    }
+                    Poll::Pending
+                }
+            };
+        };
+        self.read += piece.len() as u64;
+        if let Some(place) = &mut flow.readers[self.index] {
+            place.piece += 1;
+        }
+        let producer = flow.producer.take();
+        drop(flow);
+        if let Some(producer) = producer {
+            producer.wake();
+        }
+        Poll::Ready(Some(Ok(piece)))
+    }
+
+    pub(crate) fn growing(&self) -> &Arc<Growing> {
+        &self.growing
+    }
+}
+
+impl Drop for GrowingReader {
+    fn drop(&mut self) {
+        let producer = {
+            let mut flow = lock(&self.growing.flow);
+            flow.readers[self.index] = None;
+            flow.producer.take()
+        };
+        if let Some(producer) = producer {
+            producer.wake();
+        }
+    }
+}
