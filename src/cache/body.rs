@@ -8,12 +8,16 @@ use std::sync::Arc;
 const SEGMENT: usize = 256 << 10;
 
 /// A whole body.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub(crate) enum Body {
-    #[default]
-    Empty,
     One(Bytes),
     Many(Arc<[Bytes]>),
+}
+
+impl Default for Body {
+    fn default() -> Body {
+        Body::One(Bytes::new())
+    }
 }
 
 impl Body {
@@ -21,7 +25,7 @@ impl Body {
     pub(super) fn of(pieces: impl Iterator<Item = Bytes>) -> Body {
         let mut pieces: VecDeque<Bytes> = pieces.filter(|piece| !piece.is_empty()).collect();
         if pieces.len() <= 1 {
-            return pieces.pop_front().map_or(Body::Empty, Body::One);
+            return pieces.pop_front().map_or_else(Body::default, Body::One);
         }
         let mut left: usize = pieces.iter().map(Bytes::len).sum();
         let mut segments = Vec::with_capacity(left.div_ceil(SEGMENT));
@@ -49,7 +53,6 @@ impl Body {
 
     pub(crate) fn len(&self) -> u64 {
         match self {
-            Body::Empty => 0,
             Body::One(bytes) => bytes.len() as u64,
             Body::Many(segments) => segments.iter().map(|segment| segment.len() as u64).sum(),
         }
@@ -58,7 +61,6 @@ impl Body {
     /// Bytes in memory.
     pub(super) fn size(&self) -> usize {
         match self {
-            Body::Empty => 0,
             // The allocator rounds up.
             Body::One(bytes) => bytes.len() + bytes.len() / 16,
             Body::Many(segments) => segments.iter().map(|segment| segment.len() + 64).sum(),
@@ -75,7 +77,6 @@ impl Body {
             return None;
         }
         match self {
-            Body::Empty => None,
             Body::One(bytes) => Some(slice(bytes, 0)),
             Body::Many(segments) => {
                 // All but the last segment are of one size.

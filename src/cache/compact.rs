@@ -11,6 +11,8 @@ use std::sync::{LazyLock, Mutex, OnceLock, PoisonError};
 const MAX_NAMES: usize = 1024;
 /// Stands for a name that is kept as text before its value.
 const OWN_NAME: u16 = u16::MAX;
+/// How many fields there are.
+const HEAD: usize = 2;
 /// Number of a name, length of its text, length of the value.
 const ENTRY: usize = 8;
 
@@ -34,7 +36,6 @@ fn number(name: &HeaderName) -> Option<u16> {
 #[derive(Clone, Debug)]
 pub(super) struct Fields {
     block: Bytes,
-    count: u16,
 }
 
 impl Fields {
@@ -42,7 +43,8 @@ impl Fields {
     pub(super) fn pack(fields: &HeaderMap) -> Fields {
         let count = fields.len();
         let text: usize = fields.iter().map(|(_, value)| value.len()).sum();
-        let mut block = Vec::with_capacity(count * ENTRY + text);
+        let mut block = Vec::with_capacity(HEAD + count * ENTRY + text);
+        block.extend_from_slice(&(count as u16).to_le_bytes());
         let numbers: Vec<Option<u16>> = fields.keys().map(number).collect();
         let numbered = || {
             fields
@@ -63,7 +65,7 @@ impl Fields {
             block.extend_from_slice(value.as_bytes());
         }
         block.shrink_to_fit();
-        Fields { block: block.into(), count: count as u16 }
+        Fields { block: block.into() }
     }
 
     /// Adds them to a message's head.
@@ -104,12 +106,20 @@ impl Fields {
     }
 
     pub(super) fn len(&self) -> usize {
-        self.count.into()
+        u16::from_le_bytes([self.block[0], self.block[1]]).into()
+    }
+
+    /// Moves a small body into the same piece of memory, and gives it back from there.
+    pub(super) fn house(&mut self, body: &[u8]) -> Bytes {
+        let fields = self.block.len();
+        let together = Bytes::from([&self.block, body].concat());
+        self.block = together.slice(..fields);
+        together.slice(fields..)
     }
 
     fn each(&self, mut tell: impl FnMut(Name<'_>, Bytes)) {
-        let mut at = usize::from(self.count) * ENTRY;
-        for entry in self.block[..at].chunks_exact(ENTRY) {
+        let mut at = HEAD + self.len() * ENTRY;
+        for entry in self.block[HEAD..at].chunks_exact(ENTRY) {
             let number = u16::from_le_bytes([entry[0], entry[1]]);
             let own = usize::from(u16::from_le_bytes([entry[2], entry[3]]));
             let length = u32::from_le_bytes([entry[4], entry[5], entry[6], entry[7]]) as usize;
@@ -141,7 +151,8 @@ mod tests {
             for (name, value) in &lines {
                 fields.append(HeaderName::from_bytes(name.as_bytes()).unwrap(), HeaderValue::from_str(value).unwrap());
             }
-            let packed = Fields::pack(&fields);
+            let mut packed = Fields::pack(&fields);
+            prop_assert_eq!(&packed.house(b"body")[..], b"body");
             let mut unpacked = HeaderMap::new();
             packed.unpack(&mut unpacked);
             prop_assert_eq!(&unpacked, &fields);

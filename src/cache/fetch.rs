@@ -255,7 +255,8 @@ impl Cache {
             None => {}
         }
         let age = timing.came - terms.born;
-        let is_shared = !terms.always_validate && age < terms.lifetime + terms.stale_while_revalidate;
+        let is_shared =
+            !terms.always_validate && age < terms.lifetime + policy::in_milliseconds(terms.stale_while_revalidate);
         let own = head.headers.clone();
         let stored =
             Stored::new(head.status, head.headers, admission, &order.request, timing.came_at, lead.begun.epoch);

@@ -10,10 +10,13 @@ use http::header::{AGE, CONTENT_LENGTH, DATE, ETAG, LAST_MODIFIED};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use smallvec::SmallVec;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
 /// What every object costs beside its fields, body and URI: this room's structures and the table's.
 pub(super) const OVERHEAD: usize = 480;
+
+/// Bodies up to this size share a piece of memory with their fields.
+const SMALL_BODY: usize = 512;
 
 /// The most variants of one URI; the oldest goes.
 pub(super) const MAX_VARIANTS: usize = 32;
@@ -70,14 +73,13 @@ pub(crate) struct Stored {
     pub(super) terms: Terms,
     pub(super) varies: Option<Box<Selecting>>,
     pub(super) tags: Box<[u64]>,
-    /// When the request for it, or the last validation of it, began.
-    pub(super) epoch: Epoch,
-    /// The last epoch whose rules are known not to mean it.
+    /// The last epoch whose rules are known not to mean it: at first the one at which the request for
+    /// it, or its validation, began.
     pub(super) checked: AtomicU64,
     pub(super) is_soft_purged: AtomicBool,
-    /// How often in a row the node failed, and until when it is not asked again.
-    failures: AtomicU32,
-    pause_until: AtomicI64,
+    /// Until when the node is not asked again, in milliseconds, and in the lowest byte how often it has
+    /// failed in a row.
+    pause: AtomicU64,
 }
 
 impl Clone for Stored {
@@ -89,11 +91,9 @@ impl Clone for Stored {
             terms: self.terms,
             varies: self.varies.clone(),
             tags: self.tags.clone(),
-            epoch: self.epoch,
             checked: AtomicU64::new(self.checked.load(Relaxed)),
             is_soft_purged: AtomicBool::new(self.is_soft_purged.load(Relaxed)),
-            failures: AtomicU32::new(self.failures.load(Relaxed)),
-            pause_until: AtomicI64::new(self.pause_until.load(Relaxed)),
+            pause: AtomicU64::new(self.pause.load(Relaxed)),
         }
     }
 }
@@ -132,16 +132,17 @@ impl Stored {
             terms,
             varies,
             tags,
-            epoch,
             checked: AtomicU64::new(epoch),
             is_soft_purged: AtomicBool::new(false),
-            failures: AtomicU32::new(0),
-            pause_until: AtomicI64::new(Milliseconds::MIN),
+            pause: AtomicU64::new(0),
         }
     }
 
     pub(super) fn with_body(mut self, body: Body) -> Stored {
-        self.body = body;
+        self.body = match body {
+            Body::One(bytes) if bytes.len() <= SMALL_BODY => Body::One(self.fields.house(&bytes)),
+            large => large,
+        };
         self
     }
 
@@ -196,7 +197,7 @@ impl Stored {
 
     /// Whether the node has failed so recently that it is better left alone.
     pub(crate) fn is_pausing(&self, now: Milliseconds) -> bool {
-        now < self.pause_until.load(Relaxed)
+        now.max(0).unsigned_abs() < self.pause.load(Relaxed) >> 8
     }
 
     /// Remembers that the node failed. Requests that fail together are one failure.
@@ -204,9 +205,9 @@ impl Stored {
         if self.is_pausing(now) {
             return;
         }
-        let failures = self.failures.fetch_add(1, Relaxed).min(16);
+        let failures = (self.pause.load(Relaxed) & 0xff).min(16);
         let pause = (FIRST_PAUSE << failures).min(LONGEST_PAUSE);
-        self.pause_until.store(now + pause, Relaxed);
+        self.pause.store((now + pause).max(0).unsigned_abs() << 8 | (failures + 1), Relaxed);
     }
 
     /// Asks with the validators of this response (RFC 9111 4.3.1). Gives whether there are any.

@@ -45,6 +45,10 @@ pub(crate) fn milliseconds(duration: Duration) -> Milliseconds {
     Milliseconds::try_from(duration.as_millis()).unwrap_or(Milliseconds::MAX)
 }
 
+pub(super) fn in_milliseconds(seconds: u32) -> Milliseconds {
+    i64::from(seconds) * 1000
+}
+
 /// What counts of the request that a response answers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Asker {
@@ -92,10 +96,10 @@ pub(crate) struct Terms {
     pub(crate) born: Milliseconds,
     /// How long it is fresh from then on (4.2.1).
     pub(crate) lifetime: Milliseconds,
-    /// How long after that it may be served while it is validated (RFC 5861 3).
-    pub(crate) stale_while_revalidate: Milliseconds,
-    /// How long after that it may be served when the node fails (RFC 5861 4).
-    pub(crate) stale_if_error: Milliseconds,
+    /// How many seconds after that it may be served while it is validated (RFC 5861 3).
+    pub(crate) stale_while_revalidate: u32,
+    /// How many seconds after that it may be served when the node fails (RFC 5861 4).
+    pub(crate) stale_if_error: u32,
     /// `no-cache`: never without asking (5.2.2.4).
     pub(crate) always_validate: bool,
     /// `must-revalidate` and its like: never stale, not even for a client that would take it.
@@ -147,7 +151,9 @@ pub(crate) fn storable(
     if !may_be_kept && lifetime == 0 || (lifetime == 0 || said.no_cache) && !has_validator {
         return Err(Refusal::NeverUsable);
     }
-    let seconds = |given: Option<u32>, configured| given.map_or(configured, |seconds| i64::from(seconds) * 1000);
+    let seconds = |given: Option<u32>, configured: Milliseconds| {
+        given.unwrap_or_else(|| u32::try_from(configured.max(0).unsigned_abs().div_ceil(1000)).unwrap_or(u32::MAX))
+    };
     let never_stale = said.forbids_stale();
     let stale = |allowed| if never_stale { 0 } else { allowed };
     let terms = Terms {
@@ -284,7 +290,7 @@ pub(crate) fn reuse(
     {
         return Reuse::Yes { stale: true };
     }
-    match stale_for.max(0) < terms.stale_while_revalidate && asked.max_age.is_none() {
+    match stale_for.max(0) < in_milliseconds(terms.stale_while_revalidate) && asked.max_age.is_none() {
         true => Reuse::WhileValidating,
         false => Reuse::AfterValidation,
     }
@@ -292,7 +298,7 @@ pub(crate) fn reuse(
 
 /// Whether a stale response may stand in for a node that fails.
 pub(crate) fn stands_in(terms: &Terms, now: Milliseconds) -> bool {
-    !terms.never_stale && now - terms.born - terms.lifetime < terms.stale_if_error
+    !terms.never_stale && now - terms.born - terms.lifetime < in_milliseconds(terms.stale_if_error)
 }
 
 #[cfg(test)]

@@ -186,7 +186,7 @@ impl Store {
             return false;
         }
         let rules = self.rules.load();
-        match rules.judge(uri, &stored.tags, stored.epoch) {
+        match rules.judge(uri, &stored.tags, stored.checked.load(Ordering::Relaxed)) {
             Verdict::Gone => return true,
             Verdict::Stale => stored.is_soft_purged.store(true, Ordering::Relaxed),
             Verdict::Untouched => {}
@@ -251,8 +251,10 @@ impl Store {
         // All changes of a key happen one after the other.
         self.table.entry(key.bits()).and_compute_with(|known| {
             let struck = |tags: &[u64], since| self.is_beaten(uri, tags, since);
-            let revived =
-                confirmed.is_some_and(|older| struck(&older.tags, older.epoch) || struck(&stored.tags, older.epoch));
+            let revived = confirmed.is_some_and(|older| {
+                let since = older.checked.load(Ordering::Relaxed);
+                struck(&older.tags, since) || struck(&stored.tags, since)
+            });
             if struck(&stored.tags, begun.epoch) || revived || self.has_changed(key, begun) {
                 return Op::Nop;
             }

@@ -84,7 +84,6 @@ impl ResponseBody {
     /// What the store has.
     pub(super) fn stored(body: &Body, exchange: &Rc<Exchange>) -> ResponseBody {
         match body {
-            Body::Empty => ResponseBody::empty(exchange),
             Body::One(bytes) => ResponseBody::full(bytes.clone(), exchange),
             Body::Many(_) => ResponseBody::parts(Reader::whole(body), exchange),
         }
