@@ -64,6 +64,17 @@ pub(crate) struct Arriving<B> {
     body: B,
 }
 
+/// What becomes of a stored response whose fields have been told anew.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fate {
+    /// It is stored under the new fields.
+    Kept,
+    /// They are for the client alone that asked; what is stored stays as it was.
+    Private,
+    /// What may not be kept as it is now may not be kept as it was.
+    Gone,
+}
+
 /// A growing body that does not leave its readers waiting when nobody feeds it any more.
 struct Growth(Arc<Growing>);
 
@@ -160,11 +171,11 @@ impl Cache {
 
     /// The node has confirmed what is stored: its fields are updated, and it is fresh again.
     fn confirm(&self, lead: Lead, order: &Order, held: &Held, told: &HeaderMap, timing: Timing) -> Shared {
-        let (stored, is_kept) = self.freshened(order, held, told, timing, lead.begun.epoch);
-        let is_kept = match is_kept {
-            true => self.store.put(order.key, &order.uri, stored.clone(), &lead.begun, Some(held)),
-            false => {
-                // What may not be kept as it is now may not be kept as it was.
+        let (stored, fate) = self.freshened(order, held, told, timing, &lead.begun);
+        let is_kept = match fate {
+            Fate::Kept => self.store.put(order.key, &order.uri, stored.clone(), &lead.begun, Some(held)),
+            Fate::Private => false,
+            Fate::Gone => {
                 self.store.remove(order.key);
                 false
             }
@@ -177,25 +188,37 @@ impl Cache {
         stored
     }
 
-    /// A stored response under new fields, and whether they allow to keep it.
-    fn freshened(&self, order: &Order, held: &Stored, told: &HeaderMap, timing: Timing, epoch: u64) -> (Stored, bool) {
+    /// A stored response under new fields, and what is to become of it.
+    fn freshened(
+        &self,
+        order: &Order,
+        held: &Stored,
+        told: &HeaderMap,
+        timing: Timing,
+        begun: &Begun,
+    ) -> (Stored, Fate) {
         let mut fields = held.freshened_fields(told);
         if !told.contains_key(DATE)
             && let Some(now) = date::format(timing.came_at)
         {
             fields.insert(DATE, now);
         }
-        // Who asked plays no part: it was stored for everybody.
-        let judged = policy::storable(Asker::default(), held.status, &fields, timing, &order.policy);
+        // Whose request it was decides whether the fields may be everybody's.
+        let asker = Asker { is_post: false, no_store: false, ..order.asker };
+        let judged = policy::storable(asker, held.status, &fields, timing, &order.policy);
         let is_chosen_alike = match (Varies::of(&fields, &order.request), &held.varies) {
             (Varies::No, None) => true,
             (Varies::By(now), Some(then)) => now.is_by_the_fields_of(then),
             _ => false,
         };
-        let is_kept = judged.is_ok() && is_chosen_alike;
+        let fate = match &judged {
+            Ok(_) if is_chosen_alike => Fate::Kept,
+            Err(Refusal::Authorization | Refusal::NeverUsable) => Fate::Private,
+            _ => Fate::Gone,
+        };
         let admission = judged.unwrap_or_else(|_| (once(timing), Vec::new()));
-        let stored = Stored::new(held.status, fields, admission, &order.request, timing.came_at, epoch);
-        (stored.take_body_of(held), is_kept)
+        let stored = Stored::new(held.status, fields, admission, &order.request, timing.came_at, begun.moment());
+        (stored.take_body_of(held), fate)
     }
 
     /// The answer to a HEAD tells what a GET would find (RFC 9111 4.3.5).
@@ -216,8 +239,8 @@ impl Cache {
             return;
         }
         let timing = Timing { asked, came: self.now(), came_at: date::now() };
-        let (stored, is_kept) = self.freshened(order, &held, fields, timing, begun.epoch);
-        if is_kept {
+        let (stored, fate) = self.freshened(order, &held, fields, timing, begun);
+        if fate == Fate::Kept {
             self.store.put(order.key, &order.uri, stored, begun, Some(&held));
         }
     }
@@ -259,7 +282,7 @@ impl Cache {
             !terms.always_validate && age < terms.lifetime + policy::in_milliseconds(terms.stale_while_revalidate);
         let own = head.headers.clone();
         let stored =
-            Stored::new(head.status, head.headers, admission, &order.request, timing.came_at, lead.begun.epoch);
+            Stored::new(head.status, head.headers, admission, &order.request, timing.came_at, lead.begun.moment());
         let growing = lead.grow(stored, length, order.policy.max_object, is_shared);
         let reader = growing.read().expect("nothing has arrived yet that could be too much");
         (Led::Growing(reader, own), Some(Arriving { lead, growing: Growth(growing), body }))
@@ -275,7 +298,7 @@ impl Cache {
         begun: Begun,
     ) -> (Led<B, F>, Option<Arriving<B>>) {
         let timing = Timing { asked, came: self.now(), came_at: date::now() };
-        self.deliver(self.fills.solo(&order.uri, order.base_group(), begun), order, response, timing)
+        self.deliver(self.fills.solo((order.key, &order.uri), order.base_group(), begun), order, response, timing)
     }
 
     /// Takes the body of a response to those who read it and then into the store.
@@ -327,7 +350,7 @@ impl Cache {
     async fn pump<B: HttpBody<Data = Bytes> + Unpin>(&self, lead: &Lead, mut body: B, growing: &Growing) -> bool {
         let mut is_joinable = true;
         loop {
-            if poll_fn(|cx| growing.poll_room(cx)).await == Pace::Stop {
+            if poll_fn(|cx| growing.poll_room(cx, self.memory)).await == Pace::Stop {
                 return false;
             }
             match poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await {
@@ -341,6 +364,7 @@ impl Cache {
             }
             if is_joinable && growing.is_outgrown() {
                 lead.leave();
+                lead.begun.retire();
                 is_joinable = false;
             }
         }

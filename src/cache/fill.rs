@@ -8,7 +8,8 @@
 use super::growing::Growing;
 use super::key::Key;
 use super::object::{Shared, Stored};
-use super::store::Begun;
+use super::purge::Epoch;
+use super::store::{Begun, Turn};
 use std::collections::HashMap;
 use std::pin::Pin;
 use std::sync::atomic::AtomicU64;
@@ -29,7 +30,10 @@ pub(super) struct Fills {
 /// One fetch, as those who wait for it see it.
 pub(crate) struct Fill {
     pub(super) uri: String,
-    pub(super) epoch: u64,
+    /// The URI's key, and when the fetch began.
+    pub(super) target: Key,
+    pub(super) epoch: Epoch,
+    pub(super) turn: Turn,
     state: Mutex<State>,
 }
 
@@ -89,7 +93,7 @@ impl Fills {
     pub(super) fn join(
         self: &Arc<Self>,
         key: Key,
-        uri: &str,
+        (target, uri): (Key, &str),
         begin: impl FnOnce() -> Begun,
         is_useless: impl FnOnce(&Fill) -> bool,
     ) -> Joined {
@@ -99,21 +103,22 @@ impl Fills {
         {
             return Joined::Wait(Arc::clone(fill));
         }
-        let lead = self.solo(uri, key, begin());
+        let lead = self.solo((target, uri), key, begin());
         shard.insert(key, Arc::clone(&lead.fill));
         Joined::Lead(lead)
     }
 
     /// Leads without anybody who could wait.
-    pub(super) fn solo(self: &Arc<Self>, uri: &str, key: Key, begun: Begun) -> Lead {
+    pub(super) fn solo(self: &Arc<Self>, (target, uri): (Key, &str), key: Key, begun: Begun) -> Lead {
         let state = Mutex::new(State { stage: Stage::Fetching, waiting: HashMap::new(), next: 0 });
-        let fill = Arc::new(Fill { uri: uri.to_owned(), epoch: begun.epoch, state });
+        let (epoch, turn) = (begun.epoch, begun.turn);
+        let fill = Arc::new(Fill { uri: uri.to_owned(), target, epoch, turn, state });
         Lead { fills: Arc::clone(self), key, narrower: None, fill, begun }
     }
 
-    /// Whether a key is being fetched.
-    pub(super) fn is_running(&self, key: Key) -> bool {
-        self.shard(key).contains_key(&key)
+    /// Whether a key is being fetched, to some use.
+    pub(super) fn is_running(&self, key: Key, is_useless: impl FnOnce(&Fill) -> bool) -> bool {
+        self.shard(key).get(&key).is_some_and(|fill| !is_useless(fill))
     }
 }
 

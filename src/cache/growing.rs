@@ -12,6 +12,9 @@ use std::task::{Context, Poll, Waker};
 /// of several, those that are far behind are cut off.
 const WINDOW: u64 = 4 << 20;
 
+/// The same where all bodies together take too much.
+const SMALL_WINDOW: u64 = 64 << 10;
+
 /// What a piece takes beside its bytes.
 const PIECE_OVERHEAD: u64 = 64;
 
@@ -149,20 +152,22 @@ impl Growing {
     }
 
     /// Waits until there is room for more.
-    pub(super) fn poll_room(&self, cx: &mut Context<'_>) -> Poll<Pace> {
+    pub(super) fn poll_room(&self, cx: &mut Context<'_>, memory: u64) -> Poll<Pace> {
         let mut flow = lock(&self.flow);
         if !flow.outgrown {
             return Poll::Ready(Pace::GoOn);
         }
+        let is_crowded = self.all.load(Ordering::Relaxed) > memory / SHARE;
+        let window = if is_crowded { SMALL_WINDOW } else { WINDOW };
         let mut freed = flow.drop_read();
-        if flow.held >= WINDOW && flow.leave_behind() {
+        if flow.held >= window && flow.leave_behind() {
             freed += flow.drop_read();
         }
         self.all.fetch_sub(freed, Ordering::Relaxed);
         if flow.keeping_up().next().is_none() {
             return Poll::Ready(Pace::Stop);
         }
-        if flow.held < WINDOW {
+        if flow.held < window {
             return Poll::Ready(Pace::GoOn);
         }
         flow.producer = Some(cx.waker().clone());

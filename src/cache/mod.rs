@@ -49,6 +49,9 @@ use tokio::sync::Notify;
 /// How long a key whose response cannot be shared is passed without waiting for anybody.
 const PASS: Milliseconds = 10_000;
 
+/// So many rules may be in force before changes add none.
+const MAX_CHANGE_RULES: usize = 256;
+
 /// Between two sweeps.
 const SWEEP_PAUSE: Duration = Duration::from_secs(1);
 
@@ -140,23 +143,27 @@ impl Cache {
 
     /// Waits with the fetch that runs for a group, or begins to lead one.
     pub(crate) fn join(&self, group: Group, order: &Order) -> Joined {
-        self.fills.join(group.key, &order.uri, || self.store.begin(), |fill| self.is_useless(fill))
+        self.fills.join(group.key, (order.key, &order.uri), || self.store.begin(), |fill| self.is_useless(fill))
     }
 
     /// Leads a fetch that nobody else waits for.
     pub(crate) fn go_alone(&self, group: Group, order: &Order) -> Lead {
-        self.fills.solo(&order.uri, group.key, self.store.begin())
+        self.fills.solo((order.key, &order.uri), group.key, self.store.begin())
     }
 
     /// Whether a fetch runs for a group.
     pub(crate) fn is_fetching(&self, group: Group) -> bool {
-        self.fills.is_running(group.key)
+        self.fills.is_running(group.key, |fill| self.is_useless(fill))
     }
 
-    /// Whether what a fetch brings is of no use to those who come now: it has been purged, or has
-    /// become stale, before it is here.
+    /// Whether what a fetch brings is of no use to those who come now: it has been purged or changed,
+    /// or has become stale, before it is here.
     fn is_useless(&self, fill: &Fill) -> bool {
         let head = fill.head();
+        // Its tags are not known yet; they may be the ones that were purged.
+        if head.is_none() && self.store.has_struck_tags(fill.epoch) || self.store.has_changed(fill.target, fill.turn) {
+            return true;
+        }
         let tags = head.as_ref().map_or(&[][..], |head| &head.tags);
         let is_stale = head.as_ref().is_some_and(|head| head.reuse(self.now(), None) == Reuse::AfterValidation);
         is_stale || self.store.is_struck(&fill.uri, tags, fill.epoch)
@@ -164,8 +171,12 @@ impl Cache {
 
     /// Whether a fetch, had it brought these fields, would have been beaten by a purge or a change.
     pub(crate) fn is_beaten(&self, order: &Order, fields: &HeaderMap, begun: &Begun) -> bool {
-        let is_struck = self.store.is_struck(&order.uri, &object::tags(fields), begun.epoch);
-        is_struck || self.store.has_changed(order.key, begun)
+        self.is_purged(order, fields, begun) || self.store.has_changed(order.key, begun.turn)
+    }
+
+    /// The same for purges alone.
+    pub(crate) fn is_purged(&self, order: &Order, fields: &HeaderMap, begun: &Begun) -> bool {
+        self.store.is_struck(&order.uri, &object::tags(fields), begun.epoch)
     }
 
     /// Begins a fetch that nobody waits for.
@@ -182,9 +193,11 @@ impl Cache {
     /// Forgets the responses to a URI whose resource has changed (RFC 9111 4.4), those that are being
     /// fetched included.
     pub(crate) fn invalidate(&self, key: Key, uri: String, is_by_uri: bool) {
-        match is_by_uri {
-            true => self.store.invalidate(key),
-            false => self.purge(&Purge::Url(vec![uri]), false),
+        self.store.invalidate(key);
+        // Where other fields have other keys, a rule strikes them all; but clients do not get to pile up
+        // rules without end.
+        if !is_by_uri && self.store.rules_in_force() < MAX_CHANGE_RULES {
+            self.purge(&Purge::Url(vec![uri]), false);
         }
     }
 

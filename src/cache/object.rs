@@ -5,6 +5,7 @@ use super::compact::Fields;
 use super::directives::RequestDirectives;
 use super::policy::{self, Milliseconds, Reuse, Terms};
 use super::purge::Epoch;
+use super::store::Turn;
 use super::vary::{Selecting, Varies};
 use http::header::{AGE, CONTENT_LENGTH, DATE, ETAG, LAST_MODIFIED};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
@@ -14,6 +15,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
 /// What every object costs beside its fields, body and URI: this room's structures and the table's.
 pub(super) const OVERHEAD: usize = 480;
+
+/// What a marker costs: as much of the table, and of an entry's structures, as an object.
+const MARKER: usize = 420;
 
 /// Bodies up to this size share a piece of memory with their fields.
 const SMALL_BODY: usize = 512;
@@ -76,6 +80,8 @@ pub(crate) struct Stored {
     /// The last epoch whose rules are known not to mean it: at first the one at which the request for
     /// it, or its validation, began.
     pub(super) checked: AtomicU64,
+    /// The turn of that request, as far as it fits.
+    pub(super) turn: u32,
     pub(super) is_soft_purged: AtomicBool,
     /// Until when the node is not asked again, in milliseconds, and in the lowest byte how often it has
     /// failed in a row.
@@ -92,6 +98,7 @@ impl Clone for Stored {
             varies: self.varies.clone(),
             tags: self.tags.clone(),
             checked: AtomicU64::new(self.checked.load(Relaxed)),
+            turn: self.turn,
             is_soft_purged: AtomicBool::new(self.is_soft_purged.load(Relaxed)),
             pause: AtomicU64::new(self.pause.load(Relaxed)),
         }
@@ -106,7 +113,7 @@ impl Stored {
         (terms, withheld): (Terms, Vec<HeaderName>),
         request: &HeaderMap,
         came_at: i64,
-        epoch: Epoch,
+        (epoch, turn): (Epoch, Turn),
     ) -> Stored {
         let tags = tags(&fields);
         // Whoever has a clock says when a message without a date came (RFC 9110 6.6.1).
@@ -133,6 +140,7 @@ impl Stored {
             varies,
             tags,
             checked: AtomicU64::new(epoch),
+            turn: turn as u32,
             is_soft_purged: AtomicBool::new(false),
             pause: AtomicU64::new(0),
         }
@@ -170,6 +178,11 @@ impl Stored {
 
     pub(crate) fn field(&self, name: &HeaderName) -> Option<HeaderValue> {
         self.fields.get(name)
+    }
+
+    /// Whether it was asked for before another one. Turns wrap around.
+    pub(super) fn is_older_than(&self, other: &Stored) -> bool {
+        (1..1 << 31).contains(&other.turn.wrapping_sub(self.turn))
     }
 
     /// Whether a request chooses this variant.
@@ -280,7 +293,7 @@ impl Entry {
                 let bodies: usize = variants.iter().map(Stored::size).sum();
                 object.uri.len() + bodies + OVERHEAD * variants.len().max(1)
             }
-            Entry::Marker(marker) => OVERHEAD / 2 + marker.varies.as_ref().map_or(0, Selecting::size),
+            Entry::Marker(marker) => MARKER + marker.varies.as_ref().map_or(0, Selecting::size),
         };
         u32::try_from(size).unwrap_or(u32::MAX)
     }

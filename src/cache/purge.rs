@@ -81,6 +81,8 @@ pub(super) struct Rules {
     /// What begins so, likewise.
     prefixes: Vec<(String, Strokes)>,
     tags: HashMap<u64, Strokes>,
+    /// When any tag was struck last.
+    pub(super) last_tag: Epoch,
 }
 
 impl Rules {
@@ -90,7 +92,13 @@ impl Rules {
         rules.epoch += 1;
         let epoch = rules.epoch;
         match purge {
-            Purge::All => rules.all.strike(epoch, soft),
+            Purge::All if soft => rules.all.strike(epoch, soft),
+            // It strikes whatever the others do.
+            Purge::All => {
+                let mut all = rules.all;
+                all.strike(epoch, soft);
+                rules = Rules { epoch, all, last_tag: epoch, ..Rules::default() };
+            }
             Purge::Url(urls) => {
                 for url in urls {
                     let rule = match url.starts_with('/') {
@@ -111,7 +119,10 @@ impl Rules {
                     }
                 }
             }
-            Purge::Tag(tag) => rules.tags.entry(hash_text(tag.as_bytes())).or_default().strike(epoch, soft),
+            Purge::Tag(tag) => {
+                rules.tags.entry(hash_text(tag.as_bytes())).or_default().strike(epoch, soft);
+                rules.last_tag = epoch;
+            }
         }
         rules
     }

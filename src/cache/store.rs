@@ -113,19 +113,41 @@ pub(super) struct Store {
     /// Fetches and invalidations, in one order.
     turn: AtomicU64,
     /// Keys whose resource has changed, and when: what was being fetched by then is not stored.
-    changed: Mutex<HashMap<u128, Turn>>,
+    changed: Mutex<Changes>,
+    /// The epoch up to which a whole sweep has looked at everything.
+    swept: AtomicU64,
     added: AtomicU64,
     slack: u64,
 }
 
 /// The place of a fetch or an invalidation in the order of all.
-type Turn = u64;
+pub(super) type Turn = u64;
+
+/// What has changed, by key.
+#[derive(Default)]
+struct Changes {
+    turns: HashMap<u128, Turn>,
+    /// Everything counts as changed at this turn: there were too many to remember each.
+    floor: Turn,
+}
 
 /// A fetch that has begun and not ended: rules that came later are kept for it.
 pub(crate) struct Begun {
     store: Arc<Store>,
     pub(crate) epoch: Epoch,
-    turn: Turn,
+    pub(super) turn: Turn,
+}
+
+impl Begun {
+    /// The place of the fetch among purges, and among fetches and changes.
+    pub(super) fn moment(&self) -> (Epoch, Turn) {
+        (self.epoch, self.turn)
+    }
+
+    /// Nothing of it will be stored: nobody needs to keep anything for it.
+    pub(super) fn retire(&self) {
+        lock(&self.store.running).remove(&self.turn);
+    }
 }
 
 impl Drop for Begun {
@@ -159,6 +181,7 @@ impl Store {
             running: Mutex::default(),
             turn: AtomicU64::new(0),
             changed: Mutex::default(),
+            swept: AtomicU64::new(0),
             added: AtomicU64::new(0),
             slack: SLACK.min(memory / RESERVE),
         }
@@ -217,21 +240,33 @@ impl Store {
     }
 
     /// Whether a resource has changed since a fetch of it began.
-    pub(super) fn has_changed(&self, key: Key, begun: &Begun) -> bool {
-        lock(&self.changed).get(&key.bits()).is_some_and(|&turn| turn > begun.turn)
+    pub(super) fn has_changed(&self, key: Key, since: Turn) -> bool {
+        let changed = lock(&self.changed);
+        changed.floor > since || changed.turns.get(&key.bits()).is_some_and(|&turn| turn > since)
     }
 
     /// Forgets what is stored under a key, and what is being fetched for it.
     pub(super) fn invalidate(&self, key: Key) {
         {
             let mut changed = lock(&self.changed);
-            changed.insert(key.bits(), self.turn.fetch_add(1, Ordering::Relaxed));
-            if changed.len() >= MAX_CHANGES {
-                let oldest = lock(&self.running).keys().next().copied().unwrap_or(Turn::MAX);
-                changed.retain(|_, turn| *turn > oldest);
+            let turn = self.turn.fetch_add(1, Ordering::Relaxed);
+            changed.turns.insert(key.bits(), turn);
+            if changed.turns.len() >= MAX_CHANGES {
+                changed.turns.clear();
+                changed.floor = turn;
             }
         }
         self.remove(key);
+    }
+
+    /// Whether any tag was purged after a fetch began.
+    pub(super) fn has_struck_tags(&self, since: Epoch) -> bool {
+        self.epoch.load(Ordering::Acquire) > since && self.rules.load().last_tag > since
+    }
+
+    /// How many purges, beside the one of everything, have not been swept yet.
+    pub(super) fn rules_in_force(&self) -> usize {
+        self.rules.load().len()
     }
 
     /// Whether a purge, hard or soft, has struck what a fetch is bringing.
@@ -255,10 +290,23 @@ impl Store {
                 let since = older.checked.load(Ordering::Relaxed);
                 struck(&older.tags, since) || struck(&stored.tags, since)
             });
-            if struck(&stored.tags, begun.epoch) || revived || self.has_changed(key, begun) {
+            if struck(&stored.tags, begun.epoch) || revived || self.has_changed(key, begun.turn) {
                 return Op::Nop;
             }
             let known = known.map(moka::Entry::into_value);
+            // What was asked for later is newer; and a confirmation is about what it has confirmed.
+            let replaced = match known.as_deref() {
+                Some(Entry::Object(object)) => object.variants.iter().find(|other| other.varies == stored.varies),
+                _ => None,
+            };
+            let is_late = match (replaced, confirmed) {
+                (Some(replaced), Some(older)) => replaced.turn != older.turn,
+                (Some(replaced), None) => stored.is_older_than(replaced),
+                (None, _) => false,
+            };
+            if is_late {
+                return Op::Nop;
+            }
             let object = match known.as_deref() {
                 Some(Entry::Object(object)) => object.with(stored, |other| !self.is_gone(uri, other)),
                 _ => Object { uri: uri.into(), variants: SmallVec::from_iter([stored]) },
@@ -300,7 +348,7 @@ impl Store {
         let known = self.rules.load();
         let rules = match known.len() < MAX_RULES {
             true => known.with(purge, soft),
-            // Too many to look through, and to keep: rather too much goes than too little.
+            // An operator's; too many to look through, and to keep: rather too much goes than too little.
             false => known.with(&Purge::All, soft),
         };
         let epoch = rules.epoch;
@@ -323,11 +371,14 @@ impl Store {
         }
         self.table.run_pending_tasks();
         if is_last {
+            // Those of the sweep before: whoever found something just before it was removed has looked
+            // at the rules by now.
+            let done = self.swept.swap(epoch, Ordering::Relaxed);
             let _one = lock(&self.changing);
-            let rules = self.rules.load().after(epoch);
+            let rules = self.rules.load().after(done);
             self.rules.store(Arc::new(rules));
         }
-        !is_last || self.rules.load().len() > 0
+        self.rules.load().len() > 0
     }
 
     fn drop_gone_variants(&self, key: u128) {

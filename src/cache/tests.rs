@@ -242,7 +242,7 @@ fn what_is_kept_beside_a_response_is_small() {
         policy::Timing { asked: 0, came: 0, came_at: 0 },
         &policy(),
     );
-    let stored = Stored::new(StatusCode::OK, HeaderMap::new(), terms.unwrap(), &HeaderMap::new(), 0, 0);
+    let stored = Stored::new(StatusCode::OK, HeaderMap::new(), terms.unwrap(), &HeaderMap::new(), 0, (0, 0));
     assert!(std::mem::size_of_val(&stored) <= 144, "{}", std::mem::size_of_val(&stored));
     assert!(std::mem::size_of::<object::Entry>() <= 176, "{}", std::mem::size_of::<object::Entry>());
 }

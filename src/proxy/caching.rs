@@ -92,7 +92,7 @@ pub(super) fn begin(
             Reuse::WhileValidating => {
                 note(forward, rules, CacheResult::Stale);
                 let answer = asking.serve(&held, CacheStatus::Hit { ttl: held.ttl(now) });
-                if !is_private && !held.is_pausing(now) {
+                if !is_private && !held.is_pausing(now) && !directives.no_store {
                     let order = order(rules, target, &head.method, fields);
                     if let Ok(miss) = miss(forward, caching, order, head, body, Forwarded::Stale) {
                         miss.validate_in_background();

@@ -397,14 +397,14 @@ impl Change {
                     && response.status() == StatusCode::OK
                     && self.is_own(response.headers(), query.as_deref())
                     && !cache.is_beaten(&self.order, response.headers(), &begun);
-                // What began before the change would be struck by it.
-                drop(begun);
                 if changed {
                     self.forget(&engine, response.headers());
                 }
-                match may_serve_reads {
+                // What began before the change would be struck by it; a purge may have come meanwhile.
+                let after = cache.begin();
+                match may_serve_reads && !(self.is_by_uri && cache.is_purged(&self.order, response.headers(), &begun)) {
                     true => {
-                        let (led, arriving) = cache.adopt::<_, Problem>(&self.order, response, asked, cache.begin());
+                        let (led, arriving) = cache.adopt::<_, Problem>(&self.order, response, asked, after);
                         if let Some(arriving) = arriving {
                             receive(Arc::clone(&cache), Rc::clone(&self.order), arriving);
                         }

@@ -212,6 +212,7 @@ fn a_change_beats_the_fetch_that_began_before_it() {
     early.send("GET / HTTP/1.1\r\nhost: example.com\r\n\r\n");
     origin.wait_for(1);
     assert_eq!(proxy.send("PUT", "/", "content-length: 0").status, 204);
+    assert_eq!(proxy.get("/").text(), "new", "whoever comes after the change does not wait for what is older");
     gate.open();
     assert_eq!(early.answer().text(), "old");
     assert_eq!(proxy.get("/").text(), "new");
@@ -324,4 +325,55 @@ fn a_head_of_nothing_has_no_length() {
     let proxy = origin.cached("");
     warm(&proxy, "/");
     assert_eq!(proxy.send("HEAD", "/", "").field("content-length"), None);
+}
+
+#[test]
+fn a_late_older_response_does_not_replace_a_newer_one() {
+    let gate = Barrier::default();
+    let open = gate.clone();
+    let origin = Origin::start(move |ask, peer| {
+        if ask.number == 0 {
+            open.wait();
+        }
+        peer.reply(200, "cache-control: max-age=60", &format!("#{}", ask.number));
+    });
+    let proxy = origin.cached("lock_timeout: 100ms");
+    let mut early = proxy.connect();
+    early.send("GET / HTTP/1.1\r\nhost: example.com\r\n\r\n");
+    origin.wait_for(1);
+    assert_eq!(proxy.get("/").text(), "#1");
+    eventually("a hit", || hits(&proxy, "/", ""));
+    gate.open();
+    assert_eq!(early.answer().text(), "#0");
+    eventually("the end of the fetch", || proxy.metric("ringway_requests_in_flight") == 0.0);
+    assert_eq!(proxy.get("/").text(), "#1");
+}
+
+#[test]
+fn what_a_validation_tells_one_caller_is_not_told_to_all() {
+    let origin = Origin::start(|ask, peer| match (ask.field("if-none-match"), ask.field("authorization")) {
+        (None, _) => peer.reply(200, "cache-control: max-age=1 | etag: \"e\"", "body"),
+        (Some(_), Some(who)) => {
+            peer.reply(304, &format!("cache-control: max-age=60 | etag: \"e\" | x-user: {who}"), "")
+        }
+        (Some(_), None) => peer.reply(304, "cache-control: max-age=60 | etag: \"e\"", ""),
+    });
+    let proxy = origin.cached("");
+    proxy.get("/");
+    eventually("a validation", || proxy.get_with("/", "authorization: alice").field("x-user").is_some());
+    let other = proxy.get("/");
+    assert_eq!((other.field("x-user"), other.text().as_str()), (None, "body"));
+    assert!(other.field("cache-status").unwrap().contains("fwd-status=304"), "{other:?}");
+}
+
+#[test]
+fn many_changes_do_not_empty_the_cache() {
+    let origin = Origin::numbering("cache-control: max-age=60");
+    let proxy = origin.cached("key: { headers: [x-country] }");
+    warm(&proxy, "/kept");
+    let mut client = proxy.connect();
+    for number in 0..5_000 {
+        client.request(format!("POST /{number} HTTP/1.1\r\nhost: example.com\r\ncontent-length: 0\r\n\r\n"));
+    }
+    assert!(hits(&proxy, "/kept", ""));
 }
