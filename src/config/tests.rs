@@ -163,3 +163,27 @@ fn the_schema_knows_every_key_and_default() {
     assert_eq!(shown["limits"]["header_bytes"], "64KiB");
     assert_eq!(shown["pools"]["app"]["nodes"][0]["weight"], 1);
 }
+
+#[test]
+fn a_cache_has_all_defaults_and_says_what_makes_no_sense() {
+    let with = |cache: &str| SMALL.replace("hash_on: [uri] }", &format!("hash_on: [uri], cache: {{ {cache} }} }}"));
+    let (config, report) = parse(&with("")).unwrap();
+    assert_eq!(report.to_string(), "");
+    assert_eq!((config.settings.cache.memory.0, config.settings.cache.max_object.0), (512 << 20, 64 << 20));
+    let cache = config.settings.routes[0].cache.as_ref().unwrap();
+    assert_eq!((cache.default_ttl.as_secs(), cache.stale_if_error.as_secs(), cache.max_object.0), (0, 3600, 8 << 20));
+    assert_eq!((cache.lock_timeout.as_secs(), cache.client_directives), (5, ClientDirectives::Ignore));
+    for (cache, expected) in [
+        ("key: { ignore_query: [a], only_query: [b] }", "expected `ignore_query` or `only_query`, found both"),
+        ("key: { ignore_query: [\"a*b\"] }", "expected a parameter's name, or its beginning and `*`, found `a*b`"),
+        ("client_directives: honor", "did you mean `honour`?"),
+        ("max_object: 1", "expected a size"),
+    ] {
+        let report = errors(&with(cache));
+        assert!(report.contains(expected), "missing: {expected}\nin:\n{report}");
+    }
+    let fixed = "  - { name: fixed, path: /x, respond: { body: x }, cache: {} }\n";
+    assert!(errors(&format!("{SMALL}{fixed}")).contains("`cache` needs a `pool`"));
+    let small = format!("cache: {{ max_object: 1MiB }}\n{}", with(""));
+    assert!(parse(&small).unwrap().1.to_string().contains("stores bodies up to 1MiB"));
+}

@@ -305,3 +305,61 @@ fn memory_holds_under_a_churn_of_mixed_sizes() {
     let grown = proxy.memory().saturating_sub(before);
     assert!(grown < (memory as u64) * 3 / 2, "{} MiB more", grown >> 20);
 }
+
+#[test]
+fn status_tells_of_the_cache() {
+    let origin = Origin::numbering("cache-control: max-age=60");
+    let proxy = origin.cached("");
+    warm(&proxy, "/");
+    proxy.purge(r#"{"tag": "x"}"#);
+    let cache = proxy.admin_get("/api/status").json()["cache"].clone();
+    assert_eq!((&cache["memory"], &cache["evictions"]), (&(512 << 20).into(), &0.into()));
+    assert!(cache["bytes"].as_u64() > Some(100) && cache["entries"].as_u64() >= Some(1), "{cache}");
+    assert!(cache["requests"]["hit"].as_u64() >= Some(1) && cache["requests"]["miss"] == 1, "{cache}");
+    assert_eq!(cache["purges"]["tag"], 1);
+    let admin = format!("http://{}", proxy.admin);
+    let status = std::process::Command::new(env!("CARGO_BIN_EXE_ringway")).args(["status", "--admin", &admin]).output();
+    let said = String::from_utf8_lossy(&status.unwrap().stdout).into_owned();
+    assert!(said.contains("cache   ") && said.contains("of 512 MiB"), "{said}");
+    assert_eq!(proxy.admin_get("/api/config").json()["routes"][0]["cache"]["lock_timeout"], "5s");
+}
+
+#[test]
+fn explain_shows_the_rules_of_the_cache() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("ringway.yaml");
+    let cache = "cache: { key: { ignore_query: [\"utm_*\"], headers: [x-country] }, default_ttl: 5s } }";
+    let text = Proxy::pool(&["127.0.0.1:1".parse().unwrap()], "")
+        .replace("hash_on: [uri] }", &format!("hash_on: [uri], {cache}"));
+    std::fs::write(&file, format!("listeners: [{{ name: http, address: \"127.0.0.1:8080\" }}]\n{text}")).unwrap();
+    let explain = |arguments: &[&str]| {
+        let output = std::process::Command::new(env!("CARGO_BIN_EXE_ringway"))
+            .args(["explain", "--config"])
+            .arg(&file)
+            .args(arguments)
+            .output()
+            .unwrap();
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    let said = explain(&["GET", "http://A.example:80/x?utm_a=1&b=2", "-H", "Cookie: a=b"]);
+    for expected in [
+        "cache     http://a.example/x?b=2, field x-country, then by Vary",
+        "bodies up to 8MiB; the request's Cache-Control is ignored",
+        "fresh 5s, negative 0s, stale-while-revalidate 0s, stale-if-error 1h",
+        "has a Cookie: stored only with a freshness of its own",
+    ] {
+        assert!(said.contains(expected), "missing: {expected}\nin: {said}");
+    }
+    assert!(explain(&["POST", "http://a.example/x"]).contains("cache     not for POST; if it succeeds"));
+}
+
+#[test]
+fn the_log_tells_what_the_cache_did() {
+    let origin = Origin::numbering("cache-control: max-age=60");
+    let proxy = Proxy::start(&format!("access_log: {{ format: json }}\n{}", origin.configuration("")));
+    warm(&proxy, "/");
+    proxy.send("POST", "/other", "content-length: 0");
+    for result in ["\"cache\":\"miss\"", "\"cache\":\"hit\"", "\"cache\":\"bypass\""] {
+        eventually(result, || proxy.output().contains(result));
+    }
+}
