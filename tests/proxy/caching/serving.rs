@@ -134,7 +134,7 @@ fn a_stale_response_stands_in_for_a_node_that_fails() {
         for _ in 0..50 {
             assert_eq!(proxy.get("/").text(), "good", "{what}");
         }
-        assert!(origin.asked() <= asked + 1, "{what}: {} more", origin.asked() - asked);
+        assert!(origin.asked() <= asked + 4, "{what}: {} more", origin.asked() - asked);
     }
 }
 
