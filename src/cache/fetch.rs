@@ -9,8 +9,9 @@ use super::store::{Begun, Found, Held};
 use super::vary::{Selecting, Varies};
 use super::{Cache, PASS};
 use crate::http::date;
+use crate::http::fields::content_length;
 use bytes::Bytes;
-use http::header::{CONTENT_LENGTH, DATE};
+use http::header::DATE;
 use http::{HeaderMap, HeaderName, Response, StatusCode, response};
 use http_body::Body as HttpBody;
 use std::future::poll_fn;
@@ -198,10 +199,9 @@ impl Cache {
         begun: &Begun,
     ) -> (Stored, Fate) {
         let mut fields = held.freshened_fields(told);
-        if !told.contains_key(DATE)
-            && let Some(now) = date::format(timing.came_at)
-        {
-            fields.insert(DATE, now);
+        if !told.contains_key(DATE) {
+            // The time at which it came counts, and not that of what was stored.
+            fields.remove(DATE);
         }
         // Whose request it was decides whether the fields may be everybody's.
         let asker = Asker { is_post: false, no_store: false, ..order.asker };
@@ -381,8 +381,4 @@ fn once(timing: Timing) -> Terms {
         always_validate: true,
         never_stale: true,
     }
-}
-
-fn content_length(fields: &HeaderMap) -> Option<u64> {
-    fields.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok())
 }

@@ -7,13 +7,14 @@
 
 use super::growing::Growing;
 use super::key::Key;
+use super::lock;
 use super::object::{Shared, Stored};
 use super::purge::Epoch;
 use super::store::{Begun, Turn};
 use std::collections::HashMap;
 use std::pin::Pin;
 use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::{Context, Poll, Waker};
 
 /// Locks that fetches of different keys rarely share.
@@ -44,7 +45,6 @@ struct State {
     next: u64,
 }
 
-#[derive(Clone)]
 enum Stage {
     Fetching,
     Known(Outcome),
@@ -80,10 +80,6 @@ pub(crate) struct Lead {
     pub(crate) begun: Begun,
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 impl Fills {
     fn shard(&self, key: Key) -> MutexGuard<'_, HashMap<Key, Arc<Fill>>> {
         lock(&self.shards[(key.bits() >> 64) as usize % SHARDS])
@@ -114,11 +110,6 @@ impl Fills {
         let (epoch, turn) = (begun.epoch, begun.turn);
         let fill = Arc::new(Fill { uri: uri.to_owned(), target, epoch, turn, state });
         Lead { fills: Arc::clone(self), key, narrower: None, fill, begun }
-    }
-
-    /// Whether a key is being fetched, to some use.
-    pub(super) fn is_running(&self, key: Key, is_useless: impl FnOnce(&Fill) -> bool) -> bool {
-        self.shard(key).get(&key).is_some_and(|fill| !is_useless(fill))
     }
 }
 

@@ -1,11 +1,12 @@
 //! A body that its readers read while it arrives, each at its own pace.
 
 use super::body::Body;
+use super::lock;
 use super::object::{Shared, Stored};
 use bytes::Bytes;
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Waker};
 
 /// A body that turns out too large keeps this much for its readers. One that is alone sets the pace;
@@ -20,10 +21,6 @@ const PIECE_OVERHEAD: u64 = 64;
 
 /// The part of the store's memory that bodies may take while they arrive.
 const SHARE: u64 = 4;
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 /// A response whose body is arriving.
 pub(crate) struct Growing {
@@ -55,7 +52,6 @@ struct Flow {
     producer: Option<Waker>,
 }
 
-#[derive(Clone)]
 enum End {
     Whole,
     /// Whole, and joined; the pieces are gone.

@@ -41,10 +41,15 @@ pub(crate) use store::{Begun, Held};
 
 use fill::Fills;
 use http::HeaderMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use store::{Found, Store};
 use tokio::sync::Notify;
+
+/// Locks a mutex. What a panic left behind it is whole: nothing here changes in steps.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// How long a key whose response cannot be shared is passed without waiting for anybody.
 const PASS: Milliseconds = 10_000;
@@ -149,11 +154,6 @@ impl Cache {
     /// Leads a fetch that nobody else waits for.
     pub(crate) fn go_alone(&self, group: Group, order: &Order) -> Lead {
         self.fills.solo((order.key, &order.uri), group.key, self.store.begin())
-    }
-
-    /// Whether a fetch runs for a group.
-    pub(crate) fn is_fetching(&self, group: Group) -> bool {
-        self.fills.is_running(group.key, |fill| self.is_useless(fill))
     }
 
     /// Whether what a fetch brings is of no use to those who come now: it has been purged or changed,

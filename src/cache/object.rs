@@ -7,7 +7,8 @@ use super::policy::{self, Milliseconds, Reuse, Terms};
 use super::purge::Epoch;
 use super::store::Turn;
 use super::vary::{Selecting, Varies};
-use http::header::{AGE, CONTENT_LENGTH, DATE, ETAG, LAST_MODIFIED};
+use crate::http::fields::content_length;
+use http::header::{AGE, DATE, ETAG, LAST_MODIFIED};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use smallvec::SmallVec;
 use std::sync::Arc;
@@ -254,8 +255,7 @@ impl Stored {
             Some(told) => self.fields.get(name).as_ref() == Some(told),
             None => true,
         };
-        let length = fields.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
-        same(&ETAG) && same(&LAST_MODIFIED) && length.is_none_or(|length| length == self.body.len())
+        same(&ETAG) && same(&LAST_MODIFIED) && content_length(fields).is_none_or(|length| length == self.body.len())
     }
 
     /// The fields after a 304 or an equal HEAD: what was told replaces what was known (RFC 9111 3.2).

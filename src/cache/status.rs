@@ -48,13 +48,12 @@ pub(crate) enum CacheStatus {
         status: Option<u16>,
         stored: bool,
         collapsed: bool,
-        detail: Option<&'static str>,
     },
 }
 
 impl CacheStatus {
     pub(crate) fn forwarded(why: Forwarded) -> CacheStatus {
-        CacheStatus::Forwarded { why, status: None, stored: false, collapsed: false, detail: None }
+        CacheStatus::Forwarded { why, status: None, stored: false, collapsed: false }
     }
 
     /// The field's value.
@@ -66,7 +65,7 @@ impl CacheStatus {
             CacheStatus::Hit { ttl } => write!(rest, "ringway; hit; ttl={ttl}"),
             CacheStatus::StandIn { ttl } => write!(rest, "ringway; hit; ttl={ttl}; detail=stale-if-error"),
             CacheStatus::Refused => write!(rest, "ringway; detail=only-if-cached"),
-            CacheStatus::Forwarded { why, status, stored, collapsed, detail } => {
+            CacheStatus::Forwarded { why, status, stored, collapsed } => {
                 let _ = write!(rest, "ringway; fwd={}", why.token());
                 if let Some(status) = status {
                     let _ = write!(rest, "; fwd-status={status}");
@@ -74,13 +73,7 @@ impl CacheStatus {
                 if stored {
                     let _ = write!(rest, "; stored");
                 }
-                if collapsed {
-                    let _ = write!(rest, "; collapsed");
-                }
-                match detail {
-                    Some(detail) => write!(rest, "; detail={detail}"),
-                    None => Ok(()),
-                }
+                if collapsed { write!(rest, "; collapsed") } else { Ok(()) }
             }
         };
         let left = rest.len();
@@ -101,14 +94,8 @@ mod tests {
             (CacheStatus::Refused, "ringway; detail=only-if-cached"),
             (CacheStatus::forwarded(Forwarded::UriMiss), "ringway; fwd=uri-miss"),
             (
-                CacheStatus::Forwarded {
-                    why: Forwarded::Stale,
-                    status: Some(304),
-                    stored: true,
-                    collapsed: true,
-                    detail: Some("x"),
-                },
-                "ringway; fwd=stale; fwd-status=304; stored; collapsed; detail=x",
+                CacheStatus::Forwarded { why: Forwarded::Stale, status: Some(304), stored: true, collapsed: true },
+                "ringway; fwd=stale; fwd-status=304; stored; collapsed",
             ),
         ] {
             let value = status.to_value();

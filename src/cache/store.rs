@@ -1,6 +1,7 @@
 //! The table of stored responses, weighed by the memory that they take.
 
 use super::key::Key;
+use super::lock;
 use super::object::{Entry, Marker, Object, Shared, Stored};
 use super::policy::Milliseconds;
 use super::purge::{Epoch, Purge, Rules, Verdict};
@@ -14,7 +15,7 @@ use smallvec::SmallVec;
 use std::collections::{BTreeMap, HashMap};
 use std::hash::{BuildHasher, Hasher};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 /// So much may be added before the table is asked to make room.
 const SLACK: u64 = 1 << 20;
@@ -22,7 +23,7 @@ const SLACK: u64 = 1 << 20;
 /// So many rules are looked through; more become one for everything.
 const MAX_RULES: usize = 4096;
 
-/// So many changed keys are remembered before those are dropped that nobody needs.
+/// So many changed keys are remembered each; with more, everything counts as changed.
 const MAX_CHANGES: usize = 1 << 16;
 
 /// The part of `memory` that is left for what the table has not looked at yet.
@@ -154,10 +155,6 @@ impl Drop for Begun {
     fn drop(&mut self) {
         lock(&self.store.running).remove(&self.turn);
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Store {

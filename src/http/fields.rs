@@ -1,6 +1,6 @@
 //! Rules for fields on their way through an intermediary (RFC 9110 7.6.1).
 
-use http::header::{CONNECTION, TE, TRAILER, TRANSFER_ENCODING, UPGRADE};
+use http::header::{CONNECTION, CONTENT_LENGTH, TE, TRAILER, TRANSFER_ENCODING, UPGRADE};
 use http::{HeaderMap, HeaderName, HeaderValue};
 
 pub(crate) const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
@@ -141,6 +141,11 @@ pub(crate) fn list_has(value: &HeaderValue, member: &str) -> bool {
         let name = item.split(|&byte| byte == b';').next().unwrap_or_default();
         name.trim_ascii().eq_ignore_ascii_case(member.as_bytes())
     })
+}
+
+/// The length that a message announces, where it is a number.
+pub(crate) fn content_length(fields: &HeaderMap) -> Option<u64> {
+    fields.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
 
 /// How a message's transfer codings are to be understood.

@@ -10,7 +10,7 @@ use super::forward::{Forward, bad_connection_option};
 use super::route::Query;
 use super::serving::Asking;
 use super::snapshot::{CacheResult, CacheRules, Route, Snapshot};
-use crate::cache::{Asker, CacheStatus, Forwarded, Known, Order, RequestDirectives, Reuse, Target};
+use crate::cache::{Asker, CacheStatus, Forwarded, Joined, Key, Known, Order, RequestDirectives, Reuse, Target};
 use crate::http::fields::CACHE_STATUS;
 use crate::http::problem::Problem;
 use crate::http::{fields, target};
@@ -65,7 +65,7 @@ pub(super) fn begin(
     let rest = fields::without_named(&head.headers).map_err(|forbidden| bad_connection_option(&forbidden))?;
     let fields = rest.as_ref().unwrap_or(&head.headers);
     if !is_read(&head.method) {
-        let order = order(rules, target, &head.method, fields);
+        let order = order(rules, rules.key.key(target, fields), target, &head.method, fields);
         let place = Place {
             scheme,
             host: forward.form.host.to_string(),
@@ -93,9 +93,12 @@ pub(super) fn begin(
                 note(forward, rules, CacheResult::Stale);
                 let answer = asking.serve(&held, CacheStatus::Hit { ttl: held.ttl(now) });
                 if !is_private && !held.is_pausing(now) && !directives.no_store {
-                    let order = order(rules, target, &head.method, fields);
-                    if let Ok(miss) = miss(forward, caching, order, head, body, Forwarded::Stale) {
-                        miss.validate_in_background();
+                    let order = order(rules, key, target, &head.method, fields);
+                    // One validation at a time is enough.
+                    if let Joined::Lead(lead) = engine.cache.join(engine.cache.group(&order), &order)
+                        && let Ok(miss) = miss(forward, caching, order, head, body, Forwarded::Stale)
+                    {
+                        miss.validate_in_background(lead);
                     }
                 }
                 return Ok(Begun::Answer(answer));
@@ -122,7 +125,7 @@ pub(super) fn begin(
         journey.cache_status = Some(CacheStatus::forwarded(Forwarded::Bypass));
         return Ok(Begun::Forward(journey));
     }
-    let order = order(rules, target, &head.method, fields);
+    let order = order(rules, key, target, &head.method, fields);
     let miss = miss(forward, caching, order, head, body, why)?;
     Ok(Begun::Cached(Box::pin(miss.answer())))
 }
@@ -132,9 +135,9 @@ fn note(forward: &Forward<'_>, rules: &CacheRules, result: CacheResult) {
     forward.exchange.cached(result.label());
 }
 
-fn order(rules: &CacheRules, target: Target<'_>, method: &Method, fields: &HeaderMap) -> Order {
+fn order(rules: &CacheRules, key: Key, target: Target<'_>, method: &Method, fields: &HeaderMap) -> Order {
     Order {
-        key: rules.key.key(target, fields),
+        key,
         uri: rules.key.uri(target),
         request: fields.clone(),
         asker: Asker {

@@ -158,7 +158,7 @@ impl Miss {
                     match growing.read() {
                         Some(reader) => {
                             self.note(CacheResult::Collapsed);
-                            return self.asking().serve_arriving(reader, None, self.status(false, true, None));
+                            return self.asking().serve_arriving(reader, None, Some(self.status(false, true, None)));
                         }
                         None => return self.pass(group).await,
                     }
@@ -181,24 +181,27 @@ impl Miss {
     /// Fetches for all who want the same, in a task of its own: it ends well even if this client leaves.
     async fn lead(&self, lead: Lead) -> Response<ResponseBody> {
         let (tell, told) = oneshot::channel();
-        let cache = Arc::clone(self.cache());
-        let order = Rc::clone(&self.order);
-        let must_ask = self.why == Forwarded::Request;
-        let mut nodes = self.nodes(None);
-        tokio::task::spawn_local(async move {
-            let (led, arriving) = cache.fetch(lead, &order, &mut nodes, must_ask).await;
-            // The exchange is the client's own from here on.
-            drop(nodes);
-            // Nobody may be there to hear it any more.
-            let _ = tell.send(led);
-            if let Some(arriving) = arriving {
-                cache.receive(&order, arriving).await;
-            }
-        });
+        // Nobody may be there to hear it any more.
+        self.fetch_in_a_task(lead, self.nodes(None), |led| drop(tell.send(led)));
         match told.await {
             Ok(led) => self.respond(led, false).await,
             Err(_) => self.problem(&stopped()),
         }
+    }
+
+    /// Fetches to the end of the body, whoever is still there; `tell` hears what the leader gets.
+    fn fetch_in_a_task(&self, lead: Lead, mut nodes: Nodes, tell: impl FnOnce(Led<AnswerBody, Problem>) + 'static) {
+        let (cache, order) = (Arc::clone(self.cache()), Rc::clone(&self.order));
+        let must_ask = self.why == Forwarded::Request;
+        tokio::task::spawn_local(async move {
+            let (led, arriving) = cache.fetch(lead, &order, &mut nodes, must_ask).await;
+            // The exchange is the client's own from here on.
+            drop(nodes);
+            tell(led);
+            if let Some(arriving) = arriving {
+                cache.receive(&order, arriving).await;
+            }
+        });
     }
 
     /// Asks the nodes for this request alone.
@@ -249,30 +252,11 @@ impl Miss {
         }
     }
 
-    /// Validates what is stored, while the client has it already. One validation at a time is enough.
-    pub(super) fn validate_in_background(self) {
-        let group = self.cache().group(&self.order);
-        if self.cache().is_fetching(group) {
-            return;
-        }
-        let Joined::Lead(lead) = self.cache().join(group, &self.order) else { return };
-        let cache = Arc::clone(self.cache());
-        let head = {
-            let mut head = Request::new(()).into_parts().0;
-            head.method = Method::GET;
-            head
-        };
+    /// Validates what is stored, while the client has it already.
+    pub(super) fn validate_in_background(&self, lead: Lead) {
+        let head = Request::new(()).into_parts().0;
         let exchange = Exchange::background(&self.journey.engine.ledger, &self.journey.client, &head);
-        let mut nodes = self.nodes(Some(exchange));
-        let order = Rc::clone(&self.order);
-        drop(self);
-        tokio::task::spawn_local(async move {
-            let (_, arriving) = cache.fetch(lead, &order, &mut nodes, false).await;
-            drop(nodes);
-            if let Some(arriving) = arriving {
-                cache.receive(&order, arriving).await;
-            }
-        });
+        self.fetch_in_a_task(lead, self.nodes(Some(exchange)), drop);
     }
 
     fn nodes(&self, background: Option<Rc<Exchange>>) -> Nodes {
@@ -297,7 +281,7 @@ impl Miss {
             }
             Led::Growing(reader, own) => {
                 self.note(CacheResult::Miss);
-                self.asking().serve_arriving(reader, Some(own), self.status(true, false, None))
+                self.asking().serve_arriving(reader, Some(own), Some(self.status(true, false, None)))
             }
             Led::Confirmed { stored, asked } => self.stored(&stored, asked, false),
             Led::StandIn(stored) => self.stand_in(&stored),
@@ -349,7 +333,7 @@ impl Miss {
     }
 
     fn status(&self, stored: bool, collapsed: bool, status: Option<u16>) -> CacheStatus {
-        CacheStatus::Forwarded { why: self.why, status, stored, collapsed, detail: None }
+        CacheStatus::Forwarded { why: self.why, status, stored, collapsed }
     }
 
     fn note(&self, result: CacheResult) {
@@ -433,9 +417,7 @@ impl Change {
                     exchange: &journey.exchange,
                     now,
                 };
-                let mut response = asking.serve_arriving(reader, Some(own), CacheStatus::forwarded(Forwarded::Method));
-                response.headers_mut().remove(CACHE_STATUS);
-                response
+                asking.serve_arriving(reader, Some(own), None)
             }
             Led::Private(response) => journey.for_client(response),
             Led::Confirmed { .. } | Led::StandIn(_) | Led::Failed(_) => {

@@ -1,6 +1,6 @@
 //! A request's one form: what it asks for, read once and strictly, or why it is refused.
 
-use crate::http::fields::{TransferCoding, transfer_coding};
+use crate::http::fields::{self, TransferCoding, transfer_coding};
 use crate::http::problem::Problem;
 use crate::http::target::{BadTarget, normalize_path, parse_authority};
 use http::header::{CONTENT_LENGTH, EXPECT, HOST, TRANSFER_ENCODING};
@@ -147,12 +147,11 @@ fn content_length(fields: &HeaderMap) -> Result<Option<u64>, Problem> {
     if fields.contains_key(TRANSFER_ENCODING) {
         return Ok(None);
     }
-    match fields.get(CONTENT_LENGTH) {
-        None => Ok(None),
-        Some(value) => match value.to_str().ok().and_then(|text| text.parse().ok()) {
-            Some(length) => Ok(Some(length)),
-            None => Err(Problem::bad_request("bad-content-length", "the Content-Length is not a number")),
-        },
+    match fields::content_length(fields) {
+        None if fields.contains_key(CONTENT_LENGTH) => {
+            Err(Problem::bad_request("bad-content-length", "the Content-Length is not a number"))
+        }
+        length => Ok(length),
     }
 }
 

@@ -24,7 +24,7 @@ pub(super) struct Asking<'a> {
 impl Asking<'_> {
     /// A stored response.
     pub(super) fn serve(&self, stored: &Stored, status: CacheStatus) -> Response<ResponseBody> {
-        let mut head = stored.head(self.now);
+        let (mut head, status) = (stored.head(self.now), Some(status));
         if is_unmodified(stored, self.fields) {
             return self.not_modified(head, status);
         }
@@ -42,12 +42,13 @@ impl Asking<'_> {
     }
 
     /// A response whose body is still arriving. Several ranges at once are not made of it; such a
-    /// client gets the whole. `own` are the fields for the client that had it fetched.
+    /// client gets the whole. `own` are the fields for the client that had it fetched; without a status
+    /// somebody else tells it.
     pub(super) fn serve_arriving(
         &self,
         reader: GrowingReader,
         own: Option<HeaderMap>,
-        status: CacheStatus,
+        status: Option<CacheStatus>,
     ) -> Response<ResponseBody> {
         let growing = reader.growing();
         let (stored, length) = (growing.head.clone(), growing.length);
@@ -131,7 +132,7 @@ impl Asking<'_> {
         ResponseBody::parts(Reader::of(body, parts), self.exchange)
     }
 
-    fn not_modified(&self, mut head: HeaderMap, status: CacheStatus) -> Response<ResponseBody> {
+    fn not_modified(&self, mut head: HeaderMap, status: Option<CacheStatus>) -> Response<ResponseBody> {
         for name in NOT_IN_304 {
             head.remove(name);
         }
@@ -143,10 +144,12 @@ impl Asking<'_> {
         code: StatusCode,
         mut head: HeaderMap,
         body: ResponseBody,
-        status: CacheStatus,
+        status: Option<CacheStatus>,
     ) -> Response<ResponseBody> {
         self.route.response_fields.apply(&mut head);
-        head.append(CACHE_STATUS, status.to_value());
+        if let Some(status) = status {
+            head.append(CACHE_STATUS, status.to_value());
+        }
         let mut response = Response::new(body);
         *response.status_mut() = code;
         *response.headers_mut() = head;
