@@ -139,6 +139,37 @@ fn a_stale_response_stands_in_for_a_node_that_fails() {
 }
 
 #[test]
+fn a_stale_response_stands_in_for_a_node_that_is_silent_or_gone() {
+    let gate = Barrier::default();
+    let open = gate.clone();
+    let origin = Origin::start(move |ask, peer| match ask.number {
+        0 => {
+            peer.reply(200, "cache-control: max-age=1 | etag: \"e\" | connection: close", "good");
+            peer.hang_up();
+        }
+        _ => {
+            open.wait();
+            peer.hang_up();
+        }
+    });
+    let text = origin.configuration("").replace("    nodes:", "    timeouts: { first_byte: 200ms }\n    nodes:");
+    let proxy = Proxy::start(&text);
+    let stands_in = || {
+        let answer = proxy.get("/");
+        assert_eq!((answer.status, answer.text().as_str()), (200, "good"));
+        answer.field("cache-status").unwrap().contains("detail=stale-if-error")
+    };
+    proxy.get("/");
+    eventually("a stand-in for a node that times out", stands_in);
+    gate.open();
+    let address = origin.address();
+    drop(origin);
+    eventually("the end of the node", || std::net::TcpStream::connect(address).is_err());
+    let refused = "ringway_upstream_requests_total{node=\"n0\",outcome=\"connection_refused\",pool=\"app\"}";
+    eventually("a stand-in for a node that refuses", || stands_in() && proxy.metric(refused) >= 1.0);
+}
+
+#[test]
 fn nothing_stands_in_where_it_is_forbidden() {
     for said in
         ["max-age=1, must-revalidate", "max-age=1, proxy-revalidate", "s-maxage=1", "max-age=1, stale-if-error=0"]
@@ -272,6 +303,19 @@ fn the_contents_survive_a_reload() {
     eventually("the reload", || proxy.admin_get("/api/config").text().contains("\"default_ttl\": \"5s\""));
     assert!(proxy.get("/").field("age").is_some());
     assert_eq!(origin.asked(), 1);
+}
+
+#[test]
+fn another_size_of_memory_waits_for_a_restart() {
+    let origin = Origin::numbering("cache-control: max-age=60");
+    let proxy = origin.cached("");
+    warm(&proxy, "/");
+    let file = proxy.folder().join("ringway.yaml");
+    let text = std::fs::read_to_string(&file).unwrap();
+    std::fs::write(&file, format!("cache: {{ memory: 1GiB }}\n{text}")).unwrap();
+    let wanted = serde_json::json!(["cache.memory"]);
+    eventually("the reload", || proxy.admin_get("/api/status").json()["last_reload"]["needs_restart"] == wanted);
+    assert!(proxy.get("/").field("age").is_some());
 }
 
 #[test]
