@@ -7,6 +7,7 @@
 //! - `server`: sockets to requests: listeners, the wire, HTTP/1, limits, workers, drain.
 //! - `proxy`: the request's way, a file a step.
 //! - `cache`: stored responses, fetches that many share, purges.
+//! - `idempotency`: requests that run once; records, stores, one run.
 //! - `upstream`: a pool's nodes, connections to them, one attempt at one of them.
 //! - [`ring`]: the consistent-hash ring, pure data.
 //! - `admin`: the admin listener. `control`: the handle on a running proxy that it holds.
@@ -20,6 +21,7 @@ pub mod cli;
 pub mod config;
 mod control;
 mod http;
+mod idempotency;
 mod io;
 mod proxy;
 pub mod ring;

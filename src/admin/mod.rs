@@ -49,8 +49,8 @@ pub(crate) async fn serve(listener: TcpListener, control: Arc<dyn Control>, reac
     let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     loop {
         let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
-        let stream = match listener.accept().await {
-            Ok((stream, _)) => stream,
+        let (stream, peer) = match listener.accept().await {
+            Ok(accepted) => accepted,
             Err(error) => {
                 tracing::warn!(%error, "cannot accept a connection to the admin listener");
                 tokio::time::sleep(Duration::from_millis(50)).await;
@@ -61,7 +61,7 @@ pub(crate) async fn serve(listener: TcpListener, control: Arc<dyn Control>, reac
         tokio::spawn(async move {
             let service = service_fn(move |request| {
                 let control = Arc::clone(&control);
-                async move { Ok::<_, Infallible>(answer(&*control, reach, request).await) }
+                async move { Ok::<_, Infallible>(answer(&*control, reach, request, peer).await) }
             });
             let served = Builder::new()
                 .timer(TokioTimer::new())
@@ -76,7 +76,12 @@ pub(crate) async fn serve(listener: TcpListener, control: Arc<dyn Control>, reac
     }
 }
 
-async fn answer(control: &dyn Control, reach: Reach, request: Request<Incoming>) -> Response<Full<Bytes>> {
+async fn answer(
+    control: &dyn Control,
+    reach: Reach,
+    request: Request<Incoming>,
+    peer: SocketAddr,
+) -> Response<Full<Bytes>> {
     let path = request.uri().path();
     let is_probe = matches!(path, "/livez" | "/readyz");
     let allowed = match reach {
@@ -85,7 +90,7 @@ async fn answer(control: &dyn Control, reach: Reach, request: Request<Incoming>)
         Reach::Everything => control.access().check(request.headers(), is_probe),
     };
     let answered = match allowed {
-        Ok(()) => routes::answer(control, request).await,
+        Ok(()) => routes::answer(control, request, peer).await,
         Err(problem) => Err(problem),
     };
     answered.unwrap_or_else(|problem| {

@@ -1,7 +1,7 @@
 //! The admin API's paths.
 
 use crate::config::NodeState;
-use crate::control::{Control, PurgeOrder, PurgeTarget};
+use crate::control::{Control, PurgeOrder, PurgeTarget, Release};
 use crate::http::problem::Problem;
 use bytes::Bytes;
 use http::header::{CACHE_CONTROL, CONTENT_TYPE};
@@ -9,6 +9,7 @@ use http::{HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
 use serde_json::{Value as Json, json};
+use std::net::SocketAddr;
 
 /// The largest body of a request here.
 const MAX_BODY: usize = 64 << 10;
@@ -16,17 +17,19 @@ const MAX_BODY: usize = 64 << 10;
 pub(super) async fn answer(
     control: &dyn Control,
     mut request: Request<Incoming>,
+    peer: SocketAddr,
 ) -> Result<Response<Full<Bytes>>, Problem> {
     let path = request.uri().path().to_owned();
     let segments: Vec<&str> = path.split('/').skip(1).collect();
     match *request.method() {
-        Method::GET | Method::HEAD => read(control, &request, &segments),
+        Method::GET | Method::HEAD => read(control, &request, &segments).await,
         Method::POST => change(control, &segments, request.body_mut()).await,
-        _ => Err(wrong_method("GET, HEAD, POST")),
+        Method::DELETE => remove(control, &segments, peer).await,
+        _ => Err(wrong_method("GET, HEAD, POST, DELETE")),
     }
 }
 
-fn read(
+async fn read(
     control: &dyn Control,
     request: &Request<Incoming>,
     segments: &[&str],
@@ -44,11 +47,13 @@ fn read(
         ["api", "pools"] => Ok(as_json(&control.pools())),
         ["api", "pools", pool, "ring"] => match parameter(request, "key") {
             Some(key) => control.owners(pool, &key).map(|owners| as_json(&owners)).ok_or_else(not_found),
-            None => {
-                let detail = "give the key as `?key=KEY`";
-                Err(Problem::new(StatusCode::BAD_REQUEST, "missing-key", "http_request_error", detail))
-            }
+            None => Err(missing_key()),
         },
+        ["api", "idempotency"] => match parameter(request, "key") {
+            Some(key) => control.idempotency(&key).await.map(|found| as_json(&found)).map_err(store_failed),
+            None => Err(missing_key()),
+        },
+        ["api", "idempotency", _] => Err(wrong_method("DELETE")),
         ["api", "reload" | "drain"]
         | ["api", "cache", "purge"]
         | ["api", "pools", _, "nodes", _, "up" | "drain" | "down"] => Err(wrong_method("POST")),
@@ -89,6 +94,31 @@ async fn change(
         }
         _ => Err(not_found()),
     }
+}
+
+async fn remove(control: &dyn Control, segments: &[&str], peer: SocketAddr) -> Result<Response<Full<Bytes>>, Problem> {
+    let ["api", "idempotency", id] = *segments else { return Err(not_found()) };
+    match control.release(id, peer).await.map_err(store_failed)? {
+        Release::Released => Ok(as_json(&json!({ "result": "success", "id": id, "detail": "released" }))),
+        Release::Running => {
+            let detail = "a proxy still works on this request; what it comes to will be known";
+            Err(Problem::new(StatusCode::CONFLICT, "record-running", "http_request_denied", detail))
+        }
+        Release::Absent => {
+            let detail = format!("there is no record `{id}`; see `/api/idempotency?key=KEY`");
+            Err(Problem::new(StatusCode::NOT_FOUND, "no-such-record", "destination_not_found", detail))
+        }
+    }
+}
+
+fn missing_key() -> Problem {
+    let detail = "give the key as `?key=KEY`";
+    Problem::new(StatusCode::BAD_REQUEST, "missing-key", "http_request_error", detail)
+}
+
+fn store_failed(error: String) -> Problem {
+    let detail = format!("the idempotency store does not work: {error}");
+    Problem::new(StatusCode::SERVICE_UNAVAILABLE, "store-unavailable", "proxy_internal_error", detail)
 }
 
 /// The whole of a small body.

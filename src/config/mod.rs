@@ -14,7 +14,8 @@ pub(crate) mod values;
 pub use diagnostics::Report;
 pub(crate) use model::{
     AffinityCookie, AffinityMode, CacheKey, ClientDirectives, FieldRules, Limits, Listener, LogFormat, NodeState,
-    OnGone, Pool, PoolConnections, Route, RouteCache, Settings, Timeouts,
+    OnConcurrent, OnGone, OnStoreFailure, OnUnknown, Pool, PoolConnections, Route, RouteCache, RouteIdempotency,
+    Settings, StoreKind, Timeouts,
 };
 
 use diagnostics::Diagnostics;

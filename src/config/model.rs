@@ -26,6 +26,8 @@ settings! {
         access_log: AccessLog = block;
         /// What the responses kept by all routes that cache may take.
         cache: Cache = block;
+        /// Where the results of requests with an `Idempotency-Key` are kept; opened only if a route uses it.
+        idempotency_store: IdempotencyStore = block;
         /// The nodes to forward to, by the name of their pool.
         pools: Named<Pool> = absent;
         /// What happens with a request; the first route that matches wins.
@@ -74,6 +76,8 @@ settings! {
         headers: u32 = "100" within "1" to "10000";
         /// The size of a request's body; a larger one is answered 413.
         request_body: Size = "64MiB";
+        /// What the whole process holds back of bodies; over it, requests that must be held get 503.
+        buffered_bytes: Size = "1GiB" within "1MiB" to "1024GiB";
         /// For the whole head of a request, from its first byte.
         header_timeout: Duration = "10s" within "1ms" to "1h";
         /// Between two pieces of a request's body.
@@ -118,6 +122,26 @@ settings! {
         memory: Size = "512MiB" within "1MiB" to "1024GiB";
         /// The largest body that any route stores; larger ones stream through.
         max_object: Size = "64MiB" within "1KiB" to "1GiB";
+    }
+}
+
+choices! {
+    /// What keeps the results.
+    StoreKind {
+        /// A file, which survives restarts and crashes.
+        Sqlite = "sqlite",
+        /// The memory of the process: a restart forgets everything.
+        Memory = "memory",
+    }
+}
+
+settings! {
+    /// Where the results of requests with an `Idempotency-Key` are kept.
+    IdempotencyStore {
+        /// `sqlite` (a file, durable) or `memory` (forgets on restart, and runs again). A change needs a restart.
+        kind: StoreKind = "sqlite";
+        /// The file of `sqlite`, on a local file system; its folder is made where there is none. A change needs a restart.
+        path: String = "data/idempotency.db";
     }
 }
 
@@ -230,8 +254,72 @@ settings! {
         response_headers: FieldRules = block;
         /// Taken away from the path before it is forwarded, in whole segments.
         strip_prefix: Option<Spanned<RoutePath>> = absent;
+        /// Runs a request with an `Idempotency-Key` once, and replays its result. Off without the block; `idempotency: {}` takes every default.
+        idempotency: Option<RouteIdempotency> = absent;
         /// Stores responses and answers from them (RFC 9111). Off without the block; `cache: {}` takes every default.
         cache: Option<RouteCache> = absent;
+    }
+}
+
+choices! {
+    /// What a repetition gets while the first request still runs.
+    OnConcurrent {
+        /// 409 at once.
+        Reject = "reject",
+        /// The result, if it is there within `wait`; else 409.
+        Wait = "wait",
+    }
+}
+
+choices! {
+    /// What happens with a request that may have run, and whose result nobody knows.
+    OnUnknown {
+        /// 409 until the record expires or an operator releases it: never a second run.
+        Reject = "reject",
+        /// It is forwarded again, with the same key: for nodes that know the key themselves.
+        Retry = "retry",
+    }
+}
+
+choices! {
+    /// What happens with a request while the store is out of order.
+    OnStoreFailure {
+        /// 503, and nothing is forwarded.
+        Reject = "reject",
+        /// It is forwarded without protection, and counted.
+        Forward = "forward",
+    }
+}
+
+settings! {
+    /// How a route runs requests with an `Idempotency-Key` once.
+    RouteIdempotency {
+        /// A part of each record's identity: routes with equal namespaces share their records.
+        namespace: Spanned<String> = "default";
+        /// The methods that it is for.
+        methods: Vec<Method> = "[POST, PATCH]";
+        /// Whether a request without a key is refused (400); else it is forwarded without protection.
+        required: bool = "false";
+        /// How long a result is kept and replayed.
+        ttl: Duration = "24h" within "100ms" to "365d";
+        /// How long a proxy may be silent before its running requests are taken for UNKNOWN; a proxy that died on the same machine is noticed at once.
+        lease: Duration = "10s" within "100ms" to "1h";
+        /// What tells callers apart: `header:NAME`, `cookie:NAME`, `query:NAME`, `client_ip`. A request without any of them is refused; `[]` says that all callers are one.
+        scope: Vec<HashSource> = "[header:authorization]";
+        /// `reject` (409) or `wait`, for a repetition while the first one runs.
+        on_concurrent: OnConcurrent = "reject";
+        /// How long `wait` waits.
+        wait: Duration = "10s" within "0s" to "5m";
+        /// `reject` (409) or `retry`, for a request that may have run.
+        on_unknown: OnUnknown = "reject";
+        /// `reject` (503) or `forward`, while the store is out of order.
+        on_store_failure: OnStoreFailure = "reject";
+        /// Statuses by which a node says that it did nothing: passed on, and the next request runs.
+        release_on: Vec<StatusCode> = "[425, 429]";
+        /// The largest body of a request with a key; a larger one is answered 413.
+        max_request: Size = "1MiB" within "0B" to "256MiB";
+        /// The largest body of an answer that is kept; a larger one is passed on, and its repetitions get 409.
+        max_response: Size = "1MiB" within "0B" to "256MiB";
     }
 }
 

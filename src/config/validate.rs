@@ -2,9 +2,13 @@
 
 use super::Secrets;
 use super::diagnostics::{Diagnostics, Span};
-use super::model::{AffinityCookie, AffinityMode, FieldRules, Pool, Route, RouteCache, Settings};
+use super::model::{
+    AffinityCookie, AffinityMode, FieldRules, Pool, Route, RouteCache, RouteIdempotency, Settings, StoreKind,
+};
 use super::read::{Spanned, did_you_mean};
+use super::values::HashSource;
 use crate::http::{fields, target};
+use http::Method;
 use http::header::CONTENT_LENGTH;
 use std::collections::HashMap;
 use std::path::Path;
@@ -205,6 +209,62 @@ fn validate_route(settings: &Settings, route: &Route, diagnostics: &mut Diagnost
     field_rules(&route.response_headers, diagnostics);
     if let Some(cache) = &route.cache {
         route_cache(settings, route, cache, diagnostics);
+    }
+    if let Some(idempotency) = &route.idempotency {
+        route_idempotency(settings, route, idempotency, diagnostics);
+    }
+}
+
+fn route_idempotency(settings: &Settings, route: &Route, rules: &RouteIdempotency, diagnostics: &mut Diagnostics) {
+    let (at, name) = (route.name.span, &route.name.value);
+    if route.pool.is_none() {
+        diagnostics.error(at, format!("`idempotency` needs a `pool`, which the route `{name}` does not have"));
+    }
+    let namespace = &rules.namespace;
+    if namespace.is_empty() || namespace.len() > 128 || !namespace.bytes().all(|byte| byte.is_ascii_graphic()) {
+        diagnostics.error(namespace.span, "expected a namespace of 1 to 128 visible ASCII characters");
+    }
+    let harmless = [Method::GET, Method::HEAD, Method::OPTIONS, Method::TRACE, Method::CONNECT];
+    for method in rules.methods.iter().filter(|method| harmless.contains(method)) {
+        let message =
+            format!("expected methods that change something under `idempotency` of the route `{name}`, found {method}");
+        diagnostics.error(at, message);
+    }
+    if rules.methods.is_empty() {
+        diagnostics.warning(at, format!("`idempotency` of the route `{name}` is for no method at all"));
+    }
+    if let Some(route_methods) = (!route.methods.is_empty()).then_some(&route.methods)
+        && !rules.methods.is_empty()
+        && !rules.methods.iter().any(|method| route_methods.contains(method))
+    {
+        let message = format!("`idempotency` of the route `{name}` is for none of the methods that the route takes");
+        diagnostics.warning(at, message);
+    }
+    for source in &rules.scope {
+        if matches!(source, HashSource::Host | HashSource::Path | HashSource::Uri) {
+            let message = format!(
+                "expected header:NAME, cookie:NAME, query:NAME or client_ip in `scope` of the route `{name}`, found {source}: it does not tell callers apart"
+            );
+            diagnostics.error(at, message);
+        }
+    }
+    if rules.scope.is_empty() {
+        let message =
+            format!("`scope: []` on the route `{name}`: all callers are one, and whoever knows a key gets its result");
+        diagnostics.warning(at, message);
+    }
+    if rules.max_request > settings.limits.request_body {
+        let message = format!(
+            "the route `{name}` takes bodies up to {}, as `limits.request_body` allows no more",
+            settings.limits.request_body
+        );
+        diagnostics.warning(at, message);
+    }
+    if settings.idempotency_store.kind == StoreKind::Memory {
+        let message = format!(
+            "the idempotency store is `memory`: a restart forgets what the route `{name}` has run, and runs it again"
+        );
+        diagnostics.warning(at, message);
     }
 }
 

@@ -2,6 +2,7 @@
 
 use crate::config::NodeState;
 use serde_json::Value as Json;
+use std::net::SocketAddr;
 use std::pin::Pin;
 
 /// What can be asked of a running proxy.
@@ -28,8 +29,25 @@ pub(crate) trait Control: Send + Sync {
     /// Strikes what the cache holds: in force for every request that comes later. Gives why the order
     /// makes no sense, where it does not.
     fn purge(&self, order: PurgeOrder) -> Result<(), String>;
+    /// The records of requests with an `Idempotency-Key`; or why the store cannot tell.
+    fn idempotency<'a>(&'a self, key: &'a str) -> Asked<'a, Json>;
+    /// Releases a record that has ended, so that the next request with its key runs; `by` is who says so.
+    fn release<'a>(&'a self, id: &'a str, by: SocketAddr) -> Asked<'a, Release>;
     /// Begins to drain, as SIGTERM does.
     fn drain(&self);
+}
+
+/// What is asked of a store that may fail.
+pub(crate) type Asked<'a, T> = Pin<Box<dyn Future<Output = Result<T, String>> + Send + 'a>>;
+
+/// What became of a release.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Release {
+    Released,
+    /// A proxy still works on it.
+    Running,
+    /// There is no such record.
+    Absent,
 }
 
 /// What is to be struck from the cache.

@@ -20,6 +20,7 @@ const NEVER_HOP_BY_HOP: &[&str] = &[
     "content-length",
     "authorization",
     "cookie",
+    "idempotency-key",
     "via",
     "forwarded",
     "x-forwarded-for",

@@ -1,7 +1,9 @@
-//! What HTTP itself says, shared by the rooms above: targets, fields, problem documents.
+//! What HTTP itself says, shared by the rooms above: targets, fields, bodies, problem documents.
 
+pub(crate) mod budget;
 pub(crate) mod date;
 pub(crate) mod fields;
 pub(crate) mod forwarded;
 pub(crate) mod problem;
 pub(crate) mod target;
+pub(crate) mod whole;

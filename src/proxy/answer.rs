@@ -4,7 +4,9 @@ use super::client::{Client, Phase};
 use super::exchange::Exchange;
 use super::snapshot::{Action, Route};
 use crate::cache::{Body, GrowingReader, Reader, Truncated};
+use crate::http::budget::Share;
 use crate::http::problem::Problem;
+use crate::http::whole::Whole;
 use crate::upstream::{AnswerBody, Broken};
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, LOCATION};
@@ -17,6 +19,8 @@ use std::task::{Context, Poll, ready};
 /// The body of an answer. When it has ended, the exchange has.
 pub(crate) struct ResponseBody {
     kind: Kind,
+    /// What of it is in memory for this answer alone.
+    _held: Option<Share>,
     /// How the answer broke off; told one poll later, for hyper forgets what it has not flushed yet
     /// when a body fails.
     broken: Option<Broken>,
@@ -29,6 +33,9 @@ enum Kind {
     Stored(Box<Reader>),
     Arriving(Box<Passage>),
     Answer(Box<AnswerBody>),
+    Whole(Box<Whole>),
+    /// What was read already, and what is still to come.
+    Rest(Box<(Bytes, AnswerBody)>),
 }
 
 /// What is read of a body that is still arriving in the store.
@@ -99,6 +106,22 @@ impl ResponseBody {
         ResponseBody::new(Kind::Arriving(Box::new(passage)), exchange)
     }
 
+    /// What is in memory, with a share for it.
+    pub(super) fn whole(whole: Whole, share: Option<Share>, exchange: &Rc<Exchange>) -> ResponseBody {
+        let kind = if whole.is_over() { Kind::Empty } else { Kind::Whole(Box::new(whole)) };
+        ResponseBody::new(kind, exchange).holding(share)
+    }
+
+    /// What was read of a node's answer, and the rest of it.
+    pub(super) fn rest(beginning: Bytes, rest: AnswerBody, share: Share, exchange: &Rc<Exchange>) -> ResponseBody {
+        ResponseBody::new(Kind::Rest(Box::new((beginning, rest))), exchange).holding(Some(share))
+    }
+
+    fn holding(mut self, share: Option<Share>) -> ResponseBody {
+        self._held = share;
+        self
+    }
+
     pub(crate) fn empty(exchange: &Rc<Exchange>) -> ResponseBody {
         ResponseBody::new(Kind::Empty, exchange)
     }
@@ -111,7 +134,7 @@ impl ResponseBody {
         if matches!(kind, Kind::Empty) {
             exchange.ended("completed");
         }
-        ResponseBody { kind, broken: None, exchange: Rc::clone(exchange) }
+        ResponseBody { kind, _held: None, broken: None, exchange: Rc::clone(exchange) }
     }
 }
 
@@ -136,6 +159,11 @@ impl http_body::Body for ResponseBody {
             Kind::Stored(reader) => reader.next().map(|piece| Ok(Frame::data(piece))),
             Kind::Arriving(passage) => ready!(passage.poll_frame(cx)),
             Kind::Answer(body) => ready!(Pin::new(&mut **body).poll_frame(cx)),
+            Kind::Whole(whole) => whole.next(),
+            Kind::Rest(parts) => match std::mem::take(&mut parts.0) {
+                beginning if !beginning.is_empty() => Some(Ok(Frame::data(beginning))),
+                _ => ready!(Pin::new(&mut parts.1).poll_frame(cx)),
+            },
         };
         match &frame {
             Some(Ok(frame)) => {
@@ -164,6 +192,8 @@ impl http_body::Body for ResponseBody {
             Kind::Stored(reader) => reader.left() == 0,
             Kind::Arriving(passage) => passage.left == Some(0),
             Kind::Answer(body) => body.is_end_stream(),
+            Kind::Whole(whole) => whole.is_over(),
+            Kind::Rest(parts) => parts.0.is_empty() && parts.1.is_end_stream(),
         }
     }
 
@@ -174,6 +204,11 @@ impl http_body::Body for ResponseBody {
             Kind::Stored(reader) => SizeHint::with_exact(reader.left()),
             Kind::Arriving(passage) => passage.left.map_or_else(SizeHint::default, SizeHint::with_exact),
             Kind::Answer(body) => body.size_hint(),
+            Kind::Whole(whole) => whole.length().map_or_else(SizeHint::default, SizeHint::with_exact),
+            Kind::Rest(parts) => match parts.1.size_hint().exact() {
+                Some(rest) => SizeHint::with_exact(rest + parts.0.len() as u64),
+                None => SizeHint::default(),
+            },
         }
     }
 }

@@ -58,23 +58,15 @@ pub(super) fn begin(
     body: Incoming,
 ) -> Result<Begun, Problem> {
     let Some(rules) = &caching.cache else { return forward.begin(head, body) };
+    if !is_read(&head.method) {
+        return other_method(forward, caching, head, body);
+    }
     let scheme = if forward.is_secure(&head.headers) { "https" } else { "http" };
     let query = forward.form.query;
     let target = Target { scheme, authority: &forward.form.authority, path: &forward.form.path, query };
     // What goes no further counts for nothing here either.
     let rest = fields::without_named(&head.headers).map_err(|forbidden| bad_connection_option(&forbidden))?;
     let fields = rest.as_ref().unwrap_or(&head.headers);
-    if !is_read(&head.method) {
-        let order = order(rules, rules.key.key(target, fields), target, &head.method, fields);
-        let place = Place {
-            scheme,
-            host: forward.form.host.to_string(),
-            authority: target.authority.to_owned(),
-            path: target.path.to_owned(),
-            default_port: forward.client.default_port(),
-        };
-        return other_method(forward, rules, place, order, head, body);
-    }
     let engine = forward.engine;
     let directives = RequestDirectives::of(fields);
     let honoured = rules.policy.honours_clients.then_some(&directives);
@@ -127,7 +119,7 @@ pub(super) fn begin(
     }
     let order = order(rules, key, target, &head.method, fields);
     let miss = miss(forward, caching, order, head, body, why)?;
-    Ok(Begun::Cached(Box::pin(miss.answer())))
+    Ok(Begun::Later(Box::pin(miss.answer())))
 }
 
 fn note(forward: &Forward<'_>, rules: &CacheRules, result: CacheResult) {
@@ -166,9 +158,7 @@ fn miss(
 /// Forwards what a cache does not answer; where it changes something, what is stored of it goes.
 fn other_method(
     forward: &Forward<'_>,
-    rules: &CacheRules,
-    place: Place,
-    order: Order,
+    caching: &Route,
     head: request::Parts,
     body: Incoming,
 ) -> Result<Begun, Problem> {
@@ -186,12 +176,33 @@ fn other_method(
             other => Ok(other),
         };
     }
-    let is_by_uri = rules.key.is_by_uri();
-    let is_post = head.method == Method::POST;
+    let change = change(forward, caching, &head)?;
     let mut journey = forward.journey(head, body)?;
     journey.cache_status = status;
-    let change = Change { order: Rc::new(order), is_post, is_by_uri, place };
-    Ok(Begun::Cached(Box::pin(change.carry_out(journey))))
+    match change {
+        Some(change) => Ok(Begun::Later(Box::pin(change.carry_out(journey)))),
+        None => Ok(Begun::Forward(journey)),
+    }
+}
+
+/// What a request may make untrue of what a route has stored.
+pub(super) fn change(forward: &Forward<'_>, caching: &Route, head: &request::Parts) -> Result<Option<Change>, Problem> {
+    let Some(rules) = &caching.cache else { return Ok(None) };
+    let scheme = if forward.is_secure(&head.headers) { "https" } else { "http" };
+    let query = forward.form.query;
+    let target = Target { scheme, authority: &forward.form.authority, path: &forward.form.path, query };
+    let rest = fields::without_named(&head.headers).map_err(|forbidden| bad_connection_option(&forbidden))?;
+    let fields = rest.as_ref().unwrap_or(&head.headers);
+    let order = order(rules, rules.key.key(target, fields), target, &head.method, fields);
+    let place = Place {
+        scheme,
+        host: forward.form.host.to_string(),
+        authority: target.authority.to_owned(),
+        path: target.path.to_owned(),
+        default_port: forward.client.default_port(),
+    };
+    let (is_post, is_by_uri) = (head.method == Method::POST, rules.key.is_by_uri());
+    Ok(Some(Change { order: Rc::new(order), is_post, is_by_uri, place }))
 }
 
 /// Where a request went, for the references in its answer.

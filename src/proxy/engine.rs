@@ -6,11 +6,13 @@ use super::caching;
 use super::client::{Client, Phase};
 use super::exchange::{Exchange, Ledger};
 use super::forward::Forward;
+use super::idempotent;
 use super::request::{Bounds, Form};
 use super::route::Query;
 use super::snapshot::{Action, Snapshot};
 use super::upstream::Journey;
 use crate::cache::Cache;
+use crate::http::budget::Budget;
 use crate::http::fields::X_FORWARDED_FOR;
 use crate::http::forwarded::{client_address, is_trusted};
 use crate::http::problem::Problem;
@@ -33,6 +35,10 @@ pub(crate) struct Engine {
     pub(crate) links: Rc<IdleLinks>,
     pub(super) random: RefCell<fastrand::Rng>,
     pub(super) cache: Arc<Cache>,
+    /// What the process may hold back of bodies.
+    pub(super) budget: Arc<Budget>,
+    /// Held by every task that must end well before the worker does.
+    pub(super) tasks: Rc<()>,
 }
 
 /// The snapshot in force, as a handle that costs no shared counter a request.
@@ -59,14 +65,26 @@ impl Future for Answering<Journeying> {
 }
 
 impl Engine {
-    pub(crate) fn new(snapshot: Arc<ArcSwap<Snapshot>>, cache: Arc<Cache>, ledger: Ledger) -> Engine {
+    pub(crate) fn new(
+        snapshot: Arc<ArcSwap<Snapshot>>,
+        cache: Arc<Cache>,
+        budget: Arc<Budget>,
+        ledger: Ledger,
+    ) -> Engine {
         Engine {
             latest: RefCell::new(Latest::new(snapshot)),
             ledger: Rc::new(ledger),
             links: Rc::default(),
             random: RefCell::new(fastrand::Rng::new()),
             cache,
+            budget,
+            tasks: Rc::default(),
         }
+    }
+
+    /// Whether nothing runs that must end well.
+    pub(crate) fn is_quiet(&self) -> bool {
+        Rc::strong_count(&self.tasks) == 1
     }
 
     /// The configuration that holds now.
@@ -85,7 +103,7 @@ impl Engine {
         match self.begin(client, &exchange, head, body) {
             // Boxed, for hyper moves a service's future about before it first polls it.
             Ok(Begun::Forward(journey)) => Answering::Later(Box::pin(journey.travel())),
-            Ok(Begun::Cached(answering)) => Answering::Later(answering),
+            Ok(Begun::Later(answering)) => Answering::Later(answering),
             Ok(Begun::Answer(response)) => Answering::Now(Some(answer::leave(response, client, &exchange))),
             Err(problem) => {
                 let response = answer::problem(&problem, &exchange);
@@ -132,6 +150,9 @@ impl Engine {
             trusted: is_trusted(client.peer.ip(), trusted),
             body_limit: bounds.body,
         };
+        if let Some(rules) = idempotent::concerns(route, &head) {
+            return idempotent::begin(snapshot, forward, rules, head, body);
+        }
         match caching::concerns(snapshot, &forward, &head) {
             Some(route) => caching::begin(&forward, &route, head, body),
             None => forward.begin(head, body),
@@ -150,7 +171,7 @@ impl Engine {
 pub(super) enum Begun {
     Answer(Response<ResponseBody>),
     Forward(Journey),
-    Cached(Journeying),
+    Later(Journeying),
 }
 
 fn no_route() -> Problem {

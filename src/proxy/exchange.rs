@@ -73,6 +73,7 @@ impl Ledger {
                 user_agent: None,
                 error: Some(problem),
                 cache: None,
+                idempotency: None,
                 ended_by: "proxy",
             });
         }
@@ -127,6 +128,8 @@ pub(crate) struct Exchange {
     error: Cell<Option<&'static str>>,
     /// What the cache did.
     cache: Cell<Option<&'static str>>,
+    /// What became of its key.
+    idempotency: Cell<Option<&'static str>>,
     /// Nobody waits for its answer: it is neither counted nor logged.
     is_background: bool,
     ended_by: Cell<&'static str>,
@@ -182,6 +185,7 @@ impl Exchange {
             attempts: Cell::new(0),
             error: Cell::new(None),
             cache: Cell::new(None),
+            idempotency: Cell::new(None),
             is_background,
             ended_by: Cell::new("client"),
             details,
@@ -204,6 +208,11 @@ impl Exchange {
     /// What the cache did with it, for the log.
     pub(crate) fn cached(&self, result: &'static str) {
         self.cache.set(Some(result));
+    }
+
+    /// What became of its `Idempotency-Key`, for the log.
+    pub(crate) fn keyed(&self, result: &'static str) {
+        self.idempotency.set(Some(result));
     }
 
     /// The answer's body is no more: whole or not, nothing else will be written for it.
@@ -255,6 +264,7 @@ impl Exchange {
             user_agent: text(&details.user_agent).as_deref(),
             error: self.error.get(),
             cache: self.cache.get(),
+            idempotency: self.idempotency.get(),
             ended_by: self.ended_by.get(),
         });
     }

@@ -426,7 +426,8 @@ impl Change {
         }
     }
 
-    fn forget(&self, engine: &super::engine::Engine, answer: &HeaderMap) {
+    /// Forgets what a change that succeeded has made untrue.
+    pub(super) fn forget(&self, engine: &super::engine::Engine, answer: &HeaderMap) {
         engine.cache.invalidate(self.order.key, self.order.uri.clone(), self.is_by_uri);
         for name in [LOCATION, CONTENT_LOCATION] {
             if let Some(reference) = text(answer, &name) {

@@ -56,12 +56,17 @@ impl Forward<'_> {
     }
 
     /// The journey to the nodes.
-    pub(super) fn journey(&self, mut head: request::Parts, body: Incoming) -> Result<Journey, Problem> {
-        let choice = self.choose(&head.headers)?;
-        let hop = self.prepare(&mut head)?;
-        let version = std::mem::replace(&mut head.version, Version::HTTP_11);
+    pub(super) fn journey(&self, head: request::Parts, body: Incoming) -> Result<Journey, Problem> {
         let gate = self.form.expects_continue.then(|| Rc::new(Gate::new()));
         let outgoing = self.outgoing(body, gate.clone());
+        Ok(Journey { gate, ..self.journey_with(head, outgoing)? })
+    }
+
+    /// The journey of a request with another body.
+    pub(super) fn journey_with(&self, mut head: request::Parts, body: Outgoing) -> Result<Journey, Problem> {
+        let choice = self.choose(&head.headers);
+        let hop = self.prepare(&mut head)?;
+        let version = std::mem::replace(&mut head.version, Version::HTTP_11);
         Ok(Journey {
             engine: Rc::clone(self.engine),
             client: Rc::clone(self.client),
@@ -69,52 +74,58 @@ impl Forward<'_> {
             route: Arc::clone(self.route),
             pool: Arc::clone(self.pool),
             choice,
-            request: Some(Request::from_parts(head, outgoing)),
-            gate,
+            request: Some(Request::from_parts(head, body)),
+            gate: None,
             // An HTTP/1.0 client would take an interim answer for the final one.
             wants_interim: version >= Version::HTTP_11,
             may_switch: hop.upgrade.is_some(),
             body_limit: self.body_limit,
             cache_status: None,
+            claimed: None,
         })
     }
 
     /// Decides which nodes are asked, in which order: by the affinity cookie, else by the first source
     /// of `hash_on` that is present, else at random.
-    fn choose(&self, fields: &HeaderMap) -> Result<Choice, Problem> {
+    fn choose(&self, fields: &HeaderMap) -> Choice {
         let keyed = find_key(&self.route.hash_on, &self.form, fields, self.address);
         let hash = keyed.as_ref().map(|found| self.pool.ring.hash_key(&found.key));
         let at_random = || self.engine.random.borrow_mut().u64(..);
         let Some(affinity) = &self.route.affinity else {
-            return Ok(Choice::by_hash(hash.unwrap_or_else(at_random)));
+            return Choice::by_hash(hash.unwrap_or_else(at_random));
         };
         match affinity.read(fields, &self.pool.name, seconds_since_1970()) {
-            Session::Soft(key) => Ok(Choice::by_hash(self.pool.ring.hash_key(&key))),
+            Session::Soft(key) => Choice::by_hash(self.pool.ring.hash_key(&key)),
             Session::Strict { node, fresh } => {
                 let hash = hash.unwrap_or_else(at_random);
                 let secure = self.is_secure(fields);
                 let Some(index) = self.pool.nodes.iter().position(|known| *known.id == *node) else {
-                    return Ok(Choice { issue: Issue::Strict { secure }, ..Choice::by_hash(hash) });
+                    return Choice { issue: Issue::Strict { secure }, ..Choice::by_hash(hash) };
                 };
                 let usable = self.pool.nodes[index].runtime.state() != NodeState::Down;
                 match (usable, affinity.on_gone) {
                     (true, on_gone) => {
                         let issue = if fresh { Issue::IfMoved { secure } } else { Issue::Strict { secure } };
-                        Ok(Choice { hash, pinned: Some(index), may_leave: on_gone == OnGone::Next, issue })
+                        Choice {
+                            pinned: Some(index),
+                            may_leave: on_gone == OnGone::Next,
+                            issue,
+                            ..Choice::by_hash(hash)
+                        }
                     }
-                    (false, OnGone::Next) => Ok(Choice { issue: Issue::Strict { secure }, ..Choice::by_hash(hash) }),
-                    (false, OnGone::Reject) => Err(session_node_gone()),
+                    (false, OnGone::Next) => Choice { issue: Issue::Strict { secure }, ..Choice::by_hash(hash) },
+                    (false, OnGone::Reject) => Choice { is_gone: true, ..Choice::by_hash(hash) },
                 }
             }
             Session::None if affinity.is_strict() => {
                 let issue = Issue::Strict { secure: self.is_secure(fields) };
-                Ok(Choice { issue, ..Choice::by_hash(hash.unwrap_or_else(at_random)) })
+                Choice { issue, ..Choice::by_hash(hash.unwrap_or_else(at_random)) }
             }
             Session::None => match (hash, affinity.soft_cookie(self.is_secure(fields))) {
                 (None, Some((key, cookie))) => {
-                    Ok(Choice { issue: Issue::Soft(cookie), ..Choice::by_hash(self.pool.ring.hash_key(&key)) })
+                    Choice { issue: Issue::Soft(cookie), ..Choice::by_hash(self.pool.ring.hash_key(&key)) }
                 }
-                (hash, _) => Ok(Choice::by_hash(hash.unwrap_or_else(at_random))),
+                (hash, _) => Choice::by_hash(hash.unwrap_or_else(at_random)),
             },
         }
     }

@@ -25,7 +25,7 @@ pub(crate) fn find_key<'a>(
         let key: Cow<'a, [u8]> = match source {
             HashSource::Cookie(name) => cookie(fields, name)?.into(),
             HashSource::Header(name) => fields.get(name)?.as_bytes().into(),
-            HashSource::Query(name) => query_parameter(form.query?, name)?.as_bytes().into(),
+            HashSource::Query(name) => query_parameters(form.query?, name).next()?.as_bytes().into(),
             HashSource::ClientIp => client.to_string().into_bytes().into(),
             HashSource::Host => form.host.as_bytes().into(),
             HashSource::Path => form.path.as_bytes().into(),
@@ -36,6 +36,25 @@ pub(crate) fn find_key<'a>(
         };
         (!key.is_empty()).then_some(KeySource { source, key })
     })
+}
+
+/// All values of a source that tells callers apart.
+pub(crate) fn scope_values<'a>(
+    source: &'a HashSource,
+    form: &'a Form<'_>,
+    fields: &'a HeaderMap,
+    client: IpAddr,
+) -> Vec<Cow<'a, [u8]>> {
+    match source {
+        HashSource::Cookie(name) => cookies(fields, name).map(Cow::from).collect(),
+        HashSource::Header(name) => fields.get_all(name).iter().map(|value| value.as_bytes().into()).collect(),
+        HashSource::Query(name) => {
+            query_parameters(form.query.unwrap_or_default(), name).map(|value| value.as_bytes().into()).collect()
+        }
+        HashSource::ClientIp => vec![client.to_string().into_bytes().into()],
+        // Validation refuses these: they are part of every record's identity anyway.
+        HashSource::Host | HashSource::Path | HashSource::Uri => Vec::new(),
+    }
 }
 
 /// The first cookie of a name.
@@ -49,8 +68,8 @@ pub(super) fn cookies<'a>(fields: &'a HeaderMap, name: &str) -> impl Iterator<It
     pairs.map(<[u8]>::trim_ascii).filter_map(move |pair| pair.strip_prefix(name.as_bytes())?.strip_prefix(b"="))
 }
 
-fn query_parameter<'a>(query: &'a str, name: &str) -> Option<&'a str> {
-    query.split('&').find_map(|pair| pair.strip_prefix(name)?.strip_prefix('='))
+fn query_parameters<'a>(query: &'a str, name: &str) -> impl Iterator<Item = &'a str> {
+    query.split('&').filter_map(move |pair| pair.strip_prefix(name)?.strip_prefix('='))
 }
 
 #[cfg(test)]

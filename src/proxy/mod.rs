@@ -1,6 +1,6 @@
-//! A request's way, in this order, a file a step: `request` (its one form), `route`, `caching` (with
-//! `filling` where the cache needs the node, and `serving` where it has something), `affinity`,
-//! `hash_key`, `forward`, `upstream`, `answer`.
+//! A request's way, in this order, a file a step: `request` (its one form), `route`, `idempotent`,
+//! `caching` (with `filling` where the cache needs the node, and `serving` where it has something),
+//! `affinity`, `hash_key`, `forward`, `upstream`, `answer`.
 //!
 //! `engine` holds what a worker needs for it, `snapshot` what one configuration says, `exchange`
 //! what is remembered of one request, `client` what the steps may ask of the connection.
@@ -15,6 +15,7 @@ mod exchange;
 mod filling;
 mod forward;
 mod hash_key;
+mod idempotent;
 mod request;
 mod route;
 mod serving;

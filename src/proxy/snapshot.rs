@@ -2,14 +2,15 @@
 
 use super::affinity::Affinity;
 use super::route::Table;
-use crate::cache::{KeyRules, Policy};
+use crate::cache::{self, KeyRules};
 use crate::config::values::HashSource;
-use crate::config::{self, Config, FieldRules};
+use crate::config::{self, Config, FieldRules, OnConcurrent, OnStoreFailure, OnUnknown};
+use crate::idempotency::{Policy, Records};
 use crate::telemetry::access_log::Sink;
 use crate::telemetry::metrics::Metrics;
 use crate::upstream::{Pool, Registry, Unresolved};
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use prometheus::{Histogram, IntCounter};
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -34,6 +35,7 @@ pub(crate) struct Route {
     pub(crate) hash_on: Vec<HashSource>,
     pub(super) affinity: Option<Affinity>,
     pub(crate) cache: Option<CacheRules>,
+    pub(super) idempotency: Option<Arc<IdempotencyRules>>,
     pub(crate) strip_prefix: Option<String>,
     pub(crate) request_fields: Rules,
     pub(crate) response_fields: Rules,
@@ -51,7 +53,7 @@ pub(crate) struct RouteLabel {
 /// How a route caches.
 pub(crate) struct CacheRules {
     pub(crate) key: KeyRules,
-    pub(crate) policy: Arc<Policy>,
+    pub(crate) policy: Arc<cache::Policy>,
     pub(super) lock_timeout: Duration,
     /// By [`CacheResult`].
     counters: [IntCounter; CacheResult::ALL.len()],
@@ -110,13 +112,111 @@ impl CacheRules {
         let largest = config.settings.cache.max_object.0;
         CacheRules {
             key: if config.settings.routes.iter().any(parts_reads) { key.for_route_only(route) } else { key },
-            policy: Arc::new(Policy::of(settings, largest)),
+            policy: Arc::new(cache::Policy::of(settings, largest)),
             lock_timeout: settings.lock_timeout,
             counters: CacheResult::ALL.map(|result| metrics.cache_requests.with_label_values(&[route, result.label()])),
         }
     }
 
     pub(super) fn count(&self, result: CacheResult) {
+        self.counters[result as usize].inc();
+    }
+}
+
+/// How a route runs requests with a key once.
+pub(crate) struct IdempotencyRules {
+    pub(super) policy: Policy,
+    pub(super) records: Arc<Records>,
+    pub(super) namespace: String,
+    pub(super) methods: Vec<Method>,
+    pub(super) required: bool,
+    pub(super) scope: Vec<HashSource>,
+    pub(super) max_request: u64,
+    /// By [`IdempotencyResult`].
+    counters: [IntCounter; IdempotencyResult::ALL.len()],
+}
+
+/// What became of a request with a key: the label in metrics and logs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum IdempotencyResult {
+    /// It ran.
+    First,
+    /// It got the stored result.
+    Replayed,
+    /// The same was still running.
+    Conflict,
+    /// The key was used for another request.
+    Mismatch,
+    /// It may have run before, or a first one ended without a whole answer.
+    Unknown,
+    /// There was no key, and there had to be one.
+    Missing,
+    /// The field was no key, or the caller not known.
+    Invalid,
+    /// It has run, and its result was too large to be kept.
+    TooLarge,
+    /// The store was out of order.
+    StoreFailure,
+}
+
+impl IdempotencyResult {
+    const ALL: [IdempotencyResult; 9] = [
+        IdempotencyResult::First,
+        IdempotencyResult::Replayed,
+        IdempotencyResult::Conflict,
+        IdempotencyResult::Mismatch,
+        IdempotencyResult::Unknown,
+        IdempotencyResult::Missing,
+        IdempotencyResult::Invalid,
+        IdempotencyResult::TooLarge,
+        IdempotencyResult::StoreFailure,
+    ];
+
+    pub(crate) fn label(self) -> &'static str {
+        match self {
+            IdempotencyResult::First => "first",
+            IdempotencyResult::Replayed => "replayed",
+            IdempotencyResult::Conflict => "conflict",
+            IdempotencyResult::Mismatch => "mismatch",
+            IdempotencyResult::Unknown => "unknown",
+            IdempotencyResult::Missing => "missing",
+            IdempotencyResult::Invalid => "invalid",
+            IdempotencyResult::TooLarge => "too_large",
+            IdempotencyResult::StoreFailure => "store_failure",
+        }
+    }
+}
+
+impl IdempotencyRules {
+    fn build(
+        route: &str,
+        settings: &config::RouteIdempotency,
+        config: &Config,
+        metrics: &Metrics,
+        records: &Arc<Records>,
+    ) -> IdempotencyRules {
+        let family = &metrics.idempotency_requests;
+        IdempotencyRules {
+            policy: Policy {
+                ttl: settings.ttl,
+                lease: settings.lease,
+                wait: (settings.on_concurrent == OnConcurrent::Wait).then_some(settings.wait),
+                retries_unknown: settings.on_unknown == OnUnknown::Retry,
+                forwards_without_store: settings.on_store_failure == OnStoreFailure::Forward,
+                release_on: settings.release_on.clone(),
+                max_response: settings.max_response.0,
+            },
+            records: Arc::clone(records),
+            namespace: settings.namespace.value.clone(),
+            methods: settings.methods.clone(),
+            required: settings.required,
+            scope: settings.scope.clone(),
+            max_request: settings.max_request.0.min(config.settings.limits.request_body.0),
+            counters: IdempotencyResult::ALL.map(|result| family.with_label_values(&[route, result.label()])),
+        }
+    }
+
+    pub(super) fn count(&self, result: IdempotencyResult) {
         self.counters[result as usize].inc();
     }
 }
@@ -162,12 +262,14 @@ impl Rules {
 }
 
 impl Snapshot {
-    /// Builds rings and routes. May resolve names and take a while: not for a worker's thread.
+    /// Builds rings and routes. May resolve names and take a while: not for a worker's thread. The
+    /// records must be there if a route uses them.
     pub(crate) fn build(
         config: Config,
         registry: &Registry,
         metrics: &Metrics,
         log: Option<Arc<Sink>>,
+        records: Option<&Arc<Records>>,
     ) -> Result<Snapshot, Unresolved> {
         let settings = &config.settings;
         let mut pools = HashMap::new();
@@ -177,8 +279,11 @@ impl Snapshot {
             pools.insert(name.as_str(), Arc::clone(&pool));
             listed.push(pool);
         }
-        let routes =
-            settings.routes.iter().map(|route| Arc::new(Route::build(route, &pools, &config, metrics))).collect();
+        let routes = settings
+            .routes
+            .iter()
+            .map(|route| Arc::new(Route::build(route, &pools, &config, metrics, records)))
+            .collect();
         Ok(Snapshot { table: Table::new(&settings.routes), routes, pools: listed, log, config })
     }
 
@@ -197,7 +302,13 @@ impl Snapshot {
 }
 
 impl Route {
-    fn build(route: &config::Route, pools: &HashMap<&str, Arc<Pool>>, config: &Config, metrics: &Metrics) -> Route {
+    fn build(
+        route: &config::Route,
+        pools: &HashMap<&str, Arc<Pool>>,
+        config: &Config,
+        metrics: &Metrics,
+        records: Option<&Arc<Records>>,
+    ) -> Route {
         static SERIAL: AtomicU64 = AtomicU64::new(1);
         let action = match (&route.pool, &route.redirect, &route.respond) {
             (Some(pool), _, _) => Action::Forward(Arc::clone(&pools[pool.as_str()])),
@@ -215,6 +326,10 @@ impl Route {
             hash_on: route.hash_on.clone(),
             affinity: route.affinity_cookie.as_ref().map(|cookie| Affinity::new(cookie, &config.secrets)),
             cache: route.cache.as_ref().map(|cache| CacheRules::build(&route.name, cache, config, metrics)),
+            idempotency: route.idempotency.as_ref().map(|settings| {
+                let records = records.expect("the store is open where a route uses it");
+                Arc::new(IdempotencyRules::build(&route.name, settings, config, metrics, records))
+            }),
             strip_prefix: route.strip_prefix.as_ref().map(|path| path.0.clone()),
             request_fields: Rules::of(&route.request_headers),
             response_fields: Rules::of(&route.response_headers),

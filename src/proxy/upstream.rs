@@ -40,11 +40,26 @@ pub(super) struct Journey {
     pub(super) body_limit: u64,
     /// What the cache says of it, where the route has one.
     pub(super) cache_status: Option<CacheStatus>,
+    /// For a request that must not run twice: how far it has gone.
+    pub(super) claimed: Option<Reach>,
 }
+
+/// How far a request has gone.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Reach {
+    /// A part of it was sent.
+    pub(super) sent: bool,
+    /// All of it was, when the answer began.
+    pub(super) whole: bool,
+}
+
+/// A request that must not run twice goes out on a connection that is new, or was in use just now: one
+/// that the node is closing would leave nobody knowing.
+const FRESH: Duration = Duration::from_secs(1);
 
 /// An affinity cookie, beside a response that is not for everybody.
 #[derive(Clone)]
-pub(super) struct NewCookie(HeaderValue);
+pub(super) struct NewCookie(pub(super) HeaderValue);
 
 /// Which nodes are asked, and what cookie the answer brings.
 #[derive(Clone)]
@@ -54,6 +69,8 @@ pub(super) struct Choice {
     pub(super) pinned: Option<usize>,
     /// Whether a pinned session may go to another node.
     pub(super) may_leave: bool,
+    /// The session's node is down, and it may go to no other.
+    pub(super) is_gone: bool,
     pub(super) issue: Issue,
 }
 
@@ -74,7 +91,7 @@ pub(super) enum Issue {
 
 impl Choice {
     pub(super) fn by_hash(hash: u64) -> Choice {
-        Choice { hash, pinned: None, may_leave: true, issue: Issue::Nothing }
+        Choice { hash, pinned: None, may_leave: true, is_gone: false, issue: Issue::Nothing }
     }
 
     /// The nodes to try, in order.
@@ -143,6 +160,7 @@ impl Journey {
             may_switch: false,
             body_limit: self.body_limit,
             cache_status: None,
+            claimed: None,
         }
     }
 
@@ -162,6 +180,9 @@ impl Journey {
         let mut failure = None;
         let mut full = false;
         let mut attempts = 0;
+        if self.choice.is_gone {
+            return Err(session_node_gone());
+        }
         for node in self.choice.candidates(&pool) {
             if attempts > RETRIES {
                 break;
@@ -218,8 +239,9 @@ impl Journey {
     /// One node: on a kept connection if there is one, on a new one where that turns out to be dead.
     async fn attempt(&mut self, node: &Node, started: Instant) -> Attempt {
         self.name_host(node);
+        let length = self.claimed.and_then(|_| self.request.as_ref()).map(length_of);
         loop {
-            let kept = self.engine.links.take(&node.runtime);
+            let kept = self.engine.links.take(&node.runtime, self.claimed.map(|_| FRESH));
             let is_new = kept.is_none();
             let (mut link, started) = match kept {
                 Some(link) => (link, started),
@@ -233,7 +255,14 @@ impl Journey {
                 Some(gate) if interim.is_continue() => gate.open(),
                 _ => self.client.inject.borrow_mut().extend(interim.to_http1()),
             });
-            match link.send(&mut self.request, patience, on_interim, || self.client.awaits_body.get().is_some()).await {
+            let before = link.sent();
+            let outcome =
+                link.send(&mut self.request, patience, on_interim, || self.client.awaits_body.get().is_some()).await;
+            if let Some(reach) = &mut self.claimed {
+                reach.sent = !matches!(outcome, Outcome::NotSent(_));
+                reach.whole = length.is_some_and(|length| link.sent() - before >= length);
+            }
+            match outcome {
                 Outcome::Answer(head) => return Attempt::Answered(head, link),
                 Outcome::NotSent(_) if !is_new && self.request.is_some() => {}
                 Outcome::NotSent(failure) if self.request.is_some() => return Attempt::Again(failure),
@@ -281,7 +310,8 @@ impl Journey {
         Problem::new(status, kind, failure.proxy_status(), failure.to_string())
     }
 
-    fn body_problem(&self, fault: BodyFault) -> Problem {
+    /// What the client is told of its own body.
+    pub(super) fn body_problem(&self, fault: BodyFault) -> Problem {
         match fault {
             BodyFault::TooLarge => too_large(self.body_limit),
             BodyFault::Malformed => Problem::bad_request("bad-chunk", "the request's chunked body is malformed"),
@@ -347,6 +377,14 @@ impl Journey {
         head.headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
         Ok(Response::from_parts(head, ResponseBody::empty(&self.exchange)))
     }
+}
+
+/// How many bytes a request takes on the wire, at least.
+fn length_of(request: &Request<Outgoing>) -> u64 {
+    let target = request.uri().path_and_query().map_or(1, |target| target.as_str().len());
+    let line = request.method().as_str().len() + target + "  HTTP/1.1\r\n\r\n".len();
+    let fields: usize = request.headers().iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum();
+    (line + fields) as u64 + http_body::Body::size_hint(request.body()).lower()
 }
 
 /// The time to connect within, shortened by the end of the whole request.

@@ -9,6 +9,7 @@ mod purge;
 mod reload;
 mod run;
 mod status;
+mod store;
 mod tunnel;
 mod watch_file;
 mod wire;

@@ -6,6 +6,7 @@
 
 use super::listeners::{self, BindError, Open};
 use super::run::{Handle, open_log};
+use super::store::StoreUnavailable;
 use crate::config::{Config, Report, Settings};
 use crate::proxy::Snapshot;
 use crate::upstream::Unresolved;
@@ -83,6 +84,8 @@ enum ReloadError {
     Bind(#[from] BindError),
     #[error("{0}")]
     AccessLog(String),
+    #[error(transparent)]
+    Store(#[from] StoreUnavailable),
     #[error("the reload ended in a panic")]
     Panic,
 }
@@ -128,13 +131,17 @@ fn reload(handle: &Handle, file: &Path, reopen: bool) -> Result<Vec<&'static str
         tracing::warn!("{report}");
     }
     let old = handle.snapshot.load_full();
-    let needs_restart = needs_restart(&old.config.settings, &config.settings);
+    let mut needs_restart = needs_restart(&old.config.settings, &config.settings);
     let log = match !reopen && old.config.settings.access_log == config.settings.access_log {
         true => old.log.clone(),
         false => open_log(&config, &handle.metrics).map_err(|error| ReloadError::AccessLog(error.to_string()))?,
     };
     let now: Vec<Open> = handle.open.borrow().clone();
-    let snapshot = Snapshot::build(config, &handle.registry, &handle.metrics, log)?;
+    let records = handle.records.open_for(&config, &handle.metrics)?;
+    if handle.records.is_another(&config) {
+        needs_restart.push("idempotency_store");
+    }
+    let snapshot = Snapshot::build(config, &handle.registry, &handle.metrics, log, records)?;
     let next = listeners::diff(&now, &snapshot.config.settings.listeners, handle.workers)?;
 
     // Nothing fails from here on.

@@ -5,13 +5,15 @@ use super::listeners::{self, BindError, Open};
 use super::nofile;
 use super::places::Places;
 use super::reload::{self, LastReload, Trigger};
-use super::status::{mirror_cache, mirror_state};
+use super::status::{mirror_budget, mirror_cache, mirror_state};
+use super::store::{Store, StoreUnavailable};
 use super::watch_file;
 use super::worker::{self, Shared, Stage};
 use crate::admin;
 use crate::cache::Cache;
 use crate::config::{Config, LogFormat};
 use crate::control::Control;
+use crate::http::budget::Budget;
 use crate::proxy::Snapshot;
 use crate::telemetry::access_log::{Format, Sink};
 use crate::telemetry::metrics::Metrics;
@@ -38,6 +40,8 @@ pub(crate) enum StartError {
     AccessLog(#[from] LogError),
     #[error("cannot start a worker: {0}")]
     Thread(io::Error),
+    #[error(transparent)]
+    Store(#[from] StoreUnavailable),
 }
 
 /// An access log that cannot be opened.
@@ -54,6 +58,8 @@ pub(super) struct Handle {
     pub(super) metrics: Arc<Metrics>,
     pub(super) registry: Registry,
     pub(super) cache: Arc<Cache>,
+    pub(super) budget: Arc<Budget>,
+    pub(super) records: Store,
     pub(super) stage: watch::Sender<Stage>,
     pub(super) open: watch::Sender<Vec<Open>>,
     pub(super) triggers: mpsc::Sender<Trigger>,
@@ -75,6 +81,7 @@ impl Handle {
         let new = self.snapshot.load();
         let (before, after) = (old.config.settings.limits.connections, new.config.settings.limits.connections);
         self.places.resize(before, after);
+        self.budget.set_limit(new.config.settings.limits.buffered_bytes.0);
         self.metrics.retain(
             |route| new.routes.iter().any(|known| &*known.label.name == route),
             |listener| new.config.settings.listeners.iter().any(|known| known.name.as_str() == listener),
@@ -110,7 +117,9 @@ pub(crate) async fn start(config: Config) -> Result<Running, StartError> {
     nofile::raise(settings.limits.connections);
 
     let log = open_log(&config, &metrics)?;
-    let built = Snapshot::build(config, &registry, &metrics, log)?;
+    let records = Store::default();
+    let opened = records.open_for(&config, &metrics)?;
+    let built = Snapshot::build(config, &registry, &metrics, log, opened)?;
     registry.adopt(&built.pools);
     let snapshot = Arc::new(ArcSwap::from_pointee(built));
     let evictions = metrics.cache_evictions.clone();
@@ -119,6 +128,9 @@ pub(crate) async fn start(config: Config) -> Result<Running, StartError> {
     let last_reload = Arc::new(Mutex::new(LastReload::first()));
     mirror_state(&metrics, &snapshot, &last_reload);
     mirror_cache(&metrics, &cache);
+    let budget = Budget::new(settings.limits.buffered_bytes.0);
+    mirror_budget(&metrics, &budget);
+    records.mirror(&metrics);
     let (open, _) = watch::channel(listeners::diff(&[], &settings.listeners, workers)?);
 
     let (admin_listener, admin_address) = bind_admin("admin", settings.admin.address.value).await?;
@@ -133,6 +145,8 @@ pub(crate) async fn start(config: Config) -> Result<Running, StartError> {
         metrics,
         registry,
         cache,
+        budget,
+        records,
         stage,
         open,
         triggers,
@@ -186,6 +200,7 @@ fn start_workers(handle: &Handle) -> io::Result<Vec<JoinHandle<()>>> {
         snapshot: Arc::clone(&handle.snapshot),
         metrics: Arc::clone(&handle.metrics),
         cache: Arc::clone(&handle.cache),
+        budget: Arc::clone(&handle.budget),
         places: Arc::clone(&handle.places),
         stage: handle.stage.subscribe(),
         open: handle.open.subscribe(),

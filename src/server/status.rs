@@ -6,12 +6,15 @@ use super::run::Handle;
 use super::worker::Stage;
 use crate::cache::{Cache, Purge};
 use crate::config::{self, NodeState};
-use crate::control::{Access, Control, PurgeOrder, PurgeTarget};
+use crate::control::{Access, Asked, Control, PurgeOrder, PurgeTarget, Release};
+use crate::http::budget::Budget;
+use crate::idempotency::{Authorised, Id, Listed, Records};
 use crate::proxy::Snapshot;
 use crate::telemetry::metrics::{Metrics, Sample, totals};
 use crate::upstream::{Node, Pool};
 use arc_swap::ArcSwap;
 use serde_json::{Value as Json, json};
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::oneshot;
@@ -45,6 +48,11 @@ impl Control for Handle {
             "listeners": self.open.borrow().iter().map(|open| json!({ "name": &*open.name, "address": open.bound.to_string() })).collect::<Vec<_>>(),
             "connections": { "limit": snapshot.config.settings.limits.connections, "free": self.places.free() },
             "cache": cache_status(&self.cache, &self.metrics),
+            "idempotency": self.records.get().map(|records| json!({
+                "store": records.kind.to_string(),
+                "records": records.count(),
+                "requests": counts(&self.metrics.idempotency_requests, "result"),
+            })),
             "config": { "file": snapshot.config.file, "routes": snapshot.routes.len(), "pools": snapshot.pools.len() },
             "last_reload": self.last_reload.lock().unwrap_or_else(PoisonError::into_inner).status(),
         })
@@ -91,6 +99,27 @@ impl Control for Handle {
         Ok(())
     }
 
+    fn idempotency<'a>(&'a self, key: &'a str) -> Asked<'a, Json> {
+        Box::pin(async move {
+            let Some(records) = self.records.get() else { return Ok(json!([])) };
+            let found = records.find(key).await.map_err(|error| error.to_string())?;
+            Ok(found.iter().map(|listed| record_status(records, listed)).collect())
+        })
+    }
+
+    fn release<'a>(&'a self, id: &'a str, by: SocketAddr) -> Asked<'a, Release> {
+        Box::pin(async move {
+            let (Some(records), Some(id)) = (self.records.get(), Id::parse(id)) else { return Ok(Release::Absent) };
+            let authorised = records.authorise(id).await.map_err(|error| error.to_string())?;
+            tracing::warn!(%id, %by, outcome = ?authorised, "an operator released an idempotency record");
+            Ok(match authorised {
+                Authorised::Released => Release::Released,
+                Authorised::Running => Release::Running,
+                Authorised::Absent => Release::Absent,
+            })
+        })
+    }
+
     fn drain(&self) {
         self.drain_asked.notify_one();
     }
@@ -107,15 +136,24 @@ impl Control for Handle {
     }
 }
 
+fn record_status(records: &Records, listed: &Listed) -> Json {
+    json!({
+        "id": listed.id.to_string(),
+        "namespace": listed.subject.namespace,
+        "method": listed.subject.method,
+        "authority": listed.subject.authority,
+        "path": listed.subject.path,
+        "key": listed.subject.key,
+        "state": listed.state.word(),
+        "status": listed.status,
+        "age": records.age(listed),
+        "expires_in": records.remaining(listed),
+        "fingerprint": listed.fingerprint.to_string(),
+    })
+}
+
 fn cache_status(cache: &Cache, metrics: &Metrics) -> Json {
     let (entries, bytes) = cache.extent();
-    let counts = |family: &prometheus::IntCounterVec, label: &str| {
-        let mut sums = serde_json::Map::new();
-        for (value, count) in totals(family, label) {
-            sums.insert(value, count.into());
-        }
-        Json::Object(sums)
-    };
     json!({
         "memory": cache.memory(),
         "bytes": bytes,
@@ -124,6 +162,11 @@ fn cache_status(cache: &Cache, metrics: &Metrics) -> Json {
         "requests": counts(&metrics.cache_requests, "result"),
         "purges": counts(&metrics.cache_purges, "kind"),
     })
+}
+
+/// The sums of a family's counters by one of its labels.
+fn counts(family: &prometheus::IntCounterVec, label: &str) -> Json {
+    totals(family, label).into_iter().map(|(value, count)| (value, Json::from(count))).collect()
 }
 
 fn pool_status(pool: &Pool) -> Json {
@@ -153,6 +196,15 @@ pub(super) fn mirror_cache(metrics: &Metrics, cache: &Arc<Cache>) {
     };
     mirror("ringway_cache_entries", "URIs that the cache has something for.", |(entries, _)| entries);
     mirror("ringway_cache_bytes", "Memory that stored responses take, keys and overhead included.", |(_, bytes)| bytes);
+}
+
+/// What is held back of bodies.
+pub(super) fn mirror_budget(metrics: &Metrics, budget: &Arc<Budget>) {
+    let budget = Arc::clone(budget);
+    let help = "Bytes of bodies that are held back, as `limits.buffered_bytes` bounds them.";
+    metrics.mirror("ringway_buffered_bytes", help, &[], move |samples| {
+        samples.push(Sample { labels: Vec::new(), value: budget.held() as f64 });
+    });
 }
 
 /// Reads a node and its share of the keys; is handed a function that adds a value, with more labels.

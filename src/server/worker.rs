@@ -6,6 +6,7 @@ use super::listen::is_exhaustion;
 use super::listeners::Open;
 use super::places::Places;
 use crate::cache::Cache;
+use crate::http::budget::Budget;
 use crate::proxy::{Client, Engine, Ledger, Snapshot};
 use crate::telemetry::metrics::Metrics;
 use arc_swap::ArcSwap;
@@ -41,6 +42,7 @@ pub(super) struct Shared {
     pub(super) snapshot: Arc<ArcSwap<Snapshot>>,
     pub(super) metrics: Arc<Metrics>,
     pub(super) cache: Arc<Cache>,
+    pub(super) budget: Arc<Budget>,
     pub(super) places: Arc<Places>,
     pub(super) stage: watch::Receiver<Stage>,
     /// The listeners in force; none while draining.
@@ -70,7 +72,8 @@ struct Worker {
 impl Worker {
     fn new(number: usize, shared: Shared) -> Worker {
         let ledger = Ledger::new(Arc::clone(&shared.metrics));
-        let engine = Rc::new(Engine::new(Arc::clone(&shared.snapshot), Arc::clone(&shared.cache), ledger));
+        let (snapshot, cache) = (Arc::clone(&shared.snapshot), Arc::clone(&shared.cache));
+        let engine = Rc::new(Engine::new(snapshot, cache, Arc::clone(&shared.budget), ledger));
         Worker { number, shared, engine, accepting: Vec::new(), here: Rc::default(), ticks: 0 }
     }
 
@@ -101,7 +104,7 @@ impl Worker {
                 }
                 _ = interval.tick() => self.tick(),
             }
-            if draining && Rc::strong_count(&self.here) == 1 {
+            if draining && Rc::strong_count(&self.here) == 1 && self.engine.is_quiet() {
                 break;
             }
         }

@@ -48,6 +48,8 @@ pub(crate) struct Entry<'a> {
     pub(crate) error: Option<&'a str>,
     /// What the cache did with the request.
     pub(crate) cache: Option<&'a str>,
+    /// What became of its `Idempotency-Key`.
+    pub(crate) idempotency: Option<&'a str>,
     pub(crate) ended_by: &'a str,
 }
 
@@ -201,6 +203,7 @@ mod tests {
             user_agent: None,
             error: None,
             cache: None,
+            idempotency: None,
             ended_by: "completed",
         }
     }

@@ -28,6 +28,8 @@ pub(crate) struct Metrics {
     pub(crate) cache_requests: IntCounterVec,
     pub(crate) cache_evictions: IntCounter,
     pub(crate) cache_purges: IntCounterVec,
+    pub(crate) idempotency_requests: IntCounterVec,
+    pub(crate) idempotency_store_duration: HistogramVec,
     pub(crate) access_log_dropped: IntCounter,
     pub(crate) config_reloads: IntCounterVec,
 }
@@ -83,6 +85,18 @@ impl Metrics {
                 "Entries of the cache that made room for others.",
             ),
             cache_purges: counters(&registry, "ringway_cache_purges_total", "Purges of the cache.", &["kind"]),
+            idempotency_requests: counters(
+                &registry,
+                "ringway_idempotency_requests_total",
+                "Requests on routes with idempotency, by what became of them.",
+                &["route", "result"],
+            ),
+            idempotency_store_duration: histograms(
+                &registry,
+                "ringway_idempotency_store_duration_seconds",
+                "Time that calls to the idempotency store take, until what they changed is durable.",
+                &["op"],
+            ),
             access_log_dropped: counter(
                 &registry,
                 "ringway_access_log_dropped_total",
@@ -139,6 +153,7 @@ impl Metrics {
         retain(&self.requests, &["route", "method", "code"], route);
         retain(&self.request_duration, &["route"], route);
         retain(&self.cache_requests, &["route", "result"], route);
+        retain(&self.idempotency_requests, &["route", "result"], route);
         retain(&self.connections, &["listener"], listener);
         retain(&self.connections_total, &["listener"], listener);
         retain(&self.upstream_requests, &["pool", "node", "outcome"], node);

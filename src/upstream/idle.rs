@@ -17,6 +17,7 @@ pub(crate) struct IdleLinks {
 
 struct Idle {
     link: Box<Link>,
+    since: Instant,
     until: Instant,
     _counted: Counted,
 }
@@ -32,11 +33,17 @@ impl Drop for Counted {
 
 impl IdleLinks {
     /// A connection to the node on which nothing has happened since its last answer. Those that the
-    /// node has closed meanwhile, or on which it spoke out of turn, are dropped on the way.
-    pub(crate) fn take(&self, node: &NodeRuntime) -> Option<Box<Link>> {
+    /// node has closed meanwhile, or on which it spoke out of turn, are dropped on the way. With
+    /// `within`, only one that was in use so short a time ago.
+    pub(crate) fn take(&self, node: &NodeRuntime, within: Option<Duration>) -> Option<Box<Link>> {
         let mut by_node = self.by_node.borrow_mut();
         let waiting = by_node.get_mut(&node.serial)?;
         while let Some(idle) = waiting.pop_back() {
+            // Those before it have waited for longer.
+            if within.is_some_and(|within| idle.since.elapsed() >= within) {
+                waiting.push_back(idle);
+                return None;
+            }
             if idle.link.is_quiet() {
                 return Some(idle.link);
             }
@@ -50,7 +57,7 @@ impl IdleLinks {
             node.idle.fetch_sub(1, Ordering::Relaxed);
             return;
         }
-        let idle = Idle { link, until: now + timeout, _counted: Counted(Arc::clone(node)) };
+        let idle = Idle { link, since: now, until: now + timeout, _counted: Counted(Arc::clone(node)) };
         self.by_node.borrow_mut().entry(node.serial).or_default().push_back(idle);
     }
 

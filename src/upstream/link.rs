@@ -198,6 +198,11 @@ impl Link {
         matches!(recv(&*stream, &mut [0u8; 1], RecvFlags::PEEK | RecvFlags::DONTWAIT), Err(Errno::AGAIN))
     }
 
+    /// How many bytes the kernel has taken, over all requests.
+    pub(crate) fn sent(&self) -> u64 {
+        self.socket.sent.get()
+    }
+
     /// When bytes last moved on the link.
     pub(crate) fn last_activity(&self) -> Instant {
         self.socket.last_activity.get()

@@ -1,0 +1,83 @@
+//! One bound for the bytes that the whole process holds back in buffers (`limits.buffered_bytes`).
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// What may be held, and what is.
+#[derive(Debug)]
+pub(crate) struct Budget {
+    limit: AtomicU64,
+    held: AtomicU64,
+}
+
+/// A part of the budget, given back when dropped.
+#[derive(Debug)]
+pub(crate) struct Share {
+    budget: Arc<Budget>,
+    bytes: u64,
+}
+
+impl Budget {
+    pub(crate) fn new(limit: u64) -> Arc<Budget> {
+        Arc::new(Budget { limit: AtomicU64::new(limit), held: AtomicU64::new(0) })
+    }
+
+    /// Changes the bound; what is held already stays.
+    pub(crate) fn set_limit(&self, limit: u64) {
+        self.limit.store(limit, Ordering::Relaxed);
+    }
+
+    /// What is held, in bytes.
+    pub(crate) fn held(&self) -> u64 {
+        self.held.load(Ordering::Relaxed)
+    }
+
+    /// A share of this size, if there is so much left.
+    pub(crate) fn share(self: &Arc<Self>, bytes: u64) -> Option<Share> {
+        let mut share = Share { budget: Arc::clone(self), bytes: 0 };
+        share.cover(bytes).then_some(share)
+    }
+}
+
+impl Share {
+    /// Makes the share at least this large; `false` where the budget does not allow it.
+    pub(crate) fn cover(&mut self, bytes: u64) -> bool {
+        let more = bytes.saturating_sub(self.bytes);
+        let limit = self.budget.limit.load(Ordering::Relaxed);
+        let grown = self.budget.held.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |held| {
+            let wanted = held.checked_add(more)?;
+            (more == 0 || wanted <= limit).then_some(wanted)
+        });
+        if grown.is_ok() {
+            self.bytes += more;
+        }
+        grown.is_ok()
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        self.budget.held.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shares_stay_within_the_bound_and_are_given_back() {
+        let budget = Budget::new(100);
+        let mut first = budget.share(60).unwrap();
+        assert!(budget.share(41).is_none());
+        let second = budget.share(40).unwrap();
+        assert!(!first.cover(61) && first.cover(60) && first.cover(10));
+        drop(second);
+        assert!(first.cover(100));
+        assert_eq!(budget.held(), 100);
+        budget.set_limit(50);
+        assert!(budget.share(1).is_none() && budget.share(0).is_some());
+        drop(first);
+        assert_eq!(budget.held(), 0);
+    }
+}

@@ -1,0 +1,57 @@
+//! A body that is in memory, with the fields that follow it.
+
+use bytes::Bytes;
+use http::HeaderMap;
+use http_body::{Body, Frame, SizeHint};
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+/// A whole body.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Whole {
+    pub(crate) data: Bytes,
+    pub(crate) trailers: Option<HeaderMap>,
+}
+
+impl Whole {
+    /// The next part of it; never an error, whatever the error would be.
+    pub(crate) fn next<E>(&mut self) -> Option<Result<Frame<Bytes>, E>> {
+        if !self.data.is_empty() {
+            return Some(Ok(Frame::data(std::mem::take(&mut self.data))));
+        }
+        self.trailers.take().map(|trailers| Ok(Frame::trailers(trailers)))
+    }
+
+    pub(crate) fn is_over(&self) -> bool {
+        self.data.is_empty() && self.trailers.is_none()
+    }
+
+    /// The length, where nothing follows: with trailers a body is sent in chunks.
+    pub(crate) fn length(&self) -> Option<u64> {
+        self.trailers.is_none().then_some(self.data.len() as u64)
+    }
+}
+
+impl Body for Whole {
+    type Data = Bytes;
+    type Error = Box<dyn std::error::Error + Send + Sync>;
+
+    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        Poll::Ready(self.next())
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.is_over()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.length().map_or_else(
+            || {
+                let mut hint = SizeHint::new();
+                hint.set_lower(self.data.len() as u64);
+                hint
+            },
+            SizeHint::with_exact,
+        )
+    }
+}

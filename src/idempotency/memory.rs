@@ -1,0 +1,189 @@
+//! A store in memory: for tests, and for those who accept that a restart forgets everything.
+
+use super::identity::{Id, Subject};
+use super::record::{Event, Finish, Holder, Millis, Record, State, Token, Transition, transition};
+use super::response::StoredResponse;
+use super::store::{Authorised, BATCH, Claimed, Completion, Done, Found, Listed, NewClaim, Store, StoreError, Tended};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// New claims are refused beyond this; nothing is forgotten to make room, for that would run requests
+/// again.
+pub(crate) const MAX_BYTES: usize = 256 << 20;
+
+/// What a record takes beside its texts and its response.
+const OVERHEAD: usize = 512;
+
+/// Records of this process alone.
+pub(crate) struct Memory {
+    holder: Holder,
+    max_bytes: usize,
+    records: Mutex<Records>,
+}
+
+#[derive(Default)]
+struct Records {
+    by_id: BTreeMap<Id, Entry>,
+    /// What has ended, by its expiry.
+    ended: BTreeSet<(Millis, Id)>,
+    bytes: usize,
+}
+
+struct Entry {
+    record: Record,
+    subject: Subject,
+    created: Millis,
+    response: Option<StoredResponse>,
+}
+
+impl Entry {
+    fn size(&self) -> usize {
+        let Subject { namespace, method, authority, path, key } = &self.subject;
+        let texts: usize = [namespace, method, authority, path, key].iter().map(|text| text.len()).sum();
+        OVERHEAD + texts + self.response.as_ref().map_or(0, StoredResponse::size)
+    }
+}
+
+impl Records {
+    fn put(&mut self, id: Id, entry: Entry) {
+        self.remove(&id);
+        self.bytes += entry.size();
+        if entry.record.state != State::Running {
+            self.ended.insert((entry.record.expires, id));
+        }
+        self.by_id.insert(id, entry);
+    }
+
+    fn remove(&mut self, id: &Id) -> Option<Entry> {
+        let entry = self.by_id.remove(id)?;
+        self.bytes -= entry.size();
+        self.ended.remove(&(entry.record.expires, *id));
+        Some(entry)
+    }
+
+    /// Lets an event happen to a record that is there; gives whether it concerned it.
+    fn apply(&mut self, id: &Id, event: Event, now: Millis, response: Option<StoredResponse>) -> bool {
+        let Some(entry) = self.by_id.get(id) else { return false };
+        match transition(Some(&entry.record), event, now) {
+            Transition::Stays => return false,
+            Transition::Goes => drop(self.remove(id)),
+            Transition::Becomes(record) => {
+                if let Some(entry) = self.remove(id) {
+                    self.put(*id, Entry { record, response, ..entry });
+                }
+            }
+        }
+        true
+    }
+}
+
+impl Memory {
+    pub(crate) fn new(holder: Holder, max_bytes: usize) -> Memory {
+        Memory { holder, max_bytes, records: Mutex::default() }
+    }
+
+    fn records(&self) -> MutexGuard<'_, Records> {
+        self.records.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Store for Memory {
+    fn holder(&self) -> Holder {
+        self.holder
+    }
+
+    fn claim(&self, claim: NewClaim, done: Done<Claimed>) {
+        let NewClaim { id, subject, fingerprint, token, retake, now, expires, .. } = claim;
+        let mut records = self.records();
+        let found = records.by_id.get(&id);
+        let event = Event::Claim { token, fingerprint, retake, expires };
+        let claimed = match (transition(found.map(|entry| &entry.record), event, now), found) {
+            (Transition::Becomes(record), _) => match records.bytes >= self.max_bytes {
+                true => Err(StoreError::Full),
+                false => {
+                    records.put(id, Entry { record, subject, created: now, response: None });
+                    Ok(Claimed::First)
+                }
+            },
+            (_, Some(entry)) => Ok(Claimed::Found(Found { record: entry.record, response: entry.response.clone() })),
+            (_, None) => unreachable!("what is absent can be claimed"),
+        };
+        drop(records);
+        done(claimed);
+    }
+
+    fn complete(&self, completion: Completion, done: Done<bool>) {
+        let Completion { id, token, finish, response, expires } = completion;
+        let response = response.filter(|_| finish == Finish::Done);
+        let completed = self.records().apply(&id, Event::Complete { token, finish, expires }, 0, response);
+        done(Ok(completed));
+    }
+
+    fn release(&self, id: Id, token: Token, done: Done<bool>) {
+        let released = self.records().apply(&id, Event::Release { token }, 0, None);
+        done(Ok(released));
+    }
+
+    fn authorise(&self, id: Id, done: Done<Authorised>) {
+        let mut records = self.records();
+        let authorised = match records.by_id.contains_key(&id) {
+            false => Authorised::Absent,
+            true if records.apply(&id, Event::Authorise, 0, None) => Authorised::Released,
+            true => Authorised::Running,
+        };
+        drop(records);
+        done(Ok(authorised));
+    }
+
+    fn beat(&self, done: Done<()>) {
+        done(Ok(()));
+    }
+
+    fn tend(&self, now: Millis, done: Done<Tended>) {
+        let mut records = self.records();
+        let gone: Vec<Id> =
+            records.ended.iter().take_while(|(expires, _)| *expires <= now).take(BATCH).map(|(_, id)| *id).collect();
+        for id in &gone {
+            records.apply(id, Event::Expire, now, None);
+        }
+        drop(records);
+        done(Ok(Tended { expired: gone.len(), more: gone.len() == BATCH }));
+    }
+
+    fn look_up(&self, id: Id, done: Done<Option<Found>>) {
+        let records = self.records();
+        let found = records.by_id.get(&id);
+        let found = found.map(|entry| Found { record: entry.record, response: entry.response.clone() });
+        drop(records);
+        done(Ok(found));
+    }
+
+    fn find(&self, key: String, done: Done<Vec<Listed>>) {
+        let mut first = Id([0; Id::LENGTH]);
+        let prefix = Id::prefix(&key);
+        first.0[..Id::PREFIX].copy_from_slice(&prefix);
+        let records = self.records();
+        let listed = records
+            .by_id
+            .range(first..)
+            .take_while(|(id, _)| id.0.starts_with(&prefix))
+            .filter(|(_, entry)| entry.subject.key == key)
+            .take(BATCH)
+            .map(|(id, entry)| Listed {
+                id: *id,
+                subject: entry.subject.clone(),
+                state: entry.record.state,
+                fingerprint: entry.record.fingerprint,
+                status: entry.response.as_ref().map(|response| response.status),
+                created: entry.created,
+                expires: entry.record.expires,
+            })
+            .collect();
+        drop(records);
+        done(Ok(listed));
+    }
+
+    fn count(&self) -> u64 {
+        self.records().by_id.len() as u64
+    }
+}

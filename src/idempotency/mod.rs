@@ -1,0 +1,37 @@
+//! At most once: a request with an `Idempotency-Key` runs one time, and its repetitions get the same
+//! answer.
+//!
+//! `key`, `identity`, `fingerprint` and `record` are pure: what makes two requests the same, and how
+//! what is known of one may change. `store` says what a store promises; `memory` and `sqlite` are two.
+//! `records` is what a process knows of its store and its own claims, `run` takes one request through
+//! it. The node is an [`Origin`] that is handed in.
+
+mod clock;
+mod fingerprint;
+mod identity;
+mod key;
+mod memory;
+mod record;
+mod records;
+mod response;
+mod run;
+mod sqlite;
+mod store;
+
+pub(crate) use fingerprint::{Fingerprint, Fingerprinting};
+pub(crate) use identity::{Id, Scope, Subject};
+pub(crate) use key::{IDEMPOTENCY_KEY, key_of};
+pub(crate) use records::{Claim, Kind, Records};
+pub(crate) use response::StoredResponse;
+pub(crate) use run::{Asked, Origin, Outcome, Pieces, Policy, Refused, Sent, Started, run, start};
+pub(crate) use sqlite::OpenError;
+pub(crate) use store::{Authorised, Listed};
+
+/// The line in the log for every record that becomes UNKNOWN.
+fn warn_unknown(id: Id, subject: &Subject, why: &str) {
+    let Subject { namespace, method, authority, path, key } = subject;
+    tracing::warn!(%id, namespace, method, authority, path, key, "the outcome of a request is unknown: {why}");
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,478 @@
+//! What a process knows of its store, and of its own claims: none is ever forgotten while it is open,
+//! whatever becomes of the task that holds it.
+
+use super::clock::{Clock, millis};
+use super::identity::Id;
+use super::memory::{self, Memory};
+use super::record::{Finish, State, Token};
+use super::response::StoredResponse;
+use super::run::{Asked, Policy};
+use super::sqlite::{OpenError, Sqlite};
+use super::store::{Authorised, Claimed, Completion, Found, Listed, NewClaim, Store, StoreError, Tended};
+use super::warn_unknown;
+use prometheus::{Histogram, HistogramVec};
+use std::collections::HashMap;
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+use tokio::sync::{Notify, oneshot};
+
+/// How long a call to the store may take before it is given up.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Between two tries to store a result.
+const RETRY: [Duration; 2] = [Duration::from_millis(20), Duration::from_millis(500)];
+/// How often those who wait look for what other processes did.
+const POLL: Duration = Duration::from_millis(250);
+/// Between two rounds of upkeep.
+const ROUND: Duration = Duration::from_millis(500);
+const SHORTEST_ROUND: Duration = Duration::from_millis(20);
+/// Claims that the store owes an end to; beyond that, new ones are refused.
+const MAX_UNSETTLED: usize = 10_000;
+/// How many of them are tried again in a round.
+const SETTLED_A_ROUND: usize = 1000;
+
+/// Which store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Sqlite(PathBuf),
+    Memory,
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Kind::Sqlite(path) => path.display().fmt(f),
+            Kind::Memory => f.write_str("memory"),
+        }
+    }
+}
+
+/// The records, as one process sees them.
+pub(crate) struct Records {
+    pub(crate) kind: Kind,
+    store: Box<dyn Store>,
+    clock: Clock,
+    durations: Durations,
+    /// The number of the last claim.
+    last: AtomicU64,
+    /// Claims that are open here.
+    open: AtomicU64,
+    /// In milliseconds.
+    shortest_lease: AtomicU64,
+    /// Who waits for the end of a run.
+    waiting: Mutex<HashMap<Id, Waiting>>,
+    /// Claims whose end the store has not taken.
+    unsettled: Mutex<HashMap<Token, Unsettled>>,
+}
+
+#[derive(Default)]
+struct Waiting {
+    waiters: usize,
+    ended: Arc<Notify>,
+}
+
+#[derive(Clone, Copy)]
+struct Unsettled {
+    id: Id,
+    end: Abandoned,
+    ttl: Duration,
+}
+
+/// The end of a claim whose run said nothing of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Abandoned {
+    /// Nothing was sent.
+    Free,
+    /// It may have run.
+    Unknown,
+}
+
+/// How long each kind of call takes.
+struct Durations {
+    claim: Histogram,
+    complete: Histogram,
+    release: Histogram,
+    look_up: Histogram,
+    find: Histogram,
+    authorise: Histogram,
+    beat: Histogram,
+    tend: Histogram,
+}
+
+impl Durations {
+    fn of(family: &HistogramVec) -> Durations {
+        let op = |name| family.with_label_values(&[name]);
+        Durations {
+            claim: op("claim"),
+            complete: op("complete"),
+            release: op("release"),
+            look_up: op("look_up"),
+            find: op("find"),
+            authorise: op("authorise"),
+            beat: op("beat"),
+            tend: op("expire"),
+        }
+    }
+}
+
+/// What a request with a key finds.
+pub(crate) enum Turn {
+    /// It is the first, and is to run.
+    First(Claim),
+    /// There was one before it.
+    Found(Found),
+}
+
+/// How a run ended.
+#[derive(Clone, Debug)]
+pub(crate) enum End {
+    Released,
+    Done(StoredResponse),
+    DoneWithoutBody,
+    Unknown,
+}
+
+/// What became of the end of a run in the store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Settled {
+    /// It is durable.
+    Durable,
+    /// The record is not this run's any more: an operator, or `on_unknown: retry`, has let another run.
+    Superseded,
+    /// The store did not take it in time; it will be told that the outcome is unknown.
+    Failed,
+}
+
+/// The right to run a request, and the duty to say how it ended.
+pub(crate) struct Claim {
+    records: Arc<Records>,
+    asked: Asked,
+    token: Token,
+    ttl: Duration,
+    lease: Duration,
+    may_have_run: bool,
+    is_settled: bool,
+}
+
+impl Records {
+    /// Opens the store.
+    pub(crate) fn open(kind: Kind, durations: &HistogramVec) -> Result<Arc<Records>, OpenError> {
+        let holder = getrandom::u64().map_err(std::io::Error::other)?;
+        let store: Box<dyn Store> = match &kind {
+            Kind::Sqlite(path) => Box::new(Sqlite::open(path, holder)?),
+            Kind::Memory => Box::new(Memory::new(holder, memory::MAX_BYTES)),
+        };
+        Ok(Records::over(kind, store, durations))
+    }
+
+    fn over(kind: Kind, store: Box<dyn Store>, durations: &HistogramVec) -> Arc<Records> {
+        Arc::new(Records {
+            kind,
+            store,
+            clock: Clock::new(),
+            durations: Durations::of(durations),
+            last: AtomicU64::new(0),
+            open: AtomicU64::new(0),
+            shortest_lease: AtomicU64::new(millis(ROUND) * 3),
+            waiting: Mutex::default(),
+            unsettled: Mutex::default(),
+        })
+    }
+
+    #[cfg(test)]
+    pub(super) fn store(&self) -> &dyn Store {
+        &*self.store
+    }
+
+    /// How many records there are.
+    pub(crate) fn count(&self) -> u64 {
+        self.store.count()
+    }
+
+    /// Claims a request, or finds who did. A claim that nobody waits for any more releases itself.
+    pub(crate) async fn claim(self: &Arc<Self>, asked: &Asked, policy: &Policy) -> Result<Turn, StoreError> {
+        if locked(&self.unsettled).len() >= MAX_UNSETTLED {
+            return Err(StoreError::Overloaded);
+        }
+        let number = self.last.fetch_add(1, Ordering::Relaxed) + 1;
+        let token = Token { holder: self.store.holder(), number };
+        let now = self.clock.now();
+        let claim = NewClaim {
+            id: asked.id,
+            subject: asked.subject.clone(),
+            fingerprint: asked.fingerprint,
+            token,
+            retake: policy.retries_unknown,
+            lease: policy.lease,
+            now,
+            expires: self.clock.expiry(policy.ttl),
+        };
+        let (records, mine, ttl, lease) = (Arc::clone(self), asked.clone(), policy.ttl, policy.lease);
+        let turn = ask(&self.durations.claim, |done| {
+            let made = move |claimed| {
+                done(match claimed {
+                    Ok(Claimed::First) => Ok(Turn::First(Claim::new(records, mine, token, ttl, lease))),
+                    Ok(Claimed::Found(found)) => Ok(Turn::Found(found)),
+                    Err(error) => {
+                        if matches!(error, StoreError::Torn(_)) {
+                            let unsettled = Unsettled { id: mine.id, end: Abandoned::Free, ttl };
+                            locked(&records.unsettled).insert(token, unsettled);
+                        }
+                        Err(error)
+                    }
+                });
+            };
+            self.store.claim(claim, Box::new(made));
+        });
+        match turn.await {
+            Ok(Turn::Found(found)) => Ok(Turn::Found(self.as_known_here(found))),
+            // What can be read can be replayed, even where nothing can be written.
+            Err(error) => match self.look_up(asked.id).await {
+                Ok(Some(found)) if found.record.token != token && !found.record.is_over(now) => Ok(Turn::Found(found)),
+                _ => Err(error),
+            },
+            first => first,
+        }
+    }
+
+    /// What the store cannot know yet: that a run here has ended without a result.
+    fn as_known_here(&self, mut found: Found) -> Found {
+        if found.record.state == State::Running
+            && found.record.token.holder == self.store.holder()
+            && let Some(unsettled) = locked(&self.unsettled).get(&found.record.token)
+            && unsettled.end == Abandoned::Unknown
+        {
+            found.record.state = State::Unknown;
+        }
+        found
+    }
+
+    async fn look_up(&self, id: Id) -> Result<Option<Found>, StoreError> {
+        let found = ask(&self.durations.look_up, |done| self.store.look_up(id, done)).await?;
+        Ok(found.map(|found| self.as_known_here(found)))
+    }
+
+    /// Waits until a run has ended, at most until a deadline; gives whether it has.
+    pub(crate) async fn wait(&self, id: Id, deadline: Instant) -> bool {
+        let waiter = Waiter::enter(self, id);
+        loop {
+            // Heard from here on; what ended before is what the look-up sees.
+            let ended = waiter.ended.notified();
+            match self.look_up(id).await {
+                Ok(Some(found)) if found.record.state == State::Running => {}
+                _ => return true,
+            }
+            let now = Instant::now();
+            if now >= deadline {
+                return false;
+            }
+            // Nobody tells of what another process does.
+            let _ = tokio::time::timeout_at((now + POLL).min(deadline).into(), ended).await;
+        }
+    }
+
+    /// All records with a key.
+    pub(crate) async fn find(&self, key: &str) -> Result<Vec<Listed>, StoreError> {
+        ask(&self.durations.find, |done| self.store.find(key.to_owned(), done)).await
+    }
+
+    /// Removes a record that has ended, so that the next request runs.
+    pub(crate) async fn authorise(&self, id: Id) -> Result<Authorised, StoreError> {
+        ask(&self.durations.authorise, |done| self.store.authorise(id, done)).await
+    }
+
+    /// Seconds from when a record was claimed until now.
+    pub(crate) fn age(&self, listed: &Listed) -> f64 {
+        self.clock.now().saturating_sub(listed.created) as f64 / 1000.0
+    }
+
+    /// Seconds until a record may go.
+    pub(crate) fn remaining(&self, listed: &Listed) -> f64 {
+        listed.expires.saturating_sub(self.clock.now()) as f64 / 1000.0
+    }
+
+    /// Shows that this process lives, ends what is left over, and forgets what has expired; for as long
+    /// as the process lives.
+    pub(crate) async fn keep(self: Arc<Self>) {
+        let mut last_beat = Instant::now();
+        let mut last_tended = Instant::now();
+        loop {
+            let lease = Duration::from_millis(self.shortest_lease.load(Ordering::Relaxed));
+            tokio::time::sleep((lease / 6).clamp(SHORTEST_ROUND, ROUND)).await;
+            if self.open.load(Ordering::Relaxed) > 0 && last_beat.elapsed() >= lease / 3 {
+                last_beat = Instant::now();
+                // The writing thread has told of what is wrong with the store.
+                let _ = ask(&self.durations.beat, |done| self.store.beat(done)).await;
+            }
+            self.settle_what_is_left();
+            if last_tended.elapsed() >= ROUND {
+                last_tended = Instant::now();
+                while let Ok(Tended { more: true, .. }) =
+                    ask(&self.durations.tend, |done| self.store.tend(self.clock.now(), done)).await
+                {}
+            }
+        }
+    }
+
+    fn settle_what_is_left(self: &Arc<Self>) {
+        let left: Vec<(Token, Unsettled)> = {
+            let unsettled = locked(&self.unsettled);
+            unsettled.iter().take(SETTLED_A_ROUND).map(|(token, unsettled)| (*token, *unsettled)).collect()
+        };
+        for (token, unsettled) in left {
+            self.abandon(token, unsettled);
+        }
+    }
+
+    /// Tells the store how a claim ended of which nobody will say more; not done until the store has
+    /// heard of it.
+    fn abandon(self: &Arc<Self>, token: Token, unsettled: Unsettled) {
+        let Unsettled { id, end, ttl } = unsettled;
+        let records = Arc::clone(self);
+        let heard = Box::new(move |result: Result<bool, StoreError>| {
+            let mut left = locked(&records.unsettled);
+            match result {
+                Ok(_) => drop(left.remove(&token)),
+                Err(_) => drop(left.insert(token, unsettled)),
+            }
+            drop(left);
+            records.tell(id);
+        });
+        match end {
+            Abandoned::Free => self.store.release(id, token, heard),
+            Abandoned::Unknown => {
+                let (finish, expires) = (Finish::Unknown, self.clock.expiry(ttl));
+                self.store.complete(Completion { id, token, finish, response: None, expires }, heard);
+            }
+        }
+    }
+
+    /// Wakes who waits for the end of a run.
+    fn tell(&self, id: Id) {
+        if let Some(waiting) = locked(&self.waiting).get(&id) {
+            waiting.ended.notify_waiters();
+        }
+    }
+}
+
+/// Calls the store and waits for what it says.
+async fn ask<T: Send + 'static>(
+    duration: &Histogram,
+    call: impl FnOnce(Box<dyn FnOnce(Result<T, StoreError>) + Send>),
+) -> Result<T, StoreError> {
+    let began = Instant::now();
+    let (tell, told) = oneshot::channel();
+    // Nobody may be there to hear it any more.
+    call(Box::new(move |result| drop(tell.send(result))));
+    let told = tokio::time::timeout(PATIENCE, told).await;
+    duration.observe(began.elapsed().as_secs_f64());
+    told.map_err(|_| StoreError::TooSlow)?.map_err(|_| StoreError::Ended)?
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// One who waits for the end of a run.
+struct Waiter<'a> {
+    records: &'a Records,
+    id: Id,
+    ended: Arc<Notify>,
+}
+
+impl<'a> Waiter<'a> {
+    fn enter(records: &'a Records, id: Id) -> Waiter<'a> {
+        let mut waiting = locked(&records.waiting);
+        let entry = waiting.entry(id).or_default();
+        entry.waiters += 1;
+        Waiter { records, id, ended: Arc::clone(&entry.ended) }
+    }
+}
+
+impl Drop for Waiter<'_> {
+    fn drop(&mut self) {
+        let mut waiting = locked(&self.records.waiting);
+        if let Some(entry) = waiting.get_mut(&self.id) {
+            entry.waiters -= 1;
+            if entry.waiters == 0 {
+                waiting.remove(&self.id);
+            }
+        }
+    }
+}
+
+impl Claim {
+    fn new(records: Arc<Records>, asked: Asked, token: Token, ttl: Duration, lease: Duration) -> Claim {
+        records.open.fetch_add(1, Ordering::Relaxed);
+        records.shortest_lease.fetch_min(millis(lease), Ordering::Relaxed);
+        Claim { records, asked, token, ttl, lease, may_have_run: false, is_settled: false }
+    }
+
+    /// From here on the request may run.
+    pub(crate) fn sending(&mut self) {
+        self.may_have_run = true;
+    }
+
+    /// Says how it ended, durably; tried again for the length of the lease.
+    pub(crate) async fn settle(mut self, end: End) -> Settled {
+        let deadline = Instant::now() + self.lease;
+        let mut pause = RETRY[0];
+        let settled = loop {
+            match self.tell_store(&end).await {
+                Ok(true) => break Settled::Durable,
+                Ok(false) => break Settled::Superseded,
+                Err(error) if Instant::now() + pause >= deadline => {
+                    tracing::error!(%error, id = %self.asked.id, "the end of a request could not be stored");
+                    break Settled::Failed;
+                }
+                Err(_) => {
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(RETRY[1]);
+                }
+            }
+        };
+        match settled {
+            Settled::Durable | Settled::Superseded => self.is_settled = true,
+            // Dropped, the claim goes on trying, without the result.
+            Settled::Failed => self.may_have_run = !matches!(end, End::Released),
+        }
+        if matches!((&end, settled), (End::Unknown, Settled::Durable)) {
+            warn_unknown(self.asked.id, &self.asked.subject, "the node gave no whole answer");
+        }
+        settled
+    }
+
+    async fn tell_store(&self, end: &End) -> Result<bool, StoreError> {
+        let records = &self.records;
+        let (id, token) = (self.asked.id, self.token);
+        let (finish, response) = match end {
+            End::Released => {
+                return ask(&records.durations.release, |done| records.store.release(id, token, done)).await;
+            }
+            End::Done(response) => (Finish::Done, Some(response.clone())),
+            End::DoneWithoutBody => (Finish::DoneWithoutBody, None),
+            End::Unknown => (Finish::Unknown, None),
+        };
+        let completion = Completion { id, token, finish, response, expires: records.clock.expiry(self.ttl) };
+        ask(&records.durations.complete, |done| records.store.complete(completion, done)).await
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        self.records.open.fetch_sub(1, Ordering::Relaxed);
+        if self.is_settled {
+            return self.records.tell(self.asked.id);
+        }
+        let end = if self.may_have_run { Abandoned::Unknown } else { Abandoned::Free };
+        if end == Abandoned::Unknown {
+            warn_unknown(self.asked.id, &self.asked.subject, "its run ended without a result that could be stored");
+        }
+        let unsettled = Unsettled { id: self.asked.id, end, ttl: self.ttl };
+        // Known here from now on, and to the store as soon as it hears of it.
+        locked(&self.records.unsettled).insert(self.token, unsettled);
+        self.records.abandon(self.token, unsettled);
+    }
+}

@@ -1,0 +1,232 @@
+//! One request's way through the records: its turn, its one run, and how that ended.
+
+use super::fingerprint::Fingerprint;
+use super::identity::{Id, Subject};
+use super::record::State;
+use super::records::{Claim, End, Records, Settled, Turn};
+use super::response::StoredResponse;
+use super::store::StoreError;
+use crate::http::budget::Share;
+use bytes::{Bytes, BytesMut};
+use http::{Extensions, HeaderMap, Response, StatusCode};
+use http_body::Body;
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// A request with a key.
+#[derive(Clone, Debug)]
+pub(crate) struct Asked {
+    pub(crate) id: Id,
+    pub(crate) subject: Subject,
+    pub(crate) fingerprint: Fingerprint,
+}
+
+/// A route's rules.
+#[derive(Clone, Debug)]
+pub(crate) struct Policy {
+    pub(crate) ttl: Duration,
+    pub(crate) lease: Duration,
+    /// How long a repetition waits for the run; none are refused at once.
+    pub(crate) wait: Option<Duration>,
+    /// Whether a request may run again whose outcome is unknown.
+    pub(crate) retries_unknown: bool,
+    /// Whether requests run unprotected where the store fails.
+    pub(crate) forwards_without_store: bool,
+    /// Statuses that say that nothing was done.
+    pub(crate) release_on: Vec<StatusCode>,
+    /// The largest body that is stored.
+    pub(crate) max_response: u64,
+}
+
+/// The node, as a run sees it.
+pub(crate) trait Origin {
+    type Body: Body<Data = Bytes> + Unpin;
+    type Failure;
+    /// Sends the request, at most once. The answer is what the client is to get.
+    async fn send(&mut self) -> Sent<Self::Body, Self::Failure>;
+}
+
+/// What became of a request.
+pub(crate) enum Sent<B, F> {
+    /// Not one byte of it left this process.
+    Nothing(F),
+    /// It may have run, and no answer came.
+    NoAnswer(F),
+    /// The answer's head is here. `whole`: every byte of the request had been sent by then.
+    Answer { response: Response<B>, whole: bool },
+}
+
+/// What a request's turn is.
+pub(crate) enum Started {
+    /// To run.
+    First(Claim),
+    /// It has run; this was its answer.
+    Replay(StoredResponse),
+    /// It must not run.
+    Refused(Refused),
+    /// The store is out of order, and the route forwards without it.
+    Unprotected(StoreError),
+}
+
+/// Why a request must not run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Refused {
+    /// The same is running.
+    Running,
+    /// The key was used for another request.
+    Mismatch,
+    /// It may have run.
+    Unknown,
+    /// It has run; its answer was too large to be kept.
+    TooLarge,
+    StoreFailed(StoreError),
+}
+
+/// Finds out whether a request is the first of its key; waits for the run of another one if the route
+/// says so.
+pub(crate) async fn start(records: &Arc<Records>, asked: &Asked, policy: &Policy) -> Started {
+    let deadline = policy.wait.map(|wait| Instant::now() + wait);
+    loop {
+        let found = match records.claim(asked, policy).await {
+            Ok(Turn::First(claim)) => return Started::First(claim),
+            Ok(Turn::Found(found)) => found,
+            Err(error) if policy.forwards_without_store => return Started::Unprotected(error),
+            Err(error) => return Started::Refused(Refused::StoreFailed(error)),
+        };
+        if found.record.fingerprint != asked.fingerprint {
+            return Started::Refused(Refused::Mismatch);
+        }
+        return match (found.record.state, found.response) {
+            (State::Done, Some(response)) => Started::Replay(response),
+            (State::Done | State::DoneWithoutBody, _) => Started::Refused(Refused::TooLarge),
+            (State::Unknown, _) => Started::Refused(Refused::Unknown),
+            (State::Running, _) => match deadline {
+                // It may be released: then it is this one's turn.
+                Some(deadline) if Instant::now() < deadline && records.wait(asked.id, deadline).await => continue,
+                _ => Started::Refused(Refused::Running),
+            },
+        };
+    }
+}
+
+/// What a run has come to.
+pub(crate) enum Outcome<B, F> {
+    /// The whole answer, and what stood beside it for this client alone. `stored`: durably.
+    Answer { response: StoredResponse, beside: Extensions, stored: bool },
+    /// An answer that says that nothing was done: the next request runs again.
+    Passed(Response<B>),
+    /// An answer that is larger than what is stored: what was read of it, and the rest.
+    Large { head: Response<()>, beginning: Bytes, rest: B },
+    /// It may have run, and there is no whole answer.
+    Unknown,
+    /// Nothing was sent; the next request runs again.
+    NotSent(F),
+}
+
+/// Runs a request that was claimed. The answer is read to its end, whoever waits for it, and is
+/// durable when this returns.
+pub(crate) async fn run<O: Origin>(
+    mut claim: Claim,
+    origin: &mut O,
+    policy: &Policy,
+    share: &mut Share,
+) -> Outcome<O::Body, O::Failure> {
+    claim.sending();
+    let (response, whole) = match origin.send().await {
+        Sent::Answer { response, whole } => (response, whole),
+        Sent::NoAnswer(_) => {
+            claim.settle(End::Unknown).await;
+            return Outcome::Unknown;
+        }
+        Sent::Nothing(failure) => {
+            claim.settle(End::Released).await;
+            return Outcome::NotSent(failure);
+        }
+    };
+    let status = response.status();
+    if policy.release_on.contains(&status) || (status == StatusCode::REQUEST_TIMEOUT && !whole) {
+        claim.settle(End::Released).await;
+        return Outcome::Passed(response);
+    }
+    // A gateway behind does not know either.
+    if matches!(status, StatusCode::BAD_GATEWAY | StatusCode::GATEWAY_TIMEOUT) {
+        claim.settle(End::Unknown).await;
+        return Outcome::Unknown;
+    }
+    let (mut head, mut body) = response.into_parts();
+    let (body, trailers) = match read(&mut body, policy.max_response, share).await {
+        Read::Whole(body, trailers) => (body, trailers),
+        Read::TooLarge(beginning) => {
+            claim.settle(End::DoneWithoutBody).await;
+            return Outcome::Large { head: Response::from_parts(head, ()), beginning, rest: body };
+        }
+        Read::Broken => {
+            claim.settle(End::Unknown).await;
+            return Outcome::Unknown;
+        }
+    };
+    let beside = std::mem::take(&mut head.extensions);
+    let response = StoredResponse::new(head.status, &head.headers, body, trailers.as_ref());
+    let settled = claim.settle(End::Done(response.clone())).await;
+    Outcome::Answer { response, beside, stored: settled == Settled::Durable }
+}
+
+enum Read {
+    Whole(Bytes, Option<HeaderMap>),
+    /// What was read of it.
+    TooLarge(Bytes),
+    Broken,
+}
+
+/// Reads a body to its end, as far as it is to be stored and fits into the share.
+async fn read<B: Body<Data = Bytes> + Unpin>(body: &mut B, limit: u64, share: &mut Share) -> Read {
+    if body.size_hint().lower() > limit {
+        return Read::TooLarge(Bytes::new());
+    }
+    let mut pieces = Pieces::default();
+    let mut trailers = None;
+    loop {
+        match poll_fn(|cx| Pin::new(&mut *body).poll_frame(cx)).await {
+            None => return Read::Whole(pieces.join(), trailers),
+            Some(Err(_)) => return Read::Broken,
+            Some(Ok(frame)) => match frame.into_data() {
+                Ok(data) => {
+                    pieces.push(data);
+                    if pieces.length > limit || !share.cover(pieces.length) {
+                        return Read::TooLarge(pieces.join());
+                    }
+                }
+                Err(frame) => trailers = frame.into_trailers().ok(),
+            },
+        }
+    }
+}
+
+/// What was read of a body; most come in one piece, which is not copied.
+#[derive(Default)]
+pub(crate) struct Pieces {
+    first: Bytes,
+    more: BytesMut,
+    pub(crate) length: u64,
+}
+
+impl Pieces {
+    pub(crate) fn push(&mut self, data: Bytes) {
+        self.length += data.len() as u64;
+        match (self.first.is_empty(), self.more.is_empty()) {
+            (true, _) => self.first = data,
+            (false, empty) => {
+                if empty {
+                    self.more.extend_from_slice(&self.first);
+                }
+                self.more.extend_from_slice(&data);
+            }
+        }
+    }
+
+    pub(crate) fn join(self) -> Bytes {
+        if self.more.is_empty() { self.first } else { self.more.freeze() }
+    }
+}

@@ -1,0 +1,108 @@
+//! Which processes live: each holds a lock on a file of its own for as long as it runs, whatever ends
+//! it, and counts its heartbeat up in the store.
+
+use crate::idempotency::record::Holder;
+use std::collections::HashMap;
+use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// The processes that share a store, as one of them sees it.
+pub(super) struct Holders {
+    folder: PathBuf,
+    pub(super) own: Holder,
+    /// Locked until this process ends.
+    _lock: File,
+    /// The last heartbeat of the others, and when it was first seen.
+    beats: HashMap<Holder, (u64, Instant)>,
+}
+
+/// What can be said of a process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Life {
+    /// It lives, as far as one can see.
+    Alive,
+    /// Its lock is there, and its heart has not beaten for the whole lease.
+    Silent,
+    /// Its lock is gone.
+    Dead,
+}
+
+impl Holders {
+    /// Enters this process, by a number that nobody else has.
+    pub(super) fn enter(store: &Path, own: Holder) -> io::Result<Holders> {
+        let mut folder = store.as_os_str().to_owned();
+        folder.push("-holders");
+        let folder = PathBuf::from(folder);
+        DirBuilder::new().recursive(true).mode(0o700).create(&folder)?;
+        let lock = OpenOptions::new().write(true).create_new(true).mode(0o600).open(file_of(&folder, own))?;
+        lock.try_lock().map_err(|error| match error {
+            TryLockError::Error(error) => error,
+            TryLockError::WouldBlock => io::ErrorKind::WouldBlock.into(),
+        })?;
+        Ok(Holders { folder, own, _lock: lock, beats: HashMap::new() })
+    }
+
+    /// Whether another process lives, whose heartbeat stands at `beat`.
+    pub(super) fn life(&mut self, holder: Holder, beat: u64, lease: Duration) -> Life {
+        if holder == self.own {
+            return Life::Alive;
+        }
+        if self.is_unlocked(holder) {
+            self.beats.remove(&holder);
+            return Life::Dead;
+        }
+        let now = Instant::now();
+        let (seen, since) = self.beats.entry(holder).or_insert((beat, now));
+        if *seen != beat {
+            (*seen, *since) = (beat, now);
+        }
+        if now.duration_since(*since) >= lease { Life::Silent } else { Life::Alive }
+    }
+
+    fn is_unlocked(&self, holder: Holder) -> bool {
+        let path = file_of(&self.folder, holder);
+        let unlocked = match OpenOptions::new().write(true).open(&path) {
+            Ok(file) => file.try_lock().is_ok(),
+            Err(error) => error.kind() == io::ErrorKind::NotFound,
+        };
+        if unlocked {
+            // Another process may have removed it already.
+            let _ = fs::remove_file(&path);
+        }
+        unlocked
+    }
+}
+
+impl Drop for Holders {
+    fn drop(&mut self) {
+        // Nobody looks for it any more; and who does takes its absence for what it is.
+        let _ = fs::remove_file(file_of(&self.folder, self.own));
+    }
+}
+
+fn file_of(folder: &Path, holder: Holder) -> PathBuf {
+    folder.join(format!("{holder:016x}.lock"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lock_that_is_gone_is_a_process_that_is_gone() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = folder.path().join("s.db");
+        let mut mine = Holders::enter(&store, 1).unwrap();
+        let other = Holders::enter(&store, 2).unwrap();
+        assert_eq!(mine.life(1, 0, Duration::ZERO), Life::Alive);
+        assert_eq!(mine.life(2, 0, Duration::from_secs(60)), Life::Alive);
+        assert_eq!(mine.life(2, 0, Duration::ZERO), Life::Silent);
+        assert_eq!(mine.life(2, 1, Duration::from_secs(60)), Life::Alive, "its heart beats again");
+        assert_eq!(mine.life(3, 0, Duration::from_secs(60)), Life::Dead, "nobody has seen it");
+        drop(other);
+        assert_eq!(mine.life(2, 1, Duration::from_secs(60)), Life::Dead);
+    }
+}

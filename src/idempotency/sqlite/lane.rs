@@ -1,0 +1,96 @@
+//! A thread with a connection, and the bounded queue before it. What waits is carried out together.
+
+use crate::idempotency::store::{Done, StoreError};
+use std::io;
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::thread::JoinHandle;
+
+/// Calls that may wait; further ones fail at once.
+const QUEUE: usize = 8192;
+
+/// The most that is carried out together.
+const BATCH: usize = 512;
+
+/// A call, with who waits for it.
+pub(super) trait Job<D>: Send {
+    /// Does it; the result is kept until all is durable.
+    fn run(&mut self, db: &mut D) -> rusqlite::Result<()>;
+    /// Tells who waits.
+    fn settle(self: Box<Self>, outcome: Result<(), StoreError>);
+}
+
+struct Call<T, F> {
+    work: F,
+    result: Option<T>,
+    done: Done<T>,
+}
+
+impl<D, T: Send, F: FnMut(&mut D) -> rusqlite::Result<T> + Send> Job<D> for Call<T, F> {
+    fn run(&mut self, db: &mut D) -> rusqlite::Result<()> {
+        self.result = Some((self.work)(db)?);
+        Ok(())
+    }
+
+    fn settle(self: Box<Self>, outcome: Result<(), StoreError>) {
+        let Call { result, done, .. } = *self;
+        done(outcome.and_then(|()| result.ok_or(StoreError::Ended)));
+    }
+}
+
+/// What a lane does with the calls that wait: all of them, or none.
+pub(super) trait Carrier: Send + 'static {
+    type Db;
+    fn carry_out(&mut self, jobs: &mut [Box<dyn Job<Self::Db>>]) -> Result<(), StoreError>;
+}
+
+/// The sending side. Dropped, it waits until the last call is carried out.
+pub(super) struct Lane<D> {
+    queue: Option<SyncSender<Box<dyn Job<D>>>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl<D: 'static> Lane<D> {
+    pub(super) fn start(name: &str, carrier: impl Carrier<Db = D>) -> io::Result<Lane<D>> {
+        let (queue, jobs) = sync_channel(QUEUE);
+        let thread = std::thread::Builder::new().name(name.to_owned()).spawn(move || work(carrier, &jobs))?;
+        Ok(Lane { queue: Some(queue), thread: Some(thread) })
+    }
+
+    /// Queues a call. It may be run more than once, but takes effect once or not at all.
+    pub(super) fn submit<T: Send + 'static>(
+        &self,
+        work: impl FnMut(&mut D) -> rusqlite::Result<T> + Send + 'static,
+        done: Done<T>,
+    ) {
+        let Some(queue) = &self.queue else { return done(Err(StoreError::Ended)) };
+        match queue.try_send(Box::new(Call { work, result: None, done })) {
+            Ok(()) => {}
+            Err(TrySendError::Full(job)) => job.settle(Err(StoreError::Overloaded)),
+            Err(TrySendError::Disconnected(job)) => job.settle(Err(StoreError::Ended)),
+        }
+    }
+}
+
+impl<D> Drop for Lane<D> {
+    fn drop(&mut self) {
+        self.queue = None;
+        if let Some(thread) = self.thread.take()
+            && thread.thread().id() != std::thread::current().id()
+            && thread.join().is_err()
+        {
+            tracing::error!("a thread of the idempotency store ended in a panic");
+        }
+    }
+}
+
+fn work<C: Carrier>(mut carrier: C, jobs: &Receiver<Box<dyn Job<C::Db>>>) {
+    let mut batch = Vec::with_capacity(BATCH);
+    while let Ok(first) = jobs.recv() {
+        batch.push(first);
+        batch.extend(jobs.try_iter().take(BATCH - 1));
+        let outcome = carrier.carry_out(&mut batch);
+        for job in batch.drain(..) {
+            job.settle(outcome.clone());
+        }
+    }
+}

@@ -1,0 +1,193 @@
+//! A store in one SQLite file, shared by the processes of a machine.
+//!
+//! One thread writes: whatever waits for it shares one commit, and so one wait for the disk. Another
+//! one reads beside it. A connection on which anything failed is given up and opened anew, so that the
+//! store recovers when the disk does.
+
+mod file;
+mod holders;
+mod lane;
+mod rows;
+
+pub(crate) use file::OpenError;
+
+use super::identity::Id;
+use super::record::{Holder, Millis, Token};
+use super::store::{Authorised, Claimed, Completion, Done, Found, Listed, NewClaim, Store, StoreError, Tended};
+use file::{StoreFile, Use};
+use holders::Holders;
+use lane::{Carrier, Job, Lane};
+use rusqlite::Connection;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// A store in a file.
+pub(crate) struct Sqlite {
+    holder: Holder,
+    writer: Lane<Desk>,
+    reader: Lane<Connection>,
+    count: Arc<AtomicU64>,
+}
+
+/// What the writing thread works with.
+struct Desk {
+    connection: Connection,
+    holders: Holders,
+    /// Records added, less those removed, since the last commit.
+    added: i64,
+}
+
+impl Sqlite {
+    /// Opens or makes the file, and marks what dead processes left behind.
+    pub(crate) fn open(path: &Path, holder: Holder) -> Result<Sqlite, OpenError> {
+        let file = StoreFile::prepare(path)?;
+        let holders = Holders::enter(path, holder)?;
+        let mut desk = Desk { connection: file.connect(Use::Writing)?, holders, added: 0 };
+        rows::enter(&desk.connection, holder)?;
+        rows::bury_the_dead(&mut desk)?;
+        let count = Arc::new(AtomicU64::new(rows::extent(&desk.connection)?));
+        let reader = Reader { file: file.clone(), connection: Some(file.connect(Use::Reading)?) };
+        let writer = Writer { file, desk, is_broken: false, count: Arc::clone(&count) };
+        Ok(Sqlite {
+            holder,
+            writer: Lane::start("idempotency-writer", writer)?,
+            reader: Lane::start("idempotency-reader", reader)?,
+            count,
+        })
+    }
+}
+
+impl Store for Sqlite {
+    fn holder(&self) -> Holder {
+        self.holder
+    }
+
+    fn claim(&self, claim: NewClaim, done: Done<Claimed>) {
+        self.writer.submit(move |desk| rows::claim(desk, &claim), done);
+    }
+
+    fn complete(&self, completion: Completion, done: Done<bool>) {
+        self.writer.submit(move |desk| rows::complete(&desk.connection, &completion), done);
+    }
+
+    fn release(&self, id: Id, token: Token, done: Done<bool>) {
+        self.writer.submit(move |desk| rows::release(desk, id, token), done);
+    }
+
+    fn authorise(&self, id: Id, done: Done<Authorised>) {
+        self.writer.submit(move |desk| rows::authorise(desk, id), done);
+    }
+
+    fn beat(&self, done: Done<()>) {
+        let holder = self.holder;
+        self.writer.submit(move |desk| rows::beat(&desk.connection, holder), done);
+    }
+
+    fn tend(&self, now: Millis, done: Done<Tended>) {
+        let count = Arc::clone(&self.count);
+        let tend = move |desk: &mut Desk| {
+            // Others may have added some.
+            count.store(rows::extent(&desk.connection)?, Ordering::Relaxed);
+            rows::tend(desk, now)
+        };
+        self.writer.submit(tend, done);
+    }
+
+    fn look_up(&self, id: Id, done: Done<Option<Found>>) {
+        self.reader.submit(move |connection| rows::look_up(connection, id), done);
+    }
+
+    fn find(&self, key: String, done: Done<Vec<Listed>>) {
+        self.reader.submit(move |connection| rows::find(connection, &key), done);
+    }
+
+    fn count(&self) -> u64 {
+        self.count.load(Ordering::Relaxed)
+    }
+}
+
+struct Writer {
+    file: StoreFile,
+    desk: Desk,
+    /// Whether the connection is to be given up.
+    is_broken: bool,
+    count: Arc<AtomicU64>,
+}
+
+impl Carrier for Writer {
+    type Db = Desk;
+
+    fn carry_out(&mut self, jobs: &mut [Box<dyn Job<Desk>>]) -> Result<(), StoreError> {
+        let committed = self.prepare(jobs).map_err(|error| StoreError::Failed(error.to_string()));
+        let committed =
+            committed.and_then(|count| self.commit(count).map_err(|error| StoreError::Torn(error.to_string())));
+        if committed.is_err() {
+            // Others must not wait for what is left of it.
+            let _ = self.desk.connection.execute_batch("ROLLBACK");
+        }
+        match (&committed, self.is_broken) {
+            (Ok(()), true) => tracing::info!(path = %self.file.path.display(), "the idempotency store works again"),
+            (Err(error), false) => {
+                tracing::error!(%error, path = %self.file.path.display(), "the idempotency store is out of order");
+            }
+            _ => {}
+        }
+        self.is_broken = committed.is_err();
+        committed
+    }
+}
+
+impl Writer {
+    /// Does everything but make it durable; gives how many records there are then, if that changes.
+    fn prepare(&mut self, jobs: &mut [Box<dyn Job<Desk>>]) -> Result<Option<u64>, OpenError> {
+        self.file.check()?;
+        if self.is_broken {
+            self.desk.connection = self.file.connect(Use::Writing)?;
+        }
+        self.desk.added = 0;
+        self.desk.connection.prepare_cached("BEGIN IMMEDIATE")?.execute([])?;
+        for job in jobs {
+            job.run(&mut self.desk)?;
+        }
+        match self.desk.added {
+            0 => Ok(None),
+            added => Ok(Some(rows::extend(&self.desk.connection, added)?)),
+        }
+    }
+
+    fn commit(&mut self, count: Option<u64>) -> rusqlite::Result<()> {
+        self.desk.connection.prepare_cached("COMMIT")?.execute([])?;
+        if let Some(count) = count {
+            self.count.store(count, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+}
+
+struct Reader {
+    file: StoreFile,
+    connection: Option<Connection>,
+}
+
+impl Carrier for Reader {
+    type Db = Connection;
+
+    fn carry_out(&mut self, jobs: &mut [Box<dyn Job<Connection>>]) -> Result<(), StoreError> {
+        let read = self.read(jobs);
+        if read.is_err() {
+            self.connection = None;
+        }
+        read.map_err(|error| StoreError::Failed(error.to_string()))
+    }
+}
+
+impl Reader {
+    fn read(&mut self, jobs: &mut [Box<dyn Job<Connection>>]) -> Result<(), OpenError> {
+        let connection = match &mut self.connection {
+            Some(connection) => connection,
+            none => none.insert(self.file.connect(Use::Reading)?),
+        };
+        jobs.iter_mut().try_for_each(|job| job.run(connection)).map_err(OpenError::from)
+    }
+}

@@ -1,0 +1,563 @@
+//! Stores against the rule, against each other, and against processes that die; runs against stores
+//! that fail.
+
+use super::record::{Finish, State, Token};
+use super::records::{End, Settled, Turn};
+use super::sqlite::Sqlite;
+use super::store::*;
+use super::*;
+use crate::http::budget::Budget;
+use bytes::Bytes;
+use http::{HeaderMap, Response, StatusCode};
+use http_body_util::Full;
+use proptest::prelude::*;
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::mpsc::channel;
+use std::time::Duration;
+
+const HOUR: Duration = Duration::from_secs(3600);
+
+fn call<T: Send + 'static>(ask: impl FnOnce(Done<T>)) -> Result<T, StoreError> {
+    let (tell, told) = channel();
+    ask(Box::new(move |result| tell.send(result).unwrap()));
+    told.recv_timeout(Duration::from_secs(20)).unwrap()
+}
+
+fn subject(number: u8) -> Subject {
+    Subject {
+        namespace: "default".into(),
+        method: "POST".into(),
+        authority: "a.example".into(),
+        path: format!("/{number}"),
+        key: format!("key-{}", number % 2),
+    }
+}
+
+fn id(number: u8) -> Id {
+    subject(number).identify(&Scope::default())
+}
+
+fn new_claim(number: u8, token: Token, print: u8, lease: Duration, now: u64, expires: u64) -> NewClaim {
+    let fingerprint = Fingerprint([print; 32]);
+    NewClaim { id: id(number), subject: subject(number), fingerprint, token, retake: false, lease, now, expires }
+}
+
+fn response(text: &str) -> StoredResponse {
+    let fields = HeaderMap::from_iter([(http::header::ETAG, http::HeaderValue::from_static("\"e\""))]);
+    StoredResponse::new(StatusCode::CREATED, &fields, Bytes::copy_from_slice(text.as_bytes()), None)
+}
+
+fn completion(number: u8, token: Token, finish: Finish, expires: u64) -> Completion {
+    let response = (finish == Finish::Done).then(|| response(&format!("by {}", token.number)));
+    Completion { id: id(number), token, finish, response, expires }
+}
+
+fn finishes() -> impl Strategy<Value = Finish> {
+    prop_oneof![Just(Finish::Done), Just(Finish::DoneWithoutBody), Just(Finish::Unknown)]
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Claim { id: u8, number: u64, print: u8, retake: bool, now: u64, expires: u64 },
+    Complete { id: u8, number: u64, finish: Finish, expires: u64 },
+    Release { id: u8, number: u64 },
+    Authorise { id: u8 },
+    Tend { now: u64 },
+}
+
+fn steps() -> impl Strategy<Value = Step> {
+    let (id, number, time) = (0..3u8, 1..4u64, 0..100u64);
+    prop_oneof![
+        3 => (id.clone(), number.clone(), 0..2u8, any::<bool>(), time.clone(), time.clone())
+            .prop_map(|(id, number, print, retake, now, expires)| Step::Claim { id, number, print, retake, now, expires }),
+        3 => (id.clone(), number.clone(), finishes(), time.clone())
+            .prop_map(|(id, number, finish, expires)| Step::Complete { id, number, finish, expires }),
+        1 => (id.clone(), number).prop_map(|(id, number)| Step::Release { id, number }),
+        1 => id.prop_map(|id| Step::Authorise { id }),
+        1 => time.prop_map(|now| Step::Tend { now }),
+    ]
+}
+
+/// Everything that a store says about a step.
+fn take(store: &dyn Store, step: &Step) -> String {
+    let token = |number| Token { holder: store.holder(), number };
+    match *step {
+        Step::Claim { id, number, print, retake, now, expires } => {
+            let claim = new_claim(id, token(number), print, HOUR, now, expires);
+            format!("{:?}", call(|done| store.claim(NewClaim { retake, ..claim }, done)))
+        }
+        Step::Complete { id, number, finish, expires } => {
+            format!("{:?}", call(|done| store.complete(completion(id, token(number), finish, expires), done)))
+        }
+        Step::Release { id: of, number } => {
+            format!("{:?}", call(|done| store.release(id(of), token(number), done)))
+        }
+        Step::Authorise { id: of } => format!("{:?}", call(|done| store.authorise(id(of), done))),
+        Step::Tend { now } => format!("{:?}", call(|done| store.tend(now, done))),
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    /// The memory's records follow the rule by construction; the file's by this.
+    #[test]
+    fn both_stores_do_the_same(steps in proptest::collection::vec(steps(), 0..40)) {
+        let folder = tempfile::tempdir().unwrap();
+        let memory = memory::Memory::new(7, usize::MAX);
+        let sqlite = Sqlite::open(&folder.path().join("store.db"), 7).unwrap();
+        for step in &steps {
+            prop_assert_eq!(take(&memory, step), take(&sqlite, step), "{:?}", step);
+            prop_assert_eq!(memory.count(), sqlite.count());
+            for number in 0..3 {
+                let seen = |store: &dyn Store| call(|done| store.look_up(id(number), done));
+                prop_assert_eq!(seen(&memory), seen(&sqlite));
+            }
+        }
+        for key in ["key-0", "key-1", "key-2"] {
+            let listed = |store: &dyn Store| {
+                let mut listed = call(|done| store.find(key.to_owned(), done)).unwrap();
+                listed.sort_by_key(|record| record.id);
+                listed
+            };
+            prop_assert_eq!(listed(&memory), listed(&sqlite));
+        }
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Event {
+    /// A proxy wants to run a request.
+    Claim {
+        proxy: usize,
+        id: u8,
+        lease_is_over: bool,
+    },
+    /// One of a proxy's runs ends, however late.
+    Complete {
+        proxy: usize,
+        run: usize,
+        finish: Finish,
+    },
+    /// One of a proxy's runs turns out to have sent nothing.
+    Release {
+        proxy: usize,
+        run: usize,
+    },
+    Beat {
+        proxy: usize,
+    },
+    Tend {
+        proxy: usize,
+    },
+    /// SIGKILL, and a start.
+    Crash {
+        proxy: usize,
+    },
+}
+
+fn events() -> impl Strategy<Value = Event> {
+    let (proxy, run) = (0..2usize, 0..8usize);
+    prop_oneof![
+        4 => (proxy.clone(), 0..2u8, any::<bool>())
+            .prop_map(|(proxy, id, lease_is_over)| Event::Claim { proxy, id, lease_is_over }),
+        3 => (proxy.clone(), run.clone(), finishes())
+            .prop_map(|(proxy, run, finish)| Event::Complete { proxy, run, finish }),
+        1 => (proxy.clone(), run).prop_map(|(proxy, run)| Event::Release { proxy, run }),
+        1 => proxy.clone().prop_map(|proxy| Event::Beat { proxy }),
+        1 => proxy.clone().prop_map(|proxy| Event::Tend { proxy }),
+        2 => proxy.prop_map(|proxy| Event::Crash { proxy }),
+    ]
+}
+
+/// A proxy's store, and the runs that it has begun.
+struct Process {
+    store: Option<Sqlite>,
+    runs: Vec<(u8, Token)>,
+}
+
+impl Process {
+    fn start(path: &Path, holder: u64) -> Process {
+        Process { store: Some(Sqlite::open(path, holder).unwrap()), runs: Vec::new() }
+    }
+
+    fn store(&self) -> &Sqlite {
+        self.store.as_ref().unwrap()
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    /// Two proxies on one file, either of which may die, come back, be late or be taken for dead while
+    /// it lives: what may have run is never run again, and a result, once known, stays.
+    #[test]
+    fn at_most_one_run_in_every_history(history in proptest::collection::vec(events(), 0..40)) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("store.db");
+        let mut proxies = [Process::start(&path, 1), Process::start(&path, 2)];
+        let (mut holders, mut number) = (2, 0);
+        let mut may_have_run: HashMap<u8, Token> = HashMap::new();
+        let mut results: HashMap<u8, StoredResponse> = HashMap::new();
+        for event in history {
+            match event {
+                Event::Claim { proxy, id: of, lease_is_over } => {
+                    number += 1;
+                    let process = &mut proxies[proxy];
+                    let token = Token { holder: process.store().holder(), number };
+                    let lease = if lease_is_over { Duration::ZERO } else { HOUR };
+                    match call(|done| process.store().claim(new_claim(of, token, 0, lease, 0, 1000), done)).unwrap() {
+                        Claimed::First => {
+                            prop_assert_eq!(may_have_run.insert(of, token), None, "a second run");
+                            process.runs.push((of, token));
+                        }
+                        Claimed::Found(found) => {
+                            prop_assert_eq!(Some(&found.record.token), may_have_run.get(&of));
+                            prop_assert_eq!(found.response.as_ref(), results.get(&of));
+                            prop_assert_eq!(found.record.state == State::Done, results.contains_key(&of));
+                        }
+                    }
+                }
+                Event::Complete { proxy, run, finish } => {
+                    let process = &proxies[proxy];
+                    if let Some(&(of, token)) = process.runs.get(run) {
+                        let completion = completion(of, token, finish, 1000);
+                        if call(|done| process.store().complete(completion.clone(), done)).unwrap() {
+                            prop_assert_eq!(Some(&token), may_have_run.get(&of));
+                            if let Some(response) = completion.response {
+                                prop_assert_eq!(results.insert(of, response), None, "a result was replaced");
+                            }
+                        }
+                    }
+                }
+                Event::Release { proxy, run } => {
+                    let process = &proxies[proxy];
+                    if let Some(&(of, token)) = process.runs.get(run)
+                        && call(|done| process.store().release(id(of), token, done)).unwrap()
+                    {
+                        prop_assert_eq!(may_have_run.remove(&of), Some(token));
+                        prop_assert!(!results.contains_key(&of), "a result was released");
+                    }
+                }
+                Event::Beat { proxy } => call(|done| proxies[proxy].store().beat(done)).unwrap(),
+                Event::Tend { proxy } => drop(call(|done| proxies[proxy].store().tend(0, done)).unwrap()),
+                Event::Crash { proxy } => {
+                    holders += 1;
+                    proxies[proxy].store = None;
+                    proxies[proxy] = Process::start(&path, holders);
+                    // Nothing of a process that is gone is said to run.
+                    for number in 0..2 {
+                        let found = call(|done| proxies[proxy].store().look_up(id(number), done)).unwrap();
+                        let living: Vec<u64> = proxies.iter().map(|process| process.store().holder()).collect();
+                        prop_assert!(found.is_none_or(|found| found.record.state != State::Running
+                            || living.contains(&found.record.token.holder)));
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_silent_holder_is_unknown_until_it_speaks() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("store.db");
+    let (silent, other) = (Sqlite::open(&path, 1).unwrap(), Sqlite::open(&path, 2).unwrap());
+    let (mine, theirs) = (Token { holder: 1, number: 1 }, Token { holder: 2, number: 1 });
+    let state = |lease| {
+        let again = new_claim(0, theirs, 0, lease, 0, 1000);
+        match call(|done| other.claim(again, done)).unwrap() {
+            Claimed::First => panic!("a second run"),
+            Claimed::Found(found) => found.record.state,
+        }
+    };
+    // How long others wait is the claim's own lease, whatever theirs would be.
+    let lease = Duration::from_millis(200);
+    call(|done| silent.claim(new_claim(0, mine, 0, lease, 0, 1000), done)).unwrap();
+    assert_eq!(state(Duration::ZERO), State::Running);
+    let deadline = std::time::Instant::now() + Duration::from_secs(20);
+    while state(Duration::ZERO) == State::Running {
+        assert!(std::time::Instant::now() < deadline, "the lease does not end");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    assert_eq!(state(Duration::ZERO), State::Unknown);
+    // Its completion comes late, and counts.
+    assert!(call(|done| silent.complete(completion(0, mine, Finish::Done, 1000), done)).unwrap());
+    assert_eq!(state(Duration::ZERO), State::Done);
+}
+
+#[test]
+fn a_heart_that_beats_keeps_its_claims() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("store.db");
+    let (working, other) = (Sqlite::open(&path, 1).unwrap(), Sqlite::open(&path, 2).unwrap());
+    let lease = Duration::from_millis(300);
+    let (mine, theirs) = (Token { holder: 1, number: 1 }, Token { holder: 2, number: 1 });
+    call(|done| working.claim(new_claim(0, mine, 0, lease, 0, 1000), done)).unwrap();
+    let began = std::time::Instant::now();
+    while began.elapsed() < 3 * lease {
+        call(|done| working.beat(done)).unwrap();
+        call(|done| other.tend(0, done)).unwrap();
+        let found = call(|done| other.claim(new_claim(0, theirs, 0, lease, 0, 1000), done)).unwrap();
+        assert!(matches!(found, Claimed::Found(found) if found.record.state == State::Running));
+    }
+}
+
+#[test]
+fn the_file_is_for_nobody_else_and_says_what_it_is() {
+    use std::os::unix::fs::PermissionsExt;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("data").join("store.db");
+    drop(Sqlite::open(&path, 1).unwrap());
+    let mode = |path: &Path| path.metadata().unwrap().permissions().mode() & 0o777;
+    assert_eq!((mode(&path), mode(path.parent().unwrap())), (0o600, 0o700));
+    let error = |path: &Path| Sqlite::open(path, 1).map(|_| ()).unwrap_err().to_string();
+
+    let database = rusqlite::Connection::open(&path).unwrap();
+    database.pragma_update(None, "user_version", 2).unwrap();
+    assert!(error(&path).contains("version 2"), "{}", error(&path));
+
+    let foreign = folder.path().join("foreign.db");
+    rusqlite::Connection::open(&foreign).unwrap().execute_batch("CREATE TABLE t (a)").unwrap();
+    assert!(error(&foreign).contains("not one of Ringway's"));
+
+    let text = folder.path().join("text.db");
+    std::fs::write(&text, "no database at all, but long enough to be looked at".repeat(20)).unwrap();
+    assert!(error(&text).contains("not a database"), "{}", error(&text));
+    assert!(error(folder.path()).contains("unable to open"), "{}", error(folder.path()));
+}
+
+#[test]
+fn a_file_that_is_taken_away_fails_and_is_not_made_anew() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("store.db");
+    let store = Sqlite::open(&path, 1).unwrap();
+    let token = |number| Token { holder: 1, number };
+    let claim = |number| call(|done| store.claim(new_claim(number as u8, token(number), 0, HOUR, 0, 1000), done));
+    assert_eq!(claim(1), Ok(Claimed::First));
+    let away = folder.path().join("away.db");
+    std::fs::rename(&path, &away).unwrap();
+    assert!(matches!(claim(2), Err(StoreError::Failed(_))));
+    std::fs::write(&path, "").unwrap();
+    assert!(matches!(claim(2), Err(StoreError::Failed(_))), "another file is not the store");
+    std::fs::rename(&away, &path).unwrap();
+    assert_eq!(claim(2), Ok(Claimed::First), "it works again");
+    assert!(matches!(claim(1), Ok(Claimed::Found(_))), "and remembers");
+}
+
+#[test]
+fn a_full_memory_takes_no_claims_and_forgets_nothing() {
+    let store = memory::Memory::new(1, 4000);
+    let token = |number| Token { holder: 1, number };
+    let claim =
+        |number: u8| call(|done| store.claim(new_claim(number, token(u64::from(number)), 0, HOUR, 0, 10), done));
+    let made = (0..50).take_while(|&number| claim(number) == Ok(Claimed::First)).count() as u8;
+    assert!((2..20).contains(&made));
+    assert_eq!(claim(made), Err(StoreError::Full));
+    assert!(matches!(claim(0), Ok(Claimed::Found(_))));
+    assert_eq!(call(|done| store.complete(completion(0, token(0), Finish::Done, 10), done)), Ok(true));
+    assert_eq!(call(|done| store.complete(completion(1, token(1), Finish::Unknown, 10), done)), Ok(true));
+    assert_eq!(call(|done| store.tend(10, done)), Ok(Tended { expired: 2, more: false }));
+    assert_eq!(claim(made), Ok(Claimed::First), "what has expired makes room");
+}
+
+// Runs.
+
+fn policy() -> Policy {
+    Policy {
+        ttl: HOUR,
+        lease: Duration::from_millis(300),
+        wait: None,
+        retries_unknown: false,
+        forwards_without_store: false,
+        release_on: vec![StatusCode::TOO_MANY_REQUESTS],
+        max_response: 100,
+    }
+}
+
+fn asked(number: u8) -> Asked {
+    Asked { id: id(number), subject: subject(number), fingerprint: Fingerprint([0; 32]) }
+}
+
+fn records(kind: Kind) -> Arc<Records> {
+    let options = prometheus::HistogramOpts::new("d", "d");
+    Records::open(kind, &prometheus::HistogramVec::new(options, &["op"]).unwrap()).unwrap()
+}
+
+async fn first(records: &Arc<Records>, number: u8) -> Claim {
+    match records.claim(&asked(number), &policy()).await {
+        Ok(Turn::First(claim)) => claim,
+        Ok(Turn::Found(found)) => panic!("not the first: {found:?}"),
+        Err(error) => panic!("{error}"),
+    }
+}
+
+async fn state(records: &Arc<Records>, number: u8) -> Option<State> {
+    let listed = records.find(&subject(number).key).await.unwrap();
+    listed.iter().find(|listed| listed.id == id(number)).map(|listed| listed.state)
+}
+
+/// A node with one answer.
+struct Scripted(Option<Sent<Full<Bytes>, &'static str>>);
+
+impl Scripted {
+    fn answering(status: u16, length: usize, whole: bool) -> Scripted {
+        let response = Response::builder().status(status).body(Full::new(Bytes::from(vec![b'x'; length]))).unwrap();
+        Scripted(Some(Sent::Answer { response, whole }))
+    }
+}
+
+impl Origin for Scripted {
+    type Body = Full<Bytes>;
+    type Failure = &'static str;
+
+    async fn send(&mut self) -> Sent<Full<Bytes>, &'static str> {
+        self.0.take().expect("a request is sent once")
+    }
+}
+
+#[tokio::test]
+async fn every_end_of_a_run_is_what_the_store_knows() {
+    let ends = [
+        (Scripted::answering(201, 100, true), Some(State::Done)),
+        (Scripted::answering(500, 0, false), Some(State::Done)),
+        (Scripted::answering(408, 0, true), Some(State::Done)),
+        (Scripted::answering(408, 0, false), None),
+        (Scripted::answering(429, 0, true), None),
+        (Scripted::answering(502, 0, true), Some(State::Unknown)),
+        (Scripted::answering(504, 0, true), Some(State::Unknown)),
+        (Scripted::answering(200, 101, true), Some(State::DoneWithoutBody)),
+        (Scripted(Some(Sent::Nothing("refused"))), None),
+        (Scripted(Some(Sent::NoAnswer("reset"))), Some(State::Unknown)),
+    ];
+    let records = records(Kind::Memory);
+    let budget = Budget::new(1000);
+    for (number, (mut node, expected)) in ends.into_iter().enumerate() {
+        let number = number as u8;
+        let claim = first(&records, number).await;
+        assert_eq!(state(&records, number).await, Some(State::Running));
+        let outcome = run(claim, &mut node, &policy(), &mut budget.share(0).unwrap()).await;
+        assert_eq!(state(&records, number).await, expected, "{number}");
+        match expected {
+            Some(State::Done) => assert!(matches!(outcome, Outcome::Answer { stored: true, .. })),
+            Some(State::DoneWithoutBody) => assert!(matches!(outcome, Outcome::Large { .. })),
+            Some(State::Unknown) => assert!(matches!(outcome, Outcome::Unknown)),
+            _ => assert!(matches!(outcome, Outcome::Passed(_) | Outcome::NotSent("refused"))),
+        }
+    }
+    assert_eq!(budget.held(), 0);
+}
+
+#[tokio::test]
+async fn an_answer_that_the_budget_does_not_hold_is_done_without_a_body() {
+    let records = records(Kind::Memory);
+    let (claim, budget) = (first(&records, 0).await, Budget::new(99));
+    let mut node = Scripted::answering(200, 100, true);
+    let outcome = run(claim, &mut node, &policy(), &mut budget.share(0).unwrap()).await;
+    assert!(matches!(outcome, Outcome::Large { beginning, .. } if beginning.len() == 100));
+    assert_eq!(state(&records, 0).await, Some(State::DoneWithoutBody));
+}
+
+#[tokio::test]
+async fn a_claim_that_is_let_go_is_free_until_something_was_sent() {
+    let folder = tempfile::tempdir().unwrap();
+    for kind in [Kind::Memory, Kind::Sqlite(folder.path().join("store.db"))] {
+        let records = records(kind);
+        drop(first(&records, 0).await);
+        // The store hears of it before it hears of the next one.
+        let mut claim = first(&records, 0).await;
+        claim.sending();
+        drop(claim);
+        let found = records.claim(&asked(0), &policy()).await;
+        assert!(matches!(found, Ok(Turn::Found(found)) if found.record.state == State::Unknown));
+        // A claim that nobody waits for is made, and released.
+        let (other, rules) = (asked(2), policy());
+        let mut unheard = Box::pin(records.claim(&other, &rules));
+        let _ = std::future::poll_fn(|cx| std::task::Poll::Ready(unheard.as_mut().poll(cx))).await;
+        drop(unheard);
+        let deadline = std::time::Instant::now() + Duration::from_secs(20);
+        while !matches!(records.claim(&other, &rules).await, Ok(Turn::First(_))) {
+            assert!(std::time::Instant::now() < deadline, "nobody releases it");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_result_that_cannot_be_stored_leaves_unknown_once_the_store_is_back() {
+    let folder = tempfile::tempdir().unwrap();
+    let (path, away) = (folder.path().join("store.db"), folder.path().join("away.db"));
+    let records = records(Kind::Sqlite(path.clone()));
+    let claim = first(&records, 0).await;
+    std::fs::rename(&path, &away).unwrap();
+    let mut node = Scripted::answering(200, 5, true);
+    let budget = Budget::new(1000);
+    let outcome = run(claim, &mut node, &policy(), &mut budget.share(0).unwrap()).await;
+    assert!(matches!(outcome, Outcome::Answer { stored: false, .. }), "the true answer is passed on");
+    std::fs::rename(&away, &path).unwrap();
+    let found = records.claim(&asked(0), &policy()).await;
+    assert!(
+        matches!(found, Ok(Turn::Found(found)) if found.record.state == State::Unknown),
+        "known here before the store has heard of it"
+    );
+    let upkeep = tokio::spawn(Arc::clone(&records).keep());
+    let deadline = std::time::Instant::now() + Duration::from_secs(20);
+    while state(&records, 0).await != Some(State::Unknown) {
+        assert!(std::time::Instant::now() < deadline, "the store never hears of it");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    upkeep.abort();
+}
+
+#[tokio::test]
+async fn a_late_result_never_goes_over_another_run() {
+    let records = records(Kind::Memory);
+    let mut late = first(&records, 0).await;
+    late.sending();
+    let unknown = Completion {
+        id: id(0),
+        token: late_token(&records),
+        finish: Finish::Unknown,
+        response: None,
+        expires: u64::MAX,
+    };
+    call(|done| records.store().complete(unknown, done)).unwrap();
+    let retrying = Policy { retries_unknown: true, ..policy() };
+    let Ok(Turn::First(second)) = records.claim(&asked(0), &retrying).await else { panic!("retry takes it over") };
+    assert_eq!(late.settle(End::Done(response("late"))).await, Settled::Superseded);
+    assert_eq!(second.settle(End::Done(response("second"))).await, Settled::Durable);
+    let Ok(Turn::Found(found)) = records.claim(&asked(0), &policy()).await else { panic!("it has run") };
+    assert_eq!(found.response, Some(response("second")));
+}
+
+fn late_token(records: &Records) -> Token {
+    Token { holder: records.store().holder(), number: 1 }
+}
+
+#[tokio::test]
+async fn who_waits_hears_of_the_end_at_once() {
+    let records = records(Kind::Memory);
+    let waiting = Policy { wait: Some(HOUR), ..policy() };
+    let claim = first(&records, 0).await;
+    let waiter = tokio::spawn({
+        let records = Arc::clone(&records);
+        async move { start(&records, &asked(0), &waiting).await }
+    });
+    tokio::task::yield_now().await;
+    claim.settle(End::Done(response("here"))).await;
+    assert!(matches!(waiter.await.unwrap(), Started::Replay(stored) if stored == response("here")));
+    // And of a release: it is the waiter's turn.
+    let waiting = Policy { wait: Some(HOUR), ..policy() };
+    let claim = first(&records, 1).await;
+    let waiter = tokio::spawn({
+        let records = Arc::clone(&records);
+        async move { start(&records, &asked(1), &waiting).await }
+    });
+    tokio::task::yield_now().await;
+    claim.settle(End::Released).await;
+    assert!(matches!(waiter.await.unwrap(), Started::First(_)));
+    let short = Policy { wait: Some(Duration::from_millis(20)), ..policy() };
+    let _running = first(&records, 2).await;
+    assert!(matches!(start(&records, &asked(2), &short).await, Started::Refused(Refused::Running)));
+}

@@ -1,0 +1,398 @@
+//! The step that runs a request with an `Idempotency-Key` once: what makes it one of those, its one
+//! run, and its answer.
+//!
+//! Everything that can be refused by the head alone is, before the body is read. The run itself is a
+//! task of its own, which ends well even if the client leaves.
+
+use super::answer::{self, ResponseBody};
+use super::body::RequestBody;
+use super::caching;
+use super::engine::Begun;
+use super::exchange::{BodyFault, Exchange};
+use super::filling::Change;
+use super::forward::{Forward, bad_connection_option};
+use super::hash_key::scope_values;
+use super::request::too_large;
+use super::snapshot::{IdempotencyResult, IdempotencyRules, Route, Snapshot};
+use super::upstream::{Journey, NewCookie, Reach};
+use crate::cache::{CacheStatus, Forwarded};
+use crate::http::budget::Share;
+use crate::http::date;
+use crate::http::fields::{self, CACHE_STATUS};
+use crate::http::problem::Problem;
+use crate::http::whole::Whole;
+use crate::idempotency::{
+    Asked, Claim, Fingerprint, Fingerprinting, IDEMPOTENCY_KEY, Id, Origin, Outcome, Pieces, Refused, Scope, Sent,
+    Started, StoredResponse, Subject, key_of, run, start,
+};
+use crate::upstream::{AnswerBody, Outgoing};
+use http::header::{CONTENT_LENGTH, DATE, SET_COOKIE, TRANSFER_ENCODING};
+use http::{Extensions, HeaderName, HeaderValue, Response, StatusCode, request};
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
+use std::rc::Rc;
+use std::sync::Arc;
+use tokio::sync::oneshot;
+
+/// In an answer that was stored, and not just made.
+const IDEMPOTENT_REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
+
+/// What is reserved for an answer before anything is known of it; more is asked for as it comes.
+const FIRST_SHARE: u64 = 64 << 10;
+
+/// The rules for a request that must run once.
+pub(super) fn concerns<'a>(route: &'a Route, head: &request::Parts) -> Option<&'a Arc<IdempotencyRules>> {
+    route.idempotency.as_ref().filter(|rules| {
+        rules.methods.contains(&head.method) && (rules.required || head.headers.contains_key(&IDEMPOTENCY_KEY))
+    })
+}
+
+/// Refuses a request by its head, or begins what answers it.
+pub(super) fn begin(
+    snapshot: &Snapshot,
+    mut forward: Forward<'_>,
+    rules: &Arc<IdempotencyRules>,
+    head: request::Parts,
+    body: Incoming,
+) -> Result<Begun, Problem> {
+    let refuse = |result: IdempotencyResult, kind, detail| {
+        note(rules, forward.exchange, result);
+        Problem::new(StatusCode::BAD_REQUEST, kind, "http_request_error", detail)
+    };
+    // What goes no further counts for nothing here either.
+    let rest = fields::without_named(&head.headers).map_err(|forbidden| bad_connection_option(&forbidden))?;
+    let fields = rest.as_ref().unwrap_or(&head.headers);
+    let key = key_of(fields)
+        .map_err(|bad| refuse(IdempotencyResult::Invalid, "idempotency-key-invalid", bad.to_string()))?
+        .ok_or_else(|| refuse(IdempotencyResult::Missing, "idempotency-key-missing", MISSING.to_owned()))?;
+    let mut scope = Scope::default();
+    for source in &rules.scope {
+        let values = scope_values(source, &forward.form, fields, forward.address);
+        scope.add(&source.to_string(), values.iter().map(AsRef::as_ref));
+    }
+    if !rules.scope.is_empty() && !scope.is_known() {
+        let sources: Vec<String> = rules.scope.iter().map(ToString::to_string).collect();
+        let detail = format!("the request has none of the fields that tell callers apart: {}", sources.join(", "));
+        return Err(refuse(IdempotencyResult::Invalid, "scope-missing", detail));
+    }
+    let announced = forward.form.content_length.unwrap_or_default();
+    if announced > rules.max_request {
+        return Err(too_large(rules.max_request));
+    }
+    let budget = &forward.engine.budget;
+    let held = budget.share(announced).ok_or_else(over_budget)?;
+    let share = budget.share(FIRST_SHARE.min(rules.policy.max_response)).ok_or_else(over_budget)?;
+
+    let subject = Subject {
+        namespace: rules.namespace.clone(),
+        method: head.method.as_str().to_owned(),
+        authority: forward.form.authority.to_string(),
+        path: forward.form.path.to_string(),
+        key,
+    };
+    let fingerprint = Fingerprint::begin(forward.form.query, fields);
+    let change = match caching::concerns(snapshot, &forward, &head) {
+        Some(caching) => caching::change(&forward, &caching, &head)?,
+        None => None,
+    };
+    // To read the body is what makes the client send it: no expectation goes further.
+    forward.form.expects_continue = false;
+    let mut journey = forward.journey_with(head, Outgoing::Empty)?;
+    journey.claimed = Some(Reach::default());
+    journey.body_limit = rules.max_request;
+    journey.cache_status = forward.route.cache.as_ref().map(|_| CacheStatus::forwarded(Forwarded::Method));
+    let body = forward.form.has_body.then(|| RequestBody {
+        incoming: body,
+        client: Rc::clone(forward.client),
+        exchange: Rc::clone(forward.exchange),
+        limit: rules.max_request,
+        gate: None,
+    });
+    let id = subject.identify(&scope);
+    let keyed = Keyed { journey, rules: Arc::clone(rules), body, held, id, subject, fingerprint, change, share };
+    Ok(Begun::Later(Box::pin(keyed.answer())))
+}
+
+fn note(rules: &IdempotencyRules, exchange: &Exchange, result: IdempotencyResult) {
+    rules.count(result);
+    exchange.keyed(result.label());
+}
+
+/// A request with a key.
+struct Keyed {
+    /// Without its body.
+    journey: Journey,
+    rules: Arc<IdempotencyRules>,
+    body: Option<RequestBody>,
+    /// For the body.
+    held: Share,
+    id: Id,
+    subject: Subject,
+    fingerprint: Fingerprinting,
+    change: Option<Change>,
+    /// For the answer.
+    share: Share,
+}
+
+impl Keyed {
+    async fn answer(self) -> Response<ResponseBody> {
+        let (client, exchange) = (Rc::clone(&self.journey.client), Rc::clone(&self.journey.exchange));
+        let response = self.find().await.unwrap_or_else(|problem| answer::problem(&problem, &exchange));
+        answer::leave(response, &client, &exchange)
+    }
+
+    async fn find(mut self) -> Result<Response<ResponseBody>, Problem> {
+        let body = match self.body.take() {
+            Some(body) => self.read(body).await?,
+            None => Whole::default(),
+        };
+        let (id, subject, fingerprint) = (self.id, self.subject.clone(), self.fingerprint.clone().finish(&body.data));
+        self.give(body);
+        let asked = Asked { id, subject, fingerprint };
+        match start(&self.rules.records, &asked, &self.rules.policy).await {
+            Started::First(claim) => {
+                self.note(IdempotencyResult::First);
+                self.run(claim).await
+            }
+            Started::Replay(response) => {
+                self.note(IdempotencyResult::Replayed);
+                self.replay(response)
+            }
+            Started::Refused(refused) => {
+                self.note(result_of(&refused));
+                Err(refusal(&refused, self.rules.policy.retries_unknown))
+            }
+            Started::Unprotected(error) => {
+                self.note(IdempotencyResult::StoreFailure);
+                tracing::debug!(%error, %id, "a request is forwarded without the idempotency store");
+                self.forward().await
+            }
+        }
+    }
+
+    fn note(&self, result: IdempotencyResult) {
+        note(&self.rules, &self.journey.exchange, result);
+    }
+
+    /// Reads the request's body to its end.
+    async fn read(&mut self, mut body: RequestBody) -> Result<Whole, Problem> {
+        let mut pieces = Pieces::default();
+        let mut trailers = None;
+        while let Some(frame) = body.frame().await {
+            let frame = frame.map_err(|_| {
+                let fault = self.journey.exchange.body_fault.get().unwrap_or(BodyFault::ClientGone);
+                self.journey.body_problem(fault)
+            })?;
+            match frame.into_data() {
+                Ok(data) => {
+                    pieces.push(data);
+                    if !self.held.cover(pieces.length) {
+                        return Err(over_budget().closing());
+                    }
+                }
+                Err(frame) => trailers = frame.into_trailers().ok(),
+            }
+        }
+        Ok(Whole { data: pieces.join(), trailers })
+    }
+
+    /// Gives the request its body, which is sent with its length unless fields follow it.
+    fn give(&mut self, body: Whole) {
+        let Some(request) = &mut self.journey.request else { return };
+        if let (Some(length), true) = (body.length(), request.headers().contains_key(TRANSFER_ENCODING)) {
+            request.headers_mut().remove(TRANSFER_ENCODING);
+            request.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(length));
+        }
+        if !body.is_over() {
+            *request.body_mut() = Outgoing::Stream(Box::pin(body));
+        }
+    }
+
+    /// Runs the request, in a task of its own.
+    async fn run(self, claim: Claim) -> Result<Response<ResponseBody>, Problem> {
+        let Keyed { journey, rules, change, mut share, held, .. } = self;
+        let (exchange, here) = (Rc::clone(&journey.exchange), Rc::clone(&journey.engine.tasks));
+        let retries_unknown = rules.policy.retries_unknown;
+        let (tell, told) = oneshot::channel();
+        tokio::task::spawn_local(async move {
+            let mut nodes = Nodes { journey, change };
+            let outcome = run(claim, &mut nodes, &rules.policy, &mut share).await;
+            match &outcome {
+                Outcome::Unknown => note(&rules, &nodes.journey.exchange, IdempotencyResult::Unknown),
+                Outcome::Large { .. } => note(&rules, &nodes.journey.exchange, IdempotencyResult::TooLarge),
+                Outcome::Answer { stored: false, .. } => {
+                    note(&rules, &nodes.journey.exchange, IdempotencyResult::StoreFailure);
+                }
+                Outcome::Answer { .. } | Outcome::Passed(_) | Outcome::NotSent(_) => {}
+            }
+            // The exchange is the client's own from here on.
+            drop((nodes, held));
+            // The client may have left.
+            let _ = tell.send((outcome, share));
+            drop(here);
+        });
+        let (outcome, share) = told.await.map_err(|_| unknown(retries_unknown))?;
+        match outcome {
+            Outcome::Answer { response, mut beside, .. } => given(response, Some(&mut beside), share, &exchange),
+            Outcome::Passed(response) => Ok(passed(response, &exchange)),
+            Outcome::Large { head, beginning, rest } => {
+                let mut response = head.map(|()| ResponseBody::rest(beginning, rest, share, &exchange));
+                set_cookie(&mut response);
+                Ok(response)
+            }
+            Outcome::Unknown => Err(unknown(retries_unknown)),
+            Outcome::NotSent(problem) => Err(problem),
+        }
+    }
+
+    fn replay(mut self, response: StoredResponse) -> Result<Response<ResponseBody>, Problem> {
+        if !self.share.cover(response.body.len() as u64) {
+            return Err(over_budget());
+        }
+        let mut response = given(response, None, self.share, &self.journey.exchange)?;
+        response.headers_mut().insert(IDEMPOTENT_REPLAYED, HeaderValue::from_static("true"));
+        Ok(response)
+    }
+
+    /// Forwards the request as if it had no key.
+    async fn forward(self) -> Result<Response<ResponseBody>, Problem> {
+        let exchange = Rc::clone(&self.journey.exchange);
+        let mut nodes = Nodes { journey: self.journey, change: self.change };
+        match nodes.send().await {
+            Sent::Answer { response, .. } => Ok(passed(response, &exchange)),
+            Sent::Nothing(problem) | Sent::NoAnswer(problem) => Err(problem),
+        }
+    }
+}
+
+/// The nodes of a route, as a run sees them.
+struct Nodes {
+    journey: Journey,
+    change: Option<Change>,
+}
+
+impl Origin for Nodes {
+    type Body = AnswerBody;
+    type Failure = Problem;
+
+    async fn send(&mut self) -> Sent<AnswerBody, Problem> {
+        // Boxed: it is large, and the run's future is not all there is to a request.
+        let answer = Box::pin(async { self.journey.ask().await }).await;
+        let reach = self.journey.claimed.unwrap_or_default();
+        let mut response = match answer {
+            Ok(response) => response,
+            Err(problem) if reach.sent => return Sent::NoAnswer(problem),
+            Err(problem) => return Sent::Nothing(problem),
+        };
+        let status = response.status();
+        if let Some(change) = &self.change
+            && (status.is_success() || status.is_redirection())
+        {
+            change.forget(&self.journey.engine, response.headers());
+        }
+        let fields = response.headers_mut();
+        self.journey.route.response_fields.apply(fields);
+        if !fields.contains_key(DATE)
+            && let Some(now) = date::format(date::now())
+        {
+            fields.insert(DATE, now);
+        }
+        if let Some(status) = self.journey.cache_status {
+            fields.append(CACHE_STATUS, status.to_value());
+        }
+        Sent::Answer { response, whole: reach.whole }
+    }
+}
+
+/// A stored response, and what stood beside it for this client alone.
+fn given(
+    response: StoredResponse,
+    beside: Option<&mut Extensions>,
+    share: Share,
+    exchange: &Rc<Exchange>,
+) -> Result<Response<ResponseBody>, Problem> {
+    let (head, data, trailers) = response.take_apart().map_err(|damaged| {
+        let kind = "store-unavailable";
+        Problem::new(StatusCode::SERVICE_UNAVAILABLE, kind, "proxy_internal_error", damaged.to_string())
+    })?;
+    let mut response = head.map(|()| ResponseBody::whole(Whole { data, trailers }, Some(share), exchange));
+    if let Some(beside) = beside {
+        *response.extensions_mut() = std::mem::take(beside);
+        set_cookie(&mut response);
+    }
+    Ok(response)
+}
+
+/// A node's answer, which is not kept.
+fn passed(response: Response<AnswerBody>, exchange: &Rc<Exchange>) -> Response<ResponseBody> {
+    let mut response = response.map(|body| ResponseBody::answer(body, exchange));
+    set_cookie(&mut response);
+    response
+}
+
+/// The affinity cookie is for the client that asked, and never for a store.
+fn set_cookie(response: &mut Response<ResponseBody>) {
+    if let Some(NewCookie(cookie)) = response.extensions_mut().remove() {
+        response.headers_mut().append(SET_COOKIE, cookie);
+    }
+}
+
+fn result_of(refused: &Refused) -> IdempotencyResult {
+    match refused {
+        Refused::Running => IdempotencyResult::Conflict,
+        Refused::Mismatch => IdempotencyResult::Mismatch,
+        Refused::Unknown => IdempotencyResult::Unknown,
+        Refused::TooLarge => IdempotencyResult::TooLarge,
+        Refused::StoreFailed(_) => IdempotencyResult::StoreFailure,
+    }
+}
+
+const MISSING: &str =
+    "this request needs an Idempotency-Key field: one key for one intention, the same when it is repeated";
+
+fn refusal(refused: &Refused, retries_unknown: bool) -> Problem {
+    let conflict = |kind, detail: &'static str| Problem::new(StatusCode::CONFLICT, kind, "http_request_denied", detail);
+    match refused {
+        Refused::Running => {
+            conflict("request-in-progress", "a request with this Idempotency-Key is still running; repeat it later")
+                .retry_after(1)
+        }
+        Refused::Mismatch => Problem::new(
+            StatusCode::UNPROCESSABLE_ENTITY,
+            "idempotency-key-reused",
+            "http_request_denied",
+            "this Idempotency-Key was used for another request: its query, content type or body differ; use a new key",
+        ),
+        Refused::Unknown => unknown(retries_unknown),
+        Refused::TooLarge => conflict(
+            "result-too-large",
+            "a request with this Idempotency-Key has run, and its result was too large to be kept; it will not run again",
+        ),
+        Refused::StoreFailed(error) => {
+            tracing::debug!(%error, "a request was refused, for the idempotency store failed");
+            let detail = "the idempotency store does not work, and nothing was forwarded; repeat the request later";
+            Problem::new(StatusCode::SERVICE_UNAVAILABLE, "store-unavailable", "proxy_internal_error", detail)
+                .retry_after(1)
+        }
+    }
+}
+
+/// 409 for a request that may have run.
+fn unknown(retries_unknown: bool) -> Problem {
+    let kind = "outcome-unknown";
+    let problem = |detail: &'static str| Problem::new(StatusCode::CONFLICT, kind, "http_response_incomplete", detail);
+    match retries_unknown {
+        true => {
+            problem("the request may have run, and no whole answer came; repeat it with the same key").retry_after(1)
+        }
+        false => problem(
+            "the request may have run, and no whole answer came; it will not run again: find out what it did before you send another",
+        ),
+    }
+}
+
+/// 503 where no more can be held back.
+fn over_budget() -> Problem {
+    let detail = "the proxy holds as much in its buffers as `limits.buffered_bytes` allows; repeat the request later";
+    Problem::new(StatusCode::SERVICE_UNAVAILABLE, "buffers-full", "proxy_internal_error", detail).retry_after(1)
+}
