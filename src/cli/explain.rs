@@ -2,10 +2,13 @@
 
 use super::{Outcome, load};
 use crate::cache::{KeyRules, Target};
-use crate::config::{self, AffinityMode, ClientDirectives, Config, NodeState, Route};
+use crate::config::{
+    self, AffinityMode, ClientDirectives, Config, NodeState, OnConcurrent, OnStoreFailure, OnUnknown, Route,
+};
 use crate::http::forwarded::client_address;
 use crate::http::{fields, target};
-use crate::proxy::{Bounds, Form, Query, Table, find_key};
+use crate::idempotency::{Scope, Subject, key_of};
+use crate::proxy::{Bounds, Form, Query, Table, find_key, scope_values};
 use crate::upstream::ring_of;
 use http::{HeaderName, HeaderValue, Method, Request, Uri};
 use std::io::{Write, stdout};
@@ -64,9 +67,74 @@ pub(super) fn run(options: Options) -> Outcome {
         writeln!(out, "forwards  {path}{query}")?;
     }
     let client = client_address(options.from, &head.headers, &fields::X_FORWARDED_FOR, &settings.trusted_proxies);
+    explain_idempotency(&mut out, route, &form, &head, client)?;
     explain_cache(&mut out, &config, route, &form, &head)?;
     explain_node(&mut out, &config, route, &form, &head.headers, client)?;
     Ok(ExitCode::SUCCESS)
+}
+
+fn explain_idempotency(
+    out: &mut impl Write,
+    route: &Route,
+    form: &Form<'_>,
+    head: &http::request::Parts,
+    client: IpAddr,
+) -> std::io::Result<()> {
+    let Some(rules) = &route.idempotency else { return writeln!(out, "run once  nothing on this route") };
+    if !rules.methods.contains(&head.method) {
+        return writeln!(out, "run once  not for {}", head.method);
+    }
+    let key = match key_of(&head.headers) {
+        Ok(Some(key)) => key,
+        Ok(None) if rules.required => return writeln!(out, "run once  refused: 400 idempotency-key-missing"),
+        Ok(None) => return writeln!(out, "run once  not without an Idempotency-Key"),
+        Err(bad) => return writeln!(out, "run once  refused: 400 idempotency-key-invalid: {bad}"),
+    };
+    let mut scope = Scope::default();
+    let mut found = Vec::new();
+    for source in &rules.scope {
+        let values = scope_values(source, form, &head.headers, client);
+        scope.add(&source.to_string(), values.iter().map(AsRef::as_ref));
+        if values.iter().any(|value| !value.is_empty()) {
+            found.push(source.to_string());
+        }
+    }
+    if !rules.scope.is_empty() && !scope.is_known() {
+        return writeln!(out, "run once  refused: 400 scope-missing");
+    }
+    let caller = if rules.scope.is_empty() { "all callers are one".to_owned() } else { found.join(" and ") };
+    let subject = Subject {
+        namespace: rules.namespace.value.clone(),
+        method: head.method.to_string(),
+        authority: form.authority.to_string(),
+        path: form.path.to_string(),
+        key,
+    };
+    writeln!(out, "run once  key `{}`, namespace {}, caller: {caller}", subject.key, subject.namespace)?;
+    writeln!(out, "          record {}, kept for {}", subject.identify(&scope), shown(rules.ttl))?;
+    let concurrent = match rules.on_concurrent {
+        OnConcurrent::Reject => "409".to_owned(),
+        OnConcurrent::Wait => format!("waits up to {}", shown(rules.wait)),
+    };
+    let unknown = match rules.on_unknown {
+        OnUnknown::Reject => "409, never a second run",
+        OnUnknown::Retry => "forwarded again",
+    };
+    let failure = match rules.on_store_failure {
+        OnStoreFailure::Reject => "503",
+        OnStoreFailure::Forward => "forwarded without protection",
+    };
+    writeln!(
+        out,
+        "          while the first runs: {concurrent}; outcome unknown: {unknown}; store out of order: {failure}"
+    )?;
+    let released: Vec<&str> = rules.release_on.iter().map(http::StatusCode::as_str).collect();
+    let released = if released.is_empty() { "none".to_owned() } else { released.join(", ") };
+    writeln!(
+        out,
+        "          bodies up to {} and {}; statuses that release the key: {released}",
+        rules.max_request, rules.max_response
+    )
 }
 
 fn explain_cache(

@@ -32,6 +32,8 @@ async fn serve(config: Config) -> Outcome {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hangup = signal(SignalKind::hangup())?;
+    // A file that may not grow (`ulimit -f`) is an error of that file, and not the end of the proxy.
+    let _too_large = signal(SignalKind::from_raw(rustix::process::Signal::XFSZ.as_raw()))?;
     let file = config.file.display().to_string();
     let running = server::start(config).await?;
     for (name, address) in running.listeners() {

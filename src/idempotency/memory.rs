@@ -141,13 +141,18 @@ impl Store for Memory {
 
     fn tend(&self, now: Millis, done: Done<Tended>) {
         let mut records = self.records();
-        let gone: Vec<Id> =
-            records.ended.iter().take_while(|(expires, _)| *expires <= now).take(BATCH).map(|(_, id)| *id).collect();
+        let gone: Vec<Id> = records
+            .ended
+            .iter()
+            .take_while(|(expires, _)| *expires <= now)
+            .take(BATCH as usize)
+            .map(|(_, id)| *id)
+            .collect();
         for id in &gone {
             records.apply(id, Event::Expire, now, None);
         }
         drop(records);
-        done(Ok(Tended { expired: gone.len(), more: gone.len() == BATCH }));
+        done(Ok(Tended { expired: gone.len(), more: gone.len() == BATCH as usize }));
     }
 
     fn look_up(&self, id: Id, done: Done<Option<Found>>) {
@@ -168,7 +173,7 @@ impl Store for Memory {
             .range(first..)
             .take_while(|(id, _)| id.0.starts_with(&prefix))
             .filter(|(_, entry)| entry.subject.key == key)
-            .take(BATCH)
+            .take(BATCH as usize)
             .map(|(id, entry)| Listed {
                 id: *id,
                 subject: entry.subject.clone(),

@@ -38,7 +38,7 @@ pub(crate) trait Store: Send + Sync {
 }
 
 /// How many records [`Store::find`] gives at most, and [`Store::tend`] removes at a time.
-pub(crate) const BATCH: usize = 1000;
+pub(crate) const BATCH: u32 = 1000;
 
 /// A claim to be made.
 #[derive(Clone, Debug)]

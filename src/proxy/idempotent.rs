@@ -316,8 +316,9 @@ fn given(
         Problem::new(StatusCode::SERVICE_UNAVAILABLE, kind, "proxy_internal_error", damaged.to_string())
     })?;
     let mut response = head.map(|()| ResponseBody::whole(Whole { data, trailers }, Some(share), exchange));
-    if let Some(beside) = beside {
-        *response.extensions_mut() = std::mem::take(beside);
+    // Nothing else of it: the repetitions will not have it either.
+    if let Some(cookie) = beside.and_then(Extensions::remove::<NewCookie>) {
+        response.extensions_mut().insert(cookie);
         set_cookie(&mut response);
     }
     Ok(response)

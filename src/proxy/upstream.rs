@@ -239,7 +239,7 @@ impl Journey {
     /// One node: on a kept connection if there is one, on a new one where that turns out to be dead.
     async fn attempt(&mut self, node: &Node, started: Instant) -> Attempt {
         self.name_host(node);
-        let length = self.claimed.and_then(|_| self.request.as_ref()).map(length_of);
+        let length = self.claimed.and(self.request.as_ref()).map(length_of);
         loop {
             let kept = self.engine.links.take(&node.runtime, self.claimed.map(|_| FRESH));
             let is_new = kept.is_none();

@@ -8,6 +8,7 @@ mod demo;
 mod drain;
 mod fields;
 mod forwarding;
+mod idempotency;
 mod malformed;
 mod model;
 mod nodes;

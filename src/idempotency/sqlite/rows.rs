@@ -171,7 +171,7 @@ pub(super) fn find(connection: &Connection, key: &str) -> Result<Vec<Listed>> {
         "SELECT state, id, namespace, method, authority, path, key, fingerprint, status, created, expires
          FROM records WHERE id BETWEEN :first AND :last AND key = :key ORDER BY created LIMIT :limit",
     )?;
-    let found = named_params! { ":first": first, ":last": last, ":key": key, ":limit": BATCH as i64 };
+    let found = named_params! { ":first": first, ":last": last, ":key": key, ":limit": BATCH };
     let listed = statement.query_map(found, |row| {
         Ok(Listed {
             state: state(row, 0)?,
@@ -206,10 +206,10 @@ pub(super) fn tend(desk: &mut Desk, now: Millis) -> Result<Tended> {
             "DELETE FROM records WHERE row IN
                  (SELECT row FROM records WHERE expires <= ?1 AND state <> 0 ORDER BY expires LIMIT ?2)",
         )?
-        .execute(params![signed(now), BATCH as i64])?;
-    desk.added -= expired as i64;
+        .execute(params![signed(now), BATCH])?;
+    desk.added = desk.added.saturating_sub_unsigned(expired as u64);
     bury_the_dead(desk)?;
-    Ok(Tended { expired, more: expired == BATCH })
+    Ok(Tended { expired, more: expired == BATCH as usize })
 }
 
 /// Marks what processes that are gone left behind.

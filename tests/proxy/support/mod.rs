@@ -5,7 +5,7 @@ mod node;
 mod origin;
 mod proxy;
 
-pub use client::Client;
+pub use client::{Answer, Client};
 pub use node::Node;
 pub use origin::{Barrier, Origin};
 pub use proxy::Proxy;
