@@ -1,0 +1,308 @@
+#!/usr/bin/env python3
+"""Measure what it costs to run requests once.
+
+    run.py                       # pass, first and replay, side by side
+    run.py --fsync-delay 5       # the same on a disk whose every sync takes 5 ms longer
+    run.py --records 1000000     # and with so many records in the store
+    run.py --smoke               # does the script work?
+
+Three kinds of POST go to one Ringway before one nginx: `pass` has no key, `first`
+has a new key each time, `replay` repeats keys that have run. Measured are requests
+a second and the user and system time of the Ringway process, all its threads
+included, divided by the requests that wrk completed. In the same run a plain loop
+commits one row at a time to an SQLite file in the same folder (WAL, synchronous
+FULL): the rate that one commit a request would give.
+
+With --records it fills the store, and tells how long the proxy takes to start, what
+a replay costs then, and how much memory the process has more than before.
+
+It needs Linux, Python 3.9 and the Debian packages wrk, nginx, and gcc for
+--fsync-delay. The store is in a folder under target/, which must be on a disk. Exit
+codes: 0 done, 1 a broken run or failed requests, 2 wrong usage, 3 a program is
+missing.
+"""
+
+import argparse
+import contextlib
+import http.client
+import importlib.util
+import json
+import os
+import shutil
+import signal
+import sqlite3
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+KINDS = ("pass", "first", "replay")
+READY_SECONDS = 60
+
+# The load benchmark's way to start, stop and measure processes.
+sys.dont_write_bytecode = True
+SPEC = importlib.util.spec_from_file_location("load", ROOT / "benches/load/run.py")
+load = sys.modules["load"] = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(load)
+
+NGINX = """\
+daemon off; worker_processes 1; pid nginx.pid; error_log stderr warn;
+events { worker_connections @CONNECTIONS@; }
+http {
+    access_log off; default_type application/json;
+    keepalive_requests 1000000000; keepalive_timeout 3600s;
+    client_body_temp_path client_body; proxy_temp_path proxy;
+    fastcgi_temp_path fastcgi; uwsgi_temp_path uwsgi; scgi_temp_path scgi;
+    server {
+        listen 127.0.0.1:@PORT@;
+        location / { return 201 '{"id":"ch_1","status":"succeeded","amount":4200,"currency":"eur"}'; }
+    }
+}
+"""
+RINGWAY = """\
+workers: @WORKERS@
+listeners: [{ name: http, address: "127.0.0.1:@PORT@" }]
+admin: { address: "127.0.0.1:@ADMIN@" }
+access_log: { format: "off" }
+idempotency_store: { path: "@STORE@" }
+pools:
+  app:
+    nodes: [{ id: origin, address: "127.0.0.1:@ORIGIN@" }]
+routes:
+  - { name: pay, path_prefix: /, pool: app, hash_on: [path], idempotency: {} }
+"""
+WRK_SCRIPT = """\
+local kind, prefix, keys, number = nil, nil, 0, 0
+local fields = { ["Authorization"] = "Bearer 0123456789abcdef", ["Content-Type"] = "application/json" }
+local body = '{"amount":4200,"currency":"eur","source":"tok_visa","description":"order 1234"}'
+function init(args) kind, prefix, keys = args[1], args[2], tonumber(args[3]) end
+function request()
+  if kind == "first" then fields["Idempotency-Key"] = prefix .. number end
+  if kind == "replay" then fields["Idempotency-Key"] = prefix .. (number % keys) end
+  number = number + 1
+  return wrk.format("POST", "/charges", fields, body)
+end
+function done(summary)
+  local e = summary.errors
+  io.write(string.format('{"requests": %d, "duration_us": %d, "errors": %d}\\n',
+    summary.requests, summary.duration, e.connect + e.read + e.write + e.status + e.timeout))
+end
+"""
+# Every sync takes longer, as on a slower disk.
+SLOW_SYNC = """\
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <unistd.h>
+static int slow(const char *name, int file) {
+    usleep(DELAY_US);
+    return ((int (*)(int))dlsym(RTLD_NEXT, name))(file);
+}
+int fsync(int file) { return slow("fsync", file); }
+int fdatasync(int file) { return slow("fdatasync", file); }
+"""
+
+
+def single_commits(folder, seconds):
+    """Commits a second, one row each."""
+    database = sqlite3.connect(folder / "single.db", isolation_level=None)
+    with contextlib.closing(database):
+        database.execute("PRAGMA journal_mode = WAL")
+        database.execute("PRAGMA synchronous = FULL")
+        database.execute("CREATE TABLE t (a BLOB)")
+        count, begin = 0, time.monotonic()
+        while time.monotonic() - begin < seconds:
+            database.execute("INSERT INTO t VALUES (zeroblob(500))")
+            count += 1
+        return count / (time.monotonic() - begin)
+
+
+def start_proxy(stack, ports, folder, args):
+    """Starts the proxy; gives it and the seconds until it answered."""
+    folder.mkdir(exist_ok=True)
+    config = folder / "ringway.yaml"
+    config.write_text(load.fill(RINGWAY, PORT=ports["ringway"], ADMIN=ports["admin"], WORKERS=args.workers,
+                                ORIGIN=ports["origin"], STORE=folder / "store.db"))
+    begin = time.monotonic()
+    server = load.start(stack, "ringway", [args.binary.absolute(), "run", "--config", config], folder)
+    while time.monotonic() - begin < READY_SECONDS and server.process.poll() is None:
+        with contextlib.suppress(OSError, http.client.HTTPException):
+            ask(ports["ringway"], "ready")
+            return server, time.monotonic() - begin
+        time.sleep(0.005)
+    raise load.BenchError(f"ringway is not ready:\n{server.log.read_text(errors='replace')[-4000:]}")
+
+
+def ask(port, key):
+    client = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+    with contextlib.closing(client):
+        client.request("POST", "/charges", "{}", {"Idempotency-Key": key, "Authorization": "x"})
+        status = client.getresponse().status
+        if status != 201:
+            raise load.BenchError(f"{key}: status {status}")
+
+
+def memory(pid):
+    """Resident bytes that are the process's own: the store's pages in its file are the kernel's."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon:"))
+
+
+def measure(server, port, script, kind, prefix, args, seconds=None):
+    words = ["wrk", "-t1", f"-c{args.connections}", f"-d{seconds or args.seconds}s", "--timeout", "20s", "-s", script,
+             f"http://127.0.0.1:{port}", "--", kind, prefix, str(args.keys)]
+    cpu = -load.cpu_ns(server.process.pid)
+    done = subprocess.run(words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, check=True,
+                          timeout=args.seconds + 60, start_new_session=True, preexec_fn=load.die_with_parent)
+    cpu += load.cpu_ns(server.process.pid)
+    result = json.loads(done.stdout.splitlines()[-1])
+    if server.process.poll() is not None or not result["requests"]:
+        raise load.BenchError(f"{kind}: no answers:\n{done.stdout}")
+    return {"cpu_us": cpu / 1000 / result["requests"], "rps": result["requests"] / (result["duration_us"] / 1e6),
+            "errors": result["errors"]}
+
+
+def rounds(server, port, script, args, kinds=KINDS):
+    """Measures each kind in turn, so that all meet the same noise."""
+    for kind in kinds:
+        # Not counted; for `replay` it is what runs the keys.
+        measure(server, port, script, kind, f"warm-{os.getpid()}-", args, args.seconds)
+    results = {kind: [] for kind in kinds}
+    for number in range(args.rounds):
+        for kind in kinds:
+            prefix = f"warm-{os.getpid()}-" if kind == "replay" else f"{kind}-{os.getpid()}-{time.monotonic_ns()}-"
+            one = measure(server, port, script, kind, prefix, args)
+            results[kind].append(one)
+            print(f"round {number + 1}/{args.rounds} {kind}: {one['cpu_us']:.2f} us, {one['rps']:.0f}/s", file=sys.stderr)
+    return {kind: {key: statistics.median(one[key] for one in each) for key in ("cpu_us", "rps")}
+            | {"errors": sum(one["errors"] for one in each)} for kind, each in results.items()}
+
+
+def fill(path, count):
+    """Adds records as if so many requests had run."""
+    database = sqlite3.connect(path, isolation_level=None)
+    with contextlib.closing(database):
+        database.execute("PRAGMA synchronous = OFF")
+        now = int(time.time() * 1000)
+        rows = ((os.urandom(32), 1, 1, number, 10000, now, now + 86_400_000 + number % 3_600_000, os.urandom(32), "default",
+                 "POST", "127.0.0.1", "/charges", os.urandom(16).hex(), 201, b"content-type: application/json\r\n" * 4,
+                 b"x" * 300, b"") for number in range(count))
+        database.execute("BEGIN")
+        database.executemany(
+            "INSERT INTO records (id, state, holder, number, lease, created, expires, fingerprint, namespace, method,"
+            " authority, path, key, status, fields, body, trailers) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)", rows)
+        database.execute("UPDATE extent SET records = records + ?", [count])
+        database.execute("COMMIT")
+        database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+
+def bench(args):
+    good = True
+    with contextlib.ExitStack() as stack:
+        (ROOT / "target").mkdir(exist_ok=True)
+        folder = args.folder or ROOT / "target"
+        base = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-idempotency-", dir=folder)))
+        base.chmod(0o755)  # as root, nginx runs its workers as another user
+        script = base / "requests.lua"
+        script.write_text(WRK_SCRIPT)
+        ports = load.free_ports(["origin", "admin", "ringway"])
+        (base / "origin").mkdir()
+        config = base / "origin" / "config"
+        config.write_text(load.fill(NGINX, PORT=ports["origin"], CONNECTIONS=4 * args.connections + 256))
+        load.start(stack, "origin", load.nginx_command(config), base / "origin")
+        if args.fsync_delay:
+            slow = base / "slow.so"
+            subprocess.run(["gcc", "-shared", "-fPIC", f"-DDELAY_US={args.fsync_delay * 1000}", "-xc", "-", "-o", slow],
+                           input=SLOW_SYNC, text=True, check=True)
+            os.environ["LD_PRELOAD"] = str(slow)
+            words = [sys.executable, __file__, "--single-commits", str(base), "--seconds", str(args.seconds)]
+            single = float(subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True).stdout)
+        else:
+            single = single_commits(base, args.seconds)
+        server, started = start_proxy(stack, ports, base / "ringway", args)
+        os.environ.pop("LD_PRELOAD", None)
+        results = rounds(server, ports["ringway"], script, args)
+        plain = results["pass"]["cpu_us"]
+        print(f"\nmedians of {args.rounds} x {args.seconds} s, {args.connections} connections, {args.workers} worker(s); "
+              f"one commit at a time: {single:.0f}/s")
+        print(f"{'kind':>8} {'CPU us/request':>15} {'of pass':>8} {'requests/s':>11} {'of one commit':>14} {'errors':>7}")
+        for kind, one in results.items():
+            print(f"{kind:>8} {one['cpu_us']:15.2f} {one['cpu_us'] / plain:8.2f} {one['rps']:11.0f} "
+                  f"{one['rps'] / single:14.1f} {one['errors']:7}")
+            good = good and not one["errors"]
+        if args.records:
+            good = with_records(stack, ports, base, script, server, args) and good
+    return good
+
+
+def with_records(stack, ports, base, script, server, args):
+    stop(server)
+    fill(base / "ringway" / "store.db", args.records)
+    empty = base / "empty"
+    other, _ = start_proxy(stack, ports, empty, args)
+    measure(other, ports["ringway"], script, "replay", "r-", args)
+    before = memory(other.process.pid)
+    stop(other)
+    server, started = start_proxy(stack, ports, base / "ringway", args)
+    results = rounds(server, ports["ringway"], script, args)
+    more = (memory(server.process.pid) - before) / 2**20
+    print(f"\nwith {args.records} records ({(base / 'ringway' / 'store.db').stat().st_size / 2**20:.0f} MiB): "
+          f"started in {started:.2f} s, {more:.0f} MiB more memory than with none")
+    for kind, one in results.items():
+        print(f"{kind:>8} {one['cpu_us']:15.2f} {one['cpu_us'] / results['pass']['cpu_us']:8.2f} {one['rps']:11.0f} "
+              f"{'':>14} {one['errors']:7}")
+    return not any(one["errors"] for one in results.values())
+
+
+def stop(server):
+    server.process.terminate()
+    server.process.wait(timeout=60)
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add, positive, shown = parser.add_argument, load.positive, "default: %(default)s"
+    add("--binary", type=Path, default=ROOT / "target/release/ringway", help=shown)
+    add("--rounds", type=positive, default=5, help=shown)
+    add("--seconds", type=positive, default=3, help=f"of one measurement ({shown})")
+    add("--connections", type=positive, default=64, help=shown)
+    add("--workers", type=positive, default=1, help=shown)
+    add("--keys", type=positive, default=1000, help=f"that `replay` repeats ({shown})")
+    add("--records", type=positive, help="measure with so many records in the store, too")
+    add("--fsync-delay", type=positive, metavar="MS", help="make every sync of a file take longer")
+    add("--folder", type=Path, help="where the store is (default: target/)")
+    add("--smoke", action="store_true", help="1 round of 1 second: proves only that it works")
+    add("--single-commits", type=Path, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.smoke:
+        args.rounds = args.seconds = 1
+        args.records = args.records or 1000
+    return args
+
+
+def main():
+    args = parse_args()
+    if args.single_commits:
+        print(single_commits(args.single_commits, args.seconds))
+        return
+    # Users other than root often lack the sbin folders in their PATH.
+    os.environ["PATH"] = os.environ.get("PATH", os.defpath) + ":/usr/local/sbin:/usr/sbin"
+    needed = ["wrk", "nginx", str(args.binary.absolute())] + (["gcc"] if args.fsync_delay else [])
+    missing = [each for each in needed if shutil.which(each) is None]
+    if missing:
+        print(f"missing: {', '.join(missing)}", file=sys.stderr)
+        sys.exit(3)
+    for signum in load.SIGNALS:
+        signal.signal(signum, load.exit_on_signal)
+    try:
+        good = bench(args)
+    except (load.BenchError, subprocess.SubprocessError) as error:
+        sys.exit(f"error: {error}")
+    if not good:
+        sys.exit("error: failed requests")
+
+
+if __name__ == "__main__":
+    main()
