@@ -124,7 +124,7 @@ def start_proxy(stack, ports, folder, args):
     folder.mkdir(exist_ok=True)
     config = folder / "ringway.yaml"
     config.write_text(load.fill(RINGWAY, PORT=ports["ringway"], ADMIN=ports["admin"], WORKERS=args.workers,
-                                ORIGIN=ports["origin"], STORE=folder / "store.db"))
+                                ORIGIN=ports["origin"], STORE=folder / "data" / "store.db"))
     begin = time.monotonic()
     server = load.start(stack, "ringway", [args.binary.absolute(), "run", "--config", config], folder)
     while time.monotonic() - begin < READY_SECONDS and server.process.poll() is None:
@@ -239,7 +239,7 @@ def bench(args):
 
 def with_records(stack, ports, base, script, server, args):
     stop(server)
-    fill(base / "ringway" / "store.db", args.records)
+    fill(base / "ringway" / "data" / "store.db", args.records)
     empty = base / "empty"
     other, _ = start_proxy(stack, ports, empty, args)
     measure(other, ports["ringway"], script, "replay", "r-", args)

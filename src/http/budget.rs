@@ -55,6 +55,13 @@ impl Share {
     }
 }
 
+impl Share {
+    /// The whole share, of which nothing stays here.
+    pub(crate) fn take(&mut self) -> Share {
+        Share { budget: Arc::clone(&self.budget), bytes: std::mem::take(&mut self.bytes) }
+    }
+}
+
 impl Drop for Share {
     fn drop(&mut self) {
         self.budget.held.fetch_sub(self.bytes, Ordering::Relaxed);

@@ -28,8 +28,17 @@ impl Clock {
 
     /// When something that lives for `ttl` from now on may go: a tenth later, or a minute.
     pub(crate) fn expiry(&self, ttl: Duration) -> Millis {
-        self.now().saturating_add(millis(ttl + (ttl / 10).min(MAX_GRACE)))
+        self.now().saturating_add(millis(ttl + grace(ttl)))
     }
+
+    /// The same for what began a while ago, where the grace does not cover that while.
+    pub(crate) fn later_expiry(&self, ttl: Duration, began: Instant) -> Option<Millis> {
+        (began.elapsed() >= grace(ttl)).then(|| self.expiry(ttl))
+    }
+}
+
+fn grace(ttl: Duration) -> Duration {
+    (ttl / 10).min(MAX_GRACE)
 }
 
 pub(crate) fn millis(duration: Duration) -> Millis {

@@ -82,8 +82,8 @@ pub(crate) enum Finish {
 pub(crate) enum Event {
     /// Somebody wants to run the request. `retake`: even if it may have run already.
     Claim { token: Token, fingerprint: Fingerprint, retake: bool, expires: Millis },
-    /// The run with this token has ended.
-    Complete { token: Token, finish: Finish, expires: Millis },
+    /// The run with this token has ended; it lives for longer than was thought, where that is said.
+    Complete { token: Token, finish: Finish, expires: Option<Millis> },
     /// The run with this token has sent nothing, or nothing that counts.
     Release { token: Token },
     /// A process is gone.
@@ -127,7 +127,7 @@ pub(crate) fn transition(record: Option<&Record>, event: Event, now: Millis) -> 
                 Finish::DoneWithoutBody => State::DoneWithoutBody,
                 Finish::Unknown => State::Unknown,
             };
-            Transition::Becomes(Record { state, expires, ..*record })
+            Transition::Becomes(Record { state, expires: expires.unwrap_or(record.expires), ..*record })
         }
         (Event::Release { token }, Some(record)) if record.is_open_to(token) => Transition::Goes,
         (Event::HolderDied(holder), Some(record))
@@ -202,11 +202,11 @@ mod tests {
             for before in State::ALL {
                 for token in [MINE, OTHERS[0], OTHERS[1]] {
                     // Late or not: its own completion is always welcome.
-                    for now in [50, 500] {
+                    for (now, expires) in [(50, None), (50, Some(300)), (500, None), (500, Some(300))] {
                         let may = token == MINE && matches!(before, State::Running | State::Unknown);
-                        let after = Record { state, expires: 300, ..record(before) };
+                        let after = Record { state, expires: expires.unwrap_or(100), ..record(before) };
                         let expected = if may { Transition::Becomes(after) } else { Transition::Stays };
-                        let event = Event::Complete { token, finish, expires: 300 };
+                        let event = Event::Complete { token, finish, expires };
                         assert_eq!(transition(Some(&record(before)), event, now), expected);
                         assert_eq!(transition(None, event, now), Transition::Stays);
                         let expected = if may { Transition::Goes } else { Transition::Stays };
@@ -243,11 +243,7 @@ mod tests {
                 retake: false,
                 expires
             }),
-            (token.clone(), finish, 0..50u64).prop_map(|(token, finish, expires)| Event::Complete {
-                token,
-                finish,
-                expires
-            }),
+            (token.clone(), finish).prop_map(|(token, finish)| Event::Complete { token, finish, expires: None }),
             token.prop_map(|token| Event::Release { token }),
             (1..3u64).prop_map(Event::HolderDied),
         ]
@@ -264,7 +260,6 @@ mod tests {
                 // Nothing here expires.
                 let event = match event {
                     Event::Claim { token, fingerprint, retake, .. } => Event::Claim { token, fingerprint, retake, expires: 1000 },
-                    Event::Complete { token, finish, .. } => Event::Complete { token, finish, expires: 1000 },
                     other => other,
                 };
                 match transition(record.as_ref(), event, 100) {

@@ -78,6 +78,7 @@ struct Unsettled {
     id: Id,
     end: Abandoned,
     ttl: Duration,
+    began: Instant,
 }
 
 /// The end of a claim whose run said nothing of it.
@@ -152,6 +153,7 @@ pub(crate) struct Claim {
     token: Token,
     ttl: Duration,
     lease: Duration,
+    began: Instant,
     may_have_run: bool,
     is_settled: bool,
 }
@@ -217,7 +219,8 @@ impl Records {
                     Ok(Claimed::Found(found)) => Ok(Turn::Found(found)),
                     Err(error) => {
                         if matches!(error, StoreError::Torn(_)) {
-                            let unsettled = Unsettled { id: mine.id, end: Abandoned::Free, ttl };
+                            let (id, end, began) = (mine.id, Abandoned::Free, Instant::now());
+                            let unsettled = Unsettled { id, end, ttl, began };
                             locked(&records.unsettled).insert(token, unsettled);
                         }
                         Err(error)
@@ -329,7 +332,7 @@ impl Records {
     /// Tells the store how a claim ended of which nobody will say more; not done until the store has
     /// heard of it.
     fn abandon(self: &Arc<Self>, token: Token, unsettled: Unsettled) {
-        let Unsettled { id, end, ttl } = unsettled;
+        let Unsettled { id, end, ttl, began } = unsettled;
         let records = Arc::clone(self);
         let heard = Box::new(move |result: Result<bool, StoreError>| {
             let mut left = locked(&records.unsettled);
@@ -343,7 +346,7 @@ impl Records {
         match end {
             Abandoned::Free => self.store.release(id, token, heard),
             Abandoned::Unknown => {
-                let (finish, expires) = (Finish::Unknown, self.clock.expiry(ttl));
+                let (finish, expires) = (Finish::Unknown, self.clock.later_expiry(ttl, began));
                 self.store.complete(Completion { id, token, finish, response: None, expires }, heard);
             }
         }
@@ -407,7 +410,8 @@ impl Claim {
     fn new(records: Arc<Records>, asked: Asked, token: Token, ttl: Duration, lease: Duration) -> Claim {
         records.open.fetch_add(1, Ordering::Relaxed);
         records.shortest_lease.fetch_min(millis(lease), Ordering::Relaxed);
-        Claim { records, asked, token, ttl, lease, may_have_run: false, is_settled: false }
+        let began = Instant::now();
+        Claim { records, asked, token, ttl, lease, began, may_have_run: false, is_settled: false }
     }
 
     /// From here on the request may run.
@@ -455,7 +459,8 @@ impl Claim {
             End::DoneWithoutBody => (Finish::DoneWithoutBody, None),
             End::Unknown => (Finish::Unknown, None),
         };
-        let completion = Completion { id, token, finish, response, expires: records.clock.expiry(self.ttl) };
+        let expires = records.clock.later_expiry(self.ttl, self.began);
+        let completion = Completion { id, token, finish, response, expires };
         ask(&records.durations.complete, |done| records.store.complete(completion, done)).await
     }
 }
@@ -470,7 +475,7 @@ impl Drop for Claim {
         if end == Abandoned::Unknown {
             warn_unknown(self.asked.id, &self.asked.subject, "its run ended without a result that could be stored");
         }
-        let unsettled = Unsettled { id: self.asked.id, end, ttl: self.ttl };
+        let unsettled = Unsettled { id: self.asked.id, end, ttl: self.ttl, began: self.began };
         // Known here from now on, and to the store as soon as it hears of it.
         locked(&self.records.unsettled).insert(self.token, unsettled);
         self.records.abandon(self.token, unsettled);

@@ -79,7 +79,8 @@ pub(crate) struct Completion {
     pub(crate) finish: Finish,
     /// With [`Finish::Done`].
     pub(crate) response: Option<StoredResponse>,
-    pub(crate) expires: Millis,
+    /// Where the run took so long that its record would go too early.
+    pub(crate) expires: Option<Millis>,
 }
 
 /// What became of an operator's word.

@@ -49,9 +49,13 @@ fn response(text: &str) -> StoredResponse {
     StoredResponse::new(StatusCode::CREATED, &fields, Bytes::copy_from_slice(text.as_bytes()), None)
 }
 
-fn completion(number: u8, token: Token, finish: Finish, expires: u64) -> Completion {
-    let response = (finish == Finish::Done).then(|| response(&format!("by {}", token.number)));
+fn completion(number: u8, token: Token, finish: Finish, expires: impl Into<Option<u64>>) -> Completion {
+    let (response, expires) = (response_of(finish, token), expires.into());
     Completion { id: id(number), token, finish, response, expires }
+}
+
+fn response_of(finish: Finish, token: Token) -> Option<StoredResponse> {
+    (finish == Finish::Done).then(|| response(&format!("by {}", token.number)))
 }
 
 fn finishes() -> impl Strategy<Value = Finish> {
@@ -61,7 +65,7 @@ fn finishes() -> impl Strategy<Value = Finish> {
 #[derive(Clone, Debug)]
 enum Step {
     Claim { id: u8, number: u64, print: u8, retake: bool, now: u64, expires: u64 },
-    Complete { id: u8, number: u64, finish: Finish, expires: u64 },
+    Complete { id: u8, number: u64, finish: Finish, expires: Option<u64> },
     Release { id: u8, number: u64 },
     Authorise { id: u8 },
     Tend { now: u64 },
@@ -72,7 +76,7 @@ fn steps() -> impl Strategy<Value = Step> {
     prop_oneof![
         3 => (id.clone(), number.clone(), 0..2u8, any::<bool>(), time.clone(), time.clone())
             .prop_map(|(id, number, print, retake, now, expires)| Step::Claim { id, number, print, retake, now, expires }),
-        3 => (id.clone(), number.clone(), finishes(), time.clone())
+        3 => (id.clone(), number.clone(), finishes(), proptest::option::of(time.clone()))
             .prop_map(|(id, number, finish, expires)| Step::Complete { id, number, finish, expires }),
         1 => (id.clone(), number).prop_map(|(id, number)| Step::Release { id, number }),
         1 => id.prop_map(|id| Step::Authorise { id }),
@@ -515,13 +519,8 @@ async fn a_late_result_never_goes_over_another_run() {
     let records = records(Kind::Memory);
     let mut late = first(&records, 0).await;
     late.sending();
-    let unknown = Completion {
-        id: id(0),
-        token: late_token(&records),
-        finish: Finish::Unknown,
-        response: None,
-        expires: u64::MAX,
-    };
+    let unknown =
+        Completion { id: id(0), token: late_token(&records), finish: Finish::Unknown, response: None, expires: None };
     call(|done| records.store().complete(unknown, done)).unwrap();
     let retrying = Policy { retries_unknown: true, ..policy() };
     let Ok(Turn::First(second)) = records.claim(&asked(0), &retrying).await else { panic!("retry takes it over") };

@@ -109,7 +109,8 @@ pub(super) fn begin(
         gate: None,
     });
     let id = subject.identify(&scope);
-    let keyed = Keyed { journey, rules: Arc::clone(rules), body, held, id, subject, fingerprint, change, share };
+    let keyed =
+        Box::new(Keyed { journey, rules: Arc::clone(rules), body, held, id, subject, fingerprint, change, share });
     Ok(Begun::Later(Box::pin(keyed.answer())))
 }
 
@@ -135,13 +136,13 @@ struct Keyed {
 }
 
 impl Keyed {
-    async fn answer(self) -> Response<ResponseBody> {
+    async fn answer(self: Box<Self>) -> Response<ResponseBody> {
         let (client, exchange) = (Rc::clone(&self.journey.client), Rc::clone(&self.journey.exchange));
         let response = self.find().await.unwrap_or_else(|problem| answer::problem(&problem, &exchange));
         answer::leave(response, &client, &exchange)
     }
 
-    async fn find(mut self) -> Result<Response<ResponseBody>, Problem> {
+    async fn find(mut self: Box<Self>) -> Result<Response<ResponseBody>, Problem> {
         let body = match self.body.take() {
             Some(body) => self.read(body).await?,
             None => Whole::default(),
@@ -209,24 +210,22 @@ impl Keyed {
     }
 
     /// Runs the request, in a task of its own.
-    async fn run(self, claim: Claim) -> Result<Response<ResponseBody>, Problem> {
-        let Keyed { journey, rules, change, mut share, held, .. } = self;
-        let (exchange, here) = (Rc::clone(&journey.exchange), Rc::clone(&journey.engine.tasks));
+    async fn run(mut self: Box<Self>, claim: Claim) -> Result<Response<ResponseBody>, Problem> {
+        let (exchange, rules) = (Rc::clone(&self.journey.exchange), Arc::clone(&self.rules));
         let retries_unknown = rules.policy.retries_unknown;
+        let here = Rc::clone(&self.journey.engine.tasks);
         let (tell, told) = oneshot::channel();
         tokio::task::spawn_local(async move {
-            let mut nodes = Nodes { journey, change };
-            let outcome = run(claim, &mut nodes, &rules.policy, &mut share).await;
+            let mut share = self.share.take();
+            let outcome = run(claim, &mut *self, &rules.policy, &mut share).await;
             match &outcome {
-                Outcome::Unknown => note(&rules, &nodes.journey.exchange, IdempotencyResult::Unknown),
-                Outcome::Large { .. } => note(&rules, &nodes.journey.exchange, IdempotencyResult::TooLarge),
-                Outcome::Answer { stored: false, .. } => {
-                    note(&rules, &nodes.journey.exchange, IdempotencyResult::StoreFailure);
-                }
+                Outcome::Unknown => self.note(IdempotencyResult::Unknown),
+                Outcome::Large { .. } => self.note(IdempotencyResult::TooLarge),
+                Outcome::Answer { stored: false, .. } => self.note(IdempotencyResult::StoreFailure),
                 Outcome::Answer { .. } | Outcome::Passed(_) | Outcome::NotSent(_) => {}
             }
             // The exchange is the client's own from here on.
-            drop((nodes, held));
+            drop(self);
             // The client may have left.
             let _ = tell.send((outcome, share));
             drop(here);
@@ -245,7 +244,7 @@ impl Keyed {
         }
     }
 
-    fn replay(mut self, response: StoredResponse) -> Result<Response<ResponseBody>, Problem> {
+    fn replay(mut self: Box<Self>, response: StoredResponse) -> Result<Response<ResponseBody>, Problem> {
         if !self.share.cover(response.body.len() as u64) {
             return Err(over_budget());
         }
@@ -255,23 +254,17 @@ impl Keyed {
     }
 
     /// Forwards the request as if it had no key.
-    async fn forward(self) -> Result<Response<ResponseBody>, Problem> {
+    async fn forward(mut self: Box<Self>) -> Result<Response<ResponseBody>, Problem> {
         let exchange = Rc::clone(&self.journey.exchange);
-        let mut nodes = Nodes { journey: self.journey, change: self.change };
-        match nodes.send().await {
+        match self.send().await {
             Sent::Answer { response, .. } => Ok(passed(response, &exchange)),
             Sent::Nothing(problem) | Sent::NoAnswer(problem) => Err(problem),
         }
     }
 }
 
-/// The nodes of a route, as a run sees them.
-struct Nodes {
-    journey: Journey,
-    change: Option<Change>,
-}
-
-impl Origin for Nodes {
+/// The nodes, as the run sees them.
+impl Origin for Keyed {
     type Body = AnswerBody;
     type Failure = Problem;
 

@@ -20,8 +20,8 @@ const VERSION: i64 = 1;
 const CHECKPOINT: i64 = 4096;
 
 /// KiB of pages that a writing and a reading connection keep.
-const WRITER_CACHE: i64 = 32 << 10;
-const READER_CACHE: i64 = 4 << 10;
+const WRITER_CACHE: i64 = 8 << 10;
+const READER_CACHE: i64 = 2 << 10;
 
 /// `state`: 0 running, 1 done, 2 done without a body, 3 unknown. `holder` and `number` are the token.
 /// Times are milliseconds since 1970. Rows stand in the order of the claims, so that a commit touches
