@@ -5,7 +5,7 @@ use super::record::{Event, Finish, Holder, Millis, Record, State, Token, Transit
 use super::response::StoredResponse;
 use super::store::{Authorised, BATCH, Claimed, Completion, Done, Found, Listed, NewClaim, Store, StoreError, Tended};
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// New claims are refused beyond this; nothing is forgotten to make room, for that would run requests
 /// again.
@@ -31,14 +31,14 @@ struct Records {
 
 struct Entry {
     record: Record,
-    subject: Subject,
+    subject: Arc<Subject>,
     created: Millis,
     response: Option<StoredResponse>,
 }
 
 impl Entry {
     fn size(&self) -> usize {
-        let Subject { namespace, method, authority, path, key } = &self.subject;
+        let Subject { namespace, method, authority, path, key } = &*self.subject;
         let texts: usize = [namespace, method, authority, path, key].iter().map(|text| text.len()).sum();
         OVERHEAD + texts + self.response.as_ref().map_or(0, StoredResponse::size)
     }
@@ -176,7 +176,7 @@ impl Store for Memory {
             .take(BATCH as usize)
             .map(|(id, entry)| Listed {
                 id: *id,
-                subject: entry.subject.clone(),
+                subject: (*entry.subject).clone(),
                 state: entry.record.state,
                 fingerprint: entry.record.fingerprint,
                 status: entry.response.as_ref().map(|response| response.status),

@@ -203,7 +203,7 @@ impl Records {
         let now = self.clock.now();
         let claim = NewClaim {
             id: asked.id,
-            subject: asked.subject.clone(),
+            subject: Arc::clone(&asked.subject),
             fingerprint: asked.fingerprint,
             token,
             retake: policy.retries_unknown,

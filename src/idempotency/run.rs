@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 #[derive(Clone, Debug)]
 pub(crate) struct Asked {
     pub(crate) id: Id,
-    pub(crate) subject: Subject,
+    pub(crate) subject: Arc<Subject>,
     pub(crate) fingerprint: Fingerprint,
 }
 

@@ -8,6 +8,7 @@ use super::fingerprint::Fingerprint;
 use super::identity::{Id, Subject};
 use super::record::{Finish, Holder, Millis, Record, State, Token};
 use super::response::StoredResponse;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Hears what became of a call; on any thread, and once.
@@ -44,7 +45,7 @@ pub(crate) const BATCH: u32 = 1000;
 #[derive(Clone, Debug)]
 pub(crate) struct NewClaim {
     pub(crate) id: Id,
-    pub(crate) subject: Subject,
+    pub(crate) subject: Arc<Subject>,
     pub(crate) fingerprint: Fingerprint,
     pub(crate) token: Token,
     /// Take what is UNKNOWN, too.

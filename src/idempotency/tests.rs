@@ -41,7 +41,16 @@ fn id(number: u8) -> Id {
 
 fn new_claim(number: u8, token: Token, print: u8, lease: Duration, now: u64, expires: u64) -> NewClaim {
     let fingerprint = Fingerprint([print; 32]);
-    NewClaim { id: id(number), subject: subject(number), fingerprint, token, retake: false, lease, now, expires }
+    NewClaim {
+        id: id(number),
+        subject: Arc::new(subject(number)),
+        fingerprint,
+        token,
+        retake: false,
+        lease,
+        now,
+        expires,
+    }
 }
 
 fn response(text: &str) -> StoredResponse {
@@ -382,7 +391,7 @@ fn policy() -> Policy {
 }
 
 fn asked(number: u8) -> Asked {
-    Asked { id: id(number), subject: subject(number), fingerprint: Fingerprint([0; 32]) }
+    Asked { id: id(number), subject: Arc::new(subject(number)), fingerprint: Fingerprint([0; 32]) }
 }
 
 fn records(kind: Kind) -> Arc<Records> {

@@ -108,7 +108,7 @@ pub(super) fn begin(
         limit: rules.max_request,
         gate: None,
     });
-    let id = subject.identify(&scope);
+    let (id, subject) = (subject.identify(&scope), Arc::new(subject));
     let keyed =
         Box::new(Keyed { journey, rules: Arc::clone(rules), body, held, id, subject, fingerprint, change, share });
     Ok(Begun::Later(Box::pin(keyed.answer())))
@@ -128,7 +128,7 @@ struct Keyed {
     /// For the body.
     held: Share,
     id: Id,
-    subject: Subject,
+    subject: Arc<Subject>,
     fingerprint: Fingerprinting,
     change: Option<Change>,
     /// For the answer.
@@ -147,7 +147,8 @@ impl Keyed {
             Some(body) => self.read(body).await?,
             None => Whole::default(),
         };
-        let (id, subject, fingerprint) = (self.id, self.subject.clone(), self.fingerprint.clone().finish(&body.data));
+        let (id, subject, fingerprint) =
+            (self.id, Arc::clone(&self.subject), self.fingerprint.clone().finish(&body.data));
         self.give(body);
         let asked = Asked { id, subject, fingerprint };
         match start(&self.rules.records, &asked, &self.rules.policy).await {

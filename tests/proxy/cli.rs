@@ -153,7 +153,7 @@ fn the_shipped_configurations_are_valid() {
         assert!(checked.status.success() && !said.contains("warning"), "{said}");
         count += 1;
     }
-    assert!(count >= 2);
+    assert!(count >= 3);
 }
 
 #[test]

@@ -31,6 +31,16 @@ pub(super) async fn shop(proxy: SocketAddr, cookie: &str) -> io::Result<Answer> 
     send(proxy, &format!("GET /shop HTTP/1.1\r\nhost: {proxy}\r\n{cookie}connection: close\r\n\r\n"), &[]).await
 }
 
+/// A payment, which runs once however often it is sent.
+pub(super) async fn pay(proxy: SocketAddr, key: &str) -> io::Result<Answer> {
+    let body = br#"{"amount": 4200, "currency": "eur"}"#;
+    let head = format!(
+        "POST /payments HTTP/1.1\r\nhost: {proxy}\r\nauthorization: Bearer alice\r\nidempotency-key: \"{key}\"\r\ncontent-type: application/json\r\ncontent-length: {}\r\nconnection: close\r\n\r\n",
+        body.len()
+    );
+    send(proxy, &head, body).await
+}
+
 /// A call of the admin API.
 pub(super) async fn admin(admin: SocketAddr, method: &str, path: &str) -> io::Result<Answer> {
     send(

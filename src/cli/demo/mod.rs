@@ -59,6 +59,9 @@ async fn demo(once: bool) -> Outcome {
         println!("  curl -i -H 'x-user-id: alice' http://{proxy}/");
         println!("  curl -i http://{proxy}/shop");
         println!("  curl -i http://{proxy}/news                   # twice; cache-status tells");
+        println!(
+            "  curl -i -H 'authorization: me' -H 'idempotency-key: 1' -d amount=5 http://{proxy}/payments   # twice"
+        );
         println!("  ringway purge --all --admin http://{}", running.admin);
         println!("  ringway status --admin http://{}", running.admin);
         println!("  $EDITOR {}      # a change takes effect at once", stage.file.path().display());
@@ -111,6 +114,7 @@ pools:
 routes:
   - {{ name: hello, path: /hello, respond: {{ body: \"hello from the edge\\n\" }} }}
   - {{ name: shop, path_prefix: /shop, pool: app, affinity_cookie: {{ mode: strict, secret_file: affinity.key }} }}
+  - {{ name: payments, path_prefix: /payments, pool: app, idempotency: {{ required: true }} }}
   - {{ name: news, path_prefix: /news, pool: app, hash_on: [uri], cache: {{ default_ttl: 1m }} }}
   - {{ name: site, path_prefix: /, pool: app, hash_on: [header:x-user-id, client_ip] }}
 "

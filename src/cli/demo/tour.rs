@@ -1,7 +1,7 @@
 //! The tour: each step sends real requests, says what it saw, and whether that is what it should be.
 
 use super::Stage;
-use super::client::{admin, get, purge, send, shop};
+use super::client::{admin, get, pay, purge, send, shop};
 use super::nodes::DemoNode;
 use std::collections::BTreeMap;
 use std::io;
@@ -36,6 +36,7 @@ pub(super) async fn take(stage: &mut Stage) -> io::Result<bool> {
     two_meanings_are_refused(stage, &mut told).await?;
     sessions_stick(stage, &mut told).await?;
     one_fetch_serves_all(stage, &mut told).await?;
+    a_payment_is_charged_once(stage, &mut told).await?;
     a_node_dies(stage, &homes, &mut told).await?;
     a_node_joins_live(stage, &homes, &mut told).await?;
     a_bad_file_changes_nothing(stage, &mut told).await?;
@@ -122,6 +123,33 @@ async fn one_fetch_serves_all(stage: &Stage, told: &mut Told) -> io::Result<()> 
     let status = after.field("cache-status").unwrap_or_default().to_owned();
     let said = format!("The page was purged ({purged}); the next reader had it fetched anew: `{status}`.");
     told.step("A purge is in force at once.", &said, purged == 200 && served() - before == 2);
+    Ok(())
+}
+
+async fn a_payment_is_charged_once(stage: &mut Stage, told: &mut Told) -> io::Result<()> {
+    let served = |stage: &Stage| stage.nodes.iter().map(DemoNode::served).sum::<u64>();
+    let before = served(stage);
+    let first = pay(stage.proxy, "order-1234").await?;
+    let charged_by = first.field("x-node").unwrap_or_default().to_owned();
+    let Some(node) = stage.nodes.iter().position(|node| node.id == charged_by) else {
+        told.step("A payment is charged once.", &format!("Nobody took it: {}", first.status), false);
+        return Ok(());
+    };
+    let mut replayed = 0;
+    for number in 2..=5 {
+        match number {
+            3 => stage.nodes[node].stop().await,
+            5 => stage.nodes[node].restart().await?,
+            _ => {}
+        }
+        let again = pay(stage.proxy, "order-1234").await?;
+        replayed += usize::from(again.field("idempotent-replayed") == Some("true") && again.body == first.body);
+    }
+    let charges = served(stage) - before;
+    let said = format!(
+        "It was sent five times with one Idempotency-Key, and {charged_by} was killed in between: {charges} charge, and the other {replayed} answers were the first one again."
+    );
+    told.step("A payment is charged once.", &said, first.status == 200 && charges == 1 && replayed == 4);
     Ok(())
 }
 

@@ -16,8 +16,8 @@ const APPLICATION: i64 = 0x5257_6964;
 /// The version of the tables (`PRAGMA user_version`).
 const VERSION: i64 = 1;
 
-/// Pages of the log before it is written back: 16 MiB.
-const CHECKPOINT: i64 = 4096;
+/// Pages of the log before it is written back: 32 MiB.
+const CHECKPOINT: i64 = 8192;
 
 /// KiB of pages that a writing and a reading connection keep.
 const WRITER_CACHE: i64 = 8 << 10;

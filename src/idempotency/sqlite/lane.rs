@@ -4,12 +4,17 @@ use crate::idempotency::store::{Done, StoreError};
 use std::io;
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 /// Calls that may wait; further ones fail at once.
 const QUEUE: usize = 8192;
 
 /// The most that is carried out together.
 const BATCH: usize = 512;
+
+/// Where so many calls shared the last commit, those who come a moment later share this one.
+const CROWD: usize = 4;
+const MOMENT: Duration = Duration::from_micros(100);
 
 /// A call, with who waits for it.
 pub(super) trait Job<D>: Send {
@@ -40,6 +45,8 @@ impl<D, T: Send, F: FnMut(&mut D) -> rusqlite::Result<T> + Send> Job<D> for Call
 /// What a lane does with the calls that wait: all of them, or none.
 pub(super) trait Carrier: Send + 'static {
     type Db;
+    /// Whether it pays to wait for more calls when there are many: one commit is for all of them.
+    const GATHERS: bool;
     fn carry_out(&mut self, jobs: &mut [Box<dyn Job<Self::Db>>]) -> Result<(), StoreError>;
 }
 
@@ -85,9 +92,15 @@ impl<D> Drop for Lane<D> {
 
 fn work<C: Carrier>(mut carrier: C, jobs: &Receiver<Box<dyn Job<C::Db>>>) {
     let mut batch = Vec::with_capacity(BATCH);
+    let mut before = 0;
     while let Ok(first) = jobs.recv() {
         batch.push(first);
         batch.extend(jobs.try_iter().take(BATCH - 1));
+        if C::GATHERS && before >= CROWD && batch.len() < before {
+            std::thread::sleep(MOMENT);
+            batch.extend(jobs.try_iter().take(BATCH - batch.len()));
+        }
+        before = batch.len();
         let outcome = carrier.carry_out(&mut batch);
         for job in batch.drain(..) {
             job.settle(outcome.clone());

@@ -117,6 +117,7 @@ struct Writer {
 
 impl Carrier for Writer {
     type Db = Desk;
+    const GATHERS: bool = true;
 
     fn carry_out(&mut self, jobs: &mut [Box<dyn Job<Desk>>]) -> Result<(), StoreError> {
         let committed = self.prepare(jobs).map_err(|error| StoreError::Failed(error.to_string()));
@@ -172,6 +173,7 @@ struct Reader {
 
 impl Carrier for Reader {
     type Db = Connection;
+    const GATHERS: bool = false;
 
     fn carry_out(&mut self, jobs: &mut [Box<dyn Job<Connection>>]) -> Result<(), StoreError> {
         let read = self.read(jobs);

@@ -61,7 +61,7 @@ pub(super) fn claim(desk: &mut Desk, claim: &NewClaim) -> Result<Claimed> {
 }
 
 fn insert(connection: &Connection, claim: &NewClaim) -> Result<bool> {
-    let Subject { namespace, method, authority, path, key } = &claim.subject;
+    let Subject { namespace, method, authority, path, key } = &*claim.subject;
     let inserted = connection
         .prepare_cached(
             "INSERT INTO records (id, state, holder, number, lease, created, expires, fingerprint,
