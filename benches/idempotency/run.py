@@ -248,7 +248,7 @@ def with_records(stack, ports, base, script, server, args):
     server, started = start_proxy(stack, ports, base / "ringway", args)
     results = rounds(server, ports["ringway"], script, args)
     more = (memory(server.process.pid) - before) / 2**20
-    print(f"\nwith {args.records} records ({(base / 'ringway' / 'store.db').stat().st_size / 2**20:.0f} MiB): "
+    print(f"\nwith {args.records} records ({(base / 'ringway' / 'data' / 'store.db').stat().st_size / 2**20:.0f} MiB): "
           f"started in {started:.2f} s, {more:.0f} MiB more memory than with none")
     for kind, one in results.items():
         print(f"{kind:>8} {one['cpu_us']:15.2f} {one['cpu_us'] / results['pass']['cpu_us']:8.2f} {one['rps']:11.0f} "

@@ -92,12 +92,13 @@ async fn change(
                 }
             }
         }
+        ["api", "idempotency", _] => Err(wrong_method("DELETE")),
         _ => Err(not_found()),
     }
 }
 
 async fn remove(control: &dyn Control, segments: &[&str], peer: SocketAddr) -> Result<Response<Full<Bytes>>, Problem> {
-    let ["api", "idempotency", id] = *segments else { return Err(not_found()) };
+    let ["api", "idempotency", id] = *segments else { return Err(wrong_method("GET, HEAD, POST")) };
     match control.release(id, peer).await.map_err(store_failed)? {
         Release::Released => Ok(as_json(&json!({ "result": "success", "id": id, "detail": "released" }))),
         Release::Running => {

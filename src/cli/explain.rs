@@ -2,13 +2,14 @@
 
 use super::{Outcome, load};
 use crate::cache::{KeyRules, Target};
+use crate::config::values::Size;
 use crate::config::{
     self, AffinityMode, ClientDirectives, Config, NodeState, OnConcurrent, OnStoreFailure, OnUnknown, Route,
 };
 use crate::http::forwarded::client_address;
 use crate::http::{fields, target};
 use crate::idempotency::{Scope, Subject, key_of};
-use crate::proxy::{Bounds, Form, Query, Table, find_key, scope_values};
+use crate::proxy::{Bounds, Form, Query, Table, find_key, scope_sources, scope_values};
 use crate::upstream::ring_of;
 use http::{HeaderName, HeaderValue, Method, Request, Uri};
 use std::io::{Write, stdout};
@@ -67,7 +68,7 @@ pub(super) fn run(options: Options) -> Outcome {
         writeln!(out, "forwards  {path}{query}")?;
     }
     let client = client_address(options.from, &head.headers, &fields::X_FORWARDED_FOR, &settings.trusted_proxies);
-    explain_idempotency(&mut out, route, &form, &head, client)?;
+    explain_idempotency(&mut out, route, &form, &head, client, settings.limits.request_body)?;
     explain_cache(&mut out, &config, route, &form, &head)?;
     explain_node(&mut out, &config, route, &form, &head.headers, client)?;
     Ok(ExitCode::SUCCESS)
@@ -79,12 +80,18 @@ fn explain_idempotency(
     form: &Form<'_>,
     head: &http::request::Parts,
     client: IpAddr,
+    body_limit: Size,
 ) -> std::io::Result<()> {
     let Some(rules) = &route.idempotency else { return writeln!(out, "run once  nothing on this route") };
     if !rules.methods.contains(&head.method) {
         return writeln!(out, "run once  not for {}", head.method);
     }
-    let key = match key_of(&head.headers) {
+    // What goes no further counts for nothing here either.
+    let Ok(rest) = fields::without_named(&head.headers) else {
+        return writeln!(out, "run once  refused: 400 bad-connection-option");
+    };
+    let fields = rest.as_ref().unwrap_or(&head.headers);
+    let key = match key_of(fields) {
         Ok(Some(key)) => key,
         Ok(None) if rules.required => return writeln!(out, "run once  refused: 400 idempotency-key-missing"),
         Ok(None) => return writeln!(out, "run once  not without an Idempotency-Key"),
@@ -92,8 +99,8 @@ fn explain_idempotency(
     };
     let mut scope = Scope::default();
     let mut found = Vec::new();
-    for source in &rules.scope {
-        let values = scope_values(source, form, &head.headers, client);
+    for source in &scope_sources(&rules.scope) {
+        let values = scope_values(source, form, fields, client);
         scope.add(&source.to_string(), values.iter().map(AsRef::as_ref));
         if values.iter().any(|value| !value.is_empty()) {
             found.push(source.to_string());
@@ -133,7 +140,8 @@ fn explain_idempotency(
     writeln!(
         out,
         "          bodies up to {} and {}; statuses that release the key: {released}",
-        rules.max_request, rules.max_response
+        rules.max_request.min(body_limit),
+        rules.max_response
     )
 }
 

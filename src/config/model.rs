@@ -76,7 +76,7 @@ settings! {
         headers: u32 = "100" within "1" to "10000";
         /// The size of a request's body; a larger one is answered 413.
         request_body: Size = "64MiB";
-        /// What the whole process holds back of bodies; over it, requests that must be held get 503.
+        /// What the whole process holds back of the bodies of requests with an `Idempotency-Key` and of their answers; over it, such requests get 503.
         buffered_bytes: Size = "1GiB" within "1MiB" to "1024GiB";
         /// For the whole head of a request, from its first byte.
         header_timeout: Duration = "10s" within "1ms" to "1h";

@@ -248,6 +248,30 @@ fn route_idempotency(settings: &Settings, route: &Route, rules: &RouteIdempotenc
             diagnostics.error(at, message);
         }
     }
+    for source in &rules.scope {
+        if let HashSource::Header(field) = source
+            && ["idempotency-key", "host", "content-length", "content-type"].contains(&field.as_str())
+        {
+            let message = format!("`{source}` in `scope` of the route `{name}` does not tell callers apart");
+            diagnostics.error(at, message);
+        }
+    }
+    for status in &rules.release_on {
+        let message = |what| format!("{} in `release_on` of the route `{name}` {what}", status.as_u16());
+        match status.as_u16() {
+            ..400 => diagnostics.error(at, message("says that the request was carried out: it would run again")),
+            500 | 502 | 504 => {
+                diagnostics.warning(at, message("does not say that nothing was done: a request may run twice"));
+            }
+            _ => {}
+        }
+    }
+    let key = "idempotency-key";
+    let changed = route.request_headers.set.entries.iter().map(|(field, _)| (field.as_str(), field.span));
+    let removed = route.request_headers.remove.iter().map(|field| (field.value.as_str(), field.span));
+    for (_, span) in changed.chain(removed).filter(|(field, _)| field.eq_ignore_ascii_case(key)) {
+        diagnostics.error(span, format!("the node must get the `{key}` of its client on the route `{name}`"));
+    }
     if rules.scope.is_empty() {
         let message =
             format!("`scope: []` on the route `{name}`: all callers are one, and whoever knows a key gets its result");

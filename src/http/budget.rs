@@ -53,9 +53,7 @@ impl Share {
         }
         grown.is_ok()
     }
-}
 
-impl Share {
     /// The whole share, of which nothing stays here.
     pub(crate) fn take(&mut self) -> Share {
         Share { budget: Arc::clone(&self.budget), bytes: std::mem::take(&mut self.bytes) }

@@ -6,6 +6,9 @@ use http_body::{Body, Frame, SizeHint};
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
+/// The most that is given at a time.
+const PIECE: usize = 64 << 10;
+
 /// A whole body.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Whole {
@@ -17,7 +20,9 @@ impl Whole {
     /// The next part of it; never an error, whatever the error would be.
     pub(crate) fn next<E>(&mut self) -> Option<Result<Frame<Bytes>, E>> {
         if !self.data.is_empty() {
-            return Some(Ok(Frame::data(std::mem::take(&mut self.data))));
+            // In pieces: who takes them holds little, and the rest stays here, where it is counted.
+            let piece = self.data.split_to(self.data.len().min(PIECE));
+            return Some(Ok(Frame::data(piece)));
         }
         self.trailers.take().map(|trailers| Ok(Frame::trailers(trailers)))
     }

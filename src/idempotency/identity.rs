@@ -24,7 +24,7 @@ impl Id {
     /// Reads what [`fmt::Display`] wrote: 64 hexadecimal digits.
     pub(crate) fn parse(text: &str) -> Option<Id> {
         let mut id = [0; Id::LENGTH];
-        if text.len() != 2 * Id::LENGTH || !text.is_ascii() {
+        if text.len() != 2 * Id::LENGTH || !text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
             return None;
         }
         for (byte, digits) in id.iter_mut().zip(text.as_bytes().chunks(2)) {

@@ -32,7 +32,6 @@ struct Records {
 struct Entry {
     record: Record,
     subject: Arc<Subject>,
-    created: Millis,
     response: Option<StoredResponse>,
 }
 
@@ -101,7 +100,7 @@ impl Store for Memory {
             (Transition::Becomes(record), _) => match records.bytes >= self.max_bytes {
                 true => Err(StoreError::Full),
                 false => {
-                    records.put(id, Entry { record, subject, created: now, response: None });
+                    records.put(id, Entry { record, subject, response: None });
                     Ok(Claimed::First)
                 }
             },
@@ -114,7 +113,8 @@ impl Store for Memory {
 
     fn complete(&self, completion: Completion, done: Done<bool>) {
         let Completion { id, token, finish, response, expires } = completion;
-        let response = response.filter(|_| finish == Finish::Done);
+        // Alone, it keeps nothing else alive of what was read with it.
+        let response = response.filter(|_| finish == Finish::Done).map(|response| response.alone());
         let completed = self.records().apply(&id, Event::Complete { token, finish, expires }, 0, response);
         done(Ok(completed));
     }
@@ -124,7 +124,7 @@ impl Store for Memory {
         done(Ok(released));
     }
 
-    fn authorise(&self, id: Id, done: Done<Authorised>) {
+    fn authorise(&self, id: Id, _now: Millis, done: Done<Authorised>) {
         let mut records = self.records();
         let authorised = match records.by_id.contains_key(&id) {
             false => Authorised::Absent,
@@ -177,11 +177,8 @@ impl Store for Memory {
             .map(|(id, entry)| Listed {
                 id: *id,
                 subject: (*entry.subject).clone(),
-                state: entry.record.state,
-                fingerprint: entry.record.fingerprint,
+                record: entry.record,
                 status: entry.response.as_ref().map(|response| response.status),
-                created: entry.created,
-                expires: entry.record.expires,
             })
             .collect();
         drop(records);

@@ -21,7 +21,7 @@ mod store;
 pub(crate) use fingerprint::{Fingerprint, Fingerprinting};
 pub(crate) use identity::{Id, Scope, Subject};
 pub(crate) use key::{IDEMPOTENCY_KEY, key_of};
-pub(crate) use records::{Claim, Kind, Records};
+pub(crate) use records::{Claim, Kind, Records, Settled};
 pub(crate) use response::StoredResponse;
 pub(crate) use run::{Asked, Origin, Outcome, Pieces, Policy, Refused, Sent, Started, run, start};
 pub(crate) use sqlite::OpenError;

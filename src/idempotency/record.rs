@@ -65,7 +65,9 @@ pub(crate) struct Record {
     pub(crate) state: State,
     pub(crate) token: Token,
     pub(crate) fingerprint: Fingerprint,
-    /// Whether it may go then, if it has ended.
+    /// When it was claimed.
+    pub(crate) created: Millis,
+    /// When it may go, if it has ended.
     pub(crate) expires: Millis,
 }
 
@@ -75,6 +77,17 @@ pub(crate) enum Finish {
     Done,
     DoneWithoutBody,
     Unknown,
+}
+
+impl Finish {
+    /// The state that it leaves.
+    pub(crate) fn state(self) -> State {
+        match self {
+            Finish::Done => State::Done,
+            Finish::DoneWithoutBody => State::DoneWithoutBody,
+            Finish::Unknown => State::Unknown,
+        }
+    }
 }
 
 /// What happens to a record.
@@ -115,25 +128,27 @@ pub(crate) fn transition(record: Option<&Record>, event: Event, now: Millis) -> 
                 Some(record) => retake && record.state == State::Unknown && record.fingerprint == fingerprint,
             };
             match is_free {
-                true => Transition::Becomes(Record { state: State::Running, token, fingerprint, expires }),
+                true => {
+                    Transition::Becomes(Record { state: State::Running, token, fingerprint, created: now, expires })
+                }
                 false => Transition::Stays,
             }
         }
         (_, None) => Transition::Stays,
-        // A late completion of one's own is better than not to know.
-        (Event::Complete { token, finish, expires }, Some(record)) if record.is_open_to(token) => {
-            let state = match finish {
-                Finish::Done => State::Done,
-                Finish::DoneWithoutBody => State::DoneWithoutBody,
-                Finish::Unknown => State::Unknown,
-            };
-            Transition::Becomes(Record { state, expires: expires.unwrap_or(record.expires), ..*record })
+        // A late completion of one's own is better than not to know; one that is repeated has happened.
+        (Event::Complete { token, finish, expires }, Some(record))
+            if record.is_open_to(token) || (record.token == token && record.state == finish.state()) =>
+        {
+            let expires = expires.unwrap_or(record.expires);
+            Transition::Becomes(Record { state: finish.state(), expires, ..*record })
         }
         (Event::Release { token }, Some(record)) if record.is_open_to(token) => Transition::Goes,
         (Event::HolderDied(holder), Some(record))
             if record.state == State::Running && record.token.holder == holder =>
         {
-            Transition::Becomes(Record { state: State::Unknown, ..*record })
+            // It begins to live now, however long it ran: nobody has heard of it yet.
+            let expires = record.expires.max(now.saturating_add(record.expires.saturating_sub(record.created)));
+            Transition::Becomes(Record { state: State::Unknown, expires, ..*record })
         }
         (Event::Authorise, Some(record)) if record.state != State::Running => Transition::Goes,
         (Event::Expire, Some(record)) if record.is_over(now) => Transition::Goes,
@@ -164,7 +179,7 @@ mod tests {
     const OTHER_PRINT: Fingerprint = Fingerprint([2; 32]);
 
     fn record(state: State) -> Record {
-        Record { state, token: MINE, fingerprint: PRINT, expires: 100 }
+        Record { state, token: MINE, fingerprint: PRINT, created: 10, expires: 100 }
     }
 
     fn claim(fingerprint: Fingerprint, retake: bool) -> Event {
@@ -173,19 +188,20 @@ mod tests {
 
     #[test]
     fn a_claim_takes_what_is_free_and_nothing_else() {
-        let claimed = |fingerprint| {
-            Transition::Becomes(Record { state: State::Running, token: OTHERS[0], fingerprint, expires: 200 })
+        let claimed = |fingerprint, created| {
+            let (state, token) = (State::Running, OTHERS[0]);
+            Transition::Becomes(Record { state, token, fingerprint, created, expires: 200 })
         };
         for retake in [false, true] {
             for fingerprint in [PRINT, OTHER_PRINT] {
-                assert_eq!(transition(None, claim(fingerprint, retake), 50), claimed(fingerprint));
+                assert_eq!(transition(None, claim(fingerprint, retake), 50), claimed(fingerprint, 50));
                 for state in State::ALL {
                     let taken = transition(Some(&record(state)), claim(fingerprint, retake), 99);
                     let may = state == State::Unknown && retake && fingerprint == PRINT;
-                    assert_eq!(taken, if may { claimed(PRINT) } else { Transition::Stays }, "{state:?} {retake}");
+                    assert_eq!(taken, if may { claimed(PRINT, 99) } else { Transition::Stays }, "{state:?} {retake}");
                     let after_its_time = transition(Some(&record(state)), claim(fingerprint, retake), 100);
                     let may = state != State::Running;
-                    let expected = if may { claimed(fingerprint) } else { Transition::Stays };
+                    let expected = if may { claimed(fingerprint, 100) } else { Transition::Stays };
                     assert_eq!(after_its_time, expected, "{state:?}");
                 }
             }
@@ -203,13 +219,14 @@ mod tests {
                 for token in [MINE, OTHERS[0], OTHERS[1]] {
                     // Late or not: its own completion is always welcome.
                     for (now, expires) in [(50, None), (50, Some(300)), (500, None), (500, Some(300))] {
-                        let may = token == MINE && matches!(before, State::Running | State::Unknown);
+                        let open = token == MINE && matches!(before, State::Running | State::Unknown);
+                        let may = open || (token == MINE && before == state);
                         let after = Record { state, expires: expires.unwrap_or(100), ..record(before) };
                         let expected = if may { Transition::Becomes(after) } else { Transition::Stays };
                         let event = Event::Complete { token, finish, expires };
                         assert_eq!(transition(Some(&record(before)), event, now), expected);
                         assert_eq!(transition(None, event, now), Transition::Stays);
-                        let expected = if may { Transition::Goes } else { Transition::Stays };
+                        let expected = if open { Transition::Goes } else { Transition::Stays };
                         assert_eq!(transition(Some(&record(before)), Event::Release { token }, now), expected);
                     }
                 }
@@ -221,10 +238,12 @@ mod tests {
     fn a_holder_that_died_leaves_unknown_and_time_frees_no_claim() {
         for state in State::ALL {
             let running = state == State::Running;
-            let unknown = Transition::Becomes(Record { state: State::Unknown, ..record(state) });
-            let died = |holder| transition(Some(&record(state)), Event::HolderDied(holder), 1);
-            assert_eq!(died(1), if running { unknown } else { Transition::Stays });
-            assert_eq!(died(2), Transition::Stays);
+            for (now, expires) in [(1, 100), (10, 100), (11, 101), (5000, 5090)] {
+                let unknown = Transition::Becomes(Record { state: State::Unknown, expires, ..record(state) });
+                let died = |holder| transition(Some(&record(state)), Event::HolderDied(holder), now);
+                assert_eq!(died(1), if running { unknown } else { Transition::Stays }, "it lives from then on");
+                assert_eq!(died(2), Transition::Stays);
+            }
             let gone = if running { Transition::Stays } else { Transition::Goes };
             assert_eq!(transition(Some(&record(state)), Event::Expire, 99), Transition::Stays);
             assert_eq!(transition(Some(&record(state)), Event::Expire, u64::MAX), gone);

@@ -4,7 +4,7 @@
 use super::clock::{Clock, millis};
 use super::identity::Id;
 use super::memory::{self, Memory};
-use super::record::{Finish, State, Token};
+use super::record::{Finish, Record, State, Token};
 use super::response::StoredResponse;
 use super::run::{Asked, Policy};
 use super::sqlite::{OpenError, Sqlite};
@@ -79,6 +79,8 @@ struct Unsettled {
     end: Abandoned,
     ttl: Duration,
     began: Instant,
+    /// The store was told, and has not answered yet.
+    is_told: bool,
 }
 
 /// The end of a claim whose run said nothing of it.
@@ -162,30 +164,32 @@ impl Records {
     /// Opens the store.
     pub(crate) fn open(kind: Kind, durations: &HistogramVec) -> Result<Arc<Records>, OpenError> {
         let holder = getrandom::u64().map_err(std::io::Error::other)?;
+        let clock = Clock::new();
         let store: Box<dyn Store> = match &kind {
-            Kind::Sqlite(path) => Box::new(Sqlite::open(path, holder)?),
+            Kind::Sqlite(path) => Box::new(Sqlite::open(path, holder, clock.now())?),
             Kind::Memory => Box::new(Memory::new(holder, memory::MAX_BYTES)),
         };
-        Ok(Records::over(kind, store, durations))
-    }
-
-    fn over(kind: Kind, store: Box<dyn Store>, durations: &HistogramVec) -> Arc<Records> {
-        Arc::new(Records {
+        Ok(Arc::new(Records {
             kind,
             store,
-            clock: Clock::new(),
+            clock,
             durations: Durations::of(durations),
             last: AtomicU64::new(0),
             open: AtomicU64::new(0),
             shortest_lease: AtomicU64::new(millis(ROUND) * 3),
             waiting: Mutex::default(),
             unsettled: Mutex::default(),
-        })
+        }))
     }
 
     #[cfg(test)]
     pub(super) fn store(&self) -> &dyn Store {
         &*self.store
+    }
+
+    /// Whether the store has heard how every claim ended that is not open any more.
+    pub(crate) fn is_settled(&self) -> bool {
+        locked(&self.unsettled).is_empty()
     }
 
     /// How many records there are.
@@ -212,7 +216,7 @@ impl Records {
             expires: self.clock.expiry(policy.ttl),
         };
         let (records, mine, ttl, lease) = (Arc::clone(self), asked.clone(), policy.ttl, policy.lease);
-        let turn = ask(&self.durations.claim, |done| {
+        let turn = ask(&self.durations.claim, PATIENCE, |done| {
             let made = move |claimed| {
                 done(match claimed {
                     Ok(Claimed::First) => Ok(Turn::First(Claim::new(records, mine, token, ttl, lease))),
@@ -220,7 +224,7 @@ impl Records {
                     Err(error) => {
                         if matches!(error, StoreError::Torn(_)) {
                             let (id, end, began) = (mine.id, Abandoned::Free, Instant::now());
-                            let unsettled = Unsettled { id, end, ttl, began };
+                            let unsettled = Unsettled { id, end, ttl, began, is_told: false };
                             locked(&records.unsettled).insert(token, unsettled);
                         }
                         Err(error)
@@ -230,7 +234,10 @@ impl Records {
             self.store.claim(claim, Box::new(made));
         });
         match turn.await {
-            Ok(Turn::Found(found)) => Ok(Turn::Found(self.as_known_here(found))),
+            Ok(Turn::Found(mut found)) => {
+                self.correct(&mut found.record);
+                Ok(Turn::Found(found))
+            }
             // What can be read can be replayed, even where nothing can be written.
             Err(error) => match self.look_up(asked.id).await {
                 Ok(Some(found)) if found.record.token != token && !found.record.is_over(now) => Ok(Turn::Found(found)),
@@ -241,20 +248,22 @@ impl Records {
     }
 
     /// What the store cannot know yet: that a run here has ended without a result.
-    fn as_known_here(&self, mut found: Found) -> Found {
-        if found.record.state == State::Running
-            && found.record.token.holder == self.store.holder()
-            && let Some(unsettled) = locked(&self.unsettled).get(&found.record.token)
+    fn correct(&self, record: &mut Record) {
+        if record.state == State::Running
+            && record.token.holder == self.store.holder()
+            && let Some(unsettled) = locked(&self.unsettled).get(&record.token)
             && unsettled.end == Abandoned::Unknown
         {
-            found.record.state = State::Unknown;
+            record.state = State::Unknown;
         }
-        found
     }
 
     async fn look_up(&self, id: Id) -> Result<Option<Found>, StoreError> {
-        let found = ask(&self.durations.look_up, |done| self.store.look_up(id, done)).await?;
-        Ok(found.map(|found| self.as_known_here(found)))
+        let mut found = ask(&self.durations.look_up, PATIENCE, |done| self.store.look_up(id, done)).await?;
+        if let Some(found) = &mut found {
+            self.correct(&mut found.record);
+        }
+        Ok(found)
     }
 
     /// Waits until a run has ended, at most until a deadline; gives whether it has.
@@ -265,7 +274,9 @@ impl Records {
             let ended = waiter.ended.notified();
             match self.look_up(id).await {
                 Ok(Some(found)) if found.record.state == State::Running => {}
-                _ => return true,
+                Ok(_) => return true,
+                // It may answer later.
+                Err(_) => {}
             }
             let now = Instant::now();
             if now >= deadline {
@@ -278,43 +289,51 @@ impl Records {
 
     /// All records with a key.
     pub(crate) async fn find(&self, key: &str) -> Result<Vec<Listed>, StoreError> {
-        ask(&self.durations.find, |done| self.store.find(key.to_owned(), done)).await
+        let mut listed = ask(&self.durations.find, PATIENCE, |done| self.store.find(key.to_owned(), done)).await?;
+        listed.iter_mut().for_each(|listed| self.correct(&mut listed.record));
+        Ok(listed)
     }
 
     /// Removes a record that has ended, so that the next request runs.
     pub(crate) async fn authorise(&self, id: Id) -> Result<Authorised, StoreError> {
-        ask(&self.durations.authorise, |done| self.store.authorise(id, done)).await
+        ask(&self.durations.authorise, PATIENCE, |done| self.store.authorise(id, self.clock.now(), done)).await
     }
 
     /// Seconds from when a record was claimed until now.
     pub(crate) fn age(&self, listed: &Listed) -> f64 {
-        self.clock.now().saturating_sub(listed.created) as f64 / 1000.0
+        self.clock.now().saturating_sub(listed.record.created) as f64 / 1000.0
     }
 
     /// Seconds until a record may go.
     pub(crate) fn remaining(&self, listed: &Listed) -> f64 {
-        listed.expires.saturating_sub(self.clock.now()) as f64 / 1000.0
+        listed.record.expires.saturating_sub(self.clock.now()) as f64 / 1000.0
     }
 
     /// Shows that this process lives, ends what is left over, and forgets what has expired; for as long
     /// as the process lives.
     pub(crate) async fn keep(self: Arc<Self>) {
+        tokio::join!(self.keep_alive(), self.keep_tidy());
+    }
+
+    async fn keep_alive(self: &Arc<Self>) {
         let mut last_beat = Instant::now();
-        let mut last_tended = Instant::now();
         loop {
             let lease = Duration::from_millis(self.shortest_lease.load(Ordering::Relaxed));
             tokio::time::sleep((lease / 6).clamp(SHORTEST_ROUND, ROUND)).await;
             if self.open.load(Ordering::Relaxed) > 0 && last_beat.elapsed() >= lease / 3 {
                 last_beat = Instant::now();
                 // The writing thread has told of what is wrong with the store.
-                let _ = ask(&self.durations.beat, |done| self.store.beat(done)).await;
+                let _ = ask(&self.durations.beat, PATIENCE, |done| self.store.beat(done)).await;
             }
             self.settle_what_is_left();
-            if last_tended.elapsed() >= ROUND {
-                last_tended = Instant::now();
-                while let Ok(Tended { more: true, .. }) =
-                    ask(&self.durations.tend, |done| self.store.tend(self.clock.now(), done)).await
-                {}
+        }
+    }
+
+    async fn keep_tidy(&self) {
+        loop {
+            let tended = ask(&self.durations.tend, PATIENCE, |done| self.store.tend(self.clock.now(), done)).await;
+            if !matches!(tended, Ok(Tended { more: true, .. })) {
+                tokio::time::sleep(ROUND).await;
             }
         }
     }
@@ -322,7 +341,8 @@ impl Records {
     fn settle_what_is_left(self: &Arc<Self>) {
         let left: Vec<(Token, Unsettled)> = {
             let unsettled = locked(&self.unsettled);
-            unsettled.iter().take(SETTLED_A_ROUND).map(|(token, unsettled)| (*token, *unsettled)).collect()
+            let untold = unsettled.iter().filter(|(_, unsettled)| !unsettled.is_told);
+            untold.take(SETTLED_A_ROUND).map(|(token, unsettled)| (*token, *unsettled)).collect()
         };
         for (token, unsettled) in left {
             self.abandon(token, unsettled);
@@ -332,13 +352,15 @@ impl Records {
     /// Tells the store how a claim ended of which nobody will say more; not done until the store has
     /// heard of it.
     fn abandon(self: &Arc<Self>, token: Token, unsettled: Unsettled) {
-        let Unsettled { id, end, ttl, began } = unsettled;
+        let Unsettled { id, end, ttl, began, .. } = unsettled;
+        // Known here from now on, and to the store as soon as it hears of it.
+        locked(&self.unsettled).insert(token, Unsettled { is_told: true, ..unsettled });
         let records = Arc::clone(self);
         let heard = Box::new(move |result: Result<bool, StoreError>| {
             let mut left = locked(&records.unsettled);
             match result {
                 Ok(_) => drop(left.remove(&token)),
-                Err(_) => drop(left.insert(token, unsettled)),
+                Err(_) => drop(left.insert(token, Unsettled { is_told: false, ..unsettled })),
             }
             drop(left);
             records.tell(id);
@@ -363,13 +385,14 @@ impl Records {
 /// Calls the store and waits for what it says.
 async fn ask<T: Send + 'static>(
     duration: &Histogram,
+    patience: Duration,
     call: impl FnOnce(Box<dyn FnOnce(Result<T, StoreError>) + Send>),
 ) -> Result<T, StoreError> {
     let began = Instant::now();
     let (tell, told) = oneshot::channel();
     // Nobody may be there to hear it any more.
     call(Box::new(move |result| drop(tell.send(result))));
-    let told = tokio::time::timeout(PATIENCE, told).await;
+    let told = tokio::time::timeout(patience, told).await;
     duration.observe(began.elapsed().as_secs_f64());
     told.map_err(|_| StoreError::TooSlow)?.map_err(|_| StoreError::Ended)?
 }
@@ -424,7 +447,8 @@ impl Claim {
         let deadline = Instant::now() + self.lease;
         let mut pause = RETRY[0];
         let settled = loop {
-            match self.tell_store(&end).await {
+            let left = deadline.saturating_duration_since(Instant::now());
+            match self.tell_store(&end, left.clamp(RETRY[0], PATIENCE)).await {
                 Ok(true) => break Settled::Durable,
                 Ok(false) => break Settled::Superseded,
                 Err(error) if Instant::now() + pause >= deadline => {
@@ -442,18 +466,23 @@ impl Claim {
             // Dropped, the claim goes on trying, without the result.
             Settled::Failed => self.may_have_run = !matches!(end, End::Released),
         }
-        if matches!((&end, settled), (End::Unknown, Settled::Durable)) {
-            warn_unknown(self.asked.id, &self.asked.subject, "the node gave no whole answer");
+        let Asked { id, subject, .. } = &self.asked;
+        match (&end, settled) {
+            (End::Unknown, Settled::Durable) => warn_unknown(*id, subject, "the node gave no whole answer"),
+            (_, Settled::Superseded) => {
+                tracing::warn!(%id, key = subject.key, "the end of a request came after another run of it was let");
+            }
+            _ => {}
         }
         settled
     }
 
-    async fn tell_store(&self, end: &End) -> Result<bool, StoreError> {
+    async fn tell_store(&self, end: &End, patience: Duration) -> Result<bool, StoreError> {
         let records = &self.records;
         let (id, token) = (self.asked.id, self.token);
         let (finish, response) = match end {
             End::Released => {
-                return ask(&records.durations.release, |done| records.store.release(id, token, done)).await;
+                return ask(&records.durations.release, patience, |done| records.store.release(id, token, done)).await;
             }
             End::Done(response) => (Finish::Done, Some(response.clone())),
             End::DoneWithoutBody => (Finish::DoneWithoutBody, None),
@@ -461,7 +490,7 @@ impl Claim {
         };
         let expires = records.clock.later_expiry(self.ttl, self.began);
         let completion = Completion { id, token, finish, response, expires };
-        ask(&records.durations.complete, |done| records.store.complete(completion, done)).await
+        ask(&records.durations.complete, patience, |done| records.store.complete(completion, done)).await
     }
 }
 
@@ -475,9 +504,7 @@ impl Drop for Claim {
         if end == Abandoned::Unknown {
             warn_unknown(self.asked.id, &self.asked.subject, "its run ended without a result that could be stored");
         }
-        let unsettled = Unsettled { id: self.asked.id, end, ttl: self.ttl, began: self.began };
-        // Known here from now on, and to the store as soon as it hears of it.
-        locked(&self.records.unsettled).insert(self.token, unsettled);
+        let unsettled = Unsettled { id: self.asked.id, end, ttl: self.ttl, began: self.began, is_told: false };
         self.records.abandon(self.token, unsettled);
     }
 }

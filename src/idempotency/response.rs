@@ -38,6 +38,13 @@ impl StoredResponse {
         Ok((response, self.body, trailers))
     }
 
+    /// A copy that shares its memory with nothing.
+    pub(crate) fn alone(&self) -> StoredResponse {
+        let copy = |bytes: &Bytes| Bytes::copy_from_slice(bytes);
+        let StoredResponse { status, fields, body, trailers } = self;
+        StoredResponse { status: *status, fields: copy(fields), body: copy(body), trailers: copy(trailers) }
+    }
+
     /// The memory it takes, in bytes.
     pub(crate) fn size(&self) -> usize {
         self.fields.len() + self.body.len() + self.trailers.len()

@@ -113,8 +113,8 @@ pub(crate) async fn start(records: &Arc<Records>, asked: &Asked, policy: &Policy
 
 /// What a run has come to.
 pub(crate) enum Outcome<B, F> {
-    /// The whole answer, and what stood beside it for this client alone. `stored`: durably.
-    Answer { response: StoredResponse, beside: Extensions, stored: bool },
+    /// The whole answer, what stood beside it for this client alone, and what the store made of it.
+    Answer { response: StoredResponse, beside: Extensions, settled: Settled },
     /// An answer that says that nothing was done: the next request runs again.
     Passed(Response<B>),
     /// An answer that is larger than what is stored: what was read of it, and the rest.
@@ -125,8 +125,8 @@ pub(crate) enum Outcome<B, F> {
     NotSent(F),
 }
 
-/// Runs a request that was claimed. The answer is read to its end, whoever waits for it, and is
-/// durable when this returns.
+/// Runs a request that was claimed. The answer is read to its end, whoever waits for it; how the run
+/// ended is durable when this returns, unless the outcome says otherwise.
 pub(crate) async fn run<O: Origin>(
     mut claim: Claim,
     origin: &mut O,
@@ -156,7 +156,7 @@ pub(crate) async fn run<O: Origin>(
         return Outcome::Unknown;
     }
     let (mut head, mut body) = response.into_parts();
-    let (body, trailers) = match read(&mut body, policy.max_response, share).await {
+    let (body, trailers) = match read(&mut body, policy, share).await {
         Read::Whole(body, trailers) => (body, trailers),
         Read::TooLarge(beginning) => {
             claim.settle(End::DoneWithoutBody).await;
@@ -170,7 +170,7 @@ pub(crate) async fn run<O: Origin>(
     let beside = std::mem::take(&mut head.extensions);
     let response = StoredResponse::new(head.status, &head.headers, body, trailers.as_ref());
     let settled = claim.settle(End::Done(response.clone())).await;
-    Outcome::Answer { response, beside, stored: settled == Settled::Durable }
+    Outcome::Answer { response, beside, settled }
 }
 
 enum Read {
@@ -181,11 +181,12 @@ enum Read {
 }
 
 /// Reads a body to its end, as far as it is to be stored and fits into the share.
-async fn read<B: Body<Data = Bytes> + Unpin>(body: &mut B, limit: u64, share: &mut Share) -> Read {
-    if body.size_hint().lower() > limit {
+async fn read<B: Body<Data = Bytes> + Unpin>(body: &mut B, policy: &Policy, share: &mut Share) -> Read {
+    let (announced, limit) = (body.size_hint().lower(), policy.max_response);
+    if announced > limit {
         return Read::TooLarge(Bytes::new());
     }
-    let mut pieces = Pieces::default();
+    let mut pieces = Pieces::expecting(announced);
     let mut trailers = None;
     loop {
         match poll_fn(|cx| Pin::new(&mut *body).poll_frame(cx)).await {
@@ -194,7 +195,7 @@ async fn read<B: Body<Data = Bytes> + Unpin>(body: &mut B, limit: u64, share: &m
             Some(Ok(frame)) => match frame.into_data() {
                 Ok(data) => {
                     pieces.push(data);
-                    if pieces.length > limit || !share.cover(pieces.length) {
+                    if pieces.length > limit || !cover(share, pieces.length.max(announced), policy.lease).await {
                         return Read::TooLarge(pieces.join());
                     }
                 }
@@ -204,26 +205,46 @@ async fn read<B: Body<Data = Bytes> + Unpin>(body: &mut B, limit: u64, share: &m
     }
 }
 
+/// Makes a share large enough, and waits for others to give something back if need be: a result that is
+/// not stored is lost.
+async fn cover(share: &mut Share, bytes: u64, patience: Duration) -> bool {
+    let deadline = Instant::now() + patience;
+    while !share.cover(bytes) {
+        if Instant::now() >= deadline {
+            tracing::warn!(bytes, "`limits.buffered_bytes` leaves no room for an answer, which is not stored");
+            return false;
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    true
+}
+
 /// What was read of a body; most come in one piece, which is not copied.
 #[derive(Default)]
 pub(crate) struct Pieces {
     first: Bytes,
     more: BytesMut,
+    expected: u64,
     pub(crate) length: u64,
 }
 
 impl Pieces {
+    /// For a body of this length, as far as it was announced.
+    pub(crate) fn expecting(expected: u64) -> Pieces {
+        Pieces { expected, ..Pieces::default() }
+    }
+
     pub(crate) fn push(&mut self, data: Bytes) {
         self.length += data.len() as u64;
-        match (self.first.is_empty(), self.more.is_empty()) {
-            (true, _) => self.first = data,
-            (false, empty) => {
-                if empty {
-                    self.more.extend_from_slice(&self.first);
-                }
-                self.more.extend_from_slice(&data);
-            }
+        if self.length == data.len() as u64 {
+            self.first = data;
+            return;
         }
+        if self.more.is_empty() {
+            self.more.reserve(self.expected.max(self.length) as usize);
+            self.more.extend_from_slice(&std::mem::take(&mut self.first));
+        }
+        self.more.extend_from_slice(&data);
     }
 
     pub(crate) fn join(self) -> Bytes {

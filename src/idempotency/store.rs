@@ -6,7 +6,7 @@
 
 use super::fingerprint::Fingerprint;
 use super::identity::{Id, Subject};
-use super::record::{Finish, Holder, Millis, Record, State, Token};
+use super::record::{Finish, Holder, Millis, Record, Token};
 use super::response::StoredResponse;
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,7 +25,7 @@ pub(crate) trait Store: Send + Sync {
     /// Removes a claim whose request does not count as sent; `false` as for `complete`.
     fn release(&self, id: Id, token: Token, done: Done<bool>);
     /// Removes a record that has ended, on an operator's word.
-    fn authorise(&self, id: Id, done: Done<Authorised>);
+    fn authorise(&self, id: Id, now: Millis, done: Done<Authorised>);
     /// Shows the others that this process lives.
     fn beat(&self, done: Done<()>);
     /// Removes some of what has expired; marks, and logs, what dead holders left behind.
@@ -108,12 +108,9 @@ pub(crate) struct Tended {
 pub(crate) struct Listed {
     pub(crate) id: Id,
     pub(crate) subject: Subject,
-    pub(crate) state: State,
-    pub(crate) fingerprint: Fingerprint,
+    pub(crate) record: Record,
     /// The status of the stored response.
     pub(crate) status: Option<u16>,
-    pub(crate) created: Millis,
-    pub(crate) expires: Millis,
 }
 
 /// Why a store did not do what it was asked.

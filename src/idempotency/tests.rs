@@ -107,7 +107,7 @@ fn take(store: &dyn Store, step: &Step) -> String {
         Step::Release { id: of, number } => {
             format!("{:?}", call(|done| store.release(id(of), token(number), done)))
         }
-        Step::Authorise { id: of } => format!("{:?}", call(|done| store.authorise(id(of), done))),
+        Step::Authorise { id: of } => format!("{:?}", call(|done| store.authorise(id(of), 0, done))),
         Step::Tend { now } => format!("{:?}", call(|done| store.tend(now, done))),
     }
 }
@@ -120,7 +120,7 @@ proptest! {
     fn both_stores_do_the_same(steps in proptest::collection::vec(steps(), 0..40)) {
         let folder = tempfile::tempdir().unwrap();
         let memory = memory::Memory::new(7, usize::MAX);
-        let sqlite = Sqlite::open(&folder.path().join("store.db"), 7).unwrap();
+        let sqlite = Sqlite::open(&folder.path().join("store.db"), 7, 0).unwrap();
         for step in &steps {
             prop_assert_eq!(take(&memory, step), take(&sqlite, step), "{:?}", step);
             prop_assert_eq!(memory.count(), sqlite.count());
@@ -193,7 +193,7 @@ struct Process {
 
 impl Process {
     fn start(path: &Path, holder: u64) -> Process {
-        Process { store: Some(Sqlite::open(path, holder).unwrap()), runs: Vec::new() }
+        Process { store: Some(Sqlite::open(path, holder, 0).unwrap()), runs: Vec::new() }
     }
 
     fn store(&self) -> &Sqlite {
@@ -240,7 +240,8 @@ proptest! {
                         if call(|done| process.store().complete(completion.clone(), done)).unwrap() {
                             prop_assert_eq!(Some(&token), may_have_run.get(&of));
                             if let Some(response) = completion.response {
-                                prop_assert_eq!(results.insert(of, response), None, "a result was replaced");
+                                let before = results.insert(of, response.clone());
+                                prop_assert!(before.is_none_or(|before| before == response), "a result was replaced");
                             }
                         }
                     }
@@ -277,7 +278,7 @@ proptest! {
 fn a_silent_holder_is_unknown_until_it_speaks() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("store.db");
-    let (silent, other) = (Sqlite::open(&path, 1).unwrap(), Sqlite::open(&path, 2).unwrap());
+    let (silent, other) = (Sqlite::open(&path, 1, 0).unwrap(), Sqlite::open(&path, 2, 0).unwrap());
     let (mine, theirs) = (Token { holder: 1, number: 1 }, Token { holder: 2, number: 1 });
     let state = |lease| {
         let again = new_claim(0, theirs, 0, lease, 0, 1000);
@@ -302,10 +303,117 @@ fn a_silent_holder_is_unknown_until_it_speaks() {
 }
 
 #[test]
+fn a_claim_that_outlived_its_time_is_unknown_before_it_expires() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("store.db");
+    let mine = Token { holder: 1, number: 1 };
+    let store = Sqlite::open(&path, 1, 0).unwrap();
+    call(|done| store.claim(new_claim(0, mine, 0, HOUR, 0, 10), done)).unwrap();
+    call(|done| store.claim(new_claim(1, mine, 0, HOUR, 0, 10), done)).unwrap();
+    drop(store);
+    // It dies, and is found dead long after its records would have expired: at the start, or by a claim.
+    let second = Sqlite::open(&path, 2, 1000).unwrap();
+    let theirs = Token { holder: 2, number: 1 };
+    let claim = |now| call(|done| second.claim(new_claim(0, theirs, 0, HOUR, now, now + 10), done)).unwrap();
+    for now in [1000, 1009] {
+        call(|done| second.tend(now, done)).unwrap();
+        assert!(matches!(claim(now), Claimed::Found(found) if found.record.state == State::Unknown), "{now}");
+    }
+    assert_eq!(claim(1010), Claimed::First, "it expires in its turn");
+}
+
+#[test]
+fn a_holder_that_had_nothing_to_do_is_not_silent() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("store.db");
+    let (idle, other) = (Sqlite::open(&path, 1, 0).unwrap(), Sqlite::open(&path, 2, 0).unwrap());
+    let lease = Duration::from_millis(300);
+    let (mine, theirs) = (Token { holder: 1, number: 1 }, Token { holder: 2, number: 1 });
+    // Seen for longer than a lease, without a claim and then with one that has ended.
+    for number in 0..2 {
+        let began = std::time::Instant::now();
+        while began.elapsed() < 2 * lease {
+            call(|done| other.tend(0, done)).unwrap();
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        call(|done| idle.claim(new_claim(number, mine, 0, lease, 0, 1000), done)).unwrap();
+        call(|done| other.tend(0, done)).unwrap();
+        let found = call(|done| other.claim(new_claim(number, theirs, 0, lease, 0, 1000), done)).unwrap();
+        assert!(matches!(found, Claimed::Found(found) if found.record.state == State::Running));
+        call(|done| idle.complete(completion(number, mine, Finish::Done, None), done)).unwrap();
+    }
+}
+
+#[test]
+fn a_row_that_cannot_be_read_is_nobody_elses_misfortune() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("store.db");
+    let store = Sqlite::open(&path, 1, 0).unwrap();
+    let token = |number| Token { holder: 1, number };
+    call(|done| store.claim(new_claim(0, token(1), 0, HOUR, 0, 1000), done)).unwrap();
+    rusqlite::Connection::open(&path).unwrap().execute("UPDATE records SET state = 9", []).unwrap();
+    let (tell, told) = channel();
+    for number in 0..20 {
+        let tell = tell.clone();
+        let claim = new_claim(number % 10, token(u64::from(number) + 2), 0, HOUR, 0, 1000);
+        store.claim(claim, Box::new(move |claimed| tell.send((number % 10, claimed)).unwrap()));
+    }
+    for _ in 0..20 {
+        let (number, claimed) = told.recv_timeout(Duration::from_secs(20)).unwrap();
+        assert_eq!(claimed.is_err(), number == 0, "{number}: {claimed:?}");
+    }
+}
+
+#[test]
+fn a_log_that_is_taken_away_fails() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("store.db");
+    let store = Sqlite::open(&path, 1, 0).unwrap();
+    let claim = |number: u8| {
+        let token = Token { holder: 1, number: number.into() };
+        call(|done| store.claim(new_claim(number, token, 0, HOUR, 0, 1000), done))
+    };
+    assert_eq!(claim(1), Ok(Claimed::First));
+    std::fs::remove_file(folder.path().join("store.db-wal")).unwrap();
+    assert!(matches!(claim(2), Err(StoreError::Failed(_))), "what it takes would be gone with it");
+}
+
+#[test]
+fn links_to_a_store_lead_to_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("store.db");
+    let store = Sqlite::open(&path, 1, 0).unwrap();
+    let link = folder.path().join("link.db");
+    std::os::unix::fs::symlink(&path, &link).unwrap();
+    let other = Sqlite::open(&link, 2, 0).unwrap();
+    let (mine, theirs) = (Token { holder: 1, number: 1 }, Token { holder: 2, number: 1 });
+    call(|done| store.claim(new_claim(0, mine, 0, HOUR, 0, 1000), done)).unwrap();
+    let found = call(|done| other.claim(new_claim(0, theirs, 0, HOUR, 0, 1000), done)).unwrap();
+    assert!(matches!(found, Claimed::Found(found) if found.record.state == State::Running));
+}
+
+#[test]
+fn processes_may_make_the_file_at_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("store.db");
+    std::thread::scope(|scope| {
+        let opening: Vec<_> = (1..=4)
+            .map(|holder| {
+                scope.spawn({
+                    let path = &path;
+                    move || Sqlite::open(path, holder, 0).map(drop).map_err(|error| error.to_string())
+                })
+            })
+            .collect();
+        opening.into_iter().for_each(|opened| assert_eq!(opened.join().unwrap(), Ok(())));
+    });
+}
+
+#[test]
 fn a_heart_that_beats_keeps_its_claims() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("store.db");
-    let (working, other) = (Sqlite::open(&path, 1).unwrap(), Sqlite::open(&path, 2).unwrap());
+    let (working, other) = (Sqlite::open(&path, 1, 0).unwrap(), Sqlite::open(&path, 2, 0).unwrap());
     let lease = Duration::from_millis(300);
     let (mine, theirs) = (Token { holder: 1, number: 1 }, Token { holder: 2, number: 1 });
     call(|done| working.claim(new_claim(0, mine, 0, lease, 0, 1000), done)).unwrap();
@@ -323,10 +431,10 @@ fn the_file_is_for_nobody_else_and_says_what_it_is() {
     use std::os::unix::fs::PermissionsExt;
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("data").join("store.db");
-    drop(Sqlite::open(&path, 1).unwrap());
+    drop(Sqlite::open(&path, 1, 0).unwrap());
     let mode = |path: &Path| path.metadata().unwrap().permissions().mode() & 0o777;
     assert_eq!((mode(&path), mode(path.parent().unwrap())), (0o600, 0o700));
-    let error = |path: &Path| Sqlite::open(path, 1).map(|_| ()).unwrap_err().to_string();
+    let error = |path: &Path| Sqlite::open(path, 1, 0).map(|_| ()).unwrap_err().to_string();
 
     let database = rusqlite::Connection::open(&path).unwrap();
     database.pragma_update(None, "user_version", 2).unwrap();
@@ -346,7 +454,7 @@ fn the_file_is_for_nobody_else_and_says_what_it_is() {
 fn a_file_that_is_taken_away_fails_and_is_not_made_anew() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("store.db");
-    let store = Sqlite::open(&path, 1).unwrap();
+    let store = Sqlite::open(&path, 1, 0).unwrap();
     let token = |number| Token { holder: 1, number };
     let claim = |number| call(|done| store.claim(new_claim(number as u8, token(number), 0, HOUR, 0, 1000), done));
     assert_eq!(claim(1), Ok(Claimed::First));
@@ -409,7 +517,7 @@ async fn first(records: &Arc<Records>, number: u8) -> Claim {
 
 async fn state(records: &Arc<Records>, number: u8) -> Option<State> {
     let listed = records.find(&subject(number).key).await.unwrap();
-    listed.iter().find(|listed| listed.id == id(number)).map(|listed| listed.state)
+    listed.iter().find(|listed| listed.id == id(number)).map(|listed| listed.record.state)
 }
 
 /// A node with one answer.
@@ -454,7 +562,7 @@ async fn every_end_of_a_run_is_what_the_store_knows() {
         let outcome = run(claim, &mut node, &policy(), &mut budget.share(0).unwrap()).await;
         assert_eq!(state(&records, number).await, expected, "{number}");
         match expected {
-            Some(State::Done) => assert!(matches!(outcome, Outcome::Answer { stored: true, .. })),
+            Some(State::Done) => assert!(matches!(outcome, Outcome::Answer { settled: Settled::Durable, .. })),
             Some(State::DoneWithoutBody) => assert!(matches!(outcome, Outcome::Large { .. })),
             Some(State::Unknown) => assert!(matches!(outcome, Outcome::Unknown)),
             _ => assert!(matches!(outcome, Outcome::Passed(_) | Outcome::NotSent("refused"))),
@@ -464,13 +572,27 @@ async fn every_end_of_a_run_is_what_the_store_knows() {
 }
 
 #[tokio::test]
-async fn an_answer_that_the_budget_does_not_hold_is_done_without_a_body() {
+async fn an_answer_that_the_budget_never_holds_is_done_without_a_body() {
     let records = records(Kind::Memory);
     let (claim, budget) = (first(&records, 0).await, Budget::new(99));
     let mut node = Scripted::answering(200, 100, true);
     let outcome = run(claim, &mut node, &policy(), &mut budget.share(0).unwrap()).await;
     assert!(matches!(outcome, Outcome::Large { beginning, .. } if beginning.len() == 100));
     assert_eq!(state(&records, 0).await, Some(State::DoneWithoutBody));
+}
+
+#[tokio::test]
+async fn an_answer_waits_for_room_in_the_budget() {
+    let records = records(Kind::Memory);
+    let (claim, budget) = (first(&records, 0).await, Budget::new(100));
+    let others = budget.share(50).unwrap();
+    let mut node = Scripted::answering(200, 100, true);
+    let (mut share, rules) = (budget.share(0).unwrap(), policy());
+    let (outcome, ()) = tokio::join!(run(claim, &mut node, &rules, &mut share), async {
+        tokio::task::yield_now().await;
+        drop(others);
+    });
+    assert!(matches!(outcome, Outcome::Answer { settled: Settled::Durable, .. }));
 }
 
 #[tokio::test]
@@ -507,7 +629,7 @@ async fn a_result_that_cannot_be_stored_leaves_unknown_once_the_store_is_back() 
     let mut node = Scripted::answering(200, 5, true);
     let budget = Budget::new(1000);
     let outcome = run(claim, &mut node, &policy(), &mut budget.share(0).unwrap()).await;
-    assert!(matches!(outcome, Outcome::Answer { stored: false, .. }), "the true answer is passed on");
+    assert!(matches!(outcome, Outcome::Answer { settled: Settled::Failed, .. }), "the true answer is passed on");
     std::fs::rename(&away, &path).unwrap();
     let found = records.claim(&asked(0), &policy()).await;
     assert!(

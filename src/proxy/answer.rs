@@ -35,7 +35,7 @@ enum Kind {
     Answer(Box<AnswerBody>),
     Whole(Box<Whole>),
     /// What was read already, and what is still to come.
-    Rest(Box<(Bytes, AnswerBody)>),
+    Rest(Box<(Whole, AnswerBody)>),
 }
 
 /// What is read of a body that is still arriving in the store.
@@ -114,6 +114,7 @@ impl ResponseBody {
 
     /// What was read of a node's answer, and the rest of it.
     pub(super) fn rest(beginning: Bytes, rest: AnswerBody, share: Share, exchange: &Rc<Exchange>) -> ResponseBody {
+        let beginning = Whole { data: beginning, trailers: None };
         ResponseBody::new(Kind::Rest(Box::new((beginning, rest))), exchange).holding(Some(share))
     }
 
@@ -160,9 +161,9 @@ impl http_body::Body for ResponseBody {
             Kind::Arriving(passage) => ready!(passage.poll_frame(cx)),
             Kind::Answer(body) => ready!(Pin::new(&mut **body).poll_frame(cx)),
             Kind::Whole(whole) => whole.next(),
-            Kind::Rest(parts) => match std::mem::take(&mut parts.0) {
-                beginning if !beginning.is_empty() => Some(Ok(Frame::data(beginning))),
-                _ => ready!(Pin::new(&mut parts.1).poll_frame(cx)),
+            Kind::Rest(parts) => match parts.0.next() {
+                None => ready!(Pin::new(&mut parts.1).poll_frame(cx)),
+                piece => piece,
             },
         };
         match &frame {
@@ -193,7 +194,7 @@ impl http_body::Body for ResponseBody {
             Kind::Arriving(passage) => passage.left == Some(0),
             Kind::Answer(body) => body.is_end_stream(),
             Kind::Whole(whole) => whole.is_over(),
-            Kind::Rest(parts) => parts.0.is_empty() && parts.1.is_end_stream(),
+            Kind::Rest(parts) => parts.0.is_over() && parts.1.is_end_stream(),
         }
     }
 
@@ -206,7 +207,7 @@ impl http_body::Body for ResponseBody {
             Kind::Answer(body) => body.size_hint(),
             Kind::Whole(whole) => whole.length().map_or_else(SizeHint::default, SizeHint::with_exact),
             Kind::Rest(parts) => match parts.1.size_hint().exact() {
-                Some(rest) => SizeHint::with_exact(rest + parts.0.len() as u64),
+                Some(rest) => SizeHint::with_exact(rest + parts.0.data.len() as u64),
                 None => SizeHint::default(),
             },
         }

@@ -7,7 +7,11 @@ use std::cell::{Cell, RefCell};
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::Waker;
 use std::time::{Duration, Instant};
+
+/// Interim answers that may wait until the client reads them; further ones are dropped.
+const MAX_INTERIM: usize = 64 << 10;
 
 /// One client connection, shared by its wire and the requests on it.
 pub(crate) struct Client {
@@ -21,6 +25,8 @@ pub(crate) struct Client {
     pub(crate) peer_text: HeaderValue,
     /// Bytes that go out before anything else: interim answers.
     pub(crate) inject: RefCell<Vec<u8>>,
+    /// Wakes the connection's task, where another one has something for it.
+    pub(crate) task: RefCell<Option<Waker>>,
     /// Set by the pipeline when an answer is 101; the connection becomes this tunnel.
     pub(crate) tunnel: RefCell<Option<Tunnel>>,
     pub(crate) phase: Cell<Phase>,
@@ -65,12 +71,24 @@ impl Client {
             secure: false,
             peer_text: HeaderValue::try_from(text).expect("an IP address is a field value"),
             inject: RefCell::default(),
+            task: RefCell::default(),
             tunnel: RefCell::default(),
             phase: Cell::new(Phase::Idle),
             had_request: Cell::new(false),
             is_http10: Cell::new(false),
             awaits_body: Cell::new(None),
             body_expired: Cell::new(false),
+        }
+    }
+
+    /// Sends an interim answer, unless the client does not take them: they are only hints.
+    pub(crate) fn interim(&self, answer: &[u8]) {
+        let mut inject = self.inject.borrow_mut();
+        if inject.len() + answer.len() <= MAX_INTERIM {
+            inject.extend_from_slice(answer);
+            if let Some(task) = &*self.task.borrow() {
+                task.wake_by_ref();
+            }
         }
     }
 

@@ -38,6 +38,15 @@ pub(crate) fn find_key<'a>(
     })
 }
 
+/// The sources that tell callers apart, in an order of their own: to write them in another one changes
+/// nobody's identity.
+pub(crate) fn scope_sources(sources: &[HashSource]) -> Vec<HashSource> {
+    let mut sources = sources.to_vec();
+    sources.sort_by_key(ToString::to_string);
+    sources.dedup();
+    sources
+}
+
 /// All values of a source that tells callers apart.
 pub(crate) fn scope_values<'a>(
     source: &'a HashSource,

@@ -23,21 +23,21 @@ use crate::http::problem::Problem;
 use crate::http::whole::Whole;
 use crate::idempotency::{
     Asked, Claim, Fingerprint, Fingerprinting, IDEMPOTENCY_KEY, Id, Origin, Outcome, Pieces, Refused, Scope, Sent,
-    Started, StoredResponse, Subject, key_of, run, start,
+    Settled, Started, StoredResponse, Subject, key_of, run, start,
 };
 use crate::upstream::{AnswerBody, Outgoing};
 use http::header::{CONTENT_LENGTH, DATE, SET_COOKIE, TRANSFER_ENCODING};
 use http::{Extensions, HeaderName, HeaderValue, Response, StatusCode, request};
+use http_body::Body;
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use std::rc::Rc;
 use std::sync::Arc;
-use tokio::sync::oneshot;
 
 /// In an answer that was stored, and not just made.
 const IDEMPOTENT_REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
 
-/// What is reserved for an answer before anything is known of it; more is asked for as it comes.
+/// What is reserved for a body before anything of it is there; more is asked for as it comes.
 const FIRST_SHARE: u64 = 64 << 10;
 
 /// The rules for a request that must run once.
@@ -80,7 +80,7 @@ pub(super) fn begin(
         return Err(too_large(rules.max_request));
     }
     let budget = &forward.engine.budget;
-    let held = budget.share(announced).ok_or_else(over_budget)?;
+    let held = budget.share(announced.min(FIRST_SHARE)).ok_or_else(over_budget)?;
     let share = budget.share(FIRST_SHARE.min(rules.policy.max_response)).ok_or_else(over_budget)?;
 
     let subject = Subject {
@@ -98,7 +98,7 @@ pub(super) fn begin(
     // To read the body is what makes the client send it: no expectation goes further.
     forward.form.expects_continue = false;
     let mut journey = forward.journey_with(head, Outgoing::Empty)?;
-    journey.claimed = Some(Reach::default());
+    journey.claimed = Some(Reach::begin());
     journey.body_limit = rules.max_request;
     journey.cache_status = forward.route.cache.as_ref().map(|_| CacheStatus::forwarded(Forwarded::Method));
     let body = forward.form.has_body.then(|| RequestBody {
@@ -178,7 +178,7 @@ impl Keyed {
 
     /// Reads the request's body to its end.
     async fn read(&mut self, mut body: RequestBody) -> Result<Whole, Problem> {
-        let mut pieces = Pieces::default();
+        let mut pieces = Pieces::expecting(body.size_hint().lower());
         let mut trailers = None;
         while let Some(frame) = body.frame().await {
             let frame = frame.map_err(|_| {
@@ -215,21 +215,19 @@ impl Keyed {
         let (exchange, rules) = (Rc::clone(&self.journey.exchange), Arc::clone(&self.rules));
         let retries_unknown = rules.policy.retries_unknown;
         let here = Rc::clone(&self.journey.engine.tasks);
-        let (tell, told) = oneshot::channel();
-        tokio::task::spawn_local(async move {
+        let told = tokio::task::spawn_local(async move {
             let mut share = self.share.take();
             let outcome = run(claim, &mut *self, &rules.policy, &mut share).await;
             match &outcome {
                 Outcome::Unknown => self.note(IdempotencyResult::Unknown),
                 Outcome::Large { .. } => self.note(IdempotencyResult::TooLarge),
-                Outcome::Answer { stored: false, .. } => self.note(IdempotencyResult::StoreFailure),
+                Outcome::Answer { settled: Settled::Failed, .. } => self.note(IdempotencyResult::StoreFailure),
                 Outcome::Answer { .. } | Outcome::Passed(_) | Outcome::NotSent(_) => {}
             }
             // The exchange is the client's own from here on.
             drop(self);
-            // The client may have left.
-            let _ = tell.send((outcome, share));
             drop(here);
+            (outcome, share)
         });
         let (outcome, share) = told.await.map_err(|_| unknown(retries_unknown))?;
         match outcome {
@@ -259,7 +257,9 @@ impl Keyed {
         let exchange = Rc::clone(&self.journey.exchange);
         match self.send().await {
             Sent::Answer { response, .. } => Ok(passed(response, &exchange)),
-            Sent::Nothing(problem) | Sent::NoAnswer(problem) => Err(problem),
+            Sent::Nothing(problem) => Err(problem),
+            // A client that took it for a failure would ask again.
+            Sent::NoAnswer(_) => Err(unknown(false)),
         }
     }
 }
@@ -270,9 +270,10 @@ impl Origin for Keyed {
     type Failure = Problem;
 
     async fn send(&mut self) -> Sent<AnswerBody, Problem> {
+        self.journey.claimed = Some(Reach::begin());
         // Boxed: it is large, and the run's future is not all there is to a request.
         let answer = Box::pin(async { self.journey.ask().await }).await;
-        let reach = self.journey.claimed.unwrap_or_default();
+        let reach = self.journey.claimed.unwrap_or_else(Reach::begin);
         let mut response = match answer {
             Ok(response) => response,
             Err(problem) if reach.sent => return Sent::NoAnswer(problem),
@@ -306,8 +307,8 @@ fn given(
     exchange: &Rc<Exchange>,
 ) -> Result<Response<ResponseBody>, Problem> {
     let (head, data, trailers) = response.take_apart().map_err(|damaged| {
-        let kind = "store-unavailable";
-        Problem::new(StatusCode::SERVICE_UNAVAILABLE, kind, "proxy_internal_error", damaged.to_string())
+        tracing::error!(%damaged, "a stored response cannot be read");
+        unknown(false)
     })?;
     let mut response = head.map(|()| ResponseBody::whole(Whole { data, trailers }, Some(share), exchange));
     // Nothing else of it: the repetitions will not have it either.

@@ -1,6 +1,7 @@
 //! One configuration, built and ready to serve: swapped in whole, never changed.
 
 use super::affinity::Affinity;
+use super::hash_key::scope_sources;
 use super::route::Table;
 use crate::cache::{self, KeyRules};
 use crate::config::values::HashSource;
@@ -210,7 +211,7 @@ impl IdempotencyRules {
             namespace: settings.namespace.value.clone(),
             methods: settings.methods.clone(),
             required: settings.required,
-            scope: settings.scope.clone(),
+            scope: scope_sources(&settings.scope),
             max_request: settings.max_request.0.min(config.settings.limits.request_body.0),
             counters: IdempotencyResult::ALL.map(|result| family.with_label_values(&[route, result.label()])),
         }

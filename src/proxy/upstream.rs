@@ -45,12 +45,20 @@ pub(super) struct Journey {
 }
 
 /// How far a request has gone.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Reach {
+    /// When it was ready to go: what its client took to send it is not the node's time.
+    began: Instant,
     /// A part of it was sent.
     pub(super) sent: bool,
     /// All of it was, when the answer began.
     pub(super) whole: bool,
+}
+
+impl Reach {
+    pub(super) fn begin() -> Reach {
+        Reach { began: Instant::now(), sent: false, whole: false }
+    }
 }
 
 /// A request that must not run twice goes out on a connection that is new, or was in use just now: one
@@ -198,7 +206,7 @@ impl Journey {
             self.exchange.attempts.set(attempts);
             self.exchange.sent_to(&pool.name, &node.id);
             // The first attempt begins with the exchange: one look at the clock is enough for both.
-            let started = if attempts == 1 { self.exchange.started } else { Instant::now() };
+            let started = if attempts == 1 { self.began() } else { Instant::now() };
             match self.attempt(node, started).await {
                 Attempt::Answered(head, link) => {
                     node.runtime.count("answer");
@@ -253,7 +261,7 @@ impl Journey {
             let patience = Patience { started, first_byte: self.pool.timeouts.first_byte, until: self.until() };
             let on_interim = self.wants_interim.then_some(|interim: Interim| match &self.gate {
                 Some(gate) if interim.is_continue() => gate.open(),
-                _ => self.client.inject.borrow_mut().extend(interim.to_http1()),
+                _ => self.client.interim(&interim.to_http1()),
             });
             let before = link.sent();
             let outcome =
@@ -293,7 +301,11 @@ impl Journey {
     /// When the whole request must be over.
     fn until(&self) -> Option<Instant> {
         let total = self.pool.timeouts.total;
-        (!total.is_zero()).then(|| self.exchange.started + total)
+        (!total.is_zero()).then(|| self.began() + total)
+    }
+
+    fn began(&self) -> Instant {
+        self.claimed.map_or(self.exchange.started, |reach| reach.began)
     }
 
     /// What the client is told when no node answered.

@@ -121,6 +121,7 @@ enum End {
 async fn session(context: &Rc<Context>, stream: TcpStream, client: &Rc<Client>, limits: &Limits) -> Option<TcpStream> {
     let mut stream = stream;
     let mut prefix = Bytes::new();
+    *client.task.borrow_mut() = Some(poll_fn(|cx| Poll::Ready(cx.waker().clone())).await);
     loop {
         let wire = Wire::new(stream, prefix, Rc::clone(client));
         let pulse = Rc::clone(&wire.pulse);

@@ -141,10 +141,11 @@ fn reload(handle: &Handle, file: &Path, reopen: bool) -> Result<Vec<&'static str
     if handle.records.is_another(&config) {
         needs_restart.push("idempotency_store");
     }
-    let snapshot = Snapshot::build(config, &handle.registry, &handle.metrics, log, records)?;
+    let snapshot = Snapshot::build(config, &handle.registry, &handle.metrics, log, records.as_ref())?;
     let next = listeners::diff(&now, &snapshot.config.settings.listeners, handle.workers)?;
 
     // Nothing fails from here on.
+    handle.records.adopt(records);
     handle.adopt(snapshot);
     for gone in now.iter().filter(|open| !next.iter().any(|other| other.is(open))) {
         tracing::info!(listener = &*gone.name, address = %gone.bound, "not listening any more");

@@ -119,7 +119,8 @@ pub(crate) async fn start(config: Config) -> Result<Running, StartError> {
     let log = open_log(&config, &metrics)?;
     let records = Store::default();
     let opened = records.open_for(&config, &metrics)?;
-    let built = Snapshot::build(config, &registry, &metrics, log, opened)?;
+    let built = Snapshot::build(config, &registry, &metrics, log, opened.as_ref())?;
+    records.adopt(opened);
     registry.adopt(&built.pools);
     let snapshot = Arc::new(ArcSwap::from_pointee(built));
     let evictions = metrics.cache_evictions.clone();
@@ -263,5 +264,6 @@ impl Running {
                 tracing::error!("a worker ended in a panic");
             }
         }
+        self.handle.records.settle();
     }
 }

@@ -110,10 +110,14 @@ impl Control for Handle {
     fn release<'a>(&'a self, id: &'a str, by: SocketAddr) -> Asked<'a, Release> {
         Box::pin(async move {
             let (Some(records), Some(id)) = (self.records.get(), Id::parse(id)) else { return Ok(Release::Absent) };
+            // Said before, for the store may carry it out when nobody waits for it any more.
+            tracing::warn!(%id, %by, "an operator asks for the release of an idempotency record");
             let authorised = records.authorise(id).await.map_err(|error| error.to_string())?;
-            tracing::warn!(%id, %by, outcome = ?authorised, "an operator released an idempotency record");
             Ok(match authorised {
-                Authorised::Released => Release::Released,
+                Authorised::Released => {
+                    tracing::warn!(%id, %by, "an idempotency record was released: the next request with its key runs");
+                    Release::Released
+                }
                 Authorised::Running => Release::Running,
                 Authorised::Absent => Release::Absent,
             })
@@ -144,11 +148,11 @@ fn record_status(records: &Records, listed: &Listed) -> Json {
         "authority": listed.subject.authority,
         "path": listed.subject.path,
         "key": listed.subject.key,
-        "state": listed.state.word(),
+        "state": listed.record.state.word(),
         "status": listed.status,
         "age": records.age(listed),
         "expires_in": records.remaining(listed),
-        "fingerprint": listed.fingerprint.to_string(),
+        "fingerprint": listed.record.fingerprint.to_string(),
     })
 }
 

@@ -4,6 +4,10 @@ use crate::config::{Config, StoreKind};
 use crate::idempotency::{Kind, OpenError, Records};
 use crate::telemetry::metrics::{Metrics, Sample};
 use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+/// How long a process that stops waits for its store.
+const LAST_MOMENT: Duration = Duration::from_secs(1);
 
 /// The store, once a route uses it.
 #[derive(Clone, Default)]
@@ -22,23 +26,39 @@ impl Store {
         self.0.get()
     }
 
-    /// Opens the store if a route of the configuration uses it and it is not open yet. Must be called
-    /// inside a tokio runtime, which then carries its upkeep, and by one caller at a time.
+    /// Opens the store if a route of the configuration uses it and it is not open yet. What is opened is
+    /// the process's own only once it is adopted.
     pub(super) fn open_for(
         &self,
         config: &Config,
         metrics: &Metrics,
-    ) -> Result<Option<&Arc<Records>>, StoreUnavailable> {
-        if config.settings.routes.iter().any(|route| route.idempotency.is_some()) && self.get().is_none() {
-            let kind = kind_of(config);
-            let opened = Records::open(kind.clone(), &metrics.idempotency_store_duration);
-            let records = opened.map_err(|cause| StoreUnavailable { kind: kind.clone(), cause })?;
-            tracing::info!(store = %kind, records = records.count(), "the idempotency store is open");
-            tokio::spawn(Arc::clone(&records).keep());
-            // Nobody else opens one meanwhile.
-            let _ = self.0.set(records);
+    ) -> Result<Option<Arc<Records>>, StoreUnavailable> {
+        if self.get().is_some() || config.settings.routes.iter().all(|route| route.idempotency.is_none()) {
+            return Ok(self.get().cloned());
         }
-        Ok(self.get())
+        let kind = kind_of(config);
+        let opened = Records::open(kind.clone(), &metrics.idempotency_store_duration);
+        opened.map(Some).map_err(|cause| StoreUnavailable { kind, cause })
+    }
+
+    /// Keeps a store that was opened, from now on. Must be called inside a tokio runtime, which then
+    /// carries its upkeep, and by one caller at a time.
+    pub(super) fn adopt(&self, records: Option<Arc<Records>>) {
+        if let Some(records) = records
+            && self.0.set(Arc::clone(&records)).is_ok()
+        {
+            tracing::info!(store = %records.kind, records = records.count(), "the idempotency store is open");
+            tokio::spawn(records.keep());
+        }
+    }
+
+    /// Waits a moment for the store to hear how the last runs ended; who finds this process dead would say
+    /// the same of them, but later.
+    pub(super) fn settle(&self) {
+        let deadline = Instant::now() + LAST_MOMENT;
+        while self.get().is_some_and(|records| !records.is_settled()) && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(2));
+        }
     }
 
     /// Whether the configuration asks for another store than the one that is open.

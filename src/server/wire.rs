@@ -17,9 +17,6 @@ use std::time::Instant;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
 
-/// Interim answers a node may send before anybody reads them: further ones wait.
-const MAX_INJECTED: usize = 64 << 10;
-
 /// A client's socket as hyper sees it.
 pub(super) struct Wire {
     stream: Rc<RefCell<TcpStream>>,
@@ -69,9 +66,6 @@ impl Wire {
     /// Sends the interim answers that wait.
     fn poll_inject(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let mut waiting = self.client.inject.borrow_mut();
-        if waiting.len() > MAX_INJECTED {
-            return Poll::Ready(Err(io::Error::other("the node sent too many interim answers")));
-        }
         while !waiting.is_empty() {
             let written = Pin::new(&mut *self.stream.borrow_mut()).poll_write(cx, &waiting);
             self.pulse.write_blocked.set(written.is_pending());

@@ -1,14 +1,16 @@
 //! The file: how it is opened, what is in it, and whether it is still the one that was opened.
 
 use rusqlite::{Connection, OpenFlags};
-use std::fs::{DirBuilder, OpenOptions};
+use std::fs::{DirBuilder, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-/// How long another process may hold the file before a call fails.
+/// How long another process may hold the file before a call fails, and how often it is looked at: often,
+/// for a writer that is busy lets go of it only for moments.
 const BUSY: Duration = Duration::from_secs(2);
+const BUSY_STEP: Duration = Duration::from_micros(500);
 
 /// Marks the file as ours (`PRAGMA application_id`): "RWid".
 const APPLICATION: i64 = 0x5257_6964;
@@ -18,6 +20,9 @@ const VERSION: i64 = 1;
 
 /// Pages of the log before it is written back: 32 MiB.
 const CHECKPOINT: i64 = 8192;
+
+/// What is left of the log when it was written back, in bytes.
+const LOG_SIZE: i64 = 64 << 20;
 
 /// KiB of pages that a writing and a reading connection keep.
 const WRITER_CACHE: i64 = 8 << 10;
@@ -79,6 +84,13 @@ pub(super) struct StoreFile {
     identity: (u64, u64),
 }
 
+/// The files beside the database, by device and inode.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Sides {
+    log: (u64, u64),
+    index: (u64, u64),
+}
+
 /// What a connection is for.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Use {
@@ -95,14 +107,44 @@ impl StoreFile {
             DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
         }
         // What callers were answered is for nobody else to read; SQLite's other files take after it.
-        match OpenOptions::new().write(true).create_new(true).mode(0o600).open(path) {
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error.into()),
-            _ => {}
+        let is_new = match OpenOptions::new().write(true).create_new(true).mode(0o600).open(path) {
+            Ok(_) => true,
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => false,
+            Err(error) => return Err(error.into()),
+        };
+        // One name for all who share it, whatever links lead there.
+        let path = path.canonicalize()?;
+        let file = StoreFile { identity: identity_of(&path)?, path };
+        let deadline = Instant::now() + BUSY;
+        let made = loop {
+            match file.connect(Use::Writing).and_then(|mut connection| file.make_tables(&mut connection)) {
+                // To turn on the log SQLite does not wait for others.
+                Err(OpenError::Sqlite(error)) if is_busy(&error) && Instant::now() < deadline => {
+                    std::thread::sleep(BUSY_STEP);
+                }
+                made => break made?,
+            }
+        };
+        if made && !is_new {
+            tracing::warn!(path = %file.path.display(), "the idempotency store was empty: it remembers nothing");
         }
-        let metadata = std::fs::metadata(path)?;
-        let file = StoreFile { path: path.to_owned(), identity: (metadata.dev(), metadata.ino()) };
-        file.make_tables(&mut file.connect(Use::Writing)?)?;
+        if made {
+            // A folder that is made must be there after a crash, like what is in it.
+            for folder in file.path.ancestors().skip(1).take(2) {
+                File::open(folder)?.sync_all()?;
+            }
+        }
         Ok(file)
+    }
+
+    /// The files beside it, which SQLite keeps for as long as a connection is open.
+    pub(super) fn sides(&self) -> Result<Sides, OpenError> {
+        let beside = |suffix: &str| {
+            let mut path = self.path.as_os_str().to_owned();
+            path.push(suffix);
+            identity_of(Path::new(&path))
+        };
+        Ok(Sides { log: beside("-wal")?, index: beside("-shm")? })
     }
 
     /// Opens the file that [`StoreFile::prepare`] found. Never makes one: an empty store would run
@@ -110,8 +152,8 @@ impl StoreFile {
     pub(super) fn connect(&self, what_for: Use) -> Result<Connection, OpenError> {
         self.check()?;
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-        let connection = Connection::open_with_flags(&self.path, flags)?;
-        connection.busy_timeout(BUSY)?;
+        let mut connection = Connection::open_with_flags(&self.path, flags)?;
+        connection.busy_handler(Some(wait_for_others))?;
         let mode: String = connection.query_row("PRAGMA journal_mode = WAL", [], |row| row.get(0))?;
         if mode != "wal" {
             return Err(OpenError::NoLog(mode));
@@ -119,6 +161,7 @@ impl StoreFile {
         connection.pragma_update(None, "synchronous", "FULL")?;
         connection.pragma_update(None, "temp_store", "MEMORY")?;
         connection.pragma_update(None, "wal_autocheckpoint", CHECKPOINT)?;
+        connection.pragma_update(None, "journal_size_limit", LOG_SIZE)?;
         let cache = if what_for == Use::Writing { WRITER_CACHE } else { READER_CACHE };
         connection.pragma_update(None, "cache_size", -cache)?;
         connection.pragma_update(None, "query_only", what_for == Use::Reading)?;
@@ -128,19 +171,15 @@ impl StoreFile {
 
     /// Whether the path still leads to the file.
     pub(super) fn check(&self) -> Result<(), OpenError> {
-        match std::fs::metadata(&self.path) {
-            Ok(metadata) if (metadata.dev(), metadata.ino()) == self.identity => Ok(()),
-            Ok(_) => Err(OpenError::Replaced),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Err(OpenError::Replaced),
-            Err(error) => Err(error.into()),
-        }
+        if identity_of(&self.path)? == self.identity { Ok(()) } else { Err(OpenError::Replaced) }
     }
 
-    fn make_tables(&self, connection: &mut Connection) -> Result<(), OpenError> {
+    /// Gives whether they had to be made.
+    fn make_tables(&self, connection: &mut Connection) -> Result<bool, OpenError> {
         let transaction = connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
         let pragma = |name: &str| transaction.pragma_query_value(None, name, |row| row.get::<_, i64>(0));
-        match (pragma("application_id")?, pragma("user_version")?) {
-            (APPLICATION, VERSION) => {}
+        let made = match (pragma("application_id")?, pragma("user_version")?) {
+            (APPLICATION, VERSION) => false,
             (APPLICATION, version) => return Err(OpenError::Newer(version)),
             _ => {
                 let objects: i64 = transaction.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
@@ -150,9 +189,30 @@ impl StoreFile {
                 transaction.execute_batch(TABLES)?;
                 transaction.pragma_update(None, "application_id", APPLICATION)?;
                 transaction.pragma_update(None, "user_version", VERSION)?;
+                true
             }
-        }
+        };
         transaction.commit()?;
-        Ok(())
+        Ok(made)
     }
+}
+
+/// Device and inode; a file that is gone was replaced by nothing.
+fn identity_of(path: &Path) -> Result<(u64, u64), OpenError> {
+    match std::fs::metadata(path) {
+        Ok(metadata) => Ok((metadata.dev(), metadata.ino())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Err(OpenError::Replaced),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn is_busy(error: &rusqlite::Error) -> bool {
+    use rusqlite::ErrorCode::{DatabaseBusy, DatabaseLocked};
+    matches!(error.sqlite_error_code(), Some(DatabaseBusy | DatabaseLocked))
+}
+
+/// Called by SQLite while another process has the file, for the n-th time.
+fn wait_for_others(times: i32) -> bool {
+    std::thread::sleep(BUSY_STEP);
+    BUSY_STEP.saturating_mul(times.unsigned_abs()) < BUSY
 }

@@ -15,19 +15,8 @@ pub(super) struct Holders {
     pub(super) own: Holder,
     /// Locked until this process ends.
     _lock: File,
-    /// The last heartbeat of the others, and when it was first seen.
+    /// The last heartbeat of the others, and since when they have been silent.
     beats: HashMap<Holder, (u64, Instant)>,
-}
-
-/// What can be said of a process.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Life {
-    /// It lives, as far as one can see.
-    Alive,
-    /// Its lock is there, and its heart has not beaten for the whole lease.
-    Silent,
-    /// Its lock is gone.
-    Dead,
 }
 
 impl Holders {
@@ -45,21 +34,22 @@ impl Holders {
         Ok(Holders { folder, own, _lock: lock, beats: HashMap::new() })
     }
 
-    /// Whether another process lives, whose heartbeat stands at `beat`.
-    pub(super) fn life(&mut self, holder: Holder, beat: u64, lease: Duration) -> Life {
+    /// For how long another process has been silent, whose heartbeat stands at `beat`; `None` where it is
+    /// dead. One that has nothing to do may be silent: its silence counts from when it has.
+    pub(super) fn silence(&mut self, holder: Holder, beat: u64, is_idle: bool) -> Option<Duration> {
         if holder == self.own {
-            return Life::Alive;
+            return Some(Duration::ZERO);
         }
         if self.is_unlocked(holder) {
             self.beats.remove(&holder);
-            return Life::Dead;
+            return None;
         }
         let now = Instant::now();
         let (seen, since) = self.beats.entry(holder).or_insert((beat, now));
-        if *seen != beat {
+        if *seen != beat || is_idle {
             (*seen, *since) = (beat, now);
         }
-        if now.duration_since(*since) >= lease { Life::Silent } else { Life::Alive }
+        Some(now.duration_since(*since))
     }
 
     fn is_unlocked(&self, holder: Holder) -> bool {
@@ -97,12 +87,16 @@ mod tests {
         let store = folder.path().join("s.db");
         let mut mine = Holders::enter(&store, 1).unwrap();
         let other = Holders::enter(&store, 2).unwrap();
-        assert_eq!(mine.life(1, 0, Duration::ZERO), Life::Alive);
-        assert_eq!(mine.life(2, 0, Duration::from_secs(60)), Life::Alive);
-        assert_eq!(mine.life(2, 0, Duration::ZERO), Life::Silent);
-        assert_eq!(mine.life(2, 1, Duration::from_secs(60)), Life::Alive, "its heart beats again");
-        assert_eq!(mine.life(3, 0, Duration::from_secs(60)), Life::Dead, "nobody has seen it");
+        let pause = Duration::from_millis(20);
+        assert_eq!(mine.silence(1, 0, false), Some(Duration::ZERO));
+        assert_eq!(mine.silence(2, 0, false), Some(Duration::ZERO));
+        std::thread::sleep(pause);
+        assert!(mine.silence(2, 0, false).unwrap() >= pause);
+        assert_eq!(mine.silence(2, 1, false), Some(Duration::ZERO), "its heart beats again");
+        std::thread::sleep(pause);
+        assert_eq!(mine.silence(2, 1, true), Some(Duration::ZERO), "it has nothing to do");
+        assert_eq!(mine.silence(3, 0, false), None, "nobody has seen it");
         drop(other);
-        assert_eq!(mine.life(2, 1, Duration::from_secs(60)), Life::Dead);
+        assert_eq!(mine.silence(2, 1, false), None);
     }
 }

@@ -1,6 +1,7 @@
 //! A thread with a connection, and the bounded queue before it. What waits is carried out together.
 
 use crate::idempotency::store::{Done, StoreError};
+use std::fmt;
 use std::io;
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::thread::JoinHandle;
@@ -47,7 +48,29 @@ pub(super) trait Carrier: Send + 'static {
     type Db;
     /// Whether it pays to wait for more calls when there are many: one commit is for all of them.
     const GATHERS: bool;
-    fn carry_out(&mut self, jobs: &mut [Box<dyn Job<Self::Db>>]) -> Result<(), StoreError>;
+    fn carry_out(&mut self, jobs: &mut [Box<dyn Job<Self::Db>>]) -> Result<(), Failure>;
+}
+
+/// Why nothing was carried out.
+pub(super) struct Failure {
+    pub(super) error: StoreError,
+    /// It was one of the calls, which says nothing of the others.
+    is_of_one: bool,
+}
+
+impl Failure {
+    pub(super) fn of_all(error: impl fmt::Display) -> Failure {
+        Failure { error: StoreError::Failed(error.to_string()), is_of_one: false }
+    }
+
+    pub(super) fn of_one(error: impl fmt::Display) -> Failure {
+        Failure { is_of_one: true, ..Failure::of_all(error) }
+    }
+
+    /// All may be there, or nothing.
+    pub(super) fn torn(error: impl fmt::Display) -> Failure {
+        Failure { error: StoreError::Torn(error.to_string()), is_of_one: false }
+    }
 }
 
 /// The sending side. Dropped, it waits until the last call is carried out.
@@ -63,7 +86,8 @@ impl<D: 'static> Lane<D> {
         Ok(Lane { queue: Some(queue), thread: Some(thread) })
     }
 
-    /// Queues a call. It may be run more than once, but takes effect once or not at all.
+    /// Queues a call. It may be run a second time, where the first was undone: it takes effect once, or not
+    /// at all.
     pub(super) fn submit<T: Send + 'static>(
         &self,
         work: impl FnMut(&mut D) -> rusqlite::Result<T> + Send + 'static,
@@ -101,9 +125,18 @@ fn work<C: Carrier>(mut carrier: C, jobs: &Receiver<Box<dyn Job<C::Db>>>) {
             batch.extend(jobs.try_iter().take(BATCH - batch.len()));
         }
         before = batch.len();
-        let outcome = carrier.carry_out(&mut batch);
-        for job in batch.drain(..) {
-            job.settle(outcome.clone());
+        match carrier.carry_out(&mut batch) {
+            // A row that cannot be read must not be everybody's misfortune.
+            Err(Failure { is_of_one: true, .. }) if batch.len() > 1 => {
+                for mut job in batch.drain(..) {
+                    let outcome = carrier.carry_out(std::slice::from_mut(&mut job));
+                    job.settle(outcome.map_err(|failure| failure.error));
+                }
+            }
+            outcome => {
+                let outcome = outcome.map_err(|failure| failure.error);
+                batch.drain(..).for_each(|job| job.settle(outcome.clone()));
+            }
         }
     }
 }

@@ -13,14 +13,15 @@ pub(crate) use file::OpenError;
 
 use super::identity::Id;
 use super::record::{Holder, Millis, Token};
-use super::store::{Authorised, Claimed, Completion, Done, Found, Listed, NewClaim, Store, StoreError, Tended};
-use file::{StoreFile, Use};
+use super::store::{Authorised, Claimed, Completion, Done, Found, Listed, NewClaim, Store, Tended};
+use file::{Sides, StoreFile, Use};
 use holders::Holders;
-use lane::{Carrier, Job, Lane};
+use lane::{Carrier, Failure, Job, Lane};
 use rusqlite::Connection;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
 
 /// A store in a file.
 pub(crate) struct Sqlite {
@@ -36,19 +37,23 @@ struct Desk {
     holders: Holders,
     /// Records added, less those removed, since the last commit.
     added: i64,
+    last_beat: Option<Instant>,
 }
 
 impl Sqlite {
     /// Opens or makes the file, and marks what dead processes left behind.
-    pub(crate) fn open(path: &Path, holder: Holder) -> Result<Sqlite, OpenError> {
+    pub(crate) fn open(path: &Path, holder: Holder, now: Millis) -> Result<Sqlite, OpenError> {
         let file = StoreFile::prepare(path)?;
-        let holders = Holders::enter(path, holder)?;
-        let mut desk = Desk { connection: file.connect(Use::Writing)?, holders, added: 0 };
+        let holders = Holders::enter(&file.path, holder)?;
+        let mut desk = Desk { connection: file.connect(Use::Writing)?, holders, added: 0, last_beat: None };
+        desk.connection.execute_batch("BEGIN IMMEDIATE")?;
         rows::enter(&desk.connection, holder)?;
-        rows::bury_the_dead(&mut desk)?;
+        rows::bury_the_dead(&mut desk, now)?;
+        desk.connection.execute_batch("COMMIT")?;
         let count = Arc::new(AtomicU64::new(rows::extent(&desk.connection)?));
         let reader = Reader { file: file.clone(), connection: Some(file.connect(Use::Reading)?) };
-        let writer = Writer { file, desk, is_broken: false, count: Arc::clone(&count) };
+        let sides = Some(file.sides()?);
+        let writer = Writer { file, sides, desk, is_broken: false, count: Arc::clone(&count) };
         Ok(Sqlite {
             holder,
             writer: Lane::start("idempotency-writer", writer)?,
@@ -75,13 +80,12 @@ impl Store for Sqlite {
         self.writer.submit(move |desk| rows::release(desk, id, token), done);
     }
 
-    fn authorise(&self, id: Id, done: Done<Authorised>) {
-        self.writer.submit(move |desk| rows::authorise(desk, id), done);
+    fn authorise(&self, id: Id, now: Millis, done: Done<Authorised>) {
+        self.writer.submit(move |desk| rows::authorise(desk, id, now), done);
     }
 
     fn beat(&self, done: Done<()>) {
-        let holder = self.holder;
-        self.writer.submit(move |desk| rows::beat(&desk.connection, holder), done);
+        self.writer.submit(rows::beat, done);
     }
 
     fn tend(&self, now: Millis, done: Done<Tended>) {
@@ -109,6 +113,8 @@ impl Store for Sqlite {
 
 struct Writer {
     file: StoreFile,
+    /// What stood beside it when the connection was opened; unknown until something was written.
+    sides: Option<Sides>,
     desk: Desk,
     /// Whether the connection is to be given up.
     is_broken: bool,
@@ -119,17 +125,16 @@ impl Carrier for Writer {
     type Db = Desk;
     const GATHERS: bool = true;
 
-    fn carry_out(&mut self, jobs: &mut [Box<dyn Job<Desk>>]) -> Result<(), StoreError> {
-        let committed = self.prepare(jobs).map_err(|error| StoreError::Failed(error.to_string()));
-        let committed =
-            committed.and_then(|count| self.commit(count).map_err(|error| StoreError::Torn(error.to_string())));
+    fn carry_out(&mut self, jobs: &mut [Box<dyn Job<Desk>>]) -> Result<(), Failure> {
+        let committed = self.prepare(jobs).and_then(|count| self.commit(count).map_err(Failure::torn));
         if committed.is_err() {
             // Others must not wait for what is left of it.
             let _ = self.desk.connection.execute_batch("ROLLBACK");
+            self.desk.last_beat = None;
         }
         match (&committed, self.is_broken) {
             (Ok(()), true) => tracing::info!(path = %self.file.path.display(), "the idempotency store works again"),
-            (Err(error), false) => {
+            (Err(Failure { error, .. }), false) => {
                 tracing::error!(%error, path = %self.file.path.display(), "the idempotency store is out of order");
             }
             _ => {}
@@ -141,24 +146,37 @@ impl Carrier for Writer {
 
 impl Writer {
     /// Does everything but make it durable; gives how many records there are then, if that changes.
-    fn prepare(&mut self, jobs: &mut [Box<dyn Job<Desk>>]) -> Result<Option<u64>, OpenError> {
-        self.file.check()?;
-        if self.is_broken {
-            self.desk.connection = self.file.connect(Use::Writing)?;
-        }
-        self.desk.added = 0;
-        self.desk.connection.prepare_cached("BEGIN IMMEDIATE")?.execute([])?;
+    fn prepare(&mut self, jobs: &mut [Box<dyn Job<Desk>>]) -> Result<Option<u64>, Failure> {
+        self.begin().map_err(Failure::of_all)?;
         for job in jobs {
-            job.run(&mut self.desk)?;
+            job.run(&mut self.desk).map_err(Failure::of_one)?;
         }
         match self.desk.added {
             0 => Ok(None),
-            added => Ok(Some(rows::extend(&self.desk.connection, added)?)),
+            added => rows::extend(&self.desk.connection, added).map(Some).map_err(Failure::of_all),
         }
     }
 
-    fn commit(&mut self, count: Option<u64>) -> rusqlite::Result<()> {
+    fn begin(&mut self) -> Result<(), OpenError> {
+        self.file.check()?;
+        if self.sides.is_some_and(|sides| self.file.sides().ok() != Some(sides)) {
+            // What is written now would be gone with the file that was removed.
+            return Err(OpenError::Replaced);
+        }
+        if self.is_broken {
+            self.desk.connection = self.file.connect(Use::Writing)?;
+            self.sides = None;
+        }
+        self.desk.added = 0;
+        self.desk.connection.prepare_cached("BEGIN IMMEDIATE")?.execute([])?;
+        Ok(())
+    }
+
+    fn commit(&mut self, count: Option<u64>) -> Result<(), OpenError> {
         self.desk.connection.prepare_cached("COMMIT")?.execute([])?;
+        if self.sides.is_none() {
+            self.sides = Some(self.file.sides()?);
+        }
         if let Some(count) = count {
             self.count.store(count, Ordering::Relaxed);
         }
@@ -175,21 +193,21 @@ impl Carrier for Reader {
     type Db = Connection;
     const GATHERS: bool = false;
 
-    fn carry_out(&mut self, jobs: &mut [Box<dyn Job<Connection>>]) -> Result<(), StoreError> {
+    fn carry_out(&mut self, jobs: &mut [Box<dyn Job<Connection>>]) -> Result<(), Failure> {
         let read = self.read(jobs);
         if read.is_err() {
             self.connection = None;
         }
-        read.map_err(|error| StoreError::Failed(error.to_string()))
+        read
     }
 }
 
 impl Reader {
-    fn read(&mut self, jobs: &mut [Box<dyn Job<Connection>>]) -> Result<(), OpenError> {
+    fn read(&mut self, jobs: &mut [Box<dyn Job<Connection>>]) -> Result<(), Failure> {
         let connection = match &mut self.connection {
             Some(connection) => connection,
-            none => none.insert(self.file.connect(Use::Reading)?),
+            none => none.insert(self.file.connect(Use::Reading).map_err(Failure::of_all)?),
         };
-        jobs.iter_mut().try_for_each(|job| job.run(connection)).map_err(OpenError::from)
+        jobs.iter_mut().try_for_each(|job| job.run(connection)).map_err(Failure::of_one)
     }
 }

@@ -2,7 +2,6 @@
 //! every request say so in SQL; a property holds them to the same as the function.
 
 use super::Desk;
-use super::holders::Life;
 use crate::idempotency::fingerprint::Fingerprint;
 use crate::idempotency::identity::{Id, Subject};
 use crate::idempotency::record::{Event, Finish, Holder, Millis, Record, State, Token, Transition, transition};
@@ -12,10 +11,7 @@ use crate::idempotency::warn_unknown;
 use bytes::Bytes;
 use rusqlite::types::ValueRef;
 use rusqlite::{Connection, OptionalExtension, Result, Row, named_params, params};
-use std::time::Duration;
-
-/// Another process's claims are looked after with this much patience where no claim says its own.
-const DAY: Duration = Duration::from_secs(86_400);
+use std::time::{Duration, Instant};
 
 impl State {
     fn code(self) -> i64 {
@@ -38,16 +34,17 @@ fn signed(number: u64) -> i64 {
 }
 
 pub(super) fn claim(desk: &mut Desk, claim: &NewClaim) -> Result<Claimed> {
+    // Whoever sees the claim sees a heart that beats.
+    if desk.last_beat.is_none_or(|last| last.elapsed() >= claim.lease / 3) {
+        beat(desk)?;
+    }
     if insert(&desk.connection, claim)? {
         desk.added += 1;
         return Ok(Claimed::First);
     }
     let (mut found, lease) = read(&desk.connection, claim.id)?.ok_or(rusqlite::Error::QueryReturnedNoRows)?;
-    if found.record.state == State::Running && bury_if_dead(desk, found.record.token.holder, lease)? {
-        let died = Event::HolderDied(found.record.token.holder);
-        if let Transition::Becomes(record) = transition(Some(&found.record), died, claim.now) {
-            found.record = record;
-        }
+    if let Some(record) = bury(desk, claim.id, &found.record, lease, claim.now)? {
+        found.record = record;
     }
     let NewClaim { token, fingerprint, retake, now, expires, .. } = *claim;
     match transition(Some(&found.record), Event::Claim { token, fingerprint, retake, expires }, now) {
@@ -87,19 +84,14 @@ fn insert(connection: &Connection, claim: &NewClaim) -> Result<bool> {
 
 pub(super) fn complete(connection: &Connection, completion: &Completion) -> Result<bool> {
     let Completion { id, token, finish, response, expires } = completion;
-    let state = match finish {
-        Finish::Done => State::Done,
-        Finish::DoneWithoutBody => State::DoneWithoutBody,
-        Finish::Unknown => State::Unknown,
-    };
     let response = response.as_ref().filter(|_| *finish == Finish::Done);
     let completed = connection
         .prepare_cached(
             "UPDATE records SET state = ?1, status = ?2, fields = ?3, body = ?4, trailers = ?5
-             WHERE id = ?6 AND holder = ?7 AND number = ?8 AND state IN (0, 3)",
+             WHERE id = ?6 AND holder = ?7 AND number = ?8 AND state IN (0, 3, ?1)",
         )?
         .execute(params![
-            state.code(),
+            finish.state().code(),
             response.map(|response| response.status),
             response.map(|response| &response.fields[..]),
             response.map(|response| &response.body[..]),
@@ -126,9 +118,10 @@ pub(super) fn release(desk: &mut Desk, id: Id, token: Token) -> Result<bool> {
     Ok(released == 1)
 }
 
-pub(super) fn authorise(desk: &mut Desk, id: Id) -> Result<Authorised> {
+pub(super) fn authorise(desk: &mut Desk, id: Id, now: Millis) -> Result<Authorised> {
     let Some((found, lease)) = read(&desk.connection, id)? else { return Ok(Authorised::Absent) };
-    if found.record.state == State::Running && !bury_if_dead(desk, found.record.token.holder, lease)? {
+    let record = bury(desk, id, &found.record, lease, now)?.unwrap_or(found.record);
+    if transition(Some(&record), Event::Authorise, now) != Transition::Goes {
         return Ok(Authorised::Running);
     }
     desk.connection.prepare_cached("DELETE FROM records WHERE id = ?1")?.execute([id.0])?;
@@ -144,26 +137,21 @@ pub(super) fn look_up(connection: &Connection, id: Id) -> Result<Option<Found>> 
 fn read(connection: &Connection, id: Id) -> Result<Option<(Found, Duration)>> {
     connection
         .prepare_cached(
-            "SELECT state, holder, number, fingerprint, expires, lease, status, fields, body, trailers
+            "SELECT state, holder, number, fingerprint, created, expires, lease, status, fields, body, trailers
              FROM records WHERE id = ?1",
         )?
         .query_row([id.0], |row| {
-            let record = Record {
-                state: state(row, 0)?,
-                token: Token { holder: number(row, 1)?, number: number(row, 2)? },
-                fingerprint: Fingerprint(row.get(3)?),
-                expires: number(row, 4)?,
-            };
+            let record = record(row)?;
             let response = match record.state {
                 State::Done => Some(StoredResponse {
-                    status: row.get(6)?,
-                    fields: bytes(row, 7)?,
-                    body: bytes(row, 8)?,
-                    trailers: bytes(row, 9)?,
+                    status: row.get(7)?,
+                    fields: bytes(row, 8)?,
+                    body: bytes(row, 9)?,
+                    trailers: bytes(row, 10)?,
                 }),
                 State::Running | State::DoneWithoutBody | State::Unknown => None,
             };
-            Ok((Found { record, response }, Duration::from_millis(number(row, 5)?)))
+            Ok((Found { record, response }, Duration::from_millis(number(row, 6)?)))
         })
         .optional()
 }
@@ -173,20 +161,12 @@ pub(super) fn find(connection: &Connection, key: &str) -> Result<Vec<Listed>> {
     first[..Id::PREFIX].copy_from_slice(&Id::prefix(key));
     last[..Id::PREFIX].copy_from_slice(&Id::prefix(key));
     let mut statement = connection.prepare_cached(
-        "SELECT state, id, namespace, method, authority, path, key, fingerprint, status, created, expires
+        "SELECT state, holder, number, fingerprint, created, expires, id, status, namespace, method, authority, path, key
          FROM records WHERE id BETWEEN :first AND :last AND key = :key ORDER BY created LIMIT :limit",
     )?;
     let found = named_params! { ":first": first, ":last": last, ":key": key, ":limit": BATCH };
     let listed = statement.query_map(found, |row| {
-        Ok(Listed {
-            state: state(row, 0)?,
-            id: Id(row.get(1)?),
-            subject: subject(row, 2)?,
-            fingerprint: Fingerprint(row.get(7)?),
-            status: row.get(8)?,
-            created: number(row, 9)?,
-            expires: number(row, 10)?,
-        })
+        Ok(Listed { record: record(row)?, id: Id(row.get(6)?), status: row.get(7)?, subject: subject(row, 8)? })
     })?;
     listed.collect()
 }
@@ -197,10 +177,11 @@ pub(super) fn enter(connection: &Connection, holder: Holder) -> Result<()> {
     Ok(())
 }
 
-pub(super) fn beat(connection: &Connection, holder: Holder) -> Result<()> {
-    connection
+pub(super) fn beat(desk: &mut Desk) -> Result<()> {
+    desk.connection
         .prepare_cached("INSERT INTO holders VALUES (?1, 1) ON CONFLICT (holder) DO UPDATE SET beat = beat + 1")?
-        .execute([signed(holder)])?;
+        .execute([signed(desk.holders.own)])?;
+    desk.last_beat = Some(Instant::now());
     Ok(())
 }
 
@@ -213,54 +194,75 @@ pub(super) fn tend(desk: &mut Desk, now: Millis) -> Result<Tended> {
         )?
         .execute(params![signed(now), BATCH])?;
     desk.added = desk.added.saturating_sub_unsigned(expired as u64);
-    bury_the_dead(desk)?;
-    Ok(Tended { expired, more: expired == BATCH as usize })
+    let buried = bury_the_dead(desk, now)?;
+    Ok(Tended { expired, more: expired == BATCH as usize || buried >= BATCH as usize })
 }
 
-/// Marks what processes that are gone left behind.
-pub(super) fn bury_the_dead(desk: &mut Desk) -> Result<()> {
+/// Marks some of what processes that are gone left behind, and of what silent ones have had for longer
+/// than its lease. Gives how many.
+pub(super) fn bury_the_dead(desk: &mut Desk, now: Millis) -> Result<usize> {
     let mut statement = desk.connection.prepare_cached(
-        "SELECT holder, (SELECT max(lease) FROM records WHERE state = 0 AND records.holder = holders.holder)
+        "SELECT holder, beat, NOT EXISTS (SELECT 1 FROM records WHERE state = 0 AND records.holder = holders.holder)
          FROM holders WHERE holder <> ?1",
     )?;
-    let others = statement.query_map([signed(desk.holders.own)], |row| {
-        let lease: Option<i64> = row.get(1)?;
-        Ok((number(row, 0)?, lease.map(|lease| Duration::from_millis(lease.cast_unsigned()))))
-    })?;
-    let others = others.collect::<Result<Vec<(Holder, Option<Duration>)>>>()?;
+    let others =
+        statement.query_map([signed(desk.holders.own)], |row| Ok((number(row, 0)?, number(row, 1)?, row.get(2)?)))?;
+    let others = others.collect::<Result<Vec<(Holder, u64, bool)>>>()?;
     drop(statement);
-    for (holder, lease) in others {
-        bury_if_dead(desk, holder, lease.unwrap_or(DAY))?;
+    let mut buried = 0;
+    for (holder, beat, is_idle) in others {
+        let silence = desk.holders.silence(holder, beat, is_idle);
+        let (lease, why) = match silence {
+            None => (Duration::MAX, GONE),
+            Some(silence) => (silence, SILENT),
+        };
+        let mut statement = desk.connection.prepare_cached(
+            "UPDATE records SET state = 3, expires = max(expires, ?3 + expires - created)
+             WHERE row IN (SELECT row FROM records WHERE state = 0 AND holder = ?1 AND lease <= ?2 LIMIT ?4)
+             RETURNING id, namespace, method, authority, path, key",
+        )?;
+        let lease = i64::try_from(lease.as_millis()).unwrap_or(i64::MAX);
+        let found = params![signed(holder), lease, signed(now), BATCH];
+        let orphaned = statement.query_map(found, |row| Ok((Id(row.get(0)?), subject(row, 1)?)))?;
+        let orphaned = orphaned.collect::<Result<Vec<(Id, Subject)>>>()?;
+        orphaned.iter().for_each(|(id, subject)| warn_unknown(*id, subject, why));
+        if silence.is_none() && orphaned.len() < BATCH as usize {
+            desk.connection.execute("DELETE FROM holders WHERE holder = ?1", [signed(holder)])?;
+        }
+        buried += orphaned.len();
     }
-    Ok(())
+    Ok(buried)
 }
 
-/// Makes the claims of a process UNKNOWN if it is dead, or has been silent for a lease. Gives whether
-/// it is so.
-fn bury_if_dead(desk: &mut Desk, holder: Holder, lease: Duration) -> Result<bool> {
+const GONE: &str = "the proxy that held the claim is gone";
+const SILENT: &str = "the proxy that held the claim has been silent for its whole lease";
+
+/// Makes one claim UNKNOWN if its holder is dead, or has been silent for its lease. Gives the record
+/// then.
+fn bury(desk: &mut Desk, id: Id, record: &Record, lease: Duration, now: Millis) -> Result<Option<Record>> {
+    let holder = record.token.holder;
     let beat = desk
         .connection
         .prepare_cached("SELECT beat FROM holders WHERE holder = ?1")?
         .query_row([signed(holder)], |row| number(row, 0))
         .optional()?;
-    let why = match desk.holders.life(holder, beat.unwrap_or_default(), lease) {
-        Life::Alive => return Ok(false),
-        Life::Silent => "the proxy that held the claim has been silent for its whole lease",
-        Life::Dead => {
-            desk.connection.execute("DELETE FROM holders WHERE holder = ?1", [signed(holder)])?;
-            "the proxy that held the claim is gone"
-        }
+    let Transition::Becomes(orphan) = transition(Some(record), Event::HolderDied(holder), now) else {
+        return Ok(None);
     };
-    let mut statement = desk.connection.prepare_cached(
-        "UPDATE records SET state = 3 WHERE state = 0 AND holder = ?1
-         RETURNING id, namespace, method, authority, path, key",
-    )?;
-    let orphaned = statement.query_map([signed(holder)], |row| Ok((Id(row.get(0)?), subject(row, 1)?)))?;
-    for orphan in orphaned {
-        let (id, subject) = orphan?;
-        warn_unknown(id, &subject, why);
-    }
-    Ok(true)
+    let why = match desk.holders.silence(holder, beat.unwrap_or_default(), false) {
+        None => GONE,
+        Some(silence) if silence >= lease && holder != desk.holders.own => SILENT,
+        Some(_) => return Ok(None),
+    };
+    let subject = desk
+        .connection
+        .prepare_cached(
+            "UPDATE records SET state = 3, expires = ?2 WHERE id = ?1
+             RETURNING namespace, method, authority, path, key",
+        )?
+        .query_row(params![id.0, signed(orphan.expires)], |row| subject(row, 0))?;
+    warn_unknown(id, &subject, why);
+    Ok(Some(orphan))
 }
 
 /// How many records there are.
@@ -282,6 +284,17 @@ fn number(row: &Row<'_>, column: usize) -> Result<u64> {
 fn state(row: &Row<'_>, column: usize) -> Result<State> {
     let code = row.get(column)?;
     State::of(code).ok_or(rusqlite::Error::IntegralValueOutOfRange(column, code))
+}
+
+/// The columns that come first wherever a record is read.
+fn record(row: &Row<'_>) -> Result<Record> {
+    Ok(Record {
+        state: state(row, 0)?,
+        token: Token { holder: number(row, 1)?, number: number(row, 2)? },
+        fingerprint: Fingerprint(row.get(3)?),
+        created: number(row, 4)?,
+        expires: number(row, 5)?,
+    })
 }
 
 fn subject(row: &Row<'_>, first: usize) -> Result<Subject> {

@@ -1,7 +1,7 @@
 //! Whatever a node answers, a repetition gets it again as it was.
 
 use super::*;
-use crate::support::{Node, eventually};
+use crate::support::{Barrier, Node, eventually};
 
 fn twice(node: &Node, request: &str) -> (Answer, Answer) {
     let proxy = payments(&[node.address], "");
@@ -42,6 +42,17 @@ fn answers_of_every_form_come_back_as_they_were() {
 }
 
 #[test]
+fn a_client_of_another_version_gets_the_same_result() {
+    let node = Node::saying("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n3\r\none\r\n0\r\n\r\n");
+    let proxy = payments(&[node.address], "");
+    let old = charge("/", "k", "x").replace("HTTP/1.1", "HTTP/1.0");
+    let (first, again) = (proxy.ask(&old), proxy.ask(charge("/", "k", "x")));
+    assert_eq!((first.status, first.text()), (200, "one".to_owned()));
+    assert_eq!((is_replay(&again), again.text()), (true, "one".to_owned()));
+    assert_eq!(proxy.ask(&old).text(), "one");
+}
+
+#[test]
 fn a_body_that_ends_with_the_connection_comes_back_whole() {
     let node = Node::start(|peer| {
         if let Some(head) = peer.request() {
@@ -77,6 +88,29 @@ fn interim_answers_reach_the_first_client() {
     let first = client.answer();
     let again = proxy.ask(charge("/", "k", ""));
     assert_eq!((again.status, seen(&again)), (200, seen(&first)), "the repetition gets the answer alone");
+}
+
+#[test]
+fn interim_answers_do_not_wait_for_the_end_of_the_run() {
+    let gate = Barrier::default();
+    let open = gate.clone();
+    let node = Node::start(move |peer| {
+        while let Some(head) = peer.request() {
+            peer.body_of(&head);
+            peer.send("HTTP/1.1 103 Early Hints\r\nlink: </a.css>\r\n\r\n");
+            open.wait();
+            peer.answer("ok");
+        }
+    });
+    let cached = Proxy::start(&Proxy::pool(&[node.address], "").replace("hash_on: [uri] }", "cache: {} }"));
+    let keyed = payments(&[node.address], "");
+    let mut reading = cached.connect();
+    let mut paying = keyed.connect();
+    reading.send("GET / HTTP/1.1\r\nhost: a\r\n\r\n");
+    paying.send(charge("/", "k", ""));
+    assert_eq!([reading.answer().status, paying.answer().status], [103, 103]);
+    gate.open();
+    assert_eq!([reading.answer().status, paying.answer().status], [200, 200]);
 }
 
 #[test]

@@ -49,6 +49,15 @@ fn with_forward_requests_go_on_without_protection_and_are_counted() {
 }
 
 #[test]
+fn with_forward_a_request_without_an_answer_is_not_called_a_failure() {
+    let origin = Origin::start(|_, peer| peer.hang_up());
+    let proxy = payments(&[origin.address()], "on_store_failure: forward");
+    disk_full(&proxy, true);
+    let answer = proxy.ask(charge("/", "k", "body"));
+    assert_eq!((answer.status, answer.problem().as_str()), (409, "outcome-unknown"), "it may have run");
+}
+
+#[test]
 fn a_result_that_cannot_be_stored_is_passed_on_and_stays_unknown() {
     let (gate, began) = (Barrier::default(), Barrier::default());
     let (open, begin) = (gate.clone(), began.clone());

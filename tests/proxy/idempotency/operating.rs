@@ -58,10 +58,35 @@ fn an_operator_releases_what_is_unknown() {
     assert_eq!(proxy.admin_delete(&path).problem(), "no-such-record");
     assert_eq!(proxy.admin_delete("/api/idempotency/nonsense").status, 404);
     assert_eq!(proxy.admin_get(&path).status, 405);
+    assert_eq!(proxy.admin_post(&path, "").status, 405);
+    assert_eq!(proxy.admin_delete("/api/pools").status, 405);
     assert_eq!(proxy.ask(charge("/", "k", "")).text(), "#1", "it runs a second time, as the operator said");
     assert!(is_replay(&proxy.ask(charge("/", "k", ""))));
     assert_eq!(proxy.admin_delete(&path).status, 200, "what is done can be released, too");
     assert!(!is_replay(&proxy.ask(charge("/", "k", ""))));
+}
+
+#[test]
+fn nobody_releases_a_record_through_a_page_or_the_metrics_listener() {
+    let origin = Origin::start(|_, peer| peer.hang_up());
+    let text = configuration(&[origin.address()], "", "timeouts: { idle: 10s }");
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let metrics = free.local_addr().unwrap();
+    drop(free);
+    let proxy = Proxy::start(&format!("metrics: {{ address: \"{metrics}\" }}\n{text}"));
+    let listeners = proxy.admin_get("/api/status").json()["listeners"].clone();
+    let http: SocketAddr = listeners[0]["address"].as_str().unwrap().parse().unwrap();
+    let pay = || Client::connect(http).request(charge("/", "k", "")).problem();
+    assert_eq!(pay(), "outcome-unknown");
+    let id = proxy.records("k")[0]["id"].as_str().unwrap().to_owned();
+    let delete = |address: SocketAddr, origin: &str| {
+        let head = format!("DELETE /api/idempotency/{id} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n");
+        Client::connect(address).request(format!("{head}{origin}\r\n")).status
+    };
+    assert_eq!(delete(proxy.admin, "origin: http://evil.example\r\n"), 403);
+    assert_eq!(delete(metrics, ""), 404);
+    assert_eq!(pay(), "outcome-unknown");
+    assert_eq!(delete(proxy.admin, ""), 200);
 }
 
 #[test]
@@ -157,22 +182,24 @@ fn a_proxy_that_is_stopped_is_silent_and_its_late_result_counts() {
     });
     let folder = tempfile::tempdir().unwrap();
     let store = format!("idempotency_store: {{ path: {}/s.db }}\n", folder.path().display());
-    let text = format!("{store}{}", configuration(&[origin.address()], "lease: 300ms", "timeouts: { first_byte: 1m }"));
+    let text = format!("{store}{}", configuration(&[origin.address()], "lease: 2s", "timeouts: { first_byte: 1m }"));
     let (one, two) = (Proxy::start(&text), Proxy::start(&text));
     let mut client = one.connect();
     client.send(charge("/", "k", ""));
     origin.wait_for(1);
     // Its heart beats: however long the node works, the claim lives.
     let began = std::time::Instant::now();
-    while began.elapsed() < std::time::Duration::from_millis(900) {
+    while began.elapsed() < std::time::Duration::from_millis(4500) {
         assert_eq!(two.ask(charge("/", "k", "")).problem(), "request-in-progress");
+        std::thread::sleep(std::time::Duration::from_millis(50));
     }
     // Stopped in the middle of a commit it holds the file, and nobody learns anything: stop it again.
     eventually("the end of the lease", || {
         one.signal("STOP");
         let began = std::time::Instant::now();
         let silent = std::iter::repeat_with(|| two.ask(charge("/", "k", "")).problem())
-            .take_while(|_| began.elapsed() < std::time::Duration::from_secs(3))
+            .inspect(|_| std::thread::sleep(std::time::Duration::from_millis(50)))
+            .take_while(|_| began.elapsed() < std::time::Duration::from_secs(6))
             .any(|problem| problem == "outcome-unknown");
         one.signal("CONT");
         silent
@@ -204,6 +231,39 @@ fn what_is_held_back_is_bounded() {
     assert!(large.status == 200 && large.body.len() > 600 << 10 && !large.truncated, "it is passed on");
     assert_eq!(proxy.ask(charge("/", "n", &"x".repeat(600 << 10))).problem(), "result-too-large");
     eventually("the release of the buffers", || proxy.metric("ringway_buffered_bytes") == 0.0);
+}
+
+#[test]
+fn an_answer_is_held_back_until_its_client_has_taken_it() {
+    let node = Node::saying(format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{}", 8 << 20, "x".repeat(8 << 20)));
+    let proxy = payments(&[node.address], "max_response: 8MiB");
+    assert_eq!(proxy.ask(charge("/", "k", "")).status, 200);
+    eventually("the release of the buffers", || proxy.metric("ringway_buffered_bytes") == 0.0);
+    let mut slow = proxy.connect();
+    socket2::SockRef::from(&slow.stream).set_recv_buffer_size(64 << 10).unwrap();
+    slow.send(charge("/", "k", ""));
+    slow.head();
+    assert_eq!(proxy.metric("ringway_buffered_bytes"), f64::from(8 << 20));
+    assert_eq!(slow.exactly(8 << 20).len(), 8 << 20);
+    eventually("the release of the buffers", || proxy.metric("ringway_buffered_bytes") == 0.0);
+}
+
+#[test]
+fn an_announced_body_takes_no_room_before_it_comes() {
+    let origin = charging();
+    let text = configuration(&[origin.address()], "max_request: 64MiB", "timeouts: { idle: 10s }");
+    let proxy = Proxy::start(&format!("limits: {{ buffered_bytes: 8MiB }}\n{text}"));
+    let slow: Vec<Client> = (0..20)
+        .map(|_| {
+            let mut client = proxy.connect();
+            let lines = "authorization: x\r\nidempotency-key: slow\r\n";
+            client.send(format!("POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 8000000\r\n{lines}\r\nx"));
+            client
+        })
+        .collect();
+    eventually("their heads", || proxy.metric("ringway_requests_in_flight") == 20.0);
+    assert_eq!(proxy.ask(charge("/", "k", "")).status, 201);
+    drop(slow);
 }
 
 #[test]
@@ -262,6 +322,8 @@ fn check_says_what_is_wrong_and_what_is_risky() {
         ("", "scope: [uri]", "it does not tell callers apart"),
         ("", "scope: [authorization]", "expected one of cookie:NAME"),
         ("", "methods: [GET]", "expected methods that change something"),
+        ("", "scope: [\"header:idempotency-key\"]", "does not tell callers apart"),
+        ("", "release_on: [200]", "it would run again"),
         ("", "namespace: \"\"", "expected a namespace"),
         ("", "on_unknown: again", "expected"),
         ("", "leaase: 1s", "did you mean `lease`?"),
@@ -275,12 +337,15 @@ fn check_says_what_is_wrong_and_what_is_risky() {
         ("", "scope: []", "all callers are one"),
         ("", "max_request: 100MiB", "`limits.request_body` allows no more"),
         ("", "methods: []", "for no method at all"),
+        ("", "release_on: [502]", "a request may run twice"),
     ] {
         let (valid, said) = run(&["check"], &file(store, rules));
         assert!(valid && said.contains(expected), "{rules}: {said}");
     }
     let (valid, said) = run(&["check"], &file("", ""));
     assert!(valid && !said.contains("warning"), "{said}");
+    let keyless = file("", "").replace("pool: app, ", "pool: app, request_headers: { remove: [Idempotency-Key] }, ");
+    assert!(run(&["check"], &keyless).1.contains("the node must get the `idempotency-key`"));
     let fixed = file("", "").replace("pool: app, ", "respond: { body: x }, ");
     assert!(run(&["check"], &fixed).1.contains("`idempotency` needs a `pool`"));
 }

@@ -88,6 +88,52 @@ fn with_wait_it_waits_only_so_long() {
 }
 
 #[test]
+fn who_waits_learns_that_the_outcome_is_unknown() {
+    let (gate, began) = (Barrier::default(), Barrier::default());
+    let (open, begin) = (gate.clone(), began.clone());
+    let origin = Origin::start(move |_, peer| {
+        begin.open();
+        open.wait();
+        peer.hang_up();
+    });
+    let proxy = payments(&[origin.address()], "on_concurrent: wait");
+    let (mut first, mut waiter) = (proxy.connect(), proxy.connect());
+    first.send(charge("/", "k", ""));
+    began.wait();
+    waiter.send(charge("/", "k", ""));
+    eventually("the wait", || proxy.metric("ringway_requests_in_flight") == 2.0);
+    gate.open();
+    assert_eq!([first.answer().problem(), waiter.answer().problem()], ["outcome-unknown", "outcome-unknown"]);
+    assert_eq!(origin.asked(), 1);
+}
+
+#[test]
+fn who_waits_runs_when_the_first_is_released_with_all_its_time() {
+    let (gate, began) = (Barrier::default(), Barrier::default());
+    let (open, begin) = (gate.clone(), began.clone());
+    let origin = Origin::start(move |ask, peer| match ask.number {
+        0 => {
+            begin.open();
+            open.wait();
+            peer.reply(429, "", "later");
+        }
+        _ => peer.reply(200, "", "ran"),
+    });
+    let text = configuration(&[origin.address()], "on_concurrent: wait", "timeouts: { total: 1s }");
+    let proxy = Proxy::start(&text);
+    let (mut first, mut waiter) = (proxy.connect(), proxy.connect());
+    first.send(charge("/", "k", ""));
+    began.wait();
+    waiter.send(charge("/", "k", ""));
+    eventually("the wait", || proxy.metric("ringway_requests_in_flight") == 2.0);
+    std::thread::sleep(std::time::Duration::from_millis(800));
+    gate.open();
+    assert_eq!(first.answer().status, 429);
+    // A second after it came, and it has not run for that long: the time is the node's.
+    assert_eq!(waiter.answer().text(), "ran");
+}
+
+#[test]
 fn the_same_key_for_another_request_gets_422() {
     let origin = charging();
     let proxy = payments(&[origin.address()], "");
@@ -404,6 +450,64 @@ fn the_answer_of_a_client_that_left_is_stored() {
 }
 
 #[test]
+fn a_client_that_leaves_in_its_body_leaves_nothing() {
+    let origin = charging();
+    let proxy = payments(&[origin.address()], "");
+    let mut client = proxy.connect();
+    client.send(charge("/", "k", "the whole body").strip_suffix("body").unwrap());
+    eventually("the request", || proxy.metric("ringway_requests_in_flight") == 1.0);
+    drop(client);
+    eventually("its end", || proxy.metric("ringway_requests_in_flight") == 0.0);
+    assert!(proxy.records("k").is_empty() && origin.asked() == 0);
+    assert_eq!(proxy.ask(charge("/", "k", "the whole body")).status, 201);
+}
+
+#[test]
+fn a_drain_that_cannot_wait_leaves_unknown() {
+    let (gate, began) = (Barrier::default(), Barrier::default());
+    let (open, begin) = (gate.clone(), began.clone());
+    let origin = Origin::start(move |_, _| {
+        begin.open();
+        open.wait();
+    });
+    let text = configuration(&[origin.address()], "", "timeouts: { first_byte: 1m }");
+    let mut proxy = Proxy::start(&format!("limits: {{ drain_timeout: 100ms }}\n{text}"));
+    let mut client = proxy.connect();
+    client.send(charge("/", "k", ""));
+    began.wait();
+    proxy.signal("TERM");
+    eventually("the end", || proxy.has_ended());
+    assert!(proxy.log().contains("the outcome of a request is unknown"), "{}", proxy.log());
+    let store = rusqlite::Connection::open(proxy.folder().join("data/idempotency.db")).unwrap();
+    let state: i64 = store.query_row("SELECT state FROM records", [], |row| row.get(0)).unwrap();
+    assert_eq!(state, 3, "unknown, and not left running");
+    gate.open();
+}
+
+#[test]
+fn a_replay_needs_no_node() {
+    let origin = charging();
+    let rules = "hash_on: [path], idempotency: {}, affinity_cookie: { mode: strict, secret_file: SECRET } }";
+    let folder = tempfile::tempdir().unwrap();
+    let secret = folder.path().join("affinity.key");
+    std::fs::write(&secret, "0123456789abcdef0123456789abcdef").unwrap();
+    let text = Proxy::pool(&[origin.address()], "").replace("hash_on: [uri] }", rules);
+    let proxy = Proxy::start(&text.replace("SECRET", secret.to_str().unwrap()));
+    let first = proxy.ask(charge("/", "k", ""));
+    let cookie = first.field("set-cookie").unwrap();
+    let session = format!("cookie: {}\r\nhost:", cookie.split(';').next().unwrap());
+    assert_eq!(proxy.admin_post("/api/pools/app/nodes/n0/down", "").status, 200);
+    let again = proxy.ask(charge("/", "k", "").replace("host:", &session));
+    assert!(is_replay(&again), "{again:?}");
+    let new = proxy.ask(charge("/", "new", "").replace("host:", &session));
+    assert_eq!((new.status, new.problem().as_str()), (503, "session-node-down"));
+    assert_eq!(proxy.ask(charge("/", "new", "")).problem(), "no-healthy-node");
+    assert!(proxy.records("new").is_empty(), "nothing was sent");
+    assert_eq!(proxy.admin_post("/api/pools/app/nodes/n0/up", "").status, 200);
+    assert_eq!(proxy.ask(charge("/", "new", "")).status, 201);
+}
+
+#[test]
 fn a_drain_waits_for_the_run_of_a_client_that_left() {
     let (gate, began) = (Barrier::default(), Barrier::default());
     let (open, begin) = (gate.clone(), began.clone());
@@ -442,15 +546,24 @@ fn a_kept_connection_is_used_only_within_a_second() {
     let text = configuration(&[origin.address()], "", "timeouts: { idle: 10s }");
     let proxy = Proxy::start(&format!("workers: 1\n{text}"));
     let connections = || proxy.metric("ringway_upstream_connections{node=\"n0\",pool=\"app\",state=\"idle\"}");
-    proxy.ask(charge("/", "1", ""));
-    proxy.ask(charge("/", "2", ""));
-    let within = connections();
+    let mut keys = 0..;
+    let mut pay = || proxy.ask(charge("/", &keys.next().unwrap().to_string(), ""));
+    // A machine may be slow: what counts is a pair that followed within the second.
+    let quick = (0..50).find_map(|_| {
+        let began = std::time::Instant::now();
+        pay();
+        let before = connections();
+        pay();
+        (began.elapsed() < std::time::Duration::from_millis(500)).then(|| (before, connections()))
+    });
+    let (before, within) = quick.unwrap();
+    assert_eq!(within, before);
     // A node may close what has been idle at any moment; one that just answered is alive.
     std::thread::sleep(std::time::Duration::from_millis(1100));
-    proxy.ask(charge("/", "3", ""));
-    assert_eq!((within, connections()), (1.0, 2.0));
+    pay();
+    assert_eq!(connections(), within + 1.0);
     assert_eq!(proxy.get("/").status, 201);
-    assert_eq!(connections(), 2.0, "other requests take what there is");
+    assert_eq!(connections(), within + 1.0, "other requests take what there is");
 }
 
 #[test]
@@ -465,11 +578,14 @@ fn a_dead_kept_connection_does_not_make_a_payment_unknown() {
     });
     let proxy = payments(&[node.address], "");
     for number in 0..50 {
+        std::thread::sleep(std::time::Duration::from_millis(5));
         let answer = proxy.ask(charge("/", &format!("k{number}"), ""));
         assert!(answer.status == 200 || answer.status == 409, "{answer:?}");
     }
-    // What was on its way while the node closed may be unknown, but nothing is ever sent twice.
-    assert_eq!(node.requests().len() as f64, 50.0 - proxy.idempotency("unknown"));
+    // What was on its way at the very moment may be unknown, but it is rare, and nothing is sent twice.
+    let unknown = proxy.idempotency("unknown");
+    assert!(unknown < 10.0, "{unknown} of 50");
+    assert_eq!(node.requests().len() as f64, 50.0 - unknown);
 }
 
 #[test]
