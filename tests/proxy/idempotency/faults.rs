@@ -1,7 +1,7 @@
 //! A store that fails: a clear error, and never a second run.
 
 use super::*;
-use crate::support::{Barrier, eventually};
+use crate::support::eventually;
 use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -59,13 +59,7 @@ fn with_forward_a_request_without_an_answer_is_not_called_a_failure() {
 
 #[test]
 fn a_result_that_cannot_be_stored_is_passed_on_and_stays_unknown() {
-    let (gate, began) = (Barrier::default(), Barrier::default());
-    let (open, begin) = (gate.clone(), began.clone());
-    let origin = Origin::start(move |_, peer| {
-        begin.open();
-        open.wait();
-        peer.reply(200, "", "true");
-    });
+    let (origin, began, gate) = held(|peer| peer.reply(200, "", "true"));
     let proxy = payments(&[origin.address()], "lease: 300ms");
     let mut client = proxy.connect();
     client.send(charge("/", "k", ""));
@@ -85,13 +79,7 @@ fn a_result_that_cannot_be_stored_is_passed_on_and_stays_unknown() {
 
 #[test]
 fn a_result_is_stored_when_the_disk_recovers_in_time() {
-    let (gate, began) = (Barrier::default(), Barrier::default());
-    let (open, begin) = (gate.clone(), began.clone());
-    let origin = Origin::start(move |_, peer| {
-        begin.open();
-        open.wait();
-        peer.reply(200, "", "true");
-    });
+    let (origin, began, gate) = held(|peer| peer.reply(200, "", "true"));
     let proxy = payments(&[origin.address()], "lease: 20s");
     let mut client = proxy.connect();
     client.send(charge("/", "k", ""));

@@ -7,7 +7,7 @@ mod faults;
 mod operating;
 mod table;
 
-use crate::support::{Answer, Client, Origin, Proxy};
+use crate::support::{Answer, Barrier, Client, Origin, Peer, Proxy};
 use std::net::SocketAddr;
 
 /// A proxy whose one route runs requests with a key once, by these settings.
@@ -56,6 +56,19 @@ impl Proxy {
 /// A node that answers 201 with the number of the charge.
 pub fn charging() -> Origin {
     Origin::start(|ask, peer| peer.reply(201, "content-type: text/plain", &format!("charge {}", ask.number)))
+}
+
+/// A node that begins to work on each request, and answers when it is let go: the node, what tells that
+/// it has begun, and what lets it go.
+pub fn held(answer: impl Fn(&mut Peer) + Send + Sync + 'static) -> (Origin, Barrier, Barrier) {
+    let (began, gate) = (Barrier::default(), Barrier::default());
+    let (begin, open) = (began.clone(), gate.clone());
+    let origin = Origin::start(move |_, peer| {
+        begin.open();
+        open.wait();
+        answer(peer);
+    });
+    (origin, began, gate)
 }
 
 /// What a client sees of an answer, without what says that it is a repetition.

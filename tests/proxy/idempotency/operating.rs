@@ -1,7 +1,7 @@
 //! What operators see and do: records, releases, explanations, warnings, a store for two.
 
 use super::*;
-use crate::support::{Barrier, Node, eventually};
+use crate::support::{Node, eventually};
 use std::process::Command;
 
 #[test]

@@ -1,7 +1,7 @@
 //! The contract's table, row by row.
 
 use super::*;
-use crate::support::{Barrier, Node, eventually};
+use crate::support::{Node, eventually};
 use std::net::TcpListener;
 
 #[test]
@@ -25,13 +25,7 @@ fn the_first_is_forwarded_with_its_key_and_repetitions_are_replayed() {
 
 #[test]
 fn a_repetition_while_the_first_runs_gets_409() {
-    let (gate, began) = (Barrier::default(), Barrier::default());
-    let (open, begin) = (gate.clone(), began.clone());
-    let origin = Origin::start(move |_, peer| {
-        begin.open();
-        open.wait();
-        peer.reply(200, "", "late");
-    });
+    let (origin, began, gate) = held(|peer| peer.reply(200, "", "late"));
     let proxy = payments(&[origin.address()], "");
     let mut first = proxy.connect();
     first.send(charge("/", "k", ""));
@@ -48,13 +42,7 @@ fn a_repetition_while_the_first_runs_gets_409() {
 
 #[test]
 fn with_wait_the_repetition_gets_the_result() {
-    let (gate, began) = (Barrier::default(), Barrier::default());
-    let (open, begin) = (gate.clone(), began.clone());
-    let origin = Origin::start(move |_, peer| {
-        begin.open();
-        open.wait();
-        peer.reply(200, "", "late");
-    });
+    let (origin, began, gate) = held(|peer| peer.reply(200, "", "late"));
     let proxy = payments(&[origin.address()], "on_concurrent: wait");
     let mut first = proxy.connect();
     first.send(charge("/", "k", ""));
@@ -89,13 +77,7 @@ fn with_wait_it_waits_only_so_long() {
 
 #[test]
 fn who_waits_learns_that_the_outcome_is_unknown() {
-    let (gate, began) = (Barrier::default(), Barrier::default());
-    let (open, begin) = (gate.clone(), began.clone());
-    let origin = Origin::start(move |_, peer| {
-        begin.open();
-        open.wait();
-        peer.hang_up();
-    });
+    let (origin, began, gate) = held(|peer| peer.hang_up());
     let proxy = payments(&[origin.address()], "on_concurrent: wait");
     let (mut first, mut waiter) = (proxy.connect(), proxy.connect());
     first.send(charge("/", "k", ""));
@@ -429,13 +411,7 @@ fn a_large_request_is_refused_before_anything_is_forwarded() {
 
 #[test]
 fn the_answer_of_a_client_that_left_is_stored() {
-    let (gate, began) = (Barrier::default(), Barrier::default());
-    let (open, begin) = (gate.clone(), began.clone());
-    let origin = Origin::start(move |_, peer| {
-        begin.open();
-        open.wait();
-        peer.reply(200, "", "for nobody");
-    });
+    let (origin, began, gate) = held(|peer| peer.reply(200, "", "for nobody"));
     let proxy = payments(&[origin.address()], "");
     let mut client = proxy.connect();
     client.send(charge("/", "k", "body"));
@@ -464,12 +440,7 @@ fn a_client_that_leaves_in_its_body_leaves_nothing() {
 
 #[test]
 fn a_drain_that_cannot_wait_leaves_unknown() {
-    let (gate, began) = (Barrier::default(), Barrier::default());
-    let (open, begin) = (gate.clone(), began.clone());
-    let origin = Origin::start(move |_, _| {
-        begin.open();
-        open.wait();
-    });
+    let (origin, began, gate) = held(|_| {});
     let text = configuration(&[origin.address()], "", "timeouts: { first_byte: 1m }");
     let mut proxy = Proxy::start(&format!("limits: {{ drain_timeout: 100ms }}\n{text}"));
     let mut client = proxy.connect();
@@ -509,13 +480,7 @@ fn a_replay_needs_no_node() {
 
 #[test]
 fn a_drain_waits_for_the_run_of_a_client_that_left() {
-    let (gate, began) = (Barrier::default(), Barrier::default());
-    let (open, begin) = (gate.clone(), began.clone());
-    let origin = Origin::start(move |_, peer| {
-        begin.open();
-        open.wait();
-        peer.reply(200, "", "in the end");
-    });
+    let (origin, began, gate) = held(|peer| peer.reply(200, "", "in the end"));
     let mut proxy = payments(&[origin.address()], "");
     let mut client = proxy.connect();
     client.send(charge("/", "k", ""));

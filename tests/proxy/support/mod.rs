@@ -6,7 +6,7 @@ mod origin;
 mod proxy;
 
 pub use client::{Answer, Client};
-pub use node::Node;
+pub use node::{Node, Peer};
 pub use origin::{Barrier, Origin};
 pub use proxy::Proxy;
 
