@@ -284,6 +284,15 @@ fn route_idempotency(settings: &Settings, route: &Route, rules: &RouteIdempotenc
         );
         diagnostics.warning(at, message);
     }
+    for (key, size) in [("max_request", rules.max_request), ("max_response", rules.max_response)] {
+        if size > settings.limits.buffered_bytes {
+            let message = format!(
+                "`{key}` of the route `{name}` is more than `limits.buffered_bytes` ever holds, which is {}",
+                settings.limits.buffered_bytes
+            );
+            diagnostics.warning(at, message);
+        }
+    }
     if settings.idempotency_store.kind == StoreKind::Memory {
         let message = format!(
             "the idempotency store is `memory`: a restart forgets what the route `{name}` has run, and runs it again"

@@ -54,6 +54,11 @@ impl Share {
         grown.is_ok()
     }
 
+    /// Whether a share of this size could ever be.
+    pub(crate) fn may_cover(&self, bytes: u64) -> bool {
+        bytes <= self.budget.limit.load(Ordering::Relaxed)
+    }
+
     /// The whole share, of which nothing stays here.
     pub(crate) fn take(&mut self) -> Share {
         Share { budget: Arc::clone(&self.budget), bytes: std::mem::take(&mut self.bytes) }
@@ -76,6 +81,7 @@ mod tests {
         let mut first = budget.share(60).unwrap();
         assert!(budget.share(41).is_none());
         let second = budget.share(40).unwrap();
+        assert!(first.may_cover(100) && !first.may_cover(101));
         assert!(!first.cover(61) && first.cover(60) && first.cover(10));
         drop(second);
         assert!(first.cover(100));

@@ -14,15 +14,23 @@ const PIECE: usize = 64 << 10;
 pub(crate) struct Whole {
     pub(crate) data: Bytes,
     pub(crate) trailers: Option<HeaderMap>,
+    was_cut: bool,
 }
 
 impl Whole {
+    pub(crate) fn new(data: Bytes, trailers: Option<HeaderMap>) -> Whole {
+        Whole { data, trailers, was_cut: false }
+    }
+
     /// The next part of it; never an error, whatever the error would be.
     pub(crate) fn next<E>(&mut self) -> Option<Result<Frame<Bytes>, E>> {
         if !self.data.is_empty() {
             // In pieces: who takes them holds little, and the rest stays here, where it is counted.
             let piece = self.data.split_to(self.data.len().min(PIECE));
-            return Some(Ok(Frame::data(piece)));
+            let is_last_of_many = self.data.is_empty() && self.was_cut;
+            self.was_cut |= !self.data.is_empty();
+            // The last one must not keep the others alive.
+            return Some(Ok(Frame::data(if is_last_of_many { Bytes::copy_from_slice(&piece) } else { piece })));
         }
         self.trailers.take().map(|trailers| Ok(Frame::trailers(trailers)))
     }

@@ -1,50 +1,88 @@
 //! The time by which records expire.
 //!
-//! Two clocks are asked: the wall's, which may be set, and a steady one that began with it, which stands
-//! still while the machine sleeps. A record lives for its time by both: it is entered by the later one,
-//! and judged by the earlier one.
+//! Two clocks are asked: the wall's, which may be set, and a steady one that began with it. A record lives
+//! for its time by both: it is entered by the later one, and judged by the earlier one. Where the wall's
+//! clock has been elsewhere for long, it is believed: it was wrong when the process began.
 
 use super::record::Millis;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use rustix::time::{ClockId, clock_gettime};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// The most that a record outlives its time to live, for clocks that differ a little.
 const MAX_GRACE: Duration = Duration::from_secs(60);
 
+/// For how long the wall's clock must differ by the same before it is believed.
+const TRUST: Duration = Duration::from_secs(3600);
+
 /// Milliseconds since 1970.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 pub(crate) struct Clock {
-    began: Instant,
-    wall: Duration,
+    /// The wall's time when the machine was started.
+    anchor: AtomicU64,
+    /// Where the anchor would be by the wall's clock, and since when (by the machine's).
+    seen: AtomicU64,
+    seen_since: AtomicU64,
 }
 
 impl Clock {
     pub(crate) fn new() -> Clock {
-        Clock { began: Instant::now(), wall: wall() }
+        Clock::beginning_at(wall())
+    }
+
+    fn beginning_at(wall: Millis) -> Clock {
+        let anchor = wall.saturating_sub(running());
+        Clock { anchor: anchor.into(), seen: anchor.into(), seen_since: running().into() }
     }
 
     /// The time by which records are judged.
     pub(crate) fn now(&self) -> Millis {
-        millis(self.steady().min(wall()))
+        self.steady().min(wall())
     }
 
-    fn steady(&self) -> Duration {
-        self.wall + self.began.elapsed()
+    /// The time by which records are entered.
+    pub(crate) fn latest(&self) -> Millis {
+        self.steady().max(wall())
+    }
+
+    fn steady(&self) -> Millis {
+        self.anchor.load(Ordering::Relaxed) + running()
     }
 
     /// When something that lives for `ttl` from now on may go: a tenth later, or a minute.
     pub(crate) fn expiry(&self, ttl: Duration) -> Millis {
-        millis(self.steady().max(wall()) + ttl + grace(ttl))
+        self.latest().saturating_add(millis(ttl + grace(ttl)))
     }
 
-    /// The same for what began a while ago, where the grace does not cover that while.
-    pub(crate) fn later_expiry(&self, ttl: Duration, began: Instant) -> Option<Millis> {
-        let slept = self.steady().abs_diff(wall()) >= grace(ttl);
-        (slept || began.elapsed() >= grace(ttl)).then(|| self.expiry(ttl))
+    /// The same for what was entered a while ago, where the grace does not cover that while.
+    pub(crate) fn later_expiry(&self, ttl: Duration, entered: Millis) -> Option<Millis> {
+        (self.latest().saturating_sub(entered) >= millis(grace(ttl))).then(|| self.expiry(ttl))
+    }
+
+    /// Looks at the wall's clock; to be called every now and then, by one caller.
+    pub(crate) fn follow(&self) {
+        self.follow_at(wall(), running());
+    }
+
+    fn follow_at(&self, wall: Millis, running: Millis) {
+        let anchor = wall.saturating_sub(running);
+        if anchor.abs_diff(self.seen.load(Ordering::Relaxed)) >= millis(MAX_GRACE) {
+            self.seen.store(anchor, Ordering::Relaxed);
+            self.seen_since.store(running, Ordering::Relaxed);
+        } else if running - self.seen_since.load(Ordering::Relaxed) >= millis(TRUST) {
+            self.anchor.store(anchor, Ordering::Relaxed);
+        }
     }
 }
 
-fn wall() -> Duration {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
+fn wall() -> Millis {
+    millis(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default())
+}
+
+/// For how long the machine has been running, asleep or not.
+fn running() -> Millis {
+    let time = clock_gettime(ClockId::Boottime);
+    time.tv_sec.unsigned_abs() * 1000 + time.tv_nsec.unsigned_abs() / 1_000_000
 }
 
 fn grace(ttl: Duration) -> Duration {
@@ -70,13 +108,30 @@ mod tests {
     #[test]
     fn a_clock_that_was_set_makes_nothing_expire_early() {
         let day = Duration::from_secs(86_400);
-        let now = millis(wall());
         // The wall's clock was set back, or forth, by two days since the process began.
-        for began_at in [wall() + 2 * day, wall().saturating_sub(2 * day)] {
-            let clock = Clock { began: Instant::now(), wall: began_at };
+        for began_at in [wall() + millis(2 * day), wall() - millis(2 * day)] {
+            let (clock, now) = (Clock::beginning_at(began_at), wall());
             assert!(clock.now() <= now + 1000);
             assert!(clock.expiry(day) >= now + millis(day));
             assert!(clock.expiry(day) >= clock.now() + millis(day));
+            assert_eq!(clock.later_expiry(day, clock.latest()), None);
+            assert!(clock.later_expiry(day, clock.latest() - 60_000).is_some());
         }
+    }
+
+    #[test]
+    fn a_clock_that_was_wrong_at_first_is_believed_in_the_end() {
+        let (clock, hour) = (Clock::beginning_at(1000), millis(TRUST));
+        let (set, began) = (wall(), running());
+        let is_behind = |clock: &Clock| clock.now() < set - hour;
+        clock.follow_at(set, began);
+        clock.follow_at(set + hour - 1, began + hour - 1);
+        assert!(is_behind(&clock), "not at once");
+        // A little off is still the same; another jump is not.
+        clock.follow_at(set + hour + 500, began + hour);
+        assert!(!is_behind(&clock));
+        clock.follow_at(set + 3 * hour, began + hour + 10);
+        clock.follow_at(set + 3 * hour + 10, began + hour + 20);
+        assert!(clock.steady() < set + 2 * hour);
     }
 }

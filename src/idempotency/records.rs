@@ -4,7 +4,7 @@
 use super::clock::{Clock, millis};
 use super::identity::Id;
 use super::memory::{self, Memory};
-use super::record::{Finish, Record, State, Token};
+use super::record::{Finish, Millis, Record, State, Token};
 use super::response::StoredResponse;
 use super::run::{Asked, Policy};
 use super::sqlite::{OpenError, Sqlite};
@@ -78,7 +78,8 @@ struct Unsettled {
     id: Id,
     end: Abandoned,
     ttl: Duration,
-    began: Instant,
+    /// When it was claimed.
+    entered: Millis,
     /// The store was told, and has not answered yet.
     is_told: bool,
 }
@@ -155,7 +156,7 @@ pub(crate) struct Claim {
     token: Token,
     ttl: Duration,
     lease: Duration,
-    began: Instant,
+    entered: Millis,
     may_have_run: bool,
     is_settled: bool,
 }
@@ -223,8 +224,8 @@ impl Records {
                     Ok(Claimed::Found(found)) => Ok(Turn::Found(found)),
                     Err(error) => {
                         if matches!(error, StoreError::Torn(_)) {
-                            let (id, end, began) = (mine.id, Abandoned::Free, Instant::now());
-                            let unsettled = Unsettled { id, end, ttl, began, is_told: false };
+                            let (id, end, entered) = (mine.id, Abandoned::Free, now);
+                            let unsettled = Unsettled { id, end, ttl, entered, is_told: false };
                             locked(&records.unsettled).insert(token, unsettled);
                         }
                         Err(error)
@@ -331,6 +332,7 @@ impl Records {
 
     async fn keep_tidy(&self) {
         loop {
+            self.clock.follow();
             let tended = ask(&self.durations.tend, PATIENCE, |done| self.store.tend(self.clock.now(), done)).await;
             if !matches!(tended, Ok(Tended { more: true, .. })) {
                 tokio::time::sleep(ROUND).await;
@@ -352,7 +354,7 @@ impl Records {
     /// Tells the store how a claim ended of which nobody will say more; not done until the store has
     /// heard of it.
     fn abandon(self: &Arc<Self>, token: Token, unsettled: Unsettled) {
-        let Unsettled { id, end, ttl, began, .. } = unsettled;
+        let Unsettled { id, end, ttl, entered, .. } = unsettled;
         // Known here from now on, and to the store as soon as it hears of it.
         locked(&self.unsettled).insert(token, Unsettled { is_told: true, ..unsettled });
         let records = Arc::clone(self);
@@ -368,7 +370,7 @@ impl Records {
         match end {
             Abandoned::Free => self.store.release(id, token, heard),
             Abandoned::Unknown => {
-                let (finish, expires) = (Finish::Unknown, self.clock.later_expiry(ttl, began));
+                let (finish, expires) = (Finish::Unknown, self.clock.later_expiry(ttl, entered));
                 self.store.complete(Completion { id, token, finish, response: None, expires }, heard);
             }
         }
@@ -433,8 +435,8 @@ impl Claim {
     fn new(records: Arc<Records>, asked: Asked, token: Token, ttl: Duration, lease: Duration) -> Claim {
         records.open.fetch_add(1, Ordering::Relaxed);
         records.shortest_lease.fetch_min(millis(lease), Ordering::Relaxed);
-        let began = Instant::now();
-        Claim { records, asked, token, ttl, lease, began, may_have_run: false, is_settled: false }
+        let entered = records.clock.latest();
+        Claim { records, asked, token, ttl, lease, entered, may_have_run: false, is_settled: false }
     }
 
     /// From here on the request may run.
@@ -469,7 +471,8 @@ impl Claim {
         let Asked { id, subject, .. } = &self.asked;
         match (&end, settled) {
             (End::Unknown, Settled::Durable) => warn_unknown(*id, subject, "the node gave no whole answer"),
-            (_, Settled::Superseded) => {
+            // One that was released is gone, whoever heard of it first.
+            (End::Done(_) | End::DoneWithoutBody | End::Unknown, Settled::Superseded) => {
                 tracing::warn!(%id, key = subject.key, "the end of a request came after another run of it was let");
             }
             _ => {}
@@ -488,7 +491,7 @@ impl Claim {
             End::DoneWithoutBody => (Finish::DoneWithoutBody, None),
             End::Unknown => (Finish::Unknown, None),
         };
-        let expires = records.clock.later_expiry(self.ttl, self.began);
+        let expires = records.clock.later_expiry(self.ttl, self.entered);
         let completion = Completion { id, token, finish, response, expires };
         ask(&records.durations.complete, patience, |done| records.store.complete(completion, done)).await
     }
@@ -504,7 +507,7 @@ impl Drop for Claim {
         if end == Abandoned::Unknown {
             warn_unknown(self.asked.id, &self.asked.subject, "its run ended without a result that could be stored");
         }
-        let unsettled = Unsettled { id: self.asked.id, end, ttl: self.ttl, began: self.began, is_told: false };
+        let unsettled = Unsettled { id: self.asked.id, end, ttl: self.ttl, entered: self.entered, is_told: false };
         self.records.abandon(self.token, unsettled);
     }
 }

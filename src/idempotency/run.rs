@@ -205,12 +205,15 @@ async fn read<B: Body<Data = Bytes> + Unpin>(body: &mut B, policy: &Policy, shar
     }
 }
 
+/// How long an answer waits for room at most: its node waits, too.
+const ROOM_WITHIN: Duration = Duration::from_secs(1);
+
 /// Makes a share large enough, and waits for others to give something back if need be: a result that is
 /// not stored is lost.
 async fn cover(share: &mut Share, bytes: u64, patience: Duration) -> bool {
-    let deadline = Instant::now() + patience;
+    let deadline = Instant::now() + patience.min(ROOM_WITHIN);
     while !share.cover(bytes) {
-        if Instant::now() >= deadline {
+        if !share.may_cover(bytes) || Instant::now() >= deadline {
             tracing::warn!(bytes, "`limits.buffered_bytes` leaves no room for an answer, which is not stored");
             return false;
         }

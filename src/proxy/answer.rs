@@ -114,7 +114,7 @@ impl ResponseBody {
 
     /// What was read of a node's answer, and the rest of it.
     pub(super) fn rest(beginning: Bytes, rest: AnswerBody, share: Share, exchange: &Rc<Exchange>) -> ResponseBody {
-        let beginning = Whole { data: beginning, trailers: None };
+        let beginning = Whole::new(beginning, None);
         ResponseBody::new(Kind::Rest(Box::new((beginning, rest))), exchange).holding(Some(share))
     }
 

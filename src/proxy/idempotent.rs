@@ -28,7 +28,6 @@ use crate::idempotency::{
 use crate::upstream::{AnswerBody, Outgoing};
 use http::header::{CONTENT_LENGTH, DATE, SET_COOKIE, TRANSFER_ENCODING};
 use http::{Extensions, HeaderName, HeaderValue, Response, StatusCode, request};
-use http_body::Body;
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use std::rc::Rc;
@@ -178,7 +177,7 @@ impl Keyed {
 
     /// Reads the request's body to its end.
     async fn read(&mut self, mut body: RequestBody) -> Result<Whole, Problem> {
-        let mut pieces = Pieces::expecting(body.size_hint().lower());
+        let mut pieces = Pieces::default();
         let mut trailers = None;
         while let Some(frame) = body.frame().await {
             let frame = frame.map_err(|_| {
@@ -187,15 +186,15 @@ impl Keyed {
             })?;
             match frame.into_data() {
                 Ok(data) => {
-                    pieces.push(data);
-                    if !self.held.cover(pieces.length) {
+                    if !self.held.cover(pieces.length + data.len() as u64) {
                         return Err(over_budget().closing());
                     }
+                    pieces.push(data);
                 }
                 Err(frame) => trailers = frame.into_trailers().ok(),
             }
         }
-        Ok(Whole { data: pieces.join(), trailers })
+        Ok(Whole::new(pieces.join(), trailers))
     }
 
     /// Gives the request its body, which is sent with its length unless fields follow it.
@@ -259,7 +258,7 @@ impl Keyed {
             Sent::Answer { response, .. } => Ok(passed(response, &exchange)),
             Sent::Nothing(problem) => Err(problem),
             // A client that took it for a failure would ask again.
-            Sent::NoAnswer(_) => Err(unknown(false)),
+            Sent::NoAnswer(_) => Err(unprotected()),
         }
     }
 }
@@ -310,7 +309,7 @@ fn given(
         tracing::error!(%damaged, "a stored response cannot be read");
         unknown(false)
     })?;
-    let mut response = head.map(|()| ResponseBody::whole(Whole { data, trailers }, Some(share), exchange));
+    let mut response = head.map(|()| ResponseBody::whole(Whole::new(data, trailers), Some(share), exchange));
     // Nothing else of it: the repetitions will not have it either.
     if let Some(cookie) = beside.and_then(Extensions::remove::<NewCookie>) {
         response.extensions_mut().insert(cookie);
@@ -385,6 +384,12 @@ fn unknown(retries_unknown: bool) -> Problem {
             "the request may have run, and no whole answer came; it will not run again: find out what it did before you send another",
         ),
     }
+}
+
+/// 409 for a request that may have run, and of which nothing is kept.
+fn unprotected() -> Problem {
+    let detail = "the request may have run, and no whole answer came; the idempotency store does not work, and a repetition would run again: find out what it did before you send another";
+    Problem::new(StatusCode::CONFLICT, "outcome-unknown", "http_response_incomplete", detail)
 }
 
 /// 503 where no more can be held back.

@@ -130,9 +130,7 @@ impl StoreFile {
         }
         if made {
             // A folder that is made must be there after a crash, like what is in it.
-            for folder in file.path.ancestors().skip(1).take(2) {
-                File::open(folder)?.sync_all()?;
-            }
+            file.path.ancestors().skip(1).take(2).try_for_each(sync_folder)?;
         }
         Ok(file)
     }
@@ -203,6 +201,16 @@ fn identity_of(path: &Path) -> Result<(u64, u64), OpenError> {
         Ok(metadata) => Ok((metadata.dev(), metadata.ino())),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Err(OpenError::Replaced),
         Err(error) => Err(error.into()),
+    }
+}
+
+/// Makes what stands in a folder durable; not every folder can be opened for that, nor every file system
+/// asked.
+fn sync_folder(folder: &Path) -> Result<(), OpenError> {
+    use io::ErrorKind::{InvalidInput, PermissionDenied, Unsupported};
+    match File::open(folder).and_then(|folder| folder.sync_all()) {
+        Err(error) if !matches!(error.kind(), InvalidInput | PermissionDenied | Unsupported) => Err(error.into()),
+        _ => Ok(()),
     }
 }
 

@@ -55,7 +55,7 @@ pub(super) trait Carrier: Send + 'static {
 pub(super) struct Failure {
     pub(super) error: StoreError,
     /// It was one of the calls, which says nothing of the others.
-    is_of_one: bool,
+    pub(super) is_of_one: bool,
 }
 
 impl Failure {
@@ -128,8 +128,15 @@ fn work<C: Carrier>(mut carrier: C, jobs: &Receiver<Box<dyn Job<C::Db>>>) {
         match carrier.carry_out(&mut batch) {
             // A row that cannot be read must not be everybody's misfortune.
             Err(Failure { is_of_one: true, .. }) if batch.len() > 1 => {
+                let mut all = Ok(());
                 for mut job in batch.drain(..) {
-                    let outcome = carrier.carry_out(std::slice::from_mut(&mut job));
+                    let outcome = match &all {
+                        Ok(()) => carrier.carry_out(std::slice::from_mut(&mut job)),
+                        Err(error) => Err(Failure { error: StoreError::clone(error), is_of_one: false }),
+                    };
+                    if let Err(Failure { error, is_of_one: false }) = &outcome {
+                        all = Err(error.clone());
+                    }
                     job.settle(outcome.map_err(|failure| failure.error));
                 }
             }

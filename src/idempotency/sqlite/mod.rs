@@ -52,8 +52,8 @@ impl Sqlite {
         desk.connection.execute_batch("COMMIT")?;
         let count = Arc::new(AtomicU64::new(rows::extent(&desk.connection)?));
         let reader = Reader { file: file.clone(), connection: Some(file.connect(Use::Reading)?) };
-        let sides = Some(file.sides()?);
-        let writer = Writer { file, sides, desk, is_broken: false, count: Arc::clone(&count) };
+        let (sides, count_there) = (file.sides()?, Arc::clone(&count));
+        let writer = Writer { file, sides, desk, reconnect: false, is_out: false, count: count_there };
         Ok(Sqlite {
             holder,
             writer: Lane::start("idempotency-writer", writer)?,
@@ -113,11 +113,13 @@ impl Store for Sqlite {
 
 struct Writer {
     file: StoreFile,
-    /// What stood beside it when the connection was opened; unknown until something was written.
-    sides: Option<Sides>,
+    /// What stood beside it when it was opened, and does for as long as this process has it open.
+    sides: Sides,
     desk: Desk,
     /// Whether the connection is to be given up.
-    is_broken: bool,
+    reconnect: bool,
+    /// Whether it was said that the store is out of order.
+    is_out: bool,
     count: Arc<AtomicU64>,
 }
 
@@ -132,14 +134,18 @@ impl Carrier for Writer {
             let _ = self.desk.connection.execute_batch("ROLLBACK");
             self.desk.last_beat = None;
         }
-        match (&committed, self.is_broken) {
+        match (&committed, self.is_out) {
+            (Err(Failure { error, is_of_one: true }), _) => {
+                tracing::error!(%error, path = %self.file.path.display(), "a call to the idempotency store failed");
+            }
             (Ok(()), true) => tracing::info!(path = %self.file.path.display(), "the idempotency store works again"),
             (Err(Failure { error, .. }), false) => {
                 tracing::error!(%error, path = %self.file.path.display(), "the idempotency store is out of order");
             }
             _ => {}
         }
-        self.is_broken = committed.is_err();
+        self.reconnect = committed.is_err();
+        self.is_out = committed.as_ref().is_err_and(|failure| !failure.is_of_one);
         committed
     }
 }
@@ -159,13 +165,12 @@ impl Writer {
 
     fn begin(&mut self) -> Result<(), OpenError> {
         self.file.check()?;
-        if self.sides.is_some_and(|sides| self.file.sides().ok() != Some(sides)) {
+        if self.file.sides()? != self.sides {
             // What is written now would be gone with the file that was removed.
             return Err(OpenError::Replaced);
         }
-        if self.is_broken {
+        if self.reconnect {
             self.desk.connection = self.file.connect(Use::Writing)?;
-            self.sides = None;
         }
         self.desk.added = 0;
         self.desk.connection.prepare_cached("BEGIN IMMEDIATE")?.execute([])?;
@@ -174,9 +179,6 @@ impl Writer {
 
     fn commit(&mut self, count: Option<u64>) -> Result<(), OpenError> {
         self.desk.connection.prepare_cached("COMMIT")?.execute([])?;
-        if self.sides.is_none() {
-            self.sides = Some(self.file.sides()?);
-        }
         if let Some(count) = count {
             self.count.store(count, Ordering::Relaxed);
         }
