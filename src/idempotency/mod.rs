@@ -3,9 +3,10 @@
 //!
 //! `key`, `identity`, `fingerprint` and `record` are pure: what makes two requests the same, and how
 //! what is known of one may change. `store` says what a store promises; `memory` and `sqlite` are two.
-//! `records` is what a process knows of its store and its own claims, `run` takes one request through
-//! it. The node is an [`Origin`] that is handed in.
+//! `records` is what a process knows of its store and its own claims, `claim` is one of them, `run` takes
+//! a request through all this. The node is an [`Origin`] that is handed in.
 
+mod claim;
 mod clock;
 mod fingerprint;
 mod identity;
@@ -18,10 +19,11 @@ mod run;
 mod sqlite;
 mod store;
 
+pub(crate) use claim::{Claim, Settled};
 pub(crate) use fingerprint::{Fingerprint, Fingerprinting};
 pub(crate) use identity::{Id, Scope, Subject};
 pub(crate) use key::{IDEMPOTENCY_KEY, key_of};
-pub(crate) use records::{Claim, Kind, Records, Settled};
+pub(crate) use records::{Kind, Records};
 pub(crate) use response::StoredResponse;
 pub(crate) use run::{Asked, Origin, Outcome, Pieces, Policy, Refused, Sent, Started, run, start};
 pub(crate) use sqlite::OpenError;

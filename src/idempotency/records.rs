@@ -1,15 +1,14 @@
 //! What a process knows of its store, and of its own claims: none is ever forgotten while it is open,
 //! whatever becomes of the task that holds it.
 
+use super::claim::Claim;
 use super::clock::{Clock, millis};
 use super::identity::Id;
 use super::memory::{self, Memory};
 use super::record::{Finish, Millis, Record, State, Token};
-use super::response::StoredResponse;
 use super::run::{Asked, Policy};
 use super::sqlite::{OpenError, Sqlite};
 use super::store::{Authorised, Claimed, Completion, Found, Listed, NewClaim, Store, StoreError, Tended};
-use super::warn_unknown;
 use prometheus::{Histogram, HistogramVec};
 use std::collections::HashMap;
 use std::fmt;
@@ -20,9 +19,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{Notify, oneshot};
 
 /// How long a call to the store may take before it is given up.
-const PATIENCE: Duration = Duration::from_secs(5);
-/// Between two tries to store a result.
-const RETRY: [Duration; 2] = [Duration::from_millis(20), Duration::from_millis(500)];
+pub(super) const PATIENCE: Duration = Duration::from_secs(5);
 /// How often those who wait look for what other processes did.
 const POLL: Duration = Duration::from_millis(250);
 /// Between two rounds of upkeep.
@@ -73,20 +70,21 @@ struct Waiting {
     ended: Arc<Notify>,
 }
 
+/// A claim that is not open any more, and of whose end the store has not heard.
 #[derive(Clone, Copy)]
-struct Unsettled {
-    id: Id,
-    end: Abandoned,
-    ttl: Duration,
+pub(super) struct Unsettled {
+    pub(super) id: Id,
+    pub(super) end: Abandoned,
+    pub(super) ttl: Duration,
     /// When it was claimed.
-    entered: Millis,
+    pub(super) entered: Millis,
     /// The store was told, and has not answered yet.
-    is_told: bool,
+    pub(super) is_told: bool,
 }
 
 /// The end of a claim whose run said nothing of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Abandoned {
+pub(super) enum Abandoned {
     /// Nothing was sent.
     Free,
     /// It may have run.
@@ -127,38 +125,6 @@ pub(crate) enum Turn {
     First(Claim),
     /// There was one before it.
     Found(Found),
-}
-
-/// How a run ended.
-#[derive(Clone, Debug)]
-pub(crate) enum End {
-    Released,
-    Done(StoredResponse),
-    DoneWithoutBody,
-    Unknown,
-}
-
-/// What became of the end of a run in the store.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Settled {
-    /// It is durable.
-    Durable,
-    /// The record is not this run's any more: an operator, or `on_unknown: retry`, has let another run.
-    Superseded,
-    /// The store did not take it in time; it will be told that the outcome is unknown.
-    Failed,
-}
-
-/// The right to run a request, and the duty to say how it ended.
-pub(crate) struct Claim {
-    records: Arc<Records>,
-    asked: Asked,
-    token: Token,
-    ttl: Duration,
-    lease: Duration,
-    entered: Millis,
-    may_have_run: bool,
-    is_settled: bool,
 }
 
 impl Records {
@@ -353,7 +319,7 @@ impl Records {
 
     /// Tells the store how a claim ended of which nobody will say more; not done until the store has
     /// heard of it.
-    fn abandon(self: &Arc<Self>, token: Token, unsettled: Unsettled) {
+    pub(super) fn abandon(self: &Arc<Self>, token: Token, unsettled: Unsettled) {
         let Unsettled { id, end, ttl, entered, .. } = unsettled;
         // Known here from now on, and to the store as soon as it hears of it.
         locked(&self.unsettled).insert(token, Unsettled { is_told: true, ..unsettled });
@@ -374,6 +340,32 @@ impl Records {
                 self.store.complete(Completion { id, token, finish, response: None, expires }, heard);
             }
         }
+    }
+
+    /// There is a claim that this process works on. Gives when it was entered.
+    pub(super) fn opened(&self, lease: Duration) -> Millis {
+        self.open.fetch_add(1, Ordering::Relaxed);
+        self.shortest_lease.fetch_min(millis(lease), Ordering::Relaxed);
+        self.clock.latest()
+    }
+
+    /// It does not any more.
+    pub(super) fn closed(&self, id: Id) {
+        self.open.fetch_sub(1, Ordering::Relaxed);
+        self.tell(id);
+    }
+
+    pub(super) async fn release(&self, id: Id, token: Token, patience: Duration) -> Result<bool, StoreError> {
+        ask(&self.durations.release, patience, |done| self.store.release(id, token, done)).await
+    }
+
+    pub(super) async fn complete(&self, completion: Completion, patience: Duration) -> Result<bool, StoreError> {
+        ask(&self.durations.complete, patience, |done| self.store.complete(completion, done)).await
+    }
+
+    /// When a claim's record may go, if that is later than was thought.
+    pub(super) fn later_expiry(&self, ttl: Duration, entered: Millis) -> Option<Millis> {
+        self.clock.later_expiry(ttl, entered)
     }
 
     /// Wakes who waits for the end of a run.
@@ -428,86 +420,5 @@ impl Drop for Waiter<'_> {
                 waiting.remove(&self.id);
             }
         }
-    }
-}
-
-impl Claim {
-    fn new(records: Arc<Records>, asked: Asked, token: Token, ttl: Duration, lease: Duration) -> Claim {
-        records.open.fetch_add(1, Ordering::Relaxed);
-        records.shortest_lease.fetch_min(millis(lease), Ordering::Relaxed);
-        let entered = records.clock.latest();
-        Claim { records, asked, token, ttl, lease, entered, may_have_run: false, is_settled: false }
-    }
-
-    /// From here on the request may run.
-    pub(crate) fn sending(&mut self) {
-        self.may_have_run = true;
-    }
-
-    /// Says how it ended, durably; tried again for the length of the lease.
-    pub(crate) async fn settle(mut self, end: End) -> Settled {
-        let deadline = Instant::now() + self.lease;
-        let mut pause = RETRY[0];
-        let settled = loop {
-            let left = deadline.saturating_duration_since(Instant::now());
-            match self.tell_store(&end, left.clamp(RETRY[0], PATIENCE)).await {
-                Ok(true) => break Settled::Durable,
-                Ok(false) => break Settled::Superseded,
-                Err(error) if Instant::now() + pause >= deadline => {
-                    tracing::error!(%error, id = %self.asked.id, "the end of a request could not be stored");
-                    break Settled::Failed;
-                }
-                Err(_) => {
-                    tokio::time::sleep(pause).await;
-                    pause = (pause * 2).min(RETRY[1]);
-                }
-            }
-        };
-        match settled {
-            Settled::Durable | Settled::Superseded => self.is_settled = true,
-            // Dropped, the claim goes on trying, without the result.
-            Settled::Failed => self.may_have_run = !matches!(end, End::Released),
-        }
-        let Asked { id, subject, .. } = &self.asked;
-        match (&end, settled) {
-            (End::Unknown, Settled::Durable) => warn_unknown(*id, subject, "the node gave no whole answer"),
-            // One that was released is gone, whoever heard of it first.
-            (End::Done(_) | End::DoneWithoutBody | End::Unknown, Settled::Superseded) => {
-                tracing::warn!(%id, key = subject.key, "the end of a request came after another run of it was let");
-            }
-            _ => {}
-        }
-        settled
-    }
-
-    async fn tell_store(&self, end: &End, patience: Duration) -> Result<bool, StoreError> {
-        let records = &self.records;
-        let (id, token) = (self.asked.id, self.token);
-        let (finish, response) = match end {
-            End::Released => {
-                return ask(&records.durations.release, patience, |done| records.store.release(id, token, done)).await;
-            }
-            End::Done(response) => (Finish::Done, Some(response.clone())),
-            End::DoneWithoutBody => (Finish::DoneWithoutBody, None),
-            End::Unknown => (Finish::Unknown, None),
-        };
-        let expires = records.clock.later_expiry(self.ttl, self.entered);
-        let completion = Completion { id, token, finish, response, expires };
-        ask(&records.durations.complete, patience, |done| records.store.complete(completion, done)).await
-    }
-}
-
-impl Drop for Claim {
-    fn drop(&mut self) {
-        self.records.open.fetch_sub(1, Ordering::Relaxed);
-        if self.is_settled {
-            return self.records.tell(self.asked.id);
-        }
-        let end = if self.may_have_run { Abandoned::Unknown } else { Abandoned::Free };
-        if end == Abandoned::Unknown {
-            warn_unknown(self.asked.id, &self.asked.subject, "its run ended without a result that could be stored");
-        }
-        let unsettled = Unsettled { id: self.asked.id, end, ttl: self.ttl, entered: self.entered, is_told: false };
-        self.records.abandon(self.token, unsettled);
     }
 }

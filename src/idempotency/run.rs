@@ -1,9 +1,10 @@
 //! One request's way through the records: its turn, its one run, and how that ended.
 
+use super::claim::{Claim, End, Settled};
 use super::fingerprint::Fingerprint;
 use super::identity::{Id, Subject};
 use super::record::State;
-use super::records::{Claim, End, Records, Settled, Turn};
+use super::records::{Records, Turn};
 use super::response::StoredResponse;
 use super::store::StoreError;
 use crate::http::budget::Share;

@@ -1,8 +1,9 @@
 //! Stores against the rule, against each other, and against processes that die; runs against stores
 //! that fail.
 
+use super::claim::End;
 use super::record::{Finish, State, Token};
-use super::records::{End, Settled, Turn};
+use super::records::Turn;
 use super::sqlite::Sqlite;
 use super::store::*;
 use super::*;

@@ -1,0 +1,123 @@
+//! The right to run a request, and the duty to say how it ended: kept whatever becomes of the task that
+//! holds it.
+
+use super::record::{Finish, Millis, Token};
+use super::records::{Abandoned, PATIENCE, Records, Unsettled};
+use super::response::StoredResponse;
+use super::run::Asked;
+use super::store::{Completion, StoreError};
+use super::warn_unknown;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// Between two tries to store a result: at first, and at most.
+const RETRY: [Duration; 2] = [Duration::from_millis(20), Duration::from_millis(500)];
+
+/// How a run ended.
+#[derive(Clone, Debug)]
+pub(crate) enum End {
+    Released,
+    Done(StoredResponse),
+    DoneWithoutBody,
+    Unknown,
+}
+
+/// What became of the end of a run in the store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Settled {
+    /// It is durable.
+    Durable,
+    /// The record is not this run's any more: an operator, or `on_unknown: retry`, has let another run.
+    Superseded,
+    /// The store did not take it in time; it will be told that the outcome is unknown.
+    Failed,
+}
+
+/// The right to run a request, and the duty to say how it ended.
+pub(crate) struct Claim {
+    records: Arc<Records>,
+    asked: Asked,
+    token: Token,
+    ttl: Duration,
+    lease: Duration,
+    entered: Millis,
+    may_have_run: bool,
+    is_settled: bool,
+}
+
+impl Claim {
+    /// For a claim that the store has made.
+    pub(super) fn new(records: Arc<Records>, asked: Asked, token: Token, ttl: Duration, lease: Duration) -> Claim {
+        let entered = records.opened(lease);
+        Claim { records, asked, token, ttl, lease, entered, may_have_run: false, is_settled: false }
+    }
+
+    /// From here on the request may run.
+    pub(crate) fn sending(&mut self) {
+        self.may_have_run = true;
+    }
+
+    /// Says how it ended, durably; tried again for the length of the lease.
+    pub(crate) async fn settle(mut self, end: End) -> Settled {
+        let deadline = Instant::now() + self.lease;
+        let mut pause = RETRY[0];
+        let settled = loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            match self.tell_store(&end, left.clamp(RETRY[0], PATIENCE)).await {
+                Ok(true) => break Settled::Durable,
+                Ok(false) => break Settled::Superseded,
+                Err(error) if Instant::now() + pause >= deadline => {
+                    tracing::error!(%error, id = %self.asked.id, "the end of a request could not be stored");
+                    break Settled::Failed;
+                }
+                Err(_) => {
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(RETRY[1]);
+                }
+            }
+        };
+        match settled {
+            Settled::Durable | Settled::Superseded => self.is_settled = true,
+            // Dropped, the claim goes on trying, without the result.
+            Settled::Failed => self.may_have_run = !matches!(end, End::Released),
+        }
+        let Asked { id, subject, .. } = &self.asked;
+        match (&end, settled) {
+            (End::Unknown, Settled::Durable) => warn_unknown(*id, subject, "the node gave no whole answer"),
+            // One that was released is gone, whoever heard of it first.
+            (End::Done(_) | End::DoneWithoutBody | End::Unknown, Settled::Superseded) => {
+                tracing::warn!(%id, key = subject.key, "the end of a request came after another run of it was let");
+            }
+            _ => {}
+        }
+        settled
+    }
+
+    async fn tell_store(&self, end: &End, patience: Duration) -> Result<bool, StoreError> {
+        let records = &self.records;
+        let (id, token) = (self.asked.id, self.token);
+        let (finish, response) = match end {
+            End::Released => return records.release(id, token, patience).await,
+            End::Done(response) => (Finish::Done, Some(response.clone())),
+            End::DoneWithoutBody => (Finish::DoneWithoutBody, None),
+            End::Unknown => (Finish::Unknown, None),
+        };
+        let expires = records.later_expiry(self.ttl, self.entered);
+        records.complete(Completion { id, token, finish, response, expires }, patience).await
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        self.records.closed(self.asked.id);
+        if self.is_settled {
+            return;
+        }
+        let end = if self.may_have_run { Abandoned::Unknown } else { Abandoned::Free };
+        if end == Abandoned::Unknown {
+            warn_unknown(self.asked.id, &self.asked.subject, "its run ended without a result that could be stored");
+        }
+        let unsettled = Unsettled { id: self.asked.id, end, ttl: self.ttl, entered: self.entered, is_told: false };
+        self.records.abandon(self.token, unsettled);
+    }
+}
