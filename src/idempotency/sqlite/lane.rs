@@ -15,7 +15,7 @@ const BATCH: usize = 512;
 
 /// Where so many calls shared the last commit, those who come a moment later share this one.
 const CROWD: usize = 4;
-const MOMENT: Duration = Duration::from_micros(100);
+const MOMENT: Duration = Duration::from_micros(300);
 
 /// A call, with who waits for it.
 pub(super) trait Job<D>: Send {
@@ -120,7 +120,7 @@ fn work<C: Carrier>(mut carrier: C, jobs: &Receiver<Box<dyn Job<C::Db>>>) {
     while let Ok(first) = jobs.recv() {
         batch.push(first);
         batch.extend(jobs.try_iter().take(BATCH - 1));
-        if C::GATHERS && before >= CROWD && batch.len() < before {
+        if C::GATHERS && before >= CROWD {
             std::thread::sleep(MOMENT);
             batch.extend(jobs.try_iter().take(BATCH - batch.len()));
         }
