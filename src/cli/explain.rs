@@ -8,8 +8,8 @@ use crate::config::{
 };
 use crate::http::forwarded::client_address;
 use crate::http::{fields, target};
-use crate::idempotency::{Scope, Subject, key_of};
-use crate::proxy::{Bounds, Form, Query, Table, find_key, scope_sources, scope_values};
+use crate::idempotency::{Subject, key_of};
+use crate::proxy::{Bounds, Form, Query, ScopeSources, Table, find_key};
 use crate::upstream::ring_of;
 use http::{HeaderName, HeaderValue, Method, Request, Uri};
 use std::io::{Write, stdout};
@@ -97,19 +97,11 @@ fn explain_idempotency(
         Ok(None) => return writeln!(out, "run once  not without an Idempotency-Key"),
         Err(bad) => return writeln!(out, "run once  refused: 400 idempotency-key-invalid: {bad}"),
     };
-    let mut scope = Scope::default();
-    let mut found = Vec::new();
-    for source in &scope_sources(&rules.scope) {
-        let values = scope_values(source, form, fields, client);
-        scope.add(&source.to_string(), values.iter().map(AsRef::as_ref));
-        if values.iter().any(|value| !value.is_empty()) {
-            found.push(source.to_string());
-        }
-    }
-    if !rules.scope.is_empty() && !scope.is_known() {
+    let sources = ScopeSources::of(&rules.scope);
+    let Some(scope) = sources.read(form, fields, client) else {
         return writeln!(out, "run once  refused: 400 scope-missing");
-    }
-    let caller = if rules.scope.is_empty() { "all callers are one".to_owned() } else { found.join(" and ") };
+    };
+    let caller = if rules.scope.is_empty() { "all callers are one".to_owned() } else { sources.names().join(" and ") };
     let subject = Subject {
         namespace: rules.namespace.value.clone(),
         method: head.method.to_string(),

@@ -240,19 +240,17 @@ fn route_idempotency(settings: &Settings, route: &Route, rules: &RouteIdempotenc
         let message = format!("`idempotency` of the route `{name}` is for none of the methods that the route takes");
         diagnostics.warning(at, message);
     }
+    let of_every_request = ["idempotency-key", "host", "content-length", "content-type"];
     for source in &rules.scope {
-        if matches!(source, HashSource::Host | HashSource::Path | HashSource::Uri) {
+        let tells_apart = match source {
+            HashSource::Host | HashSource::Path | HashSource::Uri => false,
+            HashSource::Header(field) => !of_every_request.contains(&field.as_str()),
+            HashSource::Cookie(_) | HashSource::Query(_) | HashSource::ClientIp => true,
+        };
+        if !tells_apart {
             let message = format!(
                 "expected header:NAME, cookie:NAME, query:NAME or client_ip in `scope` of the route `{name}`, found {source}: it does not tell callers apart"
             );
-            diagnostics.error(at, message);
-        }
-    }
-    for source in &rules.scope {
-        if let HashSource::Header(field) = source
-            && ["idempotency-key", "host", "content-length", "content-type"].contains(&field.as_str())
-        {
-            let message = format!("`{source}` in `scope` of the route `{name}` does not tell callers apart");
             diagnostics.error(at, message);
         }
     }

@@ -2,6 +2,7 @@
 
 use super::request::Form;
 use crate::config::values::HashSource;
+use crate::idempotency::Scope;
 use http::HeaderMap;
 use http::header::COOKIE;
 use std::borrow::Cow;
@@ -38,17 +39,36 @@ pub(crate) fn find_key<'a>(
     })
 }
 
-/// The sources that tell callers apart, in an order of their own: to write them in another one changes
-/// nobody's identity.
-pub(crate) fn scope_sources(sources: &[HashSource]) -> Vec<HashSource> {
-    let mut sources = sources.to_vec();
-    sources.sort_by_key(ToString::to_string);
-    sources.dedup();
-    sources
+/// What tells the callers of a route apart: sources by their names, in an order of their own. To write
+/// them in another one changes nobody's identity.
+pub(crate) struct ScopeSources(Vec<(String, HashSource)>);
+
+impl ScopeSources {
+    pub(crate) fn of(sources: &[HashSource]) -> ScopeSources {
+        let mut named: Vec<_> = sources.iter().map(|source| (source.to_string(), source.clone())).collect();
+        named.sort_by(|(one, _), (other, _)| one.cmp(other));
+        named.dedup();
+        ScopeSources(named)
+    }
+
+    /// The caller's scope; `None` where all sources are absent.
+    pub(crate) fn read(&self, form: &Form<'_>, fields: &HeaderMap, client: IpAddr) -> Option<Scope> {
+        let mut scope = Scope::default();
+        for (name, source) in &self.0 {
+            let values = scope_values(source, form, fields, client);
+            scope.add(name, values.iter().map(AsRef::as_ref));
+        }
+        (self.0.is_empty() || scope.is_known()).then_some(scope)
+    }
+
+    /// The names of all sources.
+    pub(crate) fn names(&self) -> Vec<&str> {
+        self.0.iter().map(|(name, _)| name.as_str()).collect()
+    }
 }
 
 /// All values of a source that tells callers apart.
-pub(crate) fn scope_values<'a>(
+fn scope_values<'a>(
     source: &'a HashSource,
     form: &'a Form<'_>,
     fields: &'a HeaderMap,

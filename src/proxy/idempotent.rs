@@ -11,7 +11,6 @@ use super::engine::Begun;
 use super::exchange::{BodyFault, Exchange};
 use super::filling::Change;
 use super::forward::{Forward, bad_connection_option};
-use super::hash_key::scope_values;
 use super::request::too_large;
 use super::snapshot::{IdempotencyResult, IdempotencyRules, Route, Snapshot};
 use super::upstream::{Journey, NewCookie, Reach};
@@ -22,8 +21,8 @@ use crate::http::fields::{self, CACHE_STATUS};
 use crate::http::problem::Problem;
 use crate::http::whole::Whole;
 use crate::idempotency::{
-    Asked, Claim, Fingerprint, Fingerprinting, IDEMPOTENCY_KEY, Id, Origin, Outcome, Pieces, Refused, Scope, Sent,
-    Settled, Started, StoredResponse, Subject, key_of, run, start,
+    Asked, Claim, Fingerprint, Fingerprinting, IDEMPOTENCY_KEY, Id, Origin, Outcome, Pieces, Refused, Sent, Settled,
+    Started, StoredResponse, Subject, key_of, run, start,
 };
 use crate::upstream::{AnswerBody, Outgoing};
 use http::header::{CONTENT_LENGTH, DATE, SET_COOKIE, TRANSFER_ENCODING};
@@ -64,16 +63,11 @@ pub(super) fn begin(
     let key = key_of(fields)
         .map_err(|bad| refuse(IdempotencyResult::Invalid, "idempotency-key-invalid", bad.to_string()))?
         .ok_or_else(|| refuse(IdempotencyResult::Missing, "idempotency-key-missing", MISSING.to_owned()))?;
-    let mut scope = Scope::default();
-    for source in &rules.scope {
-        let values = scope_values(source, &forward.form, fields, forward.address);
-        scope.add(&source.to_string(), values.iter().map(AsRef::as_ref));
-    }
-    if !rules.scope.is_empty() && !scope.is_known() {
-        let sources: Vec<String> = rules.scope.iter().map(ToString::to_string).collect();
-        let detail = format!("the request has none of the fields that tell callers apart: {}", sources.join(", "));
-        return Err(refuse(IdempotencyResult::Invalid, "scope-missing", detail));
-    }
+    let scope = rules.scope.read(&forward.form, fields, forward.address).ok_or_else(|| {
+        let sources = rules.scope.names().join(", ");
+        let detail = format!("the request has none of the fields that tell callers apart: {sources}");
+        refuse(IdempotencyResult::Invalid, "scope-missing", detail)
+    })?;
     let announced = forward.form.content_length.unwrap_or_default();
     if announced > rules.max_request {
         return Err(too_large(rules.max_request));
@@ -97,7 +91,6 @@ pub(super) fn begin(
     // To read the body is what makes the client send it: no expectation goes further.
     forward.form.expects_continue = false;
     let mut journey = forward.journey_with(head, Outgoing::Empty)?;
-    journey.claimed = Some(Reach::begin());
     journey.body_limit = rules.max_request;
     journey.cache_status = forward.route.cache.as_ref().map(|_| CacheStatus::forwarded(Forwarded::Method));
     let body = forward.form.has_body.then(|| RequestBody {

@@ -25,7 +25,7 @@ mod upstream;
 pub(crate) use client::{Client, Phase, Tunnel};
 pub(crate) use engine::Engine;
 pub(crate) use exchange::Ledger;
-pub(crate) use hash_key::{find_key, scope_sources, scope_values};
+pub(crate) use hash_key::{ScopeSources, find_key};
 pub(crate) use request::{Bounds, Form, unsupported_coding};
 pub(crate) use route::{Query, Table};
 pub(crate) use snapshot::Snapshot;

@@ -1,7 +1,7 @@
 //! One configuration, built and ready to serve: swapped in whole, never changed.
 
 use super::affinity::Affinity;
-use super::hash_key::scope_sources;
+use super::hash_key::ScopeSources;
 use super::route::Table;
 use crate::cache::{self, KeyRules};
 use crate::config::values::HashSource;
@@ -131,7 +131,7 @@ pub(crate) struct IdempotencyRules {
     pub(super) namespace: String,
     pub(super) methods: Vec<Method>,
     pub(super) required: bool,
-    pub(super) scope: Vec<HashSource>,
+    pub(super) scope: ScopeSources,
     pub(super) max_request: u64,
     /// By [`IdempotencyResult`].
     counters: [IntCounter; IdempotencyResult::ALL.len()],
@@ -211,7 +211,7 @@ impl IdempotencyRules {
             namespace: settings.namespace.value.clone(),
             methods: settings.methods.clone(),
             required: settings.required,
-            scope: scope_sources(&settings.scope),
+            scope: ScopeSources::of(&settings.scope),
             max_request: settings.max_request.0.min(config.settings.limits.request_body.0),
             counters: IdempotencyResult::ALL.map(|result| family.with_label_values(&[route, result.label()])),
         }

@@ -34,11 +34,7 @@ fn signed(number: u64) -> i64 {
 }
 
 pub(super) fn claim(desk: &mut Desk, claim: &NewClaim) -> Result<Claimed> {
-    // Whoever sees the claim sees a heart that beats.
-    if desk.last_beat.is_none_or(|last| last.elapsed() >= claim.lease / 3) {
-        beat(desk)?;
-    }
-    if insert(&desk.connection, claim)? {
+    if insert(desk, claim)? {
         desk.added += 1;
         return Ok(Claimed::First);
     }
@@ -50,16 +46,18 @@ pub(super) fn claim(desk: &mut Desk, claim: &NewClaim) -> Result<Claimed> {
     match transition(Some(&found.record), Event::Claim { token, fingerprint, retake, expires }, now) {
         Transition::Becomes(_) => {
             desk.connection.prepare_cached("DELETE FROM records WHERE id = ?1")?.execute([claim.id.0])?;
-            insert(&desk.connection, claim)?;
+            insert(desk, claim)?;
             Ok(Claimed::First)
         }
         Transition::Goes | Transition::Stays => Ok(Claimed::Found(found)),
     }
 }
 
-fn insert(connection: &Connection, claim: &NewClaim) -> Result<bool> {
+/// Enters a claim where there is no record.
+fn insert(desk: &mut Desk, claim: &NewClaim) -> Result<bool> {
     let Subject { namespace, method, authority, path, key } = &*claim.subject;
-    let inserted = connection
+    let inserted = desk
+        .connection
         .prepare_cached(
             "INSERT INTO records (id, state, holder, number, lease, created, expires, fingerprint,
                                   namespace, method, authority, path, key)
@@ -79,6 +77,10 @@ fn insert(connection: &Connection, claim: &NewClaim) -> Result<bool> {
             path,
             key,
         ])?;
+    // Whoever sees the claim sees a heart that beats.
+    if inserted == 1 && desk.last_beat.is_none_or(|last| last.elapsed() >= claim.lease / 3) {
+        beat(desk)?;
+    }
     Ok(inserted == 1)
 }
 
@@ -241,14 +243,15 @@ const SILENT: &str = "the proxy that held the claim has been silent for its whol
 /// then.
 fn bury(desk: &mut Desk, id: Id, record: &Record, lease: Duration, now: Millis) -> Result<Option<Record>> {
     let holder = record.token.holder;
+    // What has ended needs nobody any more.
+    let Transition::Becomes(orphan) = transition(Some(record), Event::HolderDied(holder), now) else {
+        return Ok(None);
+    };
     let beat = desk
         .connection
         .prepare_cached("SELECT beat FROM holders WHERE holder = ?1")?
         .query_row([signed(holder)], |row| number(row, 0))
         .optional()?;
-    let Transition::Becomes(orphan) = transition(Some(record), Event::HolderDied(holder), now) else {
-        return Ok(None);
-    };
     let why = match desk.holders.silence(holder, beat.unwrap_or_default(), false) {
         None => GONE,
         Some(silence) if silence >= lease && holder != desk.holders.own => SILENT,

@@ -4,6 +4,7 @@ mod answers;
 mod callers;
 mod crash;
 mod faults;
+mod leaving;
 mod operating;
 mod table;
 
