@@ -216,9 +216,9 @@ fn explain_node(
     writeln!(out, "hash key  {} (from {}), hash {hash:016x}", String::from_utf8_lossy(&found.key), found.source)?;
     let order: Vec<String> = ring
         .walk(hash)
-        .map(|member| match pool.nodes[member].state {
-            NodeState::Up => pool.nodes[member].id.value.clone(),
-            state => format!("{} ({})", pool.nodes[member].id.value, state.word()),
+        .map(|member| match pool.listed()[member].state {
+            NodeState::Up => pool.listed()[member].id.value.clone(),
+            state => format!("{} ({})", pool.listed()[member].id.value, state.word()),
         })
         .collect();
     writeln!(out, "pool      {}", name.value)?;

@@ -36,7 +36,7 @@ type Members = Vec<(String, u32)>;
 pub(super) fn run(options: Options) -> Outcome {
     let Some((config, _)) = load(options.config.clone()) else { return Ok(ExitCode::FAILURE) };
     let (name, pool) = choose_pool(&config, options.pool.as_deref())?;
-    let now: Members = pool.nodes.iter().map(|node| (node.id.value.clone(), node.weight)).collect();
+    let now: Members = pool.listed().iter().map(|node| (node.id.value.clone(), node.weight)).collect();
     let then = change(&now, &options)?;
     let (before, after) = (build(pool, &now), build(pool, &then));
     let moved = Change::between((&before, &ids(&now)), (&after, &ids(&then)));

@@ -13,9 +13,9 @@ pub(crate) mod values;
 
 pub use diagnostics::Report;
 pub(crate) use model::{
-    AffinityCookie, AffinityMode, CacheKey, ClientDirectives, FieldRules, Limits, Listener, LogFormat, NodeState,
-    OnConcurrent, OnGone, OnStoreFailure, OnUnknown, Pool, PoolConnections, Route, RouteCache, RouteIdempotency,
-    Settings, StoreKind, Timeouts,
+    AffinityCookie, AffinityMode, CacheKey, CheckKind, ClientDirectives, Discovery, FieldRules, HealthCheck, Initially,
+    Limits, Listener, LogFormat, NodeState, OnConcurrent, OnGone, OnStoreFailure, OnUnknown, OutlierEjection, Pool,
+    PoolConnections, Retries, Route, RouteCache, RouteIdempotency, Settings, StoreKind, Timeouts,
 };
 
 use diagnostics::Diagnostics;
@@ -97,6 +97,11 @@ impl Config {
             Some(config) if !failed => Ok((config, report)),
             _ => Err(report),
         }
+    }
+
+    /// What the pools ask name servers for.
+    pub(crate) fn discoveries(&self) -> impl Iterator<Item = &Discovery> + Clone {
+        self.settings.pools.iter().filter_map(|(_, pool)| pool.discovery.as_ref())
     }
 
     /// A path of the file, relative ones from the file's own folder.

@@ -177,7 +177,7 @@ impl<T> Named<T> {
         self.entries.iter().map(|(name, _)| name.as_str())
     }
 
-    pub(crate) fn iter(&self) -> impl Iterator<Item = (&Spanned<String>, &T)> {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&Spanned<String>, &T)> + Clone {
         self.entries.iter().filter_map(|(name, value)| Some((name, value.as_ref()?)))
     }
 

@@ -105,21 +105,65 @@ fn listeners(settings: &Settings, diagnostics: &mut Diagnostics) {
 }
 
 fn validate_pool(name: &Spanned<String>, pool: &Pool, diagnostics: &mut Diagnostics) {
-    if pool.nodes.is_empty() {
-        diagnostics.warning(name.span, format!("the pool `{}` has no nodes; its requests get 503", name.value));
+    let nodes = pool.listed();
+    match (&pool.nodes, &pool.discovery) {
+        (None, None) => {
+            diagnostics.error(name.span, format!("the pool `{}` needs `nodes`, `discovery`, or both", name.value));
+        }
+        (Some(nodes), None) if nodes.is_empty() => {
+            diagnostics.warning(name.span, format!("the pool `{}` has no nodes; its requests get 503", name.value));
+        }
+        _ => {}
     }
-    unique("node id", pool.nodes.iter().map(|node| (node.id.as_str(), node.id.span)), diagnostics);
-    for node in &pool.nodes {
+    unique("node id", nodes.iter().map(|node| (node.id.as_str(), node.id.span)), diagnostics);
+    for node in nodes {
         if node.id.is_empty() || node.id.len() > 128 || !node.id.bytes().all(|byte| byte.is_ascii_graphic()) {
             diagnostics.error(node.id.span, "expected a node id of 1 to 128 visible ASCII characters");
         }
     }
-    let points = pool.nodes.iter().map(|node| u64::from(node.weight)).sum::<u64>() * u64::from(pool.ring.virtual_nodes);
+    let points = nodes.iter().map(|node| u64::from(node.weight)).sum::<u64>() * u64::from(pool.ring.virtual_nodes);
     if points > MAX_POINTS {
         let message = format!(
             "the ring of this pool would have {points} points, more than {MAX_POINTS}; lower `virtual_nodes` or the weights"
         );
         diagnostics.error(name.span, message);
+    }
+    if let Some(check) = &pool.health_check {
+        if check.expect_status.is_empty() {
+            diagnostics
+                .error(name.span, format!("`expect_status` of the pool `{}` is empty: no check passes", name.value));
+        }
+        if check.timeout > check.interval {
+            let message = format!(
+                "the health check of the pool `{}` may take longer than its `interval`; the next one then begins late",
+                name.value
+            );
+            diagnostics.warning(name.span, message);
+        }
+    }
+    if let Some(retries) = &pool.retries
+        && retries.attempts > 0
+        && retries.on.is_empty()
+    {
+        diagnostics
+            .warning(name.span, format!("`retries.on` of the pool `{}` is empty: nothing is tried again", name.value));
+    }
+    let ejection = &pool.outlier_ejection;
+    if ejection.max_time < ejection.base_time {
+        let message =
+            format!("`outlier_ejection.max_time` of the pool `{}` is less than its `base_time`, and holds", name.value);
+        diagnostics.warning(name.span, message);
+    }
+    if pool.connections.max_queued == 0 {
+        return;
+    }
+    let total = pool.timeouts.total;
+    if !total.is_zero() && pool.connections.queue_timeout > total {
+        let message = format!(
+            "`connections.queue_timeout` of the pool `{}` is longer than `timeouts.total`, which holds",
+            name.value
+        );
+        diagnostics.warning(name.span, message);
     }
 }
 

@@ -192,6 +192,232 @@ scalar!(NodeAddress, NodeAddress::EXPECTED, json!({ "type": "string" }), |text| 
     value.to_string().into()
 });
 
+/// A share, in thousandths of a percent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Percent(u32);
+
+impl Percent {
+    const EXPECTED: &str = "a share from `0%` to `100%`";
+
+    fn parse(text: &str) -> Result<Percent, String> {
+        let number = text.strip_suffix('%').and_then(|number| thousandths(number.trim_end()));
+        number.filter(|&parts| parts <= 100_000).map(Percent).ok_or_else(|| Self::EXPECTED.to_owned())
+    }
+
+    /// From 0 to 1.
+    pub(crate) fn ratio(self) -> f64 {
+        f64::from(self.0) / 100_000.0
+    }
+}
+
+impl fmt::Display for Percent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}%", f64::from(self.0) / 1000.0)
+    }
+}
+
+scalar!(
+    Percent,
+    Percent::EXPECTED,
+    json!({ "type": "string", "pattern": "^[0-9]+(\\.[0-9]{1,3})? *%$" }),
+    |text| Percent::parse(text),
+    |value| value.to_string().into()
+);
+
+/// How many times the average something may be, in thousandths.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Factor(u32);
+
+impl Factor {
+    const EXPECTED: &str = "a factor from 1 to 100, like `1.25`";
+
+    fn parse(text: &str) -> Result<Factor, String> {
+        let parts = thousandths(text).filter(|parts| (1_000..=100_000).contains(parts));
+        parts.map(Factor).ok_or_else(|| Self::EXPECTED.to_owned())
+    }
+
+    /// The factor, in thousandths.
+    pub(crate) fn thousandths(self) -> u32 {
+        self.0
+    }
+}
+
+scalar!(
+    Factor,
+    Factor::EXPECTED,
+    json!({ "type": "number", "minimum": 1, "maximum": 100 }),
+    |text| Factor::parse(text),
+    |value| (f64::from(value.0) / 1000.0).into()
+);
+
+/// A decimal number with up to three places, times a thousand.
+fn thousandths(text: &str) -> Option<u32> {
+    let (whole, places) = text.split_once('.').unwrap_or((text, "0"));
+    let digits = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    if !digits(whole) || !digits(places) || places.len() > 3 {
+        return None;
+    }
+    let scale = 10u32.pow(3 - places.len() as u32);
+    whole.parse::<u32>().ok()?.checked_mul(1000)?.checked_add(places.parse::<u32>().ok()? * scale)
+}
+
+/// A status code, or all from one to another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct StatusRange {
+    low: u16,
+    high: u16,
+}
+
+impl StatusRange {
+    const EXPECTED: &str = "a status code like `204`, or a range like `200-399`";
+
+    fn parse(text: &str) -> Result<StatusRange, String> {
+        let (low, high) = text.split_once('-').unwrap_or((text, text));
+        match (low.trim().parse::<u16>(), high.trim().parse::<u16>()) {
+            (Ok(low), Ok(high)) if (200..600).contains(&low) && (low..600).contains(&high) => {
+                Ok(StatusRange { low, high })
+            }
+            _ => Err(Self::EXPECTED.to_owned()),
+        }
+    }
+
+    pub(crate) fn holds(self, status: StatusCode) -> bool {
+        (self.low..=self.high).contains(&status.as_u16())
+    }
+}
+
+impl fmt::Display for StatusRange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.low == self.high {
+            true => write!(f, "{}", self.low),
+            false => write!(f, "{}-{}", self.low, self.high),
+        }
+    }
+}
+
+scalar!(
+    StatusRange,
+    StatusRange::EXPECTED,
+    json!({ "type": ["integer", "string"], "pattern": "^[2-5][0-9]{2}(-[2-5][0-9]{2})?$" }),
+    |text| StatusRange::parse(text),
+    |value| value.to_string().into()
+);
+
+/// What may make a request be tried again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum RetryOn {
+    /// Nothing was sent.
+    ConnectFailure,
+    /// The connection ended before the answer began.
+    Reset,
+    /// The answer did not begin in time.
+    Timeout,
+    /// The node's answer has this status.
+    Status(StatusCode),
+}
+
+impl RetryOn {
+    const EXPECTED: &str = "one of connect_failure, reset, timeout, or a status code from 400 to 599";
+
+    fn parse(text: &str) -> Result<RetryOn, String> {
+        match text {
+            "connect_failure" => Ok(RetryOn::ConnectFailure),
+            "reset" => Ok(RetryOn::Reset),
+            "timeout" => Ok(RetryOn::Timeout),
+            _ => match text.parse::<u16>().ok().filter(|code| (400..600).contains(code)) {
+                Some(code) => StatusCode::from_u16(code).map(RetryOn::Status).map_err(|_| Self::EXPECTED.to_owned()),
+                None => Err(Self::EXPECTED.to_owned()),
+            },
+        }
+    }
+}
+
+impl fmt::Display for RetryOn {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            RetryOn::ConnectFailure => f.write_str("connect_failure"),
+            RetryOn::Reset => f.write_str("reset"),
+            RetryOn::Timeout => f.write_str("timeout"),
+            RetryOn::Status(status) => f.write_str(status.as_str()),
+        }
+    }
+}
+
+scalar!(
+    RetryOn,
+    RetryOn::EXPECTED,
+    json!({ "type": ["integer", "string"], "pattern": "^(connect_failure|reset|timeout|[45][0-9]{2})$" }),
+    |text| RetryOn::parse(text),
+    |value| value.to_string().into()
+);
+
+/// What a health check asks for: a path, and perhaps a query.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct CheckPath(pub(crate) String);
+
+scalar!(
+    CheckPath,
+    "a path that begins with `/`",
+    json!({ "type": "string", "pattern": "^/" }),
+    |text| match text.starts_with('/') && text.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'#') {
+        true => Ok(CheckPath(text.to_owned())),
+        false => Err("a path that begins with `/`".to_owned()),
+    },
+    |value| value.0.as_str().into()
+);
+
+/// A TCP port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Port(pub(crate) u16);
+
+scalar!(
+    Port,
+    "a port from 1 to 65535",
+    json!({ "type": "integer", "minimum": 1, "maximum": 65535 }),
+    |text| match text.parse() {
+        Ok(port @ 1..) => Ok(Port(port)),
+        _ => Err("a port from 1 to 65535".to_owned()),
+    },
+    |value| value.0.into()
+);
+
+/// What a name server is asked for.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum DnsName {
+    /// The addresses of a name; the port is known.
+    Addresses(NodeAddress),
+    /// The SRV records of a service.
+    Service(String),
+}
+
+impl DnsName {
+    const EXPECTED: &str = "a name with a port like `app.internal:8080`, or a service like `_http._tcp.app.internal`";
+
+    fn parse(text: &str) -> Result<DnsName, String> {
+        if text.starts_with('_') && !text.contains(':') {
+            let valid = text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_'));
+            return match valid && text.contains('.') {
+                true => Ok(DnsName::Service(text.to_owned())),
+                false => Err(Self::EXPECTED.to_owned()),
+            };
+        }
+        NodeAddress::parse(text).map(DnsName::Addresses).map_err(|_| Self::EXPECTED.to_owned())
+    }
+}
+
+impl fmt::Display for DnsName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            DnsName::Addresses(address) => address.fmt(f),
+            DnsName::Service(name) => f.write_str(name),
+        }
+    }
+}
+
+scalar!(DnsName, DnsName::EXPECTED, json!({ "type": "string" }), |text| DnsName::parse(text), |value| {
+    value.to_string().into()
+});
+
 /// Which hosts a route is for.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum HostPattern {

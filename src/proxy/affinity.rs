@@ -21,7 +21,8 @@ const SOFT_KEY: usize = 16;
 /// A route's affinity cookie.
 pub(super) struct Affinity {
     name: String,
-    ttl: u64,
+    /// In seconds.
+    pub(super) ttl: u64,
     pub(super) on_gone: OnGone,
     /// Empty for a soft cookie; the first one seals, all of them open.
     keys: Vec<XChaCha20Poly1305>,
@@ -34,8 +35,8 @@ pub(super) enum Session {
     None,
     /// The key to hash.
     Soft(Vec<u8>),
-    /// The node, and whether the cookie has most of its life before it.
-    Strict { node: String, fresh: bool },
+    /// The node, when the session ends (seconds since 1970), and whether most of it lies before it.
+    Strict { node: String, end: u64, fresh: bool },
 }
 
 impl Affinity {
@@ -80,7 +81,8 @@ impl Affinity {
         let (expiry, node) = plain.split_at_checked(8)?;
         let expiry = u64::from_be_bytes(expiry.try_into().ok()?);
         let left = expiry.checked_sub(now).filter(|&left| left > 0)?;
-        Some(Session::Strict { node: String::from_utf8(node.to_vec()).ok()?, fresh: left > self.ttl / 2 })
+        let node = String::from_utf8(node.to_vec()).ok()?;
+        Some(Session::Strict { node, end: expiry, fresh: left > self.ttl / 2 })
     }
 
     /// The value of a strict cookie for this node.
@@ -148,7 +150,7 @@ routes: [{ name: r, pool: p, affinity_cookie: { mode: strict, secret_file: key, 
     }
 
     fn strict(node: &str, fresh: bool) -> Session {
-        Session::Strict { node: node.into(), fresh }
+        Session::Strict { node: node.into(), end: NOW + 3600, fresh }
     }
 
     #[test]

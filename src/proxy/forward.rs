@@ -10,12 +10,12 @@ use super::hash_key::find_key;
 use super::request::Form;
 use super::snapshot::Route;
 use super::upstream::{Choice, Issue, Journey};
-use crate::config::{NodeState, OnGone};
+use crate::config::OnGone;
 use crate::http::fields::{self, HopByHop};
 use crate::http::problem::Problem;
 use crate::http::target;
 use crate::telemetry::trace;
-use crate::upstream::{Outgoing, Pool};
+use crate::upstream::{Outgoing, Pool, Wanted};
 use bytes::Bytes;
 use http::header::{
     CONNECTION, EXPECT, FORWARDED, HOST, HeaderName, MAX_FORWARDS, TE, TRANSFER_ENCODING, UPGRADE, VIA,
@@ -96,26 +96,16 @@ impl Forward<'_> {
         };
         match affinity.read(fields, &self.pool.name, seconds_since_1970()) {
             Session::Soft(key) => Choice::by_hash(self.pool.ring.hash_key(&key)),
-            Session::Strict { node, fresh } => {
-                let hash = hash.unwrap_or_else(at_random);
+            Session::Strict { node, end, fresh } => {
+                let choice = Choice::by_hash(hash.unwrap_or_else(at_random));
                 let secure = self.is_secure(fields);
                 let Some(index) = self.pool.nodes.iter().position(|known| *known.id == *node) else {
-                    return Choice { issue: Issue::Strict { secure }, ..Choice::by_hash(hash) };
+                    return Choice { issue: Issue::Strict { secure }, ..choice };
                 };
-                let usable = self.pool.nodes[index].runtime.state() != NodeState::Down;
-                match (usable, affinity.on_gone) {
-                    (true, on_gone) => {
-                        let issue = if fresh { Issue::IfMoved { secure } } else { Issue::Strict { secure } };
-                        Choice {
-                            pinned: Some(index),
-                            may_leave: on_gone == OnGone::Next,
-                            issue,
-                            ..Choice::by_hash(hash)
-                        }
-                    }
-                    (false, OnGone::Next) => Choice { issue: Issue::Strict { secure }, ..Choice::by_hash(hash) },
-                    (false, OnGone::Reject) => Choice { is_gone: true, ..Choice::by_hash(hash) },
-                }
+                let may_leave = affinity.on_gone == OnGone::Next;
+                let wanted = Wanted { pinned: Some(index), may_leave, ..choice.wanted };
+                let issue = if fresh { Issue::IfMoved { secure } } else { Issue::Strict { secure } };
+                Choice { wanted, session_end: Some(end), issue }
             }
             Session::None if affinity.is_strict() => {
                 let issue = Issue::Strict { secure: self.is_secure(fields) };

@@ -1,12 +1,13 @@
 //! A request's way, in this order, a file a step: `request` (its one form), `route`, `idempotent`,
 //! `caching` (with `filling` where the cache needs the node, and `serving` where it has something),
-//! `affinity`, `hash_key`, `forward`, `upstream`, `answer`.
+//! `affinity`, `hash_key`, `forward`, `upstream` (with `attempts` from node to node), `answer`.
 //!
 //! `engine` holds what a worker needs for it, `snapshot` what one configuration says, `exchange`
 //! what is remembered of one request, `client` what the steps may ask of the connection.
 
 mod affinity;
 mod answer;
+mod attempts;
 mod body;
 mod caching;
 mod client;
@@ -28,4 +29,4 @@ pub(crate) use exchange::Ledger;
 pub(crate) use hash_key::{ScopeSources, find_key};
 pub(crate) use request::{Bounds, Form, unsupported_coding};
 pub(crate) use route::{Query, Table};
-pub(crate) use snapshot::Snapshot;
+pub(crate) use snapshot::{Parts, Snapshot};

@@ -9,14 +9,14 @@ use crate::config::{self, Config, FieldRules, OnConcurrent, OnStoreFailure, OnUn
 use crate::idempotency::{Policy, Records};
 use crate::telemetry::access_log::Sink;
 use crate::telemetry::metrics::Metrics;
-use crate::upstream::{Pool, Registry, Unresolved};
+use crate::upstream::{Discovered, Pool, Registry, Unresolved};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use prometheus::{Histogram, IntCounter};
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Everything that a request needs to know of the configuration.
 pub(crate) struct Snapshot {
@@ -262,30 +262,37 @@ impl Rules {
     }
 }
 
+/// What a snapshot is built from, beside its configuration.
+pub(crate) struct Parts<'a> {
+    pub(crate) registry: &'a Registry,
+    pub(crate) metrics: &'a Metrics,
+    pub(crate) discovered: &'a Discovered,
+    pub(crate) log: Option<Arc<Sink>>,
+    /// There if a route uses them.
+    pub(crate) records: Option<&'a Arc<Records>>,
+    /// The one that is in force.
+    pub(crate) earlier: Option<&'a Snapshot>,
+}
+
 impl Snapshot {
-    /// Builds rings and routes. May resolve names and take a while: not for a worker's thread. The
-    /// records must be there if a route uses them.
-    pub(crate) fn build(
-        config: Config,
-        registry: &Registry,
-        metrics: &Metrics,
-        log: Option<Arc<Sink>>,
-        records: Option<&Arc<Records>>,
-    ) -> Result<Snapshot, Unresolved> {
+    /// Builds rings and routes. May resolve names and take a while: not for a worker's thread.
+    pub(crate) fn build(config: Config, parts: Parts<'_>) -> Result<Snapshot, Unresolved> {
         let settings = &config.settings;
         let mut pools = HashMap::new();
         let mut listed = Vec::new();
         for (name, pool) in settings.pools.iter() {
-            let pool = Arc::new(Pool::build(name, pool, registry)?);
+            let found = pool.discovery.as_ref().map_or_else(Vec::new, |wanted| parts.discovered.nodes(wanted));
+            let earlier = parts.earlier.and_then(|earlier| earlier.pools.iter().find(|pool| *pool.name == **name));
+            let pool = Arc::new(Pool::build(name, pool, &found, parts.registry, earlier.map(|pool| &**pool))?);
             pools.insert(name.as_str(), Arc::clone(&pool));
             listed.push(pool);
         }
         let routes = settings
             .routes
             .iter()
-            .map(|route| Arc::new(Route::build(route, &pools, &config, metrics, records)))
+            .map(|route| Arc::new(Route::build(route, &pools, &config, parts.metrics, parts.records)))
             .collect();
-        Ok(Snapshot { table: Table::new(&settings.routes), routes, pools: listed, log, config })
+        Ok(Snapshot { table: Table::new(&settings.routes), routes, pools: listed, log: parts.log, config })
     }
 
     /// Whether there is anything to serve: some pool that routes forward to has a node that takes
@@ -295,8 +302,9 @@ impl Snapshot {
             Action::Forward(pool) => Some(pool),
             Action::Redirect { .. } | Action::Respond { .. } => None,
         });
+        let now = Instant::now();
         match pools.next() {
-            Some(first) => first.is_usable() || pools.any(|pool| pool.is_usable()),
+            Some(first) => first.is_usable(now) || pools.any(|pool| pool.is_usable(now)),
             None => true,
         }
     }

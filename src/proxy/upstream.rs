@@ -1,28 +1,25 @@
-//! The step that asks nodes: attempts in the order of the ring, and what comes back.
+//! The step that asks nodes: a request's journey there, and what comes back. `attempts` holds the way
+//! from node to node.
 
 use super::answer::{self, ResponseBody};
 use super::body::Gate;
 use super::client::{Client, Tunnel};
 use super::engine::Engine;
 use super::exchange::{BodyFault, Exchange};
-use super::forward::{seconds_since_1970, session_node_gone};
 use super::request::too_large;
 use super::snapshot::Route;
 use crate::cache::CacheStatus;
 use crate::http::fields::{self, CACHE_STATUS, TransferCoding};
 use crate::http::problem::Problem;
-use crate::upstream::{AnswerBody, Failure, InFlight, Interim, Keep, Link, Node, Outcome, Outgoing, Patience, Pool};
-use http::header::{CONNECTION, CONTENT_LENGTH, HOST, SET_COOKIE, UPGRADE};
+use crate::upstream::{AnswerBody, Failure, InFlight, Keep, Link, Outgoing, Pool, Wanted};
+use http::header::{CONNECTION, CONTENT_LENGTH, SET_COOKIE, UPGRADE};
 use http::{HeaderValue, Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
 use std::future::poll_fn;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Poll;
-use std::time::{Duration, Instant};
-
-/// How often a request is tried again where nothing was sent.
-const RETRIES: u32 = 1;
+use std::time::Instant;
 
 /// A request on its way to the nodes of its pool.
 pub(super) struct Journey {
@@ -48,7 +45,7 @@ pub(super) struct Journey {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Reach {
     /// When it was ready to go: what its client took to send it is not the node's time.
-    began: Instant,
+    pub(super) began: Instant,
     /// A part of it was sent.
     pub(super) sent: bool,
     /// All of it was, when the answer began.
@@ -61,10 +58,6 @@ impl Reach {
     }
 }
 
-/// A request that must not run twice goes out on a connection that is new, or was in use just now: one
-/// that the node is closing would leave nobody knowing.
-const FRESH: Duration = Duration::from_secs(1);
-
 /// An affinity cookie, beside a response that is not for everybody.
 #[derive(Clone)]
 pub(super) struct NewCookie(pub(super) HeaderValue);
@@ -72,13 +65,9 @@ pub(super) struct NewCookie(pub(super) HeaderValue);
 /// Which nodes are asked, and what cookie the answer brings.
 #[derive(Clone)]
 pub(super) struct Choice {
-    pub(super) hash: u64,
-    /// The node of a strict session, by its index; it comes before the ring.
-    pub(super) pinned: Option<usize>,
-    /// Whether a pinned session may go to another node.
-    pub(super) may_leave: bool,
-    /// The session's node is down, and it may go to no other.
-    pub(super) is_gone: bool,
+    pub(super) wanted: Wanted,
+    /// When the strict session ends that the request came with, in seconds since 1970.
+    pub(super) session_end: Option<u64>,
     pub(super) issue: Issue,
 }
 
@@ -99,33 +88,18 @@ pub(super) enum Issue {
 
 impl Choice {
     pub(super) fn by_hash(hash: u64) -> Choice {
-        Choice { hash, pinned: None, may_leave: true, is_gone: false, issue: Issue::Nothing }
-    }
-
-    /// The nodes to try, in order.
-    fn candidates<'a>(&self, pool: &'a Pool) -> impl Iterator<Item = &'a Node> + use<'a> {
-        let pinned = self.pinned.map(|index| &pool.nodes[index]);
-        let on_ring = (pinned.is_none() || self.may_leave).then(|| pool.candidates(self.hash));
-        let others = on_ring.into_iter().flatten().filter(move |node| pinned.is_none_or(|pinned| pinned.id != node.id));
-        pinned.into_iter().chain(others)
+        let wanted = Wanted { hash, pinned: None, may_leave: true };
+        Choice { wanted, session_end: None, issue: Issue::Nothing }
     }
 }
 
 /// An attempt that brought an answer.
-struct Answered {
-    head: Response<Incoming>,
-    link: Box<Link>,
-    in_flight: InFlight,
-    started: Instant,
-    cookie: Option<HeaderValue>,
-}
-
-/// What became of one node.
-enum Attempt {
-    Answered(Response<Incoming>, Box<Link>),
-    /// Nothing was sent, and the request is still here.
-    Again(Failure),
-    Over(Failure),
+pub(super) struct Answered {
+    pub(super) head: Response<Incoming>,
+    pub(super) link: Box<Link>,
+    pub(super) in_flight: InFlight,
+    pub(super) started: Instant,
+    pub(super) cookie: Option<HeaderValue>,
 }
 
 impl Journey {
@@ -182,134 +156,19 @@ impl Journey {
         Response::from_parts(head, ResponseBody::answer(body, &self.exchange))
     }
 
-    /// Tries the key's nodes in turn, as long as nothing was sent.
-    async fn attempts(&mut self) -> Result<Answered, Problem> {
-        let pool = Arc::clone(&self.pool);
-        let mut failure = None;
-        let mut full = false;
-        let mut attempts = 0;
-        if self.choice.is_gone {
-            return Err(session_node_gone());
-        }
-        for node in self.choice.candidates(&pool) {
-            if attempts > RETRIES {
-                break;
-            }
-            let Some(in_flight) = node.runtime.begin(pool.connections.max_per_node) else {
-                full = true;
-                continue;
-            };
-            if let Some(failed) = failure {
-                self.engine.ledger.retried(&pool.name, failed);
-            }
-            attempts += 1;
-            self.exchange.attempts.set(attempts);
-            self.exchange.sent_to(&pool.name, &node.id);
-            // The first attempt begins with the exchange: one look at the clock is enough for both.
-            let started = if attempts == 1 { self.began() } else { Instant::now() };
-            match self.attempt(node, started).await {
-                Attempt::Answered(head, link) => {
-                    node.runtime.count("answer");
-                    self.exchange.first_byte_time.set(Some(link.last_activity() - started));
-                    let cookie = self.cookie(node);
-                    return Ok(Answered { head, link, in_flight, started, cookie });
-                }
-                Attempt::Again(failed) => {
-                    node.runtime.count(failed.label());
-                    failure = Some(failed);
-                }
-                Attempt::Over(failed) => {
-                    node.runtime.count(failed.label());
-                    return Err(self.failed(failed));
-                }
-            }
-        }
-        Err(match failure {
-            Some(_) if self.choice.pinned.is_some() && !self.choice.may_leave => session_node_gone(),
-            Some(failed) => self.failed(failed),
-            None => unavailable(full),
-        })
-    }
-
-    /// The affinity cookie that this node's answer brings.
-    fn cookie(&self, node: &Node) -> Option<HeaderValue> {
-        let secure = match &self.choice.issue {
-            Issue::Nothing => return None,
-            Issue::Soft(cookie) => return Some(cookie.clone()),
-            Issue::IfMoved { .. } if self.choice.pinned.is_some_and(|index| self.pool.nodes[index].id == node.id) => {
-                return None;
-            }
-            Issue::Strict { secure } | Issue::IfMoved { secure } => *secure,
-        };
-        self.route.affinity.as_ref()?.strict_cookie(&node.id, &self.pool.name, secure, seconds_since_1970())
-    }
-
-    /// One node: on a kept connection if there is one, on a new one where that turns out to be dead.
-    async fn attempt(&mut self, node: &Node, started: Instant) -> Attempt {
-        self.name_host(node);
-        let length = self.claimed.and(self.request.as_ref()).map(length_of);
-        loop {
-            let kept = self.engine.links.take(&node.runtime, self.claimed.map(|_| FRESH));
-            let is_new = kept.is_none();
-            let (mut link, started) = match kept {
-                Some(link) => (link, started),
-                None => match self.connect(node).await {
-                    Ok(link) => (link, Instant::now()),
-                    Err(failure) => return Attempt::Again(failure),
-                },
-            };
-            let patience = Patience { started, first_byte: self.pool.timeouts.first_byte, until: self.until() };
-            let on_interim = self.wants_interim.then_some(|interim: Interim| match &self.gate {
-                Some(gate) if interim.is_continue() => gate.open(),
-                _ => self.client.interim(&interim.to_http1()),
-            });
-            let before = link.sent();
-            let outcome =
-                link.send(&mut self.request, patience, on_interim, || self.client.awaits_body.get().is_some()).await;
-            if let Some(reach) = &mut self.claimed {
-                reach.sent = !matches!(outcome, Outcome::NotSent(_));
-                reach.whole = length.is_some_and(|length| link.sent() - before >= length);
-            }
-            match outcome {
-                Outcome::Answer(head) => return Attempt::Answered(head, link),
-                Outcome::NotSent(_) if !is_new && self.request.is_some() => {}
-                Outcome::NotSent(failure) if self.request.is_some() => return Attempt::Again(failure),
-                Outcome::NotSent(failure) | Outcome::SentNoAnswer(failure) => return Attempt::Over(failure),
-            }
-        }
-    }
-
-    async fn connect(&self, node: &Node) -> Result<Box<Link>, Failure> {
-        let started = Instant::now();
-        let timeout = connect_timeout(self.pool.timeouts.connect, self.until());
-        // Boxed, for most requests find a kept connection.
-        let link = Box::pin(Link::connect(node.address, timeout)).await?;
-        self.exchange.connect_time.set(Some(started.elapsed()));
-        Ok(link)
-    }
-
-    /// HTTP/1.0 clients may name no host; HTTP/1.1 nodes want one.
-    fn name_host(&mut self, node: &Node) {
-        if let Some(request) = &mut self.request
-            && !request.headers().contains_key(HOST)
-            && let Ok(host) = HeaderValue::try_from(node.address.to_string())
-        {
-            request.headers_mut().insert(HOST, host);
-        }
-    }
-
     /// When the whole request must be over.
-    fn until(&self) -> Option<Instant> {
+    pub(super) fn until(&self) -> Option<Instant> {
         let total = self.pool.timeouts.total;
         (!total.is_zero()).then(|| self.began() + total)
     }
 
-    fn began(&self) -> Instant {
+    /// When it began to look for a node.
+    pub(super) fn began(&self) -> Instant {
         self.claimed.map_or(self.exchange.started, |reach| reach.began)
     }
 
     /// What the client is told when no node answered.
-    fn failed(&self, failure: Failure) -> Problem {
+    pub(super) fn failed(&self, failure: Failure) -> Problem {
         if let Some(fault) = self.exchange.body_fault.get() {
             return self.body_problem(fault);
         }
@@ -389,32 +248,4 @@ impl Journey {
         head.headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
         Ok(Response::from_parts(head, ResponseBody::empty(&self.exchange)))
     }
-}
-
-/// How many bytes a request takes on the wire, at least.
-fn length_of(request: &Request<Outgoing>) -> u64 {
-    let target = request.uri().path_and_query().map_or(1, |target| target.as_str().len());
-    let line = request.method().as_str().len() + target + "  HTTP/1.1\r\n\r\n".len();
-    let fields: usize = request.headers().iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum();
-    (line + fields) as u64 + http_body::Body::size_hint(request.body()).lower()
-}
-
-/// The time to connect within, shortened by the end of the whole request.
-fn connect_timeout(connect: Duration, until: Option<Instant>) -> Duration {
-    let Some(until) = until else { return connect };
-    let left = until.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
-    if connect.is_zero() { left } else { connect.min(left) }
-}
-
-/// No node could even be tried.
-fn unavailable(full: bool) -> Problem {
-    let (kind, error, detail) = match full {
-        true => (
-            "connection-limit-reached",
-            "connection_limit_reached",
-            "every node of the pool has as many requests as it may have",
-        ),
-        false => ("no-healthy-node", "destination_unavailable", "no node of the pool takes requests"),
-    };
-    Problem::new(StatusCode::SERVICE_UNAVAILABLE, kind, error, detail).retry_after(1)
 }

@@ -3,6 +3,7 @@
 mod connection;
 mod listen;
 mod listeners;
+mod mirror;
 mod nofile;
 mod places;
 mod purge;

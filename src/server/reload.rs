@@ -8,7 +8,9 @@ use super::listeners::{self, BindError, Open};
 use super::run::{Handle, open_log};
 use super::store::StoreUnavailable;
 use crate::config::{Config, Report, Settings};
-use crate::proxy::Snapshot;
+use crate::idempotency::Records;
+use crate::proxy::{Parts, Snapshot};
+use crate::telemetry::access_log::Sink;
 use crate::upstream::Unresolved;
 use serde_json::{Value as Json, json};
 use std::path::Path;
@@ -92,7 +94,20 @@ enum ReloadError {
 
 /// Reloads for as long as somebody can ask for it.
 pub(super) async fn run(handle: Arc<Handle>, mut triggers: mpsc::Receiver<Trigger>) {
-    while let Some(first) = triggers.recv().await {
+    loop {
+        let first = tokio::select! {
+            trigger = triggers.recv() => trigger,
+            () = handle.discovered.changed() => {
+                let worker = Arc::clone(&handle);
+                match tokio::task::spawn_blocking(move || rebuild(&worker)).await {
+                    Ok(Ok(())) => {}
+                    Ok(Err(error)) => tracing::error!(%error, "the nodes that were found are not in force"),
+                    Err(_) => tracing::error!("a change of nodes ended in a panic"),
+                }
+                continue;
+            }
+        };
+        let Some(first) = first else { return };
         let mut batch = vec![first];
         let deadline = tokio::time::Instant::now() + PATIENCE;
         while tokio::time::Instant::now() < deadline {
@@ -141,7 +156,8 @@ fn reload(handle: &Handle, file: &Path, reopen: bool) -> Result<Vec<&'static str
     if handle.records.is_another(&config) {
         needs_restart.push("idempotency_store");
     }
-    let snapshot = Snapshot::build(config, &handle.registry, &handle.metrics, log, records.as_ref())?;
+    tokio::runtime::Handle::current().block_on(handle.discovered.prepare(config.discoveries()));
+    let snapshot = handle.build(config, log, records.as_ref(), &old)?;
     let next = listeners::diff(&now, &snapshot.config.settings.listeners, handle.workers)?;
 
     // Nothing fails from here on.
@@ -155,6 +171,13 @@ fn reload(handle: &Handle, file: &Path, reopen: bool) -> Result<Vec<&'static str
     }
     handle.open.send_replace(next);
     Ok(needs_restart)
+}
+
+/// The same configuration with the nodes that name servers tell of now.
+fn rebuild(handle: &Handle) -> Result<(), Unresolved> {
+    let old = handle.snapshot.load_full();
+    handle.adopt(handle.build(old.config.clone(), old.log.clone(), handle.records.get(), &old)?);
+    Ok(())
 }
 
 /// Settings whose change a running process cannot follow.
@@ -177,6 +200,17 @@ fn needs_restart(old: &Settings, new: &Settings) -> Vec<&'static str> {
 }
 
 impl Handle {
+    fn build(
+        &self,
+        config: Config,
+        log: Option<Arc<Sink>>,
+        records: Option<&Arc<Records>>,
+        earlier: &Snapshot,
+    ) -> Result<Snapshot, Unresolved> {
+        let (registry, metrics, discovered) = (&self.registry, &*self.metrics, &*self.discovered);
+        Snapshot::build(config, Parts { registry, metrics, discovered, log, records, earlier: Some(earlier) })
+    }
+
     /// Writes down what became of a reload; gives what to tell who asked for it.
     fn remember(&self, result: Result<Vec<&'static str>, ReloadError>) -> Result<String, String> {
         let mut last = self.last_reload.lock().unwrap_or_else(PoisonError::into_inner);

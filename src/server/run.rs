@@ -2,10 +2,10 @@
 //! other way round.
 
 use super::listeners::{self, BindError, Open};
+use super::mirror::{mirror_budget, mirror_cache, mirror_nodes, mirror_state};
 use super::nofile;
 use super::places::Places;
 use super::reload::{self, LastReload, Trigger};
-use super::status::{mirror_budget, mirror_cache, mirror_state};
 use super::store::{Store, StoreUnavailable};
 use super::watch_file;
 use super::worker::{self, Shared, Stage};
@@ -14,10 +14,10 @@ use crate::cache::Cache;
 use crate::config::{Config, LogFormat};
 use crate::control::Control;
 use crate::http::budget::Budget;
-use crate::proxy::Snapshot;
+use crate::proxy::{Parts, Snapshot};
 use crate::telemetry::access_log::{Format, Sink};
 use crate::telemetry::metrics::Metrics;
-use crate::upstream::{Registry, Unresolved};
+use crate::upstream::{Discovered, Probes, Registry, Unresolved};
 use arc_swap::ArcSwap;
 use std::io;
 use std::net::SocketAddr;
@@ -57,6 +57,8 @@ pub(super) struct Handle {
     pub(super) snapshot: Arc<ArcSwap<Snapshot>>,
     pub(super) metrics: Arc<Metrics>,
     pub(super) registry: Registry,
+    pub(super) probes: Probes,
+    pub(super) discovered: Arc<Discovered>,
     pub(super) cache: Arc<Cache>,
     pub(super) budget: Arc<Budget>,
     pub(super) records: Store,
@@ -79,12 +81,15 @@ impl Handle {
         self.registry.adopt(&snapshot.pools);
         let old = self.snapshot.swap(Arc::new(snapshot));
         let new = self.snapshot.load();
+        self.probes.follow(&new.pools);
+        self.discovered.follow(new.config.discoveries());
         let (before, after) = (old.config.settings.limits.connections, new.config.settings.limits.connections);
         self.places.resize(before, after);
         self.budget.set_limit(new.config.settings.limits.buffered_bytes.0);
         self.metrics.retain(
             |route| new.routes.iter().any(|known| &*known.label.name == route),
             |listener| new.config.settings.listeners.iter().any(|known| known.name.as_str() == listener),
+            |pool| new.pools.iter().any(|known| &*known.name == pool),
             |pool, node| {
                 let pool = new.pools.iter().find(|known| &*known.name == pool);
                 pool.is_some_and(|pool| pool.nodes.iter().any(|known| &*known.id == node))
@@ -119,15 +124,28 @@ pub(crate) async fn start(config: Config) -> Result<Running, StartError> {
     let log = open_log(&config, &metrics)?;
     let records = Store::default();
     let opened = records.open_for(&config, &metrics)?;
-    let built = Snapshot::build(config, &registry, &metrics, log, opened.as_ref())?;
+    let runtime = tokio::runtime::Handle::current();
+    let (probes, discovered) = (Probes::new(runtime.clone()), Arc::new(Discovered::new(runtime)));
+    discovered.prepare(config.discoveries()).await;
+    let parts = Parts {
+        registry: &registry,
+        metrics: &metrics,
+        discovered: &discovered,
+        log,
+        records: opened.as_ref(),
+        earlier: None,
+    };
+    let built = Snapshot::build(config, parts)?;
     records.adopt(opened);
     registry.adopt(&built.pools);
+    probes.follow(&built.pools);
     let snapshot = Arc::new(ArcSwap::from_pointee(built));
     let evictions = metrics.cache_evictions.clone();
     let cache = Arc::new(Cache::new(settings.cache.memory.0, move || evictions.inc()));
     tokio::spawn(Arc::clone(&cache).keep_clean());
     let last_reload = Arc::new(Mutex::new(LastReload::first()));
-    mirror_state(&metrics, &snapshot, &last_reload);
+    mirror_state(&metrics, &last_reload);
+    mirror_nodes(&metrics, &snapshot);
     mirror_cache(&metrics, &cache);
     let budget = Budget::new(settings.limits.buffered_bytes.0);
     mirror_budget(&metrics, &budget);
@@ -145,6 +163,8 @@ pub(crate) async fn start(config: Config) -> Result<Running, StartError> {
         snapshot,
         metrics,
         registry,
+        probes,
+        discovered,
         cache,
         budget,
         records,

@@ -1,22 +1,20 @@
 //! What a running proxy tells of itself.
 
 use super::purge;
-use super::reload::{LastReload, Trigger};
+use super::reload::Trigger;
 use super::run::Handle;
 use super::worker::Stage;
 use crate::cache::{Cache, Purge};
 use crate::config::{self, NodeState};
 use crate::control::{Access, Asked, Control, PurgeOrder, PurgeTarget, Release};
-use crate::http::budget::Budget;
 use crate::idempotency::{Authorised, Id, Listed, Records};
-use crate::proxy::Snapshot;
-use crate::telemetry::metrics::{Metrics, Sample, totals};
-use crate::upstream::{Node, Pool};
-use arc_swap::ArcSwap;
+use crate::telemetry::metrics::{Metrics, totals};
+use crate::upstream::{Node, Pool, millis};
 use serde_json::{Value as Json, json};
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, PoisonError};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use tokio::sync::oneshot;
 
 impl Control for Handle {
@@ -63,7 +61,12 @@ impl Control for Handle {
     }
 
     fn pools(&self) -> Json {
-        self.snapshot.load().pools.iter().map(|pool| pool_status(pool)).collect()
+        let snapshot = self.snapshot.load();
+        let status = |pool: &Arc<Pool>| {
+            let wanted = snapshot.config.settings.pools.get(&pool.name).and_then(|pool| pool.discovery.as_ref());
+            pool_status(pool, wanted.map(|wanted| self.discovered.failure(wanted)))
+        };
+        snapshot.pools.iter().map(status).collect()
     }
 
     fn set_node_state(&self, pool: &str, id: &str, state: NodeState) -> bool {
@@ -133,7 +136,7 @@ impl Control for Handle {
         let pool = snapshot.pools.iter().find(|candidate| &*candidate.name == pool)?;
         let hash = pool.ring.hash_key(key.as_bytes());
         let order: Vec<&str> = pool.ring.walk(hash).map(|member| &*pool.nodes[member].id).collect();
-        let takes: Option<&str> = pool.candidates(hash).next().map(|node| &*node.id);
+        let takes: Option<&str> = pool.taker(hash, Instant::now()).map(|node| &*node.id);
         Some(
             json!({ "pool": &*pool.name, "key": key, "hash": format!("{hash:016x}"), "owner": order.first(), "order": order, "takes": takes }),
         )
@@ -173,102 +176,60 @@ fn counts(family: &prometheus::IntCounterVec, label: &str) -> Json {
     totals(family, label).into_iter().map(|(value, count)| (value, Json::from(count))).collect()
 }
 
-fn pool_status(pool: &Pool) -> Json {
-    let shares = pool.ring.shares();
-    let nodes = pool.nodes.iter().zip(shares).map(|(node, share)| {
-        json!({
-            "id": &*node.id,
-            "address": node.address.to_string(),
-            "weight": node.weight,
-            "state": node.runtime.state().word(),
-            "file_state": node.state.word(),
-            "share": share,
-            "in_flight": node.runtime.in_flight(),
-            "idle_connections": node.runtime.idle(),
-        })
+fn pool_status(pool: &Pool, discovery: Option<Option<String>>) -> Json {
+    let (now, shares) = (Instant::now(), pool.ring.shares());
+    let nodes = pool.nodes.iter().zip(shares).map(|(node, share)| node_status(pool, node, share, millis(now)));
+    let mut status = json!({
+        "name": &*pool.name,
+        "points": pool.ring.points(),
+        "usable": pool.is_usable(now),
+        "panic": pool.is_panic(millis(now)),
+        "queued": pool.queued(),
+        "retry_tokens": pool.group.budget.tokens(millis(now)),
+        "nodes": nodes.collect::<Vec<_>>(),
     });
-    json!({ "name": &*pool.name, "points": pool.ring.points(), "nodes": nodes.collect::<Vec<_>>() })
+    if let Some(failure) = discovery {
+        status["discovery"] = json!({ "success": failure.is_none(), "error": failure });
+    }
+    status
 }
 
-/// Gauges of what the cache holds.
-pub(super) fn mirror_cache(metrics: &Metrics, cache: &Arc<Cache>) {
-    let mirror = |name, help, read: fn((u64, u64)) -> u64| {
-        let cache = Arc::clone(cache);
-        metrics.mirror(name, help, &[], move |samples| {
-            samples.push(Sample { labels: Vec::new(), value: read(cache.extent()) as f64 });
+fn node_status(pool: &Pool, node: &Node, share: f64, now: u64) -> Json {
+    let runtime = &node.runtime;
+    let seconds = |milliseconds: u64| milliseconds as f64 / 1000.0;
+    let (failures, out) = runtime.ejection(now);
+    let mut status = json!({
+        "id": &*node.id,
+        "address": node.address.to_string(),
+        "weight": node.weight,
+        "state": runtime.state().word(),
+        "file_state": node.state.word(),
+        "share": share,
+        "in_flight": runtime.in_flight(),
+        "idle_connections": runtime.idle(),
+        "healthy": runtime.is_healthy(now),
+        "failures_in_a_row": failures,
+        "ejected_for_seconds": out.map(seconds),
+        "slow_start": runtime.ramp_progress(now, pool.slow_start),
+    });
+    if pool.health_check.is_some() {
+        let checks = runtime.checks();
+        status["health_check"] = json!({
+            "passed_in_a_row": checks.passed,
+            "failed_in_a_row": checks.failed,
+            "error": checks.failure,
+            "seconds_ago": checks.at.map(|at| seconds(now.saturating_sub(at))),
         });
-    };
-    mirror("ringway_cache_entries", "URIs that the cache has something for.", |(entries, _)| entries);
-    mirror("ringway_cache_bytes", "Memory that stored responses take, keys and overhead included.", |(_, bytes)| bytes);
-}
-
-/// What is held back of bodies.
-pub(super) fn mirror_budget(metrics: &Metrics, budget: &Arc<Budget>) {
-    let budget = Arc::clone(budget);
-    let help = "Bytes of bodies that are held back, as `limits.buffered_bytes` bounds them.";
-    metrics.mirror("ringway_buffered_bytes", help, &[], move |samples| {
-        samples.push(Sample { labels: Vec::new(), value: budget.held() as f64 });
-    });
-}
-
-/// Reads a node and its share of the keys; is handed a function that adds a value, with more labels.
-type ReadNode = fn(&Node, f64, &mut dyn FnMut(&[&str], f64));
-
-/// Gauges that show what is in force as it is when somebody asks.
-pub(super) fn mirror_state(metrics: &Metrics, snapshot: &Arc<ArcSwap<Snapshot>>, reloads: &Arc<Mutex<LastReload>>) {
-    let last = |read: fn(&LastReload) -> f64| {
-        let reloads = Arc::clone(reloads);
-        move |samples: &mut Vec<Sample>| {
-            let value = read(&reloads.lock().unwrap_or_else(PoisonError::into_inner));
-            samples.push(Sample { labels: Vec::new(), value });
-        }
-    };
-    metrics.mirror(
-        "ringway_config_last_reload_success",
-        "Whether the configuration file, as it was read last, is in force.",
-        &[],
-        last(|reload| f64::from(u8::from(reload.succeeded()))),
-    );
-    metrics.mirror(
-        "ringway_config_last_reload_timestamp_seconds",
-        "When the configuration file was read last.",
-        &[],
-        last(LastReload::timestamp),
-    );
-    let each_node = |read: ReadNode| {
-        let snapshot = Arc::clone(snapshot);
-        move |samples: &mut Vec<Sample>| {
-            for pool in &snapshot.load().pools {
-                let shares = pool.ring.shares();
-                for (node, share) in pool.nodes.iter().zip(shares) {
-                    read(node, share, &mut |more, value| {
-                        let labels =
-                            [&*pool.name, &*node.id].iter().chain(more).map(|label| (*label).to_owned()).collect();
-                        samples.push(Sample { labels, value });
-                    });
-                }
-            }
-        }
-    };
-    metrics.mirror(
-        "ringway_node_in_flight",
-        "Requests and tunnels that a node is working on.",
-        &["pool", "node"],
-        each_node(|node, _, add| add(&[], f64::from(node.runtime.in_flight()))),
-    );
-    metrics.mirror(
-        "ringway_ring_share_ratio",
-        "The part of the pool's keys that a node owns.",
-        &["pool", "node"],
-        each_node(|_, share, add| add(&[], share)),
-    );
-    metrics.mirror(
-        "ringway_upstream_connections",
-        "Connections to nodes, by whether a request is on them.",
-        &["pool", "node", "state"],
-        each_node(|node, _, add| {
-            add(&["active"], f64::from(node.runtime.in_flight()));
-            add(&["idle"], f64::from(node.runtime.idle()));
-        }),
-    );
+    }
+    if runtime.state() == NodeState::Drain {
+        let wall = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        let left = runtime.sessions.left(wall);
+        status["drain"] = json!({
+            "done": runtime.in_flight() == 0 && left == 0,
+            "in_flight": runtime.in_flight(),
+            "last_session_ends_in_seconds": left,
+            "session_seen_seconds_ago": runtime.sessions.last_seen(wall),
+        });
+    }
+    status
 }

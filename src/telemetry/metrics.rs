@@ -25,6 +25,8 @@ pub(crate) struct Metrics {
     pub(crate) upstream_requests: IntCounterVec,
     pub(crate) upstream_duration: HistogramVec,
     pub(crate) upstream_retries: IntCounterVec,
+    pub(crate) upstream_retries_denied: IntCounterVec,
+    pub(crate) ring_spills: IntCounterVec,
     pub(crate) cache_requests: IntCounterVec,
     pub(crate) cache_evictions: IntCounter,
     pub(crate) cache_purges: IntCounterVec,
@@ -71,6 +73,18 @@ impl Metrics {
                 &registry,
                 "ringway_upstream_retries_total",
                 "Attempts after the first one of a request, by why it failed.",
+                &["pool", "reason"],
+            ),
+            upstream_retries_denied: counters(
+                &registry,
+                "ringway_upstream_retries_denied_total",
+                "Attempts that were not made because the pool's retry budget was spent.",
+                &["pool"],
+            ),
+            ring_spills: counters(
+                &registry,
+                "ringway_ring_spills_total",
+                "Requests that met another node than their key's owner, by why the owner was passed over.",
                 &["pool", "reason"],
             ),
             cache_requests: counters(
@@ -137,15 +151,17 @@ impl Metrics {
         register(&self.registry, Mirror { desc, name, help, labels, read: Box::new(read) });
     }
 
-    /// Removes the series of routes, listeners and nodes that are no more.
+    /// Removes the series of routes, listeners, pools and nodes that are no more.
     pub(crate) fn retain(
         &self,
         is_route: impl Fn(&str) -> bool,
         is_listener: impl Fn(&str) -> bool,
+        is_pool: impl Fn(&str) -> bool,
         is_node: impl Fn(&str, &str) -> bool,
     ) {
         let route = |labels: &Labels| labels.get("route").is_none_or(|route| route == "none" || is_route(route));
         let listener = |labels: &Labels| labels.get("listener").is_none_or(|name| is_listener(name));
+        let pool = |labels: &Labels| labels.get("pool").is_none_or(|pool| is_pool(pool));
         let node = |labels: &Labels| match (labels.get("pool"), labels.get("node")) {
             (Some(pool), Some(node)) => is_node(pool, node),
             _ => true,
@@ -156,6 +172,9 @@ impl Metrics {
         retain(&self.idempotency_requests, &["route", "result"], route);
         retain(&self.connections, &["listener"], listener);
         retain(&self.connections_total, &["listener"], listener);
+        retain(&self.upstream_retries, &["pool", "reason"], pool);
+        retain(&self.upstream_retries_denied, &["pool"], pool);
+        retain(&self.ring_spills, &["pool", "reason"], pool);
         retain(&self.upstream_requests, &["pool", "node", "outcome"], node);
         retain(&self.upstream_duration, &["pool", "node"], node);
     }

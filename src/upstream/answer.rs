@@ -64,7 +64,8 @@ impl AnswerBody {
     }
 
     fn finish(&mut self, cx: &mut Context<'_>) {
-        let Some(Source { mut link, in_flight, started, keep, .. }) = self.source.take() else { return };
+        let Some(Source { mut link, mut in_flight, started, keep, .. }) = self.source.take() else { return };
+        in_flight.finished();
         let now = link.last_activity();
         in_flight.node().duration.observe((now - started).as_secs_f64());
         if link.is_reusable(cx) {
@@ -73,11 +74,16 @@ impl AnswerBody {
     }
 
     fn fail(&mut self, broken: Broken) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
-        if let Some(source) = self.source.take() {
-            source.in_flight.node().count(match broken {
-                Broken::Incomplete => "incomplete",
-                Broken::Stalled => "stalled",
-            });
+        if let Some(mut source) = self.source.take() {
+            let (outcome, is_the_nodes) = match broken {
+                Broken::Incomplete => ("incomplete", true),
+                // The end of the whole request may have come because its client was slow.
+                Broken::Stalled => ("stalled", source.link.last_activity().elapsed() >= source.idle_timeout),
+            };
+            source.in_flight.node().count(outcome);
+            if is_the_nodes {
+                source.in_flight.failed();
+            }
         }
         Poll::Ready(Some(Err(broken)))
     }

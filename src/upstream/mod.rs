@@ -1,24 +1,61 @@
 //! A pool of nodes: who is eligible for a key, connections to them, and one attempt at one of them.
 //!
+//! `pool` is a pool as one configuration has it; `pick` decides which node takes a request, by what
+//! `health` (active checks, done by `probe`), `circuit` (failed requests) and `ramp` (slow start) say of
+//! it. `node` and `group` are what outlives a configuration, found again in the `registry`. `retry` says
+//! what may be tried again, `queue` who waits for room, `discovery` which nodes there are. `link`, `idle`,
+//! `answer` and `interim` are connections; `held` keeps a body that may have to be sent again.
+//!
 //! What becomes of an attempt is told by [`Outcome`], for everything above rests on the difference
 //! between a request that was never sent and one that may have run.
 
 mod answer;
+mod circuit;
+mod clock;
+mod discovery;
+mod group;
+mod health;
+mod held;
 mod idle;
 mod interim;
 mod link;
 mod node;
+mod pick;
 mod pool;
+mod probe;
+mod queue;
+mod ramp;
+mod registry;
+mod retry;
+mod sessions;
 
 pub(crate) use answer::{AnswerBody, Broken, Keep};
+pub(crate) use clock::millis;
+pub(crate) use discovery::Discovered;
+pub(crate) use held::Held;
 pub(crate) use idle::IdleLinks;
 pub(crate) use interim::Interim;
 pub(crate) use link::{Link, Outcome, Patience, Switched};
-pub(crate) use node::{InFlight, Registry};
-pub(crate) use pool::{Node, Pool, Unresolved, ring_of};
+pub(crate) use node::InFlight;
+pub(crate) use pick::Nobody;
+pub(crate) use pool::{Node, Picked, Pool, Tried, Unresolved, ring_of};
+pub(crate) use probe::Probes;
+pub(crate) use registry::Registry;
+pub(crate) use retry::{Setback, is_idempotent};
 
 use std::fmt;
 use std::pin::Pin;
+
+/// Which nodes a request may go to.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Wanted {
+    /// Where its key lies on the circle.
+    pub(crate) hash: u64,
+    /// The node of a strict session, by its place in the pool's list; it comes before the ring.
+    pub(crate) pinned: Option<usize>,
+    /// Whether a pinned session may go to another node.
+    pub(crate) may_leave: bool,
+}
 
 /// A body on its way to a node. Most requests have none, and cost no box.
 pub(crate) enum Outgoing {
@@ -80,6 +117,11 @@ pub(crate) enum Failure {
 }
 
 impl Failure {
+    /// Whether it speaks against the node. A request that its client did not send whole does not.
+    pub(crate) fn is_the_nodes(self) -> bool {
+        self != Failure::RequestBody
+    }
+
     /// The label in metrics and the word in logs.
     pub(crate) fn label(self) -> &'static str {
         match self {

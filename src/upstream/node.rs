@@ -1,24 +1,37 @@
-//! What a node is beyond one configuration: its load and its metrics, kept by its stable id.
+//! What a node is beyond one configuration: its state, health and load, and its requests in flight.
 
-use super::pool::Pool;
-use crate::config::NodeState;
+use super::circuit::{Circuit, Fitness};
+use super::clock::{Millis, millis};
+use super::group::Group;
+use super::health::{Checks, Health};
+use super::pick::Skip;
+use super::queue::Queue;
+use super::ramp::Ramp;
+use super::sessions::Sessions;
+use crate::config::{HealthCheck, NodeState};
 use crate::telemetry::metrics::Metrics;
 use prometheus::{Histogram, IntCounter};
-use std::collections::{HashMap, HashSet};
-use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 
 /// A node's state that outlives reloads, shared by all workers.
 pub(crate) struct NodeRuntime {
     /// Unique in the process: what a worker keeps its idle connections by.
     pub(crate) serial: u64,
-    pool: Arc<str>,
-    id: Arc<str>,
+    /// The nodes that share its pool.
+    pub(crate) group: Arc<Group>,
+    pub(crate) id: Arc<str>,
     /// The [`NodeState`] in force, as `state_code` has it.
     state: AtomicU8,
     in_flight: AtomicU32,
     pub(super) idle: AtomicU32,
+    pub(super) health: Health,
+    pub(super) circuit: Circuit,
+    pub(super) ramp: Ramp,
+    pub(crate) sessions: Sessions,
+    /// Strict sessions that wait for room at this node and no other.
+    pub(crate) queue: Queue,
     metrics: Arc<Metrics>,
     pub(super) duration: Histogram,
     /// The counter that nearly every attempt needs.
@@ -26,6 +39,26 @@ pub(crate) struct NodeRuntime {
 }
 
 impl NodeRuntime {
+    /// A node takes nothing before the configuration that knows it is in force.
+    pub(super) fn new(serial: u64, group: Arc<Group>, id: Arc<str>, metrics: Arc<Metrics>) -> NodeRuntime {
+        NodeRuntime {
+            serial,
+            state: AtomicU8::new(state_code(NodeState::Down)),
+            in_flight: AtomicU32::new(0),
+            idle: AtomicU32::new(0),
+            health: Health::default(),
+            circuit: Circuit::default(),
+            ramp: Ramp::default(),
+            sessions: Sessions::default(),
+            queue: Queue::default(),
+            duration: metrics.upstream_duration.with_label_values(&[&*group.name, &*id]),
+            answered: OnceLock::new(),
+            group,
+            id,
+            metrics,
+        }
+    }
+
     /// Whether the node takes requests: as the file says, or as somebody has said since.
     pub(crate) fn state(&self) -> NodeState {
         match self.state.load(Ordering::Relaxed) {
@@ -35,8 +68,13 @@ impl NodeRuntime {
         }
     }
 
-    fn set_state(&self, state: NodeState) {
-        self.state.store(state_code(state), Ordering::Relaxed);
+    /// A node that takes requests again gets its keys one by one.
+    pub(super) fn set_state(&self, state: NodeState) {
+        let before = self.state.swap(state_code(state), Ordering::Relaxed);
+        if state == NodeState::Up && before != state_code(NodeState::Up) {
+            self.ramp.begin(millis(Instant::now()));
+            self.group.stir();
+        }
     }
 
     /// Requests and tunnels that this node is working on.
@@ -49,39 +87,135 @@ impl NodeRuntime {
         self.idle.load(Ordering::Relaxed)
     }
 
-    /// Takes one of the node's places; `None` where all are taken.
-    pub(crate) fn begin(self: &Arc<Self>, limit: u32) -> Option<InFlight> {
-        if self.in_flight.fetch_add(1, Ordering::Relaxed) >= limit {
-            self.in_flight.fetch_sub(1, Ordering::Relaxed);
+    /// Whether the node is well: its checks pass, and it is not out because its requests failed.
+    pub(crate) fn is_healthy(&self, now: Millis) -> bool {
+        self.health.is_healthy() && self.circuit.left(now).is_none_or(|left| left == 0)
+    }
+
+    /// What its checks have come to.
+    pub(crate) fn checks(&self) -> Checks {
+        self.health.checks()
+    }
+
+    /// Failures in a row, and how long it is out for the last ones, in milliseconds.
+    pub(crate) fn ejection(&self, now: Millis) -> (u32, Option<u64>) {
+        (self.circuit.failures(), self.circuit.left(now))
+    }
+
+    /// How far its slow start is, from 0 to 1.
+    pub(crate) fn ramp_progress(&self, now: Millis, length: Duration) -> f64 {
+        self.ramp.progress(now, length)
+    }
+
+    /// Whether requests may go to it as far as its health tells; `true` for one that tries it.
+    pub(super) fn fitness(&self, now: Millis) -> Result<bool, Skip> {
+        if !self.health.is_healthy() {
+            return Err(Skip::Unhealthy);
+        }
+        match self.circuit.fitness(now) {
+            Fitness::Closed => Ok(false),
+            Fitness::HalfOpen => Ok(true),
+            Fitness::Open => Err(Skip::Ejected),
+        }
+    }
+
+    /// Takes one of the node's places; `None` where all are taken, or somebody else tries it already.
+    pub(super) fn begin(self: &Arc<Self>, limit: u32, is_trial: bool) -> Option<InFlight> {
+        if is_trial && !self.circuit.begin_trial() {
             return None;
         }
-        Some(InFlight { node: Arc::clone(self) })
+        if self.in_flight.fetch_add(1, Ordering::SeqCst) >= limit {
+            self.in_flight.fetch_sub(1, Ordering::SeqCst);
+            if is_trial {
+                self.circuit.end_trial();
+            }
+            return None;
+        }
+        Some(InFlight { node: Arc::clone(self), is_trial, has_failed: false })
     }
 
     /// Counts what became of an attempt.
     pub(crate) fn count(&self, outcome: &str) {
-        let counter = |outcome| self.metrics.upstream_requests.with_label_values(&[&*self.pool, &*self.id, outcome]);
+        let counter =
+            |outcome| self.metrics.upstream_requests.with_label_values(&[&*self.group.name, &*self.id, outcome]);
         match outcome {
             "answer" => self.answered.get_or_init(|| counter("answer")).inc(),
             _ => counter(outcome).inc(),
         }
     }
+
+    /// Takes the result of a check: why it failed, if it did.
+    pub(super) fn checked(&self, result: Result<(), String>, rules: &HealthCheck) {
+        let now = millis(Instant::now());
+        let failure = result.as_ref().err().cloned().unwrap_or_default();
+        let (pool, node) = (&*self.group.name, &*self.id);
+        match self.health.record(result, rules, self.group.is_all_unhealthy(), now) {
+            Some(true) => {
+                tracing::info!(pool, node, "the node is well again: its health checks pass");
+                // It has been away: what its requests came to before says little.
+                self.circuit.half_open(now);
+                self.ramp.begin(now);
+                self.group.stir();
+            }
+            Some(false) => tracing::warn!(pool, node, failure, "the node takes no requests: its health checks fail"),
+            None => {}
+        }
+    }
 }
 
-/// A place among a node's requests in flight, given back when dropped.
+/// A place among a node's requests in flight, given back when dropped; what becomes of the request is
+/// told to it.
 pub(crate) struct InFlight {
     node: Arc<NodeRuntime>,
+    is_trial: bool,
+    has_failed: bool,
 }
 
 impl InFlight {
     pub(crate) fn node(&self) -> &Arc<NodeRuntime> {
         &self.node
     }
+
+    /// The node has begun to answer as a node that works does.
+    pub(crate) fn answered(&mut self) {
+        if std::mem::take(&mut self.is_trial) {
+            let now = millis(Instant::now());
+            self.node.circuit.close(now);
+            self.node.circuit.end_trial();
+            self.node.ramp.begin(now);
+            self.node.group.stir();
+            tracing::info!(
+                pool = &*self.node.group.name,
+                node = &*self.node.id,
+                "a request tried the node: it is back"
+            );
+        }
+    }
+
+    /// The answer is whole.
+    pub(crate) fn finished(&mut self) {
+        if !self.has_failed {
+            self.node.circuit.succeeded();
+        }
+    }
+
+    /// The node has failed: no connection, no whole answer, or 502, 503 or 504.
+    pub(crate) fn failed(&mut self) {
+        if !std::mem::replace(&mut self.has_failed, true) {
+            self.node.group.failed(&self.node, std::mem::take(&mut self.is_trial));
+        }
+    }
 }
 
 impl Drop for InFlight {
     fn drop(&mut self) {
-        self.node.in_flight.fetch_sub(1, Ordering::Relaxed);
+        if self.is_trial {
+            self.node.circuit.end_trial();
+        }
+        self.node.in_flight.fetch_sub(1, Ordering::SeqCst);
+        if !self.node.queue.let_one_in() {
+            self.node.group.queue.let_one_in();
+        }
     }
 }
 
@@ -90,78 +224,5 @@ fn state_code(state: NodeState) -> u8 {
         NodeState::Up => 0,
         NodeState::Drain => 1,
         NodeState::Down => 2,
-    }
-}
-
-/// Pool, id and address.
-type Identity = (Arc<str>, Arc<str>, SocketAddr);
-
-/// The nodes that are known to the process. A new configuration finds its nodes here again; the
-/// same id under another address is a new node.
-pub(crate) struct Registry {
-    metrics: Arc<Metrics>,
-    next: AtomicU64,
-    nodes: Mutex<HashMap<Identity, Arc<NodeRuntime>>>,
-    /// What somebody has said of a node, by pool and id; it holds until the file says something new.
-    overrides: Mutex<HashMap<PoolAndId, Override>>,
-}
-
-type PoolAndId = (Arc<str>, Arc<str>);
-
-#[derive(Clone, Copy, Debug)]
-struct Override {
-    /// What the file said then.
-    file: NodeState,
-    state: NodeState,
-}
-
-impl Registry {
-    pub(crate) fn new(metrics: Arc<Metrics>) -> Registry {
-        Registry { metrics, next: AtomicU64::new(0), nodes: Mutex::default(), overrides: Mutex::default() }
-    }
-
-    /// The state of a node, new where it is not known yet.
-    pub(crate) fn node(&self, pool: &Arc<str>, id: &Arc<str>, address: SocketAddr) -> Arc<NodeRuntime> {
-        let mut nodes = self.nodes.lock().unwrap_or_else(PoisonError::into_inner);
-        let entry = nodes.entry((Arc::clone(pool), Arc::clone(id), address));
-        Arc::clone(entry.or_insert_with(|| {
-            Arc::new(NodeRuntime {
-                serial: self.next.fetch_add(1, Ordering::Relaxed),
-                pool: Arc::clone(pool),
-                id: Arc::clone(id),
-                // Takes nothing before the configuration that knows it is in force.
-                state: AtomicU8::new(state_code(NodeState::Down)),
-                in_flight: AtomicU32::new(0),
-                idle: AtomicU32::new(0),
-                duration: self.metrics.upstream_duration.with_label_values(&[&**pool, &**id]),
-                answered: OnceLock::new(),
-                metrics: Arc::clone(&self.metrics),
-            })
-        }))
-    }
-
-    /// Puts the states of a configuration in force and forgets nodes that are not in it. Called once,
-    /// when that configuration takes over.
-    pub(crate) fn adopt(&self, pools: &[Arc<Pool>]) {
-        let mut overrides = self.overrides.lock().unwrap_or_else(PoisonError::into_inner);
-        let in_force = || pools.iter().flat_map(|pool| pool.nodes.iter().map(move |node| (pool, node)));
-        overrides.retain(|(pool, id), held| {
-            in_force().any(|(other, node)| other.name == *pool && node.id == *id && node.state == held.file)
-        });
-        for (pool, node) in in_force() {
-            let held = overrides.get(&(Arc::clone(&pool.name), Arc::clone(&node.id)));
-            node.runtime.set_state(held.map_or(node.state, |held| held.state));
-        }
-        let serials: HashSet<u64> = in_force().map(|(_, node)| node.runtime.serial).collect();
-        self.nodes.lock().unwrap_or_else(PoisonError::into_inner).retain(|_, node| serials.contains(&node.serial));
-    }
-
-    /// Says whether a node takes requests, until the file says something new about it.
-    pub(crate) fn set_state(&self, pool: &Pool, id: &str, state: NodeState) -> bool {
-        let Some(node) = pool.nodes.iter().find(|node| &*node.id == id) else { return false };
-        let mut overrides = self.overrides.lock().unwrap_or_else(PoisonError::into_inner);
-        overrides.insert((Arc::clone(&pool.name), Arc::clone(&node.id)), Override { file: node.state, state });
-        node.runtime.set_state(state);
-        true
     }
 }

@@ -1,19 +1,36 @@
-//! A pool as one configuration has it: its ring, its nodes, its limits.
+//! A pool as one configuration has it: its ring, its nodes, its rules, and the choice of a node.
 
-use super::node::{NodeRuntime, Registry};
+use super::Wanted;
+use super::clock::{Millis, millis};
+use super::discovery::Found;
+use super::group::Group;
+use super::node::{InFlight, NodeRuntime};
+use super::pick::{self, Nobody, Nodes, Pick, Rules, Skip};
+use super::registry::Registry;
+use super::retry::RetryRules;
 use crate::config::values::NodeAddress;
-use crate::config::{self, NodeState, PoolConnections, Timeouts};
+use crate::config::{self, HealthCheck, NodeState, OutlierEjection, PoolConnections, Timeouts};
 use crate::ring::{Member, Ring, Seed};
+use smallvec::SmallVec;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 /// A pool of nodes behind one ring.
 pub(crate) struct Pool {
     pub(crate) name: Arc<str>,
-    pub(crate) ring: Ring,
+    pub(crate) ring: Arc<Ring>,
+    /// What the ring was made of, beside the nodes.
+    ring_settings: (String, u32),
     pub(crate) nodes: Vec<Node>,
     pub(crate) timeouts: Timeouts,
     pub(crate) connections: PoolConnections,
+    pub(crate) health_check: Option<Arc<HealthCheck>>,
+    pub(crate) ejection: OutlierEjection,
+    pub(crate) retries: RetryRules,
+    pub(crate) slow_start: Duration,
+    rules: Rules,
+    pub(crate) group: Arc<Group>,
 }
 
 /// A node as one configuration has it.
@@ -24,7 +41,21 @@ pub(crate) struct Node {
     /// As the file has it; what is in force is the runtime's to say.
     pub(crate) state: NodeState,
     pub(crate) runtime: Arc<NodeRuntime>,
+    /// The node's own number among the hashes, for its slow start.
+    salt: u64,
 }
+
+/// A node that takes a request, and its place there.
+pub(crate) struct Picked {
+    /// Its place in the pool's list.
+    pub(crate) node: usize,
+    pub(crate) in_flight: InFlight,
+    /// So few nodes are well that all of them are tried.
+    pub(crate) in_panic: bool,
+}
+
+/// The nodes that a request has tried, by their places in the pool's list.
+pub(crate) type Tried = SmallVec<[usize; 4]>;
 
 /// A node's name that does not resolve.
 #[derive(Debug, thiserror::Error)]
@@ -37,45 +68,191 @@ pub(crate) struct Unresolved {
 }
 
 impl Pool {
-    /// Builds the ring and finds the nodes' state. Resolves names, so it belongs off the workers.
-    pub(crate) fn build(name: &str, settings: &config::Pool, registry: &Registry) -> Result<Pool, Unresolved> {
-        let name: Arc<str> = name.into();
-        let mut nodes = Vec::with_capacity(settings.nodes.len());
-        for node in &settings.nodes {
-            let id: Arc<str> = node.id.as_str().into();
+    /// Builds the ring and finds the nodes' state; takes the ring of an earlier build where it is the
+    /// same. Resolves names, so it belongs off the workers.
+    pub(crate) fn build(
+        name: &str,
+        settings: &config::Pool,
+        found: &[Found],
+        registry: &Registry,
+        earlier: Option<&Pool>,
+    ) -> Result<Pool, Unresolved> {
+        let group = registry.group(&name.into());
+        let mut nodes = Vec::with_capacity(settings.listed().len() + found.len());
+        for node in settings.listed() {
             let address = resolve(&node.address).map_err(|cause| Unresolved {
-                pool: name.to_string(),
-                node: id.to_string(),
+                pool: name.to_owned(),
+                node: node.id.value.clone(),
                 address: node.address.to_string(),
                 cause,
             })?;
-            let runtime = registry.node(&name, &id, address);
-            nodes.push(Node { id, address, weight: node.weight, state: node.state, runtime });
+            nodes.push((node.id.as_str().into(), address, node.weight, node.state));
         }
+        // A node that the file names is the file's.
+        let listed = nodes.len();
+        for node in found {
+            let id: Arc<str> = node.address.to_string().into();
+            if !nodes[..listed].iter().any(|(other, ..): &(Arc<str>, _, _, _)| *other == id) {
+                nodes.push((id, node.address, node.weight, NodeState::Up));
+            }
+        }
+        let members: Vec<Member<'_>> = nodes.iter().map(|(id, _, weight, _)| Member { id, weight: *weight }).collect();
+        let ring_settings = (settings.ring.seed.clone(), settings.ring.virtual_nodes);
+        let ring = match earlier {
+            Some(earlier) if earlier.ring_settings == ring_settings && earlier.has(&members) => {
+                Arc::clone(&earlier.ring)
+            }
+            _ => Arc::new(Ring::build(Seed::new(&ring_settings.0), ring_settings.1, &members)),
+        };
+        let nodes = nodes.into_iter().map(|(id, address, weight, state)| Node {
+            salt: ring.hash_key(id.as_bytes()),
+            runtime: registry.node(&group, &id, address),
+            id,
+            address,
+            weight,
+            state,
+        });
         Ok(Pool {
-            ring: ring_of(settings),
-            name,
-            nodes,
+            nodes: nodes.collect(),
+            name: Arc::clone(&group.name),
+            ring,
+            ring_settings,
             timeouts: settings.timeouts.clone(),
             connections: settings.connections.clone(),
+            health_check: settings.health_check.clone().map(Arc::new),
+            ejection: settings.outlier_ejection.clone(),
+            retries: RetryRules::of(settings.retries.as_ref()),
+            slow_start: settings.slow_start,
+            rules: Rules {
+                max_per_node: settings.connections.max_per_node,
+                bounded_load: settings.ring.bounded_load.map(config::values::Factor::thousandths),
+                panic_threshold: settings.panic_threshold.ratio(),
+            },
+            group,
         })
     }
 
-    /// The nodes that may take a request with this hash, in the order in which they should.
-    pub(crate) fn candidates(&self, hash: u64) -> impl Iterator<Item = &Node> {
-        self.ring.walk(hash).map(|member| &self.nodes[member]).filter(|node| node.runtime.state() == NodeState::Up)
+    fn has(&self, members: &[Member<'_>]) -> bool {
+        let same = |(node, member): (&Node, &Member<'_>)| *node.id == *member.id && node.weight == member.weight;
+        self.nodes.len() == members.len() && self.nodes.iter().zip(members).all(same)
+    }
+
+    /// Chooses the node that takes a request, and takes a place there. Those that were tried are passed
+    /// over.
+    pub(crate) fn pick(&self, wanted: &Wanted, tried: &[usize], now: Instant) -> Result<Picked, Nobody> {
+        let moment = Moment { pool: self, hash: wanted.hash, now: millis(now) };
+        let mut lost: Tried = SmallVec::new();
+        let mut spilled = None;
+        if let Some(node) = wanted.pinned.filter(|node| !tried.contains(node)) {
+            match pick::pick_pinned(node, &moment, &self.rules) {
+                Ok(pick) => match self.take(pick) {
+                    Some(picked) => return Ok(picked),
+                    None => spilled = Some(Skip::Full),
+                },
+                Err(skip) => spilled = Some(skip),
+            }
+            if !wanted.may_leave {
+                return Err(if spilled == Some(Skip::Full) { Nobody::Full } else { Nobody::Unavailable });
+            }
+        } else if wanted.pinned.is_some() && !wanted.may_leave {
+            return Err(Nobody::Unavailable);
+        }
+        loop {
+            let passed = |node: &usize| tried.contains(node) || lost.contains(node) || wanted.pinned == Some(*node);
+            let order = self.ring.walk(wanted.hash).filter(|node| !passed(node));
+            let pick = match pick::pick(order, &moment, &self.rules) {
+                Ok(pick) => pick,
+                Err(Nobody::Unavailable) if !lost.is_empty() || spilled == Some(Skip::Full) => {
+                    return Err(Nobody::Full);
+                }
+                Err(nobody) => return Err(nobody),
+            };
+            if let Some(picked) = self.take(pick) {
+                // What is tried again has been counted as that.
+                if tried.is_empty()
+                    && let Some(skip) = spilled.or(pick.spilled)
+                {
+                    self.group.spilled(skip);
+                }
+                return Ok(picked);
+            }
+            // Somebody was faster.
+            lost.push(pick.node);
+            spilled = spilled.or(pick.spilled).or(Some(Skip::Full));
+        }
+    }
+
+    fn take(&self, pick: Pick) -> Option<Picked> {
+        let in_flight = self.nodes[pick.node].runtime.begin(self.rules.max_per_node, pick.is_trial)?;
+        Some(Picked { node: pick.node, in_flight, in_panic: pick.in_panic })
+    }
+
+    /// The node that a key would meet now.
+    pub(crate) fn taker(&self, hash: u64, now: Instant) -> Option<&Node> {
+        let moment = Moment { pool: self, hash, now: millis(now) };
+        let pick = pick::pick(self.ring.walk(hash), &moment, &self.rules).ok()?;
+        Some(&self.nodes[pick.node])
+    }
+
+    /// How many requests wait for room.
+    pub(crate) fn queued(&self) -> u32 {
+        self.group.queue.waiting() + self.nodes.iter().map(|node| node.runtime.queue.waiting()).sum::<u32>()
     }
 
     /// Whether any node takes requests at all.
-    pub(crate) fn is_usable(&self) -> bool {
-        self.nodes.iter().any(|node| node.runtime.state() == NodeState::Up && node.weight > 0)
+    pub(crate) fn is_usable(&self, now: Instant) -> bool {
+        let now = millis(now);
+        let mut up =
+            self.nodes.iter().filter(|node| node.runtime.state() == NodeState::Up && node.weight > 0).peekable();
+        let any_up = up.peek().is_some();
+        up.any(|node| node.runtime.fitness(now).is_ok()) || (any_up && self.is_panic(now))
+    }
+
+    /// Whether so few nodes are well that health is ignored.
+    pub(crate) fn is_panic(&self, now: Millis) -> bool {
+        pick::is_panic(&Moment { pool: self, hash: 0, now }, self.rules.panic_threshold)
+    }
+}
+
+/// A pool's nodes as a key finds them.
+struct Moment<'a> {
+    pool: &'a Pool,
+    hash: u64,
+    now: Millis,
+}
+
+impl Nodes for Moment<'_> {
+    fn count(&self) -> usize {
+        self.pool.nodes.len()
+    }
+
+    fn state(&self, node: usize) -> NodeState {
+        self.pool.nodes[node].runtime.state()
+    }
+
+    fn fitness(&self, node: usize) -> Result<bool, Skip> {
+        self.pool.nodes[node].runtime.fitness(self.now)
+    }
+
+    fn load(&self, node: usize) -> u32 {
+        self.pool.nodes[node].runtime.in_flight()
+    }
+
+    fn weight(&self, node: usize) -> u32 {
+        self.pool.nodes[node].weight
+    }
+
+    fn has_reached_key(&self, node: usize) -> bool {
+        let length = self.pool.slow_start;
+        let node = &self.pool.nodes[node];
+        length.is_zero() || node.runtime.ramp.has_reached(self.hash, node.salt, self.now, length)
     }
 }
 
 /// The ring that a pool's settings describe; members are in the order of the nodes.
 pub(crate) fn ring_of(settings: &config::Pool) -> Ring {
     let members: Vec<Member<'_>> =
-        settings.nodes.iter().map(|node| Member { id: node.id.as_str(), weight: node.weight }).collect();
+        settings.listed().iter().map(|node| Member { id: node.id.as_str(), weight: node.weight }).collect();
     Ring::build(Seed::new(&settings.ring.seed), settings.ring.virtual_nodes, &members)
 }
 

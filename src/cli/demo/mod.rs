@@ -109,6 +109,9 @@ admin: {{ address: \"127.0.0.1:0\" }}
 access_log: {{ format: \"off\" }}
 pools:
   app:
+    health_check: {{ interval: 100ms, healthy_after: 1, unhealthy_after: 2 }}
+    outlier_ejection: {{ base_time: 500ms }}
+    retries: {{}}
     nodes:
 {list}
 routes:

@@ -37,6 +37,7 @@ pub(super) async fn take(stage: &mut Stage) -> io::Result<bool> {
     sessions_stick(stage, &mut told).await?;
     one_fetch_serves_all(stage, &mut told).await?;
     a_payment_is_charged_once(stage, &mut told).await?;
+    wait_until(stage.admin, "/api/pools", |pools| !pools.contains("\"healthy\": false")).await?;
     a_node_dies(stage, &homes, &mut told).await?;
     a_node_joins_live(stage, &homes, &mut told).await?;
     a_bad_file_changes_nothing(stage, &mut told).await?;
@@ -165,9 +166,11 @@ async fn a_node_dies(stage: &mut Stage, homes: &Homes, told: &mut Told) -> io::R
         orphans.len(),
         others.len()
     );
-    told.step("A node dies; nobody else notices.", &said, disturbed == 0 && served == orphans.len());
+    told.step("A node dies; nobody notices.", &said, disturbed == 0 && served == orphans.len());
 
+    wait_until(stage.admin, "/api/pools", |pools| pools.contains("\"healthy\": false")).await?;
     stage.nodes[1].restart().await?;
+    wait_until(stage.admin, "/api/pools", |pools| !pools.contains("\"healthy\": false")).await?;
     let back = visit(stage.proxy).await?;
     let said = format!("{} of {USERS} users are where they began.", USERS - moved(homes, &back));
     told.step("It comes back; its users come home.", &said, moved(homes, &back) == 0);
@@ -203,14 +206,22 @@ async fn a_bad_file_changes_nothing(stage: &Stage, told: &mut Told) -> io::Resul
 
 /// Asks the admin API until the answer says something.
 async fn wait_for(listener: SocketAddr, path: &str, text: &str) -> io::Result<()> {
+    wait_until(listener, path, |answer| answer.contains(text)).await
+}
+
+/// Asks the admin API until the answer is as it should be.
+async fn wait_until(listener: SocketAddr, path: &str, is_so: impl Fn(&str) -> bool) -> io::Result<()> {
     let deadline = Instant::now() + PATIENCE;
-    while !admin(listener, "GET", path).await?.body.contains(text) {
+    loop {
+        let answer = admin(listener, "GET", path).await?.body;
+        if is_so(&answer) {
+            return Ok(());
+        }
         if Instant::now() > deadline {
-            return Err(io::Error::other(format!("{path} did not say `{text}` in time")));
+            return Err(io::Error::other(format!("{path} did not change in time: {answer}")));
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    Ok(())
 }
 
 /// One request a user.

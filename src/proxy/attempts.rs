@@ -1,0 +1,328 @@
+//! A request's way from node to node: the first one that its key finds, and the next ones where that is
+//! allowed, until one answers.
+//!
+//! What is tried again: anything of which no byte was sent, and, where the pool says so, what may run
+//! twice and is still all here. A request that must run once is never sent again.
+
+use super::forward::{seconds_since_1970, session_node_gone};
+use super::upstream::{Answered, Issue, Journey};
+use crate::http::problem::Problem;
+use crate::upstream::{
+    Failure, Held, InFlight, Interim, Link, Nobody, Node, Outcome, Outgoing, Patience, Picked, Pool, Setback, Tried,
+    is_idempotent, millis,
+};
+use http::header::HOST;
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri};
+use hyper::body::Incoming;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// A request that must not run twice goes out on a connection that is new, or was in use just now: one
+/// that the node is closing would leave nobody knowing.
+const FRESH: Duration = Duration::from_secs(1);
+
+/// What became of one node.
+enum Attempt {
+    Answered(Response<Incoming>, Box<Link>),
+    /// No answer; what may be done about it.
+    Failed(Failure, Option<Setback>),
+}
+
+/// A request as it was before it was sent, for the next node.
+struct Spare {
+    method: Method,
+    uri: Uri,
+    fields: HeaderMap,
+    body: Option<Held>,
+}
+
+impl Spare {
+    fn is_whole(&self) -> bool {
+        self.body.as_ref().is_none_or(Held::is_whole)
+    }
+
+    fn request(&self) -> Request<Outgoing> {
+        let mut request = Request::new(self.body.as_ref().map_or(Outgoing::Empty, Held::outgoing));
+        *request.method_mut() = self.method.clone();
+        *request.uri_mut() = self.uri.clone();
+        *request.headers_mut() = self.fields.clone();
+        request
+    }
+}
+
+impl Journey {
+    /// Asks the key's nodes in turn. The last one's answer is given, or why there is none.
+    pub(super) async fn attempts(&mut self) -> Result<Answered, Problem> {
+        let pool = Arc::clone(&self.pool);
+        let mut tried = Tried::new();
+        // The first attempt begins with the exchange: one look at the clock is enough for both.
+        let mut started = self.began();
+        let mut picked = match pool.pick(&self.choice.wanted, &tried, started) {
+            Ok(picked) => picked,
+            Err(nobody) => {
+                let picked = Box::pin(self.wait_for_room(&pool, nobody)).await?;
+                started = Instant::now();
+                picked
+            }
+        };
+        pool.group.budget.deposit(pool.retries.budget);
+        let spare = self.spare(&pool);
+        loop {
+            let node = &pool.nodes[picked.node];
+            tried.push(picked.node);
+            self.exchange.attempts.set(tried.len() as u32);
+            self.exchange.sent_to(&pool.name, &node.id);
+            let mut in_flight = picked.in_flight;
+            let (result, setback) = match self.attempt(node, started).await {
+                Attempt::Answered(head, link) => {
+                    node.runtime.count("answer");
+                    judge(head.status(), &mut in_flight);
+                    self.exchange.first_byte_time.set(Some(link.last_activity() - started));
+                    let setback = Setback::Status(head.status());
+                    (Ok(Answered { head, link, in_flight, started, cookie: None }), Some(setback))
+                }
+                Attempt::Failed(failure, setback) => {
+                    node.runtime.count(failure.label());
+                    // A client that is slow or leaves says nothing of the node.
+                    if failure.is_the_nodes() && (failure != Failure::Timeout || setback.is_some()) {
+                        in_flight.failed();
+                    }
+                    (Err(failure), setback)
+                }
+            };
+            let next = setback.and_then(|setback| self.next(&pool, setback, &tried, picked.in_panic, spare.as_ref()));
+            match (next, result) {
+                (Some(next), result) => {
+                    match &result {
+                        Ok(answered) => self.engine.ledger.retried(&pool.name, answered.head.status().as_str()),
+                        Err(failure) => self.engine.ledger.retried(&pool.name, failure.label()),
+                    }
+                    // Its connection is closed, and its place is free for others.
+                    drop(result);
+                    (picked, started) = (next, Instant::now());
+                }
+                (None, Ok(mut answered)) => {
+                    answered.cookie = self.cookie(node);
+                    return Ok(answered);
+                }
+                (None, Err(_)) if setback == Some(Setback::NotSent) && self.is_bound() => {
+                    return Err(session_node_gone());
+                }
+                (None, Err(failure)) => return Err(self.failed(failure)),
+            }
+        }
+    }
+
+    /// The node for another attempt, if there may be one; the request is here again then.
+    fn next(
+        &mut self,
+        pool: &Pool,
+        setback: Setback,
+        tried: &Tried,
+        in_panic: bool,
+        spare: Option<&Spare>,
+    ) -> Option<Picked> {
+        let spare = spare.filter(|spare| spare.is_whole());
+        let is_here = self.request.is_some() || spare.is_some();
+        let now = Instant::now();
+        // In panic all nodes are tried, as far as the budget reaches.
+        let may_go_on = |in_panic: bool| in_panic || tried.len() as u32 <= pool.retries.attempts;
+        if !is_here
+            || !pool.retries.cover(setback, spare.is_some())
+            || self.until().is_some_and(|until| now >= until)
+            || !(may_go_on(in_panic) || pool.is_panic(millis(now)))
+        {
+            return None;
+        }
+        let next = pool.pick(&self.choice.wanted, tried, now).ok()?;
+        if !pool.group.budget.withdraw(millis(now)) {
+            pool.group.retries_denied.inc();
+            return None;
+        }
+        if let (None, Some(spare)) = (&self.request, spare) {
+            self.request = Some(spare.request());
+        }
+        Some(next)
+    }
+
+    /// What is kept of a request that may be sent to several nodes.
+    fn spare(&mut self, pool: &Pool) -> Option<Spare> {
+        if self.claimed.is_some() || !pool.retries.reach_beyond_sending() || pool.nodes.len() < 2 {
+            return None;
+        }
+        let request = self.request.as_mut().filter(|request| is_idempotent(request.method()))?;
+        let body = match std::mem::replace(request.body_mut(), Outgoing::Empty) {
+            Outgoing::Empty => None,
+            Outgoing::Stream(body) => match Held::new(body, pool.retries.max_body, self.engine.budget.share(0)?) {
+                Ok(held) => {
+                    *request.body_mut() = held.outgoing();
+                    Some(held)
+                }
+                Err(body) => {
+                    *request.body_mut() = body;
+                    return None;
+                }
+            },
+        };
+        Some(Spare {
+            method: request.method().clone(),
+            uri: request.uri().clone(),
+            fields: request.headers().clone(),
+            body,
+        })
+    }
+
+    /// Waits until a node has room, where all that could take the request have as many as they may.
+    async fn wait_for_room(&self, pool: &Pool, nobody: Nobody) -> Result<Picked, Problem> {
+        if nobody == Nobody::Unavailable {
+            return Err(self.unavailable());
+        }
+        let limits = &pool.connections;
+        let wanted = &self.choice.wanted;
+        let queue = match wanted.pinned {
+            Some(node) if self.is_bound() => &pool.nodes[node].runtime.queue,
+            _ => &pool.group.queue,
+        };
+        let waiting = queue.join(limits.max_queued).ok_or_else(full)?;
+        let deadline = Instant::now() + limits.queue_timeout;
+        let deadline = self.until().map_or(deadline, |until| until.min(deadline));
+        loop {
+            let mut room = pin!(waiting.room());
+            // From here on nothing goes unheard.
+            room.as_mut().enable();
+            match pool.pick(wanted, &[], Instant::now()) {
+                Ok(picked) => return Ok(picked),
+                Err(Nobody::Unavailable) => return Err(self.unavailable()),
+                Err(Nobody::Full) => {}
+            }
+            tokio::time::timeout_at(deadline.into(), room).await.map_err(|_| full())?;
+        }
+    }
+
+    /// Whether the request may go to no other node than that of its session.
+    fn is_bound(&self) -> bool {
+        self.choice.wanted.pinned.is_some() && !self.choice.wanted.may_leave
+    }
+
+    /// No node could even be tried.
+    fn unavailable(&self) -> Problem {
+        if self.is_bound() {
+            return session_node_gone();
+        }
+        let detail = "no node of the pool takes requests";
+        Problem::new(StatusCode::SERVICE_UNAVAILABLE, "no-healthy-node", "destination_unavailable", detail)
+            .retry_after(1)
+    }
+
+    /// The affinity cookie that this node's answer brings.
+    fn cookie(&self, node: &Node) -> Option<HeaderValue> {
+        let holder = self.choice.wanted.pinned.map(|index| &self.pool.nodes[index].id);
+        let is_holder = holder == Some(&node.id);
+        if let (true, Some(end)) = (is_holder, self.choice.session_end) {
+            node.runtime.sessions.used(end, seconds_since_1970());
+        }
+        let secure = match &self.choice.issue {
+            Issue::Nothing => return None,
+            Issue::Soft(cookie) => return Some(cookie.clone()),
+            Issue::IfMoved { .. } if is_holder => return None,
+            Issue::Strict { secure } | Issue::IfMoved { secure } => *secure,
+        };
+        let affinity = self.route.affinity.as_ref()?;
+        let now = seconds_since_1970();
+        node.runtime.sessions.issued(now + affinity.ttl);
+        affinity.strict_cookie(&node.id, &self.pool.name, secure, now)
+    }
+
+    /// One node: on a kept connection if there is one, on a new one where that turns out to be dead.
+    async fn attempt(&mut self, node: &Node, started: Instant) -> Attempt {
+        self.name_host(node);
+        let length = self.claimed.and(self.request.as_ref()).map(length_of);
+        loop {
+            let kept = self.engine.links.take(&node.runtime, self.claimed.map(|_| FRESH));
+            let is_new = kept.is_none();
+            let (mut link, started) = match kept {
+                Some(link) => (link, started),
+                None => match self.connect(node).await {
+                    Ok(link) => (link, Instant::now()),
+                    Err(failure) => return Attempt::Failed(failure, Some(Setback::NotSent)),
+                },
+            };
+            let patience = Patience { started, first_byte: self.pool.timeouts.first_byte, until: self.until() };
+            let on_interim = self.wants_interim.then_some(|interim: Interim| match &self.gate {
+                Some(gate) if interim.is_continue() => gate.open(),
+                _ => self.client.interim(&interim.to_http1()),
+            });
+            let before = link.sent();
+            let waits_for_client = || self.client.awaits_body.get().is_some();
+            let outcome = link.send(&mut self.request, patience, on_interim, waits_for_client).await;
+            let client_is_slow = waits_for_client();
+            if let Some(reach) = &mut self.claimed {
+                reach.sent = !matches!(outcome, Outcome::NotSent(_));
+                reach.whole = length.is_some_and(|length| link.sent() - before >= length);
+            }
+            let setback = |failure: Failure, sent: bool| match failure {
+                Failure::RequestBody => None,
+                Failure::Timeout if client_is_slow => None,
+                _ if !sent => Some(Setback::NotSent),
+                Failure::Timeout => Some(Setback::Late),
+                _ => Some(Setback::Reset),
+            };
+            match outcome {
+                Outcome::Answer(head) => return Attempt::Answered(head, link),
+                Outcome::NotSent(_) if !is_new && self.request.is_some() => {}
+                Outcome::NotSent(failure) => return Attempt::Failed(failure, setback(failure, false)),
+                Outcome::SentNoAnswer(failure) => return Attempt::Failed(failure, setback(failure, true)),
+            }
+        }
+    }
+
+    async fn connect(&self, node: &Node) -> Result<Box<Link>, Failure> {
+        let started = Instant::now();
+        let timeout = connect_timeout(self.pool.timeouts.connect, self.until());
+        // Boxed, for most requests find a kept connection.
+        let link = Box::pin(Link::connect(node.address, timeout)).await?;
+        self.exchange.connect_time.set(Some(started.elapsed()));
+        Ok(link)
+    }
+
+    /// HTTP/1.0 clients may name no host; HTTP/1.1 nodes want one.
+    fn name_host(&mut self, node: &Node) {
+        if let Some(request) = &mut self.request
+            && !request.headers().contains_key(HOST)
+            && let Ok(host) = HeaderValue::try_from(node.address.to_string())
+        {
+            request.headers_mut().insert(HOST, host);
+        }
+    }
+}
+
+/// Tells a node's place what its answer says of the node: 502, 503 and 504 speak against it, and never 500.
+fn judge(status: StatusCode, in_flight: &mut InFlight) {
+    match status {
+        StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT => in_flight.failed(),
+        _ => in_flight.answered(),
+    }
+}
+
+/// How many bytes a request takes on the wire, at least.
+fn length_of(request: &Request<Outgoing>) -> u64 {
+    let target = request.uri().path_and_query().map_or(1, |target| target.as_str().len());
+    let line = request.method().as_str().len() + target + "  HTTP/1.1\r\n\r\n".len();
+    let fields: usize = request.headers().iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum();
+    (line + fields) as u64 + http_body::Body::size_hint(request.body()).lower()
+}
+
+/// The time to connect within, shortened by the end of the whole request.
+fn connect_timeout(connect: Duration, until: Option<Instant>) -> Duration {
+    let Some(until) = until else { return connect };
+    let left = until.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
+    if connect.is_zero() { left } else { connect.min(left) }
+}
+
+/// Every node that could take the request has as many as it may.
+fn full() -> Problem {
+    let detail = "every node of the pool has as many requests as it may have";
+    Problem::new(StatusCode::SERVICE_UNAVAILABLE, "connection-limit-reached", "connection_limit_reached", detail)
+        .retry_after(1)
+}

@@ -1,0 +1,130 @@
+//! Gauges that mirror what is in force: read when somebody scrapes, so that what is gone has no series.
+
+use super::reload::LastReload;
+use crate::cache::Cache;
+use crate::http::budget::Budget;
+use crate::proxy::Snapshot;
+use crate::telemetry::metrics::{Metrics, Sample};
+use crate::upstream::{Node, Pool, millis};
+use arc_swap::ArcSwap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+/// Gauges of what the cache holds.
+pub(super) fn mirror_cache(metrics: &Metrics, cache: &Arc<Cache>) {
+    let mirror = |name, help, read: fn((u64, u64)) -> u64| {
+        let cache = Arc::clone(cache);
+        metrics.mirror(name, help, &[], move |samples| {
+            samples.push(Sample { labels: Vec::new(), value: read(cache.extent()) as f64 });
+        });
+    };
+    mirror("ringway_cache_entries", "URIs that the cache has something for.", |(entries, _)| entries);
+    mirror("ringway_cache_bytes", "Memory that stored responses take, keys and overhead included.", |(_, bytes)| bytes);
+}
+
+/// What is held back of bodies.
+pub(super) fn mirror_budget(metrics: &Metrics, budget: &Arc<Budget>) {
+    let budget = Arc::clone(budget);
+    let help = "Bytes of bodies that are held back, as `limits.buffered_bytes` bounds them.";
+    metrics.mirror("ringway_buffered_bytes", help, &[], move |samples| {
+        samples.push(Sample { labels: Vec::new(), value: budget.held() as f64 });
+    });
+}
+
+/// What became of the last reload.
+pub(super) fn mirror_state(metrics: &Metrics, reloads: &Arc<Mutex<LastReload>>) {
+    let last = |read: fn(&LastReload) -> f64| {
+        let reloads = Arc::clone(reloads);
+        move |samples: &mut Vec<Sample>| {
+            let value = read(&reloads.lock().unwrap_or_else(PoisonError::into_inner));
+            samples.push(Sample { labels: Vec::new(), value });
+        }
+    };
+    metrics.mirror(
+        "ringway_config_last_reload_success",
+        "Whether the configuration file, as it was read last, is in force.",
+        &[],
+        last(|reload| f64::from(u8::from(reload.succeeded()))),
+    );
+    metrics.mirror(
+        "ringway_config_last_reload_timestamp_seconds",
+        "When the configuration file was read last.",
+        &[],
+        last(LastReload::timestamp),
+    );
+}
+
+/// Reads a node and its share of the keys; is handed a function that adds a value, with more labels.
+type ReadNode = fn(&Node, f64, &mut dyn FnMut(&[&str], f64));
+
+/// Health, load and shares of nodes, and what their pools have.
+pub(super) fn mirror_nodes(metrics: &Metrics, snapshot: &Arc<ArcSwap<Snapshot>>) {
+    let each_node = |read: ReadNode| {
+        let snapshot = Arc::clone(snapshot);
+        move |samples: &mut Vec<Sample>| {
+            for pool in &snapshot.load().pools {
+                let shares = pool.ring.shares();
+                for (node, share) in pool.nodes.iter().zip(shares) {
+                    read(node, share, &mut |more, value| {
+                        let labels =
+                            [&*pool.name, &*node.id].iter().chain(more).map(|label| (*label).to_owned()).collect();
+                        samples.push(Sample { labels, value });
+                    });
+                }
+            }
+        }
+    };
+    metrics.mirror(
+        "ringway_node_healthy",
+        "Whether a node is well: its health checks pass, and it is not ejected.",
+        &["pool", "node"],
+        each_node(|node, _, add| add(&[], f64::from(u8::from(node.runtime.is_healthy(millis(Instant::now())))))),
+    );
+    metrics.mirror(
+        "ringway_node_in_flight",
+        "Requests and tunnels that a node is working on.",
+        &["pool", "node"],
+        each_node(|node, _, add| add(&[], f64::from(node.runtime.in_flight()))),
+    );
+    metrics.mirror(
+        "ringway_ring_share_ratio",
+        "The part of the pool's keys that a node owns.",
+        &["pool", "node"],
+        each_node(|_, share, add| add(&[], share)),
+    );
+    metrics.mirror(
+        "ringway_upstream_connections",
+        "Connections to nodes, by whether a request is on them.",
+        &["pool", "node", "state"],
+        each_node(|node, _, add| {
+            add(&["active"], f64::from(node.runtime.in_flight()));
+            add(&["idle"], f64::from(node.runtime.idle()));
+        }),
+    );
+    let each_pool = |read: fn(&Pool) -> f64| {
+        let snapshot = Arc::clone(snapshot);
+        move |samples: &mut Vec<Sample>| {
+            let snapshot = snapshot.load();
+            let sample = |pool: &Arc<Pool>| Sample { labels: vec![pool.name.to_string()], value: read(pool) };
+            samples.extend(snapshot.pools.iter().map(sample));
+        }
+    };
+    metrics.mirror(
+        "ringway_upstream_queued",
+        "Requests that wait for a node with room.",
+        &["pool"],
+        each_pool(|pool| f64::from(pool.queued())),
+    );
+    metrics.mirror(
+        "ringway_upstream_retry_tokens",
+        "Retries that the pool's budget would pay for now.",
+        &["pool"],
+        each_pool(|pool| pool.group.budget.tokens(millis(Instant::now()))),
+    );
+    metrics.mirror(
+        "ringway_pool_panic",
+        "Whether so few nodes of the pool are well that health is ignored.",
+        &["pool"],
+        each_pool(|pool| f64::from(u8::from(pool.is_panic(millis(Instant::now()))))),
+    );
+}

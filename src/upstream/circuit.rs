@@ -1,0 +1,179 @@
+//! Passive health: a circuit that opens when requests to a node fail in a row (outlier ejection).
+//!
+//! Closed, a node takes requests. Open, it takes none until a time is over, which grows with every
+//! opening in a row. After that it is half open: one request at a time tries it, until one succeeds
+//! and closes the circuit, or fails and opens it for longer. While it is not closed, nothing but such
+//! a trial counts: what was on its way before says nothing new.
+
+use super::clock::Millis;
+use crate::config::OutlierEjection;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+/// The circuit of one node.
+#[derive(Debug, Default)]
+pub(super) struct Circuit {
+    /// Failures in a row.
+    failures: AtomicU32,
+    /// Until when it is open; 0 where it is closed.
+    until: AtomicU64,
+    /// Whether a trial is on its way.
+    trial: AtomicBool,
+    history: Mutex<History>,
+}
+
+/// What the next opening's length depends on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct History {
+    /// Openings in a row.
+    times: u32,
+    /// When it last closed; 0 where it did not since it opened.
+    closed: Millis,
+}
+
+/// Whether requests may go to a node, as far as earlier ones tell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fitness {
+    Closed,
+    /// One request may try it.
+    HalfOpen,
+    Open,
+}
+
+impl Circuit {
+    pub(super) fn fitness(&self, now: Millis) -> Fitness {
+        match self.until.load(Ordering::Relaxed) {
+            0 => Fitness::Closed,
+            until if until > now || self.trial.load(Ordering::Relaxed) => Fitness::Open,
+            _ => Fitness::HalfOpen,
+        }
+    }
+
+    pub(super) fn is_closed(&self) -> bool {
+        self.until.load(Ordering::Relaxed) == 0
+    }
+
+    /// How long it stays open, in milliseconds; `None` where it is closed.
+    pub(super) fn left(&self, now: Millis) -> Option<u64> {
+        let until = self.until.load(Ordering::Relaxed);
+        (until != 0).then(|| until.saturating_sub(now))
+    }
+
+    /// Failures in a row so far.
+    pub(super) fn failures(&self) -> u32 {
+        self.failures.load(Ordering::Relaxed)
+    }
+
+    /// Takes the place of the one trial; `false` where somebody else has it.
+    pub(super) fn begin_trial(&self) -> bool {
+        !self.trial.swap(true, Ordering::AcqRel)
+    }
+
+    /// Gives the trial's place back.
+    pub(super) fn end_trial(&self) {
+        self.trial.store(false, Ordering::Release);
+    }
+
+    /// A request has succeeded.
+    pub(super) fn succeeded(&self) {
+        // Nearly always there is nothing to write.
+        if self.failures.load(Ordering::Relaxed) != 0 && self.is_closed() {
+            self.failures.store(0, Ordering::Relaxed);
+        }
+    }
+
+    /// A request has failed; gives how many have in a row.
+    pub(super) fn failed(&self) -> u32 {
+        self.failures.fetch_add(1, Ordering::Relaxed).saturating_add(1)
+    }
+
+    /// Opens it, or leaves it open for longer; gives for how long, in milliseconds.
+    pub(super) fn open(&self, rules: &OutlierEjection, now: Millis) -> u64 {
+        let base = (rules.base_time.as_millis() as u64).max(1);
+        let mut history = self.history.lock().unwrap_or_else(PoisonError::into_inner);
+        history.times = history.times_at(now, base).saturating_add(1);
+        history.closed = 0;
+        let length = base.saturating_mul(u64::from(history.times)).min((rules.max_time.as_millis() as u64).max(1));
+        self.failures.store(0, Ordering::Relaxed);
+        self.until.store(now.saturating_add(length), Ordering::Relaxed);
+        length
+    }
+
+    /// Lets a request try the node at once: something else says that it is back.
+    pub(super) fn half_open(&self, now: Millis) {
+        let shorter = |until: Millis| (until > now).then_some(now);
+        let _ = self.until.fetch_update(Ordering::Relaxed, Ordering::Relaxed, shorter);
+    }
+
+    /// Closes it.
+    pub(super) fn close(&self, now: Millis) {
+        self.history.lock().unwrap_or_else(PoisonError::into_inner).closed = now;
+        self.failures.store(0, Ordering::Relaxed);
+        self.until.store(0, Ordering::Relaxed);
+    }
+}
+
+impl History {
+    /// One opening is forgotten for every `base` that the circuit has been closed since.
+    fn times_at(self, now: Millis, base: u64) -> u32 {
+        match self.closed {
+            0 => self.times,
+            closed => {
+                let forgotten = now.saturating_sub(closed) / base;
+                self.times.saturating_sub(u32::try_from(forgotten).unwrap_or(u32::MAX))
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    fn rules() -> OutlierEjection {
+        let mut rules: OutlierEjection = crate::config::read::default_value("{}");
+        (rules.base_time, rules.max_time) = (Duration::from_millis(100), Duration::from_millis(250));
+        rules
+    }
+
+    #[test]
+    fn it_opens_for_longer_every_time_in_a_row() {
+        let circuit = Circuit::default();
+        assert_eq!(circuit.fitness(1), Fitness::Closed);
+        assert_eq!(circuit.open(&rules(), 1000), 100);
+        assert_eq!((circuit.fitness(1099), circuit.left(1040)), (Fitness::Open, Some(60)));
+        assert_eq!(circuit.fitness(1100), Fitness::HalfOpen);
+        assert_eq!(circuit.open(&rules(), 1100), 200);
+        assert_eq!(circuit.open(&rules(), 1300), 250, "as long as `max_time` at most");
+        circuit.close(2000);
+        assert_eq!(circuit.fitness(2000), Fitness::Closed);
+        assert_eq!(circuit.open(&rules(), 2199), 250, "one of three was forgotten");
+        circuit.close(3000);
+        assert_eq!(circuit.open(&rules(), 9000), 100, "all of it was forgotten");
+    }
+
+    #[test]
+    fn half_open_one_request_tries_it() {
+        let circuit = Circuit::default();
+        circuit.open(&rules(), 1000);
+        assert!(circuit.begin_trial() && !circuit.begin_trial());
+        assert_eq!(circuit.fitness(5000), Fitness::Open, "for all others");
+        circuit.end_trial();
+        assert_eq!(circuit.fitness(5000), Fitness::HalfOpen);
+        circuit.open(&rules(), 5000);
+        circuit.half_open(5001);
+        assert_eq!(circuit.fitness(5001), Fitness::HalfOpen);
+        circuit.close(5002);
+        circuit.half_open(5003);
+        assert_eq!(circuit.fitness(5003), Fitness::Closed);
+    }
+
+    #[test]
+    fn only_failures_in_a_row_count() {
+        let circuit = Circuit::default();
+        assert_eq!((circuit.failed(), circuit.failed()), (1, 2));
+        circuit.succeeded();
+        assert_eq!(circuit.failed(), 1);
+    }
+}

@@ -1,0 +1,274 @@
+//! Nodes that a name server tells of: asked for at intervals, on the thread of the admin listener.
+//!
+//! What was found is kept by what was asked for. An answer that fails or is empty changes nothing: a
+//! name server that is out of order takes no node away.
+
+use crate::config::Discovery;
+use crate::config::values::DnsName;
+use hickory_resolver::config::{ConnectionConfig, NameServerConfig, ResolverConfig, ResolverOpts};
+use hickory_resolver::net::NetError;
+use hickory_resolver::net::runtime::TokioRuntimeProvider;
+use hickory_resolver::proto::rr::{RData, RecordType};
+use hickory_resolver::{Resolver, TokioResolver};
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use tokio::runtime::Handle;
+use tokio::sync::Notify;
+use tokio::task::AbortHandle;
+
+/// The largest weight that an SRV record gives a node; others are scaled to it.
+const MAX_WEIGHT: u32 = 100;
+
+/// A node that was found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Found {
+    pub(crate) address: SocketAddr,
+    pub(crate) weight: u32,
+}
+
+/// All that is asked for, and what was found.
+pub(crate) struct Discovered {
+    runtime: Handle,
+    changed: Arc<Notify>,
+    targets: Mutex<Vec<Target>>,
+}
+
+/// One thing that is asked for, for as long as a configuration wants it.
+struct Target {
+    settings: Discovery,
+    state: Arc<Mutex<State>>,
+    task: AbortHandle,
+}
+
+/// What is known of it.
+#[derive(Clone, Debug, Default)]
+struct State {
+    nodes: Vec<Found>,
+    /// Why the last answer changed nothing.
+    failure: Option<String>,
+}
+
+impl Drop for Target {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl Discovered {
+    /// Names will be asked for on this runtime.
+    pub(crate) fn new(runtime: Handle) -> Discovered {
+        Discovered { runtime, changed: Arc::default(), targets: Mutex::default() }
+    }
+
+    /// Asks for what is not known yet, once; what it comes to is there afterwards.
+    pub(crate) async fn prepare(&self, wanted: impl Iterator<Item = &Discovery>) {
+        for settings in wanted {
+            if self.targets().iter().any(|target| target.settings == *settings) {
+                continue;
+            }
+            let state: Arc<Mutex<State>> = Arc::default();
+            let asker = Asker { settings: settings.clone(), state: Arc::clone(&state) };
+            asker.ask().await;
+            let task = self.runtime.spawn(asker.keep_asking(Arc::clone(&self.changed))).abort_handle();
+            self.targets().push(Target { settings: settings.clone(), state, task });
+        }
+    }
+
+    /// Stops asking for what nobody wants any more.
+    pub(crate) fn follow<'a>(&self, wanted: impl Iterator<Item = &'a Discovery> + Clone) {
+        self.targets().retain(|target| wanted.clone().any(|settings| *settings == target.settings));
+    }
+
+    /// The nodes that were found last.
+    pub(crate) fn nodes(&self, settings: &Discovery) -> Vec<Found> {
+        self.state(settings).nodes
+    }
+
+    /// Why the last answer changed nothing, if it did not.
+    pub(crate) fn failure(&self, settings: &Discovery) -> Option<String> {
+        self.state(settings).failure
+    }
+
+    /// Resolves when something else was found than before.
+    pub(crate) async fn changed(&self) {
+        self.changed.notified().await;
+    }
+
+    fn state(&self, settings: &Discovery) -> State {
+        let targets = self.targets();
+        let target = targets.iter().find(|target| target.settings == *settings);
+        target.map(|target| lock(&target.state).clone()).unwrap_or_default()
+    }
+
+    fn targets(&self) -> MutexGuard<'_, Vec<Target>> {
+        lock(&self.targets)
+    }
+}
+
+/// Asks for one thing.
+struct Asker {
+    settings: Discovery,
+    state: Arc<Mutex<State>>,
+}
+
+impl Asker {
+    async fn keep_asking(self, changed: Arc<Notify>) {
+        loop {
+            // Not all proxies at once.
+            tokio::time::sleep(self.settings.refresh.mul_f64(0.9 + fastrand::f64() / 10.0)).await;
+            if self.ask().await {
+                changed.notify_one();
+            }
+        }
+    }
+
+    /// Asks once; gives whether something else was found than before.
+    async fn ask(&self) -> bool {
+        let name = &self.settings.dns.value;
+        let answer = tokio::time::timeout(self.settings.timeout, look_up(&self.settings)).await;
+        let answer = answer.unwrap_or_else(|_| Err(format!("no answer within {:?}", self.settings.timeout)));
+        let mut state = lock(&self.state);
+        let failure = match answer {
+            Ok(nodes) if !nodes.is_empty() => {
+                if state.failure.take().is_some() {
+                    tracing::info!(%name, "the name server tells of nodes again");
+                }
+                let is_new = state.nodes != nodes;
+                if is_new {
+                    let nodes: Vec<String> = nodes.iter().map(|node| node.address.to_string()).collect();
+                    tracing::info!(%name, nodes = nodes.join(" "), "the name server tells of other nodes");
+                }
+                state.nodes = nodes;
+                return is_new;
+            }
+            Ok(_) => "the answer is empty".to_owned(),
+            Err(failure) => failure,
+        };
+        if state.failure.as_ref() != Some(&failure) {
+            let kept = state.nodes.len();
+            tracing::warn!(%name, failure, kept, "the name server tells of no nodes; the last ones stay");
+        }
+        state.failure = Some(failure);
+        false
+    }
+}
+
+/// The nodes that an answer tells of, in the order of their addresses.
+async fn look_up(settings: &Discovery) -> Result<Vec<Found>, String> {
+    // Made anew each time: the servers of `/etc/resolv.conf` may have changed, and nothing is cached.
+    let resolver = resolver(settings).map_err(|error| error.to_string())?;
+    match &settings.dns.value {
+        DnsName::Addresses(target) => {
+            let addresses = addresses(&resolver, &target.host).await?;
+            Ok(sorted(addresses.into_iter().map(|ip| (SocketAddr::new(ip, target.port), 1))))
+        }
+        DnsName::Service(name) => {
+            let records = records(&resolver, name, RecordType::SRV).await?;
+            let services: Vec<_> = records
+                .iter()
+                .filter_map(|data| match data {
+                    RData::SRV(service) => Some(service),
+                    _ => None,
+                })
+                .collect();
+            // The lowest priority comes first; the others are for when it is gone (RFC 2782).
+            let first = services.iter().map(|service| service.priority).min();
+            let mut found = Vec::new();
+            for service in services.into_iter().filter(|service| Some(service.priority) == first) {
+                for ip in addresses(&resolver, &service.target.to_utf8()).await? {
+                    found.push((SocketAddr::new(ip, service.port), u32::from(service.weight)));
+                }
+            }
+            Ok(sorted(scaled(found).into_iter()))
+        }
+    }
+}
+
+fn resolver(settings: &Discovery) -> Result<TokioResolver, NetError> {
+    let mut builder = match settings.server {
+        None => Resolver::builder_tokio()?,
+        Some(server) => {
+            let connections = [ConnectionConfig::udp(), ConnectionConfig::tcp()].map(|mut connection| {
+                connection.port = server.port();
+                connection
+            });
+            let server = NameServerConfig::new(server.ip(), true, connections.into());
+            let config = ResolverConfig::from_parts(None, Vec::new(), vec![server]);
+            Resolver::builder_with_config(config, TokioRuntimeProvider::default())
+        }
+    };
+    let options: &mut ResolverOpts = builder.options_mut();
+    options.cache_size = 0;
+    options.timeout = settings.timeout;
+    builder.build()
+}
+
+/// All addresses of a name. Where one family cannot be asked for, nothing is known: half an answer
+/// would take the other half's nodes away.
+async fn addresses(resolver: &TokioResolver, name: &str) -> Result<Vec<IpAddr>, String> {
+    if let Ok(ip) = name.parse() {
+        return Ok(vec![ip]);
+    }
+    let (v4, v6) = tokio::join!(records(resolver, name, RecordType::A), records(resolver, name, RecordType::AAAA));
+    Ok(v4?.iter().chain(&v6?).filter_map(RData::ip_addr).collect())
+}
+
+/// The records of one type; none where there are none.
+async fn records(resolver: &TokioResolver, name: &str, kind: RecordType) -> Result<Vec<RData>, String> {
+    match resolver.lookup(name, kind).await {
+        Ok(found) => Ok(found.answers().iter().map(|record| record.data.clone()).collect()),
+        Err(error) if error.is_no_records_found() || error.is_nx_domain() => Ok(Vec::new()),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+/// Each address once, in order.
+fn sorted(found: impl Iterator<Item = (SocketAddr, u32)>) -> Vec<Found> {
+    let unique: BTreeMap<SocketAddr, u32> = found.collect();
+    unique.into_iter().map(|(address, weight)| Found { address, weight }).collect()
+}
+
+/// Weights without their common factor, 1 to [`MAX_WEIGHT`]: a ring should not change because all of
+/// them did.
+fn scaled(mut found: Vec<(SocketAddr, u32)>) -> Vec<(SocketAddr, u32)> {
+    let largest = found.iter().map(|(_, weight)| *weight).max().unwrap_or(0);
+    let common = found.iter().fold(0, |common, (_, weight)| greatest_common_divisor(common, *weight)).max(1);
+    let scale = |weight: u32| match largest / common > MAX_WEIGHT {
+        true => (weight * MAX_WEIGHT).div_ceil(largest),
+        false => weight / common,
+    };
+    found.iter_mut().for_each(|(_, weight)| *weight = scale(*weight).max(1));
+    found
+}
+
+fn greatest_common_divisor(a: u32, b: u32) -> u32 {
+    if b == 0 { a } else { greatest_common_divisor(b, a % b) }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn weights_are_taken_without_their_common_factor() {
+        let weights = |given: &[u32]| -> Vec<u32> {
+            let found = given.iter().map(|&weight| (SocketAddr::from(([10, 0, 0, 1], 80)), weight)).collect();
+            scaled(found).into_iter().map(|(_, weight)| weight).collect()
+        };
+        for (given, expected) in [
+            (&[33, 33, 33][..], &[1, 1, 1][..]),
+            (&[0, 0], &[1, 1]),
+            (&[10, 20, 50], &[1, 2, 5]),
+            (&[60_000, 30_001, 1], &[100, 51, 1]),
+            (&[0, 7], &[1, 1]),
+            (&[65_535], &[1]),
+        ] {
+            assert_eq!(weights(given), expected, "{given:?}");
+        }
+    }
+}

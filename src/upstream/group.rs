@@ -1,0 +1,131 @@
+//! What the nodes of a pool share beyond one configuration: who is out, what retries may cost, and
+//! who waits for room.
+
+use super::clock::millis;
+use super::node::NodeRuntime;
+use super::pick::Skip;
+use super::queue::Queue;
+use super::retry::RetryBudget;
+use crate::config::{NodeState, OutlierEjection};
+use crate::telemetry::metrics::Metrics;
+use prometheus::IntCounter;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::{Duration, Instant};
+
+/// A pool's own state, kept by its name.
+pub(crate) struct Group {
+    pub(crate) name: Arc<str>,
+    pub(crate) budget: RetryBudget,
+    /// Requests that wait for room at any node.
+    pub(crate) queue: Queue,
+    /// By [`Skip`].
+    spills: [IntCounter; Skip::ALL.len()],
+    pub(crate) retries_denied: IntCounter,
+    members: Mutex<Members>,
+}
+
+/// The nodes in force, and when they are taken out.
+#[derive(Default)]
+struct Members {
+    nodes: Vec<Weak<NodeRuntime>>,
+    ejection: Option<OutlierEjection>,
+}
+
+impl Group {
+    pub(super) fn new(name: &Arc<str>, metrics: &Metrics) -> Group {
+        let spills = &metrics.ring_spills;
+        Group {
+            name: Arc::clone(name),
+            budget: RetryBudget::default(),
+            queue: Queue::default(),
+            spills: Skip::ALL.map(|skip| spills.with_label_values(&[&**name, skip.label()])),
+            retries_denied: metrics.upstream_retries_denied.with_label_values(&[&**name]),
+            members: Mutex::default(),
+        }
+    }
+
+    /// Puts the nodes of a configuration in force.
+    pub(super) fn adopt(&self, nodes: Vec<Weak<NodeRuntime>>, ejection: &OutlierEjection) {
+        *self.members() = Members { nodes, ejection: Some(ejection.clone()) };
+        self.stir();
+    }
+
+    /// A key met another node than its owner.
+    pub(super) fn spilled(&self, skip: Skip) {
+        self.spills[skip as usize].inc();
+    }
+
+    /// What is true of the pool's nodes may have changed for all who wait.
+    pub(super) fn stir(&self) {
+        self.queue.stir();
+    }
+
+    /// Whether no node passes its checks.
+    pub(super) fn is_all_unhealthy(&self) -> bool {
+        let members = self.members();
+        let mut up = members.nodes.iter().filter_map(Weak::upgrade).filter(|node| node.state() == NodeState::Up);
+        !up.any(|node| node.health.is_healthy())
+    }
+
+    /// A request to a node has failed: takes the node out where it was one too many.
+    pub(super) fn failed(&self, node: &NodeRuntime, was_trial: bool) {
+        let now = millis(Instant::now());
+        let members = self.members();
+        let Some(rules) = &members.ejection else { return };
+        let (reason, length) = match was_trial {
+            true => {
+                let length = node.circuit.open(rules, now);
+                node.circuit.end_trial();
+                ("the request that tried it failed", length)
+            }
+            false if node.circuit.is_closed() => {
+                let failures = node.circuit.failed();
+                if rules.consecutive_failures == 0
+                    || failures < rules.consecutive_failures
+                    || !members.may_lose_one(rules)
+                {
+                    return;
+                }
+                ("its requests fail in a row", node.circuit.open(rules, now))
+            }
+            // What was on its way when the node was taken out says nothing new.
+            false => return,
+        };
+        let (pool, node, length) = (&*self.name, &*node.id, Duration::from_millis(length));
+        tracing::warn!(pool, node, ?length, "the node takes no requests for a while: {reason}");
+    }
+
+    fn members(&self) -> std::sync::MutexGuard<'_, Members> {
+        self.members.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Members {
+    /// Whether one node more may be out.
+    fn may_lose_one(&self, rules: &OutlierEjection) -> bool {
+        let up = || self.nodes.iter().filter_map(Weak::upgrade).filter(|node| node.state() == NodeState::Up);
+        let out = up().filter(|node| !node.circuit.is_closed()).count();
+        may_lose_one(out, up().count(), rules.max_ejected.ratio())
+    }
+}
+
+/// Whether `out` and one more of `all` nodes are at most this share.
+fn may_lose_one(out: usize, all: usize, share: f64) -> bool {
+    // Rounded against the dust of binary fractions: half of two is one.
+    (out + 1) as f64 <= all as f64 * share + 1e-9
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_share_of_the_nodes_may_be_out() {
+        for (all, share, expected) in
+            [(1, 0.5, 0), (2, 0.5, 1), (3, 0.5, 1), (4, 0.5, 2), (10, 0.1, 1), (3, 1.0, 3), (5, 0.0, 0)]
+        {
+            let most = (0..all).take_while(|&out| may_lose_one(out, all, share)).count();
+            assert_eq!(most, expected, "{all} nodes, {share}");
+        }
+    }
+}

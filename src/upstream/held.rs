@@ -1,0 +1,217 @@
+//! A request's body that may have to be sent again: what was read of it is kept, up to a bound and
+//! within the process's budget, and sent first the next time.
+
+use super::{BodyError, Outgoing};
+use crate::http::budget::Share;
+use bytes::Bytes;
+use http::HeaderMap;
+use http_body::{Body, Frame, SizeHint};
+use std::cell::RefCell;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+
+/// What is kept of a body while attempts may follow.
+pub(crate) struct Held(Rc<RefCell<Source>>);
+
+struct Source {
+    body: Pin<Box<dyn Body<Data = Bytes, Error = BodyError>>>,
+    read: Vec<Piece>,
+    bytes: u64,
+    limit: u64,
+    share: Share,
+    /// More came than is kept: what was is gone.
+    is_over: bool,
+    ended: bool,
+}
+
+#[derive(Clone)]
+enum Piece {
+    Data(Bytes),
+    Trailers(HeaderMap),
+}
+
+impl Held {
+    /// Keeps a body of up to `limit` bytes; gives it back where it is larger for sure.
+    pub(crate) fn new(
+        body: Pin<Box<dyn Body<Data = Bytes, Error = BodyError>>>,
+        limit: u64,
+        share: Share,
+    ) -> Result<Held, Outgoing> {
+        if body.size_hint().lower() > limit {
+            return Err(Outgoing::Stream(body));
+        }
+        let source = Source { body, read: Vec::new(), bytes: 0, limit, share, is_over: false, ended: false };
+        Ok(Held(Rc::new(RefCell::new(source))))
+    }
+
+    /// Whether all that was read is still here.
+    pub(crate) fn is_whole(&self) -> bool {
+        !self.0.borrow().is_over
+    }
+
+    /// The body from its beginning.
+    pub(crate) fn outgoing(&self) -> Outgoing {
+        Outgoing::Stream(Box::pin(Replay { source: Rc::clone(&self.0), next: 0 }))
+    }
+}
+
+impl Source {
+    fn poll_more(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let frame = ready!(self.body.as_mut().poll_frame(cx));
+        match &frame {
+            Some(Ok(frame)) => self.keep(frame),
+            // What ended in an error is no whole body.
+            Some(Err(_)) => self.let_go(),
+            None => self.ended = true,
+        }
+        self.ended |= self.body.is_end_stream();
+        Poll::Ready(frame)
+    }
+
+    fn keep(&mut self, frame: &Frame<Bytes>) {
+        if self.is_over {
+            return;
+        }
+        self.bytes += frame.data_ref().map_or(0, |data| data.len() as u64);
+        if self.bytes > self.limit || !self.share.cover(self.bytes) {
+            self.let_go();
+        } else if let Some(data) = frame.data_ref() {
+            self.read.push(Piece::Data(data.clone()));
+        } else if let Some(trailers) = frame.trailers_ref() {
+            self.read.push(Piece::Trailers(trailers.clone()));
+        }
+    }
+
+    fn let_go(&mut self) {
+        self.is_over = true;
+        self.read = Vec::new();
+        drop(self.share.take());
+    }
+}
+
+/// A body as one attempt reads it: first what was read before, then what comes.
+struct Replay {
+    source: Rc<RefCell<Source>>,
+    /// The next piece of what was read before.
+    next: usize,
+}
+
+impl Body for Replay {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let this = &mut *self;
+        let mut source = this.source.borrow_mut();
+        if let Some(piece) = source.read.get(this.next) {
+            this.next += 1;
+            return Poll::Ready(Some(Ok(match piece.clone() {
+                Piece::Data(data) => Frame::data(data),
+                Piece::Trailers(trailers) => Frame::trailers(trailers),
+            })));
+        }
+        if source.ended {
+            return Poll::Ready(None);
+        }
+        let frame = ready!(source.poll_more(cx));
+        this.next = source.read.len();
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        let source = self.source.borrow();
+        self.next >= source.read.len() && (source.ended || source.body.is_end_stream())
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let source = self.source.borrow();
+        let again = source.read.iter().skip(self.next).map(|piece| match piece {
+            Piece::Data(data) => data.len() as u64,
+            Piece::Trailers(_) => 0,
+        });
+        let again: u64 = again.sum();
+        let rest = if source.ended { SizeHint::with_exact(0) } else { source.body.size_hint() };
+        match rest.exact() {
+            Some(rest) => SizeHint::with_exact(rest + again),
+            None => {
+                let mut hint = SizeHint::new();
+                hint.set_lower(rest.lower() + again);
+                hint
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::http::budget::Budget;
+    use std::collections::VecDeque;
+    use std::task::Waker;
+
+    /// A body of known pieces, and an error at the end of some.
+    struct Pieces(VecDeque<Result<&'static str, &'static str>>);
+
+    impl Body for Pieces {
+        type Data = Bytes;
+        type Error = BodyError;
+
+        fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+            let piece = self.0.pop_front();
+            Poll::Ready(piece.map(|piece| piece.map(|text| Frame::data(text.into())).map_err(Into::into)))
+        }
+    }
+
+    fn held(pieces: &[Result<&'static str, &'static str>], limit: u64, budget: &std::sync::Arc<Budget>) -> Held {
+        let body = Box::pin(Pieces(pieces.iter().copied().collect()));
+        Held::new(body, limit, budget.share(0).unwrap()).ok().unwrap()
+    }
+
+    /// Reads up to so many pieces.
+    fn read(body: &mut Outgoing, most: usize) -> String {
+        let mut text = String::new();
+        for _ in 0..most {
+            match Pin::new(&mut *body).poll_frame(&mut Context::from_waker(Waker::noop())) {
+                Poll::Ready(Some(Ok(frame))) => text += std::str::from_utf8(frame.data_ref().unwrap()).unwrap(),
+                Poll::Ready(Some(Err(error))) => return format!("{text}!{error}"),
+                Poll::Ready(None) => return text,
+                Poll::Pending => unreachable!("the body is all there"),
+            }
+        }
+        text
+    }
+
+    #[test]
+    fn each_attempt_reads_the_whole_body() {
+        let budget = Budget::new(1000);
+        let held = held(&[Ok("one "), Ok("two "), Ok("three")], 100, &budget);
+        assert_eq!(read(&mut held.outgoing(), 2), "one two ", "an attempt that was cut short");
+        assert_eq!(budget.held(), 8);
+        let mut second = held.outgoing();
+        assert_eq!(http_body::Body::size_hint(&second).lower(), 8);
+        assert_eq!(read(&mut second, 9), "one two three");
+        assert_eq!(read(&mut held.outgoing(), 9), "one two three");
+        assert!(held.is_whole());
+        drop((second, held));
+        assert_eq!(budget.held(), 0);
+    }
+
+    #[test]
+    fn what_is_too_large_goes_out_once() {
+        for (limit, budget) in [(6, 1000), (100, 6)] {
+            let budget = Budget::new(budget);
+            let held = held(&[Ok("one "), Ok("two "), Ok("three")], limit, &budget);
+            assert_eq!(read(&mut held.outgoing(), 9), "one two three");
+            assert!(!held.is_whole());
+            assert_eq!(budget.held(), 0, "nothing is kept in vain");
+        }
+    }
+
+    #[test]
+    fn a_body_that_broke_is_not_sent_again() {
+        let held = held(&[Ok("one "), Err("gone")], 100, &Budget::new(1000));
+        assert_eq!(read(&mut held.outgoing(), 9), "one !gone");
+        assert!(!held.is_whole());
+    }
+}

@@ -1,0 +1,222 @@
+//! Which node takes a request: the first eligible one in its key's order.
+//!
+//! The decision is pure: it sees the nodes through [`Nodes`], and gives one of them or why there is
+//! none. Health, load and drains never change the ring; they only have nodes passed over, and only for
+//! as long as it takes: the key stays its owner's.
+
+use crate::config::NodeState;
+
+/// What is known of a pool's nodes at a moment.
+pub(super) trait Nodes {
+    fn count(&self) -> usize;
+    fn state(&self, node: usize) -> NodeState;
+    /// Whether requests may go to it as far as its health tells; `true` for one that tries it.
+    fn fitness(&self, node: usize) -> Result<bool, Skip>;
+    /// Requests in flight.
+    fn load(&self, node: usize) -> u32;
+    fn weight(&self, node: usize) -> u32;
+    /// Whether it has the key by now, or is on its slow start still.
+    fn has_reached_key(&self, node: usize) -> bool;
+}
+
+/// Why a node was passed over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Skip {
+    /// Somebody said so, in the file or since.
+    Down,
+    Drain,
+    /// Its health checks fail.
+    Unhealthy,
+    /// Its requests failed.
+    Ejected,
+    /// The key is not yet its own again.
+    SlowStart,
+    /// It has more than its part of the load.
+    BoundedLoad,
+    /// It has as many requests as it may have.
+    Full,
+}
+
+impl Skip {
+    pub(crate) const ALL: [Skip; 7] =
+        [Skip::Down, Skip::Drain, Skip::Unhealthy, Skip::Ejected, Skip::SlowStart, Skip::BoundedLoad, Skip::Full];
+
+    /// The label in metrics.
+    pub(crate) fn label(self) -> &'static str {
+        match self {
+            Skip::Down => "down",
+            Skip::Drain => "drain",
+            Skip::Unhealthy => "unhealthy",
+            Skip::Ejected => "ejected",
+            Skip::SlowStart => "slow_start",
+            Skip::BoundedLoad => "bounded_load",
+            Skip::Full => "connection_limit",
+        }
+    }
+}
+
+/// What a pool's settings say.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Rules {
+    pub(super) max_per_node: u32,
+    /// In thousandths of the average.
+    pub(super) bounded_load: Option<u32>,
+    /// The share of nodes that must be well, from 0 to 1.
+    pub(super) panic_threshold: f64,
+}
+
+/// The node that takes a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Pick {
+    pub(super) node: usize,
+    /// It is half open, and this request tries it.
+    pub(super) is_trial: bool,
+    /// Why the first node of the order was passed over.
+    pub(super) spilled: Option<Skip>,
+    /// So few nodes are well that health is ignored.
+    pub(super) in_panic: bool,
+}
+
+/// Why no node takes a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Nobody {
+    /// Those that could have as many requests as they may have.
+    Full,
+    /// None takes requests.
+    Unavailable,
+}
+
+/// Goes through the nodes in the order of a key.
+pub(super) fn pick(order: impl Iterator<Item = usize>, nodes: &impl Nodes, rules: &Rules) -> Result<Pick, Nobody> {
+    let mut moment = Moment { nodes, rules, panic: None, totals: None };
+    let mut spilled = None;
+    let mut second_best: Option<(usize, bool)> = None;
+    let mut full = false;
+    let mut first = None;
+    for node in order {
+        first = first.or(Some(node));
+        let skip = match moment.look(node) {
+            Ok(is_trial) => {
+                return Ok(Pick { node, is_trial, spilled, in_panic: moment.panic.unwrap_or(false) });
+            }
+            Err(Passed::For(skip)) => skip,
+            // Such a node is better than none: it is well and has room.
+            Err(Passed::ForNow(skip, is_trial)) => {
+                let better = second_best
+                    .is_none_or(|(best, _)| rules.bounded_load.is_some() && moment.is_less_loaded(node, best));
+                if better {
+                    second_best = Some((node, is_trial));
+                }
+                skip
+            }
+        };
+        full |= skip == Skip::Full;
+        spilled = spilled.or(Some(skip));
+    }
+    match second_best {
+        Some((node, is_trial)) => {
+            // The owner, though not at its best, is the owner.
+            let spilled = spilled.filter(|_| first != Some(node));
+            Ok(Pick { node, is_trial, spilled, in_panic: moment.panic.unwrap_or(false) })
+        }
+        None if full => Err(Nobody::Full),
+        None => Err(Nobody::Unavailable),
+    }
+}
+
+/// The node of a strict session: it takes its sessions also while it drains, and whatever its load.
+pub(super) fn pick_pinned(node: usize, nodes: &impl Nodes, rules: &Rules) -> Result<Pick, Skip> {
+    let mut moment = Moment { nodes, rules, panic: None, totals: None };
+    if nodes.state(node) == NodeState::Down {
+        return Err(Skip::Down);
+    }
+    let is_trial = moment.fitness(node)?;
+    match nodes.load(node) < rules.max_per_node {
+        true => Ok(Pick { node, is_trial, spilled: None, in_panic: moment.panic.unwrap_or(false) }),
+        false => Err(Skip::Full),
+    }
+}
+
+/// Whether so few of the nodes are well that health is ignored.
+pub(super) fn is_panic(nodes: &impl Nodes, threshold: f64) -> bool {
+    if threshold == 0.0 {
+        return false;
+    }
+    let up = || (0..nodes.count()).filter(|&node| nodes.state(node) == NodeState::Up && nodes.weight(node) > 0);
+    let well = up().filter(|&node| nodes.fitness(node).is_ok()).count();
+    (well as f64) < threshold * up().count() as f64
+}
+
+/// Why a node does not come first: for good, or only while there is a better one.
+enum Passed {
+    For(Skip),
+    ForNow(Skip, bool),
+}
+
+/// The nodes, and what is found out of all of them only where it is needed.
+struct Moment<'a, N> {
+    nodes: &'a N,
+    rules: &'a Rules,
+    panic: Option<bool>,
+    /// Requests in flight on eligible nodes, this one included, and their weight.
+    totals: Option<(u64, u64)>,
+}
+
+impl<N: Nodes> Moment<'_, N> {
+    /// Whether a node takes the request; `true` where it tries the node.
+    fn look(&mut self, node: usize) -> Result<bool, Passed> {
+        match self.nodes.state(node) {
+            NodeState::Up => {}
+            NodeState::Drain => return Err(Passed::For(Skip::Drain)),
+            NodeState::Down => return Err(Passed::For(Skip::Down)),
+        }
+        let is_trial = self.fitness(node).map_err(Passed::For)?;
+        if self.nodes.load(node) >= self.rules.max_per_node {
+            return Err(Passed::For(Skip::Full));
+        }
+        if !self.nodes.has_reached_key(node) {
+            return Err(Passed::ForNow(Skip::SlowStart, is_trial));
+        }
+        if let Some(factor) = self.rules.bounded_load
+            && u64::from(self.nodes.load(node)) >= self.capacity(node, factor)
+        {
+            return Err(Passed::ForNow(Skip::BoundedLoad, is_trial));
+        }
+        Ok(is_trial)
+    }
+
+    fn fitness(&mut self, node: usize) -> Result<bool, Skip> {
+        self.nodes.fitness(node).or_else(|skip| {
+            let threshold = self.rules.panic_threshold;
+            let panic = *self.panic.get_or_insert_with(|| is_panic(self.nodes, threshold));
+            if panic { Ok(false) } else { Err(skip) }
+        })
+    }
+
+    /// How many requests a node may have: so many times its part of all (Mirrokni, Thorup and
+    /// Zadimoghaddam, 2016), and one at least.
+    fn capacity(&mut self, node: usize, factor: u32) -> u64 {
+        // Whatever the others have, one is always allowed.
+        if self.nodes.load(node) == 0 {
+            return 1;
+        }
+        let (load, weight) = *self.totals.get_or_insert_with(|| {
+            let eligible = (0..self.nodes.count())
+                .filter(|&node| self.nodes.state(node) == NodeState::Up && self.nodes.fitness(node).is_ok());
+            eligible.fold((1, 0), |(load, weight), node| {
+                (load + u64::from(self.nodes.load(node)), weight + u64::from(self.nodes.weight(node)))
+            })
+        });
+        let part = u128::from(factor) * u128::from(load) * u128::from(self.nodes.weight(node));
+        u64::try_from(part.div_ceil(1000 * u128::from(weight.max(1)))).unwrap_or(u64::MAX).max(1)
+    }
+
+    /// Whether one node has less to do than another, by weight.
+    fn is_less_loaded(&self, one: usize, other: usize) -> bool {
+        let part = |node, by| u64::from(self.nodes.load(node)) * u64::from(self.nodes.weight(by));
+        part(one, other) < part(other, one)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,155 @@
+//! The prober: asks every node at intervals whether it is well. One a process, on the thread of the
+//! admin listener, however many workers there are.
+
+use super::node::NodeRuntime;
+use super::pool::{Node, Pool};
+use crate::config::{CheckKind, HealthCheck};
+use bytes::Bytes;
+use http::header::{ACCEPT, CONNECTION, HOST, USER_AGENT};
+use http::{HeaderValue, Request, Response};
+use http_body_util::{BodyExt, Empty, Limited};
+use hyper::body::Incoming;
+use hyper::client::conn::http1::Builder;
+use hyper_util::rt::TokioIo;
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::pin::pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio::net::TcpStream;
+use tokio::runtime::Handle;
+use tokio::task::AbortHandle;
+use tokio::time::Instant;
+
+/// How much of a body is looked at for `expect_body`.
+const MAX_BODY: usize = 64 << 10;
+const MAX_HEAD: usize = 64 << 10;
+
+/// All checks that are going on, by the node's serial.
+pub(crate) struct Probes {
+    runtime: Handle,
+    running: Mutex<HashMap<u64, Probe>>,
+}
+
+/// The checks of one node, which end with it.
+struct Probe {
+    check: Arc<HealthCheck>,
+    task: AbortHandle,
+}
+
+impl Drop for Probe {
+    /// What was under way says nothing.
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl Probes {
+    /// Checks will run on this runtime.
+    pub(crate) fn new(runtime: Handle) -> Probes {
+        Probes { runtime, running: Mutex::default() }
+    }
+
+    /// Checks the nodes of these pools from now on. Nodes whose checks are as they were keep their
+    /// rhythm.
+    pub(crate) fn follow(&self, pools: &[Arc<Pool>]) {
+        let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut before = std::mem::take(&mut *running);
+        for (check, node) in pools.iter().filter_map(|pool| Some((pool.health_check.as_ref()?, pool))).flat_map(each) {
+            let serial = node.runtime.serial;
+            let kept = before.remove(&serial).filter(|probe| *probe.check == **check && !probe.task.is_finished());
+            let probe = kept.unwrap_or_else(|| {
+                let (runtime, check, address) = (Arc::clone(&node.runtime), Arc::clone(check), node.address);
+                let task = self.runtime.spawn(watch(runtime, Arc::clone(&check), address)).abort_handle();
+                Probe { check, task }
+            });
+            running.insert(serial, probe);
+        }
+    }
+}
+
+fn each<'a>(
+    (check, pool): (&'a Arc<HealthCheck>, &'a Arc<Pool>),
+) -> impl Iterator<Item = (&'a Arc<HealthCheck>, &'a Node)> {
+    pool.nodes.iter().map(move |node| (check, node))
+}
+
+/// Checks one node for as long as nobody stops it.
+async fn watch(node: Arc<NodeRuntime>, check: Arc<HealthCheck>, address: SocketAddr) {
+    // The first one comes soon, and not of all nodes at once.
+    let mut at = Instant::now() + part_of(check.interval / 10);
+    loop {
+        tokio::time::sleep_until(at).await;
+        let asked = tokio::time::timeout(check.timeout, ask(&check, address)).await;
+        let result = asked.unwrap_or_else(|_| Err(format!("no answer within {:?}", check.timeout)));
+        node.checked(result, &check);
+        at = (at + check.interval - part_of(check.interval / 10)).max(Instant::now());
+    }
+}
+
+/// A random part of a time.
+fn part_of(whole: Duration) -> Duration {
+    whole.mul_f64(fastrand::f64())
+}
+
+/// One check; gives why it failed.
+async fn ask(check: &HealthCheck, address: SocketAddr) -> Result<(), String> {
+    let port = check.port.map_or(address.port(), |port| port.0);
+    let stream = TcpStream::connect(SocketAddr::new(address.ip(), port)).await.map_err(|error| error.to_string())?;
+    match check.kind {
+        CheckKind::Tcp => Ok(()),
+        CheckKind::Http => {
+            let told = |error: hyper::Error| error.to_string();
+            let (mut sender, connection) =
+                Builder::new().max_buf_size(MAX_HEAD).handshake(TokioIo::new(stream)).await.map_err(told)?;
+            let request = request(check, address)?;
+            let answer = async {
+                let response = sender.send_request(request).await.map_err(told)?;
+                judge(check, response).await
+            };
+            let (mut answer, mut connection) = (pin!(answer), pin!(connection));
+            let mut ended = false;
+            loop {
+                tokio::select! {
+                    biased;
+                    verdict = &mut answer => return verdict,
+                    // What it brought is read all the same.
+                    _ = &mut connection, if !ended => ended = true,
+                }
+            }
+        }
+    }
+}
+
+fn request(check: &HealthCheck, address: SocketAddr) -> Result<Request<Empty<Bytes>>, String> {
+    let own = || HeaderValue::try_from(address.to_string()).map_err(|error| error.to_string());
+    let host = check.host.clone().map_or_else(own, Ok)?;
+    let agent = concat!("ringway/", env!("CARGO_PKG_VERSION"), " (health check)");
+    Request::get(check.path.0.as_str())
+        .header(HOST, host)
+        .header(USER_AGENT, agent)
+        .header(ACCEPT, "*/*")
+        .header(CONNECTION, "close")
+        .body(Empty::new())
+        .map_err(|error| error.to_string())
+}
+
+async fn judge(check: &HealthCheck, response: Response<Incoming>) -> Result<(), String> {
+    let status = response.status();
+    if !check.expect_status.iter().any(|range| range.holds(status)) {
+        return Err(format!("the status is {}", status.as_u16()));
+    }
+    let Some(expected) = &check.expect_body else { return Ok(()) };
+    let mut body = Limited::new(response.into_body(), MAX_BODY);
+    let mut read = Vec::new();
+    while let Some(frame) = body.frame().await {
+        // What comes after the limit is not looked at.
+        let Ok(frame) = frame else { break };
+        read.extend(frame.into_data().unwrap_or_default());
+    }
+    let found = read.windows(expected.len().max(1)).any(|window| window == expected.as_bytes());
+    match found || expected.is_empty() {
+        true => Ok(()),
+        false => Err(format!("the body does not hold `{expected}`")),
+    }
+}

@@ -1,0 +1,56 @@
+//! Requests that wait while every node that could take them has as many as it may.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+use tokio::sync::Notify;
+use tokio::sync::futures::Notified;
+
+/// Those who wait for the same room, the first one first.
+#[derive(Debug, Default)]
+pub(crate) struct Queue {
+    waiting: AtomicU32,
+    room: Notify,
+}
+
+/// A place in a queue, given back when dropped.
+pub(crate) struct Waiting<'a>(&'a Queue);
+
+impl Queue {
+    pub(crate) fn waiting(&self) -> u32 {
+        // Pairs with the counter of requests in flight: whoever frees a place sees who waits, or who
+        // begins to wait sees the place.
+        self.waiting.load(Ordering::SeqCst)
+    }
+
+    /// Joins the queue, if fewer than `limit` wait there.
+    pub(crate) fn join(&self, limit: u32) -> Option<Waiting<'_>> {
+        let joined = |waiting: u32| (waiting < limit).then_some(waiting + 1);
+        self.waiting.fetch_update(Ordering::SeqCst, Ordering::SeqCst, joined).is_ok().then_some(Waiting(self))
+    }
+
+    /// There is room for one; gives whether anybody waited for it.
+    pub(super) fn let_one_in(&self) -> bool {
+        let anybody = self.waiting() > 0;
+        if anybody {
+            self.room.notify_one();
+        }
+        anybody
+    }
+
+    /// What is there may have changed for all who wait.
+    pub(super) fn stir(&self) {
+        self.room.notify_waiters();
+    }
+}
+
+impl<'a> Waiting<'a> {
+    /// Resolves when there may be room; whoever has asked for it hears of all that happens from then on.
+    pub(crate) fn room(&self) -> Notified<'a> {
+        self.0.room.notified()
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.waiting.fetch_sub(1, Ordering::SeqCst);
+    }
+}

@@ -1,0 +1,112 @@
+//! The nodes and pools that are known to the process, by their stable names: a new configuration finds
+//! here again what outlives the old one.
+
+use super::group::Group;
+use super::node::NodeRuntime;
+use super::pool::Pool;
+use crate::config::NodeState;
+use crate::telemetry::metrics::Metrics;
+use std::collections::{HashMap, HashSet};
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// Pool, id and address.
+type Identity = (Arc<str>, Arc<str>, SocketAddr);
+
+type PoolAndId = (Arc<str>, Arc<str>);
+
+/// Everything that outlives a configuration. The same id under another address is a new node.
+pub(crate) struct Registry {
+    metrics: Arc<Metrics>,
+    next: AtomicU64,
+    groups: Mutex<HashMap<Arc<str>, Arc<Group>>>,
+    nodes: Mutex<HashMap<Identity, Arc<NodeRuntime>>>,
+    /// The serials of the nodes in force.
+    in_force: Mutex<HashSet<u64>>,
+    /// What somebody has said of a node, by pool and id; it holds until the file says something new.
+    overrides: Mutex<HashMap<PoolAndId, Override>>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Override {
+    /// What the file said then.
+    file: NodeState,
+    state: NodeState,
+}
+
+impl Registry {
+    pub(crate) fn new(metrics: Arc<Metrics>) -> Registry {
+        Registry {
+            metrics,
+            next: AtomicU64::new(0),
+            groups: Mutex::default(),
+            nodes: Mutex::default(),
+            in_force: Mutex::default(),
+            overrides: Mutex::default(),
+        }
+    }
+
+    /// The state of a pool, new where it is not known yet.
+    pub(super) fn group(&self, pool: &Arc<str>) -> Arc<Group> {
+        let mut groups = lock(&self.groups);
+        let entry = groups.entry(Arc::clone(pool));
+        Arc::clone(entry.or_insert_with(|| Arc::new(Group::new(pool, &self.metrics))))
+    }
+
+    /// The state of a node, new where it is not known yet.
+    pub(super) fn node(&self, group: &Arc<Group>, id: &Arc<str>, address: SocketAddr) -> Arc<NodeRuntime> {
+        let mut nodes = lock(&self.nodes);
+        let entry = nodes.entry((Arc::clone(&group.name), Arc::clone(id), address));
+        Arc::clone(entry.or_insert_with(|| {
+            let serial = self.next.fetch_add(1, Ordering::Relaxed);
+            Arc::new(NodeRuntime::new(serial, Arc::clone(group), Arc::clone(id), Arc::clone(&self.metrics)))
+        }))
+    }
+
+    /// Puts the states of a configuration in force and forgets nodes that are not in it. Called once,
+    /// when that configuration takes over.
+    pub(crate) fn adopt(&self, pools: &[Arc<Pool>]) {
+        let mut overrides = lock(&self.overrides);
+        let all = || pools.iter().flat_map(|pool| pool.nodes.iter().map(move |node| (pool, node)));
+        overrides.retain(|(pool, id), held| {
+            all().any(|(other, node)| other.name == *pool && node.id == *id && node.state == held.file)
+        });
+        let mut in_force = lock(&self.in_force);
+        for pool in pools {
+            // Where all nodes are new, none has keys that it could get back one by one.
+            let is_new = |serial: &u64| !in_force.contains(serial);
+            let all_new = pool.nodes.iter().all(|node| is_new(&node.runtime.serial));
+            for node in &pool.nodes {
+                match &pool.health_check {
+                    Some(check) if is_new(&node.runtime.serial) => node.runtime.health.begin(check),
+                    Some(_) => {}
+                    None => node.runtime.health.forget(),
+                }
+                let held = overrides.get(&(Arc::clone(&pool.name), Arc::clone(&node.id)));
+                node.runtime.set_state(held.map_or(node.state, |held| held.state));
+                if all_new {
+                    node.runtime.ramp.begin(0);
+                }
+            }
+            let members = pool.nodes.iter().map(|node| Arc::downgrade(&node.runtime)).collect();
+            pool.group.adopt(members, &pool.ejection);
+        }
+        *in_force = all().map(|(_, node)| node.runtime.serial).collect();
+        lock(&self.nodes).retain(|_, node| in_force.contains(&node.serial));
+        lock(&self.groups).retain(|name, _| pools.iter().any(|pool| pool.name == *name));
+    }
+
+    /// Says whether a node takes requests, until the file says something new about it.
+    pub(crate) fn set_state(&self, pool: &Pool, id: &str, state: NodeState) -> bool {
+        let Some(node) = pool.nodes.iter().find(|node| &*node.id == id) else { return false };
+        let mut overrides = lock(&self.overrides);
+        overrides.insert((Arc::clone(&pool.name), Arc::clone(&node.id)), Override { file: node.state, state });
+        node.runtime.set_state(state);
+        true
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
