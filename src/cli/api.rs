@@ -73,3 +73,8 @@ fn exchange(address: &str, request: &str) -> std::io::Result<String> {
     stream.read_to_string(&mut answer)?;
     Ok(answer)
 }
+
+/// A text of an answer; empty where it is none.
+pub(super) fn text(value: &Json) -> &str {
+    value.as_str().unwrap_or_default()
+}

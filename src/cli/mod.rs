@@ -4,6 +4,7 @@ mod api;
 mod check;
 mod demo;
 mod explain;
+mod node;
 mod purge;
 mod ring;
 mod run;
@@ -46,9 +47,9 @@ enum Command {
     /// Strike stored responses from the cache of a running proxy.
     Purge(purge::Options),
     /// Drain a node (it takes no new keys), or without one the whole proxy, as SIGTERM does.
-    Drain(status::DrainOptions),
+    Drain(node::DrainOptions),
     /// Say whether a node takes requests, until the file says something new about it.
-    Node(status::NodeOptions),
+    Node(node::NodeOptions),
     /// Print completions for a shell.
     Completions {
         /// The shell
@@ -75,8 +76,8 @@ pub fn main() -> ExitCode {
         Command::Status(options) => status::run(&options),
         Command::Reload(target) => status::reload(&target),
         Command::Purge(options) => purge::run(&options),
-        Command::Drain(options) => status::drain(&options),
-        Command::Node(options) => status::node(&options),
+        Command::Drain(options) => node::drain(&options),
+        Command::Node(options) => node::run(&options),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Arguments::command(), "ringway", &mut std::io::stdout());
             Ok(ExitCode::SUCCESS)

@@ -1,7 +1,8 @@
-//! `ringway status`, `reload`, `drain` and `node`: what a running proxy is asked and told.
+//! `ringway status` and `ringway reload`: what a running proxy does, and whether it takes a new file.
 
 use super::Outcome;
-use super::api::Target;
+use super::api::{Target, text};
+use super::node::progress;
 use serde_json::Value as Json;
 use std::io::{IsTerminal, Write, stdout};
 use std::process::ExitCode;
@@ -13,30 +14,6 @@ pub(super) struct Options {
     /// Print JSON
     #[arg(long)]
     json: bool,
-}
-
-#[derive(clap::Args)]
-pub(super) struct DrainOptions {
-    #[command(flatten)]
-    target: Target,
-    /// The node's pool
-    #[arg(requires = "node")]
-    pool: Option<String>,
-    /// The node's id
-    node: Option<String>,
-}
-
-#[derive(clap::Args)]
-pub(super) struct NodeOptions {
-    #[command(flatten)]
-    target: Target,
-    /// The node's pool
-    pool: String,
-    /// The node's id
-    node: String,
-    /// The state
-    #[arg(value_parser = ["up", "drain", "down"])]
-    state: String,
 }
 
 pub(super) fn run(options: &Options) -> Outcome {
@@ -52,28 +29,7 @@ pub(super) fn run(options: &Options) -> Outcome {
 }
 
 pub(super) fn reload(target: &Target) -> Outcome {
-    say(&target.post("/api/reload")?)
-}
-
-pub(super) fn drain(options: &DrainOptions) -> Outcome {
-    match (&options.pool, &options.node) {
-        (Some(pool), Some(node)) => set_state(&options.target, pool, node, "drain"),
-        _ => say(&options.target.post("/api/drain")?),
-    }
-}
-
-pub(super) fn node(options: &NodeOptions) -> Outcome {
-    set_state(&options.target, &options.pool, &options.node, &options.state)
-}
-
-fn set_state(target: &Target, pool: &str, node: &str, state: &str) -> Outcome {
-    target.post(&format!("/api/pools/{pool}/nodes/{node}/{state}"))?;
-    writeln!(stdout(), "{pool}/{node}: {state}")?;
-    Ok(ExitCode::SUCCESS)
-}
-
-fn say(answer: &Json) -> Outcome {
-    writeln!(stdout(), "{}", text(&answer["detail"]))?;
+    writeln!(stdout(), "{}", text(&target.post("/api/reload")?["detail"]))?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -116,25 +72,43 @@ fn print(out: &mut impl Write, status: &Json, pools: &Json, colours: bool) -> st
         cache["requests"]["hit"].as_u64().unwrap_or_default()
     )?;
     for pool in pools.as_array().into_iter().flatten() {
-        writeln!(out, "\npool {}", text(&pool["name"]))?;
+        let mut notes = String::new();
+        if pool["panic"] == true {
+            notes += "  in panic: health is ignored";
+        }
+        if pool["queued"].as_u64() > Some(0) {
+            notes += &format!("  {} requests wait for room", pool["queued"]);
+        }
+        writeln!(out, "\npool {}{notes}", text(&pool["name"]))?;
+        if let Some(error) = pool["discovery"]["error"].as_str() {
+            writeln!(
+                out,
+                "  {}",
+                shown(false, &format!("the name server tells of no nodes, the last ones stay: {error}"))
+            )?;
+        }
         writeln!(
             out,
-            "  {:20} {:24} {:>6} {:>8}  {:6} {:>9} {:>6}",
+            "  {:20} {:24} {:>6} {:>8}  {:6} {:>9} {:>6}  health",
             "node", "address", "weight", "share", "state", "in flight", "idle"
         )?;
         for node in pool["nodes"].as_array().into_iter().flatten() {
             let state = text(&node["state"]);
             writeln!(
                 out,
-                "  {:20} {:24} {:>6} {:>6.2} %  {} {:>9} {:>6}",
+                "  {:20} {:24} {:>6} {:>6.2} %  {} {:>9} {:>6}  {}",
                 text(&node["id"]),
                 text(&node["address"]),
                 node["weight"],
                 node["share"].as_f64().unwrap_or_default() * 100.0,
                 shown(state == "up", &format!("{state:6}")),
                 node["in_flight"],
-                node["idle_connections"]
+                node["idle_connections"],
+                shown(node["healthy"] == true, &health(node))
             )?;
+            if !node["drain"].is_null() {
+                writeln!(out, "  {:20} drains: {}", "", progress(&node["drain"]))?;
+            }
         }
     }
     Ok(())
@@ -144,6 +118,16 @@ fn mebibytes(value: &Json) -> f64 {
     value.as_f64().unwrap_or_default() / f64::from(1 << 20)
 }
 
-fn text(value: &Json) -> &str {
-    value.as_str().unwrap_or_default()
+/// What is known of a node's health, in a few words.
+fn health(node: &Json) -> String {
+    let ramp = node["slow_start"].as_f64().unwrap_or(1.0);
+    match (node["ejected_for_seconds"].as_f64(), node["health_check"]["error"].as_str()) {
+        (Some(seconds), _) if seconds > 0.0 => format!("out for {seconds:.0} s: requests failed"),
+        (Some(_), _) => "a request will try it".to_owned(),
+        (None, Some(error)) if node["healthy"] != true => format!("checks fail: {error}"),
+        (None, Some(error)) => format!("well; the last check failed: {error}"),
+        (None, None) if node["healthy"] != true => "not checked well yet".to_owned(),
+        (None, None) if ramp < 1.0 => format!("well; {:.0} % of its slow start", ramp * 100.0),
+        (None, None) => "well".to_owned(),
+    }
 }

@@ -24,7 +24,8 @@ impl Queue {
     /// Joins the queue, if fewer than `limit` wait there.
     pub(crate) fn join(&self, limit: u32) -> Option<Waiting<'_>> {
         let joined = |waiting: u32| (waiting < limit).then_some(waiting + 1);
-        self.waiting.fetch_update(Ordering::SeqCst, Ordering::SeqCst, joined).is_ok().then_some(Waiting(self))
+        // Made only where the place is taken, for it is given back when dropped.
+        self.waiting.fetch_update(Ordering::SeqCst, Ordering::SeqCst, joined).is_ok().then(|| Waiting(self))
     }
 
     /// There is room for one; gives whether anybody waited for it.
@@ -52,5 +53,22 @@ impl<'a> Waiting<'a> {
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
         self.0.waiting.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn places_are_counted_and_given_back() {
+        let queue = Queue::default();
+        assert!(!queue.let_one_in(), "nobody waits");
+        let first = queue.join(1).unwrap();
+        assert!(queue.join(1).is_none() && queue.join(0).is_none());
+        assert_eq!(queue.waiting(), 1, "who did not join has no place to give back");
+        assert!(queue.let_one_in());
+        drop(first);
+        assert_eq!(queue.waiting(), 0);
     }
 }

@@ -13,6 +13,7 @@ mod malformed;
 mod model;
 mod nodes;
 mod observe;
+mod pools;
 mod reference;
 mod reload;
 mod routes;

@@ -1,14 +1,17 @@
-//! A proxy in a process of its own, scripted nodes, and a client that sends bytes as they are.
+//! A proxy in a process of its own, scripted nodes, services that fail and come back, and a client that
+//! sends bytes as they are.
 
 mod client;
 mod node;
 mod origin;
 mod proxy;
+mod service;
 
 pub use client::{Answer, Client};
 pub use node::{Node, Peer};
 pub use origin::{Barrier, Origin};
 pub use proxy::Proxy;
+pub use service::{Does, Service, Wire};
 
 use std::time::{Duration, Instant};
 

@@ -84,6 +84,10 @@ impl Drop for Node {
 }
 
 impl Peer {
+    pub fn over(stream: TcpStream) -> Peer {
+        Peer { client: Client::over(stream), requests: Arc::default() }
+    }
+
     /// The head of the next request; `None` where the proxy has closed.
     pub fn request(&mut self) -> Option<String> {
         if self.client.has_ended() {

@@ -105,6 +105,31 @@ impl Proxy {
         self.connect().request(format!("{method} {path} HTTP/1.1\r\n{host}connection: close\r\n{lines}\r\n"))
     }
 
+    /// The paths of a pool's keys, `/0` on, whose owner is this node.
+    pub fn paths_of(&self, node: &str, count: usize) -> Vec<String> {
+        let owner = |path: &String| self.admin_get(&format!("/api/pools/app/ring?key={path}")).json()["owner"] == node;
+        (0..10_000).map(|number| format!("/{number}")).filter(owner).take(count).collect()
+    }
+
+    /// A node as the admin API shows it.
+    pub fn node(&self, id: &str) -> serde_json::Value {
+        let pools = self.admin_get("/api/pools").json();
+        let nodes = pools[0]["nodes"].as_array().unwrap();
+        nodes.iter().find(|node| node["id"] == id).unwrap_or_else(|| panic!("no node {id}: {pools}")).clone()
+    }
+
+    /// Writes another configuration and waits until it is in force.
+    pub fn reconfigure(&self, rest: &str) {
+        let text = format!(
+            "listeners: [{{ name: http, address: \"127.0.0.1:0\" }}]\nadmin: {{ address: \"127.0.0.1:0\" }}\naccess_log: {{ format: \"off\" }}\n{rest}"
+        );
+        let new = self.folder.path().join("new.yaml");
+        std::fs::write(&new, text).unwrap();
+        std::fs::rename(new, self.folder.path().join("ringway.yaml")).unwrap();
+        let answer = self.admin_post("/api/reload", "");
+        assert_eq!(answer.status, 200, "{answer:?}");
+    }
+
     /// A purge through the admin API.
     pub fn purge(&self, order: &str) -> Answer {
         self.admin_post("/api/cache/purge", order)

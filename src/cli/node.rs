@@ -1,0 +1,100 @@
+//! `ringway node` and `ringway drain`: whether a node, or the whole proxy, takes requests.
+
+use super::Outcome;
+use super::api::{Target, text};
+use serde_json::Value as Json;
+use std::io::{Write, stdout};
+use std::process::ExitCode;
+use std::time::Duration;
+
+/// How often a drain is asked after.
+const EVERY: Duration = Duration::from_secs(1);
+
+#[derive(clap::Args)]
+pub(super) struct DrainOptions {
+    #[command(flatten)]
+    target: Target,
+    /// The node's pool
+    #[arg(requires = "node")]
+    pool: Option<String>,
+    /// The node's id
+    node: Option<String>,
+    /// Show how far it is, and return when the last session has left
+    #[arg(long, requires = "node")]
+    wait: bool,
+}
+
+#[derive(clap::Args)]
+pub(super) struct NodeOptions {
+    #[command(flatten)]
+    target: Target,
+    /// The node's pool
+    pool: String,
+    /// The node's id
+    node: String,
+    /// The state
+    #[arg(value_parser = ["up", "drain", "down"])]
+    state: String,
+}
+
+pub(super) fn run(options: &NodeOptions) -> Outcome {
+    set_state(&options.target, &options.pool, &options.node, &options.state)
+}
+
+pub(super) fn drain(options: &DrainOptions) -> Outcome {
+    match (&options.pool, &options.node) {
+        (Some(pool), Some(node)) => {
+            set_state(&options.target, pool, node, "drain")?;
+            if options.wait { follow(&options.target, pool, node) } else { Ok(ExitCode::SUCCESS) }
+        }
+        _ => {
+            writeln!(stdout(), "{}", text(&options.target.post("/api/drain")?["detail"]))?;
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}
+
+fn set_state(target: &Target, pool: &str, node: &str, state: &str) -> Outcome {
+    target.post(&format!("/api/pools/{pool}/nodes/{node}/{state}"))?;
+    writeln!(stdout(), "{pool}/{node}: {state}")?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Tells of a drain until it is done; 1 where somebody ends it before.
+fn follow(target: &Target, pool: &str, node: &str) -> Outcome {
+    let mut told = String::new();
+    loop {
+        let pools = target.get("/api/pools")?;
+        let Some(found) = find(&pools, pool, node) else {
+            return Err(format!("the pool `{pool}` has no node `{node}` any more").into());
+        };
+        let drain = &found["drain"];
+        if drain.is_null() {
+            return Err(format!("{pool}/{node} does not drain any more: it is {}", text(&found["state"])).into());
+        }
+        if drain["done"] == true {
+            writeln!(stdout(), "{pool}/{node}: the last session has left")?;
+            return Ok(ExitCode::SUCCESS);
+        }
+        let now = progress(drain);
+        if now != told {
+            writeln!(stdout(), "{pool}/{node}: {now}")?;
+            told = now;
+        }
+        std::thread::sleep(EVERY);
+    }
+}
+
+fn find<'a>(pools: &'a Json, pool: &str, node: &str) -> Option<&'a Json> {
+    let pool = pools.as_array()?.iter().find(|found| found["name"] == pool)?;
+    pool["nodes"].as_array()?.iter().find(|found| found["id"] == node)
+}
+
+/// How far a drain is.
+pub(super) fn progress(drain: &Json) -> String {
+    let sessions = match drain["last_session_ends_in_seconds"].as_u64() {
+        None | Some(0) => "no session left".to_owned(),
+        Some(seconds) => format!("the last session ends in {seconds} s at the latest"),
+    };
+    format!("{} in flight, {sessions}", drain["in_flight"])
+}

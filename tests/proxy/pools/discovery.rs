@@ -1,0 +1,253 @@
+//! Nodes that a name server tells of, by a name server that is a script.
+
+use crate::support::{Proxy, Service, eventually};
+use std::collections::HashMap;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+
+const A: u16 = 1;
+const AAAA: u16 = 28;
+const SRV: u16 = 33;
+
+/// What a question is answered with.
+#[derive(Clone)]
+enum Record {
+    A(Ipv4Addr),
+    Aaaa(Ipv6Addr),
+    /// Priority, weight, port, target.
+    Srv(u16, u16, u16, &'static str),
+}
+
+impl Record {
+    fn kind(&self) -> u16 {
+        match self {
+            Record::A(_) => A,
+            Record::Aaaa(_) => AAAA,
+            Record::Srv(..) => SRV,
+        }
+    }
+
+    fn data(&self) -> Vec<u8> {
+        match self {
+            Record::A(address) => address.octets().to_vec(),
+            Record::Aaaa(address) => address.octets().to_vec(),
+            Record::Srv(priority, weight, port, target) => {
+                let mut data = [priority, weight, port].map(|number| number.to_be_bytes()).concat();
+                data.extend(name(target));
+                data
+            }
+        }
+    }
+}
+
+fn name(text: &str) -> Vec<u8> {
+    let labels = text.split('.').flat_map(|label| [&[label.len() as u8], label.as_bytes()].concat());
+    labels.chain([0]).collect()
+}
+
+/// What the server does with a question.
+#[derive(Clone)]
+enum Says {
+    Records(Vec<Record>),
+    /// SERVFAIL.
+    Fails,
+    /// NXDOMAIN.
+    Unknown,
+    Nothing,
+}
+
+struct NameServer {
+    address: SocketAddr,
+    names: Arc<Mutex<HashMap<String, Says>>>,
+    asked: Arc<AtomicUsize>,
+}
+
+impl NameServer {
+    fn start() -> NameServer {
+        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let address = socket.local_addr().unwrap();
+        let names: Arc<Mutex<HashMap<String, Says>>> = Arc::default();
+        let asked: Arc<AtomicUsize> = Arc::default();
+        let server = NameServer { address, names: Arc::clone(&names), asked: Arc::clone(&asked) };
+        std::thread::spawn(move || {
+            let mut buffer = [0; 1500];
+            while let Ok((length, from)) = socket.recv_from(&mut buffer) {
+                asked.fetch_add(1, Ordering::SeqCst);
+                if let Some(answer) = answer(&buffer[..length], &names.lock().unwrap()) {
+                    socket.send_to(&answer, from).unwrap();
+                }
+            }
+        });
+        server
+    }
+
+    fn says(&self, name: &str, says: Says) {
+        self.names.lock().unwrap().insert(name.to_owned(), says);
+    }
+
+    fn addresses(&self, name: &str, addresses: &[Ipv4Addr]) {
+        self.says(name, Says::Records(addresses.iter().copied().map(Record::A).collect()));
+    }
+
+    /// Waits until it was asked anew, and what came of it is in force.
+    fn settle(&self) {
+        let before = self.asked.load(Ordering::SeqCst);
+        eventually("more questions", || self.asked.load(Ordering::SeqCst) >= before + 4);
+    }
+}
+
+fn answer(question: &[u8], names: &HashMap<String, Says>) -> Option<Vec<u8>> {
+    let (mut at, mut labels) = (12, Vec::new());
+    while question[at] != 0 {
+        let length = usize::from(question[at]);
+        labels.push(String::from_utf8_lossy(&question[at + 1..at + 1 + length]).to_ascii_lowercase());
+        at += 1 + length;
+    }
+    let kind = u16::from_be_bytes([question[at + 1], question[at + 2]]);
+    let asked = &question[12..at + 5];
+    let (code, records) = match names.get(&labels.join(".")) {
+        Some(Says::Records(records)) => (0, records.iter().filter(|record| record.kind() == kind).cloned().collect()),
+        Some(Says::Fails) => (2, Vec::new()),
+        Some(Says::Nothing) => return None,
+        Some(Says::Unknown) | None => (3, Vec::new()),
+    };
+    let mut answer = question[..2].to_vec();
+    answer.extend([0x81, 0x80 | code, 0, 1, 0, records.len() as u8, 0, 0, 0, 0]);
+    answer.extend(asked);
+    for record in records {
+        let data = record.data();
+        answer.extend([0xc0, 12]);
+        answer.extend(record.kind().to_be_bytes());
+        answer.extend([0, 1, 0, 0, 0, 0]);
+        answer.extend((data.len() as u16).to_be_bytes());
+        answer.extend(data);
+    }
+    Some(answer)
+}
+
+fn pool(server: &NameServer, dns: &str, more: &str) -> String {
+    format!(
+        "pools:\n  app:\n    discovery: {{ dns: \"{dns}\", server: \"{}\", refresh: 100ms, timeout: 300ms }}\n{more}routes:\n  - {{ name: site, path_prefix: /, pool: app, hash_on: [uri] }}\n",
+        server.address
+    )
+}
+
+fn ids(proxy: &Proxy) -> Vec<String> {
+    let pools = proxy.admin_get("/api/pools").json();
+    pools[0]["nodes"].as_array().unwrap().iter().map(|node| node["id"].as_str().unwrap().to_owned()).collect()
+}
+
+const fn local(last: u8) -> Ipv4Addr {
+    Ipv4Addr::new(127, 0, 0, last)
+}
+
+#[test]
+fn nodes_come_and_go_as_the_name_server_says() {
+    let node = Service::start("n");
+    let port = node.address.port();
+    let server = NameServer::start();
+    server.addresses("app.test", &[local(1)]);
+    let proxy = Proxy::start(&pool(&server, &format!("app.test:{port}"), ""));
+    let one = format!("127.0.0.1:{port}");
+    assert_eq!(ids(&proxy), [one.as_str()], "known before the first request");
+    assert_eq!(proxy.get("/").status, 200);
+    let warm = node.served();
+
+    server.addresses("app.test", &[local(2), local(1)]);
+    eventually("the other node", || ids(&proxy).len() == 2);
+    assert_eq!(ids(&proxy), [one.clone(), format!("127.0.0.2:{port}")], "in the order of the addresses");
+    assert_eq!(proxy.metric("ringway_config_reloads_total{result=\"success\"}"), 0.0, "no reload of the file");
+    // Only the first one listens: the other's keys move on, and nobody sees it.
+    assert!((0..20).all(|number| proxy.get(&format!("/{number}")).status == 200));
+    assert!(node.served() > warm);
+
+    server.addresses("app.test", &[local(1)]);
+    eventually("it to go", || ids(&proxy) == [one.as_str()]);
+    eventually("its series to go", || !proxy.admin_get("/metrics").text().contains("127.0.0.2"));
+}
+
+/// Whatever is wrong with the answer, the last nodes stay, and it is said why.
+#[test]
+fn an_answer_that_fails_or_is_empty_takes_nobody_away() {
+    let node = Service::start("n");
+    let port = node.address.port();
+    let server = NameServer::start();
+    server.addresses("app.test", &[local(1)]);
+    let proxy = Proxy::start(&pool(&server, &format!("app.test:{port}"), ""));
+    let discovery = || proxy.admin_get("/api/pools").json()[0]["discovery"].clone();
+    assert_eq!(discovery()["success"], true);
+    for says in [Says::Fails, Says::Unknown, Says::Records(Vec::new()), Says::Nothing] {
+        server.says("app.test", says);
+        eventually("the failure to be told", || discovery()["success"] == false);
+        assert!(!discovery()["error"].as_str().unwrap().is_empty());
+        assert_eq!((ids(&proxy).len(), proxy.get("/").status), (1, 200));
+        server.addresses("app.test", &[local(1)]);
+        eventually("it to be well again", || discovery()["success"] == true);
+    }
+    assert!(proxy.log().contains("the last ones stay"), "{}", proxy.log());
+}
+
+/// A name server that is out of order when the proxy starts: it serves what it can, and goes on asking.
+#[test]
+fn a_start_without_a_name_server() {
+    let node = Service::start("n");
+    let server = NameServer::start();
+    server.says("app.test", Says::Nothing);
+    let proxy = Proxy::start(&pool(&server, &format!("app.test:{}", node.address.port()), ""));
+    assert_eq!((proxy.get("/").status, proxy.admin_get("/readyz").status), (503, 503));
+    server.addresses("app.test", &[local(1)]);
+    eventually("an answer", || proxy.get("/").status == 200);
+}
+
+/// Addresses of both families; the file's own nodes beside them; states set by hand hold.
+#[test]
+fn both_families_beside_the_files_own() {
+    let (node, own) = (Service::start("n"), Service::start("own"));
+    let port = node.address.port();
+    let server = NameServer::start();
+    let both = [Record::A(local(1)), Record::Aaaa(Ipv6Addr::LOCALHOST)];
+    server.says("app.test", Says::Records(both.to_vec()));
+    let more = format!("    nodes:\n      - {{ id: own, address: \"{}\" }}\n", own.address);
+    let proxy = Proxy::start(&pool(&server, &format!("app.test:{port}"), &more));
+    let found = format!("127.0.0.1:{port}");
+    assert_eq!(ids(&proxy), ["own".to_owned(), found.clone(), format!("[::1]:{port}")]);
+    assert_eq!(proxy.admin_post(&format!("/api/pools/app/nodes/{found}/drain"), "").status, 200);
+    server.says("app.test", Says::Records(both[..1].to_vec()));
+    eventually("one to go", || ids(&proxy).len() == 2);
+    assert_eq!(proxy.node(&found)["state"], "drain");
+    assert!((0..20).all(|number| proxy.get(&format!("/{number}")).text() == "own"));
+    // A reload of the file keeps what was found.
+    let text = pool(&server, &format!("app.test:{port}"), &more);
+    proxy.reconfigure(&text.replace("hash_on: [uri]", "hash_on: [path]"));
+    assert_eq!(ids(&proxy).len(), 2);
+    server.settle();
+    assert_eq!(proxy.node(&found)["state"], "drain");
+}
+
+/// SRV: ports, weights and the lowest priority.
+#[test]
+fn services_have_ports_and_weights() {
+    let nodes = Service::several(3);
+    let server = NameServer::start();
+    let port = |node: usize| nodes[node].address.port();
+    server.says(
+        "_http._tcp.app.test",
+        Says::Records(vec![
+            Record::Srv(1, 30, port(0), "a.app.test"),
+            Record::Srv(1, 60, port(1), "b.app.test"),
+            Record::Srv(2, 60, port(2), "a.app.test"),
+        ]),
+    );
+    server.addresses("a.app.test", &[local(1)]);
+    server.addresses("b.app.test", &[local(1)]);
+    let proxy = Proxy::start(&pool(&server, "_http._tcp.app.test", ""));
+    let weight = |node: usize| proxy.node(&format!("127.0.0.1:{}", port(node)))["weight"].clone();
+    assert_eq!((weight(0), weight(1), ids(&proxy).len()), (1.into(), 2.into(), 2));
+    let share = proxy.node(&format!("127.0.0.1:{}", port(1)))["share"].as_f64().unwrap();
+    assert!((0.5..0.8).contains(&share), "{share}");
+    // A target that cannot be resolved makes no half an answer.
+    server.says("b.app.test", Says::Fails);
+    server.settle();
+    assert_eq!(ids(&proxy).len(), 2);
+}

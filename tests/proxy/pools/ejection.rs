@@ -1,0 +1,261 @@
+//! Passive health: nodes that fail their requests are out for a while, and tried before they are back.
+
+use crate::support::{Client, Does, Proxy, Service, eventually};
+use std::time::{Duration, Instant};
+
+fn ejected(proxy: &Proxy, id: &str) -> Option<f64> {
+    proxy.node(id)["ejected_for_seconds"].as_f64()
+}
+
+/// What counts: resets, timeouts, connections that fail, answers that are cut, 502 to 504; never 500.
+#[test]
+fn what_speaks_against_a_node() {
+    let timeouts = "    timeouts: { first_byte: 50ms }\n    outlier_ejection: { consecutive_failures: 3 }\n";
+    for (does, counts) in [
+        (Does::Reset, true),
+        (Does::Hang, true),
+        (Does::Half, true),
+        (Does::Answer(502), true),
+        (Does::Answer(503), true),
+        (Does::Answer(504), true),
+        (Does::Answer(500), false),
+        (Does::Answer(501), false),
+        (Does::Answer(429), false),
+        (Does::Answer(404), false),
+    ] {
+        let nodes = Service::several(2);
+        let proxy = Proxy::start(&Proxy::pool(&Service::addresses(&nodes), timeouts));
+        nodes[0].does(does);
+        for path in proxy.paths_of("n0", 6) {
+            proxy.get(&path);
+        }
+        assert_eq!(ejected(&proxy, "n0").is_some(), counts);
+        assert_eq!(nodes[0].served(), if counts { 3 } else { 6 });
+        assert_eq!(
+            proxy.metric("ringway_ring_spills_total{pool=\"app\",reason=\"ejected\"}"),
+            if counts { 3.0 } else { 0.0 }
+        );
+    }
+}
+
+#[test]
+fn a_dead_node_is_out_after_five_and_nobody_sees_it() {
+    let mut nodes = Service::several(2);
+    let proxy = Proxy::start(&Proxy::pool(&Service::addresses(&nodes), ""));
+    let paths = proxy.paths_of("n0", 12);
+    nodes[0].kill();
+    for path in &paths {
+        assert_eq!(proxy.get(path).text(), "n1");
+    }
+    let refused =
+        proxy.metric("ringway_upstream_requests_total{node=\"n0\",outcome=\"connection_refused\",pool=\"app\"}");
+    assert_eq!(refused, 5.0);
+    assert!(ejected(&proxy, "n0").unwrap() > 25.0);
+    assert!(proxy.log().contains("its requests fail in a row"), "{}", proxy.log());
+    assert_eq!(proxy.metric("ringway_node_healthy{node=\"n0\",pool=\"app\"}"), 0.0);
+}
+
+#[test]
+fn success_in_between_begins_the_count_anew() {
+    let nodes = Service::several(2);
+    let proxy = Proxy::start(&Proxy::pool(&Service::addresses(&nodes), ""));
+    for (number, path) in proxy.paths_of("n0", 30).iter().enumerate() {
+        nodes[0].does(if number % 5 == 4 { Does::Answer(200) } else { Does::Answer(503) });
+        proxy.get(path);
+    }
+    assert_eq!((nodes[0].served(), ejected(&proxy, "n0")), (30, None));
+}
+
+/// When the time is over one request tries the node; the others go elsewhere until it has answered.
+#[test]
+fn one_request_tries_a_node_that_was_out() {
+    let nodes = Service::several(2);
+    let pool = "    outlier_ejection: { consecutive_failures: 1, base_time: 200ms }\n";
+    let proxy = Proxy::start(&Proxy::pool(&Service::addresses(&nodes), pool));
+    let paths = proxy.paths_of("n0", 8);
+    nodes[0].does(Does::Reset);
+    proxy.get(&paths[0]);
+    assert!(ejected(&proxy, "n0").is_some());
+
+    // It fails again, and is out for twice as long.
+    eventually("the end of the first time", || ejected(&proxy, "n0") == Some(0.0));
+    proxy.get(&paths[0]);
+    assert!(ejected(&proxy, "n0").unwrap() > 0.2, "{:?}", ejected(&proxy, "n0"));
+    assert_eq!(nodes[0].served(), 2);
+
+    eventually("the end of the second time", || ejected(&proxy, "n0") == Some(0.0));
+    let gate = crate::support::Barrier::default();
+    nodes[0].does(Does::Wait(gate.clone()));
+    let mut trial = proxy.connect();
+    trial.send(format!("GET {} HTTP/1.1\r\nhost: a\r\n\r\n", paths[0]));
+    eventually("the trial", || nodes[0].served() == 3);
+    for path in &paths[1..] {
+        assert_eq!(proxy.get(path).text(), "n1", "somebody else tries it");
+    }
+    gate.open();
+    assert_eq!(trial.answer().text(), "n0");
+    assert!(paths.iter().all(|path| proxy.get(path).text() == "n0"), "it is back");
+    assert_eq!(ejected(&proxy, "n0"), None);
+}
+
+/// A client that goes away in the middle of a trial leaves the node to the next one.
+#[test]
+fn a_trial_that_nobody_waits_for_is_no_verdict() {
+    let nodes = Service::several(2);
+    let pool = "    outlier_ejection: { consecutive_failures: 1, base_time: 50ms }\n";
+    let proxy = Proxy::start(&Proxy::pool(&Service::addresses(&nodes), pool));
+    let path = &proxy.paths_of("n0", 1)[0];
+    nodes[0].does(Does::Reset);
+    proxy.get(path);
+    eventually("the end of its time", || ejected(&proxy, "n0") == Some(0.0));
+    nodes[0].does(Does::Hang);
+    let mut trial = proxy.connect();
+    trial.send(format!("GET {path} HTTP/1.1\r\nhost: a\r\n\r\n"));
+    eventually("the trial", || nodes[0].served() == 2);
+    drop(trial);
+    nodes[0].does(Does::Answer(200));
+    eventually("another trial", || proxy.get(path).text() == "n0");
+}
+
+#[test]
+fn only_a_share_of_the_nodes_may_be_out() {
+    let mut nodes = Service::several(4);
+    let proxy =
+        Proxy::start(&Proxy::pool(&Service::addresses(&nodes), "    outlier_ejection: { consecutive_failures: 1 }\n"));
+    nodes.iter_mut().for_each(Service::kill);
+    for number in 0..40 {
+        assert_eq!(proxy.get(&format!("/{number}")).status, 502);
+    }
+    let out = (0..4).filter(|number| ejected(&proxy, &format!("n{number}")).is_some()).count();
+    assert_eq!(out, 2, "half of four");
+    nodes[0].revive();
+    nodes[1].revive();
+    nodes[2].revive();
+    eventually("an answer", || proxy.get("/1").status == 200);
+}
+
+#[test]
+fn a_lone_node_is_never_out() {
+    let node = Service::start("n0");
+    let proxy = Proxy::start(&Proxy::pool(&[node.address], ""));
+    node.does(Does::Answer(503));
+    for _ in 0..10 {
+        assert_eq!(proxy.get("/").status, 503);
+    }
+    assert_eq!(node.served(), 10);
+    assert_eq!(proxy.admin_get("/readyz").status, 200);
+}
+
+/// A client cannot have a node taken out by being slow itself.
+#[test]
+fn slow_clients_are_not_the_nodes_fault() {
+    let nodes = Service::several(2);
+    let pool = "    timeouts: { total: 100ms, first_byte: 50ms }\n    outlier_ejection: { consecutive_failures: 1 }\n";
+    let proxy = Proxy::start(&Proxy::pool(&Service::addresses(&nodes), pool));
+    let path = &proxy.paths_of("n0", 1)[0];
+    for _ in 0..3 {
+        let mut client = proxy.connect();
+        client.send(format!("POST {path} HTTP/1.1\r\nhost: a\r\ncontent-length: 10\r\n\r\nhalf"));
+        assert_eq!(client.answer().status, 504);
+    }
+    // One that leaves in the middle says nothing either.
+    let mut client = proxy.connect();
+    client.send(format!("POST {path} HTTP/1.1\r\nhost: a\r\ncontent-length: 10\r\n\r\nhalf"));
+    drop(client);
+    assert_eq!(proxy.get(path).text(), "n0");
+    assert_eq!(ejected(&proxy, "n0"), None);
+}
+
+/// A reload changes neither what is known of a node nor how long it is out.
+#[test]
+fn a_reload_keeps_who_is_out() {
+    let mut nodes = Service::several(2);
+    let text = Proxy::pool(&Service::addresses(&nodes), "    outlier_ejection: { consecutive_failures: 2 }\n");
+    let proxy = Proxy::start(&text);
+    let paths = proxy.paths_of("n0", 3);
+    nodes[0].kill();
+    proxy.get(&paths[0]);
+    assert_eq!(proxy.node("n0")["failures_in_a_row"], 1);
+    proxy.reconfigure(&text.replace("hash_on: [uri]", "hash_on: [path]"));
+    assert_eq!(proxy.node("n0")["failures_in_a_row"], 1, "the count stays");
+    proxy.get(&paths[0]);
+    let before = ejected(&proxy, "n0").unwrap();
+    proxy.reconfigure(&text);
+    let after = ejected(&proxy, "n0").unwrap();
+    assert!(after <= before && after > before - 10.0, "{before} and {after}");
+}
+
+/// In panic health counts for nothing: all nodes that are up are tried.
+#[test]
+fn in_panic_all_nodes_that_are_up_are_tried() {
+    let mut nodes = Service::several(4);
+    let pool = "    panic_threshold: 50%\n    outlier_ejection: { consecutive_failures: 0 }\n    health_check: { interval: 50ms, unhealthy_after: 1, healthy_after: 1 }\n";
+    let proxy = Proxy::start(&Proxy::pool(&Service::addresses(&nodes), pool));
+    for node in &nodes {
+        node.answers_checks(Does::Answer(500));
+    }
+    for number in 0..4 {
+        eventually("no node well", || proxy.node(&format!("n{number}"))["healthy"] == false);
+    }
+    assert_eq!(proxy.metric("ringway_pool_panic{pool=\"app\"}"), 1.0);
+    let path = &proxy.paths_of("n0", 1)[0];
+    assert_eq!(proxy.get(path).text(), "n0", "its owner takes it, whatever its checks say");
+    assert_eq!(proxy.admin_get("/readyz").status, 200);
+
+    // All but the last of the key's order are dead: without panic one retry would be all.
+    let order = proxy.admin_get(&format!("/api/pools/app/ring?key={path}")).json()["order"].clone();
+    let order: Vec<usize> =
+        order.as_array().unwrap().iter().map(|id| id.as_str().unwrap()[1..].parse().unwrap()).collect();
+    order[..3].iter().for_each(|&node| nodes[node].kill());
+    assert_eq!(proxy.get(path).text(), format!("n{}", order[3]));
+    nodes[order[3]].does(Does::Answer(503));
+    let last = proxy.get(path);
+    assert_eq!((last.status, last.text()), (503, format!("n{}", order[3])), "the last attempt's answer is given");
+}
+
+/// Strict sessions of a node that is out: refused, or moved, as the route says.
+#[test]
+fn strict_sessions_of_a_node_that_is_out() {
+    for (on_gone, status) in [("reject", 503), ("next", 200)] {
+        let mut nodes = Service::several(2);
+        let pool =
+            Proxy::pool(&Service::addresses(&nodes), "    health_check: { interval: 50ms, unhealthy_after: 1 }\n");
+        let text = pool.replace(
+            "hash_on: [uri] }",
+            &format!("affinity_cookie: {{ mode: strict, secret_file: key, on_gone: {on_gone} }} }}"),
+        );
+        let folder = tempfile::tempdir().unwrap();
+        let key = folder.path().join("key");
+        std::fs::write(&key, "0123456789abcdef0123456789abcdef").unwrap();
+        let proxy = Proxy::start(&text.replace("secret_file: key", &format!("secret_file: \"{}\"", key.display())));
+        let first = proxy.get("/");
+        let cookie = first.field("set-cookie").unwrap().split(';').next().unwrap().to_owned();
+        let home: usize = first.text()[1..].parse().unwrap();
+        nodes[home].kill();
+        eventually("its checks to fail", || proxy.node(&format!("n{home}"))["healthy"] == false);
+        let answer = proxy.get_with("/", &format!("cookie: {cookie}"));
+        assert_eq!(answer.status, status, "{answer:?}");
+        match status {
+            503 => assert_eq!(answer.problem(), "session-node-down"),
+            _ => assert!(answer.field("set-cookie").is_some() && answer.text() != format!("n{home}")),
+        }
+    }
+}
+
+/// Whatever fails, the proxy's own part of an answer stays quick.
+#[test]
+fn half_open_connections_are_left_behind() {
+    let nodes = Service::several(2);
+    let pool = "    timeouts: { first_byte: 100ms }\n    retries: { on: [connect_failure, timeout] }\n    outlier_ejection: { consecutive_failures: 2 }\n";
+    let proxy = Proxy::start(&Proxy::pool(&Service::addresses(&nodes), pool));
+    let paths = proxy.paths_of("n0", 20);
+    proxy.get(&paths[0]);
+    nodes[0].does(Does::Hang);
+    let started = Instant::now();
+    let mut client = Client::connect(proxy.address);
+    for path in &paths {
+        let answer = client.request(format!("GET {path} HTTP/1.1\r\nhost: a\r\n\r\n"));
+        assert_eq!(answer.text(), "n1");
+    }
+    assert!(started.elapsed() < Duration::from_secs(2), "two of them waited: {:?}", started.elapsed());
+}

@@ -1,0 +1,265 @@
+//! What is tried again, and at what cost.
+
+use crate::support::{Does, Node, Proxy, Service, eventually};
+use std::net::TcpListener;
+use std::time::{Duration, Instant};
+
+const QUIET: &str = "    outlier_ejection: { consecutive_failures: 0 }\n";
+
+fn retries(proxy: &Proxy, reason: &str) -> f64 {
+    proxy.metric(&format!("ringway_upstream_retries_total{{pool=\"app\",reason=\"{reason}\"}}"))
+}
+
+/// The methods that may run twice move on; the others get what there is.
+#[test]
+fn what_may_run_twice_is_tried_at_the_next_node() {
+    let pool =
+        format!("    timeouts: {{ first_byte: 50ms }}\n    retries: {{ on: [reset, timeout, 502, 503] }}\n{QUIET}");
+    for (does, status, reason) in [
+        (Does::Reset, 502, "terminated"),
+        (Does::Hang, 504, "timeout"),
+        (Does::Answer(502), 502, "502"),
+        (Does::Answer(503), 503, "503"),
+    ] {
+        let nodes = Service::several(2);
+        let proxy = Proxy::start(&Proxy::pool(&Service::addresses(&nodes), &pool));
+        let path = &proxy.paths_of("n0", 1)[0];
+        nodes[0].does(does);
+        for (method, moves_on) in [
+            ("GET", true),
+            ("HEAD", true),
+            ("OPTIONS", true),
+            ("PUT", true),
+            ("DELETE", true),
+            ("POST", false),
+            ("PATCH", false),
+        ] {
+            let before = nodes[1].served();
+            let answer = proxy.connect().request(format!(
+                "{method} {path} HTTP/1.1\r\nhost: a\r\ncontent-length: 5\r\nconnection: close\r\n\r\nhello"
+            ));
+            assert_eq!(answer.status, if moves_on { 200 } else { status }, "{method} {answer:?}");
+            assert_eq!(nodes[1].served() - before, usize::from(moves_on), "{method}");
+            if moves_on {
+                assert!(nodes[1].heads().last().unwrap().ends_with("hello"), "the body came whole");
+            }
+        }
+        assert_eq!(retries(&proxy, reason), 5.0);
+        assert_eq!(nodes[0].served(), 7);
+    }
+}
+
+/// 500 and 504 are not in `on`, and without a block nothing is that was sent.
+#[test]
+fn what_is_not_said_is_not_tried_again() {
+    for (pool, does, status) in [
+        ("    retries: {}\n", Does::Answer(500), 500),
+        ("    retries: {}\n", Does::Answer(504), 504),
+        ("    retries: { attempts: 0 }\n", Does::Reset, 502),
+        ("    retries: { on: [connect_failure] }\n", Does::Reset, 502),
+        ("", Does::Reset, 502),
+        ("", Does::Answer(503), 503),
+    ] {
+        let nodes = Service::several(2);
+        let proxy = Proxy::start(&Proxy::pool(&Service::addresses(&nodes), pool));
+        nodes[0].does(does);
+        let path = &proxy.paths_of("n0", 1)[0];
+        assert_eq!(proxy.get(path).status, status, "{pool}");
+        assert_eq!(nodes[1].served(), 0);
+    }
+    // Nor where no connection was made, if the file leaves it out.
+    let mut nodes = Service::several(2);
+    let proxy = Proxy::start(&Proxy::pool(&Service::addresses(&nodes), "    retries: { on: [reset] }\n"));
+    let path = &proxy.paths_of("n0", 1)[0];
+    nodes[0].kill();
+    assert_eq!(proxy.get(path).status, 502);
+}
+
+#[test]
+fn each_attempt_is_at_another_node() {
+    let nodes = Service::several(5);
+    let proxy =
+        Proxy::start(&Proxy::pool(&Service::addresses(&nodes), &format!("    retries: {{ attempts: 3 }}\n{QUIET}")));
+    nodes.iter().for_each(|node| node.does(Does::Answer(503)));
+    let answer = proxy.get("/x");
+    let order = proxy.admin_get("/api/pools/app/ring?key=/x").json()["order"].clone();
+    assert_eq!((answer.status, answer.text().as_str()), (503, order[3].as_str().unwrap()), "the last one's answer");
+    let mut asked: Vec<usize> = nodes.iter().map(Service::served).collect();
+    asked.sort_unstable();
+    assert_eq!(asked, [0, 1, 1, 1, 1]);
+}
+
+#[test]
+fn with_no_other_node_the_answer_that_is_there_is_given() {
+    let node = Service::start("n0");
+    let proxy = Proxy::start(&Proxy::pool(&[node.address], "    retries: {}\n"));
+    node.does(Does::Answer(503));
+    let answer = proxy.get("/");
+    assert_eq!((answer.status, answer.text().as_str(), node.served()), (503, "n0", 1));
+}
+
+/// A body that is larger than what is held goes out once.
+#[test]
+fn a_large_body_is_not_sent_again() {
+    let nodes = Service::several(2);
+    let pool = format!("    retries: {{ max_body: 1KiB, on: [connect_failure, 503] }}\n{QUIET}");
+    let proxy = Proxy::start(&Proxy::pool(&Service::addresses(&nodes), &pool));
+    let path = &proxy.paths_of("n0", 1)[0];
+    nodes[0].does(Does::Answer(503));
+    let put = |head: &str, body: &str| {
+        proxy
+            .connect()
+            .request(format!("PUT {path} HTTP/1.1\r\nhost: a\r\n{head}connection: close\r\n\r\n{body}"))
+            .status
+    };
+    let (small, large) = ("x".repeat(1024), "x".repeat(1025));
+    assert_eq!(put("content-length: 1024\r\n", &small), 200);
+    assert_eq!(put("content-length: 1025\r\n", &large), 503);
+    let chunked = |body: &str| format!("{:x}\r\n{body}\r\n0\r\n\r\n", body.len());
+    assert_eq!(put("transfer-encoding: chunked\r\n", &chunked(&small)), 200);
+    assert_eq!(put("transfer-encoding: chunked\r\n", &chunked(&large)), 503);
+    let sent: Vec<usize> = nodes[1]
+        .heads()
+        .iter()
+        .map(|head| head.matches('x').count() - head.split("\n\n").next().unwrap().matches('x').count())
+        .collect();
+    assert_eq!(sent, [1024, 1024], "whole each time");
+
+    // What may be held is bounded for the whole process.
+    proxy.reconfigure(&format!(
+        "limits: {{ buffered_bytes: 1MiB }}\n{}",
+        Proxy::pool(&Service::addresses(&nodes), &format!("    retries: {{ max_body: 4MiB }}\n{QUIET}"))
+    ));
+    assert_eq!(put(&format!("content-length: {}\r\n", 2 << 20), &"x".repeat(2 << 20)), 503);
+    assert_eq!(put("content-length: 1024\r\n", &small), 200);
+    assert_eq!(proxy.metric("ringway_buffered_bytes"), 0.0);
+}
+
+/// Ten clients insist on a pool that is down: its nodes see a fifth more than what was asked, not a
+/// multiple of it.
+#[test]
+fn an_outage_is_not_multiplied() {
+    let nodes = Service::several(4);
+    let proxy =
+        Proxy::start(&Proxy::pool(&Service::addresses(&nodes), &format!("    retries: {{ attempts: 3 }}\n{QUIET}")));
+    nodes.iter().for_each(|node| node.does(Does::Answer(503)));
+    let started = Instant::now();
+    std::thread::scope(|scope| {
+        for client in 0..10 {
+            let proxy = &proxy;
+            scope.spawn(move || {
+                let mut connection = proxy.connect();
+                for number in 0..100 {
+                    let answer = connection.request(format!("GET /{client}/{number} HTTP/1.1\r\nhost: a\r\n\r\n"));
+                    assert_eq!(answer.status, 503);
+                }
+            });
+        }
+    });
+    let attempts: usize = nodes.iter().map(Service::served).sum();
+    let allowed = 1000.0 * 1.2 + 10.0 + started.elapsed().as_secs_f64() + 1.0;
+    assert!(attempts as f64 <= allowed, "{attempts} attempts for 1000 requests, {allowed} allowed");
+    assert!(attempts > 1150, "and the budget was used: {attempts}");
+    assert!(proxy.metric("ringway_upstream_retries_denied_total{pool=\"app\"}") > 100.0);
+}
+
+/// The whole request has its time, retries included.
+#[test]
+fn the_deadline_is_for_all_attempts() {
+    let nodes = Service::several(3);
+    let pool = format!(
+        "    timeouts: {{ first_byte: 150ms, total: 400ms }}\n    retries: {{ attempts: 10, on: [timeout] }}\n{QUIET}"
+    );
+    let proxy = Proxy::start(&Proxy::pool(&Service::addresses(&nodes), &pool));
+    nodes.iter().for_each(|node| node.does(Does::Hang));
+    let started = Instant::now();
+    let answer = proxy.get("/");
+    assert_eq!((answer.status, answer.problem().as_str()), (504, "upstream-timeout"));
+    let took = started.elapsed();
+    assert!(took >= Duration::from_millis(400) && took < Duration::from_millis(1500), "{took:?}");
+}
+
+/// A POST that no node got moves on, whatever comes of it; one that a node got does not.
+#[test]
+fn a_post_is_never_run_twice() {
+    let mut nodes = Service::several(3);
+    let proxy =
+        Proxy::start(&Proxy::pool(&Service::addresses(&nodes), &format!("    retries: {{ attempts: 5 }}\n{QUIET}")));
+    let path = &proxy.paths_of("n0", 1)[0];
+    let post = || proxy.connect().request(format!("POST {path} HTTP/1.1\r\nhost: a\r\ncontent-length: 3\r\n\r\npay"));
+    // A kept connection that has died since is no reason to fail.
+    assert_eq!(post().text(), "n0");
+    nodes[0].kill();
+    assert_eq!(post().status, 200);
+    nodes[0].revive();
+    nodes[0].does(Does::Reset);
+    let others = || nodes[1].served() + nodes[2].served();
+    let before = others();
+    assert_eq!(post().status, 502);
+    assert_eq!((others(), nodes[0].served()), (before, 2));
+}
+
+/// Requests that must run once are not tried again after they were sent, whatever the pool says.
+#[test]
+fn an_idempotency_key_goes_before_retries() {
+    let nodes = Service::several(2);
+    let text = Proxy::pool(
+        &Service::addresses(&nodes),
+        &format!("    retries: {{ on: [connect_failure, reset, 503] }}\n{QUIET}"),
+    )
+    .replace("hash_on: [uri] }", "hash_on: [path], idempotency: { methods: [PUT], scope: [] } }");
+    let proxy = Proxy::start(&format!("idempotency_store: {{ kind: memory }}\n{text}"));
+    nodes.iter().for_each(|node| node.does(Does::Reset));
+    let put = |key: &str| {
+        proxy
+            .connect()
+            .request(format!("PUT / HTTP/1.1\r\nhost: a\r\nidempotency-key: {key}\r\ncontent-length: 0\r\n\r\n"))
+    };
+    assert_eq!(put("k1").problem(), "outcome-unknown");
+    nodes.iter().for_each(|node| node.does(Does::Answer(503)));
+    assert_eq!(put("k2").status, 503);
+    assert_eq!(nodes[0].served() + nodes[1].served(), 2);
+}
+
+/// A fill of the cache is a GET like any other.
+#[test]
+fn the_cache_is_filled_by_the_next_node() {
+    let nodes = Service::several(2);
+    let text = Proxy::pool(&Service::addresses(&nodes), "    retries: {}\n")
+        .replace("hash_on: [uri] }", "hash_on: [uri], cache: { default_ttl: 1m } }");
+    let proxy = Proxy::start(&text);
+    let path = &proxy.paths_of("n0", 1)[0];
+    nodes[0].does(Does::Reset);
+    assert_eq!(proxy.get(path).text(), "n1");
+    assert_eq!(proxy.get(path).field("cache-status").unwrap().split(';').nth(1).unwrap().trim(), "hit");
+    assert_eq!((nodes[0].served(), nodes[1].served()), (1, 1));
+}
+
+/// A connection that is never established costs `timeouts.connect`, and then the next node is asked.
+#[test]
+fn a_node_that_does_not_accept_is_passed() {
+    // A full queue of connections: the kernel answers no further ones.
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    socket.bind(&"127.0.0.1:0".parse::<std::net::SocketAddr>().unwrap().into()).unwrap();
+    socket.listen(0).unwrap();
+    let listener: TcpListener = socket.into();
+    let address = listener.local_addr().unwrap();
+    let fill: Vec<_> = (0..4)
+        .map(|_| {
+            let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+            socket.set_nonblocking(true).unwrap();
+            let _ = socket.connect(&address.into());
+            socket
+        })
+        .collect();
+    let node = Node::echo();
+    let pool = "    timeouts: { connect: 100ms }\n";
+    let proxy = Proxy::start(&Proxy::pool(&[address, node.address], pool));
+    let paths = proxy.paths_of("n0", 8);
+    for path in &paths {
+        assert_eq!(proxy.get(path).status, 200);
+    }
+    assert_eq!(retries(&proxy, "connect_timeout"), 5.0);
+    eventually("the node to be out", || proxy.node("n0")["ejected_for_seconds"].is_number());
+    drop((fill, listener));
+}
