@@ -222,6 +222,9 @@ fn explain_node(
         })
         .collect();
     writeln!(out, "pool      {}", name.value)?;
+    if let Some(discovery) = &pool.discovery {
+        writeln!(out, "          and the nodes that `{}` tells of, which are not known here", discovery.dns.value)?;
+    }
     writeln!(out, "nodes     {}", order.join(" -> "))
 }
 

@@ -19,6 +19,9 @@ pub(super) struct Options {
     /// Show this key's owner and where it would go next
     #[arg(long)]
     key: Option<String>,
+    /// Show the owner of every key in this file, a key a line
+    #[arg(long, value_name = "FILE")]
+    keys: Option<PathBuf>,
     /// Show what moves if this node left
     #[arg(long, value_name = "ID")]
     without: Vec<String>,
@@ -36,13 +39,25 @@ type Members = Vec<(String, u32)>;
 pub(super) fn run(options: Options) -> Outcome {
     let Some((config, _)) = load(options.config.clone()) else { return Ok(ExitCode::FAILURE) };
     let (name, pool) = choose_pool(&config, options.pool.as_deref())?;
+    if pool.discovery.is_some() {
+        eprintln!("the nodes that `discovery` finds are not known here; name them with --with ADDRESS:PORT");
+    }
     let now: Members = pool.listed().iter().map(|node| (node.id.value.clone(), node.weight)).collect();
     let then = change(&now, &options)?;
     let (before, after) = (build(pool, &now), build(pool, &then));
+    let keys = match &options.keys {
+        None => Vec::new(),
+        Some(file) => {
+            let text =
+                std::fs::read_to_string(file).map_err(|error| format!("cannot read {}: {error}", file.display()))?;
+            text.lines().filter(|line| !line.is_empty()).map(str::to_owned).collect()
+        }
+    };
     let moved = Change::between((&before, &ids(&now)), (&after, &ids(&then)));
     let view = View {
         name,
         key: options.key.as_deref(),
+        keys,
         now: (&now, &before),
         then: (then != now).then_some((&then, &after)),
         moved,
@@ -111,6 +126,8 @@ fn ids(members: &Members) -> Vec<&str> {
 struct View<'a> {
     name: &'a str,
     key: Option<&'a str>,
+    /// Those whose owners are shown.
+    keys: Vec<String>,
     now: (&'a Members, &'a Ring),
     then: Option<(&'a Members, &'a Ring)>,
     moved: Change,
@@ -119,6 +136,18 @@ struct View<'a> {
 impl View<'_> {
     fn order(&self, key: &str, (members, ring): (&Members, &Ring)) -> Vec<String> {
         ring.walk(ring.hash_key(key.as_bytes())).map(|member| members[member].0.clone()).collect()
+    }
+
+    fn owner<'m>(&self, key: &str, (members, ring): (&'m Members, &Ring)) -> Option<&'m str> {
+        ring.owner(ring.hash_key(key.as_bytes())).map(|member| members[member].0.as_str())
+    }
+
+    fn owners(&self, side: (&Members, &Ring)) -> serde_json::Value {
+        self.keys
+            .iter()
+            .map(|key| (key.clone(), json!(self.owner(key, side))))
+            .collect::<serde_json::Map<_, _>>()
+            .into()
     }
 
     fn json(&self) -> serde_json::Value {
@@ -130,12 +159,18 @@ impl View<'_> {
         if let Some(key) = self.key {
             out["key"] = json!({ "key": key, "order": self.order(key, self.now) });
         }
+        if !self.keys.is_empty() {
+            out["owners"] = self.owners(self.now);
+        }
         if let Some(then) = self.then {
             let transfers: Vec<_> =
                 self.moved.transfers.iter().map(|t| json!({ "from": t.from, "to": t.to, "share": t.share })).collect();
             out["change"] = json!({ "nodes": nodes(then), "moved": self.moved.moved, "transfers": transfers });
             if let Some(key) = self.key {
                 out["change"]["key"] = json!({ "key": key, "order": self.order(key, then) });
+            }
+            if !self.keys.is_empty() {
+                out["change"]["owners"] = self.owners(then);
             }
         }
         out
@@ -157,6 +192,15 @@ impl View<'_> {
         }
         if let Some(key) = self.key {
             writeln!(out, "\nkey {key}: {}", self.order(key, self.now).join(" -> "))?;
+        }
+        for key in &self.keys {
+            let owner = |side| self.owner(key, side).unwrap_or("nobody");
+            match self.then {
+                Some(then) if owner(then) != owner(self.now) => {
+                    writeln!(out, "{key}: {} -> {}", owner(self.now), owner(then))?;
+                }
+                _ => writeln!(out, "{key}: {}", owner(self.now))?,
+            }
         }
         let Some(then) = self.then else { return Ok(()) };
         writeln!(out, "\nafter the change {:.2} % of the keys have another node:", self.moved.moved * 100.0)?;
