@@ -27,4 +27,5 @@ mod proxy;
 pub mod ring;
 mod server;
 mod telemetry;
+mod tls;
 mod upstream;

@@ -9,7 +9,7 @@ use crate::config::{
 use crate::http::forwarded::client_address;
 use crate::http::{fields, target};
 use crate::idempotency::{Subject, key_of};
-use crate::proxy::{Bounds, Form, Query, ScopeSources, Table, find_key};
+use crate::proxy::{Bounds, Form, Query, ScopeSources, Table, find_key, redirect_target};
 use crate::upstream::ring_of;
 use http::{HeaderName, HeaderValue, Method, Request, Uri};
 use std::io::{Write, stdout};
@@ -51,14 +51,25 @@ pub(super) fn run(options: Options) -> Outcome {
     let query = form.query.map_or(String::new(), |query| format!("?{query}"));
     writeln!(out, "request   {} {}{}{query}", head.method, form.host, form.path)?;
     let table = Table::new(&settings.routes);
-    let found = table.find(Query { host: &form.host, path: &form.path, method: &head.method, fields: &head.headers });
+    let found = table.find(Query {
+        host: &form.host,
+        path: &form.path,
+        method: &head.method,
+        fields: &head.headers,
+        is_secure: head.uri.scheme_str() == Some("https"),
+    });
     let Some(route) = found.map(|index| &settings.routes[index]) else {
         writeln!(out, "route     none: 404 no-route")?;
         return Ok(ExitCode::SUCCESS);
     };
     writeln!(out, "route     {}", route.name.value)?;
     if let Some(redirect) = &route.redirect {
-        writeln!(out, "answer    {} to {}", redirect.status.as_u16(), redirect.to.to_str().unwrap_or_default())?;
+        writeln!(
+            out,
+            "answer    {} to {}",
+            redirect.status.as_u16(),
+            redirect_target(&redirect.to.value, &form).to_str().unwrap_or_default()
+        )?;
     }
     if let Some(respond) = &route.respond {
         writeln!(out, "answer    {} with {} bytes", respond.status.as_u16(), respond.body.len())?;

@@ -1,11 +1,12 @@
 //! The configuration: one YAML file to validated, typed settings, with the place of every error.
 //!
 //! `tree` keeps the places, `read` gives the tree types, `model` is the table of every key,
-//! `validate` looks at what single keys cannot know.
+//! `validate` looks at what single keys cannot know, `secrets` reads the files that they name.
 
 mod diagnostics;
 mod model;
 pub(crate) mod read;
+mod secrets;
 mod tree;
 mod units;
 mod validate;
@@ -15,9 +16,12 @@ pub use diagnostics::Report;
 pub(crate) use model::{
     AffinityCookie, AffinityMode, CacheKey, CheckKind, ClientDirectives, Discovery, FieldRules, HealthCheck, Initially,
     Limits, Listener, LogFormat, NodeState, OnConcurrent, OnGone, OnStoreFailure, OnUnknown, OutlierEjection, Pool,
-    PoolConnections, Retries, Route, RouteCache, RouteIdempotency, Settings, StoreKind, Timeouts,
+    PoolConnections, Retries, Route, RouteCache, RouteIdempotency, Scheme, Settings, StoreKind, Timeouts,
 };
 
+pub(crate) use validate::MAX_POINTS;
+
+use crate::tls::ServerTls;
 use diagnostics::Diagnostics;
 use read::{Field, Reader};
 use std::collections::HashMap;
@@ -25,6 +29,7 @@ use std::fmt;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::SystemTime;
 
 /// The largest file that is read at all.
 const MAX_FILE_BYTES: u64 = 16 << 20;
@@ -50,6 +55,23 @@ pub(crate) struct Secrets {
     pub(crate) admin_token: Option<String>,
     /// The lines of each `affinity_cookie.secret_file`, the newest first.
     pub(crate) affinity: HashMap<String, Vec<String>>,
+    /// What the files of each listener with TLS hold, by the listener's name.
+    pub(crate) tls: HashMap<String, Arc<ServerTls>>,
+    /// All files that were read, and what they were then.
+    pub(crate) files: Vec<(PathBuf, FileStamp)>,
+}
+
+/// What tells one state of a file from another without reading it: when it was changed, how long it is
+/// and which one it is; nothing where it is not there.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct FileStamp(Option<(SystemTime, u64, u64)>);
+
+impl FileStamp {
+    pub(crate) fn of(path: &Path) -> FileStamp {
+        use std::os::unix::fs::MetadataExt;
+        let stamp = std::fs::metadata(path).and_then(|found| Ok((found.modified()?, found.len(), found.ino())));
+        FileStamp(stamp.ok())
+    }
 }
 
 /// Secrets do not show up where a configuration is printed.
@@ -88,7 +110,8 @@ impl Config {
         let mut reader = Reader { diagnostics: &mut diagnostics, environment };
         let settings = Settings::read(&tree, &mut reader);
         let config = settings.map(|settings| {
-            let secrets = validate::validate(&settings, &folder_of(file), &mut diagnostics);
+            validate::validate(&settings, &mut diagnostics);
+            let secrets = secrets::read(&settings, &folder_of(file), &mut diagnostics);
             Config { file: file.to_owned(), source: text.into(), settings, secrets }
         });
         let failed = diagnostics.has_errors();

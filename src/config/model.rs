@@ -45,6 +45,64 @@ settings! {
         name: Spanned<String> = required;
         /// IP address and port.
         address: Spanned<SocketAddr> = required;
+        /// Speaks TLS. Off without the block.
+        tls: Option<ListenerTls> = absent;
+        /// Takes the client's address from a PROXY protocol header (version 1 or 2), which every connection must begin with. Off without the block.
+        proxy_protocol: Option<ProxyProtocol> = absent;
+    }
+}
+
+settings! {
+    /// The PROXY protocol.
+    ProxyProtocol {
+        /// The networks of the load balancers that speak it; connections from elsewhere are closed.
+        trusted: Vec<IpNet> = required;
+    }
+}
+
+choices! {
+    /// A version of TLS.
+    MinVersion {
+        /// TLS 1.2 and 1.3.
+        Tls12 = "1.2",
+        /// TLS 1.3 alone.
+        Tls13 = "1.3",
+    }
+}
+
+choices! {
+    /// Whether a client must show a certificate.
+    ClientAuth {
+        /// A client without one is refused.
+        Required = "required",
+        /// A client may show one; what it shows must be valid.
+        Optional = "optional",
+    }
+}
+
+settings! {
+    /// TLS of a listener. Its files are followed: a new certificate is used without a reload of this file.
+    ListenerTls {
+        /// The certificates, chosen by the name that the client asks for (SNI); the first one is for all others.
+        certificates: Vec<CertificateFiles> = required;
+        /// The lowest version: `1.2` or `1.3`.
+        min_version: MinVersion = "'1.2'";
+        /// A file with the authorities (PEM) of clients' certificates; asks clients for one. The subject goes to nodes as `X-Client-Cert-Subject`.
+        client_ca_file: Option<Spanned<String>> = absent;
+        /// `required` or `optional`, where `client_ca_file` is given.
+        client_auth: ClientAuth = "required";
+        /// A file with the secrets that seal session tickets, one a line, the newest first: proxies with the same file resume each other's sessions. Without it each process has a secret of its own.
+        ticket_secret_file: Option<Spanned<String>> = absent;
+    }
+}
+
+settings! {
+    /// A certificate and its key.
+    CertificateFiles {
+        /// A file with the certificate and those between it and its authority (PEM).
+        chain_file: Spanned<String> = required;
+        /// A file with the private key (PEM).
+        key_file: Spanned<String> = required;
     }
 }
 
@@ -354,6 +412,8 @@ settings! {
         path_prefix: Option<Spanned<RoutePath>> = absent;
         /// Methods; any without the key.
         methods: Vec<Method> = absent;
+        /// `http` or `https`: what the client speaks with us, or with a trusted proxy before us; either without the key.
+        scheme: Option<Scheme> = absent;
         /// Fields that the request must have, each with this value; `*` stands for any value.
         headers: Named<HeaderValue> = absent;
         /// The pool to forward to.
@@ -376,6 +436,16 @@ settings! {
         idempotency: Option<RouteIdempotency> = absent;
         /// Stores responses and answers from them (RFC 9111). Off without the block; `cache: {}` takes every default.
         cache: Option<RouteCache> = absent;
+    }
+}
+
+choices! {
+    /// How a client asks.
+    Scheme {
+        /// In the clear.
+        Http = "http",
+        /// Over TLS.
+        Https = "https",
     }
 }
 
@@ -530,8 +600,8 @@ settings! {
 settings! {
     /// A redirection.
     Redirect {
-        /// The value of `Location`.
-        to: HeaderValue = required;
+        /// The value of `Location`. In it `{host}` stands for the request's host, `{path}` for its path, and `{uri}` for path and query.
+        to: Spanned<HeaderValue> = required;
         /// 301, 302, 303, 307 or 308.
         status: Spanned<StatusCode> = "308";
     }

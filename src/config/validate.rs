@@ -1,6 +1,5 @@
 //! What a single key cannot know: names that point nowhere, equal ids, actions that exclude each other.
 
-use super::Secrets;
 use super::diagnostics::{Diagnostics, Span};
 use super::model::{
     AffinityCookie, AffinityMode, FieldRules, Pool, Route, RouteCache, RouteIdempotency, Settings, StoreKind,
@@ -11,38 +10,27 @@ use crate::http::{fields, target};
 use http::Method;
 use http::header::CONTENT_LENGTH;
 use std::collections::HashMap;
-use std::path::Path;
 
 /// The most points that all nodes of a pool may have: 256 MiB of ring.
-const MAX_POINTS: u64 = 1 << 24;
+pub(crate) const MAX_POINTS: u64 = 1 << 24;
 
-/// The shortest secret that is taken: 128 bits in hexadecimal digits.
-const MIN_SECRET: usize = 32;
-
-/// Looks at the settings as a whole. Gives what the files that they name hold.
-pub(super) fn validate(settings: &Settings, folder: &Path, diagnostics: &mut Diagnostics) -> Secrets {
+/// Looks at the settings as a whole.
+pub(super) fn validate(settings: &Settings, diagnostics: &mut Diagnostics) {
     listeners(settings, diagnostics);
     for (name, pool) in settings.pools.iter() {
         validate_pool(name, pool, diagnostics);
     }
     routes(settings, diagnostics);
     unused_pools(settings, diagnostics);
-    let mut secrets = Secrets { admin_token: admin_token(settings, folder, diagnostics), ..Secrets::default() };
+    admin(settings, diagnostics);
     for route in &settings.routes {
         if let Some(cookie) = &route.affinity_cookie {
-            affinity_cookie(route, cookie, folder, &mut secrets, diagnostics);
+            affinity_cookie(route, cookie, diagnostics);
         }
     }
-    secrets
 }
 
-fn affinity_cookie(
-    route: &Route,
-    cookie: &AffinityCookie,
-    folder: &Path,
-    secrets: &mut Secrets,
-    diagnostics: &mut Diagnostics,
-) {
+fn affinity_cookie(route: &Route, cookie: &AffinityCookie, diagnostics: &mut Diagnostics) {
     let at = route.name.span;
     if http::HeaderName::from_bytes(cookie.name.as_bytes()).is_err() {
         diagnostics
@@ -68,22 +56,6 @@ fn affinity_cookie(
                 .error(at, "a strict affinity cookie needs a `secret_file`; `openssl rand -hex 32` makes a secret");
         }
         _ => {}
-    }
-    let Some(file) = &cookie.secret_file else { return };
-    match std::fs::read_to_string(folder.join(&file.value)) {
-        Ok(text) => {
-            let lines: Vec<String> =
-                text.lines().map(str::trim).filter(|line| !line.is_empty()).map(str::to_owned).collect();
-            if lines.is_empty() || lines.iter().any(|line| line.len() < MIN_SECRET) {
-                let message =
-                    format!("expected secrets of at least {MIN_SECRET} characters, one a line, in `{}`", file.value);
-                diagnostics.error(file.span, message);
-            }
-            secrets.affinity.insert(file.value.clone(), lines);
-        }
-        Err(error) => {
-            diagnostics.error(file.span, format!("cannot read `{}`: {error}", folder.join(&file.value).display()));
-        }
     }
 }
 
@@ -189,7 +161,11 @@ fn routes(settings: &Settings, diagnostics: &mut Diagnostics) {
 
 fn matches_everything(route: &Route) -> bool {
     let any_path = route.path.is_none() && route.path_prefix.as_ref().is_none_or(|prefix| prefix.0 == "/");
-    any_path && route.hosts.is_empty() && route.methods.is_empty() && route.headers.entries.is_empty()
+    any_path
+        && route.scheme.is_none()
+        && route.hosts.is_empty()
+        && route.methods.is_empty()
+        && route.headers.entries.is_empty()
 }
 
 fn validate_route(settings: &Settings, route: &Route, diagnostics: &mut Diagnostics) {
@@ -237,6 +213,12 @@ fn validate_route(settings: &Settings, route: &Route, diagnostics: &mut Diagnost
         }
     }
     if let Some(redirect) = &route.redirect
+        && let Some(unknown) = unknown_placeholder(redirect.to.to_str().unwrap_or_default())
+    {
+        let message = format!("`{unknown}` stands for nothing; known here: {}", PLACEHOLDERS.join(", "));
+        diagnostics.error(redirect.to.span, message);
+    }
+    if let Some(redirect) = &route.redirect
         && ![301, 302, 303, 307, 308].contains(&redirect.status.as_u16())
     {
         diagnostics.error(
@@ -257,6 +239,18 @@ fn validate_route(settings: &Settings, route: &Route, diagnostics: &mut Diagnost
     if let Some(idempotency) = &route.idempotency {
         route_idempotency(settings, route, idempotency, diagnostics);
     }
+}
+
+/// What `redirect.to` may hold of the request.
+const PLACEHOLDERS: [&str; 3] = ["{host}", "{path}", "{uri}"];
+
+/// The first thing in braces that is none of them.
+fn unknown_placeholder(text: &str) -> Option<&str> {
+    let in_braces = text.match_indices('{').map(|(at, _)| {
+        let end = text[at..].find('}').map_or(text.len(), |end| at + end + 1);
+        &text[at..end]
+    });
+    in_braces.into_iter().find(|found| !PLACEHOLDERS.contains(found))
 }
 
 fn route_idempotency(settings: &Settings, route: &Route, rules: &RouteIdempotency, diagnostics: &mut Diagnostics) {
@@ -388,28 +382,14 @@ fn unused_pools(settings: &Settings, diagnostics: &mut Diagnostics) {
     }
 }
 
-fn admin_token(settings: &Settings, folder: &Path, diagnostics: &mut Diagnostics) -> Option<String> {
+fn admin(settings: &Settings, diagnostics: &mut Diagnostics) {
     let admin = &settings.admin;
-    let Some(file) = &admin.token_file else {
-        if !admin.address.ip().is_loopback() {
-            let message = format!(
-                "`{}` is not a loopback address; whoever reaches it controls the proxy: give a `token_file`",
-                admin.address.value
-            );
-            diagnostics.error(admin.address.span, message);
-        }
-        return None;
-    };
-    match std::fs::read_to_string(folder.join(&file.value)) {
-        Ok(token) if token.trim().len() >= 16 => Some(token.trim().to_owned()),
-        Ok(_) => {
-            diagnostics.error(file.span, format!("expected a token of at least 16 characters in `{}`", file.value));
-            None
-        }
-        Err(error) => {
-            diagnostics.error(file.span, format!("cannot read `{}`: {error}", folder.join(&file.value).display()));
-            None
-        }
+    if admin.token_file.is_none() && !admin.address.ip().is_loopback() {
+        let message = format!(
+            "`{}` is not a loopback address; whoever reaches it controls the proxy: give a `token_file`",
+            admin.address.value
+        );
+        diagnostics.error(admin.address.span, message);
     }
 }
 

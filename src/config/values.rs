@@ -359,9 +359,9 @@ scalar!(
     CheckPath,
     "a path that begins with `/`",
     json!({ "type": "string", "pattern": "^/" }),
-    |text| match text.starts_with('/') && text.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'#') {
+    |text| match text.starts_with('/') && !text.contains('#') && text.parse::<http::uri::PathAndQuery>().is_ok() {
         true => Ok(CheckPath(text.to_owned())),
-        false => Err("a path that begins with `/`".to_owned()),
+        false => Err("a path that begins with `/`, percent-encoded where it must be".to_owned()),
     },
     |value| value.0.as_str().into()
 );

@@ -2,6 +2,7 @@
 
 use super::client::{Client, Phase};
 use super::exchange::Exchange;
+use super::request::Form;
 use super::snapshot::{Action, Route};
 use crate::cache::{Body, GrowingReader, Reader, Truncated};
 use crate::http::budget::Share;
@@ -222,12 +223,12 @@ pub(crate) fn problem(problem: &Problem, exchange: &Rc<Exchange>) -> Response<Re
 }
 
 /// What a route without a pool answers.
-pub(crate) fn fixed(route: &Route, exchange: &Rc<Exchange>) -> Option<Response<ResponseBody>> {
+pub(crate) fn fixed(route: &Route, form: &Form<'_>, exchange: &Rc<Exchange>) -> Option<Response<ResponseBody>> {
     let mut fields = HeaderMap::new();
     let (status, body) = match &route.action {
         Action::Forward(_) => return None,
         Action::Redirect { to, status } => {
-            fields.insert(LOCATION, to.clone());
+            fields.insert(LOCATION, redirect_target(to, form));
             (*status, Bytes::new())
         }
         Action::Respond { status, body } => {
@@ -241,6 +242,34 @@ pub(crate) fn fixed(route: &Route, exchange: &Rc<Exchange>) -> Option<Response<R
     // These have no content, whatever the configuration says (RFC 9110 6.4.1).
     let has_content = !matches!(status, StatusCode::NO_CONTENT | StatusCode::RESET_CONTENT | StatusCode::NOT_MODIFIED);
     Some(respond(status, fields, if has_content { body } else { Bytes::new() }, exchange))
+}
+
+/// Where a redirection leads: the configured place, with parts of the request in it.
+pub(crate) fn redirect_target(to: &HeaderValue, form: &Form<'_>) -> HeaderValue {
+    let Some(text) = to.to_str().ok().filter(|text| text.contains('{')) else { return to.clone() };
+    let query = form.query.map_or(String::new(), |query| format!("?{query}"));
+    let uri = format!("{}{query}", form.path);
+    // One pass, so that nothing of the request is taken for a placeholder.
+    let mut target = String::with_capacity(text.len() + uri.len());
+    let mut rest = text;
+    while let Some(at) = rest.find('{') {
+        target.push_str(&rest[..at]);
+        rest = &rest[at..];
+        let parts = [("{host}", &*form.host), ("{path}", &*form.path), ("{uri}", uri.as_str())];
+        match parts.into_iter().find(|(name, _)| rest.starts_with(name)) {
+            Some((name, value)) => {
+                target.push_str(value);
+                rest = &rest[name.len()..];
+            }
+            None => {
+                target.push('{');
+                rest = &rest[1..];
+            }
+        }
+    }
+    target.push_str(rest);
+    // Parts of a request that was read are made of visible characters.
+    HeaderValue::try_from(target).unwrap_or_else(|_| to.clone())
 }
 
 fn respond(status: StatusCode, fields: HeaderMap, body: Bytes, exchange: &Rc<Exchange>) -> Response<ResponseBody> {

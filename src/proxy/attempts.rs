@@ -25,8 +25,8 @@ const FRESH: Duration = Duration::from_secs(1);
 /// What became of one node.
 enum Attempt {
     Answered(Response<Incoming>, Box<Link>),
-    /// No answer; what may be done about it.
-    Failed(Failure, Option<Setback>),
+    /// No answer; what may be done about it, and whether it speaks against the node.
+    Failed(Failure, Option<Setback>, bool),
 }
 
 /// A request as it was before it was sent, for the next node.
@@ -58,7 +58,12 @@ impl Journey {
         let mut tried = Tried::new();
         // The first attempt begins with the exchange: one look at the clock is enough for both.
         let mut started = self.began();
-        let mut picked = match pool.pick(&self.choice.wanted, &tried, started) {
+        // Nobody overtakes those who wait.
+        let picked = match pool.group.queue.waiting() {
+            0 => pool.pick(&self.choice.wanted, &tried, started),
+            _ => Err(Nobody::Full),
+        };
+        let mut picked = match picked {
             Ok(picked) => picked,
             Err(nobody) => {
                 let picked = Box::pin(self.wait_for_room(&pool, nobody)).await?;
@@ -68,6 +73,8 @@ impl Journey {
         };
         pool.group.budget.deposit(pool.retries.budget);
         let spare = self.spare(&pool);
+        // The node of a strict session could not be reached.
+        let mut has_lost_its_node = false;
         loop {
             let node = &pool.nodes[picked.node];
             tried.push(picked.node);
@@ -82,28 +89,28 @@ impl Journey {
                     let setback = Setback::Status(head.status());
                     (Ok(Answered { head, link, in_flight, started, cookie: None }), Some(setback))
                 }
-                Attempt::Failed(failure, setback) => {
+                Attempt::Failed(failure, setback, is_the_nodes) => {
                     node.runtime.count(failure.label());
-                    // A client that is slow or leaves says nothing of the node.
-                    if failure.is_the_nodes() && (failure != Failure::Timeout || setback.is_some()) {
+                    if is_the_nodes {
                         in_flight.failed();
                     }
                     (Err(failure), setback)
                 }
             };
+            has_lost_its_node |= setback == Some(Setback::NotSent) && self.choice.wanted.pinned == Some(picked.node);
             let next = setback.and_then(|setback| self.next(&pool, setback, &tried, picked.in_panic, spare.as_ref()));
             match (next, result) {
                 (Some(next), result) => {
                     match &result {
-                        Ok(answered) => self.engine.ledger.retried(&pool.name, answered.head.status().as_str()),
-                        Err(failure) => self.engine.ledger.retried(&pool.name, failure.label()),
+                        Ok(answered) => pool.group.retried(answered.head.status().as_str()),
+                        Err(failure) => pool.group.retried(failure.label()),
                     }
                     // Its connection is closed, and its place is free for others.
                     drop(result);
                     (picked, started) = (next, Instant::now());
                 }
                 (None, Ok(mut answered)) => {
-                    answered.cookie = self.cookie(node);
+                    answered.cookie = self.cookie(node, has_lost_its_node);
                     return Ok(answered);
                 }
                 (None, Err(_)) if setback == Some(Setback::NotSent) && self.is_bound() => {
@@ -184,20 +191,30 @@ impl Journey {
             Some(node) if self.is_bound() => &pool.nodes[node].runtime.queue,
             _ => &pool.group.queue,
         };
+        let mut others_wait = queue.waiting() > 0;
         let waiting = queue.join(limits.max_queued).ok_or_else(full)?;
         let deadline = Instant::now() + limits.queue_timeout;
         let deadline = self.until().map_or(deadline, |until| until.min(deadline));
-        loop {
+        let picked = loop {
             let mut room = pin!(waiting.room());
             // From here on nothing goes unheard.
             room.as_mut().enable();
-            match pool.pick(wanted, &[], Instant::now()) {
-                Ok(picked) => return Ok(picked),
-                Err(Nobody::Unavailable) => return Err(self.unavailable()),
-                Err(Nobody::Full) => {}
+            if !std::mem::take(&mut others_wait) {
+                match pool.pick(wanted, &[], Instant::now()) {
+                    Ok(picked) => break Ok(picked),
+                    Err(Nobody::Unavailable) => break Err(self.unavailable()),
+                    Err(Nobody::Full) => {}
+                }
             }
-            tokio::time::timeout_at(deadline.into(), room).await.map_err(|_| full())?;
+            if tokio::time::timeout_at(deadline.into(), room).await.is_err() {
+                break Err(full());
+            }
+        };
+        if picked.is_err() && self.is_bound() {
+            // What was told here may have been of use to somebody there.
+            pool.group.queue.let_one_in();
         }
+        picked
     }
 
     /// Whether the request may go to no other node than that of its session.
@@ -216,11 +233,16 @@ impl Journey {
     }
 
     /// The affinity cookie that this node's answer brings.
-    fn cookie(&self, node: &Node) -> Option<HeaderValue> {
-        let holder = self.choice.wanted.pinned.map(|index| &self.pool.nodes[index].id);
-        let is_holder = holder == Some(&node.id);
+    fn cookie(&self, node: &Node, has_lost_its_node: bool) -> Option<HeaderValue> {
+        let holder = self.choice.wanted.pinned.map(|index| &self.pool.nodes[index]);
+        let is_holder = holder.is_some_and(|holder| holder.id == node.id);
         if let (true, Some(end)) = (is_holder, self.choice.session_end) {
             node.runtime.sessions.used(end, seconds_since_1970());
+        }
+        // A session whose node was only full, or failed once, is its own all the same.
+        let stays = |holder: &Node| !has_lost_its_node && holder.runtime.takes_sessions(millis(Instant::now()));
+        if holder.is_some_and(|holder| !is_holder && stays(holder)) {
+            return None;
         }
         let secure = match &self.choice.issue {
             Issue::Nothing => return None,
@@ -245,43 +267,54 @@ impl Journey {
                 Some(link) => (link, started),
                 None => match self.connect(node).await {
                     Ok(link) => (link, Instant::now()),
-                    Err(failure) => return Attempt::Failed(failure, Some(Setback::NotSent)),
+                    Err((failure, had_its_time)) => {
+                        return Attempt::Failed(failure, Some(Setback::NotSent), had_its_time);
+                    }
                 },
             };
-            let patience = Patience { started, first_byte: self.pool.timeouts.first_byte, until: self.until() };
+            let first_byte = self.pool.timeouts.first_byte;
+            let patience = Patience { started, first_byte, until: self.until() };
             let on_interim = self.wants_interim.then_some(|interim: Interim| match &self.gate {
                 Some(gate) if interim.is_continue() => gate.open(),
                 _ => self.client.interim(&interim.to_http1()),
             });
             let before = link.sent();
-            let waits_for_client = || self.client.awaits_body.get().is_some();
+            let waits_for_client =
+                || self.client.awaits_body.get().is_some() || self.gate.as_ref().is_some_and(|gate| !gate.is_open());
             let outcome = link.send(&mut self.request, patience, on_interim, waits_for_client).await;
             let client_is_slow = waits_for_client();
             if let Some(reach) = &mut self.claimed {
                 reach.sent = !matches!(outcome, Outcome::NotSent(_));
                 reach.whole = length.is_some_and(|length| link.sent() - before >= length);
             }
-            let setback = |failure: Failure, sent: bool| match failure {
+            let (failure, sent) = match outcome {
+                Outcome::Answer(head) => return Attempt::Answered(head, link),
+                Outcome::NotSent(_) if !is_new && self.request.is_some() => continue,
+                Outcome::NotSent(failure) => (failure, false),
+                Outcome::SentNoAnswer(failure) => (failure, true),
+            };
+            let setback = match failure {
                 Failure::RequestBody => None,
                 Failure::Timeout if client_is_slow => None,
                 _ if !sent => Some(Setback::NotSent),
                 Failure::Timeout => Some(Setback::Late),
                 _ => Some(Setback::Reset),
             };
-            match outcome {
-                Outcome::Answer(head) => return Attempt::Answered(head, link),
-                Outcome::NotSent(_) if !is_new && self.request.is_some() => {}
-                Outcome::NotSent(failure) => return Attempt::Failed(failure, setback(failure, false)),
-                Outcome::SentNoAnswer(failure) => return Attempt::Failed(failure, setback(failure, true)),
-            }
+            // The end of the whole request is not the node's fault, if it had no time of its own.
+            let had_its_time = failure != Failure::Timeout
+                || (!client_is_slow && !first_byte.is_zero() && link.last_activity().elapsed() >= first_byte);
+            return Attempt::Failed(failure, setback, failure.is_the_nodes() && had_its_time);
         }
     }
 
-    async fn connect(&self, node: &Node) -> Result<Box<Link>, Failure> {
+    /// A new connection; or why there is none, and whether the node had the time that it may take.
+    async fn connect(&self, node: &Node) -> Result<Box<Link>, (Failure, bool)> {
         let started = Instant::now();
-        let timeout = connect_timeout(self.pool.timeouts.connect, self.until());
+        let configured = self.pool.timeouts.connect;
+        let timeout = connect_timeout(configured, self.until());
         // Boxed, for most requests find a kept connection.
-        let link = Box::pin(Link::connect(node.address, timeout)).await?;
+        let link = Box::pin(Link::connect(node.address, timeout)).await;
+        let link = link.map_err(|failure| (failure, failure != Failure::ConnectTimeout || timeout == configured))?;
         self.exchange.connect_time.set(Some(started.elapsed()));
         Ok(link)
     }

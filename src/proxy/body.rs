@@ -48,6 +48,10 @@ impl Gate {
         }
     }
 
+    pub(crate) fn is_open(&self) -> bool {
+        self.open.get()
+    }
+
     fn poll_open(&self, cx: &mut Context<'_>) -> Poll<()> {
         if !self.open.get() {
             *self.waker.borrow_mut() = Some(cx.waker().clone());

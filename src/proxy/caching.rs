@@ -28,12 +28,18 @@ pub(super) fn concerns(snapshot: &Snapshot, forward: &Forward<'_>, head: &reques
         return own();
     }
     let (host, path) = (&*forward.form.host, &*forward.form.path);
-    caching_route(snapshot, host, path, &head.headers).or_else(own)
+    caching_route(snapshot, host, path, &head.headers, forward.is_secure).or_else(own)
 }
 
 /// The caching route that a GET takes.
-fn caching_route(snapshot: &Snapshot, host: &str, path: &str, fields: &HeaderMap) -> Option<Arc<Route>> {
-    let index = snapshot.table.find(Query { host, path, method: &Method::GET, fields })?;
+fn caching_route(
+    snapshot: &Snapshot,
+    host: &str,
+    path: &str,
+    fields: &HeaderMap,
+    is_secure: bool,
+) -> Option<Arc<Route>> {
+    let index = snapshot.table.find(Query { host, path, method: &Method::GET, fields, is_secure })?;
     let route = &snapshot.routes[index];
     route.cache.is_some().then(|| Arc::clone(route))
 }
@@ -61,7 +67,7 @@ pub(super) fn begin(
     if !is_read(&head.method) {
         return other_method(forward, caching, head, body);
     }
-    let scheme = if forward.is_secure(&head.headers) { "https" } else { "http" };
+    let scheme = if forward.is_secure { "https" } else { "http" };
     let query = forward.form.query;
     let target = Target { scheme, authority: &forward.form.authority, path: &forward.form.path, query };
     // What goes no further counts for nothing here either.
@@ -188,7 +194,7 @@ fn other_method(
 /// What a request may make untrue of what a route has stored.
 pub(super) fn change(forward: &Forward<'_>, caching: &Route, head: &request::Parts) -> Result<Option<Change>, Problem> {
     let Some(rules) = &caching.cache else { return Ok(None) };
-    let scheme = if forward.is_secure(&head.headers) { "https" } else { "http" };
+    let scheme = if forward.is_secure { "https" } else { "http" };
     let query = forward.form.query;
     let target = Target { scheme, authority: &forward.form.authority, path: &forward.form.path, query };
     let rest = fields::without_named(&head.headers).map_err(|forbidden| bad_connection_option(&forbidden))?;
@@ -249,7 +255,7 @@ impl Place {
     pub(super) fn invalidate(&self, engine: &Engine, reference: &str, fields: &HeaderMap) {
         let Some((path, query)) = self.resolve(reference) else { return };
         let snapshot = engine.snapshot();
-        let Some(route) = caching_route(&snapshot, &self.host, &path, fields) else { return };
+        let Some(route) = caching_route(&snapshot, &self.host, &path, fields, self.scheme == "https") else { return };
         let Some(rules) = &route.cache else { return };
         let target = Target { scheme: self.scheme, authority: &self.authority, path: &path, query: query.as_deref() };
         engine.cache.invalidate(rules.key.key(target, fields), rules.key.uri(target), rules.key.is_by_uri());

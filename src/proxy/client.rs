@@ -1,6 +1,7 @@
 //! What the pipeline knows of the connection that it answers on, and may ask of it.
 
 use super::exchange::Exchange;
+use crate::tls::Names;
 use crate::upstream::{InFlight, Switched};
 use http::HeaderValue;
 use std::cell::{Cell, RefCell};
@@ -19,8 +20,8 @@ pub(crate) struct Client {
     pub(crate) listener: Arc<str>,
     /// Set when the listener is on its way out: every answer then closes its connection.
     pub(crate) leaving: Rc<Cell<bool>>,
-    /// Whether the client speaks TLS with this proxy.
-    pub(crate) secure: bool,
+    /// What the TLS handshake has told; `None` without TLS.
+    pub(crate) secured: Option<Secured>,
     /// The peer's address as it stands in `X-Forwarded-For`.
     pub(crate) peer_text: HeaderValue,
     /// Bytes that go out before anything else: interim answers.
@@ -37,6 +38,14 @@ pub(crate) struct Client {
     pub(crate) awaits_body: Cell<Option<Instant>>,
     /// That piece has not come in time: the body ends in an error.
     pub(crate) body_expired: Cell<bool>,
+}
+
+/// What a TLS handshake has told of a client.
+pub(crate) struct Secured {
+    /// The names of the certificate that was served, where the client asked for one by name.
+    pub(crate) certificate: Option<Arc<Names>>,
+    /// The subject of the client's own certificate.
+    pub(crate) subject: Option<HeaderValue>,
 }
 
 /// What a connection is doing, as far as its timers are concerned.
@@ -62,13 +71,18 @@ pub(crate) struct Tunnel {
 }
 
 impl Client {
-    pub(crate) fn new(peer: SocketAddr, listener: Arc<str>, leaving: Rc<Cell<bool>>) -> Client {
+    pub(crate) fn new(
+        peer: SocketAddr,
+        listener: Arc<str>,
+        leaving: Rc<Cell<bool>>,
+        secured: Option<Secured>,
+    ) -> Client {
         let text = peer.ip().to_canonical().to_string();
         Client {
             peer,
             listener,
             leaving,
-            secure: false,
+            secured,
             peer_text: HeaderValue::try_from(text).expect("an IP address is a field value"),
             inject: RefCell::default(),
             task: RefCell::default(),
@@ -92,13 +106,18 @@ impl Client {
         }
     }
 
+    /// Whether the client speaks TLS with this proxy.
+    pub(crate) fn is_secure(&self) -> bool {
+        self.secured.is_some()
+    }
+
     /// The scheme that the client used with this proxy.
     pub(crate) fn scheme(&self) -> &'static str {
-        if self.secure { "https" } else { "http" }
+        if self.is_secure() { "https" } else { "http" }
     }
 
     /// The port that this scheme implies.
     pub(crate) fn default_port(&self) -> u16 {
-        if self.secure { 443 } else { 80 }
+        if self.is_secure() { 443 } else { 80 }
     }
 }

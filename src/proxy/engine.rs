@@ -13,13 +13,13 @@ use super::snapshot::{Action, Snapshot};
 use super::upstream::Journey;
 use crate::cache::Cache;
 use crate::http::budget::Budget;
-use crate::http::fields::X_FORWARDED_FOR;
+use crate::http::fields::{X_FORWARDED_FOR, X_FORWARDED_PROTO};
 use crate::http::forwarded::{client_address, is_trusted};
 use crate::http::problem::Problem;
 use crate::upstream::IdleLinks;
 use arc_swap::ArcSwap;
 use http::header::HOST;
-use http::{Method, Request, Response, StatusCode};
+use http::{HeaderMap, Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
 use std::cell::RefCell;
 use std::convert::Infallible;
@@ -131,14 +131,23 @@ impl Engine {
         if head.method == Method::TRACE {
             return Err(trace_refused());
         }
-        let query = Query { host: &form.host, path: &form.path, method: &head.method, fields: &head.headers };
+        if let Some(secured) = &client.secured
+            && let Some(names) = &secured.certificate
+            && !names.cover(&form.host)
+        {
+            return Err(misdirected());
+        }
+        let trusted = &settings.trusted_proxies;
+        let from_trusted = is_trusted(client.peer.ip(), trusted);
+        let is_secure = client.is_secure() || (from_trusted && says_https(&head.headers));
+        let query =
+            Query { host: &form.host, path: &form.path, method: &head.method, fields: &head.headers, is_secure };
         let index = snapshot.table.find(query).ok_or_else(no_route)?;
         let route = &snapshot.routes[index];
         exchange.matched(&route.label);
         let Action::Forward(pool) = &route.action else {
-            return answer::fixed(route, exchange).map(Begun::Answer).ok_or_else(no_route);
+            return answer::fixed(route, &form, exchange).map(Begun::Answer).ok_or_else(no_route);
         };
-        let trusted = &settings.trusted_proxies;
         let forward = Forward {
             engine: self,
             client,
@@ -147,7 +156,8 @@ impl Engine {
             pool,
             form,
             address: client_address(client.peer.ip(), &head.headers, &X_FORWARDED_FOR, trusted),
-            trusted: is_trusted(client.peer.ip(), trusted),
+            trusted: from_trusted,
+            is_secure,
             body_limit: bounds.body,
         };
         if let Some(rules) = idempotent::concerns(route, &head) {
@@ -174,9 +184,21 @@ pub(super) enum Begun {
     Later(Journeying),
 }
 
+/// Whether a proxy before this one says that its client speaks TLS.
+fn says_https(fields: &HeaderMap) -> bool {
+    fields.get(&X_FORWARDED_PROTO).is_some_and(|scheme| scheme == "https")
+}
+
 fn no_route() -> Problem {
     let detail = "no route matches this host, path, method and fields";
     Problem::new(StatusCode::NOT_FOUND, "no-route", "destination_not_found", detail)
+}
+
+/// The client took a connection for another host than the one whose certificate it was shown
+/// (RFC 9110 15.5.20).
+fn misdirected() -> Problem {
+    let detail = "the certificate of this connection does not cover the request's host; open another one";
+    Problem::new(StatusCode::MISDIRECTED_REQUEST, "misdirected-request", "http_request_error", detail)
 }
 
 /// A TRACE answer would show a client the fields that proxies add.

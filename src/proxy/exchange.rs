@@ -91,9 +91,10 @@ impl Ledger {
         counter.inc();
     }
 
-    /// Counts an attempt after a failed one.
-    pub(crate) fn retried(&self, pool: &str, reason: &str) {
-        self.metrics.upstream_retries.with_label_values(&[pool, reason]).inc();
+    /// Counts a TLS handshake.
+    pub(crate) fn handshaken(&self, listener: &str, well: bool) {
+        let result = if well { "success" } else { "failure" };
+        self.metrics.tls_handshakes.with_label_values(&[listener, result]).inc();
     }
 }
 

@@ -41,6 +41,8 @@ pub(super) struct Forward<'a> {
     pub(super) address: IpAddr,
     /// Whether the peer is such a proxy.
     pub(super) trusted: bool,
+    /// Whether the client speaks TLS, with us or with a trusted proxy before us.
+    pub(super) is_secure: bool,
     pub(super) body_limit: u64,
 }
 
@@ -98,7 +100,7 @@ impl Forward<'_> {
             Session::Soft(key) => Choice::by_hash(self.pool.ring.hash_key(&key)),
             Session::Strict { node, end, fresh } => {
                 let choice = Choice::by_hash(hash.unwrap_or_else(at_random));
-                let secure = self.is_secure(fields);
+                let secure = self.is_secure;
                 let Some(index) = self.pool.nodes.iter().position(|known| *known.id == *node) else {
                     return Choice { issue: Issue::Strict { secure }, ..choice };
                 };
@@ -108,22 +110,16 @@ impl Forward<'_> {
                 Choice { wanted, session_end: Some(end), issue }
             }
             Session::None if affinity.is_strict() => {
-                let issue = Issue::Strict { secure: self.is_secure(fields) };
+                let issue = Issue::Strict { secure: self.is_secure };
                 Choice { issue, ..Choice::by_hash(hash.unwrap_or_else(at_random)) }
             }
-            Session::None => match (hash, affinity.soft_cookie(self.is_secure(fields))) {
+            Session::None => match (hash, affinity.soft_cookie(self.is_secure)) {
                 (None, Some((key, cookie))) => {
                     Choice { issue: Issue::Soft(cookie), ..Choice::by_hash(self.pool.ring.hash_key(&key)) }
                 }
                 (hash, _) => Choice::by_hash(hash.unwrap_or_else(at_random)),
             },
         }
-    }
-
-    /// Whether the client speaks TLS, with us or with a trusted proxy before us.
-    pub(super) fn is_secure(&self, fields: &HeaderMap) -> bool {
-        self.client.secure
-            || (self.trusted && fields.get(&fields::X_FORWARDED_PROTO).is_some_and(|scheme| scheme == "https"))
     }
 
     /// Rewrites the head as the node gets it. What is about this connection goes first, so that
@@ -198,6 +194,12 @@ impl Forward<'_> {
             drop_claims(fields);
         }
         fields.insert(fields::X_FORWARDED_FOR, chain);
+        // What a client says of a certificate of its own is worth nothing.
+        match self.client.secured.as_ref().and_then(|secured| secured.subject.clone()) {
+            Some(subject) => drop(fields.insert(fields::X_CLIENT_CERT_SUBJECT, subject)),
+            None if self.trusted => {}
+            None => drop(fields.remove(fields::X_CLIENT_CERT_SUBJECT)),
+        }
         if !self.trusted || !fields.contains_key(fields::X_FORWARDED_PROTO) {
             fields.insert(fields::X_FORWARDED_PROTO, HeaderValue::from_static(self.client.scheme()));
         }

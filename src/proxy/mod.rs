@@ -23,7 +23,8 @@ mod serving;
 mod snapshot;
 mod upstream;
 
-pub(crate) use client::{Client, Phase, Tunnel};
+pub(crate) use answer::redirect_target;
+pub(crate) use client::{Client, Phase, Secured, Tunnel};
 pub(crate) use engine::Engine;
 pub(crate) use exchange::Ledger;
 pub(crate) use hash_key::{ScopeSources, find_key};

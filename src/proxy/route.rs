@@ -19,6 +19,8 @@ pub(crate) struct Query<'a> {
     pub(crate) path: &'a str,
     pub(crate) method: &'a Method,
     pub(crate) fields: &'a HeaderMap,
+    /// Whether the client speaks TLS, with us or with a trusted proxy before us.
+    pub(crate) is_secure: bool,
 }
 
 /// The routes of one configuration, as indices in the order of the file.
@@ -46,6 +48,8 @@ struct Paths {
 #[derive(Debug)]
 struct Conditions {
     methods: Vec<Method>,
+    /// Whether the client must speak TLS, or must not.
+    secure: Option<bool>,
     fields: Vec<(HeaderName, HeaderValue)>,
     /// The prefix was written with a `/` at its end, so that the bare path does not match.
     below_only: Option<usize>,
@@ -148,6 +152,7 @@ impl Conditions {
         let below_only = route.path_prefix.as_ref().filter(|prefix| prefix.0.len() > 1 && prefix.0.ends_with('/'));
         Conditions {
             methods: route.methods.clone(),
+            secure: route.scheme.map(|scheme| scheme == config::Scheme::Https),
             fields: fields.collect(),
             below_only: below_only.map(|prefix| prefix.0.len()),
         }
@@ -155,6 +160,7 @@ impl Conditions {
 
     fn agree(&self, query: Query<'_>) -> bool {
         (self.methods.is_empty() || self.methods.contains(query.method))
+            && self.secure.is_none_or(|secure| secure == query.is_secure)
             && self.below_only.is_none_or(|length| query.path.len() >= length)
             && self.fields.iter().all(|(name, wanted)| {
                 let mut values = query.fields.get_all(name).iter();
@@ -186,7 +192,8 @@ mod tests {
             fields.insert(HeaderName::from_bytes(name.as_bytes()).unwrap(), HeaderValue::from_str(value).unwrap());
         }
         let method = Method::from_bytes(method.as_bytes()).unwrap();
-        let found = table.0.find(Query { host, path, method: &method, fields: &fields });
+        let is_secure = host.ends_with(".tls");
+        let found = table.0.find(Query { host, path, method: &method, fields: &fields, is_secure });
         found.map_or("none".to_owned(), |index| table.1[index].clone())
     }
 
@@ -203,6 +210,8 @@ mod tests {
   - { name: any, hosts: [\"*\", other.org], path_prefix: /a, pool: p }
   - { name: flagged, headers: { x-flag: \"*\" }, pool: p }
   - { name: home, hosts: [example.com], pool: p }
+  - { name: secure, path: /s, scheme: https, pool: p }
+  - { name: clear, path: /s, scheme: http, pool: p }
 ",
         );
         for (method, host, path, field, expected) in [
@@ -223,6 +232,8 @@ mod tests {
             ("GET", "x.org", "/zzz", "x-flag: whatever", "flagged"),
             ("GET", "", "/a", "", "any"),
             ("GET", "notexample.com", "/", "", "none"),
+            ("GET", "x.tls", "/s", "", "secure"),
+            ("GET", "x.org", "/s", "", "clear"),
         ] {
             assert_eq!(find(&table, method, host, path, field), expected, "{method} {host}{path} {field}");
         }

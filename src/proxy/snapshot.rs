@@ -9,7 +9,7 @@ use crate::config::{self, Config, FieldRules, OnConcurrent, OnStoreFailure, OnUn
 use crate::idempotency::{Policy, Records};
 use crate::telemetry::access_log::Sink;
 use crate::telemetry::metrics::Metrics;
-use crate::upstream::{Discovered, Pool, Registry, Unresolved};
+use crate::upstream::{BadPool, Discovered, Earlier, Pool, Registry};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use prometheus::{Histogram, IntCounter};
@@ -272,18 +272,26 @@ pub(crate) struct Parts<'a> {
     pub(crate) records: Option<&'a Arc<Records>>,
     /// The one that is in force.
     pub(crate) earlier: Option<&'a Snapshot>,
+    /// The configuration is that one's: only what name servers tell of may be new.
+    pub(crate) is_same: bool,
 }
 
 impl Snapshot {
     /// Builds rings and routes. May resolve names and take a while: not for a worker's thread.
-    pub(crate) fn build(config: Config, parts: Parts<'_>) -> Result<Snapshot, Unresolved> {
+    pub(crate) fn build(config: Config, parts: Parts<'_>) -> Result<Snapshot, BadPool> {
         let settings = &config.settings;
         let mut pools = HashMap::new();
         let mut listed = Vec::new();
         for (name, pool) in settings.pools.iter() {
             let found = pool.discovery.as_ref().map_or_else(Vec::new, |wanted| parts.discovered.nodes(wanted));
             let earlier = parts.earlier.and_then(|earlier| earlier.pools.iter().find(|pool| *pool.name == **name));
-            let pool = Arc::new(Pool::build(name, pool, &found, parts.registry, earlier.map(|pool| &**pool))?);
+            let pool = match earlier {
+                Some(earlier) if parts.is_same && pool.discovery.is_none() => Arc::clone(earlier),
+                _ => {
+                    let earlier = earlier.map(|pool| Earlier { pool, is_same: parts.is_same });
+                    Arc::new(Pool::build(name, pool, &found, parts.registry, earlier)?)
+                }
+            };
             pools.insert(name.as_str(), Arc::clone(&pool));
             listed.push(pool);
         }
@@ -321,7 +329,7 @@ impl Route {
         static SERIAL: AtomicU64 = AtomicU64::new(1);
         let action = match (&route.pool, &route.redirect, &route.respond) {
             (Some(pool), _, _) => Action::Forward(Arc::clone(&pools[pool.as_str()])),
-            (_, Some(redirect), _) => Action::Redirect { to: redirect.to.clone(), status: redirect.status.value },
+            (_, Some(redirect), _) => Action::Redirect { to: redirect.to.value.clone(), status: redirect.status.value },
             (_, _, Some(respond)) => Action::Respond { status: respond.status, body: respond.body.clone().into() },
             (None, None, None) => unreachable!("validation asks for exactly one action"),
         };

@@ -234,16 +234,14 @@ impl Journey {
         let Some(node) = answered.link.into_switched().await else {
             return Err(self.failed(Failure::Terminated));
         };
+        let mut in_flight = answered.in_flight;
+        in_flight.finished();
         self.route.response_fields.apply(&mut head.headers);
         if let Some(cookie) = answered.cookie {
             head.headers.append(SET_COOKIE, cookie);
         }
-        *self.client.tunnel.borrow_mut() = Some(Tunnel {
-            node,
-            in_flight: answered.in_flight,
-            exchange: Rc::clone(&self.exchange),
-            idle: self.pool.timeouts.tunnel,
-        });
+        *self.client.tunnel.borrow_mut() =
+            Some(Tunnel { node, in_flight, exchange: Rc::clone(&self.exchange), idle: self.pool.timeouts.tunnel });
         head.headers.insert(UPGRADE, protocol);
         head.headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
         Ok(Response::from_parts(head, ResponseBody::empty(&self.exchange)))

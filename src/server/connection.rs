@@ -1,6 +1,8 @@
 //! One client connection: a bare socket until something arrives, then hyper's, then bare again
 //! when it has been idle for a while; with the timers of every phase.
 
+use super::greeting::greet;
+use super::stream::Stream;
 use super::tunnel;
 use super::wire::{Pulse, Wire};
 use crate::config::Limits;
@@ -13,6 +15,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use std::cell::Cell;
 use std::future::poll_fn;
+use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -66,12 +69,13 @@ impl Context {
 }
 
 /// Serves a connection until it ends.
-pub(super) async fn serve(context: Rc<Context>, mut stream: TcpStream, client: Rc<Client>) {
+pub(super) async fn serve(context: Rc<Context>, socket: TcpStream, peer: SocketAddr) {
     let limits = |context: &Context| context.engine.snapshot().config.settings.limits.clone();
     let mut deadline = Instant::now() + limits(&context).header_timeout;
-    while is_readable(&context, &stream, deadline).await {
+    let Some((mut stream, client)) = Box::pin(greet(&context, socket, peer, deadline)).await else { return };
+    while let Some(first) = is_readable(&context, &mut stream, deadline).await {
         let limits = limits(&context);
-        match Box::pin(session(&context, stream, &client, &limits)).await {
+        match Box::pin(session(&context, (stream, first), &client, &limits)).await {
             Some(bare) => stream = bare,
             None => return,
         }
@@ -83,8 +87,8 @@ pub(super) async fn serve(context: Rc<Context>, mut stream: TcpStream, client: R
     }
 }
 
-/// Waits for bytes. A drain shortens the wait.
-async fn is_readable(context: &Context, stream: &TcpStream, deadline: Instant) -> bool {
+/// Waits for bytes; gives those that had to be read for it. A drain shortens the wait.
+pub(super) async fn is_readable(context: &Context, stream: &mut Stream, deadline: Instant) -> Option<Bytes> {
     let mut drain = pin!(context.drain.notified());
     drain.as_mut().enable();
     let deadline = match context.leaving.get() {
@@ -93,17 +97,11 @@ async fn is_readable(context: &Context, stream: &TcpStream, deadline: Instant) -
     };
     tokio::select! {
         biased;
-        has_bytes = has_bytes(stream) => return has_bytes,
-        () = tokio::time::sleep_until(deadline.into()) => return false,
+        first = stream.first_bytes() => return first,
+        () = tokio::time::sleep_until(deadline.into()) => return None,
         () = drain => {}
     }
-    tokio::time::timeout(LAST_REQUEST, has_bytes(stream)).await.unwrap_or(false)
-}
-
-/// Whether bytes arrived, and not the end of the connection. Looks, for the reactor may call a
-/// socket readable that is not, and hyper would take its buffers for nothing.
-async fn has_bytes(stream: &TcpStream) -> bool {
-    matches!(stream.peek(&mut [0]).await, Ok(1..))
+    tokio::time::timeout(LAST_REQUEST, stream.first_bytes()).await.unwrap_or(None)
 }
 
 /// Why hyper is done with a connection.
@@ -118,9 +116,12 @@ enum End {
 }
 
 /// Lets hyper serve the connection; gives the socket back when it has been idle.
-async fn session(context: &Rc<Context>, stream: TcpStream, client: &Rc<Client>, limits: &Limits) -> Option<TcpStream> {
-    let mut stream = stream;
-    let mut prefix = Bytes::new();
+async fn session(
+    context: &Rc<Context>,
+    (mut stream, mut prefix): (Stream, Bytes),
+    client: &Rc<Client>,
+    limits: &Limits,
+) -> Option<Stream> {
     *client.task.borrow_mut() = Some(poll_fn(|cx| Poll::Ready(cx.waker().clone())).await);
     loop {
         let wire = Wire::new(stream, prefix, Rc::clone(client));
@@ -161,11 +162,13 @@ async fn session(context: &Rc<Context>, stream: TcpStream, client: &Rc<Client>, 
 
         let parts = connection.into_parts();
         drop(parts.io);
-        stream = watch.into_stream()?;
+        let (bare, ahead) = watch.into_stream()?;
+        stream = bare;
+        let unread = if ahead.is_empty() { parts.read_buf } else { [parts.read_buf, ahead].concat().into() };
         match end {
-            End::Park if parts.read_buf.is_empty() => return Some(stream),
+            End::Park if unread.is_empty() => return Some(stream),
             // A part of a head was read together with the request before it.
-            End::Park => prefix = parts.read_buf,
+            End::Park => prefix = unread,
             End::HeadTimeout => {
                 let detail = "the request's head did not arrive in time";
                 let problem =
@@ -175,7 +178,7 @@ async fn session(context: &Rc<Context>, stream: TcpStream, client: &Rc<Client>, 
             }
             End::Abandon => return None,
             End::Closed(result) => {
-                close(context, stream, client, &pulse, result, parts.read_buf).await;
+                close(context, stream, client, &pulse, result, unread).await;
                 return None;
             }
         }
@@ -237,7 +240,7 @@ fn next_deadline(client: &Client, pulse: &Pulse, limits: &Limits) -> Option<(Ins
 /// Ends a connection that hyper is done with: as a tunnel, with an error answer of ours, or well.
 async fn close(
     context: &Context,
-    mut stream: TcpStream,
+    mut stream: Stream,
     client: &Client,
     pulse: &Pulse,
     result: hyper::Result<()>,
@@ -253,7 +256,7 @@ async fn close(
             tracing::debug!(%error, "a connection ended early");
             // What was cut short must not look whole, and HTTP/1.0 can tell only by a reset.
             if client.is_http10.get() {
-                let _ = socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO));
+                stream.reset_at_end();
             }
         }
         (None, Ok(())) => {
@@ -265,7 +268,7 @@ async fn close(
 }
 
 /// Sends an error answer to a request that never reached the pipeline.
-async fn refuse(context: &Context, mut stream: TcpStream, client: &Client, problem: &Problem) {
+pub(super) async fn refuse(context: &Context, mut stream: Stream, client: &Client, problem: &Problem) {
     let bytes = context.engine.unreadable(client, problem);
     let sent = tokio::time::timeout(LINGER, async {
         stream.write_all(&bytes).await?;
@@ -278,7 +281,7 @@ async fn refuse(context: &Context, mut stream: TcpStream, client: &Client, probl
 
 /// Reads what the client still sends, for a while: closing over unread bytes would reset the
 /// connection and take the last answer with it (RFC 9112 9.6).
-async fn linger(stream: &mut TcpStream) {
+async fn linger(stream: &mut Stream) {
     let mut discarded = vec![0; 4096];
     let until_the_end = async { while matches!(stream.read(&mut discarded).await, Ok(1..)) {} };
     // What comes after that time is the client's loss.

@@ -7,6 +7,7 @@ use crate::proxy::Snapshot;
 use crate::telemetry::metrics::{Metrics, Sample};
 use crate::upstream::{Node, Pool, millis};
 use arc_swap::ArcSwap;
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
@@ -52,6 +53,22 @@ pub(super) fn mirror_state(metrics: &Metrics, reloads: &Arc<Mutex<LastReload>>) 
         &[],
         last(LastReload::timestamp),
     );
+}
+
+/// When certificates end.
+pub(super) fn mirror_certificates(metrics: &Metrics, snapshot: &Arc<ArcSwap<Snapshot>>) {
+    let snapshot = Arc::clone(snapshot);
+    let help =
+        "When a certificate ends, in seconds since 1970, by its first name; of several with that name the earliest.";
+    metrics.mirror("ringway_tls_certificate_expiry_seconds", help, &["name"], move |samples| {
+        let mut ends: BTreeMap<String, i64> = BTreeMap::new();
+        for certificate in snapshot.load().config.secrets.tls.values().flat_map(|tls| tls.certificates()) {
+            let name = certificate.names.dns.first().unwrap_or(&certificate.file).clone();
+            let end = ends.entry(name).or_insert(certificate.expiry);
+            *end = certificate.expiry.min(*end);
+        }
+        samples.extend(ends.into_iter().map(|(name, end)| Sample { labels: vec![name], value: end as f64 }));
+    });
 }
 
 /// Reads a node and its share of the keys; is handed a function that adds a value, with more labels.

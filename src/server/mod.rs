@@ -1,18 +1,22 @@
 //! From sockets to requests: listening sockets, the wire beneath hyper, workers, drain and signals.
 
 mod connection;
+mod greeting;
 mod listen;
 mod listeners;
 mod mirror;
 mod nofile;
 mod places;
+mod proxy_protocol;
 mod purge;
 mod reload;
 mod run;
 mod status;
 mod store;
+mod stream;
 mod tunnel;
 mod watch_file;
+mod watch_secrets;
 mod wire;
 mod worker;
 

@@ -11,7 +11,7 @@ use crate::config::{Config, Report, Settings};
 use crate::idempotency::Records;
 use crate::proxy::{Parts, Snapshot};
 use crate::telemetry::access_log::Sink;
-use crate::upstream::Unresolved;
+use crate::upstream::BadPool;
 use serde_json::{Value as Json, json};
 use std::path::Path;
 use std::sync::{Arc, PoisonError};
@@ -27,6 +27,8 @@ const PATIENCE: Duration = Duration::from_millis(500);
 pub(super) enum Trigger {
     /// The file may have changed.
     File,
+    /// A file that the configuration names has changed.
+    Secrets,
     /// SIGHUP; files of logs are opened anew.
     Signal,
     /// Somebody waits for the outcome.
@@ -81,13 +83,15 @@ enum ReloadError {
     #[error("{}", .0.first_error().unwrap_or_default())]
     Invalid(Report),
     #[error(transparent)]
-    Unresolved(#[from] Unresolved),
+    Pool(#[from] BadPool),
     #[error(transparent)]
     Bind(#[from] BindError),
     #[error("{0}")]
     AccessLog(String),
     #[error(transparent)]
     Store(#[from] StoreUnavailable),
+    #[error("the name server tells of no node for the pool `{0}`, which has some")]
+    NoNodes(String),
     #[error("the reload ended in a panic")]
     Panic,
 }
@@ -99,9 +103,10 @@ pub(super) async fn run(handle: Arc<Handle>, mut triggers: mpsc::Receiver<Trigge
             trigger = triggers.recv() => trigger,
             () = handle.discovered.changed() => {
                 let worker = Arc::clone(&handle);
+                // Nothing of it waits for anybody, but a large ring takes its time.
                 match tokio::task::spawn_blocking(move || rebuild(&worker)).await {
                     Ok(Ok(())) => {}
-                    Ok(Err(error)) => tracing::error!(%error, "the nodes that were found are not in force"),
+                    Ok(Err(error)) => tracing::error!(%error, "the nodes that were found are not in force; the last ones stay"),
                     Err(_) => tracing::error!("a change of nodes ended in a panic"),
                 }
                 continue;
@@ -126,6 +131,10 @@ pub(super) async fn run(handle: Arc<Handle>, mut triggers: mpsc::Receiver<Trigge
         // A pool of a thousand nodes takes a while to build, and a name to resolve.
         let result = tokio::task::spawn_blocking(move || reload(&worker, &file, reopen)).await;
         let result = result.unwrap_or(Err(ReloadError::Panic));
+        if result.is_err() {
+            // What was asked for in vain is asked for no longer.
+            handle.discovered.follow(handle.snapshot.load().config.discoveries());
+        }
         let told = handle.remember(result);
         for trigger in batch {
             if let Trigger::Asked(answer) = trigger {
@@ -157,7 +166,10 @@ fn reload(handle: &Handle, file: &Path, reopen: bool) -> Result<Vec<&'static str
         needs_restart.push("idempotency_store");
     }
     tokio::runtime::Handle::current().block_on(handle.discovered.prepare(config.discoveries()));
-    let snapshot = handle.build(config, log, records.as_ref(), &old)?;
+    if let Some(pool) = emptied(handle, &config, &old) {
+        return Err(ReloadError::NoNodes(pool));
+    }
+    let snapshot = handle.build(config, log, records.as_ref(), &old, false)?;
     let next = listeners::diff(&now, &snapshot.config.settings.listeners, handle.workers)?;
 
     // Nothing fails from here on.
@@ -173,10 +185,21 @@ fn reload(handle: &Handle, file: &Path, reopen: bool) -> Result<Vec<&'static str
     Ok(needs_restart)
 }
 
+/// The pool that would lose all its nodes because a name server does not tell of any.
+fn emptied(handle: &Handle, config: &Config, old: &Snapshot) -> Option<String> {
+    let is_empty = |pool: &crate::config::Pool| {
+        let found = pool.discovery.as_ref().map(|wanted| handle.discovered.nodes(wanted));
+        pool.listed().is_empty() && found.is_some_and(|found| found.is_empty())
+    };
+    let had_nodes = |name: &str| old.pools.iter().any(|pool| *pool.name == *name && !pool.nodes.is_empty());
+    let mut pools = config.settings.pools.iter();
+    pools.find(|(name, pool)| is_empty(pool) && had_nodes(name)).map(|(name, _)| name.value.clone())
+}
+
 /// The same configuration with the nodes that name servers tell of now.
-fn rebuild(handle: &Handle) -> Result<(), Unresolved> {
+fn rebuild(handle: &Handle) -> Result<(), BadPool> {
     let old = handle.snapshot.load_full();
-    handle.adopt(handle.build(old.config.clone(), old.log.clone(), handle.records.get(), &old)?);
+    handle.adopt(handle.build(old.config.clone(), old.log.clone(), handle.records.get(), &old, true)?);
     Ok(())
 }
 
@@ -206,9 +229,10 @@ impl Handle {
         log: Option<Arc<Sink>>,
         records: Option<&Arc<Records>>,
         earlier: &Snapshot,
-    ) -> Result<Snapshot, Unresolved> {
+        is_same: bool,
+    ) -> Result<Snapshot, BadPool> {
         let (registry, metrics, discovered) = (&self.registry, &*self.metrics, &*self.discovered);
-        Snapshot::build(config, Parts { registry, metrics, discovered, log, records, earlier: Some(earlier) })
+        Snapshot::build(config, Parts { registry, metrics, discovered, log, records, earlier: Some(earlier), is_same })
     }
 
     /// Writes down what became of a reload; gives what to tell who asked for it.

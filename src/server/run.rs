@@ -2,12 +2,13 @@
 //! other way round.
 
 use super::listeners::{self, BindError, Open};
-use super::mirror::{mirror_budget, mirror_cache, mirror_nodes, mirror_state};
+use super::mirror::{mirror_budget, mirror_cache, mirror_certificates, mirror_nodes, mirror_state};
 use super::nofile;
 use super::places::Places;
 use super::reload::{self, LastReload, Trigger};
 use super::store::{Store, StoreUnavailable};
 use super::watch_file;
+use super::watch_secrets;
 use super::worker::{self, Shared, Stage};
 use crate::admin;
 use crate::cache::Cache;
@@ -17,7 +18,7 @@ use crate::http::budget::Budget;
 use crate::proxy::{Parts, Snapshot};
 use crate::telemetry::access_log::{Format, Sink};
 use crate::telemetry::metrics::Metrics;
-use crate::upstream::{Discovered, Probes, Registry, Unresolved};
+use crate::upstream::{BadPool, Discovered, Probes, Registry};
 use arc_swap::ArcSwap;
 use std::io;
 use std::net::SocketAddr;
@@ -33,7 +34,7 @@ const TRIGGERS: usize = 64;
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum StartError {
     #[error(transparent)]
-    Unresolved(#[from] Unresolved),
+    Pool(#[from] BadPool),
     #[error(transparent)]
     Bind(#[from] BindError),
     #[error(transparent)]
@@ -134,6 +135,7 @@ pub(crate) async fn start(config: Config) -> Result<Running, StartError> {
         log,
         records: opened.as_ref(),
         earlier: None,
+        is_same: false,
     };
     let built = Snapshot::build(config, parts)?;
     records.adopt(opened);
@@ -146,6 +148,7 @@ pub(crate) async fn start(config: Config) -> Result<Running, StartError> {
     let last_reload = Arc::new(Mutex::new(LastReload::first()));
     mirror_state(&metrics, &last_reload);
     mirror_nodes(&metrics, &snapshot);
+    mirror_certificates(&metrics, &snapshot);
     mirror_cache(&metrics, &cache);
     let budget = Budget::new(settings.limits.buffered_bytes.0);
     mirror_budget(&metrics, &budget);
@@ -181,6 +184,7 @@ pub(crate) async fn start(config: Config) -> Result<Running, StartError> {
     // Should it have changed since it was loaded, the first event finds out.
     handle.note(Some(&source));
     tokio::spawn(reload::run(Arc::clone(&handle), waiting));
+    tokio::spawn(watch_secrets::run(Arc::clone(&handle)));
     let control: Arc<dyn Control> = Arc::clone(&handle) as Arc<dyn Control>;
     tokio::spawn(admin::serve(admin_listener, Arc::clone(&control), admin::Reach::Everything));
     if let Some((listener, address)) = metrics_listener {

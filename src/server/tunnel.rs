@@ -1,25 +1,23 @@
 //! A connection after its 101: bytes both ways until both sides have ended or nothing moves.
 
+use super::stream::Stream;
 use crate::proxy::Tunnel;
 use bytes::Bytes;
 use std::cell::Cell;
 use std::io;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
-use tokio::net::tcp::{ReadHalf, WriteHalf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 const BUFFER: usize = 16 << 10;
 
 /// Carries bytes between the client and the node. `unread` is what the client sent behind its
 /// request, before it could know of the 101.
-pub(super) async fn run(mut client: TcpStream, unread: Bytes, tunnel: Tunnel) {
+pub(super) async fn run(client: Stream, unread: Bytes, tunnel: Tunnel) {
     let Tunnel { node, in_flight: _in_flight, exchange, idle } = tunnel;
-    let mut stream = node.stream;
     let moved = Rc::new(Cell::new(Instant::now()));
-    let (client_read, client_write) = client.split();
-    let (node_read, node_write) = stream.split();
+    let (client_read, client_write) = tokio::io::split(client);
+    let (node_read, node_write) = tokio::io::split(node.stream);
     let up = carry(unread, client_read, node_write, &moved, &exchange.request_bytes);
     let down = carry(node.read, node_read, client_write, &moved, &exchange.response_bytes);
     // A side that fails takes the other one with it: there is nobody left to talk to.
@@ -38,13 +36,14 @@ pub(super) async fn run(mut client: TcpStream, unread: Bytes, tunnel: Tunnel) {
 /// One direction, to its end; then the other side is told.
 async fn carry(
     first: Bytes,
-    mut from: ReadHalf<'_>,
-    mut to: WriteHalf<'_>,
+    mut from: impl AsyncRead + Unpin,
+    mut to: impl AsyncWrite + Unpin,
     moved: &Cell<Instant>,
     count: &Cell<u64>,
 ) -> io::Result<()> {
     if !first.is_empty() {
         to.write_all(&first).await?;
+        to.flush().await?;
         count.set(count.get() + first.len() as u64);
     }
     drop(first);
@@ -55,6 +54,7 @@ async fn carry(
             return to.shutdown().await;
         }
         to.write_all(&buffer[..length]).await?;
+        to.flush().await?;
         moved.set(Instant::now());
         count.set(count.get() + length as u64);
     }

@@ -4,7 +4,7 @@
 //! final one; and holds back the bare error answers that hyper writes when it cannot read a head,
 //! so that the connection can give its own.
 
-use crate::io::poll_write_gathered;
+use super::stream::Stream;
 use crate::proxy::{Client, Phase};
 use bytes::Bytes;
 use rustix::net::{RecvFlags, recv};
@@ -15,13 +15,12 @@ use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 use std::time::Instant;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
-use tokio::net::TcpStream;
 
 /// A client's socket as hyper sees it.
 pub(super) struct Wire {
-    stream: Rc<RefCell<TcpStream>>,
-    /// What was read before hyper got this wire.
-    prefix: Bytes,
+    stream: Rc<RefCell<Stream>>,
+    /// What was read before hyper asked for it.
+    ahead: Rc<RefCell<Bytes>>,
     client: Rc<Client>,
     pub(super) pulse: Rc<Pulse>,
 }
@@ -42,8 +41,20 @@ pub(super) struct Pulse {
     pipelined: Cell<bool>,
 }
 
+impl Pulse {
+    /// hyper has read; whether there were bytes that came now.
+    fn read(&self, has_bytes: bool) {
+        let now = Instant::now();
+        self.last_read.set(now);
+        self.pipelined.set(false);
+        if has_bytes && self.head_began.get().is_none() {
+            self.head_began.set(Some(now));
+        }
+    }
+}
+
 impl Wire {
-    pub(super) fn new(stream: TcpStream, prefix: Bytes, client: Rc<Client>) -> Wire {
+    pub(super) fn new(stream: Stream, prefix: Bytes, client: Rc<Client>) -> Wire {
         let now = Instant::now();
         let began = (!prefix.is_empty()).then_some(now);
         let pulse = Rc::new(Pulse {
@@ -55,12 +66,12 @@ impl Wire {
             ended: Cell::new(false),
             pipelined: Cell::new(false),
         });
-        Wire { stream: Rc::new(RefCell::new(stream)), prefix, client, pulse }
+        Wire { stream: Rc::new(RefCell::new(stream)), ahead: Rc::new(RefCell::new(prefix)), client, pulse }
     }
 
     /// A second handle on the socket, to watch it while hyper has the wire.
     pub(super) fn watch(&self) -> Watch {
-        Watch { stream: Rc::clone(&self.stream), pulse: Rc::clone(&self.pulse) }
+        Watch { stream: Rc::clone(&self.stream), ahead: Rc::clone(&self.ahead), pulse: Rc::clone(&self.pulse) }
     }
 
     /// Sends the interim answers that wait.
@@ -86,7 +97,7 @@ impl Wire {
         &mut self,
         cx: &mut Context<'_>,
         length: usize,
-        write: impl FnOnce(Pin<&mut TcpStream>, &mut Context<'_>) -> Poll<io::Result<usize>>,
+        write: impl FnOnce(Pin<&mut Stream>, &mut Context<'_>) -> Poll<io::Result<usize>>,
     ) -> Poll<io::Result<usize>> {
         if self.is_error_answer() {
             self.pulse.held_back.set(true);
@@ -108,7 +119,8 @@ impl Wire {
 /// Looks at the socket for a client that leaves while it waits for its answer. hyper would look by
 /// reading, for which it takes a new buffer each time.
 pub(super) struct Watch {
-    stream: Rc<RefCell<TcpStream>>,
+    stream: Rc<RefCell<Stream>>,
+    ahead: Rc<RefCell<Bytes>>,
     pulse: Rc<Pulse>,
 }
 
@@ -119,13 +131,29 @@ impl Watch {
         if self.pulse.pipelined.get() {
             return false;
         }
-        let stream = self.stream.borrow();
+        let mut stream = self.stream.borrow_mut();
+        let stream = match &mut *stream {
+            Stream::Tcp(stream) => &*stream,
+            // What TLS holds cannot be looked at without reading it.
+            stream @ Stream::Tls(_) => match stream.poll_look(cx) {
+                Poll::Pending => return false,
+                Poll::Ready(Some(bytes)) => {
+                    *self.ahead.borrow_mut() = bytes;
+                    self.pulse.pipelined.set(true);
+                    return false;
+                }
+                Poll::Ready(None) => {
+                    self.pulse.ended.set(true);
+                    return true;
+                }
+            },
+        };
         if stream.poll_read_ready(cx).is_pending() {
             return false;
         }
         // Looked at inside `try_io`, which takes the readiness back where there is nothing.
         let seen = stream
-            .try_io(Interest::READABLE, || Ok(recv(&*stream, &mut [0u8; 1], RecvFlags::PEEK | RecvFlags::DONTWAIT)?));
+            .try_io(Interest::READABLE, || Ok(recv(stream, &mut [0u8; 1], RecvFlags::PEEK | RecvFlags::DONTWAIT)?));
         match seen {
             // What the next request is made of waits for its turn.
             Ok((1.., _)) => {
@@ -145,30 +173,27 @@ impl Watch {
         }
     }
 
-    /// The socket, once hyper has let go of the wire.
-    pub(super) fn into_stream(self) -> Option<TcpStream> {
-        Some(Rc::into_inner(self.stream)?.into_inner())
+    /// The connection, once hyper has let go of the wire, and what was read ahead.
+    pub(super) fn into_stream(self) -> Option<(Stream, Bytes)> {
+        Some((Rc::into_inner(self.stream)?.into_inner(), self.ahead.take()))
     }
 }
 
 impl AsyncRead for Wire {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        if !self.prefix.is_empty() {
-            let length = self.prefix.len().min(buf.remaining());
-            buf.put_slice(&self.prefix.split_to(length));
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let mut ahead = self.ahead.borrow_mut();
+        if !ahead.is_empty() {
+            let length = ahead.len().min(buf.remaining());
+            buf.put_slice(&ahead.split_to(length));
+            self.pulse.read(self.pulse.pipelined.get());
             return Poll::Ready(Ok(()));
         }
+        drop(ahead);
         let before = buf.filled().len();
         let result = Pin::new(&mut *self.stream.borrow_mut()).poll_read(cx, buf);
         if result.is_ready() {
-            let now = Instant::now();
-            self.pulse.last_read.set(now);
-            self.pulse.pipelined.set(false);
-            match buf.filled().len() > before {
-                true if self.pulse.head_began.get().is_none() => self.pulse.head_began.set(Some(now)),
-                true => {}
-                false => self.pulse.ended.set(true),
-            }
+            self.pulse.read(buf.filled().len() > before);
+            self.pulse.ended.set(buf.filled().len() == before);
         }
         result
     }
@@ -185,7 +210,7 @@ impl AsyncWrite for Wire {
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let length = bufs.iter().map(|buf| buf.len()).sum();
-        self.poll_write_with(cx, length, |stream, cx| poll_write_gathered(stream, cx, bufs))
+        self.poll_write_with(cx, length, |stream, cx| stream.poll_write_vectored(cx, bufs))
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -195,12 +220,14 @@ impl AsyncWrite for Wire {
     /// hyper calls this only when it holds nothing any more.
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(self.poll_inject(cx))?;
+        let flushed = Pin::new(&mut *self.stream.borrow_mut()).poll_flush(cx);
+        self.pulse.write_blocked.set(flushed.is_pending());
+        ready!(flushed)?;
         if self.client.phase.get() == Phase::Ending {
             self.client.phase.set(Phase::Idle);
             self.pulse.pipelined.set(false);
             self.pulse.head_began.set(None);
         }
-        self.pulse.write_blocked.set(false);
         Poll::Ready(Ok(()))
     }
 

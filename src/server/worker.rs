@@ -7,7 +7,7 @@ use super::listeners::Open;
 use super::places::Places;
 use crate::cache::Cache;
 use crate::http::budget::Budget;
-use crate::proxy::{Client, Engine, Ledger, Snapshot};
+use crate::proxy::{Engine, Ledger, Snapshot};
 use crate::telemetry::metrics::Metrics;
 use arc_swap::ArcSwap;
 use prometheus::{IntCounter, IntGauge};
@@ -206,10 +206,9 @@ impl Acceptor {
         let _ = stream.set_nodelay(true);
         self.accepted.inc();
         let counted = Counted::new(&self.open);
-        let client = Rc::new(Client::new(peer, Arc::clone(&self.context.name), Rc::clone(&self.context.leaving)));
         let (context, here) = (Rc::clone(&self.context), Rc::clone(&self.here));
         tokio::task::spawn_local(async move {
-            connection::serve(context, stream, client).await;
+            connection::serve(context, stream, peer).await;
             drop((place, counted, here));
         });
     }

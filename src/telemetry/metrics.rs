@@ -20,6 +20,7 @@ pub(crate) struct Metrics {
     pub(crate) requests_in_flight: IntGauge,
     pub(crate) connections: IntGaugeVec,
     pub(crate) connections_total: IntCounterVec,
+    pub(crate) tls_handshakes: IntCounterVec,
     pub(crate) request_bytes: IntCounter,
     pub(crate) response_bytes: IntCounter,
     pub(crate) upstream_requests: IntCounterVec,
@@ -54,6 +55,12 @@ impl Metrics {
                 "ringway_connections_total",
                 "Client connections accepted.",
                 &["listener"],
+            ),
+            tls_handshakes: counters(
+                &registry,
+                "ringway_tls_handshakes_total",
+                "TLS handshakes with clients.",
+                &["listener", "result"],
             ),
             request_bytes: counter(&registry, "ringway_request_bytes_total", "Bytes of request bodies received."),
             response_bytes: counter(&registry, "ringway_response_bytes_total", "Bytes of response bodies sent."),
@@ -172,6 +179,7 @@ impl Metrics {
         retain(&self.idempotency_requests, &["route", "result"], route);
         retain(&self.connections, &["listener"], listener);
         retain(&self.connections_total, &["listener"], listener);
+        retain(&self.tls_handshakes, &["listener", "result"], listener);
         retain(&self.upstream_retries, &["pool", "reason"], pool);
         retain(&self.upstream_retries_denied, &["pool"], pool);
         retain(&self.ring_spills, &["pool", "reason"], pool);

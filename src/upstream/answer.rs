@@ -11,6 +11,9 @@ use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
+/// A node that sent something so short a time ago is sending.
+const SENDING: Duration = Duration::from_secs(5);
+
 /// Why a body ended early.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Broken {
@@ -78,7 +81,10 @@ impl AnswerBody {
             let (outcome, is_the_nodes) = match broken {
                 Broken::Incomplete => ("incomplete", true),
                 // The end of the whole request may have come because its client was slow.
-                Broken::Stalled => ("stalled", source.link.last_activity().elapsed() >= source.idle_timeout),
+                Broken::Stalled => {
+                    let idle = source.idle_timeout;
+                    ("stalled", !idle.is_zero() && source.link.last_activity().elapsed() >= idle)
+                }
             };
             source.in_flight.node().count(outcome);
             if is_the_nodes {
@@ -86,6 +92,17 @@ impl AnswerBody {
             }
         }
         Poll::Ready(Some(Err(broken)))
+    }
+}
+
+impl Drop for AnswerBody {
+    /// A client that has had enough says nothing against a node that was sending.
+    fn drop(&mut self) {
+        if let Some(source) = &mut self.source
+            && source.link.last_activity().elapsed() < SENDING
+        {
+            source.in_flight.finished();
+        }
     }
 }
 

@@ -7,8 +7,11 @@
 
 use super::clock::Millis;
 use crate::config::OutlierEjection;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
+
+/// So long may a trial keep others from trying: its client may be slow, which says nothing of the node.
+const TRIAL: u64 = 5_000;
 
 /// The circuit of one node.
 #[derive(Debug, Default)]
@@ -17,8 +20,8 @@ pub(super) struct Circuit {
     failures: AtomicU32,
     /// Until when it is open; 0 where it is closed.
     until: AtomicU64,
-    /// Whether a trial is on its way.
-    trial: AtomicBool,
+    /// When the trial began that is on its way; 0 where none is.
+    trial: AtomicU64,
     history: Mutex<History>,
 }
 
@@ -27,6 +30,8 @@ pub(super) struct Circuit {
 struct History {
     /// Openings in a row.
     times: u32,
+    /// When it first opened of those.
+    opened: Millis,
     /// When it last closed; 0 where it did not since it opened.
     closed: Millis,
 }
@@ -44,7 +49,7 @@ impl Circuit {
     pub(super) fn fitness(&self, now: Millis) -> Fitness {
         match self.until.load(Ordering::Relaxed) {
             0 => Fitness::Closed,
-            until if until > now || self.trial.load(Ordering::Relaxed) => Fitness::Open,
+            until if until > now || self.is_tried(now) => Fitness::Open,
             _ => Fitness::HalfOpen,
         }
     }
@@ -64,14 +69,22 @@ impl Circuit {
         self.failures.load(Ordering::Relaxed)
     }
 
-    /// Takes the place of the one trial; `false` where somebody else has it.
-    pub(super) fn begin_trial(&self) -> bool {
-        !self.trial.swap(true, Ordering::AcqRel)
+    /// Whether somebody tries the node just now.
+    fn is_tried(&self, now: Millis) -> bool {
+        let began = self.trial.load(Ordering::Relaxed);
+        began != 0 && now.saturating_sub(began) < TRIAL
     }
 
-    /// Gives the trial's place back.
-    pub(super) fn end_trial(&self) {
-        self.trial.store(false, Ordering::Release);
+    /// Takes the place of the one trial; `false` where somebody else has it.
+    pub(super) fn begin_trial(&self, now: Millis) -> bool {
+        let began = self.trial.load(Ordering::Relaxed);
+        let is_free = began == 0 || now.saturating_sub(began) >= TRIAL;
+        is_free && self.trial.compare_exchange(began, now, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+    }
+
+    /// Gives the place of the trial back that began then, if it still has it.
+    pub(super) fn end_trial(&self, began: Millis) {
+        let _ = self.trial.compare_exchange(began, 0, Ordering::AcqRel, Ordering::Relaxed);
     }
 
     /// A request has succeeded.
@@ -91,6 +104,9 @@ impl Circuit {
     pub(super) fn open(&self, rules: &OutlierEjection, now: Millis) -> u64 {
         let base = (rules.base_time.as_millis() as u64).max(1);
         let mut history = self.history.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.is_closed() {
+            history.opened = now;
+        }
         history.times = history.times_at(now, base).saturating_add(1);
         history.closed = 0;
         let length = base.saturating_mul(u64::from(history.times)).min((rules.max_time.as_millis() as u64).max(1));
@@ -105,11 +121,13 @@ impl Circuit {
         let _ = self.until.fetch_update(Ordering::Relaxed, Ordering::Relaxed, shorter);
     }
 
-    /// Closes it.
-    pub(super) fn close(&self, now: Millis) {
-        self.history.lock().unwrap_or_else(PoisonError::into_inner).closed = now;
+    /// Closes it; gives when it opened.
+    pub(super) fn close(&self, now: Millis) -> Millis {
+        let mut history = self.history.lock().unwrap_or_else(PoisonError::into_inner);
+        history.closed = now;
         self.failures.store(0, Ordering::Relaxed);
         self.until.store(0, Ordering::Relaxed);
+        history.opened
     }
 }
 
@@ -157,10 +175,14 @@ mod tests {
     fn half_open_one_request_tries_it() {
         let circuit = Circuit::default();
         circuit.open(&rules(), 1000);
-        assert!(circuit.begin_trial() && !circuit.begin_trial());
-        assert_eq!(circuit.fitness(5000), Fitness::Open, "for all others");
-        circuit.end_trial();
-        assert_eq!(circuit.fitness(5000), Fitness::HalfOpen);
+        assert!(circuit.begin_trial(5000) && !circuit.begin_trial(5001));
+        assert_eq!(circuit.fitness(5001), Fitness::Open, "for all others");
+        assert_eq!(circuit.fitness(5000 + TRIAL), Fitness::HalfOpen, "a trial may last for ever, its place does not");
+        assert!(circuit.begin_trial(5000 + TRIAL));
+        circuit.end_trial(5000);
+        assert_eq!(circuit.fitness(5000 + TRIAL), Fitness::Open, "the place is another's now");
+        circuit.end_trial(5000 + TRIAL);
+        assert_eq!(circuit.fitness(5000 + TRIAL), Fitness::HalfOpen);
         circuit.open(&rules(), 5000);
         circuit.half_open(5001);
         assert_eq!(circuit.fitness(5001), Fitness::HalfOpen);

@@ -13,12 +13,17 @@ use hickory_resolver::{Resolver, TokioResolver};
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 
-/// The largest weight that an SRV record gives a node; others are scaled to it.
-const MAX_WEIGHT: u32 = 100;
+/// The largest weight, as in the file.
+const MAX_WEIGHT: u32 = 1000;
+/// Brings the largest weight of an SRV record down to that.
+const DIVISOR: u32 = 66;
+/// How often a name is asked for that has told of no node yet, if `refresh` is longer.
+const SOON: Duration = Duration::from_secs(1);
 
 /// A node that was found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,7 +72,12 @@ impl Discovered {
             if self.targets().iter().any(|target| target.settings == *settings) {
                 continue;
             }
-            let state: Arc<Mutex<State>> = Arc::default();
+            // What is asked for in another way now was known before.
+            let known = self.targets().iter().find(|target| target.settings.dns == settings.dns).map(|target| {
+                let State { nodes, .. } = lock(&target.state).clone();
+                State { nodes, failure: None }
+            });
+            let state = Arc::new(Mutex::new(known.unwrap_or_default()));
             let asker = Asker { settings: settings.clone(), state: Arc::clone(&state) };
             asker.ask().await;
             let task = self.runtime.spawn(asker.keep_asking(Arc::clone(&self.changed))).abort_handle();
@@ -115,8 +125,13 @@ struct Asker {
 impl Asker {
     async fn keep_asking(self, changed: Arc<Notify>) {
         loop {
+            // Without any node there is nothing to wait for.
+            let refresh = match lock(&self.state).nodes.is_empty() {
+                true => self.settings.refresh.min(SOON),
+                false => self.settings.refresh,
+            };
             // Not all proxies at once.
-            tokio::time::sleep(self.settings.refresh.mul_f64(0.9 + fastrand::f64() / 10.0)).await;
+            tokio::time::sleep(refresh.mul_f64(0.9 + fastrand::f64() / 10.0)).await;
             if self.ask().await {
                 changed.notify_one();
             }
@@ -200,7 +215,8 @@ fn resolver(settings: &Discovery) -> Result<TokioResolver, NetError> {
     };
     let options: &mut ResolverOpts = builder.options_mut();
     options.cache_size = 0;
-    options.timeout = settings.timeout;
+    // A question that is lost is asked again within the time.
+    options.timeout = settings.timeout / 3;
     builder.build()
 }
 
@@ -229,21 +245,17 @@ fn sorted(found: impl Iterator<Item = (SocketAddr, u32)>) -> Vec<Found> {
     unique.into_iter().map(|(address, weight)| Found { address, weight }).collect()
 }
 
-/// Weights without their common factor, 1 to [`MAX_WEIGHT`]: a ring should not change because all of
-/// them did.
+/// Weights as the ring takes them. Where all are the same they are 1, as a name server that gives each
+/// node its part of a hundred says nothing by that. Those that go beyond what the file may say are all
+/// scaled by the same factor, whoever is there; so nobody's weight depends on another's.
 fn scaled(mut found: Vec<(SocketAddr, u32)>) -> Vec<(SocketAddr, u32)> {
-    let largest = found.iter().map(|(_, weight)| *weight).max().unwrap_or(0);
-    let common = found.iter().fold(0, |common, (_, weight)| greatest_common_divisor(common, *weight)).max(1);
-    let scale = |weight: u32| match largest / common > MAX_WEIGHT {
-        true => (weight * MAX_WEIGHT).div_ceil(largest),
-        false => weight / common,
-    };
-    found.iter_mut().for_each(|(_, weight)| *weight = scale(*weight).max(1));
+    let first = found.first().map(|(_, weight)| *weight);
+    let all_same = found.iter().all(|(_, weight)| Some(*weight) == first);
+    let divisor = if found.iter().any(|(_, weight)| *weight > MAX_WEIGHT) { DIVISOR } else { 1 };
+    for (_, weight) in &mut found {
+        *weight = if all_same { 1 } else { weight.div_ceil(divisor).max(1) };
+    }
     found
-}
-
-fn greatest_common_divisor(a: u32, b: u32) -> u32 {
-    if b == 0 { a } else { greatest_common_divisor(b, a % b) }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -255,7 +267,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn weights_are_taken_without_their_common_factor() {
+    fn weights_are_taken_as_they_are() {
         let weights = |given: &[u32]| -> Vec<u32> {
             let found = given.iter().map(|&weight| (SocketAddr::from(([10, 0, 0, 1], 80)), weight)).collect();
             scaled(found).into_iter().map(|(_, weight)| weight).collect()
@@ -263,9 +275,10 @@ mod tests {
         for (given, expected) in [
             (&[33, 33, 33][..], &[1, 1, 1][..]),
             (&[0, 0], &[1, 1]),
-            (&[10, 20, 50], &[1, 2, 5]),
-            (&[60_000, 30_001, 1], &[100, 51, 1]),
-            (&[0, 7], &[1, 1]),
+            (&[10, 20, 50], &[10, 20, 50]),
+            (&[10, 20], &[10, 20]),
+            (&[60_000, 30_001, 1], &[910, 455, 1]),
+            (&[0, 7], &[1, 7]),
             (&[65_535], &[1]),
         ] {
             assert_eq!(weights(given), expected, "{given:?}");

@@ -9,6 +9,7 @@ use super::retry::RetryBudget;
 use crate::config::{NodeState, OutlierEjection};
 use crate::telemetry::metrics::Metrics;
 use prometheus::IntCounter;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
@@ -21,6 +22,8 @@ pub(crate) struct Group {
     /// By [`Skip`].
     spills: [IntCounter; Skip::ALL.len()],
     pub(crate) retries_denied: IntCounter,
+    metrics: Arc<Metrics>,
+    is_gone: AtomicBool,
     members: Mutex<Members>,
 }
 
@@ -32,7 +35,7 @@ struct Members {
 }
 
 impl Group {
-    pub(super) fn new(name: &Arc<str>, metrics: &Metrics) -> Group {
+    pub(super) fn new(name: &Arc<str>, metrics: &Arc<Metrics>) -> Group {
         let spills = &metrics.ring_spills;
         Group {
             name: Arc::clone(name),
@@ -40,14 +43,22 @@ impl Group {
             queue: Queue::default(),
             spills: Skip::ALL.map(|skip| spills.with_label_values(&[&**name, skip.label()])),
             retries_denied: metrics.upstream_retries_denied.with_label_values(&[&**name]),
+            metrics: Arc::clone(metrics),
+            is_gone: AtomicBool::new(false),
             members: Mutex::default(),
         }
     }
 
     /// Puts the nodes of a configuration in force.
     pub(super) fn adopt(&self, nodes: Vec<Weak<NodeRuntime>>, ejection: &OutlierEjection) {
+        if ejection.consecutive_failures == 0 {
+            let now = millis(Instant::now());
+            for node in nodes.iter().filter_map(Weak::upgrade).filter(|node| !node.circuit.is_closed()) {
+                node.circuit.close(now);
+            }
+        }
         *self.members() = Members { nodes, ejection: Some(ejection.clone()) };
-        self.stir();
+        self.queue.stir();
     }
 
     /// A key met another node than its owner.
@@ -55,9 +66,17 @@ impl Group {
         self.spills[skip as usize].inc();
     }
 
-    /// What is true of the pool's nodes may have changed for all who wait.
-    pub(super) fn stir(&self) {
-        self.queue.stir();
+    /// The pool is in no configuration any more.
+    pub(super) fn leave(&self) {
+        self.is_gone.store(true, Ordering::Relaxed);
+    }
+
+    /// Counts an attempt after a failed one.
+    pub(crate) fn retried(&self, reason: &str) {
+        // What is removed has no series, and gets none again.
+        if !self.is_gone.load(Ordering::Relaxed) {
+            self.metrics.upstream_retries.with_label_values(&[&*self.name, reason]).inc();
+        }
     }
 
     /// Whether no node passes its checks.
@@ -73,11 +92,8 @@ impl Group {
         let members = self.members();
         let Some(rules) = &members.ejection else { return };
         let (reason, length) = match was_trial {
-            true => {
-                let length = node.circuit.open(rules, now);
-                node.circuit.end_trial();
-                ("the request that tried it failed", length)
-            }
+            true if rules.consecutive_failures == 0 => return,
+            true => ("the request that tried it failed", node.circuit.open(rules, now)),
             false if node.circuit.is_closed() => {
                 let failures = node.circuit.failed();
                 if rules.consecutive_failures == 0

@@ -16,19 +16,14 @@ pub(crate) struct Held(Rc<RefCell<Source>>);
 
 struct Source {
     body: Pin<Box<dyn Body<Data = Bytes, Error = BodyError>>>,
-    read: Vec<Piece>,
-    bytes: u64,
+    /// A copy: what came may be a small part of a large buffer.
+    read: Vec<u8>,
+    trailers: Option<HeaderMap>,
     limit: u64,
     share: Share,
     /// More came than is kept: what was is gone.
     is_over: bool,
     ended: bool,
-}
-
-#[derive(Clone)]
-enum Piece {
-    Data(Bytes),
-    Trailers(HeaderMap),
 }
 
 impl Held {
@@ -41,7 +36,7 @@ impl Held {
         if body.size_hint().lower() > limit {
             return Err(Outgoing::Stream(body));
         }
-        let source = Source { body, read: Vec::new(), bytes: 0, limit, share, is_over: false, ended: false };
+        let source = Source { body, read: Vec::new(), trailers: None, limit, share, is_over: false, ended: false };
         Ok(Held(Rc::new(RefCell::new(source))))
     }
 
@@ -52,7 +47,7 @@ impl Held {
 
     /// The body from its beginning.
     pub(crate) fn outgoing(&self) -> Outgoing {
-        Outgoing::Stream(Box::pin(Replay { source: Rc::clone(&self.0), next: 0 }))
+        Outgoing::Stream(Box::pin(Replay { source: Rc::clone(&self.0), sent: 0, gave_trailers: false }))
     }
 }
 
@@ -73,13 +68,15 @@ impl Source {
         if self.is_over {
             return;
         }
-        self.bytes += frame.data_ref().map_or(0, |data| data.len() as u64);
-        if self.bytes > self.limit || !self.share.cover(self.bytes) {
-            self.let_go();
-        } else if let Some(data) = frame.data_ref() {
-            self.read.push(Piece::Data(data.clone()));
+        if let Some(data) = frame.data_ref() {
+            let length = (self.read.len() + data.len()) as u64;
+            // A vector that grows may be twice as large as what it holds.
+            match length <= self.limit && self.share.cover(2 * length) {
+                true => self.read.extend_from_slice(data),
+                false => self.let_go(),
+            }
         } else if let Some(trailers) = frame.trailers_ref() {
-            self.read.push(Piece::Trailers(trailers.clone()));
+            self.trailers = Some(trailers.clone());
         }
     }
 
@@ -93,8 +90,9 @@ impl Source {
 /// A body as one attempt reads it: first what was read before, then what comes.
 struct Replay {
     source: Rc<RefCell<Source>>,
-    /// The next piece of what was read before.
-    next: usize,
+    /// How much of what was read before has been given.
+    sent: usize,
+    gave_trailers: bool,
 }
 
 impl Body for Replay {
@@ -104,33 +102,30 @@ impl Body for Replay {
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let this = &mut *self;
         let mut source = this.source.borrow_mut();
-        if let Some(piece) = source.read.get(this.next) {
-            this.next += 1;
-            return Poll::Ready(Some(Ok(match piece.clone() {
-                Piece::Data(data) => Frame::data(data),
-                Piece::Trailers(trailers) => Frame::trailers(trailers),
-            })));
+        if this.sent < source.read.len() {
+            let again = Bytes::copy_from_slice(&source.read[this.sent..]);
+            this.sent = source.read.len();
+            return Poll::Ready(Some(Ok(Frame::data(again))));
         }
         if source.ended {
-            return Poll::Ready(None);
+            let trailers = source.trailers.clone().filter(|_| !std::mem::replace(&mut this.gave_trailers, true));
+            return Poll::Ready(trailers.map(|trailers| Ok(Frame::trailers(trailers))));
         }
         let frame = ready!(source.poll_more(cx));
-        this.next = source.read.len();
+        this.sent = source.read.len();
+        this.gave_trailers |= matches!(&frame, Some(Ok(frame)) if frame.is_trailers());
         Poll::Ready(frame)
     }
 
     fn is_end_stream(&self) -> bool {
         let source = self.source.borrow();
-        self.next >= source.read.len() && (source.ended || source.body.is_end_stream())
+        let has_trailers = source.trailers.is_some() && !self.gave_trailers;
+        self.sent >= source.read.len() && !has_trailers && (source.ended || source.body.is_end_stream())
     }
 
     fn size_hint(&self) -> SizeHint {
         let source = self.source.borrow();
-        let again = source.read.iter().skip(self.next).map(|piece| match piece {
-            Piece::Data(data) => data.len() as u64,
-            Piece::Trailers(_) => 0,
-        });
-        let again: u64 = again.sum();
+        let again = source.read.len().saturating_sub(self.sent) as u64;
         let rest = if source.ended { SizeHint::with_exact(0) } else { source.body.size_hint() };
         match rest.exact() {
             Some(rest) => SizeHint::with_exact(rest + again),
@@ -187,7 +182,7 @@ mod tests {
         let budget = Budget::new(1000);
         let held = held(&[Ok("one "), Ok("two "), Ok("three")], 100, &budget);
         assert_eq!(read(&mut held.outgoing(), 2), "one two ", "an attempt that was cut short");
-        assert_eq!(budget.held(), 8);
+        assert_eq!(budget.held(), 16);
         let mut second = held.outgoing();
         assert_eq!(http_body::Body::size_hint(&second).lower(), 8);
         assert_eq!(read(&mut second, 9), "one two three");
@@ -199,7 +194,7 @@ mod tests {
 
     #[test]
     fn what_is_too_large_goes_out_once() {
-        for (limit, budget) in [(6, 1000), (100, 6)] {
+        for (limit, budget) in [(6, 1000), (100, 12)] {
             let budget = Budget::new(budget);
             let held = held(&[Ok("one "), Ok("two "), Ok("three")], limit, &budget);
             assert_eq!(read(&mut held.outgoing(), 9), "one two three");

@@ -38,7 +38,7 @@ pub(crate) use interim::Interim;
 pub(crate) use link::{Link, Outcome, Patience, Switched};
 pub(crate) use node::InFlight;
 pub(crate) use pick::Nobody;
-pub(crate) use pool::{Node, Picked, Pool, Tried, Unresolved, ring_of};
+pub(crate) use pool::{BadPool, Earlier, Node, Picked, Pool, Tried, ring_of};
 pub(crate) use probe::Probes;
 pub(crate) use registry::Registry;
 pub(crate) use retry::{Setback, is_idempotent};
@@ -117,9 +117,10 @@ pub(crate) enum Failure {
 }
 
 impl Failure {
-    /// Whether it speaks against the node. A request that its client did not send whole does not.
+    /// Whether it speaks against the node. A request that its client did not send whole does not, nor
+    /// one whose answer is merely larger than we take.
     pub(crate) fn is_the_nodes(self) -> bool {
-        self != Failure::RequestBody
+        !matches!(self, Failure::RequestBody | Failure::HeadTooLarge)
     }
 
     /// The label in metrics and the word in logs.

@@ -11,7 +11,7 @@ use super::sessions::Sessions;
 use crate::config::{HealthCheck, NodeState};
 use crate::telemetry::metrics::Metrics;
 use prometheus::{Histogram, IntCounter};
-use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -24,6 +24,8 @@ pub(crate) struct NodeRuntime {
     pub(crate) id: Arc<str>,
     /// The [`NodeState`] in force, as `state_code` has it.
     state: AtomicU8,
+    /// It is in no configuration that is in force.
+    is_gone: AtomicBool,
     in_flight: AtomicU32,
     pub(super) idle: AtomicU32,
     pub(super) health: Health,
@@ -44,6 +46,7 @@ impl NodeRuntime {
         NodeRuntime {
             serial,
             state: AtomicU8::new(state_code(NodeState::Down)),
+            is_gone: AtomicBool::new(false),
             in_flight: AtomicU32::new(0),
             idle: AtomicU32::new(0),
             health: Health::default(),
@@ -68,12 +71,17 @@ impl NodeRuntime {
         }
     }
 
+    /// The node is in no configuration any more.
+    pub(super) fn leave(&self) {
+        self.is_gone.store(true, Ordering::Relaxed);
+    }
+
     /// A node that takes requests again gets its keys one by one.
     pub(super) fn set_state(&self, state: NodeState) {
         let before = self.state.swap(state_code(state), Ordering::Relaxed);
         if state == NodeState::Up && before != state_code(NodeState::Up) {
             self.ramp.begin(millis(Instant::now()));
-            self.group.stir();
+            self.stir();
         }
     }
 
@@ -90,6 +98,11 @@ impl NodeRuntime {
     /// Whether the node is well: its checks pass, and it is not out because its requests failed.
     pub(crate) fn is_healthy(&self, now: Millis) -> bool {
         self.health.is_healthy() && self.circuit.left(now).is_none_or(|left| left == 0)
+    }
+
+    /// Whether the sessions that it holds may stay with it.
+    pub(crate) fn takes_sessions(&self, now: Millis) -> bool {
+        self.state() != NodeState::Down && self.is_healthy(now)
     }
 
     /// What its checks have come to.
@@ -120,28 +133,36 @@ impl NodeRuntime {
     }
 
     /// Takes one of the node's places; `None` where all are taken, or somebody else tries it already.
-    pub(super) fn begin(self: &Arc<Self>, limit: u32, is_trial: bool) -> Option<InFlight> {
-        if is_trial && !self.circuit.begin_trial() {
+    pub(super) fn begin(self: &Arc<Self>, limit: u32, is_trial: bool, now: Millis) -> Option<InFlight> {
+        if is_trial && !self.circuit.begin_trial(now) {
             return None;
         }
-        if self.in_flight.fetch_add(1, Ordering::SeqCst) >= limit {
-            self.in_flight.fetch_sub(1, Ordering::SeqCst);
-            if is_trial {
-                self.circuit.end_trial();
-            }
+        let taken = |in_flight: u32| (in_flight < limit).then_some(in_flight + 1);
+        if self.in_flight.fetch_update(Ordering::SeqCst, Ordering::Relaxed, taken).is_err() {
+            self.circuit.end_trial(now);
             return None;
         }
-        Some(InFlight { node: Arc::clone(self), is_trial, has_failed: false })
+        Some(InFlight { node: Arc::clone(self), trial: is_trial.then_some(now), has_failed: false })
     }
 
     /// Counts what became of an attempt.
     pub(crate) fn count(&self, outcome: &str) {
+        // What is removed has no series, and gets none again.
+        if self.is_gone.load(Ordering::Relaxed) {
+            return;
+        }
         let counter =
             |outcome| self.metrics.upstream_requests.with_label_values(&[&*self.group.name, &*self.id, outcome]);
         match outcome {
             "answer" => self.answered.get_or_init(|| counter("answer")).inc(),
             _ => counter(outcome).inc(),
         }
+    }
+
+    /// The node may take requests again for which others wait.
+    fn stir(&self) {
+        self.queue.stir();
+        self.group.queue.stir();
     }
 
     /// Takes the result of a check: why it failed, if it did.
@@ -155,7 +176,7 @@ impl NodeRuntime {
                 // It has been away: what its requests came to before says little.
                 self.circuit.half_open(now);
                 self.ramp.begin(now);
-                self.group.stir();
+                self.stir();
             }
             Some(false) => tracing::warn!(pool, node, failure, "the node takes no requests: its health checks fail"),
             None => {}
@@ -167,7 +188,8 @@ impl NodeRuntime {
 /// told to it.
 pub(crate) struct InFlight {
     node: Arc<NodeRuntime>,
-    is_trial: bool,
+    /// When it began to try the node, if that is what it does.
+    trial: Option<Millis>,
     has_failed: bool,
 }
 
@@ -178,12 +200,12 @@ impl InFlight {
 
     /// The node has begun to answer as a node that works does.
     pub(crate) fn answered(&mut self) {
-        if std::mem::take(&mut self.is_trial) {
+        if let Some(began) = self.trial.take() {
             let now = millis(Instant::now());
-            self.node.circuit.close(now);
-            self.node.circuit.end_trial();
-            self.node.ramp.begin(now);
-            self.node.group.stir();
+            let opened = self.node.circuit.close(now);
+            self.node.circuit.end_trial(began);
+            self.node.ramp.begin_since(opened, now);
+            self.node.stir();
             tracing::info!(
                 pool = &*self.node.group.name,
                 node = &*self.node.id,
@@ -192,7 +214,7 @@ impl InFlight {
         }
     }
 
-    /// The answer is whole.
+    /// The answer is whole, or as much of it as its client wanted.
     pub(crate) fn finished(&mut self) {
         if !self.has_failed {
             self.node.circuit.succeeded();
@@ -202,15 +224,19 @@ impl InFlight {
     /// The node has failed: no connection, no whole answer, or 502, 503 or 504.
     pub(crate) fn failed(&mut self) {
         if !std::mem::replace(&mut self.has_failed, true) {
-            self.node.group.failed(&self.node, std::mem::take(&mut self.is_trial));
+            let trial = self.trial.take();
+            self.node.group.failed(&self.node, trial.is_some());
+            if let Some(began) = trial {
+                self.node.circuit.end_trial(began);
+            }
         }
     }
 }
 
 impl Drop for InFlight {
     fn drop(&mut self) {
-        if self.is_trial {
-            self.node.circuit.end_trial();
+        if let Some(began) = self.trial {
+            self.node.circuit.end_trial(began);
         }
         self.node.in_flight.fetch_sub(1, Ordering::SeqCst);
         if !self.node.queue.let_one_in() {

@@ -17,6 +17,17 @@ pub(super) trait Nodes {
     fn weight(&self, node: usize) -> u32;
     /// Whether it has the key by now, or is on its slow start still.
     fn has_reached_key(&self, node: usize) -> bool;
+    /// Requests in flight on the nodes that take requests, and their weight; in panic on all that are up.
+    fn totals(&self, in_panic: bool) -> (u64, u64) {
+        self.count_totals(in_panic)
+    }
+    /// The same, by looking at every node.
+    fn count_totals(&self, in_panic: bool) -> (u64, u64) {
+        let takes = |&node: &usize| self.state(node) == NodeState::Up && (in_panic || self.fitness(node).is_ok());
+        (0..self.count()).filter(takes).fold((0, 0), |(load, weight), node| {
+            (load + u64::from(self.load(node)), weight + u64::from(self.weight(node)))
+        })
+    }
 }
 
 /// Why a node was passed over.
@@ -158,7 +169,7 @@ struct Moment<'a, N> {
     nodes: &'a N,
     rules: &'a Rules,
     panic: Option<bool>,
-    /// Requests in flight on eligible nodes, this one included, and their weight.
+    /// As [`Nodes::totals`] has them.
     totals: Option<(u64, u64)>,
 }
 
@@ -200,13 +211,10 @@ impl<N: Nodes> Moment<'_, N> {
         if self.nodes.load(node) == 0 {
             return 1;
         }
-        let (load, weight) = *self.totals.get_or_insert_with(|| {
-            let eligible = (0..self.nodes.count())
-                .filter(|&node| self.nodes.state(node) == NodeState::Up && self.nodes.fitness(node).is_ok());
-            eligible.fold((1, 0), |(load, weight), node| {
-                (load + u64::from(self.nodes.load(node)), weight + u64::from(self.nodes.weight(node)))
-            })
-        });
+        let in_panic = self.panic.unwrap_or(false);
+        let (load, weight) = *self.totals.get_or_insert_with(|| self.nodes.totals(in_panic));
+        // This one included.
+        let load = load + 1;
         let part = u128::from(factor) * u128::from(load) * u128::from(self.nodes.weight(node));
         u64::try_from(part.div_ceil(1000 * u128::from(weight.max(1)))).unwrap_or(u64::MAX).max(1)
     }

@@ -8,12 +8,14 @@ use super::node::{InFlight, NodeRuntime};
 use super::pick::{self, Nobody, Nodes, Pick, Rules, Skip};
 use super::registry::Registry;
 use super::retry::RetryRules;
+use crate::config::MAX_POINTS;
 use crate::config::values::NodeAddress;
 use crate::config::{self, HealthCheck, NodeState, OutlierEjection, PoolConnections, Timeouts};
 use crate::ring::{Member, Ring, Seed};
 use smallvec::SmallVec;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 /// A pool of nodes behind one ring.
@@ -30,7 +32,19 @@ pub(crate) struct Pool {
     pub(crate) retries: RetryRules,
     pub(crate) slow_start: Duration,
     rules: Rules,
+    totals: Totals,
     pub(crate) group: Arc<Group>,
+}
+
+/// A pool of so many nodes is counted for every request that needs it.
+const FEW: usize = 32;
+
+/// What a large pool's nodes have to do, as it was at a moment.
+#[derive(Default)]
+struct Totals {
+    at: AtomicU64,
+    load: AtomicU64,
+    weight: AtomicU64,
 }
 
 /// A node as one configuration has it.
@@ -57,36 +71,47 @@ pub(crate) struct Picked {
 /// The nodes that a request has tried, by their places in the pool's list.
 pub(crate) type Tried = SmallVec<[usize; 4]>;
 
-/// A node's name that does not resolve.
+/// Why a pool cannot be built.
 #[derive(Debug, thiserror::Error)]
-#[error("the address `{address}` of the node `{node}` in the pool `{pool}` cannot be resolved: {cause}")]
-pub(crate) struct Unresolved {
-    pool: String,
-    node: String,
-    address: String,
-    cause: String,
+pub(crate) enum BadPool {
+    #[error("the address `{address}` of the node `{node}` in the pool `{pool}` cannot be resolved: {cause}")]
+    Unresolved { pool: String, node: String, address: String, cause: String },
+    #[error(
+        "with the {found} nodes that `discovery` finds, the ring of the pool `{pool}` would have more than {MAX_POINTS} points; lower `virtual_nodes`"
+    )]
+    TooManyPoints { pool: String, found: usize },
+}
+
+/// What an earlier build of a pool is good for.
+#[derive(Clone, Copy)]
+pub(crate) struct Earlier<'a> {
+    pub(crate) pool: &'a Pool,
+    /// The settings are the same: names are not resolved again.
+    pub(crate) is_same: bool,
 }
 
 impl Pool {
     /// Builds the ring and finds the nodes' state; takes the ring of an earlier build where it is the
-    /// same. Resolves names, so it belongs off the workers.
+    /// same. May resolve names, so it belongs off the workers.
     pub(crate) fn build(
         name: &str,
         settings: &config::Pool,
         found: &[Found],
         registry: &Registry,
-        earlier: Option<&Pool>,
-    ) -> Result<Pool, Unresolved> {
+        earlier: Option<Earlier<'_>>,
+    ) -> Result<Pool, BadPool> {
         let group = registry.group(&name.into());
         let mut nodes = Vec::with_capacity(settings.listed().len() + found.len());
         for node in settings.listed() {
-            let address = resolve(&node.address).map_err(|cause| Unresolved {
+            let id: Arc<str> = node.id.as_str().into();
+            let known = earlier.filter(|earlier| earlier.is_same).and_then(|earlier| earlier.pool.address_of(&id));
+            let address = known.map_or_else(|| resolve(&node.address), Ok).map_err(|cause| BadPool::Unresolved {
                 pool: name.to_owned(),
                 node: node.id.value.clone(),
                 address: node.address.to_string(),
                 cause,
             })?;
-            nodes.push((node.id.as_str().into(), address, node.weight, node.state));
+            nodes.push((id, address, node.weight, node.state));
         }
         // A node that the file names is the file's.
         let listed = nodes.len();
@@ -96,9 +121,13 @@ impl Pool {
                 nodes.push((id, node.address, node.weight, NodeState::Up));
             }
         }
+        let weight: u64 = nodes.iter().map(|(_, _, weight, _)| u64::from(*weight)).sum();
+        if weight * u64::from(settings.ring.virtual_nodes) > MAX_POINTS {
+            return Err(BadPool::TooManyPoints { pool: name.to_owned(), found: found.len() });
+        }
         let members: Vec<Member<'_>> = nodes.iter().map(|(id, _, weight, _)| Member { id, weight: *weight }).collect();
         let ring_settings = (settings.ring.seed.clone(), settings.ring.virtual_nodes);
-        let ring = match earlier {
+        let ring = match earlier.map(|earlier| earlier.pool) {
             Some(earlier) if earlier.ring_settings == ring_settings && earlier.has(&members) => {
                 Arc::clone(&earlier.ring)
             }
@@ -128,8 +157,13 @@ impl Pool {
                 bounded_load: settings.ring.bounded_load.map(config::values::Factor::thousandths),
                 panic_threshold: settings.panic_threshold.ratio(),
             },
+            totals: Totals::default(),
             group,
         })
+    }
+
+    fn address_of(&self, id: &str) -> Option<SocketAddr> {
+        self.nodes.iter().find(|node| *node.id == *id).map(|node| node.address)
     }
 
     fn has(&self, members: &[Member<'_>]) -> bool {
@@ -145,7 +179,7 @@ impl Pool {
         let mut spilled = None;
         if let Some(node) = wanted.pinned.filter(|node| !tried.contains(node)) {
             match pick::pick_pinned(node, &moment, &self.rules) {
-                Ok(pick) => match self.take(pick) {
+                Ok(pick) => match self.take(pick, moment.now) {
                     Some(picked) => return Ok(picked),
                     None => spilled = Some(Skip::Full),
                 },
@@ -167,7 +201,7 @@ impl Pool {
                 }
                 Err(nobody) => return Err(nobody),
             };
-            if let Some(picked) = self.take(pick) {
+            if let Some(picked) = self.take(pick, moment.now) {
                 // What is tried again has been counted as that.
                 if tried.is_empty()
                     && let Some(skip) = spilled.or(pick.spilled)
@@ -182,8 +216,8 @@ impl Pool {
         }
     }
 
-    fn take(&self, pick: Pick) -> Option<Picked> {
-        let in_flight = self.nodes[pick.node].runtime.begin(self.rules.max_per_node, pick.is_trial)?;
+    fn take(&self, pick: Pick, now: Millis) -> Option<Picked> {
+        let in_flight = self.nodes[pick.node].runtime.begin(self.rules.max_per_node, pick.is_trial, now)?;
         Some(Picked { node: pick.node, in_flight, in_panic: pick.in_panic })
     }
 
@@ -240,6 +274,21 @@ impl Nodes for Moment<'_> {
 
     fn weight(&self, node: usize) -> u32 {
         self.pool.nodes[node].weight
+    }
+
+    /// In a large pool what was true a millisecond ago is good enough.
+    fn totals(&self, in_panic: bool) -> (u64, u64) {
+        if self.pool.nodes.len() <= FEW {
+            return self.count_totals(in_panic);
+        }
+        let Totals { at, load, weight } = &self.pool.totals;
+        // Several may find it old at a time; each of them is right.
+        if at.swap(self.now, Ordering::Relaxed) != self.now {
+            let (now_load, now_weight) = self.count_totals(in_panic);
+            load.store(now_load, Ordering::Relaxed);
+            weight.store(now_weight, Ordering::Relaxed);
+        }
+        (load.load(Ordering::Relaxed), weight.load(Ordering::Relaxed))
     }
 
     fn has_reached_key(&self, node: usize) -> bool {

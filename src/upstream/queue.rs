@@ -1,6 +1,6 @@
 //! Requests that wait while every node that could take them has as many as it may.
 
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering, fence};
 use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
 
@@ -24,12 +24,15 @@ impl Queue {
     /// Joins the queue, if fewer than `limit` wait there.
     pub(crate) fn join(&self, limit: u32) -> Option<Waiting<'_>> {
         let joined = |waiting: u32| (waiting < limit).then_some(waiting + 1);
+        let has_joined = self.waiting.fetch_update(Ordering::SeqCst, Ordering::SeqCst, joined).is_ok();
+        // What is looked at next must not be what was there before.
+        fence(Ordering::SeqCst);
         // Made only where the place is taken, for it is given back when dropped.
-        self.waiting.fetch_update(Ordering::SeqCst, Ordering::SeqCst, joined).is_ok().then(|| Waiting(self))
+        has_joined.then(|| Waiting(self))
     }
 
     /// There is room for one; gives whether anybody waited for it.
-    pub(super) fn let_one_in(&self) -> bool {
+    pub(crate) fn let_one_in(&self) -> bool {
         let anybody = self.waiting() > 0;
         if anybody {
             self.room.notify_one();

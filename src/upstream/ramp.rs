@@ -19,6 +19,13 @@ impl Ramp {
         self.since.store(now, Ordering::Relaxed);
     }
 
+    /// Begins, unless it has begun since `then`.
+    pub(super) fn begin_since(&self, then: Millis, now: Millis) {
+        if self.since.load(Ordering::Relaxed) <= then {
+            self.begin(now);
+        }
+    }
+
     /// How far it is, from 0 to 1, where the whole takes `length`.
     pub(super) fn progress(&self, now: Millis, length: Duration) -> f64 {
         match self.since.load(Ordering::Relaxed) {

@@ -93,8 +93,20 @@ impl Registry {
             pool.group.adopt(members, &pool.ejection);
         }
         *in_force = all().map(|(_, node)| node.runtime.serial).collect();
-        lock(&self.nodes).retain(|_, node| in_force.contains(&node.serial));
-        lock(&self.groups).retain(|name, _| pools.iter().any(|pool| pool.name == *name));
+        lock(&self.nodes).retain(|_, node| {
+            let stays = in_force.contains(&node.serial);
+            if !stays {
+                node.leave();
+            }
+            stays
+        });
+        lock(&self.groups).retain(|name, group| {
+            let stays = pools.iter().any(|pool| pool.name == *name);
+            if !stays {
+                group.leave();
+            }
+            stays
+        });
     }
 
     /// Says whether a node takes requests, until the file says something new about it.

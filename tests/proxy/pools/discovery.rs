@@ -243,11 +243,55 @@ fn services_have_ports_and_weights() {
     server.addresses("b.app.test", &[local(1)]);
     let proxy = Proxy::start(&pool(&server, "_http._tcp.app.test", ""));
     let weight = |node: usize| proxy.node(&format!("127.0.0.1:{}", port(node)))["weight"].clone();
-    assert_eq!((weight(0), weight(1), ids(&proxy).len()), (1.into(), 2.into(), 2));
+    assert_eq!((weight(0), weight(1), ids(&proxy).len()), (30.into(), 60.into(), 2));
     let share = proxy.node(&format!("127.0.0.1:{}", port(1)))["share"].as_f64().unwrap();
     assert!((0.5..0.8).contains(&share), "{share}");
     // A target that cannot be resolved makes no half an answer.
     server.says("b.app.test", Says::Fails);
     server.settle();
     assert_eq!(ids(&proxy).len(), 2);
+}
+
+/// To ask in another way is no reason to forget what was found; to ask for what is not there is an error.
+#[test]
+fn a_reload_takes_no_nodes_away_that_nobody_took_away() {
+    let node = Service::start("n");
+    let server = NameServer::start();
+    let dns = format!("app.test:{}", node.address.port());
+    server.addresses("app.test", &[local(1)]);
+    let proxy = Proxy::start(&pool(&server, &dns, ""));
+    server.says("app.test", Says::Fails);
+    proxy.reconfigure(&pool(&server, &dns, "").replace("refresh: 100ms", "refresh: 150ms"));
+    assert_eq!((ids(&proxy).len(), proxy.get("/").status), (1, 200));
+
+    let other = pool(&server, &dns.replace("app.test", "other.test"), "");
+    std::fs::write(
+        proxy.folder().join("ringway.yaml"),
+        format!(
+            "listeners: [{{ name: http, address: \"127.0.0.1:0\" }}]\nadmin: {{ address: \"127.0.0.1:0\" }}\n{other}"
+        ),
+    )
+    .unwrap();
+    let refused = proxy.admin_post("/api/reload", "");
+    assert_eq!(refused.status, 422);
+    assert!(refused.text().contains("tells of no node for the pool `app`"), "{refused:?}");
+    assert_eq!((ids(&proxy).len(), proxy.get("/").status), (1, 200));
+}
+
+/// Who leaves or joins changes nobody else's keys: the weights of services are taken as they are.
+#[test]
+fn services_that_come_and_go_move_nobody_elses_keys() {
+    let nodes = Service::several(3);
+    let server = NameServer::start();
+    let record = |node: usize, weight: u16| Record::Srv(1, weight, nodes[node].address.port(), "a.app.test");
+    server.addresses("a.app.test", &[local(1)]);
+    server.says("_http._tcp.app.test", Says::Records(vec![record(0, 10), record(1, 20)]));
+    let proxy = Proxy::start(&pool(&server, "_http._tcp.app.test", ""));
+    let homes = || (0..200).map(|key| proxy.get(&format!("/{key}")).text()).collect::<Vec<_>>();
+    let before = homes();
+    server.says("_http._tcp.app.test", Says::Records(vec![record(0, 10), record(1, 20), record(2, 15)]));
+    eventually("the third one", || ids(&proxy).len() == 3);
+    let after = homes();
+    let moved: Vec<_> = before.iter().zip(&after).filter(|(before, after)| before != after).collect();
+    assert!(!moved.is_empty() && moved.iter().all(|(_, after)| *after == "n2"), "{moved:?}");
 }

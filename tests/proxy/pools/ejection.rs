@@ -259,3 +259,60 @@ fn half_open_connections_are_left_behind() {
     }
     assert!(started.elapsed() < Duration::from_secs(2), "two of them waited: {:?}", started.elapsed());
 }
+
+/// A request that has no time left, or whose client is slow to read, says nothing of its node.
+#[test]
+fn the_end_of_a_requests_own_time_is_not_the_nodes_fault() {
+    let nodes = Service::several(2);
+    let pool = "    timeouts: { total: 150ms, first_byte: 10s, idle: 0s }\n    outlier_ejection: { consecutive_failures: 1 }\n";
+    let proxy = Proxy::start(&Proxy::pool(&Service::addresses(&nodes), pool));
+    let path = &proxy.paths_of("n0", 1)[0];
+    nodes[0].does(Does::Late(Duration::from_millis(400)));
+    assert_eq!(proxy.get(path).status, 504);
+    assert_eq!(ejected(&proxy, "n0"), None);
+}
+
+/// Failures are in a row only if nothing went well in between, and a tunnel that opens went well.
+#[test]
+fn tunnels_count_as_success() {
+    use crate::support::Node;
+    let node = Node::start(|peer| {
+        while let Some(head) = peer.request() {
+            if head.contains("upgrade: websocket") {
+                peer.send("HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n");
+                peer.client.has_ended();
+                return;
+            }
+            peer.send("HTTP/1.1 503 X\r\ncontent-length: 0\r\n\r\n");
+        }
+    });
+    let other = Service::start("n1");
+    let proxy = Proxy::start(&Proxy::pool(
+        &[node.address, other.address],
+        "    outlier_ejection: { consecutive_failures: 2 }\n",
+    ));
+    let path = &proxy.paths_of("n0", 1)[0];
+    for _ in 0..4 {
+        assert_eq!(proxy.get(path).status, 503);
+        let mut client = proxy.connect();
+        client.send(format!("GET {path} HTTP/1.1\r\nhost: a\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n"));
+        assert!(client.head().starts_with("HTTP/1.1 101"));
+    }
+    assert_eq!(ejected(&proxy, "n0"), None);
+}
+
+/// To turn ejection off brings everybody back.
+#[test]
+fn a_reload_without_ejection_brings_nodes_back() {
+    let mut nodes = Service::several(2);
+    let text = Proxy::pool(&Service::addresses(&nodes), "    outlier_ejection: { consecutive_failures: 1 }\n");
+    let proxy = Proxy::start(&text);
+    let path = &proxy.paths_of("n0", 1)[0];
+    nodes[0].kill();
+    proxy.get(path);
+    assert!(ejected(&proxy, "n0").is_some());
+    nodes[0].revive();
+    proxy.reconfigure(&text.replace("consecutive_failures: 1", "consecutive_failures: 0"));
+    assert_eq!(ejected(&proxy, "n0"), None);
+    assert_eq!(proxy.get(path).text(), "n0");
+}

@@ -171,3 +171,52 @@ fn a_thousand_nodes() {
     let spills = proxy.metric("ringway_ring_spills_total{pool=\"app\",reason=\"down\"}");
     assert!(spills > 150.0, "{spills}");
 }
+
+/// Who waits is not overtaken by who comes later.
+#[test]
+fn nobody_overtakes_those_who_wait() {
+    let nodes = Service::several(1);
+    let pool = "    connections: { max_per_node: 1, max_queued: 50, queue_timeout: 20s }\n";
+    let proxy = Proxy::start(&format!("workers: 2\n{}", Proxy::pool(&Service::addresses(&nodes), pool)));
+    let gate = Barrier::default();
+    nodes[0].does(Does::Wait(gate.clone()));
+    let queued = || proxy.metric("ringway_upstream_queued{pool=\"app\"}");
+    let mut waiting = vec![asks(&proxy, "/0")];
+    eventually("one in flight", || nodes[0].at_once() == 1);
+    for number in 1..8 {
+        waiting.push(asks(&proxy, &format!("/{number}")));
+        eventually("one more that waits", || queued() == f64::from(number));
+    }
+    gate.open();
+    assert!(waiting.iter_mut().all(|client| client.answer().status == 200));
+    let order: Vec<String> = nodes[0].heads().iter().map(|head| head.split(' ').nth(1).unwrap().to_owned()).collect();
+    assert_eq!(order, (0..8).map(|number| format!("/{number}")).collect::<Vec<_>>());
+}
+
+/// A strict session that meets its node full is served elsewhere, and is not moved for it.
+#[test]
+fn a_session_is_not_moved_because_its_node_was_full() {
+    let nodes = Service::several(2);
+    let folder = tempfile::tempdir().unwrap();
+    let key = folder.path().join("key");
+    std::fs::write(&key, "0123456789abcdef0123456789abcdef").unwrap();
+    let text = Proxy::pool(&Service::addresses(&nodes), "    connections: { max_per_node: 1 }\n").replace(
+        "hash_on: [uri] }",
+        &format!(
+            "hash_on: [uri], affinity_cookie: {{ mode: strict, on_gone: next, secret_file: \"{}\" }} }}",
+            key.display()
+        ),
+    );
+    let proxy = Proxy::start(&text);
+    let path = &proxy.paths_of("n0", 1)[0];
+    let cookie = proxy.get(path).field("set-cookie").unwrap().split(';').next().unwrap().to_owned();
+    let gate = Barrier::default();
+    nodes[0].does(Does::Wait(gate.clone()));
+    let mut first = asks(&proxy, path);
+    eventually("one in flight", || nodes[0].at_once() == 1);
+    let answer = proxy.get_with(path, &format!("cookie: {cookie}"));
+    assert_eq!((answer.text().as_str(), answer.field("set-cookie")), ("n1", None));
+    gate.open();
+    first.answer();
+    assert_eq!(proxy.get_with(path, &format!("cookie: {cookie}")).text(), "n0");
+}

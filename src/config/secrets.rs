@@ -1,0 +1,175 @@
+//! The files that the configuration names: tokens, secrets, certificates and keys. They are read with it,
+//! so that what is wrong with them is told with the place that names them.
+
+use super::diagnostics::Diagnostics;
+use super::model::{CertificateFiles, ClientAuth, ListenerTls, MinVersion, Settings};
+use super::read::Spanned;
+use super::{FileStamp, Secrets};
+use crate::tls::{Certificate, ServerMaterial, ServerTls, TlsVersion, authorities};
+use sha2::{Digest, Sha256};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// The shortest secret that is taken: 128 bits in hexadecimal digits.
+const MIN_SECRET: usize = 32;
+const MIN_TOKEN: usize = 16;
+/// Certificates that end within this time earn a warning, in seconds.
+const SOON: i64 = 14 * 86_400;
+
+/// What listeners with TLS speak, the best first.
+const PROTOCOLS: &[&[u8]] = &[b"http/1.1"];
+
+/// Reads all files that the settings name; relative paths are taken from `folder`.
+pub(super) fn read(settings: &Settings, folder: &Path, diagnostics: &mut Diagnostics) -> Secrets {
+    let mut files = Files { folder, diagnostics, read: Vec::new() };
+    let mut secrets = Secrets::default();
+    if let Some(file) = &settings.admin.token_file {
+        secrets.admin_token = files.token(file);
+    }
+    for cookie in settings.routes.iter().filter_map(|route| route.affinity_cookie.as_ref()) {
+        if let Some(file) = &cookie.secret_file
+            && let Some(lines) = files.secrets(file)
+        {
+            secrets.affinity.insert(file.value.clone(), lines);
+        }
+    }
+    for listener in &settings.listeners {
+        if let Some(tls) = &listener.tls
+            && let Some(tls) = files.server(&listener.name, tls)
+        {
+            secrets.tls.insert(listener.name.value.clone(), Arc::new(tls));
+        }
+    }
+    secrets.files = files.read;
+    secrets
+}
+
+struct Files<'a> {
+    folder: &'a Path,
+    diagnostics: &'a mut Diagnostics,
+    read: Vec<(PathBuf, FileStamp)>,
+}
+
+impl Files<'_> {
+    fn bytes(&mut self, file: &Spanned<String>) -> Option<Vec<u8>> {
+        let path = self.folder.join(&file.value);
+        // Before it is read: a change meanwhile shows later.
+        let stamp = FileStamp::of(&path);
+        let bytes = std::fs::read(&path);
+        if let Err(error) = &bytes {
+            self.diagnostics.error(file.span, format!("cannot read `{}`: {error}", path.display()));
+        }
+        self.read.push((path, stamp));
+        bytes.ok()
+    }
+
+    fn text(&mut self, file: &Spanned<String>) -> Option<String> {
+        let text = String::from_utf8(self.bytes(file)?);
+        if text.is_err() {
+            self.diagnostics.error(file.span, format!("expected a text in `{}`", file.value));
+        }
+        text.ok()
+    }
+
+    fn token(&mut self, file: &Spanned<String>) -> Option<String> {
+        let text = self.text(file)?;
+        let token = text.trim();
+        if token.len() < MIN_TOKEN {
+            let message = format!("expected a token of at least {MIN_TOKEN} characters in `{}`", file.value);
+            self.diagnostics.error(file.span, message);
+            return None;
+        }
+        Some(token.to_owned())
+    }
+
+    /// Secrets, one a line, the newest first.
+    fn secrets(&mut self, file: &Spanned<String>) -> Option<Vec<String>> {
+        let text = self.text(file)?;
+        let lines: Vec<String> =
+            text.lines().map(str::trim).filter(|line| !line.is_empty()).map(str::to_owned).collect();
+        if lines.is_empty() || lines.iter().any(|line| line.len() < MIN_SECRET) {
+            let message =
+                format!("expected secrets of at least {MIN_SECRET} characters, one a line, in `{}`", file.value);
+            self.diagnostics.error(file.span, message);
+        }
+        Some(lines)
+    }
+
+    /// What a listener shakes hands with.
+    fn server(&mut self, listener: &Spanned<String>, tls: &ListenerTls) -> Option<ServerTls> {
+        if tls.certificates.is_empty() {
+            self.diagnostics.error(listener.span, "`tls` needs at least one of `certificates`");
+            return None;
+        }
+        let found: Vec<Option<Certificate>> = tls.certificates.iter().map(|files| self.certificate(files)).collect();
+        let (mut client_authorities, mut client_digest) = (None, Vec::new());
+        if let Some(file) = &tls.client_ca_file {
+            let pem = self.bytes(file)?;
+            match authorities(&pem) {
+                Ok(store) => client_authorities = Some(Arc::new(store)),
+                Err(error) => self.diagnostics.error(file.span, format!("`{}`: {error}", file.value)),
+            }
+            client_digest = Sha256::digest(&pem).to_vec();
+        }
+        let ticket_secrets = match &tls.ticket_secret_file {
+            Some(file) => self.secrets(file)?.into_iter().map(String::into_bytes).collect(),
+            None => Vec::new(),
+        };
+        let certificates: Option<Vec<Certificate>> = found.into_iter().collect();
+        let material = ServerMaterial {
+            certificates: certificates?.into_iter().map(Arc::new).collect(),
+            client_authorities,
+            is_client_optional: tls.client_auth == ClientAuth::Optional,
+            client_digest,
+            ticket_secrets,
+        };
+        let least = match tls.min_version {
+            MinVersion::Tls12 => TlsVersion::Tls12,
+            MinVersion::Tls13 => TlsVersion::Tls13,
+        };
+        let made = ServerTls::new(material, least, PROTOCOLS, listener);
+        made.map_err(|error| self.diagnostics.error(listener.span, format!("`tls` does not work: {error}"))).ok()
+    }
+
+    fn certificate(&mut self, files: &CertificateFiles) -> Option<Certificate> {
+        let (chain, key) = (self.bytes(&files.chain_file), self.bytes(&files.key_file));
+        self.warn_of_readers(&files.key_file);
+        match Certificate::load(&files.chain_file.value, &chain?, &key?) {
+            Ok(certificate) => {
+                self.warn_of_the_end(files, &certificate);
+                Some(certificate)
+            }
+            Err(error) => {
+                let message = format!("`{}` and `{}`: {error}", files.chain_file.value, files.key_file.value);
+                self.diagnostics.error(files.chain_file.span, message);
+                None
+            }
+        }
+    }
+
+    fn warn_of_the_end(&mut self, files: &CertificateFiles, certificate: &Certificate) {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs().cast_signed());
+        let left = certificate.expiry - now;
+        if left < SOON {
+            let message = match left < 0 {
+                true => format!("the certificate in `{}` has expired", files.chain_file.value),
+                false => format!("the certificate in `{}` ends in {} days", files.chain_file.value, left / 86_400),
+            };
+            self.diagnostics.warning(files.chain_file.span, message);
+        }
+    }
+
+    fn warn_of_readers(&mut self, file: &Spanned<String>) {
+        use std::os::unix::fs::PermissionsExt;
+        let mode = std::fs::metadata(self.folder.join(&file.value)).map_or(0, |metadata| metadata.permissions().mode());
+        if mode & 0o077 != 0 {
+            let message = format!(
+                "the private key in `{}` can be read by others than its owner (mode {:03o}); chmod 600 it",
+                file.value,
+                mode & 0o777
+            );
+            self.diagnostics.warning(file.span, message);
+        }
+    }
+}

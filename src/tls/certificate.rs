@@ -1,0 +1,117 @@
+//! Certificates from PEM files, and what is to be known of them.
+
+use super::Names;
+use rustls::RootCertStore;
+use rustls::crypto::ring;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::sign::CertifiedKey;
+use std::sync::Arc;
+
+/// A certificate with its chain and key.
+#[derive(Debug)]
+pub(crate) struct Certificate {
+    /// The file that it comes from, as the configuration names it.
+    pub(crate) file: String,
+    pub(crate) key: Arc<CertifiedKey>,
+    pub(crate) names: Arc<Names>,
+    /// When it ends, in seconds since 1970.
+    pub(crate) expiry: i64,
+}
+
+/// What is wrong with a file of certificates or keys.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum MaterialError {
+    #[error("no certificate in PEM form is there")]
+    NoCertificate,
+    #[error("no private key in PEM form is there")]
+    NoKey,
+    #[error("the PEM is damaged: {0}")]
+    Pem(String),
+    #[error("the certificate cannot be read: {0}")]
+    Certificate(String),
+    #[error("the key does not fit the certificate, or is of a kind that is not supported: {0}")]
+    Key(rustls::Error),
+    #[error("it is no certificate authority that can be trusted: {0}")]
+    Authority(rustls::Error),
+}
+
+impl Certificate {
+    /// Reads a chain, the host's own certificate first, and its key.
+    pub(crate) fn load(file: &str, chain: &[u8], key: &[u8]) -> Result<Certificate, MaterialError> {
+        let chain = certificates(chain)?;
+        let key = PrivateKeyDer::from_pem_slice(key).map_err(|error| match error {
+            rustls::pki_types::pem::Error::NoItemsFound => MaterialError::NoKey,
+            error => MaterialError::Pem(error.to_string()),
+        })?;
+        let (names, expiry) = read(&chain[0])?;
+        let key = CertifiedKey::from_der(chain, key, &ring::default_provider()).map_err(MaterialError::Key)?;
+        Ok(Certificate { file: file.to_owned(), key: Arc::new(key), names: Arc::new(names), expiry })
+    }
+}
+
+/// The authorities of a file, as those whose certificates are trusted.
+pub(crate) fn authorities(pem: &[u8]) -> Result<RootCertStore, MaterialError> {
+    let mut store = RootCertStore::empty();
+    for certificate in certificates(pem)? {
+        store.add(certificate).map_err(MaterialError::Authority)?;
+    }
+    Ok(store)
+}
+
+/// The distinguished name of a certificate's subject (RFC 4514).
+pub(crate) fn subject(certificate: &CertificateDer<'_>) -> Option<String> {
+    let (_, parsed) = x509_parser::parse_x509_certificate(certificate).ok()?;
+    Some(parsed.subject().to_string())
+}
+
+fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, MaterialError> {
+    let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
+    let found = found.map_err(|error| MaterialError::Pem(error.to_string()))?;
+    if found.is_empty() { Err(MaterialError::NoCertificate) } else { Ok(found) }
+}
+
+fn read(certificate: &CertificateDer<'_>) -> Result<(Names, i64), MaterialError> {
+    let (_, parsed) = x509_parser::parse_x509_certificate(certificate)
+        .map_err(|error| MaterialError::Certificate(error.to_string()))?;
+    Ok((Names::of(&parsed), parsed.validity().not_after.timestamp()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn issued(names: &[&str]) -> (String, String) {
+        let names: Vec<String> = names.iter().map(|&name| name.to_owned()).collect();
+        let made = rcgen::generate_simple_self_signed(names).unwrap();
+        (made.cert.pem(), made.signing_key.serialize_pem())
+    }
+
+    #[test]
+    fn a_pair_of_files_tells_its_names_and_its_end() {
+        let (chain, key) = issued(&["Example.com", "*.example.com", "127.0.0.1"]);
+        let found = Certificate::load("edge.pem", chain.as_bytes(), key.as_bytes()).unwrap();
+        assert!(found.names.cover("example.com") && found.names.cover("a.example.com"));
+        assert!(found.names.cover("127.0.0.1") && !found.names.cover("example.org"));
+        assert!(found.expiry > 1_800_000_000);
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused_with_its_reason() {
+        let ((chain, key), (_, other)) = (issued(&["a.example"]), issued(&["b.example"]));
+        let error = |chain: &str, key: &str| Certificate::load("f", chain.as_bytes(), key.as_bytes()).unwrap_err();
+        assert!(matches!(error(&chain, &other), MaterialError::Key(_)));
+        assert!(matches!(error(&key, &key), MaterialError::NoCertificate));
+        assert!(matches!(error(&chain, &chain), MaterialError::NoKey));
+        assert!(matches!(error("", ""), MaterialError::NoCertificate));
+        let damaged = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
+        assert!(matches!(error(damaged, &key), MaterialError::Certificate(_)));
+    }
+
+    #[test]
+    fn a_subject_is_told() {
+        let (chain, _) = issued(&["a.example"]);
+        let der = CertificateDer::from_pem_slice(chain.as_bytes()).unwrap();
+        assert_eq!(subject(&der).as_deref(), Some("CN=rcgen self signed cert"));
+    }
+}

@@ -1,0 +1,11 @@
+//! What TLS itself says, shared by several rooms: certificates and the hosts that they cover, the choice
+//! among them by server name, session tickets, and whom to trust.
+
+mod certificate;
+mod names;
+mod server;
+mod tickets;
+
+pub(crate) use certificate::{Certificate, authorities, subject};
+pub(crate) use names::Names;
+pub(crate) use server::{ServerMaterial, ServerTls, TlsVersion};

@@ -1,0 +1,160 @@
+//! TLS towards clients: which certificate, which versions, and whose client certificates.
+
+use super::certificate::Certificate;
+use super::tickets::{Tickets, process_secret};
+use rustls::RootCertStore;
+use rustls::crypto::{CryptoProvider, ring};
+use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert, ServerConfig, WebPkiClientVerifier};
+use rustls::sign::CertifiedKey;
+use std::collections::HashMap;
+use std::sync::Arc;
+
+/// The lowest version of TLS that is spoken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum TlsVersion {
+    Tls12,
+    Tls13,
+}
+
+/// What the files of one listener hold.
+#[derive(Debug)]
+pub(crate) struct ServerMaterial {
+    /// The first one is for clients that name no host, or one that no certificate covers.
+    pub(crate) certificates: Vec<Arc<Certificate>>,
+    /// Whose certificates clients show; `None` asks for none.
+    pub(crate) client_authorities: Option<Arc<RootCertStore>>,
+    /// Whether a client may show none.
+    pub(crate) is_client_optional: bool,
+    /// What clients' authorities are made of: a part of the tickets' domain.
+    pub(crate) client_digest: Vec<u8>,
+    /// What seals session tickets; the process's own without any.
+    pub(crate) ticket_secrets: Vec<Vec<u8>>,
+}
+
+/// What a listener shakes hands with.
+#[derive(Debug)]
+pub(crate) struct ServerTls {
+    pub(crate) config: Arc<ServerConfig>,
+    chooser: Arc<Chooser>,
+}
+
+impl ServerTls {
+    /// `protocols` are offered by ALPN, the best first; `domain` tells listeners apart.
+    pub(crate) fn new(
+        material: ServerMaterial,
+        least: TlsVersion,
+        protocols: &[&[u8]],
+        domain: &str,
+    ) -> Result<ServerTls, rustls::Error> {
+        let provider: Arc<CryptoProvider> = Arc::new(ring::default_provider());
+        let versions: &[_] = match least {
+            TlsVersion::Tls12 => &[&rustls::version::TLS13, &rustls::version::TLS12],
+            TlsVersion::Tls13 => &[&rustls::version::TLS13],
+        };
+        let builder = ServerConfig::builder_with_provider(Arc::clone(&provider)).with_protocol_versions(versions)?;
+        let builder = match material.client_authorities {
+            None => builder.with_no_client_auth(),
+            Some(authorities) => {
+                let verifier = WebPkiClientVerifier::builder_with_provider(authorities, provider);
+                let verifier = if material.is_client_optional { verifier.allow_unauthenticated() } else { verifier };
+                let verifier = verifier.build().map_err(|error| rustls::Error::General(error.to_string()))?;
+                builder.with_client_cert_verifier(verifier)
+            }
+        };
+        let chooser = Arc::new(Chooser::new(material.certificates));
+        let mut config = builder.with_cert_resolver(Arc::clone(&chooser) as Arc<dyn ResolvesServerCert>);
+        config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
+        config.session_storage = Arc::new(NoServerSessionStorage {});
+        let secrets = match material.ticket_secrets.is_empty() {
+            true => process_secret().into_iter().collect(),
+            false => material.ticket_secrets,
+        };
+        let optional = [u8::from(material.is_client_optional)];
+        let domain = [domain.as_bytes(), b"\0", &optional, &material.client_digest].concat();
+        config.ticketer = Arc::new(Tickets::new(secrets, domain));
+        Ok(ServerTls { config: Arc::new(config), chooser })
+    }
+
+    /// The certificate that a client is shown that asks for this name.
+    pub(crate) fn certificate(&self, name: Option<&str>) -> Option<&Arc<Certificate>> {
+        self.chooser.choose(name)
+    }
+
+    /// All certificates, as the file lists them.
+    pub(crate) fn certificates(&self) -> &[Arc<Certificate>] {
+        &self.chooser.all
+    }
+}
+
+/// Chooses the certificate by the name that the client asks for: one of that very name, one with a
+/// star for it, the first one.
+#[derive(Debug)]
+struct Chooser {
+    all: Vec<Arc<Certificate>>,
+    exact: HashMap<String, usize>,
+    /// By what stands behind the star.
+    below: HashMap<String, usize>,
+}
+
+impl Chooser {
+    fn new(all: Vec<Arc<Certificate>>) -> Chooser {
+        let (mut exact, mut below) = (HashMap::new(), HashMap::new());
+        for (index, certificate) in all.iter().enumerate() {
+            for name in &certificate.names.dns {
+                let (names, name) = match name.strip_prefix("*.") {
+                    Some(parent) => (&mut below, parent),
+                    None => (&mut exact, name.as_str()),
+                };
+                // Of two for the same name the first one counts.
+                names.entry(name.to_owned()).or_insert(index);
+            }
+        }
+        Chooser { all, exact, below }
+    }
+
+    fn choose(&self, name: Option<&str>) -> Option<&Arc<Certificate>> {
+        let by_name = name.and_then(|name| {
+            let name = name.trim_end_matches('.').to_ascii_lowercase();
+            let below = || self.below.get(name.split_once('.')?.1);
+            self.exact.get(&name).or_else(below)
+        });
+        self.all.get(by_name.copied().unwrap_or(0))
+    }
+}
+
+impl ResolvesServerCert for Chooser {
+    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        self.choose(hello.server_name()).map(|certificate| Arc::clone(&certificate.key))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_closest_name_wins() {
+        let issued = |names: &[&str]| {
+            let names: Vec<String> = names.iter().map(|&name| name.to_owned()).collect();
+            let made = rcgen::generate_simple_self_signed(names).unwrap();
+            let (chain, key) = (made.cert.pem(), made.signing_key.serialize_pem());
+            Arc::new(Certificate::load("f", chain.as_bytes(), key.as_bytes()).unwrap())
+        };
+        let all =
+            [issued(&["a.example"]), issued(&["*.b.example", "c.example"]), issued(&["x.b.example", "a.example"])];
+        let chooser = Chooser::new(all.to_vec());
+        for (name, expected) in [
+            (None, 0),
+            (Some("a.example"), 0),
+            (Some("A.Example."), 0),
+            (Some("c.example"), 1),
+            (Some("y.b.example"), 1),
+            (Some("x.b.example"), 2),
+            (Some("z.y.b.example"), 0),
+            (Some("unknown.example"), 0),
+        ] {
+            let chosen = chooser.choose(name).unwrap();
+            assert!(Arc::ptr_eq(chosen, &all[expected]), "{name:?}");
+        }
+    }
+}
