@@ -6,12 +6,14 @@ mod node;
 mod origin;
 mod proxy;
 mod service;
+mod tls;
 
 pub use client::{Answer, Client};
 pub use node::{Node, Peer};
 pub use origin::{Barrier, Origin};
 pub use proxy::Proxy;
 pub use service::{Does, Service, Wire};
+pub use tls::{Authority, Pair, TlsClient, write_private};
 
 use std::time::{Duration, Instant};
 

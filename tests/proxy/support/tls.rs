@@ -1,0 +1,150 @@
+use super::PATIENCE;
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::{ClientConfig, ClientConnection, HandshakeKind, ProtocolVersion, RootCertStore, StreamOwned};
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// An authority that issues certificates into a folder.
+pub struct Authority {
+    folder: tempfile::TempDir,
+    issuer: Issuer<'static, KeyPair>,
+    pem: String,
+}
+
+/// A certificate and its key, as files.
+pub struct Pair {
+    pub chain: PathBuf,
+    pub key: PathBuf,
+}
+
+impl Authority {
+    pub fn new() -> Authority {
+        let folder = tempfile::tempdir().unwrap();
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.distinguished_name.push(DnType::CommonName, "test authority");
+        let pem = params.self_signed(&key).unwrap().pem();
+        std::fs::write(folder.path().join("ca.pem"), &pem).unwrap();
+        Authority { folder, issuer: Issuer::new(params, key), pem }
+    }
+
+    pub fn file(&self) -> PathBuf {
+        self.folder.path().join("ca.pem")
+    }
+
+    /// Issues a certificate for these names into files that are called so.
+    pub fn issue(&self, file: &str, names: &[&str]) -> Pair {
+        let names: Vec<String> = names.iter().map(|&name| name.to_owned()).collect();
+        let mut params = CertificateParams::new(names).unwrap();
+        params.distinguished_name.push(DnType::CommonName, file);
+        let key = KeyPair::generate().unwrap();
+        let certificate = params.signed_by(&key, &self.issuer).unwrap();
+        let pair = Pair {
+            chain: self.folder.path().join(format!("{file}.pem")),
+            key: self.folder.path().join(format!("{file}.key")),
+        };
+        write_private(&pair.key, &key.serialize_pem());
+        std::fs::write(&pair.chain, certificate.pem()).unwrap();
+        pair
+    }
+
+    /// A client that trusts this authority, and shows a certificate if it has one.
+    pub fn client(&self, own: Option<&Pair>) -> TlsClient {
+        self.client_with(own, &[&rustls::version::TLS13, &rustls::version::TLS12])
+    }
+
+    pub fn client_with(&self, own: Option<&Pair>, versions: &[&'static rustls::SupportedProtocolVersion]) -> TlsClient {
+        let mut roots = RootCertStore::empty();
+        roots.add(CertificateDer::from_pem_slice(self.pem.as_bytes()).unwrap()).unwrap();
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let builder = ClientConfig::builder_with_provider(provider)
+            .with_protocol_versions(versions)
+            .unwrap()
+            .with_root_certificates(roots);
+        let config = match own {
+            None => builder.with_no_client_auth(),
+            Some(pair) => {
+                let chain = CertificateDer::pem_file_iter(&pair.chain).unwrap().map(Result::unwrap).collect();
+                builder.with_client_auth_cert(chain, PrivateKeyDer::from_pem_file(&pair.key).unwrap()).unwrap()
+            }
+        };
+        TlsClient { config: Arc::new(config) }
+    }
+}
+
+pub fn write_private(file: &Path, text: &str) {
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::write(file, text).unwrap();
+    std::fs::set_permissions(file, std::fs::Permissions::from_mode(0o600)).unwrap();
+}
+
+impl Pair {
+    /// As the configuration has it.
+    pub fn setting(&self) -> String {
+        format!("{{ chain_file: \"{}\", key_file: \"{}\" }}", self.chain.display(), self.key.display())
+    }
+}
+
+/// A client that keeps its sessions.
+pub struct TlsClient {
+    config: Arc<ClientConfig>,
+}
+
+/// What became of a connection with one request on it.
+#[derive(Debug)]
+pub struct Told {
+    pub text: String,
+    pub version: ProtocolVersion,
+    pub resumed: bool,
+    /// The certificate that was served.
+    pub certificate: Vec<u8>,
+}
+
+impl Told {
+    pub fn status(&self) -> u16 {
+        self.text.split(' ').nth(1).and_then(|code| code.parse().ok()).unwrap_or_else(|| panic!("{}", self.text))
+    }
+}
+
+impl TlsClient {
+    /// A connection after its handshake.
+    pub fn connect(
+        &self,
+        address: SocketAddr,
+        name: &str,
+    ) -> std::io::Result<StreamOwned<ClientConnection, TcpStream>> {
+        let name = ServerName::try_from(name.to_owned()).unwrap();
+        let session = ClientConnection::new(Arc::clone(&self.config), name).unwrap();
+        let stream = TcpStream::connect(address)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.set_nodelay(true)?;
+        let mut stream = StreamOwned::new(session, stream);
+        while stream.conn.is_handshaking() {
+            stream.conn.complete_io(&mut stream.sock)?;
+        }
+        Ok(stream)
+    }
+
+    /// One GET, and all that comes until the connection ends.
+    pub fn get(&self, address: SocketAddr, name: &str, host: &str) -> std::io::Result<Told> {
+        self.get_with(address, name, &format!("host: {host}\r\n"))
+    }
+
+    pub fn get_with(&self, address: SocketAddr, name: &str, fields: &str) -> std::io::Result<Told> {
+        let mut stream = self.connect(address, name)?;
+        stream.write_all(format!("GET / HTTP/1.1\r\n{fields}connection: close\r\n\r\n").as_bytes())?;
+        let mut text = Vec::new();
+        stream.read_to_end(&mut text)?;
+        Ok(Told {
+            text: String::from_utf8_lossy(&text).into_owned(),
+            version: stream.conn.protocol_version().unwrap(),
+            resumed: stream.conn.handshake_kind() == Some(HandshakeKind::Resumed),
+            certificate: stream.conn.peer_certificates().map(|chain| chain[0].to_vec()).unwrap_or_default(),
+        })
+    }
+}
