@@ -39,7 +39,7 @@ pub(super) fn run(options: Options) -> Outcome {
     let (head, _) = request(&options)?.into_parts();
     let settings = &config.settings;
     let default_port = if head.uri.scheme_str() == Some("https") { 443 } else { 80 };
-    let bounds = Bounds { body: settings.limits.request_body.0, default_port };
+    let bounds = Bounds { body: settings.limits.request_body.0, default_port, body_follows: None };
     let mut out = stdout().lock();
     let form = match Form::read(&head, &head.uri, None, bounds) {
         Ok(form) => form,

@@ -147,6 +147,8 @@ settings! {
         write_timeout: Duration = "30s" within "1ms" to "1h";
         /// For the next request on a connection.
         keep_alive_timeout: Duration = "75s" within "1ms" to "1d";
+        /// Requests on one connection; after that it ends, so that long connections spread anew over proxies and workers. 0 means no limit.
+        requests_per_connection: u32 = "100000" within "0" to "1000000000";
         /// From the signal to stop until connections are closed; `/readyz` answers 503 meanwhile, so that load balancers can look away.
         drain_delay: Duration = "0s" within "0s" to "1h";
         /// How long requests in flight may take to end after that.

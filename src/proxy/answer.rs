@@ -286,7 +286,10 @@ pub(crate) fn leave(
     exchange: &Exchange,
 ) -> Response<ResponseBody> {
     // A connection that switches has no next request to be told of.
-    if client.leaving.get() && response.status() != StatusCode::SWITCHING_PROTOCOLS {
+    if client.stream.is_some() {
+        // HTTP/2 says otherwise when a connection ends.
+        response.headers_mut().remove(http::header::CONNECTION);
+    } else if (client.leaving.get() || client.is_spent.get()) && response.status() != StatusCode::SWITCHING_PROTOCOLS {
         response.headers_mut().insert(http::header::CONNECTION, HeaderValue::from_static("close"));
     }
     exchange.answered(response.status());

@@ -26,6 +26,8 @@ pub(crate) struct RequestBody {
     pub(crate) exchange: Rc<Exchange>,
     pub(crate) limit: u64,
     pub(crate) gate: Option<Rc<Gate>>,
+    /// Runs while a stream of HTTP/2 waits for its next piece.
+    pub(crate) stall: Option<Pin<Box<Sleep>>>,
 }
 
 /// Holds a body back until the node asks for it. To read from it is what makes the client send.
@@ -69,6 +71,19 @@ impl RequestBody {
     }
 }
 
+impl RequestBody {
+    /// Whether a stream's next piece has not come in time. The timer of a whole connection is its owner's.
+    fn stalls(&mut self, is_waiting: bool, cx: &mut Context<'_>) -> bool {
+        let Some(stream) = &self.client.stream else { return false };
+        if !is_waiting {
+            self.stall = None;
+            return false;
+        }
+        let timer = self.stall.get_or_insert_with(|| Box::pin(tokio::time::sleep(stream.body_idle)));
+        timer.as_mut().poll(cx).is_ready()
+    }
+}
+
 impl Body for RequestBody {
     type Data = Bytes;
     type Error = BodyError;
@@ -81,6 +96,9 @@ impl Body for RequestBody {
             return self.fault(BodyFault::Stalled);
         }
         let frame = Pin::new(&mut self.incoming).poll_frame(cx);
+        if self.stalls(frame.is_pending(), cx) {
+            return self.fault(BodyFault::Stalled);
+        }
         match frame.is_pending() {
             true if self.client.awaits_body.get().is_none() => self.client.awaits_body.set(Some(Instant::now())),
             true => {}

@@ -21,7 +21,7 @@ pub(crate) struct Client {
     /// Set when the listener is on its way out: every answer then closes its connection.
     pub(crate) leaving: Rc<Cell<bool>>,
     /// What the TLS handshake has told; `None` without TLS.
-    pub(crate) secured: Option<Secured>,
+    pub(crate) secured: Option<Rc<Secured>>,
     /// The peer's address as it stands in `X-Forwarded-For`.
     pub(crate) peer_text: HeaderValue,
     /// Bytes that go out before anything else: interim answers.
@@ -38,6 +38,19 @@ pub(crate) struct Client {
     pub(crate) awaits_body: Cell<Option<Instant>>,
     /// That piece has not come in time: the body ends in an error.
     pub(crate) body_expired: Cell<bool>,
+    /// The connection has had as many requests as it may have: it ends with this answer.
+    pub(crate) is_spent: Rc<Cell<bool>>,
+    /// How many there were.
+    requests: Rc<Cell<u32>>,
+    /// For one stream of several: how long its body may make us wait, which no connection's timer tells.
+    pub(crate) stream: Option<Stream>,
+}
+
+/// What is a stream's own among those of its connection.
+pub(crate) struct Stream {
+    /// Between two pieces of its body.
+    pub(crate) body_idle: Duration,
+    _counted: Rc<()>,
 }
 
 /// What a TLS handshake has told of a client.
@@ -75,7 +88,7 @@ impl Client {
         peer: SocketAddr,
         listener: Arc<str>,
         leaving: Rc<Cell<bool>>,
-        secured: Option<Secured>,
+        secured: Option<Rc<Secured>>,
     ) -> Client {
         let text = peer.ip().to_canonical().to_string();
         Client {
@@ -92,6 +105,40 @@ impl Client {
             is_http10: Cell::new(false),
             awaits_body: Cell::new(None),
             body_expired: Cell::new(false),
+            is_spent: Rc::default(),
+            requests: Rc::default(),
+            stream: None,
+        }
+    }
+
+    /// The client as one of its streams has it, counted as long as it lives.
+    pub(crate) fn for_stream(&self, streams: &Rc<()>, body_idle: Duration) -> Client {
+        Client {
+            peer: self.peer,
+            listener: Arc::clone(&self.listener),
+            leaving: Rc::clone(&self.leaving),
+            secured: self.secured.clone(),
+            peer_text: self.peer_text.clone(),
+            inject: RefCell::default(),
+            task: RefCell::default(),
+            tunnel: RefCell::default(),
+            phase: Cell::new(Phase::Idle),
+            had_request: Cell::new(true),
+            is_http10: Cell::new(false),
+            awaits_body: Cell::new(None),
+            body_expired: Cell::new(false),
+            is_spent: Rc::clone(&self.is_spent),
+            requests: Rc::clone(&self.requests),
+            stream: Some(Stream { body_idle, _counted: Rc::clone(streams) }),
+        }
+    }
+
+    /// Counts a request; the last one that is allowed ends its connection.
+    pub(crate) fn count_request(&self, limit: u32) {
+        let requests = self.requests.get().saturating_add(1);
+        self.requests.set(requests);
+        if limit > 0 && requests >= limit {
+            self.is_spent.set(true);
         }
     }
 

@@ -19,7 +19,8 @@ use crate::http::problem::Problem;
 use crate::upstream::IdleLinks;
 use arc_swap::ArcSwap;
 use http::header::HOST;
-use http::{HeaderMap, Method, Request, Response, StatusCode};
+use http::{HeaderMap, Method, Request, Response, StatusCode, Version};
+use http_body::Body as _;
 use hyper::body::Incoming;
 use std::cell::RefCell;
 use std::convert::Infallible;
@@ -97,7 +98,7 @@ impl Engine {
         let (head, body) = request.into_parts();
         client.phase.set(Phase::Request);
         client.had_request.set(true);
-        client.is_http10.set(head.version == http::Version::HTTP_10);
+        client.is_http10.set(head.version == Version::HTTP_10);
         client.body_expired.set(false);
         let exchange = Exchange::begin(&self.ledger, client, &head);
         match self.begin(client, &exchange, head, body) {
@@ -125,7 +126,15 @@ impl Engine {
         let settings = &snapshot.config.settings;
         let uri = head.uri.clone();
         let host = head.headers.get(HOST).cloned();
-        let bounds = Bounds { body: settings.limits.request_body.0, default_port: client.default_port() };
+        client.count_request(settings.limits.requests_per_connection);
+        let bounds = Bounds {
+            body: settings.limits.request_body.0,
+            default_port: client.default_port(),
+            body_follows: (head.version == Version::HTTP_2).then(|| !body.is_end_stream()),
+        };
+        if head.version == Version::HTTP_2 && head.headers.len() > settings.limits.headers as usize {
+            return Err(too_many_fields());
+        }
         let host_text = host.as_ref().and_then(|value| value.to_str().ok());
         let form = Form::read(&head, &uri, host_text, bounds)?;
         if head.method == Method::TRACE {
@@ -192,6 +201,12 @@ fn says_https(fields: &HeaderMap) -> bool {
 fn no_route() -> Problem {
     let detail = "no route matches this host, path, method and fields";
     Problem::new(StatusCode::NOT_FOUND, "no-route", "destination_not_found", detail)
+}
+
+/// HTTP/1 is counted as it is read; here hyper knows only the size of all.
+fn too_many_fields() -> Problem {
+    let detail = "the request has more fields than allowed";
+    Problem::new(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "header-too-large", "http_request_error", detail)
 }
 
 /// The client took a connection for another host than the one whose certificate it was shown

@@ -249,7 +249,11 @@ impl Exchange {
             method: self.method.as_str(),
             host: &text(&details.host).or_else(|| details.uri.host().map(str::to_owned)).unwrap_or_default(),
             uri,
-            protocol: if details.version == Version::HTTP_10 { "HTTP/1.0" } else { "HTTP/1.1" },
+            protocol: match details.version {
+                Version::HTTP_10 => "HTTP/1.0",
+                Version::HTTP_2 => "HTTP/2.0",
+                _ => "HTTP/1.1",
+            },
             status,
             request_bytes: self.request_bytes.get(),
             response_bytes: self.response_bytes.get(),

@@ -78,8 +78,8 @@ impl Forward<'_> {
             choice,
             request: Some(Request::from_parts(head, body)),
             gate: None,
-            // An HTTP/1.0 client would take an interim answer for the final one.
-            wants_interim: version >= Version::HTTP_11,
+            // An HTTP/1.0 client would take an interim answer for the final one, and HTTP/2 has another form for it.
+            wants_interim: version == Version::HTTP_11,
             may_switch: hop.upgrade.is_some(),
             body_limit: self.body_limit,
             cache_status: None,
@@ -169,8 +169,13 @@ impl Forward<'_> {
             Some(prefix) => target::strip_prefix(&self.form.path, prefix).unwrap_or(&self.form.path),
             None => &self.form.path,
         };
-        if uri.authority().is_none() && uri.path() == path {
-            return Ok(None);
+        if uri.path() == path {
+            let Some(_) = uri.authority() else { return Ok(None) };
+            let mut parts = http::uri::Parts::default();
+            parts.path_and_query = uri.path_and_query().cloned();
+            if let Ok(own) = Uri::from_parts(parts) {
+                return Ok(Some(own));
+            }
         }
         let text = match self.form.query {
             Some(query) => [path, "?", query].concat(),
@@ -246,6 +251,7 @@ impl Forward<'_> {
             exchange: Rc::clone(self.exchange),
             limit: self.body_limit,
             gate,
+            stall: None,
         }))
     }
 }
@@ -281,5 +287,9 @@ fn drop_claims(fields: &mut HeaderMap) {
 
 /// The `Via` entry for a message received in this version.
 fn via(version: Version) -> HeaderValue {
-    HeaderValue::from_static(if version == Version::HTTP_10 { "1.0 ringway" } else { "1.1 ringway" })
+    HeaderValue::from_static(match version {
+        Version::HTTP_10 => "1.0 ringway",
+        Version::HTTP_2 => "2.0 ringway",
+        _ => "1.1 ringway",
+    })
 }

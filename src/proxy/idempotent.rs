@@ -99,6 +99,7 @@ pub(super) fn begin(
         exchange: Rc::clone(forward.exchange),
         limit: rules.max_request,
         gate: None,
+        stall: None,
     });
     let (id, subject) = (subject.identify(&scope), Arc::new(subject));
     let keyed =

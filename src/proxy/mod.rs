@@ -28,6 +28,6 @@ pub(crate) use client::{Client, Phase, Secured, Tunnel};
 pub(crate) use engine::Engine;
 pub(crate) use exchange::Ledger;
 pub(crate) use hash_key::{ScopeSources, find_key};
-pub(crate) use request::{Bounds, Form, unsupported_coding};
+pub(crate) use request::{Bounds, Form, crumbs_to_one, unsupported_coding};
 pub(crate) use route::{Query, Table};
 pub(crate) use snapshot::{Parts, Snapshot};

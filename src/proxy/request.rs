@@ -3,8 +3,8 @@
 use crate::http::fields::{self, TransferCoding, transfer_coding};
 use crate::http::problem::Problem;
 use crate::http::target::{BadTarget, normalize_path, parse_authority};
-use http::header::{CONTENT_LENGTH, EXPECT, HOST, TRANSFER_ENCODING};
-use http::{HeaderMap, Method, StatusCode, Uri, Version, request};
+use http::header::{CONTENT_LENGTH, COOKIE, EXPECT, HOST, TRANSFER_ENCODING};
+use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, Uri, Version, request};
 use std::borrow::Cow;
 
 /// What a request asks for, in the form in which routing, forwarding and keys see it.
@@ -31,6 +31,8 @@ pub(crate) struct Form<'a> {
 pub(crate) struct Bounds {
     pub(crate) body: u64,
     pub(crate) default_port: u16,
+    /// Whether a body follows, where that is known by other means than fields (HTTP/2).
+    pub(crate) body_follows: Option<bool>,
 }
 
 impl<'a> Form<'a> {
@@ -55,7 +57,10 @@ impl<'a> Form<'a> {
             return Err(unsupported_coding());
         }
         self.content_length = content_length(&head.headers)?;
-        self.has_body = coding == TransferCoding::Chunked || self.content_length.is_some_and(|length| length > 0);
+        self.has_body = match self.content_length {
+            Some(length) => length > 0,
+            None => coding == TransferCoding::Chunked || bounds.body_follows.unwrap_or(false),
+        };
         if self.content_length.is_some_and(|length| length > bounds.body) {
             return Err(too_large(bounds.body));
         }
@@ -107,6 +112,8 @@ impl<'a> Form<'a> {
     ) -> Result<(), Problem> {
         let mut lines = head.headers.get_all(HOST).iter();
         match (lines.next(), lines.next()) {
+            // HTTP/2 says it in the target (RFC 9113 8.3.1).
+            (None, _) if head.version == Version::HTTP_2 && uri.authority().is_some() => {}
             (None, _) if head.version >= Version::HTTP_11 => {
                 return Err(Problem::bad_request("bad-host", "the request has no Host field"));
             }
@@ -126,8 +133,14 @@ impl<'a> Form<'a> {
         // The authority of an absolute-form target replaces Host (RFC 9112 3.2.2).
         let authority = uri.authority().map(http::uri::Authority::as_str);
         // A Host that the target overrides must still be a host.
-        if let (Some(_), Some(overridden)) = (authority, host) {
-            parse_authority(overridden, default_port).map_err(bad_target)?;
+        if let (Some(authority), Some(overridden)) = (authority, host) {
+            let overridden = parse_authority(overridden, default_port).map_err(bad_target)?;
+            // In HTTP/2 two that differ are two meanings.
+            let is_same =
+                || parse_authority(authority, default_port).is_ok_and(|own| own.to_text() == overridden.to_text());
+            if head.version == Version::HTTP_2 && !is_same() {
+                return Err(Problem::bad_request("bad-host", "the Host field and the target's authority differ"));
+            }
         }
         let Some(text) = authority.or(host) else { return Ok(()) };
         let parsed = parse_authority(text, default_port).map_err(bad_target)?;
@@ -139,6 +152,18 @@ impl<'a> Form<'a> {
         }
         self.host = parsed.host;
         Ok(())
+    }
+}
+
+/// Joins the pieces in which HTTP/2 may send a Cookie field (RFC 9113 8.2.3): nodes know it as one.
+pub(crate) fn crumbs_to_one<B>(request: &mut Request<B>) {
+    let fields = request.headers_mut();
+    let mut crumbs = fields.get_all(COOKIE).iter();
+    let (Some(_), Some(_)) = (crumbs.next(), crumbs.next()) else { return };
+    let all: Vec<&[u8]> = fields.get_all(COOKIE).iter().map(HeaderValue::as_bytes).collect();
+    // Values that were valid apart are so together.
+    if let Ok(joined) = HeaderValue::from_bytes(&all.join(&b"; "[..])) {
+        fields.insert(COOKIE, joined);
     }
 }
 

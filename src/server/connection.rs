@@ -2,6 +2,7 @@
 //! when it has been idle for a while; with the timers of every phase.
 
 use super::greeting::greet;
+use super::http2;
 use super::stream::Stream;
 use super::tunnel;
 use super::wire::{Pulse, Wire};
@@ -31,6 +32,8 @@ const PARK_AFTER: Duration = Duration::from_secs(1);
 /// A connection that a drain finds idle may send one more request within this time: the client
 /// may have sent it already.
 const LAST_REQUEST: Duration = Duration::from_secs(1);
+/// Between two looks at a connection that begins byte by byte.
+const PIECEMEAL: Duration = Duration::from_millis(5);
 /// How long a closing connection is read from, so that a reset does not overtake its last answer.
 const LINGER: Duration = Duration::from_secs(5);
 
@@ -75,6 +78,9 @@ pub(super) async fn serve(context: Rc<Context>, socket: TcpStream, peer: SocketA
     let Some((mut stream, client)) = Box::pin(greet(&context, socket, peer, deadline)).await else { return };
     while let Some(first) = is_readable(&context, &mut stream, deadline).await {
         let limits = limits(&context);
+        if !client.had_request.get() && speaks_http2(&stream, deadline).await {
+            return Box::pin(http2::serve(&context, stream, first, &client, &limits)).await;
+        }
         match Box::pin(session(&context, (stream, first), &client, &limits)).await {
             Some(bare) => stream = bare,
             None => return,
@@ -85,6 +91,32 @@ pub(super) async fn serve(context: Rc<Context>, socket: TcpStream, peer: SocketA
             deadline = Instant::now() - PARK_AFTER + limits.keep_alive_timeout;
         }
     }
+}
+
+/// Whether a connection that has just begun speaks HTTP/2: as the handshake has settled it, or, in the clear, as
+/// it begins itself.
+async fn speaks_http2(stream: &Stream, deadline: Instant) -> bool {
+    let socket = match stream {
+        Stream::Tls(stream) => return stream.get_ref().1.alpn_protocol() == Some(b"h2"),
+        Stream::Tcp(socket) => socket,
+    };
+    // No other method begins so; what is no preface after that is refused.
+    let wanted = &http2::PREFACE[..4];
+    let mut begin = [0; 4];
+    while let Ok(length @ 1..) = socket.peek(&mut begin).await {
+        if begin[..length] != wanted[..length] {
+            return false;
+        }
+        if length == wanted.len() {
+            return true;
+        }
+        // It stays readable, and says only in time how it goes on.
+        tokio::time::sleep(PIECEMEAL).await;
+        if Instant::now() >= deadline {
+            return false;
+        }
+    }
+    false
 }
 
 /// Waits for bytes; gives those that had to be read for it. A drain shortens the wait.

@@ -65,7 +65,7 @@ pub(super) async fn greet(
     };
     context.engine.ledger.handshaken(&context.name, true);
     let secured = secured(&tls, &stream);
-    Some((Stream::Tls(Box::new(stream)), client(Some(secured))))
+    Some((Stream::Tls(Box::new(stream)), client(Some(Rc::new(secured)))))
 }
 
 /// Whom the load balancer in front speaks for. Nobody else may connect here.

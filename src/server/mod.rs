@@ -1,7 +1,9 @@
 //! From sockets to requests: listening sockets, the wire beneath hyper, workers, drain and signals.
 
 mod connection;
+mod gather;
 mod greeting;
+mod http2;
 mod listen;
 mod listeners;
 mod mirror;

@@ -8,6 +8,7 @@ mod demo;
 mod drain;
 mod fields;
 mod forwarding;
+mod http2;
 mod idempotency;
 mod malformed;
 mod model;

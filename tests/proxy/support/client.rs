@@ -153,6 +153,12 @@ impl Client {
         self.buffer.drain(..length).collect()
     }
 
+    /// How many bytes come, of so many.
+    pub fn exactly_or_less(&mut self, length: usize) -> usize {
+        self.fill(length);
+        self.buffer.len().min(length)
+    }
+
     fn line(&mut self) -> Option<String> {
         loop {
             if let Some(end) = find(&self.buffer, b"\r\n") {

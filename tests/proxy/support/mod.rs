@@ -2,6 +2,7 @@
 //! sends bytes as they are.
 
 mod client;
+pub mod http2;
 mod node;
 mod origin;
 mod proxy;

@@ -1,0 +1,306 @@
+//! HTTP/2 with clients: streams, limits and timers, and what must not get through.
+
+use crate::support::http2::{DATA, END_STREAM, Frames, GOAWAY, HEADERS, Http2, RST_STREAM};
+use crate::support::{Authority, Barrier, Client, Does, Node, Origin, Proxy, Service, eventually, have};
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+#[test]
+fn a_request_goes_to_the_node_as_http1() {
+    let node = Node::echo();
+    let proxy = Proxy::before(&[node.address]);
+    let client = Http2::connect(proxy.address);
+    let answer = client.ask("GET", "/a?b=c", "cookie: a=1 | cookie: b=2 | te: trailers", "").unwrap();
+    let text = answer.text().to_ascii_lowercase();
+    assert_eq!(answer.status, 200);
+    for expected in [
+        "get /a?b=c http/1.1\r\n",
+        "host: example.com",
+        "via: 2.0 ringway",
+        "x-forwarded-proto: http",
+        "cookie: a=1; b=2",
+    ] {
+        assert!(text.contains(expected), "{expected}: {text}");
+    }
+    let posted = client.ask("POST", "/", "content-length: 5", "hello").unwrap().text();
+    assert!(posted.contains("content-length: 5") && posted.ends_with("hello"), "{posted}");
+    let bare = client.ask("DELETE", "/", "", "").unwrap().text();
+    assert!(!bare.contains("transfer-encoding"), "{bare}");
+    let refused = client.ask("TRACE", "/", "", "").unwrap();
+    assert_eq!((refused.status, refused.field("connection")), (405, None));
+}
+
+#[test]
+fn many_streams_at_a_time() {
+    let node = Node::start(|peer| {
+        while let Some(head) = peer.request() {
+            let path = head.split(' ').nth(1).unwrap().to_owned();
+            peer.answer(&path.repeat(1000));
+        }
+    });
+    let proxy = Proxy::before(&[node.address]);
+    let client = Http2::connect(proxy.address);
+    let paths: Vec<String> = (0..500).map(|number| format!("/{number}")).collect();
+    for (path, answer) in paths.iter().zip(client.get_all(&paths)) {
+        assert_eq!(answer.text(), path.repeat(1000));
+    }
+    assert_eq!(proxy.metric("ringway_connections_total{listener=\"http\"}"), 1.0);
+}
+
+#[test]
+fn large_bodies_both_ways() {
+    let node = Node::echo();
+    let proxy = Proxy::before(&[node.address]);
+    let client = Http2::connect(proxy.address);
+    let body = "0123456789abcdef".repeat(1 << 19);
+    let answer = client.ask("POST", "/", "", &body).unwrap();
+    assert!(answer.status == 200 && answer.text().ends_with(&body));
+}
+
+/// What a connection keeps is not kept by a stream: caches, payments and problems are as they are over HTTP/1.
+#[test]
+fn everything_else_is_as_over_http1() {
+    let origin = Origin::numbering("cache-control: max-age=60");
+    let proxy = origin.cached("");
+    let client = Http2::connect(proxy.address);
+    assert_eq!(client.get("/").text(), "#0");
+    let hit = client.get("/");
+    assert!(hit.text() == "#0" && hit.field("cache-status").unwrap().starts_with("ringway; hit"), "{hit:?}");
+    assert!(proxy.get("/").field("cache-status").unwrap().starts_with("ringway; hit"), "one cache for both");
+    let refused = client.ask("GET", "/%zz", "", "").unwrap();
+    assert_eq!(
+        (refused.status, refused.field("connection"), refused.field("content-type")),
+        (400, None, Some("application/problem+json"))
+    );
+    assert_eq!(client.get("/").text(), "#0", "the connection goes on");
+}
+
+#[test]
+fn a_client_that_gives_a_stream_up_frees_its_node() {
+    let gone = Arc::new(AtomicBool::new(false));
+    let seen = Arc::clone(&gone);
+    let node = Node::start(move |peer| {
+        peer.request();
+        peer.client.has_ended();
+        seen.store(true, Ordering::SeqCst);
+    });
+    let proxy = Proxy::before(&[node.address]);
+    let client = Http2::connect(proxy.address);
+    client.give_up("/", || eventually("the request", || node.requests().len() == 1));
+    eventually("the node to be told", || gone.load(Ordering::SeqCst));
+}
+
+#[test]
+fn a_body_that_stops_is_not_waited_for() {
+    let node = Node::echo();
+    let proxy = Proxy::start(&format!("limits: {{ body_idle_timeout: 300ms }}\n{}", Proxy::pool(&[node.address], "")));
+    let mut frames = Frames::connect(proxy.address);
+    let head = [(":method", "POST"), (":scheme", "http"), (":path", "/"), (":authority", "a")];
+    frames.headers(0, 1, &head);
+    frames.send(DATA, 0, 1, b"half");
+    let started = Instant::now();
+    let answer = frames.of_stream(1).unwrap();
+    assert_eq!(answer.kind, HEADERS, "408, as its field block would tell");
+    assert!(started.elapsed() >= Duration::from_millis(250));
+    assert_eq!(proxy.metric("ringway_requests_total{code=\"408\",method=\"POST\",route=\"site\"}"), 1.0);
+}
+
+/// A drain lets streams end, and tells clients to go elsewhere.
+#[test]
+fn a_drain_says_goaway_and_lets_streams_end() {
+    let node = Service::start("n0");
+    let mut proxy = Proxy::before(&[node.address]);
+    let gate = Barrier::default();
+    node.does(Does::Wait(gate.clone()));
+    let client = Http2::connect(proxy.address);
+    std::thread::scope(|scope| {
+        let answer = scope.spawn(|| client.get("/"));
+        eventually("the request", || node.served() == 1);
+        proxy.signal("TERM");
+        eventually("the listener to close", || std::net::TcpStream::connect(proxy.address).is_err());
+        gate.open();
+        assert_eq!(answer.join().unwrap().text(), "n0");
+    });
+    client.ends().unwrap();
+    eventually("the end of the proxy", || proxy.has_ended());
+}
+
+/// Long connections end after so many requests, over both versions, and lose none of them.
+#[test]
+fn a_connection_has_only_so_many_requests() {
+    let node = Node::echo();
+    let proxy =
+        Proxy::start(&format!("limits: {{ requests_per_connection: 3 }}\n{}", Proxy::pool(&[node.address], "")));
+    let client = Http2::connect(proxy.address);
+    assert!((0..3).all(|_| client.get("/").status == 200));
+    client.ends().unwrap();
+    let mut client = proxy.connect();
+    let get = "GET / HTTP/1.1\r\nhost: a\r\n\r\n";
+    let closing: Vec<_> = (0..3).map(|_| client.request(get).field("connection")).collect();
+    assert_eq!(closing, [None, None, Some("close".into())]);
+    assert!(client.is_closed());
+}
+
+#[test]
+fn an_idle_connection_ends() {
+    let node = Node::echo();
+    let proxy = Proxy::start(&format!(
+        "limits: {{ keep_alive_timeout: 300ms, header_timeout: 400ms }}\n{}",
+        Proxy::pool(&[node.address], "")
+    ));
+    let started = Instant::now();
+    let client = Http2::connect(proxy.address);
+    client.get("/");
+    client.ends().unwrap();
+    assert!(started.elapsed() >= Duration::from_millis(300) && started.elapsed() < Duration::from_secs(5));
+    // One that never asks for anything has as long as a head.
+    let mut frames = Frames::connect(proxy.address);
+    while frames.next().is_some_and(|frame| frame.kind != GOAWAY) {}
+    assert!(frames.next().is_none() || frames.next().is_none());
+}
+
+/// A connection that begins byte by byte is understood all the same.
+#[test]
+fn beginnings_in_pieces() {
+    let node = Node::echo();
+    let proxy = Proxy::before(&[node.address]);
+    let mut client = Client::connect(proxy.address);
+    for byte in b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0" {
+        client.send([*byte]);
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    assert_eq!(client.exactly(9)[3], 4, "SETTINGS");
+    let mut client = Client::connect(proxy.address);
+    for piece in ["P", "R", "OPFIND / HTTP/1.1\r\nhost: a\r\n\r\n"] {
+        client.send(piece);
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert_eq!(client.answer().status, 200);
+}
+
+/// Each malformed request (RFC 9113 8.1.1, 8.2, 8.3) ends its stream or its connection, and reaches no node.
+#[test]
+fn what_is_malformed_goes_no_further() {
+    let node = Node::echo();
+    let proxy = Proxy::before(&[node.address]);
+    let (method, scheme, path, authority) =
+        ((":method", "GET"), (":scheme", "http"), (":path", "/"), (":authority", "a"));
+    let plain = [method, scheme, path, authority];
+    let with = |more: (&'static str, &'static str)| [&plain[..], &[more]].concat();
+    let cases: Vec<(&str, Vec<(&str, &str)>)> = vec![
+        ("8.2.1: upper case", with(("X-Upper", "1"))),
+        ("8.2.1: a line end in a name", with(("x\r\ny", "1"))),
+        ("8.2.1: a line end in a value", with(("x", "1\r\nhost: b"))),
+        ("8.2.1: NUL in a value", with(("x", "a\0b"))),
+        ("8.2.1: a colon in a name", with(("x:y", "1"))),
+        ("8.2.2: connection", with(("connection", "close"))),
+        ("8.2.2: transfer-encoding", with(("transfer-encoding", "chunked"))),
+        ("8.2.2: keep-alive", with(("keep-alive", "1"))),
+        ("8.2.2: upgrade", with(("upgrade", "h2c"))),
+        ("8.2.2: proxy-connection", with(("proxy-connection", "close"))),
+        ("8.2.2: te", with(("te", "gzip"))),
+        ("8.3: an unknown pseudo-field", with((":x", "1"))),
+        ("8.3: a field before a pseudo-field", vec![method, scheme, ("x", "1"), path, authority]),
+        ("8.3: twice the same", vec![method, scheme, path, path, authority]),
+        ("8.3: one of an answer", with((":status", "200"))),
+        ("8.3.1: no path", vec![method, scheme, authority]),
+        ("8.3.1: an empty path", vec![method, scheme, (":path", ""), authority]),
+        ("8.3.1: no method", vec![scheme, path, authority]),
+        ("8.3.1: no scheme", vec![method, path, authority]),
+        (
+            "8.3.1: a path with a request in it",
+            vec![method, scheme, (":path", "/ HTTP/1.1\r\nhost: b\r\n\r\n"), authority],
+        ),
+        ("8.3.1: a path with a space", vec![method, scheme, (":path", "/a b"), authority]),
+        ("8.3.1: an authority with a path", vec![method, scheme, path, (":authority", "a/b")]),
+        ("8.3.1: an authority with a user", vec![method, scheme, path, (":authority", "u@a")]),
+        ("8.3.1: a host that differs", with(("host", "b"))),
+        ("8.3.1: two hosts", [&with(("host", "a"))[..], &[("host", "a")]].concat()),
+        ("8.3.1: a method with a space", vec![(":method", "GET /"), scheme, path, authority]),
+        ("8.1.1: a length that is no number", with(("content-length", "x"))),
+        ("8.1.1: two lengths", [&with(("content-length", "0"))[..], &[("content-length", "1")]].concat()),
+        ("8.1.1: a length and no body", with(("content-length", "5"))),
+    ];
+    for (case, fields) in cases {
+        let mut frames = Frames::connect(proxy.address);
+        frames.headers(END_STREAM, 1, &fields);
+        let answer = frames.of_stream(1);
+        // Reset, the end of all, or an error answer of ours; nothing that says 200 (a literal, or index 8 of HPACK's table).
+        let refused = answer.as_ref().is_none_or(|frame| {
+            matches!(frame.kind, RST_STREAM | GOAWAY) || (frame.kind == HEADERS && frame.payload.first() != Some(&0x88))
+        });
+        assert!(refused, "{case}: {answer:?}");
+        assert_eq!(node.requests().len(), 0, "{case} reached the node");
+    }
+}
+
+/// A body and its announced length must agree (RFC 9113 8.1.1): what does not is never a whole request for a node.
+#[test]
+fn a_body_must_be_as_long_as_it_says() {
+    for data in [&b"abcdefghij"[..], b"abc"] {
+        let whole = Arc::new(AtomicBool::new(false));
+        let seen = Arc::clone(&whole);
+        let node = Node::start(move |peer| {
+            if let Some(head) = peer.request() {
+                let said = head.to_ascii_lowercase().contains("content-length: 5");
+                // Waits for five bytes, or the end of the connection.
+                if said && peer.client.exactly_or_less(5) == 5 {
+                    seen.store(true, Ordering::SeqCst);
+                }
+            }
+        });
+        let proxy = Proxy::before(&[node.address]);
+        let mut frames = Frames::connect(proxy.address);
+        let head =
+            [(":method", "POST"), (":scheme", "http"), (":path", "/"), (":authority", "a"), ("content-length", "5")];
+        frames.headers(0, 1, &head);
+        frames.send(DATA, END_STREAM, 1, data);
+        let answer = frames.of_stream(1);
+        assert!(
+            answer.as_ref().is_none_or(|frame| frame.kind != HEADERS || frame.payload.first() != Some(&0x88)),
+            "{answer:?}"
+        );
+        drop(proxy);
+        assert!(!whole.load(Ordering::SeqCst), "{data:?}");
+    }
+}
+
+/// Programs that people use, over TLS and in the clear.
+#[test]
+fn curl_and_h2load_agree() {
+    if !have("curl", "curl") || !have("h2load", "nghttp2-client") {
+        return;
+    }
+    let (authority, node) = (Authority::new(), Node::echo());
+    let pair = authority.issue("edge", &["edge.example"]);
+    let proxy = Proxy::start_whole(&format!(
+        "listeners:\n  - {{ name: https, address: \"127.0.0.1:0\", tls: {{ certificates: [{}] }} }}\n  - {{ name: http, address: \"127.0.0.1:0\" }}\nadmin: {{ address: \"127.0.0.1:0\" }}\naccess_log: {{ format: \"off\" }}\n{}",
+        pair.setting(),
+        Proxy::pool(&[node.address], "")
+    ));
+    let clear = proxy.admin_get("/api/status").json()["listeners"][1]["address"].as_str().unwrap().to_owned();
+    let port = proxy.address.port();
+    let secure = format!("https://edge.example:{port}/from-curl");
+    for (version, url, protocol) in [
+        ("--http2", secure.as_str(), "2"),
+        ("--http1.1", secure.as_str(), "1.1"),
+        ("--http2-prior-knowledge", &format!("http://{clear}/from-curl"), "2"),
+    ] {
+        let told = Command::new("curl")
+            .args(["-sS", "--max-time", "20", version, "-w", "%{http_version}", "-d", "amount=1", "--cacert"])
+            .arg(authority.file())
+            .args(["--resolve", &format!("edge.example:{port}:127.0.0.1"), url])
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&told.stdout).into_owned();
+        assert!(said.contains("POST /from-curl") && said.ends_with(&format!("amount=1{protocol}")), "{said} {told:?}");
+    }
+    let told = Command::new("h2load")
+        .args(["-n", "2000", "-c", "4", "-m", "32", &format!("http://{clear}/")])
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&told.stdout).into_owned();
+    assert!(said.contains("2000 succeeded, 0 failed, 0 errored"), "{said}");
+}

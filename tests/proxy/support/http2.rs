@@ -1,0 +1,184 @@
+use super::{Client, PATIENCE};
+use bytes::Bytes;
+use http::{HeaderMap, Request};
+use http_body_util::{BodyExt, Full};
+use hyper::client::conn::http2::SendRequest;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use std::net::SocketAddr;
+use tokio::runtime::Runtime;
+use tokio::task::JoinHandle;
+
+/// A client with one HTTP/2 connection, by prior knowledge.
+pub struct Http2 {
+    runtime: Runtime,
+    sender: SendRequest<Full<Bytes>>,
+    connection: JoinHandle<Result<(), hyper::Error>>,
+}
+
+/// An answer over HTTP/2.
+#[derive(Debug)]
+pub struct Answer2 {
+    pub status: u16,
+    pub fields: HeaderMap,
+    pub body: Vec<u8>,
+}
+
+impl Answer2 {
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.body).into_owned()
+    }
+
+    pub fn field(&self, name: &str) -> Option<&str> {
+        self.fields.get(name).and_then(|value| value.to_str().ok())
+    }
+}
+
+impl Http2 {
+    pub fn connect(address: SocketAddr) -> Http2 {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let (sender, connection) = runtime.block_on(async {
+            let stream = tokio::net::TcpStream::connect(address).await.unwrap();
+            let builder = hyper::client::conn::http2::Builder::new(TokioExecutor::new());
+            let (sender, connection) = builder.handshake(TokioIo::new(stream)).await.unwrap();
+            (sender, tokio::spawn(connection))
+        });
+        Http2 { runtime, sender, connection }
+    }
+
+    /// A request by its parts; fields are separated by ` | `.
+    pub fn ask(&self, method: &str, path: &str, fields: &str, body: &str) -> Result<Answer2, hyper::Error> {
+        let mut builder = Request::builder().method(method).uri(format!("http://example.com{path}"));
+        for line in fields.split(" | ").filter(|line| !line.is_empty()) {
+            let (name, value) = line.split_once(": ").unwrap();
+            builder = builder.header(name, value);
+        }
+        self.send(builder.body(Full::new(Bytes::from(body.to_owned()))).unwrap())
+    }
+
+    pub fn get(&self, path: &str) -> Answer2 {
+        self.ask("GET", path, "", "").unwrap()
+    }
+
+    pub fn send(&self, request: Request<Full<Bytes>>) -> Result<Answer2, hyper::Error> {
+        let mut sender = self.sender.clone();
+        self.runtime.block_on(async move { answer(sender.send_request(request).await?).await })
+    }
+
+    /// Many GETs at a time.
+    pub fn get_all(&self, paths: &[String]) -> Vec<Answer2> {
+        self.runtime.block_on(async {
+            let asked: Vec<_> = paths
+                .iter()
+                .map(|path| {
+                    let mut sender = self.sender.clone();
+                    let request = Request::get(format!("http://example.com{path}")).body(Full::default()).unwrap();
+                    tokio::spawn(async move { answer(sender.send_request(request).await?).await })
+                })
+                .collect();
+            let mut answers = Vec::new();
+            for answer in asked {
+                answers.push(answer.await.unwrap().unwrap());
+            }
+            answers
+        })
+    }
+
+    /// Begins a request and gives it up.
+    pub fn give_up(&self, path: &str, when: impl FnOnce()) {
+        let mut sender = self.sender.clone();
+        let request = Request::get(format!("http://example.com{path}")).body(Full::default()).unwrap();
+        let task = self.runtime.spawn(async move { sender.send_request(request).await.map(drop) });
+        self.runtime.block_on(async { tokio::time::sleep(std::time::Duration::from_millis(20)).await });
+        when();
+        task.abort();
+        self.runtime.block_on(async { tokio::time::sleep(std::time::Duration::from_millis(20)).await });
+    }
+
+    /// Waits until the other side has ended the connection.
+    pub fn ends(self) -> Result<(), hyper::Error> {
+        let Http2 { runtime, sender, connection } = self;
+        let ended = runtime.block_on(async { tokio::time::timeout(PATIENCE, connection).await });
+        drop(sender);
+        ended.expect("the connection should have ended").unwrap()
+    }
+}
+
+async fn answer(response: http::Response<hyper::body::Incoming>) -> Result<Answer2, hyper::Error> {
+    let (head, body) = response.into_parts();
+    let body = body.collect().await?.to_bytes().to_vec();
+    Ok(Answer2 { status: head.status.as_u16(), fields: head.headers, body })
+}
+
+/// A connection on which every frame is chosen by the test.
+pub struct Frames {
+    client: Client,
+}
+
+/// A frame that came.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Frame {
+    pub kind: u8,
+    pub flags: u8,
+    pub stream: u32,
+    pub payload: Vec<u8>,
+}
+
+pub const DATA: u8 = 0;
+pub const HEADERS: u8 = 1;
+pub const RST_STREAM: u8 = 3;
+pub const SETTINGS: u8 = 4;
+pub const GOAWAY: u8 = 7;
+pub const END_STREAM: u8 = 1;
+pub const END_HEADERS: u8 = 4;
+
+impl Frames {
+    pub fn connect(address: SocketAddr) -> Frames {
+        let mut frames = Frames { client: Client::connect(address) };
+        frames.client.send("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n");
+        frames.send(SETTINGS, 0, 0, &[]);
+        frames
+    }
+
+    pub fn send(&mut self, kind: u8, flags: u8, stream: u32, payload: &[u8]) {
+        let length = (payload.len() as u32).to_be_bytes();
+        let head = [&length[1..], &[kind, flags], &stream.to_be_bytes()].concat();
+        // The other side may have ended the connection, which is for the test to see.
+        use std::io::Write;
+        let _ = self.client.stream.write_all(&[&head, payload].concat());
+    }
+
+    /// Fields as they are, without compression.
+    pub fn headers(&mut self, flags: u8, stream: u32, fields: &[(&str, &str)]) {
+        let mut block = Vec::new();
+        for (name, value) in fields {
+            block.push(0);
+            for text in [name, value] {
+                assert!(text.len() < 127);
+                block.push(text.len() as u8);
+                block.extend_from_slice(text.as_bytes());
+            }
+        }
+        self.send(HEADERS, flags | END_HEADERS, stream, &block);
+    }
+
+    /// The next frame; `None` where the connection has ended.
+    pub fn next(&mut self) -> Option<Frame> {
+        if self.client.has_ended() {
+            return None;
+        }
+        let head = self.client.exactly(9);
+        let length = u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize;
+        let stream = u32::from_be_bytes([head[5], head[6], head[7], head[8]]);
+        Some(Frame { kind: head[3], flags: head[4], stream, payload: self.client.exactly(length) })
+    }
+
+    /// The next frame of a stream, or one that ends the connection.
+    pub fn of_stream(&mut self, stream: u32) -> Option<Frame> {
+        loop {
+            let frame = self.next()?;
+            if frame.stream == stream || frame.kind == GOAWAY {
+                return Some(frame);
+            }
+        }
+    }
+}
