@@ -100,9 +100,8 @@ async fn speaks_http2(stream: &Stream, deadline: Instant) -> bool {
         Stream::Tls(stream) => return stream.get_ref().1.alpn_protocol() == Some(b"h2"),
         Stream::Tcp(socket) => socket,
     };
-    // No other method begins so; what is no preface after that is refused.
-    let wanted = &http2::PREFACE[..4];
-    let mut begin = [0; 4];
+    let wanted = http2::PREFACE;
+    let mut begin = [0; http2::PREFACE.len()];
     while let Ok(length @ 1..) = socket.peek(&mut begin).await {
         if begin[..length] != wanted[..length] {
             return false;

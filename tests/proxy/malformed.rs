@@ -159,7 +159,7 @@ fn what_is_refused_closes_and_reaches_no_node() {
         case("over-long target", format!("GET /{long} HTTP/1.1\r\nhost: a\r\n\r\n"), 431),
         case("over-long field", format!("GET / HTTP/1.1\r\nhost: a\r\nx: {long}\r\n\r\n"), 431),
         case("101 fields", format!("GET / HTTP/1.1\r\n{fields}\r\n"), 431),
-        case("HTTP/2 preface", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 400),
+        case("half an HTTP/2 preface", "PRI * HTTP/2.0\r\n\r\nXX\r\n\r\n", 400),
         case("TLS on a cleartext port", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", 400),
     ];
     let count = cases.len();
