@@ -21,7 +21,7 @@ pub(crate) use model::{
 
 pub(crate) use validate::MAX_POINTS;
 
-use crate::tls::ServerTls;
+use crate::tls::{ClientTls, ServerTls};
 use diagnostics::Diagnostics;
 use read::{Field, Reader};
 use std::collections::HashMap;
@@ -57,6 +57,8 @@ pub(crate) struct Secrets {
     pub(crate) affinity: HashMap<String, Vec<String>>,
     /// What the files of each listener with TLS hold, by the listener's name.
     pub(crate) tls: HashMap<String, Arc<ServerTls>>,
+    /// What nodes are met with, by the pool's name.
+    pub(crate) pool_tls: HashMap<String, Arc<ClientTls>>,
     /// All files that were read, and what they were then.
     pub(crate) files: Vec<(PathBuf, FileStamp)>,
 }

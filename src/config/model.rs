@@ -2,8 +2,8 @@
 
 use super::read::{Named, Spanned, choices, settings};
 use super::values::{
-    CheckPath, DnsName, Factor, HashSource, HostPattern, NodeAddress, Percent, Port, RetryOn, RoutePath, Size,
-    StatusRange,
+    CheckPath, DnsName, Factor, HashSource, HostPattern, NodeAddress, Percent, Port, RetryOn, RoutePath, ServerName,
+    Size, StatusRange,
 };
 use http::{HeaderName, HeaderValue, Method, StatusCode};
 use ipnet::IpNet;
@@ -229,6 +229,8 @@ settings! {
         connections: PoolConnections = block;
         /// How long a node may take.
         timeouts: Timeouts = block;
+        /// Speaks TLS with the nodes. Off without the block; `tls: {}` trusts the system's authorities.
+        tls: Option<PoolTls> = absent;
         /// Whether a request that failed at one node is tried at the next. Without the block: once, and only where no connection was made.
         retries: Option<Retries> = absent;
     }
@@ -272,6 +274,20 @@ choices! {
         Up = "up",
         /// It takes none until `healthy_after` checks have passed.
         Down = "down",
+    }
+}
+
+settings! {
+    /// TLS with the nodes of a pool. A node's certificate must be valid and cover its name.
+    PoolTls {
+        /// The name that nodes are asked for (SNI) and must show; without the key the host of the node's address.
+        server_name: Option<Spanned<ServerName>> = absent;
+        /// A file with the authorities (PEM) that nodes' certificates come from; the system's without the key.
+        ca_file: Option<Spanned<String>> = absent;
+        /// What the proxy shows nodes that ask for a certificate.
+        certificate: Option<CertificateFiles> = absent;
+        /// `false` takes any certificate from whoever answers: encryption without knowing with whom.
+        verify: bool = "true";
     }
 }
 

@@ -2,10 +2,10 @@
 //! so that what is wrong with them is told with the place that names them.
 
 use super::diagnostics::Diagnostics;
-use super::model::{CertificateFiles, ClientAuth, ListenerTls, MinVersion, Settings};
+use super::model::{CertificateFiles, ClientAuth, ListenerTls, MinVersion, PoolTls, Settings};
 use super::read::Spanned;
 use super::{FileStamp, Secrets};
-use crate::tls::{Certificate, ServerMaterial, ServerTls, TlsVersion, authorities};
+use crate::tls::{Certificate, ClientTls, ServerMaterial, ServerTls, TlsVersion, Trust, authorities};
 use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -39,6 +39,13 @@ pub(super) fn read(settings: &Settings, folder: &Path, diagnostics: &mut Diagnos
             && let Some(tls) = files.server(&listener.name, tls)
         {
             secrets.tls.insert(listener.name.value.clone(), Arc::new(tls));
+        }
+    }
+    for (name, pool) in settings.pools.iter() {
+        if let Some(tls) = &pool.tls
+            && let Some(tls) = files.client(name, tls)
+        {
+            secrets.pool_tls.insert(name.value.clone(), Arc::new(tls));
         }
     }
     secrets.files = files.read;
@@ -130,6 +137,46 @@ impl Files<'_> {
         };
         let made = ServerTls::new(material, least, PROTOCOLS, listener);
         made.map_err(|error| self.diagnostics.error(listener.span, format!("`tls` does not work: {error}"))).ok()
+    }
+
+    /// What the nodes of a pool are met with.
+    fn client(&mut self, pool: &Spanned<String>, tls: &PoolTls) -> Option<ClientTls> {
+        let mut digest = Sha256::new();
+        digest.update([u8::from(tls.verify)]);
+        let trust = match &tls.ca_file {
+            _ if !tls.verify => {
+                let message = format!(
+                    "`tls.verify` of the pool `{}` is false: whoever answers at a node's address is taken for it",
+                    pool.value
+                );
+                self.diagnostics.warning(pool.span, message);
+                Trust::Anybody
+            }
+            Some(file) => {
+                let pem = self.bytes(file)?;
+                digest.update(&pem);
+                match authorities(&pem) {
+                    Ok(store) => Trust::These(store),
+                    Err(error) => {
+                        self.diagnostics.error(file.span, format!("`{}`: {error}", file.value));
+                        return None;
+                    }
+                }
+            }
+            None => Trust::System,
+        };
+        let own = match &tls.certificate {
+            Some(files) => Some(self.certificate(files)?),
+            None => None,
+        };
+        for certificate in own.iter().flat_map(|own| &own.key.cert) {
+            digest.update(certificate);
+        }
+        let made = ClientTls::new(trust, own.as_ref(), &[b"http/1.1"], digest.finalize().to_vec());
+        let told = |error| {
+            self.diagnostics.error(pool.span, format!("`tls` of the pool `{}` does not work: {error}", pool.value))
+        };
+        made.map_err(told).ok()
     }
 
     fn certificate(&mut self, files: &CertificateFiles) -> Option<Certificate> {

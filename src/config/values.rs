@@ -366,6 +366,20 @@ scalar!(
     |value| value.0.as_str().into()
 );
 
+/// A name that a certificate must cover.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct ServerName(pub(crate) rustls::pki_types::ServerName<'static>);
+
+scalar!(
+    ServerName,
+    "a host name or an IP address",
+    json!({ "type": "string" }),
+    |text| rustls::pki_types::ServerName::try_from(text.to_owned())
+        .map(ServerName)
+        .map_err(|_| "a host name or an IP address".to_owned()),
+    |value| value.0.to_str().into_owned().into()
+);
+
 /// A TCP port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Port(pub(crate) u16);
@@ -391,6 +405,14 @@ pub(crate) enum DnsName {
 }
 
 impl DnsName {
+    /// The host that its nodes stand for.
+    pub(crate) fn host(&self) -> &str {
+        match self {
+            DnsName::Addresses(address) => &address.host,
+            DnsName::Service(name) => name.splitn(3, '.').last().unwrap_or(name),
+        }
+    }
+
     const EXPECTED: &str = "a name with a port like `app.internal:8080`, or a service like `_http._tcp.app.internal`";
 
     fn parse(text: &str) -> Result<DnsName, String> {

@@ -313,7 +313,7 @@ impl Journey {
         let configured = self.pool.timeouts.connect;
         let timeout = connect_timeout(configured, self.until());
         // Boxed, for most requests find a kept connection.
-        let link = Box::pin(Link::connect(node.address, timeout)).await;
+        let link = Box::pin(Link::connect(&node.target, timeout)).await;
         let link = link.map_err(|failure| (failure, failure != Failure::ConnectTimeout || timeout == configured))?;
         self.exchange.connect_time.set(Some(started.elapsed()));
         Ok(link)
@@ -323,7 +323,7 @@ impl Journey {
     fn name_host(&mut self, node: &Node) {
         if let Some(request) = &mut self.request
             && !request.headers().contains_key(HOST)
-            && let Ok(host) = HeaderValue::try_from(node.address.to_string())
+            && let Ok(host) = HeaderValue::try_from(node.address().to_string())
         {
             request.headers_mut().insert(HOST, host);
         }

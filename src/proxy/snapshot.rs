@@ -289,7 +289,8 @@ impl Snapshot {
                 Some(earlier) if parts.is_same && pool.discovery.is_none() => Arc::clone(earlier),
                 _ => {
                     let earlier = earlier.map(|pool| Earlier { pool, is_same: parts.is_same });
-                    Arc::new(Pool::build(name, pool, &found, parts.registry, earlier)?)
+                    let tls = config.secrets.pool_tls.get(name.as_str());
+                    Arc::new(Pool::build(name, pool, &found, (parts.registry, tls), earlier)?)
                 }
             };
             pools.insert(name.as_str(), Arc::clone(&pool));

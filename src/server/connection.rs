@@ -3,11 +3,11 @@
 
 use super::greeting::greet;
 use super::http2;
-use super::stream::Stream;
 use super::tunnel;
 use super::wire::{Pulse, Wire};
 use crate::config::Limits;
 use crate::http::problem::Problem;
+use crate::io::Stream;
 use crate::proxy::{Client, Engine, Phase};
 use bytes::Bytes;
 use http::StatusCode;
@@ -97,7 +97,7 @@ pub(super) async fn serve(context: Rc<Context>, socket: TcpStream, peer: SocketA
 /// it begins itself.
 async fn speaks_http2(stream: &Stream, deadline: Instant) -> bool {
     let socket = match stream {
-        Stream::Tls(stream) => return stream.get_ref().1.alpn_protocol() == Some(b"h2"),
+        Stream::Tls(_) => return stream.alpn_protocol() == Some(b"h2"),
         Stream::Tcp(socket) => socket,
     };
     let wanted = http2::PREFACE;

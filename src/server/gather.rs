@@ -4,7 +4,7 @@
 //! A flush is acknowledged at once for that reason: the owner drains after every poll, and a shutdown waits
 //! until all is out. What is held is bounded; over it a write waits.
 
-use super::stream::Stream;
+use crate::io::Stream;
 use bytes::{Buf, Bytes, BytesMut};
 use std::cell::RefCell;
 use std::io;

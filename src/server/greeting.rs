@@ -2,10 +2,10 @@
 
 use super::connection::{Context, is_readable, refuse};
 use super::proxy_protocol;
-use super::stream::Stream;
 use crate::config::Listener;
 use crate::http::forwarded::is_trusted;
 use crate::http::problem::Problem;
+use crate::io::Stream;
 use crate::proxy::{Client, Secured};
 use crate::tls::{ServerTls, subject};
 use http::HeaderValue;
@@ -65,7 +65,7 @@ pub(super) async fn greet(
     };
     context.engine.ledger.handshaken(&context.name, true);
     let secured = secured(&tls, &stream);
-    Some((Stream::Tls(Box::new(stream)), client(Some(Rc::new(secured)))))
+    Some((Stream::Tls(Box::new(stream.into())), client(Some(Rc::new(secured)))))
 }
 
 /// Whom the load balancer in front speaks for. Nobody else may connect here.

@@ -3,8 +3,8 @@
 
 use super::connection::Context;
 use super::gather::Gather;
-use super::stream::Stream;
 use crate::config::Limits;
+use crate::io::Stream;
 use crate::proxy::{Client, crumbs_to_one};
 use bytes::Bytes;
 use hyper::server::conn::http2::Builder;

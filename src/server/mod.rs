@@ -15,7 +15,6 @@ mod reload;
 mod run;
 mod status;
 mod store;
-mod stream;
 mod tunnel;
 mod watch_file;
 mod watch_secrets;

@@ -200,7 +200,7 @@ fn node_status(pool: &Pool, node: &Node, share: f64, now: u64) -> Json {
     let (failures, out) = runtime.ejection(now);
     let mut status = json!({
         "id": &*node.id,
-        "address": node.address.to_string(),
+        "address": node.address().to_string(),
         "weight": node.weight,
         "state": runtime.state().word(),
         "file_state": node.state.word(),

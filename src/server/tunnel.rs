@@ -1,6 +1,6 @@
 //! A connection after its 101: bytes both ways until both sides have ended or nothing moves.
 
-use super::stream::Stream;
+use crate::io::Stream;
 use crate::proxy::Tunnel;
 use bytes::Bytes;
 use std::cell::Cell;

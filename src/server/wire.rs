@@ -4,7 +4,7 @@
 //! final one; and holds back the bare error answers that hyper writes when it cannot read a head,
 //! so that the connection can give its own.
 
-use super::stream::Stream;
+use crate::io::Stream;
 use crate::proxy::{Client, Phase};
 use bytes::Bytes;
 use rustix::net::{RecvFlags, recv};

@@ -2,10 +2,12 @@
 //! among them by server name, session tickets, and whom to trust.
 
 mod certificate;
+mod client;
 mod names;
 mod server;
 mod tickets;
 
 pub(crate) use certificate::{Certificate, authorities, subject};
+pub(crate) use client::{ClientTls, Trust};
 pub(crate) use names::Names;
 pub(crate) use server::{ServerMaterial, ServerTls, TlsVersion};

@@ -5,9 +5,10 @@
 //! own client's connection. While a link is idle nobody drives it; before it is used again the
 //! socket is asked whether anything has happened.
 
+use super::connect::Target;
 use super::interim::{Interim, Scanner};
 use super::{Failure, Outgoing};
-use crate::io::poll_write_gathered;
+use crate::io::Stream;
 use bytes::Bytes;
 use http::{Request, Response};
 use hyper::body::Incoming;
@@ -16,13 +17,11 @@ use hyper_util::rt::TokioIo;
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
 use std::io;
-use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 use tokio::time::Sleep;
 
 /// The largest head of an answer, and the most of a body that is read at once. hyper takes up to 100
@@ -42,7 +41,7 @@ pub(crate) enum Outcome {
 
 /// A connection that has become a tunnel: the node's socket and what it has already said on it.
 pub(crate) struct Switched {
-    pub(crate) stream: TcpStream,
+    pub(crate) stream: Stream,
     pub(crate) read: Bytes,
 }
 
@@ -71,7 +70,7 @@ pub(crate) struct Link {
 
 /// What hyper's side and ours share of a connection.
 struct Socket {
-    stream: RefCell<TcpStream>,
+    stream: RefCell<Stream>,
     sent: Cell<u64>,
     last_activity: Cell<Instant>,
     interim: RefCell<Scanner>,
@@ -79,19 +78,16 @@ struct Socket {
 
 impl Link {
     /// Connects to a node.
-    pub(crate) async fn connect(address: SocketAddr, timeout: Duration) -> Result<Box<Link>, Failure> {
-        let connecting = TcpStream::connect(address);
+    pub(crate) async fn connect(target: &Target, timeout: Duration) -> Result<Box<Link>, Failure> {
+        let connecting = target.connect();
         let connected = match timeout.is_zero() {
             true => connecting.await,
             false => tokio::time::timeout(timeout, connecting).await.map_err(|_| Failure::ConnectTimeout)?,
         };
-        let stream = connected.map_err(|error| match error.kind() {
-            io::ErrorKind::ConnectionRefused => Failure::ConnectionRefused,
-            io::ErrorKind::TimedOut => Failure::ConnectTimeout,
-            _ => Failure::Unreachable,
+        let stream = connected.map_err(|(failure, error)| {
+            tracing::debug!(error, address = %target.address, "no connection to a node");
+            failure
         })?;
-        // Without it a small body behind its head may wait for an acknowledgement.
-        let _ = stream.set_nodelay(true);
         let now = Instant::now();
         let socket = Rc::new(Socket {
             stream: RefCell::new(stream),
@@ -191,11 +187,17 @@ impl Link {
     pub(super) fn is_quiet(&self) -> bool {
         use rustix::io::Errno;
         use rustix::net::{RecvFlags, recv};
-        let stream = self.socket.stream.borrow();
-        if stream.poll_read_ready(&mut Context::from_waker(Waker::noop())).is_pending() {
+        let mut stream = self.socket.stream.borrow_mut();
+        let mut cx = Context::from_waker(Waker::noop());
+        let stream = match &mut *stream {
+            Stream::Tcp(stream) => &*stream,
+            // What TLS says to itself, a session ticket for one, is no answer.
+            stream @ Stream::Tls(_) => return stream.poll_look(&mut cx).is_pending(),
+        };
+        if stream.poll_read_ready(&mut cx).is_pending() {
             return true;
         }
-        matches!(recv(&*stream, &mut [0u8; 1], RecvFlags::PEEK | RecvFlags::DONTWAIT), Err(Errno::AGAIN))
+        matches!(recv(stream, &mut [0u8; 1], RecvFlags::PEEK | RecvFlags::DONTWAIT), Err(Errno::AGAIN))
     }
 
     /// How many bytes the kernel has taken, over all requests.
@@ -287,7 +289,7 @@ impl AsyncWrite for Wire {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let result = poll_write_gathered(Pin::new(&mut *self.0.stream.borrow_mut()), cx, bufs);
+        let result = Pin::new(&mut *self.0.stream.borrow_mut()).poll_write_vectored(cx, bufs);
         self.wrote(&result);
         result
     }
@@ -296,8 +298,8 @@ impl AsyncWrite for Wire {
         true
     }
 
-    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut *self.0.stream.borrow_mut()).poll_flush(cx)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -12,6 +12,7 @@
 mod answer;
 mod circuit;
 mod clock;
+mod connect;
 mod discovery;
 mod group;
 mod health;
@@ -104,6 +105,10 @@ pub(crate) enum Failure {
     ConnectTimeout,
     /// The network gave another reason not to connect.
     Unreachable,
+    /// The node's certificate is not valid, or not that of its name.
+    TlsCertificate,
+    /// The TLS handshake with the node has failed otherwise.
+    TlsProtocol,
     /// The node closed or reset the connection before its answer began.
     Terminated,
     /// No answer within `timeouts.first_byte`, or `timeouts.total` is over.
@@ -129,6 +134,8 @@ impl Failure {
             Failure::ConnectionRefused => "connection_refused",
             Failure::ConnectTimeout => "connect_timeout",
             Failure::Unreachable => "unreachable",
+            Failure::TlsCertificate => "tls_certificate",
+            Failure::TlsProtocol => "tls_protocol",
             Failure::Terminated => "terminated",
             Failure::Timeout => "timeout",
             Failure::Malformed => "malformed",
@@ -143,6 +150,8 @@ impl Failure {
             Failure::ConnectionRefused => "connection_refused",
             Failure::ConnectTimeout => "connection_timeout",
             Failure::Unreachable => "destination_ip_unroutable",
+            Failure::TlsCertificate => "tls_certificate_error",
+            Failure::TlsProtocol => "tls_protocol_error",
             Failure::Terminated => "connection_terminated",
             Failure::Timeout => "http_response_timeout",
             Failure::Malformed => "http_protocol_error",
@@ -158,6 +167,8 @@ impl fmt::Display for Failure {
             Failure::ConnectionRefused => "the node refused the connection",
             Failure::ConnectTimeout => "the node did not accept a connection in time",
             Failure::Unreachable => "the node cannot be reached",
+            Failure::TlsCertificate => "the node's certificate is not valid for its name",
+            Failure::TlsProtocol => "the TLS handshake with the node has failed",
             Failure::Terminated => "the node closed the connection before it answered",
             Failure::Timeout => "the node did not answer in time",
             Failure::Malformed => "the node's answer is not valid HTTP",

@@ -2,6 +2,7 @@
 
 use super::Wanted;
 use super::clock::{Millis, millis};
+use super::connect::Target;
 use super::discovery::Found;
 use super::group::Group;
 use super::node::{InFlight, NodeRuntime};
@@ -12,6 +13,8 @@ use crate::config::MAX_POINTS;
 use crate::config::values::NodeAddress;
 use crate::config::{self, HealthCheck, NodeState, OutlierEjection, PoolConnections, Timeouts};
 use crate::ring::{Member, Ring, Seed};
+use crate::tls::ClientTls;
+use rustls::pki_types::ServerName;
 use smallvec::SmallVec;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::sync::Arc;
@@ -50,7 +53,7 @@ struct Totals {
 /// A node as one configuration has it.
 pub(crate) struct Node {
     pub(crate) id: Arc<str>,
-    pub(crate) address: SocketAddr,
+    pub(crate) target: Target,
     pub(crate) weight: u32,
     /// As the file has it; what is in force is the runtime's to say.
     pub(crate) state: NodeState,
@@ -82,6 +85,12 @@ pub(crate) enum BadPool {
     TooManyPoints { pool: String, found: usize },
 }
 
+impl Node {
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.target.address
+    }
+}
+
 /// What an earlier build of a pool is good for.
 #[derive(Clone, Copy)]
 pub(crate) struct Earlier<'a> {
@@ -97,7 +106,7 @@ impl Pool {
         name: &str,
         settings: &config::Pool,
         found: &[Found],
-        registry: &Registry,
+        (registry, tls): (&Registry, Option<&Arc<ClientTls>>),
         earlier: Option<Earlier<'_>>,
     ) -> Result<Pool, BadPool> {
         let group = registry.group(&name.into());
@@ -111,21 +120,22 @@ impl Pool {
                 address: node.address.to_string(),
                 cause,
             })?;
-            nodes.push((id, address, node.weight, node.state));
+            nodes.push((id, address, node.weight, node.state, Some(node.address.host.as_str())));
         }
         // A node that the file names is the file's.
         let listed = nodes.len();
+        let found_at = settings.discovery.as_ref().map(|discovery| discovery.dns.host());
         for node in found {
             let id: Arc<str> = node.address.to_string().into();
-            if !nodes[..listed].iter().any(|(other, ..): &(Arc<str>, _, _, _)| *other == id) {
-                nodes.push((id, node.address, node.weight, NodeState::Up));
+            if !nodes[..listed].iter().any(|(other, ..): &(Arc<str>, _, _, _, _)| *other == id) {
+                nodes.push((id, node.address, node.weight, NodeState::Up, found_at));
             }
         }
-        let weight: u64 = nodes.iter().map(|(_, _, weight, _)| u64::from(*weight)).sum();
+        let weight: u64 = nodes.iter().map(|(_, _, weight, ..)| u64::from(*weight)).sum();
         if weight * u64::from(settings.ring.virtual_nodes) > MAX_POINTS {
             return Err(BadPool::TooManyPoints { pool: name.to_owned(), found: found.len() });
         }
-        let members: Vec<Member<'_>> = nodes.iter().map(|(id, _, weight, _)| Member { id, weight: *weight }).collect();
+        let members: Vec<Member<'_>> = nodes.iter().map(|(id, _, weight, ..)| Member { id, weight: *weight }).collect();
         let ring_settings = (settings.ring.seed.clone(), settings.ring.virtual_nodes);
         let ring = match earlier.map(|earlier| earlier.pool) {
             Some(earlier) if earlier.ring_settings == ring_settings && earlier.has(&members) => {
@@ -133,11 +143,16 @@ impl Pool {
             }
             _ => Arc::new(Ring::build(Seed::new(&ring_settings.0), ring_settings.1, &members)),
         };
-        let nodes = nodes.into_iter().map(|(id, address, weight, state)| Node {
+        let named = settings.tls.as_ref().and_then(|tls| tls.server_name.as_ref()).map(|name| name.value.0.clone());
+        let target = |address: SocketAddr, host: Option<&str>| Target {
+            address,
+            tls: tls.map(|tls| (Arc::clone(tls), named.clone().unwrap_or_else(|| name_of(host, address)))),
+        };
+        let nodes = nodes.into_iter().map(|(id, address, weight, state, host)| Node {
             salt: ring.hash_key(id.as_bytes()),
             runtime: registry.node(&group, &id, address),
             id,
-            address,
+            target: target(address, host),
             weight,
             state,
         });
@@ -163,7 +178,7 @@ impl Pool {
     }
 
     fn address_of(&self, id: &str) -> Option<SocketAddr> {
-        self.nodes.iter().find(|node| *node.id == *id).map(|node| node.address)
+        self.nodes.iter().find(|node| *node.id == *id).map(Node::address)
     }
 
     fn has(&self, members: &[Member<'_>]) -> bool {
@@ -303,6 +318,12 @@ pub(crate) fn ring_of(settings: &config::Pool) -> Ring {
     let members: Vec<Member<'_>> =
         settings.listed().iter().map(|node| Member { id: node.id.as_str(), weight: node.weight }).collect();
     Ring::build(Seed::new(&settings.ring.seed), settings.ring.virtual_nodes, &members)
+}
+
+/// The name that a node must show: its host's, or its address where that is all there is.
+fn name_of(host: Option<&str>, address: SocketAddr) -> ServerName<'static> {
+    let named = host.and_then(|host| ServerName::try_from(host.to_owned()).ok());
+    named.unwrap_or_else(|| ServerName::IpAddress(address.ip().into()))
 }
 
 fn resolve(address: &NodeAddress) -> Result<SocketAddr, String> {

@@ -1,9 +1,11 @@
 //! The prober: asks every node at intervals whether it is well. One a process, on the thread of the
 //! admin listener, however many workers there are.
 
+use super::connect::Target;
 use super::node::NodeRuntime;
 use super::pool::{Node, Pool};
 use crate::config::{CheckKind, HealthCheck};
+use crate::tls::ClientTls;
 use bytes::Bytes;
 use http::header::{ACCEPT, CONNECTION, HOST, USER_AGENT};
 use http::{HeaderValue, Request, Response};
@@ -11,12 +13,12 @@ use http_body_util::{BodyExt, Empty, Limited};
 use hyper::body::Incoming;
 use hyper::client::conn::http1::Builder;
 use hyper_util::rt::TokioIo;
+use rustls::pki_types::ServerName;
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
-use tokio::net::TcpStream;
 use tokio::runtime::Handle;
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
@@ -34,7 +36,16 @@ pub(crate) struct Probes {
 /// The checks of one node, which end with it.
 struct Probe {
     check: Arc<HealthCheck>,
+    tls: Option<(Arc<ClientTls>, ServerName<'static>)>,
     task: AbortHandle,
+}
+
+impl Probe {
+    /// Whether it does what this node's checks should.
+    fn is(&self, check: &HealthCheck, node: &Node) -> bool {
+        let tls = node.target.tls.as_ref();
+        *self.check == *check && self.tls.as_ref() == tls && !self.task.is_finished()
+    }
 }
 
 impl Drop for Probe {
@@ -57,11 +68,13 @@ impl Probes {
         let mut before = std::mem::take(&mut *running);
         for (check, node) in pools.iter().filter_map(|pool| Some((pool.health_check.as_ref()?, pool))).flat_map(each) {
             let serial = node.runtime.serial;
-            let kept = before.remove(&serial).filter(|probe| *probe.check == **check && !probe.task.is_finished());
+            let kept = before.remove(&serial).filter(|probe| probe.is(check, node));
             let probe = kept.unwrap_or_else(|| {
-                let (runtime, check, address) = (Arc::clone(&node.runtime), Arc::clone(check), node.address);
-                let task = self.runtime.spawn(watch(runtime, Arc::clone(&check), address)).abort_handle();
-                Probe { check, task }
+                let (runtime, check) = (Arc::clone(&node.runtime), Arc::clone(check));
+                let target = check.port.map_or_else(|| node.target.clone(), |port| node.target.at(port.0));
+                let tls = target.tls.clone();
+                let task = self.runtime.spawn(watch(runtime, Arc::clone(&check), target)).abort_handle();
+                Probe { check, tls, task }
             });
             running.insert(serial, probe);
         }
@@ -75,12 +88,12 @@ fn each<'a>(
 }
 
 /// Checks one node for as long as nobody stops it.
-async fn watch(node: Arc<NodeRuntime>, check: Arc<HealthCheck>, address: SocketAddr) {
+async fn watch(node: Arc<NodeRuntime>, check: Arc<HealthCheck>, target: Target) {
     // The first one comes soon, and not of all nodes at once.
     let mut at = Instant::now() + part_of(check.interval / 10);
     loop {
         tokio::time::sleep_until(at).await;
-        let asked = tokio::time::timeout(check.timeout, ask(&check, address)).await;
+        let asked = tokio::time::timeout(check.timeout, ask(&check, &target)).await;
         let result = asked.unwrap_or_else(|_| Err(format!("no answer within {:?}", check.timeout)));
         node.checked(result, &check);
         at = (at + check.interval - part_of(check.interval / 10)).max(Instant::now());
@@ -93,16 +106,15 @@ fn part_of(whole: Duration) -> Duration {
 }
 
 /// One check; gives why it failed.
-async fn ask(check: &HealthCheck, address: SocketAddr) -> Result<(), String> {
-    let port = check.port.map_or(address.port(), |port| port.0);
-    let stream = TcpStream::connect(SocketAddr::new(address.ip(), port)).await.map_err(|error| error.to_string())?;
+async fn ask(check: &HealthCheck, target: &Target) -> Result<(), String> {
+    let stream = target.connect().await.map_err(|(_, error)| error)?;
     match check.kind {
         CheckKind::Tcp => Ok(()),
         CheckKind::Http => {
             let told = |error: hyper::Error| error.to_string();
             let (mut sender, connection) =
                 Builder::new().max_buf_size(MAX_HEAD).handshake(TokioIo::new(stream)).await.map_err(told)?;
-            let request = request(check, address)?;
+            let request = request(check, target.address)?;
             let answer = async {
                 let response = sender.send_request(request).await.map_err(told)?;
                 judge(check, response).await

@@ -24,4 +24,5 @@ mod sessions;
 mod support;
 mod timers;
 mod tls;
+mod tls_nodes;
 mod tunnels;

@@ -14,7 +14,7 @@ pub use node::{Node, Peer};
 pub use origin::{Barrier, Origin};
 pub use proxy::Proxy;
 pub use service::{Does, Service, Wire};
-pub use tls::{Authority, Pair, TlsClient, write_private};
+pub use tls::{Authority, Front, Pair, TlsClient, write_private};
 
 use std::time::{Duration, Instant};
 

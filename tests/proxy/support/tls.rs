@@ -148,3 +148,57 @@ impl TlsClient {
         })
     }
 }
+
+/// What speaks TLS before a node that does not.
+pub struct Front {
+    pub address: SocketAddr,
+    connections: Arc<std::sync::atomic::AtomicUsize>,
+}
+
+impl Front {
+    /// `asks` is the authority of the client certificates that it demands.
+    pub fn before(node: SocketAddr, pair: &Pair, asks: Option<&Authority>) -> Front {
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let builder = rustls::ServerConfig::builder_with_provider(Arc::clone(&provider))
+            .with_safe_default_protocol_versions()
+            .unwrap();
+        let builder = match asks {
+            None => builder.with_no_client_auth(),
+            Some(authority) => {
+                let mut roots = RootCertStore::empty();
+                roots.add(CertificateDer::from_pem_slice(authority.pem.as_bytes()).unwrap()).unwrap();
+                let verifier =
+                    rustls::server::WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider).build();
+                builder.with_client_cert_verifier(verifier.unwrap())
+            }
+        };
+        let chain = CertificateDer::pem_file_iter(&pair.chain).unwrap().map(Result::unwrap).collect();
+        let config = builder.with_single_cert(chain, PrivateKeyDer::from_pem_file(&pair.key).unwrap()).unwrap();
+        let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let front = Front { address: listener.local_addr().unwrap(), connections: Arc::default() };
+        let connections = Arc::clone(&front.connections);
+        std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async move {
+                let listener = tokio::net::TcpListener::from_std(listener).unwrap();
+                while let Ok((socket, _)) = listener.accept().await {
+                    let (acceptor, connections) = (acceptor.clone(), Arc::clone(&connections));
+                    tokio::spawn(async move {
+                        let Ok(mut here) = acceptor.accept(socket).await else { return };
+                        connections.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+                        let Ok(mut there) = tokio::net::TcpStream::connect(node).await else { return };
+                        let _ = tokio::io::copy_bidirectional(&mut here, &mut there).await;
+                    });
+                }
+            });
+        });
+        front
+    }
+
+    /// How many handshakes went well.
+    pub fn connections(&self) -> usize {
+        self.connections.load(std::sync::atomic::Ordering::SeqCst)
+    }
+}

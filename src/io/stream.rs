@@ -1,6 +1,6 @@
-//! A client's connection beneath HTTP: a bare socket, or TLS over one.
+//! A connection beneath HTTP, of a client or to a node: a bare socket, or TLS over one.
 
-use crate::io::poll_write_gathered;
+use super::poll_write_gathered;
 use bytes::Bytes;
 use std::future::poll_fn;
 use std::io::{self, IoSlice};
@@ -8,22 +8,30 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
-use tokio_rustls::server::TlsStream;
+use tokio_rustls::TlsStream;
 
 /// What is read at once where it is only looked whether anything comes.
 const LOOK: usize = 2048;
 
-/// A client's connection.
-pub(super) enum Stream {
+/// A connection.
+pub(crate) enum Stream {
     Tcp(TcpStream),
     Tls(Box<TlsStream<TcpStream>>),
 }
 
 impl Stream {
-    pub(super) fn socket(&self) -> &TcpStream {
+    pub(crate) fn socket(&self) -> &TcpStream {
         match self {
             Stream::Tcp(stream) => stream,
             Stream::Tls(stream) => stream.get_ref().0,
+        }
+    }
+
+    /// The protocol that a TLS handshake has settled.
+    pub(crate) fn alpn_protocol(&self) -> Option<&[u8]> {
+        match self {
+            Stream::Tcp(_) => None,
+            Stream::Tls(stream) => stream.get_ref().1.alpn_protocol(),
         }
     }
 
@@ -32,7 +40,7 @@ impl Stream {
     ///
     /// It looks, for the reactor may call a socket readable that is not, and hyper would take its
     /// buffers for nothing.
-    pub(super) async fn first_bytes(&mut self) -> Option<Bytes> {
+    pub(crate) async fn first_bytes(&mut self) -> Option<Bytes> {
         match self {
             Stream::Tcp(stream) => matches!(stream.peek(&mut [0]).await, Ok(1..)).then(Bytes::new),
             Stream::Tls(_) => poll_fn(|cx| self.poll_look(cx)).await,
@@ -40,7 +48,7 @@ impl Stream {
     }
 
     /// Reads what is there; nothing where the connection has ended.
-    pub(super) fn poll_look(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
+    pub(crate) fn poll_look(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
         let mut bytes = [0; LOOK];
         let mut buffer = ReadBuf::new(&mut bytes);
         Pin::new(self).poll_read(cx, &mut buffer).map(|result| match result {
@@ -50,7 +58,7 @@ impl Stream {
     }
 
     /// Has the end of the connection be a reset.
-    pub(super) fn reset_at_end(&self) {
+    pub(crate) fn reset_at_end(&self) {
         // Where it cannot be had, the client sees an ordinary end.
         let _ = socket2::SockRef::from(self.socket()).set_linger(Some(std::time::Duration::ZERO));
     }

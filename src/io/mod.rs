@@ -1,5 +1,9 @@
 //! What both ends of the proxy do with a socket.
 
+mod stream;
+
+pub(crate) use stream::Stream;
+
 use std::cell::RefCell;
 use std::io::{self, IoSlice};
 use std::pin::Pin;

@@ -1,0 +1,125 @@
+//! TLS towards nodes: whom to trust, and what to show.
+
+use super::certificate::Certificate;
+use rustls::client::WebPkiServerVerifier;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{CryptoProvider, ring};
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::{ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme};
+use std::sync::Arc;
+
+/// Whose certificates nodes may show.
+pub(crate) enum Trust {
+    /// The authorities that the system trusts.
+    System,
+    These(RootCertStore),
+    /// Anybody's.
+    Anybody,
+}
+
+/// What the nodes of a pool are met with.
+#[derive(Debug)]
+pub(crate) struct ClientTls {
+    pub(crate) config: Arc<ClientConfig>,
+    /// What it was made of: two that agree in it do the same.
+    digest: Vec<u8>,
+}
+
+impl PartialEq for ClientTls {
+    fn eq(&self, other: &ClientTls) -> bool {
+        self.digest == other.digest
+    }
+}
+
+impl ClientTls {
+    /// `own` is shown to nodes that ask for a certificate; `protocols` are offered by ALPN; `digest` stands for
+    /// the files that all of it comes from.
+    pub(crate) fn new(
+        trust: Trust,
+        own: Option<&Certificate>,
+        protocols: &[&[u8]],
+        digest: Vec<u8>,
+    ) -> Result<ClientTls, Error> {
+        let provider: Arc<CryptoProvider> = Arc::new(ring::default_provider());
+        let builder =
+            ClientConfig::builder_with_provider(Arc::clone(&provider)).with_safe_default_protocol_versions()?;
+        let verifier: Arc<dyn ServerCertVerifier> = match trust {
+            Trust::Anybody => Arc::new(Anybody(provider)),
+            Trust::These(store) => verifier(store, provider)?,
+            Trust::System => verifier(system()?, provider)?,
+        };
+        let builder = builder.dangerous().with_custom_certificate_verifier(verifier);
+        let mut config = match own {
+            None => builder.with_no_client_auth(),
+            Some(own) => {
+                builder.with_client_cert_resolver(Arc::new(rustls::sign::SingleCertAndKey::from(Arc::clone(&own.key))))
+            }
+        };
+        config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
+        Ok(ClientTls { config: Arc::new(config), digest })
+    }
+}
+
+fn verifier(store: RootCertStore, provider: Arc<CryptoProvider>) -> Result<Arc<dyn ServerCertVerifier>, Error> {
+    let built = WebPkiServerVerifier::builder_with_provider(Arc::new(store), provider).build();
+    built.map(|verifier| verifier as Arc<dyn ServerCertVerifier>).map_err(|error| Error::General(error.to_string()))
+}
+
+fn system() -> Result<RootCertStore, Error> {
+    let mut store = RootCertStore::empty();
+    let found = rustls_native_certs::load_native_certs();
+    store.add_parsable_certificates(found.certs);
+    match store.is_empty() {
+        true => Err(Error::General("the system trusts no authority; give a `ca_file`".to_owned())),
+        false => Ok(store),
+    }
+}
+
+/// Takes whatever a node shows, and checks only that it has the key to it.
+#[derive(Debug)]
+struct Anybody(Arc<CryptoProvider>);
+
+impl ServerCertVerifier for Anybody {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        rustls::crypto::verify_tls12_signature(
+            message,
+            certificate,
+            signature,
+            &self.0.signature_verification_algorithms,
+        )
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        rustls::crypto::verify_tls13_signature(
+            message,
+            certificate,
+            signature,
+            &self.0.signature_verification_algorithms,
+        )
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.signature_verification_algorithms.supported_schemes()
+    }
+}
