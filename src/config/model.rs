@@ -229,6 +229,8 @@ settings! {
         connections: PoolConnections = block;
         /// How long a node may take.
         timeouts: Timeouts = block;
+        /// `http1`, or `http2`: over TLS, or in the clear by prior knowledge.
+        protocol: Protocol = "http1";
         /// Speaks TLS with the nodes. Off without the block; `tls: {}` trusts the system's authorities.
         tls: Option<PoolTls> = absent;
         /// Whether a request that failed at one node is tried at the next. Without the block: once, and only where no connection was made.
@@ -274,6 +276,16 @@ choices! {
         Up = "up",
         /// It takes none until `healthy_after` checks have passed.
         Down = "down",
+    }
+}
+
+choices! {
+    /// What nodes are spoken with.
+    Protocol {
+        /// HTTP/1.1, a connection a request.
+        Http1 = "http1",
+        /// HTTP/2, many requests on a connection.
+        Http2 = "http2",
     }
 }
 

@@ -2,7 +2,7 @@
 //! so that what is wrong with them is told with the place that names them.
 
 use super::diagnostics::Diagnostics;
-use super::model::{CertificateFiles, ClientAuth, ListenerTls, MinVersion, PoolTls, Settings};
+use super::model::{CertificateFiles, ClientAuth, ListenerTls, MinVersion, PoolTls, Protocol, Settings};
 use super::read::Spanned;
 use super::{FileStamp, Secrets};
 use crate::tls::{Certificate, ClientTls, ServerMaterial, ServerTls, TlsVersion, Trust, authorities};
@@ -43,7 +43,7 @@ pub(super) fn read(settings: &Settings, folder: &Path, diagnostics: &mut Diagnos
     }
     for (name, pool) in settings.pools.iter() {
         if let Some(tls) = &pool.tls
-            && let Some(tls) = files.client(name, tls)
+            && let Some(tls) = files.client(name, tls, pool.protocol)
         {
             secrets.pool_tls.insert(name.value.clone(), Arc::new(tls));
         }
@@ -140,7 +140,7 @@ impl Files<'_> {
     }
 
     /// What the nodes of a pool are met with.
-    fn client(&mut self, pool: &Spanned<String>, tls: &PoolTls) -> Option<ClientTls> {
+    fn client(&mut self, pool: &Spanned<String>, tls: &PoolTls, protocol: Protocol) -> Option<ClientTls> {
         let mut digest = Sha256::new();
         digest.update([u8::from(tls.verify)]);
         let trust = match &tls.ca_file {
@@ -172,7 +172,12 @@ impl Files<'_> {
         for certificate in own.iter().flat_map(|own| &own.key.cert) {
             digest.update(certificate);
         }
-        let made = ClientTls::new(trust, own.as_ref(), &[b"http/1.1"], digest.finalize().to_vec());
+        digest.update(protocol.word());
+        let offered: &[u8] = match protocol {
+            Protocol::Http1 => b"http/1.1",
+            Protocol::Http2 => b"h2",
+        };
+        let made = ClientTls::new(trust, own.as_ref(), &[offered], digest.finalize().to_vec());
         let told = |error| {
             self.diagnostics.error(pool.span, format!("`tls` of the pool `{}` does not work: {error}", pool.value))
         };

@@ -6,10 +6,11 @@
 
 use super::forward::{seconds_since_1970, session_node_gone};
 use super::upstream::{Answered, Issue, Journey};
+use crate::config::Protocol;
 use crate::http::problem::Problem;
 use crate::upstream::{
-    Failure, Held, InFlight, Interim, Link, Nobody, Node, Outcome, Outgoing, Patience, Picked, Pool, Setback, Tried,
-    is_idempotent, millis,
+    Carrier, Failure, Held, InFlight, Interim, Link, Nobody, Node, Outcome, Outgoing, Patience, Picked, Pool, Setback,
+    Tried, is_idempotent, millis,
 };
 use http::header::HOST;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri};
@@ -24,7 +25,7 @@ const FRESH: Duration = Duration::from_secs(1);
 
 /// What became of one node.
 enum Attempt {
-    Answered(Response<Incoming>, Box<Link>),
+    Answered(Response<Incoming>, Carrier),
     /// No answer; what may be done about it, and whether it speaks against the node.
     Failed(Failure, Option<Setback>, bool),
 }
@@ -81,13 +82,16 @@ impl Journey {
             self.exchange.attempts.set(tried.len() as u32);
             self.exchange.sent_to(&pool.name, &node.id);
             let mut in_flight = picked.in_flight;
-            let (result, setback) = match self.attempt(node, started).await {
-                Attempt::Answered(head, link) => {
+            let (result, setback) = match match pool.protocol {
+                Protocol::Http1 => self.attempt(node, started).await,
+                Protocol::Http2 => Box::pin(self.attempt_http2(node, started)).await,
+            } {
+                Attempt::Answered(head, carrier) => {
                     node.runtime.count("answer");
                     judge(head.status(), &mut in_flight);
-                    self.exchange.first_byte_time.set(Some(link.last_activity() - started));
+                    self.exchange.first_byte_time.set(Some(carrier.last_activity().saturating_duration_since(started)));
                     let setback = Setback::Status(head.status());
-                    (Ok(Answered { head, link, in_flight, started, cookie: None }), Some(setback))
+                    (Ok(Answered { head, carrier, in_flight, started, cookie: None }), Some(setback))
                 }
                 Attempt::Failed(failure, setback, is_the_nodes) => {
                     node.runtime.count(failure.label());
@@ -288,22 +292,66 @@ impl Journey {
                 reach.whole = length.is_some_and(|length| link.sent() - before >= length);
             }
             let (failure, sent) = match outcome {
-                Outcome::Answer(head) => return Attempt::Answered(head, link),
+                Outcome::Answer(head) => return Attempt::Answered(head, Carrier::Own(link)),
                 Outcome::NotSent(_) if !is_new && self.request.is_some() => continue,
                 Outcome::NotSent(failure) => (failure, false),
                 Outcome::SentNoAnswer(failure) => (failure, true),
             };
-            let setback = match failure {
-                Failure::RequestBody => None,
-                Failure::Timeout if client_is_slow => None,
-                _ if !sent => Some(Setback::NotSent),
-                Failure::Timeout => Some(Setback::Late),
-                _ => Some(Setback::Reset),
+            return judge_failure(failure, sent, client_is_slow, link.last_activity(), first_byte);
+        }
+    }
+
+    /// The same over a connection that requests share.
+    async fn attempt_http2(&mut self, node: &Node, started: Instant) -> Attempt {
+        let mut has_waited = false;
+        loop {
+            let kept = self.engine.shared_links.take(&node.runtime, self.claimed.map(|_| FRESH));
+            let is_new = kept.is_none();
+            let mut link = match kept {
+                Some(link) => link,
+                // Once: whoever connects may fail, and each request has that for itself then.
+                None if !std::mem::replace(&mut has_waited, true)
+                    && self.engine.shared_links.wait(&node.runtime).await =>
+                {
+                    continue;
+                }
+                None => {
+                    let (began, configured) = (Instant::now(), self.pool.timeouts.connect);
+                    let timeout = connect_timeout(configured, self.until());
+                    match self.engine.shared_links.connect(&node.runtime, &node.target, timeout).await {
+                        Ok(link) => {
+                            self.exchange.connect_time.set(Some(began.elapsed()));
+                            link
+                        }
+                        Err(failure) => {
+                            let had_its_time = failure != Failure::ConnectTimeout || timeout == configured;
+                            return Attempt::Failed(failure, Some(Setback::NotSent), had_its_time);
+                        }
+                    }
+                }
             };
-            // The end of the whole request is not the node's fault, if it had no time of its own.
-            let had_its_time = failure != Failure::Timeout
-                || (!client_is_slow && !first_byte.is_zero() && link.last_activity().elapsed() >= first_byte);
-            return Attempt::Failed(failure, setback, failure.is_the_nodes() && had_its_time);
+            let first_byte = self.pool.timeouts.first_byte;
+            let started = if is_new { Instant::now() } else { started };
+            let patience = Patience { started, first_byte, until: self.until() };
+            if let Some(gate) = &self.gate {
+                // Its interim answer would not be heard.
+                gate.open();
+            }
+            let waits_for_client = || self.client.awaits_body.get().is_some();
+            let outcome = link.send(&node.target, &mut self.request, patience, waits_for_client).await;
+            let client_is_slow = waits_for_client();
+            if let Some(reach) = &mut self.claimed {
+                reach.sent = !matches!(outcome, Outcome::NotSent(_));
+                // How much was sent nobody tells: all of it, as far as is known.
+                reach.whole = reach.sent;
+            }
+            let (failure, sent) = match outcome {
+                Outcome::Answer(head) => return Attempt::Answered(head, Carrier::Shared(link)),
+                Outcome::NotSent(_) if !is_new && self.request.is_some() => continue,
+                Outcome::NotSent(failure) => (failure, false),
+                Outcome::SentNoAnswer(failure) => (failure, true),
+            };
+            return judge_failure(failure, sent, client_is_slow, link.last_activity(), first_byte);
         }
     }
 
@@ -328,6 +376,27 @@ impl Journey {
             request.headers_mut().insert(HOST, host);
         }
     }
+}
+
+/// What an attempt without an answer means: for the request, and for its node.
+fn judge_failure(
+    failure: Failure,
+    sent: bool,
+    client_is_slow: bool,
+    last_activity: Instant,
+    first_byte: Duration,
+) -> Attempt {
+    let setback = match failure {
+        Failure::RequestBody => None,
+        Failure::Timeout if client_is_slow => None,
+        _ if !sent => Some(Setback::NotSent),
+        Failure::Timeout => Some(Setback::Late),
+        _ => Some(Setback::Reset),
+    };
+    // The end of the whole request is not the node's fault, if it had no time of its own.
+    let had_its_time = failure != Failure::Timeout
+        || (!client_is_slow && !first_byte.is_zero() && last_activity.elapsed() >= first_byte);
+    Attempt::Failed(failure, setback, failure.is_the_nodes() && had_its_time)
 }
 
 /// Tells a node's place what its answer says of the node: 502, 503 and 504 speak against it, and never 500.

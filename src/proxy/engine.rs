@@ -16,7 +16,7 @@ use crate::http::budget::Budget;
 use crate::http::fields::{X_FORWARDED_FOR, X_FORWARDED_PROTO};
 use crate::http::forwarded::{client_address, is_trusted};
 use crate::http::problem::Problem;
-use crate::upstream::IdleLinks;
+use crate::upstream::{IdleLinks, SharedLinks};
 use arc_swap::ArcSwap;
 use http::header::HOST;
 use http::{HeaderMap, Method, Request, Response, StatusCode, Version};
@@ -34,6 +34,7 @@ pub(crate) struct Engine {
     latest: RefCell<Latest>,
     pub(crate) ledger: Rc<Ledger>,
     pub(crate) links: Rc<IdleLinks>,
+    pub(crate) shared_links: SharedLinks,
     pub(super) random: RefCell<fastrand::Rng>,
     pub(super) cache: Arc<Cache>,
     /// What the process may hold back of bodies.
@@ -76,6 +77,7 @@ impl Engine {
             latest: RefCell::new(Latest::new(snapshot)),
             ledger: Rc::new(ledger),
             links: Rc::default(),
+            shared_links: SharedLinks::default(),
             random: RefCell::new(fastrand::Rng::new()),
             cache,
             budget,

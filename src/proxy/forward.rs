@@ -10,7 +10,7 @@ use super::hash_key::find_key;
 use super::request::Form;
 use super::snapshot::Route;
 use super::upstream::{Choice, Issue, Journey};
-use crate::config::OnGone;
+use crate::config::{OnGone, Protocol};
 use crate::http::fields::{self, HopByHop};
 use crate::http::problem::Problem;
 use crate::http::target;
@@ -219,6 +219,7 @@ impl Forward<'_> {
     /// be a second HTTP connection past every rule of this one.
     fn may_upgrade(&self, head: &request::Parts, protocol: &HeaderValue) -> bool {
         head.version == Version::HTTP_11
+            && self.pool.protocol == Protocol::Http1
             && head.method == Method::GET
             && !self.form.has_body
             && !protocol.is_empty()

@@ -11,7 +11,7 @@ use super::snapshot::Route;
 use crate::cache::CacheStatus;
 use crate::http::fields::{self, CACHE_STATUS, TransferCoding};
 use crate::http::problem::Problem;
-use crate::upstream::{AnswerBody, Failure, InFlight, Keep, Link, Outgoing, Pool, Wanted};
+use crate::upstream::{AnswerBody, Carrier, Failure, InFlight, Keep, Outgoing, Pool, Wanted};
 use http::header::{CONNECTION, CONTENT_LENGTH, SET_COOKIE, UPGRADE};
 use http::{HeaderValue, Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
@@ -96,7 +96,7 @@ impl Choice {
 /// An attempt that brought an answer.
 pub(super) struct Answered {
     pub(super) head: Response<Incoming>,
-    pub(super) link: Box<Link>,
+    pub(super) carrier: Carrier,
     pub(super) in_flight: InFlight,
     pub(super) started: Instant,
     pub(super) cookie: Option<HeaderValue>,
@@ -196,7 +196,7 @@ impl Journey {
 
     /// Takes a node's answer off its connection.
     async fn take_back(&self, answered: Answered) -> Result<Response<AnswerBody>, Problem> {
-        let Answered { head, link, in_flight, started, cookie } = answered;
+        let Answered { head, carrier, in_flight, started, cookie } = answered;
         let (mut head, body) = head.into_parts();
         match fields::transfer_coding(&head.headers) {
             TransferCoding::Unsupported => return Err(self.failed(Failure::Malformed)),
@@ -214,7 +214,8 @@ impl Journey {
             timeout: connections.idle_timeout,
             max_idle: connections.max_idle_per_node,
         };
-        let mut body = AnswerBody::new(body, link, in_flight, started, (self.pool.timeouts.idle, self.until()), keep);
+        let mut body =
+            AnswerBody::new(body, carrier, in_flight, started, (self.pool.timeouts.idle, self.until()), keep);
         poll_fn(|cx| {
             body.finish_if_empty(cx);
             Poll::Ready(())
@@ -231,7 +232,9 @@ impl Journey {
         let Some(protocol) = protocol else {
             return Err(self.failed(Failure::Malformed));
         };
-        let Some(node) = answered.link.into_switched().await else {
+        // HTTP/2 knows no 101.
+        let Carrier::Own(link) = answered.carrier else { return Err(self.failed(Failure::Malformed)) };
+        let Some(node) = link.into_switched().await else {
             return Err(self.failed(Failure::Terminated));
         };
         let mut in_flight = answered.in_flight;

@@ -117,10 +117,13 @@ impl Worker {
         self.engine.ledger.flush();
         if self.ticks.is_multiple_of(SWEEP_EVERY) {
             let snapshot = self.engine.snapshot();
-            let mut nodes =
-                snapshot.pools.iter().flat_map(|pool| &pool.nodes).map(|node| node.runtime.serial).collect::<Vec<_>>();
-            nodes.sort_unstable();
-            self.engine.links.sweep(Instant::now(), |serial| nodes.binary_search(&serial).is_ok());
+            let nodes = snapshot.pools.iter().flat_map(|pool| pool.nodes.iter().map(move |node| (node, pool)));
+            let mut idle: Vec<(u64, Duration)> =
+                nodes.map(|(node, pool)| (node.runtime.serial, pool.connections.idle_timeout)).collect();
+            idle.sort_unstable();
+            let found = |serial| idle.binary_search_by_key(&serial, |(serial, _)| *serial).ok();
+            self.engine.links.sweep(Instant::now(), |serial| found(serial).is_some());
+            self.engine.shared_links.sweep(Instant::now(), |serial| found(serial).map(|index| idle[index].1));
         }
     }
 

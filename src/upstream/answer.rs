@@ -1,5 +1,6 @@
 //! The body of a node's answer, which drives the connection that it comes from.
 
+use super::http2::SharedLink;
 use super::idle::IdleLinks;
 use super::link::Link;
 use super::node::InFlight;
@@ -31,12 +32,37 @@ pub(crate) struct AnswerBody {
 }
 
 struct Source {
-    link: Box<Link>,
+    carrier: Carrier,
     in_flight: InFlight,
     started: Instant,
     idle_timeout: Duration,
     until: Option<Instant>,
     keep: Keep,
+}
+
+/// What an answer comes over.
+pub(crate) enum Carrier {
+    /// A connection of its own, which is driven from here.
+    Own(Box<Link>),
+    /// A part of one that others share, which drives itself.
+    Shared(Box<SharedLink>),
+}
+
+impl Carrier {
+    /// When bytes last moved.
+    pub(crate) fn last_activity(&self) -> Instant {
+        match self {
+            Carrier::Own(link) => link.last_activity(),
+            Carrier::Shared(link) => link.last_activity(),
+        }
+    }
+
+    fn is_late(&mut self, cx: &mut Context<'_>, limit: Duration, until: Option<Instant>) -> bool {
+        match self {
+            Carrier::Own(link) => link.is_late(cx, limit, until),
+            Carrier::Shared(link) => link.is_late(cx, limit, until),
+        }
+    }
 }
 
 /// Where a connection goes when its answer has ended.
@@ -50,13 +76,13 @@ impl AnswerBody {
     /// `idle_timeout` bounds the time between two pieces; `until` is the end of the whole request.
     pub(crate) fn new(
         incoming: Incoming,
-        link: Box<Link>,
+        carrier: Carrier,
         in_flight: InFlight,
         started: Instant,
         (idle_timeout, until): (Duration, Option<Instant>),
         keep: Keep,
     ) -> AnswerBody {
-        AnswerBody { incoming, source: Some(Source { link, in_flight, started, idle_timeout, until, keep }) }
+        AnswerBody { incoming, source: Some(Source { carrier, in_flight, started, idle_timeout, until, keep }) }
     }
 
     /// Ends an answer that has no body at once.
@@ -67,11 +93,13 @@ impl AnswerBody {
     }
 
     fn finish(&mut self, cx: &mut Context<'_>) {
-        let Some(Source { mut link, mut in_flight, started, keep, .. }) = self.source.take() else { return };
+        let Some(Source { carrier, mut in_flight, started, keep, .. }) = self.source.take() else { return };
         in_flight.finished();
-        let now = link.last_activity();
-        in_flight.node().duration.observe((now - started).as_secs_f64());
-        if link.is_reusable(cx) {
+        let now = carrier.last_activity();
+        in_flight.node().duration.observe(now.saturating_duration_since(started).as_secs_f64());
+        if let Carrier::Own(mut link) = carrier
+            && link.is_reusable(cx)
+        {
             keep.links.put(in_flight.node(), link, now, keep.timeout, keep.max_idle);
         }
     }
@@ -83,7 +111,7 @@ impl AnswerBody {
                 // The end of the whole request may have come because its client was slow.
                 Broken::Stalled => {
                     let idle = source.idle_timeout;
-                    ("stalled", !idle.is_zero() && source.link.last_activity().elapsed() >= idle)
+                    ("stalled", !idle.is_zero() && source.carrier.last_activity().elapsed() >= idle)
                 }
             };
             source.in_flight.node().count(outcome);
@@ -99,7 +127,7 @@ impl Drop for AnswerBody {
     /// A client that has had enough says nothing against a node that was sending.
     fn drop(&mut self) {
         if let Some(source) = &mut self.source
-            && source.link.last_activity().elapsed() < SENDING
+            && source.carrier.last_activity().elapsed() < SENDING
         {
             source.in_flight.finished();
         }
@@ -115,17 +143,22 @@ impl Body for AnswerBody {
         let mut frame = Pin::new(&mut self.incoming).poll_frame(cx);
         if frame.is_pending() {
             let Some(source) = &mut self.source else { return Poll::Ready(None) };
-            source.link.drive(cx);
-            frame = Pin::new(&mut self.incoming).poll_frame(cx);
+            if let Carrier::Own(link) = &mut source.carrier {
+                link.drive(cx);
+                frame = Pin::new(&mut self.incoming).poll_frame(cx);
+            }
             if frame.is_pending()
                 && let Some(source) = &mut self.source
-                && source.link.is_late(cx, source.idle_timeout, source.until)
+                && source.carrier.is_late(cx, source.idle_timeout, source.until)
             {
                 return self.fail(Broken::Stalled);
             }
         }
         match ready!(frame) {
             Some(Ok(frame)) => {
+                if let Some(Source { carrier: Carrier::Shared(link), .. }) = &mut self.source {
+                    link.note_activity();
+                }
                 if self.incoming.is_end_stream() {
                     self.finish(cx);
                 }

@@ -1,6 +1,7 @@
 //! A new connection to a node, for requests and for health checks alike.
 
 use super::Failure;
+use crate::config::Protocol;
 use crate::io::Stream;
 use crate::tls::ClientTls;
 use rustls::pki_types::ServerName;
@@ -14,6 +15,7 @@ use tokio_rustls::TlsConnector;
 #[derive(Clone)]
 pub(crate) struct Target {
     pub(crate) address: SocketAddr,
+    pub(crate) protocol: Protocol,
     /// With TLS: what it is met with, and the name that it must show.
     pub(crate) tls: Option<(Arc<ClientTls>, ServerName<'static>)>,
 }
@@ -21,7 +23,7 @@ pub(crate) struct Target {
 impl Target {
     /// The same at another port.
     pub(super) fn at(&self, port: u16) -> Target {
-        Target { address: SocketAddr::new(self.address.ip(), port), tls: self.tls.clone() }
+        Target { address: SocketAddr::new(self.address.ip(), port), ..self.clone() }
     }
 
     /// Connects, and shakes hands where TLS is spoken. How long that may take is the caller's to say.

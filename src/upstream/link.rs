@@ -212,20 +212,8 @@ impl Link {
 
     /// Whether nothing moved for `limit`, or `until` has passed. The task is woken when it is so.
     pub(super) fn is_late(&mut self, cx: &mut Context<'_>, limit: Duration, until: Option<Instant>) -> bool {
-        loop {
-            let stalled = (!limit.is_zero()).then(|| self.last_activity() + limit);
-            let Some(deadline) = stalled.into_iter().chain(until).min() else { return false };
-            if self.timer.deadline().into_std() > deadline {
-                self.timer.as_mut().reset(deadline.into());
-            }
-            if self.timer.as_mut().poll(cx).is_pending() {
-                return false;
-            }
-            if Instant::now() >= deadline {
-                return true;
-            }
-            self.timer.as_mut().reset(deadline.into());
-        }
+        let last = self.last_activity();
+        is_late(&mut self.timer, cx, last, limit, until)
     }
 
     /// Takes the socket out of a link whose node has answered 101.
@@ -241,6 +229,30 @@ impl Link {
         drop(parts.io);
         let socket = Rc::into_inner(socket)?;
         Some(Switched { stream: socket.stream.into_inner(), read: parts.read_buf })
+    }
+}
+
+/// Whether nothing moved for `limit` since `last`, or `until` has passed. The task is woken when it is so.
+pub(super) fn is_late(
+    timer: &mut Pin<Box<Sleep>>,
+    cx: &mut Context<'_>,
+    last: Instant,
+    limit: Duration,
+    until: Option<Instant>,
+) -> bool {
+    let stalled = (!limit.is_zero()).then(|| last + limit);
+    let Some(deadline) = stalled.into_iter().chain(until).min() else { return false };
+    loop {
+        if timer.deadline().into_std() > deadline {
+            timer.as_mut().reset(deadline.into());
+        }
+        if timer.as_mut().poll(cx).is_pending() {
+            return false;
+        }
+        if Instant::now() >= deadline {
+            return true;
+        }
+        timer.as_mut().reset(deadline.into());
     }
 }
 

@@ -3,8 +3,8 @@
 //! `pool` is a pool as one configuration has it; `pick` decides which node takes a request, by what
 //! `health` (active checks, done by `probe`), `circuit` (failed requests) and `ramp` (slow start) say of
 //! it. `node` and `group` are what outlives a configuration, found again in the `registry`. `retry` says
-//! what may be tried again, `queue` who waits for room, `discovery` which nodes there are. `link`, `idle`,
-//! `answer` and `interim` are connections; `held` keeps a body that may have to be sent again.
+//! what may be tried again, `queue` who waits for room, `discovery` which nodes there are. `connect`,
+//! `link`, `idle`, `answer` and `interim` are connections, `http2` those that requests share; `held` keeps a body that may have to be sent again.
 //!
 //! What becomes of an attempt is told by [`Outcome`], for everything above rests on the difference
 //! between a request that was never sent and one that may have run.
@@ -17,6 +17,7 @@ mod discovery;
 mod group;
 mod health;
 mod held;
+mod http2;
 mod idle;
 mod interim;
 mod link;
@@ -30,10 +31,11 @@ mod registry;
 mod retry;
 mod sessions;
 
-pub(crate) use answer::{AnswerBody, Broken, Keep};
+pub(crate) use answer::{AnswerBody, Broken, Carrier, Keep};
 pub(crate) use clock::millis;
 pub(crate) use discovery::Discovered;
 pub(crate) use held::Held;
+pub(crate) use http2::SharedLinks;
 pub(crate) use idle::IdleLinks;
 pub(crate) use interim::Interim;
 pub(crate) use link::{Link, Outcome, Patience, Switched};

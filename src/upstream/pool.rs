@@ -11,7 +11,7 @@ use super::registry::Registry;
 use super::retry::RetryRules;
 use crate::config::MAX_POINTS;
 use crate::config::values::NodeAddress;
-use crate::config::{self, HealthCheck, NodeState, OutlierEjection, PoolConnections, Timeouts};
+use crate::config::{self, HealthCheck, NodeState, OutlierEjection, PoolConnections, Protocol, Timeouts};
 use crate::ring::{Member, Ring, Seed};
 use crate::tls::ClientTls;
 use rustls::pki_types::ServerName;
@@ -34,6 +34,7 @@ pub(crate) struct Pool {
     pub(crate) ejection: OutlierEjection,
     pub(crate) retries: RetryRules,
     pub(crate) slow_start: Duration,
+    pub(crate) protocol: Protocol,
     rules: Rules,
     totals: Totals,
     pub(crate) group: Arc<Group>,
@@ -146,6 +147,7 @@ impl Pool {
         let named = settings.tls.as_ref().and_then(|tls| tls.server_name.as_ref()).map(|name| name.value.0.clone());
         let target = |address: SocketAddr, host: Option<&str>| Target {
             address,
+            protocol: settings.protocol,
             tls: tls.map(|tls| (Arc::clone(tls), named.clone().unwrap_or_else(|| name_of(host, address)))),
         };
         let nodes = nodes.into_iter().map(|(id, address, weight, state, host)| Node {
@@ -167,6 +169,7 @@ impl Pool {
             ejection: settings.outlier_ejection.clone(),
             retries: RetryRules::of(settings.retries.as_ref()),
             slow_start: settings.slow_start,
+            protocol: settings.protocol,
             rules: Rules {
                 max_per_node: settings.connections.max_per_node,
                 bounded_load: settings.ring.bounded_load.map(config::values::Factor::thousandths),

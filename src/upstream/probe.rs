@@ -4,15 +4,16 @@
 use super::connect::Target;
 use super::node::NodeRuntime;
 use super::pool::{Node, Pool};
-use crate::config::{CheckKind, HealthCheck};
+use crate::config::{CheckKind, HealthCheck, Protocol};
+use crate::io::Stream;
 use crate::tls::ClientTls;
 use bytes::Bytes;
 use http::header::{ACCEPT, CONNECTION, HOST, USER_AGENT};
-use http::{HeaderValue, Request, Response};
+use http::{HeaderValue, Request, Response, Uri};
 use http_body_util::{BodyExt, Empty, Limited};
 use hyper::body::Incoming;
 use hyper::client::conn::http1::Builder;
-use hyper_util::rt::TokioIo;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use rustls::pki_types::ServerName;
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -36,6 +37,7 @@ pub(crate) struct Probes {
 /// The checks of one node, which end with it.
 struct Probe {
     check: Arc<HealthCheck>,
+    protocol: Protocol,
     tls: Option<(Arc<ClientTls>, ServerName<'static>)>,
     task: AbortHandle,
 }
@@ -44,7 +46,10 @@ impl Probe {
     /// Whether it does what this node's checks should.
     fn is(&self, check: &HealthCheck, node: &Node) -> bool {
         let tls = node.target.tls.as_ref();
-        *self.check == *check && self.tls.as_ref() == tls && !self.task.is_finished()
+        *self.check == *check
+            && self.protocol == node.target.protocol
+            && self.tls.as_ref() == tls
+            && !self.task.is_finished()
     }
 }
 
@@ -72,9 +77,9 @@ impl Probes {
             let probe = kept.unwrap_or_else(|| {
                 let (runtime, check) = (Arc::clone(&node.runtime), Arc::clone(check));
                 let target = check.port.map_or_else(|| node.target.clone(), |port| node.target.at(port.0));
-                let tls = target.tls.clone();
+                let (protocol, tls) = (target.protocol, target.tls.clone());
                 let task = self.runtime.spawn(watch(runtime, Arc::clone(&check), target)).abort_handle();
-                Probe { check, tls, task }
+                Probe { check, protocol, tls, task }
             });
             running.insert(serial, probe);
         }
@@ -110,6 +115,7 @@ async fn ask(check: &HealthCheck, target: &Target) -> Result<(), String> {
     let stream = target.connect().await.map_err(|(_, error)| error)?;
     match check.kind {
         CheckKind::Tcp => Ok(()),
+        CheckKind::Http if target.protocol == Protocol::Http2 => ask_http2(check, target, stream).await,
         CheckKind::Http => {
             let told = |error: hyper::Error| error.to_string();
             let (mut sender, connection) =
@@ -130,6 +136,33 @@ async fn ask(check: &HealthCheck, target: &Target) -> Result<(), String> {
                 }
             }
         }
+    }
+}
+
+/// The same over HTTP/2.
+async fn ask_http2(check: &HealthCheck, target: &Target, stream: Stream) -> Result<(), String> {
+    let told = |error: hyper::Error| error.to_string();
+    let handshake = hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream));
+    let (mut sender, connection) = handshake.await.map_err(told)?;
+    // Ends with the sender, or with this check.
+    let connection = tokio::spawn(connection);
+    let _guard = AbortAtEnd(connection.abort_handle());
+    let (mut head, body) = request(check, target.address)?.into_parts();
+    let host = head.headers.remove(HOST).unwrap_or(HeaderValue::from_static("localhost"));
+    head.headers.remove(CONNECTION);
+    let scheme = if target.tls.is_some() { "https" } else { "http" };
+    let uri = Uri::builder().scheme(scheme).authority(host.as_bytes()).path_and_query(check.path.0.as_str()).build();
+    head.uri = uri.map_err(|error| error.to_string())?;
+    let response = sender.send_request(Request::from_parts(head, body)).await.map_err(told)?;
+    judge(check, response).await
+}
+
+/// Ends a task with whoever wanted it.
+struct AbortAtEnd(AbortHandle);
+
+impl Drop for AbortAtEnd {
+    fn drop(&mut self) {
+        self.0.abort();
     }
 }
 

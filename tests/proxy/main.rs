@@ -9,6 +9,7 @@ mod drain;
 mod fields;
 mod forwarding;
 mod http2;
+mod http2_nodes;
 mod idempotency;
 mod malformed;
 mod model;

@@ -4,6 +4,7 @@
 mod client;
 pub mod http2;
 mod node;
+mod node2;
 mod origin;
 mod proxy;
 mod service;
@@ -11,6 +12,7 @@ mod tls;
 
 pub use client::{Answer, Client};
 pub use node::{Node, Peer};
+pub use node2::{Node2, pieces};
 pub use origin::{Barrier, Origin};
 pub use proxy::Proxy;
 pub use service::{Does, Service, Wire};

@@ -158,6 +158,11 @@ pub struct Front {
 impl Front {
     /// `asks` is the authority of the client certificates that it demands.
     pub fn before(node: SocketAddr, pair: &Pair, asks: Option<&Authority>) -> Front {
+        Front::speaking(b"", node, pair, asks)
+    }
+
+    /// One that settles on this protocol by ALPN.
+    pub fn speaking(protocol: &[u8], node: SocketAddr, pair: &Pair, asks: Option<&Authority>) -> Front {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let builder = rustls::ServerConfig::builder_with_provider(Arc::clone(&provider))
             .with_safe_default_protocol_versions()
@@ -173,7 +178,10 @@ impl Front {
             }
         };
         let chain = CertificateDer::pem_file_iter(&pair.chain).unwrap().map(Result::unwrap).collect();
-        let config = builder.with_single_cert(chain, PrivateKeyDer::from_pem_file(&pair.key).unwrap()).unwrap();
+        let mut config = builder.with_single_cert(chain, PrivateKeyDer::from_pem_file(&pair.key).unwrap()).unwrap();
+        if !protocol.is_empty() {
+            config.alpn_protocols = vec![protocol.to_vec()];
+        }
         let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         listener.set_nonblocking(true).unwrap();

@@ -1,0 +1,282 @@
+//! HTTP/2 with nodes: connections that many requests share, and one request on one of them.
+//!
+//! A connection is a task of its own worker, which ends when nobody wants it any more. What hyper gives back of
+//! a request was not sent; whatever else goes wrong may have reached the node.
+
+use super::Failure;
+use super::Outgoing;
+use super::connect::Target;
+use super::link::{Outcome, Patience};
+use super::node::NodeRuntime;
+use crate::io::Stream;
+use http::header::{CONNECTION, HOST, TRANSFER_ENCODING};
+use http::uri::{Authority, PathAndQuery, Scheme};
+use http::{HeaderValue, Request, Uri, Version};
+use hyper::client::conn::http2::{Builder, SendRequest};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::future::poll_fn;
+use std::pin::{Pin, pin};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+use tokio::sync::Notify;
+use tokio::time::Sleep;
+
+/// Requests on one connection at a time; over that another one is made.
+const MAX_STREAMS: u32 = 100;
+/// What a node may send of one answer, and of all, before somebody reads it: room for 1 MiB at full speed.
+const STREAM_WINDOW: u32 = 1 << 20;
+const CONNECTION_WINDOW: u32 = 4 << 20;
+const MAX_HEADER_LIST: u32 = 256 << 10;
+/// A connection with requests on it from which nothing comes is asked whether it is still there.
+const PING_EVERY: Duration = Duration::from_secs(15);
+const PING_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// One worker's connections.
+#[derive(Default)]
+pub(crate) struct SharedLinks {
+    by_node: RefCell<HashMap<u64, Vec<Rc<Shared>>, foldhash::fast::RandomState>>,
+    /// Nodes that somebody connects to; the others wait for what comes of it.
+    connecting: RefCell<HashMap<u64, Rc<Notify>, foldhash::fast::RandomState>>,
+}
+
+/// Somebody connects; when that has ended, well or not, those who wait are told.
+struct Connecting<'a> {
+    links: &'a SharedLinks,
+    serial: u64,
+}
+
+impl Drop for Connecting<'_> {
+    fn drop(&mut self) {
+        if let Some(told) = self.links.connecting.borrow_mut().remove(&self.serial) {
+            told.notify_waiters();
+        }
+    }
+}
+
+/// A connection that requests share.
+struct Shared {
+    sender: SendRequest<Outgoing>,
+    streams: Cell<u32>,
+    /// When it last had a request.
+    used: Cell<Instant>,
+    idle: Cell<bool>,
+    node: Arc<NodeRuntime>,
+}
+
+/// One request on such a connection.
+pub(crate) struct SharedLink {
+    shared: Rc<Shared>,
+    last_activity: Instant,
+    timer: Pin<Box<Sleep>>,
+}
+
+#[derive(Clone, Copy)]
+struct OnThisThread;
+
+impl<F: Future + 'static> hyper::rt::Executor<F> for OnThisThread {
+    fn execute(&self, future: F) {
+        tokio::task::spawn_local(async move { drop(future.await) });
+    }
+}
+
+impl SharedLinks {
+    /// A place on a connection that has one; with `within`, on one that was in use so short a time ago. While
+    /// another one is being made, those that are full have to do.
+    pub(crate) fn take(&self, node: &NodeRuntime, within: Option<Duration>) -> Option<Box<SharedLink>> {
+        let by_node = self.by_node.borrow();
+        let may_be_full = self.connecting.borrow().contains_key(&node.serial);
+        let is_fresh = |shared: &&Rc<Shared>| {
+            within.is_none_or(|within| shared.streams.get() > 0 || shared.used.get().elapsed() < within)
+        };
+        let open = by_node.get(&node.serial)?.iter().filter(|shared| shared.sender.is_ready()).filter(is_fresh);
+        let least = open.min_by_key(|shared| shared.streams.get())?;
+        (may_be_full || least.streams.get() < MAX_STREAMS).then(|| SharedLink::on(least))
+    }
+
+    /// Waits for the connection that somebody makes to the node just now; `false` where nobody does.
+    pub(crate) async fn wait(&self, node: &NodeRuntime) -> bool {
+        let told = self.connecting.borrow().get(&node.serial).cloned();
+        match told {
+            Some(told) => {
+                told.notified().await;
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// A new connection, and a place on it.
+    pub(crate) async fn connect(
+        &self,
+        node: &Arc<NodeRuntime>,
+        target: &Target,
+        timeout: Duration,
+    ) -> Result<Box<SharedLink>, Failure> {
+        self.connecting.borrow_mut().insert(node.serial, Rc::default());
+        let _connecting = Connecting { links: self, serial: node.serial };
+        let connecting = async {
+            let stream = target.connect().await.map_err(|(failure, _)| failure)?;
+            if matches!(stream, Stream::Tls(_)) && stream.alpn_protocol() != Some(b"h2") {
+                return Err(Failure::TlsProtocol);
+            }
+            let mut builder = Builder::new(OnThisThread);
+            builder
+                .initial_stream_window_size(STREAM_WINDOW)
+                .initial_connection_window_size(CONNECTION_WINDOW)
+                .max_header_list_size(MAX_HEADER_LIST)
+                .timer(TokioTimer::new())
+                .keep_alive_interval(PING_EVERY)
+                .keep_alive_timeout(PING_TIMEOUT);
+            builder.handshake(TokioIo::new(stream)).await.map_err(|_| Failure::Terminated)
+        };
+        let (sender, connection) = match timeout.is_zero() {
+            true => connecting.await?,
+            false => tokio::time::timeout(timeout, connecting).await.map_err(|_| Failure::ConnectTimeout)??,
+        };
+        tokio::task::spawn_local(async move {
+            if let Err(error) = connection.await {
+                tracing::debug!(%error, "a connection to a node ended");
+            }
+        });
+        let shared = Rc::new(Shared {
+            sender,
+            streams: Cell::new(0),
+            used: Cell::new(Instant::now()),
+            idle: Cell::new(false),
+            node: Arc::clone(node),
+        });
+        self.by_node.borrow_mut().entry(node.serial).or_default().push(Rc::clone(&shared));
+        Ok(SharedLink::on(&shared))
+    }
+
+    /// Closes what was unused for so long as its pool says, and what belongs to nodes that are gone, when it has
+    /// no request any more. Called about once a second.
+    pub(crate) fn sweep(&self, now: Instant, idle_timeout: impl Fn(u64) -> Option<Duration>) {
+        self.by_node.borrow_mut().retain(|&serial, all| {
+            let limit = idle_timeout(serial);
+            all.retain(|shared| {
+                let is_used = shared.streams.get() > 0 || limit.is_some_and(|limit| now < shared.used.get() + limit);
+                !shared.sender.is_closed() && limit.is_some() && is_used
+            });
+            !all.is_empty()
+        });
+    }
+}
+
+impl Shared {
+    fn rest(&self, rests: bool) {
+        if self.idle.replace(rests) != rests {
+            match rests {
+                true => self.node.idle.fetch_add(1, Ordering::Relaxed),
+                false => self.node.idle.fetch_sub(1, Ordering::Relaxed),
+            };
+        }
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        self.rest(false);
+    }
+}
+
+impl SharedLink {
+    fn on(shared: &Rc<Shared>) -> Box<SharedLink> {
+        shared.streams.set(shared.streams.get() + 1);
+        shared.rest(false);
+        let timer = Box::pin(tokio::time::sleep(Duration::from_secs(3600)));
+        Box::new(SharedLink { shared: Rc::clone(shared), last_activity: Instant::now(), timer })
+    }
+
+    /// Sends a request and waits for the head of its answer.
+    pub(crate) async fn send(
+        &mut self,
+        target: &Target,
+        request: &mut Option<Request<Outgoing>>,
+        patience: Patience,
+        waits_for_client: impl Fn() -> bool,
+    ) -> Outcome {
+        let Some(mut taken) = request.take() else { return Outcome::NotSent(Failure::RequestBody) };
+        let plain = (taken.uri().clone(), taken.headers().clone());
+        if dress(&mut taken, target).is_none() {
+            return Outcome::NotSent(Failure::RequestBody);
+        }
+        self.last_activity = patience.started;
+        let mut sender = self.shared.sender.clone();
+        let mut answer = pin!(sender.try_send_request(taken));
+        let result = poll_fn(|cx| {
+            if let Poll::Ready(result) = answer.as_mut().poll(cx) {
+                return Poll::Ready(Some(result));
+            }
+            if waits_for_client() {
+                self.last_activity = Instant::now();
+            }
+            match self.is_late(cx, patience.first_byte, patience.until) {
+                true => Poll::Ready(None),
+                false => Poll::Pending,
+            }
+        })
+        .await;
+        self.last_activity = if result.is_some() { Instant::now() } else { self.last_activity };
+        match result {
+            Some(Ok(head)) => Outcome::Answer(head),
+            Some(Err(mut error)) => {
+                let failure = if error.error().is_user() { Failure::RequestBody } else { Failure::Terminated };
+                match error.take_message() {
+                    Some(mut unsent) => {
+                        (*unsent.uri_mut(), *unsent.headers_mut()) = plain;
+                        *request = Some(unsent);
+                        Outcome::NotSent(failure)
+                    }
+                    None => Outcome::SentNoAnswer(failure),
+                }
+            }
+            None => Outcome::SentNoAnswer(Failure::Timeout),
+        }
+    }
+
+    /// When the node last said something on this request.
+    pub(crate) fn last_activity(&self) -> Instant {
+        self.last_activity
+    }
+
+    /// The node has said something.
+    pub(super) fn note_activity(&mut self) {
+        self.last_activity = Instant::now();
+    }
+
+    /// Whether nothing came for `limit`, or `until` has passed. The task is woken when it is so.
+    pub(super) fn is_late(&mut self, cx: &mut Context<'_>, limit: Duration, until: Option<Instant>) -> bool {
+        super::link::is_late(&mut self.timer, cx, self.last_activity, limit, until)
+    }
+}
+
+impl Drop for SharedLink {
+    fn drop(&mut self) {
+        let streams = self.shared.streams.get() - 1;
+        self.shared.streams.set(streams);
+        self.shared.used.set(Instant::now());
+        self.shared.rest(streams == 0);
+    }
+}
+
+/// Gives a request the form that HTTP/2 has: the host in the target, and no field of a connection.
+fn dress(request: &mut Request<Outgoing>, target: &Target) -> Option<()> {
+    let host = request.headers_mut().remove(HOST);
+    let authority = match host.as_ref().map(HeaderValue::as_bytes) {
+        Some(host) => Authority::try_from(host).ok()?,
+        None => Authority::try_from(target.address.to_string()).ok()?,
+    };
+    let path = request.uri().path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
+    let scheme = if target.tls.is_some() { Scheme::HTTPS } else { Scheme::HTTP };
+    *request.uri_mut() = Uri::builder().scheme(scheme).authority(authority).path_and_query(path).build().ok()?;
+    request.headers_mut().remove(CONNECTION);
+    request.headers_mut().remove(TRANSFER_ENCODING);
+    *request.version_mut() = Version::HTTP_2;
+    Some(())
+}

@@ -1,0 +1,192 @@
+//! Nodes that speak HTTP/2: shared connections, trailers both ways, and what happens when they fail.
+
+use crate::support::http2::Http2;
+use crate::support::{Authority, Client, Front, Node2, Proxy, eventually, have};
+use bytes::Bytes;
+use http_body_util::BodyExt;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+const HTTP2: &str = "    protocol: http2\n";
+
+fn ask(proxy: &Proxy, method: &str, path: &str, body: &str) -> crate::support::Answer {
+    proxy.connect().request(format!(
+        "{method} {path} HTTP/1.1\r\nhost: shop.example\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}",
+        body.len()
+    ))
+}
+
+#[test]
+fn clients_of_either_version_share_connections() {
+    let node = Node2::start();
+    let proxy = Proxy::start(&format!("workers: 1\n{}", Proxy::pool(&[node.address], HTTP2)));
+    let answer = ask(&proxy, "POST", "/echo?a=b", "hello");
+    assert_eq!((answer.status, answer.text().as_str(), answer.field("x-node").as_deref()), (200, "hello", Some("two")));
+    let head = node.heads()[0].to_ascii_lowercase();
+    assert!(head.starts_with("post http://shop.example/echo?a=b"), "{head}");
+    for (field, expected) in [
+        ("\"via\": \"1.1 ringway\"", true),
+        ("\"content-length\": \"5\"", true),
+        ("\"connection\"", false),
+        ("\"host\"", false),
+        ("transfer-encoding", false),
+    ] {
+        assert_eq!(head.contains(field), expected, "{field}: {head}");
+    }
+    let large = "0123456789abcdef".repeat(1 << 18);
+    assert_eq!(ask(&proxy, "PUT", "/echo", &large).text(), large);
+    // Chunked, as HTTP/1 has it where no length is known.
+    let chunked = proxy
+        .connect()
+        .request("POST /echo HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n");
+    assert_eq!(chunked.text(), "abc");
+    let client = Http2::connect(proxy.address);
+    let paths: Vec<String> = (0..200).map(|number| format!("/{number}")).collect();
+    assert!(client.get_all(&paths).iter().all(|answer| answer.status == 200));
+    assert!(node.connections() <= 3, "{} connections", node.connections());
+    assert!(proxy.metric("ringway_upstream_connections{node=\"n0\",pool=\"app\",state=\"idle\"}") >= 1.0);
+}
+
+/// As gRPC needs it: `te: trailers` there, trailers back, and pieces as they come in both directions.
+#[test]
+fn grpc_passes_both_ways() {
+    let node = Node2::start();
+    let proxy = Proxy::before(&[node.address]);
+    drop(proxy);
+    let proxy = Proxy::start(&Proxy::pool(&[node.address], HTTP2));
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let stream = tokio::net::TcpStream::connect(proxy.address).await.unwrap();
+        let builder = hyper::client::conn::http2::Builder::new(hyper_util::rt::TokioExecutor::new());
+        let (mut sender, connection) = builder.handshake(hyper_util::rt::TokioIo::new(stream)).await.unwrap();
+        tokio::spawn(connection);
+        for path in ["/unary", "/stream"] {
+            let (feed, body) = crate::support::pieces();
+            let request = http::Request::post(format!("http://shop.example{path}"))
+                .header("te", "trailers")
+                .header("content-type", "application/grpc")
+                .body(body)
+                .unwrap();
+            feed.send(Bytes::from_static(b"one")).unwrap();
+            let asked = sender.send_request(request);
+            if path == "/unary" {
+                drop(feed);
+                let whole = asked.await.unwrap().into_body().collect().await.unwrap();
+                assert_eq!(whole.trailers().unwrap()["grpc-status"], "0");
+                assert_eq!(whole.to_bytes(), "one");
+                continue;
+            }
+            let mut answer = asked.await.unwrap().into_body();
+            for piece in ["one", "two", "three"] {
+                let frame = answer.frame().await.unwrap().unwrap();
+                assert_eq!(frame.into_data().unwrap(), piece, "it came before the next one was sent");
+                match piece {
+                    "one" => feed.send(Bytes::from_static(b"two")).unwrap(),
+                    "two" => feed.send(Bytes::from_static(b"three")).unwrap(),
+                    _ => {}
+                }
+            }
+            drop(feed);
+            let trailers = answer.frame().await.unwrap().unwrap().into_trailers().unwrap();
+            assert_eq!(trailers["grpc-status"], "0");
+        }
+    });
+    assert!(node.heads().iter().all(|head| head.contains("\"te\": \"trailers\"")), "{:?}", node.heads());
+}
+
+#[test]
+fn failures_are_judged_as_over_http1() {
+    let (node, other) = (Node2::start(), Node2::start());
+    let pool = format!(
+        "{HTTP2}    timeouts: {{ first_byte: 200ms }}\n    retries: {{}}\n    outlier_ejection: {{ consecutive_failures: 0 }}\n"
+    );
+    let proxy = Proxy::start(&Proxy::pool(&[node.address], &pool));
+    let started = Instant::now();
+    assert_eq!(ask(&proxy, "GET", "/hang", "").status, 504);
+    assert!(started.elapsed() >= Duration::from_millis(200) && started.elapsed() < Duration::from_secs(5));
+    let reset = ask(&proxy, "POST", "/reset", "x");
+    assert_eq!(
+        (reset.status, reset.field("proxy-status").as_deref()),
+        (502, Some("ringway; error=connection_terminated"))
+    );
+    assert_eq!(ask(&proxy, "GET", "/503", "").status, 503);
+    assert_eq!(ask(&proxy, "GET", "/fine", "").status, 200, "the connection goes on");
+    // What may run twice is tried at the next node; what may not is not.
+    let dead = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let proxy = Proxy::start(&Proxy::pool(&[dead, node.address, other.address], &pool));
+    for path in proxy.paths_of("n0", 5) {
+        assert_eq!(ask(&proxy, "POST", &path, "x").text(), "x");
+    }
+    let asked = || node.heads().len() + other.heads().len();
+    let proxy = Proxy::start(&Proxy::pool(&[node.address, other.address], &pool));
+    let before = asked();
+    assert_eq!(ask(&proxy, "GET", "/reset", "").status, 502);
+    assert_eq!(asked() - before, 2);
+    assert_eq!(ask(&proxy, "POST", "/reset", "x").status, 502);
+    assert_eq!(asked() - before, 3);
+}
+
+#[test]
+fn checks_and_tls_speak_http2_too() {
+    let (authority, node) = (Authority::new(), Node2::start());
+    let checks = "    health_check: { interval: 50ms, expect_body: well }\n";
+    let proxy = Proxy::start(&Proxy::pool(&[node.address], &format!("{HTTP2}{checks}")));
+    eventually("checks", || node.heads().len() > 3);
+    assert_eq!(proxy.node("n0")["healthy"], true);
+    assert!(proxy.node("n0")["health_check"]["error"].is_null());
+
+    // A front that knows nothing of ALPN is no HTTP/2.
+    let front = Front::before(node.address, &authority.issue("node", &["app.internal"]), None);
+    let tls = format!("    tls: {{ ca_file: \"{}\", server_name: app.internal }}\n", authority.file().display());
+    let proxy = Proxy::start(&Proxy::pool(&[front.address], &format!("{HTTP2}{tls}")));
+    let answer = proxy.get("/");
+    assert_eq!(
+        (answer.status, answer.field("proxy-status").as_deref()),
+        (502, Some("ringway; error=tls_protocol_error"))
+    );
+    let front = Front::speaking(b"h2", node.address, &authority.issue("node", &["app.internal"]), None);
+    let proxy = Proxy::start(&Proxy::pool(&[front.address], &format!("{HTTP2}{tls}")));
+    assert_eq!(ask(&proxy, "POST", "/", "over TLS").text(), "over TLS");
+    assert!(node.heads().last().unwrap().contains("https://shop.example/"));
+}
+
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn nginx_as_a_node_in_the_clear() {
+    if !have("nginx", "nginx") {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let config = folder.path().join("nginx.conf");
+    let temporary: String = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
+        .map(|name| format!("{name}_temp_path {}/{name};\n", folder.path().display()))
+        .concat();
+    std::fs::write(
+        &config,
+        format!(
+            "daemon off; master_process off; pid {0}/pid; error_log stderr;\nevents {{}}\nhttp {{ access_log off;\n{temporary}server {{ listen 127.0.0.1:{port} http2; location / {{ return 200 \"nginx $server_protocol $request_uri\"; }} }} }}\n",
+            folder.path().display()
+        ),
+    )
+    .unwrap();
+    let _nginx = Running(
+        Command::new("nginx").arg("-c").arg(&config).args(["-e", "stderr"]).stderr(Stdio::null()).spawn().unwrap(),
+    );
+    eventually("nginx", || std::net::TcpStream::connect(("127.0.0.1", port)).is_ok());
+    let proxy = Proxy::start(&Proxy::pool(&[([127, 0, 0, 1], port).into()], HTTP2));
+    let mut client = Client::connect(proxy.address);
+    for number in 0..1200 {
+        // Past the number of requests after which nginx ends a connection.
+        let answer = client.request(format!("GET /{number} HTTP/1.1\r\nhost: a\r\n\r\n"));
+        assert_eq!(answer.text(), format!("nginx HTTP/2.0 /{number}"));
+    }
+}
