@@ -218,7 +218,7 @@ impl Forward<'_> {
     /// Only a request without a body switches protocols, and never to cleartext HTTP/2: that would
     /// be a second HTTP connection past every rule of this one.
     fn may_upgrade(&self, head: &request::Parts, protocol: &HeaderValue) -> bool {
-        head.version == Version::HTTP_11
+        head.version >= Version::HTTP_11
             && self.pool.protocol == Protocol::Http1
             && head.method == Method::GET
             && !self.form.has_body

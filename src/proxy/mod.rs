@@ -23,9 +23,9 @@ mod serving;
 mod snapshot;
 mod upstream;
 
-pub(crate) use answer::redirect_target;
+pub(crate) use answer::{ResponseBody, redirect_target};
 pub(crate) use client::{Client, Phase, Secured, Tunnel};
-pub(crate) use engine::Engine;
+pub(crate) use engine::{Answering, Engine, Journeying};
 pub(crate) use exchange::Ledger;
 pub(crate) use hash_key::{ScopeSources, find_key};
 pub(crate) use request::{Bounds, Form, crumbs_to_one, unsupported_coding};

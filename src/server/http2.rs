@@ -3,12 +3,20 @@
 
 use super::connection::Context;
 use super::gather::Gather;
+use super::tunnel;
 use crate::config::Limits;
 use crate::io::Stream;
-use crate::proxy::{Client, crumbs_to_one};
+use crate::proxy::{Answering, Client, Journeying, crumbs_to_one};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
+use http::header::{CONNECTION, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, UPGRADE};
+use http::{HeaderValue, Method, Request, Response, StatusCode};
+use hyper::body::Incoming;
+use hyper::ext::Protocol;
 use hyper::server::conn::http2::Builder;
 use hyper::service::service_fn;
+use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use std::future::poll_fn;
 use std::pin::pin;
@@ -50,7 +58,14 @@ pub(super) async fn serve(context: &Rc<Context>, stream: Stream, first: Bytes, c
         service_fn(move |mut request| {
             crumbs_to_one(&mut request);
             client.had_request.set(true);
-            engine.answer(&Rc::new(client.for_stream(&streams, body_idle)), request)
+            let stream = Rc::new(client.for_stream(&streams, body_idle));
+            match websocket(&mut request) {
+                None => engine.answer(&stream, request),
+                Some(upgrade) => {
+                    let switching: Journeying = Box::pin(switch(engine.answer(&stream, request), stream, upgrade));
+                    Answering::Later(switching)
+                }
+            }
         })
     };
     // What the service holds of the count of streams.
@@ -61,6 +76,7 @@ pub(super) async fn serve(context: &Rc<Context>, stream: Stream, first: Bytes, c
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_send_buf_size(SEND_BUFFER)
+        .enable_connect_protocol()
         .max_header_list_size(u32::try_from(limits.header_bytes.0).unwrap_or(u32::MAX));
     let mut connection = pin!(builder.serve_connection(TokioIo::new(wire), service));
 
@@ -118,4 +134,43 @@ pub(super) async fn serve(context: &Rc<Context>, stream: Stream, first: Bytes, c
     if let Poll::Ready(Ok(())) = poll_fn(|cx| Poll::Ready(out.poll_drain(cx))).await {
         out.close().await;
     }
+}
+
+/// A WebSocket handshake as HTTP/2 has it (RFC 8441), made into what HTTP/1.1 nodes know.
+fn websocket(request: &mut Request<Incoming>) -> Option<OnUpgrade> {
+    let is_websocket = request.extensions().get::<Protocol>().is_some_and(|protocol| protocol.as_str() == "websocket");
+    if request.method() != Method::CONNECT || !is_websocket {
+        return None;
+    }
+    let upgrade = hyper::upgrade::on(&mut *request);
+    *request.method_mut() = Method::GET;
+    let key = BASE64.encode(fastrand::u128(..).to_be_bytes());
+    let fields = request.headers_mut();
+    fields.insert(UPGRADE, HeaderValue::from_static("websocket"));
+    fields.insert(CONNECTION, HeaderValue::from_static("upgrade"));
+    fields.insert(SEC_WEBSOCKET_KEY, HeaderValue::try_from(key).ok()?);
+    Some(upgrade)
+}
+
+/// Where the node has switched, the stream becomes the tunnel once its client has the answer.
+async fn switch(
+    answering: Answering<Journeying>,
+    stream: Rc<Client>,
+    upgrade: OnUpgrade,
+) -> Response<crate::proxy::ResponseBody> {
+    let Ok(mut response) = answering.await;
+    if let Some(tunnel) = stream.tunnel.take() {
+        *response.status_mut() = StatusCode::OK;
+        for name in [UPGRADE, SEC_WEBSOCKET_ACCEPT] {
+            response.headers_mut().remove(name);
+        }
+        tokio::task::spawn_local(async move {
+            // A client that has gone meanwhile has no use for it.
+            if let Ok(upgraded) = upgrade.await {
+                tunnel::run(TokioIo::new(upgraded), Bytes::new(), tunnel).await;
+            }
+            drop(stream);
+        });
+    }
+    response
 }

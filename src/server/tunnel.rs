@@ -1,6 +1,5 @@
 //! A connection after its 101: bytes both ways until both sides have ended or nothing moves.
 
-use crate::io::Stream;
 use crate::proxy::Tunnel;
 use bytes::Bytes;
 use std::cell::Cell;
@@ -13,7 +12,7 @@ const BUFFER: usize = 16 << 10;
 
 /// Carries bytes between the client and the node. `unread` is what the client sent behind its
 /// request, before it could know of the 101.
-pub(super) async fn run(client: Stream, unread: Bytes, tunnel: Tunnel) {
+pub(super) async fn run(client: impl AsyncRead + AsyncWrite, unread: Bytes, tunnel: Tunnel) {
     let Tunnel { node, in_flight: _in_flight, exchange, idle } = tunnel;
     let moved = Rc::new(Cell::new(Instant::now()));
     let (client_read, client_write) = tokio::io::split(client);

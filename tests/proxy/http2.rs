@@ -304,3 +304,61 @@ fn curl_and_h2load_agree() {
     let said = String::from_utf8_lossy(&told.stdout).into_owned();
     assert!(said.contains("2000 succeeded, 0 failed, 0 errored"), "{said}");
 }
+
+/// A WebSocket over a stream (RFC 8441): the node sees the handshake of HTTP/1.1, and bytes pass both ways.
+#[test]
+fn a_websocket_is_a_stream() {
+    let node = Node::start(|peer| {
+        let head = peer.request().unwrap();
+        if head.contains("/refused") {
+            peer.send("HTTP/1.1 403 X\r\ncontent-length: 2\r\n\r\nno");
+            return;
+        }
+        peer.send("HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\nsec-websocket-accept: x\r\nsec-websocket-protocol: chat\r\n\r\nhello");
+        let bytes = peer.client.exactly(4);
+        peer.send(bytes);
+        peer.client.has_ended();
+    });
+    let proxy = Proxy::before(&[node.address]);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let stream = tokio::net::TcpStream::connect(proxy.address).await.unwrap();
+        let builder = hyper::client::conn::http2::Builder::new(hyper_util::rt::TokioExecutor::new());
+        let (mut sender, connection) = builder.handshake(hyper_util::rt::TokioIo::new(stream)).await.unwrap();
+        tokio::spawn(connection);
+        let connect = |path: &str| {
+            http::Request::connect(format!("http://shop.example{path}"))
+                .header("sec-websocket-version", "13")
+                .header("sec-websocket-protocol", "chat")
+                .extension(hyper::ext::Protocol::from_static("websocket"))
+                .body(http_body_util::Empty::<bytes::Bytes>::new())
+                .unwrap()
+        };
+        // The server's settings say that it may be asked for; they are here after one plain request.
+        let plain = http::Request::get("http://shop.example/refused").body(Default::default()).unwrap();
+        assert_eq!(sender.send_request(plain).await.unwrap().status(), 403);
+        assert_eq!(sender.send_request(connect("/refused")).await.unwrap().status(), 403);
+        let mut answer = sender.send_request(connect("/chat")).await.unwrap();
+        assert_eq!((answer.status(), answer.headers().get("upgrade")), (http::StatusCode::OK, None));
+        assert_eq!(answer.headers()["sec-websocket-protocol"], "chat");
+        let upgraded = hyper::upgrade::on(&mut answer).await.unwrap();
+        let mut io = hyper_util::rt::TokioIo::new(upgraded);
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        io.write_all(b"ping").await.unwrap();
+        let mut bytes = [0; 9];
+        io.read_exact(&mut bytes).await.unwrap();
+        assert_eq!(&bytes, b"helloping");
+    });
+    let head = node.requests().last().unwrap().to_ascii_lowercase();
+    for expected in
+        ["get /chat http/1.1", "upgrade: websocket", "connection: upgrade", "sec-websocket-key: ", "host: shop.example"]
+    {
+        assert!(head.contains(expected), "{expected}: {head}");
+    }
+    drop(runtime);
+    eventually("the tunnel to end", || proxy.metric("ringway_node_in_flight{node=\"n0\",pool=\"app\"}") == 0.0);
+    // A CONNECT that is none of these makes no tunnel.
+    let client = Http2::connect(proxy.address);
+    let plain = http::Request::connect("shop.example:443").body(http_body_util::Full::default()).unwrap();
+    assert_eq!(client.send(plain).unwrap().status, 405);
+}
