@@ -8,6 +8,7 @@ mod demo;
 mod drain;
 mod fields;
 mod forwarding;
+mod framing;
 mod http2;
 mod http2_nodes;
 mod idempotency;
