@@ -4,16 +4,17 @@
 //! knows only what stands below it.
 //!
 //! - [`cli`]: one file a command.
-//! - `server`: sockets to requests: listeners, the wire, HTTP/1, limits, workers, drain.
+//! - `server`: sockets to requests: listeners, the wire, TLS, HTTP/1 and 2, limits, workers, drain.
 //! - `proxy`: the request's way, a file a step.
 //! - `cache`: stored responses, fetches that many share, purges.
 //! - `idempotency`: requests that run once; records, stores, one run.
-//! - `upstream`: a pool's nodes, connections to them, one attempt at one of them.
+//! - `upstream`: a pool's nodes, their health, who takes a key, connections, one attempt at one of them.
 //! - [`ring`]: the consistent-hash ring, pure data.
 //! - `admin`: the admin listener. `control`: the handle on a running proxy that it holds.
 //! - [`config`]: YAML to validated settings with the place of every error.
 //! - `telemetry`: metrics, access log, trace context; called by all, calls none.
-//! - `http`: what HTTP itself says. `io`: what both ends do with a socket.
+//! - `http`: what HTTP itself says. `tls`: what TLS says: certificates, tickets, trust. `io`: what both ends do
+//!   with a socket.
 
 mod admin;
 mod cache;

@@ -2,6 +2,7 @@
 
 #![allow(unreachable_pub, missing_docs, clippy::unwrap_used)]
 
+mod browser;
 mod caching;
 mod cli;
 mod demo;
@@ -9,6 +10,7 @@ mod drain;
 mod fields;
 mod forwarding;
 mod framing;
+mod grpc;
 mod http2;
 mod http2_nodes;
 mod idempotency;
