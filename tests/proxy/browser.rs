@@ -1,27 +1,43 @@
 //! A browser: WebSockets from Chromium, over HTTP/1.1 in the clear and over a stream of HTTP/2.
 
-use crate::support::{Authority, Node, Peer, Proxy, have};
+use crate::support::{Authority, Barrier, Node, Peer, Proxy, eventually, have};
 use base64::Engine as _;
 use sha1::{Digest, Sha1};
 use std::process::{Command, Stdio};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-/// What a browser shows when the socket has said what it should, or why not.
-const PAGE: &str = "<!doctype html><title>socket</title><p id=told>nothing yet</p><script>
+/// What a browser shows when the socket has said what it should, or why not. It is not loaded before its picture
+/// is, and that waits for the socket.
+const PAGE: &str = "<!doctype html><title>socket</title><p id=told>nothing yet</p><img src=/held><script>
 const told = text => document.getElementById('told').textContent = text;
 const socket = new WebSocket(location.href.replace(/^http/, 'ws') + 'socket');
 socket.onopen = () => socket.send('over the edge');
-socket.onmessage = event => told('echo: ' + event.data);
+socket.onmessage = event => { told('echo: ' + event.data); fetch('/done'); };
 socket.onerror = () => told('an error');
 </script>";
 
 /// Serves the page, and echoes what a socket says first (RFC 6455).
 fn site() -> Node {
-    Node::start(|peer| {
+    let answered = Mutex::new(Barrier::default());
+    Node::start(move |peer| {
         while let Some(head) = peer.request() {
-            match head.starts_with("GET /socket ") {
-                true => return echo(peer, &head),
-                false => peer.reply(200, "content-type: text/html", PAGE),
+            match head.split(' ').nth(1).unwrap_or_default() {
+                "/socket" => return echo(peer, &head),
+                "/done" => {
+                    answered.lock().unwrap().open();
+                    peer.reply(204, "", "");
+                }
+                "/held" => {
+                    let waiting = answered.lock().unwrap().clone();
+                    waiting.wait();
+                    peer.reply(404, "", "");
+                }
+                "/" => {
+                    *answered.lock().unwrap() = Barrier::default();
+                    peer.reply(200, "content-type: text/html", PAGE);
+                }
+                _ => peer.reply(404, "", ""),
             }
         }
     })
@@ -52,7 +68,7 @@ fn shown(url: &str) -> String {
     let mut child = Command::new("chromium")
         .args(["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"])
         .args(["--disable-background-networking", "--disable-component-update", "--disable-sync"])
-        .args(["--ignore-certificate-errors", "--timeout=8000", "--virtual-time-budget=20000", "--dump-dom"])
+        .args(["--ignore-certificate-errors", "--timeout=15000", "--dump-dom"])
         .arg(format!("--user-data-dir={}", profile.path().display()))
         .arg(url)
         .stdin(Stdio::null())
@@ -91,8 +107,9 @@ fn websockets_open_over_both_versions() {
     for (url, version) in urls {
         let page = shown(&url);
         assert!(page.contains("echo: over the edge"), "{url}: {page}");
-        let log = proxy.output();
-        let line = log.lines().find(|line| line.contains("/socket") && line.contains(version));
-        assert!(line.is_some_and(|line| line.contains("101") || line.contains("200")), "{version}: {log}");
+        // A tunnel is logged when it has ended.
+        eventually(&format!("a line about the socket over {version}"), || {
+            proxy.output().lines().any(|line| line.contains("/socket") && line.contains(version))
+        });
     }
 }
