@@ -38,3 +38,13 @@ pub(crate) fn poll_write_gathered(
         }),
     }
 }
+
+/// Runs futures on the thread that they were made on, for hyper's HTTP/2.
+#[derive(Clone, Copy)]
+pub(crate) struct OnThisThread;
+
+impl<F: Future + 'static> hyper::rt::Executor<F> for OnThisThread {
+    fn execute(&self, future: F) {
+        tokio::task::spawn_local(async move { drop(future.await) });
+    }
+}

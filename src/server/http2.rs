@@ -5,7 +5,7 @@ use super::connection::Context;
 use super::gather::Gather;
 use super::tunnel;
 use crate::config::Limits;
-use crate::io::Stream;
+use crate::io::{OnThisThread, Stream};
 use crate::proxy::{Answering, Client, Journeying, crumbs_to_one};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -36,16 +36,6 @@ const CONNECTION_WINDOW: u32 = 1 << 20;
 const SEND_BUFFER: usize = 128 << 10;
 /// How long a connection may take to end that was told to and has no stream left.
 const GRACE: Duration = Duration::from_secs(5);
-
-/// Futures of one worker, which stay there.
-#[derive(Clone, Copy)]
-struct OnThisThread;
-
-impl<F: Future<Output = ()> + 'static> hyper::rt::Executor<F> for OnThisThread {
-    fn execute(&self, future: F) {
-        tokio::task::spawn_local(future);
-    }
-}
 
 /// Serves a connection until it ends. `first` is what was read of it already.
 pub(super) async fn serve(context: &Rc<Context>, stream: Stream, first: Bytes, client: &Rc<Client>, limits: &Limits) {

@@ -134,6 +134,7 @@ impl Watch {
         let mut stream = self.stream.borrow_mut();
         let stream = match &mut *stream {
             Stream::Tcp(stream) => &*stream,
+            stream @ Stream::Tls(_) if stream.socket().poll_read_ready(cx).is_pending() => return false,
             // What TLS holds cannot be looked at without reading it.
             stream @ Stream::Tls(_) => match stream.poll_look(cx) {
                 Poll::Pending => return false,

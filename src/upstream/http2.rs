@@ -8,7 +8,7 @@ use super::Outgoing;
 use super::connect::Target;
 use super::link::{Outcome, Patience};
 use super::node::NodeRuntime;
-use crate::io::Stream;
+use crate::io::{OnThisThread, Stream};
 use http::header::{CONNECTION, HOST, TRANSFER_ENCODING};
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderValue, Request, Uri, Version};
@@ -73,15 +73,6 @@ pub(crate) struct SharedLink {
     shared: Rc<Shared>,
     last_activity: Instant,
     timer: Pin<Box<Sleep>>,
-}
-
-#[derive(Clone, Copy)]
-struct OnThisThread;
-
-impl<F: Future + 'static> hyper::rt::Executor<F> for OnThisThread {
-    fn execute(&self, future: F) {
-        tokio::task::spawn_local(async move { drop(future.await) });
-    }
 }
 
 impl SharedLinks {

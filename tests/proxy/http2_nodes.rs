@@ -1,10 +1,9 @@
 //! Nodes that speak HTTP/2: shared connections, trailers both ways, and what happens when they fail.
 
 use crate::support::http2::Http2;
-use crate::support::{Authority, Client, Front, Node2, Proxy, eventually, have};
+use crate::support::{Authority, Client, Front, Nginx, Node2, Proxy, eventually};
 use bytes::Bytes;
 use http_body_util::BodyExt;
-use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 const HTTP2: &str = "    protocol: http2\n";
@@ -150,39 +149,13 @@ fn checks_and_tls_speak_http2_too() {
     assert!(node.heads().iter().any(|head| head.contains("https://shop.example/")));
 }
 
-struct Running(Child);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
 #[test]
 fn nginx_as_a_node_in_the_clear() {
-    if !have("nginx", "nginx") {
+    let Some(nginx) = Nginx::start("http2", "location / { return 200 \"nginx $server_protocol $request_uri\"; }")
+    else {
         return;
-    }
-    let folder = tempfile::tempdir().unwrap();
-    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    let config = folder.path().join("nginx.conf");
-    let temporary: String = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
-        .map(|name| format!("{name}_temp_path {}/{name};\n", folder.path().display()))
-        .concat();
-    std::fs::write(
-        &config,
-        format!(
-            "daemon off; master_process off; pid {0}/pid; error_log stderr;\nevents {{}}\nhttp {{ access_log off;\n{temporary}server {{ listen 127.0.0.1:{port} http2; location / {{ return 200 \"nginx $server_protocol $request_uri\"; }} }} }}\n",
-            folder.path().display()
-        ),
-    )
-    .unwrap();
-    let _nginx = Running(
-        Command::new("nginx").arg("-c").arg(&config).args(["-e", "stderr"]).stderr(Stdio::null()).spawn().unwrap(),
-    );
-    eventually("nginx", || std::net::TcpStream::connect(("127.0.0.1", port)).is_ok());
-    let proxy = Proxy::start(&Proxy::pool(&[([127, 0, 0, 1], port).into()], HTTP2));
+    };
+    let proxy = Proxy::start(&Proxy::pool(&[nginx.address], HTTP2));
     let mut client = Client::connect(proxy.address);
     for number in 0..1200 {
         // Past the number of requests after which nginx ends a connection.

@@ -1,7 +1,6 @@
 //! TLS with nodes: whom the proxy believes, what it shows, and what it says when a node is not who it should be.
 
-use crate::support::{Authority, Front, Node, Pair, Proxy, Service, eventually, have};
-use std::process::{Child, Command, Stdio};
+use crate::support::{Authority, Front, Nginx, Node, Pair, Proxy, Service, eventually};
 
 fn tls(authority: &Authority, more: &str) -> String {
     format!("    tls: {{ ca_file: \"{}\"{more} }}\n", authority.file().display())
@@ -121,44 +120,22 @@ fn checks_and_tunnels_go_over_tls_too() {
     assert_eq!(client.exactly(9), b"helloping");
 }
 
-struct Running(Child);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
 #[test]
 fn nginx_as_a_node_with_tls() {
-    if !have("nginx", "nginx") {
-        return;
-    }
     let authority = Authority::new();
     let pair = authority.issue("node", &["app.internal"]);
-    let folder = tempfile::tempdir().unwrap();
-    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    let config = folder.path().join("nginx.conf");
-    let temporary: String = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
-        .map(|name| format!("{name}_temp_path {}/{name};\n", folder.path().display()))
-        .concat();
-    std::fs::write(
-        &config,
-        format!(
-            "daemon off; master_process off; pid {0}/pid; error_log stderr;\nevents {{}}\nhttp {{ access_log off;\n{temporary}server {{ listen 127.0.0.1:{port} ssl; ssl_protocols TLSv1.2 TLSv1.3; ssl_certificate {1}; ssl_certificate_key {2}; location / {{ return 200 \"nginx $ssl_protocol $ssl_server_name $request_uri\"; }} }} }}\n",
-            folder.path().display(),
-            pair.chain.display(),
-            pair.key.display()
-        ),
-    )
-    .unwrap();
-    let _nginx = Running(
-        Command::new("nginx").arg("-c").arg(&config).args(["-e", "stderr"]).stderr(Stdio::null()).spawn().unwrap(),
+    let certificate = format!(
+        "ssl_protocols TLSv1.2 TLSv1.3; ssl_certificate {}; ssl_certificate_key {};",
+        pair.chain.display(),
+        pair.key.display()
     );
-    eventually("nginx", || std::net::TcpStream::connect(("127.0.0.1", port)).is_ok());
-    let proxy =
-        Proxy::start(&Proxy::pool(&[([127, 0, 0, 1], port).into()], &tls(&authority, ", server_name: app.internal")));
+    let Some(nginx) = Nginx::start(
+        "ssl",
+        &format!("{certificate} location / {{ return 200 \"nginx $ssl_protocol $ssl_server_name $request_uri\"; }}"),
+    ) else {
+        return;
+    };
+    let proxy = Proxy::start(&Proxy::pool(&[nginx.address], &tls(&authority, ", server_name: app.internal")));
     for number in 0..20 {
         assert_eq!(proxy.get(&format!("/{number}")).text(), format!("nginx TLSv1.3 app.internal /{number}"));
     }

@@ -1,5 +1,6 @@
 //! Passive health: nodes that fail their requests are out for a while, and tried before they are back.
 
+use super::with_sessions;
 use crate::support::{Client, Does, Proxy, Service, eventually};
 use std::time::{Duration, Instant};
 
@@ -218,16 +219,8 @@ fn in_panic_all_nodes_that_are_up_are_tried() {
 fn strict_sessions_of_a_node_that_is_out() {
     for (on_gone, status) in [("reject", 503), ("next", 200)] {
         let mut nodes = Service::several(2);
-        let pool =
-            Proxy::pool(&Service::addresses(&nodes), "    health_check: { interval: 50ms, unhealthy_after: 1 }\n");
-        let text = pool.replace(
-            "hash_on: [uri] }",
-            &format!("affinity_cookie: {{ mode: strict, secret_file: key, on_gone: {on_gone} }} }}"),
-        );
-        let folder = tempfile::tempdir().unwrap();
-        let key = folder.path().join("key");
-        std::fs::write(&key, "0123456789abcdef0123456789abcdef").unwrap();
-        let proxy = Proxy::start(&text.replace("secret_file: key", &format!("secret_file: \"{}\"", key.display())));
+        let checks = "    health_check: { interval: 50ms, unhealthy_after: 1 }\n";
+        let (proxy, _folder) = with_sessions(&nodes, checks, &format!(", on_gone: {on_gone}"));
         let first = proxy.get("/");
         let cookie = first.field("set-cookie").unwrap().split(';').next().unwrap().to_owned();
         let home: usize = first.text()[1..].parse().unwrap();

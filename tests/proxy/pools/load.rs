@@ -1,5 +1,6 @@
 //! Limits, queues and bounded load.
 
+use super::{begin_session, with_sessions};
 use crate::support::{Barrier, Client, Does, Proxy, Service, eventually};
 use std::time::{Duration, Instant};
 
@@ -101,17 +102,10 @@ fn a_crowd_goes_through_the_queue() {
 #[test]
 fn a_session_waits_for_its_own_node() {
     let nodes = Service::several(2);
-    let folder = tempfile::tempdir().unwrap();
-    let key = folder.path().join("key");
-    std::fs::write(&key, "0123456789abcdef0123456789abcdef").unwrap();
     let pool = "    connections: { max_per_node: 1, max_queued: 10, queue_timeout: 10s }\n";
-    let text = Proxy::pool(&Service::addresses(&nodes), pool).replace(
-        "hash_on: [uri] }",
-        &format!("hash_on: [uri], affinity_cookie: {{ mode: strict, secret_file: \"{}\" }} }}", key.display()),
-    );
-    let proxy = Proxy::start(&text);
+    let (proxy, _folder) = with_sessions(&nodes, pool, "");
     let path = &proxy.paths_of("n0", 1)[0];
-    let cookie = proxy.get(path).field("set-cookie").unwrap().split(';').next().unwrap().to_owned();
+    let cookie = begin_session(&proxy, path);
     let gate = Barrier::default();
     nodes[0].does(Does::Wait(gate.clone()));
     let mut first = asks(&proxy, path);
@@ -197,19 +191,9 @@ fn nobody_overtakes_those_who_wait() {
 #[test]
 fn a_session_is_not_moved_because_its_node_was_full() {
     let nodes = Service::several(2);
-    let folder = tempfile::tempdir().unwrap();
-    let key = folder.path().join("key");
-    std::fs::write(&key, "0123456789abcdef0123456789abcdef").unwrap();
-    let text = Proxy::pool(&Service::addresses(&nodes), "    connections: { max_per_node: 1 }\n").replace(
-        "hash_on: [uri] }",
-        &format!(
-            "hash_on: [uri], affinity_cookie: {{ mode: strict, on_gone: next, secret_file: \"{}\" }} }}",
-            key.display()
-        ),
-    );
-    let proxy = Proxy::start(&text);
+    let (proxy, _folder) = with_sessions(&nodes, "    connections: { max_per_node: 1 }\n", ", on_gone: next");
     let path = &proxy.paths_of("n0", 1)[0];
-    let cookie = proxy.get(path).field("set-cookie").unwrap().split(';').next().unwrap().to_owned();
+    let cookie = begin_session(&proxy, path);
     let gate = Barrier::default();
     nodes[0].does(Does::Wait(gate.clone()));
     let mut first = asks(&proxy, path);

@@ -1,5 +1,6 @@
 //! Nodes that join, come back or drain: keys move once, and it is seen when a drain is done.
 
+use super::{begin_session, with_sessions};
 use crate::support::{Proxy, Service, eventually};
 use std::time::{Duration, Instant};
 
@@ -63,16 +64,9 @@ fn a_reload_leaves_the_ramp_alone() {
 #[test]
 fn a_drain_tells_when_it_is_done() {
     let nodes = Service::several(2);
-    let folder = tempfile::tempdir().unwrap();
-    let key = folder.path().join("key");
-    std::fs::write(&key, "0123456789abcdef0123456789abcdef").unwrap();
-    let text = Proxy::pool(&Service::addresses(&nodes), "").replace(
-        "hash_on: [uri] }",
-        &format!("hash_on: [uri], affinity_cookie: {{ mode: strict, ttl: 3s, secret_file: \"{}\" }} }}", key.display()),
-    );
-    let proxy = Proxy::start(&text);
+    let (proxy, _folder) = with_sessions(&nodes, "", ", ttl: 3s");
     let path = &proxy.paths_of("n0", 1)[0];
-    let cookie = proxy.get(path).field("set-cookie").unwrap().split(';').next().unwrap().to_owned();
+    let cookie = begin_session(&proxy, path);
     proxy.admin_post("/api/pools/app/nodes/n0/drain", "");
     let drain = || proxy.node("n0")["drain"].clone();
     assert_eq!((drain()["done"].as_bool(), drain()["in_flight"].as_u64()), (Some(false), Some(0)));

@@ -3,6 +3,7 @@
 
 mod client;
 pub mod http2;
+mod nginx;
 mod node;
 mod node2;
 mod origin;
@@ -11,6 +12,7 @@ mod service;
 mod tls;
 
 pub use client::{Answer, Client};
+pub use nginx::Nginx;
 pub use node::{Node, Peer};
 pub use node2::{Node2, pieces};
 pub use origin::{Barrier, Origin};
