@@ -155,6 +155,7 @@ impl http_body::Body for ResponseBody {
         if let Some(broken) = this.broken {
             return Poll::Ready(Some(Err(broken)));
         }
+        this.exchange.offer(false);
         let frame = match &mut this.kind {
             Kind::Empty => None,
             Kind::Full(bytes) => Some(Ok(Frame::data(std::mem::take(bytes)))),
@@ -184,6 +185,7 @@ impl http_body::Body for ResponseBody {
         if this.is_end_stream() {
             this.exchange.ended("completed");
         }
+        this.exchange.offer(matches!(frame, Some(Ok(_))));
         Poll::Ready(frame)
     }
 
@@ -293,6 +295,7 @@ pub(crate) fn leave(
         response.headers_mut().insert(http::header::CONNECTION, HeaderValue::from_static("close"));
     }
     exchange.answered(response.status());
+    client.offer(true);
     client.phase.set(Phase::Answer);
     response
 }

@@ -311,7 +311,11 @@ impl Journey {
                 Some(link) => link,
                 // Once: whoever connects may fail, and each request has that for itself then.
                 None if !std::mem::replace(&mut has_waited, true)
-                    && self.engine.shared_links.wait(&node.runtime).await =>
+                    && self
+                        .engine
+                        .shared_links
+                        .wait(&node.runtime, connect_timeout(self.pool.timeouts.connect, self.until()))
+                        .await =>
                 {
                     continue;
                 }
@@ -351,6 +355,8 @@ impl Journey {
                 Outcome::NotSent(failure) => (failure, false),
                 Outcome::SentNoAnswer(failure) => (failure, true),
             };
+            // hyper resets a stream whose body breaks, and says no more than that.
+            let failure = if self.exchange.body_fault.get().is_some() { Failure::RequestBody } else { failure };
             return judge_failure(failure, sent, client_is_slow, link.last_activity(), first_byte);
         }
     }

@@ -114,6 +114,8 @@ impl Body for RequestBody {
                 Poll::Ready(Some(Ok(frame)))
             }
             Some(Err(error)) => self.fault(fault_of(&error)),
+            // A stream that is reset without an error has no end, and is not whole.
+            None if self.client.stream.is_some() && !self.incoming.is_end_stream() => self.fault(BodyFault::ClientGone),
             None => Poll::Ready(None),
         }
     }

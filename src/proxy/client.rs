@@ -50,7 +50,46 @@ pub(crate) struct Client {
 pub(crate) struct Stream {
     /// Between two pieces of its body.
     pub(crate) body_idle: Duration,
-    _counted: Rc<()>,
+    /// Since when a piece of the answer has been offered to the client; none while we wait for the node.
+    offered: Cell<Option<Instant>>,
+    _open: OpenStream,
+}
+
+/// The streams of a connection that are open.
+#[derive(Default)]
+pub(crate) struct Streams {
+    count: Cell<u32>,
+    /// The connection's task, which is told when there are fewer.
+    task: RefCell<Option<Waker>>,
+}
+
+impl Streams {
+    pub(crate) fn are_none(&self) -> bool {
+        self.count.get() == 0
+    }
+
+    /// Has this task told of every stream that ends.
+    pub(crate) fn watch(&self, cx: &std::task::Context<'_>) {
+        *self.task.borrow_mut() = Some(cx.waker().clone());
+    }
+}
+
+struct OpenStream(Rc<Streams>);
+
+impl OpenStream {
+    fn new(streams: &Rc<Streams>) -> OpenStream {
+        streams.count.set(streams.count.get() + 1);
+        OpenStream(Rc::clone(streams))
+    }
+}
+
+impl Drop for OpenStream {
+    fn drop(&mut self) {
+        self.0.count.set(self.0.count.get() - 1);
+        if let Some(task) = &*self.0.task.borrow() {
+            task.wake_by_ref();
+        }
+    }
 }
 
 /// What a TLS handshake has told of a client.
@@ -112,7 +151,7 @@ impl Client {
     }
 
     /// The client as one of its streams has it, counted as long as it lives.
-    pub(crate) fn for_stream(&self, streams: &Rc<()>, body_idle: Duration) -> Client {
+    pub(crate) fn for_stream(&self, streams: &Rc<Streams>, body_idle: Duration) -> Client {
         Client {
             peer: self.peer,
             listener: Arc::clone(&self.listener),
@@ -129,8 +168,20 @@ impl Client {
             body_expired: Cell::new(false),
             is_spent: Rc::clone(&self.is_spent),
             requests: Rc::clone(&self.requests),
-            stream: Some(Stream { body_idle, _counted: Rc::clone(streams) }),
+            stream: Some(Stream { body_idle, offered: Cell::new(None), _open: OpenStream::new(streams) }),
         }
+    }
+
+    /// Notes whether a piece of the answer is with the client now, or still to come from the node.
+    pub(crate) fn offer(&self, is_offered: bool) {
+        if let Some(stream) = &self.stream {
+            stream.offered.set(is_offered.then(Instant::now));
+        }
+    }
+
+    /// Since when it has not asked for the next piece of its answer.
+    pub(crate) fn offered_since(&self) -> Option<Instant> {
+        self.stream.as_ref().and_then(|stream| stream.offered.get())
     }
 
     /// Counts a request; the last one that is allowed ends its connection.

@@ -215,6 +215,11 @@ impl Exchange {
         self.idempotency.set(Some(result));
     }
 
+    /// Notes whether a piece of the answer is with the client now, or still to come from the node.
+    pub(crate) fn offer(&self, is_offered: bool) {
+        self.client.offer(is_offered);
+    }
+
     /// The answer's body is no more: whole or not, nothing else will be written for it.
     pub(crate) fn left(&self) {
         self.client.phase.set(Phase::Ending);

@@ -24,7 +24,7 @@ mod snapshot;
 mod upstream;
 
 pub(crate) use answer::{ResponseBody, redirect_target};
-pub(crate) use client::{Client, Phase, Secured, Tunnel};
+pub(crate) use client::{Client, Phase, Secured, Streams, Tunnel};
 pub(crate) use engine::{Answering, Engine, Journeying};
 pub(crate) use exchange::Ledger;
 pub(crate) use hash_key::{ScopeSources, find_key};

@@ -1,7 +1,7 @@
 //! One client connection: a bare socket until something arrives, then hyper's, then bare again
 //! when it has been idle for a while; with the timers of every phase.
 
-use super::greeting::greet;
+use super::greeting::{Greeting, greet};
 use super::http2;
 use super::tunnel;
 use super::wire::{Pulse, Wire};
@@ -9,12 +9,12 @@ use crate::config::Limits;
 use crate::http::problem::Problem;
 use crate::io::Stream;
 use crate::proxy::{Client, Engine, Phase};
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http::StatusCode;
 use hyper::server::conn::http1::Builder;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
@@ -32,8 +32,6 @@ const PARK_AFTER: Duration = Duration::from_secs(1);
 /// A connection that a drain finds idle may send one more request within this time: the client
 /// may have sent it already.
 const LAST_REQUEST: Duration = Duration::from_secs(1);
-/// Between two looks at a connection that begins byte by byte.
-const PIECEMEAL: Duration = Duration::from_millis(5);
 /// How long a closing connection is read from, so that a reset does not overtake its last answer.
 const LINGER: Duration = Duration::from_secs(5);
 
@@ -48,11 +46,14 @@ pub(super) struct Context {
     /// Whether the listener, or the process, is on its way out.
     pub(super) leaving: Rc<Cell<bool>>,
     drain: Notify,
+    /// What its connections begin with, as the configuration had it that last knew it.
+    pub(super) greeting: RefCell<Option<Greeting>>,
 }
 
 impl Context {
     pub(super) fn new(engine: &Rc<Engine>, name: &Arc<str>) -> Context {
-        Context { engine: Rc::clone(engine), name: Arc::clone(name), leaving: Rc::default(), drain: Notify::new() }
+        let (engine, name) = (Rc::clone(engine), Arc::clone(name));
+        Context { engine, name, leaving: Rc::default(), drain: Notify::new(), greeting: RefCell::default() }
     }
 
     /// Waits until the listener is on its way out.
@@ -78,7 +79,8 @@ pub(super) async fn serve(context: Rc<Context>, socket: TcpStream, peer: SocketA
     let Some((mut stream, client)) = Box::pin(greet(&context, socket, peer, deadline)).await else { return };
     while let Some(first) = is_readable(&context, &mut stream, deadline).await {
         let limits = limits(&context);
-        if !client.had_request.get() && speaks_http2(&stream, deadline).await {
+        let mut first = first;
+        if !client.had_request.get() && speaks_http2(&mut stream, &mut first, deadline).await {
             return Box::pin(http2::serve(&context, stream, first, &client, &limits)).await;
         }
         match Box::pin(session(&context, (stream, first), &client, &limits)).await {
@@ -94,28 +96,30 @@ pub(super) async fn serve(context: Rc<Context>, socket: TcpStream, peer: SocketA
 }
 
 /// Whether a connection that has just begun speaks HTTP/2: as the handshake has settled it, or, in the clear, as
-/// it begins itself.
-async fn speaks_http2(stream: &Stream, deadline: Instant) -> bool {
+/// it begins itself. What had to be read for that stands in `first` then.
+async fn speaks_http2(stream: &mut Stream, first: &mut Bytes, deadline: Instant) -> bool {
     let socket = match stream {
         Stream::Tls(_) => return stream.alpn_protocol() == Some(b"h2"),
         Stream::Tcp(socket) => socket,
     };
-    let wanted = http2::PREFACE;
-    let mut begin = [0; http2::PREFACE.len()];
-    while let Ok(length @ 1..) = socket.peek(&mut begin).await {
-        if begin[..length] != wanted[..length] {
-            return false;
-        }
-        if length == wanted.len() {
-            return true;
-        }
-        // It stays readable, and says only in time how it goes on.
-        tokio::time::sleep(PIECEMEAL).await;
-        if Instant::now() >= deadline {
-            return false;
+    let mut seen = [0; http2::PREFACE.len()];
+    match socket.peek(&mut seen).await {
+        Ok(length) if seen[..length] != http2::PREFACE[..length] => return false,
+        Ok(length) if length == seen.len() => return true,
+        _ => {}
+    }
+    // It begins piece by piece, as few do: what there is is read, until it is one or the other.
+    let mut begin = BytesMut::with_capacity(seen.len());
+    while begin.len() < seen.len() && http2::PREFACE.starts_with(&begin) {
+        let mut more = [0; http2::PREFACE.len()];
+        let room = seen.len() - begin.len();
+        match tokio::time::timeout_at(deadline.into(), socket.read(&mut more[..room])).await {
+            Ok(Ok(length @ 1..)) => begin.extend_from_slice(&more[..length]),
+            _ => break,
         }
     }
-    false
+    *first = begin.freeze();
+    first.len() == seen.len() && http2::PREFACE.starts_with(first)
 }
 
 /// Waits for bytes; gives those that had to be read for it. A drain shortens the wait.
@@ -291,7 +295,8 @@ async fn close(
             }
         }
         (None, Ok(())) => {
-            if stream.shutdown().await.is_ok() && !pulse.ended.get() {
+            let shut = tokio::time::timeout(LINGER, stream.shutdown()).await;
+            if matches!(shut, Ok(Ok(()))) && !pulse.ended.get() {
                 linger(&mut stream).await;
             }
         }

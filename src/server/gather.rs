@@ -34,13 +34,11 @@ struct Inner {
     held: BytesMut,
     /// Since when the client takes nothing.
     blocked: Option<Instant>,
-    last_write: Instant,
 }
 
 impl Gather {
     pub(super) fn new(stream: Stream, ahead: Bytes) -> Gather {
-        let (held, last_write) = (BytesMut::new(), Instant::now());
-        Gather(Rc::new(RefCell::new(Inner { stream, ahead, held, blocked: None, last_write })))
+        Gather(Rc::new(RefCell::new(Inner { stream, ahead, held: BytesMut::new(), blocked: None })))
     }
 
     pub(super) fn handle(&self) -> Handle {
@@ -55,10 +53,7 @@ impl Inner {
             self.note(written.is_pending());
             match ready!(written)? {
                 0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
-                length => {
-                    self.held.advance(length);
-                    self.last_write = Instant::now();
-                }
+                length => self.held.advance(length),
             }
         }
         if self.held.capacity() > KEPT {
@@ -85,21 +80,19 @@ impl Handle {
         self.0.borrow().blocked
     }
 
-    pub(super) fn last_write(&self) -> Instant {
-        self.0.borrow().last_write
-    }
-
     /// Ends the connection well.
     pub(super) async fn close(self) {
         // hyper is gone by now, and has no use for the wire.
         let Ok(inner) = Rc::try_unwrap(self.0) else { return };
         let mut stream = inner.into_inner().stream;
-        if stream.shutdown().await.is_err() {
-            return;
-        }
-        let mut discarded = [0; 1024];
-        let until_the_end = async { while matches!(stream.read(&mut discarded).await, Ok(1..)) {} };
-        let _ = tokio::time::timeout(LINGER, until_the_end).await;
+        let end = async {
+            let mut discarded = [0; 1024];
+            if stream.shutdown().await.is_ok() {
+                while matches!(stream.read(&mut discarded).await, Ok(1..)) {}
+            }
+        };
+        // What comes after that time is the client's loss.
+        let _ = tokio::time::timeout(LINGER, end).await;
     }
 }
 

@@ -2,23 +2,45 @@
 
 use super::connection::{Context, is_readable, refuse};
 use super::proxy_protocol;
-use crate::config::Listener;
+use crate::config::ProxyProtocol;
 use crate::http::forwarded::is_trusted;
 use crate::http::problem::Problem;
 use crate::io::Stream;
 use crate::proxy::{Client, Secured};
-use crate::tls::{ServerTls, subject};
+use crate::tls::{ServerTls, identity};
 use http::HeaderValue;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
 /// How a TLS record begins that holds a handshake.
 const HANDSHAKE: u8 = 0x16;
+
+/// What connections of a listener begin with.
+#[derive(Clone, Default)]
+pub(super) struct Greeting {
+    proxy_protocol: Option<ProxyProtocol>,
+    tls: Option<Arc<ServerTls>>,
+}
+
+impl Greeting {
+    /// As the configuration in force says; where it knows the listener no more, as the last one did.
+    fn of(context: &Context) -> Greeting {
+        let snapshot = context.engine.snapshot();
+        let mut listeners = snapshot.config.settings.listeners.iter();
+        let mut last = context.greeting.borrow_mut();
+        if let Some(listener) = listeners.find(|listener| listener.name.as_str() == &*context.name) {
+            let proxy_protocol = listener.proxy_protocol.clone();
+            let tls = snapshot.config.secrets.tls.get(listener.name.as_str()).cloned();
+            *last = Some(Greeting { proxy_protocol, tls });
+        }
+        last.clone().unwrap_or_default()
+    }
+}
 
 /// Makes a new connection ready for requests, by the deadline; `None` where it is to be closed.
 pub(super) async fn greet(
@@ -27,17 +49,12 @@ pub(super) async fn greet(
     mut peer: SocketAddr,
     deadline: Instant,
 ) -> Option<(Stream, Rc<Client>)> {
-    let snapshot = context.engine.snapshot();
-    let listeners = &snapshot.config.settings.listeners;
-    let listener = listeners.iter().find(|listener| listener.name.as_str() == &*context.name)?;
-    if listener.proxy_protocol.is_some() {
-        peer = source(context, listener, &mut socket, peer, deadline).await?;
+    let Greeting { proxy_protocol, tls } = Greeting::of(context);
+    if let Some(protocol) = proxy_protocol {
+        peer = source(context, &protocol, &mut socket, peer, deadline).await?;
     }
     let client = |secured| Rc::new(Client::new(peer, Arc::clone(&context.name), Rc::clone(&context.leaving), secured));
-    let Some(tls) = snapshot.config.secrets.tls.get(listener.name.as_str()).cloned() else {
-        return Some((Stream::Tcp(socket), client(None)));
-    };
-    drop(snapshot);
+    let Some(tls) = tls else { return Some((Stream::Tcp(socket), client(None))) };
     let mut stream = Stream::Tcp(socket);
     is_readable(context, &mut stream, deadline).await?;
     let Stream::Tcp(socket) = stream else { return None };
@@ -63,21 +80,21 @@ pub(super) async fn greet(
             return None;
         }
     };
-    context.engine.ledger.handshaken(&context.name, true);
     let secured = secured(&tls, &stream);
+    context.engine.ledger.handshaken(&context.name, secured.is_some());
+    let secured = secured?;
     Some((Stream::Tls(Box::new(stream.into())), client(Some(Rc::new(secured)))))
 }
 
 /// Whom the load balancer in front speaks for. Nobody else may connect here.
 async fn source(
     context: &Context,
-    listener: &Listener,
+    protocol: &ProxyProtocol,
     socket: &mut TcpStream,
     peer: SocketAddr,
     deadline: Instant,
 ) -> Option<SocketAddr> {
-    let trusted = listener.proxy_protocol.as_ref().map(|protocol| &protocol.trusted)?;
-    if !is_trusted(peer.ip(), trusted) {
+    if !is_trusted(peer.ip(), &protocol.trusted) {
         tracing::debug!(%peer, listener = &*context.name, "refused: not one of `proxy_protocol.trusted`");
         return None;
     }
@@ -91,15 +108,22 @@ async fn source(
     }
 }
 
-/// What the handshake has told.
-fn secured(tls: &ServerTls, stream: &TlsStream<TcpStream>) -> Secured {
+/// What the handshake has told; `None` where the client's certificate has ended since: a session that resumes
+/// brings it along without anybody looking at it again.
+fn secured(tls: &ServerTls, stream: &TlsStream<TcpStream>) -> Option<Secured> {
     let session = stream.get_ref().1;
     let name = session.server_name();
     let shown = session.peer_certificates().and_then(|chain| chain.first());
-    Secured {
+    let identity = shown.map(identity);
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs().cast_signed());
+    if identity.as_ref().is_some_and(|identity| identity.as_ref().is_none_or(|identity| identity.expiry < now)) {
+        tracing::debug!("refused: the client's certificate has expired or cannot be read");
+        return None;
+    }
+    Some(Secured {
         certificate: name
             .and_then(|name| tls.certificate(Some(name)))
             .map(|certificate| Arc::clone(&certificate.names)),
-        subject: shown.and_then(|certificate| HeaderValue::try_from(subject(certificate)?).ok()),
-    }
+        subject: identity.flatten().and_then(|identity| HeaderValue::try_from(identity.subject).ok()),
+    })
 }

@@ -5,8 +5,8 @@ use super::connection::Context;
 use super::gather::Gather;
 use super::tunnel;
 use crate::config::Limits;
-use crate::io::{OnThisThread, Stream};
-use crate::proxy::{Answering, Client, Journeying, crumbs_to_one};
+use crate::io::Stream;
+use crate::proxy::{Answering, Client, Journeying, Streams, crumbs_to_one};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
@@ -18,11 +18,13 @@ use hyper::server::conn::http2::Builder;
 use hyper::service::service_fn;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
+use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
 use std::pin::pin;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::task::Poll;
 use std::time::{Duration, Instant};
+use tokio::task::AbortHandle;
 
 /// How a connection in the clear begins that speaks HTTP/2 with prior knowledge (RFC 9113 3.4).
 pub(super) const PREFACE: [u8; 24] = *b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -34,6 +36,8 @@ const STREAM_WINDOW: u32 = 256 << 10;
 const CONNECTION_WINDOW: u32 = 1 << 20;
 /// What is held of an answer that its client does not take.
 const SEND_BUFFER: usize = 128 << 10;
+/// How often it is looked for streams whose clients take nothing.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// How long a connection may take to end that was told to and has no stream left.
 const GRACE: Duration = Duration::from_secs(5);
 
@@ -41,14 +45,16 @@ const GRACE: Duration = Duration::from_secs(5);
 pub(super) async fn serve(context: &Rc<Context>, stream: Stream, first: Bytes, client: &Rc<Client>, limits: &Limits) {
     let wire = Gather::new(stream, first);
     let out = wire.handle();
-    let streams: Rc<()> = Rc::default();
+    let streams: Rc<Streams> = Rc::default();
+    let tasks = Tasks::default();
     let service = {
         let (engine, client, streams) = (Rc::clone(&context.engine), Rc::clone(client), Rc::clone(&streams));
-        let body_idle = limits.body_idle_timeout;
+        let (body_idle, begun) = (limits.body_idle_timeout, Rc::clone(&tasks.begun));
         service_fn(move |mut request| {
             crumbs_to_one(&mut request);
             client.had_request.set(true);
             let stream = Rc::new(client.for_stream(&streams, body_idle));
+            *begun.borrow_mut() = Some(Rc::downgrade(&stream));
             match websocket(&mut request) {
                 None => engine.answer(&stream, request),
                 Some(upgrade) => {
@@ -58,9 +64,7 @@ pub(super) async fn serve(context: &Rc<Context>, stream: Stream, first: Bytes, c
             }
         })
     };
-    // What the service holds of the count of streams.
-    let idle_count = 2;
-    let mut builder = Builder::new(OnThisThread);
+    let mut builder = Builder::new(tasks.clone());
     builder
         .max_concurrent_streams(MAX_STREAMS)
         .initial_stream_window_size(STREAM_WINDOW)
@@ -68,13 +72,13 @@ pub(super) async fn serve(context: &Rc<Context>, stream: Stream, first: Bytes, c
         .max_send_buf_size(SEND_BUFFER)
         .enable_connect_protocol()
         .max_header_list_size(u32::try_from(limits.header_bytes.0).unwrap_or(u32::MAX));
-    let mut connection = pin!(builder.serve_connection(TokioIo::new(wire), service));
+    let mut connection = Box::pin(builder.serve_connection(TokioIo::new(wire), service));
 
     let mut drain = pin!(context.left());
     let mut timer = pin!(tokio::time::sleep(limits.header_timeout));
-    let began = Instant::now();
-    let (mut idle_since, mut told_to_end, mut has_ended) = (Some(began), None, false);
+    let (mut idle_since, mut told_to_end, mut has_ended) = (Some(Instant::now()), None, false);
     poll_fn(|cx| {
+        streams.watch(cx);
         loop {
             if !has_ended {
                 has_ended = connection.as_mut().poll(cx).is_ready();
@@ -88,41 +92,91 @@ pub(super) async fn serve(context: &Rc<Context>, stream: Stream, first: Bytes, c
             if has_ended && is_out {
                 return Poll::Ready(());
             }
-            let is_idle = Rc::strong_count(&streams) == idle_count;
-            idle_since = if is_idle { idle_since.or_else(|| Some(Instant::now())) } else { None };
             if told_to_end.is_none() && (client.is_spent.get() || drain.as_mut().poll(cx).is_ready()) {
                 connection.as_mut().graceful_shutdown();
                 told_to_end = Some(Instant::now());
                 continue;
             }
+            idle_since = if streams.are_none() { idle_since.or_else(|| Some(Instant::now())) } else { None };
             let idle_limit = match (told_to_end, client.had_request.get()) {
                 (Some(_), _) => GRACE,
                 (None, true) => limits.keep_alive_timeout,
                 (None, false) => limits.header_timeout,
             };
-            // What a stream has left behind may still be on its way.
-            let idle_since = idle_since.map(|since| since.max(out.last_write()));
             let idle_end =
                 idle_since.map(|since| told_to_end.map_or(since, |told: Instant| told.max(since)) + idle_limit);
             let write_end = out.blocked_since().map(|since| since + limits.write_timeout);
-            let Some(deadline) = idle_end.into_iter().chain(write_end).min() else { return Poll::Pending };
+            let look = (!streams.are_none()).then(|| tasks.next_look.get());
+            let Some(deadline) = idle_end.into_iter().chain(write_end).chain(look).min() else { return Poll::Pending };
             if timer.deadline().into_std() != deadline {
                 timer.as_mut().reset(deadline.into());
             }
             if timer.as_mut().poll(cx).is_pending() {
                 return Poll::Pending;
             }
-            if told_to_end.is_some() || write_end.is_some_and(|end| end <= Instant::now()) {
+            let now = Instant::now();
+            if look.is_some_and(|look| look <= now) {
+                tasks.end_stalled(now, limits.write_timeout);
+            }
+            if write_end.is_some_and(|end| end <= now) {
                 return Poll::Ready(());
             }
-            connection.as_mut().graceful_shutdown();
-            told_to_end = Some(Instant::now());
+            if idle_end.is_some_and(|end| end <= now) {
+                if told_to_end.is_some() {
+                    return Poll::Ready(());
+                }
+                connection.as_mut().graceful_shutdown();
+                told_to_end = Some(now);
+            }
         }
     })
     .await;
-    // A client that still sends must not have our last words taken from it by a reset.
-    if let Poll::Ready(Ok(())) = poll_fn(|cx| Poll::Ready(out.poll_drain(cx))).await {
-        out.close().await;
+    // hyper lets go of the wire, which then ends well: a client that still sends must not have our last words
+    // taken from it by a reset.
+    drop(connection);
+    out.close().await;
+}
+
+/// The tasks of a connection's streams, so that one can be ended whose client takes nothing of its answer: while
+/// the client's window is shut, hyper asks for no more of the body, and no timer of ours would run.
+#[derive(Clone)]
+struct Tasks {
+    /// The stream whose task is made next: hyper makes it as soon as it has called the service.
+    begun: Rc<RefCell<Option<Weak<Client>>>>,
+    all: Rc<RefCell<Vec<Running>>>,
+    next_look: Rc<Cell<Instant>>,
+}
+
+/// A stream and its task.
+type Running = (Weak<Client>, AbortHandle);
+
+impl Default for Tasks {
+    fn default() -> Tasks {
+        Tasks { begun: Rc::default(), all: Rc::default(), next_look: Rc::new(Cell::new(Instant::now() + LOOK_EVERY)) }
+    }
+}
+
+impl<F: Future<Output = ()> + 'static> hyper::rt::Executor<F> for Tasks {
+    fn execute(&self, future: F) {
+        let task = tokio::task::spawn_local(future).abort_handle();
+        if let Some(stream) = self.begun.borrow_mut().take() {
+            self.all.borrow_mut().push((stream, task));
+        }
+    }
+}
+
+impl Tasks {
+    /// Resets the streams whose clients have taken nothing for so long.
+    fn end_stalled(&self, now: Instant, limit: Duration) {
+        self.next_look.set(now + LOOK_EVERY);
+        self.all.borrow_mut().retain(|(stream, task)| {
+            let Some(stream) = stream.upgrade() else { return false };
+            let is_stalled = stream.offered_since().is_some_and(|since| now >= since + limit);
+            if is_stalled {
+                task.abort();
+            }
+            !is_stalled
+        });
     }
 }
 
@@ -161,6 +215,9 @@ async fn switch(
             }
             drop(stream);
         });
+    } else if response.status().is_success() {
+        // To a CONNECT it would say that the tunnel is there.
+        *response.status_mut() = StatusCode::BAD_GATEWAY;
     }
     response
 }

@@ -7,6 +7,7 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::sign::CertifiedKey;
 use std::sync::Arc;
+use x509_parser::objects::{oid_registry, oid2abbrev};
 
 /// A certificate with its chain and key.
 #[derive(Debug)]
@@ -59,10 +60,53 @@ pub(crate) fn authorities(pem: &[u8]) -> Result<RootCertStore, MaterialError> {
     Ok(store)
 }
 
-/// The distinguished name of a certificate's subject (RFC 4514).
-pub(crate) fn subject(certificate: &CertificateDer<'_>) -> Option<String> {
+/// Whose a certificate is, and how long.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Identity {
+    /// The distinguished name of its subject (RFC 4514), in ASCII: nothing in a value can be taken for another
+    /// attribute.
+    pub(crate) subject: String,
+    /// When it ends, in seconds since 1970.
+    pub(crate) expiry: i64,
+}
+
+/// Reads whose certificate it is; `None` where it cannot be read.
+pub(crate) fn identity(certificate: &CertificateDer<'_>) -> Option<Identity> {
     let (_, parsed) = x509_parser::parse_x509_certificate(certificate).ok()?;
-    Some(parsed.subject().to_string())
+    // The most specific part comes first (RFC 4514 2.1).
+    let parts: Vec<_> = parsed.subject().iter_rdn().collect();
+    let parts: Option<Vec<String>> = parts
+        .into_iter()
+        .rev()
+        .map(|part| {
+            let values: Option<Vec<String>> = part
+                .iter()
+                .map(|attribute| {
+                    let kind = attribute.attr_type();
+                    let name = oid2abbrev(kind, oid_registry()).map_or_else(|_| kind.to_id_string(), str::to_owned);
+                    Some(format!("{name}={}", escaped(attribute.as_str().ok()?)))
+                })
+                .collect();
+            values.map(|values| values.join("+"))
+        })
+        .collect();
+    Some(Identity { subject: parts?.join(","), expiry: parsed.validity().not_after.timestamp() })
+}
+
+/// A value of a distinguished name (RFC 4514 2.4).
+fn escaped(value: &str) -> String {
+    let mut out = String::with_capacity(value.len());
+    let last = value.len().saturating_sub(1);
+    for (at, byte) in value.bytes().enumerate() {
+        match byte {
+            b'"' | b'+' | b',' | b';' | b'<' | b'>' | b'\\' => out.extend(['\\', char::from(byte)]),
+            b' ' if at == 0 || at == last => out.push_str("\\ "),
+            b'#' if at == 0 => out.push_str("\\#"),
+            b' '..=b'~' => out.push(char::from(byte)),
+            _ => out.push_str(&format!("\\{byte:02X}")),
+        }
+    }
+    out
 }
 
 fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, MaterialError> {
@@ -109,9 +153,14 @@ mod tests {
     }
 
     #[test]
-    fn a_subject_is_told() {
-        let (chain, _) = issued(&["a.example"]);
-        let der = CertificateDer::from_pem_slice(chain.as_bytes()).unwrap();
-        assert_eq!(subject(&der).as_deref(), Some("CN=rcgen self signed cert"));
+    fn a_subject_is_told_so_that_nobody_can_misread_it() {
+        let mut params = rcgen::CertificateParams::new(vec!["a.example".to_owned()]).unwrap();
+        params.distinguished_name = rcgen::DistinguishedName::new();
+        params.distinguished_name.push(rcgen::DnType::OrganizationName, "Ex + Co");
+        params.distinguished_name.push(rcgen::DnType::CommonName, "joe, OU=admins\r\nx: \u{e9} ");
+        let key = rcgen::KeyPair::generate().unwrap();
+        let found = identity(params.self_signed(&key).unwrap().der()).unwrap();
+        assert_eq!(found.subject, r"CN=joe\, OU=admins\0D\0Ax: \C3\A9\ ,O=Ex \+ Co");
+        assert!(found.expiry > 1_800_000_000);
     }
 }

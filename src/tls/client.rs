@@ -22,7 +22,7 @@ pub(crate) enum Trust {
 pub(crate) struct ClientTls {
     pub(crate) config: Arc<ClientConfig>,
     /// What it was made of: two that agree in it do the same.
-    digest: Vec<u8>,
+    pub(crate) digest: Vec<u8>,
 }
 
 impl PartialEq for ClientTls {

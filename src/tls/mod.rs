@@ -7,7 +7,7 @@ mod names;
 mod server;
 mod tickets;
 
-pub(crate) use certificate::{Certificate, authorities, subject};
+pub(crate) use certificate::{Certificate, authorities, identity};
 pub(crate) use client::{ClientTls, Trust};
 pub(crate) use names::Names;
 pub(crate) use server::{ServerMaterial, ServerTls, TlsVersion};

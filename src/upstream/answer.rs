@@ -104,6 +104,11 @@ impl AnswerBody {
         }
     }
 
+    fn is_cut_short(&self) -> bool {
+        let is_stream = matches!(&self.source, Some(Source { carrier: Carrier::Shared(_), .. }));
+        is_stream && !self.incoming.is_end_stream()
+    }
+
     fn fail(&mut self, broken: Broken) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
         if let Some(mut source) = self.source.take() {
             let (outcome, is_the_nodes) = match broken {
@@ -165,6 +170,8 @@ impl Body for AnswerBody {
                 Poll::Ready(Some(Ok(frame)))
             }
             Some(Err(_)) => self.fail(Broken::Incomplete),
+            // A stream that is reset without an error has no end, and is not whole.
+            None if self.is_cut_short() => self.fail(Broken::Incomplete),
             None => {
                 self.finish(cx);
                 Poll::Ready(None)

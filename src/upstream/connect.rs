@@ -21,6 +21,16 @@ pub(crate) struct Target {
 }
 
 impl Target {
+    /// All but the address, in a form that can be compared.
+    pub(super) fn manner(&self) -> Vec<u8> {
+        let mut manner = self.protocol.word().as_bytes().to_vec();
+        if let Some((tls, name)) = &self.tls {
+            manner.extend_from_slice(&tls.digest);
+            manner.extend_from_slice(name.to_str().as_bytes());
+        }
+        manner
+    }
+
     /// The same at another port.
     pub(super) fn at(&self, port: u16) -> Target {
         Target { address: SocketAddr::new(self.address.ip(), port), ..self.clone() }

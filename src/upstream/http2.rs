@@ -26,11 +26,12 @@ use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 use tokio::time::Sleep;
 
-/// Requests on one connection at a time; over that another one is made.
-const MAX_STREAMS: u32 = 100;
-/// What a node may send of one answer, and of all, before somebody reads it: room for 1 MiB at full speed.
-const STREAM_WINDOW: u32 = 1 << 20;
-const CONNECTION_WINDOW: u32 = 4 << 20;
+/// Requests on one connection at a time, if the node allows as many; over that another one is made.
+const MAX_STREAMS: u32 = 64;
+/// What a node may send of one answer before somebody reads it.
+const STREAM_WINDOW: u32 = 256 << 10;
+/// The same of all: those who do not read hold nothing back that is another's.
+const CONNECTION_WINDOW: u32 = MAX_STREAMS * STREAM_WINDOW;
 const MAX_HEADER_LIST: u32 = 256 << 10;
 /// A connection with requests on it from which nothing comes is asked whether it is still there.
 const PING_EVERY: Duration = Duration::from_secs(15);
@@ -44,16 +45,20 @@ pub(crate) struct SharedLinks {
     connecting: RefCell<HashMap<u64, Rc<Notify>, foldhash::fast::RandomState>>,
 }
 
-/// Somebody connects; when that has ended, well or not, those who wait are told.
+/// Somebody connects; when that has ended, well or not, those who wait for it are told.
 struct Connecting<'a> {
     links: &'a SharedLinks,
     serial: u64,
+    told: Rc<Notify>,
 }
 
 impl Drop for Connecting<'_> {
     fn drop(&mut self) {
-        if let Some(told) = self.links.connecting.borrow_mut().remove(&self.serial) {
-            told.notify_waiters();
+        self.told.notify_waiters();
+        let mut connecting = self.links.connecting.borrow_mut();
+        // Another one may have begun meanwhile, who has waiters of his own.
+        if connecting.get(&self.serial).is_some_and(|told| Rc::ptr_eq(told, &self.told)) {
+            connecting.remove(&self.serial);
         }
     }
 }
@@ -62,6 +67,8 @@ impl Drop for Connecting<'_> {
 struct Shared {
     sender: SendRequest<Outgoing>,
     streams: Cell<u32>,
+    /// As many as the node allows at a time.
+    most: Rc<Cell<u32>>,
     /// When it last had a request.
     used: Cell<Instant>,
     idle: Cell<bool>,
@@ -86,19 +93,20 @@ impl SharedLinks {
         };
         let open = by_node.get(&node.serial)?.iter().filter(|shared| shared.sender.is_ready()).filter(is_fresh);
         let least = open.min_by_key(|shared| shared.streams.get())?;
-        (may_be_full || least.streams.get() < MAX_STREAMS).then(|| SharedLink::on(least))
+        (may_be_full || least.streams.get() < least.most.get()).then(|| SharedLink::on(least))
     }
 
-    /// Waits for the connection that somebody makes to the node just now; `false` where nobody does.
-    pub(crate) async fn wait(&self, node: &NodeRuntime) -> bool {
+    /// Waits for the connection that somebody makes to the node just now, as long as one may take; `false` where
+    /// nobody does.
+    pub(crate) async fn wait(&self, node: &NodeRuntime, timeout: Duration) -> bool {
         let told = self.connecting.borrow().get(&node.serial).cloned();
-        match told {
-            Some(told) => {
-                told.notified().await;
-                true
-            }
-            None => false,
+        let Some(told) = told else { return false };
+        match timeout.is_zero() {
+            true => told.notified().await,
+            // It is looked for all the same.
+            false => drop(tokio::time::timeout(timeout, told.notified()).await),
         }
+        true
     }
 
     /// A new connection, and a place on it.
@@ -108,8 +116,9 @@ impl SharedLinks {
         target: &Target,
         timeout: Duration,
     ) -> Result<Box<SharedLink>, Failure> {
-        self.connecting.borrow_mut().insert(node.serial, Rc::default());
-        let _connecting = Connecting { links: self, serial: node.serial };
+        let told: Rc<Notify> = Rc::default();
+        self.connecting.borrow_mut().insert(node.serial, Rc::clone(&told));
+        let _connecting = Connecting { links: self, serial: node.serial, told };
         let connecting = async {
             let stream = target.connect().await.map_err(|(failure, _)| failure)?;
             if matches!(stream, Stream::Tls(_)) && stream.alpn_protocol() != Some(b"h2") {
@@ -129,14 +138,25 @@ impl SharedLinks {
             true => connecting.await?,
             false => tokio::time::timeout(timeout, connecting).await.map_err(|_| Failure::ConnectTimeout)??,
         };
+        let most = Rc::new(Cell::new(MAX_STREAMS));
+        let allowed = Rc::clone(&most);
         tokio::task::spawn_local(async move {
-            if let Err(error) = connection.await {
+            let mut connection = pin!(connection);
+            let ended = poll_fn(|cx| {
+                let ended = connection.as_mut().poll(cx);
+                let most =
+                    u32::try_from(connection.as_ref().get_ref().current_max_send_streams()).unwrap_or(MAX_STREAMS);
+                allowed.set(most.clamp(1, MAX_STREAMS));
+                ended
+            });
+            if let Err(error) = ended.await {
                 tracing::debug!(%error, "a connection to a node ended");
             }
         });
         let shared = Rc::new(Shared {
             sender,
             streams: Cell::new(0),
+            most,
             used: Cell::new(Instant::now()),
             idle: Cell::new(false),
             node: Arc::clone(node),
@@ -194,6 +214,7 @@ impl SharedLink {
     ) -> Outcome {
         let Some(mut taken) = request.take() else { return Outcome::NotSent(Failure::RequestBody) };
         let plain = (taken.uri().clone(), taken.headers().clone());
+        let (method, is_bare) = (taken.method().clone(), matches!(taken.body(), Outgoing::Empty));
         if dress(&mut taken, target).is_none() {
             return Outcome::NotSent(Failure::RequestBody);
         }
@@ -216,17 +237,24 @@ impl SharedLink {
         self.last_activity = if result.is_some() { Instant::now() } else { self.last_activity };
         match result {
             Some(Ok(head)) => Outcome::Answer(head),
-            Some(Err(mut error)) => {
-                let failure = if error.error().is_user() { Failure::RequestBody } else { Failure::Terminated };
-                match error.take_message() {
-                    Some(mut unsent) => {
-                        (*unsent.uri_mut(), *unsent.headers_mut()) = plain;
-                        *request = Some(unsent);
-                        Outcome::NotSent(failure)
-                    }
-                    None => Outcome::SentNoAnswer(failure),
+            Some(Err(mut error)) => match (error.take_message(), is_unprocessed(error.error())) {
+                (Some(mut unsent), _) => {
+                    (*unsent.uri_mut(), *unsent.headers_mut()) = plain;
+                    *request = Some(unsent);
+                    Outcome::NotSent(Failure::Terminated)
                 }
-            }
+                // The node says that it has done nothing; where there is no body all of it is still here.
+                (None, true) => {
+                    if is_bare {
+                        let mut again = Request::new(Outgoing::Empty);
+                        *again.method_mut() = method;
+                        (*again.uri_mut(), *again.headers_mut()) = plain;
+                        *request = Some(again);
+                    }
+                    Outcome::NotSent(Failure::Terminated)
+                }
+                (None, false) => Outcome::SentNoAnswer(Failure::Terminated),
+            },
             None => Outcome::SentNoAnswer(Failure::Timeout),
         }
     }
@@ -254,6 +282,15 @@ impl Drop for SharedLink {
         self.shared.used.set(Instant::now());
         self.shared.rest(streams == 0);
     }
+}
+
+/// Whether a node has said that it did not even begin with a request (RFC 9113 8.7).
+fn is_unprocessed(error: &hyper::Error) -> bool {
+    let cause = std::error::Error::source(error).and_then(|cause| cause.downcast_ref::<h2::Error>());
+    cause.is_some_and(|cause| {
+        cause.reason() == Some(h2::Reason::REFUSED_STREAM)
+            || (cause.is_go_away() && cause.is_remote() && cause.reason() == Some(h2::Reason::NO_ERROR))
+    })
 }
 
 /// Gives a request the form that HTTP/2 has: the host in the target, and no field of a connection.

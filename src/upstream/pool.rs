@@ -150,13 +150,10 @@ impl Pool {
             protocol: settings.protocol,
             tls: tls.map(|tls| (Arc::clone(tls), named.clone().unwrap_or_else(|| name_of(host, address)))),
         };
-        let nodes = nodes.into_iter().map(|(id, address, weight, state, host)| Node {
-            salt: ring.hash_key(id.as_bytes()),
-            runtime: registry.node(&group, &id, address),
-            id,
-            target: target(address, host),
-            weight,
-            state,
+        let nodes = nodes.into_iter().map(|(id, address, weight, state, host)| {
+            let target = target(address, host);
+            let runtime = registry.node(&group, &id, &target);
+            Node { salt: ring.hash_key(id.as_bytes()), runtime, id, target, weight, state }
         });
         Ok(Pool {
             nodes: nodes.collect(),

@@ -1,6 +1,7 @@
 //! The nodes and pools that are known to the process, by their stable names: a new configuration finds
 //! here again what outlives the old one.
 
+use super::connect::Target;
 use super::group::Group;
 use super::node::NodeRuntime;
 use super::pool::Pool;
@@ -11,8 +12,8 @@ use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// Pool, id and address.
-type Identity = (Arc<str>, Arc<str>, SocketAddr);
+/// Pool, id, address, and how it is spoken with: what was settled in another way is not to be trusted now.
+type Identity = (Arc<str>, Arc<str>, SocketAddr, Vec<u8>);
 
 type PoolAndId = (Arc<str>, Arc<str>);
 
@@ -55,9 +56,9 @@ impl Registry {
     }
 
     /// The state of a node, new where it is not known yet.
-    pub(super) fn node(&self, group: &Arc<Group>, id: &Arc<str>, address: SocketAddr) -> Arc<NodeRuntime> {
+    pub(super) fn node(&self, group: &Arc<Group>, id: &Arc<str>, target: &Target) -> Arc<NodeRuntime> {
         let mut nodes = lock(&self.nodes);
-        let entry = nodes.entry((Arc::clone(&group.name), Arc::clone(id), address));
+        let entry = nodes.entry((Arc::clone(&group.name), Arc::clone(id), target.address, target.manner()));
         Arc::clone(entry.or_insert_with(|| {
             let serial = self.next.fetch_add(1, Ordering::Relaxed);
             Arc::new(NodeRuntime::new(serial, Arc::clone(group), Arc::clone(id), Arc::clone(&self.metrics)))

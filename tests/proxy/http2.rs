@@ -310,6 +310,10 @@ fn curl_and_h2load_agree() {
 fn a_websocket_is_a_stream() {
     let node = Node::start(|peer| {
         let head = peer.request().unwrap();
+        if head.contains("/plain") {
+            peer.answer("no socket");
+            return;
+        }
         if head.contains("/refused") {
             peer.send("HTTP/1.1 403 X\r\ncontent-length: 2\r\n\r\nno");
             return;
@@ -338,6 +342,8 @@ fn a_websocket_is_a_stream() {
         let plain = http::Request::get("http://shop.example/refused").body(Default::default()).unwrap();
         assert_eq!(sender.send_request(plain).await.unwrap().status(), 403);
         assert_eq!(sender.send_request(connect("/refused")).await.unwrap().status(), 403);
+        // A success that is no switch would tell the browser that the socket is open.
+        assert_eq!(sender.send_request(connect("/plain")).await.unwrap().status(), 502);
         let mut answer = sender.send_request(connect("/chat")).await.unwrap();
         assert_eq!((answer.status(), answer.headers().get("upgrade")), (http::StatusCode::OK, None));
         assert_eq!(answer.headers()["sec-websocket-protocol"], "chat");
@@ -361,4 +367,23 @@ fn a_websocket_is_a_stream() {
     let client = Http2::connect(proxy.address);
     let plain = http::Request::connect("shop.example:443").body(http_body_util::Full::default()).unwrap();
     assert_eq!(client.send(plain).unwrap().status, 405);
+}
+
+/// A client that opens no window for its answer does not hold its node for ever; its other streams go on.
+#[test]
+fn a_stream_whose_client_takes_nothing_is_reset() {
+    let large = Node::saying(format!("HTTP/1.1 200 OK\r\ncontent-length: 1000000\r\n\r\n{}", "x".repeat(1_000_000)));
+    let proxy = Proxy::start(&format!("limits: {{ write_timeout: 300ms }}\n{}", Proxy::pool(&[large.address], "")));
+    let mut frames = Frames::connect(proxy.address);
+    // SETTINGS_INITIAL_WINDOW_SIZE: 0.
+    frames.send(4, 0, 0, &[0, 4, 0, 0, 0, 0]);
+    let head = [(":method", "GET"), (":scheme", "http"), (":path", "/"), (":authority", "a")];
+    frames.headers(END_STREAM, 1, &head);
+    assert_eq!(frames.of_stream(1).unwrap().kind, HEADERS);
+    assert_eq!(frames.of_stream(1).unwrap().kind, RST_STREAM);
+    eventually("the node to be free", || proxy.metric("ringway_node_in_flight{node=\"n0\",pool=\"app\"}") == 0.0);
+    // The connection is as good as before.
+    let other = [(":method", "TRACE"), (":scheme", "http"), (":path", "/"), (":authority", "a")];
+    frames.headers(END_STREAM, 3, &other);
+    assert_eq!(frames.of_stream(3).unwrap().kind, HEADERS);
 }

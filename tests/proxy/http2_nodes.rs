@@ -163,3 +163,48 @@ fn nginx_as_a_node_in_the_clear() {
         assert_eq!(answer.text(), format!("nginx HTTP/2.0 /{number}"));
     }
 }
+
+/// What clients do to their own bodies says nothing of a node.
+#[test]
+fn a_body_that_breaks_is_its_clients_fault() {
+    let node = Node2::start();
+    let other = Node2::start();
+    let pool = format!("{HTTP2}    outlier_ejection: {{ consecutive_failures: 1 }}\n");
+    let proxy = Proxy::start(&format!(
+        "limits: {{ request_body: 1KiB }}\n{}",
+        Proxy::pool(&[node.address, other.address], &pool)
+    ));
+    let path = &proxy.paths_of("n0", 1)[0];
+    for _ in 0..3 {
+        let chunk = format!("800\r\n{}\r\n0\r\n\r\n", "x".repeat(0x800));
+        let answer = proxy
+            .connect()
+            .request(format!("POST {path} HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n{chunk}"));
+        assert_eq!(answer.status, 413, "{answer:?}");
+    }
+    assert!(proxy.node("n0")["ejected_for_seconds"].is_null());
+}
+
+/// What was settled in another way is not used any more: connections from before a change of TLS are left behind.
+#[test]
+fn a_reload_that_changes_tls_leaves_old_connections_behind() {
+    let (authority, node) = (Authority::new(), Node2::start());
+    let front = Front::speaking(b"h2", node.address, &authority.issue("node", &["app.internal"]), None);
+    let verified =
+        format!("{HTTP2}    tls: {{ ca_file: \"{}\", server_name: app.internal }}\n", authority.file().display());
+    let proxy = Proxy::start(&format!(
+        "workers: 1\n{}",
+        Proxy::pool(&[front.address], &format!("{HTTP2}    tls: {{ verify: false }}\n"))
+    ));
+    assert_eq!(ask(&proxy, "GET", "/", "").status, 200);
+    assert_eq!(ask(&proxy, "GET", "/", "").status, 200);
+    assert_eq!(front.connections(), 1);
+    proxy.reconfigure(&format!("workers: 1\n{}", Proxy::pool(&[front.address], &verified)));
+    assert_eq!(ask(&proxy, "GET", "/", "").status, 200);
+    assert_eq!(front.connections(), 2);
+    proxy.reconfigure(&format!(
+        "workers: 1\n{}",
+        Proxy::pool(&[front.address], &verified.replace("app.internal", "other.internal"))
+    ));
+    assert_eq!(ask(&proxy, "GET", "/", "").status, 502);
+}
