@@ -1,0 +1,151 @@
+//! Every key of the file, with its default and what it means.
+
+mod listener;
+mod pool;
+mod route;
+
+pub(crate) use listener::{CertificateFiles, ClientAuth, Listener, ListenerTls, MinVersion, ProxyProtocol};
+pub(crate) use pool::{
+    CheckKind, Discovery, HealthCheck, Initially, NodeState, OutlierEjection, Pool, PoolConnections, PoolTls, Protocol,
+    Retries, Timeouts,
+};
+pub(crate) use route::{
+    AffinityCookie, AffinityMode, CacheKey, ClientDirectives, FieldRules, OnConcurrent, OnGone, OnStoreFailure,
+    OnUnknown, Route, RouteCache, RouteIdempotency, Scheme,
+};
+
+use super::read::{Named, Spanned, choices, settings};
+use super::values::Size;
+use ipnet::IpNet;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+settings! {
+    /// The whole configuration of a Ringway proxy.
+    Settings {
+        /// How many workers serve, each with a thread of its own; 0 means one per core. A change needs a restart.
+        workers: u32 = "0" within "0" to "1024";
+        /// The networks of proxies in front of this one whose `X-Forwarded-*` fields are believed. Nobody's by default.
+        trusted_proxies: Vec<IpNet> = absent;
+        /// Where clients connect.
+        listeners: Vec<Listener> = required;
+        /// The admin listener: status, configuration, metrics and probes.
+        admin: Admin = block;
+        /// A second, read-only listener with `/metrics`, `/livez` and `/readyz`, for scrapers and probes.
+        metrics: Option<Metrics> = absent;
+        /// What bounds connections, requests and the time that they may take.
+        limits: Limits = block;
+        /// A line for every request.
+        access_log: AccessLog = block;
+        /// What the responses kept by all routes that cache may take.
+        cache: Cache = block;
+        /// Where the results of requests with an `Idempotency-Key` are kept; opened only if a route uses it.
+        idempotency_store: IdempotencyStore = block;
+        /// The nodes to forward to, by the name of their pool.
+        pools: Named<Pool> = absent;
+        /// What happens with a request; the first route that matches wins.
+        routes: Vec<Route> = required;
+    }
+}
+
+settings! {
+    /// The admin listener.
+    Admin {
+        /// IP address and port. An address that is not loopback needs `token_file`.
+        address: Spanned<SocketAddr> = "127.0.0.1:9900";
+        /// A file with the token that requests to the API must carry as `Authorization: Bearer TOKEN`.
+        token_file: Option<Spanned<String>> = absent;
+        /// Host names, beside IP addresses and `localhost`, by which the listener may be addressed.
+        allowed_hosts: Vec<String> = absent;
+    }
+}
+
+settings! {
+    /// The listener for scrapers and probes.
+    Metrics {
+        /// IP address and port.
+        address: Spanned<SocketAddr> = required;
+    }
+}
+
+settings! {
+    /// What bounds connections, requests and time.
+    Limits {
+        /// Open client connections over all listeners; further ones wait to be accepted.
+        connections: u32 = "100000" within "1" to "10000000";
+        /// The size of a request's head.
+        header_bytes: Size = "64KiB" within "8KiB" to "1MiB";
+        /// How many fields a request may have.
+        headers: u32 = "100" within "1" to "10000";
+        /// The size of a request's body; a larger one is answered 413.
+        request_body: Size = "64MiB";
+        /// What the whole process holds back of the bodies of requests with an `Idempotency-Key` and of their answers; over it, such requests get 503.
+        buffered_bytes: Size = "1GiB" within "1MiB" to "1024GiB";
+        /// For the whole head of a request, from its first byte.
+        header_timeout: Duration = "10s" within "1ms" to "1h";
+        /// Between two pieces of a request's body.
+        body_idle_timeout: Duration = "30s" within "1ms" to "1h";
+        /// Until a client takes the next piece of a response.
+        write_timeout: Duration = "30s" within "1ms" to "1h";
+        /// For the next request on a connection.
+        keep_alive_timeout: Duration = "75s" within "1ms" to "1d";
+        /// Requests on one connection; after that it ends, so that long connections spread anew over proxies and workers. 0 means no limit.
+        requests_per_connection: u32 = "100000" within "0" to "1000000000";
+        /// From the signal to stop until connections are closed; `/readyz` answers 503 meanwhile, so that load balancers can look away.
+        drain_delay: Duration = "0s" within "0s" to "1h";
+        /// How long requests in flight may take to end after that.
+        drain_timeout: Duration = "30s" within "0s" to "1d";
+    }
+}
+
+choices! {
+    /// How an access log line looks.
+    LogFormat {
+        /// A JSON object a line.
+        Json = "json",
+        /// The Common Log Format.
+        Common = "common",
+        /// No access log.
+        Off = "off",
+    }
+}
+
+settings! {
+    /// The access log.
+    AccessLog {
+        /// `json`, `common` (the Common Log Format) or `off`.
+        format: LogFormat = "json";
+        /// `stdout`, `stderr` or a file that lines are appended to.
+        path: String = "stdout";
+    }
+}
+
+settings! {
+    /// The store of the cache, shared by all routes.
+    Cache {
+        /// What stored responses may take, with their keys and overhead. A change needs a restart.
+        memory: Size = "512MiB" within "1MiB" to "1024GiB";
+        /// The largest body that any route stores; larger ones stream through.
+        max_object: Size = "64MiB" within "1KiB" to "1GiB";
+    }
+}
+
+choices! {
+    /// What keeps the results.
+    StoreKind {
+        /// A file, which survives restarts and crashes.
+        Sqlite = "sqlite",
+        /// The memory of the process: a restart forgets everything.
+        Memory = "memory",
+    }
+}
+
+settings! {
+    /// Where the results of requests with an `Idempotency-Key` are kept.
+    IdempotencyStore {
+        /// `sqlite` (a file, durable) or `memory` (forgets on restart, and runs again). A change needs a restart.
+        kind: StoreKind = "sqlite";
+        /// The file of `sqlite`, on a local file system; its folder is made where there is none. A change needs a restart.
+        path: String = "data/idempotency.db";
+    }
+}

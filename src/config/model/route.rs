@@ -1,0 +1,234 @@
+//! What happens with requests: routes, what they do, and the rules of caches, sessions and requests that run once.
+
+use crate::config::read::{Named, Spanned, choices, settings};
+use crate::config::values::{HashSource, HostPattern, RoutePath, Size};
+use http::{HeaderName, HeaderValue, Method, StatusCode};
+use std::time::Duration;
+
+settings! {
+    /// What happens with the requests that match. A route has exactly one of `pool`, `redirect` and `respond`.
+    Route {
+        /// The route's name in metrics and logs.
+        name: Spanned<String> = required;
+        /// Exact hosts, or `*.example.com` for all names below; any host without the key.
+        hosts: Vec<HostPattern> = absent;
+        /// The exact path.
+        path: Option<Spanned<RoutePath>> = absent;
+        /// The path's beginning, in whole segments: `/a` matches `/a` and `/a/b`, not `/ab`.
+        path_prefix: Option<Spanned<RoutePath>> = absent;
+        /// Methods; any without the key.
+        methods: Vec<Method> = absent;
+        /// `http` or `https`: what the client speaks with us, or with a trusted proxy before us; either without the key.
+        scheme: Option<Scheme> = absent;
+        /// Fields that the request must have, each with this value; `*` stands for any value.
+        headers: Named<HeaderValue> = absent;
+        /// The pool to forward to.
+        pool: Option<Spanned<String>> = absent;
+        /// A redirection.
+        redirect: Option<Redirect> = absent;
+        /// A fixed answer.
+        respond: Option<Respond> = absent;
+        /// Where the hash key comes from; the first source that is present wins. Without any, requests are spread at random.
+        hash_on: Vec<HashSource> = absent;
+        /// A cookie that keeps a client with its node; goes before `hash_on`.
+        affinity_cookie: Option<AffinityCookie> = absent;
+        /// Changes to the fields that the node gets.
+        request_headers: FieldRules = block;
+        /// Changes to the fields that the client gets.
+        response_headers: FieldRules = block;
+        /// Taken away from the path before it is forwarded, in whole segments.
+        strip_prefix: Option<Spanned<RoutePath>> = absent;
+        /// Runs a request with an `Idempotency-Key` once, and replays its result. Off without the block; `idempotency: {}` takes every default.
+        idempotency: Option<RouteIdempotency> = absent;
+        /// Stores responses and answers from them (RFC 9111). Off without the block; `cache: {}` takes every default.
+        cache: Option<RouteCache> = absent;
+    }
+}
+
+choices! {
+    /// How a client asks.
+    Scheme {
+        /// In the clear.
+        Http = "http",
+        /// Over TLS.
+        Https = "https",
+    }
+}
+
+choices! {
+    /// What a repetition gets while the first request still runs.
+    OnConcurrent {
+        /// 409 at once.
+        Reject = "reject",
+        /// The result, if it is there within `wait`; else 409.
+        Wait = "wait",
+    }
+}
+
+choices! {
+    /// What happens with a request that may have run, and whose result nobody knows.
+    OnUnknown {
+        /// 409 until the record expires or an operator releases it: never a second run.
+        Reject = "reject",
+        /// It is forwarded again, with the same key: for nodes that know the key themselves.
+        Retry = "retry",
+    }
+}
+
+choices! {
+    /// What happens with a request while the store is out of order.
+    OnStoreFailure {
+        /// 503, and nothing is forwarded.
+        Reject = "reject",
+        /// It is forwarded without protection, and counted.
+        Forward = "forward",
+    }
+}
+
+settings! {
+    /// How a route runs requests with an `Idempotency-Key` once.
+    RouteIdempotency {
+        /// A part of each record's identity: routes with equal namespaces share their records.
+        namespace: Spanned<String> = "default";
+        /// The methods that it is for.
+        methods: Vec<Method> = "[POST, PATCH]";
+        /// Whether a request without a key is refused (400); else it is forwarded without protection.
+        required: bool = "false";
+        /// How long a result is kept and replayed.
+        ttl: Duration = "24h" within "100ms" to "365d";
+        /// How long a proxy may be silent before its running requests are taken for UNKNOWN; a proxy that died on the same machine is noticed at once.
+        lease: Duration = "10s" within "100ms" to "1h";
+        /// What tells callers apart: `header:NAME`, `cookie:NAME`, `query:NAME`, `client_ip`. A request without any of them is refused; `[]` says that all callers are one.
+        scope: Vec<HashSource> = "[header:authorization]";
+        /// `reject` (409) or `wait`, for a repetition while the first one runs.
+        on_concurrent: OnConcurrent = "reject";
+        /// How long `wait` waits.
+        wait: Duration = "10s" within "0s" to "5m";
+        /// `reject` (409) or `retry`, for a request that may have run.
+        on_unknown: OnUnknown = "reject";
+        /// `reject` (503) or `forward`, while the store is out of order.
+        on_store_failure: OnStoreFailure = "reject";
+        /// Statuses by which a node says that it did nothing: passed on, and the next request runs.
+        release_on: Vec<StatusCode> = "[425, 429]";
+        /// The largest body of a request with a key; a larger one is answered 413.
+        max_request: Size = "1MiB" within "0B" to "256MiB";
+        /// The largest body of an answer that is kept; a larger one is passed on, and its repetitions get 409.
+        max_response: Size = "1MiB" within "0B" to "256MiB";
+    }
+}
+
+choices! {
+    /// What a request's own `Cache-Control` may ask of the cache.
+    ClientDirectives {
+        /// `no-store` and `only-if-cached`; everything else is advice that is not taken.
+        Ignore = "ignore",
+        /// Everything: `no-cache`, `max-age`, `min-fresh` and `max-stale` too, and `Pragma: no-cache`.
+        Honour = "honour",
+    }
+}
+
+settings! {
+    /// How the responses of a route are cached.
+    RouteCache {
+        /// What makes two requests one, beside scheme, host, port, path and the response's `Vary`.
+        key: CacheKey = block;
+        /// How long a response without any freshness of its own is fresh; never to a request with a Cookie.
+        default_ttl: Duration = "0s" within "0s" to "365d";
+        /// How long a stale response may be served while it is validated in the background, where it does not say so itself.
+        stale_while_revalidate: Duration = "0s" within "0s" to "365d";
+        /// How long a stale response may be served when the node fails, where it does not say so itself.
+        stale_if_error: Duration = "1h" within "0s" to "365d";
+        /// `default_ttl` for 404, 405, 410, 414, 451 and 501.
+        negative_ttl: Duration = "0s" within "0s" to "1d";
+        /// The largest body that is stored; larger ones stream through.
+        max_object: Size = "8MiB" within "1KiB" to "1GiB";
+        /// How long a request waits for another one that is fetching the same thing.
+        lock_timeout: Duration = "5s" within "0s" to "5m";
+        /// Whether a request's own `Cache-Control` counts: `ignore` or `honour`.
+        client_directives: ClientDirectives = "ignore";
+        /// Whether a response with `Set-Cookie` is stored, cookie included.
+        store_set_cookie: bool = "false";
+    }
+}
+
+settings! {
+    /// What makes two requests one for the cache.
+    CacheKey {
+        /// Query parameters that play no part; they are still forwarded. `utm_*` means all that begin so.
+        ignore_query: Vec<Spanned<String>> = absent;
+        /// The only query parameters that play a part, written in the same way.
+        only_query: Vec<Spanned<String>> = absent;
+        /// Whether the order of query parameters plays no part.
+        sort_query: bool = "false";
+        /// Request fields that play a part.
+        headers: Vec<HeaderName> = absent;
+        /// Cookies that play a part.
+        cookies: Vec<String> = absent;
+    }
+}
+
+choices! {
+    /// What an affinity cookie holds.
+    AffinityMode {
+        /// A random key, which is hashed like any other; issued only where no source of `hash_on` is present.
+        Soft = "soft",
+        /// The node itself, sealed.
+        Strict = "strict",
+    }
+}
+
+choices! {
+    /// What happens to a strict session whose node is down.
+    OnGone {
+        /// 503.
+        Reject = "reject",
+        /// The session moves to the next node.
+        Next = "next",
+    }
+}
+
+settings! {
+    /// A cookie that keeps a client with its node.
+    AffinityCookie {
+        /// The cookie's name.
+        name: Spanned<String> = "ringway";
+        /// How long a session lasts.
+        ttl: Duration = "1h" within "1s" to "365d";
+        /// `soft` (a random key that is hashed) or `strict` (the node, sealed).
+        mode: AffinityMode = "soft";
+        /// A file with the secrets of `strict`, one a line, the newest first; older ones still open cookies.
+        secret_file: Option<Spanned<String>> = absent;
+        /// `reject` (503) or `next`, when the node of a strict session is down.
+        on_gone: OnGone = "reject";
+    }
+}
+
+settings! {
+    /// A redirection.
+    Redirect {
+        /// The value of `Location`. In it `{host}` stands for the request's host, `{path}` for its path, and `{uri}` for path and query.
+        to: Spanned<HeaderValue> = required;
+        /// 301, 302, 303, 307 or 308.
+        status: Spanned<StatusCode> = "308";
+    }
+}
+
+settings! {
+    /// A fixed answer.
+    Respond {
+        /// The status code.
+        status: StatusCode = "200";
+        /// The body, sent as `text/plain; charset=utf-8` unless `response_headers` sets `content-type`.
+        body: String = "''";
+    }
+}
+
+settings! {
+    /// Changes to the fields of a message: first `remove`, then `set`.
+    FieldRules {
+        /// Fields that are set, in place of any that are there.
+        set: Named<HeaderValue> = absent;
+        /// Fields that are removed.
+        remove: Vec<Spanned<HeaderName>> = absent;
+    }
+}
