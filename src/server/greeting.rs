@@ -9,12 +9,14 @@ use crate::io::Stream;
 use crate::proxy::{Client, Secured};
 use crate::tls::{ServerTls, identity};
 use http::HeaderValue;
+use rustls::server::Acceptor;
+use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use tokio::net::TcpStream;
-use tokio_rustls::TlsAcceptor;
+use tokio_rustls::LazyConfigAcceptor;
 use tokio_rustls::server::TlsStream;
 
 /// How a TLS record begins that holds a handshake.
@@ -67,8 +69,7 @@ pub(super) async fn greet(
         }
         return None;
     }
-    let handshake = TlsAcceptor::from(Arc::clone(&tls.config)).accept(socket);
-    let stream = match tokio::time::timeout_at(deadline.into(), handshake).await {
+    let stream = match tokio::time::timeout_at(deadline.into(), handshake(&tls, socket)).await {
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) => {
             tracing::debug!(%error, %peer, listener = &*context.name, "a TLS handshake failed");
@@ -84,6 +85,12 @@ pub(super) async fn greet(
     context.engine.ledger.handshaken(&context.name, secured.is_some());
     let secured = secured?;
     Some((Stream::Tls(Box::new(stream.into())), client(Some(Rc::new(secured)))))
+}
+
+async fn handshake(tls: &ServerTls, socket: TcpStream) -> io::Result<TlsStream<TcpStream>> {
+    let start = LazyConfigAcceptor::new(Acceptor::default(), socket).await?;
+    let config = Arc::clone(tls.config(start.client_hello().cipher_suites()));
+    start.into_stream(config).await
 }
 
 /// Whom the load balancer in front speaks for. Nobody else may connect here.
