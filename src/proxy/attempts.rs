@@ -163,9 +163,11 @@ impl Journey {
             return None;
         }
         let request = self.request.as_mut().filter(|request| is_idempotent(request.method()))?;
+        // First, for from here on the body must not be left behind.
+        let share = self.engine.budget.share(0)?;
         let body = match std::mem::replace(request.body_mut(), Outgoing::Empty) {
             Outgoing::Empty => None,
-            Outgoing::Stream(body) => match Held::new(body, pool.retries.max_body, self.engine.budget.share(0)?) {
+            Outgoing::Stream(body) => match Held::new(body, pool.retries.max_body, share) {
                 Ok(held) => {
                     *request.body_mut() = held.outgoing();
                     Some(held)

@@ -87,12 +87,8 @@ impl ServerTls {
     /// Most put AES-256 first for no need of their own; AES-128 with SHA-256 takes less CPU, above all
     /// in the handshake. One that puts ChaCha20 first has no AES in hardware, and gets its wish.
     pub(crate) fn config(&self, offered: &[CipherSuite]) -> &Arc<ServerConfig> {
-        let likes_chacha = offered.iter().find_map(|&suite| match suite {
-            _ if is_chacha(suite) => Some(true),
-            _ if is_aes(suite) => Some(false),
-            _ => None,
-        });
-        if likes_chacha == Some(true) { &self.theirs } else { &self.ours }
+        let favourite = offered.iter().find(|&&suite| is_aes(suite) || is_chacha(suite));
+        if favourite.is_some_and(|&suite| is_chacha(suite)) { &self.theirs } else { &self.ours }
     }
 
     /// The certificate that a client is shown that asks for this name.
