@@ -11,6 +11,7 @@ use super::lock;
 use super::object::{Shared, Stored};
 use super::purge::Epoch;
 use super::store::{Begun, Turn};
+use crate::http::budget::Budget;
 use std::collections::HashMap;
 use std::pin::Pin;
 use std::sync::atomic::AtomicU64;
@@ -21,11 +22,18 @@ use std::task::{Context, Poll, Waker};
 const SHARDS: usize = 16;
 
 /// The fetches that run.
-#[derive(Default)]
 pub(super) struct Fills {
     shards: [Mutex<HashMap<Key, Arc<Fill>>>; SHARDS],
     /// What bodies take while they arrive.
     growing: Arc<AtomicU64>,
+    /// What the process may hold.
+    budget: Arc<Budget>,
+}
+
+impl Fills {
+    pub(super) fn new(budget: &Arc<Budget>) -> Fills {
+        Fills { shards: Default::default(), growing: Arc::default(), budget: Arc::clone(budget) }
+    }
 }
 
 /// One fetch, as those who wait for it see it.
@@ -182,7 +190,7 @@ impl Lead {
     /// Lets all read the body as it arrives. Whoever comes later joins them. Where the response
     /// cannot be shared as it is, those who wait are released instead.
     pub(super) fn grow(&self, head: Stored, length: Option<u64>, largest: u64, is_shared: bool) -> Arc<Growing> {
-        let growing = Arc::new(Growing::new(head, length, largest, &self.fills.growing));
+        let growing = Arc::new(Growing::new(head, length, largest, (&self.fills.growing, self.fills.budget.nothing())));
         match is_shared {
             true => self.fill.tell(Outcome::Growing(Arc::clone(&growing))),
             false => {

@@ -3,6 +3,7 @@
 use super::body::Body;
 use super::lock;
 use super::object::{Shared, Stored};
+use crate::http::budget::Share;
 use bytes::Bytes;
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -33,14 +34,15 @@ pub(crate) struct Growing {
     flow: Mutex<Flow>,
 }
 
-#[derive(Default)]
 struct Flow {
     /// What has arrived; the front is missing where the body has outgrown the store.
     pieces: VecDeque<Bytes>,
     /// How many pieces are missing.
     dropped: usize,
-    /// What is held here, as it counts towards the bound.
+    /// What is held here, as it counts towards the bounds.
     held: u64,
+    /// For what is held here, of what the process may hold.
+    share: Share,
     received: u64,
     /// What all pieces have cost so far, those that are missing included.
     cost: u64,
@@ -124,8 +126,27 @@ pub(crate) enum Pace {
 }
 
 impl Growing {
-    pub(super) fn new(head: Stored, length: Option<u64>, largest: u64, all: &Arc<AtomicU64>) -> Growing {
-        Growing { head: Arc::new(head), length, largest, all: Arc::clone(all), flow: Mutex::default() }
+    /// `all` counts what all bodies take that arrive in the store, `share` this one's part of what the process may
+    /// hold.
+    pub(super) fn new(
+        head: Stored,
+        length: Option<u64>,
+        largest: u64,
+        (all, share): (&Arc<AtomicU64>, Share),
+    ) -> Growing {
+        let flow = Flow {
+            pieces: VecDeque::new(),
+            dropped: 0,
+            held: 0,
+            share,
+            received: 0,
+            cost: 0,
+            end: None,
+            outgrown: false,
+            readers: Vec::new(),
+            producer: None,
+        };
+        Growing { head: Arc::new(head), length, largest, all: Arc::clone(all), flow: Mutex::new(flow) }
     }
 
     /// Adds what has arrived. It is copied once, so that no large buffer is kept for a small piece.
@@ -139,7 +160,9 @@ impl Growing {
             let growing = self.all.fetch_add(cost, Ordering::Relaxed) + cost;
             flow.pieces.push_back(Bytes::copy_from_slice(piece));
             let is_too_much = growing > memory / SHARE + self.largest;
-            if flow.received > self.largest || flow.cost > 2 * self.largest + WINDOW || is_too_much {
+            let held = flow.held;
+            let fits = flow.share.cover(held);
+            if flow.received > self.largest || flow.cost > 2 * self.largest + WINDOW || is_too_much || !fits {
                 flow.outgrown = true;
             }
             flow.wake_readers()
@@ -154,10 +177,19 @@ impl Growing {
             return Poll::Ready(Pace::GoOn);
         }
         let is_crowded = self.all.load(Ordering::Relaxed) > memory / SHARE;
-        let window = if is_crowded { SMALL_WINDOW } else { WINDOW };
         let mut freed = flow.drop_read();
+        let held = flow.held;
+        flow.share.shrink(held);
+        let window = match flow.share.cover(held) {
+            // Over what the process may hold, one piece at a time passes.
+            false => 1,
+            true if is_crowded => SMALL_WINDOW,
+            true => WINDOW,
+        };
         if flow.held >= window && flow.leave_behind() {
             freed += flow.drop_read();
+            let held = flow.held;
+            flow.share.shrink(held);
         }
         self.all.fetch_sub(freed, Ordering::Relaxed);
         if flow.keeping_up().next().is_none() {
@@ -193,6 +225,7 @@ impl Growing {
             flow.end = Some(match &body {
                 Some(body) => {
                     self.all.fetch_sub(std::mem::take(&mut flow.held), Ordering::Relaxed);
+                    flow.share.shrink(0);
                     flow.pieces.clear();
                     End::Stored(body.clone())
                 }

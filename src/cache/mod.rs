@@ -39,6 +39,7 @@ pub(crate) use range::{Ranges, content_range, multipart, ranges};
 pub(crate) use status::{CacheStatus, Forwarded};
 pub(crate) use store::{Begun, Held};
 
+use crate::http::budget::Budget;
 use fill::Fills;
 use http::HeaderMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -91,11 +92,12 @@ pub(crate) struct Group {
 }
 
 impl Cache {
-    /// `evicted` is told of every entry that makes room for another.
-    pub(crate) fn new(memory: u64, evicted: impl Fn() + Send + Sync + 'static) -> Cache {
+    /// `memory` is for what is stored, the budget for what is arriving; `evicted` is told of every entry that makes
+    /// room for another.
+    pub(crate) fn new(memory: u64, budget: &Arc<Budget>, evicted: impl Fn() + Send + Sync + 'static) -> Cache {
         Cache {
             store: Arc::new(Store::new(memory, evicted)),
-            fills: Arc::default(),
+            fills: Arc::new(Fills::new(budget)),
             memory,
             started: Instant::now(),
             #[cfg(test)]

@@ -174,7 +174,7 @@ proptest! {
     fn nothing_is_served_that_the_rfc_forbids(events in events()) {
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         let mut world = World {
-            cache: Arc::new(Cache::new(1 << 20, || {})),
+            cache: Arc::new(Cache::new(1 << 20, &Budget::new(1 << 20), || {})),
             version: 0,
             saying: 0,
             log: Vec::new(),
@@ -213,7 +213,7 @@ fn two_threads_never_bring_back_what_was_purged() {
     let runtime = || tokio::runtime::Builder::new_current_thread().build().unwrap();
     for _ in 0..300 {
         let mut world = World {
-            cache: Arc::new(Cache::new(1 << 20, || {})),
+            cache: Arc::new(Cache::new(1 << 20, &Budget::new(1 << 20), || {})),
             version: 0,
             saying: 0,
             log: Vec::new(),

@@ -32,9 +32,14 @@ impl Budget {
         self.held.load(Ordering::Relaxed)
     }
 
+    /// A share of nothing, which may grow.
+    pub(crate) fn nothing(self: &Arc<Self>) -> Share {
+        Share { budget: Arc::clone(self), bytes: 0 }
+    }
+
     /// A share of this size, if there is so much left.
     pub(crate) fn share(self: &Arc<Self>, bytes: u64) -> Option<Share> {
-        let mut share = Share { budget: Arc::clone(self), bytes: 0 };
+        let mut share = self.nothing();
         share.cover(bytes).then_some(share)
     }
 }
@@ -54,9 +59,23 @@ impl Share {
         grown.is_ok()
     }
 
+    /// Gives back what is over this size.
+    pub(crate) fn shrink(&mut self, bytes: u64) {
+        let less = self.bytes.saturating_sub(bytes);
+        if less > 0 {
+            self.budget.held.fetch_sub(less, Ordering::Relaxed);
+            self.bytes -= less;
+        }
+    }
+
     /// Whether a share of this size could ever be.
     pub(crate) fn may_cover(&self, bytes: u64) -> bool {
         bytes <= self.budget.limit.load(Ordering::Relaxed)
+    }
+
+    /// Whether it is of any size.
+    pub(crate) fn is_held(&self) -> bool {
+        self.bytes > 0
     }
 
     /// The whole share, of which nothing stays here.
@@ -84,10 +103,14 @@ mod tests {
         assert!(first.may_cover(100) && !first.may_cover(101));
         assert!(!first.cover(61) && first.cover(60) && first.cover(10));
         drop(second);
+        first.shrink(70);
+        assert_eq!(budget.held(), 60);
+        first.shrink(10);
+        assert_eq!(budget.held(), 10);
         assert!(first.cover(100));
         assert_eq!(budget.held(), 100);
         budget.set_limit(50);
-        assert!(budget.share(1).is_none() && budget.share(0).is_some());
+        assert!(budget.share(1).is_none() && !budget.nothing().is_held());
         drop(first);
         assert_eq!(budget.held(), 0);
     }

@@ -4,7 +4,9 @@
 //! What is tried again: anything of which no byte was sent, and, where the pool says so, what may run
 //! twice and is still all here. A request that must run once is never sent again.
 
+use super::exchange::BodyFault;
 use super::forward::{seconds_since_1970, session_node_gone};
+use super::gather;
 use super::upstream::{Answered, Issue, Journey};
 use crate::config::Protocol;
 use crate::http::problem::Problem;
@@ -57,8 +59,9 @@ impl Journey {
     pub(super) async fn attempts(&mut self) -> Result<Answered, Problem> {
         let pool = Arc::clone(&self.pool);
         let mut tried = Tried::new();
-        // The first attempt begins with the exchange: one look at the clock is enough for both.
-        let mut started = self.began();
+        // The first attempt begins with the exchange, where nothing was waited for: one look at the clock is enough
+        // for both.
+        let mut started = if self.gather().await? { Instant::now() } else { self.began() };
         // Nobody overtakes those who wait.
         let picked = match pool.group.queue.waiting() {
             0 => pool.pick(&self.choice.wanted, &tried, started),
@@ -125,6 +128,31 @@ impl Journey {
         }
     }
 
+    /// Awaits the body where it is small. Gives whether there was one.
+    async fn gather(&mut self) -> Result<bool, Problem> {
+        let (limit, until) = (self.held_body, self.until());
+        let Some(request) = self.request.as_mut().filter(|request| gather::is_small(request.body(), limit)) else {
+            return Ok(false);
+        };
+        // One that the node has to ask for is waited for by the node; over the budget bodies stream.
+        let (None, Some(share)) = (&self.gate, self.engine.budget.share(1)) else { return Ok(false) };
+        let body = std::mem::replace(request.body_mut(), Outgoing::Empty);
+        let gathering = Box::pin(gather::gather(body, share));
+        let gathered = match until {
+            Some(until) => tokio::time::timeout_at(until.into(), gathering).await,
+            None => Ok(gathering.await),
+        };
+        match gathered {
+            Ok(Ok(body)) => *request.body_mut() = body,
+            Ok(Err(_)) => return Err(self.failed(Failure::RequestBody)),
+            Err(_) => {
+                self.exchange.body_failed(BodyFault::Stalled);
+                return Err(self.failed(Failure::RequestBody));
+            }
+        }
+        Ok(true)
+    }
+
     /// The node for another attempt, if there may be one; the request is here again then.
     fn next(
         &mut self,
@@ -163,8 +191,7 @@ impl Journey {
             return None;
         }
         let request = self.request.as_mut().filter(|request| is_idempotent(request.method()))?;
-        // First, for from here on the body must not be left behind.
-        let share = self.engine.budget.share(0)?;
+        let share = self.engine.budget.nothing();
         let body = match std::mem::replace(request.body_mut(), Outgoing::Empty) {
             Outgoing::Empty => None,
             Outgoing::Stream(body) => match Held::new(body, pool.retries.max_body, share) {

@@ -3,6 +3,7 @@
 
 use super::client::Client;
 use super::exchange::{BodyFault, Exchange};
+use super::pace::Pace;
 use crate::upstream::BodyError;
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
@@ -20,14 +21,16 @@ use tokio::time::Sleep;
 const CONTINUE_WAIT: Duration = Duration::from_secs(1);
 
 /// The body of a client's request.
-pub(crate) struct RequestBody {
-    pub(crate) incoming: Incoming,
-    pub(crate) client: Rc<Client>,
-    pub(crate) exchange: Rc<Exchange>,
-    pub(crate) limit: u64,
-    pub(crate) gate: Option<Rc<Gate>>,
+pub(super) struct RequestBody {
+    pub(super) incoming: Incoming,
+    pub(super) client: Rc<Client>,
+    pub(super) exchange: Rc<Exchange>,
+    pub(super) limit: u64,
+    pub(super) gate: Option<Rc<Gate>>,
+    /// How fast it must come.
+    pub(super) pace: Pace,
     /// Runs while a stream of HTTP/2 waits for its next piece.
-    pub(crate) stall: Option<Pin<Box<Sleep>>>,
+    pub(super) stall: Option<Pin<Box<Sleep>>>,
 }
 
 /// Holds a body back until the node asks for it. To read from it is what makes the client send.
@@ -66,7 +69,7 @@ impl Gate {
 
 impl RequestBody {
     fn fault(&self, fault: BodyFault) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        self.exchange.body_fault.set(Some(fault));
+        self.exchange.body_failed(fault);
         Poll::Ready(Some(Err(fault.into())))
     }
 }
@@ -102,11 +105,21 @@ impl Body for RequestBody {
         match frame.is_pending() {
             true if self.client.awaits_body.get().is_none() => self.client.awaits_body.set(Some(Instant::now())),
             true => {}
-            false => self.client.awaits_body.set(None),
+            false => {
+                let waited = self.client.awaits_body.take().map_or(Duration::ZERO, |since| since.elapsed());
+                let received = self.exchange.request_bytes.get();
+                if !waited.is_zero() && self.pace.waited(waited, received) {
+                    return self.fault(BodyFault::Stalled);
+                }
+            }
         }
         match ready!(frame) {
             Some(Ok(frame)) => {
-                let received = self.exchange.request_bytes.get() + frame.data_ref().map_or(0, |data| data.len() as u64);
+                let length = frame.data_ref().map_or(0, Bytes::len);
+                if frame.is_data() {
+                    self.client.took(length);
+                }
+                let received = self.exchange.request_bytes.get() + length as u64;
                 self.exchange.request_bytes.set(received);
                 if received > self.limit {
                     return self.fault(BodyFault::TooLarge);

@@ -52,13 +52,17 @@ pub(crate) struct Stream {
     pub(crate) body_idle: Duration,
     /// Since when a piece of the answer has been offered to the client; none while we wait for the node.
     offered: Cell<Option<Instant>>,
-    _open: OpenStream,
+    open: OpenStream,
 }
 
 /// The streams of a connection that are open.
 #[derive(Default)]
 pub(crate) struct Streams {
     count: Cell<u32>,
+    /// Pieces and bytes that were read of their bodies.
+    read: Cell<(u64, u64)>,
+    /// Requests that made no sense.
+    malformed: Cell<u32>,
     /// The connection's task, which is told when there are fewer.
     task: RefCell<Option<Waker>>,
 }
@@ -66,6 +70,16 @@ pub(crate) struct Streams {
 impl Streams {
     pub(crate) fn are_none(&self) -> bool {
         self.count.get() == 0
+    }
+
+    /// How many pieces, and how many bytes, were read of all bodies so far.
+    pub(crate) fn read(&self) -> (u64, u64) {
+        self.read.get()
+    }
+
+    /// How many requests made no sense since this was asked last.
+    pub(crate) fn take_malformed(&self) -> u32 {
+        self.malformed.take()
     }
 
     /// Has this task told of every stream that ends.
@@ -168,7 +182,23 @@ impl Client {
             body_expired: Cell::new(false),
             is_spent: Rc::clone(&self.is_spent),
             requests: Rc::clone(&self.requests),
-            stream: Some(Stream { body_idle, offered: Cell::new(None), _open: OpenStream::new(streams) }),
+            stream: Some(Stream { body_idle, offered: Cell::new(None), open: OpenStream::new(streams) }),
+        }
+    }
+
+    /// Notes that a piece of its body was read.
+    pub(crate) fn took(&self, bytes: usize) {
+        if let Some(stream) = &self.stream {
+            let read = &stream.open.0.read;
+            let (pieces, before) = read.get();
+            read.set((pieces + 1, before + bytes as u64));
+        }
+    }
+
+    /// Notes that its request made no sense.
+    pub(crate) fn note_malformed(&self) {
+        if let Some(stream) = &self.stream {
+            stream.open.0.malformed.set(stream.open.0.malformed.get() + 1);
         }
     }
 

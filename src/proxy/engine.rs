@@ -7,7 +7,8 @@ use super::client::{Client, Phase};
 use super::exchange::{Exchange, Ledger};
 use super::forward::Forward;
 use super::idempotent;
-use super::request::{Bounds, Form};
+use super::pace::Pace;
+use super::request::{Bounds, Form, crumbs_to_one};
 use super::route::Query;
 use super::snapshot::{Action, Snapshot};
 use super::upstream::Journey;
@@ -38,7 +39,7 @@ pub(crate) struct Engine {
     pub(super) random: RefCell<fastrand::Rng>,
     pub(super) cache: Arc<Cache>,
     /// What the process may hold back of bodies.
-    pub(super) budget: Arc<Budget>,
+    pub(crate) budget: Arc<Budget>,
     /// Held by every task that must end well before the worker does.
     pub(super) tasks: Rc<()>,
 }
@@ -109,6 +110,9 @@ impl Engine {
             Ok(Begun::Later(answering)) => Answering::Later(answering),
             Ok(Begun::Answer(response)) => Answering::Now(Some(answer::leave(response, client, &exchange))),
             Err(problem) => {
+                if problem.status == StatusCode::BAD_REQUEST && problem.close {
+                    client.note_malformed();
+                }
                 let response = answer::problem(&problem, &exchange);
                 Answering::Now(Some(answer::leave(response, client, &exchange)))
             }
@@ -119,7 +123,7 @@ impl Engine {
         self: &Rc<Self>,
         client: &Rc<Client>,
         exchange: &Rc<Exchange>,
-        head: http::request::Parts,
+        mut head: http::request::Parts,
         body: Incoming,
     ) -> Result<Begun, Problem> {
         // Taken once: the whole way is decided by one configuration.
@@ -134,8 +138,12 @@ impl Engine {
             default_port: client.default_port(),
             body_follows: (head.version == Version::HTTP_2).then(|| !body.is_end_stream()),
         };
-        if head.version == Version::HTTP_2 && head.headers.len() > settings.limits.headers as usize {
-            return Err(too_many_fields());
+        if head.version == Version::HTTP_2 {
+            if head.headers.len() > settings.limits.headers as usize {
+                return Err(too_many_fields());
+            }
+            // Counted one by one before.
+            crumbs_to_one(&mut head.headers);
         }
         let host_text = host.as_ref().and_then(|value| value.to_str().ok());
         let form = Form::read(&head, &uri, host_text, bounds)?;
@@ -170,6 +178,8 @@ impl Engine {
             trusted: from_trusted,
             is_secure,
             body_limit: bounds.body,
+            held_body: settings.limits.held_body.0,
+            pace: Pace::of(&settings.limits, &head.headers),
         };
         if let Some(rules) = idempotent::concerns(route, &head) {
             return idempotent::begin(snapshot, forward, rules, head, body);

@@ -3,7 +3,7 @@
 use super::client::{Client, Phase};
 use super::snapshot::RouteLabel;
 use crate::telemetry::access_log::{AccessLog, Entry, Sink};
-use crate::telemetry::metrics::{Metrics, method_label};
+use crate::telemetry::metrics::{Cut, Metrics, method_label};
 use http::header::{HOST, USER_AGENT};
 use http::{HeaderValue, Method, StatusCode, Uri, Version, request};
 use prometheus::IntCounter;
@@ -91,6 +91,16 @@ impl Ledger {
         counter.inc();
     }
 
+    /// Counts something odd that a client does.
+    pub(crate) fn odd(&self, kind: &'static str) {
+        self.metrics.connection_oddities.with_label_values(&[kind]).inc();
+    }
+
+    /// Counts a connection that the proxy ends.
+    pub(crate) fn cut(&self, reason: Cut) {
+        self.metrics.cut(reason);
+    }
+
     /// Counts a TLS handshake.
     pub(crate) fn handshaken(&self, listener: &str, well: bool) {
         let result = if well { "success" } else { "failure" };
@@ -103,7 +113,7 @@ impl Ledger {
 pub(crate) enum BodyFault {
     #[error("the body is larger than allowed")]
     TooLarge,
-    #[error("the body stopped arriving")]
+    #[error("the body stopped arriving, or came too slowly")]
     Stalled,
     #[error("the body's chunks are malformed")]
     Malformed,
@@ -218,6 +228,14 @@ impl Exchange {
     /// Notes whether a piece of the answer is with the client now, or still to come from the node.
     pub(crate) fn offer(&self, is_offered: bool) {
         self.client.offer(is_offered);
+    }
+
+    /// The request's body did not arrive whole.
+    pub(super) fn body_failed(&self, fault: BodyFault) {
+        self.body_fault.set(Some(fault));
+        if fault == BodyFault::Stalled {
+            self.ledger.cut(Cut::Body);
+        }
     }
 
     /// The answer's body is no more: whole or not, nothing else will be written for it.

@@ -7,6 +7,7 @@ use super::client::Client;
 use super::engine::{Begun, Engine};
 use super::exchange::Exchange;
 use super::hash_key::find_key;
+use super::pace::Pace;
 use super::request::Form;
 use super::snapshot::Route;
 use super::upstream::{Choice, Issue, Journey};
@@ -44,6 +45,9 @@ pub(super) struct Forward<'a> {
     /// Whether the client speaks TLS, with us or with a trusted proxy before us.
     pub(super) is_secure: bool,
     pub(super) body_limit: u64,
+    pub(super) held_body: u64,
+    /// How fast its body must come.
+    pub(super) pace: Pace,
 }
 
 impl Forward<'_> {
@@ -82,6 +86,7 @@ impl Forward<'_> {
             wants_interim: version == Version::HTTP_11,
             may_switch: hop.upgrade.is_some(),
             body_limit: self.body_limit,
+            held_body: self.held_body,
             cache_status: None,
             claimed: None,
         })
@@ -252,6 +257,7 @@ impl Forward<'_> {
             exchange: Rc::clone(self.exchange),
             limit: self.body_limit,
             gate,
+            pace: self.pace,
             stall: None,
         }))
     }

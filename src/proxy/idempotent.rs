@@ -99,6 +99,7 @@ pub(super) fn begin(
         exchange: Rc::clone(forward.exchange),
         limit: rules.max_request,
         gate: None,
+        pace: forward.pace,
         stall: None,
     });
     let (id, subject) = (subject.identify(&scope), Arc::new(subject));

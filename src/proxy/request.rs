@@ -4,7 +4,7 @@ use crate::http::fields::{self, TransferCoding, transfer_coding};
 use crate::http::problem::Problem;
 use crate::http::target::{BadTarget, normalize_path, parse_authority};
 use http::header::{CONTENT_LENGTH, COOKIE, EXPECT, HOST, TRANSFER_ENCODING};
-use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, Uri, Version, request};
+use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, Version, request};
 use std::borrow::Cow;
 
 /// What a request asks for, in the form in which routing, forwarding and keys see it.
@@ -156,8 +156,7 @@ impl<'a> Form<'a> {
 }
 
 /// Joins the pieces in which HTTP/2 may send a Cookie field (RFC 9113 8.2.3): nodes know it as one.
-pub(crate) fn crumbs_to_one<B>(request: &mut Request<B>) {
-    let fields = request.headers_mut();
+pub(super) fn crumbs_to_one(fields: &mut HeaderMap) {
     let mut crumbs = fields.get_all(COOKIE).iter();
     let (Some(_), Some(_)) = (crumbs.next(), crumbs.next()) else { return };
     let all: Vec<&[u8]> = fields.get_all(COOKIE).iter().map(HeaderValue::as_bytes).collect();

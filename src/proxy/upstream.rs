@@ -35,6 +35,8 @@ pub(super) struct Journey {
     pub(super) wants_interim: bool,
     pub(super) may_switch: bool,
     pub(super) body_limit: u64,
+    /// Up to this length a body is awaited before a node is asked.
+    pub(super) held_body: u64,
     /// What the cache says of it, where the route has one.
     pub(super) cache_status: Option<CacheStatus>,
     /// For a request that must not run twice: how far it has gone.
@@ -141,6 +143,7 @@ impl Journey {
             wants_interim: self.wants_interim,
             may_switch: false,
             body_limit: self.body_limit,
+            held_body: self.held_body,
             cache_status: None,
             claimed: None,
         }
@@ -188,7 +191,7 @@ impl Journey {
             BodyFault::Malformed => Problem::bad_request("bad-chunk", "the request's chunked body is malformed"),
             BodyFault::ClientGone => Problem::bad_request("incomplete-request", "the request's body ended early"),
             BodyFault::Stalled => {
-                let detail = "the request's body stopped arriving";
+                let detail = "the request's body stopped arriving, or came too slowly";
                 Problem::new(StatusCode::REQUEST_TIMEOUT, "request-timeout", "http_request_error", detail).closing()
             }
         }

@@ -1,14 +1,17 @@
 //! One client connection: a bare socket until something arrives, then hyper's, then bare again
 //! when it has been idle for a while; with the timers of every phase.
 
+use super::addresses::Addresses;
 use super::greeting::{Greeting, greet};
 use super::http2;
+use super::meter::Oddity;
 use super::tunnel;
 use super::wire::{Pulse, Wire};
 use crate::config::Limits;
 use crate::http::problem::Problem;
 use crate::io::Stream;
 use crate::proxy::{Client, Engine, Phase};
+use crate::telemetry::metrics::Cut;
 use bytes::{Bytes, BytesMut};
 use http::StatusCode;
 use hyper::server::conn::http1::Builder;
@@ -46,14 +49,15 @@ pub(super) struct Context {
     /// Whether the listener, or the process, is on its way out.
     pub(super) leaving: Rc<Cell<bool>>,
     drain: Notify,
+    pub(super) addresses: Arc<Addresses>,
     /// What its connections begin with, as the configuration had it that last knew it.
     pub(super) greeting: RefCell<Option<Greeting>>,
 }
 
 impl Context {
-    pub(super) fn new(engine: &Rc<Engine>, name: &Arc<str>) -> Context {
-        let (engine, name) = (Rc::clone(engine), Arc::clone(name));
-        Context { engine, name, leaving: Rc::default(), drain: Notify::new(), greeting: RefCell::default() }
+    pub(super) fn new(engine: &Rc<Engine>, name: &Arc<str>, addresses: &Arc<Addresses>) -> Context {
+        let (engine, name, addresses) = (Rc::clone(engine), Arc::clone(name), Arc::clone(addresses));
+        Context { engine, name, leaving: Rc::default(), drain: Notify::new(), addresses, greeting: RefCell::default() }
     }
 
     /// Waits until the listener is on its way out.
@@ -76,7 +80,7 @@ impl Context {
 pub(super) async fn serve(context: Rc<Context>, socket: TcpStream, peer: SocketAddr) {
     let limits = |context: &Context| context.engine.snapshot().config.settings.limits.clone();
     let mut deadline = Instant::now() + limits(&context).header_timeout;
-    let Some((mut stream, client)) = Box::pin(greet(&context, socket, peer, deadline)).await else { return };
+    let Some((mut stream, client, _seat)) = Box::pin(greet(&context, socket, peer, deadline)).await else { return };
     while let Some(first) = is_readable(&context, &mut stream, deadline).await {
         let limits = limits(&context);
         let mut first = first;
@@ -187,7 +191,10 @@ async fn session(
                     Poll::Pending => return Poll::Pending,
                     Poll::Ready(Expired::Park) => return Poll::Ready(End::Park),
                     Poll::Ready(Expired::Head) => return Poll::Ready(End::HeadTimeout),
-                    Poll::Ready(Expired::Write) => return Poll::Ready(End::Abandon),
+                    Poll::Ready(Expired::Write) => {
+                        context.engine.ledger.cut(Cut::Write);
+                        return Poll::Ready(End::Abandon);
+                    }
                     // The body ends in an error, which the pipeline answers.
                     Poll::Ready(Expired::Body) => client.body_expired.set(true),
                 }
@@ -205,6 +212,7 @@ async fn session(
             // A part of a head was read together with the request before it.
             End::Park => prefix = unread,
             End::HeadTimeout => {
+                context.engine.ledger.cut(Cut::Head);
                 let detail = "the request's head did not arrive in time";
                 let problem =
                     Problem::new(StatusCode::REQUEST_TIMEOUT, "request-timeout", "http_request_error", detail);
@@ -285,6 +293,7 @@ async fn close(
     match (tunnel, result) {
         (Some(tunnel), Ok(())) => tunnel::run(stream, unread, tunnel).await,
         (_, Err(error)) if pulse.held_back.get() || (client.phase.get() == Phase::Idle && error.is_parse()) => {
+            context.engine.ledger.odd(Oddity::Malformed.label());
             refuse(context, stream, client, &unreadable(&error)).await;
         }
         (_, Err(error)) => {

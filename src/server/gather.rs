@@ -3,8 +3,14 @@
 //!
 //! A flush is acknowledged at once for that reason: the owner drains after every poll, and a shutdown waits
 //! until all is out. What is held is bounded; over it a write waits.
+//!
+//! What passes goes through the meter. A connection that is too odd is read no further, nor one whose bodies wait
+//! unread while the process holds as much as it may.
 
+use super::meter::{Meter, Oddity, Verdict};
+use crate::http::budget::Share;
 use crate::io::Stream;
+use crate::proxy::{Ledger, Streams};
 use bytes::{Buf, Bytes, BytesMut};
 use std::cell::RefCell;
 use std::io;
@@ -18,8 +24,13 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 const BOUND: usize = 64 << 10;
 /// A buffer larger than this is not kept for the next frames.
 const KEPT: usize = 16 << 10;
-/// How long a closing connection is read from, so that a reset does not overtake its last words.
+/// How long a closing connection is read from, so that a reset does not overtake its last words; and how much.
 const LINGER: Duration = Duration::from_secs(1);
+const LINGER_BYTES: usize = 256 << 10;
+
+/// A GOAWAY frame up to the last stream (RFC 9113 6.8).
+const GOAWAY: [u8; 9] = [0, 0, 8, 7, 0, 0, 0, 0, 0];
+const ENHANCE_YOUR_CALM: u32 = 0xb;
 
 /// The wire as hyper has it.
 pub(super) struct Gather(Rc<RefCell<Inner>>);
@@ -34,11 +45,41 @@ struct Inner {
     held: BytesMut,
     /// Since when the client takes nothing.
     blocked: Option<Instant>,
+    meter: Meter,
+    /// The head that the client is in the middle of, and since when.
+    open_head: Option<(u64, Instant)>,
+    streams: Rc<Streams>,
+    ledger: Rc<Ledger>,
+    /// For what waits unread of bodies.
+    share: Share,
+    /// The share could not grow: nothing is read before it can.
+    is_starved: bool,
+}
+
+/// What a wire notes, and where.
+pub(super) struct Notes {
+    pub(super) meter: Meter,
+    pub(super) streams: Rc<Streams>,
+    pub(super) ledger: Rc<Ledger>,
+    /// Of the process's budget; empty.
+    pub(super) share: Share,
 }
 
 impl Gather {
-    pub(super) fn new(stream: Stream, ahead: Bytes) -> Gather {
-        Gather(Rc::new(RefCell::new(Inner { stream, ahead, held: BytesMut::new(), blocked: None })))
+    pub(super) fn new(stream: Stream, ahead: Bytes, notes: Notes) -> Gather {
+        let Notes { meter, streams, ledger, share } = notes;
+        Gather(Rc::new(RefCell::new(Inner {
+            stream,
+            ahead,
+            held: BytesMut::new(),
+            blocked: None,
+            meter,
+            open_head: None,
+            streams,
+            ledger,
+            share,
+            is_starved: false,
+        })))
     }
 
     pub(super) fn handle(&self) -> Handle {
@@ -67,6 +108,30 @@ impl Inner {
     fn note(&mut self, is_blocked: bool) {
         self.blocked = if is_blocked { self.blocked.or_else(|| Some(Instant::now())) } else { None };
     }
+
+    /// Meters what the client has sent.
+    fn came(&mut self, bytes: &[u8]) {
+        let ledger = &self.ledger;
+        self.meter.inward(bytes, self.streams.read().0, |oddity| ledger.odd(oddity.label()));
+        self.open_head = self.meter.open_head().map(|head| match self.open_head {
+            Some((known, since)) if known == head => (head, since),
+            _ => (head, Instant::now()),
+        });
+    }
+
+    /// Meters what was added to what is held.
+    fn added(&mut self, before: usize) {
+        let ledger = &self.ledger;
+        self.meter.outward(&self.held[before..], |oddity| ledger.odd(oddity.label()));
+    }
+
+    /// Has the share be as large as what waits unread. Gives whether more may be read.
+    fn settle(&mut self) -> bool {
+        let unread = if self.streams.are_none() { 0 } else { self.meter.unread(self.streams.read().1) };
+        self.share.shrink(unread);
+        self.is_starved = !self.share.cover(unread);
+        !self.is_starved
+    }
 }
 
 impl Handle {
@@ -80,16 +145,53 @@ impl Handle {
         self.0.borrow().blocked
     }
 
+    /// How odd the connection is.
+    pub(super) fn verdict(&self) -> Verdict {
+        let mut inner = self.0.borrow_mut();
+        for _ in 0..inner.streams.take_malformed() {
+            inner.meter.note(Oddity::Malformed, Instant::now());
+            inner.ledger.odd(Oddity::Malformed.label());
+        }
+        inner.meter.verdict()
+    }
+
+    /// Since when a head has begun that is not whole.
+    pub(super) fn head_since(&self) -> Option<Instant> {
+        self.0.borrow().open_head.map(|(_, since)| since)
+    }
+
+    /// Gives back what was read of bodies. Gives whether the connection waits for the process to hold less.
+    pub(super) fn is_starved(&self) -> bool {
+        let mut inner = self.0.borrow_mut();
+        (inner.is_starved || !inner.streams.are_none() || inner.share.is_held()) && !inner.settle()
+    }
+
+    /// Says that the client is asked to calm down, where that can be said between two frames.
+    pub(super) fn rebuke(&self) {
+        let mut inner = self.0.borrow_mut();
+        if let Some(last) = inner.meter.last_stream_at_boundary() {
+            inner.held.extend_from_slice(&GOAWAY);
+            inner.held.extend_from_slice(&last.to_be_bytes());
+            inner.held.extend_from_slice(&ENHANCE_YOUR_CALM.to_be_bytes());
+        }
+    }
+
     /// Ends the connection well.
     pub(super) async fn close(self) {
         // hyper is gone by now, and has no use for the wire.
         let Ok(inner) = Rc::try_unwrap(self.0) else { return };
-        let mut stream = inner.into_inner().stream;
+        let Inner { mut stream, held, .. } = inner.into_inner();
         let end = async {
-            let mut discarded = [0; 1024];
-            if stream.shutdown().await.is_ok() {
-                while matches!(stream.read(&mut discarded).await, Ok(1..)) {}
+            let (mut discarded, mut left) = ([0; 4096], LINGER_BYTES);
+            stream.write_all(&held).await?;
+            stream.shutdown().await?;
+            while left > 0 {
+                match stream.read(&mut discarded).await? {
+                    0 => break,
+                    length => left = left.saturating_sub(length),
+                }
             }
+            io::Result::Ok(())
         };
         // What comes after that time is the client's loss.
         let _ = tokio::time::timeout(LINGER, end).await;
@@ -99,12 +201,24 @@ impl Handle {
 impl AsyncRead for Gather {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let mut inner = self.0.borrow_mut();
-        if !inner.ahead.is_empty() {
+        // Its owner sees why, and ends it or polls again.
+        if inner.meter.verdict() == Verdict::Hostile || inner.is_starved {
+            return Poll::Pending;
+        }
+        let before = buf.filled().len();
+        if inner.ahead.is_empty() {
+            ready!(Pin::new(&mut inner.stream).poll_read(cx, buf))?;
+        } else {
             let length = inner.ahead.len().min(buf.remaining());
             buf.put_slice(&inner.ahead.split_to(length));
-            return Poll::Ready(Ok(()));
         }
-        Pin::new(&mut inner.stream).poll_read(cx, buf)
+        inner.came(&buf.filled()[before..]);
+        if inner.meter.verdict() == Verdict::Hostile {
+            buf.set_filled(before);
+            return Poll::Pending;
+        }
+        inner.settle();
+        Poll::Ready(Ok(()))
     }
 }
 
@@ -114,8 +228,10 @@ impl AsyncWrite for Gather {
         if inner.held.len() >= BOUND {
             ready!(inner.poll_drain(cx))?;
         }
-        let length = buf.len().min(BOUND - inner.held.len());
+        let before = inner.held.len();
+        let length = buf.len().min(BOUND - before);
         inner.held.extend_from_slice(&buf[..length]);
+        inner.added(before);
         Poll::Ready(Ok(length))
     }
 
@@ -133,6 +249,7 @@ impl AsyncWrite for Gather {
             let length = buf.len().min(BOUND - inner.held.len());
             inner.held.extend_from_slice(&buf[..length]);
         }
+        inner.added(before);
         Poll::Ready(Ok(inner.held.len() - before))
     }
 

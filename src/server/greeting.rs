@@ -1,5 +1,6 @@
 //! What comes before the first request of a connection: a PROXY protocol header, and the TLS handshake.
 
+use super::addresses::Seat;
 use super::connection::{Context, is_readable, refuse};
 use super::proxy_protocol;
 use crate::config::ProxyProtocol;
@@ -7,6 +8,7 @@ use crate::http::forwarded::is_trusted;
 use crate::http::problem::Problem;
 use crate::io::Stream;
 use crate::proxy::{Client, Secured};
+use crate::telemetry::metrics::Cut;
 use crate::tls::{ServerTls, identity};
 use http::HeaderValue;
 use rustls::server::Acceptor;
@@ -50,13 +52,14 @@ pub(super) async fn greet(
     mut socket: TcpStream,
     mut peer: SocketAddr,
     deadline: Instant,
-) -> Option<(Stream, Rc<Client>)> {
+) -> Option<(Stream, Rc<Client>, Option<Seat>)> {
     let Greeting { proxy_protocol, tls } = Greeting::of(context);
     if let Some(protocol) = proxy_protocol {
         peer = source(context, &protocol, &mut socket, peer, deadline).await?;
     }
+    let seat = seat(context, peer)?;
     let client = |secured| Rc::new(Client::new(peer, Arc::clone(&context.name), Rc::clone(&context.leaving), secured));
-    let Some(tls) = tls else { return Some((Stream::Tcp(socket), client(None))) };
+    let Some(tls) = tls else { return Some((Stream::Tcp(socket), client(None), seat)) };
     let mut stream = Stream::Tcp(socket);
     is_readable(context, &mut stream, deadline).await?;
     let Stream::Tcp(socket) = stream else { return None };
@@ -78,13 +81,31 @@ pub(super) async fn greet(
         }
         Err(_) => {
             context.engine.ledger.handshaken(&context.name, false);
+            context.engine.ledger.cut(Cut::Handshake);
             return None;
         }
     };
     let secured = secured(&tls, &stream);
     context.engine.ledger.handshaken(&context.name, secured.is_some());
     let secured = secured?;
-    Some((Stream::Tls(Box::new(stream.into())), client(Some(Rc::new(secured)))))
+    Some((Stream::Tls(Box::new(stream.into())), client(Some(Rc::new(secured))), seat))
+}
+
+/// The connection's place among those of its address; nothing where that has as many as it may. Proxies that are
+/// trusted speak for many.
+fn seat(context: &Context, peer: SocketAddr) -> Option<Option<Seat>> {
+    let snapshot = context.engine.snapshot();
+    let settings = &snapshot.config.settings;
+    let limit = settings.limits.connections_per_address;
+    if limit == 0 || is_trusted(peer.ip(), &settings.trusted_proxies) {
+        return Some(None);
+    }
+    let seat = context.addresses.take(peer.ip(), limit);
+    if seat.is_none() {
+        tracing::debug!(%peer, limit, "closed: its address has as many connections as one may have");
+        context.engine.ledger.cut(Cut::AddressLimit);
+    }
+    seat.map(Some)
 }
 
 async fn handshake(tls: &ServerTls, socket: TcpStream) -> io::Result<TlsStream<TcpStream>> {
@@ -111,7 +132,10 @@ async fn source(
             tracing::debug!(%error, %peer, listener = &*context.name, "refused");
             None
         }
-        Err(_) => None,
+        Err(_) => {
+            context.engine.ledger.cut(Cut::Handshake);
+            None
+        }
     }
 }
 

@@ -1,12 +1,14 @@
 //! One HTTP/2 connection: hyper's over a wire that gathers frames, a client of its own for every stream, and
 //! the timers of the whole.
 
-use super::connection::Context;
-use super::gather::Gather;
+use super::connection;
+use super::gather::{Gather, Notes};
+use super::meter::{Meter, Verdict};
 use super::tunnel;
 use crate::config::Limits;
 use crate::io::Stream;
-use crate::proxy::{Answering, Client, Journeying, Streams, crumbs_to_one};
+use crate::proxy::{Answering, Client, Journeying, ResponseBody, Streams};
+use crate::telemetry::metrics::Cut;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
@@ -19,10 +21,11 @@ use hyper::service::service_fn;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use std::cell::{Cell, RefCell};
+use std::convert::Infallible;
 use std::future::poll_fn;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::rc::{Rc, Weak};
-use std::task::Poll;
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 use tokio::task::AbortHandle;
 
@@ -34,34 +37,48 @@ const MAX_STREAMS: u32 = 128;
 /// What a client may send of one body, and of all, before somebody reads it.
 const STREAM_WINDOW: u32 = 256 << 10;
 const CONNECTION_WINDOW: u32 = 1 << 20;
+/// The window of a connection before anybody makes it larger (RFC 9113 6.9.2).
+const FIRST_WINDOW: u32 = 65_535;
 /// What is held of an answer that its client does not take.
 const SEND_BUFFER: usize = 128 << 10;
 /// How often it is looked for streams whose clients take nothing.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// How long a connection whose bodies wait unread waits before it asks again whether the process may hold more.
+const ASK_AGAIN: Duration = Duration::from_millis(20);
 /// How long a connection may take to end that was told to and has no stream left.
 const GRACE: Duration = Duration::from_secs(5);
 
 /// Serves a connection until it ends. `first` is what was read of it already.
-pub(super) async fn serve(context: &Rc<Context>, stream: Stream, first: Bytes, client: &Rc<Client>, limits: &Limits) {
-    let wire = Gather::new(stream, first);
-    let out = wire.handle();
+pub(super) async fn serve(
+    context: &Rc<connection::Context>,
+    stream: Stream,
+    first: Bytes,
+    client: &Rc<Client>,
+    limits: &Limits,
+) {
     let streams: Rc<Streams> = Rc::default();
+    let share = context.engine.budget.nothing();
+    let (meter, ledger) = (
+        Meter::new(PREFACE.len(), CONNECTION_WINDOW - FIRST_WINDOW, limits.oddities),
+        Rc::clone(&context.engine.ledger),
+    );
+    let wire = Gather::new(stream, first, Notes { meter, streams: Rc::clone(&streams), ledger, share });
+    let out = wire.handle();
     let tasks = Tasks::default();
     let service = {
         let (engine, client, streams) = (Rc::clone(&context.engine), Rc::clone(client), Rc::clone(&streams));
         let (body_idle, begun) = (limits.body_idle_timeout, Rc::clone(&tasks.begun));
         service_fn(move |mut request| {
-            crumbs_to_one(&mut request);
             client.had_request.set(true);
             let stream = Rc::new(client.for_stream(&streams, body_idle));
             *begun.borrow_mut() = Some(Rc::downgrade(&stream));
-            match websocket(&mut request) {
+            Patient::new(match websocket(&mut request) {
                 None => engine.answer(&stream, request),
                 Some(upgrade) => {
                     let switching: Journeying = Box::pin(switch(engine.answer(&stream, request), stream, upgrade));
                     Answering::Later(switching)
                 }
-            }
+            })
         })
     };
     let mut builder = Builder::new(tasks.clone());
@@ -92,7 +109,15 @@ pub(super) async fn serve(context: &Rc<Context>, stream: Stream, first: Bytes, c
             if has_ended && is_out {
                 return Poll::Ready(());
             }
-            if told_to_end.is_none() && (client.is_spent.get() || drain.as_mut().poll(cx).is_ready()) {
+            let verdict = out.verdict();
+            if verdict == Verdict::Hostile {
+                tracing::debug!(peer = %client.peer, "an HTTP/2 connection is cut: it is too odd");
+                context.engine.ledger.cut(Cut::Oddities);
+                out.rebuke();
+                return Poll::Ready(());
+            }
+            let must_end = client.is_spent.get() || verdict == Verdict::Odd;
+            if told_to_end.is_none() && (must_end || drain.as_mut().poll(cx).is_ready()) {
                 connection.as_mut().graceful_shutdown();
                 told_to_end = Some(Instant::now());
                 continue;
@@ -106,8 +131,11 @@ pub(super) async fn serve(context: &Rc<Context>, stream: Stream, first: Bytes, c
             let idle_end =
                 idle_since.map(|since| told_to_end.map_or(since, |told: Instant| told.max(since)) + idle_limit);
             let write_end = out.blocked_since().map(|since| since + limits.write_timeout);
+            let head_end = out.head_since().map(|since| since + limits.header_timeout);
+            let again = out.is_starved().then(|| Instant::now() + ASK_AGAIN);
             let look = (!streams.are_none()).then(|| tasks.next_look.get());
-            let Some(deadline) = idle_end.into_iter().chain(write_end).chain(look).min() else { return Poll::Pending };
+            let ends = idle_end.into_iter().chain(write_end).chain(head_end);
+            let Some(deadline) = ends.chain(look).chain(again).min() else { return Poll::Pending };
             if timer.deadline().into_std() != deadline {
                 timer.as_mut().reset(deadline.into());
             }
@@ -119,6 +147,11 @@ pub(super) async fn serve(context: &Rc<Context>, stream: Stream, first: Bytes, c
                 tasks.end_stalled(now, limits.write_timeout);
             }
             if write_end.is_some_and(|end| end <= now) {
+                context.engine.ledger.cut(Cut::Write);
+                return Poll::Ready(());
+            }
+            if head_end.is_some_and(|end| end <= now) {
+                context.engine.ledger.cut(Cut::Head);
                 return Poll::Ready(());
             }
             if idle_end.is_some_and(|end| end <= now) {
@@ -180,6 +213,32 @@ impl Tasks {
     }
 }
 
+/// An answer that takes its time only after the frames that have come with its request were read: a client that
+/// resets it at once (CVE-2023-44487) is not to reach a node.
+struct Patient {
+    answering: Answering<Journeying>,
+    was_polled: bool,
+}
+
+impl Patient {
+    fn new(answering: Answering<Journeying>) -> Patient {
+        Patient { answering, was_polled: false }
+    }
+}
+
+impl Future for Patient {
+    type Output = Result<Response<ResponseBody>, Infallible>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        if matches!(self.answering, Answering::Later(_)) && !std::mem::replace(&mut self.was_polled, true) {
+            // hyper looks for a reset whenever this has to wait.
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        Pin::new(&mut self.answering).poll(cx)
+    }
+}
+
 /// A WebSocket handshake as HTTP/2 has it (RFC 8441), made into what HTTP/1.1 nodes know.
 fn websocket(request: &mut Request<Incoming>) -> Option<OnUpgrade> {
     let is_websocket = request.extensions().get::<Protocol>().is_some_and(|protocol| protocol.as_str() == "websocket");
@@ -197,11 +256,7 @@ fn websocket(request: &mut Request<Incoming>) -> Option<OnUpgrade> {
 }
 
 /// Where the node has switched, the stream becomes the tunnel once its client has the answer.
-async fn switch(
-    answering: Answering<Journeying>,
-    stream: Rc<Client>,
-    upgrade: OnUpgrade,
-) -> Response<crate::proxy::ResponseBody> {
+async fn switch(answering: Answering<Journeying>, stream: Rc<Client>, upgrade: OnUpgrade) -> Response<ResponseBody> {
     let Ok(mut response) = answering.await;
     if let Some(tunnel) = stream.tunnel.take() {
         *response.status_mut() = StatusCode::OK;

@@ -1,11 +1,13 @@
 //! From sockets to requests: listening sockets, the wire beneath hyper, workers, drain and signals.
 
+mod addresses;
 mod connection;
 mod gather;
 mod greeting;
 mod http2;
 mod listen;
 mod listeners;
+mod meter;
 mod mirror;
 mod nofile;
 mod places;

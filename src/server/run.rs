@@ -143,14 +143,14 @@ pub(crate) async fn start(config: Config) -> Result<Running, StartError> {
     probes.follow(&built.pools);
     let snapshot = Arc::new(ArcSwap::from_pointee(built));
     let evictions = metrics.cache_evictions.clone();
-    let cache = Arc::new(Cache::new(settings.cache.memory.0, move || evictions.inc()));
+    let budget = Budget::new(settings.limits.buffered_bytes.0);
+    let cache = Arc::new(Cache::new(settings.cache.memory.0, &budget, move || evictions.inc()));
     tokio::spawn(Arc::clone(&cache).keep_clean());
     let last_reload = Arc::new(Mutex::new(LastReload::first()));
     mirror_state(&metrics, &last_reload);
     mirror_nodes(&metrics, &snapshot);
     mirror_certificates(&metrics, &snapshot);
     mirror_cache(&metrics, &cache);
-    let budget = Budget::new(settings.limits.buffered_bytes.0);
     mirror_budget(&metrics, &budget);
     records.mirror(&metrics);
     let (open, _) = watch::channel(listeners::diff(&[], &settings.listeners, workers)?);
@@ -227,6 +227,7 @@ fn start_workers(handle: &Handle) -> io::Result<Vec<JoinHandle<()>>> {
         cache: Arc::clone(&handle.cache),
         budget: Arc::clone(&handle.budget),
         places: Arc::clone(&handle.places),
+        addresses: Arc::default(),
         stage: handle.stage.subscribe(),
         open: handle.open.subscribe(),
     };

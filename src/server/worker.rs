@@ -1,6 +1,7 @@
 //! A worker: a thread with a runtime of its own that accepts and serves, and shares no task with
 //! another.
 
+use super::addresses::Addresses;
 use super::connection::{self, Context};
 use super::listen::is_exhaustion;
 use super::listeners::Open;
@@ -44,6 +45,7 @@ pub(super) struct Shared {
     pub(super) cache: Arc<Cache>,
     pub(super) budget: Arc<Budget>,
     pub(super) places: Arc<Places>,
+    pub(super) addresses: Arc<Addresses>,
     pub(super) stage: watch::Receiver<Stage>,
     /// The listeners in force; none while draining.
     pub(super) open: watch::Receiver<Vec<Open>>,
@@ -156,7 +158,7 @@ impl Worker {
             Ok(listener) => listener,
             Err(error) => return tracing::error!(%error, listener = &*open.name, "cannot accept connections"),
         };
-        let context = Rc::new(Context::new(&self.engine, &open.name));
+        let context = Rc::new(Context::new(&self.engine, &open.name, &self.shared.addresses));
         let acceptor = Acceptor {
             places: Arc::clone(&self.shared.places),
             context: Rc::clone(&context),

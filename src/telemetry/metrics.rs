@@ -21,6 +21,8 @@ pub(crate) struct Metrics {
     pub(crate) connections: IntGaugeVec,
     pub(crate) connections_total: IntCounterVec,
     pub(crate) tls_handshakes: IntCounterVec,
+    pub(crate) connection_oddities: IntCounterVec,
+    pub(crate) connections_cut: IntCounterVec,
     pub(crate) request_bytes: IntCounter,
     pub(crate) response_bytes: IntCounter,
     pub(crate) upstream_requests: IntCounterVec,
@@ -61,6 +63,18 @@ impl Metrics {
                 "ringway_tls_handshakes_total",
                 "TLS handshakes with clients.",
                 &["listener", "result"],
+            ),
+            connection_oddities: counters(
+                &registry,
+                "ringway_connection_oddities_total",
+                "What honest clients seldom do, as it adds to the score of their connection.",
+                &["kind"],
+            ),
+            connections_cut: counters(
+                &registry,
+                "ringway_connections_cut_total",
+                "Client connections that the proxy ended for their own doing.",
+                &["reason"],
             ),
             request_bytes: counter(&registry, "ringway_request_bytes_total", "Bytes of request bodies received."),
             response_bytes: counter(&registry, "ringway_response_bytes_total", "Bytes of response bodies sent."),
@@ -135,6 +149,9 @@ impl Metrics {
         for result in ["success", "failure"] {
             metrics.config_reloads.with_label_values(&[result]);
         }
+        for reason in Cut::ALL {
+            metrics.connections_cut.with_label_values(&[reason.label()]);
+        }
         for kind in ["url", "prefix", "tag", "all"] {
             metrics.cache_purges.with_label_values(&[kind]);
         }
@@ -195,6 +212,45 @@ impl Metrics {
             tracing::error!(%error, "cannot render the metrics");
         }
         page
+    }
+}
+
+/// Why the proxy ends a connection that does nothing forbidden by the protocol.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Cut {
+    /// Its address has as many connections as one may have.
+    AddressLimit,
+    /// Its TLS handshake, or its PROXY protocol header, did not come in time.
+    Handshake,
+    /// A head did not come in time.
+    Head,
+    /// A body stopped arriving, or came too slowly.
+    Body,
+    /// The client took nothing of its answer.
+    Write,
+    /// It was too odd.
+    Oddities,
+}
+
+impl Cut {
+    const ALL: [Cut; 6] = [Cut::AddressLimit, Cut::Handshake, Cut::Head, Cut::Body, Cut::Write, Cut::Oddities];
+
+    fn label(self) -> &'static str {
+        match self {
+            Cut::AddressLimit => "address_limit",
+            Cut::Handshake => "handshake",
+            Cut::Head => "head",
+            Cut::Body => "body",
+            Cut::Write => "write",
+            Cut::Oddities => "oddities",
+        }
+    }
+}
+
+impl Metrics {
+    /// Counts a connection that is ended.
+    pub(crate) fn cut(&self, reason: Cut) {
+        self.connections_cut.with_label_values(&[reason.label()]).inc();
     }
 }
 

@@ -160,7 +160,7 @@ mod tests {
 
     fn held(pieces: &[Result<&'static str, &'static str>], limit: u64, budget: &std::sync::Arc<Budget>) -> Held {
         let body = Box::pin(Pieces(pieces.iter().copied().collect()));
-        Held::new(body, limit, budget.share(0).unwrap()).ok().unwrap()
+        Held::new(body, limit, budget.nothing()).ok().unwrap()
     }
 
     /// Reads up to so many pieces.

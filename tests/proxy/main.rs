@@ -2,12 +2,14 @@
 
 #![allow(unreachable_pub, missing_docs, clippy::unwrap_used)]
 
+mod bounds;
 mod browser;
 mod caching;
 mod cli;
 mod demo;
 mod drain;
 mod fields;
+mod floods;
 mod forwarding;
 mod framing;
 mod grpc;

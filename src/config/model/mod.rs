@@ -73,16 +73,24 @@ settings! {
     Limits {
         /// Open client connections over all listeners; further ones wait to be accepted.
         connections: u32 = "100000" within "1" to "10000000";
+        /// Open connections of one client address; further ones are closed. 0 means no limit, as behind a load balancer that speaks for all. For IPv6 an address is its /64.
+        connections_per_address: u32 = "0" within "0" to "10000000";
+        /// What a connection may do of what honest clients seldom do, in points: resets, pings, empty frames and the like. At half of it the connection is told to end, at the whole it is cut; 10 s forgive the whole. 0 means no limit.
+        oddities: u32 = "200" within "0" to "1000000";
         /// The size of a request's head.
         header_bytes: Size = "64KiB" within "8KiB" to "1MiB";
         /// How many fields a request may have.
         headers: u32 = "100" within "1" to "10000";
         /// The size of a request's body; a larger one is answered 413.
         request_body: Size = "64MiB";
-        /// What the whole process holds back of the bodies of requests with an `Idempotency-Key` and of their answers; over it, such requests get 503.
+        /// What the whole process holds in memory of bodies: of requests that are held back, of those that HTTP/2 clients have sent and nobody has read yet, of answers with an `Idempotency-Key`, and of responses that are arriving in the cache. Over it what is new waits, streams by without being stored, or gets 503.
         buffered_bytes: Size = "1GiB" within "1MiB" to "1024GiB";
         /// For the whole head of a request, from its first byte.
         header_timeout: Duration = "10s" within "1ms" to "1h";
+        /// A request's body whose announced length is up to this is awaited whole, within `buffered_bytes`, before a node is asked: slow clients then hold no node. 0B has every body stream.
+        held_body: Size = "64KiB" within "0B" to "16MiB";
+        /// Bytes a second that a request's body must bring at least, over the time that it is waited for, after the first `body_idle_timeout`. 0B means no limit; gRPC has none.
+        body_min_rate: Size = "240B" within "0B" to "1GiB";
         /// Between two pieces of a request's body.
         body_idle_timeout: Duration = "30s" within "1ms" to "1h";
         /// Until a client takes the next piece of a response.

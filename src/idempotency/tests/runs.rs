@@ -75,7 +75,7 @@ async fn every_end_of_a_run_is_what_the_store_knows() {
         let number = number as u8;
         let claim = first(&records, number).await;
         assert_eq!(state(&records, number).await, Some(State::Running));
-        let outcome = run(claim, &mut node, &policy(), &mut budget.share(0).unwrap()).await;
+        let outcome = run(claim, &mut node, &policy(), &mut budget.nothing()).await;
         assert_eq!(state(&records, number).await, expected, "{number}");
         match expected {
             Some(State::Done) => assert!(matches!(outcome, Outcome::Answer { settled: Settled::Durable, .. })),
@@ -92,7 +92,7 @@ async fn an_answer_that_the_budget_never_holds_is_done_without_a_body() {
     let records = records(Kind::Memory);
     let (claim, budget) = (first(&records, 0).await, Budget::new(99));
     let mut node = Scripted::answering(200, 100, true);
-    let outcome = run(claim, &mut node, &policy(), &mut budget.share(0).unwrap()).await;
+    let outcome = run(claim, &mut node, &policy(), &mut budget.nothing()).await;
     assert!(matches!(outcome, Outcome::Large { beginning, .. } if beginning.len() == 100));
     assert_eq!(state(&records, 0).await, Some(State::DoneWithoutBody));
 }
@@ -103,7 +103,7 @@ async fn an_answer_waits_for_room_in_the_budget() {
     let (claim, budget) = (first(&records, 0).await, Budget::new(100));
     let others = budget.share(50).unwrap();
     let mut node = Scripted::answering(200, 100, true);
-    let (mut share, rules) = (budget.share(0).unwrap(), policy());
+    let (mut share, rules) = (budget.nothing(), policy());
     let (outcome, ()) = tokio::join!(run(claim, &mut node, &rules, &mut share), async {
         tokio::task::yield_now().await;
         drop(others);
@@ -144,7 +144,7 @@ async fn a_result_that_cannot_be_stored_leaves_unknown_once_the_store_is_back() 
     std::fs::rename(&path, &away).unwrap();
     let mut node = Scripted::answering(200, 5, true);
     let budget = Budget::new(1000);
-    let outcome = run(claim, &mut node, &policy(), &mut budget.share(0).unwrap()).await;
+    let outcome = run(claim, &mut node, &policy(), &mut budget.nothing()).await;
     assert!(matches!(outcome, Outcome::Answer { settled: Settled::Failed, .. }), "the true answer is passed on");
     std::fs::rename(&away, &path).unwrap();
     let found = records.claim(&asked(0), &policy()).await;

@@ -157,6 +157,9 @@ fn slow_clients_are_not_the_nodes_fault() {
     for _ in 0..3 {
         let mut client = proxy.connect();
         client.send(format!("POST {path} HTTP/1.1\r\nhost: a\r\ncontent-length: 10\r\n\r\nhalf"));
+        assert_eq!(client.answer().status, 408, "a small body is awaited before a node is asked");
+        let mut client = proxy.connect();
+        client.send(format!("POST {path} HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n4\r\nhalf\r\n"));
         assert_eq!(client.answer().status, 504);
     }
     // One that leaves in the middle says nothing either.

@@ -4,7 +4,9 @@ use http::{HeaderMap, Request};
 use http_body_util::{BodyExt, Full};
 use hyper::client::conn::http2::SendRequest;
 use hyper_util::rt::{TokioExecutor, TokioIo};
+use std::io::Write;
 use std::net::SocketAddr;
+use std::time::Instant;
 use tokio::runtime::Runtime;
 use tokio::task::JoinHandle;
 
@@ -114,6 +116,26 @@ pub struct Frames {
     client: Client,
 }
 
+/// Fields as they are, without compression.
+pub fn block(fields: &[(&str, &str)]) -> Vec<u8> {
+    let mut block = Vec::new();
+    for (name, value) in fields {
+        block.push(0);
+        for text in [name, value] {
+            assert!(text.len() < 127);
+            block.push(text.len() as u8);
+            block.extend_from_slice(text.as_bytes());
+        }
+    }
+    block
+}
+
+/// The bytes of a frame.
+pub fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let length = (payload.len() as u32).to_be_bytes();
+    [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
+}
+
 /// A frame that came.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Frame {
@@ -125,9 +147,13 @@ pub struct Frame {
 
 pub const DATA: u8 = 0;
 pub const HEADERS: u8 = 1;
+pub const PRIORITY: u8 = 2;
 pub const RST_STREAM: u8 = 3;
 pub const SETTINGS: u8 = 4;
+pub const PING: u8 = 6;
 pub const GOAWAY: u8 = 7;
+pub const WINDOW_UPDATE: u8 = 8;
+pub const CONTINUATION: u8 = 9;
 pub const END_STREAM: u8 = 1;
 pub const END_HEADERS: u8 = 4;
 
@@ -140,30 +166,48 @@ impl Frames {
     }
 
     pub fn send(&mut self, kind: u8, flags: u8, stream: u32, payload: &[u8]) {
-        let length = (payload.len() as u32).to_be_bytes();
-        let head = [&length[1..], &[kind, flags], &stream.to_be_bytes()].concat();
         // The other side may have ended the connection, which is for the test to see.
-        use std::io::Write;
-        let _ = self.client.stream.write_all(&[&head, payload].concat());
+        let _ = self.client.stream.write_all(&frame(kind, flags, stream, payload));
+    }
+
+    pub fn clone_stream(&self) -> std::net::TcpStream {
+        self.client.stream.try_clone().unwrap()
+    }
+
+    pub fn send_bytes(&mut self, bytes: &[u8]) {
+        self.client.stream.write_all(bytes).unwrap();
+    }
+
+    /// Sends pieces one after another, as fast as it can, until the other side has ended the connection. Gives the
+    /// reason that it told (RFC 9113 7), if it did.
+    pub fn flood(&mut self, pieces: impl FnMut(u32) -> Vec<u8> + Send + 'static) -> Option<u32> {
+        let mut stream = self.client.stream.try_clone().unwrap();
+        let writer = std::thread::spawn(move || {
+            let deadline = Instant::now() + PATIENCE;
+            (0..).map(pieces).take_while(|piece| Instant::now() < deadline && stream.write_all(piece).is_ok()).count()
+        });
+        let mut reason = None;
+        while let Some(frame) = self.next() {
+            if frame.kind == GOAWAY {
+                reason = Some(u32::from_be_bytes(frame.payload[4..8].try_into().unwrap()));
+            }
+        }
+        let _ = self.client.stream.shutdown(std::net::Shutdown::Both);
+        writer.join().unwrap();
+        reason
     }
 
     /// Fields as they are, without compression.
     pub fn headers(&mut self, flags: u8, stream: u32, fields: &[(&str, &str)]) {
-        let mut block = Vec::new();
-        for (name, value) in fields {
-            block.push(0);
-            for text in [name, value] {
-                assert!(text.len() < 127);
-                block.push(text.len() as u8);
-                block.extend_from_slice(text.as_bytes());
-            }
-        }
-        self.send(HEADERS, flags | END_HEADERS, stream, &block);
+        self.send(HEADERS, flags | END_HEADERS, stream, &block(fields));
     }
 
     /// The next frame; `None` where the connection has ended.
     pub fn next(&mut self) -> Option<Frame> {
         if self.client.has_ended() {
+            return None;
+        }
+        if self.client.exactly_or_less(9) < 9 {
             return None;
         }
         let head = self.client.exactly(9);

@@ -1,0 +1,64 @@
+//! The least rate at which a request's body must come. One that drips keeps a connection, and a node's, for as long
+//! as its sender likes, without ever being idle.
+
+use crate::config::Limits;
+use http::HeaderMap;
+use http::header::CONTENT_TYPE;
+use std::time::Duration;
+
+/// How fast a body must come, and how long it was waited for. What it is not waited for (the node takes no more)
+/// is not its client's time.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Pace {
+    /// Bytes a second; 0 for any rate.
+    least: u64,
+    /// The time that is not counted.
+    grace: Duration,
+    waited: Duration,
+}
+
+impl Pace {
+    /// For a request with these fields.
+    pub(super) fn of(limits: &Limits, fields: &HeaderMap) -> Pace {
+        // Calls of gRPC may last for hours, and say little.
+        let is_grpc = fields.get(CONTENT_TYPE).is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"));
+        let least = if is_grpc { 0 } else { limits.body_min_rate.0 };
+        Pace { least, grace: limits.body_idle_timeout, waited: Duration::ZERO }
+    }
+
+    /// Notes for how long the next piece was waited for; gives whether the body, of which so many bytes have come,
+    /// comes too slowly.
+    pub(super) fn waited(&mut self, time: Duration, received: u64) -> bool {
+        self.waited += time;
+        let counted = self.waited.saturating_sub(self.grace);
+        u128::from(received) * 1000 < u128::from(self.least) * counted.as_millis()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http::HeaderValue;
+
+    #[test]
+    fn a_body_must_keep_its_pace_once_the_grace_is_over() {
+        let pace = |least| Pace { least, grace: Duration::from_secs(5), waited: Duration::ZERO };
+        let second = Duration::from_secs(1);
+        let mut dripping = pace(100);
+        let too_slow: Vec<u64> = (1..=10).filter(|&n| dripping.waited(second, 10 * n)).collect();
+        assert_eq!(too_slow, [6, 7, 8, 9, 10]);
+        let mut steady = pace(100);
+        assert!((1..=1000).all(|n| !steady.waited(second, 100 * n)));
+        let mut any = pace(0);
+        assert!((1..=1000).all(|_| !any.waited(second, 0)));
+    }
+
+    #[test]
+    fn grpc_has_no_least_rate() {
+        let limits: Limits = crate::config::read::default_value("{}");
+        let mut fields = HeaderMap::new();
+        assert_eq!(Pace::of(&limits, &fields).least, 240);
+        fields.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc+proto"));
+        assert_eq!(Pace::of(&limits, &fields).least, 0);
+    }
+}
