@@ -15,6 +15,7 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1::Builder;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use socket2::{Domain, Protocol, Socket, Type};
 use std::convert::Infallible;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -26,6 +27,7 @@ use tokio::sync::Semaphore;
 
 /// Connections at a time; administrators and scrapers are few.
 const MAX_CONNECTIONS: usize = 256;
+const BACKLOG: i32 = 128;
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What a listener offers.
@@ -38,10 +40,12 @@ pub(crate) enum Reach {
 }
 
 /// Binds a listener; port 0 takes a free one.
-pub(crate) async fn bind(address: SocketAddr) -> io::Result<(TcpListener, SocketAddr)> {
-    let listener = TcpListener::bind(address).await?;
-    let address = listener.local_addr()?;
-    Ok((listener, address))
+pub(crate) fn bind(address: SocketAddr) -> io::Result<std::net::TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
 }
 
 /// Serves for as long as the runtime lives.

@@ -28,7 +28,8 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Serve until SIGTERM or SIGINT; then drain, and exit. A second signal exits at once.
+    /// Serve until SIGTERM or SIGINT; then drain, and exit. A second signal exits at once. SIGHUP reloads the
+    /// configuration, SIGUSR2 replaces the binary without refusing a connection.
     Run(ConfigFile),
     /// Validate a configuration whole and print every error with its place.
     Check(ConfigFile),

@@ -2,7 +2,7 @@
 
 use super::{Outcome, load};
 use crate::config::Config;
-use crate::server;
+use crate::server::{self, Inherited};
 use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -10,11 +10,12 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
 pub(super) fn run(file: Option<PathBuf>) -> Outcome {
+    let inherited = Inherited::take()?;
     let Some((config, report)) = load(file) else { return Ok(ExitCode::FAILURE) };
     eprint!("{report}");
     init_log();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(serve(config))
+    runtime.block_on(serve(config, inherited))
 }
 
 /// The proxy's own log goes to stderr, for stdout may carry the access log. `RUST_LOG` chooses.
@@ -28,25 +29,28 @@ fn init_log() {
         .init();
 }
 
-async fn serve(config: Config) -> Outcome {
+async fn serve(config: Config, inherited: Inherited) -> Outcome {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hangup = signal(SignalKind::hangup())?;
+    let mut upgrade = signal(SignalKind::user_defined2())?;
     // A file that may not grow (`ulimit -f`) is an error of that file, and not the end of the proxy.
     let _too_large = signal(SignalKind::from_raw(rustix::process::Signal::XFSZ.as_raw()))?;
     let file = config.file.display().to_string();
-    let running = server::start(config).await?;
+    let running = server::start(config, inherited).await?;
     for (name, address) in running.listeners() {
         tracing::info!(%address, listener = &*name, "listening");
     }
-    tracing::info!(admin = %running.admin, workers = running.workers(), file, "serving");
+    tracing::info!(admin = %running.admin(), workers = running.workers(), file, "serving");
 
     loop {
         tokio::select! {
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
             () = running.drain_asked() => break,
+            () = running.replaced() => break,
             _ = hangup.recv() => running.reload(),
+            _ = upgrade.recv() => running.upgrade(),
         }
     }
     let quiet = tokio::select! {
@@ -54,6 +58,7 @@ async fn serve(config: Config) -> Outcome {
         _ = terminate.recv() => false,
         _ = interrupt.recv() => false,
         () = ignore(&mut hangup) => false,
+        () = ignore(&mut upgrade) => false,
     };
     match quiet {
         true => tracing::info!("every request has ended"),
@@ -62,8 +67,8 @@ async fn serve(config: Config) -> Outcome {
     Ok(ExitCode::SUCCESS)
 }
 
-/// There is nothing to reload on the way out, and SIGHUP must not end it.
-async fn ignore(hangup: &mut Signal) {
-    while hangup.recv().await.is_some() {}
+/// There is nothing to reload or to replace on the way out, and the signal must not end it.
+async fn ignore(signal: &mut Signal) {
+    while signal.recv().await.is_some() {}
     std::future::pending().await
 }

@@ -14,20 +14,37 @@ pub(super) struct Open {
     /// As the file has it; what was bound may have another port where that is 0.
     pub(super) configured: SocketAddr,
     pub(super) bound: SocketAddr,
-    /// A socket a worker.
+    /// A socket a worker, where this process has bound them.
     sockets: Arc<Vec<TcpListener>>,
 }
 
 impl Open {
-    /// A worker's own member of the set.
-    pub(super) fn socket(&self, worker: usize) -> io::Result<TcpListener> {
-        self.sockets[worker].try_clone()
+    /// Sockets of an address that were opened by somebody else; its name is the configuration's to say.
+    pub(super) fn of(configured: SocketAddr, sockets: Vec<TcpListener>) -> io::Result<Open> {
+        let first = sockets.first().ok_or(io::ErrorKind::InvalidInput)?;
+        let bound = first.local_addr()?;
+        Ok(Open { name: "".into(), configured, bound, sockets: Arc::new(sockets) })
+    }
+
+    pub(super) fn sockets(&self) -> &[TcpListener] {
+        &self.sockets
+    }
+
+    /// What one of so many workers accepts from: its own member of the set; several, where the set is larger; one
+    /// together with others, where it is smaller.
+    pub(super) fn sockets_of(&self, worker: usize, workers: usize) -> Vec<io::Result<TcpListener>> {
+        share(self.sockets.len(), worker, workers).map(|index| self.sockets[index].try_clone()).collect()
     }
 
     /// Whether another one is the same set of sockets.
     pub(super) fn is(&self, other: &Open) -> bool {
         Arc::ptr_eq(&self.sockets, &other.sockets)
     }
+}
+
+/// Which of the sockets of a set one of several workers accepts from.
+fn share(sockets: usize, worker: usize, workers: usize) -> impl Iterator<Item = usize> {
+    (worker % sockets..sockets).step_by(workers)
 }
 
 /// An address that cannot be bound.
@@ -60,4 +77,21 @@ pub(super) fn diff(now: &[Open], wanted: &[Listener], workers: usize) -> Result<
         });
     }
     Ok(next)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_socket_is_left_alone_and_no_worker_without_one() {
+        for (sockets, workers) in [(1, 1), (4, 4), (1, 4), (3, 4), (4, 3), (8, 2), (5, 2)] {
+            let shares: Vec<Vec<usize>> =
+                (0..workers).map(|worker| share(sockets, worker, workers).collect()).collect();
+            assert!((0..sockets).all(|socket| shares.iter().flatten().any(|&index| index == socket)), "{shares:?}");
+            assert!(shares.iter().all(|share| !share.is_empty()), "{shares:?}");
+            let all = shares.iter().map(Vec::len).sum::<usize>();
+            assert_eq!(all, sockets.max(workers), "{shares:?}");
+        }
+    }
 }

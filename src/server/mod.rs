@@ -1,10 +1,13 @@
 //! From sockets to requests: listening sockets, the wire beneath hyper, workers, drain and signals.
 
 mod addresses;
+mod admin_socket;
 mod connection;
 mod gather;
 mod greeting;
+mod handover;
 mod http2;
+mod inherited;
 mod listen;
 mod listeners;
 mod meter;
@@ -17,10 +20,13 @@ mod reload;
 mod run;
 mod status;
 mod store;
+mod systemd;
 mod tunnel;
+mod upgrade;
 mod watch_file;
 mod watch_secrets;
 mod wire;
 mod worker;
 
+pub(crate) use inherited::Inherited;
 pub(crate) use run::start;

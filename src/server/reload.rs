@@ -7,6 +7,7 @@
 use super::listeners::{self, BindError, Open};
 use super::run::{Handle, open_log};
 use super::store::StoreUnavailable;
+use super::systemd;
 use crate::config::{Config, Report, Settings};
 use crate::idempotency::Records;
 use crate::proxy::{Parts, Snapshot};
@@ -127,6 +128,7 @@ pub(super) async fn run(handle: Arc<Handle>, mut triggers: mpsc::Receiver<Trigge
         if !is_forced && !handle.has_changed(&file) {
             continue;
         }
+        systemd::reloading();
         let worker = Arc::clone(&handle);
         // A pool of a thousand nodes takes a while to build, and a name to resolve.
         let result = tokio::task::spawn_blocking(move || reload(&worker, &file, reopen)).await;
@@ -136,6 +138,7 @@ pub(super) async fn run(handle: Arc<Handle>, mut triggers: mpsc::Receiver<Trigge
             handle.discovered.follow(handle.snapshot.load().config.discoveries());
         }
         let told = handle.remember(result);
+        systemd::ready(told.as_ref().map_or_else(String::as_str, String::as_str));
         for trigger in batch {
             if let Trigger::Asked(answer) = trigger {
                 // Who asked may have gone.

@@ -1,16 +1,20 @@
 //! Starting a proxy, and ending it: workers first, then the admin listener; on the way out the
 //! other way round.
 
+use super::admin_socket::AdminSocket;
+use super::inherited::Inherited;
 use super::listeners::{self, BindError, Open};
 use super::mirror::{mirror_budget, mirror_cache, mirror_certificates, mirror_nodes, mirror_state};
 use super::nofile;
 use super::places::Places;
 use super::reload::{self, LastReload, Trigger};
 use super::store::{Store, StoreUnavailable};
+use super::systemd;
+use super::upgrade;
 use super::watch_file;
 use super::watch_secrets;
 use super::worker::{self, Shared, Stage};
-use crate::admin;
+use crate::admin::Reach;
 use crate::cache::Cache;
 use crate::config::{Config, LogFormat};
 use crate::control::Control;
@@ -22,6 +26,7 @@ use crate::upstream::{BadPool, Discovered, Probes, Registry};
 use arc_swap::ArcSwap;
 use std::io;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -43,6 +48,8 @@ pub(crate) enum StartError {
     Thread(io::Error),
     #[error(transparent)]
     Store(#[from] StoreUnavailable),
+    #[error("the process that started this one does not hand over: {0}")]
+    Handover(io::Error),
 }
 
 /// An access log that cannot be opened.
@@ -74,9 +81,31 @@ pub(super) struct Handle {
     pub(super) places: Arc<Places>,
     /// Told when somebody asks the process to drain.
     pub(super) drain_asked: tokio::sync::Notify,
+    pub(super) admin: AdminSocket,
+    pub(super) metrics_listener: Option<AdminSocket>,
+    /// What carries the admin listeners.
+    runtime: tokio::runtime::Handle,
+    /// A new binary is being started.
+    pub(super) is_upgrading: AtomicBool,
+    /// Told when it has taken over.
+    pub(super) replaced: tokio::sync::Notify,
 }
 
 impl Handle {
+    /// Answers on the admin listeners.
+    pub(super) fn open_admin(self: &Arc<Self>) {
+        for socket in std::iter::once(&self.admin).chain(&self.metrics_listener) {
+            if let Err(error) = socket.serve(&self.runtime, Arc::clone(self) as Arc<dyn Control>) {
+                tracing::error!(%error, address = %socket.bound, "cannot answer on an admin listener");
+            }
+        }
+    }
+
+    /// Takes no more connections there.
+    pub(super) fn close_admin(&self) {
+        std::iter::once(&self.admin).chain(&self.metrics_listener).for_each(AdminSocket::pause);
+    }
+
     /// Puts a configuration in force.
     pub(super) fn adopt(&self, snapshot: Snapshot) {
         self.registry.adopt(&snapshot.pools);
@@ -103,14 +132,12 @@ impl Handle {
 pub(crate) struct Running {
     handle: Arc<Handle>,
     threads: Vec<JoinHandle<()>>,
-    /// Where the admin listener is.
-    pub(crate) admin: SocketAddr,
     _file_watch: Option<notify::RecommendedWatcher>,
 }
 
 /// Binds everything and starts to serve. Must be called inside a tokio runtime, which then carries
-/// the admin listeners and reloads.
-pub(crate) async fn start(config: Config) -> Result<Running, StartError> {
+/// the admin listeners and reloads. What is inherited is not bound anew.
+pub(crate) async fn start(config: Config, mut inherited: Inherited) -> Result<Running, StartError> {
     let source = config.source.clone();
     let settings = config.settings.clone();
     let file = config.file.clone();
@@ -153,11 +180,22 @@ pub(crate) async fn start(config: Config) -> Result<Running, StartError> {
     mirror_cache(&metrics, &cache);
     mirror_budget(&metrics, &budget);
     records.mirror(&metrics);
-    let (open, _) = watch::channel(listeners::diff(&[], &settings.listeners, workers)?);
-
-    let (admin_listener, admin_address) = bind_admin("admin", settings.admin.address.value).await?;
+    let (open, _) = watch::channel(listeners::diff(&inherited.open, &settings.listeners, workers)?);
+    for unused in
+        inherited.open.iter().filter(|open| !settings.listeners.iter().any(|it| it.address.value == open.configured))
+    {
+        tracing::warn!(address = %unused.bound, "a socket was handed over that no listener of the file is for");
+    }
+    inherited.open.clear();
+    let address = settings.admin.address.value;
+    let given = Inherited::for_address(&mut inherited.admin, address);
+    let admin = AdminSocket::bind("admin", address, Reach::Everything, given)?;
     let metrics_listener = match &settings.metrics {
-        Some(metrics) => Some(bind_admin("metrics", metrics.address.value).await?),
+        Some(metrics) => {
+            let address = metrics.address.value;
+            let given = Inherited::for_address(&mut inherited.metrics, address);
+            Some(AdminSocket::bind("metrics", address, Reach::ReadOnly, given)?)
+        }
         None => None,
     };
     let (triggers, waiting) = mpsc::channel(TRIGGERS);
@@ -180,29 +218,37 @@ pub(crate) async fn start(config: Config) -> Result<Running, StartError> {
         workers,
         places: Places::new(settings.limits.connections),
         drain_asked: tokio::sync::Notify::new(),
+        admin,
+        metrics_listener,
+        runtime: tokio::runtime::Handle::current(),
+        is_upgrading: AtomicBool::new(false),
+        replaced: tokio::sync::Notify::new(),
     });
     // Should it have changed since it was loaded, the first event finds out.
     handle.note(Some(&source));
     tokio::spawn(reload::run(Arc::clone(&handle), waiting));
     tokio::spawn(watch_secrets::run(Arc::clone(&handle)));
-    let control: Arc<dyn Control> = Arc::clone(&handle) as Arc<dyn Control>;
-    tokio::spawn(admin::serve(admin_listener, Arc::clone(&control), admin::Reach::Everything));
-    if let Some((listener, address)) = metrics_listener {
-        tracing::info!(%address, "metrics and probes");
-        tokio::spawn(admin::serve(listener, control, admin::Reach::ReadOnly));
+    if let Some(predecessor) = &mut inherited.predecessor {
+        let said = predecessor.is_ready().map_err(StartError::Handover)?;
+        handle.registry.take_over(&handle.snapshot.load().pools, &said);
+    }
+    handle.open_admin();
+    if let Some(metrics) = &handle.metrics_listener {
+        tracing::info!(address = %metrics.bound, "metrics and probes");
     }
     let threads = start_workers(&handle).map_err(StartError::Thread)?;
+    match inherited.predecessor {
+        // It tells the service manager which process is the service now.
+        Some(predecessor) => predecessor.is_serving().map_err(StartError::Handover)?,
+        None => systemd::ready("serving"),
+    }
     let file_watch = file.exists().then(|| watch_file::watch(&file, handle.triggers.clone()));
     let file_watch = file_watch.and_then(|watch| {
         watch.inspect_err(|error| tracing::warn!(%error, "changes of the file go unnoticed; reload with SIGHUP")).ok()
     });
     // The file may have changed before the watch began.
     let _ = handle.triggers.try_send(Trigger::File);
-    Ok(Running { handle, threads, admin: admin_address, _file_watch: file_watch })
-}
-
-async fn bind_admin(name: &str, address: SocketAddr) -> Result<(tokio::net::TcpListener, SocketAddr), BindError> {
-    admin::bind(address).await.map_err(|cause| BindError { name: name.to_owned(), address, cause })
+    Ok(Running { handle, threads, _file_watch: file_watch })
 }
 
 pub(super) fn open_log(config: &Config, metrics: &Metrics) -> Result<Option<Arc<Sink>>, LogError> {
@@ -222,6 +268,7 @@ pub(super) fn open_log(config: &Config, metrics: &Metrics) -> Result<Option<Arc<
 
 fn start_workers(handle: &Handle) -> io::Result<Vec<JoinHandle<()>>> {
     let shared = Shared {
+        workers: handle.workers,
         snapshot: Arc::clone(&handle.snapshot),
         metrics: Arc::clone(&handle.metrics),
         cache: Arc::clone(&handle.cache),
@@ -244,6 +291,11 @@ impl Running {
         self.handle.open.borrow().iter().map(|open| (Arc::clone(&open.name), open.bound)).collect()
     }
 
+    /// Where the admin listener is.
+    pub(crate) fn admin(&self) -> SocketAddr {
+        self.handle.admin.bound
+    }
+
     pub(crate) fn workers(&self) -> usize {
         self.handle.workers
     }
@@ -252,6 +304,16 @@ impl Running {
     pub(crate) fn reload(&self) {
         // A full queue holds a trigger already.
         let _ = self.handle.triggers.try_send(Trigger::Signal);
+    }
+
+    /// Starts the binary anew that this process was started from, to take over.
+    pub(crate) fn upgrade(&self) {
+        tokio::spawn(upgrade::run(Arc::clone(&self.handle)));
+    }
+
+    /// Waits until a new binary has taken over.
+    pub(crate) async fn replaced(&self) {
+        self.handle.replaced.notified().await;
     }
 
     /// Waits until somebody asks for a drain through the admin API.
@@ -264,7 +326,12 @@ impl Running {
     pub(crate) async fn drain(mut self) -> bool {
         let limits = self.handle.snapshot.load().config.settings.limits.clone();
         self.handle.stage.send_replace(Stage::Leaving);
-        if !limits.drain_delay.is_zero() {
+        // Where another process serves already, nobody needs to look away first.
+        let is_replaced = self.handle.is_upgrading.load(Ordering::SeqCst);
+        if !is_replaced {
+            systemd::stopping();
+        }
+        if !is_replaced && !limits.drain_delay.is_zero() {
             tracing::info!(delay = ?limits.drain_delay, "not ready any more; still serving");
             tokio::time::sleep(limits.drain_delay).await;
         }

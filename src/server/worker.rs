@@ -40,6 +40,8 @@ pub(super) enum Stage {
 /// What all workers share.
 #[derive(Clone)]
 pub(super) struct Shared {
+    /// How many workers there are.
+    pub(super) workers: usize,
     pub(super) snapshot: Arc<ArcSwap<Snapshot>>,
     pub(super) metrics: Arc<Metrics>,
     pub(super) cache: Arc<Cache>,
@@ -153,20 +155,22 @@ impl Worker {
     }
 
     fn accept_from(&mut self, open: Open) {
-        let listener = open.socket(self.number).and_then(TcpListener::from_std);
-        let listener = match listener {
-            Ok(listener) => listener,
-            Err(error) => return tracing::error!(%error, listener = &*open.name, "cannot accept connections"),
-        };
         let context = Rc::new(Context::new(&self.engine, &open.name, &self.shared.addresses));
-        let acceptor = Acceptor {
-            places: Arc::clone(&self.shared.places),
-            context: Rc::clone(&context),
-            here: Rc::clone(&self.here),
-            open: self.shared.metrics.connections.with_label_values(&[&*open.name]),
-            accepted: self.shared.metrics.connections_total.with_label_values(&[&*open.name]),
-        };
-        tokio::task::spawn_local(acceptor.accept_all(listener));
+        for socket in open.sockets_of(self.number, self.shared.workers) {
+            match socket.and_then(TcpListener::from_std) {
+                Ok(listener) => {
+                    let acceptor = Acceptor {
+                        places: Arc::clone(&self.shared.places),
+                        context: Rc::clone(&context),
+                        here: Rc::clone(&self.here),
+                        open: self.shared.metrics.connections.with_label_values(&[&*open.name]),
+                        accepted: self.shared.metrics.connections_total.with_label_values(&[&*open.name]),
+                    };
+                    tokio::task::spawn_local(acceptor.accept_all(listener));
+                }
+                Err(error) => tracing::error!(%error, listener = &*open.name, "cannot accept connections"),
+            }
+        }
         self.accepting.push((open, context));
     }
 }

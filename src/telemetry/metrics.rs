@@ -37,6 +37,7 @@ pub(crate) struct Metrics {
     pub(crate) idempotency_store_duration: HistogramVec,
     pub(crate) access_log_dropped: IntCounter,
     pub(crate) config_reloads: IntCounterVec,
+    pub(crate) upgrades: IntCounterVec,
 }
 
 impl Metrics {
@@ -143,11 +144,18 @@ impl Metrics {
                 "Reloads of the configuration.",
                 &["result"],
             ),
+            upgrades: counters(
+                &registry,
+                "ringway_upgrades_total",
+                "New binaries that were to take over; one that did counts in the process that has ended.",
+                &["result"],
+            ),
             registry,
         };
         // Both results are there from the beginning, so that a rate can be taken of the first one.
         for result in ["success", "failure"] {
             metrics.config_reloads.with_label_values(&[result]);
+            metrics.upgrades.with_label_values(&[result]);
         }
         for reason in Cut::ALL {
             metrics.connections_cut.with_label_values(&[reason.label()]);

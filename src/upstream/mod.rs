@@ -43,7 +43,7 @@ pub(crate) use node::InFlight;
 pub(crate) use pick::Nobody;
 pub(crate) use pool::{BadPool, Earlier, Node, Picked, Pool, Tried, ring_of};
 pub(crate) use probe::Probes;
-pub(crate) use registry::Registry;
+pub(crate) use registry::{Registry, Said};
 pub(crate) use retry::{Setback, is_idempotent};
 
 use std::fmt;

@@ -7,6 +7,7 @@ use super::node::NodeRuntime;
 use super::pool::Pool;
 use crate::config::NodeState;
 use crate::telemetry::metrics::Metrics;
+use serde::{Deserialize, Serialize};
 use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -27,6 +28,16 @@ pub(crate) struct Registry {
     in_force: Mutex<HashSet<u64>>,
     /// What somebody has said of a node, by pool and id; it holds until the file says something new.
     overrides: Mutex<HashMap<PoolAndId, Override>>,
+}
+
+/// What somebody has said of a node, as one process tells it to the next.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Said {
+    pool: String,
+    node: String,
+    /// What the file said then.
+    file: String,
+    state: String,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -108,6 +119,31 @@ impl Registry {
             }
             stays
         });
+    }
+
+    /// All that was said of nodes and holds.
+    pub(crate) fn said(&self) -> Vec<Said> {
+        let overrides = lock(&self.overrides);
+        let said = overrides.iter().map(|((pool, node), held)| Said {
+            pool: (**pool).to_owned(),
+            node: (**node).to_owned(),
+            file: held.file.word().to_owned(),
+            state: held.state.word().to_owned(),
+        });
+        said.collect()
+    }
+
+    /// Takes over what was said to another process, where the file still says of the node what it said then.
+    pub(crate) fn take_over(&self, pools: &[Arc<Pool>], all: &[Said]) {
+        for said in all {
+            let pool = pools.iter().find(|pool| *pool.name == *said.pool);
+            let node = pool.and_then(|pool| pool.nodes.iter().find(|node| *node.id == *said.node));
+            if let (Some(pool), Some(node), Some(state)) = (pool, node, NodeState::from_word(&said.state))
+                && node.state.word() == said.file
+            {
+                self.set_state(pool, &node.id, state);
+            }
+        }
     }
 
     /// Says whether a node takes requests, until the file says something new about it.

@@ -32,3 +32,4 @@ mod timers;
 mod tls;
 mod tls_nodes;
 mod tunnels;
+mod upgrade;

@@ -43,7 +43,7 @@ async fn demo(once: bool) -> Outcome {
     let file = DemoFile::create()?;
     file.write(&nodes[..3])?;
     let (config, _) = Config::load(&file.path()).map_err(|report| report.to_string())?;
-    let mut running = server::start(config).await?;
+    let mut running = server::start(config, server::Inherited::default()).await?;
     let (_, proxy) = running.listeners().swap_remove(0);
 
     println!("Ringway {} on http://{proxy}, before three nodes:", env!("CARGO_PKG_VERSION"));
@@ -51,7 +51,7 @@ async fn demo(once: bool) -> Outcome {
         println!("  {} on http://{}", node.id, node.address);
     }
     println!();
-    let mut stage = Stage { proxy, admin: running.admin, nodes, file };
+    let mut stage = Stage { proxy, admin: running.admin(), nodes, file };
     let held = tour::take(&mut stage).await?;
     println!();
     if !once {
@@ -62,10 +62,10 @@ async fn demo(once: bool) -> Outcome {
         println!(
             "  curl -i -H 'authorization: me' -H 'idempotency-key: 1' -d amount=5 http://{proxy}/payments   # twice"
         );
-        println!("  ringway purge --all --admin http://{}", running.admin);
-        println!("  ringway status --admin http://{}", running.admin);
+        println!("  ringway purge --all --admin http://{}", running.admin());
+        println!("  ringway status --admin http://{}", running.admin());
         println!("  $EDITOR {}      # a change takes effect at once", stage.file.path().display());
-        println!("  curl http://{}/metrics", running.admin);
+        println!("  curl http://{}/metrics", running.admin());
         println!("\nCtrl-C ends it.");
         let mut terminate = signal(SignalKind::terminate())?;
         tokio::select! {

@@ -2,6 +2,7 @@ use super::client::{Answer, Client};
 use super::eventually;
 use std::io::{BufRead, BufReader, Read};
 use std::net::SocketAddr;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 
@@ -13,6 +14,8 @@ pub struct Proxy {
     log: Arc<Mutex<Vec<String>>>,
     output: Arc<Mutex<String>>,
     folder: tempfile::TempDir,
+    /// The process that has taken over, no child of this one.
+    successor: Option<u32>,
 }
 
 impl Proxy {
@@ -44,18 +47,18 @@ impl Proxy {
     }
 
     pub fn start_whole(text: &str) -> Proxy {
+        Proxy::start_as(Path::new(env!("CARGO_BIN_EXE_ringway")), text, |_| ())
+    }
+
+    /// Starts the program at this path; the command may be given more.
+    pub fn start_as(program: &Path, text: &str, prepare: impl FnOnce(&mut Command)) -> Proxy {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("ringway.yaml");
         std::fs::write(&file, text).unwrap();
-        let mut child = Command::new(env!("CARGO_BIN_EXE_ringway"))
-            .args(["run", "--config"])
-            .arg(&file)
-            .env("RUST_LOG", "info")
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
+        let mut command = Command::new(program);
+        command.args(["run", "--config"]).arg(&file).env("RUST_LOG", "info").stdin(Stdio::null());
+        prepare(&mut command);
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let log: Arc<Mutex<Vec<String>>> = Arc::default();
         let output: Arc<Mutex<String>> = Arc::default();
         let (stderr, lines) = (child.stderr.take().unwrap(), Arc::clone(&log));
@@ -80,7 +83,7 @@ impl Proxy {
             found("admin=").is_some()
         });
         let (address, admin) = (found("address=").unwrap(), found("admin=").unwrap());
-        Proxy { child, address, admin, log, output, folder }
+        Proxy { child, address, admin, log, output, folder, successor: None }
     }
 
     pub fn connect(&self) -> Client {
@@ -157,7 +160,32 @@ impl Proxy {
     }
 
     pub fn pid(&self) -> u32 {
-        self.child.id()
+        self.successor.unwrap_or_else(|| self.child.id())
+    }
+
+    /// Has a new binary take over, and waits until it has and the old process has ended.
+    pub fn upgrade(&mut self) {
+        let before = self.pid();
+        self.signal("USR2");
+        self.wait_for_successor(before);
+        eventually("the end of the old process", || self.process_ended(before));
+    }
+
+    /// Waits until another process answers.
+    pub fn wait_for_successor(&mut self, before: u32) {
+        let serving = || self.admin_get("/api/status").json()["pid"].as_u64().unwrap() as u32;
+        let mut now = before;
+        eventually("another process to serve", || {
+            now = serving();
+            now != before
+        });
+        self.successor = Some(now);
+    }
+
+    /// Whether a process is no more.
+    pub fn process_ended(&mut self, pid: u32) -> bool {
+        let _ = self.child.try_wait();
+        !Path::new(&format!("/proc/{pid}")).exists()
     }
 
     pub fn signal(&self, name: &str) {
@@ -193,6 +221,9 @@ impl Proxy {
 
 impl Drop for Proxy {
     fn drop(&mut self) {
+        if let Some(pid) = self.successor {
+            let _ = Command::new("kill").args(["-9", &pid.to_string()]).status();
+        }
         let _ = self.child.kill();
         let _ = self.child.wait();
         let log = self.log();

@@ -1,0 +1,66 @@
+//! The sockets of the admin listener and of the one for metrics: kept beside those who accept from them, so that
+//! they can be handed to a new binary, and opened again where that fails.
+
+use super::handover::Listening;
+use super::listeners::BindError;
+use crate::admin::{self, Reach};
+use crate::control::Control;
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::sync::{Arc, Mutex, PoisonError};
+use tokio::runtime::Handle;
+use tokio::task::AbortHandle;
+
+/// One of these listeners.
+pub(super) struct AdminSocket {
+    configured: SocketAddr,
+    pub(super) bound: SocketAddr,
+    reach: Reach,
+    socket: TcpListener,
+    accepting: Mutex<Option<AbortHandle>>,
+}
+
+impl AdminSocket {
+    /// Binds the address, unless its socket is here already.
+    pub(super) fn bind(
+        name: &str,
+        address: SocketAddr,
+        reach: Reach,
+        given: Option<TcpListener>,
+    ) -> Result<AdminSocket, BindError> {
+        let open = || -> io::Result<AdminSocket> {
+            let socket = given.map_or_else(|| admin::bind(address), Ok)?;
+            socket.set_nonblocking(true)?;
+            let bound = socket.local_addr()?;
+            Ok(AdminSocket { configured: address, bound, reach, socket, accepting: Mutex::default() })
+        };
+        open().map_err(|cause| BindError { name: name.to_owned(), address, cause })
+    }
+
+    pub(super) fn socket(&self) -> &TcpListener {
+        &self.socket
+    }
+
+    pub(super) fn listening(&self) -> Listening {
+        Listening { configured: self.configured, sockets: 1 }
+    }
+
+    /// Answers, in this runtime, until it is told to stop.
+    pub(super) fn serve(&self, runtime: &Handle, control: Arc<dyn Control>) -> io::Result<()> {
+        let mut accepting = self.accepting.lock().unwrap_or_else(PoisonError::into_inner);
+        if accepting.is_none() {
+            let socket = self.socket.try_clone()?;
+            let _inside = runtime.enter();
+            let listener = tokio::net::TcpListener::from_std(socket)?;
+            *accepting = Some(runtime.spawn(admin::serve(listener, control, self.reach)).abort_handle());
+        }
+        Ok(())
+    }
+
+    /// Accepts no more; what has been accepted is answered.
+    pub(super) fn pause(&self) {
+        if let Some(accepting) = self.accepting.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            accepting.abort();
+        }
+    }
+}
