@@ -65,8 +65,8 @@ pub(crate) fn strip_request(fields: &mut HeaderMap) -> Result<HopByHop, Forbidde
         }
         remove_named(fields, &options);
     }
-    if let Some(te) = fields.remove(TE) {
-        found.trailers = list_has(&te, "trailers");
+    if let Some(te) = fields.get(TE) {
+        found.trailers = list_has(te, "trailers");
     }
     strip_always(fields);
     Ok(found)
@@ -126,9 +126,9 @@ fn remove_named(fields: &mut HeaderMap, options: &[HeaderName]) {
 }
 
 fn strip_always(fields: &mut HeaderMap) {
-    static NAMES: [HeaderName; 5] = [CONNECTION, KEEP_ALIVE, PROXY_CONNECTION, TRANSFER_ENCODING, UPGRADE];
+    static NAMES: [HeaderName; 6] = [CONNECTION, KEEP_ALIVE, PROXY_CONNECTION, TE, TRANSFER_ENCODING, UPGRADE];
     // One pass over the few fields there are is cheaper than looking each of these up.
-    let mut present = [false; 5];
+    let mut present = [false; 6];
     for name in fields.keys() {
         for (found, candidate) in present.iter_mut().zip(&NAMES) {
             *found |= name == candidate;
@@ -198,6 +198,15 @@ mod tests {
         let found = strip_request(&mut request).unwrap();
         assert_eq!(found, HopByHop { upgrade: None, trailers: true });
         assert_eq!(request, fields(&[("accept", "*/*")]));
+    }
+
+    #[test]
+    fn an_answer_does_not_carry_te_on() {
+        for lines in [&[("te", "gzip"), ("server", "x")][..], &[("connection", "te"), ("te", "x"), ("server", "x")]] {
+            let mut answer = fields(lines);
+            strip_response(&mut answer);
+            assert_eq!(answer, fields(&[("server", "x")]), "{lines:?}");
+        }
     }
 
     #[test]
