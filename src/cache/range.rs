@@ -62,9 +62,14 @@ fn parse(line: &HeaderValue, length: u64) -> Option<Ranges> {
         (0, _) => None,
         (_, 0) => Some(Ranges::Unsatisfiable),
         // Many, or overlapping ones that add up to more than the whole, are an attack or a mistake.
-        (many, _) if many > MAX_RANGES || found.iter().map(|(from, end)| end - from).sum::<u64>() > length => None,
+        (many, _) if many > MAX_RANGES || !fits(&found, length) => None,
         _ => Some(Ranges::Some(found)),
     }
+}
+
+/// Whether ranges together are no longer than the whole.
+fn fits(ranges: &[(u64, u64)], length: u64) -> bool {
+    ranges.iter().try_fold(length, |left, (from, end)| left.checked_sub(end - from)).is_some()
 }
 
 /// The value of `Content-Range` for a part.
@@ -136,6 +141,8 @@ mod tests {
             assert_eq!(read(value, 10), expected, "{value}");
         }
         assert_eq!(read("bytes=0-", 0), Ranges::Unsatisfiable);
+        // A node may announce any length.
+        assert_eq!(read("bytes=0-, 0-", u64::MAX), Ranges::Whole);
     }
 
     proptest! {
