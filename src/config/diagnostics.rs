@@ -83,7 +83,9 @@ impl Diagnostics {
     /// Joins the findings with the text that they are about.
     pub(crate) fn report(mut self, file: &Path, text: &str) -> Report {
         self.found.sort_by_key(|found| found.span);
-        let lines: Vec<&str> = text.lines().collect();
+        // In YAML a carriage return alone ends a line too.
+        let text = text.replace("\r\n", "\n");
+        let lines: Vec<&str> = text.split_terminator(['\n', '\r']).collect();
         let findings = self
             .found
             .into_iter()

@@ -71,6 +71,13 @@ routes:
 }
 
 #[test]
+fn a_carriage_return_alone_ends_a_line_too() {
+    let report = errors(&SMALL.replace('\n', "\r").replace("name: site", "nam: site"));
+    assert!(report.contains("ringway.yaml:9:7: unknown key `nam`"), "{report}");
+    assert!(report.contains("\n  9 |   - { nam: site, path_prefix: /,"), "{report}");
+}
+
+#[test]
 fn a_syntax_error_stands_alone() {
     let report = parse("listeners: [\nfoo: {").unwrap_err();
     assert_eq!(report.errors(), 1);
