@@ -21,6 +21,9 @@ mod cache;
 pub mod cli;
 pub mod config;
 mod control;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzz;
 mod http;
 mod idempotency;
 mod io;

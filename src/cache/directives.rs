@@ -15,22 +15,22 @@ const MAX_SECONDS: u32 = 1 << 31;
 
 /// What a response says about its storage and use, in seconds.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct ResponseDirectives {
-    pub(super) no_store: bool,
-    pub(super) no_cache: bool,
-    pub(super) private: bool,
-    pub(super) public: bool,
-    pub(super) must_revalidate: bool,
-    pub(super) proxy_revalidate: bool,
-    pub(super) must_understand: bool,
-    pub(super) max_age: Option<u32>,
-    pub(super) s_maxage: Option<u32>,
-    pub(super) stale_while_revalidate: Option<u32>,
-    pub(super) stale_if_error: Option<u32>,
+pub(crate) struct ResponseDirectives {
+    pub(crate) no_store: bool,
+    pub(crate) no_cache: bool,
+    pub(crate) private: bool,
+    pub(crate) public: bool,
+    pub(crate) must_revalidate: bool,
+    pub(crate) proxy_revalidate: bool,
+    pub(crate) must_understand: bool,
+    pub(crate) max_age: Option<u32>,
+    pub(crate) s_maxage: Option<u32>,
+    pub(crate) stale_while_revalidate: Option<u32>,
+    pub(crate) stale_if_error: Option<u32>,
     /// Fields that `no-cache="..."` or `private="..."` name: they are not stored.
-    pub(super) withheld: Vec<HeaderName>,
+    pub(crate) withheld: Vec<HeaderName>,
     /// A field aimed at this cache spoke: `Expires` does not count.
-    pub(super) targeted: bool,
+    pub(crate) targeted: bool,
 }
 
 /// What a request asks of caches, in seconds.
@@ -79,7 +79,7 @@ impl Argument<'_> {
 
 impl ResponseDirectives {
     /// Reads the field that is meant for this cache.
-    pub(super) fn of(fields: &HeaderMap) -> ResponseDirectives {
+    pub(crate) fn of(fields: &HeaderMap) -> ResponseDirectives {
         if let Some(targeted) = TARGETED.iter().find_map(|name| ResponseDirectives::targeted(fields, name)) {
             return targeted;
         }
@@ -149,7 +149,7 @@ impl ResponseDirectives {
     }
 
     /// Whether a stale response may not be used, whatever happens (RFC 9111 4.2.4).
-    pub(super) fn forbids_stale(&self) -> bool {
+    pub(crate) fn forbids_stale(&self) -> bool {
         self.must_revalidate || self.proxy_revalidate || self.s_maxage.is_some() || self.no_cache
     }
 }

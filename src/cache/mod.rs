@@ -12,13 +12,13 @@
 mod body;
 mod compact;
 mod conditional;
-mod directives;
+pub(crate) mod directives;
 mod fetch;
 mod fill;
 mod growing;
 mod key;
 mod object;
-mod policy;
+pub(crate) mod policy;
 mod purge;
 mod range;
 mod status;

@@ -122,6 +122,12 @@ impl Report {
         self.findings.len() - self.errors()
     }
 
+    /// Where the findings stand: their lines and columns.
+    #[cfg(any(test, fuzzing))]
+    pub(crate) fn places(&self) -> impl Iterator<Item = (usize, usize)> {
+        self.findings.iter().map(|(found, _)| (found.span.line, found.span.column))
+    }
+
     /// The first error as one line, for a log or a status page.
     pub fn first_error(&self) -> Option<String> {
         let (first, _) = self.findings.iter().find(|(found, _)| found.severity == Severity::Error)?;

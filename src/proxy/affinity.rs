@@ -19,7 +19,7 @@ const NONCE: usize = 24;
 const SOFT_KEY: usize = 16;
 
 /// A route's affinity cookie.
-pub(super) struct Affinity {
+pub(crate) struct Affinity {
     name: String,
     /// In seconds.
     pub(super) ttl: u64,
@@ -30,7 +30,7 @@ pub(super) struct Affinity {
 
 /// What a request's cookie says.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Session {
+pub(crate) enum Session {
     /// No cookie, or none that holds.
     None,
     /// The key to hash.
@@ -40,7 +40,7 @@ pub(super) enum Session {
 }
 
 impl Affinity {
-    pub(super) fn new(cookie: &AffinityCookie, secrets: &Secrets) -> Affinity {
+    pub(crate) fn new(cookie: &AffinityCookie, secrets: &Secrets) -> Affinity {
         let lines = match (cookie.mode, &cookie.secret_file) {
             (AffinityMode::Strict, Some(file)) => secrets.affinity.get(&file.value).map_or(&[][..], Vec::as_slice),
             _ => &[],
@@ -62,7 +62,7 @@ impl Affinity {
     }
 
     /// Reads a request's cookie; of several the first that holds. `now` is in seconds since 1970.
-    pub(super) fn read(&self, fields: &HeaderMap, pool: &str, now: u64) -> Session {
+    pub(crate) fn read(&self, fields: &HeaderMap, pool: &str, now: u64) -> Session {
         let mut found = cookies(fields, &self.name);
         let session = match self.is_strict() {
             true => found.find_map(|value| self.open(value, pool, now)),

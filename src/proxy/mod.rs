@@ -5,7 +5,7 @@
 //! `engine` holds what a worker needs for it, `snapshot` what one configuration says, `exchange`
 //! what is remembered of one request, `client` what the steps may ask of the connection.
 
-mod affinity;
+pub(crate) mod affinity;
 mod answer;
 mod attempts;
 mod body;

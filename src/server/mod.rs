@@ -14,7 +14,7 @@ mod meter;
 mod mirror;
 mod nofile;
 mod places;
-mod proxy_protocol;
+pub(crate) mod proxy_protocol;
 mod purge;
 mod reload;
 mod run;

@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 
-const SIGNATURE: &[u8; 12] = b"\r\n\r\n\0\r\nQUIT\n";
+pub(crate) const SIGNATURE: &[u8; 12] = b"\r\n\r\n\0\r\nQUIT\n";
 /// The longest line of version 1, its end included.
 const MAX_LINE: usize = 107;
 /// The most that version 2 may say behind its first sixteen bytes; addresses take up to 216.
@@ -63,7 +63,7 @@ async fn read_binary(stream: &mut TcpStream) -> Result<Option<SocketAddr>, BadHe
 }
 
 /// `PROXY TCP4 192.0.2.1 198.51.100.1 56324 443` and an end of line.
-fn parse_line(line: &[u8]) -> Option<Option<SocketAddr>> {
+pub(crate) fn parse_line(line: &[u8]) -> Option<Option<SocketAddr>> {
     let text = std::str::from_utf8(line).ok()?.strip_suffix("\r\n")?.strip_prefix("PROXY ")?;
     if text == "UNKNOWN" || text.starts_with("UNKNOWN ") {
         return Some(None);
@@ -86,7 +86,7 @@ fn decimal(text: &str) -> Option<u16> {
 }
 
 /// The command, the family and what they are followed by.
-fn parse_binary(command: u8, family: u8, addresses: &[u8]) -> Option<Option<SocketAddr>> {
+pub(crate) fn parse_binary(command: u8, family: u8, addresses: &[u8]) -> Option<Option<SocketAddr>> {
     match command {
         // LOCAL: the load balancer's own connection, a health check for one.
         0x20 => return Some(None),

@@ -1,0 +1,385 @@
+//! What the fuzzers of `fuzz/` run: one function a target, from bytes as a stranger sends them to the
+//! parser that meets them, with what must hold whatever the bytes are.
+//!
+//! Only compiled for tests and fuzzers. It stands here because the rooms are private.
+
+use crate::cache::directives::ResponseDirectives;
+use crate::cache::policy::{Asker, Policy, Reuse, Timing, reuse, stands_in, storable};
+use crate::cache::{Part, Ranges, RequestDirectives, content_range, multipart, ranges};
+use crate::config::read::Spanned;
+use crate::config::{AffinityMode, Config, Secrets};
+use crate::http::fields::{self, is_hop_by_hop};
+use crate::http::target::{normalize_path, parse_authority};
+use crate::proxy::affinity::{Affinity, Session};
+use crate::proxy::{Bounds, Form, Query, Table};
+use crate::server::proxy_protocol::{SIGNATURE, parse_binary, parse_line};
+use http::header::{AUTHORIZATION, CONNECTION, CONTENT_LENGTH, COOKIE, HOST, RANGE, TRAILER};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, StatusCode, Version, request};
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::LazyLock;
+
+/// As many fields as the default configuration takes.
+const MAX_FIELDS: usize = 100;
+/// A day in 2027, in seconds since 1970.
+const NOW: i64 = 1_800_000_000;
+/// The largest number of seconds that a directive may come to (RFC 9111 1.2.2).
+const MAX_SECONDS: u32 = 1 << 31;
+
+/// What the targets that need a configuration share.
+static CONFIG: LazyLock<Config> = LazyLock::new(|| {
+    let text = r#"
+listeners: [{ name: l, address: 127.0.0.1:1 }]
+pools: { p: { nodes: [] } }
+routes:
+  - { name: exact, hosts: [api.example.com], path: /pay, pool: p }
+  - { name: wild, hosts: ["*.example.com"], path_prefix: /a/b, pool: p }
+  - { name: below, path_prefix: /docs/, methods: [GET, POST], pool: p }
+  - { name: address, hosts: ["127.0.0.1"], scheme: https, pool: p }
+  - { name: flagged, headers: { x-flag: "*" }, path_prefix: /a, pool: p }
+  - { name: session, path_prefix: /s, pool: p, affinity_cookie: { mode: soft } }
+"#;
+    Config::parse(Path::new("fuzz.yaml"), text, &|_| None).expect("the fixed configuration is valid").0
+});
+
+/// A request's head: whatever is accepted has a path in its one form, with a leading `/` (or is `*`) and
+/// without dot segments, and a host in its one form, in lower case and without a dot at its end.
+pub fn request_head(data: &[u8]) {
+    static TABLE: LazyLock<Table> = LazyLock::new(|| Table::new(&CONFIG.settings.routes));
+    let Some(mut head) = parse_head(data) else { return };
+    let uri = head.uri.clone();
+    let host = head.headers.get(HOST).cloned();
+    // What HTTP/1 says is also what HTTP/2 could.
+    for version in [head.version, Version::HTTP_2] {
+        head.version = version;
+        let body_follows = (version == Version::HTTP_2).then_some(true);
+        let bounds = Bounds { body: 1 << 20, default_port: 80, body_follows };
+        let host = host.as_ref().and_then(|value| value.to_str().ok());
+        let Ok(form) = Form::read(&head, &uri, host, bounds) else { continue };
+        check_form(&form);
+        for is_secure in [false, true] {
+            let query =
+                Query { host: &form.host, path: &form.path, method: &head.method, fields: &head.headers, is_secure };
+            let found = TABLE.find(query);
+            assert!(found.is_none_or(|index| index < CONFIG.settings.routes.len()), "there is no such route");
+        }
+    }
+}
+
+fn check_form(form: &Form<'_>) {
+    let path = &*form.path;
+    assert!(path.starts_with('/') || path == "*", "the path {path:?}");
+    assert!(!path.split('/').any(|segment| matches!(segment, "." | "..")), "dot segments in {path:?}");
+    assert_eq!(normalize_path(path).as_deref(), Ok(path), "the path has another form yet");
+    let host = &*form.host;
+    assert!(!host.ends_with('.') && !host.bytes().any(|byte| byte.is_ascii_uppercase()), "the host {host:?}");
+    assert_eq!(form.authority.is_empty(), host.is_empty(), "{form:?}");
+    if host.is_empty() {
+        return;
+    }
+    let again = parse_authority(&form.authority, 80).expect("an authority that was accepted is one");
+    assert_eq!(&*again.host, host);
+    assert!(again.normal, "the authority {:?} has another form yet", form.authority);
+    assert!(form.new_host.as_ref().is_none_or(|new| *new == form.authority), "{form:?}");
+}
+
+/// The head of an HTTP/1 request as hyper hands it on.
+fn parse_head(data: &[u8]) -> Option<request::Parts> {
+    let mut lines = [httparse::EMPTY_HEADER; MAX_FIELDS];
+    let mut parsed = httparse::Request::new(&mut lines);
+    if parsed.parse(data).ok()?.is_partial() {
+        return None;
+    }
+    let version = if parsed.version? == 0 { Version::HTTP_10 } else { Version::HTTP_11 };
+    let request = Request::builder().method(parsed.method?).uri(parsed.path?).version(version).body(()).ok()?;
+    let (mut head, ()) = request.into_parts();
+    head.headers = to_map(parsed.headers)?;
+    Some(head)
+}
+
+/// A block of fields up to its empty line, and what comes behind it.
+fn parse_fields(data: &[u8]) -> Option<(HeaderMap, &[u8])> {
+    let mut lines = [httparse::EMPTY_HEADER; MAX_FIELDS];
+    let httparse::Status::Complete((length, lines)) = httparse::parse_headers(data, &mut lines).ok()? else {
+        return None;
+    };
+    Some((to_map(lines)?, &data[length..]))
+}
+
+fn to_map(lines: &[httparse::Header<'_>]) -> Option<HeaderMap> {
+    let mut map = HeaderMap::new();
+    for line in lines {
+        let name = HeaderName::from_bytes(line.name.as_bytes()).ok()?;
+        map.append(name, HeaderValue::from_bytes(line.value).ok()?);
+    }
+    Some(map)
+}
+
+/// A block of fields on its way through: no field about the connection and none that `Connection` names is
+/// left, and every other one is as it was.
+pub fn field_rules(data: &[u8]) {
+    let Some((before, _)) = parse_fields(data) else { return };
+    let named = named_by_connection(&before);
+    let mut request = before.clone();
+    let stripped = fields::strip_request(&mut request);
+    if let Ok(found) = &stripped {
+        check_stripped(&before, &request, &named);
+        assert!(found.upgrade.is_none() || named.iter().any(|name| name == "upgrade"));
+    }
+    match fields::without_named(&before) {
+        Ok(rest) => {
+            assert!(stripped.is_ok());
+            assert!(rest.is_none_or(|rest| rest == request));
+        }
+        Err(forbidden) => assert_eq!(stripped, Err(forbidden)),
+    }
+    let mut response = before.clone();
+    fields::strip_response(&mut response);
+    // A node cannot have the framing taken away.
+    let named: Vec<String> = named.into_iter().filter(|name| CONTENT_LENGTH != name.as_str()).collect();
+    check_stripped(&before, &response, &named);
+}
+
+/// The options of `Connection`, in lower case. `close` names no field.
+fn named_by_connection(fields: &HeaderMap) -> Vec<String> {
+    let lines = fields.get_all(CONNECTION).iter();
+    let lines = lines.map(|line| String::from_utf8_lossy(line.as_bytes()).to_ascii_lowercase());
+    let options: Vec<String> = lines.flat_map(|line| line.split(',').map(str::to_owned).collect::<Vec<_>>()).collect();
+    options.iter().map(|option| option.trim().to_owned()).filter(|option| option != "close").collect()
+}
+
+fn check_stripped(before: &HeaderMap, after: &HeaderMap, named: &[String]) {
+    for name in before.keys() {
+        // `Trailer` goes with the trailers that it announces, whatever `Connection` says.
+        let must_go = *name != TRAILER && (is_hop_by_hop(name) || named.iter().any(|named| name == named.as_str()));
+        match must_go {
+            true => assert!(!after.contains_key(name), "{name} is left"),
+            // To take `close` away is no harm: nobody has a field of that name.
+            false if name == "close" => {}
+            false => assert!(before.get_all(name).iter().eq(after.get_all(name)), "{name} has changed"),
+        }
+    }
+    assert!(after.keys().all(|name| before.contains_key(name)), "a field was made up");
+}
+
+/// The fields of a response (its status as a field `status`), an empty line, the fields of a request: what
+/// forbids to store is obeyed, numbers are bounded, and nothing is used beyond the terms it was stored on.
+pub fn cache_control(data: &[u8]) {
+    let Some((response, rest)) = parse_fields(data) else { return };
+    let request = parse_fields(rest).map(|(request, _)| request).unwrap_or_default();
+    let status = response.get("status").and_then(|status| StatusCode::from_bytes(status.as_bytes()).ok());
+    let said = ResponseDirectives::of(&response);
+    let asked = RequestDirectives::of(&request);
+    let numbers = [said.max_age, said.s_maxage, said.stale_while_revalidate, said.stale_if_error];
+    let numbers = numbers.into_iter().chain([asked.max_age, asked.min_fresh, asked.max_stale]);
+    assert!(numbers.flatten().all(|seconds| seconds <= MAX_SECONDS), "{said:?} {asked:?}");
+    let asker = Asker {
+        is_post: false,
+        has_authorization: request.contains_key(AUTHORIZATION),
+        has_cookie: request.contains_key(COOKIE),
+        no_store: asked.no_store,
+    };
+    let strict = Policy {
+        default_ttl: 0,
+        negative_ttl: 0,
+        stale_while_revalidate: 0,
+        stale_if_error: 0,
+        honours_clients: true,
+        stores_set_cookie: false,
+        max_object: 1 << 20,
+    };
+    let generous = Policy {
+        default_ttl: 3_600_000,
+        negative_ttl: 60_000,
+        stale_while_revalidate: 600_000,
+        stale_if_error: 86_400_000,
+        stores_set_cookie: true,
+        ..strict
+    };
+    let timing = Timing { asked: 1_000, came: 2_000, came_at: NOW };
+    for policy in [strict, generous] {
+        for asker in [asker, Asker { is_post: true, ..asker }] {
+            let status = status.unwrap_or(StatusCode::OK);
+            let Ok((terms, withheld)) = storable(asker, status, &response, timing, &policy) else { continue };
+            assert!(!asker.no_store && !said.private && (!said.no_store || said.must_understand), "{said:?}");
+            assert_eq!(withheld, said.withheld);
+            assert!(terms.lifetime >= 0 && terms.born <= timing.came, "{terms:?}");
+            assert_eq!(terms.always_validate, said.no_cache);
+            let stale_at = terms.born + terms.lifetime;
+            for now in [timing.came, stale_at - 1, stale_at, stale_at + 1, stale_at + 10_000_000_000] {
+                let is_fresh = now < stale_at;
+                for (asked, is_soft_purged) in
+                    [(None, false), (None, true), (Some(&asked), false), (Some(&asked), true)]
+                {
+                    let decision = reuse(&terms, now, is_soft_purged, asked);
+                    match decision {
+                        Reuse::Yes { stale: false } => assert!(is_fresh && !is_soft_purged, "{terms:?} at {now}"),
+                        Reuse::Yes { stale: true } => assert!(!terms.never_stale && asked.is_some(), "{terms:?}"),
+                        Reuse::WhileValidating => assert!(!terms.never_stale, "{terms:?} at {now}"),
+                        Reuse::AfterValidation => {}
+                    }
+                    let only_validated = terms.always_validate || asked.is_some_and(|asked| asked.no_cache);
+                    assert!(!only_validated || decision == Reuse::AfterValidation, "{terms:?} at {now}");
+                }
+                assert!(!(terms.never_stale && stands_in(&terms, now)), "{terms:?} at {now}");
+            }
+        }
+    }
+}
+
+/// What a load balancer says first, in either version: an address is given only where the header holds it
+/// whole, it is the header's source, and extensions behind it change nothing.
+pub fn proxy_protocol(data: &[u8]) {
+    if let Some(found) = parse_line(data) {
+        assert!(data.starts_with(b"PROXY ") && data.ends_with(b"\r\n"));
+        if let Some(source) = found {
+            let family = if source.is_ipv4() { "TCP4" } else { "TCP6" };
+            let line = format!("PROXY {family} {0} {0} {1} {1}\r\n", source.ip(), source.port());
+            assert_eq!(parse_line(line.as_bytes()), Some(Some(source)), "{line:?}");
+        }
+    }
+    let Some([command, family, high, low, rest @ ..]) = data.strip_prefix(SIGNATURE) else { return };
+    let length = usize::from(u16::from_be_bytes([*high, *low]));
+    let Some(addresses) = rest.get(..length) else { return };
+    let found = parse_binary(*command, *family, addresses);
+    let Some(found) = found else { return };
+    assert_eq!(parse_binary(*command, *family, &[addresses, b"\x04\0\x01x"].concat()), Some(found));
+    match found {
+        Some(SocketAddr::V4(source)) => {
+            assert_eq!(addresses.get(..4), Some(&source.ip().octets()[..]));
+            assert_eq!(addresses.get(8..10), Some(&source.port().to_be_bytes()[..]));
+        }
+        Some(SocketAddr::V6(source)) => {
+            assert_eq!(addresses.get(..16), Some(&source.ip().octets()[..]));
+            assert_eq!(addresses.get(32..34), Some(&source.port().to_be_bytes()[..]));
+        }
+        None => {}
+    }
+}
+
+/// A line with a body's length, then lines with values of `Range`: the parts are few, none is empty or leaves
+/// the body, together they are no longer than it, and the multipart body is made of just them.
+pub fn range(data: &[u8]) {
+    let mut lines = data.split(|&byte| byte == b'\n');
+    let length = lines.next().and_then(|line| std::str::from_utf8(line).ok()?.trim().parse().ok()).unwrap_or(10_u64);
+    let mut request = HeaderMap::new();
+    for value in lines.take(MAX_FIELDS).filter(|line| !line.is_empty()) {
+        let Ok(value) = HeaderValue::from_bytes(value) else { return };
+        request.append(RANGE, value);
+    }
+    let Ranges::Some(parts) = ranges(&request, length) else { return };
+    assert!((1..=32).contains(&parts.len()), "{} parts", parts.len());
+    for &(from, end) in &parts {
+        assert!(from < end && end <= length, "from {from} to {end} of {length}");
+    }
+    let together: u128 = parts.iter().map(|(from, end)| u128::from(end - from)).sum();
+    assert!(together <= u128::from(length), "{parts:?} of {length}");
+    let (body, _) = multipart(&parts, length, None);
+    let slices = body.iter().filter_map(|part| match part {
+        Part::Slice(from, end) => Some((*from, *end)),
+        Part::Literal(_) => None,
+    });
+    assert!(slices.eq(parts.iter().copied()));
+    assert!(parts.iter().all(|&part| HeaderValue::try_from(content_range(part, length)).is_ok()));
+}
+
+/// Lines with values of `Cookie`: nobody without the secret makes a strict cookie that opens, and a soft key
+/// is one of the shape that the proxy issues.
+pub fn cookie(data: &[u8]) {
+    static SOFT: LazyLock<Affinity> = LazyLock::new(|| affinity(AffinityMode::Soft));
+    static STRICT: LazyLock<Affinity> = LazyLock::new(|| affinity(AffinityMode::Strict));
+    let mut request = HeaderMap::new();
+    for value in data.split(|&byte| byte == b'\n').take(MAX_FIELDS) {
+        let Ok(value) = HeaderValue::from_bytes(value) else { return };
+        request.append(COOKIE, value);
+    }
+    let now = NOW.unsigned_abs();
+    assert_eq!(STRICT.read(&request, "p", now), Session::None, "a strict cookie was forged");
+    match SOFT.read(&request, "p", now) {
+        Session::None => {}
+        Session::Soft(key) => {
+            let is_ours = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
+            assert!(key.len() == 22 && key.iter().all(is_ours), "{key:?}");
+        }
+        Session::Strict { .. } => panic!("a soft cookie names no node"),
+    }
+}
+
+fn affinity(mode: AffinityMode) -> Affinity {
+    let cookie = CONFIG.settings.routes.iter().find_map(|route| route.affinity_cookie.clone());
+    let mut cookie = cookie.expect("a route of the fixed configuration has a cookie");
+    let secrets = ["a secret of the fuzzers, in force", "a secret of the fuzzers, an old one"].map(str::to_owned);
+    let secrets = Secrets { affinity: HashMap::from([("key".to_owned(), secrets.to_vec())]), ..Secrets::default() };
+    cookie.mode = mode;
+    cookie.secret_file = Some(Spanned { value: "key".to_owned(), span: cookie.name.span });
+    Affinity::new(&cookie, &secrets)
+}
+
+/// The text of a configuration: it is either taken or refused with an error, and every finding stands at a
+/// place that the text has.
+pub fn configuration(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    let environment = |name: &str| (name == "EDGE").then(|| "blue".to_owned());
+    // A folder that is not there, so that the files that the text names are not either.
+    let parsed = Config::parse(Path::new("/nowhere/to/be/found/ringway.yaml"), text, &environment);
+    let report = match &parsed {
+        Ok((_, report)) => {
+            assert_eq!(report.errors(), 0, "taken with an error: {report}");
+            report
+        }
+        Err(report) => {
+            assert!(report.errors() > 0 && report.first_error().is_some(), "refused without an error");
+            report
+        }
+    };
+    assert!(!report.to_string().contains('\r'), "the report breaks a line where it should not");
+    // YAML knows three ends of a line; behind the last one comes one more line, maybe an empty one.
+    let lines = text.replace("\r\n", "\n").replace('\r', "\n").split('\n').count();
+    for (line, column) in report.places() {
+        assert!((1..=lines).contains(&line) && column >= 1, "line {line}, column {column} of {lines} lines: {report}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+    use std::fs;
+
+    type Target = fn(&[u8]);
+
+    const TARGETS: [(&str, Target); 7] = [
+        ("request_head", request_head),
+        ("field_rules", field_rules),
+        ("cache_control", cache_control),
+        ("proxy_protocol", proxy_protocol),
+        ("range", range),
+        ("cookie", cookie),
+        ("configuration", configuration),
+    ];
+
+    fn names(folder: &Path) -> BTreeSet<String> {
+        let entries = fs::read_dir(folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
+        entries.map(|entry| entry.unwrap().path().file_stem().unwrap().to_str().unwrap().to_owned()).collect()
+    }
+
+    /// Seeds have an extension; what a fuzzer has put beside them has none.
+    #[test]
+    fn every_seed_holds() {
+        let fuzz = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz");
+        let known: BTreeSet<String> = TARGETS.iter().map(|(name, _)| (*name).to_owned()).collect();
+        assert_eq!(names(&fuzz.join("corpus")), known);
+        assert_eq!(names(&fuzz.join("fuzz_targets")), known);
+        for (name, target) in TARGETS {
+            let files = fs::read_dir(fuzz.join("corpus").join(name)).unwrap().map(|file| file.unwrap().path());
+            let seeds: Vec<_> = files.filter(|file| file.extension().is_some()).collect();
+            assert!(!seeds.is_empty(), "{name} has no seeds");
+            for seed in seeds {
+                // Names the seed when the target panics.
+                println!("{}", seed.display());
+                target(&fs::read(&seed).unwrap());
+            }
+        }
+    }
+}
