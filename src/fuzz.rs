@@ -12,6 +12,7 @@ use crate::http::fields::{self, is_hop_by_hop};
 use crate::http::target::{normalize_path, parse_authority};
 use crate::proxy::affinity::{Affinity, Session};
 use crate::proxy::{Bounds, Form, Query, Table};
+use crate::server::meter::Meter;
 use crate::server::proxy_protocol::{SIGNATURE, parse_binary, parse_line};
 use http::header::{AUTHORIZATION, CONNECTION, CONTENT_LENGTH, COOKIE, HOST, RANGE, TRAILER};
 use http::{HeaderMap, HeaderName, HeaderValue, Request, StatusCode, Version, request};
@@ -341,6 +342,38 @@ pub fn configuration(data: &[u8]) {
     }
 }
 
+/// The frames of an HTTP/2 connection, behind a byte that says how they are cut: however that is, the meter sees the
+/// same; its verdict never becomes milder, and no more waits unread than has come.
+pub fn frame_meter(data: &[u8]) {
+    let Some((cut, frames)) = data.split_first() else { return };
+    let (mut whole, mut cut_up) = (Meter::new(0, 0, 200), Meter::new(0, 0, 200));
+    let (mut expected, mut found) = (Vec::new(), Vec::new());
+    whole.inward(frames, 0, |oddity| expected.push(oddity));
+    let mut worst = cut_up.verdict();
+    for piece in frames.chunks(usize::from(*cut).max(1)) {
+        cut_up.inward(piece, 0, |oddity| found.push(oddity));
+        assert!(cut_up.verdict() >= worst);
+        worst = cut_up.verdict();
+    }
+    assert_eq!(found, expected);
+    assert_eq!((cut_up.open_head(), cut_up.unread(0)), (whole.open_head(), whole.unread(0)));
+    // A frame may announce more than has come of it.
+    assert!(whole.unread(0) <= frames.len() as u64 + (1 << 24));
+    // The same bytes the other way: what ends with a whole frame can be told apart from what does not.
+    let mut out = Meter::new(0, 0, 0);
+    out.outward(frames, |_| ());
+    if let Some(stream) = out.last_stream_at_boundary() {
+        out.outward(&frame_head(5, 0x77), |_| ());
+        assert_eq!(out.last_stream_at_boundary(), None, "after {stream}");
+        out.outward(&[0; 5], |_| ());
+        assert_eq!(out.last_stream_at_boundary(), Some(stream));
+    }
+}
+
+fn frame_head(length: u8, kind: u8) -> [u8; 9] {
+    [0, 0, length, kind, 0, 0, 0, 0, 0]
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -349,7 +382,7 @@ mod tests {
 
     type Target = fn(&[u8]);
 
-    const TARGETS: [(&str, Target); 7] = [
+    const TARGETS: [(&str, Target); 8] = [
         ("request_head", request_head),
         ("field_rules", field_rules),
         ("cache_control", cache_control),
@@ -357,6 +390,7 @@ mod tests {
         ("range", range),
         ("cookie", cookie),
         ("configuration", configuration),
+        ("frame_meter", frame_meter),
     ];
 
     fn names(folder: &Path) -> BTreeSet<String> {

@@ -82,7 +82,7 @@ fn from_systemd() -> io::Result<Inherited> {
 
 impl Predecessor {
     /// Says that all is built. Gives what was said of nodes, once the other takes no more of that.
-    pub(super) fn is_ready(&mut self) -> io::Result<Vec<SaidOfNode>> {
+    pub(super) fn built(&mut self) -> io::Result<Vec<SaidOfNode>> {
         self.0.say(&Said::Ready)?;
         match self.0.hear()? {
             Said::Go { nodes } => Ok(nodes),
@@ -91,7 +91,7 @@ impl Predecessor {
     }
 
     /// Says that it accepts connections.
-    pub(super) fn is_serving(mut self) -> io::Result<()> {
+    pub(super) fn accepting(mut self) -> io::Result<()> {
         self.0.say(&Said::Serving)
     }
 }

@@ -91,7 +91,7 @@ impl Oddity {
 
 /// What a score has come to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Verdict {
+pub(crate) enum Verdict {
     Fine,
     /// The connection should end well, soon.
     Odd,
@@ -136,7 +136,7 @@ impl Score {
 
 /// The meter of one connection.
 #[derive(Debug)]
-pub(super) struct Meter {
+pub(crate) struct Meter {
     inward: Frames,
     outward: Frames,
     score: Score,
@@ -157,7 +157,7 @@ pub(super) struct Meter {
 impl Meter {
     /// For a connection whose preface is still to come, and whose window is made larger by `raise` at its beginning;
     /// `limit` in points, 0 for none.
-    pub(super) fn new(preface: usize, raise: u32, limit: u32) -> Meter {
+    pub(crate) fn new(preface: usize, raise: u32, limit: u32) -> Meter {
         let limit = (limit > 0).then(|| u64::from(limit) * POINT);
         Meter {
             inward: Frames { preface, ..Frames::default() },
@@ -175,7 +175,7 @@ impl Meter {
 
     /// Bytes of the client; `read` is how many pieces of bodies were read from the connection so far. Tells of
     /// each oddity.
-    pub(super) fn inward(&mut self, bytes: &[u8], read: u64, mut tell: impl FnMut(Oddity)) {
+    pub(crate) fn inward(&mut self, bytes: &[u8], read: u64, mut tell: impl FnMut(Oddity)) {
         let mut frames = std::mem::take(&mut self.inward);
         frames.pass(bytes, |frame| {
             if let Some(oddity) = self.odd(frame, read) {
@@ -187,7 +187,7 @@ impl Meter {
     }
 
     /// Bytes for the client.
-    pub(super) fn outward(&mut self, bytes: &[u8], mut tell: impl FnMut(Oddity)) {
+    pub(crate) fn outward(&mut self, bytes: &[u8], mut tell: impl FnMut(Oddity)) {
         let mut frames = std::mem::take(&mut self.outward);
         frames.pass(bytes, |frame| {
             if self.was_made(frame) {
@@ -199,28 +199,28 @@ impl Meter {
     }
 
     /// Adds an oddity to the score.
-    pub(super) fn note(&mut self, oddity: Oddity, now: Instant) {
+    pub(crate) fn note(&mut self, oddity: Oddity, now: Instant) {
         self.score.add(oddity.cost(), now);
         self.verdict = self.verdict.max(self.score.verdict());
     }
 
-    pub(super) fn verdict(&self) -> Verdict {
+    pub(crate) fn verdict(&self) -> Verdict {
         self.verdict
     }
 
     /// The highest stream that the client has begun, where what was sent so far ends with a whole frame.
-    pub(super) fn last_stream_at_boundary(&self) -> Option<u32> {
+    pub(crate) fn last_stream_at_boundary(&self) -> Option<u32> {
         self.outward.is_at_boundary().then_some(self.last_stream)
     }
 
     /// The number of the head that the client is in the middle of.
-    pub(super) fn open_head(&self) -> Option<u64> {
+    pub(crate) fn open_head(&self) -> Option<u64> {
         let is_open = self.inward.head_open || (self.inward.in_head && self.inward.left > 0);
         is_open.then_some(self.inward.heads)
     }
 
     /// Bytes of bodies that wait for their readers at most, of which `read` bytes were read.
-    pub(super) fn unread(&self, read: u64) -> u64 {
+    pub(crate) fn unread(&self, read: u64) -> u64 {
         // Of what nobody will read any more, only what the client was told tells.
         let given_back = self.given_back.saturating_sub(self.raise);
         self.data.saturating_sub(read).min(self.data.saturating_sub(given_back))

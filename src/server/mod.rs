@@ -10,7 +10,7 @@ mod http2;
 mod inherited;
 mod listen;
 mod listeners;
-mod meter;
+pub(crate) mod meter;
 mod mirror;
 mod nofile;
 mod places;

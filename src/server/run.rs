@@ -229,7 +229,7 @@ pub(crate) async fn start(config: Config, mut inherited: Inherited) -> Result<Ru
     tokio::spawn(reload::run(Arc::clone(&handle), waiting));
     tokio::spawn(watch_secrets::run(Arc::clone(&handle)));
     if let Some(predecessor) = &mut inherited.predecessor {
-        let said = predecessor.is_ready().map_err(StartError::Handover)?;
+        let said = predecessor.built().map_err(StartError::Handover)?;
         handle.registry.take_over(&handle.snapshot.load().pools, &said);
     }
     handle.open_admin();
@@ -239,7 +239,7 @@ pub(crate) async fn start(config: Config, mut inherited: Inherited) -> Result<Ru
     let threads = start_workers(&handle).map_err(StartError::Thread)?;
     match inherited.predecessor {
         // It tells the service manager which process is the service now.
-        Some(predecessor) => predecessor.is_serving().map_err(StartError::Handover)?,
+        Some(predecessor) => predecessor.accepting().map_err(StartError::Handover)?,
         None => systemd::ready("serving"),
     }
     let file_watch = file.exists().then(|| watch_file::watch(&file, handle.triggers.clone()));
