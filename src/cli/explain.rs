@@ -4,7 +4,7 @@ use super::{Outcome, load};
 use crate::cache::{KeyRules, Target};
 use crate::config::values::Size;
 use crate::config::{
-    self, AffinityMode, ClientDirectives, Config, NodeState, OnConcurrent, OnStoreFailure, OnUnknown, Route,
+    self, AffinityMode, ClientDirectives, Config, NodeState, OnConcurrent, OnStoreFailure, OnUnknown, RateLimit, Route,
 };
 use crate::http::forwarded::client_address;
 use crate::http::{fields, target};
@@ -80,6 +80,9 @@ pub(super) fn run(options: Options) -> Outcome {
     }
     let client = client_address(options.from, &head.headers, &fields::X_FORWARDED_FOR, &settings.trusted_proxies);
     explain_idempotency(&mut out, route, &form, &head, client, settings.limits.request_body)?;
+    if let Some(limit) = &route.rate_limit {
+        explain_rate_limit(&mut out, limit)?;
+    }
     explain_cache(&mut out, &config, route, &form, &head)?;
     explain_node(&mut out, &config, route, &form, &head.headers, client)?;
     Ok(ExitCode::SUCCESS)
@@ -146,6 +149,19 @@ fn explain_idempotency(
         rules.max_request.min(body_limit),
         rules.max_response
     )
+}
+
+fn explain_rate_limit(out: &mut impl Write, limit: &RateLimit) -> std::io::Result<()> {
+    let keys: Vec<String> = limit.key.iter().map(ToString::to_string).collect();
+    let burst = limit.burst.unwrap_or(limit.requests);
+    let by = if keys.is_empty() { "client_ip".to_owned() } else { keys.join(", else ") };
+    write!(out, "limit     {} requests in {}, {burst} at once, by {by}", limit.requests, shown(limit.per))?;
+    for (counted, what) in [(limit.cache_hits, "hits of the cache"), (limit.replays, "replays")] {
+        if !counted {
+            write!(out, "; {what} do not count")?;
+        }
+    }
+    writeln!(out)
 }
 
 fn explain_cache(

@@ -16,8 +16,8 @@ pub use diagnostics::Report;
 pub(crate) use model::{
     AffinityCookie, AffinityMode, CacheKey, CheckKind, ClientDirectives, Discovery, FieldRules, HealthCheck, Initially,
     Limits, Listener, LogFormat, NodeState, OnConcurrent, OnGone, OnStoreFailure, OnUnknown, OutlierEjection, Pool,
-    PoolConnections, Protocol, ProxyProtocol, Retries, Route, RouteCache, RouteIdempotency, Scheme, Settings,
-    StoreKind, Timeouts,
+    PoolConnections, Protocol, ProxyProtocol, RateLimit, Retries, Route, RouteCache, RouteIdempotency, Scheme,
+    Settings, StoreKind, Timeouts,
 };
 
 pub(crate) use validate::MAX_POINTS;

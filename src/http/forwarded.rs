@@ -2,7 +2,7 @@
 
 use http::{HeaderMap, HeaderName};
 use ipnet::IpNet;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 /// Whether a peer is one of the trusted proxies.
 pub(crate) fn is_trusted(peer: IpAddr, trusted: &[IpNet]) -> bool {
@@ -26,6 +26,14 @@ pub(crate) fn client_address(peer: IpAddr, fields: &HeaderMap, name: &HeaderName
         }
     }
     client
+}
+
+/// Who has one address of IPv6 has its whole /64.
+pub(crate) fn network_of(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V4(address) => IpAddr::V4(address),
+        IpAddr::V6(address) => IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() >> 64 << 64)),
+    }
 }
 
 /// An address, with or without a port.

@@ -294,6 +294,7 @@ pub(crate) fn leave(
     } else if (client.leaving.get() || client.is_spent.get()) && response.status() != StatusCode::SWITCHING_PROTOCOLS {
         response.headers_mut().insert(http::header::CONNECTION, HeaderValue::from_static("close"));
     }
+    exchange.tell_limits(response.headers_mut());
     exchange.answered(response.status());
     client.offer(true);
     client.phase.set(Phase::Answer);

@@ -57,6 +57,7 @@ impl Spare {
 impl Journey {
     /// Asks the key's nodes in turn. The last one's answer is given, or why there is none.
     pub(super) async fn attempts(&mut self) -> Result<Answered, Problem> {
+        self.count()?;
         let pool = Arc::clone(&self.pool);
         let mut tried = Tried::new();
         // The first attempt begins with the exchange, where nothing was waited for: one look at the clock is enough

@@ -164,6 +164,18 @@ impl Engine {
         let index = snapshot.table.find(query).ok_or_else(no_route)?;
         let route = &snapshot.routes[index];
         exchange.matched(&route.label);
+        let address = client_address(client.peer.ip(), &head.headers, &X_FORWARDED_FOR, trusted);
+        let rules = idempotent::concerns(route, &head);
+        let mut uncounted = route.rate_limit.as_ref().map(|limit| limit.uncounted(&form, &head.headers, address));
+        if let Some(limit) = &route.rate_limit {
+            let waits = match rules {
+                Some(_) => !limit.counts_replays(),
+                None => route.cache.is_some() && !limit.counts_hits(),
+            };
+            if let Some(uncounted) = uncounted.take_if(|_| !waits) {
+                uncounted.count(exchange)?;
+            }
+        }
         let Action::Forward(pool) = &route.action else {
             return answer::fixed(route, &form, exchange).map(Begun::Answer).ok_or_else(no_route);
         };
@@ -174,14 +186,15 @@ impl Engine {
             route,
             pool,
             form,
-            address: client_address(client.peer.ip(), &head.headers, &X_FORWARDED_FOR, trusted),
+            address,
+            uncounted,
             trusted: from_trusted,
             is_secure,
             body_limit: bounds.body,
             held_body: settings.limits.held_body.0,
             pace: Pace::of(&settings.limits, &head.headers),
         };
-        if let Some(rules) = idempotent::concerns(route, &head) {
+        if let Some(rules) = rules {
             return idempotent::begin(snapshot, forward, rules, head, body);
         }
         match caching::concerns(snapshot, &forward, &head) {

@@ -1,11 +1,12 @@
 //! What is remembered of one request until its answer has ended: then it is counted and logged.
 
 use super::client::{Client, Phase};
+use super::rate_limit::Told;
 use super::snapshot::RouteLabel;
 use crate::telemetry::access_log::{AccessLog, Entry, Sink};
 use crate::telemetry::metrics::{Cut, Metrics, method_label};
 use http::header::{HOST, USER_AGENT};
-use http::{HeaderValue, Method, StatusCode, Uri, Version, request};
+use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, Version, request};
 use prometheus::IntCounter;
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -138,6 +139,8 @@ pub(crate) struct Exchange {
     error: Cell<Option<&'static str>>,
     /// What the cache did.
     cache: Cell<Option<&'static str>>,
+    /// What its client is told of the route's rate limit.
+    told: RefCell<Option<Told>>,
     /// What became of its key.
     idempotency: Cell<Option<&'static str>>,
     /// Nobody waits for its answer: it is neither counted nor logged.
@@ -195,6 +198,7 @@ impl Exchange {
             attempts: Cell::new(0),
             error: Cell::new(None),
             cache: Cell::new(None),
+            told: RefCell::default(),
             idempotency: Cell::new(None),
             is_background,
             ended_by: Cell::new("client"),
@@ -223,6 +227,18 @@ impl Exchange {
     /// What became of its `Idempotency-Key`, for the log.
     pub(crate) fn keyed(&self, result: &'static str) {
         self.idempotency.set(Some(result));
+    }
+
+    /// It was counted against the rate limit of its route.
+    pub(super) fn counted(&self, told: Told) {
+        *self.told.borrow_mut() = Some(told);
+    }
+
+    /// Adds what the client is told of that.
+    pub(super) fn tell_limits(&self, fields: &mut HeaderMap) {
+        if let Some(told) = &*self.told.borrow() {
+            told.add_to(fields);
+        }
     }
 
     /// Notes whether a piece of the answer is with the client now, or still to come from the node.

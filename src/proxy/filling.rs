@@ -132,8 +132,11 @@ impl Miss {
     }
 
     /// Answers the request, whatever it takes.
-    pub(super) async fn answer(self) -> Response<ResponseBody> {
-        let response = self.find().await;
+    pub(super) async fn answer(mut self) -> Response<ResponseBody> {
+        let response = match self.journey.count() {
+            Ok(()) => self.find().await,
+            Err(problem) => answer::problem(&problem, &self.journey.exchange),
+        };
         answer::leave(response, &self.journey.client, &self.journey.exchange)
     }
 

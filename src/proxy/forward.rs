@@ -8,6 +8,7 @@ use super::engine::{Begun, Engine};
 use super::exchange::Exchange;
 use super::hash_key::find_key;
 use super::pace::Pace;
+use super::rate_limit::Uncounted;
 use super::request::Form;
 use super::snapshot::Route;
 use super::upstream::{Choice, Issue, Journey};
@@ -46,6 +47,8 @@ pub(super) struct Forward<'a> {
     pub(super) is_secure: bool,
     pub(super) body_limit: u64,
     pub(super) held_body: u64,
+    /// Where the rate limit counts it only once a node is to be asked.
+    pub(super) uncounted: Option<Uncounted>,
     /// How fast its body must come.
     pub(super) pace: Pace,
 }
@@ -87,6 +90,7 @@ impl Forward<'_> {
             may_switch: hop.upgrade.is_some(),
             body_limit: self.body_limit,
             held_body: self.held_body,
+            uncounted: self.uncounted.clone(),
             cache_status: None,
             claimed: None,
         })

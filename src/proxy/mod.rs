@@ -1,5 +1,5 @@
 //! A request's way, in this order, a file a step: `request` (its one form), `route`, `idempotent`,
-//! `caching` (with `filling` where the cache needs the node, and `serving` where it has something),
+//! `rate_limit`, `caching` (with `filling` where the cache needs the node, and `serving` where it has something),
 //! `affinity`, `hash_key`, `forward`, `upstream` (with `attempts` from node to node), `answer`.
 //!
 //! `engine` holds what a worker needs for it, `snapshot` what one configuration says, `exchange`
@@ -19,6 +19,7 @@ mod gather;
 mod hash_key;
 mod idempotent;
 mod pace;
+mod rate_limit;
 mod request;
 mod route;
 mod serving;

@@ -2,6 +2,7 @@
 
 use super::affinity::Affinity;
 use super::hash_key::ScopeSources;
+use super::rate_limit::RateLimit;
 use super::route::Table;
 use crate::cache::{self, KeyRules};
 use crate::config::values::HashSource;
@@ -37,6 +38,7 @@ pub(crate) struct Route {
     pub(super) affinity: Option<Affinity>,
     pub(crate) cache: Option<CacheRules>,
     pub(super) idempotency: Option<Arc<IdempotencyRules>>,
+    pub(crate) rate_limit: Option<Arc<RateLimit>>,
     pub(crate) strip_prefix: Option<String>,
     pub(crate) request_fields: Rules,
     pub(crate) response_fields: Rules,
@@ -299,7 +301,11 @@ impl Snapshot {
         let routes = settings
             .routes
             .iter()
-            .map(|route| Arc::new(Route::build(route, &pools, &config, parts.metrics, parts.records)))
+            .map(|route| {
+                let mut earlier = parts.earlier.iter().flat_map(|earlier| &earlier.routes);
+                let earlier = earlier.find(|earlier| *earlier.label.name == **route.name);
+                Arc::new(Route::build(route, &pools, &config, (parts.metrics, parts.records), earlier))
+            })
             .collect();
         Ok(Snapshot { table: Table::new(&settings.routes), routes, pools: listed, log: parts.log, config })
     }
@@ -324,8 +330,8 @@ impl Route {
         route: &config::Route,
         pools: &HashMap<&str, Arc<Pool>>,
         config: &Config,
-        metrics: &Metrics,
-        records: Option<&Arc<Records>>,
+        (metrics, records): (&Metrics, Option<&Arc<Records>>),
+        earlier: Option<&Arc<Route>>,
     ) -> Route {
         static SERIAL: AtomicU64 = AtomicU64::new(1);
         let action = match (&route.pool, &route.redirect, &route.respond) {
@@ -347,6 +353,10 @@ impl Route {
             idempotency: route.idempotency.as_ref().map(|settings| {
                 let records = records.expect("the store is open where a route uses it");
                 Arc::new(IdempotencyRules::build(&route.name, settings, config, metrics, records))
+            }),
+            rate_limit: route.rate_limit.as_ref().map(|settings| {
+                let earlier = earlier.and_then(|earlier| earlier.rate_limit.as_ref());
+                RateLimit::build(&route.name, settings, metrics, earlier)
             }),
             strip_prefix: route.strip_prefix.as_ref().map(|path| path.0.clone()),
             request_fields: Rules::of(&route.request_headers),

@@ -6,6 +6,7 @@ use super::body::Gate;
 use super::client::{Client, Tunnel};
 use super::engine::Engine;
 use super::exchange::{BodyFault, Exchange};
+use super::rate_limit::Uncounted;
 use super::request::too_large;
 use super::snapshot::Route;
 use crate::cache::CacheStatus;
@@ -37,6 +38,8 @@ pub(super) struct Journey {
     pub(super) body_limit: u64,
     /// Up to this length a body is awaited before a node is asked.
     pub(super) held_body: u64,
+    /// Where it is still to be counted against the route's rate limit.
+    pub(super) uncounted: Option<Uncounted>,
     /// What the cache says of it, where the route has one.
     pub(super) cache_status: Option<CacheStatus>,
     /// For a request that must not run twice: how far it has gone.
@@ -129,6 +132,11 @@ impl Journey {
         self.take_back(answered).await
     }
 
+    /// Counts it against the route's rate limit, where that is still to be done.
+    pub(super) fn count(&mut self) -> Result<(), Problem> {
+        self.uncounted.take().map_or(Ok(()), |uncounted| uncounted.count(&self.exchange))
+    }
+
     /// The same way to the same nodes, with another request.
     pub(super) fn again(&self, request: Request<Outgoing>) -> Journey {
         Journey {
@@ -144,6 +152,7 @@ impl Journey {
             may_switch: false,
             body_limit: self.body_limit,
             held_body: self.held_body,
+            uncounted: None,
             cache_status: None,
             claimed: None,
         }

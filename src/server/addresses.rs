@@ -1,8 +1,9 @@
 //! How many connections each client address has, over all workers.
 
+use crate::http::forwarded::network_of;
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// As many locks as keep workers out of each other's way.
@@ -48,14 +49,6 @@ impl Drop for Seat {
             Some(1) | None => drop(counts.remove(&self.address)),
             Some(count) => *count -= 1,
         });
-    }
-}
-
-/// Who has one address of IPv6 has its whole /64.
-pub(crate) fn network_of(address: IpAddr) -> IpAddr {
-    match address.to_canonical() {
-        IpAddr::V4(address) => IpAddr::V4(address),
-        IpAddr::V6(address) => IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() >> 64 << 64)),
     }
 }
 

@@ -121,6 +121,9 @@ impl Worker {
         self.engine.ledger.flush();
         if self.ticks.is_multiple_of(SWEEP_EVERY) {
             let snapshot = self.engine.snapshot();
+            if self.number == 0 {
+                snapshot.routes.iter().filter_map(|route| route.rate_limit.as_ref()).for_each(|limit| limit.tidy());
+            }
             let nodes = snapshot.pools.iter().flat_map(|pool| pool.nodes.iter().map(move |node| (node, pool)));
             let mut idle: Vec<(u64, Duration)> =
                 nodes.map(|(node, pool)| (node.runtime.serial, pool.connections.idle_timeout)).collect();

@@ -35,6 +35,7 @@ pub(crate) struct Metrics {
     pub(crate) cache_purges: IntCounterVec,
     pub(crate) idempotency_requests: IntCounterVec,
     pub(crate) idempotency_store_duration: HistogramVec,
+    pub(crate) rate_limited: IntCounterVec,
     pub(crate) access_log_dropped: IntCounter,
     pub(crate) config_reloads: IntCounterVec,
     pub(crate) upgrades: IntCounterVec,
@@ -133,6 +134,12 @@ impl Metrics {
                 "Time that calls to the idempotency store take, until what they changed is durable.",
                 &["op"],
             ),
+            rate_limited: counters(
+                &registry,
+                "ringway_rate_limited_total",
+                "Requests that were too many for the rate limit of their route.",
+                &["route"],
+            ),
             access_log_dropped: counter(
                 &registry,
                 "ringway_access_log_dropped_total",
@@ -202,6 +209,7 @@ impl Metrics {
         retain(&self.request_duration, &["route"], route);
         retain(&self.cache_requests, &["route", "result"], route);
         retain(&self.idempotency_requests, &["route", "result"], route);
+        retain(&self.rate_limited, &["route"], route);
         retain(&self.connections, &["listener"], listener);
         retain(&self.connections_total, &["listener"], listener);
         retain(&self.tls_handshakes, &["listener", "result"], listener);

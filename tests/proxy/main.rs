@@ -22,6 +22,7 @@ mod nodes;
 mod observe;
 mod pools;
 mod proxy_protocol;
+mod rate_limit;
 mod reference;
 mod reload;
 mod routes;

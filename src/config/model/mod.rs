@@ -11,7 +11,7 @@ pub(crate) use pool::{
 };
 pub(crate) use route::{
     AffinityCookie, AffinityMode, CacheKey, ClientDirectives, FieldRules, OnConcurrent, OnGone, OnStoreFailure,
-    OnUnknown, Route, RouteCache, RouteIdempotency, Scheme,
+    OnUnknown, RateLimit, Route, RouteCache, RouteIdempotency, Scheme,
 };
 
 use super::read::{Named, Spanned, choices, settings};

@@ -40,6 +40,8 @@ settings! {
         strip_prefix: Option<Spanned<RoutePath>> = absent;
         /// Runs a request with an `Idempotency-Key` once, and replays its result. Off without the block; `idempotency: {}` takes every default.
         idempotency: Option<RouteIdempotency> = absent;
+        /// How often a client may ask; further requests get 429. Off without the block.
+        rate_limit: Option<RateLimit> = absent;
         /// Stores responses and answers from them (RFC 9111). Off without the block; `cache: {}` takes every default.
         cache: Option<RouteCache> = absent;
     }
@@ -114,6 +116,26 @@ settings! {
         max_request: Size = "1MiB" within "0B" to "256MiB";
         /// The largest body of an answer that is kept; a larger one is passed on, and its repetitions get 409.
         max_response: Size = "1MiB" within "0B" to "256MiB";
+    }
+}
+
+settings! {
+    /// How often a client may ask on a route. Answers tell it in `RateLimit` and `RateLimit-Policy`.
+    RateLimit {
+        /// How many requests may come in the time of `per`, evenly.
+        requests: u32 = required within "1" to "1000000000";
+        /// The time that `requests` is for.
+        per: Duration = "1s" within "1ms" to "1d";
+        /// How many may come at once; as many as `requests` without the key.
+        burst: Option<u32> = absent within "1" to "1000000000";
+        /// What tells clients apart; the first source that is present, and where none is, the client's address (for IPv6 its /64).
+        key: Vec<HashSource> = "[client_ip]";
+        /// Whether answers from the cache count.
+        cache_hits: bool = "true";
+        /// Whether replays of stored results count.
+        replays: bool = "true";
+        /// How many clients are told apart at a time; beyond it they share.
+        max_keys: u32 = "100000" within "1" to "10000000";
     }
 }
 
