@@ -215,9 +215,10 @@ impl Files<'_> {
     fn warn_of_readers(&mut self, file: &Spanned<String>) {
         use std::os::unix::fs::PermissionsExt;
         let mode = std::fs::metadata(self.folder.join(&file.value)).map_or(0, |metadata| metadata.permissions().mode());
-        if mode & 0o077 != 0 {
+        // Its group may read it: that of the user that the proxy runs as, where root owns the key.
+        if mode & 0o027 != 0 {
             let message = format!(
-                "the private key in `{}` can be read by others than its owner (mode {:03o}); chmod 600 it",
+                "the private key in `{}` can be read by anybody, or changed by its group (mode {:03o}); chmod 600 or 640 it",
                 file.value,
                 mode & 0o777
             );

@@ -28,6 +28,9 @@ const KEPT: usize = 16 << 10;
 const LINGER: Duration = Duration::from_secs(1);
 const LINGER_BYTES: usize = 256 << 10;
 
+/// What is read in one turn; then others have theirs.
+const TURN: usize = 64 << 10;
+
 /// A GOAWAY frame up to the last stream (RFC 9113 6.8).
 const GOAWAY: [u8; 9] = [0, 0, 8, 7, 0, 0, 0, 0, 0];
 const ENHANCE_YOUR_CALM: u32 = 0xb;
@@ -54,6 +57,8 @@ struct Inner {
     share: Share,
     /// The share could not grow: nothing is read before it can.
     is_starved: bool,
+    /// What may still be read in this turn.
+    turn: usize,
 }
 
 /// What a wire notes, and where.
@@ -79,6 +84,7 @@ impl Gather {
             ledger,
             share,
             is_starved: false,
+            turn: TURN,
         })))
     }
 
@@ -145,6 +151,11 @@ impl Handle {
         self.0.borrow().blocked
     }
 
+    /// Begins another turn, in which a bounded amount is read.
+    pub(super) fn take_turn(&self) {
+        self.0.borrow_mut().turn = TURN;
+    }
+
     /// How odd the connection is.
     pub(super) fn verdict(&self) -> Verdict {
         let mut inner = self.0.borrow_mut();
@@ -205,6 +216,10 @@ impl AsyncRead for Gather {
         if inner.meter.verdict() == Verdict::Hostile || inner.is_starved {
             return Poll::Pending;
         }
+        if inner.turn == 0 {
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
         let before = buf.filled().len();
         if inner.ahead.is_empty() {
             ready!(Pin::new(&mut inner.stream).poll_read(cx, buf))?;
@@ -213,6 +228,7 @@ impl AsyncRead for Gather {
             buf.put_slice(&inner.ahead.split_to(length));
         }
         inner.came(&buf.filled()[before..]);
+        inner.turn = inner.turn.saturating_sub(buf.filled().len() - before);
         if inner.meter.verdict() == Verdict::Hostile {
             buf.set_filled(before);
             return Poll::Pending;

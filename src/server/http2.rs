@@ -41,6 +41,8 @@ const CONNECTION_WINDOW: u32 = 1 << 20;
 const FIRST_WINDOW: u32 = 65_535;
 /// What is held of an answer that its client does not take.
 const SEND_BUFFER: usize = 128 << 10;
+/// Streams that a client may have us reset; those of one turn are all reset before the meter sees any.
+const MADE_RESETS: usize = 50;
 /// How often it is looked for streams whose clients take nothing.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// How long a connection whose bodies wait unread waits before it asks again whether the process may hold more.
@@ -87,6 +89,7 @@ pub(super) async fn serve(
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_send_buf_size(SEND_BUFFER)
+        .max_local_error_reset_streams(MADE_RESETS)
         .enable_connect_protocol()
         .max_header_list_size(u32::try_from(limits.header_bytes.0).unwrap_or(u32::MAX));
     let mut connection = Box::pin(builder.serve_connection(TokioIo::new(wire), service));
@@ -96,6 +99,7 @@ pub(super) async fn serve(
     let (mut idle_since, mut told_to_end, mut has_ended) = (Some(Instant::now()), None, false);
     poll_fn(|cx| {
         streams.watch(cx);
+        out.take_turn();
         loop {
             if !has_ended {
                 has_ended = connection.as_mut().poll(cx).is_ready();
@@ -114,6 +118,7 @@ pub(super) async fn serve(
                 tracing::debug!(peer = %client.peer, "an HTTP/2 connection is cut: it is too odd");
                 context.engine.ledger.cut(Cut::Oddities);
                 out.rebuke();
+                tasks.end_all();
                 return Poll::Ready(());
             }
             let must_end = client.is_spent.get() || verdict == Verdict::Odd;
@@ -199,6 +204,11 @@ impl<F: Future<Output = ()> + 'static> hyper::rt::Executor<F> for Tasks {
 }
 
 impl Tasks {
+    /// Ends all streams: what has not reached a node yet never will.
+    fn end_all(&self) {
+        self.all.borrow_mut().drain(..).for_each(|(_, task)| task.abort());
+    }
+
     /// Resets the streams whose clients have taken nothing for so long.
     fn end_stalled(&self, now: Instant, limit: Duration) {
         self.next_look.set(now + LOOK_EVERY);

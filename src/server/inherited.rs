@@ -2,9 +2,11 @@
 //! systemd holds for it (socket activation).
 
 use super::handover::{Line, Listening, Offer, Said, VARIABLE};
+use super::listen::bound_unsent;
 use super::listeners::Open;
 use crate::upstream::Said as SaidOfNode;
 use listenfd::ListenFd;
+use socket2::SockRef;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 
@@ -74,6 +76,7 @@ fn from_systemd() -> io::Result<Inherited> {
     for index in 0..given.len() {
         if let Some(listener) = given.take_tcp_listener(index)? {
             listener.set_nonblocking(true)?;
+            bound_unsent(&SockRef::from(&listener))?;
             open.push(Open::of(listener.local_addr()?, vec![listener])?);
         }
     }

@@ -6,11 +6,14 @@
 //! share: so a set lives and ends as a whole.
 
 use rustix::io::Errno;
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 
 const BACKLOG: i32 = 4096;
+/// What the kernel holds of an answer that its client does not take; without a bound megabytes of it go there at
+/// once, for hundreds of slow readers one after another, while everybody else waits.
+const UNSENT: u32 = 128 << 10;
 
 /// The sockets of one address.
 pub(super) struct SocketSet {
@@ -41,7 +44,13 @@ fn listening_socket(address: SocketAddr, share: bool) -> io::Result<TcpListener>
     socket.set_nonblocking(true)?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
+    bound_unsent(&SockRef::from(&socket))?;
     Ok(socket.into())
+}
+
+/// Bounds what the kernel holds of answers; the connections of a listening socket have it from there.
+pub(super) fn bound_unsent(socket: &SockRef<'_>) -> io::Result<()> {
+    socket.set_tcp_notsent_lowat(UNSENT)
 }
 
 /// Whether accepting failed for want of descriptors or memory, which passes.

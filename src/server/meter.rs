@@ -40,6 +40,8 @@ pub(crate) enum Oddity {
     Reset,
     /// It has the proxy reset one (CVE-2025-8671).
     MadeReset,
+    /// A piece of a head that is longer than a frame.
+    LongHead,
     /// A small piece of a head that does not end (CVE-2024-27316).
     Continuation,
     Ping,
@@ -62,6 +64,7 @@ impl Oddity {
         match self {
             Oddity::Reset => "reset",
             Oddity::MadeReset => "made_reset",
+            Oddity::LongHead => "long_head",
             Oddity::Continuation => "continuation",
             Oddity::Ping => "ping",
             Oddity::Settings => "settings",
@@ -78,6 +81,7 @@ impl Oddity {
     fn cost(self) -> u64 {
         match self {
             Oddity::Reset
+            | Oddity::LongHead
             | Oddity::Ping
             | Oddity::Priority
             | Oddity::TinyData
@@ -255,7 +259,7 @@ impl Meter {
                 self.earn(CREDIT_OF_REQUEST);
                 None
             }
-            Kind::CONTINUATION if frame.ends_head() || frame.length >= SMALL_PIECE => None,
+            Kind::CONTINUATION if frame.ends_head() || frame.length >= SMALL_PIECE => Some(Oddity::LongHead),
             Kind::CONTINUATION => Some(Oddity::Continuation),
             Kind::RST_STREAM => Some(Oddity::Reset),
             Kind::WINDOW_UPDATE if frame.first_word() >= TINY_UPDATE => None,

@@ -26,7 +26,7 @@ use tokio::time::Sleep;
 
 /// The largest head of an answer, and the most of a body that is read at once. hyper takes up to 100
 /// fields; to allow more would cost an allocation of 16 KiB an answer.
-const MAX_BUFFER: usize = 256 << 10;
+const MAX_BUFFER: usize = 64 << 10;
 
 /// What became of one attempt.
 pub(crate) enum Outcome {

@@ -336,7 +336,7 @@ fn files_are_checked_with_the_place_that_names_them() {
     use std::os::unix::fs::PermissionsExt;
     std::fs::set_permissions(&pair.key, std::fs::Permissions::from_mode(0o644)).unwrap();
     let (valid, said) = check(&text(&node, &[&pair], "", ""));
-    assert!(valid && said.contains("can be read by others than its owner (mode 644)"), "{said}");
+    assert!(valid && said.contains("can be read by anybody, or changed by its group (mode 644)"), "{said}");
 }
 
 /// Programs that people use.

@@ -22,9 +22,9 @@ fn each_frame_is_what_it_is() {
     let (update, tiny) = (4096u32.to_be_bytes(), 1u32.to_be_bytes());
     for (kind, flags, payload, expected) in [
         (Kind::HEADERS, Frame::END_HEADERS, &b"\x82"[..], None),
-        (Kind::CONTINUATION, Frame::END_HEADERS, b"x", None),
+        (Kind::CONTINUATION, Frame::END_HEADERS, b"x", Some(Oddity::LongHead)),
         (Kind::CONTINUATION, 0, b"x", Some(Oddity::Continuation)),
-        (Kind::CONTINUATION, 0, &[0; 2000], None),
+        (Kind::CONTINUATION, 0, &[0; 2000], Some(Oddity::LongHead)),
         (Kind::RST_STREAM, 0, &[0, 0, 0, 8], Some(Oddity::Reset)),
         (Kind::PING, 0, &[0; 8], Some(Oddity::Ping)),
         (Kind::PING, 1, &[0; 8], Some(Oddity::Ping)),
