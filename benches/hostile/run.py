@@ -7,11 +7,11 @@ README.md next to this file says what is measured and how to read it.
 import argparse
 import contextlib
 import http.client
+import importlib.util
 import multiprocessing
 import os
 import shutil
 import signal
-import socket
 import socketserver
 import statistics
 import subprocess
@@ -25,6 +25,12 @@ sys.dont_write_bytecode = True
 from attacks import ATTACKS, PROCESSES  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
+
+# The load benchmark's ports, templates and errors.
+SPEC = importlib.util.spec_from_file_location("load", ROOT / "benches/load/run.py")
+load = sys.modules["load"] = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(load)
+
 RATE = 200  # requests of the good client in a second
 FACTOR, FLOOR_MS, MAX_GROWTH_MIB = 5, 5, 64
 BIG, SMALL = b"b" * 2**22, b"s" * 256
@@ -48,24 +54,6 @@ routes:
   - { name: attacked, path_prefix: /attack, pool: attacked, hash_on: [uri] }
   - { name: site, path_prefix: /, pool: app, hash_on: [uri] }
 """
-
-
-class BenchError(Exception):
-    """The run cannot go on; the message is for the user."""
-
-
-def fill(template, **values):
-    for word, value in values.items():
-        template = template.replace(f"@{word}@", str(value))
-    return template
-
-
-def free_ports(names):
-    with contextlib.ExitStack() as stack:
-        sockets = {name: stack.enter_context(socket.socket()) for name in names}
-        for each in sockets.values():
-            each.bind(("127.0.0.1", 0))
-        return {name: each.getsockname()[1] for name, each in sockets.items()}
 
 
 class Node(socketserver.StreamRequestHandler):
@@ -168,16 +156,16 @@ class Task:
         with contextlib.suppress(EOFError):
             if self.receiver.poll(timeout):
                 return self.receiver.recv()
-        raise BenchError("a process of the benchmark failed or did not end")
+        raise load.BenchError("a process of the benchmark failed or did not end")
 
 
 class Proxy:
     """A proxy of its own for each attack, so that none colours the next."""
 
     def __init__(self, stack, args, files, nodes, base):
-        self.ports = free_ports(["http", "https", "admin"])
+        self.ports = load.free_ports(["http", "https", "admin"])
         config, log = base / "ringway.yaml", base / "ringway.log"
-        config.write_text(fill(RINGWAY, NODE=nodes["node"], ATTACKED=nodes["attacked"], HTTP=self.ports["http"],
+        config.write_text(load.fill(RINGWAY, NODE=nodes["node"], ATTACKED=nodes["attacked"], HTTP=self.ports["http"],
                                HTTPS=self.ports["https"], ADMIN=self.ports["admin"], **files))
         with log.open("wb") as output:
             self.process = subprocess.Popen(
@@ -193,7 +181,7 @@ class Proxy:
                 urllib.request.urlopen(f"http://127.0.0.1:{self.ports['http']}/good", timeout=1).close()
                 return
             time.sleep(0.05)
-        raise BenchError(f"ringway does not answer\n{log.read_text(errors='replace')[-4000:]}")
+        raise load.BenchError(f"ringway does not answer\n{log.read_text(errors='replace')[-4000:]}")
 
     def stop(self):
         for signum in (signal.SIGTERM, signal.SIGKILL):
@@ -227,7 +215,7 @@ def measure(name, args, proxy, seen, stack):
     sent = [each.result(patience) for each in attackers]
     busy, more_failed = good.result(patience)
     if proxy.process.poll() is not None:
-        raise BenchError(f"{name}: the proxy ended with {proxy.process.returncode}")
+        raise load.BenchError(f"{name}: the proxy ended with {proxy.process.returncode}")
     changes = {series: value - counts.get(series, 0) for series, value in proxy.metrics().items()}
     return {
         "quiet": p99(quiet), "busy": p99(busy), "worst": max(busy), "failed": failed + more_failed,
@@ -280,7 +268,7 @@ def bench(args):
         base = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ringway-hostile-")))
         files, seen = certificate(base), FORK.Value("q", 0)
         # What is asked of the attacked one in earnest must not hold up the good client's.
-        nodes = free_ports(["node", "attacked"])
+        nodes = load.free_ports(["node", "attacked"])
         for port in nodes.values():
             Task(stack, serve_node, port, seen)
         for name in args.only:
@@ -349,7 +337,7 @@ def main():
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that everything is cleaned up
     try:
         failed = bench(args)
-    except (BenchError, OSError) as error:
+    except (load.BenchError, OSError) as error:
         sys.exit(f"error: {error}")
     if failed:
         sys.exit(f"error: these were noticed: {', '.join(failed)}")

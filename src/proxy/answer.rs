@@ -156,6 +156,9 @@ impl http_body::Body for ResponseBody {
             return Poll::Ready(Some(Err(broken)));
         }
         this.exchange.offer(false);
+        if matches!(this.kind, Kind::Answer(_) | Kind::Rest(_)) {
+            ready!(this.exchange.poll_room(cx));
+        }
         let frame = match &mut this.kind {
             Kind::Empty => None,
             Kind::Full(bytes) => Some(Ok(Frame::data(std::mem::take(bytes)))),
@@ -172,6 +175,7 @@ impl http_body::Body for ResponseBody {
             Some(Ok(frame)) => {
                 let length = frame.data_ref().map_or(0, |data| data.len() as u64);
                 this.exchange.response_bytes.set(this.exchange.response_bytes.get() + length);
+                this.exchange.gave(length);
             }
             Some(Err(broken)) => {
                 this.exchange.ended("upstream");

@@ -8,11 +8,14 @@ use std::cell::{Cell, RefCell};
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::Waker;
+use std::task::{Poll, Waker};
 use std::time::{Duration, Instant};
 
 /// Interim answers that may wait until the client reads them; further ones are dropped.
 const MAX_INTERIM: usize = 64 << 10;
+
+/// What a connection of HTTP/2 may hold of nodes' answers, over all of its streams, before more is read of these.
+const UNSENT: u64 = 256 << 10;
 
 /// One client connection, shared by its wire and the requests on it.
 pub(crate) struct Client {
@@ -63,6 +66,13 @@ pub(crate) struct Streams {
     read: Cell<(u64, u64)>,
     /// Requests that made no sense.
     malformed: Cell<u32>,
+    /// Bytes of answers that were given to the connection, and those of them that it holds no more.
+    given: Cell<u64>,
+    gone: Cell<u64>,
+    /// What is gone without having been sent: it was given to streams that were reset.
+    dropped: Cell<u64>,
+    /// Answers that wait until more of these are sent.
+    waiting: RefCell<Vec<Waker>>,
     /// The connection's task, which is told when there are fewer.
     task: RefCell<Option<Waker>>,
 }
@@ -80,6 +90,21 @@ impl Streams {
     /// How many requests made no sense since this was asked last.
     pub(crate) fn take_malformed(&self) -> u32 {
         self.malformed.take()
+    }
+
+    /// Notes that so many bytes of answers have been sent so far; `is_all` that what clients' windows allow is out.
+    pub(crate) fn sent(&self, bytes: u64, is_all: bool) {
+        if is_all {
+            self.dropped.set(self.given.get().saturating_sub(bytes));
+        }
+        self.gone.set(bytes + self.dropped.get());
+        if self.unsent() < UNSENT {
+            self.waiting.borrow_mut().drain(..).for_each(Waker::wake);
+        }
+    }
+
+    fn unsent(&self) -> u64 {
+        self.given.get().saturating_sub(self.gone.get())
     }
 
     /// Has this task told of every stream that ends.
@@ -192,6 +217,26 @@ impl Client {
             let read = &stream.open.0.read;
             let (pieces, before) = read.get();
             read.set((pieces + 1, before + bytes as u64));
+        }
+    }
+
+    /// Waits until its connection holds little of what nodes have answered: a client that reads slowly, or not at
+    /// all, would have it hold a part of every stream's answer.
+    pub(crate) fn poll_room(&self, cx: &std::task::Context<'_>) -> Poll<()> {
+        let Some(stream) = &self.stream else { return Poll::Ready(()) };
+        let streams = &stream.open.0;
+        if streams.unsent() < UNSENT {
+            return Poll::Ready(());
+        }
+        streams.waiting.borrow_mut().push(cx.waker().clone());
+        Poll::Pending
+    }
+
+    /// Notes that so much of an answer was given to the connection.
+    pub(crate) fn gave(&self, bytes: u64) {
+        if let Some(stream) = &self.stream {
+            let given = &stream.open.0.given;
+            given.set(given.get() + bytes);
         }
     }
 

@@ -13,6 +13,7 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 /// Where one worker writes down what it did.
@@ -244,6 +245,16 @@ impl Exchange {
     /// Notes whether a piece of the answer is with the client now, or still to come from the node.
     pub(crate) fn offer(&self, is_offered: bool) {
         self.client.offer(is_offered);
+    }
+
+    /// Waits until the client's connection has room for more of a node's answer.
+    pub(super) fn poll_room(&self, cx: &std::task::Context<'_>) -> Poll<()> {
+        self.client.poll_room(cx)
+    }
+
+    /// So much of an answer is with the client's connection.
+    pub(super) fn gave(&self, bytes: u64) {
+        self.client.gave(bytes);
     }
 
     /// The request's body did not arrive whole.

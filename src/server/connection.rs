@@ -27,7 +27,7 @@ use std::task::Poll;
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore};
 use tokio::time::Sleep;
 
 /// An idle connection gives hyper's buffers back after this time.
@@ -50,6 +50,8 @@ pub(super) struct Context {
     pub(super) leaving: Rc<Cell<bool>>,
     drain: Notify,
     pub(super) addresses: Arc<Addresses>,
+    /// Held by the one whose handshake is computed.
+    pub(super) handshakes: Semaphore,
     /// What its connections begin with, as the configuration had it that last knew it.
     pub(super) greeting: RefCell<Option<Greeting>>,
 }
@@ -57,7 +59,15 @@ pub(super) struct Context {
 impl Context {
     pub(super) fn new(engine: &Rc<Engine>, name: &Arc<str>, addresses: &Arc<Addresses>) -> Context {
         let (engine, name, addresses) = (Rc::clone(engine), Arc::clone(name), Arc::clone(addresses));
-        Context { engine, name, leaving: Rc::default(), drain: Notify::new(), addresses, greeting: RefCell::default() }
+        Context {
+            engine,
+            name,
+            leaving: Rc::default(),
+            drain: Notify::new(),
+            addresses,
+            handshakes: Semaphore::new(1),
+            greeting: RefCell::default(),
+        }
     }
 
     /// Waits until the listener is on its way out.

@@ -28,8 +28,9 @@ const KEPT: usize = 16 << 10;
 const LINGER: Duration = Duration::from_secs(1);
 const LINGER_BYTES: usize = 256 << 10;
 
-/// What is read in one turn; then others have theirs.
-const TURN: usize = 64 << 10;
+/// What is read in one turn; then others have theirs. A byte of a head takes the time of many of a body.
+const TURN: u64 = 64 << 10;
+const WEIGHT_OF_HEADS: u64 = 8;
 
 /// A GOAWAY frame up to the last stream (RFC 9113 6.8).
 const GOAWAY: [u8; 9] = [0, 0, 8, 7, 0, 0, 0, 0, 0];
@@ -58,7 +59,7 @@ struct Inner {
     /// The share could not grow: nothing is read before it can.
     is_starved: bool,
     /// What may still be read in this turn.
-    turn: usize,
+    turn: u64,
 }
 
 /// What a wire notes, and where.
@@ -151,6 +152,12 @@ impl Handle {
         self.0.borrow().blocked
     }
 
+    /// Tells the streams what has been sent of their answers; `is_all` that nothing is left to send.
+    pub(super) fn tell_sent(&self, is_all: bool) {
+        let inner = self.0.borrow();
+        inner.streams.sent(inner.meter.sent(), is_all);
+    }
+
     /// Begins another turn, in which a bounded amount is read.
     pub(super) fn take_turn(&self) {
         self.0.borrow_mut().turn = TURN;
@@ -227,8 +234,10 @@ impl AsyncRead for Gather {
             let length = inner.ahead.len().min(buf.remaining());
             buf.put_slice(&inner.ahead.split_to(length));
         }
+        let heads = inner.meter.head_bytes();
         inner.came(&buf.filled()[before..]);
-        inner.turn = inner.turn.saturating_sub(buf.filled().len() - before);
+        let work = (buf.filled().len() - before) as u64 + WEIGHT_OF_HEADS * (inner.meter.head_bytes() - heads);
+        inner.turn = inner.turn.saturating_sub(work);
         if inner.meter.verdict() == Verdict::Hostile {
             buf.set_filled(before);
             return Poll::Pending;

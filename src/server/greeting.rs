@@ -12,10 +12,13 @@ use crate::telemetry::metrics::Cut;
 use crate::tls::{ServerTls, identity};
 use http::HeaderValue;
 use rustls::server::Acceptor;
+use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use tokio::net::TcpStream;
 use tokio_rustls::LazyConfigAcceptor;
@@ -72,7 +75,7 @@ pub(super) async fn greet(
         }
         return None;
     }
-    let stream = match tokio::time::timeout_at(deadline.into(), handshake(&tls, socket)).await {
+    let stream = match tokio::time::timeout_at(deadline.into(), handshake(context, &tls, socket)).await {
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) => {
             tracing::debug!(%error, %peer, listener = &*context.name, "a TLS handshake failed");
@@ -108,10 +111,18 @@ fn seat(context: &Context, peer: SocketAddr) -> Option<Option<Seat>> {
     seat.map(Some)
 }
 
-async fn handshake(tls: &ServerTls, socket: TcpStream) -> io::Result<TlsStream<TcpStream>> {
+async fn handshake(context: &Context, tls: &ServerTls, socket: TcpStream) -> io::Result<TlsStream<TcpStream>> {
     let start = LazyConfigAcceptor::new(Acceptor::default(), socket).await?;
     let config = Arc::clone(tls.config(start.client_hello().cipher_suites()));
-    start.into_stream(config).await
+    // A crowd that comes at once computes one after another, and lets those who are here already in between.
+    let turn = context.handshakes.acquire().await.map_err(io::Error::other)?;
+    let mut accept = pin!(start.into_stream(config));
+    let computed = poll_fn(|cx| Poll::Ready(accept.as_mut().poll(cx))).await;
+    drop(turn);
+    match computed {
+        Poll::Ready(done) => done,
+        Poll::Pending => accept.await,
+    }
 }
 
 /// Whom the load balancer in front speaks for. Nobody else may connect here.

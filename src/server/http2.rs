@@ -110,6 +110,7 @@ pub(super) async fn serve(
                 Poll::Ready(Err(_)) => return Poll::Ready(()),
                 Poll::Pending => false,
             };
+            out.tell_sent(is_out);
             if has_ended && is_out {
                 return Poll::Ready(());
             }

@@ -154,6 +154,10 @@ pub(crate) struct Meter {
     pieces: u64,
     /// By how much the first update makes the window larger, over all streams.
     raise: u64,
+    /// Bytes of answers' bodies that were sent.
+    sent: u64,
+    /// Bytes of heads that have come.
+    heads: u64,
     /// What the client was told that it may send, beyond the window at the beginning.
     given_back: u64,
 }
@@ -172,6 +176,8 @@ impl Meter {
             last_stream: 0,
             data: 0,
             pieces: 0,
+            sent: 0,
+            heads: 0,
             raise: raise.into(),
             given_back: 0,
         }
@@ -217,6 +223,16 @@ impl Meter {
         self.outward.is_at_boundary().then_some(self.last_stream)
     }
 
+    /// How many bytes of answers' bodies were sent.
+    pub(crate) fn sent(&self) -> u64 {
+        self.sent
+    }
+
+    /// How many bytes of heads have come: these take far more work than those of bodies.
+    pub(crate) fn head_bytes(&self) -> u64 {
+        self.heads
+    }
+
     /// The number of the head that the client is in the middle of.
     pub(crate) fn open_head(&self) -> Option<u64> {
         let is_open = self.inward.head_open || (self.inward.in_head && self.inward.left > 0);
@@ -255,12 +271,16 @@ impl Meter {
                 }
             }
             Kind::HEADERS => {
+                self.heads += u64::from(frame.length);
                 self.last_stream = self.last_stream.max(frame.stream);
                 self.earn(CREDIT_OF_REQUEST);
                 None
             }
-            Kind::CONTINUATION if frame.ends_head() || frame.length >= SMALL_PIECE => Some(Oddity::LongHead),
-            Kind::CONTINUATION => Some(Oddity::Continuation),
+            Kind::CONTINUATION => {
+                self.heads += u64::from(frame.length);
+                let is_small = !frame.ends_head() && frame.length < SMALL_PIECE;
+                Some(if is_small { Oddity::Continuation } else { Oddity::LongHead })
+            }
             Kind::RST_STREAM => Some(Oddity::Reset),
             Kind::WINDOW_UPDATE if frame.first_word() >= TINY_UPDATE => None,
             _ if self.pays() => None,
@@ -280,6 +300,9 @@ impl Meter {
                 return matches!(frame.first_word(), 1 | 3 | 5 | 6);
             }
             Kind::DATA | Kind::HEADERS => {
+                if frame.kind == Kind::DATA {
+                    self.sent += u64::from(frame.length);
+                }
                 self.earn(CREDIT_OF_ANSWER);
                 if frame.ends_stream() {
                     self.score.take_back(GOOD_END);

@@ -22,6 +22,11 @@ use tokio::sync::watch;
 /// How often a worker hands over its log lines and looks after idle connections.
 const TICK: Duration = Duration::from_millis(200);
 const SWEEP_EVERY: u32 = 5;
+/// Tasks that may run before it is looked for what the sockets have: with many that are always ready (a flood), a
+/// larger number is what everybody else waits for.
+const TASKS_BETWEEN_EVENTS: u32 = 8;
+/// Connections that are accepted before others have their turn.
+const ACCEPTED_AT_ONCE: u32 = 8;
 /// A pause after the kernel had no descriptors left.
 const EXHAUSTED: Duration = Duration::from_millis(50);
 
@@ -55,7 +60,9 @@ pub(super) struct Shared {
 
 /// Runs a worker until the stage says stop or, while draining, until no connection is left.
 pub(super) fn run(number: usize, shared: Shared) {
-    let runtime = Builder::new_current_thread().enable_io().enable_time().build_local(LocalOptions::default());
+    let mut runtime = Builder::new_current_thread();
+    runtime.enable_io().enable_time().event_interval(TASKS_BETWEEN_EVENTS);
+    let runtime = runtime.build_local(LocalOptions::default());
     match runtime {
         Ok(runtime) => runtime.block_on(Worker::new(number, shared).work()),
         Err(error) => tracing::error!(%error, "a worker cannot start"),
@@ -190,7 +197,12 @@ impl Acceptor {
     /// Accepts until the listener leaves, and then what the kernel had accepted already. Over the
     /// limit a connection waits for a place before the next one is accepted.
     async fn accept_all(self, listener: TcpListener) {
+        let mut turns = 0u32;
         loop {
+            turns = turns.wrapping_add(1);
+            if turns.is_multiple_of(ACCEPTED_AT_ONCE) {
+                tokio::task::yield_now().await;
+            }
             let accepted = tokio::select! {
                 biased;
                 () = self.context.left() => break,

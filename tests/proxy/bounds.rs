@@ -261,3 +261,40 @@ fn an_upload_over_http2_ends_where_its_stream_does() {
     assert_eq!(frames.of_stream(1).unwrap().kind, crate::support::http2::HEADERS);
     assert!(node.requests()[0].to_ascii_lowercase().contains("content-length: 3"));
 }
+
+/// A client that asks for much over one connection and reads none of it has the proxy hold little of it.
+#[test]
+fn answers_that_nobody_reads_do_not_pile_up() {
+    let node = Node::start(|peer| {
+        while peer.request().is_some() {
+            peer.send(format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n", 8 << 20));
+            peer.send(vec![b'x'; 8 << 20]);
+        }
+    });
+    let proxy = Proxy::before(&[node.address]);
+    let before = proxy.memory();
+    let mut readers = Vec::new();
+    for _ in 0..4 {
+        let mut frames = Frames::connect(proxy.address);
+        // Windows that are never full: 2^31 - 1.
+        frames.send(crate::support::http2::SETTINGS, 0, 0, &[0, 4, 0x7f, 0xff, 0xff, 0xff]);
+        frames.send(crate::support::http2::WINDOW_UPDATE, 0, 0, &[0x7f, 0xfe, 0, 0]);
+        for stream in 0..100 {
+            let head = [(":method", "GET"), (":scheme", "http"), (":path", "/"), (":authority", "a")];
+            frames.headers(END_STREAM, 2 * stream + 1, &head);
+        }
+        readers.push(frames);
+    }
+    eventually("all to be asked for", || node.requests().len() == 400);
+    let mut most = 0;
+    for _ in 0..20 {
+        most = most.max(proxy.memory());
+        // It is the time in which memory would grow that is looked at.
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    // 128 KiB for each of 400 streams would be 50 MiB.
+    assert!(most < before + (40 << 20), "{} MiB", (most - before) >> 20);
+    // One that reads after all gets all.
+    let answer = Http2::connect(proxy.address).get("/");
+    assert_eq!(answer.body.len(), 8 << 20);
+}

@@ -7,6 +7,7 @@ mod browser;
 mod caching;
 mod cli;
 mod demo;
+mod deploy;
 mod drain;
 mod fields;
 mod floods;
