@@ -12,18 +12,19 @@ use http::header::{AUTHORIZATION, HOST, ORIGIN};
 use http::{HeaderMap, Request, Response, StatusCode};
 use http_body_util::Full;
 use hyper::body::Incoming;
-use hyper::server::conn::http1::Builder;
-use hyper::service::service_fn;
+use hyper::server::conn::http1::{Builder, Connection};
+use hyper::service::{HttpService, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use socket2::{Domain, Protocol, Socket, Type};
 use std::convert::Infallible;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
 use subtle::ConstantTimeEq;
-use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, watch};
 
 /// Connections at a time; administrators and scrapers are few.
 const MAX_CONNECTIONS: usize = 256;
@@ -48,12 +49,22 @@ pub(crate) fn bind(address: SocketAddr) -> io::Result<std::net::TcpListener> {
     Ok(socket.into())
 }
 
-/// Serves for as long as the runtime lives.
-pub(crate) async fn serve(listener: TcpListener, control: Arc<dyn Control>, reach: Reach) {
+/// Serves until it is told to pause: then connections end with their next answer.
+pub(crate) async fn serve(
+    listener: TcpListener,
+    control: Arc<dyn Control>,
+    reach: Reach,
+    mut pause: watch::Receiver<bool>,
+) {
     let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     loop {
         let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
-        let (stream, peer) = match listener.accept().await {
+        let paused = pause.clone();
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            _ = pause.wait_for(|pause| *pause) => return,
+        };
+        let (stream, peer) = match accepted {
             Ok(accepted) => accepted,
             Err(error) => {
                 tracing::warn!(%error, "cannot accept a connection to the admin listener");
@@ -72,12 +83,29 @@ pub(crate) async fn serve(listener: TcpListener, control: Arc<dyn Control>, reac
                 .header_read_timeout(HEADER_TIMEOUT)
                 .max_buf_size(64 << 10)
                 .serve_connection(TokioIo::new(stream), service);
-            if let Err(error) = served.await {
+            if let Err(error) = until_paused(pin!(served), paused).await {
                 tracing::debug!(%error, "an admin connection ended early");
             }
             drop(place);
         });
     }
+}
+
+/// Serves a connection; once it is to pause, to the end of the answer that is being given.
+async fn until_paused<S>(
+    mut connection: Pin<&mut Connection<TokioIo<TcpStream>, S>>,
+    mut paused: watch::Receiver<bool>,
+) -> hyper::Result<()>
+where
+    S: HttpService<Incoming, ResBody = Full<Bytes>>,
+    S::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    tokio::select! {
+        served = connection.as_mut() => return served,
+        _ = paused.wait_for(|paused| *paused) => {}
+    }
+    connection.as_mut().graceful_shutdown();
+    connection.await
 }
 
 async fn answer(

@@ -85,8 +85,14 @@ async fn change(
         ["api", "pools", pool, "nodes", id, word] => {
             let state = NodeState::from_word(word).ok_or_else(not_found)?;
             match control.set_node_state(pool, id, state) {
-                true => Ok(as_json(&json!({ "result": "success", "pool": pool, "node": id, "state": word }))),
-                false => {
+                Some(true) => Ok(as_json(&json!({ "result": "success", "pool": pool, "node": id, "state": word }))),
+                None => {
+                    let detail = "another process takes over; say it again on a new connection";
+                    let kind = "being-replaced";
+                    let status = StatusCode::SERVICE_UNAVAILABLE;
+                    Err(Problem::new(status, kind, "destination_unavailable", detail).retry_after(1).closing())
+                }
+                Some(false) => {
                     let detail = format!("the pool `{pool}` has no node `{id}`, or there is no such pool");
                     Err(Problem::new(StatusCode::NOT_FOUND, "no-such-node", "destination_not_found", detail))
                 }

@@ -309,7 +309,7 @@ impl Cache {
         if let Some(body) = growing.end(whole) {
             let stored = Stored::clone(&growing.head).with_body(body);
             self.store.put(order.key, &order.uri, stored, &lead.begun, None);
-        } else if growing.is_outgrown() {
+        } else if growing.is_too_large() {
             self.store.mark(lead.key, self.now() + PASS, None);
         }
     }

@@ -49,6 +49,8 @@ struct Flow {
     end: Option<End>,
     /// It will not be stored.
     outgrown: bool,
+    /// It never could be, whatever else arrives.
+    too_large: bool,
     readers: Vec<Option<Place>>,
     /// Waits for readers that are behind.
     producer: Option<Waker>,
@@ -87,15 +89,16 @@ impl Flow {
         self.readers.iter().flatten().filter(|place| !place.left_behind)
     }
 
-    /// Leaves behind those who hold up others. Gives whether there were any.
-    fn leave_behind(&mut self) -> bool {
+    /// Leaves behind those who hold up others: by half of what is held, or, where nothing more may be, by anything.
+    /// Gives whether there were any.
+    fn leave_behind(&mut self, is_spent: bool) -> bool {
         let (Some(first), Some(last)) =
             (self.keeping_up().map(|place| place.piece).max(), self.keeping_up().map(|place| place.piece).min())
         else {
             return false;
         };
-        let half = self.dropped + self.pieces.len() / 2;
-        if last >= half || first <= half {
+        let half = if is_spent { first } else { self.dropped + self.pieces.len() / 2 };
+        if last >= half || (first <= half && !is_spent) {
             return false;
         }
         for place in self.readers.iter_mut().flatten().filter(|place| place.piece < half) {
@@ -143,6 +146,7 @@ impl Growing {
             cost: 0,
             end: None,
             outgrown: false,
+            too_large: false,
             readers: Vec::new(),
             producer: None,
         };
@@ -162,7 +166,8 @@ impl Growing {
             let is_too_much = growing > memory / SHARE + self.largest;
             let held = flow.held;
             let fits = flow.share.cover(held);
-            if flow.received > self.largest || flow.cost > 2 * self.largest + WINDOW || is_too_much || !fits {
+            flow.too_large = flow.received > self.largest || flow.cost > 2 * self.largest + WINDOW;
+            if flow.too_large || is_too_much || !fits {
                 flow.outgrown = true;
             }
             flow.wake_readers()
@@ -180,13 +185,14 @@ impl Growing {
         let mut freed = flow.drop_read();
         let held = flow.held;
         flow.share.shrink(held);
-        let window = match flow.share.cover(held) {
+        let is_spent = !flow.share.cover(held);
+        let window = match !is_spent {
             // Over what the process may hold, one piece at a time passes.
             false => 1,
             true if is_crowded => SMALL_WINDOW,
             true => WINDOW,
         };
-        if flow.held >= window && flow.leave_behind() {
+        if flow.held >= window && flow.leave_behind(is_spent) {
             freed += flow.drop_read();
             let held = flow.held;
             flow.share.shrink(held);
@@ -202,9 +208,14 @@ impl Growing {
         Poll::Pending
     }
 
-    /// Whether the body is too large for the store.
+    /// Whether the body will not be stored.
     pub(super) fn is_outgrown(&self) -> bool {
         lock(&self.flow).outgrown
+    }
+
+    /// Whether that is so because of its size alone.
+    pub(super) fn is_too_large(&self) -> bool {
+        lock(&self.flow).too_large
     }
 
     /// The body is whole, or it never will be. Gives the body, where it can be stored.

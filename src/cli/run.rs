@@ -15,7 +15,10 @@ pub(super) fn run(file: Option<PathBuf>) -> Outcome {
     eprint!("{report}");
     init_log();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(serve(config, inherited))
+    let outcome = runtime.block_on(serve(config, inherited));
+    // A new binary that is just being started is not waited for.
+    runtime.shutdown_background();
+    outcome
 }
 
 /// The proxy's own log goes to stderr, for stdout may carry the access log. `RUST_LOG` chooses.

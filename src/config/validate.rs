@@ -2,7 +2,7 @@
 
 use super::diagnostics::{Diagnostics, Span};
 use super::model::{
-    AffinityCookie, AffinityMode, FieldRules, Pool, Route, RouteCache, RouteIdempotency, Settings, StoreKind,
+    AffinityCookie, AffinityMode, FieldRules, Pool, RateLimit, Route, RouteCache, RouteIdempotency, Settings, StoreKind,
 };
 use super::read::{Spanned, did_you_mean};
 use super::values::HashSource;
@@ -10,9 +10,13 @@ use crate::http::{fields, target};
 use http::Method;
 use http::header::CONTENT_LENGTH;
 use std::collections::HashMap;
+use std::time::Duration;
 
 /// The most points that all nodes of a pool may have: 256 MiB of ring.
 pub(crate) const MAX_POINTS: u64 = 1 << 24;
+
+/// The longest time that a spent burst may take to be whole again.
+const LONGEST_BURST: Duration = Duration::from_secs(365 * 24 * 3600);
 
 /// Looks at the settings as a whole.
 pub(super) fn validate(settings: &Settings, diagnostics: &mut Diagnostics) {
@@ -24,9 +28,24 @@ pub(super) fn validate(settings: &Settings, diagnostics: &mut Diagnostics) {
     unused_pools(settings, diagnostics);
     admin(settings, diagnostics);
     for route in &settings.routes {
+        if let Some(limit) = &route.rate_limit {
+            rate_limit(route, limit, diagnostics);
+        }
         if let Some(cookie) = &route.affinity_cookie {
             affinity_cookie(route, cookie, diagnostics);
         }
+    }
+}
+
+fn rate_limit(route: &Route, limit: &RateLimit, diagnostics: &mut Diagnostics) {
+    let burst = limit.burst.unwrap_or(limit.requests);
+    let full = (limit.per / limit.requests).checked_mul(burst);
+    if full.is_none_or(|full| full > LONGEST_BURST) {
+        let message = format!(
+            "the `burst` of the route `{}` takes longer than a year to come back; lower it, or raise `requests`",
+            route.name.value
+        );
+        diagnostics.error(route.name.span, message);
     }
 }
 

@@ -22,8 +22,8 @@ pub(crate) trait Control: Send + Sync {
     /// Who owns a key, and who would next; `None` where there is no such pool.
     fn owners(&self, pool: &str, key: &str) -> Option<Json>;
     /// Says whether a node takes requests, until the file says something new about it. Gives
-    /// whether there is such a node.
-    fn set_node_state(&self, pool: &str, id: &str, state: NodeState) -> bool;
+    /// whether there is such a node; `None` where it is to be said to the process that takes over.
+    fn set_node_state(&self, pool: &str, id: &str, state: NodeState) -> Option<bool>;
     /// Reads the configuration anew; gives what to say of it, or why the old one serves on.
     fn reload(&self) -> Pin<Box<dyn Future<Output = Result<String, String>> + Send + '_>>;
     /// Strikes what the cache holds: in force for every request that comes later. Gives why the order

@@ -32,6 +32,11 @@ impl Budget {
         self.held.load(Ordering::Relaxed)
     }
 
+    /// Whether half of what may be held is.
+    pub(crate) fn is_half_held(&self) -> bool {
+        self.held() > self.limit.load(Ordering::Relaxed) / 2
+    }
+
     /// A share of nothing, which may grow.
     pub(crate) fn nothing(self: &Arc<Self>) -> Share {
         Share { budget: Arc::clone(self), bytes: 0 }
@@ -99,6 +104,7 @@ mod tests {
         let budget = Budget::new(100);
         let mut first = budget.share(60).unwrap();
         assert!(budget.share(41).is_none());
+        assert!(budget.is_half_held());
         let second = budget.share(40).unwrap();
         assert!(first.may_cover(100) && !first.may_cover(101));
         assert!(!first.cover(61) && first.cover(60) && first.cover(10));

@@ -135,8 +135,12 @@ impl Journey {
         let Some(request) = self.request.as_mut().filter(|request| gather::is_small(request.body(), limit)) else {
             return Ok(false);
         };
-        // One that the node has to ask for is waited for by the node; over the budget bodies stream.
-        let (None, Some(share)) = (&self.gate, self.engine.budget.share(1)) else { return Ok(false) };
+        // One that the node has to ask for is waited for by the node. Where much is held already bodies stream: slow
+        // clients are not to take the rest.
+        if self.gate.is_some() || self.engine.budget.is_half_held() {
+            return Ok(false);
+        }
+        let share = self.engine.budget.nothing();
         let body = std::mem::replace(request.body_mut(), Outgoing::Empty);
         let gathering = Box::pin(gather::gather(body, share));
         let gathered = match until {

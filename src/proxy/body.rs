@@ -82,8 +82,16 @@ impl RequestBody {
             self.stall = None;
             return false;
         }
-        let timer = self.stall.get_or_insert_with(|| Box::pin(tokio::time::sleep(stream.body_idle)));
-        timer.as_mut().poll(cx).is_ready()
+        let idle = stream.body_idle;
+        let timer = self.stall.get_or_insert_with(|| Box::pin(tokio::time::sleep(idle)));
+        while timer.as_mut().poll(cx).is_ready() {
+            let armed = timer.deadline().into_std() - idle;
+            if !self.client.was_starved_since(armed) {
+                return true;
+            }
+            timer.as_mut().reset((Instant::now() + idle).into());
+        }
+        false
     }
 }
 
@@ -102,25 +110,24 @@ impl Body for RequestBody {
         if self.stalls(frame.is_pending(), cx) {
             return self.fault(BodyFault::Stalled);
         }
+        let mut waited = Duration::ZERO;
         match frame.is_pending() {
             true if self.client.awaits_body.get().is_none() => self.client.awaits_body.set(Some(Instant::now())),
             true => {}
             false => {
-                let waited = self.client.awaits_body.take().map_or(Duration::ZERO, |since| since.elapsed());
-                let received = self.exchange.request_bytes.get();
-                if !waited.is_zero() && self.pace.waited(waited, received) {
-                    return self.fault(BodyFault::Stalled);
-                }
+                let since = self.client.awaits_body.take().filter(|&since| !self.client.was_starved_since(since));
+                waited = since.map_or(Duration::ZERO, |since| since.elapsed());
             }
         }
         match ready!(frame) {
             Some(Ok(frame)) => {
                 let length = frame.data_ref().map_or(0, Bytes::len);
-                if frame.is_data() {
-                    self.client.took(length);
-                }
+                self.client.took(length);
                 let received = self.exchange.request_bytes.get() + length as u64;
                 self.exchange.request_bytes.set(received);
+                if !waited.is_zero() && self.pace.waited(waited, received) {
+                    return self.fault(BodyFault::Stalled);
+                }
                 if received > self.limit {
                     return self.fault(BodyFault::TooLarge);
                 }

@@ -62,8 +62,8 @@ pub(crate) struct Stream {
 #[derive(Default)]
 pub(crate) struct Streams {
     count: Cell<u32>,
-    /// Pieces and bytes that were read of their bodies.
-    read: Cell<(u64, u64)>,
+    /// Bytes that were read of their bodies.
+    read: Cell<u64>,
     /// Requests that made no sense.
     malformed: Cell<u32>,
     /// Bytes of answers that were given to the connection, and those of them that it holds no more.
@@ -71,6 +71,8 @@ pub(crate) struct Streams {
     gone: Cell<u64>,
     /// What is gone without having been sent: it was given to streams that were reset.
     dropped: Cell<u64>,
+    /// When its bodies last waited unread for the process to hold less.
+    starved: Cell<Option<Instant>>,
     /// Answers that wait until more of these are sent.
     waiting: RefCell<Vec<Waker>>,
     /// The connection's task, which is told when there are fewer.
@@ -82,14 +84,19 @@ impl Streams {
         self.count.get() == 0
     }
 
-    /// How many pieces, and how many bytes, were read of all bodies so far.
-    pub(crate) fn read(&self) -> (u64, u64) {
+    /// How many bytes were read of all bodies so far.
+    pub(crate) fn read(&self) -> u64 {
         self.read.get()
     }
 
     /// How many requests made no sense since this was asked last.
     pub(crate) fn take_malformed(&self) -> u32 {
         self.malformed.take()
+    }
+
+    /// Notes that its bodies wait unread, for the process holds as much as it may.
+    pub(crate) fn starve(&self, now: Instant) {
+        self.starved.set(Some(now));
     }
 
     /// Notes that so many bytes of answers have been sent so far; `is_all` that what clients' windows allow is out.
@@ -215,9 +222,14 @@ impl Client {
     pub(crate) fn took(&self, bytes: usize) {
         if let Some(stream) = &self.stream {
             let read = &stream.open.0.read;
-            let (pieces, before) = read.get();
-            read.set((pieces + 1, before + bytes as u64));
+            read.set(read.get() + bytes as u64);
         }
+    }
+
+    /// Whether what it sends was left unread at that time or later, by no fault of its own.
+    pub(crate) fn was_starved_since(&self, since: Instant) -> bool {
+        let starved = self.stream.as_ref().and_then(|stream| stream.open.0.starved.get());
+        starved.is_some_and(|starved| starved >= since)
     }
 
     /// Waits until its connection holds little of what nodes have answered: a client that reads slowly, or not at
@@ -228,7 +240,10 @@ impl Client {
         if streams.unsent() < UNSENT {
             return Poll::Ready(());
         }
-        streams.waiting.borrow_mut().push(cx.waker().clone());
+        let mut waiting = streams.waiting.borrow_mut();
+        if !waiting.iter().any(|waker| waker.will_wake(cx.waker())) {
+            waiting.push(cx.waker().clone());
+        }
         Poll::Pending
     }
 

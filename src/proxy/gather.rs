@@ -27,10 +27,13 @@ pub(super) async fn gather(mut body: Outgoing, mut share: Share) -> Result<Outgo
     let length = body.size_hint().exact().unwrap_or_default();
     let mut here = Vec::new();
     let mut first = None;
-    while let Some(frame) = body.frame().await.transpose()? {
-        let Ok(data) = frame.into_data() else { continue };
+    while (here.len() as u64) < length {
+        let Some(frame) = body.frame().await.transpose()? else { break };
+        // Trailers come behind the length, and stay where they are.
+        let Ok(data) = frame.into_data() else { break };
         if data.len() as u64 == length {
             // Most bodies come in one piece, which is given on as it is.
+            share.cover(length);
             first = Some(data);
             break;
         }

@@ -9,7 +9,7 @@ use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::runtime::Handle;
-use tokio::task::AbortHandle;
+use tokio::sync::watch;
 
 /// One of these listeners.
 pub(super) struct AdminSocket {
@@ -17,7 +17,8 @@ pub(super) struct AdminSocket {
     pub(super) bound: SocketAddr,
     reach: Reach,
     socket: TcpListener,
-    accepting: Mutex<Option<AbortHandle>>,
+    /// Tells those who answer to pause; `None` while nobody does.
+    answering: Mutex<Option<watch::Sender<bool>>>,
 }
 
 impl AdminSocket {
@@ -32,7 +33,7 @@ impl AdminSocket {
             let socket = given.map_or_else(|| admin::bind(address), Ok)?;
             socket.set_nonblocking(true)?;
             let bound = socket.local_addr()?;
-            Ok(AdminSocket { configured: address, bound, reach, socket, accepting: Mutex::default() })
+            Ok(AdminSocket { configured: address, bound, reach, socket, answering: Mutex::default() })
         };
         open().map_err(|cause| BindError { name: name.to_owned(), address, cause })
     }
@@ -47,20 +48,22 @@ impl AdminSocket {
 
     /// Answers, in this runtime, until it is told to stop.
     pub(super) fn serve(&self, runtime: &Handle, control: Arc<dyn Control>) -> io::Result<()> {
-        let mut accepting = self.accepting.lock().unwrap_or_else(PoisonError::into_inner);
-        if accepting.is_none() {
+        let mut answering = self.answering.lock().unwrap_or_else(PoisonError::into_inner);
+        if answering.is_none() {
             let socket = self.socket.try_clone()?;
             let _inside = runtime.enter();
             let listener = tokio::net::TcpListener::from_std(socket)?;
-            *accepting = Some(runtime.spawn(admin::serve(listener, control, self.reach)).abort_handle());
+            let (pause, paused) = watch::channel(false);
+            runtime.spawn(admin::serve(listener, control, self.reach, paused));
+            *answering = Some(pause);
         }
         Ok(())
     }
 
-    /// Accepts no more; what has been accepted is answered.
+    /// Accepts no more; what has been asked is answered, and connections end with that.
     pub(super) fn pause(&self) {
-        if let Some(accepting) = self.accepting.lock().unwrap_or_else(PoisonError::into_inner).take() {
-            accepting.abort();
+        if let Some(pause) = self.answering.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            pause.send_replace(true);
         }
     }
 }

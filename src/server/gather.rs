@@ -119,7 +119,7 @@ impl Inner {
     /// Meters what the client has sent.
     fn came(&mut self, bytes: &[u8]) {
         let ledger = &self.ledger;
-        self.meter.inward(bytes, self.streams.read().0, |oddity| ledger.odd(oddity.label()));
+        self.meter.inward(bytes, |oddity| ledger.odd(oddity.label()));
         self.open_head = self.meter.open_head().map(|head| match self.open_head {
             Some((known, since)) if known == head => (head, since),
             _ => (head, Instant::now()),
@@ -134,9 +134,15 @@ impl Inner {
 
     /// Has the share be as large as what waits unread. Gives whether more may be read.
     fn settle(&mut self) -> bool {
-        let unread = if self.streams.are_none() { 0 } else { self.meter.unread(self.streams.read().1) };
+        let unread = if self.streams.are_none() { 0 } else { self.meter.unread(self.streams.read()) };
         self.share.shrink(unread);
         self.is_starved = !self.share.cover(unread);
+        if self.is_starved {
+            // While nothing is read, the client is not late.
+            let now = Instant::now();
+            self.streams.starve(now);
+            self.open_head = self.open_head.map(|(head, _)| (head, now));
+        }
         !self.is_starved
     }
 }

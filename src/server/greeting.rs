@@ -118,6 +118,7 @@ async fn handshake(context: &Context, tls: &ServerTls, socket: TcpStream) -> io:
     let turn = context.handshakes.acquire().await.map_err(io::Error::other)?;
     let mut accept = pin!(start.into_stream(config));
     let computed = poll_fn(|cx| Poll::Ready(accept.as_mut().poll(cx))).await;
+    tokio::task::yield_now().await;
     drop(turn);
     match computed {
         Poll::Ready(done) => done,

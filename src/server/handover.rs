@@ -50,6 +50,8 @@ pub(super) struct Offer {
     pub(super) listeners: Vec<Listening>,
     pub(super) admin: Option<Listening>,
     pub(super) metrics: Option<Listening>,
+    /// The idempotency store, where one is open: the next process must have the same.
+    pub(super) store: Option<String>,
 }
 
 /// The sockets of one address.

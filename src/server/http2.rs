@@ -6,6 +6,7 @@ use super::gather::{Gather, Notes};
 use super::meter::{Meter, Verdict};
 use super::tunnel;
 use crate::config::Limits;
+use crate::http::forwarded::is_trusted;
 use crate::io::Stream;
 use crate::proxy::{Answering, Client, Journeying, ResponseBody, Streams};
 use crate::telemetry::metrics::Cut;
@@ -18,15 +19,17 @@ use hyper::body::Incoming;
 use hyper::ext::Protocol;
 use hyper::server::conn::http2::Builder;
 use hyper::service::service_fn;
-use hyper::upgrade::OnUpgrade;
+use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
 use std::cell::{Cell, RefCell};
 use std::convert::Infallible;
 use std::future::poll_fn;
+use std::io;
 use std::pin::{Pin, pin};
 use std::rc::{Rc, Weak};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::task::AbortHandle;
 
 /// How a connection in the clear begins that speaks HTTP/2 with prior knowledge (RFC 9113 3.4).
@@ -41,8 +44,6 @@ const CONNECTION_WINDOW: u32 = 1 << 20;
 const FIRST_WINDOW: u32 = 65_535;
 /// What is held of an answer that its client does not take.
 const SEND_BUFFER: usize = 128 << 10;
-/// Streams that a client may have us reset; those of one turn are all reset before the meter sees any.
-const MADE_RESETS: usize = 50;
 /// How often it is looked for streams whose clients take nothing.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// How long a connection whose bodies wait unread waits before it asks again whether the process may hold more.
@@ -60,10 +61,8 @@ pub(super) async fn serve(
 ) {
     let streams: Rc<Streams> = Rc::default();
     let share = context.engine.budget.nothing();
-    let (meter, ledger) = (
-        Meter::new(PREFACE.len(), CONNECTION_WINDOW - FIRST_WINDOW, limits.oddities),
-        Rc::clone(&context.engine.ledger),
-    );
+    let ledger = Rc::clone(&context.engine.ledger);
+    let meter = Meter::new(PREFACE.len(), CONNECTION_WINDOW - FIRST_WINDOW, oddities(context, client, limits));
     let wire = Gather::new(stream, first, Notes { meter, streams: Rc::clone(&streams), ledger, share });
     let out = wire.handle();
     let tasks = Tasks::default();
@@ -89,7 +88,8 @@ pub(super) async fn serve(
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_send_buf_size(SEND_BUFFER)
-        .max_local_error_reset_streams(MADE_RESETS)
+        // The meter counts these, and forgets.
+        .max_local_error_reset_streams(None)
         .enable_connect_protocol()
         .max_header_list_size(u32::try_from(limits.header_bytes.0).unwrap_or(u32::MAX));
     let mut connection = Box::pin(builder.serve_connection(TokioIo::new(wire), service));
@@ -97,6 +97,7 @@ pub(super) async fn serve(
     let mut drain = pin!(context.left());
     let mut timer = pin!(tokio::time::sleep(limits.header_timeout));
     let (mut idle_since, mut told_to_end, mut has_ended) = (Some(Instant::now()), None, false);
+    let mut is_starved = false;
     poll_fn(|cx| {
         streams.watch(cx);
         out.take_turn();
@@ -138,7 +139,13 @@ pub(super) async fn serve(
                 idle_since.map(|since| told_to_end.map_or(since, |told: Instant| told.max(since)) + idle_limit);
             let write_end = out.blocked_since().map(|since| since + limits.write_timeout);
             let head_end = out.head_since().map(|since| since + limits.header_timeout);
-            let again = out.is_starved().then(|| Instant::now() + ASK_AGAIN);
+            let was_starved = is_starved;
+            is_starved = out.is_starved();
+            if was_starved && !is_starved && !has_ended {
+                // What has come meanwhile tells nobody again.
+                continue;
+            }
+            let again = is_starved.then(|| Instant::now() + ASK_AGAIN);
             let look = (!streams.are_none()).then(|| tasks.next_look.get());
             let ends = idle_end.into_iter().chain(write_end).chain(head_end);
             let Some(deadline) = ends.chain(look).chain(again).min() else { return Poll::Pending };
@@ -174,6 +181,13 @@ pub(super) async fn serve(
     // taken from it by a reset.
     drop(connection);
     out.close().await;
+}
+
+/// How odd a client may be. A proxy that is trusted speaks for many, whom one stranger must not take the connection
+/// from.
+fn oddities(context: &connection::Context, client: &Client, limits: &Limits) -> u32 {
+    let trusted = &context.engine.snapshot().config.settings.trusted_proxies;
+    if is_trusted(client.peer.ip(), trusted) { 0 } else { limits.oddities }
 }
 
 /// The tasks of a connection's streams, so that one can be ended whose client takes nothing of its answer: while
@@ -266,6 +280,41 @@ fn websocket(request: &mut Request<Incoming>) -> Option<OnUpgrade> {
     Some(upgrade)
 }
 
+/// A tunnel's stream, whose bytes count like those of bodies and answers.
+struct Counted {
+    io: TokioIo<Upgraded>,
+    stream: Rc<Client>,
+}
+
+impl AsyncRead for Counted {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        let read = Pin::new(&mut self.io).poll_read(cx, buf);
+        if buf.filled().len() > before {
+            self.stream.took(buf.filled().len() - before);
+        }
+        read
+    }
+}
+
+impl AsyncWrite for Counted {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.io).poll_write(cx, buf);
+        if let Poll::Ready(Ok(length)) = written {
+            self.stream.gave(length as u64);
+        }
+        written
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+}
+
 /// Where the node has switched, the stream becomes the tunnel once its client has the answer.
 async fn switch(answering: Answering<Journeying>, stream: Rc<Client>, upgrade: OnUpgrade) -> Response<ResponseBody> {
     let Ok(mut response) = answering.await;
@@ -277,9 +326,8 @@ async fn switch(answering: Answering<Journeying>, stream: Rc<Client>, upgrade: O
         tokio::task::spawn_local(async move {
             // A client that has gone meanwhile has no use for it.
             if let Ok(upgraded) = upgrade.await {
-                tunnel::run(TokioIo::new(upgraded), Bytes::new(), tunnel).await;
+                tunnel::run(Counted { io: TokioIo::new(upgraded), stream }, Bytes::new(), tunnel).await;
             }
-            drop(stream);
         });
     } else if response.status().is_success() {
         // To a CONNECT it would say that the tunnel is there.

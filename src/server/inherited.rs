@@ -16,6 +16,8 @@ pub(crate) struct Inherited {
     pub(super) open: Vec<Open>,
     pub(super) admin: Option<Given>,
     pub(super) metrics: Option<Given>,
+    /// The idempotency store that the predecessor has open.
+    pub(super) store: Option<String>,
     pub(super) predecessor: Option<Predecessor>,
 }
 
@@ -47,14 +49,23 @@ impl Inherited {
     }
 
     /// The socket of the admin listener, or of that for metrics, where it is that of this address.
-    pub(super) fn for_address(given: &mut Option<Given>, address: SocketAddr) -> Option<TcpListener> {
-        given.take_if(|given| given.configured == address).map(|given| given.listener)
+    pub(super) fn for_address(
+        given: &mut Option<Given>,
+        open: &mut Vec<Open>,
+        address: SocketAddr,
+    ) -> Option<TcpListener> {
+        if let Some(given) = given.take_if(|given| given.configured == address) {
+            return Some(given.listener);
+        }
+        // systemd does not say what its sockets are for.
+        let index = open.iter().position(|open| open.configured == address)?;
+        open.swap_remove(index).sockets().first().and_then(|socket| socket.try_clone().ok())
     }
 }
 
 fn from_predecessor() -> io::Result<Inherited> {
     let mut line = Line::from_stdin()?;
-    let Said::Offer(Offer { listeners, admin, metrics }) = line.hear()? else {
+    let Said::Offer(Offer { listeners, admin, metrics, store }) = line.hear()? else {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "it does not begin with an offer"));
     };
     let mut open = Vec::new();
@@ -66,7 +77,7 @@ fn from_predecessor() -> io::Result<Inherited> {
         Ok(line.take(sockets)?.pop().map(|listener| Given { configured, listener }))
     };
     let (admin, metrics) = (given(admin)?, given(metrics)?);
-    Ok(Inherited { open, admin, metrics, predecessor: Some(Predecessor(line)) })
+    Ok(Inherited { open, admin, metrics, store, predecessor: Some(Predecessor(line)) })
 }
 
 /// A socket a unit; which listener it is for is known by its address.

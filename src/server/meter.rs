@@ -26,10 +26,6 @@ const MOST_CREDIT: u32 = 256;
 
 /// An update of less than this is tiny.
 const TINY_UPDATE: u32 = 1024;
-/// Less than this in a frame that others follow is tiny: its frame takes more memory than it.
-const TINY_DATA: u32 = 128;
-/// Tiny frames may be piled up so high before their reader comes.
-const PILE: u64 = 1000;
 /// A piece of a head that others follow is small below this.
 const SMALL_PIECE: u32 = 1024;
 
@@ -49,8 +45,6 @@ pub(crate) enum Oddity {
     Priority,
     /// A piece of a body with nothing in it.
     EmptyData,
-    /// Many pieces of a body with next to nothing in them, faster than they are read.
-    TinyData,
     WindowUpdate,
     /// A frame that nobody knows.
     Unknown,
@@ -70,7 +64,6 @@ impl Oddity {
             Oddity::Settings => "settings",
             Oddity::Priority => "priority",
             Oddity::EmptyData => "empty_data",
-            Oddity::TinyData => "tiny_data",
             Oddity::WindowUpdate => "window_update",
             Oddity::Unknown => "unknown",
             Oddity::Malformed => "malformed",
@@ -84,7 +77,6 @@ impl Oddity {
             | Oddity::LongHead
             | Oddity::Ping
             | Oddity::Priority
-            | Oddity::TinyData
             | Oddity::WindowUpdate
             | Oddity::Unknown => POINT,
             Oddity::Malformed => 2 * POINT,
@@ -149,9 +141,8 @@ pub(crate) struct Meter {
     verdict: Verdict,
     /// The highest stream that the client has begun.
     last_stream: u32,
-    /// Bytes and frames of bodies that have come.
+    /// Bytes of bodies that have come.
     data: u64,
-    pieces: u64,
     /// By how much the first update makes the window larger, over all streams.
     raise: u64,
     /// Bytes of answers' bodies that were sent.
@@ -175,7 +166,6 @@ impl Meter {
             verdict: Verdict::Fine,
             last_stream: 0,
             data: 0,
-            pieces: 0,
             sent: 0,
             heads: 0,
             raise: raise.into(),
@@ -183,12 +173,11 @@ impl Meter {
         }
     }
 
-    /// Bytes of the client; `read` is how many pieces of bodies were read from the connection so far. Tells of
-    /// each oddity.
-    pub(crate) fn inward(&mut self, bytes: &[u8], read: u64, mut tell: impl FnMut(Oddity)) {
+    /// Bytes of the client. Tells of each oddity.
+    pub(crate) fn inward(&mut self, bytes: &[u8], mut tell: impl FnMut(Oddity)) {
         let mut frames = std::mem::take(&mut self.inward);
         frames.pass(bytes, |frame| {
-            if let Some(oddity) = self.odd(frame, read) {
+            if let Some(oddity) = self.odd(frame) {
                 self.note(oddity, Instant::now());
                 tell(oddity);
             }
@@ -257,18 +246,11 @@ impl Meter {
     }
 
     /// What is odd about a frame of the client.
-    fn odd(&mut self, frame: Frame, read: u64) -> Option<Oddity> {
+    fn odd(&mut self, frame: Frame) -> Option<Oddity> {
         match frame.kind {
             Kind::DATA => {
-                let length = frame.content();
                 self.data += u64::from(frame.length);
-                self.pieces += 1;
-                match length {
-                    _ if frame.ends_stream() => None,
-                    0 => Some(Oddity::EmptyData),
-                    1..TINY_DATA if self.pieces.saturating_sub(read) > PILE => Some(Oddity::TinyData),
-                    _ => None,
-                }
+                (frame.content() == 0 && !frame.ends_stream()).then_some(Oddity::EmptyData)
             }
             Kind::HEADERS => {
                 self.heads += u64::from(frame.length);

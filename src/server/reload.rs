@@ -8,6 +8,7 @@ use super::listeners::{self, BindError, Open};
 use super::run::{Handle, open_log};
 use super::store::StoreUnavailable;
 use super::systemd;
+use super::worker::Stage;
 use crate::config::{Config, Report, Settings};
 use crate::idempotency::Records;
 use crate::proxy::{Parts, Snapshot};
@@ -121,6 +122,10 @@ pub(super) async fn run(handle: Arc<Handle>, mut triggers: mpsc::Receiver<Trigge
                 Ok(Some(trigger)) => batch.push(trigger),
                 Ok(None) | Err(_) => break,
             }
+        }
+        if *handle.stage.borrow() >= Stage::Draining {
+            // Nothing is opened any more; those who ask see the channel close.
+            continue;
         }
         let reopen = batch.iter().any(|trigger| matches!(trigger, Trigger::Signal));
         let is_forced = batch.iter().any(|trigger| !matches!(trigger, Trigger::File));

@@ -22,12 +22,13 @@ use crate::http::budget::Budget;
 use crate::proxy::{Parts, Snapshot};
 use crate::telemetry::access_log::{Format, Sink};
 use crate::telemetry::metrics::Metrics;
-use crate::upstream::{BadPool, Discovered, Probes, Registry};
+use crate::upstream::{BadPool, Discovered, Probes, Registry, Said};
 use arc_swap::ArcSwap;
+use rustix::process::{Pid, Signal, kill_process};
 use std::io;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, watch};
@@ -48,6 +49,10 @@ pub(crate) enum StartError {
     Thread(io::Error),
     #[error(transparent)]
     Store(#[from] StoreUnavailable),
+    #[error(
+        "the idempotency store was `{before}`, and the file says `{now}`: two stores at a time could run a request twice; stop and start instead"
+    )]
+    AnotherStore { before: String, now: String },
     #[error("the process that started this one does not hand over: {0}")]
     Handover(io::Error),
 }
@@ -87,8 +92,13 @@ pub(super) struct Handle {
     runtime: tokio::runtime::Handle,
     /// A new binary is being started.
     pub(super) is_upgrading: AtomicBool,
-    /// Told when it has taken over.
+    /// Its process, while it has not taken over.
+    pub(super) starting: Mutex<Option<Pid>>,
+    /// It has taken over; and who is told then.
+    pub(super) is_replaced: AtomicBool,
     pub(super) replaced: tokio::sync::Notify,
+    /// What is said of nodes is said to the new process.
+    pub(super) states_given: Mutex<bool>,
 }
 
 impl Handle {
@@ -99,6 +109,13 @@ impl Handle {
                 tracing::error!(%error, address = %socket.bound, "cannot answer on an admin listener");
             }
         }
+    }
+
+    /// All that was said of nodes, for the new process; from here on nothing more is taken here.
+    pub(super) fn give_states(&self) -> Vec<Said> {
+        let mut given = self.states_given.lock().unwrap_or_else(PoisonError::into_inner);
+        *given = true;
+        self.registry.said()
     }
 
     /// Takes no more connections there.
@@ -152,6 +169,11 @@ pub(crate) async fn start(config: Config, mut inherited: Inherited) -> Result<Ru
     let log = open_log(&config, &metrics)?;
     let records = Store::default();
     let opened = records.open_for(&config, &metrics)?;
+    if let (Some(records), Some(before)) = (&opened, &inherited.store)
+        && records.kind.to_string() != *before
+    {
+        return Err(StartError::AnotherStore { before: before.clone(), now: records.kind.to_string() });
+    }
     let runtime = tokio::runtime::Handle::current();
     let (probes, discovered) = (Probes::new(runtime.clone()), Arc::new(Discovered::new(runtime)));
     discovered.prepare(config.discoveries()).await;
@@ -180,6 +202,17 @@ pub(crate) async fn start(config: Config, mut inherited: Inherited) -> Result<Ru
     mirror_cache(&metrics, &cache);
     mirror_budget(&metrics, &budget);
     records.mirror(&metrics);
+    let address = settings.admin.address.value;
+    let given = Inherited::for_address(&mut inherited.admin, &mut inherited.open, address);
+    let admin = AdminSocket::bind("admin", address, Reach::Everything, given)?;
+    let metrics_listener = match &settings.metrics {
+        Some(metrics) => {
+            let address = metrics.address.value;
+            let given = Inherited::for_address(&mut inherited.metrics, &mut inherited.open, address);
+            Some(AdminSocket::bind("metrics", address, Reach::ReadOnly, given)?)
+        }
+        None => None,
+    };
     let (open, _) = watch::channel(listeners::diff(&inherited.open, &settings.listeners, workers)?);
     for unused in
         inherited.open.iter().filter(|open| !settings.listeners.iter().any(|it| it.address.value == open.configured))
@@ -187,17 +220,6 @@ pub(crate) async fn start(config: Config, mut inherited: Inherited) -> Result<Ru
         tracing::warn!(address = %unused.bound, "a socket was handed over that no listener of the file is for");
     }
     inherited.open.clear();
-    let address = settings.admin.address.value;
-    let given = Inherited::for_address(&mut inherited.admin, address);
-    let admin = AdminSocket::bind("admin", address, Reach::Everything, given)?;
-    let metrics_listener = match &settings.metrics {
-        Some(metrics) => {
-            let address = metrics.address.value;
-            let given = Inherited::for_address(&mut inherited.metrics, address);
-            Some(AdminSocket::bind("metrics", address, Reach::ReadOnly, given)?)
-        }
-        None => None,
-    };
     let (triggers, waiting) = mpsc::channel(TRIGGERS);
     let (stage, _) = watch::channel(Stage::Serving);
     let handle = Arc::new(Handle {
@@ -222,6 +244,9 @@ pub(crate) async fn start(config: Config, mut inherited: Inherited) -> Result<Ru
         metrics_listener,
         runtime: tokio::runtime::Handle::current(),
         is_upgrading: AtomicBool::new(false),
+        starting: Mutex::default(),
+        is_replaced: AtomicBool::new(false),
+        states_given: Mutex::new(false),
         replaced: tokio::sync::Notify::new(),
     });
     // Should it have changed since it was loaded, the first event finds out.
@@ -238,8 +263,13 @@ pub(crate) async fn start(config: Config, mut inherited: Inherited) -> Result<Ru
     }
     let threads = start_workers(&handle).map_err(StartError::Thread)?;
     match inherited.predecessor {
-        // It tells the service manager which process is the service now.
-        Some(predecessor) => predecessor.accepting().map_err(StartError::Handover)?,
+        // It tells the service manager which process is the service now; where it has ended meanwhile, all is here.
+        Some(predecessor) => {
+            if let Err(error) = predecessor.accepting() {
+                tracing::warn!(%error, "the old process does not hear that this one serves");
+                systemd::ready("serving");
+            }
+        }
         None => systemd::ready("serving"),
     }
     let file_watch = file.exists().then(|| watch_file::watch(&file, handle.triggers.clone()));
@@ -327,7 +357,7 @@ impl Running {
         let limits = self.handle.snapshot.load().config.settings.limits.clone();
         self.handle.stage.send_replace(Stage::Leaving);
         // Where another process serves already, nobody needs to look away first.
-        let is_replaced = self.handle.is_upgrading.load(Ordering::SeqCst);
+        let is_replaced = self.handle.is_replaced.load(Ordering::SeqCst);
         if !is_replaced {
             systemd::stopping();
         }
@@ -357,5 +387,9 @@ impl Running {
             }
         }
         self.handle.records.settle();
+        // One that has not taken over has nothing to do once this process ends.
+        if let Some(pid) = self.handle.starting.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            let _ = kill_process(pid, Signal::KILL);
+        }
     }
 }

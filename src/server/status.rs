@@ -69,14 +69,18 @@ impl Control for Handle {
         snapshot.pools.iter().map(status).collect()
     }
 
-    fn set_node_state(&self, pool: &str, id: &str, state: NodeState) -> bool {
+    fn set_node_state(&self, pool: &str, id: &str, state: NodeState) -> Option<bool> {
+        let given = self.states_given.lock().unwrap_or_else(PoisonError::into_inner);
+        if *given {
+            return None;
+        }
         let snapshot = self.snapshot.load();
         let found = snapshot.pools.iter().find(|candidate| &*candidate.name == pool);
         let set = found.is_some_and(|pool| self.registry.set_state(pool, id, state));
         if set {
             tracing::info!(pool, node = id, state = state.word(), "the state of a node was set");
         }
-        set
+        Some(set)
     }
 
     fn reload(&self) -> Pin<Box<dyn Future<Output = Result<String, String>> + Send + '_>> {

@@ -4,11 +4,13 @@
 use super::handover::{Line, Listening, Offer, PATIENCE, Said, VARIABLE};
 use super::run::Handle;
 use super::systemd;
+use super::worker::Stage;
+use rustix::process::Pid;
 use std::ffi::OsString;
 use std::io;
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 /// How long a process that has hung up may take to end, so that it can be told how.
@@ -44,11 +46,13 @@ pub(super) async fn run(handle: Arc<Handle>) {
             handle.metrics.upgrades.with_label_values(&["success"]).inc();
             tracing::info!(pid, took = ?began.elapsed(), "the new binary serves; this one ends");
             systemd::main_pid(pid);
+            handle.is_replaced.store(true, Ordering::SeqCst);
             handle.replaced.notify_one();
         }
         Err(error) => {
             handle.metrics.upgrades.with_label_values(&["failure"]).inc();
             tracing::error!(%error, "not upgraded, the old binary serves on");
+            *handle.states_given.lock().unwrap_or_else(PoisonError::into_inner) = false;
             handle.open_admin();
             handle.is_upgrading.store(false, Ordering::SeqCst);
         }
@@ -59,7 +63,11 @@ pub(super) async fn run(handle: Arc<Handle>) {
 fn start_and_hand_over(handle: &Arc<Handle>) -> Result<u32, UpgradeError> {
     let (mut line, other) = Line::pair().map_err(UpgradeError::Handover)?;
     let mut child = start(other.into())?;
-    match hand_over(handle, &mut line) {
+    let starting = |pid| *handle.starting.lock().unwrap_or_else(PoisonError::into_inner) = pid;
+    starting(Some(Pid::from_child(&child)));
+    let handed_over = hand_over(handle, &mut line);
+    starting(None);
+    match handed_over {
         Ok(()) => Ok(child.id()),
         Err(error) => {
             // Its end of the line, too: whoever still reads there is to see that it is over.
@@ -87,7 +95,8 @@ fn hand_over(handle: &Arc<Handle>, line: &mut Line) -> io::Result<()> {
     let listeners = open.iter().map(|open| Listening { configured: open.configured, sockets: open.sockets().len() });
     let (admin, metrics) = (handle.admin.listening(), handle.metrics_listener.as_ref());
     let metrics = metrics.map(|listener| listener.listening());
-    line.say(&Said::Offer(Offer { listeners: listeners.collect(), admin: Some(admin), metrics }))?;
+    let store = handle.records.get().map(|records| records.kind.to_string());
+    line.say(&Said::Offer(Offer { listeners: listeners.collect(), admin: Some(admin), metrics, store }))?;
     for open in &open {
         line.give(open.sockets())?;
     }
@@ -95,9 +104,12 @@ fn hand_over(handle: &Arc<Handle>, line: &mut Line) -> io::Result<()> {
         line.give(std::slice::from_ref(listener.socket()))?;
     }
     expect(line, |said| matches!(said, Said::Ready))?;
+    if *handle.stage.borrow() != Stage::Serving {
+        return Err(io::Error::other("this process was told to stop meanwhile"));
+    }
     // What is said of nodes from here on is said to the new process.
     handle.close_admin();
-    line.say(&Said::Go { nodes: handle.registry.said() })?;
+    line.say(&Said::Go { nodes: handle.give_states() })?;
     expect(line, |said| matches!(said, Said::Serving))
 }
 

@@ -75,7 +75,7 @@ impl Metrics {
             connections_cut: counters(
                 &registry,
                 "ringway_connections_cut_total",
-                "Client connections that the proxy ended for their own doing.",
+                "Client connections, and requests over HTTP/2, that the proxy ended for their own doing.",
                 &["reason"],
             ),
             request_bytes: counter(&registry, "ringway_request_bytes_total", "Bytes of request bodies received."),

@@ -88,6 +88,24 @@ fn resets_that_the_proxy_is_brought_to_count_as_the_clients() {
     assert!(odd(&proxy, "made_reset") > 0.0);
 }
 
+/// A proxy that is trusted speaks for many: what one stranger does through it costs the others nothing.
+#[test]
+fn a_trusted_proxy_is_not_cut() {
+    let node = Node::echo();
+    let proxy = Proxy::start(&format!("trusted_proxies: [127.0.0.1]\n{}", Proxy::pool(&[node.address], "")));
+    let mut frames = Frames::connect(proxy.address);
+    for n in 0..500 {
+        frames.headers(END_STREAM, 2 * n + 1, &GET);
+        frames.send(RST_STREAM, 0, 2 * n + 1, &[0, 0, 0, 8]);
+        // A turn at a time: h2 has a bound of its own for those that come at once.
+        frames.send(PING, 0, 0, &[0; 8]);
+        while frames.next().unwrap().kind != PING {}
+    }
+    frames.headers(END_STREAM, 1001, &GET);
+    assert_eq!(frames.of_stream(1001).unwrap().kind, HEADERS);
+    assert!(odd(&proxy, "reset") >= 500.0);
+}
+
 #[test]
 fn half_of_the_oddities_end_a_connection_well() {
     let node = Node::echo();

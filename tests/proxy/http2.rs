@@ -1,6 +1,6 @@
 //! HTTP/2 with clients: streams, limits and timers, and what must not get through.
 
-use crate::support::http2::{DATA, END_STREAM, Frames, GOAWAY, HEADERS, Http2, RST_STREAM};
+use crate::support::http2::{DATA, END_STREAM, Frames, GOAWAY, HEADERS, Http2, RST_STREAM, WINDOW_UPDATE};
 use crate::support::{Authority, Barrier, Client, Does, Node, Origin, Proxy, Service, eventually, have};
 use std::process::Command;
 use std::sync::Arc;
@@ -367,6 +367,44 @@ fn a_websocket_is_a_stream() {
     let client = Http2::connect(proxy.address);
     let plain = http::Request::connect("shop.example:443").body(http_body_util::Full::default()).unwrap();
     assert_eq!(client.send(plain).unwrap().status, 405);
+}
+
+/// A socket that says much in small pieces is no flood, and what it has said is held by nobody.
+#[test]
+fn a_websocket_may_say_much_in_small_pieces() {
+    let node = Node::start(|peer| {
+        peer.request().unwrap();
+        peer.send("HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n");
+        for _ in 0..100 {
+            let said = peer.client.exactly(300);
+            peer.send(said);
+        }
+        peer.client.has_ended();
+    });
+    let proxy = Proxy::before(&[node.address]);
+    let mut frames = Frames::connect(proxy.address);
+    let connect = [
+        (":method", "CONNECT"),
+        (":protocol", "websocket"),
+        (":scheme", "http"),
+        (":path", "/chat"),
+        (":authority", "a"),
+    ];
+    frames.headers(0, 1, &connect);
+    assert_eq!(frames.of_stream(1).unwrap().kind, HEADERS);
+    for _ in 0..100 {
+        (0..100).for_each(|_| frames.send(DATA, 0, 1, b"hi!"));
+        let mut told = 0;
+        while told < 300 {
+            let frame = frames.of_stream(1).unwrap();
+            match frame.kind {
+                DATA => told += frame.payload.len(),
+                kind => assert_eq!(kind, WINDOW_UPDATE),
+            }
+        }
+    }
+    // It was read long ago, whatever its client was told of it.
+    eventually("all to be given back", || proxy.metric("ringway_buffered_bytes") == 0.0);
 }
 
 /// A client that opens no window for its answer does not hold its node for ever; its other streams go on.

@@ -199,6 +199,69 @@ fn the_number_of_workers_may_change() {
     }
 }
 
+/// Who has kept a connection to the admin listener does not go on talking to the process that leaves.
+#[test]
+fn kept_admin_connections_end_with_the_change() {
+    let barrier = Barrier::default();
+    let held = barrier.clone();
+    let node = Node::start(move |peer| {
+        while peer.request().is_some() {
+            held.wait();
+            peer.answer("done");
+        }
+    });
+    let mut proxy = Proxy::start_whole(&text(&[node.address], ""));
+    let old = proxy.pid();
+    let mut waiting = proxy.connect();
+    waiting.send("GET /slow HTTP/1.1\r\nhost: a\r\n\r\n");
+    let mut kept = crate::support::Client::connect(proxy.admin);
+    let ask = format!("GET /readyz HTTP/1.1\r\nhost: {}\r\n\r\n", proxy.admin);
+    assert_eq!(kept.request(&ask).status, 200);
+    proxy.signal("USR2");
+    proxy.wait_for_successor(old);
+    assert!(kept.is_closed());
+    assert!(!proxy.process_ended(old), "it still has a request to answer");
+    assert_eq!(crate::support::Client::connect(proxy.admin).request(&ask).status, 200);
+    barrier.open();
+    assert_eq!(waiting.answer().text(), "done");
+}
+
+/// Who is told to stop while a new binary starts stops, and takes that one along.
+#[test]
+fn a_stop_in_the_middle_of_an_upgrade_is_a_stop() {
+    let node = Node::echo();
+    let place = Place::new();
+    let mut proxy = Proxy::start_as(&place.program(), &text(&[node.address], ""), |_| ());
+    let (pid, told) = (proxy.pid(), place.folder.path().join("pid"));
+    place.put_a_script(&format!("#!/bin/sh\necho $$ > {}\nexec sleep 60\n", told.display()), 0o755);
+    proxy.signal("USR2");
+    let mut started = 0;
+    eventually("the start of the new one", || {
+        started = std::fs::read_to_string(&told).ok().and_then(|text| text.trim().parse().ok()).unwrap_or(0);
+        started != 0
+    });
+    assert_eq!(proxy.get("/").status, 200);
+    proxy.signal("TERM");
+    eventually("the end of the old process", || proxy.process_ended(pid));
+    eventually("the end of the new one", || proxy.process_ended(started));
+}
+
+/// With two stores at a time a payment could run twice.
+#[test]
+fn the_store_does_not_change_by_an_upgrade() {
+    let node = Node::echo();
+    let folder = tempfile::tempdir().unwrap();
+    let store = |name: &str| format!("idempotency_store: {{ path: \"{}/{name}\" }}\n", folder.path().display());
+    let base = text(&[node.address], "").replace("hash_on: [uri]", "hash_on: [uri], idempotency: {}");
+    let proxy = Proxy::start_whole(&format!("{}{base}", store("one.db")));
+    let file = proxy.folder().join("ringway.yaml");
+    std::fs::write(&file, format!("{}{base}", store("two.db"))).unwrap();
+    proxy.signal("USR2");
+    eventually("the refusal", || failures(&proxy) == 1.0);
+    assert!(proxy.log().contains("stop and start instead"), "{}", proxy.log());
+    assert_eq!(proxy.get("/").status, 200);
+}
+
 const KEYED: &str =
     "POST /pay HTTP/1.1\r\nhost: a\r\nauthorization: me\r\nidempotency-key: k1\r\ncontent-length: 2\r\n\r\n{}";
 

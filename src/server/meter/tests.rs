@@ -8,7 +8,7 @@ fn frame(kind: Kind, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
 
 fn odd(meter: &mut Meter, bytes: &[u8]) -> Vec<Oddity> {
     let mut found = Vec::new();
-    meter.inward(bytes, 0, |oddity| found.push(oddity));
+    meter.inward(bytes, |oddity| found.push(oddity));
     found
 }
 
@@ -107,16 +107,14 @@ fn resets_that_a_client_brings_about_are_its_own() {
 }
 
 #[test]
-fn tiny_pieces_are_odd_when_nobody_has_read_so_many() {
+fn what_waits_unread_is_known() {
     let piece = frame(Kind::DATA, 0, 1, b"x");
     let mut meter = strict();
-    assert_eq!(odd(&mut meter, &piece.repeat(1000)), []);
-    meter.inward(&piece.repeat(500), 1000, |oddity| panic!("{oddity:?}"));
-    assert_eq!(odd(&mut meter, &piece), [Oddity::TinyData]);
-    assert_eq!(meter.unread(1400), 101);
+    assert_eq!(odd(&mut meter, &piece.repeat(2000)), []);
+    assert_eq!((meter.unread(0), meter.unread(1900)), (2000, 100));
     // What was dropped unread is known by what may be sent again.
-    meter.outward(&frame(Kind::WINDOW_UPDATE, 0, 0, &1450u32.to_be_bytes()), |_| ());
-    assert_eq!(meter.unread(1400), 51);
+    meter.outward(&frame(Kind::WINDOW_UPDATE, 0, 0, &1950u32.to_be_bytes()), |_| ());
+    assert_eq!(meter.unread(1900), 50);
     // The first update only makes the window larger.
     let mut meter = Meter::new(0, 1000, 200);
     odd(&mut meter, &piece.repeat(100));
