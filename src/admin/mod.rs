@@ -8,8 +8,8 @@ mod routes;
 use crate::control::{Access, Control};
 use crate::http::problem::Problem;
 use bytes::Bytes;
-use http::header::{AUTHORIZATION, HOST, ORIGIN};
-use http::{HeaderMap, Request, Response, StatusCode};
+use http::header::{AUTHORIZATION, CONNECTION, HOST, ORIGIN};
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::server::conn::http1::{Builder, Connection};
@@ -30,6 +30,9 @@ use tokio::sync::{Semaphore, watch};
 const MAX_CONNECTIONS: usize = 256;
 const BACKLOG: i32 = 128;
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long an idle connection may take for another request, once the listener pauses.
+const LAST_REQUEST: Duration = Duration::from_secs(1);
 
 /// What a listener offers.
 #[derive(Clone, Copy)]
@@ -74,9 +77,16 @@ pub(crate) async fn serve(
         };
         let control = Arc::clone(&control);
         tokio::spawn(async move {
+            let leaving = paused.clone();
             let service = service_fn(move |request| {
-                let control = Arc::clone(&control);
-                async move { Ok::<_, Infallible>(answer(&*control, reach, request, peer).await) }
+                let (control, leaving) = (Arc::clone(&control), leaving.clone());
+                async move {
+                    let mut answer = answer(&*control, reach, request, peer).await;
+                    if *leaving.borrow() {
+                        answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+                    }
+                    Ok::<_, Infallible>(answer)
+                }
             });
             let served = Builder::new()
                 .timer(TokioTimer::new())
@@ -91,7 +101,8 @@ pub(crate) async fn serve(
     }
 }
 
-/// Serves a connection; once it is to pause, to the end of the answer that is being given.
+/// Serves a connection; once it is to pause, to the end of the next answer, if that is asked for soon: hyper would
+/// close a connection at once whose request is still on its way.
 async fn until_paused<S>(
     mut connection: Pin<&mut Connection<TokioIo<TcpStream>, S>>,
     mut paused: watch::Receiver<bool>,
@@ -103,6 +114,9 @@ where
     tokio::select! {
         served = connection.as_mut() => return served,
         _ = paused.wait_for(|paused| *paused) => {}
+    }
+    if let Ok(served) = tokio::time::timeout(LAST_REQUEST, connection.as_mut()).await {
+        return served;
     }
     connection.as_mut().graceful_shutdown();
     connection.await

@@ -13,13 +13,16 @@ use crate::upstream::{Node, Pool, millis};
 use serde_json::{Value as Json, json};
 use std::net::SocketAddr;
 use std::pin::Pin;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use tokio::sync::oneshot;
 
 impl Control for Handle {
     fn is_ready(&self) -> bool {
-        *self.stage.borrow() == Stage::Serving && self.snapshot.load().is_usable()
+        // Where another process has taken over, it is that one that new requests meet.
+        let is_welcome = *self.stage.borrow() == Stage::Serving || self.is_replaced.load(Ordering::SeqCst);
+        is_welcome && self.snapshot.load().is_usable()
     }
 
     fn access(&self) -> Access {

@@ -73,9 +73,9 @@ settings! {
     Limits {
         /// Open client connections over all listeners; further ones wait to be accepted.
         connections: u32 = "100000" within "1" to "10000000";
-        /// Open connections of one client address; further ones are closed. 0 means no limit, as behind a load balancer that speaks for all. For IPv6 an address is its /64.
+        /// Open connections of one client address; further ones are closed. 0 means no limit, as behind a load balancer that speaks for all. For IPv6 an address is its /64. `trusted_proxies` are exempt.
         connections_per_address: u32 = "0" within "0" to "10000000";
-        /// What a connection may do of what honest clients seldom do, in points: resets, pings, empty frames and the like. At half of it the connection is told to end, at the whole it is cut; 10 s forgive the whole. 0 means no limit.
+        /// What a connection may do of what honest clients seldom do, in points: resets, pings, empty frames and the like. At half of it the connection is told to end, at the whole it is cut; 10 s forgive the whole. 0 means no limit. `trusted_proxies` are exempt.
         oddities: u32 = "200" within "0" to "1000000";
         /// The size of a request's head.
         header_bytes: Size = "64KiB" within "8KiB" to "1MiB";
