@@ -26,6 +26,8 @@ const MOST_CREDIT: u32 = 256;
 
 /// An update of less than this is tiny.
 const TINY_UPDATE: u32 = 1024;
+/// What a stream's beginning takes, in bytes of heads.
+const A_STREAM: u64 = 64;
 /// A piece of a head that others follow is small below this.
 const SMALL_PIECE: u32 = 1024;
 
@@ -147,7 +149,7 @@ pub(crate) struct Meter {
     raise: u64,
     /// Bytes of answers' bodies that were sent.
     sent: u64,
-    /// Bytes of heads that have come.
+    /// Bytes of heads that have come, and what the beginning of a stream takes beside them.
     heads: u64,
     /// What the client was told that it may send, beyond the window at the beginning.
     given_back: u64,
@@ -217,7 +219,7 @@ impl Meter {
         self.sent
     }
 
-    /// How many bytes of heads have come: these take far more work than those of bodies.
+    /// How many bytes of heads have come, streams included: these take far more work than those of bodies.
     pub(crate) fn head_bytes(&self) -> u64 {
         self.heads
     }
@@ -253,7 +255,7 @@ impl Meter {
                 (frame.content() == 0 && !frame.ends_stream()).then_some(Oddity::EmptyData)
             }
             Kind::HEADERS => {
-                self.heads += u64::from(frame.length);
+                self.heads += u64::from(frame.length) + A_STREAM;
                 self.last_stream = self.last_stream.max(frame.stream);
                 self.earn(CREDIT_OF_REQUEST);
                 None
