@@ -5,6 +5,7 @@
 //! requests and answers, so each answer's frame pays for a few of them, and each answer that ends well takes some
 //! of the score back; time takes the rest. At half of the limit a connection is told to end, at the limit it does.
 
+use std::ops::Range;
 use std::time::{Duration, Instant};
 
 /// The length of a frame's head (RFC 9113 4.1).
@@ -26,6 +27,8 @@ const MOST_CREDIT: u32 = 256;
 
 /// An update of less than this is tiny.
 const TINY_UPDATE: u32 = 1024;
+/// An update of a stream that is none of these is an error, or nearly: a window ends at 2^31 - 1.
+const FAIR_UPDATE: Range<u32> = 1..1 << 30;
 /// What a stream's beginning takes, in bytes of heads.
 const A_STREAM: u64 = 64;
 /// A piece of a head that others follow is small below this.
@@ -266,6 +269,10 @@ impl Meter {
                 Some(if is_small { Oddity::Continuation } else { Oddity::LongHead })
             }
             Kind::RST_STREAM => Some(Oddity::Reset),
+            // What can only have the stream reset is told before it is.
+            Kind::WINDOW_UPDATE if frame.stream != 0 && !FAIR_UPDATE.contains(&frame.first_word()) => {
+                Some(Oddity::WindowUpdate)
+            }
             Kind::WINDOW_UPDATE if frame.first_word() >= TINY_UPDATE => None,
             _ if self.pays() => None,
             Kind::PING => Some(Oddity::Ping),

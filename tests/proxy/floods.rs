@@ -82,10 +82,22 @@ fn resets_that_the_proxy_is_brought_to_count_as_the_clients() {
     let reason = Frames::connect(proxy.address).flood(|n| {
         let stream = 2 * n + 1;
         let request = frame(HEADERS, END_HEADERS, stream, &block(&POST));
-        [request, frame(WINDOW_UPDATE, 0, stream, &[0x7f, 0xff, 0xff, 0xff])].concat()
+        // Each is one that a client may send; together they are more than a window can be.
+        [request, frame(WINDOW_UPDATE, 0, stream, &[0x3f, 0xff, 0xff, 0xff]).repeat(3)].concat()
     });
     assert_eq!(reason, Some(ENHANCE_YOUR_CALM));
     assert!(odd(&proxy, "made_reset") > 0.0);
+    // Some can be seen for what they are before anything is reset.
+    let before = odd(&proxy, "made_reset");
+    let reason = Frames::connect(proxy.address).flood(|n| {
+        let pair = |stream| {
+            let request = frame(HEADERS, END_HEADERS, stream, &block(&POST));
+            [request, frame(WINDOW_UPDATE, 0, stream, &[0x7f, 0xff, 0xff, 0xff])].concat()
+        };
+        (0..500).flat_map(|index| pair(2 * (500 * n + index) + 1)).collect()
+    });
+    assert_eq!(reason, Some(ENHANCE_YOUR_CALM));
+    assert!(odd(&proxy, "made_reset") < before + 200.0);
 }
 
 /// A proxy that is trusted speaks for many: what one stranger does through it costs the others nothing.

@@ -47,6 +47,16 @@ fn each_frame_is_what_it_is() {
 }
 
 #[test]
+fn an_update_that_can_only_be_wrong_is_odd_whatever_was_paid() {
+    for (stream, increment, is_odd) in
+        [(1, 0u32, true), (1, 1 << 30, true), (1, (1 << 31) - 1, true), (1, 65_535, false), (0, (1 << 31) - 1, false)]
+    {
+        let found = odd(&mut Meter::new(0, 0, 200), &frame(Kind::WINDOW_UPDATE, 0, stream, &increment.to_be_bytes()));
+        assert_eq!(!found.is_empty(), is_odd, "{stream} {increment}");
+    }
+}
+
+#[test]
 fn half_of_the_limit_warns_and_the_limit_ends_it() {
     let mut meter = strict();
     let reset = frame(Kind::RST_STREAM, 0, 1, &[0, 0, 0, 8]);
