@@ -25,6 +25,7 @@ mod tunnel;
 mod upgrade;
 mod watch_file;
 mod watch_secrets;
+mod websocket;
 mod wire;
 mod worker;
 
