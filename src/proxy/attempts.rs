@@ -6,7 +6,7 @@
 
 use super::exchange::BodyFault;
 use super::forward::{seconds_since_1970, session_node_gone};
-use super::gather;
+use super::small_body;
 use super::upstream::{Answered, Issue, Journey};
 use crate::config::Protocol;
 use crate::http::problem::Problem;
@@ -62,7 +62,7 @@ impl Journey {
         let mut tried = Tried::new();
         // The first attempt begins with the exchange, where nothing was waited for: one look at the clock is enough
         // for both.
-        let mut started = if self.gather().await? { Instant::now() } else { self.began() };
+        let mut started = if self.wait_for_small_body().await? { Instant::now() } else { self.began() };
         // Nobody overtakes those who wait.
         let picked = match pool.group.queue.waiting() {
             0 => pool.pick(&self.choice.wanted, &tried, started),
@@ -130,9 +130,9 @@ impl Journey {
     }
 
     /// Awaits the body where it is small. Gives whether there was one.
-    async fn gather(&mut self) -> Result<bool, Problem> {
+    async fn wait_for_small_body(&mut self) -> Result<bool, Problem> {
         let (limit, until) = (self.held_body, self.until());
-        let Some(request) = self.request.as_mut().filter(|request| gather::is_small(request.body(), limit)) else {
+        let Some(request) = self.request.as_mut().filter(|request| small_body::is_small(request.body(), limit)) else {
             return Ok(false);
         };
         // One that the node has to ask for is waited for by the node. Where much is held already bodies stream: slow
@@ -142,12 +142,12 @@ impl Journey {
         }
         let share = self.engine.budget.nothing();
         let body = std::mem::replace(request.body_mut(), Outgoing::Empty);
-        let gathering = Box::pin(gather::gather(body, share));
-        let gathered = match until {
-            Some(until) => tokio::time::timeout_at(until.into(), gathering).await,
-            None => Ok(gathering.await),
+        let waiting = Box::pin(small_body::wait_for(body, share));
+        let awaited = match until {
+            Some(until) => tokio::time::timeout_at(until.into(), waiting).await,
+            None => Ok(waiting.await),
         };
-        match gathered {
+        match awaited {
             Ok(Ok(body)) => *request.body_mut() = body,
             Ok(Err(_)) => return Err(self.failed(Failure::RequestBody)),
             Err(_) => {

@@ -15,7 +15,6 @@ mod engine;
 mod exchange;
 mod filling;
 mod forward;
-mod gather;
 mod hash_key;
 mod idempotent;
 mod pace;
@@ -23,6 +22,7 @@ mod rate_limit;
 mod request;
 mod route;
 mod serving;
+mod small_body;
 mod snapshot;
 mod upstream;
 

@@ -10,7 +10,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 /// What is here of a body, and the rest of it.
-struct Gathered {
+struct Awaited {
     first: Option<Bytes>,
     /// For what is here.
     _share: Share,
@@ -23,7 +23,7 @@ pub(super) fn is_small(body: &Outgoing, limit: u64) -> bool {
 }
 
 /// Waits until a small body is here, or as much of it as the share may hold; what is left of it streams.
-pub(super) async fn gather(mut body: Outgoing, mut share: Share) -> Result<Outgoing, BodyError> {
+pub(super) async fn wait_for(mut body: Outgoing, mut share: Share) -> Result<Outgoing, BodyError> {
     let length = body.size_hint().exact().unwrap_or_default();
     let mut here = Vec::new();
     let mut first = None;
@@ -43,10 +43,10 @@ pub(super) async fn gather(mut body: Outgoing, mut share: Share) -> Result<Outgo
         }
     }
     let first = first.or_else(|| (!here.is_empty()).then(|| Bytes::from(here)));
-    Ok(Outgoing::Stream(Box::pin(Gathered { first, _share: share, rest: body })))
+    Ok(Outgoing::Stream(Box::pin(Awaited { first, _share: share, rest: body })))
 }
 
-impl Body for Gathered {
+impl Body for Awaited {
     type Data = Bytes;
     type Error = BodyError;
 
@@ -111,10 +111,10 @@ mod tests {
             let budget = Budget::new(limit);
             let body = stream(pieces);
             assert!(is_small(&body, 100) && !is_small(&body, 2));
-            let gathered = gather(body, budget.nothing()).await.unwrap();
+            let awaited = wait_for(body, budget.nothing()).await.unwrap();
             let whole: String = pieces.concat();
-            assert_eq!(gathered.size_hint().exact(), Some(whole.len() as u64));
-            assert_eq!(gathered.collect().await.unwrap().to_bytes(), whole);
+            assert_eq!(awaited.size_hint().exact(), Some(whole.len() as u64));
+            assert_eq!(awaited.collect().await.unwrap().to_bytes(), whole);
             assert_eq!(budget.held(), 0);
         }
         let full = Full::new(Bytes::new()).map_err(|never| match never {});
