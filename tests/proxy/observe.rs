@@ -177,6 +177,13 @@ fn the_admin_listener_refuses_strangers() {
     assert_eq!(status(&format!("host: localhost\r\norigin: https://evil.example\r\n{good}")), 403);
     assert_eq!(proxy.admin_get("/readyz").status, 200);
     assert_eq!(proxy.admin_get("/metrics").status, 401);
+    // The token stands nowhere but in its file.
+    for path in ["/api/config", "/api/status", "/metrics"] {
+        let request = format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n{good}\r\n");
+        let told = Client::connect(proxy.admin).request(request);
+        assert!(told.status == 200 && !told.text().contains("correct-horse"), "{told:?}");
+    }
+    assert!(!proxy.log().contains("correct-horse"));
 }
 
 #[test]

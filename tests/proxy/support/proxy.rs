@@ -182,6 +182,17 @@ impl Proxy {
         self.successor = Some(now);
     }
 
+    /// The processes that were started with this proxy's file.
+    fn all_processes(&self) -> Vec<u32> {
+        let file = self.folder.path().display().to_string();
+        let is_ours = |pid: &u32| {
+            let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            String::from_utf8_lossy(&line).contains(&file)
+        };
+        let entries = std::fs::read_dir("/proc").unwrap().flatten();
+        entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).filter(is_ours).collect()
+    }
+
     /// Whether a process is no more.
     pub fn process_ended(&mut self, pid: u32) -> bool {
         let _ = self.child.try_wait();
@@ -221,7 +232,10 @@ impl Proxy {
 
 impl Drop for Proxy {
     fn drop(&mut self) {
-        if let Some(pid) = self.successor {
+        // A test that fails in the middle of an upgrade does not know who has taken over: but its file is its own.
+        let taken_over =
+            if std::thread::panicking() { self.all_processes() } else { self.successor.into_iter().collect() };
+        for pid in taken_over {
             let _ = Command::new("kill").args(["-9", &pid.to_string()]).status();
         }
         let _ = self.child.kill();
