@@ -12,6 +12,7 @@ use crate::http::fields::{self, is_hop_by_hop};
 use crate::http::target::{normalize_path, parse_authority};
 use crate::proxy::affinity::{Affinity, Session};
 use crate::proxy::{Bounds, Form, Query, Table};
+use crate::server::interleavings;
 use crate::server::meter::Meter;
 use crate::server::proxy_protocol::{SIGNATURE, parse_binary, parse_line};
 use http::header::{AUTHORIZATION, CONNECTION, CONTENT_LENGTH, COOKIE, HOST, RANGE, TRAILER};
@@ -370,6 +371,12 @@ pub fn frame_meter(data: &[u8]) {
     }
 }
 
+/// Steps of a client connection, in any order: the client sends, in pieces, and closes; hyper reads, writes and
+/// flushes; the connection's owner looks ahead and hands over. Every byte is read, in order, once.
+pub fn interleavings(data: &[u8]) {
+    interleavings::run(data);
+}
+
 fn frame_head(length: u8, kind: u8) -> [u8; 9] {
     [0, 0, length, kind, 0, 0, 0, 0, 0]
 }
@@ -382,7 +389,7 @@ mod tests {
 
     type Target = fn(&[u8]);
 
-    const TARGETS: [(&str, Target); 8] = [
+    const TARGETS: [(&str, Target); 9] = [
         ("request_head", request_head),
         ("field_rules", field_rules),
         ("cache_control", cache_control),
@@ -391,6 +398,7 @@ mod tests {
         ("cookie", cookie),
         ("configuration", configuration),
         ("frame_meter", frame_meter),
+        ("interleavings", interleavings),
     ];
 
     fn names(folder: &Path) -> BTreeSet<String> {

@@ -2,7 +2,7 @@
 
 mod stream;
 
-pub(crate) use stream::Stream;
+pub(crate) use stream::{Seen, Stream};
 
 use std::cell::RefCell;
 use std::io::{self, IoSlice};

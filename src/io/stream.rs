@@ -1,60 +1,178 @@
-//! A connection beneath HTTP, of a client or to a node: a bare socket, or TLS over one.
+//! A connection beneath HTTP, of a client or to a node: a TCP socket, or TLS over one.
+//!
+//! A connection can be looked at before it is read: to learn whether the peer has left, or which
+//! protocol it speaks. TLS shows nothing without a read, so the bytes that a look takes off the
+//! transport wait inside the [`Stream`], in front of everything that follows. They are appended,
+//! never replaced, and no other place holds bytes of the peer: whoever is handed the `Stream` reads
+//! every byte that the peer has sent, in order, once.
 
 use super::poll_write_gathered;
-use bytes::Bytes;
+use bytes::{Buf, BytesMut};
 use std::future::poll_fn;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsStream;
 
-/// What is read at once where it is only looked whether anything comes.
+/// The most that one look takes off a TLS connection.
 const LOOK: usize = 2048;
 
-/// A connection.
-pub(crate) enum Stream {
+/// A connection to a peer.
+pub(crate) struct Stream {
+    transport: Transport,
+    /// Bytes of the peer that were taken off the transport and that no read has returned yet.
+    unread: BytesMut,
+    /// A peek has seen bytes in the socket that no read has taken since.
+    peeked: bool,
+}
+
+enum Transport {
     Tcp(TcpStream),
     Tls(Box<TlsStream<TcpStream>>),
 }
 
+/// What a look at a connection has found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Seen {
+    /// The next read returns bytes.
+    Bytes,
+    /// The peer has closed or reset the connection, and everything that it sent before was read.
+    End,
+}
+
 impl Stream {
+    pub(crate) fn tcp(socket: TcpStream) -> Stream {
+        Stream { transport: Transport::Tcp(socket), unread: BytesMut::new(), peeked: false }
+    }
+
+    pub(crate) fn tls(session: impl Into<TlsStream<TcpStream>>) -> Stream {
+        Stream { transport: Transport::Tls(Box::new(session.into())), unread: BytesMut::new(), peeked: false }
+    }
+
     pub(crate) fn socket(&self) -> &TcpStream {
-        match self {
-            Stream::Tcp(stream) => stream,
-            Stream::Tls(stream) => stream.get_ref().0,
+        match &self.transport {
+            Transport::Tcp(socket) => socket,
+            Transport::Tls(session) => session.get_ref().0,
         }
+    }
+
+    pub(crate) fn is_tls(&self) -> bool {
+        matches!(self.transport, Transport::Tls(_))
     }
 
     /// The protocol that a TLS handshake has settled.
     pub(crate) fn alpn_protocol(&self) -> Option<&[u8]> {
-        match self {
-            Stream::Tcp(_) => None,
-            Stream::Tls(stream) => stream.get_ref().1.alpn_protocol(),
+        match &self.transport {
+            Transport::Tcp(_) => None,
+            Transport::Tls(session) => session.get_ref().1.alpn_protocol(),
         }
     }
 
-    /// Waits for the first bytes of a request without holding a buffer for them. Gives those that had
-    /// to be read for it, or nothing where the connection has ended.
+    /// Returns the bare socket; `None` for TLS, and where bytes have been taken off it, which would be lost.
+    pub(crate) fn into_socket(self) -> Option<TcpStream> {
+        match self.transport {
+            Transport::Tcp(socket) if self.unread.is_empty() => Some(socket),
+            _ => None,
+        }
+    }
+
+    /// Whether bytes that were taken off the transport wait for a read.
+    pub(crate) fn has_unread(&self) -> bool {
+        !self.unread.is_empty()
+    }
+
+    /// Puts back bytes that a reader has taken and not used: the next read returns them first.
+    pub(crate) fn unread(&mut self, bytes: &[u8]) {
+        if bytes.is_empty() {
+            return;
+        }
+        let mut unread = BytesMut::with_capacity(bytes.len() + self.unread.len());
+        unread.extend_from_slice(bytes);
+        unread.extend_from_slice(&self.unread);
+        self.unread = unread;
+    }
+
+    /// Waits until the next read would return bytes; `false` where the peer has ended the connection.
     ///
-    /// It looks, for the reactor may call a socket readable that is not, and hyper would take its
-    /// buffers for nothing.
-    pub(crate) async fn first_bytes(&mut self) -> Option<Bytes> {
-        match self {
-            Stream::Tcp(stream) => matches!(stream.peek(&mut [0]).await, Ok(1..)).then(Bytes::new),
-            Stream::Tls(_) => poll_fn(|cx| self.poll_look(cx)).await,
-        }
+    /// No buffer is held while it waits. The reactor may call a socket readable that is not, which
+    /// would cost hyper's buffers for nothing; this tells the two apart.
+    pub(crate) async fn readable(&mut self) -> bool {
+        poll_fn(|cx| self.poll_peek(cx)).await == Seen::Bytes
     }
 
-    /// Reads what is there; nothing where the connection has ended.
-    pub(crate) fn poll_look(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
+    /// Waits until the peer's bytes either begin with these or cannot any more, and returns which. Takes no byte
+    /// from the next read. An end or an error before that is a `false`.
+    pub(crate) async fn begins_with(&mut self, expected: &[u8]) -> bool {
+        if let Transport::Tcp(socket) = &self.transport
+            && self.unread.is_empty()
+        {
+            let mut seen = [0; 32];
+            let room = expected.len().min(seen.len());
+            if let Ok(length) = socket.peek(&mut seen[..room]).await {
+                if seen[..length] != expected[..length] {
+                    return false;
+                }
+                if length == expected.len() {
+                    return true;
+                }
+            }
+        }
+        // The peer begins piece by piece, as few do.
+        while self.unread.len() < expected.len() && expected.starts_with(&self.unread) {
+            if !matches!(poll_fn(|cx| self.poll_fill(cx)).await, Ok(1..)) {
+                return false;
+            }
+        }
+        self.unread.starts_with(expected)
+    }
+
+    /// Looks whether the next read would return bytes or the end.
+    pub(crate) fn poll_peek(&mut self, cx: &mut Context<'_>) -> Poll<Seen> {
+        if self.has_unread() || self.peeked {
+            return Poll::Ready(Seen::Bytes);
+        }
+        let seen = match &self.transport {
+            Transport::Tcp(socket) => {
+                let seen = ready!(socket.poll_peek(cx, &mut ReadBuf::new(&mut [0])));
+                self.peeked = matches!(seen, Ok(1..));
+                seen
+            }
+            Transport::Tls(_) => ready!(self.poll_fill(cx)),
+        };
+        Poll::Ready(if matches!(seen, Ok(1..)) { Seen::Bytes } else { Seen::End })
+    }
+
+    /// Looks for what has arrived since the last read or look: pending also while bytes wait for a read, for then
+    /// an end could not be told from what stands before it. Costs no system call where nothing has arrived.
+    pub(crate) fn poll_arrival(&mut self, cx: &mut Context<'_>) -> Poll<Seen> {
+        let waits = self.has_unread() || self.peeked;
+        if waits || (self.is_tls() && self.socket().poll_read_ready(cx).is_pending()) {
+            return Poll::Pending;
+        }
+        self.poll_peek(cx)
+    }
+
+    /// Takes bytes off the transport and appends them to those that wait; returns how many, 0 at the end.
+    fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         let mut bytes = [0; LOOK];
         let mut buffer = ReadBuf::new(&mut bytes);
-        Pin::new(self).poll_read(cx, &mut buffer).map(|result| match result {
-            Ok(()) if !buffer.filled().is_empty() => Some(Bytes::copy_from_slice(buffer.filled())),
-            _ => None,
-        })
+        ready!(self.poll_transport(cx, &mut buffer))?;
+        self.unread.extend_from_slice(buffer.filled());
+        Poll::Ready(Ok(buffer.filled().len()))
+    }
+
+    /// Reads from the transport, past the bytes that wait.
+    fn poll_transport(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let result = match &mut self.transport {
+            Transport::Tcp(socket) => Pin::new(socket).poll_read(cx, buf),
+            Transport::Tls(session) => Pin::new(session).poll_read(cx, buf),
+        };
+        if result.is_ready() {
+            self.peeked = false;
+        }
+        result
     }
 
     /// Has the end of the connection be a reset.
@@ -66,18 +184,26 @@ impl Stream {
 
 impl AsyncRead for Stream {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Stream::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
-            Stream::Tls(stream) => Pin::new(stream).poll_read(cx, buf),
+        let this = self.get_mut();
+        if this.has_unread() {
+            let length = this.unread.len().min(buf.remaining());
+            buf.put_slice(&this.unread[..length]);
+            this.unread.advance(length);
+            if this.unread.is_empty() {
+                // An idle connection holds no buffer.
+                this.unread = BytesMut::new();
+            }
+            return Poll::Ready(Ok(()));
         }
+        this.poll_transport(cx, buf)
     }
 }
 
 impl AsyncWrite for Stream {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Stream::Tcp(stream) => Pin::new(stream).poll_write(cx, buf),
-            Stream::Tls(stream) => Pin::new(stream).poll_write(cx, buf),
+        match &mut self.get_mut().transport {
+            Transport::Tcp(socket) => Pin::new(socket).poll_write(cx, buf),
+            Transport::Tls(session) => Pin::new(session).poll_write(cx, buf),
         }
     }
 
@@ -86,10 +212,10 @@ impl AsyncWrite for Stream {
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Stream::Tcp(stream) => poll_write_gathered(Pin::new(stream), cx, bufs),
+        match &mut self.get_mut().transport {
+            Transport::Tcp(socket) => poll_write_gathered(Pin::new(socket), cx, bufs),
             // It seals the pieces together, as far as a record goes.
-            Stream::Tls(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+            Transport::Tls(session) => Pin::new(session).poll_write_vectored(cx, bufs),
         }
     }
 
@@ -98,16 +224,16 @@ impl AsyncWrite for Stream {
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Stream::Tcp(_) => Poll::Ready(Ok(())),
-            Stream::Tls(stream) => Pin::new(stream).poll_flush(cx),
+        match &mut self.get_mut().transport {
+            Transport::Tcp(_) => Poll::Ready(Ok(())),
+            Transport::Tls(session) => Pin::new(session).poll_flush(cx),
         }
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Stream::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
-            Stream::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
+        match &mut self.get_mut().transport {
+            Transport::Tcp(socket) => Pin::new(socket).poll_shutdown(cx),
+            Transport::Tls(session) => Pin::new(session).poll_shutdown(cx),
         }
     }
 }

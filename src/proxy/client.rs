@@ -1,8 +1,9 @@
 //! What the pipeline knows of the connection that it answers on, and may ask of it.
 
 use super::exchange::Exchange;
+use crate::io;
 use crate::tls::Names;
-use crate::upstream::{InFlight, Switched};
+use crate::upstream::InFlight;
 use http::HeaderValue;
 use std::cell::{Cell, RefCell};
 use std::net::SocketAddr;
@@ -161,7 +162,7 @@ pub(crate) enum Phase {
 
 /// The node's end of a connection that was upgraded.
 pub(crate) struct Tunnel {
-    pub(crate) node: Switched,
+    pub(crate) node: io::Stream,
     pub(crate) in_flight: InFlight,
     pub(crate) exchange: Rc<Exchange>,
     /// How long nothing may move; zero for ever.

@@ -9,10 +9,9 @@ use super::tunnel;
 use super::wire::{Pulse, Wire};
 use crate::config::Limits;
 use crate::http::problem::Problem;
-use crate::io::Stream;
+use crate::io::{Seen, Stream};
 use crate::proxy::{Client, Engine, Phase};
 use crate::telemetry::metrics::Cut;
-use bytes::{Bytes, BytesMut};
 use http::StatusCode;
 use hyper::server::conn::http1::Builder;
 use hyper::service::service_fn;
@@ -91,13 +90,12 @@ pub(super) async fn serve(context: Rc<Context>, socket: TcpStream, peer: SocketA
     let limits = |context: &Context| context.engine.snapshot().config.settings.limits.clone();
     let mut deadline = Instant::now() + limits(&context).header_timeout;
     let Some((mut stream, client, _seat)) = Box::pin(greet(&context, socket, peer, deadline)).await else { return };
-    while let Some(first) = is_readable(&context, &mut stream, deadline).await {
+    while is_readable(&context, &mut stream, deadline).await {
         let limits = limits(&context);
-        let mut first = first;
-        if !client.had_request.get() && speaks_http2(&mut stream, &mut first, deadline).await {
-            return Box::pin(http2::serve(&context, stream, first, &client, &limits)).await;
+        if !client.had_request.get() && speaks_http2(&mut stream, deadline).await {
+            return Box::pin(http2::serve(&context, stream, &client, &limits)).await;
         }
-        match Box::pin(session(&context, (stream, first), &client, &limits)).await {
+        match Box::pin(session(&context, stream, &client, &limits)).await {
             Some(bare) => stream = bare,
             None => return,
         }
@@ -110,34 +108,16 @@ pub(super) async fn serve(context: Rc<Context>, socket: TcpStream, peer: SocketA
 }
 
 /// Whether a connection that has just begun speaks HTTP/2: as the handshake has settled it, or, in the clear, as
-/// it begins itself. What had to be read for that stands in `first` then.
-async fn speaks_http2(stream: &mut Stream, first: &mut Bytes, deadline: Instant) -> bool {
-    let socket = match stream {
-        Stream::Tls(_) => return stream.alpn_protocol() == Some(b"h2"),
-        Stream::Tcp(socket) => socket,
-    };
-    let mut seen = [0; http2::PREFACE.len()];
-    match socket.peek(&mut seen).await {
-        Ok(length) if seen[..length] != http2::PREFACE[..length] => return false,
-        Ok(length) if length == seen.len() => return true,
-        _ => {}
+/// it begins itself.
+async fn speaks_http2(stream: &mut Stream, deadline: Instant) -> bool {
+    if stream.is_tls() {
+        return stream.alpn_protocol() == Some(b"h2");
     }
-    // It begins piece by piece, as few do: what there is is read, until it is one or the other.
-    let mut begin = BytesMut::with_capacity(seen.len());
-    while begin.len() < seen.len() && http2::PREFACE.starts_with(&begin) {
-        let mut more = [0; http2::PREFACE.len()];
-        let room = seen.len() - begin.len();
-        match tokio::time::timeout_at(deadline.into(), socket.read(&mut more[..room])).await {
-            Ok(Ok(length @ 1..)) => begin.extend_from_slice(&more[..length]),
-            _ => break,
-        }
-    }
-    *first = begin.freeze();
-    first.len() == seen.len() && http2::PREFACE.starts_with(first)
+    tokio::time::timeout_at(deadline.into(), stream.begins_with(&http2::PREFACE)).await.unwrap_or(false)
 }
 
-/// Waits for bytes; gives those that had to be read for it. A drain shortens the wait.
-pub(super) async fn is_readable(context: &Context, stream: &mut Stream, deadline: Instant) -> Option<Bytes> {
+/// Waits for bytes; `false` where the connection ends or the deadline passes before. A drain shortens the wait.
+pub(super) async fn is_readable(context: &Context, stream: &mut Stream, deadline: Instant) -> bool {
     let mut drain = pin!(context.drain.notified());
     drain.as_mut().enable();
     let deadline = match context.leaving.get() {
@@ -146,11 +126,11 @@ pub(super) async fn is_readable(context: &Context, stream: &mut Stream, deadline
     };
     tokio::select! {
         biased;
-        first = stream.first_bytes() => return first,
-        () = tokio::time::sleep_until(deadline.into()) => return None,
+        readable = stream.readable() => return readable,
+        () = tokio::time::sleep_until(deadline.into()) => return false,
         () = drain => {}
     }
-    tokio::time::timeout(LAST_REQUEST, stream.first_bytes()).await.unwrap_or(None)
+    tokio::time::timeout(LAST_REQUEST, stream.readable()).await.unwrap_or(false)
 }
 
 /// Why hyper is done with a connection.
@@ -165,15 +145,10 @@ enum End {
 }
 
 /// Lets hyper serve the connection; gives the socket back when it has been idle.
-async fn session(
-    context: &Rc<Context>,
-    (mut stream, mut prefix): (Stream, Bytes),
-    client: &Rc<Client>,
-    limits: &Limits,
-) -> Option<Stream> {
+async fn session(context: &Rc<Context>, mut stream: Stream, client: &Rc<Client>, limits: &Limits) -> Option<Stream> {
     *client.task.borrow_mut() = Some(poll_fn(|cx| Poll::Ready(cx.waker().clone())).await);
     loop {
-        let wire = Wire::new(stream, prefix, Rc::clone(client));
+        let wire = Wire::new(stream, Rc::clone(client));
         let pulse = Rc::clone(&wire.pulse);
         let watch = wire.watch();
         let (engine, owner) = (Rc::clone(&context.engine), Rc::clone(client));
@@ -194,8 +169,12 @@ async fn session(
                     return Poll::Ready(End::Closed(result));
                 }
                 let is_waiting = client.phase.get() != Phase::Idle && client.awaits_body.get().is_none();
-                if is_waiting && watch.poll_left(cx) {
-                    return Poll::Ready(End::Abandon);
+                if is_waiting {
+                    match watch.poll_look(cx) {
+                        Poll::Ready(Seen::End) => return Poll::Ready(End::Abandon),
+                        Poll::Ready(Seen::Bytes) => continue,
+                        Poll::Pending => {}
+                    }
                 }
                 match timers(client, &pulse, limits, timer.as_mut(), cx) {
                     Poll::Pending => return Poll::Pending,
@@ -214,13 +193,12 @@ async fn session(
 
         let parts = connection.into_parts();
         drop(parts.io);
-        let (bare, ahead) = watch.into_stream()?;
-        stream = bare;
-        let unread = if ahead.is_empty() { parts.read_buf } else { [parts.read_buf, ahead].concat().into() };
+        stream = watch.into_stream()?;
+        stream.unread(&parts.read_buf);
         match end {
-            End::Park if unread.is_empty() => return Some(stream),
             // A part of a head was read together with the request before it.
-            End::Park => prefix = unread,
+            End::Park if stream.has_unread() => {}
+            End::Park => return Some(stream),
             End::HeadTimeout => {
                 context.engine.ledger.cut(Cut::Head);
                 let detail = "the request's head did not arrive in time";
@@ -231,7 +209,7 @@ async fn session(
             }
             End::Abandon => return None,
             End::Closed(result) => {
-                close(context, stream, client, &pulse, result, unread).await;
+                close(context, stream, client, &pulse, result).await;
                 return None;
             }
         }
@@ -291,17 +269,10 @@ fn next_deadline(client: &Client, pulse: &Pulse, limits: &Limits) -> Option<(Ins
 }
 
 /// Ends a connection that hyper is done with: as a tunnel, with an error answer of ours, or well.
-async fn close(
-    context: &Context,
-    mut stream: Stream,
-    client: &Client,
-    pulse: &Pulse,
-    result: hyper::Result<()>,
-    unread: Bytes,
-) {
+async fn close(context: &Context, mut stream: Stream, client: &Client, pulse: &Pulse, result: hyper::Result<()>) {
     let tunnel = client.tunnel.take();
     match (tunnel, result) {
-        (Some(tunnel), Ok(())) => tunnel::run(stream, unread, tunnel).await,
+        (Some(tunnel), Ok(())) => tunnel::run(stream, tunnel).await,
         (_, Err(error)) if pulse.held_back.get() || (client.phase.get() == Phase::Idle && error.is_parse()) => {
             context.engine.ledger.odd(Oddity::Malformed.label());
             refuse(context, stream, client, &unreadable(&error)).await;

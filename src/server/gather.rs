@@ -11,7 +11,7 @@ use super::meter::{Meter, Oddity, Verdict};
 use crate::http::budget::Share;
 use crate::io::Stream;
 use crate::proxy::{Ledger, Streams};
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Buf, BytesMut};
 use std::cell::RefCell;
 use std::io;
 use std::pin::{Pin, pin};
@@ -44,8 +44,6 @@ pub(super) struct Handle(Rc<RefCell<Inner>>);
 
 struct Inner {
     stream: Stream,
-    /// What was read before hyper asked for it.
-    ahead: Bytes,
     held: BytesMut,
     /// Since when the client takes nothing.
     blocked: Option<Instant>,
@@ -72,11 +70,10 @@ pub(super) struct Notes {
 }
 
 impl Gather {
-    pub(super) fn new(stream: Stream, ahead: Bytes, notes: Notes) -> Gather {
+    pub(super) fn new(stream: Stream, notes: Notes) -> Gather {
         let Notes { meter, streams, ledger, share } = notes;
         Gather(Rc::new(RefCell::new(Inner {
             stream,
-            ahead,
             held: BytesMut::new(),
             blocked: None,
             meter,
@@ -235,12 +232,7 @@ impl AsyncRead for Gather {
             return Poll::Pending;
         }
         let before = buf.filled().len();
-        if inner.ahead.is_empty() {
-            ready!(Pin::new(&mut inner.stream).poll_read(cx, buf))?;
-        } else {
-            let length = inner.ahead.len().min(buf.remaining());
-            buf.put_slice(&inner.ahead.split_to(length));
-        }
+        ready!(Pin::new(&mut inner.stream).poll_read(cx, buf))?;
         let heads = inner.meter.head_bytes();
         inner.came(&buf.filled()[before..]);
         let work = (buf.filled().len() - before) as u64 + WEIGHT_OF_HEADS * (inner.meter.head_bytes() - heads);

@@ -62,16 +62,18 @@ pub(super) async fn greet(
     }
     let seat = seat(context, peer)?;
     let client = |secured| Rc::new(Client::new(peer, Arc::clone(&context.name), Rc::clone(&context.leaving), secured));
-    let Some(tls) = tls else { return Some((Stream::Tcp(socket), client(None), seat)) };
-    let mut stream = Stream::Tcp(socket);
-    is_readable(context, &mut stream, deadline).await?;
-    let Stream::Tcp(socket) = stream else { return None };
+    let Some(tls) = tls else { return Some((Stream::tcp(socket), client(None), seat)) };
+    let mut stream = Stream::tcp(socket);
+    if !is_readable(context, &mut stream, deadline).await {
+        return None;
+    }
+    let socket = stream.into_socket()?;
     let mut first = [0];
     if matches!(socket.peek(&mut first).await, Ok(1)) && first[0] != HANDSHAKE {
         context.engine.ledger.handshaken(&context.name, false);
         if first[0].is_ascii_alphabetic() {
             let problem = Problem::bad_request("tls-required", "this address speaks HTTPS: ask for https:// here");
-            refuse(context, Stream::Tcp(socket), &client(None), &problem).await;
+            refuse(context, Stream::tcp(socket), &client(None), &problem).await;
         }
         return None;
     }
@@ -91,7 +93,7 @@ pub(super) async fn greet(
     let secured = secured(&tls, &stream);
     context.engine.ledger.handshaken(&context.name, secured.is_some());
     let secured = secured?;
-    Some((Stream::Tls(Box::new(stream.into())), client(Some(Rc::new(secured))), seat))
+    Some((Stream::tls(stream), client(Some(Rc::new(secured))), seat))
 }
 
 /// The connection's place among those of its address; nothing where that has as many as it may. Proxies that are

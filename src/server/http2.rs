@@ -10,7 +10,6 @@ use crate::http::forwarded::is_trusted;
 use crate::io::Stream;
 use crate::proxy::{Answering, Client, Journeying, ResponseBody, Streams};
 use crate::telemetry::metrics::Cut;
-use bytes::Bytes;
 use http::Response;
 use hyper::server::conn::http2::Builder;
 use hyper::service::service_fn;
@@ -43,19 +42,13 @@ const ASK_AGAIN: Duration = Duration::from_millis(20);
 /// How long a connection may take to end that was told to and has no stream left.
 const GRACE: Duration = Duration::from_secs(5);
 
-/// Serves a connection until it ends. `first` is what was read of it already.
-pub(super) async fn serve(
-    context: &Rc<connection::Context>,
-    stream: Stream,
-    first: Bytes,
-    client: &Rc<Client>,
-    limits: &Limits,
-) {
+/// Serves a connection until it ends.
+pub(super) async fn serve(context: &Rc<connection::Context>, stream: Stream, client: &Rc<Client>, limits: &Limits) {
     let streams: Rc<Streams> = Rc::default();
     let share = context.engine.budget.nothing();
     let ledger = Rc::clone(&context.engine.ledger);
     let meter = Meter::new(PREFACE.len(), CONNECTION_WINDOW - FIRST_WINDOW, oddities(context, client, limits));
-    let wire = Gather::new(stream, first, Notes { meter, streams: Rc::clone(&streams), ledger, share });
+    let wire = Gather::new(stream, Notes { meter, streams: Rc::clone(&streams), ledger, share });
     let out = wire.handle();
     let tasks = Tasks::default();
     let service = {

@@ -8,6 +8,8 @@ mod greeting;
 mod handover;
 mod http2;
 mod inherited;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod interleavings;
 mod listen;
 mod listeners;
 pub(crate) mod meter;

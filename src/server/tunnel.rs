@@ -1,7 +1,6 @@
 //! A connection after its 101: bytes both ways until both sides have ended or nothing moves.
 
 use crate::proxy::Tunnel;
-use bytes::Bytes;
 use std::cell::Cell;
 use std::io;
 use std::rc::Rc;
@@ -10,15 +9,14 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 const BUFFER: usize = 16 << 10;
 
-/// Carries bytes between the client and the node. `unread` is what the client sent behind its
-/// request, before it could know of the 101.
-pub(super) async fn run(client: impl AsyncRead + AsyncWrite, unread: Bytes, tunnel: Tunnel) {
+/// Carries bytes between the client and the node, until the tunnel ends.
+pub(super) async fn run(client: impl AsyncRead + AsyncWrite, tunnel: Tunnel) {
     let Tunnel { node, in_flight: _in_flight, exchange, idle } = tunnel;
     let moved = Rc::new(Cell::new(Instant::now()));
     let (client_read, client_write) = tokio::io::split(client);
-    let (node_read, node_write) = tokio::io::split(node.stream);
-    let up = carry(unread, client_read, node_write, &moved, &exchange.request_bytes);
-    let down = carry(node.read, node_read, client_write, &moved, &exchange.response_bytes);
+    let (node_read, node_write) = tokio::io::split(node);
+    let up = carry(client_read, node_write, &moved, &exchange.request_bytes);
+    let down = carry(node_read, client_write, &moved, &exchange.response_bytes);
     // A side that fails takes the other one with it: there is nobody left to talk to.
     let both = async {
         let up = async { up.await.map_err(|_| "client") };
@@ -34,18 +32,11 @@ pub(super) async fn run(client: impl AsyncRead + AsyncWrite, unread: Bytes, tunn
 
 /// One direction, to its end; then the other side is told.
 async fn carry(
-    first: Bytes,
     mut from: impl AsyncRead + Unpin,
     mut to: impl AsyncWrite + Unpin,
     moved: &Cell<Instant>,
     count: &Cell<u64>,
 ) -> io::Result<()> {
-    if !first.is_empty() {
-        to.write_all(&first).await?;
-        to.flush().await?;
-        count.set(count.get() + first.len() as u64);
-    }
-    drop(first);
     let mut buffer = vec![0; BUFFER];
     loop {
         let length = from.read(&mut buffer).await?;

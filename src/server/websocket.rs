@@ -4,7 +4,6 @@ use super::tunnel;
 use crate::proxy::{Answering, Client, Journeying, ResponseBody};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
-use bytes::Bytes;
 use http::header::{CONNECTION, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, UPGRADE};
 use http::{HeaderValue, Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
@@ -83,7 +82,7 @@ pub(super) async fn switch(
         tokio::task::spawn_local(async move {
             // A client that has gone meanwhile has no use for it.
             if let Ok(upgraded) = upgrade.await {
-                tunnel::run(Counted { io: TokioIo::new(upgraded), stream }, Bytes::new(), tunnel).await;
+                tunnel::run(Counted { io: TokioIo::new(upgraded), stream }, tunnel).await;
             }
         });
     } else if response.status().is_success() {

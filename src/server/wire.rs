@@ -4,23 +4,19 @@
 //! final one; and holds back the bare error answers that hyper writes when it cannot read a head,
 //! so that the connection can give its own.
 
-use crate::io::Stream;
+use crate::io::{Seen, Stream};
 use crate::proxy::{Client, Phase};
-use bytes::Bytes;
-use rustix::net::{RecvFlags, recv};
 use std::cell::{Cell, RefCell};
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 use std::time::Instant;
-use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// A client's socket as hyper sees it.
 pub(super) struct Wire {
     stream: Rc<RefCell<Stream>>,
-    /// What was read before hyper asked for it.
-    ahead: Rc<RefCell<Bytes>>,
     client: Rc<Client>,
     pub(super) pulse: Rc<Pulse>,
 }
@@ -37,8 +33,6 @@ pub(super) struct Pulse {
     pub(super) held_back: Cell<bool>,
     /// The client closed its side.
     pub(super) ended: Cell<bool>,
-    /// More of the client's bytes have arrived while its request is being answered.
-    pipelined: Cell<bool>,
 }
 
 impl Pulse {
@@ -46,7 +40,6 @@ impl Pulse {
     fn read(&self, has_bytes: bool) {
         let now = Instant::now();
         self.last_read.set(now);
-        self.pipelined.set(false);
         if has_bytes && self.head_began.get().is_none() {
             self.head_began.set(Some(now));
         }
@@ -54,9 +47,9 @@ impl Pulse {
 }
 
 impl Wire {
-    pub(super) fn new(stream: Stream, prefix: Bytes, client: Rc<Client>) -> Wire {
+    pub(super) fn new(stream: Stream, client: Rc<Client>) -> Wire {
         let now = Instant::now();
-        let began = (!prefix.is_empty()).then_some(now);
+        let began = stream.has_unread().then_some(now);
         let pulse = Rc::new(Pulse {
             last_read: Cell::new(now),
             last_write: Cell::new(now),
@@ -64,14 +57,13 @@ impl Wire {
             head_began: Cell::new(began),
             held_back: Cell::new(false),
             ended: Cell::new(false),
-            pipelined: Cell::new(false),
         });
-        Wire { stream: Rc::new(RefCell::new(stream)), ahead: Rc::new(RefCell::new(prefix)), client, pulse }
+        Wire { stream: Rc::new(RefCell::new(stream)), client, pulse }
     }
 
     /// A second handle on the socket, to watch it while hyper has the wire.
     pub(super) fn watch(&self) -> Watch {
-        Watch { stream: Rc::clone(&self.stream), ahead: Rc::clone(&self.ahead), pulse: Rc::clone(&self.pulse) }
+        Watch { stream: Rc::clone(&self.stream), pulse: Rc::clone(&self.pulse) }
     }
 
     /// Sends the interim answers that wait.
@@ -116,80 +108,33 @@ impl Wire {
     }
 }
 
-/// Looks at the socket for a client that leaves while it waits for its answer. hyper would look by
+/// Looks at the connection for a client that leaves while it waits for its answer. hyper would look by
 /// reading, for which it takes a new buffer each time.
 pub(super) struct Watch {
     stream: Rc<RefCell<Stream>>,
-    ahead: Rc<RefCell<Bytes>>,
     pulse: Rc<Pulse>,
 }
 
 impl Watch {
-    /// Whether the client has closed or reset the connection. Costs a system call only when
-    /// something has arrived.
-    pub(super) fn poll_left(&self, cx: &mut Context<'_>) -> bool {
-        if self.pulse.pipelined.get() {
-            return false;
+    /// Looks whether the client has closed or reset the connection ([`Seen::End`]). Where bytes have arrived, hyper
+    /// has to be polled once more: it may wait for them, and the look may have taken the wake-up. A client whose
+    /// bytes wait for hyper has not left, as far as can be told.
+    pub(super) fn poll_look(&self, cx: &mut Context<'_>) -> Poll<Seen> {
+        let seen = self.stream.borrow_mut().poll_arrival(cx);
+        if seen == Poll::Ready(Seen::End) {
+            self.pulse.ended.set(true);
         }
-        let mut stream = self.stream.borrow_mut();
-        let stream = match &mut *stream {
-            Stream::Tcp(stream) => &*stream,
-            stream @ Stream::Tls(_) if stream.socket().poll_read_ready(cx).is_pending() => return false,
-            // What TLS holds cannot be looked at without reading it.
-            stream @ Stream::Tls(_) => match stream.poll_look(cx) {
-                Poll::Pending => return false,
-                Poll::Ready(Some(bytes)) => {
-                    *self.ahead.borrow_mut() = bytes;
-                    self.pulse.pipelined.set(true);
-                    return false;
-                }
-                Poll::Ready(None) => {
-                    self.pulse.ended.set(true);
-                    return true;
-                }
-            },
-        };
-        if stream.poll_read_ready(cx).is_pending() {
-            return false;
-        }
-        // Looked at inside `try_io`, which takes the readiness back where there is nothing.
-        let seen = stream
-            .try_io(Interest::READABLE, || Ok(recv(stream, &mut [0u8; 1], RecvFlags::PEEK | RecvFlags::DONTWAIT)?));
-        match seen {
-            // What the next request is made of waits for its turn.
-            Ok((1.., _)) => {
-                self.pulse.pipelined.set(true);
-                false
-            }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                if stream.poll_read_ready(cx).is_ready() {
-                    cx.waker().wake_by_ref();
-                }
-                false
-            }
-            Ok((0, _)) | Err(_) => {
-                self.pulse.ended.set(true);
-                true
-            }
-        }
+        seen
     }
 
-    /// The connection, once hyper has let go of the wire, and what was read ahead.
-    pub(super) fn into_stream(self) -> Option<(Stream, Bytes)> {
-        Some((Rc::into_inner(self.stream)?.into_inner(), self.ahead.take()))
+    /// Returns the connection, once hyper has let go of the wire.
+    pub(super) fn into_stream(self) -> Option<Stream> {
+        Some(Rc::into_inner(self.stream)?.into_inner())
     }
 }
 
 impl AsyncRead for Wire {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let mut ahead = self.ahead.borrow_mut();
-        if !ahead.is_empty() {
-            let length = ahead.len().min(buf.remaining());
-            buf.put_slice(&ahead.split_to(length));
-            self.pulse.read(self.pulse.pipelined.get());
-            return Poll::Ready(Ok(()));
-        }
-        drop(ahead);
         let before = buf.filled().len();
         let result = Pin::new(&mut *self.stream.borrow_mut()).poll_read(cx, buf);
         if result.is_ready() {
@@ -226,7 +171,6 @@ impl AsyncWrite for Wire {
         ready!(flushed)?;
         if self.client.phase.get() == Phase::Ending {
             self.client.phase.set(Phase::Idle);
-            self.pulse.pipelined.set(false);
             self.pulse.head_began.set(None);
         }
         Poll::Ready(Ok(()))

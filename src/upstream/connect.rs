@@ -48,10 +48,10 @@ impl Target {
         })?;
         // Without it a small body behind its head may wait for an acknowledgement.
         let _ = socket.set_nodelay(true);
-        let Some((tls, name)) = &self.tls else { return Ok(Stream::Tcp(socket)) };
+        let Some((tls, name)) = &self.tls else { return Ok(Stream::tcp(socket)) };
         let shaken = TlsConnector::from(Arc::clone(&tls.config)).connect(name.clone(), socket).await;
         match shaken {
-            Ok(stream) => Ok(Stream::Tls(Box::new(stream.into()))),
+            Ok(stream) => Ok(Stream::tls(stream)),
             Err(error) => Err((failure_of(&error), error.to_string())),
         }
     }

@@ -8,7 +8,7 @@ use super::Outgoing;
 use super::connect::Target;
 use super::link::{Outcome, Patience};
 use super::node::NodeRuntime;
-use crate::io::{OnThisThread, Stream};
+use crate::io::OnThisThread;
 use http::header::{CONNECTION, HOST, TRANSFER_ENCODING};
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderValue, Request, Uri, Version};
@@ -121,7 +121,7 @@ impl SharedLinks {
         let _connecting = Connecting { links: self, serial: node.serial, told };
         let connecting = async {
             let stream = target.connect().await.map_err(|(failure, _)| failure)?;
-            if matches!(stream, Stream::Tls(_)) && stream.alpn_protocol() != Some(b"h2") {
+            if stream.is_tls() && stream.alpn_protocol() != Some(b"h2") {
                 return Err(Failure::TlsProtocol);
             }
             let mut builder = Builder::new(OnThisThread);

@@ -9,7 +9,6 @@ use super::connect::Target;
 use super::interim::{Interim, Scanner};
 use super::{Failure, Outgoing};
 use crate::io::Stream;
-use bytes::Bytes;
 use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper::client::conn::http1::{Builder, Connection, SendRequest};
@@ -37,12 +36,6 @@ pub(crate) enum Outcome {
     SentNoAnswer(Failure),
     /// The answer's head is here; its body comes over the link.
     Answer(Response<Incoming>),
-}
-
-/// A connection that has become a tunnel: the node's socket and what it has already said on it.
-pub(crate) struct Switched {
-    pub(crate) stream: Stream,
-    pub(crate) read: Bytes,
 }
 
 /// What an attempt may take.
@@ -183,21 +176,11 @@ impl Link {
     /// Whether nothing has arrived on an idle link: no end, no error, no byte that nobody asked for.
     ///
     /// What the reactor has not heard of by now came after the request that wants the link; only
-    /// where it has heard of something, or does not know, is the kernel asked.
+    /// where it has heard of something, or does not know, is the kernel asked. What TLS says to itself,
+    /// a session ticket for one, is no answer.
     pub(super) fn is_quiet(&self) -> bool {
-        use rustix::io::Errno;
-        use rustix::net::{RecvFlags, recv};
-        let mut stream = self.socket.stream.borrow_mut();
         let mut cx = Context::from_waker(Waker::noop());
-        let stream = match &mut *stream {
-            Stream::Tcp(stream) => &*stream,
-            // What TLS says to itself, a session ticket for one, is no answer.
-            stream @ Stream::Tls(_) => return stream.poll_look(&mut cx).is_pending(),
-        };
-        if stream.poll_read_ready(&mut cx).is_pending() {
-            return true;
-        }
-        matches!(recv(stream, &mut [0u8; 1], RecvFlags::PEEK | RecvFlags::DONTWAIT), Err(Errno::AGAIN))
+        self.socket.stream.borrow_mut().poll_peek(&mut cx).is_pending()
     }
 
     /// How many bytes the kernel has taken, over all requests.
@@ -217,7 +200,7 @@ impl Link {
     }
 
     /// Takes the socket out of a link whose node has answered 101.
-    pub(crate) async fn into_switched(mut self: Box<Self>) -> Option<Switched> {
+    pub(crate) async fn into_switched(mut self: Box<Self>) -> Option<Stream> {
         poll_fn(|cx| {
             self.drive(cx);
             if self.closed { Poll::Ready(()) } else { Poll::Pending }
@@ -227,8 +210,9 @@ impl Link {
         drop(sender);
         let parts = connection?.into_parts();
         drop(parts.io);
-        let socket = Rc::into_inner(socket)?;
-        Some(Switched { stream: socket.stream.into_inner(), read: parts.read_buf })
+        let mut stream = Rc::into_inner(socket)?.stream.into_inner();
+        stream.unread(&parts.read_buf);
+        Some(stream)
     }
 }
 

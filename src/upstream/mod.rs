@@ -38,7 +38,7 @@ pub(crate) use held::Held;
 pub(crate) use http2::SharedLinks;
 pub(crate) use idle::IdleLinks;
 pub(crate) use interim::Interim;
-pub(crate) use link::{Link, Outcome, Patience, Switched};
+pub(crate) use link::{Link, Outcome, Patience};
 pub(crate) use node::InFlight;
 pub(crate) use pick::Nobody;
 pub(crate) use pool::{BadPool, Earlier, Node, Picked, Pool, Tried, ring_of};

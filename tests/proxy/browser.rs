@@ -93,13 +93,8 @@ fn websockets_open_over_both_versions() {
     }
     let (authority, node) = (Authority::new(), site());
     let pair = authority.issue("edge", &["localhost"]);
-    let proxy = Proxy::start_whole(&format!(
-        "listeners:\n  - {{ name: https, address: \"127.0.0.1:0\", tls: {{ certificates: [{}] }} }}\n  - {{ name: http, address: \"127.0.0.1:0\" }}\nadmin: {{ address: \"127.0.0.1:0\" }}\n{}",
-        pair.setting(),
-        Proxy::pool(&[node.address], "")
-    ));
-    let clear: std::net::SocketAddr =
-        proxy.admin_get("/api/status").json()["listeners"][1]["address"].as_str().unwrap().parse().unwrap();
+    let proxy = Proxy::start_both(&pair, &Proxy::pool(&[node.address], ""));
+    let clear = proxy.address_of("http");
     let urls = [
         (format!("http://localhost:{}/", clear.port()), "HTTP/1.1"),
         (format!("https://localhost:{}/", proxy.address.port()), "HTTP/2.0"),

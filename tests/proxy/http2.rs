@@ -275,12 +275,9 @@ fn curl_and_h2load_agree() {
     }
     let (authority, node) = (Authority::new(), Node::echo());
     let pair = authority.issue("edge", &["edge.example"]);
-    let proxy = Proxy::start_whole(&format!(
-        "listeners:\n  - {{ name: https, address: \"127.0.0.1:0\", tls: {{ certificates: [{}] }} }}\n  - {{ name: http, address: \"127.0.0.1:0\" }}\nadmin: {{ address: \"127.0.0.1:0\" }}\naccess_log: {{ format: \"off\" }}\n{}",
-        pair.setting(),
-        Proxy::pool(&[node.address], "")
-    ));
-    let clear = proxy.admin_get("/api/status").json()["listeners"][1]["address"].as_str().unwrap().to_owned();
+    let rest = format!("access_log: {{ format: \"off\" }}\n{}", Proxy::pool(&[node.address], ""));
+    let proxy = Proxy::start_both(&pair, &rest);
+    let clear = proxy.address_of("http");
     let port = proxy.address.port();
     let secure = format!("https://edge.example:{port}/from-curl");
     for (version, url, protocol) in [

@@ -21,6 +21,7 @@ mod malformed;
 mod model;
 mod nodes;
 mod observe;
+mod pipelining;
 mod pools;
 mod proxy_protocol;
 mod rate_limit;

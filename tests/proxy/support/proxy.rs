@@ -1,5 +1,6 @@
 use super::client::{Answer, Client};
 use super::eventually;
+use super::tls::Pair;
 use std::io::{BufRead, BufReader, Read};
 use std::net::SocketAddr;
 use std::path::Path;
@@ -48,6 +49,26 @@ impl Proxy {
 
     pub fn start_whole(text: &str) -> Proxy {
         Proxy::start_as(Path::new(env!("CARGO_BIN_EXE_ringway")), text, |_| ())
+    }
+
+    /// A proxy with a listener `https` and one in the clear, `http`. The text gives the rest of the configuration.
+    pub fn start_both(pair: &Pair, rest: &str) -> Proxy {
+        Proxy::start_whole(&format!(
+            "listeners:\n  - {{ name: https, address: \"127.0.0.1:0\", tls: {{ certificates: [{}] }} }}\n  - {{ name: http, address: \"127.0.0.1:0\" }}\nadmin: {{ address: \"127.0.0.1:0\" }}\n{rest}",
+            pair.setting()
+        ))
+    }
+
+    /// The address of a listener.
+    pub fn address_of(&self, listener: &str) -> SocketAddr {
+        let status = self.admin_get("/api/status").json();
+        let listeners = status["listeners"].as_array().unwrap();
+        let found = listeners.iter().find(|found| found["name"] == listener);
+        found.unwrap_or_else(|| panic!("no listener {listener}: {status}"))["address"]
+            .as_str()
+            .unwrap()
+            .parse()
+            .unwrap()
     }
 
     /// Starts the program at this path; the command may be given more.
