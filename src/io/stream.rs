@@ -12,6 +12,7 @@ use std::future::poll_fn;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
+use std::time::Instant;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsStream;
@@ -24,6 +25,8 @@ pub(crate) struct Stream {
     transport: Transport,
     /// Bytes of the peer that were taken off the transport and that no read has returned yet.
     unread: BytesMut,
+    /// Since when there are such bytes.
+    unread_since: Option<Instant>,
     /// A peek has seen bytes in the socket that no read has taken since.
     peeked: bool,
 }
@@ -44,11 +47,15 @@ pub(crate) enum Seen {
 
 impl Stream {
     pub(crate) fn tcp(socket: TcpStream) -> Stream {
-        Stream { transport: Transport::Tcp(socket), unread: BytesMut::new(), peeked: false }
+        Stream::over(Transport::Tcp(socket))
     }
 
     pub(crate) fn tls(session: impl Into<TlsStream<TcpStream>>) -> Stream {
-        Stream { transport: Transport::Tls(Box::new(session.into())), unread: BytesMut::new(), peeked: false }
+        Stream::over(Transport::Tls(Box::new(session.into())))
+    }
+
+    fn over(transport: Transport) -> Stream {
+        Stream { transport, unread: BytesMut::new(), unread_since: None, peeked: false }
     }
 
     pub(crate) fn socket(&self) -> &TcpStream {
@@ -83,6 +90,11 @@ impl Stream {
         !self.unread.is_empty()
     }
 
+    /// Since when bytes that were taken off the transport wait for a read.
+    pub(crate) fn unread_since(&self) -> Option<Instant> {
+        self.unread_since.filter(|_| self.has_unread())
+    }
+
     /// Puts back bytes that a reader has taken and not used: the next read returns them first.
     pub(crate) fn unread(&mut self, bytes: &[u8]) {
         if bytes.is_empty() {
@@ -92,6 +104,7 @@ impl Stream {
         unread.extend_from_slice(bytes);
         unread.extend_from_slice(&self.unread);
         self.unread = unread;
+        self.unread_since.get_or_insert_with(Instant::now);
     }
 
     /// Waits until the next read would return bytes; `false` where the peer has ended the connection.
@@ -160,6 +173,7 @@ impl Stream {
         let mut buffer = ReadBuf::new(&mut bytes);
         ready!(self.poll_transport(cx, &mut buffer))?;
         self.unread.extend_from_slice(buffer.filled());
+        self.unread_since.get_or_insert_with(Instant::now);
         Poll::Ready(Ok(buffer.filled().len()))
     }
 
@@ -192,6 +206,7 @@ impl AsyncRead for Stream {
             if this.unread.is_empty() {
                 // An idle connection holds no buffer.
                 this.unread = BytesMut::new();
+                this.unread_since = None;
             }
             return Poll::Ready(Ok(()));
         }

@@ -20,17 +20,20 @@ use tokio::time::Sleep;
 /// not every node knows the expectation.
 const CONTINUE_WAIT: Duration = Duration::from_secs(1);
 
-/// The body of a client's request.
+/// A piece of a body, its end, or why there is none.
+type Piece<E> = Option<Result<Frame<Bytes>, E>>;
+
+/// The body of a client's request. What hyper gives of it is the exchange's, which lets go of it when the answer has
+/// ended, wherever this is then: a connection to a node that others share may still hold it.
 pub(super) struct RequestBody {
-    pub(super) incoming: Incoming,
-    pub(super) client: Rc<Client>,
-    pub(super) exchange: Rc<Exchange>,
-    pub(super) limit: u64,
-    pub(super) gate: Option<Rc<Gate>>,
+    client: Rc<Client>,
+    exchange: Rc<Exchange>,
+    limit: u64,
+    gate: Option<Rc<Gate>>,
     /// How fast it must come.
-    pub(super) pace: Pace,
+    pace: Pace,
     /// Runs while a stream of HTTP/2 waits for its next piece.
-    pub(super) stall: Option<Pin<Box<Sleep>>>,
+    stall: Option<Pin<Box<Sleep>>>,
 }
 
 /// Holds a body back until the node asks for it. To read from it is what makes the client send.
@@ -68,13 +71,34 @@ impl Gate {
 }
 
 impl RequestBody {
-    fn fault(&self, fault: BodyFault) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+    pub(super) fn new(
+        incoming: Incoming,
+        client: &Rc<Client>,
+        exchange: &Rc<Exchange>,
+        limit: u64,
+        gate: Option<Rc<Gate>>,
+        pace: Pace,
+    ) -> RequestBody {
+        *exchange.body.borrow_mut() = Some(incoming);
+        RequestBody { client: Rc::clone(client), exchange: Rc::clone(exchange), limit, gate, pace, stall: None }
+    }
+
+    fn fault(&self, fault: BodyFault) -> Poll<Piece<BodyError>> {
         self.exchange.body_failed(fault);
         Poll::Ready(Some(Err(fault.into())))
     }
-}
 
-impl RequestBody {
+    /// The next piece; nothing where the answer has ended.
+    fn poll_piece(&self, cx: &mut Context<'_>) -> Option<Poll<Piece<hyper::Error>>> {
+        let mut incoming = self.exchange.body.borrow_mut();
+        let frame = Pin::new(incoming.as_mut()?).poll_frame(cx);
+        let mut waker = self.client.body_waker.borrow_mut();
+        if frame.is_pending() && !waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
+            *waker = Some(cx.waker().clone());
+        }
+        Some(frame)
+    }
+
     /// Whether a stream's next piece has not come in time. The timer of a whole connection is its owner's.
     fn stalls(&mut self, is_waiting: bool, cx: &mut Context<'_>) -> bool {
         let Some(stream) = &self.client.stream else { return false };
@@ -99,14 +123,14 @@ impl Body for RequestBody {
     type Data = Bytes;
     type Error = BodyError;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Piece<BodyError>> {
         if let Some(gate) = &self.gate {
             ready!(gate.poll_open(cx));
         }
+        let Some(frame) = self.poll_piece(cx) else { return Poll::Ready(Some(Err(BodyFault::Answered.into()))) };
         if self.client.body_expired.get() {
             return self.fault(BodyFault::Stalled);
         }
-        let frame = Pin::new(&mut self.incoming).poll_frame(cx);
         if self.stalls(frame.is_pending(), cx) {
             return self.fault(BodyFault::Stalled);
         }
@@ -135,23 +159,23 @@ impl Body for RequestBody {
             }
             Some(Err(error)) => self.fault(fault_of(&error)),
             // A stream that is reset without an error has no end, and is not whole.
-            None if self.client.stream.is_some() && !self.incoming.is_end_stream() => self.fault(BodyFault::ClientGone),
+            None if self.client.stream.is_some() && !self.is_end_stream() => self.fault(BodyFault::ClientGone),
             None => Poll::Ready(None),
         }
     }
 
     fn is_end_stream(&self) -> bool {
-        self.incoming.is_end_stream()
+        self.exchange.body.borrow().as_ref().is_some_and(Body::is_end_stream)
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.incoming.size_hint()
+        self.exchange.body.borrow().as_ref().map(Body::size_hint).unwrap_or_default()
     }
 }
 
 impl Drop for RequestBody {
     fn drop(&mut self) {
-        self.client.awaits_body.set(None);
+        self.exchange.end_body();
     }
 }
 

@@ -42,6 +42,10 @@ pub(crate) struct Client {
     pub(crate) awaits_body: Cell<Option<Instant>>,
     /// That piece has not come in time: the body ends in an error.
     pub(crate) body_expired: Cell<bool>,
+    /// Wakes whoever waits for that piece, which may be another task than the connection's.
+    pub(crate) body_waker: RefCell<Option<Waker>>,
+    /// A request's body was let go of before its end: hyper may still read a part of it, which is no head.
+    pub(crate) drains_body: Cell<bool>,
     /// The connection has had as many requests as it may have: it ends with this answer.
     pub(crate) is_spent: Rc<Cell<bool>>,
     /// How many there were.
@@ -191,6 +195,8 @@ impl Client {
             is_http10: Cell::new(false),
             awaits_body: Cell::new(None),
             body_expired: Cell::new(false),
+            body_waker: RefCell::default(),
+            drains_body: Cell::new(false),
             is_spent: Rc::default(),
             requests: Rc::default(),
             stream: None,
@@ -213,9 +219,18 @@ impl Client {
             is_http10: Cell::new(false),
             awaits_body: Cell::new(None),
             body_expired: Cell::new(false),
+            body_waker: RefCell::default(),
+            drains_body: Cell::new(false),
             is_spent: Rc::clone(&self.is_spent),
             requests: Rc::clone(&self.requests),
             stream: Some(Stream { body_idle, offered: Cell::new(None), open: OpenStream::new(streams) }),
+        }
+    }
+
+    /// Has whoever waits for the next piece of a request's body look again.
+    pub(crate) fn wake_body(&self) {
+        if let Some(waker) = self.body_waker.take() {
+            waker.wake();
         }
     }
 

@@ -103,6 +103,7 @@ impl Engine {
         client.had_request.set(true);
         client.is_http10.set(head.version == Version::HTTP_10);
         client.body_expired.set(false);
+        client.drains_body.set(false);
         let exchange = Exchange::begin(&self.ledger, client, &head);
         match self.begin(client, &exchange, head, body) {
             // Boxed, for hyper moves a service's future about before it first polls it.

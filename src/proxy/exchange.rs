@@ -7,6 +7,8 @@ use crate::telemetry::access_log::{AccessLog, Entry, Sink};
 use crate::telemetry::metrics::{Cut, Metrics, method_label};
 use http::header::{HOST, USER_AGENT};
 use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, Version, request};
+use http_body::Body as _;
+use hyper::body::Incoming;
 use prometheus::IntCounter;
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -121,6 +123,8 @@ pub(crate) enum BodyFault {
     Malformed,
     #[error("the client closed the connection in the middle of the body")]
     ClientGone,
+    #[error("the answer had ended before the body")]
+    Answered,
 }
 
 /// One request and its answer.
@@ -134,6 +138,8 @@ pub(crate) struct Exchange {
     pub(crate) request_bytes: Cell<u64>,
     pub(crate) response_bytes: Cell<u64>,
     pub(crate) body_fault: Cell<Option<BodyFault>>,
+    /// The request's body, from when it is read to its end; see [`Exchange::end_body`].
+    pub(super) body: RefCell<Option<Incoming>>,
     pub(crate) connect_time: Cell<Option<Duration>>,
     pub(crate) first_byte_time: Cell<Option<Duration>>,
     pub(crate) attempts: Cell<u32>,
@@ -194,6 +200,7 @@ impl Exchange {
             request_bytes: Cell::new(0),
             response_bytes: Cell::new(0),
             body_fault: Cell::new(None),
+            body: RefCell::default(),
             connect_time: Cell::new(None),
             first_byte_time: Cell::new(None),
             attempts: Cell::new(0),
@@ -265,9 +272,22 @@ impl Exchange {
         }
     }
 
-    /// The answer's body is no more: whole or not, nothing else will be written for it.
+    /// The answer's body is no more: whole or not, nothing else will be written for it. The request ends with it,
+    /// for what a client sends behind its answer must not be taken for what it has not finished.
     pub(crate) fn left(&self) {
+        self.end_body();
         self.client.phase.set(Phase::Ending);
+    }
+
+    /// Lets go of the request's body, whoever else is about to read it: where it was not whole, hyper reads what is
+    /// there of its rest, or closes the connection with the answer.
+    pub(super) fn end_body(&self) {
+        if let Some(body) = self.body.take() {
+            self.client.awaits_body.set(None);
+            self.client.drains_body.set(!body.is_end_stream());
+            drop(body);
+            self.client.wake_body();
+        }
     }
 
     pub(crate) fn ended(&self, by: &'static str) {

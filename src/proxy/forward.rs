@@ -255,15 +255,8 @@ impl Forward<'_> {
         if !self.form.has_body {
             return Outgoing::Empty;
         }
-        Outgoing::Stream(Box::pin(RequestBody {
-            incoming,
-            client: Rc::clone(self.client),
-            exchange: Rc::clone(self.exchange),
-            limit: self.body_limit,
-            gate,
-            pace: self.pace,
-            stall: None,
-        }))
+        let (client, exchange) = (self.client, self.exchange);
+        Outgoing::Stream(Box::pin(RequestBody::new(incoming, client, exchange, self.body_limit, gate, self.pace)))
     }
 }
 

@@ -93,15 +93,8 @@ pub(super) fn begin(
     let mut journey = forward.journey_with(head, Outgoing::Empty)?;
     journey.body_limit = rules.max_request;
     journey.cache_status = forward.route.cache.as_ref().map(|_| CacheStatus::forwarded(Forwarded::Method));
-    let body = forward.form.has_body.then(|| RequestBody {
-        incoming: body,
-        client: Rc::clone(forward.client),
-        exchange: Rc::clone(forward.exchange),
-        limit: rules.max_request,
-        gate: None,
-        pace: forward.pace,
-        stall: None,
-    });
+    let (client, exchange, limit) = (forward.client, forward.exchange, rules.max_request);
+    let body = forward.form.has_body.then(|| RequestBody::new(body, client, exchange, limit, None, forward.pace));
     let (id, subject) = (subject.identify(&scope), Arc::new(subject));
     let keyed =
         Box::new(Keyed { journey, rules: Arc::clone(rules), body, held, id, subject, fingerprint, change, share });

@@ -198,7 +198,9 @@ impl Journey {
         match fault {
             BodyFault::TooLarge => too_large(self.body_limit),
             BodyFault::Malformed => Problem::bad_request("bad-chunk", "the request's chunked body is malformed"),
-            BodyFault::ClientGone => Problem::bad_request("incomplete-request", "the request's body ended early"),
+            BodyFault::ClientGone | BodyFault::Answered => {
+                Problem::bad_request("incomplete-request", "the request's body ended early")
+            }
             BodyFault::Stalled => {
                 let detail = "the request's body stopped arriving, or came too slowly";
                 Problem::new(StatusCode::REQUEST_TIMEOUT, "request-timeout", "http_request_error", detail).closing()

@@ -185,7 +185,10 @@ async fn session(context: &Rc<Context>, mut stream: Stream, client: &Rc<Client>,
                         return Poll::Ready(End::Abandon);
                     }
                     // The body ends in an error, which the pipeline answers.
-                    Poll::Ready(Expired::Body) => client.body_expired.set(true),
+                    Poll::Ready(Expired::Body) => {
+                        client.body_expired.set(true);
+                        client.wake_body();
+                    }
                 }
             }
         })

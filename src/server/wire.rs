@@ -36,7 +36,7 @@ pub(super) struct Pulse {
 }
 
 impl Pulse {
-    /// hyper has read; whether there were bytes that came now.
+    /// hyper has read; whether there were bytes that may begin a head.
     fn read(&self, has_bytes: bool) {
         let now = Instant::now();
         self.last_read.set(now);
@@ -49,7 +49,7 @@ impl Pulse {
 impl Wire {
     pub(super) fn new(stream: Stream, client: Rc<Client>) -> Wire {
         let now = Instant::now();
-        let began = stream.has_unread().then_some(now);
+        let began = stream.unread_since();
         let pulse = Rc::new(Pulse {
             last_read: Cell::new(now),
             last_write: Cell::new(now),
@@ -138,7 +138,9 @@ impl AsyncRead for Wire {
         let before = buf.filled().len();
         let result = Pin::new(&mut *self.stream.borrow_mut()).poll_read(cx, buf);
         if result.is_ready() {
-            self.pulse.read(buf.filled().len() > before);
+            // What is left of a body that was let go of begins no head.
+            let has_bytes = buf.filled().len() > before && !self.client.drains_body.take();
+            self.pulse.read(has_bytes);
             self.pulse.ended.set(buf.filled().len() == before);
         }
         result

@@ -1,7 +1,8 @@
 //! Every phase of a connection ends in time, with an answer where a request had begun.
 
-use crate::support::{Node, Proxy};
+use crate::support::{Node, Node2, Proxy, eventually};
 use std::io::Write;
+use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant};
 
 fn proxy(node: &Node, limits: &str) -> Proxy {
@@ -117,4 +118,53 @@ fn a_client_that_takes_nothing_is_dropped() {
     crate::support::eventually("the request", || proxy.metric("ringway_requests_in_flight") == 1.0);
     crate::support::eventually("the end of the stalled answer", || proxy.metric("ringway_requests_in_flight") == 0.0);
     assert_eq!(proxy.metric("ringway_connections{listener=\"http\"}"), 0.0);
+}
+
+/// The same towards a node of HTTP/2, where another task waits for the body.
+#[test]
+fn a_body_that_stops_gets_408_before_a_node_of_http2() {
+    let node = Node2::start();
+    let pool = Proxy::pool(&[node.address], "    protocol: http2\n");
+    let proxy = Proxy::start(&format!("limits: {{ body_idle_timeout: 300ms }}\n{pool}"));
+    let mut client = proxy.connect();
+    client.send(format!("POST /unary HTTP/1.1\r\nhost: a\r\ncontent-length: 200000\r\n\r\n{}", "x".repeat(70_000)));
+    let answer = client.answer();
+    assert_eq!((answer.status, answer.problem().as_str()), (408, "request-timeout"));
+    assert!(client.is_closed());
+}
+
+/// What is read of a body behind its answer is no head: the connection is idle, and closes without a word.
+#[test]
+fn the_rest_of_a_body_begins_no_head() {
+    let go = Arc::new(Barrier::new(2));
+    let node = {
+        let go = Arc::clone(&go);
+        Node::start(move |peer| {
+            peer.request();
+            go.wait();
+            peer.answer("early");
+        })
+    };
+    let limits = "limits: { header_timeout: 300ms, keep_alive_timeout: 1500ms, held_body: 0B }\n";
+    let proxy = Proxy::start(&format!("{limits}{}", Proxy::pool(&[node.address], "")));
+    let mut client = proxy.connect();
+    client.send("POST / HTTP/1.1\r\nhost: a\r\nexpect: 100-continue\r\ncontent-length: 10\r\n\r\n");
+    eventually("the request at the node", || node.requests().len() == 1);
+    // The client does not wait for the 100.
+    client.send("0123456789");
+    go.wait();
+    assert_eq!(client.answer().status, 200);
+    assert!(client.is_closed());
+}
+
+/// A connection that stops in the middle of what may be HTTP/2 has no more time than any other.
+#[test]
+fn half_a_preface_has_one_head_timeout() {
+    let node = Node::echo();
+    let proxy = proxy(&node, "header_timeout: 1s");
+    let mut client = proxy.connect();
+    let begin = Instant::now();
+    client.send("PRI * HT");
+    assert_eq!(client.answer().status, 408);
+    assert!(begin.elapsed() < Duration::from_millis(1800), "{:?}", begin.elapsed());
 }

@@ -66,6 +66,14 @@ async fn answer(request: Request<Incoming>, heads: Arc<Mutex<Vec<String>>>) -> R
         "/hang" => std::future::pending().await,
         "/reset" => Err(std::io::Error::other("reset")),
         "/503" => Ok(response.status(503).body(full("busy")).unwrap()),
+        // Whole at once, and the rest of the request is neither read nor refused.
+        "/early" => {
+            tokio::spawn(async move {
+                let _unread = body;
+                std::future::pending::<()>().await;
+            });
+            Ok(response.body(full("early")).unwrap())
+        }
         // Whole first, and then the answer with its trailers.
         "/unary" => {
             let body = body.collect().await.map_err(std::io::Error::other)?.to_bytes();
