@@ -63,6 +63,24 @@ def on_cores(cores, command):
     return list(command) if cores is None else ["taskset", "-c", cores, *command]
 
 
+# What every nginx of a bench begins with, as an origin, a node or a peer; the templates of servers come into it.
+NGINX = """\
+daemon off; worker_processes 1; pid nginx.pid; error_log stderr warn;
+events { worker_connections 4096; }
+http {
+    access_log off; default_type text/plain;
+    keepalive_requests 1000000000; keepalive_timeout 3600s;
+    client_body_temp_path client_body; proxy_temp_path proxy;
+    fastcgi_temp_path fastcgi; uwsgi_temp_path uwsgi; scgi_temp_path scgi;
+@SERVERS@
+}
+"""
+
+
+def nginx_command(config):
+    return ["nginx", "-p", f"{config.parent}/", "-c", config, "-e", "stderr"]
+
+
 def start(stack, name, command, folder, env=None):
     """Starts a process with its output in a file of the folder; the stack ends it."""
     log = folder / "output.log"
@@ -181,7 +199,7 @@ def wait_for(holds, problem, server=None, seconds=15):
     """Waits until `holds()` is true; a BenchError with the problem where it does not become so in time."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
-        with contextlib.suppress(OSError, http.client.HTTPException):
+        with contextlib.suppress(OSError, http.client.HTTPException, ValueError):
             if holds():
                 return
         if server is not None and server.process.poll() is not None:

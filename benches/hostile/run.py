@@ -7,7 +7,6 @@ README.md next to this file says what is measured and how to read it.
 import argparse
 import contextlib
 import http.client
-import importlib.util
 import multiprocessing
 import os
 import shutil
@@ -24,12 +23,10 @@ from pathlib import Path
 sys.dont_write_bytecode = True
 from attacks import ATTACKS, PROCESSES  # noqa: E402
 
-ROOT = Path(__file__).resolve().parents[2]
 
-# The load benchmark's ports, templates and errors.
-SPEC = importlib.util.spec_from_file_location("load", ROOT / "benches/load/run.py")
-load = sys.modules["load"] = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(load)
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import harness  # noqa: E402
+from harness import ROOT  # noqa: E402
 
 RATE = 200  # requests of the good client in a second
 FACTOR, FLOOR_MS, MAX_GROWTH_MIB = 5, 5, 64
@@ -165,16 +162,16 @@ class Task:
         with contextlib.suppress(EOFError):
             if self.receiver.poll(timeout):
                 return self.receiver.recv()
-        raise load.BenchError("a process of the benchmark failed or did not end")
+        raise harness.BenchError("a process of the benchmark failed or did not end")
 
 
 class Proxy:
     """A proxy of its own for each attack, so that none colours the next."""
 
     def __init__(self, stack, args, files, nodes, base):
-        self.ports = load.free_ports(["http", "https", "admin"])
+        self.ports = harness.free_ports(["http", "https", "admin"])
         config, log = base / "ringway.yaml", base / "ringway.log"
-        config.write_text(load.fill(RINGWAY, NODE=nodes["node"], ATTACKED=nodes["attacked"], HTTP=self.ports["http"],
+        config.write_text(harness.fill(RINGWAY, NODE=nodes["node"], ATTACKED=nodes["attacked"], HTTP=self.ports["http"],
                                HTTPS=self.ports["https"], ADMIN=self.ports["admin"], **files))
         with log.open("wb") as output:
             self.process = subprocess.Popen(
@@ -190,7 +187,7 @@ class Proxy:
                 urllib.request.urlopen(f"http://127.0.0.1:{self.ports['http']}/good", timeout=1).close()
                 return
             time.sleep(0.05)
-        raise load.BenchError(f"ringway does not answer\n{log.read_text(errors='replace')[-4000:]}")
+        raise harness.BenchError(f"ringway does not answer\n{log.read_text(errors='replace')[-4000:]}")
 
     def stop(self):
         for signum in (signal.SIGTERM, signal.SIGKILL):
@@ -224,7 +221,7 @@ def measure(name, args, proxy, seen, stack):
     sent = [each.result(patience) for each in attackers]
     busy, more_failed = good.result(patience)
     if proxy.process.poll() is not None:
-        raise load.BenchError(f"{name}: the proxy ended with {proxy.process.returncode}")
+        raise harness.BenchError(f"{name}: the proxy ended with {proxy.process.returncode}")
     changes = {series: value - counts.get(series, 0) for series, value in proxy.metrics().items()}
     return {
         "quiet": p99(quiet), "busy": p99(busy), "worst": max(busy), "failed": failed + more_failed,
@@ -277,7 +274,7 @@ def bench(args):
         base = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ringway-hostile-")))
         files, seen = certificate(base), FORK.Value("q", 0)
         # What is asked of the attacked one in earnest must not hold up the good client's.
-        nodes = load.free_ports(["node", "attacked"])
+        nodes = harness.free_ports(["node", "attacked"])
         for port in nodes.values():
             Task(stack, serve_node, port, seen)
         for name in args.only:
@@ -343,10 +340,10 @@ def parse_args():
 def main():
     args = parse_args()
     check_programs(args)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that everything is cleaned up
+    harness.end_well()
     try:
         failed = bench(args)
-    except (load.BenchError, OSError) as error:
+    except (harness.BenchError, OSError) as error:
         sys.exit(f"error: {error}")
     if failed:
         sys.exit(f"error: these were noticed: {', '.join(failed)}")

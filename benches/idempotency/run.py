@@ -28,11 +28,8 @@ missing.
 import argparse
 import contextlib
 import http.client
-import importlib.util
 import json
 import os
-import shutil
-import signal
 import sqlite3
 import statistics
 import subprocess
@@ -41,29 +38,19 @@ import tempfile
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
 KINDS = ("pass", "first", "replay")
 READY_SECONDS = 60
 
-# The load benchmark's way to start, stop and measure processes.
 sys.dont_write_bytecode = True
-SPEC = importlib.util.spec_from_file_location("load", ROOT / "benches/load/run.py")
-load = sys.modules["load"] = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(load)
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import harness  # noqa: E402
+from harness import ROOT  # noqa: E402
 
-NGINX = """\
-daemon off; worker_processes 1; pid nginx.pid; error_log stderr warn;
-events { worker_connections @CONNECTIONS@; }
-http {
-    access_log off; default_type application/json;
-    keepalive_requests 1000000000; keepalive_timeout 3600s;
-    client_body_temp_path client_body; proxy_temp_path proxy;
-    fastcgi_temp_path fastcgi; uwsgi_temp_path uwsgi; scgi_temp_path scgi;
+ORIGIN = """\
     server {
-        listen 127.0.0.1:@PORT@;
+        listen 127.0.0.1:@PORT@; default_type application/json;
         location / { return 201 '{"id":"ch_1","status":"succeeded","amount":4200,"currency":"eur"}'; }
     }
-}
 """
 RINGWAY = """\
 workers: @WORKERS@
@@ -126,16 +113,16 @@ def start_proxy(stack, ports, folder, args):
     """Starts the proxy; gives it and the seconds until it answered."""
     folder.mkdir(exist_ok=True)
     config = folder / "ringway.yaml"
-    config.write_text(load.fill(RINGWAY, PORT=ports["ringway"], ADMIN=ports["admin"], WORKERS=args.workers,
+    config.write_text(harness.fill(RINGWAY, PORT=ports["ringway"], ADMIN=ports["admin"], WORKERS=args.workers,
                                 ORIGIN=ports["origin"], STORE=folder / "data" / "store.db"))
     begin = time.monotonic()
-    server = load.start(stack, "ringway", [args.binary.absolute(), "run", "--config", config], folder)
+    server = harness.start(stack, "ringway", [args.binary.absolute(), "run", "--config", config], folder)
     while time.monotonic() - begin < READY_SECONDS and server.process.poll() is None:
         with contextlib.suppress(OSError, http.client.HTTPException):
             ask(ports["ringway"], "ready")
             return server, time.monotonic() - begin
         time.sleep(0.005)
-    raise load.BenchError(f"ringway is not ready:\n{server.log.read_text(errors='replace')[-4000:]}")
+    raise harness.BenchError(f"ringway is not ready:\n{server.log.read_text(errors='replace')[-4000:]}")
 
 
 def ask(port, key):
@@ -144,7 +131,7 @@ def ask(port, key):
         client.request("POST", "/charges", "{}", {"Idempotency-Key": key, "Authorization": "x"})
         status = client.getresponse().status
         if status != 201:
-            raise load.BenchError(f"{key}: status {status}")
+            raise harness.BenchError(f"{key}: status {status}")
 
 
 def memory(pid):
@@ -156,13 +143,13 @@ def memory(pid):
 def measure(server, port, script, kind, prefix, args, seconds=None):
     words = ["wrk", "-t1", f"-c{args.connections}", f"-d{seconds or args.seconds}s", "--timeout", "20s", "-s", script,
              f"http://127.0.0.1:{port}", "--", kind, prefix, str(args.keys)]
-    cpu = -load.cpu_ns(server.process.pid)
+    cpu = -harness.cpu_ns(server.process.pid)
     done = subprocess.run(words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, check=True,
-                          timeout=args.seconds + 60, start_new_session=True, preexec_fn=load.die_with_parent)
-    cpu += load.cpu_ns(server.process.pid)
+                          timeout=args.seconds + 60, start_new_session=True, preexec_fn=harness.die_with_parent)
+    cpu += harness.cpu_ns(server.process.pid)
     result = json.loads(done.stdout.splitlines()[-1])
     if server.process.poll() is not None or not result["requests"]:
-        raise load.BenchError(f"{kind}: no answers:\n{done.stdout}")
+        raise harness.BenchError(f"{kind}: no answers:\n{done.stdout}")
     return {"cpu_us": cpu / 1000 / result["requests"], "rps": result["requests"] / (result["duration_us"] / 1e6),
             "errors": result["errors"]}
 
@@ -210,11 +197,11 @@ def bench(args):
         base.chmod(0o755)  # as root, nginx runs its workers as another user
         script = base / "requests.lua"
         script.write_text(WRK_SCRIPT)
-        ports = load.free_ports(["origin", "admin", "ringway"])
+        ports = harness.free_ports(["origin", "admin", "ringway"])
         (base / "origin").mkdir()
         config = base / "origin" / "config"
-        config.write_text(load.fill(NGINX, PORT=ports["origin"], CONNECTIONS=4 * args.connections + 256))
-        load.start(stack, "origin", load.nginx_command(config), base / "origin")
+        config.write_text(harness.fill(harness.NGINX, SERVERS=harness.fill(ORIGIN, PORT=ports["origin"])))
+        harness.start(stack, "origin", harness.nginx_command(config), base / "origin")
         if args.fsync_delay:
             slow = base / "slow.so"
             subprocess.run(["gcc", "-shared", "-fPIC", f"-DDELAY_US={args.fsync_delay * 1000}", "-xc", "-", "-o", slow],
@@ -276,7 +263,7 @@ def stop(server):
 
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    add, positive, shown = parser.add_argument, load.positive, "default: %(default)s"
+    add, positive, shown = parser.add_argument, harness.positive, "default: %(default)s"
     add("--binary", type=Path, default=ROOT / "target/release/ringway", help=shown)
     add("--rounds", type=positive, default=5, help=shown)
     add("--seconds", type=positive, default=3, help=f"of one measurement ({shown})")
@@ -300,18 +287,11 @@ def main():
     if args.single_commits:
         print(single_commits(args.single_commits, args.seconds))
         return
-    # Users other than root often lack the sbin folders in their PATH.
-    os.environ["PATH"] = os.environ.get("PATH", os.defpath) + ":/usr/local/sbin:/usr/sbin"
-    needed = ["wrk", "nginx", str(args.binary.absolute())] + (["gcc"] if args.fsync_delay else [])
-    missing = [each for each in needed if shutil.which(each) is None]
-    if missing:
-        print(f"missing: {', '.join(missing)}", file=sys.stderr)
-        sys.exit(3)
-    for signum in load.SIGNALS:
-        signal.signal(signum, load.exit_on_signal)
+    harness.end_well()
+    harness.require("wrk", "nginx", str(args.binary.absolute()), *(["gcc"] if args.fsync_delay else []))
     try:
         good = bench(args)
-    except (load.BenchError, subprocess.SubprocessError) as error:
+    except (harness.BenchError, subprocess.SubprocessError) as error:
         sys.exit(f"error: {error}")
     if not good:
         sys.exit("error: failed requests")

@@ -1,20 +1,15 @@
 """The cast: an origin, cache nodes before it, and Ringway before them."""
 
-import contextlib
-import http.client
-import importlib.util
 import json
 import os
 import signal
 import subprocess
-import time
+import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-_spec = importlib.util.spec_from_file_location("load", ROOT / "benches/load/run.py")
-load = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(load)
-BenchError, fill = load.BenchError, load.fill
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import harness  # noqa: E402
+from harness import BenchError, fill  # noqa: E402
 
 STAYERS = [f"node-{n}" for n in range(1, 6)]
 GUEST = "node-6"
@@ -90,27 +85,18 @@ def start_nginx(stack, name, server, port, base):
     # Workers of another user could not write into the folder.
     user = "user root;" if os.geteuid() == 0 else ""
     config.write_text(fill(NGINX, SERVER=server, USER=user))
-    started = load.start(stack, name, load.nginx_command(config), folder)
+    started = harness.start(stack, name, harness.nginx_command(config), folder)
     wait(lambda: ask(port, "GET", "/healthz")[0] < 500, f"{name} does not answer", started)
     return started
 
 
 def wait(holds, problem, server=None):
-    deadline = time.monotonic() + PATIENCE
-    while time.monotonic() < deadline and (server is None or server.process.poll() is None):
-        with contextlib.suppress(OSError, http.client.HTTPException, ValueError):
-            if holds():
-                return
-        time.sleep(0.02)
-    raise BenchError(problem + (f"\n{server.log.read_text(errors='replace')[-4000:]}" if server else ""))
+    harness.wait_for(holds, problem, server, PATIENCE)
 
 
 def ask(port, method, path, body=None):
-    client = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
-    with contextlib.closing(client):
-        client.request(method, path, body)
-        response = client.getresponse()
-        return response.status, response.read().decode(errors="replace")
+    status, _, text = harness.fetch(port, method, path, body, timeout=PATIENCE)
+    return status, text.decode(errors="replace")
 
 
 class Cluster:
@@ -119,7 +105,7 @@ class Cluster:
     def __init__(self, stack, args, base, rate, bound=None):
         self.stack, self.args, self.base, self.bound = stack, args, base, bound
         base.mkdir()
-        self.ports = load.free_ports(["origin", "http", "admin", *NODES])
+        self.ports = harness.free_ports(["origin", "http", "admin", *NODES])
         self.nodes = {}
         self.origin = start_nginx(stack, "origin", fill(ORIGIN, PORT=self.ports["origin"], BODY="x" * 1024),
                                   self.ports["origin"], base)
@@ -131,7 +117,7 @@ class Cluster:
         self.write()
         folder = base / "ringway"
         folder.mkdir()
-        self.proxy = load.start(stack, "ringway", [args.ringway, "run", "--config", self.config], folder)
+        self.proxy = harness.start(stack, "ringway", [args.ringway, "run", "--config", self.config], folder)
         wait(lambda: ask(self.ports["http"], "GET", "/warm")[0] == 200, "ringway does not answer", self.proxy)
 
     def start_node(self, name):
@@ -205,7 +191,7 @@ class Cluster:
         command = ["wrk", "-t1", f"-c{connections or args.connections}", f"-d{seconds}s", "--timeout", "5s",
                    "-s", Path(__file__).with_name("load.lua"), f"http://127.0.0.1:{self.ports['http']}", "--",
                    mix, str(args.keys), str(args.exponent), prefix, str(seed), str(out)]
-        return load.start(self.stack, "wrk", command, folder)
+        return harness.start(self.stack, "wrk", command, folder)
 
 
 def wrk_result(server, seconds):

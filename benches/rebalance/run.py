@@ -9,7 +9,6 @@ import contextlib
 import json
 import math
 import os
-import shutil
 import signal
 import sys
 import tempfile
@@ -19,7 +18,7 @@ from pathlib import Path
 
 sys.dont_write_bytecode = True
 import picture  # noqa: E402
-from cluster import GUEST, ROOT, STAYERS, BenchError, Cluster, load, wait, wrk_result  # noqa: E402
+from cluster import GUEST, STAYERS, BenchError, Cluster, harness, wait, wrk_result  # noqa: E402
 
 RELOADS = 50
 BOUND = 1.25
@@ -326,17 +325,17 @@ def parse_args():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("--ringway", type=lambda text: Path(text).absolute(), metavar="PATH",
-        default=ROOT / "target/release/ringway", help="its binary (default: %(default)s)")
+        default=harness.DEFAULT_BINARY, help="its binary (default: %(default)s)")
     add("--mix", type=lambda text: text.split(","), default=["uniform", "zipf"], metavar="NAME[,NAME]",
         help="uniform, zipf or both (the default)")
-    add("--keys", type=load.positive, default=10000, metavar="N", help="default: %(default)s")
+    add("--keys", type=harness.positive, default=10000, metavar="N", help="default: %(default)s")
     add("--exponent", type=float, default=1.1, metavar="S", help="of the Zipf mix (default: %(default)s)")
     add("--gap", type=float, default=3, metavar="S", help="seconds before and after each change (default: %(default)s)")
-    add("--quiet", type=load.positive, default=8, metavar="S", help="seconds before and after all (default: %(default)s)")
-    add("--connections", type=load.positive, default=16, metavar="C", help="default: %(default)s")
-    add("--crowd", type=load.positive, default=64, metavar="C",
+    add("--quiet", type=harness.positive, default=8, metavar="S", help="seconds before and after all (default: %(default)s)")
+    add("--connections", type=harness.positive, default=16, metavar="C", help="default: %(default)s")
+    add("--crowd", type=harness.positive, default=64, metavar="C",
         help="connections where the load of nodes is compared (default: %(default)s)")
-    add("--rate", type=load.positive, default=300, metavar="R",
+    add("--rate", type=harness.positive, default=300, metavar="R",
         help="requests a second that a node can take there (default: %(default)s)")
     add("--no-balance", action="store_true", help="leave out the comparison of loads")
     add("--smoke", action="store_true", help="one mix, short: proves that the script works")
@@ -350,15 +349,8 @@ def parse_args():
 
 def main():
     args = parse_args()
-    os.environ["PATH"] = os.environ.get("PATH", os.defpath) + ":/usr/local/sbin:/usr/sbin"
-    missing = [name for name in ("wrk", "nginx") if shutil.which(name) is None]
-    if not os.access(args.ringway, os.X_OK):
-        missing.append(f"{args.ringway} (cargo build --release makes it)")
-    if missing:
-        print("missing: " + ", ".join(missing), file=sys.stderr)
-        sys.exit(3)
-    for signum in load.SIGNALS:
-        signal.signal(signum, load.exit_on_signal)
+    harness.end_well()
+    harness.require("wrk", "nginx", str(args.ringway))
     try:
         results, balanced = bench(args)
     except BenchError as error:

@@ -8,10 +8,7 @@ import argparse
 import contextlib
 import http.client
 import json
-import os
 import random
-import shutil
-import signal
 import socket
 import socketserver
 import statistics
@@ -23,7 +20,11 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+sys.dont_write_bytecode = True
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import harness  # noqa: E402
+from harness import ROOT, BenchError, fill, free_ports, stop  # noqa: E402
+
 STAYERS = ("node-1", "node-2", "node-3", "node-4")
 GUESTS = ("node-5", "node-6")
 KEYS, SOME_KEYS, CHECKS = 1000, 200, 10
@@ -33,16 +34,6 @@ PATIENCE = 10  # seconds for anything that should take far less
 PIECE, MIB = 65536, 2**20
 
 # Templates are filled by replacing @WORDS@, as nginx uses both $ and braces.
-NGINX = """\
-daemon off; worker_processes 1; pid nginx.pid; error_log stderr warn;
-events { worker_connections 1024; }
-http {
-    access_log off; keepalive_requests 1000000000; keepalive_timeout 3600s;
-    client_body_temp_path client_body; proxy_temp_path proxy;
-    fastcgi_temp_path fastcgi; uwsgi_temp_path uwsgi; scgi_temp_path scgi;
-@SERVERS@
-}
-"""
 NGINX_NODE = """\
     server { listen 127.0.0.1:@PORT@; location / { add_header X-Node @ID@; return 200 "@BODY@"; } }
 """
@@ -93,12 +84,6 @@ function done(summary, latency)
 end
 """
 UPGRADE = b"Connection: Upgrade\r\nUpgrade: websocket\r\n"
-
-
-class BenchError(Exception):
-    """The run cannot go on, or what it checks was broken; the message is for the user."""
-
-
 FAILURES = (OSError, http.client.HTTPException, BenchError)
 
 
@@ -159,8 +144,7 @@ class Proxy:
         return {line.split('"')[1]: int(float(line.split()[-1])) for line in lines}
 
     def rss_mib(self):
-        pages = int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1])
-        return round(pages * os.sysconf("SC_PAGE_SIZE") / MIB, 1)
+        return round(harness.rss_mib(self.process.pid), 1)
 
 
 class Slow(socketserver.BaseRequestHandler):
@@ -185,12 +169,6 @@ class Slow(socketserver.BaseRequestHandler):
             self.request.sendall(piece(number))
 
 
-def fill(template, **values):
-    for word, value in values.items():
-        template = template.replace(f"@{word}@", str(value))
-    return template
-
-
 def sleep_until(due):
     time.sleep(max(0, due - time.monotonic()))
 
@@ -204,26 +182,10 @@ def start(stack, command, log=None):
     """Start a program; its output goes to the log or, without one, to a pipe."""
     with log.open("wb") if log else contextlib.nullcontext(subprocess.PIPE) as output:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output,
-                                   stderr=subprocess.STDOUT, start_new_session=True)
+                                   stderr=subprocess.STDOUT, start_new_session=True,
+                                   preexec_fn=harness.die_with_parent)
     stack.callback(stop, process)
     return process
-
-
-def stop(process):
-    """End a process and its group, which is its own (start_new_session)."""
-    for signum in (signal.SIGTERM, signal.SIGKILL):
-        if process.poll() is None:  # else the pid may be another's by now
-            os.killpg(process.pid, signum)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(timeout=3)
-
-
-def free_ports(names):
-    with contextlib.ExitStack() as stack:
-        sockets = {name: stack.enter_context(socket.socket()) for name in names}
-        for each in sockets.values():
-            each.bind(("127.0.0.1", 0))
-        return {name: each.getsockname()[1] for name, each in sockets.items()}
 
 
 def start_slow(stack, port, args):
@@ -240,7 +202,7 @@ def start_nodes(stack, ports, base):
     config, log = base / "nginx.conf", base / "nodes.log"
     servers = [fill(NGINX_NODE, ID=node, PORT=ports[node], BODY="x" * 1024)
                for node in STAYERS + GUESTS]
-    config.write_text(fill(NGINX, SERVERS="".join(servers)))
+    config.write_text(fill(harness.NGINX, SERVERS="".join(servers)))
     process = start(stack, ["nginx", "-p", f"{base}/", "-c", config, "-e", "stderr"], log)
     for node in STAYERS + GUESTS:
         wait_nodes(ports[node], {node}, process, log)
@@ -449,16 +411,6 @@ def bench(args):
         return {name: phase(args, ports, base) for name, phase in phases.items()}
 
 
-def check_programs(args):
-    missing = [f"{name} is missing; the Debian package {name} brings it"
-               for name in ("nginx", "wrk") if shutil.which(name) is None]
-    if not os.access(args.ringway, os.X_OK):
-        missing.append(f"{args.ringway} is missing; cargo build --release makes it")
-    if missing:
-        print("\n".join(missing), file=sys.stderr)
-        sys.exit(3)
-
-
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
@@ -483,10 +435,8 @@ def parse_args():
 
 def main():
     args = parse_args()
-    # Users other than root often lack the sbin folders in their PATH.
-    os.environ["PATH"] = os.environ.get("PATH", os.defpath) + ":/usr/local/sbin:/usr/sbin"
-    check_programs(args)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that everything is cleaned up
+    harness.end_well()
+    harness.require("nginx", "wrk", str(args.ringway))
     try:
         results = bench(args)
     except FAILURES as error:

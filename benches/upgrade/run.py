@@ -7,11 +7,9 @@ README.md next to this file says what is done and what must hold.
 import argparse
 import contextlib
 import http.client
-import importlib.util
 import json
 import multiprocessing
 import os
-import shutil
 import signal
 import statistics
 import subprocess
@@ -20,7 +18,6 @@ import tempfile
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
 PATIENCE = 30  # seconds for anything that should take far less
 POLL = 0.01
 CONTEXT = multiprocessing.get_context("fork")
@@ -28,10 +25,9 @@ CONTEXT = multiprocessing.get_context("fork")
 sys.dont_write_bytecode = True
 import clients  # noqa: E402
 
-# The load benchmark's way to start and stop processes.
-SPEC = importlib.util.spec_from_file_location("load", ROOT / "benches/load/run.py")
-load = sys.modules["load"] = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(load)
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import harness  # noqa: E402
+from harness import ROOT  # noqa: E402
 
 # `metrics` is there so that its socket is handed over, too.
 RINGWAY = """\
@@ -77,11 +73,11 @@ class Proxy:
     def __init__(self, stack, args, ports, base):
         self.good, self.ports, self.admin_failures = args.ringway, ports, []
         self.binary, self.config, self.log = base / "ringway", base / "ringway.yaml", base / "output.log"
-        self.settings = load.fill(RINGWAY, STORE=base / "data/store.db",
+        self.settings = harness.fill(RINGWAY, STORE=base / "data/store.db",
                                   **{name.upper(): port for name, port in ports.items()})
         self.install()
         stack.callback(self.end_all)  # once the first process has been told to stop
-        self.pid = load.start(stack, "ringway", [str(self.binary), "run", "--config", str(self.config)],
+        self.pid = harness.start(stack, "ringway", [str(self.binary), "run", "--config", str(self.config)],
                               base).process.pid
         self.wait("the proxy's start", self.serving)
         self.admin_failures.clear()  # there was nobody yet
@@ -111,7 +107,7 @@ class Proxy:
             late = time.monotonic() > deadline
             if late or polls % 50 == 0 and not self.pids():
                 why = f"not within {PATIENCE} s, running: {self.pids()}" if late else "the proxy has ended"
-                raise load.BenchError(f"{what}: {why}\n{self.log.read_text(errors='replace')[-4000:]}")
+                raise harness.BenchError(f"{what}: {why}\n{self.log.read_text(errors='replace')[-4000:]}")
             time.sleep(POLL)
         return found
 
@@ -157,7 +153,7 @@ class Proxy:
         took = (time.monotonic() - begun) * 1000
         self.wait(f"the end of {what}", lambda: self.pids() == [self.pid])
         if (serving := self.wait("the status", self.serving)) != self.pid:
-            raise load.BenchError(f"after {what} {serving} serves, not {self.pid}")
+            raise harness.BenchError(f"after {what} {serving} serves, not {self.pid}")
         self.install()
         return took
 
@@ -180,7 +176,7 @@ class Proxy:
         deadline = time.monotonic() + PATIENCE
         while self.pids():
             if time.monotonic() > deadline:
-                raise load.BenchError(f"SIGTERM did not end {self.pids()}")
+                raise harness.BenchError(f"SIGTERM did not end {self.pids()}")
             time.sleep(POLL)
 
     def end_all(self):
@@ -199,7 +195,7 @@ def spawn(stack, task, *args):
     def child():
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is for the parent, which ends us
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        load.die_with_parent()
+        harness.die_with_parent()
         theirs.send(task(over, *args))
 
     def finish():
@@ -207,7 +203,7 @@ def spawn(stack, task, *args):
         with contextlib.suppress(EOFError):
             if ours.poll(2 * PATIENCE):
                 return ours.recv()
-        raise load.BenchError(f"{task.__name__} gave no result")
+        raise harness.BenchError(f"{task.__name__} gave no result")
 
     process = CONTEXT.Process(target=child, daemon=True)
     process.start()
@@ -227,11 +223,11 @@ def place(path, data, mode):
 def start_wrk(stack, base, port, name, connection):
     """Runs until it is interrupted; returns a function that does so and gives its counts."""
     script = base / f"{name}.lua"
-    script.write_text(load.fill(WRK_SCRIPT, CONNECTION=connection))
+    script.write_text(harness.fill(WRK_SCRIPT, CONNECTION=connection))
     words = ["wrk", "-t1", "-c2", "-d24h", "--timeout", "10s", "-s", script, f"http://127.0.0.1:{port}/page"]
     process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True,
-                               start_new_session=True, preexec_fn=load.die_with_parent)
-    stack.callback(load.stop, process)
+                               start_new_session=True, preexec_fn=harness.die_with_parent)
+    stack.callback(harness.stop, process)
 
     def finish():
         process.send_signal(signal.SIGINT)
@@ -239,23 +235,24 @@ def start_wrk(stack, base, port, name, connection):
             output = process.communicate(timeout=PATIENCE)[0]
             return json.loads(output.splitlines()[-1])
         except (subprocess.TimeoutExpired, ValueError, IndexError) as error:
-            raise load.BenchError(f"{name} gave no result: {error!r}") from None
+            raise harness.BenchError(f"{name} gave no result: {error!r}") from None
     return finish
 
 
 def start_site(stack, base, port):
     (base / "site").mkdir()
     config = base / "site/config"
-    server = load.NGINX_NODE.replace("@BODY@", clients.BODY.decode())
-    config.write_text(load.fill(load.NGINX, SERVERS=load.fill(server, ID="site", PORT=port), CONNECTIONS=1024))
-    load.wait_ready(load.start(stack, "site", load.nginx_command(config), base / "site"), port, {"site"})
+    site = f"    server {{ listen 127.0.0.1:{port}; location / {{ return 200 \"{clients.BODY.decode()}\"; }} }}"
+    config.write_text(harness.fill(harness.NGINX, SERVERS=site))
+    server = harness.start(stack, "site", harness.nginx_command(config), base / "site")
+    harness.wait_for(lambda: harness.fetch(port, "GET", "/")[2] == clients.BODY, "the site does not answer", server)
 
 
 def bench(args):
     with contextlib.ExitStack() as stack:
         base = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ringway-upgrade-")))
         base.chmod(0o755)  # as root, nginx runs its workers as another user
-        ports = load.free_ports(["http", "admin", "metrics", "site"])
+        ports = harness.free_ports(["http", "admin", "metrics", "site"])
         with clients.BankServer() as server:
             ports["bank"] = server.server_address[1]
             bank = spawn(stack, clients.serve_bank, server)
@@ -268,7 +265,7 @@ def bench(args):
         try:
             upgrade_all(proxy, args, upgrades)
             problem = None
-        except (load.BenchError, OSError) as error:  # what the load has seen may tell why
+        except (harness.BenchError, OSError) as error:  # what the load has seen may tell why
             problem = str(error)
         counts = {name: finish() for name, finish in wrks.items()}
         counts["python"], words = visits()
@@ -341,7 +338,7 @@ def parse_args():
     binary = os.environ.get("RINGWAY_BINARY", ROOT / "target/release/ringway")
     add("--ringway", type=lambda text: Path(text).absolute(), metavar="PATH", default=str(binary), help=f"its binary ({shown})")
     add("--upgrades", type=int, default=100, metavar="N", help=f"half of them fail ({shown})")
-    add("--seconds", type=load.positive, default=3, metavar="S", help=f"of load before and after them ({shown})")
+    add("--seconds", type=harness.positive, default=3, metavar="S", help=f"of load before and after them ({shown})")
     add("--smoke", action="store_true", help="6 upgrades: all of it, but short")
     add("--json", type=Path, metavar="FILE", help="also write the numbers to FILE")
     args = parser.parse_args()
@@ -352,17 +349,11 @@ def parse_args():
 
 def main():
     args = parse_args()
-    # Users other than root often lack the sbin folders in their PATH.
-    os.environ["PATH"] = os.environ.get("PATH", os.defpath) + ":/usr/local/sbin:/usr/sbin"
-    missing = [each for each in ("wrk", "nginx", str(args.ringway)) if shutil.which(each) is None]
-    if missing:
-        print(f"missing: {', '.join(missing)}", file=sys.stderr)
-        sys.exit(3)
-    for signum in load.SIGNALS:
-        signal.signal(signum, load.exit_on_signal)
+    harness.end_well()
+    harness.require("wrk", "nginx", str(args.ringway))
     try:
         results, words, problem = bench(args)
-    except (load.BenchError, OSError) as error:
+    except (harness.BenchError, OSError) as error:
         sys.exit(f"error: {error}")
     for part, numbers in results.items():
         for name, value in numbers.items():
