@@ -23,7 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 sys.dont_write_bytecode = True
@@ -226,6 +226,8 @@ def latency(proxy, path, folder, seconds):
 def bench(args):
     """CPU times by scenario and proxy, one a round; latencies by path and proxy; memory by proxy."""
     chosen = [each for each in SCENARIOS if each.name in args.scenarios]
+    if args.smoke:
+        chosen = [replace(each, objects=min(each.objects, 200)) for each in chosen]
     cpu = {each.name: {} for each in chosen}
     with contextlib.ExitStack() as stack:
         # In memory, so that no disk has a part in it; but for the idempotency stores, which must be on one.
