@@ -10,6 +10,7 @@ use super::vary::{Selecting, Varies};
 use super::{Cache, PASS};
 use crate::http::date;
 use crate::http::fields::content_length;
+use crate::http::head::RequestFields;
 use bytes::Bytes;
 use http::header::DATE;
 use http::{HeaderMap, HeaderName, Response, StatusCode, response};
@@ -35,8 +36,8 @@ pub(crate) trait Origin {
 pub(crate) struct Order {
     pub(crate) key: Key,
     pub(crate) uri: String,
-    /// The client's fields, by which responses are chosen.
-    pub(crate) request: HeaderMap,
+    /// The fields of the request, by which responses are chosen.
+    pub(crate) request: RequestFields,
     pub(crate) asker: Asker,
     pub(crate) policy: Arc<Policy>,
 }
@@ -94,7 +95,7 @@ impl Order {
 
     /// Whether an error may be this request's own doing, and says nothing of its URI.
     fn is_suspicious(&self, status: StatusCode) -> bool {
-        let head = || self.request.iter().map(|(name, value)| name.as_str().len() + value.len()).sum::<usize>();
+        let head = || self.request.plain().iter().map(|(name, value)| name.as_str().len() + value.len()).sum::<usize>();
         (status.is_client_error() || status.is_server_error()) && head() > SUSPICIOUS_HEAD
     }
 }

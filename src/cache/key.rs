@@ -1,8 +1,9 @@
 //! What makes two requests one: scheme, authority, path, query, and what the route adds.
 
 use crate::config::CacheKey;
+use crate::http::head::RequestFields;
 use http::header::COOKIE;
-use http::{HeaderMap, HeaderName, HeaderValue};
+use http::{HeaderMap, HeaderName};
 use percent_encoding::percent_decode_str;
 use siphasher::sip128::{Hasher128, SipHasher13};
 use std::borrow::Cow;
@@ -52,10 +53,10 @@ fn part(hasher: &mut SipHasher13, bytes: &[u8]) {
 }
 
 /// A list of parts says how many they are.
-fn parts<'a>(hasher: &mut SipHasher13, list: impl Iterator<Item = &'a [u8]>) {
+fn parts(hasher: &mut SipHasher13, list: impl Iterator<Item = impl AsRef<[u8]>>) {
     let mut count = 0u64;
     for bytes in list {
-        part(hasher, bytes);
+        part(hasher, bytes.as_ref());
         count += 1;
     }
     hasher.write(&count.to_le_bytes());
@@ -132,7 +133,7 @@ impl KeyRules {
         self.headers.is_empty() && self.cookies.is_empty() && self.route.is_empty()
     }
 
-    pub(crate) fn key(&self, target: Target<'_>, fields: &HeaderMap) -> Key {
+    pub(crate) fn key(&self, target: Target<'_>, fields: &RequestFields) -> Key {
         let mut hasher = hasher();
         part(&mut hasher, target.scheme.as_bytes());
         part(&mut hasher, target.authority.as_bytes());
@@ -141,10 +142,10 @@ impl KeyRules {
         part(&mut hasher, self.route.as_bytes());
         for name in &self.headers {
             // Every line, so that none can reach the node unseen.
-            parts(&mut hasher, fields.get_all(name).iter().map(HeaderValue::as_bytes));
+            parts(&mut hasher, fields.values(name));
         }
         for name in &self.cookies {
-            parts(&mut hasher, cookies(fields, name));
+            parts(&mut hasher, cookies(fields.plain(), name));
         }
         finish(&hasher)
     }
@@ -197,6 +198,7 @@ fn cookies<'a>(fields: &'a HeaderMap, name: &str) -> impl Iterator<Item = &'a [u
 #[cfg(test)]
 mod tests {
     use super::*;
+    use http::HeaderValue;
 
     fn target(query: Option<&'static str>) -> Target<'static> {
         Target { scheme: "http", authority: "example.com", path: "/a", query }
@@ -226,7 +228,7 @@ mod tests {
 
     #[test]
     fn what_differs_has_another_key() {
-        let none = HeaderMap::new();
+        let none = HeaderMap::new().into();
         let plain = KeyRules::default();
         let base = plain.key(target(None), &none);
         assert_eq!(plain.key(target(None), &none), base);
@@ -251,7 +253,7 @@ mod tests {
         };
         let key = |lines: &[(&'static str, &'static str)]| {
             let fields = lines.iter().map(|&(name, value)| (name.parse().unwrap(), HeaderValue::from_static(value)));
-            rules.key(target(None), &fields.collect())
+            rules.key(target(None), &fields.collect::<HeaderMap>().into())
         };
         let different = [
             key(&[]),
@@ -267,7 +269,7 @@ mod tests {
         for (n, one) in different.iter().enumerate() {
             assert!(different[..n].iter().all(|other| other != one), "{n}");
         }
-        let asked = rules.key(target(Some("page=2")), &HeaderMap::new());
+        let asked = rules.key(target(Some("page=2")), &HeaderMap::new().into());
         assert_ne!(key(&[("x-country", "?page=2")]), asked, "no part can pass for another");
         assert_eq!(key(&[("cookie", "lang =de")]), key(&[("cookie", "lang=de")]));
         assert_eq!(key(&[("cookie", "a=1; lang=de")]), key(&[("cookie", "lang=de"), ("accept", "*/*")]));

@@ -40,6 +40,7 @@ pub(crate) use status::{CacheStatus, Forwarded};
 pub(crate) use store::{Begun, Held};
 
 use crate::http::budget::Budget;
+use crate::http::head::RequestFields;
 use fill::Fills;
 use http::HeaderMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -119,7 +120,7 @@ impl Cache {
     }
 
     /// Looks for a response. Takes no lock that anybody waits for, and makes no text.
-    pub(crate) fn look_up(&self, key: Key, request: &HeaderMap) -> Known {
+    pub(crate) fn look_up(&self, key: Key, request: &RequestFields) -> Known {
         match self.store.look_up(key, request) {
             Found::Response(held) => Known::Response(held),
             Found::OtherVariants(_) => Known::Others,

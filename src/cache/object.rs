@@ -8,6 +8,7 @@ use super::purge::Epoch;
 use super::store::Turn;
 use super::vary::{Selecting, Varies};
 use crate::http::fields::content_length;
+use crate::http::head::RequestFields;
 use http::header::{AGE, DATE, ETAG, LAST_MODIFIED};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use smallvec::SmallVec;
@@ -112,7 +113,7 @@ impl Stored {
         status: StatusCode,
         mut fields: HeaderMap,
         (terms, withheld): (Terms, Vec<HeaderName>),
-        request: &HeaderMap,
+        request: &RequestFields,
         came_at: i64,
         (epoch, turn): (Epoch, Turn),
     ) -> Stored {
@@ -187,7 +188,7 @@ impl Stored {
     }
 
     /// Whether a request chooses this variant.
-    pub(crate) fn is_for(&self, request: &HeaderMap) -> bool {
+    pub(crate) fn is_for(&self, request: &RequestFields) -> bool {
         self.varies.as_ref().is_none_or(|selecting| selecting.matches(request))
     }
 

@@ -6,8 +6,8 @@ use super::object::{Entry, Marker, Object, Shared, Stored};
 use super::policy::Milliseconds;
 use super::purge::{Epoch, Purge, Rules, Verdict};
 use super::vary::Selecting;
+use crate::http::head::RequestFields;
 use arc_swap::ArcSwap;
-use http::HeaderMap;
 use moka::notification::RemovalCause;
 use moka::ops::compute::Op;
 use moka::policy::EvictionPolicy;
@@ -185,7 +185,7 @@ impl Store {
     }
 
     /// Looks for a response to a request. Takes no lock that anybody waits for.
-    pub(super) fn look_up(&self, key: Key, request: &HeaderMap) -> Found {
+    pub(super) fn look_up(&self, key: Key, request: &RequestFields) -> Found {
         let Some(entry) = self.table.get(&key.bits()) else { return Found::Nothing };
         let Entry::Object(object) = &*entry else { return Found::Nothing };
         let chosen = object.variants.iter().position(|stored| stored.is_for(request));

@@ -103,9 +103,9 @@ impl Origin for Scripted<'_> {
 fn order() -> Order {
     Order {
         key: KeyRules::default()
-            .key(Target { scheme: "http", authority: "a", path: "/b", query: None }, &HeaderMap::new()),
+            .key(Target { scheme: "http", authority: "a", path: "/b", query: None }, &HeaderMap::new().into()),
         uri: URI.to_owned(),
-        request: HeaderMap::new(),
+        request: HeaderMap::new().into(),
         asker: Asker::default(),
         policy: Arc::new(policy()),
     }
@@ -226,7 +226,7 @@ fn two_threads_never_bring_back_what_was_purged() {
         world.cache.purge(&Purge::Url(vec![URI.to_owned()]), false);
         world.cache.store.sweep();
         receiving.join().unwrap();
-        assert!(matches!(world.cache.look_up(order().key, &HeaderMap::new()), Known::Nothing));
+        assert!(matches!(world.cache.look_up(order().key, &HeaderMap::new().into()), Known::Nothing));
         world.cache.store.sweep();
         assert_eq!(world.cache.extent().0, 0);
     }
@@ -242,7 +242,7 @@ fn what_is_kept_beside_a_response_is_small() {
         policy::Timing { asked: 0, came: 0, came_at: 0 },
         &policy(),
     );
-    let stored = Stored::new(StatusCode::OK, HeaderMap::new(), terms.unwrap(), &HeaderMap::new(), 0, (0, 0));
+    let stored = Stored::new(StatusCode::OK, HeaderMap::new(), terms.unwrap(), &HeaderMap::new().into(), 0, (0, 0));
     assert!(std::mem::size_of_val(&stored) <= 144, "{}", std::mem::size_of_val(&stored));
     assert!(std::mem::size_of::<object::Entry>() <= 176, "{}", std::mem::size_of::<object::Entry>());
 }

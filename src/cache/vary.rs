@@ -1,5 +1,6 @@
 //! The request fields that choose between the responses of one URI (RFC 9111 4.1).
 
+use crate::http::head::RequestFields;
 use http::header::{ACCEPT, ACCEPT_CHARSET, ACCEPT_ENCODING, ACCEPT_LANGUAGE, CONTENT_LANGUAGE, VARY};
 use http::{HeaderMap, HeaderName};
 use std::borrow::Cow;
@@ -47,7 +48,7 @@ pub(super) enum Varies {
 
 impl Varies {
     /// Reads `Vary`, and from the request the values that it names.
-    pub(super) fn of(response: &HeaderMap, request: &HeaderMap) -> Varies {
+    pub(super) fn of(response: &HeaderMap, request: &RequestFields) -> Varies {
         let mut names: Vec<HeaderName> = Vec::new();
         for value in response.get_all(VARY) {
             for member in value.as_bytes().split(|&byte| byte == b',').map(<[u8]>::trim_ascii) {
@@ -72,7 +73,7 @@ impl Varies {
 
 impl Selecting {
     /// Whether a request chooses the same response.
-    pub(super) fn matches(&self, request: &HeaderMap) -> bool {
+    pub(super) fn matches(&self, request: &RequestFields) -> bool {
         self.fields.iter().all(|(name, value)| {
             let asked = normalize(name, request);
             asked.as_deref() == value.as_deref() || (*name == ACCEPT_LANGUAGE && self.speaks(asked.as_deref()))
@@ -95,7 +96,7 @@ impl Selecting {
     }
 
     /// The same fields with the values of another request.
-    pub(super) fn for_request(&self, request: &HeaderMap) -> Selecting {
+    pub(super) fn for_request(&self, request: &RequestFields) -> Selecting {
         let names = self.fields.iter().map(|(name, _)| name.clone());
         Selecting { fields: values(names, request), language: None }
     }
@@ -114,7 +115,7 @@ impl Selecting {
     }
 }
 
-fn values(names: impl Iterator<Item = HeaderName>, request: &HeaderMap) -> Box<[(HeaderName, Value)]> {
+fn values(names: impl Iterator<Item = HeaderName>, request: &RequestFields) -> Box<[(HeaderName, Value)]> {
     names
         .map(|name| {
             let value = normalize(&name, request).map(|value| value.into_owned().into_boxed_slice());
@@ -136,18 +137,18 @@ fn quality(member: &[u8]) -> (u32, &[u8]) {
 
 /// A field's value in the one form in which values are compared: lines joined, white space around
 /// commas gone; where the grammar allows it, in lower case and sorted. `None` where it is absent.
-fn normalize<'a>(name: &HeaderName, fields: &'a HeaderMap) -> Option<Cow<'a, [u8]>> {
-    let mut lines = fields.get_all(name).iter();
-    let first = lines.next()?.as_bytes();
+fn normalize<'a>(name: &HeaderName, fields: &'a RequestFields) -> Option<Cow<'a, [u8]>> {
+    let mut lines = fields.values(name);
+    let first = lines.next()?;
     let is_preference = [ACCEPT, ACCEPT_CHARSET, ACCEPT_ENCODING, ACCEPT_LANGUAGE].contains(name);
     let plain = |byte: &u8| *byte != b',' && (!is_preference || !matches!(byte, b';' | b' ' | b'A'..=b'Z'));
     if lines.next().is_none() && first.iter().all(plain) {
-        return Some(Cow::Borrowed(first));
+        return Some(first);
     }
-    let values = fields.get_all(name);
+    let values: Vec<Cow<'_, [u8]>> = fields.values(name).collect();
     let mut members: Vec<Vec<u8>> = values
         .iter()
-        .flat_map(|value| value.as_bytes().split(|&byte| byte == b','))
+        .flat_map(|value| value.split(|&byte| byte == b','))
         .map(<[u8]>::trim_ascii)
         .filter(|member| !member.is_empty())
         .map(|member| if is_preference { preference(member) } else { member.to_vec() })
@@ -185,9 +186,9 @@ mod tests {
         stored: &[(&'static str, &'static str)],
         asked: &[(&'static str, &'static str)],
     ) -> bool {
-        match Varies::of(&fields(&[("vary", vary)]), &fields(stored)) {
+        match Varies::of(&fields(&[("vary", vary)]), &fields(stored).into()) {
             Varies::No => true,
-            Varies::By(selecting) => selecting.matches(&fields(asked)),
+            Varies::By(selecting) => selecting.matches(&fields(asked).into()),
             Varies::ByAnything => false,
         }
     }
@@ -226,7 +227,9 @@ mod tests {
     #[test]
     fn the_language_that_is_liked_best_is_enough() {
         let response = fields(&[("vary", "accept-language"), ("content-language", "De")]);
-        let Varies::By(selecting) = Varies::of(&response, &fields(&[("accept-language", "en, de")])) else { panic!() };
+        let Varies::By(selecting) = Varies::of(&response, &fields(&[("accept-language", "en, de")]).into()) else {
+            panic!()
+        };
         for (asked, expected) in [
             ("fr;q=0.5, de;q=1.0", true),
             ("de, en;q=0.9", true),
@@ -237,9 +240,9 @@ mod tests {
             ("de;q=0", false),
             ("*", false),
         ] {
-            assert_eq!(selecting.matches(&fields(&[("accept-language", asked)])), expected, "{asked}");
+            assert_eq!(selecting.matches(&fields(&[("accept-language", asked)]).into()), expected, "{asked}");
         }
-        assert!(!selecting.matches(&fields(&[])));
+        assert!(!selecting.matches(&fields(&[]).into()));
     }
 
     proptest! {
@@ -252,6 +255,7 @@ mod tests {
                 for value in values.iter().filter_map(|value| HeaderValue::from_bytes(value).ok()) {
                     request.append(HeaderName::from_static(name), value);
                 }
+                let request = RequestFields::from(request);
                 let response = HeaderMap::from_iter([(VARY, HeaderValue::from_static(name))]);
                 let Varies::By(selecting) = Varies::of(&response, &request) else { panic!() };
                 prop_assert!(selecting.matches(&request));

@@ -6,10 +6,10 @@ use crate::config::values::Size;
 use crate::config::{
     self, AffinityMode, ClientDirectives, Config, NodeState, OnConcurrent, OnStoreFailure, OnUnknown, RateLimit, Route,
 };
-use crate::http::forwarded::client_address;
-use crate::http::{fields, target};
+use crate::http::head::{Peer, RequestFields, RequestHead};
+use crate::http::target;
 use crate::idempotency::{Subject, key_of};
-use crate::proxy::{Bounds, Form, Query, ScopeSources, Table, find_key, redirect_target};
+use crate::proxy::{Bounds, Form, Query, ScopeSources, Table, enter, find_key, redirect_target, underscores};
 use crate::upstream::ring_of;
 use http::{HeaderName, HeaderValue, Method, Request, Uri};
 use std::io::{Write, stdout};
@@ -38,26 +38,27 @@ pub(super) fn run(options: Options) -> Outcome {
     let Some((config, _)) = load(options.config.clone()) else { return Ok(ExitCode::FAILURE) };
     let (head, _) = request(&options)?.into_parts();
     let settings = &config.settings;
-    let default_port = if head.uri.scheme_str() == Some("https") { 443 } else { 80 };
-    let bounds = Bounds { body: settings.limits.request_body.0, default_port, body_follows: None };
+    let uri = head.uri.clone();
+    let peer = Peer {
+        address: options.from,
+        is_secure: uri.scheme_str() == Some("https"),
+        certificate: None,
+        trusted_proxies: &settings.trusted_proxies,
+        underscores: underscores(settings.limits.underscores_in_headers),
+    };
+    let bounds = Bounds { body: settings.limits.request_body.0, body_follows: None };
     let mut out = stdout().lock();
-    let form = match Form::read(&head, &head.uri, None, bounds) {
-        Ok(form) => form,
+    let (head, form) = match enter(head, &uri, None, peer, bounds) {
+        Ok(entered) => entered,
         Err(problem) => {
             writeln!(out, "refused: {} {}", problem.status.as_u16(), problem.detail)?;
             return Ok(ExitCode::FAILURE);
         }
     };
-    let query = form.query.map_or(String::new(), |query| format!("?{query}"));
+    let query = form.query.as_deref().map_or(String::new(), |query| format!("?{query}"));
     writeln!(out, "request   {} {}{}{query}", head.method, form.host, form.path)?;
     let table = Table::new(&settings.routes);
-    let found = table.find(Query {
-        host: &form.host,
-        path: &form.path,
-        method: &head.method,
-        fields: &head.headers,
-        is_secure: head.uri.scheme_str() == Some("https"),
-    });
+    let found = table.find(Query { host: &form.host, path: &form.path, method: &head.method, fields: &head.fields });
     let Some(route) = found.map(|index| &settings.routes[index]) else {
         writeln!(out, "route     none: 404 no-route")?;
         return Ok(ExitCode::SUCCESS);
@@ -78,13 +79,12 @@ pub(super) fn run(options: Options) -> Outcome {
         let path = target::strip_prefix(&form.path, &strip.0).unwrap_or(&form.path);
         writeln!(out, "forwards  {path}{query}")?;
     }
-    let client = client_address(options.from, &head.headers, &fields::X_FORWARDED_FOR, &settings.trusted_proxies);
-    explain_idempotency(&mut out, route, &form, &head, client, settings.limits.request_body)?;
+    explain_idempotency(&mut out, route, &form, &head, settings.limits.request_body)?;
     if let Some(limit) = &route.rate_limit {
         explain_rate_limit(&mut out, limit)?;
     }
     explain_cache(&mut out, &config, route, &form, &head)?;
-    explain_node(&mut out, &config, route, &form, &head.headers, client)?;
+    explain_node(&mut out, &config, route, &form, &head.fields)?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -92,27 +92,21 @@ fn explain_idempotency(
     out: &mut impl Write,
     route: &Route,
     form: &Form<'_>,
-    head: &http::request::Parts,
-    client: IpAddr,
+    head: &RequestHead,
     body_limit: Size,
 ) -> std::io::Result<()> {
     let Some(rules) = &route.idempotency else { return writeln!(out, "run once  nothing on this route") };
     if !rules.methods.contains(&head.method) {
         return writeln!(out, "run once  not for {}", head.method);
     }
-    // What goes no further counts for nothing here either.
-    let Ok(rest) = fields::without_named(&head.headers) else {
-        return writeln!(out, "run once  refused: 400 bad-connection-option");
-    };
-    let fields = rest.as_ref().unwrap_or(&head.headers);
-    let key = match key_of(fields) {
+    let key = match key_of(head.fields.plain()) {
         Ok(Some(key)) => key,
         Ok(None) if rules.required => return writeln!(out, "run once  refused: 400 idempotency-key-missing"),
         Ok(None) => return writeln!(out, "run once  not without an Idempotency-Key"),
         Err(bad) => return writeln!(out, "run once  refused: 400 idempotency-key-invalid: {bad}"),
     };
     let sources = ScopeSources::of(&rules.scope);
-    let Some(scope) = sources.read(form, fields, client) else {
+    let Some(scope) = sources.read(form, &head.fields) else {
         return writeln!(out, "run once  refused: 400 scope-missing");
     };
     let caller = if rules.scope.is_empty() { "all callers are one".to_owned() } else { sources.names().join(" and ") };
@@ -169,17 +163,17 @@ fn explain_cache(
     config: &Config,
     route: &Route,
     form: &Form<'_>,
-    head: &http::request::Parts,
+    head: &RequestHead,
 ) -> std::io::Result<()> {
     let Some(cache) = &route.cache else { return writeln!(out, "cache     none on this route") };
     if head.method != http::Method::GET && head.method != http::Method::HEAD {
         return writeln!(out, "cache     not for {}; if it succeeds, what is stored of the URI goes", head.method);
     }
     let target = Target {
-        scheme: head.uri.scheme_str().unwrap_or("http"),
+        scheme: head.fields.facts.scheme(),
         authority: &form.authority,
         path: &form.path,
-        query: form.query,
+        query: form.query.as_deref(),
     };
     write!(out, "cache     {}", KeyRules::of(&cache.key).uri(target))?;
     for name in &cache.key.headers {
@@ -203,7 +197,7 @@ fn explain_cache(
         shown(cache.stale_while_revalidate),
         shown(cache.stale_if_error)
     )?;
-    let barred = |name: http::HeaderName, why: &str| head.headers.contains_key(name).then(|| why.to_owned());
+    let barred = |name: http::HeaderName, why: &str| head.fields.plain().contains_key(name).then(|| why.to_owned());
     let notes = [
         barred(http::header::AUTHORIZATION, "has Authorization: stored only if public, must-revalidate or s-maxage"),
         barred(http::header::COOKIE, "has a Cookie: stored only with a freshness of its own"),
@@ -221,8 +215,7 @@ fn explain_node(
     config: &Config,
     route: &Route,
     form: &Form<'_>,
-    fields: &http::HeaderMap,
-    client: IpAddr,
+    fields: &RequestFields,
 ) -> std::io::Result<()> {
     let Some((name, pool)) = route.pool.as_ref().and_then(|name| Some((name, config.settings.pools.get(name)?))) else {
         return Ok(());
@@ -234,11 +227,11 @@ fn explain_node(
         };
         writeln!(out, "affinity  the cookie `{}` goes before the hash key; it holds {held}", cookie.name.value)?;
     }
-    let Some(found) = find_key(&route.hash_on, form, fields, client) else {
+    let Some(found) = find_key(&route.hash_on, form, fields) else {
         writeln!(out, "hash key  none of the sources is present: a random one a request")?;
         return writeln!(out, "pool      {}: any node, by share", name.value);
     };
-    let ring = ring_of(pool);
+    let ring = ring_of(name.as_str(), pool, &config.secrets);
     let hash = ring.hash_key(&found.key);
     writeln!(out, "hash key  {} (from {}), hash {hash:016x}", String::from_utf8_lossy(&found.key), found.source)?;
     let order: Vec<String> = ring

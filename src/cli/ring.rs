@@ -3,6 +3,7 @@
 use super::{Outcome, load};
 use crate::config::{Config, Pool};
 use crate::ring::{Change, Member, Ring, Seed};
+use crate::upstream::seed_of;
 use serde_json::json;
 use std::io::{Write, stdout};
 use std::path::PathBuf;
@@ -44,7 +45,8 @@ pub(super) fn run(options: Options) -> Outcome {
     }
     let now: Members = pool.listed().iter().map(|node| (node.id.value.clone(), node.weight)).collect();
     let then = change(&now, &options)?;
-    let (before, after) = (build(pool, &now), build(pool, &then));
+    let seed = seed_of(name, pool, &config.secrets);
+    let (before, after) = (build(seed, pool, &now), build(seed, pool, &then));
     let keys = match &options.keys {
         None => Vec::new(),
         Some(file) => {
@@ -114,9 +116,9 @@ fn change(now: &Members, options: &Options) -> Result<Members, String> {
     Ok(then)
 }
 
-fn build(pool: &Pool, members: &Members) -> Ring {
+fn build(seed: &str, pool: &Pool, members: &Members) -> Ring {
     let list: Vec<Member<'_>> = members.iter().map(|(id, weight)| Member { id, weight: *weight }).collect();
-    Ring::build(Seed::new(&pool.ring.seed), pool.ring.virtual_nodes, &list)
+    Ring::build(Seed::new(seed), pool.ring.virtual_nodes, &list)
 }
 
 fn ids(members: &Members) -> Vec<&str> {

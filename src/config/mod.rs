@@ -17,7 +17,7 @@ pub(crate) use model::{
     AffinityCookie, AffinityMode, CacheKey, CheckKind, ClientDirectives, Discovery, FieldRules, HealthCheck, Initially,
     Limits, Listener, LogFormat, NodeState, OnConcurrent, OnGone, OnStoreFailure, OnUnknown, OutlierEjection, Pool,
     PoolConnections, Protocol, ProxyProtocol, RateLimit, Retries, Route, RouteCache, RouteIdempotency, Scheme,
-    Settings, StoreKind, Timeouts,
+    Settings, StoreKind, Timeouts, UnderscoresInHeaders,
 };
 
 pub(crate) use validate::MAX_POINTS;
@@ -60,6 +60,8 @@ pub(crate) struct Secrets {
     pub(crate) tls: HashMap<String, Arc<ServerTls>>,
     /// What nodes are met with, by the pool's name.
     pub(crate) pool_tls: HashMap<String, Arc<ClientTls>>,
+    /// What `ring.seed_file` holds, by the pool's name.
+    pub(crate) ring_seeds: HashMap<String, String>,
     /// All files that were read, and what they were then.
     pub(crate) files: Vec<(PathBuf, FileStamp)>,
 }

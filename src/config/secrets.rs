@@ -42,6 +42,11 @@ pub(super) fn read(settings: &Settings, folder: &Path, diagnostics: &mut Diagnos
         }
     }
     for (name, pool) in settings.pools.iter() {
+        if let Some(file) = &pool.ring.seed_file
+            && let Some(seed) = files.secrets(file).and_then(|lines| lines.into_iter().next())
+        {
+            secrets.ring_seeds.insert(name.value.clone(), seed);
+        }
         if let Some(tls) = &pool.tls
             && let Some(tls) = files.client(name, tls, pool.protocol)
         {

@@ -29,7 +29,7 @@ fn a_small_file_has_all_defaults() {
     assert_eq!(settings.limits.header_bytes.0, 65536);
     assert_eq!(settings.limits.keep_alive_timeout.as_secs(), 75);
     let pool = settings.pools.get("app").unwrap();
-    assert_eq!((pool.ring.virtual_nodes, pool.ring.seed.as_str()), (256, "ringway"));
+    assert_eq!((pool.ring.virtual_nodes, pool.ring.seed.0.as_str()), (256, "ringway"));
     assert_eq!(pool.timeouts.tunnel.as_secs(), 3600);
 }
 

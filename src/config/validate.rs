@@ -112,6 +112,12 @@ fn validate_pool(name: &Spanned<String>, pool: &Pool, diagnostics: &mut Diagnost
             diagnostics.error(node.id.span, "expected a node id of 1 to 128 visible ASCII characters");
         }
     }
+    if let Some(file) = &pool.ring.seed_file
+        && !pool.ring.seed.is_public()
+    {
+        let message = format!("the pool `{}` has both `ring.seed` and `ring.seed_file`; give one", name.value);
+        diagnostics.error(file.span, message);
+    }
     let points = nodes.iter().map(|node| u64::from(node.weight)).sum::<u64>() * u64::from(pool.ring.virtual_nodes);
     if points > MAX_POINTS {
         let message = format!(
@@ -158,6 +164,23 @@ fn validate_pool(name: &Spanned<String>, pool: &Pool, diagnostics: &mut Diagnost
     }
 }
 
+/// Clients that choose their keys, and know the seed, choose their nodes.
+fn chosen_keys(settings: &Settings, route: &Route, diagnostics: &mut Diagnostics) {
+    let Some(pool) = route.pool.as_ref().and_then(|pool| settings.pools.get(pool)) else { return };
+    let is_chosen =
+        |source: &&HashSource| matches!(source, HashSource::Header(_) | HashSource::Cookie(_) | HashSource::Query(_));
+    if let Some(source) = route.hash_on.iter().find(is_chosen)
+        && pool.ring.seed.is_public()
+        && pool.ring.seed_file.is_none()
+    {
+        let message = format!(
+            "clients of the route `{}` choose the key `{source}`, and the ring's seed is the public default: they can aim at a node; set `ring.seed_file`",
+            route.name.value
+        );
+        diagnostics.warning(route.name.span, message);
+    }
+}
+
 fn routes(settings: &Settings, diagnostics: &mut Diagnostics) {
     if settings.routes.is_empty() && !diagnostics.has_errors() {
         diagnostics.warning(Span::start(), "there are no routes; every request gets 404");
@@ -166,6 +189,7 @@ fn routes(settings: &Settings, diagnostics: &mut Diagnostics) {
     let mut catch_all: Option<&Route> = None;
     for route in &settings.routes {
         validate_route(settings, route, diagnostics);
+        chosen_keys(settings, route, diagnostics);
         if let Some(first) = catch_all {
             let message = format!(
                 "the route `{}` is never reached: `{}` before it matches every request",

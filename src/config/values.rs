@@ -380,6 +380,26 @@ scalar!(
     |value| value.0.to_str().into_owned().into()
 );
 
+/// The seed of a ring. One that is not the public default is a secret, which is not shown.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct RingSeed(pub(crate) String);
+
+impl RingSeed {
+    /// Whether it is the seed of every pool that sets none.
+    pub(crate) fn is_public(&self) -> bool {
+        self.0 == "ringway"
+    }
+}
+
+scalar!(RingSeed, "a text", json!({ "type": "string" }), |text| Ok(RingSeed(text.to_owned())), |value| if value
+    .is_public()
+{
+    "ringway"
+} else {
+    "(hidden)"
+}
+.into());
+
 /// A TCP port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Port(pub(crate) u16);

@@ -1,6 +1,13 @@
 //! Rules for fields on their way through an intermediary (RFC 9110 7.6.1).
 
-use http::header::{CONNECTION, CONTENT_LENGTH, TE, TRAILER, TRANSFER_ENCODING, UPGRADE};
+use http::header::{
+    ACCEPT, ACCEPT_CHARSET, ACCEPT_ENCODING, ACCEPT_LANGUAGE, ACCEPT_RANGES, AGE, CACHE_CONTROL, CONNECTION,
+    CONTENT_DISPOSITION, CONTENT_ENCODING, CONTENT_LANGUAGE, CONTENT_LENGTH, CONTENT_LOCATION, CONTENT_RANGE,
+    CONTENT_TYPE, DATE, EXPECT, EXPIRES, FROM, IF_MATCH, IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE,
+    IF_UNMODIFIED_SINCE, LOCATION, MAX_FORWARDS, ORIGIN, PRAGMA, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, RANGE,
+    REFERER, RETRY_AFTER, SET_COOKIE, TE, TRAILER, TRANSFER_ENCODING, UPGRADE, USER_AGENT, VARY, WARNING,
+    WWW_AUTHENTICATE,
+};
 use http::{HeaderMap, HeaderName, HeaderValue};
 
 pub(crate) const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
@@ -17,7 +24,7 @@ pub(crate) const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-statu
 
 /// Fields that a request must not name in `Connection`: to have them removed would change what the
 /// request means, or take away what the proxy itself says about the client.
-const NEVER_HOP_BY_HOP: &[&str] = &[
+pub(super) const NEVER_HOP_BY_HOP: &[&str] = &[
     "host",
     "content-length",
     "authorization",
@@ -70,15 +77,6 @@ pub(crate) fn strip_request(fields: &mut HeaderMap) -> Result<HopByHop, Forbidde
     }
     strip_always(fields);
     Ok(found)
-}
-
-/// The fields of a request as they go on, where `Connection` says more than whether to close.
-pub(crate) fn without_named(fields: &HeaderMap) -> Result<Option<HeaderMap>, ForbiddenOption> {
-    if says_only_whether_to_close(fields) {
-        return Ok(None);
-    }
-    let mut rest = fields.clone();
-    strip_request(&mut rest).map(|_| Some(rest))
 }
 
 /// Removes the fields of this connection from an answer. Gives the protocol it switches to.
@@ -139,6 +137,64 @@ fn strip_always(fields: &mut HeaderMap) {
     }
 }
 
+/// Fields that mean something only before the content (RFC 9110 6.5.1): of framing, routing, authentication, request
+/// modifiers, content, control and caching. Those of the connection and those that the proxy protects are told
+/// apart by their own rules.
+const NEVER_IN_TRAILERS: &[HeaderName] = &[
+    ACCEPT,
+    ACCEPT_CHARSET,
+    ACCEPT_ENCODING,
+    ACCEPT_LANGUAGE,
+    ACCEPT_RANGES,
+    AGE,
+    CACHE_CONTROL,
+    CONTENT_DISPOSITION,
+    CONTENT_ENCODING,
+    CONTENT_LANGUAGE,
+    CONTENT_LOCATION,
+    CONTENT_RANGE,
+    CONTENT_TYPE,
+    DATE,
+    EXPECT,
+    EXPIRES,
+    FROM,
+    IF_MATCH,
+    IF_MODIFIED_SINCE,
+    IF_NONE_MATCH,
+    IF_RANGE,
+    IF_UNMODIFIED_SINCE,
+    LOCATION,
+    MAX_FORWARDS,
+    ORIGIN,
+    PRAGMA,
+    PROXY_AUTHENTICATE,
+    PROXY_AUTHORIZATION,
+    RANGE,
+    REFERER,
+    RETRY_AFTER,
+    SET_COOKIE,
+    USER_AGENT,
+    VARY,
+    WARNING,
+    WWW_AUTHENTICATE,
+];
+
+/// Whether a field goes no further as a trailer.
+pub(crate) fn is_barred_from_trailers(name: &HeaderName) -> bool {
+    is_hop_by_hop(name)
+        || NEVER_HOP_BY_HOP.contains(&name.as_str())
+        || super::head::is_claim(name.as_str())
+        || NEVER_IN_TRAILERS.contains(name)
+}
+
+/// Removes from trailers what may only stand before the content.
+pub(crate) fn sanitise_trailers(trailers: &mut HeaderMap, is_barred: impl Fn(&HeaderName) -> bool) {
+    let barred: Vec<HeaderName> = trailers.keys().filter(|name| is_barred(name)).cloned().collect();
+    for name in barred {
+        trailers.remove(name);
+    }
+}
+
 /// Whether a comma-separated list has a member, parameters and case apart.
 pub(crate) fn list_has(value: &HeaderValue, member: &str) -> bool {
     value.as_bytes().split(|&byte| byte == b',').any(|item| {
@@ -147,9 +203,10 @@ pub(crate) fn list_has(value: &HeaderValue, member: &str) -> bool {
     })
 }
 
-/// The length that a message announces, where it is a number.
+/// The length that a message announces, where it is a number (RFC 9110 8.6: digits, and no sign).
 pub(crate) fn content_length(fields: &HeaderMap) -> Option<u64> {
-    fields.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+    let text = fields.get(CONTENT_LENGTH)?.to_str().ok()?;
+    if text.starts_with('+') { None } else { text.parse().ok() }
 }
 
 /// How a message's transfer codings are to be understood.
@@ -221,6 +278,36 @@ mod tests {
         for name in ["host", "Content-Length", "AUTHORIZATION", "cookie", "x-forwarded-for", "via"] {
             let mut request = fields(&[("connection", &format!("close, {name}"))]);
             assert!(strip_request(&mut request).is_err(), "{name}");
+        }
+    }
+
+    #[test]
+    fn trailers_carry_no_field_that_belongs_before_the_content() {
+        for (name, is_barred) in [
+            ("transfer-encoding", true),
+            ("Connection", true),
+            ("content-length", true),
+            ("cookie", true),
+            ("set-cookie", true),
+            ("authorization", true),
+            ("idempotency-key", true),
+            ("x-forwarded-for", true),
+            ("x-real-ip", true),
+            ("x-client-cert-subject", true),
+            ("host", true),
+            ("range", true),
+            ("cache-control", true),
+            ("content-type", true),
+            ("trailer", true),
+            ("grpc-status", false),
+            ("grpc-message", false),
+            ("content-digest", false),
+            ("server-timing", false),
+            ("etag", false),
+            ("x-anything", false),
+        ] {
+            let name = HeaderName::from_bytes(name.as_bytes()).unwrap();
+            assert_eq!(is_barred_from_trailers(&name), is_barred, "{name}");
         }
     }
 

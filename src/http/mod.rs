@@ -4,6 +4,8 @@ pub(crate) mod budget;
 pub(crate) mod date;
 pub(crate) mod fields;
 pub(crate) mod forwarded;
+pub(crate) mod head;
 pub(crate) mod problem;
 pub(crate) mod target;
+pub(crate) mod trace;
 pub(crate) mod whole;

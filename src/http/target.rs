@@ -15,9 +15,22 @@ pub(crate) enum BadTarget {
     Port,
 }
 
-/// Decodes escapes of unreserved characters, writes the others in upper case and resolves dot
-/// segments. Borrows where there is nothing to do.
+/// Returns a query with its characters beyond ASCII percent-encoded. Borrows where there is nothing to do.
+pub(crate) fn normalize_query(query: &str) -> Cow<'_, str> {
+    if query.is_ascii() { Cow::Borrowed(query) } else { Cow::Owned(encode_beyond_ascii(query)) }
+}
+
+fn encode_beyond_ascii(text: &str) -> String {
+    const NONE: &percent_encoding::AsciiSet = &percent_encoding::AsciiSet::EMPTY;
+    percent_encoding::utf8_percent_encode(text, NONE).to_string()
+}
+
+/// Percent-encodes characters beyond ASCII, decodes escapes of unreserved characters, writes the others in upper case
+/// and resolves dot segments. Borrows where there is nothing to do.
 pub(crate) fn normalize_path(path: &str) -> Result<Cow<'_, str>, BadTarget> {
+    if !path.is_ascii() {
+        return Ok(Cow::Owned(normalize_path(&encode_beyond_ascii(path))?.into_owned()));
+    }
     let bytes = path.as_bytes();
     let escaped = bytes.contains(&b'%');
     if !escaped && !bytes.windows(2).any(|pair| pair == b"/.") {
@@ -193,6 +206,8 @@ mod tests {
             ("/%7Euser", "/~user"),
             ("/%00", "/%00"),
             ("/%252e", "/%252e"),
+            ("/\u{e4}/./b", "/%C3%A4/b"),
+            ("/%c3%a4", "/%C3%A4"),
         ] {
             assert_eq!(normalize_path(given).as_deref(), Ok(normal), "{given}");
         }

@@ -253,7 +253,7 @@ pub(crate) fn fixed(route: &Route, form: &Form<'_>, exchange: &Rc<Exchange>) -> 
 /// Where a redirection leads: the configured place, with parts of the request in it.
 pub(crate) fn redirect_target(to: &HeaderValue, form: &Form<'_>) -> HeaderValue {
     let Some(text) = to.to_str().ok().filter(|text| text.contains('{')) else { return to.clone() };
-    let query = form.query.map_or(String::new(), |query| format!("?{query}"));
+    let query = form.query.as_deref().map_or(String::new(), |query| format!("?{query}"));
     let uri = format!("{}{query}", form.path);
     // One pass, so that nothing of the request is taken for a placeholder.
     let mut target = String::with_capacity(text.len() + uri.len());

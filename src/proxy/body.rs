@@ -4,6 +4,8 @@
 use super::client::Client;
 use super::exchange::{BodyFault, Exchange};
 use super::pace::Pace;
+use crate::http::fields;
+use crate::http::head::Underscores;
 use crate::upstream::BodyError;
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
@@ -28,12 +30,21 @@ type Piece<E> = Option<Result<Frame<Bytes>, E>>;
 pub(super) struct RequestBody {
     client: Rc<Client>,
     exchange: Rc<Exchange>,
-    limit: u64,
     gate: Option<Rc<Gate>>,
-    /// How fast it must come.
-    pace: Pace,
+    rules: BodyRules,
     /// Runs while a stream of HTTP/2 waits for its next piece.
     stall: Option<Pin<Box<Sleep>>>,
+}
+
+/// What a body must keep to.
+#[derive(Clone, Copy)]
+pub(super) struct BodyRules {
+    /// The most bytes of it.
+    pub(super) limit: u64,
+    /// How fast it must come.
+    pub(super) pace: Pace,
+    /// What becomes of trailers with `_` in their names.
+    pub(super) underscores: Underscores,
 }
 
 /// Holds a body back until the node asks for it. To read from it is what makes the client send.
@@ -75,12 +86,11 @@ impl RequestBody {
         incoming: Incoming,
         client: &Rc<Client>,
         exchange: &Rc<Exchange>,
-        limit: u64,
         gate: Option<Rc<Gate>>,
-        pace: Pace,
+        rules: BodyRules,
     ) -> RequestBody {
         *exchange.body.borrow_mut() = Some(incoming);
-        RequestBody { client: Rc::clone(client), exchange: Rc::clone(exchange), limit, gate, pace, stall: None }
+        RequestBody { client: Rc::clone(client), exchange: Rc::clone(exchange), gate, rules, stall: None }
     }
 
     fn fault(&self, fault: BodyFault) -> Poll<Piece<BodyError>> {
@@ -144,15 +154,21 @@ impl Body for RequestBody {
             }
         }
         match ready!(frame) {
-            Some(Ok(frame)) => {
+            Some(Ok(mut frame)) => {
+                if let Some(trailers) = frame.trailers_mut() {
+                    let underscores = self.rules.underscores;
+                    fields::sanitise_trailers(trailers, |name| {
+                        fields::is_barred_from_trailers(name) || underscores.drop(name.as_str())
+                    });
+                }
                 let length = frame.data_ref().map_or(0, Bytes::len);
                 self.client.took(length);
                 let received = self.exchange.request_bytes.get() + length as u64;
                 self.exchange.request_bytes.set(received);
-                if !waited.is_zero() && self.pace.waited(waited, received) {
+                if !waited.is_zero() && self.rules.pace.waited(waited, received) {
                     return self.fault(BodyFault::Stalled);
                 }
-                if received > self.limit {
+                if received > self.rules.limit {
                     return self.fault(BodyFault::TooLarge);
                 }
                 Poll::Ready(Some(Ok(frame)))

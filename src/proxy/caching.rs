@@ -6,40 +6,35 @@
 use super::answer;
 use super::engine::{Begun, Engine};
 use super::filling::{Change, Miss};
-use super::forward::{Forward, bad_connection_option};
+use super::forward::Forward;
 use super::route::Query;
 use super::serving::Asking;
 use super::snapshot::{CacheResult, CacheRules, Route, Snapshot};
 use crate::cache::{Asker, CacheStatus, Forwarded, Joined, Key, Known, Order, RequestDirectives, Reuse, Target};
 use crate::http::fields::CACHE_STATUS;
+use crate::http::head::{RequestFields, RequestHead};
 use crate::http::problem::Problem;
-use crate::http::{fields, target};
-use http::header::{AUTHORIZATION, COOKIE, UPGRADE};
-use http::{HeaderMap, Method, StatusCode, Uri, request};
+use crate::http::target;
+use http::header::{AUTHORIZATION, COOKIE};
+use http::{Method, StatusCode, Uri};
 use hyper::body::Incoming;
 use std::rc::Rc;
 use std::sync::Arc;
 
 /// The route whose cache a request concerns: its own, or, where it changes something, the one that
 /// reads of the same URI take.
-pub(super) fn concerns(snapshot: &Snapshot, forward: &Forward<'_>, head: &request::Parts) -> Option<Arc<Route>> {
+pub(super) fn concerns(snapshot: &Snapshot, forward: &Forward<'_>, head: &RequestHead) -> Option<Arc<Route>> {
     let own = || forward.route.cache.is_some().then(|| Arc::clone(forward.route));
     if is_read(&head.method) || is_harmless(&head.method) {
         return own();
     }
     let (host, path) = (&*forward.form.host, &*forward.form.path);
-    caching_route(snapshot, host, path, &head.headers, forward.is_secure).or_else(own)
+    caching_route(snapshot, host, path, &head.fields).or_else(own)
 }
 
 /// The caching route that a GET takes.
-fn caching_route(
-    snapshot: &Snapshot,
-    host: &str,
-    path: &str,
-    fields: &HeaderMap,
-    is_secure: bool,
-) -> Option<Arc<Route>> {
-    let index = snapshot.table.find(Query { host, path, method: &Method::GET, fields, is_secure })?;
+fn caching_route(snapshot: &Snapshot, host: &str, path: &str, fields: &RequestFields) -> Option<Arc<Route>> {
+    let index = snapshot.table.find(Query { host, path, method: &Method::GET, fields })?;
     let route = &snapshot.routes[index];
     route.cache.is_some().then(|| Arc::clone(route))
 }
@@ -60,27 +55,26 @@ fn is_harmless(method: &Method) -> bool {
 pub(super) fn begin(
     forward: &Forward<'_>,
     caching: &Arc<Route>,
-    head: request::Parts,
+    head: RequestHead,
     body: Incoming,
 ) -> Result<Begun, Problem> {
     let Some(rules) = &caching.cache else { return forward.begin(head, body) };
     if !is_read(&head.method) {
         return other_method(forward, caching, head, body);
     }
-    let scheme = if forward.is_secure { "https" } else { "http" };
-    let query = forward.form.query;
+    let scheme = head.fields.facts.scheme();
+    let query = forward.form.query.as_deref();
     let target = Target { scheme, authority: &forward.form.authority, path: &forward.form.path, query };
-    // What goes no further counts for nothing here either.
-    let rest = fields::without_named(&head.headers).map_err(|forbidden| bad_connection_option(&forbidden))?;
-    let fields = rest.as_ref().unwrap_or(&head.headers);
+    let fields = &head.fields;
     let engine = forward.engine;
-    let directives = RequestDirectives::of(fields);
+    let directives = RequestDirectives::of(fields.plain());
     let honoured = rules.policy.honours_clients.then_some(&directives);
     let key = rules.key.key(target, fields);
     let now = engine.cache.at(forward.exchange.started);
     // What has a body, or wants to switch protocols, is between this client and the node.
-    let is_private = forward.form.has_body || head.headers.contains_key(UPGRADE);
-    let asking = Asking { method: &head.method, fields, route: forward.route, exchange: forward.exchange, now };
+    let is_private = forward.form.has_body || fields.facts.hop.upgrade.is_some();
+    let asking =
+        Asking { method: &head.method, fields: fields.plain(), route: forward.route, exchange: forward.exchange, now };
     let why = match engine.cache.look_up(key, fields) {
         Known::Response(held) => match held.reuse(now, honoured) {
             Reuse::Yes { stale } => {
@@ -133,16 +127,17 @@ fn note(forward: &Forward<'_>, rules: &CacheRules, result: CacheResult) {
     forward.exchange.cached(result.label());
 }
 
-fn order(rules: &CacheRules, key: Key, target: Target<'_>, method: &Method, fields: &HeaderMap) -> Order {
+fn order(rules: &CacheRules, key: Key, target: Target<'_>, method: &Method, fields: &RequestFields) -> Order {
+    let plain = fields.plain();
     Order {
         key,
         uri: rules.key.uri(target),
         request: fields.clone(),
         asker: Asker {
             is_post: !is_read(method),
-            has_authorization: fields.contains_key(AUTHORIZATION),
-            has_cookie: fields.contains_key(COOKIE),
-            no_store: RequestDirectives::of(fields).no_store,
+            has_authorization: plain.contains_key(AUTHORIZATION),
+            has_cookie: plain.contains_key(COOKIE),
+            no_store: RequestDirectives::of(plain).no_store,
         },
         policy: Arc::clone(&rules.policy),
     }
@@ -152,7 +147,7 @@ fn miss(
     forward: &Forward<'_>,
     caching: &Arc<Route>,
     order: Order,
-    head: request::Parts,
+    head: RequestHead,
     body: Incoming,
     why: Forwarded,
 ) -> Result<Miss, Problem> {
@@ -162,12 +157,7 @@ fn miss(
 }
 
 /// Forwards what a cache does not answer; where it changes something, what is stored of it goes.
-fn other_method(
-    forward: &Forward<'_>,
-    caching: &Route,
-    head: request::Parts,
-    body: Incoming,
-) -> Result<Begun, Problem> {
+fn other_method(forward: &Forward<'_>, caching: &Route, head: RequestHead, body: Incoming) -> Result<Begun, Problem> {
     let own = forward.route.cache.as_ref();
     if let Some(own) = own {
         note(forward, own, CacheResult::Bypass);
@@ -182,7 +172,7 @@ fn other_method(
             other => Ok(other),
         };
     }
-    let change = change(forward, caching, &head)?;
+    let change = change(forward, caching, &head);
     let mut journey = forward.journey(head, body)?;
     journey.cache_status = status;
     match change {
@@ -192,23 +182,22 @@ fn other_method(
 }
 
 /// What a request may make untrue of what a route has stored.
-pub(super) fn change(forward: &Forward<'_>, caching: &Route, head: &request::Parts) -> Result<Option<Change>, Problem> {
-    let Some(rules) = &caching.cache else { return Ok(None) };
-    let scheme = if forward.is_secure { "https" } else { "http" };
-    let query = forward.form.query;
+pub(super) fn change(forward: &Forward<'_>, caching: &Route, head: &RequestHead) -> Option<Change> {
+    let rules = caching.cache.as_ref()?;
+    let scheme = head.fields.facts.scheme();
+    let query = forward.form.query.as_deref();
     let target = Target { scheme, authority: &forward.form.authority, path: &forward.form.path, query };
-    let rest = fields::without_named(&head.headers).map_err(|forbidden| bad_connection_option(&forbidden))?;
-    let fields = rest.as_ref().unwrap_or(&head.headers);
+    let fields = &head.fields;
     let order = order(rules, rules.key.key(target, fields), target, &head.method, fields);
     let place = Place {
         scheme,
         host: forward.form.host.to_string(),
         authority: target.authority.to_owned(),
         path: target.path.to_owned(),
-        default_port: forward.client.default_port(),
+        default_port: fields.facts.default_port(),
     };
     let (is_post, is_by_uri) = (head.method == Method::POST, rules.key.is_by_uri());
-    Ok(Some(Change { order: Rc::new(order), is_post, is_by_uri, place }))
+    Some(Change { order: Rc::new(order), is_post, is_by_uri, place })
 }
 
 /// Where a request went, for the references in its answer.
@@ -243,7 +232,10 @@ impl Place {
             }
         }
         let path = if uri.path().is_empty() { "/" } else { uri.path() };
-        Some((target::normalize_path(path).ok()?.into_owned(), uri.query().map(str::to_owned)))
+        Some((
+            target::normalize_path(path).ok()?.into_owned(),
+            uri.query().map(|query| target::normalize_query(query).into_owned()),
+        ))
     }
 
     /// Whether a reference means the request's own URI.
@@ -252,10 +244,10 @@ impl Place {
     }
 
     /// Forgets what is stored of a URI of the same origin.
-    pub(super) fn invalidate(&self, engine: &Engine, reference: &str, fields: &HeaderMap) {
+    pub(super) fn invalidate(&self, engine: &Engine, reference: &str, fields: &RequestFields) {
         let Some((path, query)) = self.resolve(reference) else { return };
         let snapshot = engine.snapshot();
-        let Some(route) = caching_route(&snapshot, &self.host, &path, fields, self.scheme == "https") else { return };
+        let Some(route) = caching_route(&snapshot, &self.host, &path, fields) else { return };
         let Some(rules) = &route.cache else { return };
         let target = Target { scheme: self.scheme, authority: &self.authority, path: &path, query: query.as_deref() };
         engine.cache.invalidate(rules.key.key(target, fields), rules.key.uri(target), rules.key.is_by_uri());

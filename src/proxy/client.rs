@@ -314,14 +314,4 @@ impl Client {
     pub(crate) fn is_secure(&self) -> bool {
         self.secured.is_some()
     }
-
-    /// The scheme that the client used with this proxy.
-    pub(crate) fn scheme(&self) -> &'static str {
-        if self.is_secure() { "https" } else { "http" }
-    }
-
-    /// The port that this scheme implies.
-    pub(crate) fn default_port(&self) -> u16 {
-        if self.is_secure() { 443 } else { 80 }
-    }
 }

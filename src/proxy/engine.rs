@@ -8,19 +8,18 @@ use super::exchange::{Exchange, Ledger};
 use super::forward::Forward;
 use super::idempotent;
 use super::pace::Pace;
-use super::request::{Bounds, Form, crumbs_to_one};
+use super::request::{Bounds, crumbs_to_one, enter, underscores};
 use super::route::Query;
 use super::snapshot::{Action, Snapshot};
 use super::upstream::Journey;
 use crate::cache::Cache;
 use crate::http::budget::Budget;
-use crate::http::fields::{X_FORWARDED_FOR, X_FORWARDED_PROTO};
-use crate::http::forwarded::{client_address, is_trusted};
+use crate::http::head::Peer;
 use crate::http::problem::Problem;
 use crate::upstream::{IdleLinks, SharedLinks};
 use arc_swap::ArcSwap;
 use http::header::HOST;
-use http::{HeaderMap, Method, Request, Response, StatusCode, Version};
+use http::{Method, Request, Response, StatusCode, Version};
 use http_body::Body as _;
 use hyper::body::Incoming;
 use std::cell::RefCell;
@@ -136,7 +135,6 @@ impl Engine {
         client.count_request(settings.limits.requests_per_connection);
         let bounds = Bounds {
             body: settings.limits.request_body.0,
-            default_port: client.default_port(),
             body_follows: (head.version == Version::HTTP_2).then(|| !body.is_end_stream()),
         };
         if head.version == Version::HTTP_2 {
@@ -146,8 +144,15 @@ impl Engine {
             // Counted one by one before.
             crumbs_to_one(&mut head.headers);
         }
-        let host_text = host.as_ref().and_then(|value| value.to_str().ok());
-        let form = Form::read(&head, &uri, host_text, bounds)?;
+        let underscores = underscores(settings.limits.underscores_in_headers);
+        let peer = Peer {
+            address: client.peer.ip(),
+            is_secure: client.is_secure(),
+            certificate: client.secured.as_ref().and_then(|secured| secured.subject.as_ref()),
+            trusted_proxies: &settings.trusted_proxies,
+            underscores,
+        };
+        let (head, form) = enter(head, &uri, host.as_ref(), peer, bounds)?;
         if head.method == Method::TRACE {
             return Err(trace_refused());
         }
@@ -157,17 +162,12 @@ impl Engine {
         {
             return Err(misdirected());
         }
-        let trusted = &settings.trusted_proxies;
-        let from_trusted = is_trusted(client.peer.ip(), trusted);
-        let is_secure = client.is_secure() || (from_trusted && says_https(&head.headers));
-        let query =
-            Query { host: &form.host, path: &form.path, method: &head.method, fields: &head.headers, is_secure };
+        let query = Query { host: &form.host, path: &form.path, method: &head.method, fields: &head.fields };
         let index = snapshot.table.find(query).ok_or_else(no_route)?;
         let route = &snapshot.routes[index];
         exchange.matched(&route.label);
-        let address = client_address(client.peer.ip(), &head.headers, &X_FORWARDED_FOR, trusted);
         let rules = idempotent::concerns(route, &head);
-        let mut uncounted = route.rate_limit.as_ref().map(|limit| limit.uncounted(&form, &head.headers, address));
+        let mut uncounted = route.rate_limit.as_ref().map(|limit| limit.uncounted(&form, &head.fields));
         if let Some(limit) = &route.rate_limit {
             let waits = match rules {
                 Some(_) => !limit.counts_replays(),
@@ -187,13 +187,11 @@ impl Engine {
             route,
             pool,
             form,
-            address,
             uncounted,
-            trusted: from_trusted,
-            is_secure,
+            underscores,
             body_limit: bounds.body,
             held_body: settings.limits.held_body.0,
-            pace: Pace::of(&settings.limits, &head.headers),
+            pace: Pace::of(&settings.limits, head.fields.plain()),
         };
         if let Some(rules) = rules {
             return idempotent::begin(snapshot, forward, rules, head, body);
@@ -217,11 +215,6 @@ pub(super) enum Begun {
     Answer(Response<ResponseBody>),
     Forward(Journey),
     Later(Journeying),
-}
-
-/// Whether a proxy before this one says that its client speaks TLS.
-fn says_https(fields: &HeaderMap) -> bool {
-    fields.get(&X_FORWARDED_PROTO).is_some_and(|scheme| scheme == "https")
 }
 
 fn no_route() -> Problem {

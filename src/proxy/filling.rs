@@ -328,7 +328,7 @@ impl Miss {
     fn asking(&self) -> Asking<'_> {
         Asking {
             method: &self.method,
-            fields: &self.order.request,
+            fields: self.order.request.plain(),
             route: &self.journey.route,
             exchange: &self.journey.exchange,
             now: self.cache().now(),

@@ -2,7 +2,7 @@
 
 use super::affinity::Session;
 use super::answer::ResponseBody;
-use super::body::{Gate, RequestBody};
+use super::body::{BodyRules, Gate, RequestBody};
 use super::client::Client;
 use super::engine::{Begun, Engine};
 use super::exchange::Exchange;
@@ -13,23 +13,23 @@ use super::request::Form;
 use super::snapshot::Route;
 use super::upstream::{Choice, Issue, Journey};
 use crate::config::{OnGone, Protocol};
-use crate::http::fields::{self, HopByHop};
+use crate::http::fields;
+use crate::http::head::{RequestFields, RequestHead, Underscores};
 use crate::http::problem::Problem;
 use crate::http::target;
-use crate::telemetry::trace;
+use crate::http::trace;
 use crate::upstream::{Outgoing, Pool, Wanted};
 use bytes::Bytes;
-use http::header::{
-    CONNECTION, EXPECT, FORWARDED, HOST, HeaderName, MAX_FORWARDS, TE, TRANSFER_ENCODING, UPGRADE, VIA,
-};
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, Version, request};
+use http::header::{CONNECTION, EXPECT, HOST, MAX_FORWARDS, TE, TRANSFER_ENCODING, UPGRADE, VIA};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
 use hyper::body::Incoming;
-use std::net::IpAddr;
+use std::borrow::Cow;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-const X_REAL_IP: HeaderName = HeaderName::from_static("x-real-ip");
+/// The head of a node's request.
+type NodeHead = (Method, Uri, HeaderMap);
 
 /// A request that has found its route and pool.
 pub(super) struct Forward<'a> {
@@ -39,12 +39,8 @@ pub(super) struct Forward<'a> {
     pub(super) route: &'a Arc<Route>,
     pub(super) pool: &'a Arc<Pool>,
     pub(super) form: Form<'a>,
-    /// The client's address, behind trusted proxies.
-    pub(super) address: IpAddr,
-    /// Whether the peer is such a proxy.
-    pub(super) trusted: bool,
-    /// Whether the client speaks TLS, with us or with a trusted proxy before us.
-    pub(super) is_secure: bool,
+    /// What becomes of fields, trailers too, with `_` in their names.
+    pub(super) underscores: Underscores,
     pub(super) body_limit: u64,
     pub(super) held_body: u64,
     /// Where the rate limit counts it only once a node is to be asked.
@@ -55,8 +51,8 @@ pub(super) struct Forward<'a> {
 
 impl Forward<'_> {
     /// Gives the journey to the nodes, or an answer where none is needed.
-    pub(super) fn begin(&self, mut head: request::Parts, body: Incoming) -> Result<Begun, Problem> {
-        if self.is_last_hop(&mut head) {
+    pub(super) fn begin(&self, head: RequestHead, body: Incoming) -> Result<Begun, Problem> {
+        if is_last_hop(&head) {
             let mut response = Response::new(ResponseBody::empty(self.exchange));
             *response.status_mut() = StatusCode::NO_CONTENT;
             return Ok(Begun::Answer(response));
@@ -65,17 +61,20 @@ impl Forward<'_> {
     }
 
     /// The journey to the nodes.
-    pub(super) fn journey(&self, head: request::Parts, body: Incoming) -> Result<Journey, Problem> {
+    pub(super) fn journey(&self, head: RequestHead, body: Incoming) -> Result<Journey, Problem> {
         let gate = self.form.expects_continue.then(|| Rc::new(Gate::new()));
         let outgoing = self.outgoing(body, gate.clone());
         Ok(Journey { gate, ..self.journey_with(head, outgoing)? })
     }
 
     /// The journey of a request with another body.
-    pub(super) fn journey_with(&self, mut head: request::Parts, body: Outgoing) -> Result<Journey, Problem> {
-        let choice = self.choose(&head.headers);
-        let hop = self.prepare(&mut head)?;
-        let version = std::mem::replace(&mut head.version, Version::HTTP_11);
+    pub(super) fn journey_with(&self, head: RequestHead, body: Outgoing) -> Result<Journey, Problem> {
+        let choice = self.choose(&head.fields);
+        let version = head.version;
+        let takes_trailers = version == Version::HTTP_2 || head.fields.facts.hop.trailers;
+        let (head, may_switch) = self.prepare(head)?;
+        let mut request = Request::new(body);
+        (*request.method_mut(), *request.uri_mut(), *request.headers_mut()) = head;
         Ok(Journey {
             engine: Rc::clone(self.engine),
             client: Rc::clone(self.client),
@@ -83,11 +82,12 @@ impl Forward<'_> {
             route: Arc::clone(self.route),
             pool: Arc::clone(self.pool),
             choice,
-            request: Some(Request::from_parts(head, body)),
+            request: Some(request),
             gate: None,
             // An HTTP/1.0 client would take an interim answer for the final one, and HTTP/2 has another form for it.
             wants_interim: version == Version::HTTP_11,
-            may_switch: hop.upgrade.is_some(),
+            may_switch,
+            takes_trailers,
             body_limit: self.body_limit,
             held_body: self.held_body,
             uncounted: self.uncounted.clone(),
@@ -98,18 +98,18 @@ impl Forward<'_> {
 
     /// Decides which nodes are asked, in which order: by the affinity cookie, else by the first source
     /// of `hash_on` that is present, else at random.
-    fn choose(&self, fields: &HeaderMap) -> Choice {
-        let keyed = find_key(&self.route.hash_on, &self.form, fields, self.address);
+    fn choose(&self, fields: &RequestFields) -> Choice {
+        let keyed = find_key(&self.route.hash_on, &self.form, fields);
+        let secure = fields.facts.is_secure;
         let hash = keyed.as_ref().map(|found| self.pool.ring.hash_key(&found.key));
         let at_random = || self.engine.random.borrow_mut().u64(..);
         let Some(affinity) = &self.route.affinity else {
             return Choice::by_hash(hash.unwrap_or_else(at_random));
         };
-        match affinity.read(fields, &self.pool.name, seconds_since_1970()) {
+        match affinity.read(fields.plain(), &self.pool.name, seconds_since_1970()) {
             Session::Soft(key) => Choice::by_hash(self.pool.ring.hash_key(&key)),
             Session::Strict { node, end, fresh } => {
                 let choice = Choice::by_hash(hash.unwrap_or_else(at_random));
-                let secure = self.is_secure;
                 let Some(index) = self.pool.nodes.iter().position(|known| *known.id == *node) else {
                     return Choice { issue: Issue::Strict { secure }, ..choice };
                 };
@@ -119,10 +119,10 @@ impl Forward<'_> {
                 Choice { wanted, session_end: Some(end), issue }
             }
             Session::None if affinity.is_strict() => {
-                let issue = Issue::Strict { secure: self.is_secure };
+                let issue = Issue::Strict { secure };
                 Choice { issue, ..Choice::by_hash(hash.unwrap_or_else(at_random)) }
             }
-            Session::None => match (hash, affinity.soft_cookie(self.is_secure)) {
+            Session::None => match (hash, affinity.soft_cookie(secure)) {
                 (None, Some((key, cookie))) => {
                     Choice { issue: Issue::Soft(cookie), ..Choice::by_hash(self.pool.ring.hash_key(&key)) }
                 }
@@ -131,16 +131,17 @@ impl Forward<'_> {
         }
     }
 
-    /// Rewrites the head as the node gets it. What is about this connection goes first, so that
-    /// nothing the proxy adds can be named away.
-    fn prepare(&self, head: &mut request::Parts) -> Result<HopByHop, Problem> {
-        let mut hop =
-            fields::strip_request(&mut head.headers).map_err(|forbidden| bad_connection_option(&forbidden))?;
-        if let Some(uri) = self.new_target(&head.uri)? {
-            head.uri = uri;
+    /// Rewrites the head as the node gets it. Returns it, and whether the node may switch protocols.
+    fn prepare(&self, head: RequestHead) -> Result<(NodeHead, bool), Problem> {
+        let RequestHead { method, uri, version, fields } = head;
+        let (mut fields, facts) = fields.for_node(&self.client.peer_text);
+        let target = self.new_target(&uri)?.unwrap_or(uri);
+        let upgrade = facts.hop.upgrade.filter(|to| self.may_upgrade(&method, version, to));
+        if method == Method::OPTIONS
+            && let Some(left) = max_forwards(&fields)
+        {
+            fields.insert(MAX_FORWARDS, HeaderValue::from(left.saturating_sub(1)));
         }
-        hop.upgrade = hop.upgrade.filter(|to| self.may_upgrade(head, to));
-        let fields = &mut head.headers;
         if self.form.has_body && self.form.content_length.is_none() {
             // Said outright, for without it hyper sends a GET without its body.
             fields.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
@@ -148,28 +149,23 @@ impl Forward<'_> {
         if !self.form.expects_continue {
             fields.remove(EXPECT);
         }
-        if let Some(host) = &self.form.new_host {
-            let host = HeaderValue::try_from(host.as_str())
-                .map_err(|_| Problem::bad_request("bad-host", "the host is not a field value"))?;
-            fields.insert(HOST, host);
-        }
         let (request_id, traceparent) = (fields.get(&fields::X_REQUEST_ID), fields.get(&fields::TRACEPARENT));
         let trace = trace::ids(request_id, traceparent, &mut self.engine.random.borrow_mut());
-        self.exchange.identified(self.address, &trace.request_id);
-        self.add_forwarded(fields);
-        fields.append(VIA, via(head.version));
+        self.exchange.identified(facts.address, &trace.request_id);
+        fields.append(VIA, via(version));
         fields.insert(fields::X_REQUEST_ID, trace.request_id);
         fields.insert(fields::TRACEPARENT, trace.traceparent);
-        self.route.request_fields.apply(fields);
-        if let Some(protocol) = &hop.upgrade {
-            fields.insert(UPGRADE, protocol.clone());
+        self.route.request_fields.apply(&mut fields);
+        let may_switch = upgrade.is_some();
+        if let Some(protocol) = upgrade {
+            fields.insert(UPGRADE, protocol);
             fields.append(CONNECTION, HeaderValue::from_static("upgrade"));
         }
-        if hop.trailers {
+        if facts.hop.trailers {
             fields.insert(TE, HeaderValue::from_static("trailers"));
             fields.append(CONNECTION, HeaderValue::from_static("te"));
         }
-        Ok(hop)
+        Ok(((method, target, fields), may_switch))
     }
 
     /// The target in origin form, where it is not what the client wrote.
@@ -178,7 +174,7 @@ impl Forward<'_> {
             Some(prefix) => target::strip_prefix(&self.form.path, prefix).unwrap_or(&self.form.path),
             None => &self.form.path,
         };
-        if uri.path() == path {
+        if uri.path() == path && !matches!(self.form.query, Some(Cow::Owned(_))) {
             let Some(_) = uri.authority() else { return Ok(None) };
             let mut parts = http::uri::Parts::default();
             parts.path_and_query = uri.path_and_query().cloned();
@@ -186,7 +182,7 @@ impl Forward<'_> {
                 return Ok(Some(own));
             }
         }
-        let text = match self.form.query {
+        let text = match &self.form.query {
             Some(query) => [path, "?", query].concat(),
             None => path.to_owned(),
         };
@@ -194,61 +190,20 @@ impl Forward<'_> {
         parsed.map(Some).map_err(|_| Problem::bad_request("bad-target", "the request's target is not a valid path"))
     }
 
-    /// Says who the client is; what an untrusted peer says of it is dropped.
-    fn add_forwarded(&self, fields: &mut HeaderMap) {
-        let mut chain = self.client.peer_text.clone();
-        if self.trusted {
-            let before: Vec<&[u8]> =
-                fields.get_all(fields::X_FORWARDED_FOR).iter().map(HeaderValue::as_bytes).collect();
-            if !before.is_empty() {
-                let joined = [&before.join(&b", "[..]), &b", "[..], chain.as_bytes()].concat();
-                chain = HeaderValue::from_bytes(&joined).unwrap_or(chain);
-            }
-        } else {
-            drop_claims(fields);
-        }
-        fields.insert(fields::X_FORWARDED_FOR, chain);
-        // What a client says of a certificate of its own is worth nothing.
-        match self.client.secured.as_ref().and_then(|secured| secured.subject.clone()) {
-            Some(subject) => drop(fields.insert(fields::X_CLIENT_CERT_SUBJECT, subject)),
-            None if self.trusted => {}
-            None => drop(fields.remove(fields::X_CLIENT_CERT_SUBJECT)),
-        }
-        if !self.trusted || !fields.contains_key(fields::X_FORWARDED_PROTO) {
-            fields.insert(fields::X_FORWARDED_PROTO, HeaderValue::from_static(self.client.scheme()));
-        }
-        if (!self.trusted || !fields.contains_key(fields::X_FORWARDED_HOST))
-            && let Some(host) = fields.get(HOST).cloned()
-        {
-            fields.insert(fields::X_FORWARDED_HOST, host);
-        }
-    }
-
     /// Only a request without a body switches protocols, and never to cleartext HTTP/2: that would
     /// be a second HTTP connection past every rule of this one.
-    fn may_upgrade(&self, head: &request::Parts, protocol: &HeaderValue) -> bool {
-        head.version >= Version::HTTP_11
+    fn may_upgrade(&self, method: &Method, version: Version, protocol: &HeaderValue) -> bool {
+        version >= Version::HTTP_11
             && self.pool.protocol == Protocol::Http1
-            && head.method == Method::GET
+            && *method == Method::GET
             && !self.form.has_body
             && !protocol.is_empty()
             && !fields::list_has(protocol, "h2c")
     }
 
-    /// Whether an OPTIONS request may go no further (RFC 9110 7.6.2); counts the hop otherwise.
-    fn is_last_hop(&self, head: &mut request::Parts) -> bool {
-        if head.method != Method::OPTIONS {
-            return false;
-        }
-        let left = head.headers.get(MAX_FORWARDS).and_then(|value| value.to_str().ok()?.parse::<u32>().ok());
-        match left {
-            None => false,
-            Some(0) => true,
-            Some(left) => {
-                head.headers.insert(MAX_FORWARDS, HeaderValue::from(left - 1));
-                false
-            }
-        }
+    /// The rules for the request's body, of up to so many bytes.
+    pub(super) fn body_rules(&self, limit: u64) -> BodyRules {
+        BodyRules { limit, pace: self.pace, underscores: self.underscores }
     }
 
     fn outgoing(&self, incoming: Incoming, gate: Option<Rc<Gate>>) -> Outgoing {
@@ -256,14 +211,9 @@ impl Forward<'_> {
             return Outgoing::Empty;
         }
         let (client, exchange) = (self.client, self.exchange);
-        Outgoing::Stream(Box::pin(RequestBody::new(incoming, client, exchange, self.body_limit, gate, self.pace)))
+        let rules = self.body_rules(self.body_limit);
+        Outgoing::Stream(Box::pin(RequestBody::new(incoming, client, exchange, gate, rules)))
     }
-}
-
-/// 400 for a request that would have something taken away that is not about the connection.
-pub(super) fn bad_connection_option(forbidden: &fields::ForbiddenOption) -> Problem {
-    let detail = format!("the Connection field names `{}`, which is not about the connection", forbidden.0);
-    Problem::bad_request("bad-connection-option", detail)
 }
 
 /// 503 for a session that belongs to a node that is down, and to no other.
@@ -277,16 +227,13 @@ pub(super) fn seconds_since_1970() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
-/// Removes what only trusted proxies may say about the client.
-fn drop_claims(fields: &mut HeaderMap) {
-    let is_claim =
-        |name: &HeaderName| name.as_str().starts_with("x-forwarded-") || *name == FORWARDED || *name == X_REAL_IP;
-    if fields.keys().any(is_claim) {
-        let claims: Vec<HeaderName> = fields.keys().filter(|name| is_claim(name)).cloned().collect();
-        for name in claims {
-            fields.remove(name);
-        }
-    }
+/// Whether an OPTIONS request may go no further (RFC 9110 7.6.2).
+fn is_last_hop(head: &RequestHead) -> bool {
+    head.method == Method::OPTIONS && max_forwards(head.fields.plain()) == Some(0)
+}
+
+fn max_forwards(fields: &HeaderMap) -> Option<u32> {
+    fields.get(MAX_FORWARDS).and_then(|value| value.to_str().ok()?.parse().ok())
 }
 
 /// The `Via` entry for a message received in this version.

@@ -2,11 +2,11 @@
 
 use super::request::Form;
 use crate::config::values::HashSource;
+use crate::http::head::RequestFields;
 use crate::idempotency::Scope;
 use http::HeaderMap;
 use http::header::COOKIE;
 use std::borrow::Cow;
-use std::net::IpAddr;
 
 /// Where a key came from: the place in `hash_on`, and the key itself.
 #[derive(Debug)]
@@ -19,18 +19,17 @@ pub(crate) struct KeySource<'a> {
 pub(crate) fn find_key<'a>(
     sources: &'a [HashSource],
     form: &'a Form<'_>,
-    fields: &'a HeaderMap,
-    client: IpAddr,
+    fields: &'a RequestFields,
 ) -> Option<KeySource<'a>> {
     sources.iter().find_map(|source| {
         let key: Cow<'a, [u8]> = match source {
-            HashSource::Cookie(name) => cookie(fields, name)?.into(),
-            HashSource::Header(name) => fields.get(name)?.as_bytes().into(),
-            HashSource::Query(name) => query_parameters(form.query?, name).next()?.as_bytes().into(),
-            HashSource::ClientIp => client.to_string().into_bytes().into(),
+            HashSource::Cookie(name) => cookie(fields.plain(), name)?.into(),
+            HashSource::Header(name) => fields.value(name)?,
+            HashSource::Query(name) => query_parameters(form.query.as_deref()?, name).next()?.as_bytes().into(),
+            HashSource::ClientIp => fields.facts.address.to_string().into_bytes().into(),
             HashSource::Host => form.host.as_bytes().into(),
             HashSource::Path => form.path.as_bytes().into(),
-            HashSource::Uri => match form.query {
+            HashSource::Uri => match form.query.as_deref() {
                 None => form.path.as_bytes().into(),
                 Some(query) => [form.path.as_bytes(), b"?", query.as_bytes()].concat().into(),
             },
@@ -52,10 +51,10 @@ impl ScopeSources {
     }
 
     /// The caller's scope; `None` where all sources are absent.
-    pub(crate) fn read(&self, form: &Form<'_>, fields: &HeaderMap, client: IpAddr) -> Option<Scope> {
+    pub(crate) fn read(&self, form: &Form<'_>, fields: &RequestFields) -> Option<Scope> {
         let mut scope = Scope::default();
         for (name, source) in &self.0 {
-            let values = scope_values(source, form, fields, client);
+            let values = scope_values(source, form, fields);
             scope.add(name, values.iter().map(AsRef::as_ref));
         }
         (self.0.is_empty() || scope.is_known()).then_some(scope)
@@ -68,19 +67,14 @@ impl ScopeSources {
 }
 
 /// All values of a source that tells callers apart.
-fn scope_values<'a>(
-    source: &'a HashSource,
-    form: &'a Form<'_>,
-    fields: &'a HeaderMap,
-    client: IpAddr,
-) -> Vec<Cow<'a, [u8]>> {
+fn scope_values<'a>(source: &'a HashSource, form: &'a Form<'_>, fields: &'a RequestFields) -> Vec<Cow<'a, [u8]>> {
     match source {
-        HashSource::Cookie(name) => cookies(fields, name).map(Cow::from).collect(),
-        HashSource::Header(name) => fields.get_all(name).iter().map(|value| value.as_bytes().into()).collect(),
-        HashSource::Query(name) => {
-            query_parameters(form.query.unwrap_or_default(), name).map(|value| value.as_bytes().into()).collect()
-        }
-        HashSource::ClientIp => vec![client.to_string().into_bytes().into()],
+        HashSource::Cookie(name) => cookies(fields.plain(), name).map(Cow::from).collect(),
+        HashSource::Header(name) => fields.values(name).collect(),
+        HashSource::Query(name) => query_parameters(form.query.as_deref().unwrap_or_default(), name)
+            .map(|value| value.as_bytes().into())
+            .collect(),
+        HashSource::ClientIp => vec![fields.facts.address.to_string().into_bytes().into()],
         // Validation refuses these: they are part of every record's identity anyway.
         HashSource::Host | HashSource::Path | HashSource::Uri => Vec::new(),
     }
@@ -114,7 +108,12 @@ mod tests {
             HashSource::Query("tenant".into()),
             HashSource::ClientIp,
         ];
-        let form = |query| Form { host: "h".into(), path: "/p".into(), query, ..Form::default() };
+        let form = |query: Option<&'static str>| Form {
+            host: "h".into(),
+            path: "/p".into(),
+            query: query.map(Into::into),
+            ..Form::default()
+        };
         for (cookies, user, query, expected) in [
             ("a=1; session=s1; session=s2", "u", Some("tenant=t"), "s1"),
             ("xsession=s1", "u", Some("tenant=t"), "u"),
@@ -127,18 +126,21 @@ mod tests {
             fields.insert(COOKIE, HeaderValue::from_static(cookies));
             fields.insert("x-user-id", HeaderValue::from_static(user));
             let form = form(query);
-            let found = find_key(&sources, &form, &fields, "192.0.2.7".parse().unwrap()).unwrap();
+            let mut fields = RequestFields::from(fields);
+            fields.facts.address = "192.0.2.7".parse().unwrap();
+            let found = find_key(&sources, &form, &fields).unwrap();
             assert_eq!(found.key, expected.as_bytes(), "{cookies} {user} {query:?}");
         }
     }
 
     #[test]
     fn host_path_and_uri_are_the_normal_ones() {
-        let form = Form { host: "h".into(), path: "/p".into(), query: Some("b=1"), ..Form::default() };
-        let fields = HeaderMap::new();
+        let form = Form { host: "h".into(), path: "/p".into(), query: Some("b=1".into()), ..Form::default() };
+        let mut fields = RequestFields::from(HeaderMap::new());
+        fields.facts.address = "::1".parse().unwrap();
         let key = |source: HashSource| {
             let sources = [source];
-            let found = find_key(&sources, &form, &fields, "::1".parse().unwrap()).unwrap();
+            let found = find_key(&sources, &form, &fields).unwrap();
             String::from_utf8(found.key.into_owned()).unwrap()
         };
         assert_eq!(

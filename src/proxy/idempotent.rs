@@ -10,14 +10,15 @@ use super::caching;
 use super::engine::Begun;
 use super::exchange::{BodyFault, Exchange};
 use super::filling::Change;
-use super::forward::{Forward, bad_connection_option};
+use super::forward::Forward;
 use super::request::too_large;
 use super::snapshot::{IdempotencyResult, IdempotencyRules, Route, Snapshot};
 use super::upstream::{Journey, NewCookie, Reach};
 use crate::cache::{CacheStatus, Forwarded};
 use crate::http::budget::Share;
 use crate::http::date;
-use crate::http::fields::{self, CACHE_STATUS};
+use crate::http::fields::CACHE_STATUS;
+use crate::http::head::RequestHead;
 use crate::http::problem::Problem;
 use crate::http::whole::Whole;
 use crate::idempotency::{
@@ -26,7 +27,7 @@ use crate::idempotency::{
 };
 use crate::upstream::{AnswerBody, Outgoing};
 use http::header::{CONTENT_LENGTH, DATE, SET_COOKIE, TRANSFER_ENCODING};
-use http::{Extensions, HeaderName, HeaderValue, Response, StatusCode, request};
+use http::{Extensions, HeaderName, HeaderValue, Response, StatusCode};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use std::rc::Rc;
@@ -39,9 +40,9 @@ const IDEMPOTENT_REPLAYED: HeaderName = HeaderName::from_static("idempotent-repl
 const FIRST_SHARE: u64 = 64 << 10;
 
 /// The rules for a request that must run once.
-pub(super) fn concerns<'a>(route: &'a Route, head: &request::Parts) -> Option<&'a Arc<IdempotencyRules>> {
+pub(super) fn concerns<'a>(route: &'a Route, head: &RequestHead) -> Option<&'a Arc<IdempotencyRules>> {
     route.idempotency.as_ref().filter(|rules| {
-        rules.methods.contains(&head.method) && (rules.required || head.headers.contains_key(&IDEMPOTENCY_KEY))
+        rules.methods.contains(&head.method) && (rules.required || head.fields.plain().contains_key(&IDEMPOTENCY_KEY))
     })
 }
 
@@ -50,20 +51,17 @@ pub(super) fn begin(
     snapshot: &Snapshot,
     mut forward: Forward<'_>,
     rules: &Arc<IdempotencyRules>,
-    head: request::Parts,
+    head: RequestHead,
     body: Incoming,
 ) -> Result<Begun, Problem> {
     let refuse = |result: IdempotencyResult, kind, detail| {
         note(rules, forward.exchange, result);
         Problem::new(StatusCode::BAD_REQUEST, kind, "http_request_error", detail)
     };
-    // What goes no further counts for nothing here either.
-    let rest = fields::without_named(&head.headers).map_err(|forbidden| bad_connection_option(&forbidden))?;
-    let fields = rest.as_ref().unwrap_or(&head.headers);
-    let key = key_of(fields)
+    let key = key_of(head.fields.plain())
         .map_err(|bad| refuse(IdempotencyResult::Invalid, "idempotency-key-invalid", bad.to_string()))?
         .ok_or_else(|| refuse(IdempotencyResult::Missing, "idempotency-key-missing", MISSING.to_owned()))?;
-    let scope = rules.scope.read(&forward.form, fields, forward.address).ok_or_else(|| {
+    let scope = rules.scope.read(&forward.form, &head.fields).ok_or_else(|| {
         let sources = rules.scope.names().join(", ");
         let detail = format!("the request has none of the fields that tell callers apart: {sources}");
         refuse(IdempotencyResult::Invalid, "scope-missing", detail)
@@ -83,18 +81,17 @@ pub(super) fn begin(
         path: forward.form.path.to_string(),
         key,
     };
-    let fingerprint = Fingerprint::begin(forward.form.query, fields);
-    let change = match caching::concerns(snapshot, &forward, &head) {
-        Some(caching) => caching::change(&forward, &caching, &head)?,
-        None => None,
-    };
+    let fingerprint = Fingerprint::begin(forward.form.query.as_deref(), head.fields.plain());
+    let change =
+        caching::concerns(snapshot, &forward, &head).and_then(|caching| caching::change(&forward, &caching, &head));
     // To read the body is what makes the client send it: no expectation goes further.
     forward.form.expects_continue = false;
     let mut journey = forward.journey_with(head, Outgoing::Empty)?;
     journey.body_limit = rules.max_request;
     journey.cache_status = forward.route.cache.as_ref().map(|_| CacheStatus::forwarded(Forwarded::Method));
-    let (client, exchange, limit) = (forward.client, forward.exchange, rules.max_request);
-    let body = forward.form.has_body.then(|| RequestBody::new(body, client, exchange, limit, None, forward.pace));
+    let body_rules = forward.body_rules(rules.max_request);
+    let body =
+        forward.form.has_body.then(|| RequestBody::new(body, forward.client, forward.exchange, None, body_rules));
     let (id, subject) = (subject.identify(&scope), Arc::new(subject));
     let keyed =
         Box::new(Keyed { journey, rules: Arc::clone(rules), body, held, id, subject, fingerprint, change, share });

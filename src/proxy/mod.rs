@@ -31,6 +31,6 @@ pub(crate) use client::{Client, Phase, Secured, Streams, Tunnel};
 pub(crate) use engine::{Answering, Engine, Journeying};
 pub(crate) use exchange::Ledger;
 pub(crate) use hash_key::{ScopeSources, find_key};
-pub(crate) use request::{Bounds, Form, unsupported_coding};
+pub(crate) use request::{Bounds, Form, enter, underscores, unsupported_coding};
 pub(crate) use route::{Query, Table};
 pub(crate) use snapshot::{Parts, Snapshot};

@@ -9,6 +9,7 @@ use super::request::Form;
 use crate::config;
 use crate::config::values::HashSource;
 use crate::http::forwarded::network_of;
+use crate::http::head::RequestFields;
 use crate::http::problem::Problem;
 use crate::telemetry::metrics::Metrics;
 use governor::clock::{Clock, DefaultClock};
@@ -18,7 +19,6 @@ use governor::{Quota, RateLimiter};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use prometheus::IntCounter;
 use std::hash::{BuildHasher, RandomState};
-use std::net::IpAddr;
 use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -105,13 +105,13 @@ impl RateLimit {
     }
 
     /// The request as it will be counted: by the first source that it has, else by its client's address.
-    pub(super) fn uncounted(self: &Arc<Self>, form: &Form<'_>, fields: &HeaderMap, address: IpAddr) -> Uncounted {
-        let found = find_key(&self.settings.key, form, fields, address);
+    pub(super) fn uncounted(self: &Arc<Self>, form: &Form<'_>, fields: &RequestFields) -> Uncounted {
+        let found = find_key(&self.settings.key, form, fields);
         let key = match &found {
             Some(found) if *found.source != HashSource::ClientIp => {
                 self.hasher.hash_one((found.source.to_string(), &*found.key))
             }
-            _ => self.hasher.hash_one(network_of(address)),
+            _ => self.hasher.hash_one(network_of(fields.facts.address)),
         };
         Uncounted { limit: Arc::clone(self), key }
     }

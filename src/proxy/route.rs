@@ -6,7 +6,8 @@
 
 use crate::config::values::HostPattern;
 use crate::config::{self};
-use http::{HeaderMap, HeaderName, HeaderValue, Method};
+use crate::http::head::RequestFields;
+use http::{HeaderName, HeaderValue, Method};
 use std::collections::HashMap;
 
 type Map<V> = HashMap<String, V, foldhash::fast::RandomState>;
@@ -18,9 +19,7 @@ pub(crate) struct Query<'a> {
     pub(crate) host: &'a str,
     pub(crate) path: &'a str,
     pub(crate) method: &'a Method,
-    pub(crate) fields: &'a HeaderMap,
-    /// Whether the client speaks TLS, with us or with a trusted proxy before us.
-    pub(crate) is_secure: bool,
+    pub(crate) fields: &'a RequestFields,
 }
 
 /// The routes of one configuration, as indices in the order of the file.
@@ -160,11 +159,11 @@ impl Conditions {
 
     fn agree(&self, query: Query<'_>) -> bool {
         (self.methods.is_empty() || self.methods.contains(query.method))
-            && self.secure.is_none_or(|secure| secure == query.is_secure)
+            && self.secure.is_none_or(|secure| secure == query.fields.facts.is_secure)
             && self.below_only.is_none_or(|length| query.path.len() >= length)
             && self.fields.iter().all(|(name, wanted)| {
-                let mut values = query.fields.get_all(name).iter();
-                values.any(|value| wanted == "*" || value == wanted)
+                let mut values = query.fields.values(name);
+                values.any(|value| wanted == "*" || wanted.as_bytes() == &*value)
             })
     }
 }
@@ -173,6 +172,7 @@ impl Conditions {
 mod tests {
     use super::*;
     use crate::config::Config;
+    use http::HeaderMap;
     use proptest::prelude::*;
     use std::path::Path;
 
@@ -192,8 +192,9 @@ mod tests {
             fields.insert(HeaderName::from_bytes(name.as_bytes()).unwrap(), HeaderValue::from_str(value).unwrap());
         }
         let method = Method::from_bytes(method.as_bytes()).unwrap();
-        let is_secure = host.ends_with(".tls");
-        let found = table.0.find(Query { host, path, method: &method, fields: &fields, is_secure });
+        let mut fields = RequestFields::from(fields);
+        fields.facts.is_secure = host.ends_with(".tls");
+        let found = table.0.find(Query { host, path, method: &method, fields: &fields });
         found.map_or("none".to_owned(), |index| table.1[index].clone())
     }
 

@@ -291,8 +291,7 @@ impl Snapshot {
                 Some(earlier) if parts.is_same && pool.discovery.is_none() => Arc::clone(earlier),
                 _ => {
                     let earlier = earlier.map(|pool| Earlier { pool, is_same: parts.is_same });
-                    let tls = config.secrets.pool_tls.get(name.as_str());
-                    Arc::new(Pool::build(name, pool, &found, (parts.registry, tls), earlier)?)
+                    Arc::new(Pool::build(name, pool, &found, (parts.registry, &config.secrets), earlier)?)
                 }
             };
             pools.insert(name.as_str(), Arc::clone(&pool));

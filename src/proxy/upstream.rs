@@ -13,7 +13,7 @@ use crate::cache::CacheStatus;
 use crate::http::fields::{self, CACHE_STATUS, TransferCoding};
 use crate::http::problem::Problem;
 use crate::upstream::{AnswerBody, Carrier, Failure, InFlight, Keep, Outgoing, Pool, Wanted};
-use http::header::{CONNECTION, CONTENT_LENGTH, SET_COOKIE, UPGRADE};
+use http::header::{CONNECTION, CONTENT_LENGTH, SET_COOKIE, TRAILER, UPGRADE};
 use http::{HeaderValue, Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
 use std::future::poll_fn;
@@ -35,6 +35,8 @@ pub(super) struct Journey {
     pub(super) gate: Option<Rc<Gate>>,
     pub(super) wants_interim: bool,
     pub(super) may_switch: bool,
+    /// Whether the client takes trailers.
+    pub(super) takes_trailers: bool,
     pub(super) body_limit: u64,
     /// Up to this length a body is awaited before a node is asked.
     pub(super) held_body: u64,
@@ -150,6 +152,7 @@ impl Journey {
             gate: None,
             wants_interim: self.wants_interim,
             may_switch: false,
+            takes_trailers: self.takes_trailers,
             body_limit: self.body_limit,
             held_body: self.held_body,
             uncounted: None,
@@ -219,6 +222,9 @@ impl Journey {
             TransferCoding::None => {}
         }
         fields::strip_response(&mut head.headers);
+        if !self.takes_trailers {
+            head.headers.remove(TRAILER);
+        }
         if let Some(cookie) = cookie {
             head.extensions.insert(NewCookie(cookie));
         }

@@ -3,4 +3,3 @@
 
 pub(crate) mod access_log;
 pub(crate) mod metrics;
-pub(crate) mod trace;

@@ -4,6 +4,7 @@ use super::http2::SharedLink;
 use super::idle::IdleLinks;
 use super::link::Link;
 use super::node::InFlight;
+use crate::http::fields;
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
@@ -160,7 +161,10 @@ impl Body for AnswerBody {
             }
         }
         match ready!(frame) {
-            Some(Ok(frame)) => {
+            Some(Ok(mut frame)) => {
+                if let Some(trailers) = frame.trailers_mut() {
+                    fields::sanitise_trailers(trailers, fields::is_barred_from_trailers);
+                }
                 if let Some(Source { carrier: Carrier::Shared(link), .. }) = &mut self.source {
                     link.note_activity();
                 }

@@ -41,7 +41,7 @@ pub(crate) use interim::Interim;
 pub(crate) use link::{Link, Outcome, Patience};
 pub(crate) use node::InFlight;
 pub(crate) use pick::Nobody;
-pub(crate) use pool::{BadPool, Earlier, Node, Picked, Pool, Tried, ring_of};
+pub(crate) use pool::{BadPool, Earlier, Node, Picked, Pool, Tried, ring_of, seed_of};
 pub(crate) use probe::Probes;
 pub(crate) use registry::{Registry, Said};
 pub(crate) use retry::{Setback, is_idempotent};

@@ -11,9 +11,8 @@ use super::registry::Registry;
 use super::retry::RetryRules;
 use crate::config::MAX_POINTS;
 use crate::config::values::NodeAddress;
-use crate::config::{self, HealthCheck, NodeState, OutlierEjection, PoolConnections, Protocol, Timeouts};
+use crate::config::{self, HealthCheck, NodeState, OutlierEjection, PoolConnections, Protocol, Secrets, Timeouts};
 use crate::ring::{Member, Ring, Seed};
-use crate::tls::ClientTls;
 use rustls::pki_types::ServerName;
 use smallvec::SmallVec;
 use std::net::{SocketAddr, ToSocketAddrs};
@@ -107,9 +106,10 @@ impl Pool {
         name: &str,
         settings: &config::Pool,
         found: &[Found],
-        (registry, tls): (&Registry, Option<&Arc<ClientTls>>),
+        (registry, secrets): (&Registry, &Secrets),
         earlier: Option<Earlier<'_>>,
     ) -> Result<Pool, BadPool> {
+        let tls = secrets.pool_tls.get(name);
         let group = registry.group(&name.into());
         let mut nodes = Vec::with_capacity(settings.listed().len() + found.len());
         for node in settings.listed() {
@@ -137,7 +137,7 @@ impl Pool {
             return Err(BadPool::TooManyPoints { pool: name.to_owned(), found: found.len() });
         }
         let members: Vec<Member<'_>> = nodes.iter().map(|(id, _, weight, ..)| Member { id, weight: *weight }).collect();
-        let ring_settings = (settings.ring.seed.clone(), settings.ring.virtual_nodes);
+        let ring_settings = (seed_of(name, settings, secrets).to_owned(), settings.ring.virtual_nodes);
         let ring = match earlier.map(|earlier| earlier.pool) {
             Some(earlier) if earlier.ring_settings == ring_settings && earlier.has(&members) => {
                 Arc::clone(&earlier.ring)
@@ -314,10 +314,15 @@ impl Nodes for Moment<'_> {
 }
 
 /// The ring that a pool's settings describe; members are in the order of the nodes.
-pub(crate) fn ring_of(settings: &config::Pool) -> Ring {
+pub(crate) fn ring_of(name: &str, settings: &config::Pool, secrets: &Secrets) -> Ring {
     let members: Vec<Member<'_>> =
         settings.listed().iter().map(|node| Member { id: node.id.as_str(), weight: node.weight }).collect();
-    Ring::build(Seed::new(&settings.ring.seed), settings.ring.virtual_nodes, &members)
+    Ring::build(Seed::new(seed_of(name, settings, secrets)), settings.ring.virtual_nodes, &members)
+}
+
+/// The seed of a pool's ring.
+pub(crate) fn seed_of<'a>(name: &str, settings: &'a config::Pool, secrets: &'a Secrets) -> &'a str {
+    secrets.ring_seeds.get(name).unwrap_or(&settings.ring.seed.0)
 }
 
 /// The name that a node must show: its host's, or its address where that is all there is.

@@ -28,6 +28,7 @@ pools:
       - { id: app-1, address: 127.0.0.1:9001 }
       - { id: app-2, address: 127.0.0.1:9002 }
       - { id: app-3, address: 127.0.0.1:9003, state: drain }
+    ring: { seed: \"a seed of our own\" }
 routes:
   - { name: old, path: /old, redirect: { to: /new } }
   - { name: pay, path_prefix: /pay, strip_prefix: /pay, pool: app, hash_on: [cookie:session, client_ip] }
@@ -45,7 +46,7 @@ fn check_says_where_and_what() {
     let checked = ringway(&["check", "--config", &bad]);
     assert_eq!(checked.status.code(), Some(1));
     let said = text(&checked.stdout);
-    assert!(said.contains("edge.yaml:11:37: unknown key `strip_prefx`; did you mean `strip_prefix`?\n"), "{said}");
+    assert!(said.contains("edge.yaml:12:37: unknown key `strip_prefx`; did you mean `strip_prefix`?\n"), "{said}");
     assert!(said.contains("edge.yaml:7:31: expected an address with a port"), "{said}");
     assert!(said.ends_with("2 errors\n"), "{said}");
 
@@ -141,7 +142,7 @@ fn wrong_usage_exits_with_2() {
     assert!(ringway(&["--help"]).status.success());
 }
 
-/// What the repository ships has to be valid.
+/// What the repository ships has to be valid. It cannot hold a secret: the warning about the public seed stays.
 #[test]
 fn the_shipped_configurations_are_valid() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("config");
@@ -150,7 +151,9 @@ fn the_shipped_configurations_are_valid() {
         let path = entry.unwrap().path();
         let checked = ringway(&["check", "--config", path.to_str().unwrap()]);
         let said = text(&checked.stdout);
-        assert!(checked.status.success() && !said.contains("warning"), "{said}");
+        let warnings = said.lines().filter(|line| line.contains(": warning: "));
+        let others = warnings.filter(|line| !line.contains("set `ring.seed_file`")).count();
+        assert!(checked.status.success() && others == 0, "{said}");
         count += 1;
     }
     assert!(count >= 3);

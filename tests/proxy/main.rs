@@ -9,6 +9,7 @@ mod cli;
 mod demo;
 mod deploy;
 mod drain;
+mod facts;
 mod fields;
 mod floods;
 mod forwarding;

@@ -81,6 +81,8 @@ settings! {
         header_bytes: Size = "64KiB" within "8KiB" to "1MiB";
         /// How many fields a request may have.
         headers: u32 = "100" within "1" to "10000";
+        /// Fields with `_` in their names, which servers in the manner of CGI cannot tell from those with `-`: `drop` removes them, `reject` answers 400, `allow` passes those on that pass for no field that the proxy protects.
+        underscores_in_headers: UnderscoresInHeaders = "drop";
         /// The size of a request's body; a larger one is answered 413.
         request_body: Size = "64MiB";
         /// What the whole process holds in memory of bodies: of requests that are held back, of those that HTTP/2 clients have sent and nobody has read yet, of answers with an `Idempotency-Key`, and of responses that are arriving in the cache. Over it what is new waits, streams by without being stored, or gets 503.
@@ -103,6 +105,18 @@ settings! {
         drain_delay: Duration = "0s" within "0s" to "1h";
         /// How long requests in flight may take to end after that.
         drain_timeout: Duration = "30s" within "0s" to "1d";
+    }
+}
+
+choices! {
+    /// What becomes of fields with `_` in their names.
+    UnderscoresInHeaders {
+        /// They are removed.
+        Drop = "drop",
+        /// The request is answered 400.
+        Reject = "reject",
+        /// They go on.
+        Allow = "allow",
     }
 }
 

@@ -3,7 +3,7 @@
 use super::listener::CertificateFiles;
 use crate::config::read::{Spanned, choices, settings};
 use crate::config::values::{
-    CheckPath, DnsName, Factor, NodeAddress, Percent, Port, RetryOn, ServerName, Size, StatusRange,
+    CheckPath, DnsName, Factor, NodeAddress, Percent, Port, RetryOn, RingSeed, ServerName, Size, StatusRange,
 };
 use http::HeaderValue;
 use std::net::SocketAddr;
@@ -191,8 +191,10 @@ settings! {
     RingSettings {
         /// Points per unit of weight. More points spread keys more evenly and take more memory.
         virtual_nodes: u32 = "256" within "1" to "65536";
-        /// The secret of the hash: proxies with the same seed agree on every key.
-        seed: String = "ringway";
+        /// The key of the hash: proxies with the same seed agree on every key. Who knows it can choose a key for a node; without the key it is public.
+        seed: RingSeed = "ringway";
+        /// A file that holds the seed, in place of `seed`: at least 32 characters; `openssl rand -hex 32` makes one.
+        seed_file: Option<Spanned<String>> = absent;
         /// No node gets more than this many times its part of the requests in flight; keys over it spill to the next node. Off without the key.
         bounded_load: Option<Factor> = absent;
     }

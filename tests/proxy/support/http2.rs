@@ -130,6 +130,13 @@ pub fn block(fields: &[(&str, &str)]) -> Vec<u8> {
     block
 }
 
+/// The status at the beginning of a block of fields, where it is one of HPACK's own table (RFC 7541 A).
+pub fn status_of(block: &[u8]) -> &'static str {
+    let table =
+        [(0x88, "200"), (0x89, "204"), (0x8a, "206"), (0x8b, "304"), (0x8c, "400"), (0x8d, "404"), (0x8e, "500")];
+    table.iter().find(|(byte, _)| *byte == block[0]).map_or("another", |(_, status)| status)
+}
+
 /// The bytes of a frame.
 pub fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     let length = (payload.len() as u32).to_be_bytes();

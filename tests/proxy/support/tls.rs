@@ -136,8 +136,13 @@ impl TlsClient {
     }
 
     pub fn get_with(&self, address: SocketAddr, name: &str, fields: &str) -> std::io::Result<Told> {
+        self.send(address, name, "GET", fields)
+    }
+
+    /// One request without a body.
+    pub fn send(&self, address: SocketAddr, name: &str, method: &str, fields: &str) -> std::io::Result<Told> {
         let mut stream = self.connect(address, name)?;
-        stream.write_all(format!("GET / HTTP/1.1\r\n{fields}connection: close\r\n\r\n").as_bytes())?;
+        stream.write_all(format!("{method} / HTTP/1.1\r\n{fields}connection: close\r\n\r\n").as_bytes())?;
         let mut text = Vec::new();
         stream.read_to_end(&mut text)?;
         Ok(Told {

@@ -51,12 +51,12 @@ fn write_hex(out: &mut [u8], number: u64) {
     }
 }
 
-fn is_request_id(id: &[u8]) -> bool {
+pub(super) fn is_request_id(id: &[u8]) -> bool {
     (1..=128).contains(&id.len()) && id.iter().all(|byte| byte.is_ascii_alphanumeric() || b"-_.:=+/".contains(byte))
 }
 
 /// W3C Trace Context, version 00: lower-case hexadecimal, neither id all zeros.
-fn is_traceparent(value: &[u8]) -> bool {
+pub(super) fn is_traceparent(value: &[u8]) -> bool {
     let hex = |part: &[u8]| part.iter().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
     let some = |part: &[u8]| part.iter().any(|&byte| byte != b'0');
     value.len() == 55
