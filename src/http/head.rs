@@ -75,31 +75,29 @@ pub(crate) struct Facts {
     pub(crate) address: IpAddr,
     /// Whether the client spoke TLS, with this proxy or with a trusted one before it.
     pub(crate) is_secure: bool,
-    /// Whether the peer is a trusted proxy.
-    pub(crate) is_peer_trusted: bool,
+    /// `TE: trailers`.
+    pub(crate) takes_trailers: bool,
+    /// Boxed, for most requests have none of it.
+    more: Option<Box<More>>,
+}
+
+/// Facts that few requests have.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct More {
     /// What trusted proxies say of the way before the peer, for `X-Forwarded-For`.
-    pub(crate) forwarded_for: Option<HeaderValue>,
+    forwarded_for: Option<HeaderValue>,
     /// What a trusted proxy says of the host that the client asked for.
-    pub(crate) forwarded_host: Option<HeaderValue>,
+    forwarded_host: Option<HeaderValue>,
     /// The subject of the client's certificate.
-    pub(crate) certificate: Option<HeaderValue>,
-    /// What the request says about its own connection.
-    pub(crate) hop: HopByHop,
+    certificate: Option<HeaderValue>,
+    /// The protocol that the client wants to switch to.
+    upgrade: Option<HeaderValue>,
 }
 
 impl Default for Facts {
     fn default() -> Facts {
         let unknown = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
-        Facts {
-            peer: unknown,
-            address: unknown,
-            is_secure: false,
-            is_peer_trusted: false,
-            forwarded_for: None,
-            forwarded_host: None,
-            certificate: None,
-            hop: HopByHop::default(),
-        }
+        Facts { peer: unknown, address: unknown, is_secure: false, takes_trailers: false, more: None }
     }
 }
 
@@ -114,43 +112,59 @@ impl Facts {
         if self.is_secure { 443 } else { 80 }
     }
 
+    /// The protocol that the client wants to switch to.
+    pub(crate) fn upgrade(&self) -> Option<&HeaderValue> {
+        self.more.as_ref()?.upgrade.as_ref()
+    }
+
+    fn more(&mut self) -> &mut More {
+        self.more.get_or_insert_default()
+    }
+
     /// `X-Forwarded-For` as nodes get it.
     pub(crate) fn chain(&self) -> Vec<u8> {
         let peer = self.peer.to_canonical().to_string();
-        match &self.forwarded_for {
+        match self.more.as_ref().and_then(|more| more.forwarded_for.as_ref()) {
             Some(before) => [before.as_bytes(), b", ", peer.as_bytes()].concat(),
             None => peer.into_bytes(),
         }
     }
 }
 
-/// What of a head has to be looked at more closely; most heads have none of it.
+/// What of a head has to be looked at more closely; most heads have none of it, and cost one look at their names.
 #[derive(Default)]
-struct Marks {
-    of_connection: bool,
+pub(crate) struct Marks {
+    /// `Content-Length`, `Transfer-Encoding` or `Expect`.
+    pub(crate) framing: bool,
+    connection: bool,
     claims: bool,
-    traced: bool,
+    traces: bool,
     odd: bool,
 }
 
 impl Marks {
-    fn of(fields: &HeaderMap) -> Marks {
+    pub(crate) fn of(fields: &HeaderMap) -> Marks {
         let mut marks = Marks::default();
         for name in fields.keys() {
-            let name = name.as_str();
-            marks.odd |= name.bytes().any(is_odd);
-            match name.as_bytes()[0] {
-                b'c' => marks.of_connection |= name == "connection",
-                b'k' => marks.of_connection |= name == "keep-alive",
-                b'p' => marks.of_connection |= name == "proxy-connection",
-                b'u' => marks.of_connection |= name == "upgrade",
-                b't' => {
-                    marks.of_connection |= name == "te" || name == "transfer-encoding";
-                    marks.traced |= name == "traceparent";
+            let name = name.as_str().as_bytes();
+            marks.odd |= name.iter().fold(false, |odd, &byte| odd | IS_ODD[usize::from(byte)]);
+            match name {
+                [b'c', ..] => {
+                    marks.framing |= name == b"content-length";
+                    marks.connection |= name == b"connection";
                 }
-                b'f' | b'x' => {
-                    marks.claims |= is_claim(name);
-                    marks.traced |= name == "x-request-id";
+                [b'e', ..] => marks.framing |= name == b"expect",
+                [b'k', ..] => marks.connection |= name == b"keep-alive",
+                [b'p', ..] => marks.connection |= name == b"proxy-connection",
+                [b'u', ..] => marks.connection |= name == b"upgrade",
+                [b't', ..] => {
+                    marks.connection |= name == b"te" || name == b"transfer-encoding";
+                    marks.framing |= name == b"transfer-encoding";
+                    marks.traces |= name == b"traceparent";
+                }
+                [b'f' | b'x', ..] => {
+                    marks.claims |= is_claim_in_bytes(name);
+                    marks.traces |= name == b"x-request-id";
                 }
                 _ => {}
             }
@@ -159,14 +173,28 @@ impl Marks {
     }
 }
 
-/// Whether servers may take a name with this character for another one, with `-` in its place.
-fn is_odd(byte: u8) -> bool {
-    !(byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-')
+/// For each byte of a name, whether servers may take the name for another one, with `-` in its place.
+static IS_ODD: [bool; 256] = {
+    let mut table = [true; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        table[byte] = !matches!(byte as u8, b'a'..=b'z' | b'0'..=b'9' | b'-');
+        byte += 1;
+    }
+    table
+};
+
+fn is_odd(name: &str) -> bool {
+    name.bytes().any(|byte| IS_ODD[usize::from(byte)])
 }
 
 /// Whether a field says what only trusted proxies may say of a client.
 pub(crate) fn is_claim(name: &str) -> bool {
-    name.starts_with("x-forwarded-") || matches!(name, "forwarded" | "x-real-ip" | "x-client-cert-subject")
+    is_claim_in_bytes(name.as_bytes())
+}
+
+fn is_claim_in_bytes(name: &[u8]) -> bool {
+    name.starts_with(b"x-forwarded-") || matches!(name, b"forwarded" | b"x-real-ip" | b"x-client-cert-subject")
 }
 
 /// Whether the proxy itself tells nodes of this field, and answers from the facts where it is asked for.
@@ -192,56 +220,57 @@ fn passes_for_protected(name: &str) -> bool {
 impl Underscores {
     /// Whether a field of this name goes no further.
     pub(crate) fn drop(self, name: &str) -> bool {
-        name.bytes().any(is_odd) && ((self != Underscores::Allow && name.contains('_')) || passes_for_protected(name))
+        is_odd(name) && ((self != Underscores::Allow && name.contains('_')) || passes_for_protected(name))
     }
 }
 
 impl RequestHead {
-    /// Makes the one view of a request from the head that its peer has sent.
-    pub(crate) fn sanitise(head: request::Parts, peer: Peer<'_>) -> Result<RequestHead, BadHead> {
-        let request::Parts { method, uri, version, headers: mut map, .. } = head;
-        if version == Version::HTTP_2
+    /// Makes the one view of a request from the head that its peer has sent. `marks` are those of its fields.
+    pub(crate) fn sanitise(mut head: request::Parts, marks: &Marks, peer: Peer<'_>) -> Result<RequestHead, BadHead> {
+        let map = &mut head.headers;
+        if head.version == Version::HTTP_2
             && let Some((name, _)) = map.iter().find(|(_, value)| value.as_bytes().trim_ascii().len() < value.len())
         {
             return Err(BadHead::WhiteSpace(name.clone()));
         }
         let address = peer.address.to_canonical();
-        let mut facts = Facts {
-            peer: address,
-            address,
-            is_secure: peer.is_secure,
-            is_peer_trusted: is_trusted(address, peer.trusted_proxies),
-            certificate: peer.certificate.cloned(),
-            ..Facts::default()
-        };
-        let marks = Marks::of(&map);
-        if marks.of_connection {
-            facts.hop = fields::strip_request(&mut map).map_err(BadHead::ConnectionOption)?;
+        let mut facts = Facts { peer: address, address, is_secure: peer.is_secure, takes_trailers: false, more: None };
+        if let Some(subject) = peer.certificate {
+            facts.more().certificate = Some(subject.clone());
+        }
+        if marks.connection {
+            let HopByHop { upgrade, trailers } = fields::strip_request(map).map_err(BadHead::ConnectionOption)?;
+            facts.takes_trailers = trailers;
+            if upgrade.is_some() {
+                facts.more().upgrade = upgrade;
+            }
         }
         if marks.odd {
-            drop_odd(&mut map, peer.underscores)?;
+            drop_odd(map, peer.underscores)?;
         }
         if marks.claims {
-            facts.take_claims(&mut map, peer);
+            facts.take_claims(map, peer);
         }
-        if marks.traced {
-            drop_bad_traces(&mut map);
+        if marks.traces {
+            drop_bad_traces(map);
         }
-        Ok(RequestHead { method, uri, version, fields: RequestFields { map, facts } })
+        let fields = RequestFields { map: head.headers, facts };
+        Ok(RequestHead { method: head.method, uri: head.uri, version: head.version, fields })
     }
 }
 
 impl Facts {
     /// Takes claims out of a head: those of a trusted proxy become facts, or stay where they are none; all others go.
     fn take_claims(&mut self, map: &mut HeaderMap, peer: Peer<'_>) {
-        if self.is_peer_trusted {
+        if is_trusted(self.peer, peer.trusted_proxies) {
             let origin = Origin::of(self.peer, map, peer.trusted_proxies);
             self.address = origin.address;
             self.is_secure = origin.is_secure.unwrap_or(self.is_secure);
-            self.forwarded_for = origin.chain;
-            self.forwarded_host = map.remove(fields::X_FORWARDED_HOST);
             let subject = map.remove(fields::X_CLIENT_CERT_SUBJECT);
-            self.certificate = self.certificate.take().or(subject);
+            let more = self.more();
+            more.forwarded_for = origin.chain;
+            more.forwarded_host = map.remove(fields::X_FORWARDED_HOST);
+            more.certificate = more.certificate.take().or(subject);
             map.remove(fields::X_FORWARDED_FOR);
             map.remove(fields::X_FORWARDED_PROTO);
             return;
@@ -254,7 +283,7 @@ impl Facts {
 }
 
 fn drop_odd(map: &mut HeaderMap, underscores: Underscores) -> Result<(), BadHead> {
-    let odd: Vec<HeaderName> = map.keys().filter(|name| name.as_str().bytes().any(is_odd)).cloned().collect();
+    let odd: Vec<HeaderName> = map.keys().filter(|name| is_odd(name.as_str())).cloned().collect();
     for name in odd {
         if underscores == Underscores::Reject && name.as_str().contains('_') {
             return Err(BadHead::Underscore(name));
@@ -288,22 +317,28 @@ impl RequestFields {
         &self.map
     }
 
-    /// The fields of the request that a node gets, with the facts written into them. `peer` is the peer's address.
-    pub(crate) fn for_node(self, peer: &HeaderValue) -> (HeaderMap, Facts) {
-        let RequestFields { map: mut fields, mut facts } = self;
-        let chain = match &facts.forwarded_for {
-            None => peer.clone(),
-            Some(_) => HeaderValue::try_from(facts.chain()).unwrap_or_else(|_| peer.clone()),
-        };
+    /// The fields of the request that a node gets, with the facts written into them, and the protocol that the client
+    /// wants to switch to. `peer` is the peer's address.
+    pub(crate) fn for_node(self, peer: &HeaderValue) -> (HeaderMap, Option<HeaderValue>) {
+        let RequestFields { map: mut fields, facts } = self;
+        let scheme = HeaderValue::from_static(facts.scheme());
+        let mut chain = peer.clone();
+        let mut more = More::default();
+        if let Some(told) = facts.more.as_deref() {
+            more = told.clone();
+            if more.forwarded_for.is_some() {
+                chain = HeaderValue::try_from(facts.chain()).unwrap_or(chain);
+            }
+        }
         fields.insert(fields::X_FORWARDED_FOR, chain);
-        fields.insert(fields::X_FORWARDED_PROTO, HeaderValue::from_static(facts.scheme()));
-        if let Some(host) = facts.forwarded_host.take().or_else(|| fields.get(HOST).cloned()) {
+        fields.insert(fields::X_FORWARDED_PROTO, scheme);
+        if let Some(host) = more.forwarded_host.or_else(|| fields.get(HOST).cloned()) {
             fields.insert(fields::X_FORWARDED_HOST, host);
         }
-        if let Some(subject) = facts.certificate.take() {
+        if let Some(subject) = more.certificate {
             fields.insert(fields::X_CLIENT_CERT_SUBJECT, subject);
         }
-        (fields, facts)
+        (fields, more.upgrade)
     }
 
     /// Gives the host in its one form.
@@ -325,20 +360,20 @@ impl RequestFields {
     }
 
     fn fact(&self, name: &HeaderName) -> Option<Cow<'_, [u8]>> {
-        let facts = &self.facts;
+        let more = self.facts.more.as_deref();
+        let bytes =
+            |value: Option<&'_ HeaderValue>| value.map(HeaderValue::as_bytes).map(<[u8]>::to_vec).map(Cow::Owned);
         match name.as_str() {
-            "x-forwarded-for" => Some(Cow::Owned(facts.chain())),
-            "x-forwarded-proto" => Some(Cow::Borrowed(facts.scheme().as_bytes())),
-            "x-forwarded-host" => facts.forwarded_host.as_ref().or_else(|| self.map.get(HOST)).map(bytes_of),
-            "x-client-cert-subject" => facts.certificate.as_ref().map(bytes_of),
-            "upgrade" => facts.hop.upgrade.as_ref().map(bytes_of),
+            "x-forwarded-for" => Some(Cow::Owned(self.facts.chain())),
+            "x-forwarded-proto" => Some(Cow::Borrowed(self.facts.scheme().as_bytes())),
+            "x-forwarded-host" => {
+                bytes(more.and_then(|more| more.forwarded_host.as_ref()).or_else(|| self.map.get(HOST)))
+            }
+            "x-client-cert-subject" => bytes(more.and_then(|more| more.certificate.as_ref())),
+            "upgrade" => bytes(self.facts.upgrade()),
             _ => None,
         }
     }
-}
-
-fn bytes_of(value: &HeaderValue) -> Cow<'_, [u8]> {
-    Cow::Borrowed(value.as_bytes())
 }
 
 impl From<HeaderMap> for RequestFields {

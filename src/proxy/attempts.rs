@@ -1,8 +1,9 @@
 //! A request's way from node to node: the first one that its key finds, and the next ones where that is
 //! allowed, until one answers.
 //!
-//! What is tried again: anything of which no byte was sent, and, where the pool says so, what may run
-//! twice and is still all here. A request that must run once is never sent again.
+//! What is tried again: anything of which no byte was sent; what a node declares that it did not begin with; what may
+//! run twice and met a stale connection; and, where the pool says so, what may run twice and is still all here. Each is
+//! within `attempts` and the budget. A request that must run once is sent again only where it has not run for sure.
 
 use super::exchange::BodyFault;
 use super::forward::{seconds_since_1970, session_node_gone};
@@ -30,6 +31,14 @@ enum Attempt {
     Answered(Response<Incoming>, Carrier),
     /// No answer; what may be done about it, and whether it speaks against the node.
     Failed(Failure, Option<Setback>, bool),
+}
+
+/// The attempts that a request has behind it.
+#[derive(Clone, Copy)]
+struct SoFar<'a> {
+    tried: &'a Tried,
+    made: u32,
+    in_panic: bool,
 }
 
 /// A request as it was before it was sent, for the next node.
@@ -78,17 +87,23 @@ impl Journey {
         };
         pool.group.budget.deposit(pool.retries.budget);
         let spare = self.spare(&pool);
+        let mut made = 0;
+        // A kept connection has turned out to be stale: the next attempt takes a new one.
+        let mut wants_new = false;
         // The node of a strict session could not be reached.
         let mut has_lost_its_node = false;
         loop {
             let node = &pool.nodes[picked.node];
-            tried.push(picked.node);
-            self.exchange.attempts.set(tried.len() as u32);
+            if !tried.contains(&picked.node) {
+                tried.push(picked.node);
+            }
+            made += 1;
+            self.exchange.attempts.set(made);
             self.exchange.sent_to(&pool.name, &node.id);
             let mut in_flight = picked.in_flight;
             let (result, setback) = match match pool.protocol {
-                Protocol::Http1 => self.attempt(node, started).await,
-                Protocol::Http2 => Box::pin(self.attempt_http2(node, started)).await,
+                Protocol::Http1 => self.attempt(node, started, wants_new).await,
+                Protocol::Http2 => Box::pin(self.attempt_http2(node, started, wants_new)).await,
             } {
                 Attempt::Answered(head, carrier) => {
                     node.runtime.count("answer");
@@ -106,12 +121,15 @@ impl Journey {
                 }
             };
             has_lost_its_node |= setback == Some(Setback::NotSent) && self.choice.wanted.pinned == Some(picked.node);
-            let next = setback.and_then(|setback| self.next(&pool, setback, &tried, picked.in_panic, spare.as_ref()));
+            wants_new = setback == Some(Setback::StaleConnection);
+            let so_far = SoFar { tried: &tried, made, in_panic: picked.in_panic };
+            let next = setback.and_then(|setback| self.next(&pool, setback, so_far, spare.as_ref()));
             match (next, result) {
                 (Some(next), result) => {
-                    match &result {
-                        Ok(answered) => pool.group.retried(answered.head.status().as_str()),
-                        Err(failure) => pool.group.retried(failure.label()),
+                    match (setback.and_then(Setback::reason), &result) {
+                        (Some(reason), _) => pool.group.retried(reason),
+                        (None, Ok(answered)) => pool.group.retried(answered.head.status().as_str()),
+                        (None, Err(failure)) => pool.group.retried(failure.label()),
                     }
                     // Its connection is closed, and its place is free for others.
                     drop(result);
@@ -159,27 +177,26 @@ impl Journey {
     }
 
     /// The node for another attempt, if there may be one; the request is here again then.
-    fn next(
-        &mut self,
-        pool: &Pool,
-        setback: Setback,
-        tried: &Tried,
-        in_panic: bool,
-        spare: Option<&Spare>,
-    ) -> Option<Picked> {
+    fn next(&mut self, pool: &Pool, setback: Setback, so_far: SoFar<'_>, spare: Option<&Spare>) -> Option<Picked> {
         let spare = spare.filter(|spare| spare.is_whole());
         let is_here = self.request.is_some() || spare.is_some();
         let now = Instant::now();
         // In panic all nodes are tried, as far as the budget reaches.
-        let may_go_on = |in_panic: bool| in_panic || tried.len() as u32 <= pool.retries.attempts;
+        let is_within = so_far.made <= pool.retries.attempts;
+        // What is here again after it was written may run twice, if it is not to run once.
+        let method = self.request.as_ref().map(Request::method).or(spare.map(|spare| &spare.method));
+        let repeatable = self.claimed.is_none() && method.is_some_and(is_idempotent);
         if !is_here
-            || !pool.retries.cover(setback, spare.is_some())
+            || !pool.retries.cover(setback, repeatable)
             || self.until().is_some_and(|until| now >= until)
-            || !(may_go_on(in_panic) || pool.is_panic(millis(now)))
+            || !(is_within || so_far.in_panic || pool.is_panic(millis(now)))
         {
             return None;
         }
-        let next = pool.pick(&self.choice.wanted, tried, now).ok()?;
+        let next = match pool.pick(&self.choice.wanted, so_far.tried, now) {
+            Err(_) if setback.leaves_the_node() && is_within => pool.pick(&self.choice.wanted, &[], now).ok()?,
+            picked => picked.ok()?,
+        };
         if !pool.group.budget.withdraw(millis(now)) {
             pool.group.retries_denied.inc();
             return None;
@@ -190,12 +207,16 @@ impl Journey {
         Some(next)
     }
 
-    /// What is kept of a request that may be sent to several nodes.
+    /// What is kept of a request that may be sent more than once. Requests without a body come back by other ways
+    /// where a kept connection was stale, or a stream was not processed; see [`Outcome`].
     fn spare(&mut self, pool: &Pool) -> Option<Spare> {
-        if self.claimed.is_some() || !pool.retries.reach_beyond_sending() || pool.nodes.len() < 2 {
-            return None;
-        }
-        let request = self.request.as_mut().filter(|request| is_idempotent(request.method()))?;
+        let reaches_further = pool.retries.reach_beyond_sending() && pool.nodes.len() > 1;
+        let (claimed, is_http2) = (self.claimed.is_some(), pool.protocol == Protocol::Http2);
+        let request = self.request.as_mut().filter(|request| {
+            let has_body = !matches!(request.body(), Outgoing::Empty);
+            let may_run_twice = is_idempotent(request.method()) && !claimed;
+            pool.retries.attempts > 0 && ((may_run_twice && (has_body || reaches_further)) || (has_body && is_http2))
+        })?;
         let share = self.engine.budget.nothing();
         let body = match std::mem::replace(request.body_mut(), Outgoing::Empty) {
             Outgoing::Empty => None,
@@ -295,11 +316,12 @@ impl Journey {
     }
 
     /// One node: on a kept connection if there is one, on a new one where that turns out to be dead.
-    async fn attempt(&mut self, node: &Node, started: Instant) -> Attempt {
+    async fn attempt(&mut self, node: &Node, started: Instant, mut wants_new: bool) -> Attempt {
         self.name_host(node);
         let length = self.claimed.and(self.request.as_ref()).map(length_of);
         loop {
-            let kept = self.engine.links.take(&node.runtime, self.claimed.map(|_| FRESH));
+            let take = || self.engine.links.take(&node.runtime, self.claimed.map(|_| FRESH));
+            let kept = if wants_new { None } else { take() };
             let is_new = kept.is_none();
             let (mut link, started) = match kept {
                 Some(link) => (link, started),
@@ -327,19 +349,27 @@ impl Journey {
             }
             let (failure, sent) = match outcome {
                 Outcome::Answer(head) => return Attempt::Answered(head, Carrier::Own(link)),
-                Outcome::NotSent(_) if !is_new && self.request.is_some() => continue,
+                Outcome::NotSent(_) if !is_new && self.request.is_some() => {
+                    wants_new = true;
+                    continue;
+                }
+                Outcome::Stale(failure) if self.claimed.is_none() => {
+                    return Attempt::Failed(failure, Some(Setback::StaleConnection), false);
+                }
                 Outcome::NotSent(failure) => (failure, false),
-                Outcome::SentNoAnswer(failure) => (failure, true),
+                Outcome::Unprocessed { .. } => (Failure::Terminated, true),
+                Outcome::Stale(failure) | Outcome::SentNoAnswer(failure) => (failure, true),
             };
             return judge_failure(failure, sent, client_is_slow, link.last_activity(), first_byte);
         }
     }
 
     /// The same over a connection that requests share.
-    async fn attempt_http2(&mut self, node: &Node, started: Instant) -> Attempt {
-        let mut has_waited = false;
+    async fn attempt_http2(&mut self, node: &Node, started: Instant, mut wants_new: bool) -> Attempt {
+        let mut has_waited = wants_new;
         loop {
-            let kept = self.engine.shared_links.take(&node.runtime, self.claimed.map(|_| FRESH));
+            let take = || self.engine.shared_links.take(&node.runtime, self.claimed.map(|_| FRESH));
+            let kept = if wants_new { None } else { take() };
             let is_new = kept.is_none();
             let mut link = match kept {
                 Some(link) => link,
@@ -376,18 +406,29 @@ impl Journey {
                 gate.open();
             }
             let waits_for_client = || self.client.awaits_body.get().is_some();
-            let outcome = link.send(&node.target, &mut self.request, patience, waits_for_client).await;
+            let outcome = link.send(&node.target, &mut self.request, patience, is_new, waits_for_client).await;
             let client_is_slow = waits_for_client();
             if let Some(reach) = &mut self.claimed {
-                reach.sent = !matches!(outcome, Outcome::NotSent(_));
+                reach.sent = !matches!(outcome, Outcome::NotSent(_) | Outcome::Unprocessed { .. });
                 // How much was sent nobody tells: all of it, as far as is known.
                 reach.whole = reach.sent;
             }
             let (failure, sent) = match outcome {
                 Outcome::Answer(head) => return Attempt::Answered(head, Carrier::Shared(link)),
-                Outcome::NotSent(_) if !is_new && self.request.is_some() => continue,
+                Outcome::NotSent(_) if !is_new && self.request.is_some() => {
+                    wants_new = true;
+                    continue;
+                }
+                // A client that has failed is not to have another node asked.
+                Outcome::Unprocessed { is_refusal } if self.exchange.body_fault.get().is_none() => {
+                    return Attempt::Failed(Failure::Terminated, Some(Setback::UnprocessedStream), is_refusal);
+                }
+                Outcome::Stale(failure) if self.claimed.is_none() && self.exchange.body_fault.get().is_none() => {
+                    return Attempt::Failed(failure, Some(Setback::StaleConnection), false);
+                }
                 Outcome::NotSent(failure) => (failure, false),
-                Outcome::SentNoAnswer(failure) => (failure, true),
+                Outcome::Unprocessed { .. } => (Failure::Terminated, true),
+                Outcome::Stale(failure) | Outcome::SentNoAnswer(failure) => (failure, true),
             };
             // hyper resets a stream whose body breaks, and says no more than that.
             let failure = if self.exchange.body_fault.get().is_some() { Failure::RequestBody } else { failure };

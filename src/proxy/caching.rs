@@ -72,7 +72,7 @@ pub(super) fn begin(
     let key = rules.key.key(target, fields);
     let now = engine.cache.at(forward.exchange.started);
     // What has a body, or wants to switch protocols, is between this client and the node.
-    let is_private = forward.form.has_body || fields.facts.hop.upgrade.is_some();
+    let is_private = forward.form.has_body || fields.facts.upgrade().is_some();
     let asking =
         Asking { method: &head.method, fields: fields.plain(), route: forward.route, exchange: forward.exchange, now };
     let why = match engine.cache.look_up(key, fields) {

@@ -20,7 +20,7 @@ use crate::http::target;
 use crate::http::trace;
 use crate::upstream::{Outgoing, Pool, Wanted};
 use bytes::Bytes;
-use http::header::{CONNECTION, EXPECT, HOST, MAX_FORWARDS, TE, TRANSFER_ENCODING, UPGRADE, VIA};
+use http::header::{CONNECTION, EXPECT, MAX_FORWARDS, TE, TRANSFER_ENCODING, UPGRADE, VIA};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
 use hyper::body::Incoming;
 use std::borrow::Cow;
@@ -71,7 +71,7 @@ impl Forward<'_> {
     pub(super) fn journey_with(&self, head: RequestHead, body: Outgoing) -> Result<Journey, Problem> {
         let choice = self.choose(&head.fields);
         let version = head.version;
-        let takes_trailers = version == Version::HTTP_2 || head.fields.facts.hop.trailers;
+        let takes_trailers = version == Version::HTTP_2 || head.fields.facts.takes_trailers;
         let (head, may_switch) = self.prepare(head)?;
         let mut request = Request::new(body);
         (*request.method_mut(), *request.uri_mut(), *request.headers_mut()) = head;
@@ -134,9 +134,10 @@ impl Forward<'_> {
     /// Rewrites the head as the node gets it. Returns it, and whether the node may switch protocols.
     fn prepare(&self, head: RequestHead) -> Result<(NodeHead, bool), Problem> {
         let RequestHead { method, uri, version, fields } = head;
-        let (mut fields, facts) = fields.for_node(&self.client.peer_text);
+        let (address, has_trailers) = (fields.facts.address, fields.facts.takes_trailers);
+        let (mut fields, upgrade) = fields.for_node(&self.client.peer_text);
         let target = self.new_target(&uri)?.unwrap_or(uri);
-        let upgrade = facts.hop.upgrade.filter(|to| self.may_upgrade(&method, version, to));
+        let upgrade = upgrade.filter(|to| self.may_upgrade(&method, version, to));
         if method == Method::OPTIONS
             && let Some(left) = max_forwards(&fields)
         {
@@ -151,7 +152,7 @@ impl Forward<'_> {
         }
         let (request_id, traceparent) = (fields.get(&fields::X_REQUEST_ID), fields.get(&fields::TRACEPARENT));
         let trace = trace::ids(request_id, traceparent, &mut self.engine.random.borrow_mut());
-        self.exchange.identified(facts.address, &trace.request_id);
+        self.exchange.identified(address, &trace.request_id);
         fields.append(VIA, via(version));
         fields.insert(fields::X_REQUEST_ID, trace.request_id);
         fields.insert(fields::TRACEPARENT, trace.traceparent);
@@ -161,7 +162,7 @@ impl Forward<'_> {
             fields.insert(UPGRADE, protocol);
             fields.append(CONNECTION, HeaderValue::from_static("upgrade"));
         }
-        if facts.hop.trailers {
+        if has_trailers {
             fields.insert(TE, HeaderValue::from_static("trailers"));
             fields.append(CONNECTION, HeaderValue::from_static("te"));
         }

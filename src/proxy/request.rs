@@ -2,7 +2,7 @@
 
 use crate::config::UnderscoresInHeaders;
 use crate::http::fields::{self, TransferCoding, transfer_coding};
-use crate::http::head::{BadHead, Peer, RequestHead, Underscores};
+use crate::http::head::{BadHead, Marks, Peer, RequestHead, Underscores};
 use crate::http::problem::Problem;
 use crate::http::target::{BadTarget, normalize_path, normalize_query, parse_authority};
 use http::header::{CONTENT_LENGTH, COOKIE, EXPECT, HOST, TRANSFER_ENCODING};
@@ -46,9 +46,14 @@ pub(crate) fn enter<'a>(
     bounds: Bounds,
 ) -> Result<(RequestHead, Form<'a>), Problem> {
     let mut form = Form::default();
-    one_content_length(&mut head.headers)?;
-    form.read_framing(&head, bounds)?;
-    let mut head = RequestHead::sanitise(head, peer).map_err(|bad| bad_head(&bad))?;
+    let marks = Marks::of(&head.headers);
+    if marks.framing {
+        one_content_length(&mut head.headers)?;
+        form.read_framing(&head, bounds)?;
+    } else {
+        form.has_body = bounds.body_follows.unwrap_or(false);
+    }
+    let mut head = RequestHead::sanitise(head, &marks, peer).map_err(|bad| bad_head(&bad))?;
     form.read_target(&head, uri)?;
     form.read_host(&head, uri, host)?;
     if let Some(host) = &form.new_host {

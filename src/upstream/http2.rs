@@ -210,6 +210,7 @@ impl SharedLink {
         target: &Target,
         request: &mut Option<Request<Outgoing>>,
         patience: Patience,
+        is_new: bool,
         waits_for_client: impl Fn() -> bool,
     ) -> Outcome {
         let Some(mut taken) = request.take() else { return Outcome::NotSent(Failure::RequestBody) };
@@ -237,24 +238,26 @@ impl SharedLink {
         self.last_activity = if result.is_some() { Instant::now() } else { self.last_activity };
         match result {
             Some(Ok(head)) => Outcome::Answer(head),
-            Some(Err(mut error)) => match (error.take_message(), is_unprocessed(error.error())) {
-                (Some(mut unsent), _) => {
+            Some(Err(mut error)) => {
+                if let Some(mut unsent) = error.take_message() {
                     (*unsent.uri_mut(), *unsent.headers_mut()) = plain;
                     *request = Some(unsent);
-                    Outcome::NotSent(Failure::Terminated)
+                    return Outcome::NotSent(Failure::Terminated);
                 }
-                // The node says that it has done nothing; where there is no body all of it is still here.
-                (None, true) => {
-                    if is_bare {
-                        let mut again = Request::new(Outgoing::Empty);
-                        *again.method_mut() = method;
-                        (*again.uri_mut(), *again.headers_mut()) = plain;
-                        *request = Some(again);
-                    }
-                    Outcome::NotSent(Failure::Terminated)
+                if is_bare {
+                    // All of it is still here.
+                    let mut again = Request::new(Outgoing::Empty);
+                    *again.method_mut() = method;
+                    (*again.uri_mut(), *again.headers_mut()) = plain;
+                    *request = Some(again);
                 }
-                (None, false) => Outcome::SentNoAnswer(Failure::Terminated),
-            },
+                match ended(error.error()) {
+                    Ended::Refused => Outcome::Unprocessed { is_refusal: true },
+                    Ended::BeyondGoaway => Outcome::Unprocessed { is_refusal: false },
+                    Ended::Connection if !is_new => Outcome::Stale(Failure::Terminated),
+                    Ended::Connection | Ended::Stream => Outcome::SentNoAnswer(Failure::Terminated),
+                }
+            }
             None => Outcome::SentNoAnswer(Failure::Timeout),
         }
     }
@@ -284,13 +287,24 @@ impl Drop for SharedLink {
     }
 }
 
-/// Whether a node has said that it did not even begin with a request (RFC 9113 8.7).
-fn is_unprocessed(error: &hyper::Error) -> bool {
-    let cause = std::error::Error::source(error).and_then(|cause| cause.downcast_ref::<h2::Error>());
-    cause.is_some_and(|cause| {
-        cause.reason() == Some(h2::Reason::REFUSED_STREAM)
-            || (cause.is_go_away() && cause.is_remote() && cause.reason() == Some(h2::Reason::NO_ERROR))
-    })
+/// How a stream without an answer has ended.
+enum Ended {
+    /// The node has refused it: it did not begin with the request (RFC 9113 8.7).
+    Refused,
+    /// It is beyond the last stream that the node's GOAWAY names, which says the same.
+    BeyondGoaway,
+    /// Its connection has ended.
+    Connection,
+    Stream,
+}
+
+fn ended(error: &hyper::Error) -> Ended {
+    match std::error::Error::source(error).and_then(|cause| cause.downcast_ref::<h2::Error>()) {
+        Some(cause) if cause.is_remote() && cause.reason() == Some(h2::Reason::REFUSED_STREAM) => Ended::Refused,
+        Some(cause) if cause.is_go_away() && cause.is_remote() => Ended::BeyondGoaway,
+        Some(cause) if cause.is_io() => Ended::Connection,
+        _ => Ended::Stream,
+    }
 }
 
 /// Gives a request the form that HTTP/2 has: the host in the target, and no field of a connection.

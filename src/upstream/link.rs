@@ -7,9 +7,10 @@
 
 use super::connect::Target;
 use super::interim::{Interim, Scanner};
+use super::retry::is_idempotent;
 use super::{Failure, Outgoing};
 use crate::io::Stream;
-use http::{Request, Response};
+use http::{HeaderName, HeaderValue, Method, Request, Response, Uri};
 use hyper::body::Incoming;
 use hyper::client::conn::http1::{Builder, Connection, SendRequest};
 use hyper_util::rt::TokioIo;
@@ -32,6 +33,12 @@ pub(crate) enum Outcome {
     /// No byte of the request left this process: it may be tried elsewhere, whatever it is, if it
     /// has come back whole.
     NotSent(Failure),
+    /// The node has declared that it did not begin with the request: it may be tried again, whatever it is, if it is
+    /// still all here. A node that refuses a stream is not well; one that says that it goes away may be.
+    Unprocessed { is_refusal: bool },
+    /// A connection that was kept from an earlier request has ended after the request was written, before any byte of
+    /// an answer: the node may have run it.
+    Stale(Failure),
     /// Something was sent and no answer began: the node may have run it.
     SentNoAnswer(Failure),
     /// The answer's head is here; its body comes over the link.
@@ -67,6 +74,48 @@ struct Socket {
     sent: Cell<u64>,
     last_activity: Cell<Instant>,
     interim: RefCell<Scanner>,
+    /// Something has come since the request began.
+    has_received: Cell<bool>,
+    /// What was written of a request without a body that may be sent once more, as long as nothing has come back.
+    written: RefCell<Written>,
+}
+
+/// The bytes of a request as they went out. hyper takes a request apart as it writes it; to copy its fields before
+/// would cost more than to read these again in the rare case.
+#[derive(Default)]
+struct Written {
+    is_kept: bool,
+    bytes: Vec<u8>,
+}
+
+impl Written {
+    fn begin(&mut self, is_kept: bool) {
+        self.is_kept = is_kept;
+        self.bytes.clear();
+    }
+
+    fn add(&mut self, bytes: &[u8]) {
+        if self.is_kept {
+            self.bytes.extend_from_slice(bytes);
+        }
+    }
+
+    /// The request that these bytes are, where they are a whole one.
+    fn request(&self) -> Option<Request<Outgoing>> {
+        let head = self.bytes.strip_suffix(b"\r\n\r\n")?;
+        let mut lines = head.split(|&byte| byte == b'\n').map(|line| line.strip_suffix(b"\r").unwrap_or(line));
+        let mut words = lines.next()?.split(|&byte| byte == b' ');
+        let mut request = Request::new(Outgoing::Empty);
+        *request.method_mut() = Method::from_bytes(words.next()?).ok()?;
+        *request.uri_mut() = Uri::try_from(words.next()?).ok()?;
+        for line in lines {
+            let colon = line.iter().position(|&byte| byte == b':')?;
+            let name = HeaderName::from_bytes(&line[..colon]).ok()?;
+            let value = HeaderValue::from_bytes(line[colon + 1..].trim_ascii()).ok()?;
+            request.headers_mut().append(name, value);
+        }
+        Some(request)
+    }
 }
 
 impl Link {
@@ -87,6 +136,8 @@ impl Link {
             sent: Cell::new(0),
             last_activity: Cell::new(now),
             interim: RefCell::default(),
+            has_received: Cell::new(false),
+            written: RefCell::default(),
         });
         let io = TokioIo::new(Wire(Rc::clone(&socket)));
         let (sender, connection) =
@@ -108,6 +159,10 @@ impl Link {
     ) -> Outcome {
         let Some(taken) = request.take() else { return Outcome::NotSent(Failure::RequestBody) };
         let sent_before = self.socket.sent.get();
+        // Sent before, it is kept from an earlier request.
+        let may_repeat = sent_before > 0 && is_idempotent(taken.method()) && matches!(taken.body(), Outgoing::Empty);
+        self.socket.written.borrow_mut().begin(may_repeat);
+        self.socket.has_received.set(false);
         self.socket.last_activity.set(patience.started);
         if on_interim.is_some() {
             self.socket.interim.borrow_mut().begin();
@@ -150,9 +205,15 @@ impl Link {
             }
             None => Failure::Timeout,
         };
-        match self.socket.sent.get() == sent_before {
-            true => Outcome::NotSent(failure),
-            false => Outcome::SentNoAnswer(failure),
+        match () {
+            () if self.socket.sent.get() == sent_before => Outcome::NotSent(failure),
+            () if sent_before > 0 && failure == Failure::Terminated && !self.socket.has_received.get() => {
+                if request.is_none() {
+                    *request = self.socket.written.borrow().request();
+                }
+                Outcome::Stale(failure)
+            }
+            () => Outcome::SentNoAnswer(failure),
         }
     }
 
@@ -253,8 +314,15 @@ fn failure_of(error: &hyper::Error) -> Failure {
 struct Wire(Rc<Socket>);
 
 impl Wire {
-    fn wrote(&self, result: &Poll<io::Result<usize>>) {
+    fn wrote(&self, result: &Poll<io::Result<usize>>, bufs: &[io::IoSlice<'_>]) {
         if let Poll::Ready(Ok(bytes)) = result {
+            let mut left = *bytes;
+            let mut written = self.0.written.borrow_mut();
+            for buf in bufs {
+                let taken = left.min(buf.len());
+                written.add(&buf[..taken]);
+                left -= taken;
+            }
             self.0.sent.set(self.0.sent.get() + *bytes as u64);
             self.0.last_activity.set(Instant::now());
         }
@@ -267,6 +335,9 @@ impl AsyncRead for Wire {
         let result = Pin::new(&mut *self.0.stream.borrow_mut()).poll_read(cx, buf);
         if result.is_ready() {
             self.0.last_activity.set(Instant::now());
+            if buf.filled().len() > before {
+                self.0.has_received.set(true);
+            }
             self.0.interim.borrow_mut().see(&buf.filled()[before..]);
         }
         result
@@ -276,7 +347,7 @@ impl AsyncRead for Wire {
 impl AsyncWrite for Wire {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let result = Pin::new(&mut *self.0.stream.borrow_mut()).poll_write(cx, buf);
-        self.wrote(&result);
+        self.wrote(&result, &[io::IoSlice::new(buf)]);
         result
     }
 
@@ -286,7 +357,7 @@ impl AsyncWrite for Wire {
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let result = Pin::new(&mut *self.0.stream.borrow_mut()).poll_write_vectored(cx, bufs);
-        self.wrote(&result);
+        self.wrote(&result, bufs);
         result
     }
 

@@ -24,6 +24,11 @@ pub(crate) enum Setback {
     NotSent,
     /// Something was sent, and the connection ended before the answer began.
     Reset,
+    /// The same on a connection that was kept from an earlier request, before any byte of an answer: the node has
+    /// most likely closed it while it was idle.
+    StaleConnection,
+    /// The node has declared that it did not begin with the request (RFC 9113 8.7).
+    UnprocessedStream,
     /// Something was sent, and no answer began in time.
     Late,
     /// The node's answer.
@@ -43,8 +48,7 @@ impl RetryRules {
         }
     }
 
-    /// Whether these rules have any attempt repeated that sent something: only then must a request be
-    /// kept after it was sent.
+    /// Whether these rules have any attempt repeated that sent something on a connection of its own.
     pub(crate) fn reach_beyond_sending(&self) -> bool {
         self.attempts > 0 && self.on.iter().any(|on| *on != RetryOn::ConnectFailure)
     }
@@ -53,12 +57,31 @@ impl RetryRules {
     /// still here.
     pub(crate) fn cover(&self, setback: Setback, repeatable: bool) -> bool {
         let (needed, harmless) = match setback {
+            // Whatever `on` says: this is how connections are kept, and no fault.
+            Setback::StaleConnection => return self.attempts > 0 && repeatable,
+            Setback::UnprocessedStream => return self.attempts > 0,
             Setback::NotSent => (RetryOn::ConnectFailure, true),
             Setback::Reset => (RetryOn::Reset, false),
             Setback::Late => (RetryOn::Timeout, false),
             Setback::Status(status) => (RetryOn::Status(status), false),
         };
         (harmless || repeatable) && self.on.contains(&needed)
+    }
+}
+
+impl Setback {
+    /// Whether the same node may be asked again, where there is no other.
+    pub(crate) fn leaves_the_node(self) -> bool {
+        matches!(self, Setback::StaleConnection | Setback::UnprocessedStream)
+    }
+
+    /// The reason in metrics, where it is not that of the failure.
+    pub(crate) fn reason(self) -> Option<&'static str> {
+        match self {
+            Setback::StaleConnection => Some("stale_connection"),
+            Setback::UnprocessedStream => Some("unprocessed_stream"),
+            _ => None,
+        }
     }
 }
 
@@ -133,6 +156,7 @@ mod tests {
             assert!(!rules.cover(setback, true), "{setback:?}");
         }
         assert!(!rules.reach_beyond_sending());
+        assert!(rules.cover(Setback::StaleConnection, true) && rules.cover(Setback::UnprocessedStream, false));
     }
 
     #[test]
@@ -152,8 +176,11 @@ mod tests {
             assert_eq!(rules.cover(setback, true), covered, "{setback:?}");
             assert!(!rules.cover(setback, false), "{setback:?}");
         }
+        assert!(rules.cover(Setback::StaleConnection, true) && !rules.cover(Setback::StaleConnection, false));
+        assert!(rules.cover(Setback::UnprocessedStream, false));
         let never = RetryRules::of(Some(&default_value("{ attempts: 0 }")));
         assert!(!never.reach_beyond_sending());
+        assert!(!never.cover(Setback::StaleConnection, true) && !never.cover(Setback::UnprocessedStream, true));
     }
 
     #[test]

@@ -1,7 +1,9 @@
 //! What is tried again, and at what cost.
 
-use crate::support::{Does, Node, Proxy, Service, eventually};
+use crate::support::http2::Frames;
+use crate::support::{Does, Node, Peer, Proxy, Service, eventually};
 use std::net::TcpListener;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 const QUIET: &str = "    outlier_ejection: { consecutive_failures: 0 }\n";
@@ -262,4 +264,160 @@ fn a_node_that_does_not_accept_is_passed() {
     assert_eq!(retries(&proxy, "connect_timeout"), 5.0);
     eventually("the node to be out", || proxy.node("n0")["ejected_for_seconds"].is_number());
     drop((fill, listener));
+}
+
+/// What a node does with one connection after another.
+fn in_turn(scripts: Vec<fn(&mut Peer)>) -> Node {
+    let number = AtomicUsize::new(0);
+    Node::start(move |peer| scripts[number.fetch_add(1, Ordering::SeqCst).min(scripts.len() - 1)](peer))
+}
+
+/// One request is answered; the next one is read, and the connection ends without a word.
+fn closes_after_one(peer: &mut Peer) {
+    peer.request().unwrap();
+    peer.answer("first");
+    peer.request();
+}
+
+fn goes_on(peer: &mut Peer) {
+    while let Some(head) = peer.request() {
+        peer.body_of(&head);
+        peer.answer("again");
+    }
+}
+
+/// Kept connections are a worker's own.
+fn one_worker(rest: &str) -> Proxy {
+    Proxy::start(&format!("workers: 1\n{rest}"))
+}
+
+#[test]
+fn a_kept_connection_that_ends_costs_no_request() {
+    for (settings, on_the_next) in [("", "again"), ("    retries: {}\n", "again")] {
+        for (method, body) in [("GET", ""), ("HEAD", ""), ("OPTIONS", ""), ("PUT", "hello"), ("DELETE", "")] {
+            let node = in_turn(vec![closes_after_one, goes_on]);
+            let proxy = one_worker(&Proxy::pool(
+                &[node.address],
+                &format!("    outlier_ejection: {{ consecutive_failures: 1 }}\n{settings}"),
+            ));
+            assert_eq!(proxy.get("/").text(), "first");
+            let mut client = proxy.connect();
+            client.send(format!(
+                "{method} /x HTTP/1.1\r\nhost: a\r\nx-mine: 1\r\ncontent-length: {}\r\n\r\n{body}",
+                body.len()
+            ));
+            let answer = if method == "HEAD" { client.answer_to_head() } else { client.answer() };
+            assert_eq!(answer.status, 200, "{method}: {answer:?}");
+            assert!(method == "HEAD" || answer.text() == on_the_next, "{method}: {answer:?}");
+            let heads = node.requests();
+            assert_eq!(heads.len(), 3, "once more, and on a new connection: {heads:?}");
+            assert_eq!(heads[1], heads[2], "the same request");
+            assert_eq!(retries(&proxy, "stale_connection"), 1.0);
+        }
+    }
+}
+
+#[test]
+fn what_may_not_run_twice_is_not_sent_again_on_a_stale_connection() {
+    for (settings, method) in [("", "POST"), ("", "PATCH"), ("    retries: { attempts: 0 }\n", "GET")] {
+        let node = in_turn(vec![closes_after_one, goes_on]);
+        let proxy = one_worker(&Proxy::pool(&[node.address], &format!("{QUIET}{settings}")));
+        assert_eq!(proxy.get("/").text(), "first");
+        let answer = proxy.send(method, "/", "content-length: 0\r\n");
+        assert_eq!(answer.status, 502, "{method} {answer:?}");
+        assert_eq!((node.requests().len(), retries(&proxy, "stale_connection")), (2, 0.0));
+    }
+}
+
+#[test]
+fn a_new_connection_that_ends_is_no_stale_one() {
+    let node = in_turn(vec![|peer| drop(peer.request())]);
+    let proxy = one_worker(&Proxy::pool(&[node.address], &format!("{QUIET}")));
+    assert_eq!(proxy.get("/").status, 502);
+    assert_eq!(node.requests().len(), 1);
+}
+
+/// A node of HTTP/2 that refuses every stream.
+fn refuses(peer: &mut Peer) {
+    let mut frames = Frames::accept(peer);
+    while let Some(stream) = frames.request() {
+        peer.note("refused");
+        frames.reset(stream, 7);
+    }
+}
+
+#[test]
+fn streams_that_a_node_refuses_are_sent_again_within_attempts() {
+    for cache in ["", "cache: {}, "] {
+        let node = in_turn(vec![refuses]);
+        let pool = format!("    protocol: http2\n    retries: {{ attempts: 3, on: [connect_failure] }}\n{QUIET}");
+        let text = Proxy::pool(&[node.address], &pool).replace("hash_on", &format!("{cache}hash_on"));
+        let proxy = Proxy::start(&text);
+        assert_eq!(proxy.get("/").status, 502);
+        assert_eq!(node.requests().len(), 4, "the first one, and three more");
+        assert_eq!(retries(&proxy, "unprocessed_stream"), 3.0);
+    }
+}
+
+/// A node of HTTP/2 that does not begin with the first stream, in one of two ways.
+fn refuses_once(peer: &mut Peer) {
+    let mut frames = Frames::accept(peer);
+    let first = frames.request().unwrap();
+    frames.reset(first, 7);
+    while let Some(stream) = frames.request() {
+        peer.note("again");
+        frames.answer(stream);
+    }
+}
+
+fn goes_away(peer: &mut Peer) {
+    let mut frames = Frames::accept(peer);
+    frames.request();
+    frames.go_away(0);
+    while frames.next().is_some() {}
+}
+
+fn answers(peer: &mut Peer) {
+    let mut frames = Frames::accept(peer);
+    while let Some(stream) = frames.request() {
+        peer.note("again");
+        frames.answer(stream);
+    }
+}
+
+#[test]
+fn what_a_node_has_not_begun_with_is_sent_again_whatever_its_method() {
+    for scripts in [vec![refuses_once as fn(&mut Peer)], vec![goes_away, answers]] {
+        for (method, fields, body) in [
+            ("GET", "", ""),
+            ("POST", "", "hello"),
+            ("POST", "content-type: application/grpc\r\nte: trailers\r\n", "hello"),
+            ("POST", "idempotency-key: k\r\nauthorization: a\r\n", "hello"),
+        ] {
+            let node = in_turn(scripts.clone());
+            let text = Proxy::pool(&[node.address], &format!("    protocol: http2\n{QUIET}"))
+                .replace("hash_on", "idempotency: {}, hash_on");
+            let proxy = Proxy::start(&format!("idempotency_store: {{ kind: memory }}\n{text}"));
+            let answer = proxy.connect().request(format!(
+                "{method} / HTTP/1.1\r\nhost: a\r\n{fields}content-length: {}\r\n\r\n{body}",
+                body.len()
+            ));
+            assert_eq!(answer.status, 204, "{method} {fields}: {answer:?}");
+            assert_eq!((node.requests().len(), retries(&proxy, "unprocessed_stream")), (1, 1.0));
+        }
+    }
+}
+
+#[test]
+fn a_client_that_leaves_ends_the_attempts() {
+    let node = in_turn(vec![refuses]);
+    let pool = format!("    protocol: http2\n    retries: {{ attempts: 5 }}\n{QUIET}");
+    let text = Proxy::pool(&[node.address], &pool).replace("hash_on", "cache: {}, hash_on");
+    let proxy = Proxy::start(&text);
+    let mut client = proxy.connect();
+    client.send("GET / HTTP/1.1\r\nhost: a\r\n\r\n");
+    drop(client);
+    eventually("the attempts", || node.requests().len() == 6);
+    assert_eq!(proxy.get("/other").status, 502);
+    assert_eq!(node.requests().len(), 12, "no more than six for each");
 }

@@ -1,4 +1,4 @@
-use super::{Client, PATIENCE};
+use super::{Client, PATIENCE, Peer};
 use bytes::Bytes;
 use http::{HeaderMap, Request};
 use http_body_util::{BodyExt, Full};
@@ -170,6 +170,38 @@ impl Frames {
         frames.client.send("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n");
         frames.send(SETTINGS, 0, 0, &[]);
         frames
+    }
+
+    /// The other side of a connection: that of a node.
+    pub fn accept(peer: &Peer) -> Frames {
+        let mut frames = Frames { client: Client::over(peer.client.stream.try_clone().unwrap()) };
+        frames.client.exactly(24);
+        frames.send(SETTINGS, 0, 0, &[]);
+        frames.send(SETTINGS, 1, 0, &[]);
+        frames
+    }
+
+    /// The stream of the next request.
+    pub fn request(&mut self) -> Option<u32> {
+        loop {
+            let frame = self.next()?;
+            if frame.kind == HEADERS && frame.stream > 0 {
+                return Some(frame.stream);
+            }
+        }
+    }
+
+    pub fn reset(&mut self, stream: u32, reason: u32) {
+        self.send(RST_STREAM, 0, stream, &reason.to_be_bytes());
+    }
+
+    pub fn go_away(&mut self, last: u32) {
+        self.send(GOAWAY, 0, 0, &[last.to_be_bytes(), 0u32.to_be_bytes()].concat());
+    }
+
+    /// A whole answer: 204.
+    pub fn answer(&mut self, stream: u32) {
+        self.send(HEADERS, END_HEADERS | END_STREAM, stream, &[0x89]);
     }
 
     pub fn send(&mut self, kind: u8, flags: u8, stream: u32, payload: &[u8]) {

@@ -98,6 +98,11 @@ impl Peer {
         Some(head)
     }
 
+    /// Has something stand among the requests that have come, for nodes that read them in another way.
+    pub fn note(&self, what: &str) {
+        self.requests.lock().unwrap().push(what.to_owned());
+    }
+
     /// Reads the body that a head announces, and gives it with its trailers as they came.
     pub fn body_of(&mut self, head: &str) -> Vec<u8> {
         let field = |name: &str| {
