@@ -178,7 +178,8 @@ impl http_body::Body for ResponseBody {
                 this.exchange.gave(length);
             }
             Some(Err(broken)) => {
-                this.exchange.ended("upstream");
+                let is_the_clients = this.exchange.body_fault.get().is_some();
+                this.exchange.ended(if is_the_clients { "client" } else { "upstream" });
                 tracing::debug!(%broken, "an answer was cut short");
                 this.broken = Some(*broken);
                 cx.waker().wake_by_ref();

@@ -360,8 +360,13 @@ impl Journey {
                 Outcome::Unprocessed { .. } => (Failure::Terminated, true),
                 Outcome::Stale(failure) | Outcome::SentNoAnswer(failure) => (failure, true),
             };
-            return judge_failure(failure, sent, client_is_slow, link.last_activity(), first_byte);
+            return judge_failure(self.blame(failure), sent, client_is_slow, link.last_activity(), first_byte);
         }
+    }
+
+    /// What an attempt has failed by: by its client, once that has failed, whatever came of it at the node.
+    fn blame(&self, failure: Failure) -> Failure {
+        if self.exchange.body_fault.get().is_some() { Failure::RequestBody } else { failure }
     }
 
     /// The same over a connection that requests share.
@@ -431,7 +436,7 @@ impl Journey {
                 Outcome::Stale(failure) | Outcome::SentNoAnswer(failure) => (failure, true),
             };
             // hyper resets a stream whose body breaks, and says no more than that.
-            let failure = if self.exchange.body_fault.get().is_some() { Failure::RequestBody } else { failure };
+            let failure = self.blame(failure);
             return judge_failure(failure, sent, client_is_slow, link.last_activity(), first_byte);
         }
     }

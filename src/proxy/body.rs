@@ -120,10 +120,11 @@ impl RequestBody {
         let timer = self.stall.get_or_insert_with(|| Box::pin(tokio::time::sleep(idle)));
         while timer.as_mut().poll(cx).is_ready() {
             let armed = timer.deadline().into_std() - idle;
-            if !self.client.was_starved_since(armed) {
-                return true;
-            }
-            timer.as_mut().reset((Instant::now() + idle).into());
+            // Once the answer has begun, it is a sign of life as well.
+            let moved = self.client.gave_last().filter(|&moved| moved > armed);
+            let starved = self.client.was_starved_since(armed).then(Instant::now);
+            let Some(since) = moved.max(starved) else { return true };
+            timer.as_mut().reset((since + idle).into());
         }
         false
     }
@@ -165,7 +166,8 @@ impl Body for RequestBody {
                 self.client.took(length);
                 let received = self.exchange.request_bytes.get() + length as u64;
                 self.exchange.request_bytes.set(received);
-                if !waited.is_zero() && self.rules.pace.waited(waited, received) {
+                let has_answer = self.exchange.has_answer();
+                if !waited.is_zero() && !has_answer && self.rules.pace.waited(waited, received) {
                     return self.fault(BodyFault::Stalled);
                 }
                 if received > self.rules.limit {

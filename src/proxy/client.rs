@@ -60,6 +60,8 @@ pub(crate) struct Stream {
     pub(crate) body_idle: Duration,
     /// Since when a piece of the answer has been offered to the client; none while we wait for the node.
     offered: Cell<Option<Instant>>,
+    /// When a piece of the answer was given to the client last.
+    gave: Cell<Option<Instant>>,
     open: OpenStream,
 }
 
@@ -171,6 +173,8 @@ pub(crate) struct Tunnel {
     pub(crate) exchange: Rc<Exchange>,
     /// How long nothing may move; zero for ever.
     pub(crate) idle: Duration,
+    /// The same once one side has ended.
+    pub(crate) half_closed_idle: Duration,
 }
 
 impl Client {
@@ -223,7 +227,12 @@ impl Client {
             drains_body: Cell::new(false),
             is_spent: Rc::clone(&self.is_spent),
             requests: Rc::clone(&self.requests),
-            stream: Some(Stream { body_idle, offered: Cell::new(None), open: OpenStream::new(streams) }),
+            stream: Some(Stream {
+                body_idle,
+                offered: Cell::new(None),
+                gave: Cell::new(None),
+                open: OpenStream::new(streams),
+            }),
         }
     }
 
@@ -271,6 +280,11 @@ impl Client {
         }
     }
 
+    /// When a piece of its answer was given to a stream last.
+    pub(super) fn gave_last(&self) -> Option<Instant> {
+        self.stream.as_ref().and_then(|stream| stream.gave.get())
+    }
+
     /// Notes that its request made no sense.
     pub(crate) fn note_malformed(&self) {
         if let Some(stream) = &self.stream {
@@ -282,6 +296,9 @@ impl Client {
     pub(crate) fn offer(&self, is_offered: bool) {
         if let Some(stream) = &self.stream {
             stream.offered.set(is_offered.then(Instant::now));
+            if is_offered {
+                stream.gave.set(stream.offered.get());
+            }
         }
     }
 

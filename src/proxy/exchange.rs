@@ -5,6 +5,7 @@ use super::rate_limit::Told;
 use super::snapshot::RouteLabel;
 use crate::telemetry::access_log::{AccessLog, Entry, Sink};
 use crate::telemetry::metrics::{Cut, Metrics, method_label};
+use crate::upstream::ClientPart;
 use http::header::{HOST, USER_AGENT};
 use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, Version, request};
 use http_body::Body as _;
@@ -264,6 +265,11 @@ impl Exchange {
         self.client.gave(bytes);
     }
 
+    /// Whether its answer has begun.
+    pub(super) fn has_answer(&self) -> bool {
+        self.status.get() > 0
+    }
+
     /// The request's body did not arrive whole.
     pub(super) fn body_failed(&self, fault: BodyFault) {
         self.body_fault.set(Some(fault));
@@ -341,6 +347,16 @@ impl Exchange {
             idempotency: self.idempotency.get(),
             ended_by: self.ended_by.get(),
         });
+    }
+}
+
+impl ClientPart for Exchange {
+    fn has_failed(&self) -> bool {
+        self.body_fault.get().is_some()
+    }
+
+    fn is_awaited(&self) -> bool {
+        self.client.awaits_body.get().is_some()
     }
 }
 

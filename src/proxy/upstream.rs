@@ -17,7 +17,7 @@ use http::header::{CONNECTION, CONTENT_LENGTH, SET_COOKIE, TRAILER, UPGRADE};
 use http::{HeaderValue, Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
 use std::future::poll_fn;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::Instant;
@@ -234,8 +234,9 @@ impl Journey {
             timeout: connections.idle_timeout,
             max_idle: connections.max_idle_per_node,
         };
-        let mut body =
-            AnswerBody::new(body, carrier, in_flight, started, (self.pool.timeouts.idle, self.until()), keep);
+        let client: Weak<Exchange> = Rc::downgrade(&self.exchange);
+        let times = (self.pool.timeouts.idle, self.until());
+        let mut body = AnswerBody::new(body, carrier, in_flight, started, times, keep, client);
         poll_fn(|cx| {
             body.finish_if_empty(cx);
             Poll::Ready(())
@@ -263,8 +264,9 @@ impl Journey {
         if let Some(cookie) = answered.cookie {
             head.headers.append(SET_COOKIE, cookie);
         }
-        *self.client.tunnel.borrow_mut() =
-            Some(Tunnel { node, in_flight, exchange: Rc::clone(&self.exchange), idle: self.pool.timeouts.tunnel });
+        let (exchange, timeouts) = (Rc::clone(&self.exchange), &self.pool.timeouts);
+        let (idle, half_closed_idle) = (timeouts.tunnel, timeouts.idle);
+        *self.client.tunnel.borrow_mut() = Some(Tunnel { node, in_flight, exchange, idle, half_closed_idle });
         head.headers.insert(UPGRADE, protocol);
         head.headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
         Ok(Response::from_parts(head, ResponseBody::empty(&self.exchange)))

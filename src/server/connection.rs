@@ -265,7 +265,11 @@ fn next_deadline(client: &Client, pulse: &Pulse, limits: &Limits) -> Option<(Ins
     }
     let write = pulse.write_blocked.get().then(|| (pulse.last_write.get() + limits.write_timeout, Expired::Write));
     let body = client.awaits_body.get().filter(|_| !client.body_expired.get()).map(|since| {
-        let moved = pulse.last_read.get().max(since);
+        let mut moved = pulse.last_read.get().max(since);
+        if client.phase.get() == Phase::Answer {
+            // Once the answer has begun, it is a sign of life as well.
+            moved = moved.max(pulse.last_write.get());
+        }
         (moved + limits.body_idle_timeout, Expired::Body)
     });
     write.into_iter().chain(body).min_by_key(|&(deadline, _)| deadline)

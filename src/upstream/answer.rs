@@ -9,7 +9,7 @@ use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use std::pin::Pin;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
@@ -23,6 +23,14 @@ pub(crate) enum Broken {
     Incomplete,
     #[error("the node stopped in the middle of its answer")]
     Stalled,
+}
+
+/// The client's part of an exchange, as far as it tells whose fault a failure is.
+pub(crate) trait ClientPart {
+    /// Whether the client has failed: its request did not come whole.
+    fn has_failed(&self) -> bool;
+    /// Whether more of its request is waited for.
+    fn is_awaited(&self) -> bool;
 }
 
 /// The body of an answer. When it ends well the connection goes back to the idle ones; when it is
@@ -39,6 +47,8 @@ struct Source {
     idle_timeout: Duration,
     until: Option<Instant>,
     keep: Keep,
+    /// Weak, for what is stored is read to its end after the client has left.
+    client: Weak<dyn ClientPart>,
 }
 
 /// What an answer comes over.
@@ -82,8 +92,9 @@ impl AnswerBody {
         started: Instant,
         (idle_timeout, until): (Duration, Option<Instant>),
         keep: Keep,
+        client: Weak<dyn ClientPart>,
     ) -> AnswerBody {
-        AnswerBody { incoming, source: Some(Source { carrier, in_flight, started, idle_timeout, until, keep }) }
+        AnswerBody { incoming, source: Some(Source { carrier, in_flight, started, idle_timeout, until, keep, client }) }
     }
 
     /// Ends an answer that has no body at once.
@@ -112,7 +123,13 @@ impl AnswerBody {
 
     fn fail(&mut self, broken: Broken) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
         if let Some(mut source) = self.source.take() {
+            let client = source.client.upgrade();
+            let is_the_clients = client
+                .as_ref()
+                .is_some_and(|client| client.has_failed() || (broken == Broken::Stalled && client.is_awaited()));
             let (outcome, is_the_nodes) = match broken {
+                // Nothing that follows in an exchange whose client has failed speaks against the node.
+                _ if is_the_clients => ("request_body", false),
                 Broken::Incomplete => ("incomplete", true),
                 // The end of the whole request may have come because its client was slow.
                 Broken::Stalled => {

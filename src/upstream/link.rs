@@ -74,6 +74,8 @@ struct Socket {
     sent: Cell<u64>,
     last_activity: Cell<Instant>,
     interim: RefCell<Scanner>,
+    /// A write has failed: the node has closed its side, or all of the connection.
+    cannot_write: Cell<bool>,
     /// Something has come since the request began.
     has_received: Cell<bool>,
     /// What was written of a request without a body that may be sent once more, as long as nothing has come back.
@@ -136,6 +138,7 @@ impl Link {
             sent: Cell::new(0),
             last_activity: Cell::new(now),
             interim: RefCell::default(),
+            cannot_write: Cell::new(false),
             has_received: Cell::new(false),
             written: RefCell::default(),
         });
@@ -311,9 +314,27 @@ fn failure_of(error: &hyper::Error) -> Failure {
 }
 
 /// The socket beneath hyper: it counts what the kernel took, for that is what may have been read.
+///
+/// A write that fails is not told to hyper, which would forget what the node has said before it closed: a 413, for one
+/// (RFC 9112 9.5). Writes wait from then on, and what hyper reads says how the exchange ends.
 struct Wire(Rc<Socket>);
 
 impl Wire {
+    /// Has a write that has failed wait.
+    fn survive<T>(&self, result: Poll<io::Result<T>>, cx: &Context<'_>) -> Poll<io::Result<T>> {
+        match result {
+            Poll::Ready(Err(error)) => {
+                tracing::debug!(%error, "a node takes no more of a request");
+                // hyper reads before it writes.
+                if !self.0.cannot_write.replace(true) {
+                    cx.waker().wake_by_ref();
+                }
+                Poll::Pending
+            }
+            result => result,
+        }
+    }
+
     fn wrote(&self, result: &Poll<io::Result<usize>>, bufs: &[io::IoSlice<'_>]) {
         if let Poll::Ready(Ok(bytes)) = result {
             let mut left = *bytes;
@@ -346,9 +367,12 @@ impl AsyncRead for Wire {
 
 impl AsyncWrite for Wire {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        if self.0.cannot_write.get() {
+            return Poll::Pending;
+        }
         let result = Pin::new(&mut *self.0.stream.borrow_mut()).poll_write(cx, buf);
         self.wrote(&result, &[io::IoSlice::new(buf)]);
-        result
+        self.survive(result, cx)
     }
 
     fn poll_write_vectored(
@@ -356,9 +380,12 @@ impl AsyncWrite for Wire {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        if self.0.cannot_write.get() {
+            return Poll::Pending;
+        }
         let result = Pin::new(&mut *self.0.stream.borrow_mut()).poll_write_vectored(cx, bufs);
         self.wrote(&result, bufs);
-        result
+        self.survive(result, cx)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -366,7 +393,11 @@ impl AsyncWrite for Wire {
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut *self.0.stream.borrow_mut()).poll_flush(cx)
+        if self.0.cannot_write.get() {
+            return Poll::Pending;
+        }
+        let result = Pin::new(&mut *self.0.stream.borrow_mut()).poll_flush(cx);
+        self.survive(result, cx)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -31,7 +31,7 @@ mod registry;
 mod retry;
 mod sessions;
 
-pub(crate) use answer::{AnswerBody, Broken, Carrier, Keep};
+pub(crate) use answer::{AnswerBody, Broken, Carrier, ClientPart, Keep};
 pub(crate) use clock::millis;
 pub(crate) use discovery::Discovered;
 pub(crate) use held::Held;

@@ -1,6 +1,9 @@
 //! Nodes that misbehave, and what the client is told.
 
-use crate::support::{Node, Proxy, eventually};
+use crate::support::{Authority, Node, Proxy, eventually};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::time::{Duration, Instant};
 
@@ -317,6 +320,66 @@ fn an_early_answer_to_a_long_upload_arrives() {
     client.send("POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 60000000\r\n\r\nxxxxxxxx");
     let answer = client.answer();
     assert_eq!((answer.status, answer.text().as_str()), (403, "no"));
+}
+
+/// The node refuses and closes at once, so that writing the rest of the body fails: what it has said arrives, over
+/// TLS too, and is no fault of the node's.
+#[test]
+fn a_refusal_and_a_close_during_an_upload_is_the_answer() {
+    let authority = Authority::new();
+    let pair = authority.issue("node", &["node.internal"]);
+    let plain = Node::start(|peer| {
+        peer.request();
+        peer.send(REFUSAL);
+    });
+    let sealed = tls_refuser(&pair);
+    let over_tls = format!("    tls: {{ server_name: node.internal, ca_file: \"{}\" }}\n", authority.file().display());
+    for (address, tls) in [(plain.address, ""), (sealed, over_tls.as_str())] {
+        let pool = format!("    outlier_ejection: {{ consecutive_failures: 1 }}\n{tls}");
+        let proxy = Proxy::start(&Proxy::pool(&[address], &pool));
+        for _ in 0..10 {
+            let mut client = proxy.connect();
+            let mut writer = client.stream.try_clone().unwrap();
+            let upload = std::thread::spawn(move || {
+                let head = format!("POST / HTTP/1.1\r\nhost: a\r\ncontent-length: {}\r\n\r\n", 16 << 20);
+                writer.write_all(head.as_bytes()).and_then(|()| writer.write_all(&vec![b'x'; 16 << 20]))
+            });
+            let answer = client.answer();
+            assert_eq!((answer.status, answer.text().as_str()), (413, "no"), "{tls}");
+            drop(client);
+            // It may have been cut off.
+            let _ = upload.join().unwrap();
+        }
+        assert_eq!(proxy.node("n0")["ejected_for_seconds"].as_f64(), None);
+    }
+}
+
+const REFUSAL: &str = "HTTP/1.1 413 Content Too Large\r\ncontent-length: 2\r\nconnection: close\r\n\r\nno";
+
+/// A node that speaks TLS, refuses every request, and closes with the body unread.
+fn tls_refuser(pair: &crate::support::Pair) -> std::net::SocketAddr {
+    let provider = std::sync::Arc::new(rustls::crypto::ring::default_provider());
+    let chain = CertificateDer::pem_file_iter(&pair.chain).unwrap().map(Result::unwrap).collect();
+    let config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(chain, PrivateKeyDer::from_pem_file(&pair.key).unwrap())
+        .unwrap();
+    let config = std::sync::Arc::new(config);
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        for stream in listener.incoming().map_while(Result::ok) {
+            let session = rustls::ServerConnection::new(std::sync::Arc::clone(&config)).unwrap();
+            let mut stream = rustls::StreamOwned::new(session, stream);
+            let mut some = [0; 4096];
+            if stream.read(&mut some).is_ok() {
+                let _ = stream.write_all(REFUSAL.as_bytes()).and_then(|()| stream.flush());
+            }
+        }
+    });
+    address
 }
 
 /// RFC 9112 6.3: where both are there, the chunks count.

@@ -1,5 +1,6 @@
 //! Every phase of a connection ends in time, with an answer where a request had begun.
 
+use crate::support::http2::{DATA, END_STREAM, Frames, HEADERS};
 use crate::support::{Node, Node2, Proxy, eventually};
 use std::io::Write;
 use std::sync::{Arc, Barrier};
@@ -167,4 +168,46 @@ fn half_a_preface_has_one_head_timeout() {
     client.send("PRI * HT");
     assert_eq!(client.answer().status, 408);
     assert!(begin.elapsed() < Duration::from_millis(1800), "{:?}", begin.elapsed());
+}
+
+/// Once the answer has begun, either direction is a sign of life: a client that listens need not speak.
+#[test]
+fn a_listening_client_is_not_taken_for_a_stalled_one() {
+    for over_http2 in [false, true] {
+        let node = Node::start(|peer| {
+            peer.request();
+            peer.send("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n");
+            for _ in 0..10 {
+                // Its pieces come more often than a body may pause.
+                std::thread::sleep(Duration::from_millis(100));
+                peer.send("1\r\na\r\n");
+            }
+            peer.send("0\r\n\r\n");
+            peer.client.is_closed();
+        });
+        let proxy = proxy(&node, "body_idle_timeout: 300ms");
+        if over_http2 {
+            let mut frames = Frames::connect(proxy.address);
+            let head = [(":method", "POST"), (":scheme", "http"), (":path", "/"), (":authority", "a")];
+            frames.headers(0, 1, &head);
+            frames.send(DATA, 0, 1, b"hi");
+            let mut body = Vec::<u8>::new();
+            loop {
+                let frame = frames.of_stream(1).expect("more of the answer");
+                assert!(frame.kind == HEADERS || frame.kind == DATA, "{frame:?} after {body:?}");
+                if frame.kind == DATA {
+                    body.extend(&frame.payload);
+                    if frame.flags & END_STREAM > 0 {
+                        break;
+                    }
+                }
+            }
+            assert_eq!(body, b"aaaaaaaaaa");
+        } else {
+            let mut client = proxy.connect();
+            client.send("POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n2\r\nhi\r\n");
+            let answer = client.answer();
+            assert_eq!((answer.status, answer.text().as_str()), (200, "aaaaaaaaaa"));
+        }
+    }
 }

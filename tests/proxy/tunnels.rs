@@ -102,6 +102,25 @@ fn a_silent_tunnel_ends_in_time() {
     assert!(client.is_closed());
 }
 
+/// A tunnel of which one side has ended closes after `timeouts.idle`.
+#[test]
+fn half_a_tunnel_ends_in_time() {
+    let node = Node::start(|peer| {
+        peer.request();
+        peer.send("HTTP/1.1 101 Switching Protocols\r\nconnection: Upgrade\r\nupgrade: websocket\r\n\r\n");
+        // It does not end, whatever the client does.
+        peer.client.is_closed();
+        std::thread::sleep(crate::support::PATIENCE);
+    });
+    let proxy = Proxy::start(&Proxy::pool(&[node.address], "    timeouts: { tunnel: 1h, idle: 300ms }\n"));
+    let mut client = proxy.connect();
+    client.send(UPGRADE);
+    client.head();
+    client.stream.shutdown(std::net::Shutdown::Write).unwrap();
+    assert!(client.is_closed());
+    eventually("the node's place", || proxy.metric("ringway_node_in_flight{node=\"n0\",pool=\"app\"}") == 0.0);
+}
+
 /// A client that vanishes takes its tunnel with it, even if the node has nothing to say.
 #[test]
 fn a_reset_ends_the_tunnel() {

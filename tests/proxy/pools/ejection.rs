@@ -1,7 +1,8 @@
 //! Passive health: nodes that fail their requests are out for a while, and tried before they are back.
 
 use super::with_sessions;
-use crate::support::{Client, Does, Proxy, Service, eventually};
+use crate::support::http2::{DATA, END_HEADERS, Frames, HEADERS};
+use crate::support::{Client, Does, Node, Proxy, Service, eventually};
 use std::time::{Duration, Instant};
 
 fn ejected(proxy: &Proxy, id: &str) -> Option<f64> {
@@ -311,4 +312,85 @@ fn a_reload_without_ejection_brings_nodes_back() {
     proxy.reconfigure(&text.replace("consecutive_failures: 1", "consecutive_failures: 0"));
     assert_eq!(ejected(&proxy, "n0"), None);
     assert_eq!(proxy.get(path).text(), "n0");
+}
+
+/// A node that answers before it has the body, and then says no more.
+fn early(protocol: &str) -> Node {
+    match protocol {
+        "http1" => Node::start(|peer| {
+            peer.request();
+            peer.send("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n1\r\na\r\n");
+            while !peer.client.has_ended() {
+                let waiting = peer.client.exactly_or_less(4096);
+                peer.client.exactly(waiting);
+            }
+        }),
+        _ => Node::start(|peer| {
+            let mut frames = Frames::accept(peer);
+            while let Some(frame) = frames.next() {
+                if frame.kind == HEADERS {
+                    // `:status 200`, and a first piece.
+                    frames.send(HEADERS, END_HEADERS, frame.stream, &[0x88]);
+                    frames.send(DATA, 0, frame.stream, b"a");
+                }
+            }
+        }),
+    }
+}
+
+/// What becomes of an exchange after its client has failed says nothing of the node.
+#[test]
+fn clients_cannot_eject_nodes() {
+    for protocol in ["http1", "http2"] {
+        for fault in ["stalls", "sends a bad chunk", "sends too much", "leaves"] {
+            let node = early(protocol);
+            let pool = format!("    protocol: {protocol}\n    outlier_ejection: {{ consecutive_failures: 1 }}\n");
+            let proxy = Proxy::start(&format!(
+                "limits: {{ body_idle_timeout: 200ms, request_body: 1KiB }}\n{}",
+                Proxy::pool(&[node.address], &pool)
+            ));
+            let mut client = proxy.connect();
+            client.send("POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n2\r\nhi\r\n");
+            assert!(client.head().starts_with("HTTP/1.1 200"), "{protocol} {fault}");
+            match fault {
+                "sends a bad chunk" => drop(client.send("nonsense\r\n")),
+                "sends too much" => drop(client.send(format!("800\r\n{}\r\n", "x".repeat(0x800)))),
+                "leaves" => drop(client),
+                _ => {}
+            }
+            eventually("the end of the request", || proxy.metric("ringway_requests_in_flight") == 0.0);
+            assert_eq!(ejected(&proxy, "n0"), None, "{protocol} {fault}");
+            let cut = |outcome: &str| {
+                proxy.metric(&format!(
+                    "ringway_upstream_requests_total{{node=\"n0\",outcome=\"{outcome}\",pool=\"app\"}}"
+                ))
+            };
+            assert_eq!(cut("incomplete") + cut("stalled"), 0.0, "{protocol} {fault}");
+        }
+    }
+}
+
+/// Streams on which neither side says anything end, and whose fault that is nobody knows.
+#[test]
+fn idle_calls_do_not_eject_their_node() {
+    let node = early("http2");
+    let pool =
+        "    protocol: http2\n    timeouts: { idle: 200ms }\n    outlier_ejection: { consecutive_failures: 1 }\n";
+    let proxy = Proxy::start(&Proxy::pool(&[node.address], pool));
+    let mut frames = Frames::connect(proxy.address);
+    for stream in [1, 3, 5, 7, 9] {
+        let head = [
+            (":method", "POST"),
+            (":scheme", "http"),
+            (":path", "/call"),
+            (":authority", "a"),
+            ("content-type", "application/grpc"),
+            ("te", "trailers"),
+        ];
+        frames.headers(0, stream, &head);
+        frames.send(DATA, 0, stream, b"hi");
+    }
+    let outcome = "ringway_upstream_requests_total{node=\"n0\",outcome=\"request_body\",pool=\"app\"}";
+    eventually("the end of all calls", || proxy.metric(outcome) == 5.0);
+    assert_eq!(ejected(&proxy, "n0"), None);
 }

@@ -332,7 +332,7 @@ fn what_may_not_run_twice_is_not_sent_again_on_a_stale_connection() {
 #[test]
 fn a_new_connection_that_ends_is_no_stale_one() {
     let node = in_turn(vec![|peer| drop(peer.request())]);
-    let proxy = one_worker(&Proxy::pool(&[node.address], &format!("{QUIET}")));
+    let proxy = one_worker(&Proxy::pool(&[node.address], QUIET));
     assert_eq!(proxy.get("/").status, 502);
     assert_eq!(node.requests().len(), 1);
 }
