@@ -279,6 +279,18 @@ pub(crate) struct Parts<'a> {
 }
 
 impl Snapshot {
+    /// The names of nodes that cannot be resolved.
+    pub(crate) fn unresolved(&self) -> Vec<(String, u16)> {
+        let settings = |pool: &Pool| self.config.settings.pools.get(&pool.name);
+        let named = |pool: &Arc<Pool>| {
+            let listed = settings(pool).map(config::Pool::listed).unwrap_or_default();
+            let is_unresolved = |id: &str| pool.nodes.iter().any(|node| *node.id == *id && node.unresolved.is_some());
+            let found = listed.iter().filter(|node| is_unresolved(node.id.as_str()));
+            found.map(|node| (node.address.host.clone(), node.address.port)).collect::<Vec<_>>()
+        };
+        self.pools.iter().flat_map(named).collect()
+    }
+
     /// Builds rings and routes. May resolve names and take a while: not for a worker's thread.
     pub(crate) fn build(config: Config, parts: Parts<'_>) -> Result<Snapshot, BadPool> {
         let settings = &config.settings;

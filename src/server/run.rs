@@ -130,6 +130,7 @@ impl Handle {
         let new = self.snapshot.load();
         self.probes.follow(&new.pools);
         self.discovered.follow(new.config.discoveries());
+        self.discovered.resolve_later(new.unresolved());
         let (before, after) = (old.config.settings.limits.connections, new.config.settings.limits.connections);
         self.places.resize(before, after);
         self.budget.set_limit(new.config.settings.limits.buffered_bytes.0);
@@ -190,6 +191,7 @@ pub(crate) async fn start(config: Config, mut inherited: Inherited) -> Result<Ru
     records.adopt(opened);
     registry.adopt(&built.pools);
     probes.follow(&built.pools);
+    discovered.resolve_later(built.unresolved());
     let snapshot = Arc::new(ArcSwap::from_pointee(built));
     let evictions = metrics.cache_evictions.clone();
     let budget = Budget::new(settings.limits.buffered_bytes.0);

@@ -207,7 +207,8 @@ fn node_status(pool: &Pool, node: &Node, share: f64, now: u64) -> Json {
     let (failures, out) = runtime.ejection(now);
     let mut status = json!({
         "id": &*node.id,
-        "address": node.address().to_string(),
+        "address": node.unresolved.is_none().then(|| node.address().to_string()),
+        "unresolved": node.unresolved,
         "weight": node.weight,
         "state": runtime.state().word(),
         "file_state": node.state.word(),

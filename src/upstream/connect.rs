@@ -8,13 +8,20 @@ use rustls::pki_types::ServerName;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::net::TcpStream;
+use tokio::task::JoinSet;
 use tokio_rustls::TlsConnector;
+
+/// How long one address of a name may take before the next one is tried beside it.
+const STAGGER: Duration = Duration::from_millis(250);
 
 /// Where a node is, and how it is spoken with.
 #[derive(Clone)]
 pub(crate) struct Target {
     pub(crate) address: SocketAddr,
+    /// The other addresses of the node's name, which are tried where this one does not answer.
+    pub(crate) others: Arc<[SocketAddr]>,
     pub(crate) protocol: Protocol,
     /// With TLS: what it is met with, and the name that it must show.
     pub(crate) tls: Option<(Arc<ClientTls>, ServerName<'static>)>,
@@ -33,12 +40,17 @@ impl Target {
 
     /// The same at another port.
     pub(super) fn at(&self, port: u16) -> Target {
-        Target { address: SocketAddr::new(self.address.ip(), port), ..self.clone() }
+        let at = |address: &SocketAddr| SocketAddr::new(address.ip(), port);
+        Target { address: at(&self.address), others: self.others.iter().map(at).collect(), ..self.clone() }
     }
 
     /// Connects, and shakes hands where TLS is spoken. How long that may take is the caller's to say.
     pub(super) async fn connect(&self) -> Result<Stream, (Failure, String)> {
-        let socket = TcpStream::connect(self.address).await.map_err(|error| {
+        let connected = match self.others.is_empty() {
+            true => TcpStream::connect(self.address).await,
+            false => connect_to_any(std::iter::once(&self.address).chain(&*self.others)).await,
+        };
+        let socket = connected.map_err(|error| {
             let failure = match error.kind() {
                 io::ErrorKind::ConnectionRefused => Failure::ConnectionRefused,
                 io::ErrorKind::TimedOut => Failure::ConnectTimeout,
@@ -57,11 +69,71 @@ impl Target {
     }
 }
 
+/// Connects to the first of several addresses that answers. The next one is tried where one fails, or has not answered
+/// for a moment (RFC 8305 5); the last failure is told where none answers.
+async fn connect_to_any(mut addresses: impl Iterator<Item = &SocketAddr>) -> io::Result<TcpStream> {
+    let mut attempts = JoinSet::new();
+    let mut failure = io::Error::from(io::ErrorKind::AddrNotAvailable);
+    let mut next = addresses.next();
+    loop {
+        if let Some(&address) = next.take() {
+            attempts.spawn(TcpStream::connect(address));
+        }
+        match tokio::time::timeout(STAGGER, attempts.join_next()).await {
+            Ok(Some(Ok(Ok(socket)))) => return Ok(socket),
+            Ok(Some(Ok(Err(error)))) => failure = error,
+            Ok(Some(Err(error))) => failure = io::Error::other(error),
+            Ok(None) => return Err(failure),
+            Err(_) => {}
+        }
+        next = addresses.next();
+    }
+}
+
 /// Why a handshake has failed.
 fn failure_of(error: &io::Error) -> Failure {
     match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
         Some(rustls::Error::InvalidCertificate(_)) => Failure::TlsCertificate,
         Some(_) => Failure::TlsProtocol,
         None => Failure::Terminated,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn every_address_of_a_name_is_tried() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let here = listener.local_addr().unwrap();
+        let closed = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+        for addresses in [vec![closed, here], vec![here, closed], vec![closed, closed, here]] {
+            assert!(connect_to_any(addresses.iter()).await.is_ok(), "{addresses:?}");
+        }
+        let refused = connect_to_any([closed, closed].iter()).await.unwrap_err();
+        assert_eq!(refused.kind(), io::ErrorKind::ConnectionRefused);
+    }
+
+    /// One that takes nobody in holds the next one up for a moment only.
+    #[tokio::test]
+    async fn a_silent_address_is_not_waited_for() {
+        let full = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+        full.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+        full.listen(0).unwrap();
+        let silent = full.local_addr().unwrap().as_socket().unwrap();
+        // Its queue is full with these.
+        let _waiting: Vec<_> = (0..4)
+            .map(|_| {
+                let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+                socket.set_nonblocking(true).unwrap();
+                let _ = socket.connect(&silent.into());
+                socket
+            })
+            .collect();
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addresses = [silent, listener.local_addr().unwrap()];
+        let within = tokio::time::timeout(Duration::from_secs(5), connect_to_any(addresses.iter()));
+        assert!(within.await.unwrap().is_ok());
     }
 }

@@ -3,15 +3,15 @@
 //! What was found is kept by what was asked for. An answer that fails or is empty changes nothing: a
 //! name server that is out of order takes no node away.
 
-use crate::config::Discovery;
 use crate::config::values::DnsName;
+use crate::config::{AddressFamily, Discovery};
 use hickory_resolver::config::{ConnectionConfig, NameServerConfig, ResolverConfig, ResolverOpts};
 use hickory_resolver::net::NetError;
 use hickory_resolver::net::runtime::TokioRuntimeProvider;
 use hickory_resolver::proto::rr::{RData, RecordType};
 use hickory_resolver::{Resolver, TokioResolver};
 use std::collections::BTreeMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::runtime::Handle;
@@ -25,6 +25,9 @@ const DIVISOR: u32 = 66;
 /// How often a name is asked for that has told of no node yet, if `refresh` is longer.
 const SOON: Duration = Duration::from_secs(1);
 
+/// How often a name of the file is looked for that cannot be resolved.
+const AGAIN: Duration = Duration::from_secs(2);
+
 /// A node that was found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Found {
@@ -37,6 +40,8 @@ pub(crate) struct Discovered {
     runtime: Handle,
     changed: Arc<Notify>,
     targets: Mutex<Vec<Target>>,
+    /// Looks again for names of the file that cannot be resolved.
+    resolving: Mutex<Option<AbortHandle>>,
 }
 
 /// One thing that is asked for, for as long as a configuration wants it.
@@ -63,7 +68,18 @@ impl Drop for Target {
 impl Discovered {
     /// Names will be asked for on this runtime.
     pub(crate) fn new(runtime: Handle) -> Discovered {
-        Discovered { runtime, changed: Arc::default(), targets: Mutex::default() }
+        Discovered { runtime, changed: Arc::default(), targets: Mutex::default(), resolving: Mutex::default() }
+    }
+
+    /// Looks again, every few seconds, for names that the configuration in force has and that cannot be resolved; when
+    /// one can, [`Discovered::changed`] tells.
+    pub(crate) fn resolve_later(&self, names: Vec<(String, u16)>) {
+        let changed = Arc::clone(&self.changed);
+        let again = (!names.is_empty())
+            .then(|| self.runtime.spawn(resolve_later(names, (AGAIN, resolves), changed)).abort_handle());
+        if let Some(before) = std::mem::replace(&mut *lock(&self.resolving), again) {
+            before.abort();
+        }
     }
 
     /// Asks for what is not known yet, once; what it comes to is there afterwards.
@@ -116,6 +132,28 @@ impl Discovered {
     }
 }
 
+/// Ends when one of these names can be resolved.
+async fn resolve_later(
+    names: Vec<(String, u16)>,
+    (every, resolves): (Duration, impl Fn(&(String, u16)) -> bool + Copy + Send + 'static),
+    changed: Arc<Notify>,
+) {
+    loop {
+        tokio::time::sleep(every.mul_f64(0.9 + fastrand::f64() / 10.0)).await;
+        let asked = names.clone();
+        // The system's resolver waits.
+        let found = tokio::task::spawn_blocking(move || asked.iter().any(resolves)).await;
+        if found.unwrap_or(false) {
+            changed.notify_one();
+            return;
+        }
+    }
+}
+
+fn resolves(name: &(String, u16)) -> bool {
+    (name.0.as_str(), name.1).to_socket_addrs().is_ok_and(|mut found| found.next().is_some())
+}
+
 /// Asks for one thing.
 struct Asker {
     settings: Discovery,
@@ -145,7 +183,12 @@ impl Asker {
         let answer = answer.unwrap_or_else(|_| Err(format!("no answer within {:?}", self.settings.timeout)));
         let mut state = lock(&self.state);
         let failure = match answer {
-            Ok(nodes) if !nodes.is_empty() => {
+            Ok((mut nodes, missing)) if !nodes.is_empty() || missing.is_some() => {
+                // What one family has told of stays, while it cannot be asked for.
+                let kept =
+                    state.nodes.iter().filter(|node| missing.is_some_and(|family| family.has(node.address.ip())));
+                nodes.extend(kept);
+                let nodes = sorted(nodes.iter().map(|node| (node.address, node.weight)));
                 if state.failure.take().is_some() {
                     tracing::info!(%name, "the name server tells of nodes again");
                 }
@@ -169,14 +212,27 @@ impl Asker {
     }
 }
 
-/// The nodes that an answer tells of, in the order of their addresses.
-async fn look_up(settings: &Discovery) -> Result<Vec<Found>, String> {
+/// One of the families of addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Family {
+    V4,
+    V6,
+}
+
+impl Family {
+    fn has(self, address: IpAddr) -> bool {
+        address.is_ipv4() == (self == Family::V4)
+    }
+}
+
+/// The nodes that an answer tells of, in the order of their addresses, and the family that could not be asked for.
+async fn look_up(settings: &Discovery) -> Result<(Vec<Found>, Option<Family>), String> {
     // Made anew each time: the servers of `/etc/resolv.conf` may have changed, and nothing is cached.
     let resolver = resolver(settings).map_err(|error| error.to_string())?;
     match &settings.dns.value {
         DnsName::Addresses(target) => {
-            let addresses = addresses(&resolver, &target.host).await?;
-            Ok(sorted(addresses.into_iter().map(|ip| (SocketAddr::new(ip, target.port), 1))))
+            let (addresses, missing) = addresses(&resolver, &target.host, settings).await?;
+            Ok((sorted(addresses.into_iter().map(|ip| (SocketAddr::new(ip, target.port), 1))), missing))
         }
         DnsName::Service(name) => {
             let records = records(&resolver, name, RecordType::SRV).await?;
@@ -189,13 +245,15 @@ async fn look_up(settings: &Discovery) -> Result<Vec<Found>, String> {
                 .collect();
             // The lowest priority comes first; the others are for when it is gone (RFC 2782).
             let first = services.iter().map(|service| service.priority).min();
-            let mut found = Vec::new();
+            let (mut found, mut all_missing) = (Vec::new(), None);
             for service in services.into_iter().filter(|service| Some(service.priority) == first) {
-                for ip in addresses(&resolver, &service.target.to_utf8()).await? {
+                let (addresses, missing) = addresses(&resolver, &service.target.to_utf8(), settings).await?;
+                all_missing = all_missing.or(missing);
+                for ip in addresses {
                     found.push((SocketAddr::new(ip, service.port), u32::from(service.weight)));
                 }
             }
-            Ok(sorted(scaled(found).into_iter()))
+            Ok((sorted(scaled(found).into_iter()), all_missing))
         }
     }
 }
@@ -220,14 +278,35 @@ fn resolver(settings: &Discovery) -> Result<TokioResolver, NetError> {
     builder.build()
 }
 
-/// All addresses of a name. Where one family cannot be asked for, nothing is known: half an answer
-/// would take the other half's nodes away.
-async fn addresses(resolver: &TokioResolver, name: &str) -> Result<Vec<IpAddr>, String> {
+/// All addresses of a name. Of two families one is enough; the other one is told where it cannot be asked for.
+async fn addresses(
+    resolver: &TokioResolver,
+    name: &str,
+    settings: &Discovery,
+) -> Result<(Vec<IpAddr>, Option<Family>), String> {
     if let Ok(ip) = name.parse() {
-        return Ok(vec![ip]);
+        return Ok((vec![ip], None));
     }
-    let (v4, v6) = tokio::join!(records(resolver, name, RecordType::A), records(resolver, name, RecordType::AAAA));
-    Ok(v4?.iter().chain(&v6?).filter_map(RData::ip_addr).collect())
+    let of = |found: &[RData]| found.iter().filter_map(RData::ip_addr).collect();
+    // One family that is not answered must not cost the other one its answer.
+    let within = settings.timeout.mul_f64(0.7);
+    let ask = async |kind| match tokio::time::timeout(within, records(resolver, name, kind)).await {
+        Ok(answer) => answer,
+        Err(_) => Err(format!("no answer within {within:?}")),
+    };
+    let (v4, v6) = match settings.family {
+        AddressFamily::Ipv4 => return Ok((of(&records(resolver, name, RecordType::A).await?), None)),
+        AddressFamily::Ipv6 => return Ok((of(&records(resolver, name, RecordType::AAAA).await?), None)),
+        AddressFamily::Any => {
+            tokio::join!(ask(RecordType::A), ask(RecordType::AAAA))
+        }
+    };
+    match (v4, v6) {
+        (Ok(v4), Ok(v6)) => Ok((of(&[v4, v6].concat()), None)),
+        (Ok(v4), Err(_)) if !v4.is_empty() => Ok((of(&v4), Some(Family::V6))),
+        (Err(_), Ok(v6)) if !v6.is_empty() => Ok((of(&v6), Some(Family::V4))),
+        (Err(failure), _) | (_, Err(failure)) => Err(failure),
+    }
 }
 
 /// The records of one type; none where there are none.
@@ -265,6 +344,18 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    #[tokio::test]
+    async fn a_name_is_looked_for_until_it_can_be_resolved() {
+        static ASKED: AtomicU32 = AtomicU32::new(0);
+        let third = |_: &(String, u16)| ASKED.fetch_add(1, Ordering::SeqCst) == 2;
+        let changed: Arc<Notify> = Arc::default();
+        resolve_later(vec![("later.example".to_owned(), 80)], (Duration::from_millis(1), third), Arc::clone(&changed))
+            .await;
+        changed.notified().await;
+        assert_eq!(ASKED.load(Ordering::SeqCst), 3);
+    }
 
     #[test]
     fn weights_are_taken_as_they_are() {

@@ -64,6 +64,14 @@ impl Health {
         self.set(|checks| checks.is_bad = rules.initially == Initially::Down);
     }
 
+    /// The node's name cannot be resolved.
+    pub(super) fn is_unresolved(&self, cause: &str) {
+        self.set(|checks| {
+            checks.is_bad = true;
+            checks.failure = Some(cause.to_owned());
+        });
+    }
+
     /// Nobody checks the node any more.
     pub(super) fn forget(&self) {
         if self.checks.lock().unwrap_or_else(PoisonError::into_inner).at.is_some() || !self.is_healthy() {

@@ -58,6 +58,8 @@ pub(crate) struct Node {
     /// As the file has it; what is in force is the runtime's to say.
     pub(crate) state: NodeState,
     pub(crate) runtime: Arc<NodeRuntime>,
+    /// Why the node's name cannot be resolved; it takes no requests then.
+    pub(crate) unresolved: Option<String>,
     /// The node's own number among the hashes, for its slow start.
     salt: u64,
 }
@@ -77,8 +79,6 @@ pub(crate) type Tried = SmallVec<[usize; 4]>;
 /// Why a pool cannot be built.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum BadPool {
-    #[error("the address `{address}` of the node `{node}` in the pool `{pool}` cannot be resolved: {cause}")]
-    Unresolved { pool: String, node: String, address: String, cause: String },
     #[error(
         "with the {found} nodes that `discovery` finds, the ring of the pool `{pool}` would have more than {MAX_POINTS} points; lower `virtual_nodes`"
     )]
@@ -114,14 +114,14 @@ impl Pool {
         let mut nodes = Vec::with_capacity(settings.listed().len() + found.len());
         for node in settings.listed() {
             let id: Arc<str> = node.id.as_str().into();
-            let known = earlier.filter(|earlier| earlier.is_same).and_then(|earlier| earlier.pool.address_of(&id));
-            let address = known.map_or_else(|| resolve(&node.address), Ok).map_err(|cause| BadPool::Unresolved {
-                pool: name.to_owned(),
-                node: node.id.value.clone(),
-                address: node.address.to_string(),
-                cause,
-            })?;
-            nodes.push((id, address, node.weight, node.state, Some(node.address.host.as_str())));
+            let before = earlier.and_then(|earlier| earlier.pool.nodes.iter().find(|known| *known.id == *id));
+            let is_same = earlier.is_some_and(|earlier| earlier.is_same);
+            let place = match before.filter(|known| is_same && known.unresolved.is_none()) {
+                Some(known) => Place::of(known),
+                None => Place::resolve(&node.address, before),
+            };
+            place.tell((name, &id), before);
+            nodes.push((id, place, node.weight, node.state, Some(node.address.host.as_str())));
         }
         // A node that the file names is the file's.
         let listed = nodes.len();
@@ -129,7 +129,7 @@ impl Pool {
         for node in found {
             let id: Arc<str> = node.address.to_string().into();
             if !nodes[..listed].iter().any(|(other, ..): &(Arc<str>, _, _, _, _)| *other == id) {
-                nodes.push((id, node.address, node.weight, NodeState::Up, found_at));
+                nodes.push((id, Place::at(node.address), node.weight, NodeState::Up, found_at));
             }
         }
         let weight: u64 = nodes.iter().map(|(_, _, weight, ..)| u64::from(*weight)).sum();
@@ -145,15 +145,17 @@ impl Pool {
             _ => Arc::new(Ring::build(Seed::new(&ring_settings.0), ring_settings.1, &members)),
         };
         let named = settings.tls.as_ref().and_then(|tls| tls.server_name.as_ref()).map(|name| name.value.0.clone());
-        let target = |address: SocketAddr, host: Option<&str>| Target {
+        let target = |address: SocketAddr, others: Arc<[SocketAddr]>, host: Option<&str>| Target {
             address,
+            others,
             protocol: settings.protocol,
             tls: tls.map(|tls| (Arc::clone(tls), named.clone().unwrap_or_else(|| name_of(host, address)))),
         };
-        let nodes = nodes.into_iter().map(|(id, address, weight, state, host)| {
-            let target = target(address, host);
+        let nodes = nodes.into_iter().map(|(id, place, weight, state, host)| {
+            let Place { address, others, unresolved } = place;
+            let target = target(address, others, host);
             let runtime = registry.node(&group, &id, &target);
-            Node { salt: ring.hash_key(id.as_bytes()), runtime, id, target, weight, state }
+            Node { salt: ring.hash_key(id.as_bytes()), runtime, id, target, weight, state, unresolved }
         });
         Ok(Pool {
             nodes: nodes.collect(),
@@ -175,10 +177,6 @@ impl Pool {
             totals: Totals::default(),
             group,
         })
-    }
-
-    fn address_of(&self, id: &str) -> Option<SocketAddr> {
-        self.nodes.iter().find(|node| *node.id == *id).map(Node::address)
     }
 
     fn has(&self, members: &[Member<'_>]) -> bool {
@@ -251,8 +249,9 @@ impl Pool {
     /// Whether any node takes requests at all.
     pub(crate) fn is_usable(&self, now: Instant) -> bool {
         let now = millis(now);
-        let mut up =
-            self.nodes.iter().filter(|node| node.runtime.state() == NodeState::Up && node.weight > 0).peekable();
+        let takes =
+            |node: &&Node| node.runtime.state() == NodeState::Up && node.weight > 0 && node.unresolved.is_none();
+        let mut up = self.nodes.iter().filter(takes).peekable();
         let any_up = up.peek().is_some();
         up.any(|node| node.runtime.fitness(now).is_ok()) || (any_up && self.is_panic(now))
     }
@@ -276,7 +275,8 @@ impl Nodes for Moment<'_> {
     }
 
     fn state(&self, node: usize) -> NodeState {
-        self.pool.nodes[node].runtime.state()
+        let node = &self.pool.nodes[node];
+        if node.unresolved.is_some() { NodeState::Down } else { node.runtime.state() }
     }
 
     fn fitness(&self, node: usize) -> Result<bool, Skip> {
@@ -331,7 +331,59 @@ fn name_of(host: Option<&str>, address: SocketAddr) -> ServerName<'static> {
     named.unwrap_or_else(|| ServerName::IpAddress(address.ip().into()))
 }
 
-fn resolve(address: &NodeAddress) -> Result<SocketAddr, String> {
-    let mut found = (address.host.as_str(), address.port).to_socket_addrs().map_err(|error| error.to_string())?;
-    found.next().ok_or_else(|| "no address".to_owned())
+/// Where a node is found.
+struct Place {
+    address: SocketAddr,
+    others: Arc<[SocketAddr]>,
+    unresolved: Option<String>,
+}
+
+impl Place {
+    fn at(address: SocketAddr) -> Place {
+        Place { address, others: Arc::default(), unresolved: None }
+    }
+
+    fn of(node: &Node) -> Place {
+        let Target { address, others, .. } = &node.target;
+        Place { address: *address, others: Arc::clone(others), unresolved: None }
+    }
+
+    /// Resolves a node's address. The one that it had before stays the first while its name has it: a name server that
+    /// turns its answers round makes no new node.
+    fn resolve(address: &NodeAddress, before: Option<&Node>) -> Place {
+        let found = (address.host.as_str(), address.port).to_socket_addrs();
+        let mut all: Vec<SocketAddr> = match found {
+            Ok(found) => found.collect(),
+            Err(error) => return Place::unresolved(error.to_string()),
+        };
+        if let Some(known) = before.and_then(|node| all.iter().position(|address| *address == node.address())) {
+            all[..=known].rotate_right(1);
+        }
+        let Some((&address, others)) = all.split_first() else { return Place::unresolved("no address".to_owned()) };
+        Place { address, others: others.into(), unresolved: None }
+    }
+
+    fn unresolved(cause: String) -> Place {
+        let address = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED), 0);
+        Place { address, others: Arc::default(), unresolved: Some(cause) }
+    }
+
+    /// Says in the log when a name stops or begins to resolve.
+    fn tell(&self, (pool, node): (&str, &str), before: Option<&Node>) {
+        let was_unresolved = before.map(|known| known.unresolved.is_some());
+        match &self.unresolved {
+            Some(cause) if was_unresolved != Some(true) => {
+                tracing::warn!(
+                    pool,
+                    node,
+                    cause,
+                    "the node's name cannot be resolved: it takes no requests until it can"
+                );
+            }
+            None if was_unresolved == Some(true) => {
+                tracing::info!(pool, node, address = %self.address, "the node's name can be resolved");
+            }
+            _ => {}
+        }
+    }
 }

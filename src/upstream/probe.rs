@@ -89,7 +89,8 @@ impl Probes {
 fn each<'a>(
     (check, pool): (&'a Arc<HealthCheck>, &'a Arc<Pool>),
 ) -> impl Iterator<Item = (&'a Arc<HealthCheck>, &'a Node)> {
-    pool.nodes.iter().map(move |node| (check, node))
+    let nodes = pool.nodes.iter().filter(|node| node.unresolved.is_none());
+    nodes.map(move |node| (check, node))
 }
 
 /// Checks one node for as long as nobody stops it.

@@ -91,6 +91,7 @@ impl Registry {
             let all_new = pool.nodes.iter().all(|node| is_new(&node.runtime.serial));
             for node in &pool.nodes {
                 match &pool.health_check {
+                    _ if let Some(cause) = &node.unresolved => node.runtime.health.is_unresolved(cause),
                     Some(check) if is_new(&node.runtime.serial) => node.runtime.health.begin(check),
                     Some(_) => {}
                     None => node.runtime.health.forget(),

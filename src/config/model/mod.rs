@@ -6,8 +6,8 @@ mod route;
 
 pub(crate) use listener::{CertificateFiles, ClientAuth, Listener, ListenerTls, MinVersion, ProxyProtocol};
 pub(crate) use pool::{
-    CheckKind, Discovery, HealthCheck, Initially, NodeState, OutlierEjection, Pool, PoolConnections, PoolTls, Protocol,
-    Retries, Timeouts,
+    AddressFamily, CheckKind, Discovery, HealthCheck, Initially, NodeState, OutlierEjection, Pool, PoolConnections,
+    PoolTls, Protocol, Retries, Timeouts,
 };
 pub(crate) use route::{
     AffinityCookie, AffinityMode, CacheKey, ClientDirectives, FieldRules, OnConcurrent, OnGone, OnStoreFailure,

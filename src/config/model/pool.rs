@@ -51,12 +51,26 @@ settings! {
     Discovery {
         /// `name:port` for the addresses of a name (A and AAAA), `_service._proto.name` for SRV records, whose ports and weights are taken.
         dns: Spanned<DnsName> = required;
+        /// The addresses that are asked for: `any`, `ipv4` or `ipv6`. Of `any` one family is enough; where the other cannot be asked for, its last nodes stay.
+        family: AddressFamily = "any";
         /// How often the name is asked for. An answer that fails or is empty changes nothing.
         refresh: Duration = "10s" within "100ms" to "1d";
         /// The name server, instead of those of `/etc/resolv.conf`.
         server: Option<SocketAddr> = absent;
         /// How long the name server may take.
         timeout: Duration = "2s" within "10ms" to "1m";
+    }
+}
+
+choices! {
+    /// Which addresses of a name are asked for.
+    AddressFamily {
+        /// IPv4 and IPv6.
+        Any = "any",
+        /// A records.
+        Ipv4 = "ipv4",
+        /// AAAA records.
+        Ipv6 = "ipv6",
     }
 }
 

@@ -50,6 +50,8 @@ fn name(text: &str) -> Vec<u8> {
 #[derive(Clone)]
 enum Says {
     Records(Vec<Record>),
+    /// SERVFAIL, or no answer, for the kinds of which there are none.
+    Only(Vec<Record>, bool),
     /// SERVFAIL.
     Fails,
     /// NXDOMAIN.
@@ -108,6 +110,14 @@ fn answer(question: &[u8], names: &HashMap<String, Says>) -> Option<Vec<u8>> {
     let asked = &question[12..at + 5];
     let (code, records) = match names.get(&labels.join(".")) {
         Some(Says::Records(records)) => (0, records.iter().filter(|record| record.kind() == kind).cloned().collect()),
+        Some(Says::Only(records, is_silent)) => {
+            let found: Vec<Record> = records.iter().filter(|record| record.kind() == kind).cloned().collect();
+            match found.is_empty() {
+                true if *is_silent => return None,
+                true => (2, found),
+                false => (0, found),
+            }
+        }
         Some(Says::Fails) => (2, Vec::new()),
         Some(Says::Nothing) => return None,
         Some(Says::Unknown) | None => (3, Vec::new()),
@@ -223,6 +233,58 @@ fn both_families_beside_the_files_own() {
     assert_eq!(ids(&proxy).len(), 2);
     server.settle();
     assert_eq!(proxy.node(&found)["state"], "drain");
+}
+
+/// Where one family cannot be asked for, the other one is enough, and the first one's last nodes stay.
+#[test]
+fn one_family_is_enough() {
+    let node = Service::start("n");
+    let port = node.address.port();
+    for is_silent in [false, true] {
+        let server = NameServer::start();
+        server.says("app.test", Says::Only(vec![Record::A(local(1))], is_silent));
+        let proxy = Proxy::start(&pool(&server, &format!("app.test:{port}"), ""));
+        eventually("an answer", || proxy.get("/").text() == "n");
+        let both = vec![Record::A(local(1)), Record::Aaaa(Ipv6Addr::LOCALHOST)];
+        server.says("app.test", Says::Records(both));
+        eventually("the other family", || ids(&proxy).len() == 2);
+        server.says("app.test", Says::Only(vec![Record::A(local(1))], is_silent));
+        server.settle();
+        server.settle();
+        assert_eq!(ids(&proxy).len(), 2, "what is not known takes no node away");
+    }
+    let server = NameServer::start();
+    let both = vec![Record::A(local(1)), Record::Aaaa(Ipv6Addr::LOCALHOST)];
+    server.says("app.test", Says::Records(both));
+    for (family, expected) in [("ipv4", format!("127.0.0.1:{port}")), ("ipv6", format!("[::1]:{port}"))] {
+        let text =
+            pool(&server, &format!("app.test:{port}"), "").replace("refresh:", &format!("family: {family}, refresh:"));
+        assert_eq!(ids(&Proxy::start(&text)), [expected]);
+    }
+}
+
+/// A name of the file that cannot be resolved takes its own node away, and neither the start nor a reload.
+#[test]
+fn a_name_that_cannot_be_resolved_is_a_node_that_is_down() {
+    let node = Service::start("n");
+    let text = format!(
+        "pools:\n  app:\n    nodes:\n      - {{ id: n0, address: \"nowhere.invalid:80\" }}\n      - {{ id: n1, address: \"{}\" }}\nroutes:\n  - {{ name: site, path_prefix: /, pool: app, hash_on: [uri] }}\n",
+        node.address
+    );
+    let proxy = Proxy::start(&text);
+    let is_down = || {
+        let status = proxy.node("n0");
+        assert_eq!((status["healthy"].as_bool(), status["address"].as_str()), (Some(false), None));
+        assert!(status["unresolved"].as_str().is_some_and(|cause| !cause.is_empty()), "{status}");
+        assert!((0..20).all(|number| proxy.get(&format!("/{number}")).text() == "n"));
+        assert_eq!(proxy.metric("ringway_node_healthy{node=\"n0\",pool=\"app\"}"), 0.0);
+    };
+    is_down();
+    assert!(proxy.log().contains("cannot be resolved"), "{}", proxy.log());
+    proxy.reconfigure(&text.replace("[uri]", "[path]"));
+    is_down();
+    proxy.reconfigure(&text.replace("nowhere.invalid:80", &format!("localhost:{}", node.address.port())));
+    assert_eq!(proxy.node("n0")["healthy"].as_bool(), Some(true));
 }
 
 /// SRV: ports, weights and the lowest priority.
