@@ -113,6 +113,10 @@ impl Journey {
                     (Ok(Answered { head, carrier, in_flight, started, cookie: None }), Some(setback))
                 }
                 Attempt::Failed(failure, setback, is_the_nodes) => {
+                    if matches!(failure, Failure::TlsCertificate(_)) && node.runtime.may_warn(started) {
+                        let (pool, node, address) = (&*pool.name, &*node.id, node.address());
+                        tracing::warn!(pool, node, %address, "{failure}");
+                    }
                     node.runtime.count(failure.label());
                     if is_the_nodes {
                         in_flight.failed();

@@ -13,7 +13,7 @@ use hyper::body::Incoming;
 use std::cell::{Cell, RefCell};
 use std::io;
 use std::pin::Pin;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::task::{Context, Poll, Waker, ready};
 use std::time::{Duration, Instant};
 use tokio::time::Sleep;
@@ -28,8 +28,11 @@ type Piece<E> = Option<Result<Frame<Bytes>, E>>;
 /// The body of a client's request. What hyper gives of it is the exchange's, which lets go of it when the answer has
 /// ended, wherever this is then: a connection to a node that others share may still hold it.
 pub(super) struct RequestBody {
-    client: Rc<Client>,
-    exchange: Rc<Exchange>,
+    /// Weak, for a node that takes no more of the body may hold it for as long as it likes.
+    client: Weak<Client>,
+    exchange: Weak<Exchange>,
+    /// It was read to its end.
+    has_ended: bool,
     gate: Option<Rc<Gate>>,
     rules: BodyRules,
     /// Runs while a stream of HTTP/2 waits for its next piece.
@@ -90,19 +93,26 @@ impl RequestBody {
         rules: BodyRules,
     ) -> RequestBody {
         *exchange.body.borrow_mut() = Some(incoming);
-        RequestBody { client: Rc::clone(client), exchange: Rc::clone(exchange), gate, rules, stall: None }
+        RequestBody {
+            client: Rc::downgrade(client),
+            exchange: Rc::downgrade(exchange),
+            has_ended: false,
+            gate,
+            rules,
+            stall: None,
+        }
     }
 
-    fn fault(&self, fault: BodyFault) -> Poll<Piece<BodyError>> {
-        self.exchange.body_failed(fault);
-        Poll::Ready(Some(Err(fault.into())))
+    fn fault(exchange: &Exchange, fault: BodyFault) -> Poll<Piece<BodyError>> {
+        exchange.body_failed(fault);
+        Poll::Ready(Some(Err(BodyFailed::because_of(fault))))
     }
 
     /// The next piece; nothing where the answer has ended.
-    fn poll_piece(&self, cx: &mut Context<'_>) -> Option<Poll<Piece<hyper::Error>>> {
-        let mut incoming = self.exchange.body.borrow_mut();
+    fn poll_piece(client: &Client, exchange: &Exchange, cx: &mut Context<'_>) -> Option<Poll<Piece<hyper::Error>>> {
+        let mut incoming = exchange.body.borrow_mut();
         let frame = Pin::new(incoming.as_mut()?).poll_frame(cx);
-        let mut waker = self.client.body_waker.borrow_mut();
+        let mut waker = client.body_waker.borrow_mut();
         if frame.is_pending() && !waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
             *waker = Some(cx.waker().clone());
         }
@@ -110,8 +120,8 @@ impl RequestBody {
     }
 
     /// Whether a stream's next piece has not come in time. The timer of a whole connection is its owner's.
-    fn stalls(&mut self, is_waiting: bool, cx: &mut Context<'_>) -> bool {
-        let Some(stream) = &self.client.stream else { return false };
+    fn stalls(&mut self, client: &Client, is_waiting: bool, cx: &mut Context<'_>) -> bool {
+        let Some(stream) = &client.stream else { return false };
         if !is_waiting {
             self.stall = None;
             return false;
@@ -121,8 +131,8 @@ impl RequestBody {
         while timer.as_mut().poll(cx).is_ready() {
             let armed = timer.deadline().into_std() - idle;
             // Once the answer has begun, it is a sign of life as well.
-            let moved = self.client.gave_last().filter(|&moved| moved > armed);
-            let starved = self.client.was_starved_since(armed).then(Instant::now);
+            let moved = client.gave_last().filter(|&moved| moved > armed);
+            let starved = client.was_starved_since(armed).then(Instant::now);
             let Some(since) = moved.max(starved) else { return true };
             timer.as_mut().reset((since + idle).into());
         }
@@ -138,19 +148,23 @@ impl Body for RequestBody {
         if let Some(gate) = &self.gate {
             ready!(gate.poll_open(cx));
         }
-        let Some(frame) = self.poll_piece(cx) else { return Poll::Ready(Some(Err(BodyFault::Answered.into()))) };
-        if self.client.body_expired.get() {
-            return self.fault(BodyFault::Stalled);
+        if self.has_ended {
+            return Poll::Ready(None);
         }
-        if self.stalls(frame.is_pending(), cx) {
-            return self.fault(BodyFault::Stalled);
+        let answered = || Poll::Ready(Some(Err(BodyFailed::because_of(BodyFault::Answered))));
+        let (Some(client), Some(exchange)) = (self.client.upgrade(), self.exchange.upgrade()) else {
+            return answered();
+        };
+        let Some(frame) = RequestBody::poll_piece(&client, &exchange, cx) else { return answered() };
+        if client.body_expired.get() || self.stalls(&client, frame.is_pending(), cx) {
+            return RequestBody::fault(&exchange, BodyFault::Stalled);
         }
         let mut waited = Duration::ZERO;
         match frame.is_pending() {
-            true if self.client.awaits_body.get().is_none() => self.client.awaits_body.set(Some(Instant::now())),
+            true if client.awaits_body.get().is_none() => client.awaits_body.set(Some(Instant::now())),
             true => {}
             false => {
-                let since = self.client.awaits_body.take().filter(|&since| !self.client.was_starved_since(since));
+                let since = client.awaits_body.take().filter(|&since| !client.was_starved_since(since));
                 waited = since.map_or(Duration::ZERO, |since| since.elapsed());
             }
         }
@@ -163,37 +177,76 @@ impl Body for RequestBody {
                     });
                 }
                 let length = frame.data_ref().map_or(0, Bytes::len);
-                self.client.took(length);
-                let received = self.exchange.request_bytes.get() + length as u64;
-                self.exchange.request_bytes.set(received);
-                let has_answer = self.exchange.has_answer();
-                if !waited.is_zero() && !has_answer && self.rules.pace.waited(waited, received) {
-                    return self.fault(BodyFault::Stalled);
+                client.took(length);
+                let received = exchange.request_bytes.get() + length as u64;
+                exchange.request_bytes.set(received);
+                if !waited.is_zero() && !exchange.has_answer() && self.rules.pace.waited(waited, received) {
+                    return RequestBody::fault(&exchange, BodyFault::Stalled);
                 }
                 if received > self.rules.limit {
-                    return self.fault(BodyFault::TooLarge);
+                    return RequestBody::fault(&exchange, BodyFault::TooLarge);
                 }
                 Poll::Ready(Some(Ok(frame)))
             }
-            Some(Err(error)) => self.fault(fault_of(&error)),
+            Some(Err(error)) => RequestBody::fault(&exchange, fault_of(&error)),
             // A stream that is reset without an error has no end, and is not whole.
-            None if self.client.stream.is_some() && !self.is_end_stream() => self.fault(BodyFault::ClientGone),
-            None => Poll::Ready(None),
+            None if client.stream.is_some() && !self.is_end_stream() => {
+                RequestBody::fault(&exchange, BodyFault::ClientGone)
+            }
+            None => {
+                // hyper has nothing of it left to read.
+                self.has_ended = true;
+                drop(exchange.body.take());
+                Poll::Ready(None)
+            }
         }
     }
 
     fn is_end_stream(&self) -> bool {
-        self.exchange.body.borrow().as_ref().is_some_and(Body::is_end_stream)
+        let is_whole = |exchange: Rc<Exchange>| exchange.body.borrow().as_ref().is_some_and(Body::is_end_stream);
+        self.has_ended || self.exchange.upgrade().is_some_and(is_whole)
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.exchange.body.borrow().as_ref().map(Body::size_hint).unwrap_or_default()
+        if self.has_ended {
+            return SizeHint::with_exact(0);
+        }
+        let hint = |exchange: Rc<Exchange>| exchange.body.borrow().as_ref().map(Body::size_hint);
+        self.exchange.upgrade().and_then(hint).unwrap_or_default()
     }
 }
 
 impl Drop for RequestBody {
     fn drop(&mut self) {
-        self.exchange.end_body();
+        if let Some(exchange) = self.exchange.upgrade() {
+            exchange.end_body();
+        }
+    }
+}
+
+/// Why a body has failed, as hyper tells it to a node of HTTP/2: its stream is cancelled (RFC 9113 8.1), and nobody has
+/// made an error.
+#[derive(Debug)]
+struct BodyFailed {
+    fault: BodyFault,
+    reset: h2::Error,
+}
+
+impl BodyFailed {
+    fn because_of(fault: BodyFault) -> BodyError {
+        Box::new(BodyFailed { fault, reset: h2::Reason::CANCEL.into() })
+    }
+}
+
+impl std::fmt::Display for BodyFailed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.fault.fmt(f)
+    }
+}
+
+impl std::error::Error for BodyFailed {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        Some(&self.reset)
     }
 }
 

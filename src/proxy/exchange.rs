@@ -362,6 +362,7 @@ impl ClientPart for Exchange {
 
 impl Drop for Exchange {
     fn drop(&mut self) {
+        self.end_body();
         if self.is_background {
             return;
         }

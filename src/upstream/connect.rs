@@ -1,6 +1,6 @@
 //! A new connection to a node, for requests and for health checks alike.
 
-use super::Failure;
+use super::{CertificateFault, Failure};
 use crate::config::Protocol;
 use crate::io::Stream;
 use crate::tls::ClientTls;
@@ -93,7 +93,7 @@ async fn connect_to_any(mut addresses: impl Iterator<Item = &SocketAddr>) -> io:
 /// Why a handshake has failed.
 fn failure_of(error: &io::Error) -> Failure {
     match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
-        Some(rustls::Error::InvalidCertificate(_)) => Failure::TlsCertificate,
+        Some(rustls::Error::InvalidCertificate(error)) => Failure::TlsCertificate(CertificateFault::of(error)),
         Some(_) => Failure::TlsProtocol,
         None => Failure::Terminated,
     }

@@ -3,15 +3,16 @@
 //! A connection is a task of its own worker, which ends when nobody wants it any more. What hyper gives back of
 //! a request was not sent; whatever else goes wrong may have reached the node.
 
-use super::Failure;
-use super::Outgoing;
 use super::connect::Target;
 use super::link::{Outcome, Patience};
 use super::node::NodeRuntime;
+use super::{BodyError, Failure, Outgoing};
 use crate::io::OnThisThread;
+use bytes::Bytes;
 use http::header::{CONNECTION, HOST, TRANSFER_ENCODING};
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderValue, Request, Uri, Version};
+use http_body::{Body, Frame, SizeHint};
 use hyper::client::conn::http2::{Builder, SendRequest};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use std::cell::{Cell, RefCell};
@@ -78,6 +79,8 @@ struct Shared {
 /// One request on such a connection.
 pub(crate) struct SharedLink {
     shared: Rc<Shared>,
+    /// Where the request has a body, which may stay on the connection for longer than the answer.
+    place: Option<Rc<Place>>,
     last_activity: Instant,
     timer: Pin<Box<Sleep>>,
 }
@@ -180,6 +183,14 @@ impl SharedLinks {
 }
 
 impl Shared {
+    /// A request has ended.
+    fn leave(&self) {
+        let streams = self.streams.get() - 1;
+        self.streams.set(streams);
+        self.used.set(Instant::now());
+        self.rest(streams == 0);
+    }
+
     fn rest(&self, rests: bool) {
         if self.idle.replace(rests) != rests {
             match rests {
@@ -201,7 +212,7 @@ impl SharedLink {
         shared.streams.set(shared.streams.get() + 1);
         shared.rest(false);
         let timer = Box::pin(tokio::time::sleep(Duration::from_secs(3600)));
-        Box::new(SharedLink { shared: Rc::clone(shared), last_activity: Instant::now(), timer })
+        Box::new(SharedLink { shared: Rc::clone(shared), place: None, last_activity: Instant::now(), timer })
     }
 
     /// Sends a request and waits for the head of its answer.
@@ -218,6 +229,11 @@ impl SharedLink {
         let (method, is_bare) = (taken.method().clone(), matches!(taken.body(), Outgoing::Empty));
         if dress(&mut taken, target).is_none() {
             return Outcome::NotSent(Failure::RequestBody);
+        }
+        if !is_bare {
+            let place = self.place.get_or_insert_with(|| Rc::new(Place(Rc::clone(&self.shared))));
+            let body = std::mem::replace(taken.body_mut(), Outgoing::Empty);
+            *taken.body_mut() = Outgoing::Stream(Box::pin(Placed { body, _place: Rc::clone(place) }));
         }
         self.last_activity = patience.started;
         let mut sender = self.shared.sender.clone();
@@ -280,10 +296,41 @@ impl SharedLink {
 
 impl Drop for SharedLink {
     fn drop(&mut self) {
-        let streams = self.shared.streams.get() - 1;
-        self.shared.streams.set(streams);
-        self.shared.used.set(Instant::now());
-        self.shared.rest(streams == 0);
+        if self.place.is_none() {
+            self.shared.leave();
+        }
+    }
+}
+
+/// A place on a connection, given back when the answer and the request's body have both let go of it.
+struct Place(Rc<Shared>);
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.leave();
+    }
+}
+
+/// A request's body with its place.
+struct Placed {
+    body: Outgoing,
+    _place: Rc<Place>,
+}
+
+impl Body for Placed {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
     }
 }
 

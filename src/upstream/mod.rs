@@ -108,7 +108,7 @@ pub(crate) enum Failure {
     /// The network gave another reason not to connect.
     Unreachable,
     /// The node's certificate is not valid, or not that of its name.
-    TlsCertificate,
+    TlsCertificate(CertificateFault),
     /// The TLS handshake with the node has failed otherwise.
     TlsProtocol,
     /// The node closed or reset the connection before its answer began.
@@ -121,6 +121,43 @@ pub(crate) enum Failure {
     HeadTooLarge,
     /// The request's own body ended in an error: the client's fault.
     RequestBody,
+}
+
+/// What is wrong with a node's certificate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum CertificateFault {
+    Expired,
+    NotYetValid,
+    UnknownIssuer,
+    OtherName,
+    Revoked,
+    Invalid,
+}
+
+impl CertificateFault {
+    pub(crate) fn of(error: &rustls::CertificateError) -> CertificateFault {
+        use rustls::CertificateError as Is;
+        match error {
+            Is::Expired | Is::ExpiredContext { .. } => CertificateFault::Expired,
+            Is::NotValidYet | Is::NotValidYetContext { .. } => CertificateFault::NotYetValid,
+            // The right name under another key is no issuer of ours.
+            Is::UnknownIssuer | Is::BadSignature => CertificateFault::UnknownIssuer,
+            Is::NotValidForName | Is::NotValidForNameContext { .. } => CertificateFault::OtherName,
+            Is::Revoked => CertificateFault::Revoked,
+            _ => CertificateFault::Invalid,
+        }
+    }
+
+    fn text(self) -> &'static str {
+        match self {
+            CertificateFault::Expired => "the node's certificate has expired",
+            CertificateFault::NotYetValid => "the node's certificate is not valid yet",
+            CertificateFault::UnknownIssuer => "the node's certificate comes from an issuer that is not trusted",
+            CertificateFault::OtherName => "the node's certificate is for another name",
+            CertificateFault::Revoked => "the node's certificate is revoked",
+            CertificateFault::Invalid => "the node's certificate is not valid",
+        }
+    }
 }
 
 impl Failure {
@@ -136,7 +173,7 @@ impl Failure {
             Failure::ConnectionRefused => "connection_refused",
             Failure::ConnectTimeout => "connect_timeout",
             Failure::Unreachable => "unreachable",
-            Failure::TlsCertificate => "tls_certificate",
+            Failure::TlsCertificate(_) => "tls_certificate",
             Failure::TlsProtocol => "tls_protocol",
             Failure::Terminated => "terminated",
             Failure::Timeout => "timeout",
@@ -152,7 +189,7 @@ impl Failure {
             Failure::ConnectionRefused => "connection_refused",
             Failure::ConnectTimeout => "connection_timeout",
             Failure::Unreachable => "destination_ip_unroutable",
-            Failure::TlsCertificate => "tls_certificate_error",
+            Failure::TlsCertificate(_) => "tls_certificate_error",
             Failure::TlsProtocol => "tls_protocol_error",
             Failure::Terminated => "connection_terminated",
             Failure::Timeout => "http_response_timeout",
@@ -169,7 +206,7 @@ impl fmt::Display for Failure {
             Failure::ConnectionRefused => "the node refused the connection",
             Failure::ConnectTimeout => "the node did not accept a connection in time",
             Failure::Unreachable => "the node cannot be reached",
-            Failure::TlsCertificate => "the node's certificate is not valid for its name",
+            Failure::TlsCertificate(fault) => fault.text(),
             Failure::TlsProtocol => "the TLS handshake with the node has failed",
             Failure::Terminated => "the node closed the connection before it answered",
             Failure::Timeout => "the node did not answer in time",

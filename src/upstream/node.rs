@@ -11,7 +11,7 @@ use super::sessions::Sessions;
 use crate::config::{HealthCheck, NodeState};
 use crate::telemetry::metrics::Metrics;
 use prometheus::{Histogram, IntCounter};
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -38,7 +38,12 @@ pub(crate) struct NodeRuntime {
     pub(super) duration: Histogram,
     /// The counter that nearly every attempt needs.
     answered: OnceLock<IntCounter>,
+    /// When the log was told last that something is wrong with it that is not its health.
+    warned: AtomicU64,
 }
+
+/// How often the log is told of such a thing.
+const WARN_EVERY: Millis = 10_000;
 
 impl NodeRuntime {
     /// A node takes nothing before the configuration that knows it is in force.
@@ -56,6 +61,7 @@ impl NodeRuntime {
             queue: Queue::default(),
             duration: metrics.upstream_duration.with_label_values(&[&*group.name, &*id]),
             answered: OnceLock::new(),
+            warned: AtomicU64::new(0),
             group,
             id,
             metrics,
@@ -143,6 +149,14 @@ impl NodeRuntime {
             return None;
         }
         Some(InFlight { node: Arc::clone(self), trial: is_trial.then_some(now), has_failed: false })
+    }
+
+    /// Whether a warning about the node is due: one in a while says as much as one for every request.
+    pub(crate) fn may_warn(&self, now: Instant) -> bool {
+        let now = millis(now);
+        let last = self.warned.load(Ordering::Relaxed);
+        let is_due = last == 0 || now.saturating_sub(last) >= WARN_EVERY;
+        is_due && self.warned.compare_exchange(last, now.max(1), Ordering::Relaxed, Ordering::Relaxed).is_ok()
     }
 
     /// Counts what became of an attempt.

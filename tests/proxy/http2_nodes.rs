@@ -1,9 +1,10 @@
 //! Nodes that speak HTTP/2: shared connections, trailers both ways, and what happens when they fail.
 
-use crate::support::http2::Http2;
-use crate::support::{Authority, Client, Front, Nginx, Node2, Proxy, eventually};
+use crate::support::http2::{Frames, HEADERS, Http2, RST_STREAM};
+use crate::support::{Authority, Client, Front, Nginx, Node, Node2, Proxy, eventually};
 use bytes::Bytes;
 use http_body_util::BodyExt;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 const HTTP2: &str = "    protocol: http2\n";
@@ -207,4 +208,53 @@ fn a_reload_that_changes_tls_leaves_old_connections_behind() {
         Proxy::pool(&[front.address], &verified.replace("app.internal", "other.internal"))
     ));
     assert_eq!(ask(&proxy, "GET", "/", "").status, 502);
+}
+
+/// A client that leaves has its request cancelled, which is no error of anybody's.
+#[test]
+fn a_client_that_leaves_cancels_its_stream() {
+    let reasons: Arc<Mutex<Vec<u32>>> = Arc::default();
+    let told = Arc::clone(&reasons);
+    let node = Node::start(move |peer| {
+        let mut frames = Frames::accept(peer);
+        while let Some(frame) = frames.next() {
+            match frame.kind {
+                HEADERS => peer.note("asked"),
+                RST_STREAM => told.lock().unwrap().push(u32::from_be_bytes(frame.payload[..4].try_into().unwrap())),
+                _ => {}
+            }
+        }
+    });
+    let proxy = Proxy::start(&Proxy::pool(&[node.address], HTTP2));
+    for (number, body) in ["", "2\r\nhi\r\n"].into_iter().enumerate() {
+        let mut client = proxy.connect();
+        client.send(format!("POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n{body}"));
+        eventually("the request", || node.requests().len() == number + 1);
+        drop(client);
+        eventually("the reset", || reasons.lock().unwrap().len() == number + 1);
+    }
+    assert_eq!(*reasons.lock().unwrap(), [8, 8], "CANCEL");
+}
+
+/// A node that answers early, takes no more of the body and does not reset the stream keeps a place on its connection,
+/// and nothing else.
+#[test]
+fn what_a_node_leaves_unread_keeps_no_request() {
+    let node = Node::start(|peer| {
+        let mut frames = Frames::accept(peer);
+        while let Some(stream) = frames.request() {
+            peer.note("asked");
+            frames.answer(stream);
+        }
+    });
+    let proxy = Proxy::start(&format!("workers: 1\n{}", Proxy::pool(&[node.address], HTTP2)));
+    for _ in 0..80 {
+        let mut client = proxy.connect();
+        // More than a stream's first window, and than is awaited before a node is asked.
+        client.send(format!("POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 200000\r\n\r\n{}", "x".repeat(200_000)));
+        assert_eq!(client.answer().status, 204);
+    }
+    eventually("their end", || proxy.metric("ringway_requests_in_flight") == 0.0);
+    assert_eq!(proxy.get("/").status, 204, "there is room for others");
+    assert!(node.connections() >= 2, "a connection whose places are taken is not taken for a free one");
 }

@@ -211,3 +211,22 @@ fn a_listening_client_is_not_taken_for_a_stalled_one() {
         }
     }
 }
+
+/// A body of chunks that was read whole leaves nothing behind that could be taken for the next head's beginning.
+#[test]
+fn a_head_behind_a_chunked_body_is_timed_too() {
+    let node = Node::start(|peer| {
+        while let Some(head) = peer.request() {
+            peer.body_of(&head);
+            peer.answer("ok");
+        }
+    });
+    let proxy = proxy(&node, "header_timeout: 300ms");
+    let mut client = proxy.connect();
+    let answer = client.request("POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n2\r\nhi\r\n0\r\n\r\n");
+    assert_eq!(answer.status, 200);
+    let began = Instant::now();
+    client.send("GET / HTTP/1.1\r\nho");
+    assert_eq!(client.answer().status, 408);
+    assert!(began.elapsed() < Duration::from_millis(900), "{:?}", began.elapsed());
+}

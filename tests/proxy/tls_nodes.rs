@@ -60,6 +60,28 @@ fn a_node_that_is_not_who_it_should_be_gets_nothing() {
     assert_eq!(proxy.get("/").status, 200);
 }
 
+/// The answer and the log say what is wrong with a certificate.
+#[test]
+fn a_bad_certificate_is_named() {
+    let (authority, strangers, node) = (Authority::new(), Authority::new(), Node::echo());
+    let named = ", server_name: app.internal";
+    for (pair, more, text) in [
+        (authority.issue_expired("old", &["app.internal"]), named, "has expired"),
+        (strangers.issue("forged", &["app.internal"]), named, "an issuer that is not trusted"),
+        (authority.issue("node", &["app.internal"]), ", server_name: other.internal", "is for another name"),
+    ] {
+        let front = Front::before(node.address, &pair, None);
+        let proxy = Proxy::start(&Proxy::pool(&[front.address], &tls(&authority, more)));
+        for _ in 0..3 {
+            let detail = proxy.get("/").json()["detail"].as_str().unwrap().to_owned();
+            assert!(detail.contains(text), "{detail}");
+        }
+        let log = proxy.log();
+        let warnings = log.lines().filter(|line| line.contains("WARN") && line.contains(text)).count();
+        assert_eq!(warnings, 1, "once for many requests: {log}");
+    }
+}
+
 /// Nothing was sent, so the next node is asked, whatever the method.
 #[test]
 fn a_handshake_that_fails_is_no_connection() {

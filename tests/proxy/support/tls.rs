@@ -39,9 +39,22 @@ impl Authority {
 
     /// Issues a certificate for these names into files that are called so.
     pub fn issue(&self, file: &str, names: &[&str]) -> Pair {
+        self.issue_with(file, names, |_| ())
+    }
+
+    /// The same for a time that is over.
+    pub fn issue_expired(&self, file: &str, names: &[&str]) -> Pair {
+        self.issue_with(file, names, |params| {
+            params.not_before = rcgen::date_time_ymd(2020, 1, 1);
+            params.not_after = rcgen::date_time_ymd(2021, 1, 1);
+        })
+    }
+
+    fn issue_with(&self, file: &str, names: &[&str], change: impl FnOnce(&mut CertificateParams)) -> Pair {
         let names: Vec<String> = names.iter().map(|&name| name.to_owned()).collect();
         let mut params = CertificateParams::new(names).unwrap();
         params.distinguished_name.push(DnType::CommonName, file);
+        change(&mut params);
         let key = KeyPair::generate().unwrap();
         let certificate = params.signed_by(&key, &self.issuer).unwrap();
         let pair = Pair {
