@@ -42,14 +42,23 @@ pub(crate) struct Claim {
     lease: Duration,
     entered: Millis,
     may_have_run: bool,
+    /// An earlier run of the request may have run, whatever becomes of this one.
+    is_repetition: bool,
     is_settled: bool,
 }
 
 impl Claim {
     /// For a claim that the store has made.
-    pub(super) fn new(records: Arc<Records>, asked: Asked, token: Token, ttl: Duration, lease: Duration) -> Claim {
+    pub(super) fn new(
+        records: Arc<Records>,
+        asked: Asked,
+        token: Token,
+        (ttl, lease): (Duration, Duration),
+        is_repetition: bool,
+    ) -> Claim {
         let entered = records.opened(lease);
-        Claim { records, asked, token, ttl, lease, entered, may_have_run: false, is_settled: false }
+        let (may_have_run, is_settled) = (is_repetition, false);
+        Claim { records, asked, token, ttl, lease, entered, may_have_run, is_repetition, is_settled }
     }
 
     /// From here on the request may run.
@@ -59,6 +68,11 @@ impl Claim {
 
     /// Says how it ended, durably; tried again for the length of the lease.
     pub(crate) async fn settle(mut self, end: End) -> Settled {
+        let end = match end {
+            // A repetition that is released leaves what was before: nobody knows what the first run did.
+            End::Released if self.is_repetition => End::Unknown,
+            end => end,
+        };
         let deadline = Instant::now() + self.lease;
         let mut pause = RETRY[0];
         let settled = loop {

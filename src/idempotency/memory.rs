@@ -100,8 +100,9 @@ impl Store for Memory {
             (Transition::Becomes(record), _) => match records.bytes >= self.max_bytes {
                 true => Err(StoreError::Full),
                 false => {
+                    let claimed = Claimed::over(found.map(|entry| &entry.record), now);
                     records.put(id, Entry { record, subject, response: None });
-                    Ok(Claimed::First)
+                    Ok(claimed)
                 }
             },
             (_, Some(entry)) => Ok(Claimed::Found(Found { record: entry.record, response: entry.response.clone() })),

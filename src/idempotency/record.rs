@@ -13,6 +13,7 @@
 //!     +-----------------------+----> running, with another token
 //! ```
 //!
+//! A claim in the place of an unknown outcome is never released: it ends as unknown again.
 //! What is released or has expired is absent. Time never frees a claim: only what has ended expires.
 
 use super::fingerprint::Fingerprint;

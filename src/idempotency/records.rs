@@ -183,14 +183,20 @@ impl Records {
             expires: self.clock.expiry(policy.ttl),
         };
         let (records, mine, ttl, lease) = (Arc::clone(self), asked.clone(), policy.ttl, policy.lease);
+        let retake = policy.retries_unknown;
         let turn = ask(&self.durations.claim, PATIENCE, |done| {
             let made = move |claimed| {
                 done(match claimed {
-                    Ok(Claimed::First) => Ok(Turn::First(Claim::new(records, mine, token, ttl, lease))),
+                    Ok(claimed @ (Claimed::First | Claimed::Again)) => {
+                        let is_repetition = claimed == Claimed::Again;
+                        Ok(Turn::First(Claim::new(records, mine, token, (ttl, lease), is_repetition)))
+                    }
                     Ok(Claimed::Found(found)) => Ok(Turn::Found(found)),
                     Err(error) => {
                         if matches!(error, StoreError::Torn(_)) {
-                            let (id, end, entered) = (mine.id, Abandoned::Free, now);
+                            // It may have taken the place of one whose outcome is unknown.
+                            let end = if retake { Abandoned::Unknown } else { Abandoned::Free };
+                            let (id, entered) = (mine.id, now);
                             let unsettled = Unsettled { id, end, ttl, entered, is_told: false };
                             locked(&records.unsettled).insert(token, unsettled);
                         }

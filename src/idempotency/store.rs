@@ -6,7 +6,7 @@
 
 use super::fingerprint::Fingerprint;
 use super::identity::{Id, Subject};
-use super::record::{Finish, Holder, Millis, Record, Token};
+use super::record::{Finish, Holder, Millis, Record, State, Token};
 use super::response::StoredResponse;
 use std::sync::Arc;
 use std::time::Duration;
@@ -61,8 +61,20 @@ pub(crate) struct NewClaim {
 pub(crate) enum Claimed {
     /// It is made.
     First,
+    /// It is made, in the place of a run whose outcome is unknown.
+    Again,
     /// There is a record already.
     Found(Found),
+}
+
+impl Claimed {
+    /// What a claim is that is made where this record was.
+    pub(super) fn over(before: Option<&Record>, now: Millis) -> Claimed {
+        match before {
+            Some(record) if record.state == State::Unknown && !record.is_over(now) => Claimed::Again,
+            _ => Claimed::First,
+        }
+    }
 }
 
 /// A record with its result, where it has one.

@@ -47,7 +47,7 @@ pub(super) fn claim(desk: &mut Desk, claim: &NewClaim) -> Result<Claimed> {
         Transition::Becomes(_) => {
             desk.connection.prepare_cached("DELETE FROM records WHERE id = ?1")?.execute([claim.id.0])?;
             insert(desk, claim)?;
-            Ok(Claimed::First)
+            Ok(Claimed::over(Some(&found.record), now))
         }
         Transition::Goes | Transition::Stays => Ok(Claimed::Found(found)),
     }

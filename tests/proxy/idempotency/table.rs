@@ -372,6 +372,37 @@ fn with_retry_what_is_unknown_runs_again_with_its_key() {
     assert_eq!(origin.asked(), 2);
 }
 
+/// A repetition that is released says nothing of the first run: its outcome is unknown again.
+#[test]
+fn a_repetition_that_is_released_leaves_the_outcome_unknown() {
+    for store in ["memory", "sqlite"] {
+        for is_dead in [false, true] {
+            let origin = Origin::start(|ask, peer| match ask.number {
+                0 => peer.hang_up(),
+                _ => peer.reply(429, "", "later"),
+            });
+            let dead = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+            let text = |address: std::net::SocketAddr, rule: &str| {
+                let route = format!("hash_on: [uri], idempotency: {{ scope: [], on_unknown: {rule} }} }}");
+                format!("idempotency_store: {{ kind: {store}, path: records.db }}\n{}", Proxy::pool(&[address], ""))
+                    .replace("hash_on: [uri] }", &route)
+            };
+            let proxy = Proxy::start(&text(origin.address(), "retry"));
+            assert_eq!(proxy.ask(charge("/", "k", "")).problem(), "outcome-unknown");
+            if is_dead {
+                proxy.reconfigure(&text(dead, "retry"));
+            }
+            let repeated = proxy.ask(charge("/", "k", ""));
+            assert_eq!(repeated.status, if is_dead { 502 } else { 429 }, "{store} {repeated:?}");
+            assert_eq!(proxy.records("k")[0]["state"], "unknown", "{store}");
+            assert_eq!(proxy.ask(charge("/", "k", "other")).problem(), "idempotency-key-reused", "{store}");
+            proxy.reconfigure(&text(origin.address(), "reject"));
+            assert_eq!(proxy.ask(charge("/", "k", "")).problem(), "outcome-unknown", "{store}: it does not run again");
+            assert_eq!(origin.asked(), if is_dead { 1 } else { 2 });
+        }
+    }
+}
+
 #[test]
 fn a_large_answer_is_passed_on_and_its_repetitions_get_409() {
     for framing in ["content-length: 3000\r\n\r\n", "transfer-encoding: chunked\r\n\r\n"] {
