@@ -18,7 +18,7 @@ const MIN_TOKEN: usize = 16;
 const SOON: i64 = 14 * 86_400;
 
 /// What listeners with TLS speak, the best first.
-const PROTOCOLS: &[&[u8]] = &[b"h2", b"http/1.1"];
+const PROTOCOLS: &[&[u8]] = &[b"h2", b"http/1.1", b"http/1.0"];
 
 /// Reads all files that the settings name; relative paths are taken from `folder`.
 pub(super) fn read(settings: &Settings, folder: &Path, diagnostics: &mut Diagnostics) -> Secrets {

@@ -209,6 +209,28 @@ pub(crate) fn content_length(fields: &HeaderMap) -> Option<u64> {
     if text.starts_with('+') { None } else { text.parse().ok() }
 }
 
+/// The lengths that a message announces differ, or are none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the message announces more than one length, or none that is a number")]
+pub(crate) struct BadLength;
+
+/// Makes one value of equal lengths, in several lines or in one, so that nobody behind can choose (RFC 9110 8.6).
+pub(crate) fn unify_content_length(fields: &mut HeaderMap) -> Result<(), BadLength> {
+    let mut lines = fields.get_all(CONTENT_LENGTH).iter();
+    let Some(only) = lines.next() else { return Ok(()) };
+    if lines.next().is_none() && !only.as_bytes().contains(&b',') {
+        return content_length(fields).map(|_| ()).ok_or(BadLength);
+    }
+    let mut values = fields.get_all(CONTENT_LENGTH).iter().flat_map(|line| line.as_bytes().split(|&byte| byte == b','));
+    let first = values.next().unwrap_or_default().trim_ascii();
+    if values.any(|value| value.trim_ascii() != first) {
+        return Err(BadLength);
+    }
+    let value = HeaderValue::from_bytes(first).map_err(|_| BadLength)?;
+    fields.insert(CONTENT_LENGTH, value);
+    content_length(fields).map(|_| ()).ok_or(BadLength)
+}
+
 /// How a message's transfer codings are to be understood.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum TransferCoding {
@@ -308,6 +330,28 @@ mod tests {
         ] {
             let name = HeaderName::from_bytes(name.as_bytes()).unwrap();
             assert_eq!(is_barred_from_trailers(&name), is_barred, "{name}");
+        }
+    }
+
+    #[test]
+    fn equal_lengths_are_one() {
+        for (lines, expected) in [
+            (&[][..], Ok(None)),
+            (&["5"], Ok(Some("5"))),
+            (&["5, 5"], Ok(Some("5"))),
+            (&["5", "5"], Ok(Some("5"))),
+            (&["5,5", " 5"], Ok(Some("5"))),
+            (&["5", "6"], Err(BadLength)),
+            (&["5, 6"], Err(BadLength)),
+            (&["5, "], Err(BadLength)),
+            (&["+5"], Err(BadLength)),
+            (&["five"], Err(BadLength)),
+        ] {
+            let lines: Vec<_> = lines.iter().map(|value| ("content-length", *value)).collect();
+            let mut message = fields(&lines);
+            let unified = unify_content_length(&mut message);
+            assert_eq!(unified.map(|()| message.get(CONTENT_LENGTH).map(|value| value.to_str().unwrap())), expected);
+            assert!(unified.is_err() || message.get_all(CONTENT_LENGTH).iter().count() <= 1);
         }
     }
 

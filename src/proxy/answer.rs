@@ -10,8 +10,8 @@ use crate::http::problem::Problem;
 use crate::http::whole::Whole;
 use crate::upstream::{AnswerBody, Broken};
 use bytes::Bytes;
-use http::header::{CONTENT_TYPE, LOCATION};
-use http::{HeaderMap, HeaderValue, Response, StatusCode};
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE, LOCATION};
+use http::{HeaderMap, HeaderValue, Response, StatusCode, Version};
 use http_body::{Body as _, Frame, SizeHint};
 use std::pin::Pin;
 use std::rc::Rc;
@@ -230,10 +230,21 @@ pub(crate) fn problem(problem: &Problem, exchange: &Rc<Exchange>) -> Response<Re
 }
 
 /// What a route without a pool answers.
-pub(crate) fn fixed(route: &Route, form: &Form<'_>, exchange: &Rc<Exchange>) -> Option<Response<ResponseBody>> {
+///
+/// `None` for a route with a pool; a problem where a redirection needs a host and the request names none.
+pub(crate) fn fixed(
+    route: &Route,
+    form: &Form<'_>,
+    exchange: &Rc<Exchange>,
+) -> Result<Option<Response<ResponseBody>>, Problem> {
     let mut fields = HeaderMap::new();
     let (status, body) = match &route.action {
-        Action::Forward(_) => return None,
+        Action::Forward(_) => return Ok(None),
+        Action::Redirect { to, .. }
+            if form.host.is_empty() && to.as_bytes().windows(6).any(|part| part == b"{host}") =>
+        {
+            return Err(Problem::bad_request("bad-host", "the redirection needs a host, and the request names none"));
+        }
         Action::Redirect { to, status } => {
             fields.insert(LOCATION, redirect_target(to, form));
             (*status, Bytes::new())
@@ -248,7 +259,7 @@ pub(crate) fn fixed(route: &Route, form: &Form<'_>, exchange: &Rc<Exchange>) -> 
     route.response_fields.apply(&mut fields);
     // These have no content, whatever the configuration says (RFC 9110 6.4.1).
     let has_content = !matches!(status, StatusCode::NO_CONTENT | StatusCode::RESET_CONTENT | StatusCode::NOT_MODIFIED);
-    Some(respond(status, fields, if has_content { body } else { Bytes::new() }, exchange))
+    Ok(Some(respond(status, fields, if has_content { body } else { Bytes::new() }, exchange)))
 }
 
 /// Where a redirection leads: the configured place, with parts of the request in it.
@@ -297,6 +308,14 @@ pub(crate) fn leave(
         // HTTP/2 says otherwise when a connection ends.
         response.headers_mut().remove(http::header::CONNECTION);
     } else if (client.leaving.get() || client.is_spent.get()) && response.status() != StatusCode::SWITCHING_PROTOCOLS {
+        response.headers_mut().insert(http::header::CONNECTION, HeaderValue::from_static("close"));
+    }
+    if client.is_http10.get()
+        && response.body().size_hint().exact().is_none()
+        && !response.headers().contains_key(CONTENT_LENGTH)
+    {
+        // Its end is that of the connection. To an answer of HTTP/1.1 hyper would add `keep-alive`.
+        *response.version_mut() = Version::HTTP_10;
         response.headers_mut().insert(http::header::CONNECTION, HeaderValue::from_static("close"));
     }
     exchange.tell_limits(response.headers_mut());

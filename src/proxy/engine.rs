@@ -178,7 +178,7 @@ impl Engine {
             }
         }
         let Action::Forward(pool) = &route.action else {
-            return answer::fixed(route, &form, exchange).map(Begun::Answer).ok_or_else(no_route);
+            return answer::fixed(route, &form, exchange)?.map(Begun::Answer).ok_or_else(no_route);
         };
         let forward = Forward {
             engine: self,

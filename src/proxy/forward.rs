@@ -137,7 +137,7 @@ impl Forward<'_> {
         let (address, has_trailers) = (fields.facts.address, fields.facts.takes_trailers);
         let (mut fields, upgrade) = fields.for_node(&self.client.peer_text);
         let target = self.new_target(&uri)?.unwrap_or(uri);
-        let upgrade = upgrade.filter(|to| self.may_upgrade(&method, version, to));
+        let upgrade = upgrade.filter(|to| self.may_upgrade(version, to));
         if method == Method::OPTIONS
             && let Some(left) = max_forwards(&fields)
         {
@@ -191,13 +191,11 @@ impl Forward<'_> {
         parsed.map(Some).map_err(|_| Problem::bad_request("bad-target", "the request's target is not a valid path"))
     }
 
-    /// Only a request without a body switches protocols, and never to cleartext HTTP/2: that would
-    /// be a second HTTP connection past every rule of this one.
-    fn may_upgrade(&self, method: &Method, version: Version, protocol: &HeaderValue) -> bool {
+    /// Whether a request may switch protocols: never to cleartext HTTP/2, for that would be a second HTTP connection
+    /// past every rule of this one.
+    fn may_upgrade(&self, version: Version, protocol: &HeaderValue) -> bool {
         version >= Version::HTTP_11
             && self.pool.protocol == Protocol::Http1
-            && *method == Method::GET
-            && !self.form.has_body
             && !protocol.is_empty()
             && !fields::list_has(protocol, "h2c")
     }

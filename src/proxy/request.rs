@@ -5,7 +5,7 @@ use crate::http::fields::{self, TransferCoding, transfer_coding};
 use crate::http::head::{BadHead, Marks, Peer, RequestHead, Underscores};
 use crate::http::problem::Problem;
 use crate::http::target::{BadTarget, normalize_path, normalize_query, parse_authority};
-use http::header::{CONTENT_LENGTH, COOKIE, EXPECT, HOST, TRANSFER_ENCODING};
+use http::header::{COOKIE, EXPECT, HOST, TRANSFER_ENCODING};
 use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, Version, request};
 use std::borrow::Cow;
 
@@ -48,7 +48,8 @@ pub(crate) fn enter<'a>(
     let mut form = Form::default();
     let marks = Marks::of(&head.headers);
     if marks.framing {
-        one_content_length(&mut head.headers)?;
+        fields::unify_content_length(&mut head.headers)
+            .map_err(|bad| Problem::bad_request("bad-content-length", bad.to_string()))?;
         form.read_framing(&head, bounds)?;
     } else {
         form.has_body = bounds.body_follows.unwrap_or(false);
@@ -78,7 +79,7 @@ impl<'a> Form<'a> {
         if coding == TransferCoding::Unsupported {
             return Err(unsupported_coding());
         }
-        self.content_length = content_length(&head.headers)?;
+        self.content_length = content_length(&head.headers);
         self.has_body = match self.content_length {
             Some(length) => length > 0,
             None => coding == TransferCoding::Chunked || bounds.body_follows.unwrap_or(false),
@@ -194,29 +195,9 @@ pub(super) fn crumbs_to_one(fields: &mut HeaderMap) {
     }
 }
 
-/// Makes one line of equal lines of `Content-Length`, so that no node can choose (RFC 9110 8.6).
-fn one_content_length(fields: &mut HeaderMap) -> Result<(), Problem> {
-    let mut lines = fields.get_all(CONTENT_LENGTH).iter();
-    let (Some(first), Some(second)) = (lines.next(), lines.next()) else { return Ok(()) };
-    if first != second || lines.any(|line| line != first) {
-        return Err(Problem::bad_request("bad-content-length", "the lines of Content-Length differ"));
-    }
-    let length = first.clone();
-    fields.insert(CONTENT_LENGTH, length);
-    Ok(())
-}
-
-/// The announced length.
-fn content_length(fields: &HeaderMap) -> Result<Option<u64>, Problem> {
-    if fields.contains_key(TRANSFER_ENCODING) {
-        return Ok(None);
-    }
-    match fields::content_length(fields) {
-        None if fields.contains_key(CONTENT_LENGTH) => {
-            Err(Problem::bad_request("bad-content-length", "the Content-Length is not a number"))
-        }
-        length => Ok(length),
-    }
+/// The announced length, which chunks go before (RFC 9112 6.3).
+fn content_length(fields: &HeaderMap) -> Option<u64> {
+    if fields.contains_key(TRANSFER_ENCODING) { None } else { fields::content_length(fields) }
 }
 
 fn no_target() -> Problem {

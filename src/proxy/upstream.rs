@@ -219,7 +219,14 @@ impl Journey {
             TransferCoding::Unsupported => return Err(self.failed(Failure::Malformed)),
             // The chunks are what was read; a length beside them is not to be believed (RFC 9112 6.3).
             TransferCoding::Chunked => drop(head.headers.remove(CONTENT_LENGTH)),
-            TransferCoding::None => {}
+            TransferCoding::None => {
+                if fields::unify_content_length(&mut head.headers).is_err() {
+                    return Err(self.failed(Failure::Malformed));
+                }
+                if head.status == StatusCode::NO_CONTENT {
+                    head.headers.remove(CONTENT_LENGTH);
+                }
+            }
         }
         fields::strip_response(&mut head.headers);
         if !self.takes_trailers {
@@ -249,7 +256,9 @@ impl Journey {
     /// A 101: where it was asked for, the connection becomes a tunnel once the client has the answer.
     async fn switch(&self, answered: Answered) -> Result<Response<ResponseBody>, Problem> {
         let (mut head, _) = answered.head.into_parts();
-        let protocol = fields::strip_response(&mut head.headers).filter(|_| self.may_switch);
+        // A node that switches before it has the request cannot have understood it (RFC 9110 7.8).
+        let may_switch = self.may_switch && self.exchange.body.borrow().is_none();
+        let protocol = fields::strip_response(&mut head.headers).filter(|_| may_switch);
         let Some(protocol) = protocol else {
             return Err(self.failed(Failure::Malformed));
         };

@@ -196,6 +196,8 @@ async fn session(context: &Rc<Context>, mut stream: Stream, client: &Rc<Client>,
 
         let parts = connection.into_parts();
         drop(parts.io);
+        let first_line = memchr::memchr(b'\n', &parts.read_buf);
+        let is_first_line = first_line.is_none_or(|length| length >= head);
         stream = watch.into_stream()?;
         stream.unread(&parts.read_buf);
         match end {
@@ -210,9 +212,13 @@ async fn session(context: &Rc<Context>, mut stream: Stream, client: &Rc<Client>,
                 refuse(context, stream, client, &problem).await;
                 return None;
             }
-            End::Abandon => return None,
+            End::Abandon => {
+                // What was switched has nobody left, and would keep itself alive.
+                drop(client.tunnel.take());
+                return None;
+            }
             End::Closed(result) => {
-                close(context, stream, client, &pulse, result).await;
+                close(context, stream, client, &pulse, (result, is_first_line)).await;
                 return None;
             }
         }
@@ -276,13 +282,20 @@ fn next_deadline(client: &Client, pulse: &Pulse, limits: &Limits) -> Option<(Ins
 }
 
 /// Ends a connection that hyper is done with: as a tunnel, with an error answer of ours, or well.
-async fn close(context: &Context, mut stream: Stream, client: &Client, pulse: &Pulse, result: hyper::Result<()>) {
+/// `is_first_line` tells that the first line of a head is itself as long as a head may be.
+async fn close(
+    context: &Context,
+    mut stream: Stream,
+    client: &Client,
+    pulse: &Pulse,
+    (result, is_first_line): (hyper::Result<()>, bool),
+) {
     let tunnel = client.tunnel.take();
     match (tunnel, result) {
         (Some(tunnel), Ok(())) => tunnel::run(stream, tunnel).await,
         (_, Err(error)) if pulse.held_back.get() || (client.phase.get() == Phase::Idle && error.is_parse()) => {
             context.engine.ledger.odd(Oddity::Malformed.label());
-            refuse(context, stream, client, &unreadable(&error)).await;
+            refuse(context, stream, client, &unreadable(&error, is_first_line)).await;
         }
         (_, Err(error)) => {
             tracing::debug!(%error, "a connection ended early");
@@ -322,9 +335,9 @@ async fn linger(stream: &mut Stream) {
 }
 
 /// What hyper found wrong with a head. It tells some of it only by its words.
-fn unreadable(error: &hyper::Error) -> Problem {
+fn unreadable(error: &hyper::Error, is_first_line: bool) -> Problem {
     let words = error.to_string();
-    if words.contains("URI too long") {
+    if words.contains("URI too long") || (error.is_parse_too_large() && is_first_line) {
         return Problem::new(
             StatusCode::URI_TOO_LONG,
             "uri-too-long",

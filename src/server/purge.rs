@@ -1,7 +1,7 @@
 //! An operator's URLs in the form in which stored responses are found.
 
 use crate::cache::Target;
-use crate::http::target::{normalize_path, parse_authority};
+use crate::http::target::{normalize_path, normalize_query, parse_authority};
 use crate::proxy::Snapshot;
 
 /// The URIs that a URL is stored under: routes may leave out parts of its query.
@@ -9,9 +9,10 @@ pub(super) fn urls(snapshot: &Snapshot, url: &str) -> Result<Vec<String>, String
     let (origin, rest) = split(url)?;
     let rest = rest.split('#').next().unwrap_or_default();
     let (path, query) = match rest.split_once('?') {
-        Some((path, query)) => (path, Some(query)),
+        Some((path, query)) => (path, Some(normalize_query(query))),
         None => (rest, None),
     };
+    let query = query.as_deref();
     let path = normal_path(if path.is_empty() { "/" } else { path })?;
     let mut found = vec![[&*origin, &path, query.map_or("", |_| "?"), query.unwrap_or_default()].concat()];
     for rules in snapshot.routes.iter().filter_map(|route| route.cache.as_ref()) {
@@ -33,8 +34,8 @@ pub(super) fn prefix(text: &str) -> Result<String, String> {
     let cut = rest.rfind(['/', '?']).map_or(0, |at| at + 1);
     let whole = rest.split('?').next().unwrap_or_default();
     match cut <= whole.len() && cut > 0 {
-        true => Ok([&origin, &*normal_path(&rest[..cut])?, &rest[cut..]].concat()),
-        false => Ok([&origin, rest].concat()),
+        true => Ok([&origin, &*normal_path(&rest[..cut])?, &*normalize_query(&rest[cut..])].concat()),
+        false => Ok([&origin, &*normalize_query(rest)].concat()),
     }
 }
 

@@ -29,10 +29,48 @@ pub(super) struct Pulse {
     pub(super) write_blocked: Cell<bool>,
     /// Bytes have come since the last answer was out: a head has begun.
     pub(super) head_began: Cell<Option<Instant>>,
+    /// How much of a request line has come.
+    line: Cell<Line>,
     /// An answer of hyper's own was held back.
     pub(super) held_back: Cell<bool>,
     /// The client closed its side.
     pub(super) ended: Cell<bool>,
+}
+
+/// How much of a head's first line has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Line {
+    Method,
+    Target,
+    /// All of it, or no head is read.
+    Over,
+}
+
+impl Line {
+    /// Looks for a `#` in the target and makes the line unreadable by it: no request has a fragment (RFC 9112 3.2), and
+    /// hyper would drop it without a word. Only the head that a read begins with is looked at.
+    fn pass(&mut self, bytes: &mut [u8]) {
+        let mut from = 0;
+        while *self != Line::Over
+            && let Some(at) = memchr::memchr2(b'\n', b'#', &bytes[from..]).map(|at| from + at)
+        {
+            let is_target = *self == Line::Target || bytes[from..at].contains(&b' ');
+            match bytes[at] {
+                b'#' if is_target => {
+                    bytes[at] = 0;
+                    *self = Line::Over;
+                }
+                b'#' => {}
+                // Empty lines may stand before a request (RFC 9112 2.2).
+                _ if !is_target && bytes[from..at].iter().all(|&byte| byte == b'\r') => {}
+                _ => *self = Line::Over,
+            }
+            from = at + 1;
+        }
+        if *self == Line::Method && bytes[from..].contains(&b' ') {
+            *self = Line::Target;
+        }
+    }
 }
 
 impl Pulse {
@@ -55,6 +93,7 @@ impl Wire {
             last_write: Cell::new(now),
             write_blocked: Cell::new(false),
             head_began: Cell::new(began),
+            line: Cell::new(Line::Method),
             held_back: Cell::new(false),
             ended: Cell::new(false),
         });
@@ -138,6 +177,11 @@ impl AsyncRead for Wire {
         let before = buf.filled().len();
         let result = Pin::new(&mut *self.stream.borrow_mut()).poll_read(cx, buf);
         if result.is_ready() {
+            let mut line = self.pulse.line.get();
+            if line != Line::Over && self.client.phase.get() == Phase::Idle {
+                line.pass(&mut buf.filled_mut()[before..]);
+                self.pulse.line.set(line);
+            }
             // What is left of a body that was let go of begins no head.
             let has_bytes = buf.filled().len() > before && !self.client.drains_body.take();
             self.pulse.read(has_bytes);
@@ -173,6 +217,7 @@ impl AsyncWrite for Wire {
         ready!(flushed)?;
         if self.client.phase.get() == Phase::Ending {
             self.client.phase.set(Phase::Idle);
+            self.pulse.line.set(Line::Method);
             self.pulse.head_began.set(None);
         }
         Poll::Ready(Ok(()))

@@ -195,6 +195,12 @@ fn from_nodes() {
             200,
         ),
         ("RFC 9112 6.3: two lengths", "HTTP/1.1 200 OK\r\ncontent-length: 2\r\ncontent-length: 4\r\n\r\nokevil", 502),
+        ("RFC 9110 8.6: equal lengths in a list", "HTTP/1.1 200 OK\r\ncontent-length: 2, 2\r\n\r\nok", 200),
+        (
+            "RFC 9110 8.6: equal lengths in lines",
+            "HTTP/1.1 200 OK\r\ncontent-length: 2\r\ncontent-length: 2\r\n\r\nok",
+            200,
+        ),
         ("RFC 9112 6.3: a length with a sign", "HTTP/1.1 200 OK\r\ncontent-length: +2\r\n\r\nok", 502),
         (
             "RFC 9112 6.1: a coding that is not chunked",
@@ -295,4 +301,31 @@ fn frames_out_of_turn() {
     let mut frames = Frames::connect(proxy.address);
     frames.headers(END_STREAM, 1, &head);
     assert_eq!(frames.of_stream(1).unwrap().kind, HEADERS);
+}
+
+/// Equal lengths are one also where no body follows, and a 204 has none.
+#[test]
+fn lengths_without_a_body() {
+    let node = Node::start(|peer| {
+        while let Some(head) = peer.request() {
+            match head.contains("/none") {
+                true => peer.send("HTTP/1.1 204 No Content\r\ncontent-length: 5\r\n\r\n"),
+                false if head.contains("/lines") => {
+                    peer.send("HTTP/1.1 200 OK\r\ncontent-length: 5\r\ncontent-length: 5\r\n\r\n");
+                }
+                false => peer.send("HTTP/1.1 200 OK\r\ncontent-length: 5, 5\r\n\r\n"),
+            }
+        }
+    });
+    let proxy = Proxy::before(&[node.address]);
+    for path in ["/list", "/lines"] {
+        let mut client = proxy.connect();
+        client.send(format!("HEAD {path} HTTP/1.1\r\nhost: a\r\n\r\n"));
+        let answer = client.answer_to_head();
+        assert_eq!((answer.status, answer.field("content-length").as_deref()), (200, Some("5")), "{path} {answer:?}");
+        let answer = Http2::connect(proxy.address).ask("HEAD", path, "", "").unwrap();
+        assert_eq!((answer.status, answer.field("content-length")), (200, Some("5")), "{path}");
+    }
+    let answer = proxy.get("/none");
+    assert_eq!((answer.status, answer.field("content-length")), (204, None));
 }

@@ -45,6 +45,12 @@ fn what_is_refused_closes_and_reaches_no_node() {
         case("Host with user information", "GET / HTTP/1.1\r\nhost: u@a\r\n\r\n", 400),
         case("Host with a bad port", "GET / HTTP/1.1\r\nhost: a:99999\r\n\r\n", 400),
         case("absolute form with user information", "GET http://u@a/ HTTP/1.1\r\nhost: a\r\n\r\n", 400),
+        case("authority form", "GET h:80 HTTP/1.1\r\nhost: a\r\n\r\n", 400),
+        case("garbage for a target", "GET foo HTTP/1.1\r\nhost: a\r\n\r\n", 400),
+        case("a fragment", "GET /a#b HTTP/1.1\r\nhost: a\r\n\r\n", 400),
+        case("a fragment behind a query", "GET /a?b#c HTTP/1.1\r\nhost: a\r\n\r\n", 400),
+        case("a fragment in absolute form", "GET http://a/b#c HTTP/1.1\r\nhost: a\r\n\r\n", 400),
+        case("a fragment behind empty lines", "\r\n\r\nGET /a#b HTTP/1.1\r\nhost: a\r\n\r\n", 400),
         case("absolute form of another scheme", "GET ftp://a/ HTTP/1.1\r\nhost: a\r\n\r\n", 400),
         case("broken escape", "GET /%zz HTTP/1.1\r\nhost: a\r\n\r\n", 400),
         case(
@@ -156,7 +162,7 @@ fn what_is_refused_closes_and_reaches_no_node() {
         case("announced body too large", "POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 1025\r\n\r\n", 413),
         case("CONNECT", "CONNECT a:443 HTTP/1.1\r\nhost: a:443\r\n\r\n", 405),
         case("TRACE", "TRACE / HTTP/1.1\r\nhost: a\r\n\r\n", 405),
-        case("over-long target", format!("GET /{long} HTTP/1.1\r\nhost: a\r\n\r\n"), 431),
+        case("over-long target", format!("GET /{long} HTTP/1.1\r\nhost: a\r\n\r\n"), 414),
         case("over-long field", format!("GET / HTTP/1.1\r\nhost: a\r\nx: {long}\r\n\r\n"), 431),
         case("101 fields", format!("GET / HTTP/1.1\r\n{fields}\r\n"), 431),
         case("half an HTTP/2 preface", "PRI * HTTP/2.0\r\n\r\nXX\r\n\r\n", 400),
@@ -225,6 +231,72 @@ fn a_bare_line_feed_is_a_line_end_and_nothing_else() {
     assert_eq!(answer.status, 200);
     let request = &node.requests()[0];
     assert!(request.contains("\r\nx-one: 1\r\n") && !request.replace("\r\n", "").contains('\n'), "{request:?}");
+}
+
+/// A method may have a `#`, and a fragment comes in pieces, too.
+#[test]
+fn a_fragment_is_one_wherever_it_is_cut() {
+    let node = Node::echo();
+    let proxy = Proxy::before(&[node.address]);
+    let line = "GET /a#b HTTP/1.1\r\nhost: a\r\n\r\n";
+    for cut in 1..12 {
+        let mut client = proxy.connect();
+        client.send(&line[..cut]);
+        proxy.get("/between");
+        let answer = client.request(&line[cut..]);
+        assert_eq!(answer.status, 400, "cut at {cut}: {answer:?}");
+    }
+    assert_eq!(proxy.connect().request("G#T /a HTTP/1.1\r\nhost: a\r\nx: a#b\r\n\r\n").status, 200);
+    assert!(node.requests().iter().all(|head| !head.contains("/a#") && !head.starts_with("GET /a ")));
+}
+
+/// RFC 9112 3.2.4: the last proxy before the node makes `*` of it.
+#[test]
+fn options_for_a_whole_server_go_on_as_such() {
+    let node = Node::echo();
+    let proxy = Proxy::before(&[node.address]);
+    for (target, expected) in
+        [("http://a", "OPTIONS * "), ("*", "OPTIONS * "), ("http://a/", "OPTIONS / "), ("http://a/b", "OPTIONS /b ")]
+    {
+        let answer = proxy.connect().request(format!("OPTIONS {target} HTTP/1.1\r\nhost: a\r\n\r\n"));
+        assert!(answer.text().starts_with(expected), "{target}: {}", answer.text());
+    }
+    let get = proxy.connect().request("GET http://a HTTP/1.1\r\nhost: a\r\n\r\n");
+    assert!(get.text().starts_with("GET / "), "{}", get.text());
+}
+
+/// Characters beyond ASCII have one form, as everything else in a target.
+#[test]
+fn raw_characters_are_percent_encoded_everywhere() {
+    let origin = crate::support::Origin::numbering("cache-control: max-age=60");
+    let text = origin.configuration("").replace("path_prefix: /,", "path_prefix: \"/%C3%A4\",");
+    let proxy = Proxy::start(&text);
+    let raw = "GET /\u{e4}?q=\u{f6} HTTP/1.1\r\nhost: a\r\n\r\n";
+    assert_eq!(proxy.connect().request(raw).text(), "#0");
+    assert!(origin.last().head.starts_with("GET /%C3%A4?q=%C3%B6 "), "{}", origin.last().head);
+    assert_eq!(proxy.connect().request("GET /%c3%a4?q=%C3%B6 HTTP/1.1\r\nhost: a\r\n\r\n").text(), "#0", "one key");
+    assert_eq!(proxy.purge("{\"url\": \"http://a/\u{e4}?q=\u{f6}\"}").status, 200);
+    assert_eq!(proxy.connect().request(raw).text(), "#1");
+}
+
+/// `https:///` leads nowhere.
+#[test]
+fn a_redirection_that_needs_a_host_gets_one_or_400() {
+    let proxy = Proxy::start("routes:\n  - { name: r, redirect: { to: \"https://{host}{uri}\", status: 308 } }\n");
+    let without = proxy.connect().request("GET /a HTTP/1.0\r\n\r\n");
+    assert_eq!((without.status, without.problem().as_str()), (400, "bad-host"));
+    let with = proxy.connect().request("GET /a HTTP/1.0\r\nhost: b\r\n\r\n");
+    assert_eq!((with.status, with.field("location").as_deref()), (308, Some("https://b/a")));
+}
+
+/// An HTTP/1.0 client that keeps its connection is told where an answer ends, or that the connection does.
+#[test]
+fn an_http_1_0_client_is_not_kept_waiting_for_a_length() {
+    let node = Node::saying("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n");
+    let proxy = Proxy::before(&[node.address]);
+    let answer = proxy.connect().request("GET / HTTP/1.0\r\nhost: a\r\nconnection: keep-alive\r\n\r\n");
+    assert_eq!((answer.status, answer.text().as_str()), (200, "ok"));
+    assert_eq!(answer.field("connection").as_deref(), Some("close"), "{answer:?}");
 }
 
 #[test]

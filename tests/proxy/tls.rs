@@ -388,3 +388,23 @@ fn curl_and_openssl_agree() {
         }
     }
 }
+
+/// `curl -0` offers nothing newer.
+#[test]
+fn a_client_may_offer_http_1_0() {
+    let (authority, node) = (Authority::new(), Node::echo());
+    let pair = authority.issue("edge", &["edge.example"]);
+    let proxy = start(&node, &[&pair], "");
+    if !have("curl", "curl") {
+        return;
+    }
+    let port = proxy.address.port();
+    let told = Command::new("curl")
+        .args(["-sS", "-0", "--max-time", "20", "--cacert"])
+        .arg(authority.file())
+        .args(["--resolve", &format!("edge.example:{port}:127.0.0.1")])
+        .arg(format!("https://edge.example:{port}/old"))
+        .output()
+        .unwrap();
+    assert!(String::from_utf8_lossy(&told.stdout).contains("GET /old"), "{told:?}");
+}

@@ -77,7 +77,6 @@ fn only_what_may_switch_is_asked_to() {
         "GET / HTTP/1.1\r\nhost: a\r\nconnection: upgrade, http2-settings\r\nupgrade: h2c\r\nhttp2-settings: x\r\n\r\n",
         "GET / HTTP/1.1\r\nhost: a\r\nupgrade: websocket\r\n\r\n",
         "GET / HTTP/1.0\r\nhost: a\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n",
-        "POST / HTTP/1.1\r\nhost: a\r\nconnection: upgrade\r\nupgrade: websocket\r\ncontent-length: 0\r\n\r\n",
     ] {
         let node = Node::echo();
         let proxy = Proxy::before(&[node.address]);
@@ -136,4 +135,75 @@ fn a_reset_ends_the_tunnel() {
     socket2::SockRef::from(&client.stream).set_linger(Some(std::time::Duration::ZERO)).unwrap();
     drop(client);
     eventually("the tunnel's end", || proxy.metric(in_flight) == 0.0);
+}
+
+/// RFC 9110 7.8 knows no limit to GET: `docker exec` and `kubectl exec` upgrade a POST.
+#[test]
+fn a_post_may_switch_once_its_body_is_sent() {
+    let node = Node::start(|peer| {
+        let Some(head) = peer.request() else { return };
+        let body = peer.body_of(&head);
+        peer.send("HTTP/1.1 101 Switching Protocols\r\nconnection: Upgrade\r\nupgrade: tcp\r\n\r\n");
+        peer.send(&body);
+        while !peer.client.has_ended() {
+            let byte = peer.client.exactly(1);
+            peer.send([b"[", &byte[..], b"]"].concat());
+        }
+    });
+    let proxy = Proxy::before(&[node.address]);
+    for (framing, body) in [
+        ("content-length: 5", "hello"),
+        ("transfer-encoding: chunked", "5\r\nhello\r\n0\r\n\r\n"),
+        ("content-length: 0", ""),
+    ] {
+        let mut client = proxy.connect();
+        client.send(format!(
+            "POST /exec HTTP/1.1\r\nhost: a\r\nconnection: Upgrade\r\nupgrade: tcp\r\n{framing}\r\n\r\n{body}"
+        ));
+        let head = client.head();
+        assert!(head.starts_with("HTTP/1.1 101 ") && head.contains("upgrade: tcp"), "{framing}: {head}");
+        if !body.is_empty() {
+            assert_eq!(client.exactly(5), b"hello", "{framing}");
+        }
+        client.send("a");
+        assert_eq!(client.exactly(3), b"[a]", "{framing}");
+    }
+}
+
+/// A 101 before the whole request was sent is none.
+#[test]
+fn a_101_in_the_middle_of_a_request_is_refused() {
+    let node = Node::start(|peer| {
+        peer.request();
+        peer.send("HTTP/1.1 101 Switching Protocols\r\nconnection: Upgrade\r\nupgrade: tcp\r\n\r\n");
+        peer.client.has_ended();
+    });
+    let proxy = Proxy::before(&[node.address]);
+    let mut client = proxy.connect();
+    client.send("POST / HTTP/1.1\r\nhost: a\r\nconnection: Upgrade\r\nupgrade: tcp\r\ntransfer-encoding: chunked\r\n\r\n2\r\nhi\r\n");
+    assert_eq!(client.answer().status, 502);
+}
+
+/// A client that leaves while its 101 cannot be written takes the node's place with it.
+#[test]
+fn a_101_that_nobody_takes_keeps_no_place() {
+    let node = Node::start(|peer| {
+        peer.request();
+        // Interim answers, which the client does not read, until its connection takes no more.
+        let hint = format!("HTTP/1.1 103 Early Hints\r\nlink: <{}>\r\n\r\n", "x".repeat(4000));
+        for _ in 0..4000 {
+            peer.send(&hint);
+        }
+        peer.send("HTTP/1.1 101 Switching Protocols\r\nconnection: Upgrade\r\nupgrade: websocket\r\n\r\n");
+        peer.note("switched");
+        peer.client.has_ended();
+    });
+    let proxy = Proxy::before(&[node.address]);
+    let mut client = proxy.connect();
+    client.send(UPGRADE);
+    eventually("the switch", || node.requests().iter().any(|note| note == "switched"));
+    eventually("its place", || proxy.metric("ringway_node_in_flight{node=\"n0\",pool=\"app\"}") == 1.0);
+    drop(client);
+    eventually("the end", || proxy.metric("ringway_node_in_flight{node=\"n0\",pool=\"app\"}") == 0.0);
+    eventually("the end of the request", || proxy.metric("ringway_requests_in_flight") == 0.0);
 }
