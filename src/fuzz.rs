@@ -11,6 +11,7 @@ use crate::config::{AffinityMode, Config, Secrets};
 use crate::http::fields::{self, is_hop_by_hop};
 use crate::http::head::{Peer, RequestFields, Underscores, is_claim};
 use crate::http::target::{normalize_path, parse_authority};
+use crate::io::chunks::Chunks;
 use crate::proxy::affinity::{Affinity, Session};
 use crate::proxy::{Bounds, Form, Query, Table, enter};
 use crate::server::interleavings;
@@ -147,6 +148,27 @@ fn to_map(lines: &[httparse::Header<'_>]) -> Option<HeaderMap> {
         map.append(name, HeaderValue::from_bytes(line.value).ok()?);
     }
     Some(map)
+}
+
+/// A chunked body: wherever it is cut, it is read alike, and ends within its bytes; what passes is decoded to the end by
+/// any decoder.
+pub fn chunks(data: &[u8]) {
+    let Some((&cut, body)) = data.split_first() else { return };
+    let whole = Chunks::default().pass(body);
+    if let Ok(Some(end)) = whole {
+        assert!(end <= body.len() && body[..end].ends_with(b"\r\n\r\n") || &body[..end] == b"0\r\n\r\n");
+    }
+    let mut chunks = Chunks::default();
+    let mut from = 0;
+    for piece in body.chunks(usize::from(cut).max(1)) {
+        let outcome = chunks.pass(piece).map(|end| end.map(|end| end + from));
+        if outcome != Ok(None) {
+            assert_eq!(outcome, whole);
+            return;
+        }
+        from += piece.len();
+    }
+    assert_eq!(whole, Ok(None));
 }
 
 /// A block of fields on its way through: no field about the connection and none that `Connection` names is
@@ -412,7 +434,7 @@ mod tests {
 
     type Target = fn(&[u8]);
 
-    const TARGETS: [(&str, Target); 9] = [
+    const TARGETS: [(&str, Target); 10] = [
         ("request_head", request_head),
         ("field_rules", field_rules),
         ("cache_control", cache_control),
@@ -422,6 +444,7 @@ mod tests {
         ("configuration", configuration),
         ("frame_meter", frame_meter),
         ("interleavings", interleavings),
+        ("chunks", chunks),
     ];
 
     fn names(folder: &Path) -> BTreeSet<String> {

@@ -1,7 +1,10 @@
 //! What both ends of the proxy do with a socket.
 
+pub(crate) mod chunks;
+mod messages;
 mod stream;
 
+pub(crate) use messages::{Framing, Messages};
 pub(crate) use stream::{Seen, Stream};
 
 use std::cell::RefCell;

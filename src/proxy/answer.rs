@@ -124,6 +124,12 @@ impl ResponseBody {
         self
     }
 
+    /// Leaves the body out, as in an answer to HEAD: over HTTP/2 hyper would send it.
+    fn leave_out(&mut self) {
+        self.kind = Kind::Empty;
+        self.exchange.ended("completed");
+    }
+
     pub(crate) fn empty(exchange: &Rc<Exchange>) -> ResponseBody {
         ResponseBody::new(Kind::Empty, exchange)
     }
@@ -305,6 +311,9 @@ pub(crate) fn leave(
 ) -> Response<ResponseBody> {
     // A connection that switches has no next request to be told of.
     if client.stream.is_some() {
+        if exchange.is_head() {
+            response.body_mut().leave_out();
+        }
         // HTTP/2 says otherwise when a connection ends.
         response.headers_mut().remove(http::header::CONNECTION);
     } else if (client.leaving.get() || client.is_spent.get()) && response.status() != StatusCode::SWITCHING_PROTOCOLS {

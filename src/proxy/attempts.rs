@@ -338,9 +338,11 @@ impl Journey {
             };
             let first_byte = self.pool.timeouts.first_byte;
             let patience = Patience { started, first_byte, until: self.until() };
-            let on_interim = self.wants_interim.then_some(|interim: Interim| match &self.gate {
+            let is_heard = self.wants_interim || self.gate.is_some();
+            let on_interim = is_heard.then_some(|interim: Interim| match &self.gate {
                 Some(gate) if interim.is_continue() => gate.open(),
-                _ => self.client.interim(&interim.to_http1()),
+                _ if self.wants_interim => self.client.interim(&interim.to_http1()),
+                _ => {}
             });
             let before = link.sent();
             let waits_for_client =

@@ -9,7 +9,6 @@ use crate::http::head::Underscores;
 use crate::upstream::BodyError;
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
-use hyper::body::Incoming;
 use std::cell::{Cell, RefCell};
 use std::io;
 use std::pin::Pin;
@@ -25,7 +24,7 @@ const CONTINUE_WAIT: Duration = Duration::from_secs(1);
 /// A piece of a body, its end, or why there is none.
 type Piece<E> = Option<Result<Frame<Bytes>, E>>;
 
-/// The body of a client's request. What hyper gives of it is the exchange's, which lets go of it when the answer has
+/// The body of a client's request, as its steps read it. What hyper gives of it is the exchange's, which lets go of it when the answer has
 /// ended, wherever this is then: a connection to a node that others share may still hold it.
 pub(super) struct RequestBody {
     /// Weak, for a node that takes no more of the body may hold it for as long as it likes.
@@ -86,13 +85,11 @@ impl Gate {
 
 impl RequestBody {
     pub(super) fn new(
-        incoming: Incoming,
         client: &Rc<Client>,
         exchange: &Rc<Exchange>,
         gate: Option<Rc<Gate>>,
         rules: BodyRules,
     ) -> RequestBody {
-        *exchange.body.borrow_mut() = Some(incoming);
         RequestBody {
             client: Rc::downgrade(client),
             exchange: Rc::downgrade(exchange),
@@ -155,6 +152,7 @@ impl Body for RequestBody {
         let (Some(client), Some(exchange)) = (self.client.upgrade(), self.exchange.upgrade()) else {
             return answered();
         };
+        client.ask_for_body();
         let Some(frame) = RequestBody::poll_piece(&client, &exchange, cx) else { return answered() };
         if client.body_expired.get() || self.stalls(&client, frame.is_pending(), cx) {
             return RequestBody::fault(&exchange, BodyFault::Stalled);

@@ -17,7 +17,6 @@ use crate::http::problem::Problem;
 use crate::http::target;
 use http::header::{AUTHORIZATION, COOKIE};
 use http::{Method, StatusCode, Uri};
-use hyper::body::Incoming;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -52,15 +51,10 @@ fn is_harmless(method: &Method) -> bool {
 }
 
 /// Answers from the store, or begins what fills it.
-pub(super) fn begin(
-    forward: &Forward<'_>,
-    caching: &Arc<Route>,
-    head: RequestHead,
-    body: Incoming,
-) -> Result<Begun, Problem> {
-    let Some(rules) = &caching.cache else { return forward.begin(head, body) };
+pub(super) fn begin(forward: &Forward<'_>, caching: &Arc<Route>, head: RequestHead) -> Result<Begun, Problem> {
+    let Some(rules) = &caching.cache else { return forward.begin(head) };
     if !is_read(&head.method) {
-        return other_method(forward, caching, head, body);
+        return other_method(forward, caching, head);
     }
     let scheme = head.fields.facts.scheme();
     let query = forward.form.query.as_deref();
@@ -88,7 +82,7 @@ pub(super) fn begin(
                     let order = order(rules, key, target, &head.method, fields);
                     // One validation at a time is enough.
                     if let Joined::Lead(lead) = engine.cache.join(engine.cache.group(&order), &order)
-                        && let Ok(miss) = miss(forward, caching, order, head, body, Forwarded::Stale)
+                        && let Ok(miss) = miss(forward, caching, order, head, Forwarded::Stale)
                     {
                         miss.validate_in_background(lead);
                     }
@@ -113,12 +107,12 @@ pub(super) fn begin(
     }
     if is_private {
         note(forward, rules, CacheResult::Bypass);
-        let mut journey = forward.journey(head, body)?;
+        let mut journey = forward.journey(head)?;
         journey.cache_status = Some(CacheStatus::forwarded(Forwarded::Bypass));
         return Ok(Begun::Forward(journey));
     }
     let order = order(rules, key, target, &head.method, fields);
-    let miss = miss(forward, caching, order, head, body, why)?;
+    let miss = miss(forward, caching, order, head, why)?;
     Ok(Begun::Later(Box::pin(miss.answer())))
 }
 
@@ -148,23 +142,22 @@ fn miss(
     caching: &Arc<Route>,
     order: Order,
     head: RequestHead,
-    body: Incoming,
     why: Forwarded,
 ) -> Result<Miss, Problem> {
     let method = head.method.clone();
-    let journey = forward.journey(head, body)?;
+    let journey = forward.journey(head)?;
     Ok(Miss::new(journey, Arc::clone(caching), Rc::new(order), method, why))
 }
 
 /// Forwards what a cache does not answer; where it changes something, what is stored of it goes.
-fn other_method(forward: &Forward<'_>, caching: &Route, head: RequestHead, body: Incoming) -> Result<Begun, Problem> {
+fn other_method(forward: &Forward<'_>, caching: &Route, head: RequestHead) -> Result<Begun, Problem> {
     let own = forward.route.cache.as_ref();
     if let Some(own) = own {
         note(forward, own, CacheResult::Bypass);
     }
     let status = own.map(|_| CacheStatus::forwarded(Forwarded::Method));
     if is_harmless(&head.method) {
-        return match forward.begin(head, body)? {
+        return match forward.begin(head)? {
             Begun::Forward(mut journey) => {
                 journey.cache_status = status;
                 Ok(Begun::Forward(journey))
@@ -173,7 +166,7 @@ fn other_method(forward: &Forward<'_>, caching: &Route, head: RequestHead, body:
         };
     }
     let change = change(forward, caching, &head);
-    let mut journey = forward.journey(head, body)?;
+    let mut journey = forward.journey(head)?;
     journey.cache_status = status;
     match change {
         Some(change) => Ok(Begun::Later(Box::pin(change.carry_out(journey)))),

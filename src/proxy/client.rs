@@ -44,12 +44,16 @@ pub(crate) struct Client {
     pub(crate) body_expired: Cell<bool>,
     /// Wakes whoever waits for that piece, which may be another task than the connection's.
     pub(crate) body_waker: RefCell<Option<Waker>>,
+    /// What has come of the request's body is malformed, whatever hyper makes of it.
+    pub(crate) is_malformed: Cell<bool>,
     /// A request's body was let go of before its end: hyper may still read a part of it, which is no head.
     pub(crate) drains_body: Cell<bool>,
     /// The connection has had as many requests as it may have: it ends with this answer.
     pub(crate) is_spent: Rc<Cell<bool>>,
     /// How many there were.
     requests: Rc<Cell<u32>>,
+    /// Tells a client that waits for it to send the body; see [`Client::ask_for_body`].
+    pub(crate) on_body: RefCell<Option<Box<dyn FnOnce()>>>,
     /// For one stream of several: how long its body may make us wait, which no connection's timer tells.
     pub(crate) stream: Option<Stream>,
 }
@@ -119,6 +123,13 @@ impl Streams {
 
     fn unsent(&self) -> u64 {
         self.given.get().saturating_sub(self.gone.get())
+    }
+
+    /// Has the connection's task look again.
+    pub(crate) fn wake(&self) {
+        if let Some(task) = &*self.task.borrow() {
+            task.wake_by_ref();
+        }
     }
 
     /// Has this task told of every stream that ends.
@@ -200,9 +211,11 @@ impl Client {
             awaits_body: Cell::new(None),
             body_expired: Cell::new(false),
             body_waker: RefCell::default(),
+            is_malformed: Cell::new(false),
             drains_body: Cell::new(false),
             is_spent: Rc::default(),
             requests: Rc::default(),
+            on_body: RefCell::default(),
             stream: None,
         }
     }
@@ -224,15 +237,24 @@ impl Client {
             awaits_body: Cell::new(None),
             body_expired: Cell::new(false),
             body_waker: RefCell::default(),
+            is_malformed: Cell::new(false),
             drains_body: Cell::new(false),
             is_spent: Rc::clone(&self.is_spent),
             requests: Rc::clone(&self.requests),
+            on_body: RefCell::default(),
             stream: Some(Stream {
                 body_idle,
                 offered: Cell::new(None),
                 gave: Cell::new(None),
                 open: OpenStream::new(streams),
             }),
+        }
+    }
+
+    /// A body is read: a client that waits for `100 Continue` is told to send it. For HTTP/1 hyper does that.
+    pub(super) fn ask_for_body(&self) {
+        if let Some(tell) = self.on_body.take() {
+            tell();
         }
     }
 

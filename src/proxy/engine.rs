@@ -8,7 +8,7 @@ use super::exchange::{Exchange, Ledger};
 use super::forward::Forward;
 use super::idempotent;
 use super::pace::Pace;
-use super::request::{Bounds, crumbs_to_one, enter, underscores};
+use super::request::{Bounds, bad_chunk, crumbs_to_one, enter, underscores};
 use super::route::Query;
 use super::snapshot::{Action, Snapshot};
 use super::upstream::Journey;
@@ -104,7 +104,11 @@ impl Engine {
         client.body_expired.set(false);
         client.drains_body.set(false);
         let exchange = Exchange::begin(&self.ledger, client, &head);
-        match self.begin(client, &exchange, head, body) {
+        let body_follows = !body.is_end_stream();
+        if body_follows {
+            exchange.take_body(body);
+        }
+        match self.begin(client, &exchange, head, body_follows) {
             // Boxed, for hyper moves a service's future about before it first polls it.
             Ok(Begun::Forward(journey)) => Answering::Later(Box::pin(journey.travel())),
             Ok(Begun::Later(answering)) => Answering::Later(answering),
@@ -124,8 +128,11 @@ impl Engine {
         client: &Rc<Client>,
         exchange: &Rc<Exchange>,
         mut head: http::request::Parts,
-        body: Incoming,
+        body_follows: bool,
     ) -> Result<Begun, Problem> {
+        if client.is_malformed.get() {
+            return Err(bad_chunk());
+        }
         // Taken once: the whole way is decided by one configuration.
         let mut latest = self.latest.borrow_mut();
         let snapshot = latest.load();
@@ -135,7 +142,7 @@ impl Engine {
         client.count_request(settings.limits.requests_per_connection);
         let bounds = Bounds {
             body: settings.limits.request_body.0,
-            body_follows: (head.version == Version::HTTP_2).then(|| !body.is_end_stream()),
+            body_follows: (head.version == Version::HTTP_2).then_some(body_follows),
         };
         if head.version == Version::HTTP_2 {
             if head.headers.len() > settings.limits.headers as usize {
@@ -194,11 +201,11 @@ impl Engine {
             pace: Pace::of(&settings.limits, head.fields.plain()),
         };
         if let Some(rules) = rules {
-            return idempotent::begin(snapshot, forward, rules, head, body);
+            return idempotent::begin(snapshot, forward, rules, head);
         }
         match caching::concerns(snapshot, &forward, &head) {
-            Some(route) => caching::begin(&forward, &route, head, body),
-            None => forward.begin(head, body),
+            Some(route) => caching::begin(&forward, &route, head),
+            None => forward.begin(head),
         }
     }
 

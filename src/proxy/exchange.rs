@@ -9,6 +9,7 @@ use crate::upstream::ClientPart;
 use http::header::{HOST, USER_AGENT};
 use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, Version, request};
 use http_body::Body as _;
+use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use prometheus::IntCounter;
 use std::cell::{Cell, RefCell};
@@ -29,6 +30,10 @@ pub(crate) struct Ledger {
 
 /// How many handles a worker keeps.
 const MAX_COUNTERS: usize = 4096;
+
+/// How long, and how much of, a body is read behind its answer.
+const DISCARD_FOR: Duration = Duration::from_secs(5);
+const DISCARD_BYTES: usize = 1 << 20;
 
 /// The serial that stands for no route in the counters' keys; routes count from 1.
 const NO_ROUTE: u64 = 0;
@@ -139,7 +144,7 @@ pub(crate) struct Exchange {
     pub(crate) request_bytes: Cell<u64>,
     pub(crate) response_bytes: Cell<u64>,
     pub(crate) body_fault: Cell<Option<BodyFault>>,
-    /// The request's body, from when it is read to its end; see [`Exchange::end_body`].
+    /// The request's body, up to its end or that of its answer; see [`Exchange::end_body`].
     pub(super) body: RefCell<Option<Incoming>>,
     pub(crate) connect_time: Cell<Option<Duration>>,
     pub(crate) first_byte_time: Cell<Option<Duration>>,
@@ -255,6 +260,11 @@ impl Exchange {
         self.client.offer(is_offered);
     }
 
+    /// Whether the request is a HEAD, whose answer has no body.
+    pub(super) fn is_head(&self) -> bool {
+        self.method == Method::HEAD
+    }
+
     /// Waits until the client's connection has room for more of a node's answer.
     pub(super) fn poll_room(&self, cx: &std::task::Context<'_>) -> Poll<()> {
         self.client.poll_room(cx)
@@ -285,13 +295,20 @@ impl Exchange {
         self.client.phase.set(Phase::Ending);
     }
 
+    /// The request has a body.
+    pub(super) fn take_body(&self, body: Incoming) {
+        *self.body.borrow_mut() = Some(body);
+    }
+
     /// Lets go of the request's body, whoever else is about to read it: where it was not whole, hyper reads what is
     /// there of its rest, or closes the connection with the answer.
     pub(super) fn end_body(&self) {
         if let Some(body) = self.body.take() {
             self.client.awaits_body.set(None);
             self.client.drains_body.set(!body.is_end_stream());
-            drop(body);
+            if self.client.stream.is_some() && self.has_answer() && !body.is_end_stream() {
+                tokio::task::spawn_local(discard(body, Rc::clone(&self.client)));
+            }
             self.client.wake_body();
         }
     }
@@ -347,6 +364,19 @@ impl Exchange {
             idempotency: self.idempotency.get(),
             ended_by: self.ended_by.get(),
         });
+    }
+}
+
+/// Reads what a stream of HTTP/2 still sends behind its answer, up to a bound: a reset in the same moment as the answer
+/// would have some clients lose it (curl 7.88 for one). Then the stream is reset without an error (RFC 9113 8.1).
+async fn discard(mut body: Incoming, client: Rc<Client>) {
+    let until = tokio::time::Instant::now() + DISCARD_FOR;
+    let mut left = DISCARD_BYTES;
+    while left > 0 {
+        let Ok(Some(Ok(frame))) = tokio::time::timeout_at(until, body.frame()).await else { break };
+        let length = frame.data_ref().map_or(0, bytes::Bytes::len);
+        client.took(length);
+        left = left.saturating_sub(length);
     }
 }
 

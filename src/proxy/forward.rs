@@ -22,7 +22,6 @@ use crate::upstream::{Outgoing, Pool, Wanted};
 use bytes::Bytes;
 use http::header::{CONNECTION, EXPECT, MAX_FORWARDS, TE, TRANSFER_ENCODING, UPGRADE, VIA};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
-use hyper::body::Incoming;
 use std::borrow::Cow;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -51,19 +50,19 @@ pub(super) struct Forward<'a> {
 
 impl Forward<'_> {
     /// Gives the journey to the nodes, or an answer where none is needed.
-    pub(super) fn begin(&self, head: RequestHead, body: Incoming) -> Result<Begun, Problem> {
+    pub(super) fn begin(&self, head: RequestHead) -> Result<Begun, Problem> {
         if is_last_hop(&head) {
             let mut response = Response::new(ResponseBody::empty(self.exchange));
             *response.status_mut() = StatusCode::NO_CONTENT;
             return Ok(Begun::Answer(response));
         }
-        self.journey(head, body).map(Begun::Forward)
+        self.journey(head).map(Begun::Forward)
     }
 
     /// The journey to the nodes.
-    pub(super) fn journey(&self, head: RequestHead, body: Incoming) -> Result<Journey, Problem> {
+    pub(super) fn journey(&self, head: RequestHead) -> Result<Journey, Problem> {
         let gate = self.form.expects_continue.then(|| Rc::new(Gate::new()));
-        let outgoing = self.outgoing(body, gate.clone());
+        let outgoing = self.outgoing(gate.clone());
         Ok(Journey { gate, ..self.journey_with(head, outgoing)? })
     }
 
@@ -205,13 +204,13 @@ impl Forward<'_> {
         BodyRules { limit, pace: self.pace, underscores: self.underscores }
     }
 
-    fn outgoing(&self, incoming: Incoming, gate: Option<Rc<Gate>>) -> Outgoing {
+    fn outgoing(&self, gate: Option<Rc<Gate>>) -> Outgoing {
         if !self.form.has_body {
             return Outgoing::Empty;
         }
         let (client, exchange) = (self.client, self.exchange);
         let rules = self.body_rules(self.body_limit);
-        Outgoing::Stream(Box::pin(RequestBody::new(incoming, client, exchange, gate, rules)))
+        Outgoing::Stream(Box::pin(RequestBody::new(client, exchange, gate, rules)))
     }
 }
 

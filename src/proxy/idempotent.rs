@@ -29,7 +29,6 @@ use crate::upstream::{AnswerBody, Outgoing};
 use http::header::{CONTENT_LENGTH, DATE, SET_COOKIE, TRANSFER_ENCODING};
 use http::{Extensions, HeaderName, HeaderValue, Response, StatusCode};
 use http_body_util::BodyExt;
-use hyper::body::Incoming;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -52,7 +51,6 @@ pub(super) fn begin(
     mut forward: Forward<'_>,
     rules: &Arc<IdempotencyRules>,
     head: RequestHead,
-    body: Incoming,
 ) -> Result<Begun, Problem> {
     let refuse = |result: IdempotencyResult, kind, detail| {
         note(rules, forward.exchange, result);
@@ -90,8 +88,7 @@ pub(super) fn begin(
     journey.body_limit = rules.max_request;
     journey.cache_status = forward.route.cache.as_ref().map(|_| CacheStatus::forwarded(Forwarded::Method));
     let body_rules = forward.body_rules(rules.max_request);
-    let body =
-        forward.form.has_body.then(|| RequestBody::new(body, forward.client, forward.exchange, None, body_rules));
+    let body = forward.form.has_body.then(|| RequestBody::new(forward.client, forward.exchange, None, body_rules));
     let (id, subject) = (subject.identify(&scope), Arc::new(subject));
     let keyed =
         Box::new(Keyed { journey, rules: Arc::clone(rules), body, held, id, subject, fingerprint, change, share });

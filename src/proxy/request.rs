@@ -228,6 +228,11 @@ fn bad_target(error: BadTarget) -> Problem {
     Problem::bad_request(kind, error.to_string())
 }
 
+/// 400 for a body whose chunks are not framed by the grammar.
+pub(super) fn bad_chunk() -> Problem {
+    Problem::bad_request("bad-chunk", "the request's chunked body is malformed")
+}
+
 /// 413 for a body over the limit.
 pub(crate) fn too_large(limit: u64) -> Problem {
     let detail = format!("the request's body is larger than {limit} bytes");

@@ -7,7 +7,7 @@ use super::client::{Client, Tunnel};
 use super::engine::Engine;
 use super::exchange::{BodyFault, Exchange};
 use super::rate_limit::Uncounted;
-use super::request::too_large;
+use super::request::{bad_chunk, too_large};
 use super::snapshot::Route;
 use crate::cache::CacheStatus;
 use crate::http::fields::{self, CACHE_STATUS, TransferCoding};
@@ -200,7 +200,7 @@ impl Journey {
     pub(super) fn body_problem(&self, fault: BodyFault) -> Problem {
         match fault {
             BodyFault::TooLarge => too_large(self.body_limit),
-            BodyFault::Malformed => Problem::bad_request("bad-chunk", "the request's chunked body is malformed"),
+            BodyFault::Malformed => bad_chunk(),
             BodyFault::ClientGone | BodyFault::Answered => {
                 Problem::bad_request("incomplete-request", "the request's body ended early")
             }
@@ -257,7 +257,8 @@ impl Journey {
     async fn switch(&self, answered: Answered) -> Result<Response<ResponseBody>, Problem> {
         let (mut head, _) = answered.head.into_parts();
         // A node that switches before it has the request cannot have understood it (RFC 9110 7.8).
-        let may_switch = self.may_switch && self.exchange.body.borrow().is_none();
+        let may_switch =
+            self.may_switch && self.exchange.body.borrow().as_ref().is_none_or(http_body::Body::is_end_stream);
         let protocol = fields::strip_response(&mut head.headers).filter(|_| may_switch);
         let Some(protocol) = protocol else {
             return Err(self.failed(Failure::Malformed));

@@ -9,10 +9,11 @@ use super::tunnel;
 use super::wire::{Pulse, Wire};
 use crate::config::Limits;
 use crate::http::problem::Problem;
-use crate::io::{Seen, Stream};
+use crate::io::{Framing, Seen, Stream};
 use crate::proxy::{Client, Engine, Phase};
 use crate::telemetry::metrics::Cut;
-use http::StatusCode;
+use http::{Request, StatusCode};
+use hyper::body::Incoming;
 use hyper::server::conn::http1::Builder;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
@@ -152,7 +153,12 @@ async fn session(context: &Rc<Context>, mut stream: Stream, client: &Rc<Client>,
         let pulse = Rc::clone(&wire.pulse);
         let watch = wire.watch();
         let (engine, owner) = (Rc::clone(&context.engine), Rc::clone(client));
-        let service = service_fn(move |request| engine.answer(&owner, request));
+        let framed = Rc::clone(&pulse);
+        let service = service_fn(move |request: Request<Incoming>| {
+            let framing = Framing::of(request.headers(), request.body());
+            owner.is_malformed.set(framed.framed(framing).is_err());
+            engine.answer(&owner, request)
+        });
         let mut builder = Builder::new();
         let head = limits.header_bytes.0 as usize;
         // With half_close hyper leaves it to us to notice a client that has gone.

@@ -15,7 +15,7 @@ use bytes::{Buf, BytesMut};
 use std::cell::RefCell;
 use std::io;
 use std::pin::{Pin, pin};
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
@@ -35,12 +35,39 @@ const WEIGHT_OF_HEADS: u64 = 8;
 /// A GOAWAY frame up to the last stream (RFC 9113 6.8).
 const GOAWAY: [u8; 9] = [0, 0, 8, 7, 0, 0, 0, 0, 0];
 const ENHANCE_YOUR_CALM: u32 = 0xb;
+const PROTOCOL_ERROR: u32 = 0x1;
 
 /// The wire as hyper has it.
 pub(super) struct Gather(Rc<RefCell<Inner>>);
 
 /// The wire as its owner has it.
 pub(super) struct Handle(Rc<RefCell<Inner>>);
+
+/// The same for a request on it.
+pub(super) struct StreamHandle(Weak<RefCell<Inner>>);
+
+impl StreamHandle {
+    /// The stream of the request that has come just now, where that is known.
+    pub(super) fn accept(&self) -> Option<u32> {
+        self.0.upgrade()?.borrow_mut().meter.accept()
+    }
+
+    /// What sends `100 Continue` on a stream, where that can be said between two frames.
+    pub(super) fn continuing(&self, stream: u32) -> impl FnOnce() + 'static {
+        let wire = Weak::clone(&self.0);
+        move || {
+            let Some(wire) = wire.upgrade() else { return };
+            let mut inner = wire.borrow_mut();
+            if inner.meter.last_stream_at_boundary().is_some() {
+                // HEADERS with END_HEADERS; `:status` by its static name, not indexed (RFC 7541 6.2.2).
+                inner.held.extend_from_slice(&[0, 0, 5, 1, 4]);
+                inner.held.extend_from_slice(&stream.to_be_bytes());
+                inner.held.extend_from_slice(&[0x08, 3, b'1', b'0', b'0']);
+                inner.streams.wake();
+            }
+        }
+    }
+}
 
 struct Inner {
     stream: Stream,
@@ -58,6 +85,8 @@ struct Inner {
     is_starved: bool,
     /// What may still be read in this turn.
     turn: u64,
+    /// The client has closed its side.
+    has_ended: bool,
 }
 
 /// What a wire notes, and where.
@@ -83,11 +112,16 @@ impl Gather {
             share,
             is_starved: false,
             turn: TURN,
+            has_ended: false,
         })))
     }
 
     pub(super) fn handle(&self) -> Handle {
         Handle(Rc::clone(&self.0))
+    }
+
+    pub(super) fn stream_handle(&self) -> StreamHandle {
+        StreamHandle(Rc::downgrade(&self.0))
     }
 }
 
@@ -163,7 +197,9 @@ impl Handle {
 
     /// Begins another turn, in which a bounded amount is read.
     pub(super) fn take_turn(&self) {
-        self.0.borrow_mut().turn = TURN;
+        let mut inner = self.0.borrow_mut();
+        inner.turn = TURN;
+        inner.meter.begin_turn();
     }
 
     /// How odd the connection is.
@@ -187,13 +223,25 @@ impl Handle {
         (inner.is_starved || !inner.streams.are_none() || inner.share.is_held()) && !inner.settle()
     }
 
-    /// Says that the client is asked to calm down, where that can be said between two frames.
+    /// Says that the client is asked to calm down.
     pub(super) fn rebuke(&self) {
+        self.go_away(ENHANCE_YOUR_CALM);
+    }
+
+    /// Says that the connection ends by an error of the client's, where the client has not ended it.
+    pub(super) fn end_in_error(&self) {
+        if !self.0.borrow().has_ended {
+            self.go_away(PROTOCOL_ERROR);
+        }
+    }
+
+    /// Says why the connection ends, where that can be said between two frames.
+    fn go_away(&self, reason: u32) {
         let mut inner = self.0.borrow_mut();
         if let Some(last) = inner.meter.last_stream_at_boundary() {
             inner.held.extend_from_slice(&GOAWAY);
             inner.held.extend_from_slice(&last.to_be_bytes());
-            inner.held.extend_from_slice(&ENHANCE_YOUR_CALM.to_be_bytes());
+            inner.held.extend_from_slice(&reason.to_be_bytes());
         }
     }
 
@@ -233,6 +281,7 @@ impl AsyncRead for Gather {
         }
         let before = buf.filled().len();
         ready!(Pin::new(&mut inner.stream).poll_read(cx, buf))?;
+        inner.has_ended = buf.filled().len() == before;
         let heads = inner.meter.head_bytes();
         inner.came(&buf.filled()[before..]);
         let work = (buf.filled().len() - before) as u64 + WEIGHT_OF_HEADS * (inner.meter.head_bytes() - heads);

@@ -11,6 +11,7 @@ use crate::io::Stream;
 use crate::proxy::{Answering, Client, Journeying, ResponseBody, Streams};
 use crate::telemetry::metrics::Cut;
 use http::Response;
+use http::header::EXPECT;
 use hyper::server::conn::http2::Builder;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
@@ -49,7 +50,7 @@ pub(super) async fn serve(context: &Rc<connection::Context>, stream: Stream, cli
     let ledger = Rc::clone(&context.engine.ledger);
     let meter = Meter::new(PREFACE.len(), CONNECTION_WINDOW - FIRST_WINDOW, oddities(context, client, limits));
     let wire = Gather::new(stream, Notes { meter, streams: Rc::clone(&streams), ledger, share });
-    let out = wire.handle();
+    let (out, wire_of_streams) = (wire.handle(), wire.stream_handle());
     let tasks = Tasks::default();
     let service = {
         let (engine, client, streams) = (Rc::clone(&context.engine), Rc::clone(client), Rc::clone(&streams));
@@ -57,6 +58,9 @@ pub(super) async fn serve(context: &Rc<connection::Context>, stream: Stream, cli
         service_fn(move |mut request| {
             client.had_request.set(true);
             let stream = Rc::new(client.for_stream(&streams, body_idle));
+            if let (Some(number), true) = (wire_of_streams.accept(), request.headers().contains_key(EXPECT)) {
+                *stream.on_body.borrow_mut() = Some(Box::new(wire_of_streams.continuing(number)));
+            }
             *begun.borrow_mut() = Some(Rc::downgrade(&stream));
             Patient::new(match websocket::asked_for(&mut request) {
                 None => engine.answer(&stream, request),
@@ -88,8 +92,12 @@ pub(super) async fn serve(context: &Rc<connection::Context>, stream: Stream, cli
         streams.watch(cx);
         out.take_turn();
         loop {
-            if !has_ended {
-                has_ended = connection.as_mut().poll(cx).is_ready();
+            if !has_ended && let Poll::Ready(ended) = connection.as_mut().poll(cx) {
+                has_ended = true;
+                if ended.is_ok() && told_to_end.is_none() {
+                    // hyper gives up without a word where a CONNECT has a length.
+                    out.end_in_error();
+                }
             }
             // Once for all that hyper has written.
             let is_out = match out.poll_drain(cx) {

@@ -146,6 +146,8 @@ pub(crate) struct Meter {
     verdict: Verdict,
     /// The highest stream that the client has begun.
     last_stream: u32,
+    /// Streams that have come since it was asked last, of which no request is known yet.
+    unaccepted: u32,
     /// Bytes of bodies that have come.
     data: u64,
     /// By how much the first update makes the window larger, over all streams.
@@ -170,6 +172,7 @@ impl Meter {
             credit: FIRST_CREDIT,
             verdict: Verdict::Fine,
             last_stream: 0,
+            unaccepted: 0,
             data: 0,
             sent: 0,
             heads: 0,
@@ -217,6 +220,18 @@ impl Meter {
         self.outward.is_at_boundary().then_some(self.last_stream)
     }
 
+    /// What comes from now on is of another turn.
+    pub(crate) fn begin_turn(&mut self) {
+        self.unaccepted = 0;
+    }
+
+    /// A request has come. Returns its stream, where it cannot be another one's: the only one that came in this turn.
+    pub(crate) fn accept(&mut self) -> Option<u32> {
+        let is_only = self.unaccepted == 1;
+        self.unaccepted = self.unaccepted.saturating_sub(1);
+        is_only.then_some(self.last_stream)
+    }
+
     /// How many bytes of answers' bodies were sent.
     pub(crate) fn sent(&self) -> u64 {
         self.sent
@@ -258,7 +273,10 @@ impl Meter {
             }
             Kind::HEADERS => {
                 self.heads += u64::from(frame.length) + A_STREAM;
-                self.last_stream = self.last_stream.max(frame.stream);
+                if frame.stream > self.last_stream {
+                    self.last_stream = frame.stream;
+                    self.unaccepted += 1;
+                }
                 self.earn(CREDIT_OF_REQUEST);
                 None
             }

@@ -4,7 +4,8 @@
 //! final one; and holds back the bare error answers that hyper writes when it cannot read a head,
 //! so that the connection can give its own.
 
-use crate::io::{Seen, Stream};
+use crate::io::chunks::BadChunk;
+use crate::io::{Framing, Messages, Seen, Stream};
 use crate::proxy::{Client, Phase};
 use std::cell::{Cell, RefCell};
 use std::io::{self, IoSlice};
@@ -29,6 +30,8 @@ pub(super) struct Pulse {
     pub(super) write_blocked: Cell<bool>,
     /// Bytes have come since the last answer was out: a head has begun.
     pub(super) head_began: Cell<Option<Instant>>,
+    /// Where requests begin and end; what is not framed as it should be is not given to hyper.
+    messages: RefCell<Messages>,
     /// How much of a request line has come.
     line: Cell<Line>,
     /// An answer of hyper's own was held back.
@@ -74,6 +77,11 @@ impl Line {
 }
 
 impl Pulse {
+    /// hyper has parsed a head, whose content is framed so. An error where what has come of it is malformed.
+    pub(super) fn framed(&self, framing: Framing) -> Result<(), BadChunk> {
+        self.messages.borrow_mut().framed(framing)
+    }
+
     /// hyper has read; whether there were bytes that may begin a head.
     fn read(&self, has_bytes: bool) {
         let now = Instant::now();
@@ -93,6 +101,7 @@ impl Wire {
             last_write: Cell::new(now),
             write_blocked: Cell::new(false),
             head_began: Cell::new(began),
+            messages: RefCell::new(Messages::requests()),
             line: Cell::new(Line::Method),
             held_back: Cell::new(false),
             ended: Cell::new(false),
@@ -181,6 +190,10 @@ impl AsyncRead for Wire {
             if line != Line::Over && self.client.phase.get() == Phase::Idle {
                 line.pass(&mut buf.filled_mut()[before..]);
                 self.pulse.line.set(line);
+            }
+            if self.pulse.messages.borrow_mut().read(&buf.filled()[before..]).is_err() {
+                buf.set_filled(before);
+                return Poll::Ready(Err(io::Error::from(io::ErrorKind::InvalidData)));
             }
             // What is left of a body that was let go of begins no head.
             let has_bytes = buf.filled().len() > before && !self.client.drains_body.take();

@@ -9,7 +9,8 @@ use super::connect::Target;
 use super::interim::{Interim, Scanner};
 use super::retry::is_idempotent;
 use super::{Failure, Outgoing};
-use crate::io::Stream;
+use crate::io::chunks::BadChunk;
+use crate::io::{Framing, Messages, Stream};
 use http::{HeaderName, HeaderValue, Method, Request, Response, Uri};
 use hyper::body::Incoming;
 use hyper::client::conn::http1::{Builder, Connection, SendRequest};
@@ -74,6 +75,8 @@ struct Socket {
     sent: Cell<u64>,
     last_activity: Cell<Instant>,
     interim: RefCell<Scanner>,
+    /// Where responses begin and end; what is not framed as it should be is not given to hyper.
+    messages: RefCell<Messages>,
     /// A write has failed: the node has closed its side, or all of the connection.
     cannot_write: Cell<bool>,
     /// Something has come since the request began.
@@ -138,6 +141,7 @@ impl Link {
             sent: Cell::new(0),
             last_activity: Cell::new(now),
             interim: RefCell::default(),
+            messages: RefCell::new(Messages::responses()),
             cannot_write: Cell::new(false),
             has_received: Cell::new(false),
             written: RefCell::default(),
@@ -193,7 +197,13 @@ impl Link {
         .await;
 
         let failure = match result {
-            Some(Ok(head)) => return Outcome::Answer(head),
+            Some(Ok(head)) => {
+                let framing = Framing::of(head.headers(), head.body());
+                return match self.socket.messages.borrow_mut().framed(framing) {
+                    Ok(()) => Outcome::Answer(head),
+                    Err(BadChunk) => Outcome::SentNoAnswer(Failure::Malformed),
+                };
+            }
             Some(Err(mut error)) => {
                 *request = error.take_message();
                 failure_of(error.error())
@@ -358,6 +368,10 @@ impl AsyncRead for Wire {
             self.0.last_activity.set(Instant::now());
             if buf.filled().len() > before {
                 self.0.has_received.set(true);
+                if self.0.messages.borrow_mut().read(&buf.filled()[before..]).is_err() {
+                    buf.set_filled(before);
+                    return Poll::Ready(Err(io::Error::from(io::ErrorKind::InvalidData)));
+                }
             }
             self.0.interim.borrow_mut().see(&buf.filled()[before..]);
         }

@@ -207,6 +207,26 @@ fn from_nodes() {
             "HTTP/1.1 200 OK\r\ntransfer-encoding: gzip, chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n",
             502,
         ),
+        (
+            "RFC 9112 7.1: a bare line feed in a trailer",
+            "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nok\r\n0\r\nx: 1\n\r\n",
+            502,
+        ),
+        (
+            "RFC 9112 7.1.1: NUL in an extension",
+            "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2;a=\0\r\nok\r\n0\r\n\r\n",
+            502,
+        ),
+        (
+            "RFC 9112 7.1.1: an empty extension",
+            "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2;\r\nok\r\n0\r\n\r\n",
+            502,
+        ),
+        (
+            "RFC 9112 7.1: extensions and a trailer",
+            "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2;a=b\r\nok\r\n0;c\r\nx: 1\r\n\r\n",
+            200,
+        ),
         ("RFC 9112 6.3: a 204 with a body", "HTTP/1.1 204 No\r\ncontent-length: 4\r\n\r\nevil", 204),
         ("RFC 9112 6.3: a 304 with a body", "HTTP/1.1 304 No\r\ncontent-length: 4\r\n\r\nevil", 304),
         (

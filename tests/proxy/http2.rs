@@ -1,6 +1,6 @@
 //! HTTP/2 with clients: streams, limits and timers, and what must not get through.
 
-use crate::support::http2::{DATA, END_STREAM, Frames, GOAWAY, HEADERS, Http2, RST_STREAM, WINDOW_UPDATE};
+use crate::support::http2::{DATA, END_STREAM, Frames, GOAWAY, HEADERS, Http2, RST_STREAM, WINDOW_UPDATE, status_of};
 use crate::support::{Authority, Barrier, Client, Does, Node, Origin, Proxy, Service, eventually, have};
 use std::process::Command;
 use std::sync::Arc;
@@ -421,4 +421,135 @@ fn a_stream_whose_client_takes_nothing_is_reset() {
     let other = [(":method", "TRACE"), (":scheme", "http"), (":path", "/"), (":authority", "a")];
     frames.headers(END_STREAM, 3, &other);
     assert_eq!(frames.of_stream(3).unwrap().kind, HEADERS);
+}
+
+fn post_head(fields: &[(&'static str, &'static str)]) -> Vec<(&'static str, &'static str)> {
+    [&[(":method", "POST"), (":scheme", "http"), (":path", "/"), (":authority", "a")], fields].concat()
+}
+
+/// Early answers end, and the rest of the request is read for a while before its stream is reset without an error: a
+/// reset at once would have curl 7.88 lose the answer.
+#[test]
+fn an_early_answer_is_not_followed_by_a_reset_at_once() {
+    let node = Node::start(|peer| {
+        while let Some(head) = peer.request() {
+            peer.send("HTTP/1.1 403 Forbidden\r\ncontent-length: 2\r\n\r\nno");
+            if head.contains("transfer-encoding") || head.contains("content-length") {
+                return;
+            }
+        }
+    });
+    let proxy = Proxy::start(&format!(
+        "limits: {{ request_body: 2MiB }}\nidempotency_store: {{ kind: memory }}\npools: {{ app: {{ nodes: [{{ id: n, address: \"{}\" }}] }} }}\nroutes:\n  - {{ name: fixed, headers: {{ x-to: fixed }}, respond: {{ status: 200, body: hello }} }}\n  - {{ name: moved, headers: {{ x-to: moved }}, redirect: {{ to: /, status: 308 }} }}\n  - {{ name: limited, headers: {{ x-to: limited }}, pool: app, rate_limit: {{ requests: 1, per: 1h, burst: 1 }} }}\n  - {{ name: keyed, headers: {{ x-to: keyed }}, pool: app, idempotency: {{ required: true }} }}\n  - {{ name: node, headers: {{ x-to: node }}, pool: app }}\n",
+        node.address
+    ));
+    let spent = proxy.get_with("/", "x-to: limited\r\n");
+    assert_eq!(spent.status, 403);
+    for to in ["fixed", "moved", "limited", "keyed", "node", "nowhere"] {
+        let mut frames = Frames::connect(proxy.address);
+        frames.headers(0, 1, &post_head(&[("x-to", to)]));
+        if to == "node" {
+            frames.send(DATA, 0, 1, b"first");
+        }
+        let mut kinds = Vec::new();
+        loop {
+            let frame = frames.of_stream(1).unwrap_or_else(|| panic!("{to}: the connection ended after {kinds:?}"));
+            kinds.push(frame.kind);
+            assert_ne!(frame.kind, RST_STREAM, "{to}: {kinds:?}");
+            if frame.flags & END_STREAM > 0 {
+                break;
+            }
+        }
+        // The client's data is on its way meanwhile, and does no harm.
+        frames.send(DATA, 0, 1, &[b'x'; 1000]);
+        frames.send(DATA, END_STREAM, 1, b"");
+        // The connection goes on for others.
+        frames.headers(
+            END_STREAM,
+            3,
+            &[(":method", "GET"), (":scheme", "http"), (":path", "/"), (":authority", "a"), ("x-to", "fixed")],
+        );
+        let answer = frames.of_stream(3).unwrap();
+        assert_eq!((answer.kind, status_of(&answer.payload)), (HEADERS, "200"), "{to}");
+    }
+}
+
+/// What is still sent behind an early answer is read up to a bound, and then the stream is reset without an error.
+#[test]
+fn what_follows_an_early_answer_is_bounded() {
+    let proxy = Proxy::start("routes: [{ name: fixed, respond: { status: 200, body: hello } }]\n");
+    let mut frames = Frames::connect(proxy.address);
+    frames.headers(0, 1, &post_head(&[]));
+    // The windows of RFC 9113 6.9.2: the settings that make them larger are not acknowledged.
+    let (mut sent, mut stream_window, mut window) = (0, 65_535, 65_535);
+    let reset = loop {
+        if stream_window.min(window) >= 16_000 {
+            frames.send(DATA, 0, 1, &[b'x'; 16_000]);
+            (sent, stream_window, window) = (sent + 16_000, stream_window - 16_000, window - 16_000);
+            continue;
+        }
+        let frame = frames.next().expect("the connection goes on");
+        if frame.kind == RST_STREAM {
+            break frame;
+        }
+        if frame.kind == WINDOW_UPDATE {
+            let update = u32::from_be_bytes(frame.payload[..4].try_into().unwrap());
+            *if frame.stream == 0 { &mut window } else { &mut stream_window } += update;
+        }
+    };
+    assert_eq!((reset.stream, &*reset.payload), (1, &[0, 0, 0, 0][..]), "NO_ERROR");
+    assert!(sent >= 1 << 20, "{sent}");
+}
+
+/// The proxy's own answers to HEAD have no body either.
+#[test]
+fn an_answer_to_head_has_no_data() {
+    let proxy = Proxy::start("routes: [{ name: fixed, path: /, respond: { status: 200, body: hello } }]\n");
+    for (path, status) in [("/", 200), ("/nowhere", 404)] {
+        let mut frames = Frames::connect(proxy.address);
+        frames.headers(
+            END_STREAM,
+            1,
+            &[(":method", "HEAD"), (":scheme", "http"), (":path", path), (":authority", "a")],
+        );
+        let head = frames.of_stream(1).unwrap();
+        assert_eq!((head.kind, head.flags & END_STREAM), (HEADERS, END_STREAM), "{path}: {head:?}");
+        let answer = Http2::connect(proxy.address).ask("HEAD", path, "", "").unwrap();
+        assert_eq!((answer.status, answer.body.len()), (status, 0));
+    }
+}
+
+/// A client that waits for `100 Continue` gets it when its body is read, and not when it is not.
+#[test]
+fn an_expectation_is_answered_over_http2() {
+    let node = Node::echo();
+    let proxy = Proxy::start(&format!(
+        "idempotency_store: {{ kind: memory }}\npools: {{ app: {{ nodes: [{{ id: n, address: \"{}\" }}] }} }}\nroutes:\n  - {{ name: keyed, headers: {{ idempotency-key: \"*\" }}, pool: app, idempotency: {{ scope: [] }} }}\n  - {{ name: refused, headers: {{ x-no: \"1\" }}, respond: {{ status: 404 }} }}\n  - {{ name: all, pool: app }}\n",
+        node.address
+    ));
+    for (more, continues) in [(("x-a", "b"), true), (("idempotency-key", "k"), true), (("x-no", "1"), false)] {
+        let mut frames = Frames::connect(proxy.address);
+        frames.headers(0, 1, &post_head(&[("expect", "100-continue"), ("content-length", "2"), more]));
+        let first = frames.of_stream(1).unwrap();
+        assert_eq!(first.kind, HEADERS, "{more:?}");
+        if !continues {
+            assert_eq!(status_of(&first.payload), "404");
+            continue;
+        }
+        assert_eq!(&*first.payload, b"\x08\x03100", "{more:?}");
+        frames.send(DATA, END_STREAM, 1, b"hi");
+        let answer = frames.of_stream(1).unwrap();
+        assert_eq!((answer.kind, status_of(&answer.payload)), (HEADERS, "200"), "{more:?}");
+    }
+}
+
+/// No connection ends without a word, whatever hyper makes of a request.
+#[test]
+fn a_connect_with_a_length_is_told_so() {
+    let node = Node::echo();
+    let proxy = Proxy::before(&[node.address]);
+    let mut frames = Frames::connect(proxy.address);
+    frames.headers(0, 1, &[(":method", "CONNECT"), (":authority", "a:443"), ("content-length", "5")]);
+    let told = frames.of_stream(1).expect("a frame");
+    assert!(told.kind == RST_STREAM || told.kind == GOAWAY || told.kind == HEADERS, "{told:?}");
 }

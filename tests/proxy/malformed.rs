@@ -16,6 +16,38 @@ fn case(name: &'static str, bytes: impl AsRef<[u8]>, status: u16) -> Case {
     Case { name, bytes: bytes.as_ref().to_vec(), status }
 }
 
+fn chunked(body: &str) -> String {
+    format!("POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n{body}")
+}
+
+/// The same wherever the request is cut, and behind another one.
+#[test]
+fn malformed_chunks_are_found_wherever_they_are_cut() {
+    let node = Node::start(|peer| {
+        while let Some(head) = peer.request() {
+            peer.body_of(&head);
+            peer.answer("ok");
+        }
+    });
+    let proxy = Proxy::before(&[node.address]);
+    let good = "GET /good HTTP/1.1\r\nhost: a\r\n\r\n";
+    let bad = chunked("5;a=b\r\nhello\r\n0\r\nx: 1\n\r\n");
+    let head = bad.find("5;a").unwrap();
+    for cut in [head, head + 3, head + 8, bad.len() - 6, bad.len() - 3] {
+        let mut client = proxy.connect();
+        client.send(format!("{good}{}", &bad[..cut]));
+        assert_eq!(client.answer().status, 200, "{cut}");
+        client.send(format!("{}{HIDDEN}", &bad[cut..]));
+        assert_eq!(client.answer().status, 400, "cut at {cut}");
+        assert!(client.is_closed(), "cut at {cut}");
+    }
+    let fine = chunked("5;a=\"b;\\\"\" ; c\r\nhello\r\n0\r\nx: 1\r\n\r\n");
+    let mut client = proxy.connect();
+    assert_eq!(client.request(format!("{fine}{good}")).status, 200);
+    assert_eq!(client.answer().status, 200);
+    assert!(node.requests().iter().all(|head| !head.contains("/hidden")));
+}
+
 #[test]
 fn what_is_refused_closes_and_reaches_no_node() {
     let node = Node::echo();
@@ -126,6 +158,12 @@ fn what_is_refused_closes_and_reaches_no_node() {
             format!("POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n{HIDDEN}"),
             400,
         ),
+        case("bare LF in a trailer", chunked(&format!("0\r\nx: 1\n\r\n{HIDDEN}")), 400),
+        case("bare LF ends the trailers", chunked(&format!("0\r\n\n{HIDDEN}")), 400),
+        case("bare LF behind a size", chunked(&format!("5\nhello\r\n0\r\n\r\n{HIDDEN}")), 400),
+        case("NUL in an extension", chunked(&format!("5;a=\0\r\nhello\r\n0\r\n\r\n{HIDDEN}")), 400),
+        case("an empty extension", chunked(&format!("5;\r\nhello\r\n0\r\n\r\n{HIDDEN}")), 400),
+        case("a folded trailer", chunked(&format!("0\r\nx: 1\r\n y\r\n\r\n{HIDDEN}")), 400),
         case(
             "chunk size with a sign",
             format!("POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n+5\r\nhello\r\n0\r\n\r\n{HIDDEN}"),
