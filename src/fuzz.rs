@@ -115,7 +115,6 @@ fn check_form(form: &Form<'_>, default_port: u16) {
     let again = parse_authority(&form.authority, default_port).expect("an authority that was accepted is one");
     assert_eq!(&*again.host, host);
     assert!(again.normal, "the authority {:?} has another form yet", form.authority);
-    assert!(form.new_host.as_ref().is_none_or(|new| *new == form.authority), "{form:?}");
 }
 
 /// The head of an HTTP/1 request as hyper hands it on.

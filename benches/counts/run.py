@@ -320,9 +320,10 @@ def verdicts(cases, known, found):
             if new is None:
                 continue
             if old is None:
-                rows.append((case.name, kind, "-", new, "new", True))
+                rows.append((case.name, kind, "-", new, "not in the table", True))
                 continue
-            limit = old * (1 + case.growth) if kind == "instructions" else old + max(WHOLE, old * case.growth)
+            is_share = kind == "instructions" or case.growth == UNSTEADY_GROWTH
+            limit = max(old * (1 + case.growth), old + WHOLE) if is_share else old + WHOLE
             change = f"{100 * (new / old - 1):+.2f} %" if kind == "instructions" else f"{new - old:+.1f}"
             rows.append((case.name, kind, old, new, change, new > limit))
     return rows
@@ -343,7 +344,8 @@ def parse_args():
     add("--ringway", type=harness.binary, default=harness.DEFAULT_BINARY, metavar="PATH",
         help="the release binary (default: %(default)s)")
     add("--cases", type=lambda text: text.split(","), metavar="NAME[,NAME]",
-        help="of " + ", ".join(repr(case.name) for case in CASES if "," not in case.name) + "; or a part of a name")
+        help="of " + ", ".join(repr(case.name) for case in CASES if "," not in case.name)
+        + "; or the beginning of names")
     add("--only", choices=[tool.name for tool in TOOLS], help="what one of the two tools counts")
     add("--bless", action="store_true", help="write what is found into table.json")
     add("--factor", type=float, default=1.0, metavar="F", help="send F times as many requests (default: 1)")
@@ -356,11 +358,16 @@ def main():
     tools = [tool for tool in TOOLS if args.only in (None, tool.name)]
     harness.require(str(args.ringway), "openssl", "rustc", "strace", "valgrind", "callgrind_control", "setarch")
     cases = [case for case in CASES if args.cases is None or any(case.name.startswith(name) for name in args.cases)]
+    if not cases:
+        print(f"error: no case begins with any of {', '.join(map(repr, args.cases))}", file=sys.stderr)
+        sys.exit(2)
     try:
+        tables, version = json.loads(TABLE.read_text()) if TABLE.exists() else {}, compiler()
+        if version not in tables and not args.bless:
+            sys.exit(f"error: the table has no counts for rustc {version}; `{sys.argv[0]} --bless` writes them")
         found = count_all(cases, tools, args)
     except (BenchError, OSError, subprocess.SubprocessError) as error:
         sys.exit(f"error: {error}")
-    tables, version = json.loads(TABLE.read_text()) if TABLE.exists() else {}, compiler()
     rows = verdicts(cases, tables.get(version, {}), found)
     show(rows)
     if args.bless:
@@ -369,8 +376,6 @@ def main():
             table.setdefault(name, {}).update(counts)
         TABLE.write_text(json.dumps(tables, indent=2) + "\n")
         return
-    if version not in tables:
-        sys.exit(f"error: the table has no counts for rustc {version}; `{sys.argv[0]} --bless` writes them")
     if any(grown for *_, grown in rows):
         sys.exit(f"error: a request costs more than the table says. Where that is worth it, `{sys.argv[0]} --bless` "
                  "writes the new counts, to be committed with the change")

@@ -14,9 +14,8 @@ use std::borrow::Cow;
 pub(crate) struct Form<'a> {
     /// Lower case, without the port; empty where an HTTP/1.0 request names none.
     pub(crate) host: Cow<'a, str>,
-    /// The host with a port that is not the scheme's own; the `Host` that goes to the node. `None`
-    /// where the request's own `Host` says just that.
-    pub(crate) new_host: Option<String>,
+    /// The `Host` that the head gets, where its own is not this authority. Taken when the head has it.
+    pub(super) new_host: Option<HeaderValue>,
     /// The host with a port that is not the scheme's own; empty where an HTTP/1.0 request names none.
     pub(crate) authority: Cow<'a, str>,
     pub(crate) path: Cow<'a, str>,
@@ -57,9 +56,8 @@ pub(crate) fn enter<'a>(
     let mut head = RequestHead::sanitise(head, &marks, peer).map_err(|bad| bad_head(&bad))?;
     form.read_target(&head, uri)?;
     form.read_host(&head, uri, host)?;
-    if let Some(host) = &form.new_host {
-        let host = HeaderValue::try_from(host.as_str());
-        head.fields.set_host(host.map_err(|_| Problem::bad_request("bad-host", "the host is not a field value"))?);
+    if let Some(host) = form.new_host.take() {
+        head.fields.set_host(host);
     }
     Ok((head, form))
 }
@@ -173,11 +171,10 @@ impl<'a> Form<'a> {
         }
         let Some(text) = authority.or(host) else { return Ok(()) };
         let parsed = parse_authority(text, default_port).map_err(bad_target)?;
-        self.authority = Cow::Borrowed(text);
+        self.authority = if parsed.normal { Cow::Borrowed(text) } else { Cow::Owned(parsed.to_text()) };
         if authority.is_some() || !parsed.normal {
-            let normal = parsed.to_text();
-            self.authority = Cow::Owned(normal.clone());
-            self.new_host = Some(normal);
+            let host = HeaderValue::from_str(&self.authority);
+            self.new_host = Some(host.map_err(|_| Problem::bad_request("bad-host", "the host is not a field value"))?);
         }
         self.host = parsed.host;
         Ok(())

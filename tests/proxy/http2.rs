@@ -1,6 +1,8 @@
 //! HTTP/2 with clients: streams, limits and timers, and what must not get through.
 
-use crate::support::http2::{DATA, END_STREAM, Frames, GOAWAY, HEADERS, Http2, RST_STREAM, WINDOW_UPDATE, status_of};
+use crate::support::http2::{
+    DATA, END_STREAM, Frames, GOAWAY, HEADERS, Http2, PING, RST_STREAM, WINDOW_UPDATE, status_of,
+};
 use crate::support::{Authority, Barrier, Client, Does, Node, Origin, Proxy, Service, eventually, have};
 use std::process::Command;
 use std::sync::Arc;
@@ -457,6 +459,15 @@ fn an_early_answer_is_not_followed_by_a_reset_at_once() {
             kinds.push(frame.kind);
             assert_ne!(frame.kind, RST_STREAM, "{to}: {kinds:?}");
             if frame.flags & END_STREAM > 0 {
+                break;
+            }
+        }
+        // What was sent before this is answered was sent with the answer.
+        frames.send(PING, 0, 0, &[7; 8]);
+        loop {
+            let frame = frames.next().unwrap();
+            assert!(frame.kind != RST_STREAM, "{to}: a reset with the answer");
+            if frame.kind == PING {
                 break;
             }
         }

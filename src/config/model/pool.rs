@@ -34,7 +34,7 @@ settings! {
         protocol: Protocol = "http1";
         /// Speaks TLS with the nodes. Off without the block; `tls: {}` trusts the system's authorities.
         tls: Option<PoolTls> = absent;
-        /// Whether a request that failed at one node is tried at the next. Without the block: once, and only where no connection was made.
+        /// Whether a request that failed at one node is tried at the next. Without the block: once, where nothing was sent. With and without it, once more where a kept connection has ended before any byte of an answer to a GET, HEAD, OPTIONS, or a PUT or DELETE whose body is still here, and where a node of HTTP/2 declares that it did not begin with the request; `attempts: 0` turns all of it off.
         retries: Option<Retries> = absent;
     }
 }
