@@ -28,19 +28,43 @@ impl Framing {
     }
 }
 
+/// Why a message is refused that hyper would take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Malformed {
+    Chunks,
+    /// A request's target has a fragment (RFC 9112 3.2), which hyper drops without a word.
+    Fragment,
+}
+
+impl From<BadChunk> for Malformed {
+    fn from(_: BadChunk) -> Malformed {
+        Malformed::Chunks
+    }
+}
+
 /// What has been read of the messages of one direction.
 #[derive(Debug)]
 pub(crate) struct Messages {
     at: At,
     /// Whether these are responses, of which some are interim.
     are_responses: bool,
+    /// What has come behind a head whose framing is not told yet, as far as it may have to be read again.
+    rest: Vec<u8>,
 }
+
+/// The memory that is kept for the next such rest.
+const KEPT: usize = 4 << 10;
 
 #[derive(Debug)]
 enum At {
     Head(Head),
-    /// A head has ended, and its content's framing is not told yet. What has come behind it.
-    Waiting(Vec<u8>),
+    /// A head has ended, and its content's framing is not told yet. So many bytes came behind it; `is_kept` where they
+    /// are here.
+    Waiting {
+        length: u64,
+        is_kept: bool,
+        has_fragment: bool,
+    },
     Length(u64),
     Chunks(Chunks),
     Open,
@@ -50,8 +74,15 @@ enum At {
 #[derive(Debug, Default)]
 struct Head {
     has_begun: bool,
-    /// The line that is read has something in it, or only a carriage return.
+    /// What stands in the line that is read.
     line: Line,
+    /// The first line is not over.
+    is_in_first: bool,
+    /// Of the first line, the method is over.
+    has_space: bool,
+    has_fragment: bool,
+    /// A line began with `t`: the message may have a transfer coding.
+    may_be_coded: bool,
     /// The beginning of the first line, where that tells something: `HTTP/1.1 103`.
     start: [u8; 12],
     length: usize,
@@ -67,18 +98,20 @@ enum Line {
 
 impl Head {
     /// Reads on. Returns how many of these bytes belong to the head, where it ends among them.
-    fn pass(&mut self, bytes: &[u8], keeps_start: bool) -> Option<usize> {
+    fn pass(&mut self, bytes: &[u8], are_responses: bool) -> Option<usize> {
         let mut from = 0;
         if !self.has_begun {
             // Empty lines may stand before a message (RFC 9112 2.2).
             from = bytes.iter().position(|byte| !matches!(byte, b'\r' | b'\n'))?;
-            self.has_begun = true;
+            (self.has_begun, self.is_in_first) = (true, true);
         }
-        if keeps_start && self.length < self.start.len() {
-            for &byte in bytes[from..].iter().take(self.start.len() - self.length) {
-                self.start[self.length] = byte;
-                self.length += 1;
+        if self.is_in_first {
+            let line = memchr::memchr(b'\n', &bytes[from..]).map_or(&bytes[from..], |end| &bytes[from..from + end]);
+            match are_responses {
+                true => self.keep_start(line),
+                false => self.read_first(line),
             }
+            self.is_in_first = from + line.len() == bytes.len();
         }
         while let Some(at) = memchr::memchr(b'\n', &bytes[from..]).map(|at| from + at) {
             self.read_line(&bytes[from..at]);
@@ -92,12 +125,24 @@ impl Head {
         None
     }
 
+    fn keep_start(&mut self, line: &[u8]) {
+        let wanted = line.len().min(self.start.len() - self.length);
+        self.start[self.length..self.length + wanted].copy_from_slice(&line[..wanted]);
+        self.length += wanted;
+    }
+
+    /// A `#` is part of a method, and the beginning of a fragment in a target.
+    fn read_first(&mut self, line: &[u8]) {
+        if let Some(at) = memchr::memrchr(b'#', line) {
+            self.has_fragment |= self.has_space || line[..at].contains(&b' ');
+        }
+        self.has_space = self.has_space || line.contains(&b' ');
+    }
+
     fn read_line(&mut self, bytes: &[u8]) {
-        self.line = match (self.line, bytes) {
-            (line, []) => line,
-            (Line::Empty, [b'\r']) => Line::Return,
-            _ => Line::Some,
-        };
+        let Some(&first) = bytes.first() else { return };
+        self.may_be_coded |= self.line == Line::Empty && first | 0x20 == b't';
+        self.line = if self.line == Line::Empty && bytes == b"\r" { Line::Return } else { Line::Some };
     }
 
     /// Whether it is that of an interim response that another one follows (RFC 9110 15.2).
@@ -108,11 +153,11 @@ impl Head {
 
 impl Messages {
     pub(crate) fn requests() -> Messages {
-        Messages { at: At::Head(Head::default()), are_responses: false }
+        Messages { at: At::Head(Head::default()), are_responses: false, rest: Vec::new() }
     }
 
     pub(crate) fn responses() -> Messages {
-        Messages { at: At::Head(Head::default()), are_responses: true }
+        Messages { at: At::Head(Head::default()), are_responses: true, rest: Vec::new() }
     }
 
     /// Reads on.
@@ -120,15 +165,26 @@ impl Messages {
         while !bytes.is_empty() {
             match &mut self.at {
                 At::Open => return Ok(()),
-                At::Waiting(rest) => {
-                    rest.extend_from_slice(bytes);
+                At::Waiting { length, is_kept, .. } => {
+                    *length += bytes.len() as u64;
+                    if *is_kept {
+                        self.rest.extend_from_slice(bytes);
+                    }
                     return Ok(());
                 }
                 At::Head(head) => {
                     let Some(end) = head.pass(bytes, self.are_responses) else { return Ok(()) };
                     bytes = &bytes[end..];
-                    let is_interim = self.are_responses && head.is_interim();
-                    self.at = if is_interim { At::Head(Head::default()) } else { At::Waiting(Vec::new()) };
+                    self.at = match self.are_responses && head.is_interim() {
+                        true => At::Head(Head::default()),
+                        // Behind a response that is not in chunks nothing has to be read again: no other one follows
+                        // before the next request.
+                        false => At::Waiting {
+                            length: 0,
+                            is_kept: !self.are_responses || head.may_be_coded,
+                            has_fragment: head.has_fragment,
+                        },
+                    };
                 }
                 At::Length(left) => {
                     let here = (*left).min(bytes.len() as u64);
@@ -149,22 +205,33 @@ impl Messages {
     }
 
     /// The head that was read last has been parsed: its content is framed so.
-    pub(crate) fn framed(&mut self, framing: Framing) -> Result<(), BadChunk> {
-        let after = match framing {
+    pub(crate) fn framed(&mut self, framing: Framing) -> Result<(), Malformed> {
+        let At::Waiting { length, is_kept, has_fragment } = self.at else {
+            // A head of which the end was not seen: nothing that follows would be right.
+            self.at = At::Open;
+            return Ok(());
+        };
+        self.at = match framing {
             Framing::Length(0) => At::Head(Head::default()),
-            Framing::Length(length) => At::Length(length),
+            Framing::Length(all) if !is_kept && length >= all => At::Head(Head::default()),
+            Framing::Length(all) if !is_kept => At::Length(all - length),
+            Framing::Length(all) => At::Length(all),
+            // Its head has no line that could say so.
+            Framing::Chunked if !is_kept => At::Open,
             Framing::Chunked => At::Chunks(Chunks::default()),
             Framing::Open => At::Open,
         };
-        match std::mem::replace(&mut self.at, after) {
-            At::Waiting(rest) if rest.is_empty() => Ok(()),
-            At::Waiting(rest) => self.read(&rest),
-            // A head of which the end was not seen: nothing that follows would be right.
-            _ => {
-                self.at = At::Open;
-                Ok(())
+        if !self.rest.is_empty() {
+            let mut rest = std::mem::take(&mut self.rest);
+            let read = self.read(&rest);
+            // What is left of it waits in its turn, behind the next head.
+            if self.rest.is_empty() && rest.capacity() <= KEPT {
+                rest.clear();
+                self.rest = rest;
             }
+            read?;
         }
+        if has_fragment { Err(Malformed::Fragment) } else { Ok(()) }
     }
 }
 
@@ -175,11 +242,11 @@ mod tests {
     const GET: &str = "GET / HTTP/1.1\r\nhost: a\r\n\r\n";
 
     /// Reads a stream in pieces of one size; heads are told to be framed so, one after another.
-    fn follow(mut messages: Messages, bytes: &str, piece: usize, framings: &[Framing]) -> Result<bool, BadChunk> {
+    fn follow(mut messages: Messages, bytes: &str, piece: usize, framings: &[Framing]) -> Result<bool, Malformed> {
         let mut framings = framings.iter();
         for piece in bytes.as_bytes().chunks(piece) {
             messages.read(piece)?;
-            while matches!(messages.at, At::Waiting(_)) {
+            while matches!(messages.at, At::Waiting { .. }) {
                 let Some(&framing) = framings.next() else { return Ok(false) };
                 messages.framed(framing)?;
             }
@@ -207,7 +274,18 @@ mod tests {
         let bad = format!("{GET}POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n0\r\nx: 1\n\r\n{GET}");
         for piece in 1..80 {
             let framings = [Framing::Length(0), Framing::Chunked, Framing::Length(0)];
-            assert_eq!(follow(Messages::requests(), &bad, piece, &framings), Err(BadChunk), "{piece}");
+            assert_eq!(follow(Messages::requests(), &bad, piece, &framings), Err(Malformed::Chunks), "{piece}");
+        }
+    }
+
+    #[test]
+    fn a_fragment_is_found_in_every_target_and_nowhere_else() {
+        let fine = "POST /a HTTP/1.1\r\nx: a #b\r\nreferer: /a#b\r\ncontent-length: 6\r\n\r\n /a#b\nG#T / HTTP/1.1\r\nhost: a\r\n\r\n";
+        let framings = [Framing::Length(6), Framing::Length(0), Framing::Length(0)];
+        let bad = format!("{fine}GET /a#b HTTP/1.1\r\nhost: a\r\n\r\n");
+        for piece in 1..120 {
+            assert_eq!(follow(Messages::requests(), fine, piece, &framings[..2]), Ok(true), "{piece}");
+            assert_eq!(follow(Messages::requests(), &bad, piece, &framings), Err(Malformed::Fragment), "{piece}");
         }
     }
 

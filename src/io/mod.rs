@@ -4,7 +4,7 @@ pub(crate) mod chunks;
 mod messages;
 mod stream;
 
-pub(crate) use messages::{Framing, Messages};
+pub(crate) use messages::{Framing, Malformed, Messages};
 pub(crate) use stream::{Seen, Stream};
 
 use std::cell::RefCell;

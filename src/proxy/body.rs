@@ -152,7 +152,7 @@ impl Body for RequestBody {
         let (Some(client), Some(exchange)) = (self.client.upgrade(), self.exchange.upgrade()) else {
             return answered();
         };
-        client.ask_for_body();
+        client.ask_for_body(exchange.has_answer());
         let Some(frame) = RequestBody::poll_piece(&client, &exchange, cx) else { return answered() };
         if client.body_expired.get() || self.stalls(&client, frame.is_pending(), cx) {
             return RequestBody::fault(&exchange, BodyFault::Stalled);

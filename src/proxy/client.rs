@@ -44,8 +44,8 @@ pub(crate) struct Client {
     pub(crate) body_expired: Cell<bool>,
     /// Wakes whoever waits for that piece, which may be another task than the connection's.
     pub(crate) body_waker: RefCell<Option<Waker>>,
-    /// What has come of the request's body is malformed, whatever hyper makes of it.
-    pub(crate) is_malformed: Cell<bool>,
+    /// What is wrong with the request, whatever hyper makes of it.
+    pub(crate) malformed: Cell<Option<io::Malformed>>,
     /// A request's body was let go of before its end: hyper may still read a part of it, which is no head.
     pub(crate) drains_body: Cell<bool>,
     /// The connection has had as many requests as it may have: it ends with this answer.
@@ -211,7 +211,7 @@ impl Client {
             awaits_body: Cell::new(None),
             body_expired: Cell::new(false),
             body_waker: RefCell::default(),
-            is_malformed: Cell::new(false),
+            malformed: Cell::new(None),
             drains_body: Cell::new(false),
             is_spent: Rc::default(),
             requests: Rc::default(),
@@ -237,7 +237,7 @@ impl Client {
             awaits_body: Cell::new(None),
             body_expired: Cell::new(false),
             body_waker: RefCell::default(),
-            is_malformed: Cell::new(false),
+            malformed: Cell::new(None),
             drains_body: Cell::new(false),
             is_spent: Rc::clone(&self.is_spent),
             requests: Rc::clone(&self.requests),
@@ -252,8 +252,9 @@ impl Client {
     }
 
     /// A body is read: a client that waits for `100 Continue` is told to send it. For HTTP/1 hyper does that.
-    pub(super) fn ask_for_body(&self) {
-        if let Some(tell) = self.on_body.take() {
+    /// Once the answer has begun it is too late.
+    pub(super) fn ask_for_body(&self, has_answer: bool) {
+        if let Some(tell) = self.on_body.take().filter(|_| !has_answer) {
             tell();
         }
     }

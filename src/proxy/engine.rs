@@ -16,6 +16,7 @@ use crate::cache::Cache;
 use crate::http::budget::Budget;
 use crate::http::head::Peer;
 use crate::http::problem::Problem;
+use crate::io::Malformed;
 use crate::upstream::{IdleLinks, SharedLinks};
 use arc_swap::ArcSwap;
 use http::header::HOST;
@@ -130,8 +131,11 @@ impl Engine {
         mut head: http::request::Parts,
         body_follows: bool,
     ) -> Result<Begun, Problem> {
-        if client.is_malformed.get() {
-            return Err(bad_chunk());
+        if let Some(malformed) = client.malformed.get() {
+            return Err(match malformed {
+                Malformed::Chunks => bad_chunk(),
+                Malformed::Fragment => Problem::bad_request("bad-target", "the request's target has a fragment"),
+            });
         }
         // Taken once: the whole way is decided by one configuration.
         let mut latest = self.latest.borrow_mut();

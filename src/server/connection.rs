@@ -156,7 +156,7 @@ async fn session(context: &Rc<Context>, mut stream: Stream, client: &Rc<Client>,
         let framed = Rc::clone(&pulse);
         let service = service_fn(move |request: Request<Incoming>| {
             let framing = Framing::of(request.headers(), request.body());
-            owner.is_malformed.set(framed.framed(framing).is_err());
+            owner.malformed.set(framed.framed(framing).err());
             engine.answer(&owner, request)
         });
         let mut builder = Builder::new();

@@ -31,6 +31,8 @@ const TINY_UPDATE: u32 = 1024;
 const FAIR_UPDATE: Range<u32> = 1..1 << 30;
 /// What a stream's beginning takes, in bytes of heads.
 const A_STREAM: u64 = 64;
+/// SETTINGS_HEADER_TABLE_SIZE, and the upper half of its value.
+const HEADER_TABLE_SIZE: u32 = 1 << 16;
 /// A piece of a head that others follow is small below this.
 const SMALL_PIECE: u32 = 1024;
 
@@ -146,6 +148,9 @@ pub(crate) struct Meter {
     verdict: Verdict,
     /// The highest stream that the client has begun.
     last_stream: u32,
+    /// The client has asked for a table of fields of under 64 KiB (RFC 9113 6.5.2), which is told in front of the next
+    /// block of fields.
+    has_table: bool,
     /// Streams that have come since it was asked last, of which no request is known yet.
     unaccepted: u32,
     /// Bytes of bodies that have come.
@@ -173,6 +178,7 @@ impl Meter {
             verdict: Verdict::Fine,
             last_stream: 0,
             unaccepted: 0,
+            has_table: false,
             data: 0,
             sent: 0,
             heads: 0,
@@ -227,7 +233,7 @@ impl Meter {
 
     /// A request has come. Returns its stream, where it cannot be another one's: the only one that came in this turn.
     pub(crate) fn accept(&mut self) -> Option<u32> {
-        let is_only = self.unaccepted == 1;
+        let is_only = self.unaccepted == 1 && !self.has_table;
         self.unaccepted = self.unaccepted.saturating_sub(1);
         is_only.then_some(self.last_stream)
     }
@@ -266,6 +272,8 @@ impl Meter {
 
     /// What is odd about a frame of the client.
     fn odd(&mut self, frame: Frame) -> Option<Oddity> {
+        // Settings come in the order of their numbers, by custom.
+        self.has_table |= frame.kind == Kind::SETTINGS && frame.length > 0 && frame.first_word() == HEADER_TABLE_SIZE;
         match frame.kind {
             Kind::DATA => {
                 self.data += u64::from(frame.length);

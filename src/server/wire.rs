@@ -4,8 +4,7 @@
 //! final one; and holds back the bare error answers that hyper writes when it cannot read a head,
 //! so that the connection can give its own.
 
-use crate::io::chunks::BadChunk;
-use crate::io::{Framing, Messages, Seen, Stream};
+use crate::io::{Framing, Malformed, Messages, Seen, Stream};
 use crate::proxy::{Client, Phase};
 use std::cell::{Cell, RefCell};
 use std::io::{self, IoSlice};
@@ -32,53 +31,16 @@ pub(super) struct Pulse {
     pub(super) head_began: Cell<Option<Instant>>,
     /// Where requests begin and end; what is not framed as it should be is not given to hyper.
     messages: RefCell<Messages>,
-    /// How much of a request line has come.
-    line: Cell<Line>,
     /// An answer of hyper's own was held back.
     pub(super) held_back: Cell<bool>,
     /// The client closed its side.
     pub(super) ended: Cell<bool>,
 }
 
-/// How much of a head's first line has come.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Line {
-    Method,
-    Target,
-    /// All of it, or no head is read.
-    Over,
-}
-
-impl Line {
-    /// Looks for a `#` in the target and makes the line unreadable by it: no request has a fragment (RFC 9112 3.2), and
-    /// hyper would drop it without a word. Only the head that a read begins with is looked at.
-    fn pass(&mut self, bytes: &mut [u8]) {
-        let mut from = 0;
-        while *self != Line::Over
-            && let Some(at) = memchr::memchr2(b'\n', b'#', &bytes[from..]).map(|at| from + at)
-        {
-            let is_target = *self == Line::Target || bytes[from..at].contains(&b' ');
-            match bytes[at] {
-                b'#' if is_target => {
-                    bytes[at] = 0;
-                    *self = Line::Over;
-                }
-                b'#' => {}
-                // Empty lines may stand before a request (RFC 9112 2.2).
-                _ if !is_target && bytes[from..at].iter().all(|&byte| byte == b'\r') => {}
-                _ => *self = Line::Over,
-            }
-            from = at + 1;
-        }
-        if *self == Line::Method && bytes[from..].contains(&b' ') {
-            *self = Line::Target;
-        }
-    }
-}
-
 impl Pulse {
-    /// hyper has parsed a head, whose content is framed so. An error where what has come of it is malformed.
-    pub(super) fn framed(&self, framing: Framing) -> Result<(), BadChunk> {
+    /// hyper has parsed a head, whose content is framed so. An error where the request is one that hyper should have
+    /// refused, as far as it has come.
+    pub(super) fn framed(&self, framing: Framing) -> Result<(), Malformed> {
         self.messages.borrow_mut().framed(framing)
     }
 
@@ -102,7 +64,6 @@ impl Wire {
             write_blocked: Cell::new(false),
             head_began: Cell::new(began),
             messages: RefCell::new(Messages::requests()),
-            line: Cell::new(Line::Method),
             held_back: Cell::new(false),
             ended: Cell::new(false),
         });
@@ -186,11 +147,6 @@ impl AsyncRead for Wire {
         let before = buf.filled().len();
         let result = Pin::new(&mut *self.stream.borrow_mut()).poll_read(cx, buf);
         if result.is_ready() {
-            let mut line = self.pulse.line.get();
-            if line != Line::Over && self.client.phase.get() == Phase::Idle {
-                line.pass(&mut buf.filled_mut()[before..]);
-                self.pulse.line.set(line);
-            }
             if self.pulse.messages.borrow_mut().read(&buf.filled()[before..]).is_err() {
                 buf.set_filled(before);
                 return Poll::Ready(Err(io::Error::from(io::ErrorKind::InvalidData)));
@@ -230,7 +186,6 @@ impl AsyncWrite for Wire {
         ready!(flushed)?;
         if self.client.phase.get() == Phase::Ending {
             self.client.phase.set(Phase::Idle);
-            self.pulse.line.set(Line::Method);
             self.pulse.head_began.set(None);
         }
         Poll::Ready(Ok(()))

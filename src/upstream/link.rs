@@ -9,7 +9,6 @@ use super::connect::Target;
 use super::interim::{Interim, Scanner};
 use super::retry::is_idempotent;
 use super::{Failure, Outgoing};
-use crate::io::chunks::BadChunk;
 use crate::io::{Framing, Messages, Stream};
 use http::{HeaderName, HeaderValue, Method, Request, Response, Uri};
 use hyper::body::Incoming;
@@ -201,7 +200,7 @@ impl Link {
                 let framing = Framing::of(head.headers(), head.body());
                 return match self.socket.messages.borrow_mut().framed(framing) {
                     Ok(()) => Outcome::Answer(head),
-                    Err(BadChunk) => Outcome::SentNoAnswer(Failure::Malformed),
+                    Err(_) => Outcome::SentNoAnswer(Failure::Malformed),
                 };
             }
             Some(Err(mut error)) => {

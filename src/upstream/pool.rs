@@ -58,6 +58,8 @@ pub(crate) struct Node {
     /// As the file has it; what is in force is the runtime's to say.
     pub(crate) state: NodeState,
     pub(crate) runtime: Arc<NodeRuntime>,
+    /// The node's address as the file has it; empty for one that was found.
+    named: String,
     /// Why the node's name cannot be resolved; it takes no requests then.
     pub(crate) unresolved: Option<String>,
     /// The node's own number among the hashes, for its slow start.
@@ -152,10 +154,10 @@ impl Pool {
             tls: tls.map(|tls| (Arc::clone(tls), named.clone().unwrap_or_else(|| name_of(host, address)))),
         };
         let nodes = nodes.into_iter().map(|(id, place, weight, state, host)| {
-            let Place { address, others, unresolved } = place;
+            let Place { address, others, named, unresolved } = place;
             let target = target(address, others, host);
             let runtime = registry.node(&group, &id, &target);
-            Node { salt: ring.hash_key(id.as_bytes()), runtime, id, target, weight, state, unresolved }
+            Node { salt: ring.hash_key(id.as_bytes()), runtime, id, target, weight, state, named, unresolved }
         });
         Ok(Pool {
             nodes: nodes.collect(),
@@ -335,17 +337,18 @@ fn name_of(host: Option<&str>, address: SocketAddr) -> ServerName<'static> {
 struct Place {
     address: SocketAddr,
     others: Arc<[SocketAddr]>,
+    named: String,
     unresolved: Option<String>,
 }
 
 impl Place {
     fn at(address: SocketAddr) -> Place {
-        Place { address, others: Arc::default(), unresolved: None }
+        Place { address, others: Arc::default(), named: String::new(), unresolved: None }
     }
 
     fn of(node: &Node) -> Place {
         let Target { address, others, .. } = &node.target;
-        Place { address: *address, others: Arc::clone(others), unresolved: None }
+        Place { address: *address, others: Arc::clone(others), named: node.named.clone(), unresolved: None }
     }
 
     /// Resolves a node's address. The one that it had before stays the first while its name has it: a name server that
@@ -354,18 +357,22 @@ impl Place {
         let found = (address.host.as_str(), address.port).to_socket_addrs();
         let mut all: Vec<SocketAddr> = match found {
             Ok(found) => found.collect(),
-            Err(error) => return Place::unresolved(error.to_string()),
+            // A name server that is out of order takes no node away that it has told of.
+            Err(error) => match before.filter(|node| node.unresolved.is_none() && node.named == address.to_string()) {
+                Some(known) => return Place::of(known),
+                None => return Place { named: address.to_string(), ..Place::unresolved(error.to_string()) },
+            },
         };
         if let Some(known) = before.and_then(|node| all.iter().position(|address| *address == node.address())) {
             all[..=known].rotate_right(1);
         }
-        let Some((&address, others)) = all.split_first() else { return Place::unresolved("no address".to_owned()) };
-        Place { address, others: others.into(), unresolved: None }
+        let Some((&first, others)) = all.split_first() else { return Place::unresolved("no address".to_owned()) };
+        Place { address: first, others: others.into(), named: address.to_string(), unresolved: None }
     }
 
     fn unresolved(cause: String) -> Place {
         let address = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED), 0);
-        Place { address, others: Arc::default(), unresolved: Some(cause) }
+        Place { address, others: Arc::default(), named: String::new(), unresolved: Some(cause) }
     }
 
     /// Says in the log when a name stops or begins to resolve.

@@ -554,6 +554,33 @@ fn an_expectation_is_answered_over_http2() {
     }
 }
 
+/// After the answer has begun there is no interim one.
+#[test]
+fn an_expectation_comes_too_late_behind_the_answer() {
+    let node = Node::start(|peer| {
+        peer.request();
+        peer.send("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n1\r\na\r\n");
+        peer.client.has_ended();
+        peer.send("0\r\n\r\n");
+    });
+    let proxy = Proxy::before(&[node.address]);
+    let mut frames = Frames::connect(proxy.address);
+    frames.headers(0, 1, &post_head(&[("expect", "100-continue")]));
+    let head = frames.of_stream(1).unwrap();
+    assert_eq!((head.kind, status_of(&head.payload)), (HEADERS, "200"));
+    assert_eq!(frames.of_stream(1).unwrap().kind, DATA);
+    // The time after which a body is asked for on the proxy's own account.
+    std::thread::sleep(Duration::from_millis(1300));
+    frames.send(PING, 0, 0, &[7; 8]);
+    loop {
+        let frame = frames.next().unwrap();
+        assert_ne!(frame.kind, HEADERS, "{frame:?}");
+        if frame.kind == PING {
+            break;
+        }
+    }
+}
+
 /// No connection ends without a word, whatever hyper makes of a request.
 #[test]
 fn a_connect_with_a_length_is_told_so() {

@@ -288,6 +288,36 @@ fn a_fragment_is_one_wherever_it_is_cut() {
     assert!(node.requests().iter().all(|head| !head.contains("/a#") && !head.starts_with("GET /a ")));
 }
 
+/// Behind another request, too; and what only looks like one stays as it is.
+#[test]
+fn a_fragment_is_looked_for_in_targets_alone() {
+    let node = Node::start(|peer| {
+        while let Some(head) = peer.request() {
+            let body = String::from_utf8(peer.body_of(&head)).unwrap();
+            peer.answer(&format!("{head}|{body}"));
+        }
+    });
+    let proxy = Proxy::before(&[node.address]);
+    let good = "GET /good HTTP/1.1\r\nhost: a\r\n\r\n";
+    let mut client = proxy.connect();
+    client.send(format!("{good}GET /a#b HTTP/1.1\r\nhost: a\r\n\r\n{HIDDEN}"));
+    assert_eq!((client.answer().status, client.answer().status), (200, 400));
+    assert!(client.is_closed());
+    // Heads and bodies that are cut behind another request.
+    for (first, second, expected) in [
+        ("POST /p HTTP/1.1\r\nhost: a\r\ncontent-length: 13\r\n", "\r\nhello #1 & #2", "|hello #1 & #2"),
+        ("GET /p HTTP/1.1\r\nhost: a\r\nx-a: hello", " w #1 thing\r\n\r\n", "x-a: hello w #1 thing"),
+        ("GET /p HTTP/1.1\r\nhost: a\r\n", "referer: http://e/p#frag\r\n\r\n", "referer: http://e/p#frag"),
+    ] {
+        let mut client = proxy.connect();
+        client.send(format!("{good}{first}"));
+        assert_eq!(client.answer().status, 200);
+        let answer = client.request(second);
+        assert!(answer.status == 200 && answer.text().contains(expected), "{second:?}: {answer:?}");
+    }
+    assert!(node.requests().iter().all(|head| !head.contains("/hidden")));
+}
+
 /// RFC 9112 3.2.4: the last proxy before the node makes `*` of it.
 #[test]
 fn options_for_a_whole_server_go_on_as_such() {
