@@ -371,6 +371,8 @@ fn tls_refuser(pair: &crate::support::Pair) -> std::net::SocketAddr {
     let address = listener.local_addr().unwrap();
     std::thread::spawn(move || {
         for stream in listener.incoming().map_while(Result::ok) {
+            // What it says must be out before it closes: its session tickets may not be acknowledged yet.
+            stream.set_nodelay(true).unwrap();
             let session = rustls::ServerConnection::new(std::sync::Arc::clone(&config)).unwrap();
             let mut stream = rustls::StreamOwned::new(session, stream);
             let mut some = [0; 4096];
