@@ -12,6 +12,7 @@ use crate::http::fields::{self, is_hop_by_hop};
 use crate::http::head::{Peer, RequestFields, Underscores, is_claim};
 use crate::http::target::{normalize_path, parse_authority};
 use crate::io::chunks::Chunks;
+use crate::io::{Framing, Malformed, Messages};
 use crate::proxy::affinity::{Affinity, Session};
 use crate::proxy::{Bounds, Form, Query, Table, enter};
 use crate::server::interleavings;
@@ -63,6 +64,15 @@ pub fn request_head(data: &[u8]) {
         for is_secure in [false, true] {
             for underscores in [Underscores::Drop, Underscores::Reject, Underscores::Allow] {
                 let peer = Peer { is_secure, underscores, ..STRANGER };
+                // What trusted proxies say is parsed too.
+                let trusted = Peer { trusted_proxies: &*EVERYBODY, ..peer };
+                if let Ok((entered, _)) = enter(head.clone(), &uri, host.as_ref(), trusted, bounds) {
+                    let chain = entered.fields.value(&fields::X_FORWARDED_FOR);
+                    assert!(
+                        chain.is_some_and(|chain| chain.ends_with(b"192.0.2.1")),
+                        "the peer is the last of its chain"
+                    );
+                }
                 let Ok((entered, form)) = enter(head.clone(), &uri, host.as_ref(), peer, bounds) else { continue };
                 check_form(&form, entered.fields.facts.default_port());
                 check_sanitised(&head.headers, &entered.fields, peer);
@@ -75,7 +85,10 @@ pub fn request_head(data: &[u8]) {
     }
 }
 
-/// A peer that nobody trusts.
+static EVERYBODY: LazyLock<[ipnet::IpNet; 2]> =
+    LazyLock::new(|| ["0.0.0.0/0", "::/0"].map(|network| network.parse().expect("a network")));
+
+/// A peer that is no trusted proxy.
 const STRANGER: Peer<'_> = Peer {
     address: IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)),
     is_secure: false,
@@ -84,7 +97,8 @@ const STRANGER: Peer<'_> = Peer {
     underscores: Underscores::Drop,
 };
 
-/// What a stranger says of itself, of its connection, or in names that pass for others, is not there; the facts are.
+/// Claims of an untrusted peer, fields of the connection and names that pass for these are removed; the facts are those
+/// of the connection.
 fn check_sanitised(before: &HeaderMap, after: &RequestFields, peer: Peer<'_>) {
     let named = named_by_connection(before);
     for name in after.plain().keys() {
@@ -168,6 +182,29 @@ pub fn chunks(data: &[u8]) {
         from += piece.len();
     }
     assert_eq!(whole, Ok(None));
+}
+
+/// A byte that says how the rest is cut, then a stream of HTTP/1 requests: wherever it is cut, the same messages are found
+/// in it. Every third head is told to be in chunks, every other one to have a length.
+pub fn messages(data: &[u8]) {
+    let Some((&cut, stream)) = data.split_first() else { return };
+    let follow = |size: usize| {
+        let (mut messages, mut heads) = (Messages::requests(), 0u64);
+        for piece in stream.chunks(size) {
+            if messages.read(piece).is_err() {
+                return (heads, Some(Malformed::Chunks));
+            }
+            while messages.is_waiting() {
+                heads += 1;
+                let framing = if heads % 3 == 0 { Framing::Chunked } else { Framing::Length(heads % 7) };
+                if let Err(malformed) = messages.framed(framing) {
+                    return (heads, Some(malformed));
+                }
+            }
+        }
+        (heads, None)
+    };
+    assert_eq!(follow(usize::from(cut).max(1)), follow(usize::MAX));
 }
 
 /// A block of fields on its way through: no field about the connection and none that `Connection` names is
@@ -433,7 +470,7 @@ mod tests {
 
     type Target = fn(&[u8]);
 
-    const TARGETS: [(&str, Target); 10] = [
+    const TARGETS: [(&str, Target); 11] = [
         ("request_head", request_head),
         ("field_rules", field_rules),
         ("cache_control", cache_control),
@@ -444,6 +481,7 @@ mod tests {
         ("frame_meter", frame_meter),
         ("interleavings", interleavings),
         ("chunks", chunks),
+        ("messages", messages),
     ];
 
     fn names(folder: &Path) -> BTreeSet<String> {

@@ -245,6 +245,46 @@ mod tests {
         assert!(!selecting.matches(&fields(&[]).into()));
     }
 
+    /// By a protected name a response varies as the facts do, whatever the clients have sent.
+    #[test]
+    fn protected_fields_vary_as_the_facts_do() {
+        use crate::http::head::{Marks, Peer, RequestHead, Underscores};
+        let ask = |claim: &'static str, certificate: Option<&'static str>, is_secure: bool| {
+            let certificate = certificate.map(HeaderValue::from_static);
+            let (mut head, ()) = http::Request::new(()).into_parts();
+            for name in ["x-client-cert-subject", "x-forwarded-port"] {
+                head.headers.insert(name, HeaderValue::from_static(claim));
+            }
+            let peer = Peer {
+                address: "192.0.2.1".parse().unwrap(),
+                is_secure,
+                certificate: certificate.as_ref(),
+                trusted_proxies: &[],
+                underscores: Underscores::Drop,
+            };
+            let marks = Marks::of(&head.headers);
+            RequestHead::sanitise(head, &marks, peer).unwrap().fields
+        };
+        let asks = [("CN=a", None), ("CN=b", None), ("CN=a", Some("CN=a")), ("CN=b", Some("CN=a")), ("", Some("CN=b"))];
+        for (claim, certificate) in asks {
+            for (other_claim, other) in asks {
+                let (one, another) = (ask(claim, certificate, true), ask(other_claim, other, true));
+                let Varies::By(selecting) = Varies::of(&fields(&[("vary", "x-client-cert-subject")]), &one) else {
+                    panic!()
+                };
+                assert_eq!(
+                    selecting.matches(&another),
+                    certificate == other,
+                    "{claim} {certificate:?} {other_claim} {other:?}"
+                );
+                let Varies::By(selecting) = Varies::of(&fields(&[("vary", "x-forwarded-port")]), &one) else {
+                    panic!()
+                };
+                assert!(selecting.matches(&another), "a stranger's claim tells nothing apart");
+            }
+        }
+    }
+
     proptest! {
         /// A request chooses what it was answered with, whatever its fields hold, and normal values stay
         /// as they are.

@@ -60,7 +60,7 @@ pub(crate) struct Secrets {
     pub(crate) tls: HashMap<String, Arc<ServerTls>>,
     /// What nodes are met with, by the pool's name.
     pub(crate) pool_tls: HashMap<String, Arc<ClientTls>>,
-    /// What `ring.seed_file` holds, by the pool's name.
+    /// The seeds of rings from `ring.seed_file`, by the pool's name.
     pub(crate) ring_seeds: HashMap<String, String>,
     /// All files that were read, and what they were then.
     pub(crate) files: Vec<(PathBuf, FileStamp)>,

@@ -385,7 +385,7 @@ scalar!(
 pub(crate) struct RingSeed(pub(crate) String);
 
 impl RingSeed {
-    /// Whether it is the seed of every pool that sets none.
+    /// Returns whether this is the public default, the seed of every pool that sets none.
     pub(crate) fn is_public(&self) -> bool {
         self.0 == "ringway"
     }

@@ -179,7 +179,7 @@ const NEVER_IN_TRAILERS: &[HeaderName] = &[
     WWW_AUTHENTICATE,
 ];
 
-/// Whether a field goes no further as a trailer.
+/// Returns whether a field is removed from trailers.
 pub(crate) fn is_barred_from_trailers(name: &HeaderName) -> bool {
     is_hop_by_hop(name)
         || NEVER_HOP_BY_HOP.contains(&name.as_str())
@@ -187,7 +187,7 @@ pub(crate) fn is_barred_from_trailers(name: &HeaderName) -> bool {
         || NEVER_IN_TRAILERS.contains(name)
 }
 
-/// Removes from trailers what may only stand before the content.
+/// Removes the trailers for which `is_barred` returns true.
 pub(crate) fn sanitise_trailers(trailers: &mut HeaderMap, is_barred: impl Fn(&HeaderName) -> bool) {
     let barred: Vec<HeaderName> = trailers.keys().filter(|name| is_barred(name)).cloned().collect();
     for name in barred {
@@ -205,21 +205,26 @@ pub(crate) fn list_has(value: &HeaderValue, member: &str) -> bool {
 
 /// The length that a message announces, where it is a number (RFC 9110 8.6: digits, and no sign).
 pub(crate) fn content_length(fields: &HeaderMap) -> Option<u64> {
-    let text = fields.get(CONTENT_LENGTH)?.to_str().ok()?;
+    parse_length(fields.get(CONTENT_LENGTH)?)
+}
+
+fn parse_length(value: &HeaderValue) -> Option<u64> {
+    let text = value.to_str().ok()?;
     if text.starts_with('+') { None } else { text.parse().ok() }
 }
 
-/// The lengths that a message announces differ, or are none.
+/// The values of Content-Length differ, or are no number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the message announces more than one length, or none that is a number")]
 pub(crate) struct BadLength;
 
-/// Makes one value of equal lengths, in several lines or in one, so that nobody behind can choose (RFC 9110 8.6).
+/// Replaces equal values of Content-Length, in several lines or in one, by a single one (RFC 9110 8.6). An error where
+/// they differ or are no number.
 pub(crate) fn unify_content_length(fields: &mut HeaderMap) -> Result<(), BadLength> {
-    let mut lines = fields.get_all(CONTENT_LENGTH).iter();
-    let Some(only) = lines.next() else { return Ok(()) };
-    if lines.next().is_none() && !only.as_bytes().contains(&b',') {
-        return content_length(fields).map(|_| ()).ok_or(BadLength);
+    let Some(first) = fields.get(CONTENT_LENGTH) else { return Ok(()) };
+    // A map has as many values as names where no field is repeated.
+    if first.as_bytes().iter().all(u8::is_ascii_digit) && fields.len() == fields.keys_len() {
+        return if parse_length(first).is_some() { Ok(()) } else { Err(BadLength) };
     }
     let mut values = fields.get_all(CONTENT_LENGTH).iter().flat_map(|line| line.as_bytes().split(|&byte| byte == b','));
     let first = values.next().unwrap_or_default().trim_ascii();
@@ -228,7 +233,7 @@ pub(crate) fn unify_content_length(fields: &mut HeaderMap) -> Result<(), BadLeng
     }
     let value = HeaderValue::from_bytes(first).map_err(|_| BadLength)?;
     fields.insert(CONTENT_LENGTH, value);
-    content_length(fields).map(|_| ()).ok_or(BadLength)
+    if content_length(fields).is_some() { Ok(()) } else { Err(BadLength) }
 }
 
 /// How a message's transfer codings are to be understood.

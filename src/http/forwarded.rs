@@ -12,14 +12,14 @@ pub(crate) fn is_trusted(peer: IpAddr, trusted: &[IpNet]) -> bool {
     trusted.iter().any(|net| net.contains(&peer))
 }
 
-/// What the trusted proxies before this one say of a client, in `X-Forwarded-*` or, where they send none of these,
+/// The origin of a request as trusted proxies tell it, in `X-Forwarded-*` or, where they send none of these,
 /// in `Forwarded` (RFC 7239).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Origin {
     /// The client's address: the first one from the right that is no trusted proxy's. An entry that is no address
     /// ends the walk, and the proxy that wrote it is taken for the client.
     pub(crate) address: IpAddr,
-    /// Whether the client spoke TLS; `None` where no proxy says.
+    /// `true` where the client spoke TLS; `None` where no proxy says.
     pub(crate) is_secure: Option<bool>,
     /// The addresses before the peer's own, as `X-Forwarded-For` lists them.
     pub(crate) chain: Option<HeaderValue>,
@@ -82,7 +82,7 @@ impl Origin {
     }
 }
 
-/// Whether a scheme is one over TLS; `None` where it is no scheme of HTTP.
+/// Returns whether a scheme is one over TLS; `None` where it is no scheme of HTTP.
 fn is_secure(scheme: &[u8]) -> Option<bool> {
     let scheme = scheme.trim_ascii();
     let is = |name: &[u8]| scheme.eq_ignore_ascii_case(name);
@@ -105,7 +105,7 @@ fn split_unquoted(text: &[u8], separator: u8) -> Vec<&[u8]> {
     .collect()
 }
 
-/// The value of a parameter of one element of `Forwarded`, without its quotes.
+/// Returns the value of a parameter in one element of `Forwarded`, without its quotes.
 fn parameter(element: &[u8], name: &[u8]) -> Option<Vec<u8>> {
     split_unquoted(element, b';').into_iter().find_map(|pair| {
         let (found, value) = pair.split_at(pair.iter().position(|&byte| byte == b'=')?);

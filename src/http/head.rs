@@ -28,7 +28,7 @@ pub(crate) struct Peer<'a> {
     pub(crate) underscores: Underscores,
 }
 
-/// What becomes of fields with `_` in their names, which servers in the manner of CGI cannot tell from `-`.
+/// The treatment of fields with `_` in their names, which CGI and WSGI servers cannot tell from `-`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Underscores {
     #[default]
@@ -38,7 +38,7 @@ pub(crate) enum Underscores {
     Allow,
 }
 
-/// Why a head is refused.
+/// The reason for which a head is refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum BadHead {
     #[error("the Connection field names `{}`, which is not about the connection", .0.0)]
@@ -66,14 +66,14 @@ pub(crate) struct RequestFields {
     pub(crate) facts: Facts,
 }
 
-/// What the proxy knows of the client of a request, from the connection and from trusted proxies.
+/// The facts about the client of a request, from the connection and from trusted proxies.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Facts {
     /// The peer's address.
     pub(crate) peer: IpAddr,
     /// The client's address: the peer's, or the one that trusted proxies tell.
     pub(crate) address: IpAddr,
-    /// Whether the client spoke TLS, with this proxy or with a trusted one before it.
+    /// `true` where the client spoke TLS, with this proxy or with a trusted one before it.
     pub(crate) is_secure: bool,
     /// `TE: trailers`.
     pub(crate) takes_trailers: bool,
@@ -84,9 +84,9 @@ pub(crate) struct Facts {
 /// Facts that few requests have.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct More {
-    /// What trusted proxies say of the way before the peer, for `X-Forwarded-For`.
+    /// The addresses before the peer's own in `X-Forwarded-For`, from trusted proxies.
     forwarded_for: Option<HeaderValue>,
-    /// What a trusted proxy says of the host that the client asked for.
+    /// `X-Forwarded-Host` of a trusted proxy.
     forwarded_host: Option<HeaderValue>,
     /// The subject of the client's certificate.
     certificate: Option<HeaderValue>,
@@ -102,17 +102,17 @@ impl Default for Facts {
 }
 
 impl Facts {
-    /// The scheme that the client used.
+    /// Returns the scheme that the client used.
     pub(crate) fn scheme(&self) -> &'static str {
         if self.is_secure { "https" } else { "http" }
     }
 
-    /// The port that this scheme implies.
+    /// Returns the default port of that scheme.
     pub(crate) fn default_port(&self) -> u16 {
         if self.is_secure { 443 } else { 80 }
     }
 
-    /// The protocol that the client wants to switch to.
+    /// Returns the protocol that the client wants to switch to.
     pub(crate) fn upgrade(&self) -> Option<&HeaderValue> {
         self.more.as_ref()?.upgrade.as_ref()
     }
@@ -121,7 +121,7 @@ impl Facts {
         self.more.get_or_insert_default()
     }
 
-    /// `X-Forwarded-For` as nodes get it.
+    /// Returns `X-Forwarded-For` as nodes get it.
     pub(crate) fn chain(&self) -> Vec<u8> {
         let peer = self.peer.to_canonical().to_string();
         match self.more.as_ref().and_then(|more| more.forwarded_for.as_ref()) {
@@ -131,7 +131,7 @@ impl Facts {
     }
 }
 
-/// What of a head has to be looked at more closely; most heads have none of it, and cost one look at their names.
+/// The groups of fields that a head has, of those that need more than a look at their names. Most heads have none.
 #[derive(Default)]
 pub(crate) struct Marks {
     /// `Content-Length`, `Transfer-Encoding` or `Expect`.
@@ -173,7 +173,7 @@ impl Marks {
     }
 }
 
-/// For each byte of a name, whether servers may take the name for another one, with `-` in its place.
+/// For each byte, `true` where a CGI server may read a name with it as another one, with `-` in its place.
 static IS_ODD: [bool; 256] = {
     let mut table = [true; 256];
     let mut byte = 0;
@@ -188,7 +188,7 @@ fn is_odd(name: &str) -> bool {
     name.bytes().any(|byte| IS_ODD[usize::from(byte)])
 }
 
-/// Whether a field says what only trusted proxies may say of a client.
+/// Returns whether a field is a claim about the client, which only trusted proxies may make.
 pub(crate) fn is_claim(name: &str) -> bool {
     is_claim_in_bytes(name.as_bytes())
 }
@@ -197,7 +197,7 @@ fn is_claim_in_bytes(name: &[u8]) -> bool {
     name.starts_with(b"x-forwarded-") || matches!(name, b"forwarded" | b"x-real-ip" | b"x-client-cert-subject")
 }
 
-/// Whether the proxy itself tells nodes of this field, and answers from the facts where it is asked for.
+/// Returns whether the proxy itself sets the field, so that it is read from the facts.
 pub(crate) fn is_fact(name: &HeaderName) -> bool {
     [
         fields::X_FORWARDED_FOR,
@@ -209,7 +209,7 @@ pub(crate) fn is_fact(name: &HeaderName) -> bool {
     .contains(name)
 }
 
-/// Whether a server in the manner of CGI would take a name for one that means something to this proxy.
+/// Returns whether a CGI server would read a name as one that this proxy protects.
 fn passes_for_protected(name: &str) -> bool {
     let folded: String = name.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect();
     is_claim(&folded)
@@ -218,14 +218,15 @@ fn passes_for_protected(name: &str) -> bool {
 }
 
 impl Underscores {
-    /// Whether a field of this name goes no further.
+    /// Returns whether a field of this name is removed.
     pub(crate) fn drop(self, name: &str) -> bool {
         is_odd(name) && ((self != Underscores::Allow && name.contains('_')) || passes_for_protected(name))
     }
 }
 
 impl RequestHead {
-    /// Makes the one view of a request from the head that its peer has sent. `marks` are those of its fields.
+    /// Returns the sanitised view of the head that a peer has sent; an error where the head is refused. `marks` are those
+    /// of its fields.
     pub(crate) fn sanitise(mut head: request::Parts, marks: &Marks, peer: Peer<'_>) -> Result<RequestHead, BadHead> {
         let map = &mut head.headers;
         if head.version == Version::HTTP_2
@@ -312,13 +313,13 @@ fn drop_bad_traces(map: &mut HeaderMap) {
 }
 
 impl RequestFields {
-    /// The fields that are no facts.
+    /// Returns the fields that are no facts.
     pub(crate) fn plain(&self) -> &HeaderMap {
         &self.map
     }
 
-    /// The fields of the request that a node gets, with the facts written into them, and the protocol that the client
-    /// wants to switch to. `peer` is the peer's address.
+    /// Returns the fields of the node's request, with the facts written into them, and the protocol that the client wants
+    /// to switch to. `peer` is the peer's address.
     pub(crate) fn for_node(self, peer: &HeaderValue) -> (HeaderMap, Option<HeaderValue>) {
         let RequestFields { map: mut fields, facts } = self;
         let scheme = HeaderValue::from_static(facts.scheme());
@@ -341,12 +342,12 @@ impl RequestFields {
         (fields, more.upgrade)
     }
 
-    /// Gives the host in its one form.
+    /// Sets the normalised host.
     pub(crate) fn set_host(&mut self, host: HeaderValue) {
         self.map.insert(HOST, host);
     }
 
-    /// The lines of a field as the node will see them.
+    /// Returns the lines of a field as the node will see them.
     pub(crate) fn values(&self, name: &HeaderName) -> Values<'_> {
         if is_fact(name) {
             return Values::Fact(self.fact(name));
@@ -354,7 +355,7 @@ impl RequestFields {
         Values::Lines(self.map.get_all(name).iter())
     }
 
-    /// The first line of a field as the node will see it.
+    /// Returns the first line of a field as the node will see it.
     pub(crate) fn value(&self, name: &HeaderName) -> Option<Cow<'_, [u8]>> {
         self.values(name).next()
     }

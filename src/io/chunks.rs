@@ -4,12 +4,12 @@
 //! hyper decodes bodies. Its decoder takes a bare line feed in trailers, and any byte in extensions; a node or a proxy
 //! that reads these otherwise sees another message. What passes here means one thing to all.
 
-/// Why a body is not framed by the grammar.
+/// A body that is not framed by the grammar.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the chunked body is malformed")]
 pub(crate) struct BadChunk;
 
-/// How far a chunked body has been read.
+/// The state within a chunked body.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Chunks {
     at: At,
@@ -74,7 +74,7 @@ impl Chunks {
         Ok(None)
     }
 
-    /// Where a byte outside of data leads; `None` is the end.
+    /// Returns the state behind a byte outside of data; `None` at the end of the body.
     fn step(&mut self, byte: u8) -> Result<Option<At>, BadChunk> {
         Ok(Some(match (self.at, byte) {
             (At::SizeStart | At::Size, digit) if digit.is_ascii_hexdigit() => {

@@ -28,7 +28,7 @@ impl Framing {
     }
 }
 
-/// Why a message is refused that hyper would take.
+/// The fault of a message that hyper would accept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Malformed {
     Chunks,
@@ -42,13 +42,13 @@ impl From<BadChunk> for Malformed {
     }
 }
 
-/// What has been read of the messages of one direction.
+/// The state of one direction of an HTTP/1 connection: within which message, and where in it, the next byte stands.
 #[derive(Debug)]
 pub(crate) struct Messages {
     at: At,
-    /// Whether these are responses, of which some are interim.
+    /// `true` for responses, of which some are interim.
     are_responses: bool,
-    /// What has come behind a head whose framing is not told yet, as far as it may have to be read again.
+    /// The bytes behind a head whose framing is not known yet, where they have to be read again.
     rest: Vec<u8>,
 }
 
@@ -70,11 +70,11 @@ enum At {
     Open,
 }
 
-/// What has been read of a head.
+/// The state within a head.
 #[derive(Debug, Default)]
 struct Head {
     has_begun: bool,
-    /// What stands in the line that is read.
+    /// The content of the current line.
     line: Line,
     /// The first line is not over.
     is_in_first: bool,
@@ -105,24 +105,31 @@ impl Head {
             from = bytes.iter().position(|byte| !matches!(byte, b'\r' | b'\n'))?;
             (self.has_begun, self.is_in_first) = (true, true);
         }
-        if self.is_in_first {
-            let line = memchr::memchr(b'\n', &bytes[from..]).map_or(&bytes[from..], |end| &bytes[from..from + end]);
-            match are_responses {
-                true => self.keep_start(line),
-                false => self.read_first(line),
+        loop {
+            let end = memchr::memchr(b'\n', &bytes[from..]);
+            let line = &bytes[from..end.map_or(bytes.len(), |end| from + end)];
+            if self.is_in_first {
+                match are_responses {
+                    true => self.keep_start(line),
+                    false => self.read_first(line, end.is_some()),
+                }
+                self.is_in_first = end.is_none();
             }
-            self.is_in_first = from + line.len() == bytes.len();
-        }
-        while let Some(at) = memchr::memchr(b'\n', &bytes[from..]).map(|at| from + at) {
-            self.read_line(&bytes[from..at]);
-            from = at + 1;
+            match (self.line, line) {
+                (_, []) => {}
+                (Line::Empty, b"\r") => self.line = Line::Return,
+                (Line::Empty, [first, ..]) => {
+                    self.may_be_coded |= first | 0x20 == b't';
+                    self.line = Line::Some;
+                }
+                _ => self.line = Line::Some,
+            }
+            from += end? + 1;
             if self.line != Line::Some {
                 return Some(from);
             }
             self.line = Line::Empty;
         }
-        self.read_line(&bytes[from..]);
-        None
     }
 
     fn keep_start(&mut self, line: &[u8]) {
@@ -131,21 +138,16 @@ impl Head {
         self.length += wanted;
     }
 
-    /// A `#` is part of a method, and the beginning of a fragment in a target.
-    fn read_first(&mut self, line: &[u8]) {
+    /// Looks for a fragment: a `#` is part of a method, and the beginning of a fragment in a target.
+    fn read_first(&mut self, line: &[u8], is_whole: bool) {
         if let Some(at) = memchr::memrchr(b'#', line) {
             self.has_fragment |= self.has_space || line[..at].contains(&b' ');
         }
-        self.has_space = self.has_space || line.contains(&b' ');
+        // For the rest of the line.
+        self.has_space |= !is_whole && line.contains(&b' ');
     }
 
-    fn read_line(&mut self, bytes: &[u8]) {
-        let Some(&first) = bytes.first() else { return };
-        self.may_be_coded |= self.line == Line::Empty && first | 0x20 == b't';
-        self.line = if self.line == Line::Empty && bytes == b"\r" { Line::Return } else { Line::Some };
-    }
-
-    /// Whether it is that of an interim response that another one follows (RFC 9110 15.2).
+    /// Returns whether the head is that of an interim response, which another head follows (RFC 9110 15.2).
     fn is_interim(&self) -> bool {
         self.start[9] == b'1' && &self.start[9..] != b"101"
     }
@@ -158,6 +160,12 @@ impl Messages {
 
     pub(crate) fn responses() -> Messages {
         Messages { at: At::Head(Head::default()), are_responses: true, rest: Vec::new() }
+    }
+
+    /// Returns whether a head has ended whose framing is not known yet.
+    #[cfg(any(test, fuzzing))]
+    pub(crate) fn is_waiting(&self) -> bool {
+        matches!(self.at, At::Waiting { .. })
     }
 
     /// Reads on.
@@ -246,7 +254,7 @@ mod tests {
         let mut framings = framings.iter();
         for piece in bytes.as_bytes().chunks(piece) {
             messages.read(piece)?;
-            while matches!(messages.at, At::Waiting { .. }) {
+            while messages.is_waiting() {
                 let Some(&framing) = framings.next() else { return Ok(false) };
                 messages.framed(framing)?;
             }

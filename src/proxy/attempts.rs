@@ -33,7 +33,7 @@ enum Attempt {
     Failed(Failure, Option<Setback>, bool),
 }
 
-/// The attempts that a request has behind it.
+/// The attempts that were made for a request.
 #[derive(Clone, Copy)]
 struct SoFar<'a> {
     tried: &'a Tried,
@@ -370,14 +370,14 @@ impl Journey {
         }
     }
 
-    /// What an attempt has failed by: by its client, once that has failed, whatever came of it at the node.
+    /// Returns the failure of an attempt: the client's, once the request's body has failed, whatever the node did.
     fn blame(&self, failure: Failure) -> Failure {
         if self.exchange.body_fault.get().is_some() { Failure::RequestBody } else { failure }
     }
 
     /// The same over a connection that requests share.
     async fn attempt_http2(&mut self, node: &Node, started: Instant, mut wants_new: bool) -> Attempt {
-        let mut has_waited = wants_new;
+        let mut has_waited = false;
         loop {
             let take = || self.engine.shared_links.take(&node.runtime, self.claimed.map(|_| FRESH));
             let kept = if wants_new { None } else { take() };
@@ -392,6 +392,8 @@ impl Journey {
                         .wait(&node.runtime, connect_timeout(self.pool.timeouts.connect, self.until()))
                         .await =>
                 {
+                    // What there is now was made after the stale one.
+                    wants_new = false;
                     continue;
                 }
                 None => {

@@ -215,7 +215,8 @@ impl Journey {
     async fn take_back(&self, answered: Answered) -> Result<Response<AnswerBody>, Problem> {
         let Answered { head, carrier, in_flight, started, cookie } = answered;
         let (mut head, body) = head.into_parts();
-        match fields::transfer_coding(&head.headers) {
+        let coding = fields::transfer_coding(&head.headers);
+        match coding {
             TransferCoding::Unsupported => return Err(self.failed(Failure::Malformed)),
             // The chunks are what was read; a length beside them is not to be believed (RFC 9112 6.3).
             TransferCoding::Chunked => drop(head.headers.remove(CONTENT_LENGTH)),
@@ -229,7 +230,8 @@ impl Journey {
             }
         }
         fields::strip_response(&mut head.headers);
-        if !self.takes_trailers {
+        // Only content in chunks, or on a stream, may be followed by trailers.
+        if !self.takes_trailers && (coding == TransferCoding::Chunked || matches!(carrier, Carrier::Shared(_))) {
             head.headers.remove(TRAILER);
         }
         if let Some(cookie) = cookie {

@@ -230,7 +230,8 @@ impl Handle {
 
     /// Says that the connection ends by an error of the client's, where the client has not ended it.
     pub(super) fn end_in_error(&self) {
-        if !self.0.borrow().has_ended {
+        let is_the_clients = |inner: &Inner| inner.has_ended || inner.meter.has_goaway();
+        if !is_the_clients(&self.0.borrow()) {
             self.go_away(PROTOCOL_ERROR);
         }
     }

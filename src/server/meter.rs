@@ -148,6 +148,8 @@ pub(crate) struct Meter {
     verdict: Verdict,
     /// The highest stream that the client has begun.
     last_stream: u32,
+    /// The client has said that it opens no more streams.
+    has_goaway: bool,
     /// The client has asked for a table of fields of under 64 KiB (RFC 9113 6.5.2), which is told in front of the next
     /// block of fields.
     has_table: bool,
@@ -178,6 +180,7 @@ impl Meter {
             verdict: Verdict::Fine,
             last_stream: 0,
             unaccepted: 0,
+            has_goaway: false,
             has_table: false,
             data: 0,
             sent: 0,
@@ -226,6 +229,11 @@ impl Meter {
         self.outward.is_at_boundary().then_some(self.last_stream)
     }
 
+    /// Returns whether the client has said that it opens no more streams.
+    pub(crate) fn has_goaway(&self) -> bool {
+        self.has_goaway
+    }
+
     /// What comes from now on is of another turn.
     pub(crate) fn begin_turn(&mut self) {
         self.unaccepted = 0;
@@ -272,6 +280,7 @@ impl Meter {
 
     /// What is odd about a frame of the client.
     fn odd(&mut self, frame: Frame) -> Option<Oddity> {
+        self.has_goaway |= frame.kind == Kind::GOAWAY;
         // Settings come in the order of their numbers, by custom.
         self.has_table |= frame.kind == Kind::SETTINGS && frame.length > 0 && frame.first_word() == HEADER_TABLE_SIZE;
         match frame.kind {

@@ -27,9 +27,9 @@ pub(crate) enum Broken {
 
 /// The client's part of an exchange, as far as it tells whose fault a failure is.
 pub(crate) trait ClientPart {
-    /// Whether the client has failed: its request did not come whole.
+    /// Returns whether the client has failed: its request did not come whole.
     fn has_failed(&self) -> bool;
-    /// Whether more of its request is waited for.
+    /// Returns whether more of the request's body is waited for.
     fn is_awaited(&self) -> bool;
 }
 

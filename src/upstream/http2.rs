@@ -346,10 +346,14 @@ enum Ended {
 }
 
 fn ended(error: &hyper::Error) -> Ended {
-    match std::error::Error::source(error).and_then(|cause| cause.downcast_ref::<h2::Error>()) {
+    let cause = std::error::Error::source(error);
+    // hyper takes an error of the connection's socket out of that of h2.
+    if cause.is_some_and(<dyn std::error::Error>::is::<std::io::Error>) {
+        return Ended::Connection;
+    }
+    match cause.and_then(|cause| cause.downcast_ref::<h2::Error>()) {
         Some(cause) if cause.is_remote() && cause.reason() == Some(h2::Reason::REFUSED_STREAM) => Ended::Refused,
         Some(cause) if cause.is_go_away() && cause.is_remote() => Ended::BeyondGoaway,
-        Some(cause) if cause.is_io() => Ended::Connection,
         _ => Ended::Stream,
     }
 }

@@ -84,6 +84,9 @@ struct Socket {
     written: RefCell<Written>,
 }
 
+/// The memory that a connection keeps for them between two requests.
+const KEPT: usize = 4 << 10;
+
 /// The bytes of a request as they went out. hyper takes a request apart as it writes it; to copy its fields before
 /// would cost more than to read these again in the rare case.
 #[derive(Default)]
@@ -95,6 +98,9 @@ struct Written {
 impl Written {
     fn begin(&mut self, is_kept: bool) {
         self.is_kept = is_kept;
+        if self.bytes.capacity() > KEPT {
+            self.bytes = Vec::new();
+        }
         self.bytes.clear();
     }
 

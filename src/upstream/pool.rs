@@ -394,3 +394,45 @@ impl Place {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+    use crate::telemetry::metrics::Metrics;
+    use std::path::Path;
+
+    fn built(address: &str) -> Pool {
+        let text = format!(
+            "listeners: [{{ name: l, address: 127.0.0.1:1 }}]\npools: {{ p: {{ nodes: [{{ id: n, address: \"{address}\" }}] }} }}\nroutes: []"
+        );
+        let (config, _) = Config::parse(Path::new("t.yaml"), &text, &|_| None).unwrap();
+        let registry = Registry::new(Arc::new(Metrics::new()));
+        let settings = config.settings.pools.get("p").unwrap();
+        Pool::build("p", settings, &[], (&registry, &config.secrets), None).unwrap()
+    }
+
+    /// A reload while names cannot be resolved takes no node away whose name could be before.
+    #[test]
+    fn a_name_that_cannot_be_resolved_any_more_keeps_its_address() {
+        let gone = NodeAddress { host: "nowhere.invalid".into(), port: 80 };
+        let mut before = built("127.0.0.1:80").nodes.remove(0);
+        assert!(Place::resolve(&gone, Some(&before)).unresolved.is_some(), "another name has another address");
+        before.named = gone.to_string();
+        let place = Place::resolve(&gone, Some(&before));
+        assert_eq!((place.address, place.unresolved), (before.address(), None));
+        let unresolved = built("nowhere.invalid:80").nodes.remove(0);
+        assert!(unresolved.unresolved.is_some());
+        assert!(Place::resolve(&gone, Some(&unresolved)).unresolved.is_some());
+    }
+
+    /// A name server that turns its answers round makes no new node.
+    #[test]
+    fn the_address_that_was_first_stays_first() {
+        let mut before = built("127.0.0.1:80").nodes.remove(0);
+        let localhost = NodeAddress { host: "127.0.0.1".into(), port: 80 };
+        assert_eq!(Place::resolve(&localhost, Some(&before)).address, before.address());
+        before.target.address = "192.0.2.1:80".parse().unwrap();
+        assert_eq!(Place::resolve(&localhost, Some(&before)).address, "127.0.0.1:80".parse().unwrap(), "it is gone");
+    }
+}

@@ -1,7 +1,7 @@
 //! HTTP/2 with clients: streams, limits and timers, and what must not get through.
 
 use crate::support::http2::{
-    DATA, END_STREAM, Frames, GOAWAY, HEADERS, Http2, PING, RST_STREAM, WINDOW_UPDATE, status_of,
+    DATA, END_STREAM, Frames, GOAWAY, HEADERS, Http2, PING, RST_STREAM, SETTINGS, WINDOW_UPDATE, status_of,
 };
 use crate::support::{Authority, Barrier, Client, Does, Node, Origin, Proxy, Service, eventually, have};
 use std::process::Command;
@@ -590,4 +590,31 @@ fn a_connect_with_a_length_is_told_so() {
     frames.headers(0, 1, &[(":method", "CONNECT"), (":authority", "a:443"), ("content-length", "5")]);
     let told = frames.of_stream(1).expect("a frame");
     assert!(told.kind == RST_STREAM || told.kind == GOAWAY || told.kind == HEADERS, "{told:?}");
+}
+
+/// A client that asks for another table of fields is told of it in front of the next block (RFC 7541 4.2), which is
+/// hyper's to say: no interim answer comes before that.
+#[test]
+fn an_interim_answer_does_not_come_before_the_size_of_the_table() {
+    let node = Node::echo();
+    let proxy = Proxy::before(&[node.address]);
+    let mut frames = Frames::connect(proxy.address);
+    frames.send(SETTINGS, 0, 0, &[0, 1, 0, 0, 0, 0]);
+    frames.headers(0, 1, &post_head(&[("expect", "100-continue"), ("content-length", "2")]));
+    frames.send(DATA, END_STREAM, 1, b"hi");
+    let head = frames.of_stream(1).unwrap();
+    assert_eq!((head.kind, head.payload[0]), (HEADERS, 0x20), "the size of the table: {head:?}");
+}
+
+/// A client that goes away is not told of an error.
+#[test]
+fn a_goaway_of_the_client_is_no_error() {
+    let proxy = Proxy::start("routes: [{ name: fixed, respond: { status: 200, body: hello } }]\n");
+    let mut frames = Frames::connect(proxy.address);
+    frames.headers(END_STREAM, 1, &[(":method", "GET"), (":scheme", "http"), (":path", "/"), (":authority", "a")]);
+    frames.go_away(0);
+    while let Some(frame) = frames.next() {
+        let reason = (frame.kind == GOAWAY).then(|| frame.payload[4..8].to_vec());
+        assert!(reason.is_none_or(|reason| reason == [0; 4]), "{frame:?}");
+    }
 }

@@ -4,6 +4,7 @@ use crate::support::http2::{Frames, HEADERS, Http2, RST_STREAM};
 use crate::support::{Authority, Client, Front, Nginx, Node, Node2, Proxy, eventually};
 use bytes::Bytes;
 use http_body_util::BodyExt;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -257,4 +258,46 @@ fn what_a_node_leaves_unread_keeps_no_request() {
     eventually("their end", || proxy.metric("ringway_requests_in_flight") == 0.0);
     assert_eq!(proxy.get("/").status, 204, "there is room for others");
     assert!(node.connections() >= 2, "a connection whose places are taken is not taken for a free one");
+}
+
+/// Many requests on a connection that ends share the next one, and do not make one each.
+#[test]
+fn requests_of_a_stale_connection_share_the_next_one() {
+    let first = AtomicBool::new(true);
+    let node = Node::start(move |peer| {
+        let mut frames = Frames::accept(peer);
+        let is_first = first.swap(false, Ordering::SeqCst);
+        let mut asked = 0;
+        while let Some(stream) = frames.request() {
+            asked += 1;
+            match is_first && asked > 1 {
+                true if asked < 11 => {}
+                // All of them are here: it ends without a word.
+                true => return,
+                false => frames.answer(stream),
+            }
+        }
+    });
+    let proxy = Proxy::start(&format!("workers: 1\n{}", Proxy::pool(&[node.address], HTTP2)));
+    assert_eq!(proxy.get("/").status, 204);
+    let mut clients: Vec<Client> = (0..10).map(|_| proxy.connect()).collect();
+    for client in &mut clients {
+        client.send("GET / HTTP/1.1\r\nhost: a\r\n\r\n");
+    }
+    let answers: Vec<_> = clients.iter_mut().map(Client::answer).collect();
+    assert!(answers.iter().all(|answer| answer.status == 204), "{answers:?}");
+    assert!(node.connections() <= 3, "{} connections", node.connections());
+}
+
+/// What a node may not say in trailers does not reset its client's stream.
+#[test]
+fn trailers_about_the_connection_do_not_hurt_clients_of_http2() {
+    for trailer in ["Connection: close", "Transfer-Encoding: chunked", "Keep-Alive: 1"] {
+        let text = format!(
+            "HTTP/1.1 200 OK\r\ntrailer: x-sum\r\ntransfer-encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n{trailer}\r\nX-Sum: 9\r\n\r\n"
+        );
+        let node = Node::saying(text);
+        let answer = Http2::connect(Proxy::before(&[node.address]).address).get("/");
+        assert_eq!((answer.status, answer.text().as_str()), (200, "ok"), "{trailer}");
+    }
 }

@@ -1,6 +1,6 @@
 //! Upgrades: a tunnel begins with the node's 101 and not before.
 
-use crate::support::{Node, Proxy, eventually};
+use crate::support::{Client, Node, Proxy, eventually};
 
 const UPGRADE: &str =
     "GET /chat HTTP/1.1\r\nhost: a\r\nconnection: Upgrade\r\nupgrade: websocket\r\nsec-websocket-key: k\r\n\r\n";
@@ -191,19 +191,42 @@ fn a_101_that_nobody_takes_keeps_no_place() {
         peer.request();
         // Interim answers, which the client does not read, until its connection takes no more.
         let hint = format!("HTTP/1.1 103 Early Hints\r\nlink: <{}>\r\n\r\n", "x".repeat(4000));
-        for _ in 0..4000 {
-            peer.send(&hint);
+        let port = peer.client.stream.local_addr().unwrap().port();
+        for _ in 0..150 {
+            // As many as the proxy holds, one lot after another.
+            peer.send(hint.repeat(15));
+            eventually("a lot to be read", || nothing_waits_from(port));
         }
         peer.send("HTTP/1.1 101 Switching Protocols\r\nconnection: Upgrade\r\nupgrade: websocket\r\n\r\n");
+        eventually("the switch", || nothing_waits_from(port));
         peer.note("switched");
         peer.client.has_ended();
     });
     let proxy = Proxy::before(&[node.address]);
-    let mut client = proxy.connect();
+    // Its connection holds little.
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    socket.set_recv_buffer_size(4096).unwrap();
+    socket.connect(&proxy.address.into()).unwrap();
+    let mut client = Client::over(socket.into());
     client.send(UPGRADE);
     eventually("the switch", || node.requests().iter().any(|note| note == "switched"));
-    eventually("its place", || proxy.metric("ringway_node_in_flight{node=\"n0\",pool=\"app\"}") == 1.0);
-    drop(client);
+    assert_eq!(proxy.metric("ringway_node_in_flight{node=\"n0\",pool=\"app\"}"), 1.0);
+    // Its end is seen while the write waits; a reset would end the write.
+    client.stream.shutdown(std::net::Shutdown::Write).unwrap();
     eventually("the end", || proxy.metric("ringway_node_in_flight{node=\"n0\",pool=\"app\"}") == 0.0);
     eventually("the end of the request", || proxy.metric("ringway_requests_in_flight") == 0.0);
+}
+
+/// Whether all that was sent from a port on this machine has been read (proc(5), `/proc/net/tcp`).
+fn nothing_waits_from(port: u16) -> bool {
+    let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
+    let port = format!(":{port:04X}");
+    table.lines().skip(1).all(|line| {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let (unsent, unread) = words[4].split_once(':').unwrap();
+        let is_open = words[3] == "01";
+        !is_open
+            || ((!words[1].ends_with(&port) || unsent == "00000000")
+                && (!words[2].ends_with(&port) || unread == "00000000"))
+    })
 }

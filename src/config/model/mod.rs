@@ -109,13 +109,13 @@ settings! {
 }
 
 choices! {
-    /// What becomes of fields with `_` in their names.
+    /// The treatment of fields with `_` in their names.
     UnderscoresInHeaders {
-        /// They are removed.
+        /// The fields are removed.
         Drop = "drop",
         /// The request is answered 400.
         Reject = "reject",
-        /// They go on.
+        /// The fields are forwarded.
         Allow = "allow",
     }
 }

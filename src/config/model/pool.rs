@@ -34,7 +34,7 @@ settings! {
         protocol: Protocol = "http1";
         /// Speaks TLS with the nodes. Off without the block; `tls: {}` trusts the system's authorities.
         tls: Option<PoolTls> = absent;
-        /// Whether a request that failed at one node is tried at the next. Without the block: once, where nothing was sent. With and without it, once more where a kept connection has ended before any byte of an answer to a GET, HEAD, OPTIONS, or a PUT or DELETE whose body is still here, and where a node of HTTP/2 declares that it did not begin with the request; `attempts: 0` turns all of it off.
+        /// Retries of a request that failed at a node. Without the block: one, where no byte was sent. With and without the block, a request is also sent again where a kept connection ended before any byte of a response to a GET, HEAD, OPTIONS, or a PUT or DELETE whose body is still held, and where an HTTP/2 node declares the stream unprocessed. `attempts: 0` turns all retries off.
         retries: Option<Retries> = absent;
     }
 }

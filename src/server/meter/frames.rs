@@ -14,6 +14,7 @@ impl Kind {
     pub(super) const RST_STREAM: Kind = Kind(3);
     pub(super) const SETTINGS: Kind = Kind(4);
     pub(super) const PING: Kind = Kind(6);
+    pub(super) const GOAWAY: Kind = Kind(7);
     pub(super) const WINDOW_UPDATE: Kind = Kind(8);
     pub(super) const CONTINUATION: Kind = Kind(9);
     pub(super) const PRIORITY_UPDATE: Kind = Kind(16);
@@ -48,14 +49,14 @@ impl Frame {
     /// How many of the bytes behind the head tell something.
     fn telling(&self) -> usize {
         let wanted = match self.kind {
-            Kind::RST_STREAM | Kind::WINDOW_UPDATE => 4,
+            Kind::RST_STREAM | Kind::WINDOW_UPDATE | Kind::SETTINGS => 4,
             Kind::DATA if self.flags & Frame::PADDED != 0 => 1,
             _ => 0,
         };
         wanted.min(self.length as usize)
     }
 
-    /// The number that the frame begins with: a reason, or an increment.
+    /// The number that the frame begins with: a reason, an increment, or a setting and the upper half of its value.
     pub(super) fn first_word(&self) -> u32 {
         u32::from_be_bytes(self.first) & 0x7fff_ffff
     }
