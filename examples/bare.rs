@@ -116,10 +116,14 @@ fn tls(chain: &PathBuf, key: &PathBuf) -> Result<rustls::ServerConfig> {
     let chain = CertificateDer::pem_file_iter(chain).map_err(Error::other)?;
     let chain = chain.collect::<std::result::Result<_, _>>().map_err(Error::other)?;
     let key = PrivateKeyDer::from_pem_file(key).map_err(Error::other)?;
-    let mut config = rustls::ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+    // AES-128 before AES-256, as Ringway has it and against what clients offer first.
+    let mut provider = rustls::crypto::ring::default_provider();
+    provider.cipher_suites.sort_by_key(|suite| !format!("{:?}", suite.suite()).contains("AES_128_GCM"));
+    let mut config = rustls::ServerConfig::builder_with_provider(Arc::new(provider))
         .with_safe_default_protocol_versions()
         .and_then(|builder| builder.with_no_client_auth().with_single_cert(chain, key))
         .map_err(Error::other)?;
+    config.ignore_client_order = true;
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Ok(config)
 }
