@@ -244,6 +244,10 @@ impl Messages {
             Framing::Chunked => At::Chunks(Chunks::default()),
             Framing::Open => At::Open,
         };
+        // Whatever comes behind it, the request is refused.
+        if has_fragment {
+            return Err(Malformed::Fragment);
+        }
         if !self.rest.is_empty() {
             let mut rest = std::mem::take(&mut self.rest);
             let read = self.read(&rest);
@@ -254,7 +258,7 @@ impl Messages {
             }
             read?;
         }
-        if has_fragment { Err(Malformed::Fragment) } else { Ok(()) }
+        Ok(())
     }
 }
 
