@@ -263,15 +263,7 @@ pub fn cache_control(data: &[u8]) {
         has_cookie: request.contains_key(COOKIE),
         no_store: asked.no_store,
     };
-    let strict = Policy {
-        default_ttl: 0,
-        negative_ttl: 0,
-        stale_while_revalidate: 0,
-        stale_if_error: 0,
-        honours_clients: true,
-        stores_set_cookie: false,
-        max_object: 1 << 20,
-    };
+    let strict = Policy { honours_clients: true, ..Policy::plain() };
     let generous = Policy {
         default_ttl: 3_600_000,
         negative_ttl: 60_000,

@@ -47,6 +47,10 @@ pub(crate) fn is_same_for_range(stored: &Stored, request: &HeaderMap) -> bool {
     if condition.as_bytes().first().is_some_and(|&first| first == b'"') {
         return stored.field(&ETAG).is_some_and(|known| known == *condition);
     }
+    // A weak tag says that the date may be that of other bytes too.
+    if stored.field(&ETAG).is_some_and(|tag| tag.as_bytes().starts_with(b"W/")) {
+        return false;
+    }
     let (Some(asked), Some(known)) = (date::parse(condition), stored.field(&LAST_MODIFIED)) else { return false };
     let (modified, made) = (date::parse(&known), stored.field(&DATE).as_ref().and_then(date::parse));
     // A date is strong if the response is a second younger at least (RFC 9110 8.8.2.2).

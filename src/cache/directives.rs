@@ -6,9 +6,13 @@ use http::header::{CACHE_CONTROL, PRAGMA};
 use http::{HeaderMap, HeaderName, HeaderValue};
 use std::borrow::Cow;
 
-/// Fields that replace `Cache-Control` and `Expires`, in the order in which they are looked for.
+/// Fields that replace `Cache-Control` and `Expires`, in the order in which they are looked for. After them comes
+/// [`SURROGATE_CONTROL`].
 const TARGETED: [HeaderName; 2] =
     [HeaderName::from_static("ringway-cache-control"), HeaderName::from_static("cdn-cache-control")];
+
+/// The same in the older form of the Edge Architecture Specification: `max-age=60+30, content="ESI/1.0"`.
+const SURROGATE_CONTROL: HeaderName = HeaderName::from_static("surrogate-control");
 
 /// The largest number of seconds that is told apart from for ever (RFC 9111 1.2.2).
 const MAX_SECONDS: u32 = 1 << 31;
@@ -83,6 +87,9 @@ impl ResponseDirectives {
         if let Some(targeted) = TARGETED.iter().find_map(|name| ResponseDirectives::targeted(fields, name)) {
             return targeted;
         }
+        if let Some(surrogate) = ResponseDirectives::surrogate(fields) {
+            return surrogate;
+        }
         let mut found = ResponseDirectives::default();
         for value in fields.get_all(CACHE_CONTROL) {
             each(value.as_bytes(), |name, argument| found.take(name, &argument));
@@ -120,6 +127,49 @@ impl ResponseDirectives {
         Some(found)
     }
 
+    /// `Surrogate-Control`, as far as it is for every surrogate or for this one by its name.
+    fn surrogate(fields: &HeaderMap) -> Option<ResponseDirectives> {
+        let mut found = ResponseDirectives { targeted: true, ..ResponseDirectives::default() };
+        let mut is_meant = false;
+        for value in fields.get_all(SURROGATE_CONTROL) {
+            each(value.as_bytes(), |name, argument| {
+                let (name, mut rest) = cut(name, b';');
+                let text = match &argument {
+                    Argument::Text(text) => {
+                        let (text, after) = cut(text, b';');
+                        rest = if rest.is_some() { rest } else { after };
+                        Some(text)
+                    }
+                    Argument::None | Argument::Malformed => None,
+                };
+                if rest.is_some_and(|target| !target.trim_ascii().eq_ignore_ascii_case(b"ringway")) {
+                    return;
+                }
+                match (&*name.trim_ascii().to_ascii_lowercase(), text) {
+                    (b"no-store" | b"no-store-remote", _) => found.no_store = true,
+                    (b"max-age", text) => {
+                        // Behind `+` stands how long it may be served stale.
+                        let (fresh, stale) = cut(text.unwrap_or_default(), b'+');
+                        let seconds = |text: &[u8]| Argument::Text(text.to_vec().into()).seconds();
+                        found.max_age = Some(seconds(fresh.trim_ascii()));
+                        found.stale_while_revalidate = stale.map(|stale| seconds(stale.trim_ascii()));
+                    }
+                    _ => return,
+                }
+                is_meant = true;
+            });
+        }
+        is_meant.then_some(found)
+    }
+
+    /// The same without directives that the configuration has count for nothing.
+    pub(crate) fn without(mut self, ignored: Ignored) -> ResponseDirectives {
+        self.private &= !ignored.private;
+        self.no_cache &= !ignored.no_cache;
+        self.no_store &= !ignored.no_store;
+        self
+    }
+
     fn take(&mut self, name: &[u8], argument: &Argument<'_>) {
         // Of several values the one that allows least counts.
         let shortest = |known: &mut Option<u32>| {
@@ -148,9 +198,33 @@ impl ResponseDirectives {
         }
     }
 
-    /// Whether a stale response may not be used, whatever happens (RFC 9111 4.2.4).
-    pub(crate) fn forbids_stale(&self) -> bool {
-        self.must_revalidate || self.proxy_revalidate || self.s_maxage.is_some() || self.no_cache
+    /// Whether a stale response may not be used, whatever happens (RFC 9111 4.2.4). `allows_s_maxage` has `s-maxage` not
+    /// count where the response says itself how stale it may be.
+    pub(crate) fn forbids_stale(&self, allows_s_maxage: bool) -> bool {
+        self.must_revalidate
+            || self.proxy_revalidate
+            || self.no_cache
+            || (self.s_maxage.is_some() && !(allows_s_maxage && self.says_how_stale()))
+    }
+
+    fn says_how_stale(&self) -> bool {
+        self.stale_while_revalidate.is_some() || self.stale_if_error.is_some()
+    }
+}
+
+/// Directives of responses that count for nothing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Ignored {
+    pub(crate) private: bool,
+    pub(crate) no_cache: bool,
+    pub(crate) no_store: bool,
+}
+
+/// Returns what stands before a separator, and what stands after it.
+fn cut(text: &[u8], separator: u8) -> (&[u8], Option<&[u8]>) {
+    match text.iter().position(|&byte| byte == separator) {
+        Some(at) => (&text[..at], Some(&text[at + 1..])),
+        None => (text, None),
     }
 }
 
@@ -306,6 +380,35 @@ mod tests {
             ("cache-control", "max-age=3"),
         ]));
         assert_eq!((both.max_age, both.targeted), (Some(1), true));
+    }
+
+    #[test]
+    fn surrogates_are_told_in_their_own_way() {
+        let read = |surrogate: &'static str| {
+            ResponseDirectives::of(&fields(&[
+                ("surrogate-control", surrogate),
+                ("cache-control", "private, max-age=5"),
+            ]))
+        };
+        for (said, max_age, stale, no_store) in [
+            ("max-age=60", Some(60), None, false),
+            ("max-age=60+30, content=\"ESI/1.0\"", Some(60), Some(30), false),
+            ("no-store, max-age=60", Some(60), None, true),
+            ("max-age=60;ringway", Some(60), None, false),
+            ("no-store;ringway", None, None, true),
+            ("max-age=x", Some(0), None, false),
+        ] {
+            let found = read(said);
+            let expected = (max_age, stale, no_store, false);
+            let all = (found.max_age, found.stale_while_revalidate, found.no_store, found.private);
+            assert_eq!(all, expected, "{said}");
+            assert!(found.targeted, "{said}");
+        }
+        for other in ["", "content=\"ESI/1.0\"", "max-age=60;elsewhere", "no-store;elsewhere"] {
+            assert!(read(other).private, "{other} says nothing here");
+        }
+        let targeted = fields(&[("cdn-cache-control", "max-age=1"), ("surrogate-control", "max-age=2")]);
+        assert_eq!(ResponseDirectives::of(&targeted).max_age, Some(1));
     }
 
     #[test]

@@ -1,27 +1,34 @@
 //! What a fetch comes to: a response for all, one for its own client, a confirmation, a stand-in.
 
 use super::fill::{Lead, Outcome};
-use super::growing::{Growing, GrowingReader, Pace};
+use super::growing::{Growing, GrowingReader, LeastRate, Pace};
 use super::key::Key;
-use super::object::{Shared, Stored};
+use super::object::{HeadFinding, Shared, Stored};
 use super::policy::{self, Asker, Milliseconds, Policy, Refusal, Terms, Timing};
-use super::store::{Begun, Found, Held};
+use super::store::{Address, Begun, Found, Held};
 use super::vary::{Selecting, Varies};
 use super::{Cache, PASS};
 use crate::http::date;
-use crate::http::fields::content_length;
+use crate::http::fields::{NamedByConnection, content_length};
 use crate::http::head::RequestFields;
 use bytes::Bytes;
-use http::header::DATE;
-use http::{HeaderMap, HeaderName, Response, StatusCode, response};
+use http::header::{DATE, TRAILER};
+use http::{Extensions, HeaderMap, HeaderName, Response, StatusCode, response};
 use http_body::Body as HttpBody;
+use std::borrow::Cow;
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::task::Poll;
+use std::time::{Duration, Instant};
 
 /// Errors that a request may have brought about by its own fields, when its head is longer than this,
 /// are believed by nobody else.
 const SUSPICIOUS_HEAD: usize = 4 << 10;
+
+/// How often it is looked whether readers that are waited for are too slow.
+const READER_TICK: Duration = Duration::from_secs(1);
 
 /// Where responses come from: one fetch a call.
 pub(crate) trait Origin {
@@ -36,6 +43,8 @@ pub(crate) trait Origin {
 pub(crate) struct Order {
     pub(crate) key: Key,
     pub(crate) uri: String,
+    /// Whether other things than the URI are part of the key.
+    pub(crate) has_parts: bool,
     /// The fields of the request, by which responses are chosen.
     pub(crate) request: RequestFields,
     pub(crate) asker: Asker,
@@ -46,8 +55,13 @@ pub(crate) struct Order {
 pub(crate) enum Led<B, F> {
     /// A response that is not stored.
     Private(Response<B>),
-    /// One whose body is arriving, with all the fields that came, also those that are not stored.
-    Growing(GrowingReader, HeaderMap),
+    /// One whose body is arriving, to be stored as far as is known.
+    Growing {
+        reader: GrowingReader,
+        /// All fields that came, also those that are not stored.
+        own: HeaderMap,
+        is_stored: bool,
+    },
     /// A stored one that the node has confirmed, or that somebody else has brought meanwhile.
     Confirmed {
         stored: Shared,
@@ -87,6 +101,10 @@ impl Drop for Growth {
 }
 
 impl Order {
+    fn address(&self) -> Address<'_> {
+        Address { key: self.key, uri: &self.uri, is_listed: self.has_parts }
+    }
+
     /// The group of a request before it is known by what its responses vary.
     pub(super) fn base_group(&self) -> Key {
         let Asker { has_authorization, has_cookie, .. } = self.asker;
@@ -109,6 +127,23 @@ pub(super) fn variant_group(base: Key, selecting: &Selecting) -> Key {
             part(value.unwrap_or_default());
         });
     })
+}
+
+/// An answer's fields as far as they decide: with those that its `Connection` has named, which go no further.
+fn deciding<'a>(fields: &'a HeaderMap, extensions: &Extensions) -> Cow<'a, HeaderMap> {
+    match extensions.get::<NamedByConnection>() {
+        None => Cow::Borrowed(fields),
+        Some(NamedByConnection(named)) => {
+            let mut all = fields.clone();
+            all.extend(named.clone());
+            Cow::Owned(all)
+        }
+    }
+}
+
+/// The names of those fields.
+fn named_by_connection(extensions: &Extensions) -> impl Iterator<Item = HeaderName> {
+    extensions.get::<NamedByConnection>().into_iter().flat_map(|NamedByConnection(named)| named.keys().cloned())
 }
 
 /// Whether an answer counts as a failure of the node (RFC 5861 4).
@@ -157,7 +192,8 @@ impl Cache {
                         // It speaks of another response than the one that is here: ask for the whole.
                         continue;
                     }
-                    let stored = self.confirm(lead, order, &held, response.headers(), timing);
+                    let (told, _) = response.into_parts();
+                    let stored = self.confirm(lead, order, &held, &told, timing);
                     return (Led::Confirmed { stored, asked: true }, None);
                 }
                 if is_failure(response.status())
@@ -172,10 +208,10 @@ impl Cache {
     }
 
     /// The node has confirmed what is stored: its fields are updated, and it is fresh again.
-    fn confirm(&self, lead: Lead, order: &Order, held: &Held, told: &HeaderMap, timing: Timing) -> Shared {
+    fn confirm(&self, lead: Lead, order: &Order, held: &Held, told: &response::Parts, timing: Timing) -> Shared {
         let (stored, fate) = self.freshened(order, held, told, timing, &lead.begun);
         let is_kept = match fate {
-            Fate::Kept => self.store.put(order.key, &order.uri, stored.clone(), &lead.begun, Some(held)),
+            Fate::Kept => self.store.put(order.address(), stored.clone(), &lead.begun, Some(held)),
             Fate::Private => false,
             Fate::Gone => {
                 self.store.remove(order.key);
@@ -195,54 +231,81 @@ impl Cache {
         &self,
         order: &Order,
         held: &Stored,
-        told: &HeaderMap,
+        told: &response::Parts,
         timing: Timing,
         begun: &Begun,
     ) -> (Stored, Fate) {
-        let mut fields = held.freshened_fields(told);
-        if !told.contains_key(DATE) {
-            // The time at which it came counts, and not that of what was stored.
-            fields.remove(DATE);
-        }
+        let freshened = |told: &HeaderMap| {
+            let mut fields = held.freshened_fields(told);
+            if !told.contains_key(DATE) {
+                // The time at which it came counts, and not that of what was stored.
+                fields.remove(DATE);
+            }
+            fields
+        };
+        let said = freshened(&deciding(&told.headers, &told.extensions));
         // Whose request it was decides whether the fields may be everybody's.
         let asker = Asker { is_post: false, no_store: false, ..order.asker };
-        let judged = policy::storable(asker, held.status, &fields, timing, &order.policy);
-        let is_chosen_alike = match (Varies::of(&fields, &order.request), &held.varies) {
+        let judged = policy::storable(asker, held.status, &said, timing, &order.policy);
+        let is_chosen_alike = match (Varies::of(&said, &order.request), &held.varies) {
             (Varies::No, None) => true,
             (Varies::By(now), Some(then)) => now.is_by_the_fields_of(then),
             _ => false,
         };
         let fate = match &judged {
             Ok(_) if is_chosen_alike => Fate::Kept,
-            Err(Refusal::Authorization | Refusal::NeverUsable) => Fate::Private,
+            Err(Refusal::NeverUsable) => Fate::Private,
+            Err(refusal) if policy::is_askers_own(asker, held.status, *refusal) => Fate::Private,
             _ => Fate::Gone,
         };
         let admission = judged.unwrap_or_else(|_| (once(timing), Vec::new()));
+        let fields = freshened(&told.headers);
         let stored = Stored::new(held.status, fields, admission, &order.request, timing.came_at, begun.moment());
         (stored.take_body_of(held), fate)
     }
 
     /// The answer to a HEAD tells what a GET would find (RFC 9111 4.3.5).
-    pub(crate) fn learn_from_head(
-        &self,
-        order: &Order,
-        status: StatusCode,
-        fields: &HeaderMap,
-        asked: Milliseconds,
-        begun: &Begun,
-    ) {
+    pub(crate) fn learn_from_head(&self, order: &Order, told: &response::Parts, asked: Milliseconds, begun: &Begun) {
         let Found::Response(held) = self.store.look_up(order.key, &order.request) else { return };
-        if status != held.status {
+        if told.status != held.status {
             return;
         }
-        if !held.is_described_by(fields) {
-            held.is_soft_purged.store(true, std::sync::atomic::Ordering::Relaxed);
+        match held.compare_with_head(&deciding(&told.headers, &told.extensions)) {
+            HeadFinding::Nothing => {}
+            HeadFinding::Differs => held.is_soft_purged.store(true, Relaxed),
+            HeadFinding::Same => {
+                let timing = Timing { asked, came: self.now(), came_at: date::now() };
+                let (stored, fate) = self.freshened(order, &held, told, timing, begun);
+                // What an operator has called stale is fresh again only when it has been validated itself.
+                stored.is_soft_purged.store(held.is_soft_purged.load(Relaxed), Relaxed);
+                if fate == Fate::Kept {
+                    self.store.put(order.address(), stored, begun, Some(&held));
+                }
+            }
+        }
+    }
+
+    /// An answer that is not stored ends the stored one that it supersedes, unless that is its asker's own doing. Returns
+    /// whether one is left.
+    fn supersede(&self, order: &Order, begun: &Begun, status: StatusCode, refusal: Refusal) -> bool {
+        let is_own = |stored: StatusCode| {
+            order.is_suspicious(status) || !policy::supersedes(order.asker, status, refusal, stored)
+        };
+        if !order.asker.is_post && !is_own(status) {
+            let is_superseded = |stored: &Stored| stored.is_for(&order.request) && !is_own(stored.status);
+            self.store.supersede(order.key, begun, is_superseded);
+        }
+        matches!(self.store.look_up(order.key, &order.request), Found::Response(_))
+    }
+
+    /// The same for an answer that its client alone has got, to a GET with conditions of its own.
+    pub(crate) fn note_private(&self, order: &Order, begun: &Begun, told: &response::Parts, asked: Milliseconds) {
+        if matches!(told.status, StatusCode::PARTIAL_CONTENT | StatusCode::NOT_MODIFIED) {
             return;
         }
         let timing = Timing { asked, came: self.now(), came_at: date::now() };
-        let (stored, fate) = self.freshened(order, &held, fields, timing, begun);
-        if fate == Fate::Kept {
-            self.store.put(order.key, &order.uri, stored, begun, Some(&held));
+        if let Err(refusal) = self.admit(order, told, content_length(&told.headers), timing) {
+            self.supersede(order, begun, told.status, refusal);
         }
     }
 
@@ -260,7 +323,8 @@ impl Cache {
             Ok(admitted) => admitted,
             Err(refusal) => {
                 tracing::debug!(uri = order.uri, ?refusal, "not stored");
-                self.note_refusal(&lead, order, head.status);
+                let is_one_left = self.supersede(order, &lead.begun, head.status, refusal);
+                self.note_refusal(&lead, order, head.status, refusal, is_one_left);
                 lead.settle(Outcome::Released);
                 return (Led::Private(Response::from_parts(head, body)), None);
             }
@@ -281,12 +345,18 @@ impl Cache {
         let age = timing.came - terms.born;
         let is_shared =
             !terms.always_validate && age < terms.lifetime + policy::in_milliseconds(terms.stale_while_revalidate);
-        let own = head.headers.clone();
-        let stored =
-            Stored::new(head.status, head.headers, admission, &order.request, timing.came_at, lead.begun.moment());
+        let mut own = head.headers.clone();
+        // Trailers are not stored, and whoever reads what is to be stored gets none.
+        own.remove(TRAILER);
+        let mut admission = admission;
+        admission.1.extend(named_by_connection(&head.extensions));
+        let said = deciding(&head.headers, &head.extensions).into_owned();
+        // Whether a body of unknown length fits is seen at its end.
+        let is_stored = length.is_some() && !self.is_beaten(order, &said, &lead.begun);
+        let stored = Stored::new(head.status, said, admission, &order.request, timing.came_at, lead.begun.moment());
         let growing = lead.grow(stored, length, order.policy.max_object, is_shared);
         let reader = growing.read().expect("nothing has arrived yet that could be too much");
-        (Led::Growing(reader, own), Some(Arriving { lead, growing: Growth(growing), body }))
+        (Led::Growing { reader, own, is_stored }, Some(Arriving { lead, growing: Growth(growing), body }))
     }
 
     /// Stores the response to another method, where it says that it is what a GET would find (RFC 9110
@@ -299,19 +369,24 @@ impl Cache {
         begun: Begun,
     ) -> (Led<B, F>, Option<Arriving<B>>) {
         let timing = Timing { asked, came: self.now(), came_at: date::now() };
-        self.deliver(self.fills.solo((order.key, &order.uri), order.base_group(), begun), order, response, timing)
+        self.deliver(self.fills.solo(&order.uri, order.base_group(), begun), order, response, timing)
     }
 
     /// Takes the body of a response to those who read it and then into the store.
     pub(crate) async fn receive<B: HttpBody<Data = Bytes> + Unpin>(&self, order: &Order, arriving: Arriving<B>) {
         let Arriving { lead, growing, body } = arriving;
         let growing = &growing.0;
-        let whole = self.pump(&lead, body, growing).await;
+        let whole = self.pump(&lead, order, body, growing).await;
         if let Some(body) = growing.end(whole) {
             let stored = Stored::clone(&growing.head).with_body(body);
-            self.store.put(order.key, &order.uri, stored, &lead.begun, None);
-        } else if growing.is_too_large() {
-            self.store.mark(lead.key, self.now() + PASS, None);
+            self.store.put(order.address(), stored, &lead.begun, None);
+        } else {
+            if growing.is_too_large() {
+                self.store.mark(lead.key, self.now() + PASS, None);
+            }
+            if whole {
+                self.supersede(order, &lead.begun, growing.head.status, Refusal::TooLarge);
+            }
         }
     }
 
@@ -327,11 +402,12 @@ impl Cache {
         if order.is_suspicious(head.status) {
             return Err(Refusal::Status);
         }
-        let admission = policy::storable(order.asker, head.status, &head.headers, timing, &order.policy)?;
+        let said = deciding(&head.headers, &head.extensions);
+        let admission = policy::storable(order.asker, head.status, &said, timing, &order.policy)?;
         if length.is_some_and(|length| length > order.policy.max_object) {
             return Err(Refusal::TooLarge);
         }
-        match Varies::of(&head.headers, &order.request) {
+        match Varies::of(&said, &order.request) {
             Varies::No => Ok((admission, None)),
             Varies::By(selecting) => Ok((admission, Some(selecting))),
             Varies::ByAnything => Err(Refusal::Vary),
@@ -339,19 +415,44 @@ impl Cache {
     }
 
     /// Remembers that requests like this one need not wait for one another, unless its own fields may
-    /// be the reason.
-    fn note_refusal(&self, lead: &Lead, order: &Order, status: StatusCode) {
-        let is_own_fault = matches!(status.as_u16(), 400 | 402 | 405..=409 | 411..=428 | 431);
-        if !is_own_fault && !order.is_suspicious(status) && !order.asker.no_store && !order.asker.is_post {
+    /// be the reason. `is_one_left` tells that others have a stored response to wait with.
+    fn note_refusal(&self, lead: &Lead, order: &Order, status: StatusCode, refusal: Refusal, is_one_left: bool) {
+        let is_own = match is_one_left {
+            true => policy::is_askers_own(order.asker, status, refusal),
+            false => policy::is_askers_own_status(order.asker, status) || order.asker.no_store,
+        };
+        if !is_own && !order.is_suspicious(status) && !order.asker.is_post {
             self.store.mark(lead.key, self.now() + PASS, None);
         }
     }
 
+    /// Waits until readers leave room for more of a body.
+    async fn room(&self, growing: &Growing, least: LeastRate) -> Pace {
+        let room = || poll_fn(|cx| growing.poll_room(cx, self.memory));
+        if let Poll::Ready(pace) = poll_fn(|cx| Poll::Ready(growing.poll_room(cx, self.memory))).await {
+            return pace;
+        }
+        loop {
+            let began = Instant::now();
+            let pace = tokio::time::timeout(READER_TICK, room()).await;
+            growing.waited(began.elapsed(), least);
+            if let Ok(pace) = pace {
+                return pace;
+            }
+        }
+    }
+
     /// Reads a body to its end; gives whether it was whole.
-    async fn pump<B: HttpBody<Data = Bytes> + Unpin>(&self, lead: &Lead, mut body: B, growing: &Growing) -> bool {
+    async fn pump<B: HttpBody<Data = Bytes> + Unpin>(
+        &self,
+        lead: &Lead,
+        order: &Order,
+        mut body: B,
+        growing: &Growing,
+    ) -> bool {
         let mut is_joinable = true;
         loop {
-            if poll_fn(|cx| growing.poll_room(cx, self.memory)).await == Pace::Stop {
+            if self.room(growing, order.policy.least_rate).await == Pace::Stop {
                 return false;
             }
             match poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await {

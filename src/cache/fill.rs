@@ -10,11 +10,11 @@ use super::key::Key;
 use super::lock;
 use super::object::{Shared, Stored};
 use super::purge::Epoch;
-use super::store::{Begun, Turn};
+use super::store::Begun;
 use crate::http::budget::Budget;
 use std::collections::HashMap;
 use std::pin::Pin;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::{Context, Poll, Waker};
 
@@ -39,10 +39,10 @@ impl Fills {
 /// One fetch, as those who wait for it see it.
 pub(crate) struct Fill {
     pub(super) uri: String,
-    /// The URI's key, and when the fetch began.
-    pub(super) target: Key,
+    /// When the fetch began.
     pub(super) epoch: Epoch,
-    pub(super) turn: Turn,
+    /// Set when what it asks for has changed since then.
+    pub(super) is_outdated: Arc<AtomicBool>,
     state: Mutex<State>,
 }
 
@@ -97,7 +97,7 @@ impl Fills {
     pub(super) fn join(
         self: &Arc<Self>,
         key: Key,
-        (target, uri): (Key, &str),
+        uri: &str,
         begin: impl FnOnce() -> Begun,
         is_useless: impl FnOnce(&Fill) -> bool,
     ) -> Joined {
@@ -107,16 +107,16 @@ impl Fills {
         {
             return Joined::Wait(Arc::clone(fill));
         }
-        let lead = self.solo((target, uri), key, begin());
+        let lead = self.solo(uri, key, begin());
         shard.insert(key, Arc::clone(&lead.fill));
         Joined::Lead(lead)
     }
 
     /// Leads without anybody who could wait.
-    pub(super) fn solo(self: &Arc<Self>, (target, uri): (Key, &str), key: Key, begun: Begun) -> Lead {
+    pub(super) fn solo(self: &Arc<Self>, uri: &str, key: Key, begun: Begun) -> Lead {
         let state = Mutex::new(State { stage: Stage::Fetching, waiting: HashMap::new(), next: 0 });
-        let (epoch, turn) = (begun.epoch, begun.turn);
-        let fill = Arc::new(Fill { uri: uri.to_owned(), target, epoch, turn, state });
+        let (epoch, is_outdated) = (begun.epoch, begun.outdated());
+        let fill = Arc::new(Fill { uri: uri.to_owned(), epoch, is_outdated, state });
         Lead { fills: Arc::clone(self), key, narrower: None, fill, begun }
     }
 }

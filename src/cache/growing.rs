@@ -9,9 +9,10 @@ use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
-/// A body that turns out too large keeps this much for its readers. One that is alone sets the pace;
-/// of several, those that are far behind are cut off.
+/// A body that turns out too large keeps this much for its readers. The slowest of those that cannot go on by
+/// themselves sets the pace; the others that are far behind it leave, and fetch the rest on their own.
 const WINDOW: u64 = 4 << 20;
 
 /// The same where all bodies together take too much.
@@ -22,6 +23,15 @@ const PIECE_OVERHEAD: u64 = 64;
 
 /// The part of the store's memory that bodies may take while they arrive.
 const SHARE: u64 = 4;
+
+/// How fast a reader must be that holds up others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct LeastRate {
+    /// Bytes a second; 0 for any rate.
+    pub(crate) bytes: u64,
+    /// The time that is not counted.
+    pub(crate) grace: Duration,
+}
 
 /// A response whose body is arriving.
 pub(crate) struct Growing {
@@ -66,8 +76,12 @@ enum End {
 /// Where a reader is.
 struct Place {
     piece: usize,
-    /// It was too slow for the others.
-    left_behind: bool,
+    /// It can fetch the rest by itself.
+    can_leave: bool,
+    left: Option<Unfinished>,
+    /// For how long others have waited for it, and the bytes that it has taken since they began to.
+    waited: Duration,
+    taken: u64,
     waker: Option<Waker>,
 }
 
@@ -86,32 +100,57 @@ impl Flow {
     }
 
     fn keeping_up(&self) -> impl Iterator<Item = &Place> {
-        self.readers.iter().flatten().filter(|place| !place.left_behind)
+        self.readers.iter().flatten().filter(|place| place.left.is_none())
     }
 
-    /// Leaves behind those who hold up others: by half of what is held, or, where nothing more may be, by anything.
-    /// Gives whether there were any.
+    /// Has those leave who hold up others and can go on by themselves: who are behind by half of what is held, or,
+    /// where nothing more may be, by anything. Returns whether there were any.
     fn leave_behind(&mut self, is_spent: bool) -> bool {
-        let (Some(first), Some(last)) =
-            (self.keeping_up().map(|place| place.piece).max(), self.keeping_up().map(|place| place.piece).min())
-        else {
-            return false;
-        };
+        let Some(first) = self.keeping_up().map(|place| place.piece).max() else { return false };
         let half = if is_spent { first } else { self.dropped + self.pieces.len() / 2 };
-        if last >= half || (first <= half && !is_spent) {
+        if first <= half && !is_spent {
             return false;
         }
-        for place in self.readers.iter_mut().flatten().filter(|place| place.piece < half) {
-            place.left_behind = true;
-            if let Some(waker) = place.waker.take() {
-                waker.wake();
+        let is_behind = |place: &&mut Place| place.left.is_none() && place.can_leave && place.piece < half;
+        let mut any = false;
+        for place in self.readers.iter_mut().flatten().filter(is_behind) {
+            place.leave(Unfinished::Behind);
+            any = true;
+        }
+        any
+    }
+
+    /// Notes for how long the slowest readers were waited for, and cuts those that are slower than they may be.
+    fn waited(&mut self, time: Duration, least: LeastRate) {
+        let Some(slowest) = self.keeping_up().map(|place| place.piece).min() else { return };
+        // One that is alone holds up nobody.
+        if self.keeping_up().nth(1).is_none() {
+            return;
+        }
+        let is_slowest = |place: &&mut Place| place.left.is_none() && place.piece == slowest;
+        for place in self.readers.iter_mut().flatten().filter(is_slowest) {
+            if place.waited.is_zero() {
+                place.taken = 0;
+            }
+            place.waited += time;
+            let counted = place.waited.saturating_sub(least.grace);
+            if u128::from(place.taken) * 1000 < u128::from(least.bytes) * counted.as_millis() {
+                place.leave(Unfinished::TooSlow);
             }
         }
-        true
     }
 
     fn wake_readers(&mut self) -> Vec<Waker> {
         self.readers.iter_mut().flatten().filter_map(|place| place.waker.take()).collect()
+    }
+}
+
+impl Place {
+    fn leave(&mut self, why: Unfinished) {
+        self.left = Some(why);
+        if let Some(waker) = self.waker.take() {
+            waker.wake();
+        }
     }
 }
 
@@ -208,6 +247,11 @@ impl Growing {
         Poll::Pending
     }
 
+    /// Notes for how long its slowest readers were waited for; see [`LeastRate`].
+    pub(super) fn waited(&self, time: Duration, least: LeastRate) {
+        lock(&self.flow).waited(time, least);
+    }
+
     /// Whether the body will not be stored.
     pub(super) fn is_outgrown(&self) -> bool {
         lock(&self.flow).outgrown
@@ -255,7 +299,7 @@ impl Growing {
         if flow.outgrown {
             return None;
         }
-        let place = Place { piece: 0, left_behind: false, waker: None };
+        let place = Place { piece: 0, can_leave: false, left: None, waited: Duration::ZERO, taken: 0, waker: None };
         let index = match flow.readers.iter().position(Option::is_none) {
             Some(free) => {
                 flow.readers[free] = Some(place);
@@ -286,13 +330,20 @@ pub(crate) struct GrowingReader {
     read: u64,
 }
 
-/// The body ended before its time.
+/// Why a reader gets no more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Truncated;
+pub(crate) enum Unfinished {
+    /// The body ended before its time.
+    Truncated,
+    /// Others are far ahead, and it has said that it can fetch the rest by itself.
+    Behind,
+    /// It was slower than it may be, and others waited for it.
+    TooSlow,
+}
 
 impl GrowingReader {
     /// The next piece; `None` at the end.
-    pub(crate) fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Truncated>>> {
+    pub(crate) fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Unfinished>>> {
         let mut flow = lock(&self.growing.flow);
         if let Some(End::Stored(body)) = &flow.end {
             let piece = body.piece(self.read, body.len());
@@ -300,14 +351,14 @@ impl GrowingReader {
             return Poll::Ready(piece.map(Ok));
         }
         let Some(place) = &flow.readers[self.index] else { return Poll::Ready(None) };
-        if place.left_behind {
-            return Poll::Ready(Some(Err(Truncated)));
+        if let Some(why) = place.left {
+            return Poll::Ready(Some(Err(why)));
         }
         let at = place.piece - flow.dropped;
         let Some(piece) = flow.pieces.get(at).cloned() else {
             return match flow.end {
                 Some(End::Whole | End::Stored(_)) => Poll::Ready(None),
-                Some(End::Broken) => Poll::Ready(Some(Err(Truncated))),
+                Some(End::Broken) => Poll::Ready(Some(Err(Unfinished::Truncated))),
                 None => {
                     if let Some(place) = &mut flow.readers[self.index] {
                         place.waker = Some(cx.waker().clone());
@@ -319,6 +370,7 @@ impl GrowingReader {
         self.read += piece.len() as u64;
         if let Some(place) = &mut flow.readers[self.index] {
             place.piece += 1;
+            place.taken += piece.len() as u64;
         }
         let producer = flow.producer.take();
         drop(flow);
@@ -330,6 +382,18 @@ impl GrowingReader {
 
     pub(crate) fn growing(&self) -> &Arc<Growing> {
         &self.growing
+    }
+
+    /// Says that its owner can fetch the rest by itself, when it is [`Unfinished::Behind`].
+    pub(crate) fn may_leave(&self) {
+        if let Some(place) = &mut lock(&self.growing.flow).readers[self.index] {
+            place.can_leave = true;
+        }
+    }
+
+    /// Bytes that were read so far.
+    pub(crate) fn position(&self) -> u64 {
+        self.read
     }
 }
 

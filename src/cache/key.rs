@@ -2,6 +2,7 @@
 
 use crate::config::CacheKey;
 use crate::http::head::RequestFields;
+use crate::http::target::respell_query;
 use http::header::COOKIE;
 use http::{HeaderMap, HeaderName};
 use percent_encoding::percent_decode_str;
@@ -24,6 +25,10 @@ impl Key {
     /// What the store's table goes by.
     pub(super) fn bits(self) -> u128 {
         self.0
+    }
+
+    pub(super) fn from_bits(bits: u128) -> Key {
+        Key(bits)
     }
 
     /// Another key, for something that belongs to this one.
@@ -108,6 +113,26 @@ impl Pattern {
     fn matches(&self, name: &str) -> bool {
         if self.is_prefix { name.starts_with(&self.text) } else { name == self.text }
     }
+
+    fn matches_bytes(&self, name: &[u8]) -> bool {
+        let text = self.text.as_bytes();
+        if self.is_prefix { name.starts_with(text) } else { name == text }
+    }
+}
+
+/// Cookies whose presence has a request pass by the cache.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct BypassCookies(Vec<Pattern>);
+
+impl BypassCookies {
+    pub(crate) fn of<'a>(names: impl Iterator<Item = &'a str>) -> BypassCookies {
+        BypassCookies(names.map(Pattern::of).collect())
+    }
+
+    /// Returns whether a request has one of them.
+    pub(crate) fn are_in(&self, fields: &HeaderMap) -> bool {
+        !self.0.is_empty() && pairs(fields).any(|(name, _)| self.0.iter().any(|cookie| cookie.matches_bytes(name)))
+    }
 }
 
 impl KeyRules {
@@ -128,17 +153,29 @@ impl KeyRules {
         self
     }
 
-    /// Whether one URI has one key.
-    pub(crate) fn is_by_uri(&self) -> bool {
-        self.headers.is_empty() && self.cookies.is_empty() && self.route.is_empty()
+    /// Whether other things than the URI are part of its keys.
+    pub(crate) fn has_parts(&self) -> bool {
+        !self.headers.is_empty() || !self.cookies.is_empty() || !self.route.is_empty()
     }
 
-    pub(crate) fn key(&self, target: Target<'_>, fields: &RequestFields) -> Key {
+    /// The key that is made of the URI alone.
+    pub(crate) fn of_uri(&self, target: Target<'_>) -> Key {
+        let mut hasher = self.begin(target);
+        part(&mut hasher, b"");
+        finish(&hasher)
+    }
+
+    fn begin(&self, target: Target<'_>) -> SipHasher13 {
         let mut hasher = hasher();
         part(&mut hasher, target.scheme.as_bytes());
         part(&mut hasher, target.authority.as_bytes());
         part(&mut hasher, target.path.as_bytes());
         parts(&mut hasher, self.query(target.query).as_deref().map(str::as_bytes).into_iter());
+        hasher
+    }
+
+    pub(crate) fn key(&self, target: Target<'_>, fields: &RequestFields) -> Key {
+        let mut hasher = self.begin(target);
         part(&mut hasher, self.route.as_bytes());
         for name in &self.headers {
             // Every line, so that none can reach the node unseen.
@@ -176,11 +213,11 @@ impl KeyRules {
         !among(&self.ignored) && (self.only.is_empty() || among(&self.only))
     }
 
-    /// The URI that stored responses are purged by.
+    /// The URI that stored responses are purged by. Its query has one spelling, which the key's has not.
     pub(crate) fn uri(&self, target: Target<'_>) -> String {
         let Target { scheme, authority, path, .. } = target;
         match self.query(target.query) {
-            Some(query) => [scheme, "://", authority, path, "?", &query].concat(),
+            Some(query) => [scheme, "://", authority, path, "?", &respell_query(&query)].concat(),
             None => [scheme, "://", authority, path].concat(),
         }
     }
@@ -188,10 +225,15 @@ impl KeyRules {
 
 /// The values of all cookies of a name.
 fn cookies<'a>(fields: &'a HeaderMap, name: &str) -> impl Iterator<Item = &'a [u8]> {
+    pairs(fields).filter_map(move |(known, value)| value.filter(|_| known == name.as_bytes()))
+}
+
+/// All cookies: names, and values where there is a `=`.
+fn pairs(fields: &HeaderMap) -> impl Iterator<Item = (&[u8], Option<&[u8]>)> {
     let pairs = fields.get_all(COOKIE).iter().flat_map(|value| value.as_bytes().split(|&byte| byte == b';'));
-    pairs.filter_map(move |pair| {
-        let equals = pair.iter().position(|&byte| byte == b'=')?;
-        (pair[..equals].trim_ascii() == name.as_bytes()).then(|| pair[equals + 1..].trim_ascii())
+    pairs.map(|pair| match pair.iter().position(|&byte| byte == b'=') {
+        Some(equals) => (pair[..equals].trim_ascii(), Some(pair[equals + 1..].trim_ascii())),
+        None => (pair.trim_ascii(), None),
     })
 }
 
@@ -269,6 +311,11 @@ mod tests {
         for (n, one) in different.iter().enumerate() {
             assert!(different[..n].iter().all(|other| other != one), "{n}");
         }
+        assert_eq!(
+            KeyRules::default().of_uri(target(None)),
+            KeyRules::default().key(target(None), &HeaderMap::new().into())
+        );
+        assert_ne!(rules.of_uri(target(None)), key(&[]));
         let asked = rules.key(target(Some("page=2")), &HeaderMap::new().into());
         assert_ne!(key(&[("x-country", "?page=2")]), asked, "no part can pass for another");
         assert_eq!(key(&[("cookie", "lang =de")]), key(&[("cookie", "lang=de")]));

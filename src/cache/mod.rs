@@ -2,7 +2,7 @@
 //!
 //! - `directives`, `policy`, `vary`, `conditional`, `range`: what the RFCs say, as pure functions.
 //! - `key`: what makes two requests one. `object`, `compact`, `body`: what is kept of a response.
-//! - `store`: the table, bounded by memory. `purge`: the rules that strike what it holds.
+//! - `store`: the table, bounded by memory. `uris`: the keys of each URI. `purge`: the rules that strike what it holds.
 //! - `fill`: one fetch for all who want the same. `growing`: the body that they read while it arrives.
 //!   `fetch`: what a fetch comes to.
 //! - `status`: what is told of it all.
@@ -23,6 +23,7 @@ mod purge;
 mod range;
 mod status;
 mod store;
+mod uris;
 mod vary;
 
 pub(crate) use body::{Body, Part, Reader};
@@ -30,8 +31,8 @@ pub(crate) use conditional::{CONDITIONS, NOT_IN_304, is_same_for_range, is_unmod
 pub(crate) use directives::RequestDirectives;
 pub(crate) use fetch::{Arriving, Led, Order, Origin, is_failure};
 pub(crate) use fill::{Fill, Joined, Lead, Outcome};
-pub(crate) use growing::{GrowingReader, Truncated};
-pub(crate) use key::{Key, KeyRules, Target};
+pub(crate) use growing::{GrowingReader, Unfinished};
+pub(crate) use key::{BypassCookies, Key, KeyRules, Target};
 pub(crate) use object::Stored;
 pub(crate) use policy::{Asker, Milliseconds, Policy, Reuse, milliseconds};
 pub(crate) use purge::Purge;
@@ -43,6 +44,7 @@ use crate::http::budget::Budget;
 use crate::http::head::RequestFields;
 use fill::Fills;
 use http::HeaderMap;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use store::{Found, Store};
@@ -55,9 +57,6 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// How long a key whose response cannot be shared is passed without waiting for anybody.
 const PASS: Milliseconds = 10_000;
-
-/// So many rules may be in force before changes add none.
-const MAX_CHANGE_RULES: usize = 256;
 
 /// Between two sweeps.
 const SWEEP_PAUSE: Duration = Duration::from_secs(1);
@@ -111,7 +110,7 @@ impl Cache {
     pub(crate) fn at(&self, time: Instant) -> Milliseconds {
         let elapsed = milliseconds(time.saturating_duration_since(self.started));
         #[cfg(test)]
-        let elapsed = elapsed + self.turned.load(std::sync::atomic::Ordering::Relaxed);
+        let elapsed = elapsed + self.turned.load(Ordering::Relaxed);
         elapsed
     }
 
@@ -151,12 +150,12 @@ impl Cache {
 
     /// Waits with the fetch that runs for a group, or begins to lead one.
     pub(crate) fn join(&self, group: Group, order: &Order) -> Joined {
-        self.fills.join(group.key, (order.key, &order.uri), || self.store.begin(), |fill| self.is_useless(fill))
+        self.fills.join(group.key, &order.uri, || self.store.begin(&order.uri), |fill| self.is_useless(fill))
     }
 
     /// Leads a fetch that nobody else waits for.
     pub(crate) fn go_alone(&self, group: Group, order: &Order) -> Lead {
-        self.fills.solo((order.key, &order.uri), group.key, self.store.begin())
+        self.fills.solo(&order.uri, group.key, self.store.begin(&order.uri))
     }
 
     /// Whether what a fetch brings is of no use to those who come now: it has been purged or changed,
@@ -164,7 +163,7 @@ impl Cache {
     fn is_useless(&self, fill: &Fill) -> bool {
         let head = fill.head();
         // Its tags are not known yet; they may be the ones that were purged.
-        if head.is_none() && self.store.has_struck_tags(fill.epoch) || self.store.has_changed(fill.target, fill.turn) {
+        if head.is_none() && self.store.has_struck_tags(fill.epoch) || fill.is_outdated.load(Ordering::Acquire) {
             return true;
         }
         let tags = head.as_ref().map_or(&[][..], |head| &head.tags);
@@ -174,17 +173,12 @@ impl Cache {
 
     /// Whether a fetch, had it brought these fields, would have been beaten by a purge or a change.
     pub(crate) fn is_beaten(&self, order: &Order, fields: &HeaderMap, begun: &Begun) -> bool {
-        self.is_purged(order, fields, begun) || self.store.has_changed(order.key, begun.turn)
-    }
-
-    /// The same for purges alone.
-    pub(crate) fn is_purged(&self, order: &Order, fields: &HeaderMap, begun: &Begun) -> bool {
-        self.store.is_struck(&order.uri, &object::tags(fields), begun.epoch)
+        begun.is_outdated() || self.store.is_struck(&order.uri, &object::tags(fields), begun.epoch)
     }
 
     /// Begins a fetch that nobody waits for.
-    pub(crate) fn begin(&self) -> Begun {
-        self.store.begin()
+    pub(crate) fn begin(&self, order: &Order) -> Begun {
+        self.store.begin(&order.uri)
     }
 
     /// Puts a purge in force, at once for every request that comes later.
@@ -193,15 +187,10 @@ impl Cache {
         self.struck.notify_one();
     }
 
-    /// Forgets the responses to a URI whose resource has changed (RFC 9111 4.4), those that are being
-    /// fetched included.
-    pub(crate) fn invalidate(&self, key: Key, uri: String, is_by_uri: bool) {
-        self.store.invalidate(key);
-        // Where other fields have other keys, a rule strikes them all; but clients do not get to pile up
-        // rules without end.
-        if !is_by_uri && self.store.rules_in_force() < MAX_CHANGE_RULES {
-            self.purge(&Purge::Url(vec![uri]), false);
-        }
+    /// Forgets the responses to a URI whose resource has changed (RFC 9111 4.4), those that are being fetched included,
+    /// but for the fetch that has changed it. `key` is the one that is made of the URI alone.
+    pub(crate) fn invalidate(&self, key: Key, uri: &str, but: Option<&Begun>) {
+        self.store.invalidate(key, uri, but);
     }
 
     /// Removes what purges have struck, for as long as the process lives.

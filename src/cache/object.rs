@@ -13,10 +13,13 @@ use http::header::{AGE, DATE, ETAG, LAST_MODIFIED};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use smallvec::SmallVec;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 
 /// What every object costs beside its fields, body and URI: this room's structures and the table's.
-pub(super) const OVERHEAD: usize = 480;
+pub(super) const OVERHEAD: usize = 496;
+
+/// What the list of a URI's keys costs for each, where there may be several.
+const LISTED: usize = 96;
 
 /// What a marker costs: as much of the table, and of an entry's structures, as an object.
 const MARKER: usize = 420;
@@ -24,7 +27,8 @@ const MARKER: usize = 420;
 /// Bodies up to this size share a piece of memory with their fields.
 const SMALL_BODY: usize = 512;
 
-/// The most variants of one URI; the oldest goes.
+/// The most variants of one URI. First go those that were never used, the oldest of them first, then the least
+/// recently used.
 pub(super) const MAX_VARIANTS: usize = 32;
 
 /// The first pause after a node failed while a stale response was at hand, and the longest.
@@ -47,6 +51,9 @@ const NEVER_STORED: [&str; 8] = [
 const KEPT_BY_304: [&str; 5] =
     ["content-length", "content-encoding", "content-range", "content-md5", "transfer-encoding"];
 
+/// Milliseconds of the clock by which uses are remembered.
+const USE_TICK: Milliseconds = 64;
+
 /// What is known under a key.
 #[derive(Debug)]
 pub(super) enum Entry {
@@ -54,10 +61,12 @@ pub(super) enum Entry {
     Marker(Marker),
 }
 
-/// The responses to one URI, newest first.
+/// The responses to one key. The newest stands first; the others in the order in which they would be kept.
 #[derive(Debug)]
 pub(super) struct Object {
     pub(super) uri: Box<str>,
+    /// There may be other keys for the same URI.
+    pub(super) is_listed: bool,
     pub(super) variants: SmallVec<[Stored; 1]>,
 }
 
@@ -85,6 +94,8 @@ pub(crate) struct Stored {
     /// The turn of that request, as far as it fits.
     pub(super) turn: u32,
     pub(super) is_soft_purged: AtomicBool,
+    /// When it was given out last, from 1; 0 for never. Kept only where there may be other variants.
+    used: AtomicU32,
     /// Until when the node is not asked again, in milliseconds, and in the lowest byte how often it has
     /// failed in a row.
     pause: AtomicU64,
@@ -102,6 +113,7 @@ impl Clone for Stored {
             checked: AtomicU64::new(self.checked.load(Relaxed)),
             turn: self.turn,
             is_soft_purged: AtomicBool::new(self.is_soft_purged.load(Relaxed)),
+            used: AtomicU32::new(self.used.load(Relaxed)),
             pause: AtomicU64::new(self.pause.load(Relaxed)),
         }
     }
@@ -144,6 +156,7 @@ impl Stored {
             checked: AtomicU64::new(epoch),
             turn: turn as u32,
             is_soft_purged: AtomicBool::new(false),
+            used: AtomicU32::new(0),
             pause: AtomicU64::new(0),
         }
     }
@@ -182,9 +195,19 @@ impl Stored {
         self.fields.get(name)
     }
 
+    /// The tag by which a part of it is told from a part of another one.
+    pub(crate) fn strong_tag(&self) -> Option<HeaderValue> {
+        self.fields.get(&ETAG).filter(|tag| tag.as_bytes().starts_with(b"\""))
+    }
+
     /// Whether it was asked for before another one. Turns wrap around.
     pub(super) fn is_older_than(&self, other: &Stored) -> bool {
-        (1..1 << 31).contains(&other.turn.wrapping_sub(self.turn))
+        self.is_from_before(other.turn.into())
+    }
+
+    /// Whether it was asked for before a turn.
+    pub(super) fn is_from_before(&self, turn: Turn) -> bool {
+        (1..1 << 31).contains(&(turn as u32).wrapping_sub(self.turn))
     }
 
     /// Whether a request chooses this variant.
@@ -205,9 +228,16 @@ impl Stored {
         !self.terms.always_validate && self.terms.lifetime > 0
     }
 
-    /// Whether it may stand in for a node that fails.
+    /// Whether it may stand in for a node that fails. An error is no better than the one that it would hide.
     pub(crate) fn stands_in(&self, now: Milliseconds) -> bool {
-        policy::stands_in(&self.terms, now)
+        !self.status.is_server_error() && policy::stands_in(&self.terms, now)
+    }
+
+    /// Remembers that it is given out.
+    pub(crate) fn note_use(&self, now: Milliseconds) {
+        if self.varies.is_some() {
+            self.used.store(u32::try_from(now.max(0) / USE_TICK + 1).unwrap_or(u32::MAX), Relaxed);
+        }
     }
 
     /// Whether the node has failed so recently that it is better left alone.
@@ -217,7 +247,8 @@ impl Stored {
 
     /// Remembers that the node failed. Requests that fail together are one failure.
     pub(super) fn pause(&self, now: Milliseconds) {
-        if self.is_pausing(now) {
+        // Whoever asks again for what is an error here may find it gone.
+        if self.status.is_server_error() || self.is_pausing(now) {
             return;
         }
         let failures = (self.pause.load(Relaxed) & 0xff).min(16);
@@ -250,20 +281,28 @@ impl Stored {
         agrees(&ETAG) && (fields.contains_key(ETAG) || agrees(&LAST_MODIFIED))
     }
 
-    /// Whether the answer to a HEAD still describes this response (RFC 9111 4.3.5).
-    pub(crate) fn is_described_by(&self, fields: &HeaderMap) -> bool {
-        let same = |name: &HeaderName| match fields.get(name) {
-            Some(told) => self.fields.get(name).as_ref() == Some(told),
-            None => true,
+    /// What the answer to a HEAD tells of this response (RFC 9111 4.3.5).
+    pub(crate) fn compare_with_head(&self, fields: &HeaderMap) -> HeadFinding {
+        let is_same_tag = |told: &HeaderValue| {
+            self.fields.get(&ETAG).is_some_and(|known| strip_weak(told.as_bytes()) == strip_weak(known.as_bytes()))
         };
-        same(&ETAG) && same(&LAST_MODIFIED) && content_length(fields).is_none_or(|length| length == self.body.len())
+        let tag = fields.get(ETAG).map(is_same_tag);
+        let modified = fields.get(LAST_MODIFIED).map(|told| self.fields.get(&LAST_MODIFIED).as_ref() == Some(told));
+        let length = content_length(fields).map(|length| length == self.body.len());
+        match (tag, modified) {
+            _ if [tag, modified, length].contains(&Some(false)) => HeadFinding::Differs,
+            (None, None) => HeadFinding::Nothing,
+            _ => HeadFinding::Same,
+        }
     }
 
-    /// The fields after a 304 or an equal HEAD: what was told replaces what was known (RFC 9111 3.2).
+    /// The fields after a 304 or an equal HEAD: what was told replaces what was known (RFC 9111 3.2). The tag is about
+    /// the stored body: one that was matched weakly may be another body's (RFC 9111 4.3.4).
     pub(crate) fn freshened_fields(&self, told: &HeaderMap) -> HeaderMap {
         let mut fields = HeaderMap::with_capacity(self.fields.len() + told.len());
         self.fields.unpack(&mut fields);
-        let kept = |name: &HeaderName| KEPT_BY_304.contains(&name.as_str());
+        let has_tag = fields.contains_key(ETAG);
+        let kept = |name: &HeaderName| KEPT_BY_304.contains(&name.as_str()) || (*name == ETAG && has_tag);
         for name in told.keys().filter(|name| !kept(name)) {
             fields.remove(name);
             for value in told.get_all(name) {
@@ -292,7 +331,8 @@ impl Entry {
             Entry::Object(object) => {
                 let variants = &object.variants;
                 let bodies: usize = variants.iter().map(Stored::size).sum();
-                object.uri.len() + bodies + OVERHEAD * variants.len().max(1)
+                let listed = if object.is_listed { LISTED } else { 0 };
+                object.uri.len() + bodies + OVERHEAD * variants.len().max(1) + listed
             }
             Entry::Marker(marker) => MARKER + marker.varies.as_ref().map_or(0, Selecting::size),
         };
@@ -304,16 +344,40 @@ impl Object {
     /// The object with a new response, in place of the one that it replaces.
     pub(super) fn with(&self, stored: Stored, stays: impl Fn(&Stored) -> bool) -> Object {
         let mut variants: SmallVec<[Stored; 1]> = SmallVec::new();
-        let newcomer = stored.varies.clone();
-        variants.push(stored);
         // A response that does not vary is the only one.
-        if newcomer.is_some() {
-            let others = self.variants.iter().filter(|other| other.varies.is_some() && other.varies != newcomer);
-            let others = others.filter(|other| stays(other));
-            variants.extend(others.take(MAX_VARIANTS - 1).cloned());
+        if stored.varies.is_some() {
+            let (replaced, others): (Vec<&Stored>, Vec<&Stored>) = self
+                .variants
+                .iter()
+                .filter(|other| other.varies.is_some())
+                .partition(|other| other.varies == stored.varies);
+            if let Some(replaced) = replaced.first() {
+                stored.used.store(replaced.used.load(Relaxed), Relaxed);
+            }
+            let mut others: Vec<&Stored> = others.into_iter().filter(|other| stays(other)).collect();
+            if others.len() >= MAX_VARIANTS {
+                // Stable: among equals the newest stand first.
+                others.sort_by_key(|other| std::cmp::Reverse(other.used.load(Relaxed)));
+                others.truncate(MAX_VARIANTS - 1);
+            }
+            variants.push(stored);
+            variants.extend(others.into_iter().cloned());
+        } else {
+            variants.push(stored);
         }
-        Object { uri: self.uri.clone(), variants }
+        Object { uri: self.uri.clone(), is_listed: self.is_listed, variants }
     }
+}
+
+/// What the answer to a HEAD tells of a stored response.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum HeadFinding {
+    /// A validator is the same, and nothing differs.
+    Same,
+    /// A GET would find something else.
+    Differs,
+    /// There is no validator. A length that is equal confirms nothing.
+    Nothing,
 }
 
 /// `W/"x"` as `"x"`.

@@ -1,8 +1,9 @@
 //! What RFC 9111 says of one response: may it be stored, how long is it fresh, may it answer this
 //! request. Plain values in, a named decision out.
 
-use super::directives::{RequestDirectives, ResponseDirectives};
-use crate::config::{ClientDirectives, RouteCache};
+use super::directives::{Ignored, RequestDirectives, ResponseDirectives};
+use super::growing::LeastRate;
+use crate::config::{ClientDirectives, IgnoredDirective, Limits, RouteCache};
 use crate::http::date;
 use http::header::{AGE, DATE, ETAG, EXPIRES, LAST_MODIFIED, SET_COOKIE};
 use http::{HeaderMap, HeaderName, StatusCode};
@@ -19,24 +20,65 @@ const HEURISTIC_FRACTION: i64 = 10;
 pub(crate) struct Policy {
     pub(crate) default_ttl: Milliseconds,
     pub(crate) negative_ttl: Milliseconds,
+    /// The longest freshness that is only guessed; 0 for none.
+    pub(crate) heuristic_max: Milliseconds,
     pub(crate) stale_while_revalidate: Milliseconds,
     pub(crate) stale_if_error: Milliseconds,
     pub(crate) honours_clients: bool,
     pub(crate) stores_set_cookie: bool,
+    /// `s-maxage` does not forbid what a response says itself of being stale.
+    pub(crate) allows_stale_with_s_maxage: bool,
+    /// How long what is no error is fresh, whatever it says.
+    pub(crate) ttl: Option<Milliseconds>,
+    pub(crate) ignored: Ignored,
     pub(crate) max_object: u64,
+    /// For readers of one body that hold up others.
+    pub(crate) least_rate: LeastRate,
 }
 
 impl Policy {
     /// `largest` is what the whole cache takes.
-    pub(crate) fn of(route: &RouteCache, largest: u64) -> Policy {
+    pub(crate) fn of(route: &RouteCache, largest: u64, limits: &Limits) -> Policy {
+        let overrides = route.r#override.as_ref();
+        let ignores = |directive| overrides.is_some_and(|overrides| overrides.ignore.contains(&directive));
         Policy {
             default_ttl: milliseconds(route.default_ttl),
             negative_ttl: milliseconds(route.negative_ttl),
+            heuristic_max: milliseconds(route.heuristic_max),
             stale_while_revalidate: milliseconds(route.stale_while_revalidate),
             stale_if_error: milliseconds(route.stale_if_error),
             honours_clients: route.client_directives == ClientDirectives::Honour,
             stores_set_cookie: route.store_set_cookie,
+            allows_stale_with_s_maxage: route.allow_stale_with_s_maxage,
+            ttl: overrides.and_then(|overrides| overrides.ttl).map(milliseconds),
+            ignored: Ignored {
+                private: ignores(IgnoredDirective::Private),
+                no_cache: ignores(IgnoredDirective::NoCache),
+                no_store: ignores(IgnoredDirective::NoStore),
+            },
             max_object: route.max_object.0.min(largest),
+            least_rate: LeastRate { bytes: limits.body_min_rate.0, grace: limits.write_timeout },
+        }
+    }
+}
+
+#[cfg(any(test, fuzzing))]
+impl Policy {
+    /// A policy that adds nothing to what responses say.
+    pub(crate) fn plain() -> Policy {
+        Policy {
+            default_ttl: 0,
+            negative_ttl: 0,
+            heuristic_max: 86_400_000,
+            stale_while_revalidate: 0,
+            stale_if_error: 0,
+            honours_clients: false,
+            stores_set_cookie: false,
+            allows_stale_with_s_maxage: false,
+            ttl: None,
+            ignored: Ignored::default(),
+            max_object: 1 << 20,
+            least_rate: LeastRate { bytes: 240, grace: Duration::from_secs(30) },
         }
     }
 }
@@ -114,7 +156,7 @@ pub(crate) fn storable(
     timing: Timing,
     policy: &Policy,
 ) -> Result<(Terms, Vec<HeaderName>), Refusal> {
-    let said = ResponseDirectives::of(fields);
+    let said = ResponseDirectives::of(fields).without(policy.ignored);
     if matches!(status, StatusCode::PARTIAL_CONTENT | StatusCode::NOT_MODIFIED) {
         return Err(Refusal::Status);
     }
@@ -136,7 +178,8 @@ pub(crate) fn storable(
     if fields.contains_key(SET_COOKIE) && !policy.stores_set_cookie && !withholds_cookie {
         return Err(Refusal::SetCookie);
     }
-    let explicit = explicit_lifetime(&said, fields, timing);
+    let configured = policy.ttl.filter(|_| status.as_u16() < 400);
+    let explicit = configured.or_else(|| explicit_lifetime(&said, fields, timing));
     let lifetime = match explicit {
         Some(lifetime) => lifetime,
         None if asker.is_post => return Err(Refusal::NeverUsable),
@@ -151,16 +194,20 @@ pub(crate) fn storable(
     if !may_be_kept && lifetime == 0 || (lifetime == 0 || said.no_cache) && !has_validator {
         return Err(Refusal::NeverUsable);
     }
-    let seconds = |given: Option<u32>, configured: Milliseconds| {
-        given.unwrap_or_else(|| u32::try_from(configured.max(0).unsigned_abs().div_ceil(1000)).unwrap_or(u32::MAX))
+    let never_stale = said.forbids_stale(policy.allows_stale_with_s_maxage);
+    // Then only what it says itself counts.
+    let is_strict = said.s_maxage.is_some();
+    let stale = |given: Option<u32>, configured: Milliseconds| match given {
+        _ if never_stale => 0,
+        Some(seconds) => seconds,
+        None if is_strict => 0,
+        None => u32::try_from(configured.max(0).unsigned_abs().div_ceil(1000)).unwrap_or(u32::MAX),
     };
-    let never_stale = said.forbids_stale();
-    let stale = |allowed| if never_stale { 0 } else { allowed };
     let terms = Terms {
         born: timing.came - initial_age(fields, timing),
         lifetime,
-        stale_while_revalidate: stale(seconds(said.stale_while_revalidate, policy.stale_while_revalidate)),
-        stale_if_error: stale(seconds(said.stale_if_error, policy.stale_if_error)),
+        stale_while_revalidate: stale(said.stale_while_revalidate, policy.stale_while_revalidate),
+        stale_if_error: stale(said.stale_if_error, policy.stale_if_error),
         always_validate: said.no_cache,
         never_stale,
     };
@@ -195,9 +242,12 @@ fn implied_lifetime(
     if !is_heuristically_cacheable(status) && !said.public {
         return 0;
     }
-    if let Some(modified) = last_modified(fields) {
+    if policy.heuristic_max > 0
+        && let Some(modified) = last_modified(fields)
+    {
         let date = generated(fields).unwrap_or(timing.came_at);
-        return date.saturating_sub(modified).max(0).saturating_mul(1000) / HEURISTIC_FRACTION;
+        let guessed = date.saturating_sub(modified).max(0).saturating_mul(1000) / HEURISTIC_FRACTION;
+        return guessed.min(policy.heuristic_max);
     }
     match is_negative(status) {
         true => policy.negative_ttl,
@@ -294,6 +344,35 @@ pub(crate) fn reuse(
         true => Reuse::WhileValidating,
         false => Reuse::AfterValidation,
     }
+}
+
+/// Returns whether a status is an asker's own doing: such an answer says nothing of what others would be given.
+pub(crate) fn is_askers_own_status(asker: Asker, status: StatusCode) -> bool {
+    match status.as_u16() {
+        400 | 402 | 405..=409 | 411..=428 | 431 => true,
+        401 | 403 => asker.has_authorization || asker.has_cookie,
+        _ => false,
+    }
+}
+
+/// Returns whether it may be an asker's own doing that the answer to it cannot be stored. Such an answer ends nothing
+/// that is stored, or any client could end a page for all.
+pub(crate) fn is_askers_own(asker: Asker, status: StatusCode, refusal: Refusal) -> bool {
+    asker.no_store
+        || is_askers_own_status(asker, status)
+        || match refusal {
+            Refusal::Authorization => true,
+            Refusal::Private | Refusal::SetCookie => asker.has_authorization || asker.has_cookie,
+            // Without a freshness of its own, what a cookie has brought is for that cookie alone.
+            Refusal::NeverUsable => asker.has_cookie,
+            Refusal::Status | Refusal::NoStore | Refusal::Vary | Refusal::TooLarge => false,
+        }
+}
+
+/// Returns whether an answer that cannot be stored ends the stored response that it supersedes.
+pub(crate) fn supersedes(asker: Asker, status: StatusCode, refusal: Refusal, stored: StatusCode) -> bool {
+    // A server that fails says nothing of its resource; but one error takes the place of another.
+    !is_askers_own(asker, status, refusal) && (!status.is_server_error() || stored.is_server_error())
 }
 
 /// Whether a stale response may stand in for a node that fails.

@@ -5,6 +5,7 @@ use super::lock;
 use super::object::{Entry, Marker, Object, Shared, Stored};
 use super::policy::Milliseconds;
 use super::purge::{Epoch, Purge, Rules, Verdict};
+use super::uris::{UriHash, Uris};
 use super::vary::Selecting;
 use crate::http::head::RequestFields;
 use arc_swap::ArcSwap;
@@ -14,7 +15,7 @@ use moka::policy::EvictionPolicy;
 use smallvec::SmallVec;
 use std::collections::{BTreeMap, HashMap};
 use std::hash::{BuildHasher, Hasher};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 /// So much may be added before the table is asked to make room.
@@ -23,17 +24,14 @@ const SLACK: u64 = 1 << 20;
 /// So many rules are looked through; more become one for everything.
 const MAX_RULES: usize = 4096;
 
-/// So many changed keys are remembered each; with more, everything counts as changed.
-const MAX_CHANGES: usize = 1 << 16;
-
 /// The part of `memory` that is left for what the table has not looked at yet.
 const RESERVE: u64 = 64;
 
 /// Keys are hashes already.
 #[derive(Clone, Default)]
-struct AsIs;
+pub(super) struct AsIs;
 
-struct Passed(u64);
+pub(super) struct Passed(u64);
 
 impl BuildHasher for AsIs {
     type Hasher = Passed;
@@ -49,6 +47,10 @@ impl Hasher for Passed {
         let length = bytes.len().min(8);
         first[..length].copy_from_slice(&bytes[..length]);
         self.0 ^= u64::from_ne_bytes(first);
+    }
+
+    fn write_u64(&mut self, bits: u64) {
+        self.0 = bits;
     }
 
     fn write_u128(&mut self, bits: u128) {
@@ -101,6 +103,15 @@ impl std::ops::Deref for Held {
     }
 }
 
+/// Where a response is stored.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Address<'a> {
+    pub(super) key: Key,
+    pub(super) uri: &'a str,
+    /// Whether other things than the URI are part of the key.
+    pub(super) is_listed: bool,
+}
+
 /// The store. What it holds is bounded by weight; the least recently used goes first.
 pub(super) struct Store {
     table: moka::sync::Cache<u128, Arc<Entry>, AsIs>,
@@ -109,27 +120,50 @@ pub(super) struct Store {
     epoch: AtomicU64,
     /// One purge, or one clean-up, at a time.
     changing: Mutex<()>,
-    /// The fetches that run, by the turn at which they began, with the epoch of that moment.
-    running: Mutex<BTreeMap<Turn, Epoch>>,
-    /// Fetches and invalidations, in one order.
+    /// The keys of every URI that are not made of it alone.
+    uris: Arc<Uris>,
+    running: Mutex<Running>,
+    /// Fetches and changes, in one order.
     turn: AtomicU64,
-    /// Keys whose resource has changed, and when: what was being fetched by then is not stored.
-    changed: Mutex<Changes>,
     /// The epoch up to which a whole sweep has looked at everything.
     swept: AtomicU64,
     added: AtomicU64,
     slack: u64,
 }
 
-/// The place of a fetch or an invalidation in the order of all.
+/// The place of a fetch or a change in the order of all.
 pub(super) type Turn = u64;
 
-/// What has changed, by key.
+/// The fetches that run.
 #[derive(Default)]
-struct Changes {
-    turns: HashMap<u128, Turn>,
-    /// Everything counts as changed at this turn: there were too many to remember each.
-    floor: Turn,
+struct Running {
+    /// By the turn at which they began, with the epoch of that moment.
+    epochs: BTreeMap<Turn, Epoch>,
+    by_uri: HashMap<UriHash, SmallVec<[Watched; 1]>, AsIs>,
+}
+
+/// A fetch, and where it is told that it is outdated.
+type Watched = (Turn, Arc<AtomicBool>);
+
+impl Running {
+    /// Has the fetches of a URI for which `is_struck` returns true bring nothing that is stored.
+    fn strike(&self, uri: UriHash, is_struck: impl Fn(Turn) -> bool) {
+        for (turn, is_outdated) in self.by_uri.get(&uri).into_iter().flatten() {
+            if is_struck(*turn) {
+                is_outdated.store(true, Ordering::Release);
+            }
+        }
+    }
+
+    fn end(&mut self, uri: UriHash, turn: Turn) {
+        self.epochs.remove(&turn);
+        if let Some(fetches) = self.by_uri.get_mut(&uri) {
+            fetches.retain(|(other, _)| *other != turn);
+            if fetches.is_empty() {
+                self.by_uri.remove(&uri);
+            }
+        }
+    }
 }
 
 /// A fetch that has begun and not ended: rules that came later are kept for it.
@@ -137,6 +171,8 @@ pub(crate) struct Begun {
     store: Arc<Store>,
     pub(crate) epoch: Epoch,
     pub(super) turn: Turn,
+    uri: UriHash,
+    is_outdated: Arc<AtomicBool>,
 }
 
 impl Begun {
@@ -145,26 +181,44 @@ impl Begun {
         (self.epoch, self.turn)
     }
 
+    /// Whether what it asks for has changed since it began.
+    pub(super) fn is_outdated(&self) -> bool {
+        self.is_outdated.load(Ordering::Acquire)
+    }
+
+    /// The same, for those who watch it.
+    pub(super) fn outdated(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.is_outdated)
+    }
+
     /// Nothing of it will be stored: nobody needs to keep anything for it.
     pub(super) fn retire(&self) {
-        lock(&self.store.running).remove(&self.turn);
+        lock(&self.store.running).end(self.uri, self.turn);
     }
 }
 
 impl Drop for Begun {
     fn drop(&mut self) {
-        lock(&self.store.running).remove(&self.turn);
+        self.retire();
     }
 }
 
 impl Store {
     pub(super) fn new(memory: u64, evicted: impl Fn() + Send + Sync + 'static) -> Store {
+        let uris = Arc::new(Uris::default());
+        let held = Arc::clone(&uris);
         let table = moka::sync::Cache::builder()
             .max_capacity(memory - memory / RESERVE)
             .weigher(|_, entry: &Arc<Entry>| entry.weight())
             // What was stored is there until it has been the least used: nothing new is turned away.
             .eviction_policy(EvictionPolicy::lru())
-            .eviction_listener(move |_, _, cause| {
+            .eviction_listener(move |key: Arc<u128>, entry: Arc<Entry>, cause| {
+                // Also told of what another entry has replaced.
+                if let Entry::Object(object) = &*entry
+                    && object.is_listed
+                {
+                    held.remove(UriHash::of(&object.uri), Key::from_bits(*key));
+                }
                 if cause == RemovalCause::Size {
                     evicted();
                 }
@@ -175,9 +229,9 @@ impl Store {
             rules: ArcSwap::default(),
             epoch: AtomicU64::new(0),
             changing: Mutex::default(),
+            uris,
             running: Mutex::default(),
             turn: AtomicU64::new(0),
-            changed: Mutex::default(),
             swept: AtomicU64::new(0),
             added: AtomicU64::new(0),
             slack: SLACK.min(memory / RESERVE),
@@ -227,43 +281,38 @@ impl Store {
         self.insert(marked(key), Arc::new(Entry::Marker(Marker { pass_until, varies })));
     }
 
-    /// Begins a fetch: purges from now on beat what it brings.
-    pub(super) fn begin(self: &Arc<Self>) -> Begun {
+    /// Begins a fetch: purges and changes from now on beat what it brings.
+    pub(super) fn begin(self: &Arc<Self>, uri: &str) -> Begun {
+        let (uri, is_outdated) = (UriHash::of(uri), Arc::default());
         let mut running = lock(&self.running);
         let epoch = self.epoch.load(Ordering::Acquire);
         let turn = self.turn.fetch_add(1, Ordering::Relaxed);
-        running.insert(turn, epoch);
-        Begun { store: Arc::clone(self), epoch, turn }
+        running.epochs.insert(turn, epoch);
+        running.by_uri.entry(uri).or_default().push((turn, Arc::clone(&is_outdated)));
+        Begun { store: Arc::clone(self), epoch, turn, uri, is_outdated }
     }
 
-    /// Whether a resource has changed since a fetch of it began.
-    pub(super) fn has_changed(&self, key: Key, since: Turn) -> bool {
-        let changed = lock(&self.changed);
-        changed.floor > since || changed.turns.get(&key.bits()).is_some_and(|&turn| turn > since)
-    }
-
-    /// Forgets what is stored under a key, and what is being fetched for it.
-    pub(super) fn invalidate(&self, key: Key) {
-        {
-            let mut changed = lock(&self.changed);
-            let turn = self.turn.fetch_add(1, Ordering::Relaxed);
-            changed.turns.insert(key.bits(), turn);
-            if changed.turns.len() >= MAX_CHANGES {
-                changed.turns.clear();
-                changed.floor = turn;
-            }
+    /// Forgets what is stored of a URI, and what is being fetched for it, but by one fetch. `key` is the one that is made
+    /// of the URI alone.
+    pub(super) fn invalidate(&self, key: Key, uri: &str, but: Option<&Begun>) {
+        let uri = UriHash::of(uri);
+        // First the fetches: what they have stored by then is found under its key.
+        lock(&self.running).strike(uri, |turn| but.is_none_or(|but| but.turn != turn));
+        for key in self.uris.keys(uri).into_iter().chain([key]) {
+            self.remove(key);
         }
-        self.remove(key);
+    }
+
+    /// Forgets the responses of a URI that an answer has superseded which is not stored itself: those for which
+    /// `is_superseded` returns true, where they were asked for earlier, and what earlier fetches bring.
+    pub(super) fn supersede(&self, key: Key, begun: &Begun, is_superseded: impl Fn(&Stored) -> bool) {
+        lock(&self.running).strike(begun.uri, |turn| turn < begun.turn);
+        self.retain(key, |_, stored| !(stored.is_from_before(begun.turn) && is_superseded(stored)));
     }
 
     /// Whether any tag was purged after a fetch began.
     pub(super) fn has_struck_tags(&self, since: Epoch) -> bool {
         self.epoch.load(Ordering::Acquire) > since && self.rules.load().last_tag > since
-    }
-
-    /// How many purges, beside the one of everything, have not been swept yet.
-    pub(super) fn rules_in_force(&self) -> usize {
-        self.rules.load().len()
     }
 
     /// Whether a purge, hard or soft, has struck what a fetch is bringing.
@@ -278,8 +327,13 @@ impl Store {
 
     /// Stores a response, in place of those that it replaces. `confirmed` is the one whose body it has
     /// kept. Gives whether it was stored.
-    pub(super) fn put(&self, key: Key, uri: &str, stored: Stored, begun: &Begun, confirmed: Option<&Stored>) -> bool {
+    pub(super) fn put(&self, at: Address<'_>, stored: Stored, begun: &Begun, confirmed: Option<&Stored>) -> bool {
+        let Address { key, uri, is_listed } = at;
         let mut weight = None;
+        // Before the look at changes: one that comes after that look finds the key here.
+        if is_listed {
+            self.uris.add(begun.uri, key);
+        }
         // All changes of a key happen one after the other.
         self.table.entry(key.bits()).and_compute_with(|known| {
             let struck = |tags: &[u64], since| self.is_beaten(uri, tags, since);
@@ -287,7 +341,7 @@ impl Store {
                 let since = older.checked.load(Ordering::Relaxed);
                 struck(&older.tags, since) || struck(&stored.tags, since)
             });
-            if struck(&stored.tags, begun.epoch) || revived || self.has_changed(key, begun.turn) {
+            if struck(&stored.tags, begun.epoch) || revived || begun.is_outdated() {
                 return Op::Nop;
             }
             let known = known.map(moka::Entry::into_value);
@@ -306,7 +360,7 @@ impl Store {
             }
             let object = match known.as_deref() {
                 Some(Entry::Object(object)) => object.with(stored, |other| !self.is_gone(uri, other)),
-                _ => Object { uri: uri.into(), variants: SmallVec::from_iter([stored]) },
+                _ => Object { uri: uri.into(), is_listed, variants: SmallVec::from_iter([stored]) },
             };
             let entry = Entry::Object(object);
             weight = Some(entry.weight());
@@ -314,7 +368,12 @@ impl Store {
         });
         // A purge that came after the look is seen by every reader: the response was checked only up to
         // the epoch at which it began.
-        let Some(weight) = weight else { return false };
+        let Some(weight) = weight else {
+            if is_listed {
+                self.uris.remove(begun.uri, key);
+            }
+            return false;
+        };
         self.make_room(weight.into());
         true
     }
@@ -358,12 +417,12 @@ impl Store {
     pub(super) fn sweep(&self) -> bool {
         let epoch = self.epoch.load(Ordering::Acquire);
         // No fetch is left that began before the last rule: whatever it could store is stored.
-        let is_last = lock(&self.running).values().all(|&began| began >= epoch);
+        let is_last = lock(&self.running).epochs.values().all(|&began| began >= epoch);
         for (key, entry) in &self.table {
             if let Entry::Object(object) = &*entry
                 && object.variants.iter().any(|stored| self.is_gone(&object.uri, stored))
             {
-                self.drop_gone_variants(*key);
+                self.retain(Key::from_bits(*key), |object, stored| !self.is_gone(&object.uri, stored));
             }
         }
         self.table.run_pending_tasks();
@@ -378,16 +437,23 @@ impl Store {
         self.rules.load().len() > 0
     }
 
-    fn drop_gone_variants(&self, key: u128) {
-        self.table.entry(key).and_compute_with(|known| {
+    /// Keeps those of a key's responses for which `stays` returns true.
+    fn retain(&self, key: Key, stays: impl Fn(&Object, &Stored) -> bool) {
+        self.table.entry(key.bits()).and_compute_with(|known| {
             let Some(known) = known.map(moka::Entry::into_value) else { return Op::Nop };
             let Entry::Object(object) = &*known else { return Op::Nop };
-            let left = object.variants.iter().filter(|stored| !self.is_gone(&object.uri, stored));
-            let variants: SmallVec<[Stored; 1]> = left.cloned().collect();
+            let variants: SmallVec<[Stored; 1]> =
+                object.variants.iter().filter(|stored| stays(object, stored)).cloned().collect();
             match variants.len() {
                 0 => Op::Remove,
                 left if left == object.variants.len() => Op::Nop,
-                _ => Op::Put(Arc::new(Entry::Object(Object { uri: object.uri.clone(), variants }))),
+                _ => {
+                    if object.is_listed {
+                        self.uris.add(UriHash::of(&object.uri), key);
+                    }
+                    let (uri, is_listed) = (object.uri.clone(), object.is_listed);
+                    Op::Put(Arc::new(Entry::Object(Object { uri, is_listed, variants })))
+                }
             }
         });
     }
@@ -396,6 +462,13 @@ impl Store {
     pub(super) fn extent(&self) -> (u64, u64) {
         self.table.run_pending_tasks();
         (self.table.entry_count(), self.table.weighted_size())
+    }
+
+    /// How many keys are listed.
+    #[cfg(test)]
+    pub(super) fn known_keys(&self) -> usize {
+        self.table.run_pending_tasks();
+        self.uris.len()
     }
 }
 

@@ -1,7 +1,9 @@
 //! The request fields that choose between the responses of one URI (RFC 9111 4.1).
 
 use crate::http::head::RequestFields;
-use http::header::{ACCEPT, ACCEPT_CHARSET, ACCEPT_ENCODING, ACCEPT_LANGUAGE, CONTENT_LANGUAGE, VARY};
+use http::header::{
+    ACCEPT, ACCEPT_CHARSET, ACCEPT_ENCODING, ACCEPT_LANGUAGE, AUTHORIZATION, CONTENT_LANGUAGE, COOKIE, ORIGIN, VARY,
+};
 use http::{HeaderMap, HeaderName};
 use std::borrow::Cow;
 
@@ -84,10 +86,11 @@ impl Selecting {
     /// taken, it would have been given this.
     fn speaks(&self, asked: Option<&[u8]>) -> bool {
         let (Some(language), Some(asked)) = (&self.language, asked) else { return false };
-        let mut liked: Vec<(u32, &[u8])> = asked.split(|&byte| byte == b',').map(quality).collect();
-        liked.sort_by_key(|&(quality, _)| std::cmp::Reverse(quality));
-        let is_alone = liked.get(1).is_none_or(|second| second.0 < liked[0].0);
-        liked[0].0 > 0 && is_alone && liked[0].1 == &**language
+        let Some(mut liked) = preferences(asked, Ranges::Tokens) else { return false };
+        liked.sort_by_key(|preference| std::cmp::Reverse(preference.weight));
+        let Some(best) = liked.first() else { return false };
+        let is_alone = liked.get(1).is_none_or(|second| second.weight < best.weight);
+        best.weight > 0 && is_alone && best.name == **language
     }
 
     /// Whether the same fields choose.
@@ -124,51 +127,182 @@ fn values(names: impl Iterator<Item = HeaderName>, request: &RequestFields) -> B
         .collect()
 }
 
-/// A member of a normalised list of preferences, with its weight in thousandths (RFC 9110 12.4.2).
-fn quality(member: &[u8]) -> (u32, &[u8]) {
-    let mut parts = member.splitn(2, |&byte| byte == b';');
-    let name = parts.next().unwrap_or_default();
-    let weight = match parts.next().and_then(|rest| rest.strip_prefix(b"q=")) {
-        None => Some(1.0),
-        Some(text) => std::str::from_utf8(text).ok().and_then(|text| text.parse::<f32>().ok()),
-    };
-    (weight.map_or(0, |weight| (weight.clamp(0.0, 1.0) * 1000.0) as u32), name)
+/// The rule by which two values of a field are equal.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Comparison {
+    /// As a list of preferences (RFC 9110 12.5): without regard to order, and to case where it means nothing.
+    Preferences(Ranges),
+    /// Byte by byte: these say who asks, and a node may read them in any way.
+    Exact,
+    /// Byte by byte but for white space around the commas of lists.
+    List,
 }
 
-/// A field's value in the one form in which values are compared: lines joined, white space around
-/// commas gone; where the grammar allows it, in lower case and sorted. `None` where it is absent.
+/// The elements of a list of preferences.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Ranges {
+    /// `text/html`, with parameters.
+    Media,
+    /// `gzip`, `en-gb`, `utf-8`.
+    Tokens,
+}
+
+impl Comparison {
+    fn of(name: &HeaderName) -> Comparison {
+        match name {
+            name if name == ACCEPT => Comparison::Preferences(Ranges::Media),
+            name if [ACCEPT_CHARSET, ACCEPT_ENCODING, ACCEPT_LANGUAGE].contains(name) => {
+                Comparison::Preferences(Ranges::Tokens)
+            }
+            name if [ORIGIN, COOKIE, AUTHORIZATION].contains(name) => Comparison::Exact,
+            _ => Comparison::List,
+        }
+    }
+}
+
+/// Returns a field's value in the one form in which values are compared; `None` where the field is absent.
 fn normalize<'a>(name: &HeaderName, fields: &'a RequestFields) -> Option<Cow<'a, [u8]>> {
     let mut lines = fields.values(name);
     let first = lines.next()?;
-    let is_preference = [ACCEPT, ACCEPT_CHARSET, ACCEPT_ENCODING, ACCEPT_LANGUAGE].contains(name);
-    let plain = |byte: &u8| *byte != b',' && (!is_preference || !matches!(byte, b';' | b' ' | b'A'..=b'Z'));
-    if lines.next().is_none() && first.iter().all(plain) {
+    let comparison = Comparison::of(name);
+    let is_plain = |byte: &u8| match comparison {
+        Comparison::Preferences(_) => matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-' | b'/' | b'*' | b'+' | b'.'),
+        Comparison::Exact => true,
+        Comparison::List => *byte != b',',
+    };
+    if lines.next().is_none() && first.iter().all(is_plain) {
         return Some(first);
     }
-    let values: Vec<Cow<'_, [u8]>> = fields.values(name).collect();
-    let mut members: Vec<Vec<u8>> = values
-        .iter()
-        .flat_map(|value| value.split(|&byte| byte == b','))
-        .map(<[u8]>::trim_ascii)
-        .filter(|member| !member.is_empty())
-        .map(|member| if is_preference { preference(member) } else { member.to_vec() })
-        .collect();
-    if is_preference {
-        members.sort_unstable();
-    }
+    let lines: Vec<Cow<'_, [u8]>> = fields.values(name).collect();
+    let lines: Vec<&[u8]> = lines.iter().map(|line| line.trim_ascii()).collect();
+    let preferences = match comparison {
+        Comparison::Exact => return Some(Cow::Owned(lines.join(&b"\n"[..]))),
+        Comparison::Preferences(ranges) => preferences(&lines.join(&b", "[..]), ranges),
+        Comparison::List => None,
+    };
+    let Some(preferences) = preferences else {
+        // Also for what should be a list of preferences and is none.
+        let joined = lines.join(&b", "[..]);
+        let members: Vec<&[u8]> = split_outside_quotes(&joined, b',').map(<[u8]>::trim_ascii).collect();
+        return Some(Cow::Owned(members.join(&b","[..])));
+    };
+    let mut members: Vec<Vec<u8>> = preferences.into_iter().map(Preference::into_text).collect();
+    members.sort_unstable();
     Some(Cow::Owned(members.join(&b","[..])))
 }
 
-/// One member of an `Accept` field: `de ; Q=1.0` is `de`.
-fn preference(member: &[u8]) -> Vec<u8> {
-    let lower: Vec<u8> =
-        member.iter().filter(|byte| !matches!(byte, b' ' | b'\t')).map(u8::to_ascii_lowercase).collect();
-    for whole in [&b";q=1"[..], b";q=1.0", b";q=1.00", b";q=1.000"] {
-        if let Some(rest) = lower.strip_suffix(whole) {
-            return rest.to_vec();
+/// Returns the parts of a text between separators that stand outside of quoted strings. A string that does not end
+/// goes to the end of the text.
+fn split_outside_quotes(text: &[u8], separator: u8) -> impl Iterator<Item = &[u8]> {
+    let mut rest = Some(text);
+    std::iter::from_fn(move || {
+        let text = rest?;
+        let (mut is_quoted, mut is_escaped) = (false, false);
+        let end = text.iter().position(|&byte| {
+            match byte {
+                _ if is_escaped => is_escaped = false,
+                b'\\' if is_quoted => is_escaped = true,
+                b'"' => is_quoted = !is_quoted,
+                _ => return byte == separator && !is_quoted,
+            }
+            false
+        });
+        rest = end.map(|end| &text[end + 1..]);
+        Some(&text[..end.unwrap_or(text.len())])
+    })
+}
+
+/// One element of a list of preferences.
+struct Preference {
+    /// In lower case.
+    name: Vec<u8>,
+    /// `;name=value` each, the names in lower case. Values are kept as they are, for their case may count.
+    parameters: Vec<u8>,
+    /// In thousandths (RFC 9110 12.4.2).
+    weight: u16,
+}
+
+impl Preference {
+    fn read(element: &[u8], ranges: Ranges) -> Option<Preference> {
+        let mut parts = split_outside_quotes(element, b';').map(<[u8]>::trim_ascii);
+        let name = parts.next()?.to_ascii_lowercase();
+        let is_range = match ranges {
+            Ranges::Tokens => is_token(&name),
+            Ranges::Media => {
+                let slash = name.iter().position(|&byte| byte == b'/')?;
+                is_token(&name[..slash]) && is_token(&name[slash + 1..])
+            }
+        };
+        let (mut parameters, mut weight) = (Vec::new(), None);
+        for parameter in parts {
+            let equals = parameter.iter().position(|&byte| byte == b'=')?;
+            let (name, value) = (parameter[..equals].to_ascii_lowercase(), &parameter[equals + 1..]);
+            // Wherever it stands among the parameters (RFC 9110 12.5.1), and once.
+            if name == b"q" {
+                if weight.replace(thousandths(value)?).is_some() {
+                    return None;
+                }
+                continue;
+            }
+            if ranges == Ranges::Tokens || !is_token(&name) || !(is_token(value) || is_quoted(value)) {
+                return None;
+            }
+            parameters.extend([b";", &name[..], b"=", value].concat());
         }
+        is_range.then(|| Preference { name, parameters, weight: weight.unwrap_or(1000) })
     }
-    lower
+
+    fn into_text(self) -> Vec<u8> {
+        let mut text = [self.name, self.parameters].concat();
+        if self.weight < 1000 {
+            text.extend_from_slice(format!(";q=0.{:03}", self.weight).as_bytes());
+        }
+        text
+    }
+}
+
+/// Returns the elements of a list of preferences; `None` where it is not of that grammar.
+fn preferences(list: &[u8], ranges: Ranges) -> Option<Vec<Preference>> {
+    let elements = split_outside_quotes(list, b',').map(<[u8]>::trim_ascii);
+    // Empty elements count for nothing (RFC 9110 5.6.1.2).
+    elements.filter(|element| !element.is_empty()).map(|element| Preference::read(element, ranges)).collect()
+}
+
+/// Reads a weight: up to three digits after `0.`, or `1`, with zeros after `1.`.
+fn thousandths(text: &[u8]) -> Option<u16> {
+    let (&whole, rest) = text.split_first()?;
+    let digits = match rest {
+        [] => rest,
+        [b'.', digits @ ..] => digits,
+        _ => return None,
+    };
+    if digits.len() > 3 || !digits.iter().all(u8::is_ascii_digit) {
+        return None;
+    }
+    let places = [100, 10, 1];
+    let part: u16 = digits.iter().zip(places).map(|(&digit, place)| u16::from(digit - b'0') * place).sum();
+    match whole {
+        b'0' => Some(part),
+        b'1' if part == 0 => Some(1000),
+        _ => None,
+    }
+}
+
+/// RFC 9110 5.6.2.
+fn is_token(text: &[u8]) -> bool {
+    !text.is_empty() && text.iter().all(|byte| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(byte))
+}
+
+/// Whether a text is one quoted string from its first byte to its last.
+fn is_quoted(text: &[u8]) -> bool {
+    let [b'"', inner @ .., b'"'] = text else { return false };
+    let mut is_escaped = false;
+    let is_closed_before = inner.iter().any(|&byte| {
+        let ends = byte == b'"' && !is_escaped;
+        is_escaped = byte == b'\\' && !is_escaped;
+        ends
+    });
+    !is_closed_before && !is_escaped
 }
 
 #[cfg(test)]
@@ -206,12 +340,41 @@ mod tests {
             ("foo", &[("foo", "1, 2")], &[("foo", "1"), ("foo", "2")], true),
             ("foo", &[("foo", "1, 2")], &[("foo", "2, 1")], false),
             ("foo", &[("foo", "a")], &[("foo", "A")], false),
+            ("x-tenant", &[("x-tenant", "acme,")], &[("x-tenant", "acme")], false),
+            ("x-tenant", &[("x-tenant", "acme,,x")], &[("x-tenant", "acme,x")], false),
+            ("x-tenant", &[("x-tenant", "acme"), ("x-tenant", "")], &[("x-tenant", "acme")], false),
+            ("foo", &[("foo", "\"Foo, Bar\"")], &[("foo", "\"Foo,Bar\"")], false),
+            ("foo", &[("foo", "\"Foo, Bar\" , x")], &[("foo", "\"Foo, Bar\",x")], true),
+            ("foo", &[("foo", "\"a\\\" , b\"")], &[("foo", "\"a\\\",b\"")], false),
+            ("foo", &[("foo", "a b")], &[("foo", "ab")], false),
+            ("origin", &[("origin", ",https://shop.example")], &[("origin", "https://shop.example")], false),
+            ("origin", &[("origin", "https://a , b")], &[("origin", "https://a,b")], false),
+            ("cookie", &[("cookie", "a=1,,2")], &[("cookie", "a=1,2")], false),
+            ("cookie", &[("cookie", "a=1, 2")], &[("cookie", "a=1,2")], false),
+            ("cookie", &[("cookie", "a=1"), ("cookie", "b=2")], &[("cookie", "a=1, b=2")], false),
+            ("cookie", &[("cookie", "a=1; b=2")], &[("cookie", "a=1; b=2")], true),
+            ("authorization", &[("authorization", "Basic a ,b")], &[("authorization", "Basic a,b")], false),
             ("Foo, Bar", &[("foo", "1")], &[("foo", "1"), ("bar", "x")], false),
             ("accept-language", &[("accept-language", "en, de")], &[("accept-language", "De,eN")], true),
             ("accept-language", &[("accept-language", "de")], &[("accept-language", "de ; q=1.0")], true),
             ("accept-language", &[("accept-language", "de;q=0.5")], &[("accept-language", "de")], false),
             ("accept-encoding", &[("accept-encoding", "gzip, br")], &[("accept-encoding", "br,gzip")], true),
             ("accept", &[("accept", "text/html, */*;q=0.1")], &[("accept", "*/*; Q=0.1,text/HTML")], true),
+            ("accept-language", &[("accept-language", "d e")], &[("accept-language", "de")], false),
+            ("accept-language", &[("accept-language", "de;q=0.50")], &[("accept-language", "de; q=0.5")], true),
+            ("accept-language", &[("accept-language", "de;q=0.5000")], &[("accept-language", "de;q=0.5")], false),
+            ("accept-language", &[("accept-language", "de;q=1.5")], &[("accept-language", "de")], false),
+            ("accept-language", &[("accept-language", "de,,en,")], &[("accept-language", "en, de")], true),
+            ("accept-language", &[("accept-language", "")], &[], false),
+            ("accept-charset", &[("accept-charset", "UTF-8;q=0")], &[("accept-charset", "utf-8;q=0.0")], true),
+            ("accept", &[("accept", "a/b;q=1;v=1, c/d")], &[("accept", "c/d,a/b;v=1")], true),
+            ("accept", &[("accept", "a/b;q=0.5;v=1")], &[("accept", "a/b;v=1;q=0.5")], true),
+            ("accept", &[("accept", "a/b;v=A")], &[("accept", "a/b;v=a")], false),
+            ("accept", &[("accept", "a/b; profile=\"X y\"")], &[("accept", "a/b;profile=\"X y\"")], true),
+            ("accept", &[("accept", "a/b;profile=\"X\"")], &[("accept", "a/b;profile=\"x\"")], false),
+            ("accept", &[("accept", "a/b;profile=\"x, y\"")], &[("accept", "a/b;profile=\"x,y\"")], false),
+            ("accept", &[("accept", "a/b;profile=\"x;q=1\"")], &[("accept", "a/b;profile=\"x\"")], false),
+            ("accept", &[("accept", "text / html")], &[("accept", "text/html")], false),
             ("host", &[("host", "a")], &[("host", "b")], true),
             ("*", &[], &[], false),
             ("*, *", &[], &[], false),
@@ -286,6 +449,39 @@ mod tests {
     }
 
     proptest! {
+        /// Two values that are equal in the form of the comparison are equal without their white space, and where
+        /// order counts for nothing, as sets of letters: nothing but white space, case and order is ever overlooked.
+        #[test]
+        fn nothing_but_space_case_and_order_is_overlooked(
+            one in "[aB ,;=q01.\"\\\\/-]{0,12}",
+            other in "[aB ,;=q01.\"\\\\/-]{0,12}",
+        ) {
+            for name in ["x-any", "origin", "accept", "accept-language"] {
+                let request = |value: &str| {
+                    let value = HeaderValue::from_str(value.trim()).unwrap();
+                    RequestFields::from(HeaderMap::from_iter([(HeaderName::from_static(name), value)]))
+                };
+                let name = HeaderName::from_static(name);
+                let (a, b) = (request(&one), request(&other));
+                if normalize(&name, &a) == normalize(&name, &b) {
+                    let bare = |text: &str| text.chars().filter(|c| !c.is_whitespace()).collect::<String>();
+                    match Comparison::of(&name) {
+                        Comparison::Exact => prop_assert_eq!(one.trim(), other.trim()),
+                        Comparison::List => prop_assert_eq!(bare(&one), bare(&other)),
+                        Comparison::Preferences(_) => {
+                            let letters = |text: &str| {
+                                let mut letters: Vec<char> =
+                                    text.to_lowercase().chars().filter(|c| matches!(c, 'a' | 'b')).collect();
+                                letters.sort_unstable();
+                                letters
+                            };
+                            prop_assert_eq!(letters(&one), letters(&other));
+                        }
+                    }
+                }
+            }
+        }
+
         /// A request chooses what it was answered with, whatever its fields hold, and normal values stay
         /// as they are.
         #[test]

@@ -1,12 +1,13 @@
 //! `ringway explain`
 
 use super::{Outcome, load};
-use crate::cache::{KeyRules, Target};
+use crate::cache::{BypassCookies, KeyRules, Target};
 use crate::config::values::Size;
 use crate::config::{
     self, AffinityMode, ClientDirectives, Config, NodeState, OnConcurrent, OnStoreFailure, OnUnknown, RateLimit, Route,
 };
 use crate::http::head::{Peer, RequestFields, RequestHead};
+use crate::http::method::is_safe;
 use crate::http::target;
 use crate::idempotency::{Subject, key_of};
 use crate::proxy::{Bounds, Form, Query, ScopeSources, Table, enter, find_key, redirect_target, underscores};
@@ -99,10 +100,10 @@ fn explain_idempotency(
     if !rules.methods.contains(&head.method) {
         return writeln!(out, "run once  not for {}", head.method);
     }
-    let key = match key_of(head.fields.plain()) {
+    let key = match key_of(head.fields.plain(), &rules.key_header) {
         Ok(Some(key)) => key,
         Ok(None) if rules.required => return writeln!(out, "run once  refused: 400 idempotency-key-missing"),
-        Ok(None) => return writeln!(out, "run once  not without an Idempotency-Key"),
+        Ok(None) => return writeln!(out, "run once  not without a field `{}`", rules.key_header),
         Err(bad) => return writeln!(out, "run once  refused: 400 idempotency-key-invalid: {bad}"),
     };
     let sources = ScopeSources::of(&rules.scope);
@@ -166,7 +167,10 @@ fn explain_cache(
     head: &RequestHead,
 ) -> std::io::Result<()> {
     let Some(cache) = &route.cache else { return writeln!(out, "cache     none on this route") };
-    if head.method != http::Method::GET && head.method != http::Method::HEAD {
+    if is_safe(&head.method) && head.method != Method::GET && head.method != Method::HEAD {
+        return writeln!(out, "cache     not for {}, which changes nothing either", head.method);
+    }
+    if !is_safe(&head.method) {
         return writeln!(out, "cache     not for {}; if it succeeds, what is stored of the URI goes", head.method);
     }
     let target = Target {
@@ -175,6 +179,11 @@ fn explain_cache(
         path: &form.path,
         query: form.query.as_deref(),
     };
+    let bypasses = BypassCookies::of(cache.bypass_cookies.iter().map(|name| name.as_str()));
+    if bypasses.are_in(head.fields.plain()) || form.has_body {
+        let why = if form.has_body { "a body" } else { "a cookie of `bypass_cookies`" };
+        return writeln!(out, "cache     passed by, for the request has {why}");
+    }
     write!(out, "cache     {}", KeyRules::of(&cache.key).uri(target))?;
     for name in &cache.key.headers {
         write!(out, ", field {name}")?;
@@ -191,12 +200,19 @@ fn explain_cache(
     writeln!(out, "          bodies up to {size}; the request's Cache-Control is {clients}")?;
     writeln!(
         out,
-        "          where the response does not say: fresh {}, negative {}, stale-while-revalidate {}, stale-if-error {}",
+        "          where the response does not say: fresh {}, negative {}, stale-while-revalidate {}, stale-if-error {}, guessed at most {}",
         shown(cache.default_ttl),
         shown(cache.negative_ttl),
         shown(cache.stale_while_revalidate),
-        shown(cache.stale_if_error)
+        shown(cache.stale_if_error),
+        shown(cache.heuristic_max)
     )?;
+    if let Some(overrides) = &cache.r#override {
+        let ttl = overrides.ttl.map(|ttl| format!("fresh {}", shown(ttl)));
+        let ignored = overrides.ignore.iter().map(|directive| format!("{} counts for nothing", directive.word()));
+        let rules: Vec<String> = ttl.into_iter().chain(ignored).collect();
+        writeln!(out, "          whatever the response says: {}", rules.join(", "))?;
+    }
     let barred = |name: http::HeaderName, why: &str| head.fields.plain().contains_key(name).then(|| why.to_owned());
     let notes = [
         barred(http::header::AUTHORIZATION, "has Authorization: stored only if public, must-revalidate or s-maxage"),

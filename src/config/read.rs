@@ -264,6 +264,11 @@ pub(crate) fn default_value<T: Field>(text: &str) -> T {
     T::read(&node, &mut reader).expect("a default is a valid value")
 }
 
+/// Returns the key that a field of a settings block stands for: a word of Rust is written with `r#` there.
+pub(crate) fn key(field: &'static str) -> &'static str {
+    field.strip_prefix("r#").unwrap_or(field)
+}
+
 /// Declares a block of settings. After `=` stands what holds where the key is absent: `required`,
 /// `absent` (the type's empty value), `block` (all defaults of that block) or the default as text.
 macro_rules! settings {
@@ -281,9 +286,9 @@ macro_rules! settings {
 
         impl $crate::config::read::Field for $name {
             fn read(node: &$crate::config::tree::Node, reader: &mut $crate::config::read::Reader<'_>) -> Option<Self> {
-                let block = $crate::config::read::Block::open(node, &[$(stringify!($field)),*], reader)?;
+                let block = $crate::config::read::Block::open(node, &[$($crate::config::read::key(stringify!($field))),*], reader)?;
                 $(
-                    let $field: Option<$type> = match block.get(stringify!($field)) {
+                    let $field: Option<$type> = match block.get($crate::config::read::key(stringify!($field))) {
                         Some(value) => {
                             let read = <$type as $crate::config::read::Field>::read(value, reader);
                             $( let read = $crate::config::read::within(read, value, reader, $low, $high); )?
@@ -304,7 +309,7 @@ macro_rules! settings {
                     $crate::config::read::describe(&mut schema, concat!($($doc, "\n"),*));
                     $( $crate::config::read::describe_range(&mut schema, $low, $high); )?
                     settings!(@describe $default, $type, schema, required, $field);
-                    properties.insert(stringify!($field).to_owned(), schema);
+                    properties.insert($crate::config::read::key(stringify!($field)).to_owned(), schema);
                 )*
                 let mut schema = serde_json::json!({
                     "type": "object",
@@ -320,7 +325,7 @@ macro_rules! settings {
 
             fn show(&self) -> serde_json::Value {
                 let mut shown = serde_json::Map::new();
-                $( shown.insert(stringify!($field).to_owned(), <$type as $crate::config::read::Field>::show(&self.$field)); )*
+                $( shown.insert($crate::config::read::key(stringify!($field)).to_owned(), <$type as $crate::config::read::Field>::show(&self.$field)); )*
                 shown.retain(|_, value| !value.is_null());
                 shown.into()
             }
@@ -328,7 +333,7 @@ macro_rules! settings {
     };
 
     (@absent $type:ty, required, $block:ident, $reader:ident, $field:ident) => {{
-        $block.missing(stringify!($field), $reader);
+        $block.missing($crate::config::read::key(stringify!($field)), $reader);
         None
     }};
     (@absent $type:ty, $default:tt, $block:ident, $reader:ident, $field:ident) => {
@@ -339,7 +344,7 @@ macro_rules! settings {
     (@fallback $type:ty, block) => { Some($crate::config::read::default_value::<$type>("{}")) };
     (@fallback $type:ty, $default:literal) => { Some($crate::config::read::default_value::<$type>($default)) };
     (@describe required, $type:ty, $schema:ident, $required:ident, $field:ident) => {
-        $required.push(stringify!($field));
+        $required.push($crate::config::read::key(stringify!($field)));
     };
     (@describe absent, $type:ty, $schema:ident, $required:ident, $field:ident) => {};
     (@describe block, $type:ty, $schema:ident, $required:ident, $field:ident) => {};

@@ -6,9 +6,9 @@ use super::model::{
 };
 use super::read::{Spanned, did_you_mean};
 use super::values::HashSource;
-use crate::http::{fields, target};
+use crate::http::{fields, head, method, target};
 use http::Method;
-use http::header::CONTENT_LENGTH;
+use http::header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, COOKIE, HOST};
 use std::collections::HashMap;
 use std::time::Duration;
 
@@ -305,8 +305,7 @@ fn route_idempotency(settings: &Settings, route: &Route, rules: &RouteIdempotenc
     if namespace.is_empty() || namespace.len() > 128 || !namespace.bytes().all(|byte| byte.is_ascii_graphic()) {
         diagnostics.error(namespace.span, "expected a namespace of 1 to 128 visible ASCII characters");
     }
-    let harmless = [Method::GET, Method::HEAD, Method::OPTIONS, Method::TRACE, Method::CONNECT];
-    for method in rules.methods.iter().filter(|method| harmless.contains(method)) {
+    for method in rules.methods.iter().filter(|method| method::is_safe(method) || *method == Method::CONNECT) {
         let message =
             format!("expected methods that change something under `idempotency` of the route `{name}`, found {method}");
         diagnostics.error(at, message);
@@ -321,7 +320,14 @@ fn route_idempotency(settings: &Settings, route: &Route, rules: &RouteIdempotenc
         let message = format!("`idempotency` of the route `{name}` is for none of the methods that the route takes");
         diagnostics.warning(at, message);
     }
-    let of_every_request = ["idempotency-key", "host", "content-length", "content-type"];
+    let key_header = &rules.key_header;
+    let of_every_request = [key_header.as_str(), "idempotency-key", "host", "content-length", "content-type"];
+    let means_something_else = [HOST, CONTENT_LENGTH, CONTENT_TYPE, AUTHORIZATION, COOKIE].contains(key_header);
+    if means_something_else || fields::is_hop_by_hop(key_header) || head::is_claim(key_header.as_str()) {
+        let message =
+            format!("expected a field of its own in `key_header` of the route `{name}`, found `{key_header}`");
+        diagnostics.error(at, message);
+    }
     for source in &rules.scope {
         let tells_apart = match source {
             HashSource::Host | HashSource::Path | HashSource::Uri => false,
@@ -345,7 +351,7 @@ fn route_idempotency(settings: &Settings, route: &Route, rules: &RouteIdempotenc
             _ => {}
         }
     }
-    let key = "idempotency-key";
+    let key = rules.key_header.as_str();
     let changed = route.request_headers.set.entries.iter().map(|(field, _)| (field.as_str(), field.span));
     let removed = route.request_headers.remove.iter().map(|field| (field.value.as_str(), field.span));
     for (_, span) in changed.chain(removed).filter(|(field, _)| field.eq_ignore_ascii_case(key)) {
@@ -395,11 +401,24 @@ fn route_cache(settings: &Settings, route: &Route, cache: &RouteCache, diagnosti
     if let (Some(ignored), false) = (cache.key.ignore_query.first(), cache.key.only_query.is_empty()) {
         diagnostics.error(ignored.span, "expected `ignore_query` or `only_query`, found both");
     }
-    for name in cache.key.ignore_query.iter().chain(&cache.key.only_query) {
+    let parameters = cache.key.ignore_query.iter().chain(&cache.key.only_query).map(|name| (name, "a parameter's"));
+    for (name, whose) in parameters.chain(cache.bypass_cookies.iter().map(|name| (name, "a cookie's"))) {
         let star = name.find('*');
         if name.is_empty() || star.is_some_and(|star| star + 1 < name.len()) {
-            let message = format!("expected a parameter's name, or its beginning and `*`, found `{}`", name.value);
+            let message = format!("expected {whose} name, or its beginning and `*`, found `{}`", name.value);
             diagnostics.error(name.span, message);
+        }
+    }
+    if let Some(overrides) = &cache.r#override {
+        let mut said: Vec<String> = overrides.ttl.iter().map(|_| "how long they are fresh".to_owned()).collect();
+        said.extend(overrides.ignore.iter().map(|directive| format!("`{}`", directive.word())));
+        let message = format!(
+            "`cache.override` on the route `{}` stands against what its responses say of {}: one user's page may be given to others",
+            route.name.value,
+            said.join(", ")
+        );
+        if !said.is_empty() {
+            diagnostics.warning(at, message);
         }
     }
 }

@@ -79,20 +79,41 @@ pub(crate) fn strip_request(fields: &mut HeaderMap) -> Result<HopByHop, Forbidde
     Ok(found)
 }
 
-/// Removes the fields of this connection from an answer. Gives the protocol it switches to.
-pub(crate) fn strip_response(fields: &mut HeaderMap) -> Option<HeaderValue> {
-    let mut upgrade = None;
+/// What an answer said about its own connection, read before those fields were removed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct StrippedAnswer {
+    /// The protocol that it switches to.
+    pub(crate) upgrade: Option<HeaderValue>,
+    /// The fields that only `Connection` has made fields of the connection.
+    pub(crate) named: Option<NamedByConnection>,
+}
+
+/// Fields of an answer that its `Connection` has named. They go no further, but what they say of storing it holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct NamedByConnection(pub(crate) HeaderMap);
+
+/// Removes the fields of this connection from an answer.
+pub(crate) fn strip_response(fields: &mut HeaderMap) -> StrippedAnswer {
+    let mut stripped = StrippedAnswer::default();
     if !says_only_whether_to_close(fields) {
         let mut options = connection_options(fields);
         // A node cannot have the framing taken away.
         options.retain(|option| option != "content-length");
         if options.contains(&UPGRADE) {
-            upgrade = fields.get(UPGRADE).cloned();
+            stripped.upgrade = fields.get(UPGRADE).cloned();
         }
+        let mut named = HeaderMap::new();
+        for name in options.iter().filter(|name| !is_hop_by_hop(name)) {
+            // A name that stands twice is there once.
+            if !named.contains_key(name) {
+                named.extend(fields.get_all(name).iter().map(|value| (name.clone(), value.clone())));
+            }
+        }
+        stripped.named = (!named.is_empty()).then_some(NamedByConnection(named));
         remove_named(fields, &options);
     }
     strip_always(fields);
-    upgrade
+    stripped
 }
 
 /// Whether `Connection` is absent or a plain `close` or `keep-alive`, as it nearly always is.

@@ -5,6 +5,7 @@ pub(crate) mod date;
 pub(crate) mod fields;
 pub(crate) mod forwarded;
 pub(crate) mod head;
+pub(crate) mod method;
 pub(crate) mod problem;
 pub(crate) mod target;
 pub(crate) mod trace;

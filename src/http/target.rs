@@ -25,6 +25,33 @@ fn encode_beyond_ascii(text: &str) -> String {
     percent_encoding::utf8_percent_encode(text, NONE).to_string()
 }
 
+/// Returns a query in the spelling that all of its spellings have in common: escapes of unreserved characters decoded,
+/// the others in upper case. What is no escape stays.
+pub(crate) fn respell_query(query: &str) -> Cow<'_, str> {
+    if !query.contains('%') {
+        return normalize_query(query);
+    }
+    let query = normalize_query(query);
+    let mut out = String::with_capacity(query.len());
+    let mut rest = &*query;
+    while let Some(at) = rest.find('%') {
+        out.push_str(&rest[..at]);
+        let length = rest.len().min(at + 3);
+        match decode_unreserved(&rest[at..length]) {
+            Ok(escape) => {
+                out.push_str(&escape);
+                rest = &rest[length..];
+            }
+            Err(_) => {
+                out.push('%');
+                rest = &rest[at + 1..];
+            }
+        }
+    }
+    out.push_str(rest);
+    Cow::Owned(out)
+}
+
 /// Percent-encodes characters beyond ASCII, decodes escapes of unreserved characters, writes the others in upper case
 /// and resolves dot segments. Borrows where there is nothing to do.
 pub(crate) fn normalize_path(path: &str) -> Result<Cow<'_, str>, BadTarget> {
@@ -185,6 +212,22 @@ pub(crate) fn strip_prefix<'a>(path: &'a str, prefix: &str) -> Option<&'a str> {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn queries_have_one_spelling() {
+        for (given, spelt) in [
+            ("a=1", "a=1"),
+            ("a=caf\u{e9}", "a=caf%C3%A9"),
+            ("a=caf%c3%a9", "a=caf%C3%A9"),
+            ("%61=%2f%7e", "a=%2F~"),
+            ("a=%", "a=%"),
+            ("a=%4", "a=%4"),
+            ("a=%zz%41", "a=%zzA"),
+            ("a=%%41", "a=%A"),
+        ] {
+            assert_eq!(respell_query(given), spelt, "{given}");
+        }
+    }
 
     #[test]
     fn paths_have_one_form() {

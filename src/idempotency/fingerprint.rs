@@ -1,8 +1,9 @@
 //! What a request says: the same key with another fingerprint is another request by mistake.
 
+use super::canonical::Format;
 use super::identity::add;
-use http::HeaderMap;
 use http::header::CONTENT_TYPE;
+use http::{HeaderMap, HeaderValue};
 use sha2::{Digest, Sha256};
 use std::fmt;
 
@@ -12,34 +13,71 @@ pub(crate) struct Fingerprint(pub(crate) [u8; 32]);
 
 /// A fingerprint that lacks the body.
 #[derive(Clone)]
-pub(crate) struct Fingerprinting(Sha256);
+pub(crate) struct Fingerprinting {
+    hash: Sha256,
+    kind: Kind,
+}
+
+#[derive(Clone)]
+enum Kind {
+    Exact,
+    Canonical(Option<Format>),
+}
 
 impl Fingerprint {
-    /// The fingerprint of a request whose body is still to come. No query and an empty one differ, and
+    /// The fingerprint of a request whose body is still to come, byte by byte. No query and an empty one differ, and
     /// so do no content type and an empty one.
-    pub(crate) fn begin(query: Option<&str>, fields: &HeaderMap) -> Fingerprinting {
-        let mut hash = Sha256::new();
-        match query {
-            None => hash.update([0]),
-            Some(query) => {
-                hash.update([1]);
-                add(&mut hash, query.as_bytes());
-            }
-        }
-        for value in fields.get_all(CONTENT_TYPE) {
-            hash.update([1]);
-            add(&mut hash, value.as_bytes());
-        }
-        hash.update([0]);
-        Fingerprinting(hash)
+    pub(crate) fn exact(query: Option<&str>, fields: &HeaderMap) -> Fingerprinting {
+        let types = fields.get_all(CONTENT_TYPE).iter().map(HeaderValue::as_bytes);
+        Fingerprinting { hash: begin(query, types), kind: Kind::Exact }
     }
+
+    /// The same without what carries no meaning in formats that are known; see [`Format`].
+    pub(crate) fn canonical(query: Option<&str>, fields: &HeaderMap) -> Fingerprinting {
+        let format = Format::of(fields);
+        let types = fields.get_all(CONTENT_TYPE).iter().map(HeaderValue::as_bytes);
+        let hash = match &format {
+            Some(Format::Multipart { content_type, .. }) => begin(query, std::iter::once(&content_type[..])),
+            _ => begin(query, types),
+        };
+        Fingerprinting { hash, kind: Kind::Canonical(format) }
+    }
+}
+
+fn begin<'a>(query: Option<&str>, types: impl Iterator<Item = &'a [u8]>) -> Sha256 {
+    let mut hash = Sha256::new();
+    match query {
+        None => hash.update([0]),
+        Some(query) => {
+            hash.update([1]);
+            add(&mut hash, query.as_bytes());
+        }
+    }
+    for value in types {
+        hash.update([1]);
+        add(&mut hash, value);
+    }
+    hash.update([0]);
+    hash
 }
 
 impl Fingerprinting {
     /// Adds the body.
     pub(crate) fn finish(mut self, body: &[u8]) -> Fingerprint {
-        self.0.update(body);
-        Fingerprint(self.0.finalize().into())
+        match self.kind {
+            Kind::Exact => self.hash.update(body),
+            Kind::Canonical(format) => match format.and_then(|format| format.canonical(body)) {
+                Some(canonical) => {
+                    self.hash.update([1]);
+                    self.hash.update(canonical);
+                }
+                None => {
+                    self.hash.update([2]);
+                    self.hash.update(body);
+                }
+            },
+        }
+        Fingerprint(self.hash.finalize().into())
     }
 }
 
@@ -58,13 +96,12 @@ impl fmt::Debug for Fingerprint {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use http::HeaderValue;
 
     #[test]
     fn every_difference_shows() {
         let with = |query, types: &[&str], body: &str| {
             let types = types.iter().map(|value| (CONTENT_TYPE, HeaderValue::from_str(value).unwrap()));
-            Fingerprint::begin(query, &types.collect()).finish(body.as_bytes()).to_string()
+            Fingerprint::exact(query, &types.collect()).finish(body.as_bytes()).to_string()
         };
         let mut all = vec![
             with(None, &["text/plain"], "a=1"),
@@ -82,5 +119,26 @@ mod tests {
         all.sort();
         all.dedup();
         assert_eq!(all.len(), 10);
+    }
+
+    #[test]
+    fn a_canonical_fingerprint_overlooks_what_carries_no_meaning() {
+        let with = |content_type: &str, body: &str| {
+            let types = HeaderMap::from_iter([(CONTENT_TYPE, HeaderValue::from_str(content_type).unwrap())]);
+            Fingerprint::canonical(None, &types).finish(body.as_bytes())
+        };
+        let json = |body| with("application/json", body);
+        assert_eq!(json(r#"{"a":1,"b":2}"#), json(r#"{ "b": 2, "a": 1 }"#));
+        assert_ne!(json(r#"{"a":1,"b":2}"#), json(r#"{"a":1,"b":3}"#));
+        assert_ne!(json("{"), json("{ "), "what is no JSON counts byte by byte");
+        assert_ne!(json("{}"), with("application/problem+json", "{}"));
+        assert_ne!(with("text/plain", "{}"), with("text/plain", "{ }"));
+        let part = |boundary: &str| {
+            with(
+                &format!("multipart/form-data; boundary={boundary}"),
+                &format!("--{boundary}\r\n\r\nx\r\n--{boundary}--\r\n"),
+            )
+        };
+        assert_eq!(part("one"), part("other"));
     }
 }

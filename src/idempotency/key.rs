@@ -3,7 +3,8 @@
 
 use http::{HeaderMap, HeaderName};
 
-/// The field (draft-ietf-httpapi-idempotency-key-header).
+/// The field (draft-ietf-httpapi-idempotency-key-header), where a route names no other.
+#[cfg(test)]
 pub(crate) const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 
 /// The longest key, in characters.
@@ -12,23 +13,23 @@ pub(crate) const MAX_KEY: usize = 255;
 /// Why a field is no key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum BadKey {
-    #[error("the request has more than one Idempotency-Key field")]
+    #[error("the field stands there more than once")]
     Repeated,
-    #[error("the Idempotency-Key is empty")]
+    #[error("the key is empty")]
     Empty,
-    #[error("the Idempotency-Key has more than 255 characters")]
+    #[error("the key has more than 255 characters")]
     TooLong,
-    #[error("the Idempotency-Key begins with `\"` and is no structured-field string (RFC 9651 3.3.3)")]
+    #[error("the key begins with `\"` and is no structured-field string (RFC 9651 3.3.3)")]
     BadString,
-    #[error("the Idempotency-Key has parameters, which mean nothing here")]
+    #[error("the key has parameters, which mean nothing here")]
     Parameters,
-    #[error("the Idempotency-Key holds `{0}`; send it as a string in double quotes")]
+    #[error("the key holds `{0}`; send it as a string in double quotes")]
     BadCharacter(char),
 }
 
-/// The key of a request; `None` where it has no such field. `"abc"` and `abc` are the same key.
-pub(crate) fn key_of(fields: &HeaderMap) -> Result<Option<String>, BadKey> {
-    let mut lines = fields.get_all(&IDEMPOTENCY_KEY).iter();
+/// The key of a request, in the field of that name; `None` where it has no such field. `"abc"` and `abc` are the same key.
+pub(crate) fn key_of(fields: &HeaderMap, name: &HeaderName) -> Result<Option<String>, BadKey> {
+    let mut lines = fields.get_all(name).iter();
     let Some(value) = lines.next() else { return Ok(None) };
     if lines.next().is_some() {
         return Err(BadKey::Repeated);
@@ -74,7 +75,7 @@ mod tests {
         for line in lines {
             fields.append(&IDEMPOTENCY_KEY, HeaderValue::from_bytes(line).unwrap());
         }
-        key_of(&fields)
+        key_of(&fields, &IDEMPOTENCY_KEY)
     }
 
     #[test]
@@ -124,7 +125,7 @@ mod tests {
         fn any_bytes_are_a_key_or_an_error(bytes in proptest::collection::vec(0x20u8..0xff, 0..300)) {
             if let Ok(value) = HeaderValue::from_bytes(&bytes) {
                 let fields = HeaderMap::from_iter([(IDEMPOTENCY_KEY, value)]);
-                if let Ok(Some(key)) = key_of(&fields) {
+                if let Ok(Some(key)) = key_of(&fields, &IDEMPOTENCY_KEY) {
                     prop_assert!((1..=MAX_KEY).contains(&key.len()) && key.is_ascii());
                 }
             }

@@ -6,6 +6,7 @@
 //! `records` is what a process knows of its store and its own claims, `claim` is one of them, `run` takes
 //! a request through all this. The node is an [`Origin`] that is handed in.
 
+mod canonical;
 mod claim;
 mod clock;
 mod fingerprint;
@@ -22,7 +23,7 @@ mod store;
 pub(crate) use claim::{Claim, Settled};
 pub(crate) use fingerprint::{Fingerprint, Fingerprinting};
 pub(crate) use identity::{Id, Scope, Subject};
-pub(crate) use key::{IDEMPOTENCY_KEY, key_of};
+pub(crate) use key::key_of;
 pub(crate) use records::{Kind, Records};
 pub(crate) use response::StoredResponse;
 pub(crate) use run::{Asked, Origin, Outcome, Pieces, Policy, Refused, Sent, Started, run, start};

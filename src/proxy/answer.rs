@@ -4,7 +4,7 @@ use super::client::{Client, Phase};
 use super::exchange::Exchange;
 use super::request::Form;
 use super::snapshot::{Action, Route};
-use crate::cache::{Body, GrowingReader, Reader, Truncated};
+use crate::cache::{Body, GrowingReader, Reader, Unfinished};
 use crate::http::budget::Share;
 use crate::http::problem::Problem;
 use crate::http::whole::Whole;
@@ -41,30 +41,51 @@ enum Kind {
 
 /// What is read of a body that is still arriving in the store.
 pub(crate) struct Passage {
-    reader: GrowingReader,
+    source: Source,
+    /// Fetches what is left from a position on, where others have left the reader behind.
+    rest: Option<Rest>,
     /// Bytes before the part that is wanted.
     skip: u64,
     /// Bytes of it, where they are known.
     left: Option<u64>,
 }
 
+enum Source {
+    Shared(GrowingReader),
+    Fetching(FetchedRest),
+    Own(AnswerBody),
+}
+
+/// Fetches a response from a position on: the body that has come, and how many of its bytes come before that position.
+/// `None` where it cannot be had any more.
+pub(super) type Rest = Box<dyn FnOnce(u64) -> FetchedRest>;
+
+type FetchedRest = Pin<Box<dyn Future<Output = Option<(AnswerBody, u64)>>>>;
+
+/// Why what is read of a body ends before it.
+enum Interrupted {
+    ByNode(Broken),
+    /// The client was slower than it may be, while others waited for it.
+    TooSlow,
+}
+
 impl Passage {
     /// The whole body.
-    pub(super) fn whole(reader: GrowingReader) -> Passage {
+    pub(super) fn whole(reader: GrowingReader, rest: Option<Rest>) -> Passage {
         let left = reader.growing().length;
-        Passage { reader, skip: 0, left }
+        Passage { source: Source::Shared(reader), rest, skip: 0, left }
     }
 
     /// From one position up to another.
-    pub(super) fn part(reader: GrowingReader, from: u64, end: u64) -> Passage {
-        Passage { reader, skip: from, left: Some(end - from) }
+    pub(super) fn part(reader: GrowingReader, rest: Option<Rest>, (from, end): (u64, u64)) -> Passage {
+        Passage { source: Source::Shared(reader), rest, skip: from, left: Some(end - from) }
     }
 
-    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Interrupted>>> {
         while self.left != Some(0) {
-            let mut piece = match ready!(self.reader.poll_piece(cx)) {
+            let mut piece = match ready!(self.poll_piece(cx)) {
                 Some(Ok(piece)) => piece,
-                Some(Err(Truncated)) => return Poll::Ready(Some(Err(Broken::Incomplete))),
+                Some(Err(interrupted)) => return Poll::Ready(Some(Err(interrupted))),
                 None => return Poll::Ready(None),
             };
             let skipped = self.skip.min(piece.len() as u64);
@@ -79,6 +100,40 @@ impl Passage {
             }
         }
         Poll::Ready(None)
+    }
+
+    /// The next piece, wherever it comes from.
+    fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Interrupted>>> {
+        loop {
+            match &mut self.source {
+                Source::Shared(reader) => match ready!(reader.poll_piece(cx)) {
+                    Some(Ok(piece)) => return Poll::Ready(Some(Ok(piece))),
+                    None => return Poll::Ready(None),
+                    Some(Err(Unfinished::TooSlow)) => return Poll::Ready(Some(Err(Interrupted::TooSlow))),
+                    Some(Err(why)) => match self.rest.take().filter(|_| why == Unfinished::Behind) {
+                        Some(rest) => self.source = Source::Fetching(rest(reader.position())),
+                        None => return Poll::Ready(Some(Err(Interrupted::ByNode(Broken::Incomplete)))),
+                    },
+                },
+                Source::Fetching(fetch) => match ready!(fetch.as_mut().poll(cx)) {
+                    Some((body, before)) => {
+                        self.skip += before;
+                        self.source = Source::Own(body);
+                    }
+                    None => return Poll::Ready(Some(Err(Interrupted::ByNode(Broken::Incomplete)))),
+                },
+                Source::Own(body) => match ready!(Pin::new(body).poll_frame(cx)) {
+                    None => return Poll::Ready(None),
+                    Some(Err(broken)) => return Poll::Ready(Some(Err(Interrupted::ByNode(broken)))),
+                    // Trailers are not stored either.
+                    Some(Ok(frame)) => {
+                        if let Ok(data) = frame.into_data() {
+                            return Poll::Ready(Some(Ok(data)));
+                        }
+                    }
+                },
+            }
+        }
     }
 }
 
@@ -169,7 +224,15 @@ impl http_body::Body for ResponseBody {
             Kind::Empty => None,
             Kind::Full(bytes) => Some(Ok(Frame::data(std::mem::take(bytes)))),
             Kind::Stored(reader) => reader.next().map(|piece| Ok(Frame::data(piece))),
-            Kind::Arriving(passage) => ready!(passage.poll_frame(cx)),
+            Kind::Arriving(passage) => match ready!(passage.poll_frame(cx)) {
+                None => None,
+                Some(Ok(frame)) => Some(Ok(frame)),
+                Some(Err(Interrupted::ByNode(broken))) => Some(Err(broken)),
+                Some(Err(Interrupted::TooSlow)) => {
+                    this.exchange.too_slow();
+                    Some(Err(Broken::Stalled))
+                }
+            },
             Kind::Answer(body) => ready!(Pin::new(&mut **body).poll_frame(cx)),
             Kind::Whole(whole) => whole.next(),
             Kind::Rest(parts) => match parts.0.next() {
@@ -184,8 +247,7 @@ impl http_body::Body for ResponseBody {
                 this.exchange.gave(length);
             }
             Some(Err(broken)) => {
-                let is_the_clients = this.exchange.body_fault.get().is_some();
-                this.exchange.ended(if is_the_clients { "client" } else { "upstream" });
+                this.exchange.broke_off();
                 tracing::debug!(%broken, "an answer was cut short");
                 this.broken = Some(*broken);
                 cx.waker().wake_by_ref();

@@ -3,20 +3,21 @@
 //! A hit ends here, without a task and without waiting for anybody. Everything else goes on to
 //! `filling`, which asks the nodes.
 
-use super::answer;
+use super::answer::{self, ResponseBody};
 use super::engine::{Begun, Engine};
-use super::filling::{Change, Miss};
+use super::filling::{Change, Miss, has_override};
 use super::forward::Forward;
 use super::route::Query;
 use super::serving::Asking;
 use super::snapshot::{CacheResult, CacheRules, Route, Snapshot};
-use crate::cache::{Asker, CacheStatus, Forwarded, Joined, Key, Known, Order, RequestDirectives, Reuse, Target};
+use crate::cache::{self, Asker, CacheStatus, Forwarded, Joined, Key, Known, Order, RequestDirectives, Reuse, Target};
 use crate::http::fields::CACHE_STATUS;
 use crate::http::head::{RequestFields, RequestHead};
+use crate::http::method::is_safe;
 use crate::http::problem::Problem;
 use crate::http::target;
 use http::header::{AUTHORIZATION, COOKIE};
-use http::{Method, StatusCode, Uri};
+use http::{Method, Response, StatusCode, Uri};
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -24,7 +25,7 @@ use std::sync::Arc;
 /// reads of the same URI take.
 pub(super) fn concerns(snapshot: &Snapshot, forward: &Forward<'_>, head: &RequestHead) -> Option<Arc<Route>> {
     let own = || forward.route.cache.is_some().then(|| Arc::clone(forward.route));
-    if is_read(&head.method) || is_harmless(&head.method) {
+    if is_safe(&head.method) {
         return own();
     }
     let (host, path) = (&*forward.form.host, &*forward.form.path);
@@ -42,14 +43,6 @@ fn is_read(method: &Method) -> bool {
     *method == Method::GET || *method == Method::HEAD
 }
 
-/// Methods that change nothing, and that no cache answers (RFC 9110 9.2.1).
-fn is_harmless(method: &Method) -> bool {
-    *method == Method::OPTIONS
-        || *method == Method::TRACE
-        || method.as_str() == "PROPFIND"
-        || method.as_str() == "SEARCH"
-}
-
 /// Answers from the store, or begins what fills it.
 pub(super) fn begin(forward: &Forward<'_>, caching: &Arc<Route>, head: RequestHead) -> Result<Begun, Problem> {
     let Some(rules) = &caching.cache else { return forward.begin(head) };
@@ -65,18 +58,26 @@ pub(super) fn begin(forward: &Forward<'_>, caching: &Arc<Route>, head: RequestHe
     let honoured = rules.policy.honours_clients.then_some(&directives);
     let key = rules.key.key(target, fields);
     let now = engine.cache.at(forward.exchange.started);
-    // What has a body, or wants to switch protocols, is between this client and the node.
-    let is_private = forward.form.has_body || fields.facts.upgrade().is_some();
+    if forward.form.has_body || rules.bypass_cookies.are_in(fields.plain()) {
+        if directives.only_if_cached {
+            return Ok(Begun::Answer(refused(forward, rules)));
+        }
+        return bypass(forward, rules, head);
+    }
+    // What wants to switch protocols is between this client and the node.
+    let is_private = fields.facts.upgrade().is_some();
     let asking =
         Asking { method: &head.method, fields: fields.plain(), route: forward.route, exchange: forward.exchange, now };
     let why = match engine.cache.look_up(key, fields) {
         Known::Response(held) => match held.reuse(now, honoured) {
             Reuse::Yes { stale } => {
                 note(forward, rules, if stale { CacheResult::Stale } else { CacheResult::Hit });
+                held.note_use(now);
                 return Ok(Begun::Answer(asking.serve(&held, CacheStatus::Hit { ttl: held.ttl(now) })));
             }
             Reuse::WhileValidating => {
                 note(forward, rules, CacheResult::Stale);
+                held.note_use(now);
                 let answer = asking.serve(&held, CacheStatus::Hit { ttl: held.ttl(now) });
                 if !is_private && !held.is_pausing(now) && !directives.no_store {
                     let order = order(rules, key, target, &head.method, fields);
@@ -100,20 +101,30 @@ pub(super) fn begin(forward: &Forward<'_>, caching: &Arc<Route>, head: RequestHe
         Known::Nothing => Forwarded::UriMiss,
     };
     if directives.only_if_cached {
-        note(forward, rules, CacheResult::Refused);
-        let mut response = answer::problem(&not_cached(), forward.exchange);
-        response.headers_mut().append(CACHE_STATUS, CacheStatus::Refused.to_value());
-        return Ok(Begun::Answer(response));
+        return Ok(Begun::Answer(refused(forward, rules)));
     }
     if is_private {
-        note(forward, rules, CacheResult::Bypass);
-        let mut journey = forward.journey(head)?;
-        journey.cache_status = Some(CacheStatus::forwarded(Forwarded::Bypass));
-        return Ok(Begun::Forward(journey));
+        return bypass(forward, rules, head);
     }
     let order = order(rules, key, target, &head.method, fields);
     let miss = miss(forward, caching, order, head, why)?;
     Ok(Begun::Later(Box::pin(miss.answer())))
+}
+
+/// Forwards a request that the store neither answers nor learns from.
+fn bypass(forward: &Forward<'_>, rules: &CacheRules, head: RequestHead) -> Result<Begun, Problem> {
+    note(forward, rules, CacheResult::Bypass);
+    let mut journey = forward.journey(head)?;
+    journey.cache_status = Some(CacheStatus::forwarded(Forwarded::Bypass));
+    Ok(Begun::Forward(journey))
+}
+
+/// Answers a request that asks not to go further.
+fn refused(forward: &Forward<'_>, rules: &CacheRules) -> Response<ResponseBody> {
+    note(forward, rules, CacheResult::Refused);
+    let mut response = answer::problem(&not_cached(), forward.exchange);
+    response.headers_mut().append(CACHE_STATUS, CacheStatus::Refused.to_value());
+    response
 }
 
 fn note(forward: &Forward<'_>, rules: &CacheRules, result: CacheResult) {
@@ -126,6 +137,7 @@ fn order(rules: &CacheRules, key: Key, target: Target<'_>, method: &Method, fiel
     Order {
         key,
         uri: rules.key.uri(target),
+        has_parts: rules.key.has_parts(),
         request: fields.clone(),
         asker: Asker {
             is_post: !is_read(method),
@@ -156,7 +168,7 @@ fn other_method(forward: &Forward<'_>, caching: &Route, head: RequestHead) -> Re
         note(forward, own, CacheResult::Bypass);
     }
     let status = own.map(|_| CacheStatus::forwarded(Forwarded::Method));
-    if is_harmless(&head.method) {
+    if is_safe(&head.method) {
         return match forward.begin(head)? {
             Begun::Forward(mut journey) => {
                 journey.cache_status = status;
@@ -176,6 +188,9 @@ fn other_method(forward: &Forward<'_>, caching: &Route, head: RequestHead) -> Re
 
 /// What a request may make untrue of what a route has stored.
 pub(super) fn change(forward: &Forward<'_>, caching: &Route, head: &RequestHead) -> Option<Change> {
+    if is_safe(&head.method) {
+        return None;
+    }
     let rules = caching.cache.as_ref()?;
     let scheme = head.fields.facts.scheme();
     let query = forward.form.query.as_deref();
@@ -189,8 +204,9 @@ pub(super) fn change(forward: &Forward<'_>, caching: &Route, head: &RequestHead)
         path: target.path.to_owned(),
         default_port: fields.facts.default_port(),
     };
-    let (is_post, is_by_uri) = (head.method == Method::POST, rules.key.is_by_uri());
-    Some(Change { order: Rc::new(order), is_post, is_by_uri, place })
+    // What it asks for by other fields than those of the key is no answer to reads.
+    let may_serve_reads = head.method == Method::POST && !has_override(fields.plain());
+    Some(Change { key: rules.key.of_uri(target), order: Rc::new(order), may_serve_reads, place })
 }
 
 /// Where a request went, for the references in its answer.
@@ -236,14 +252,20 @@ impl Place {
         self.resolve(reference).is_some_and(|(path, asked)| path == self.path && asked.as_deref() == query)
     }
 
-    /// Forgets what is stored of a URI of the same origin.
-    pub(super) fn invalidate(&self, engine: &Engine, reference: &str, fields: &RequestFields) {
+    /// Forgets what is stored of a URI of the same origin, but for what the change itself brings.
+    pub(super) fn invalidate(
+        &self,
+        engine: &Engine,
+        reference: &str,
+        fields: &RequestFields,
+        but: Option<&cache::Begun>,
+    ) {
         let Some((path, query)) = self.resolve(reference) else { return };
         let snapshot = engine.snapshot();
         let Some(route) = caching_route(&snapshot, &self.host, &path, fields) else { return };
         let Some(rules) = &route.cache else { return };
         let target = Target { scheme: self.scheme, authority: &self.authority, path: &path, query: query.as_deref() };
-        engine.cache.invalidate(rules.key.key(target, fields), rules.key.uri(target), rules.key.is_by_uri());
+        engine.cache.invalidate(rules.key.of_uri(target), &rules.key.uri(target), but);
     }
 }
 

@@ -144,6 +144,7 @@ pub(crate) struct Exchange {
     pub(crate) request_bytes: Cell<u64>,
     pub(crate) response_bytes: Cell<u64>,
     pub(crate) body_fault: Cell<Option<BodyFault>>,
+    is_too_slow: Cell<bool>,
     /// The request's body, up to its end or that of its answer; see [`Exchange::end_body`].
     pub(super) body: RefCell<Option<Incoming>>,
     pub(crate) connect_time: Cell<Option<Duration>>,
@@ -206,6 +207,7 @@ impl Exchange {
             request_bytes: Cell::new(0),
             response_bytes: Cell::new(0),
             body_fault: Cell::new(None),
+            is_too_slow: Cell::new(false),
             body: RefCell::default(),
             connect_time: Cell::new(None),
             first_byte_time: Cell::new(None),
@@ -311,6 +313,18 @@ impl Exchange {
             }
             self.client.wake_body();
         }
+    }
+
+    /// Its client reads more slowly than it may while others wait for it.
+    pub(super) fn too_slow(&self) {
+        self.is_too_slow.set(true);
+        self.ledger.cut(Cut::Write);
+    }
+
+    /// Its answer ends before it is whole.
+    pub(super) fn broke_off(&self) {
+        let is_the_clients = self.body_fault.get().is_some() || self.is_too_slow.get();
+        self.ended(if is_the_clients { "client" } else { "upstream" });
     }
 
     pub(crate) fn ended(&self, by: &'static str) {

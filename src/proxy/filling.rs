@@ -1,39 +1,52 @@
 //! The step that asks the nodes on the cache's behalf: one fetch for all who want the same, each by
 //! itself where that cannot be, and what a change leaves behind.
 
-use super::answer::{self, ResponseBody};
+use super::answer::{self, ResponseBody, Rest};
 use super::caching::Place;
 use super::exchange::Exchange;
 use super::serving::Asking;
-use super::snapshot::{CacheResult, Route};
+use super::snapshot::{CacheResult, Route, Rules};
 use super::upstream::Journey;
 use crate::cache::{
-    Arriving, CONDITIONS, Cache, CacheStatus, Fill, Forwarded, Group, Joined, Known, Lead, Led, Order, Origin, Outcome,
-    Stored, is_failure,
+    Arriving, Begun, CONDITIONS, Cache, CacheStatus, Fill, Forwarded, Group, GrowingReader, Joined, Key, Known, Lead,
+    Led, Order, Origin, Outcome, Stored, is_failure,
 };
 use crate::http::fields::{CACHE_STATUS, X_FORWARDED_HOST};
 use crate::http::problem::Problem;
 use crate::upstream::{AnswerBody, Outgoing};
 use http::header::{
-    CONNECTION, CONTENT_LENGTH, CONTENT_LOCATION, EXPECT, FORWARDED, HOST, LOCATION, TE, TRANSFER_ENCODING, UPGRADE,
+    CONNECTION, CONTENT_LENGTH, CONTENT_LOCATION, CONTENT_RANGE, ETAG, EXPECT, FORWARDED, HOST, IF_RANGE, LOCATION,
+    RANGE, TE, TRANSFER_ENCODING, UPGRADE,
 };
-use http::{HeaderMap, HeaderName, Method, Request, Response, StatusCode, Uri, request};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, request};
 use std::rc::Rc;
 use std::sync::Arc;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 /// Fields by which some nodes take a request for another one; a response that is for everybody must
-/// not be made by them, for they are no part of the key.
-const OVERRIDES: [&str; 7] = [
-    "x-http-method-override",
-    "x-http-method",
-    "x-method-override",
-    "x-original-url",
-    "x-rewrite-url",
-    "x-original-host",
-    "x-host",
+/// not be made by them, for they are no part of the key. What the configuration sets stays.
+const OVERRIDES: [HeaderName; 14] = [
+    HeaderName::from_static("front-end-https"),
+    HeaderName::from_static("x-host"),
+    HeaderName::from_static("x-http-host-override"),
+    HeaderName::from_static("x-http-method"),
+    HeaderName::from_static("x-http-method-override"),
+    HeaderName::from_static("x-http-path-override"),
+    HeaderName::from_static("x-method-override"),
+    HeaderName::from_static("x-middleware-subrequest"),
+    HeaderName::from_static("x-original-host"),
+    HeaderName::from_static("x-original-url"),
+    HeaderName::from_static("x-original-uri"),
+    HeaderName::from_static("x-rewrite-url"),
+    HeaderName::from_static("x-scheme"),
+    HeaderName::from_static("x-url-scheme"),
 ];
+
+/// Returns whether a request has a field by which some nodes take it for another one.
+pub(super) fn has_override(fields: &HeaderMap) -> bool {
+    OVERRIDES.iter().any(|name| fields.contains_key(name))
+}
 
 /// Fields of a body and of a switch, which a fetch for everybody has not.
 const FRAMING: [HeaderName; 6] = [CONTENT_LENGTH, TRANSFER_ENCODING, EXPECT, UPGRADE, CONNECTION, TE];
@@ -70,15 +83,17 @@ impl Template {
         request
     }
 
-    /// The same for everybody: the whole response, or whether it has changed.
-    fn shared(&self, method: &Method, validated: Option<&Stored>) -> Request<Outgoing> {
+    /// The same for everybody: the whole response, or whether it has changed. `configured` are the fields that the
+    /// configuration sets.
+    fn shared(&self, method: &Method, configured: &Rules, validated: Option<&Stored>) -> Request<Outgoing> {
         let mut template = self.clone();
         template.method = method.clone();
         let fields = &mut template.fields;
-        for name in CONDITIONS.iter().chain([&FORWARDED]).chain(&FRAMING) {
+        for name in &OVERRIDES {
             fields.remove(name);
         }
-        for name in OVERRIDES {
+        configured.apply(fields);
+        for name in CONDITIONS.iter().chain([&FORWARDED]).chain(&FRAMING) {
             fields.remove(name);
         }
         match fields.get(HOST).cloned() {
@@ -104,7 +119,8 @@ impl Origin for Nodes {
 
     async fn fetch(&mut self, validated: Option<&Stored>) -> Result<Response<AnswerBody>, Problem> {
         // Boxed: it is large, and the cache's future is not all there is to a request.
-        let mut journey = self.journey.again(self.template.shared(&Method::GET, validated));
+        let mut journey =
+            self.journey.again(self.template.shared(&Method::GET, &self.journey.route.request_fields, validated));
         Box::pin(async move { journey.ask().await }).await
     }
 }
@@ -161,7 +177,8 @@ impl Miss {
                     match growing.read() {
                         Some(reader) => {
                             self.note(CacheResult::Collapsed);
-                            return self.asking().serve_arriving(reader, None, Some(self.status(false, true, None)));
+                            let (status, rest) = (self.status(false, true, None), self.rest(&reader));
+                            return self.asking().serve_arriving(reader, None, Some(status), rest);
                         }
                         None => return self.pass(group).await,
                     }
@@ -229,10 +246,14 @@ impl Miss {
 
     /// Asks just what the client asked.
     async fn ask_as_it_is(&self) -> Response<ResponseBody> {
-        let (begun, asked) = (self.cache().begin(), self.cache().now());
+        let (begun, asked) = (self.cache().begin(&self.order), self.cache().now());
         // A HEAD tells the store something, so it must be one that anybody could have sent.
         let tells = self.method == Method::HEAD && self.is_plain() && !self.order.asker.no_store;
-        let request = if tells { self.template.shared(&Method::HEAD, None) } else { self.template.clone().request() };
+        let request = if tells {
+            self.template.shared(&Method::HEAD, &self.journey.route.request_fields, None)
+        } else {
+            self.template.clone().request()
+        };
         let mut journey = self.journey.again(request);
         let answer = Box::pin(async { journey.ask().await }).await;
         let failed = answer.as_ref().map_or(true, |response| is_failure(response.status()));
@@ -244,15 +265,42 @@ impl Miss {
         }
         match answer {
             Ok(response) => {
+                let (head, body) = response.into_parts();
                 if tells {
-                    let (status, fields) = (response.status(), response.headers());
-                    self.cache().learn_from_head(&self.order, status, fields, asked, &begun);
+                    self.cache().learn_from_head(&self.order, &head, asked, &begun);
+                } else if self.method == Method::GET {
+                    self.cache().note_private(&self.order, &begun, &head, asked);
                 }
                 self.note(CacheResult::Pass);
-                self.private(response)
+                self.private(Response::from_parts(head, body))
             }
             Err(problem) => self.problem(&problem),
         }
+    }
+
+    /// How a reader that others have left behind gets the rest of its body: by a range of the same response, which only
+    /// a strong tag can tell.
+    fn rest(&self, reader: &GrowingReader) -> Option<Rest> {
+        let tag = reader.growing().head.strong_tag()?;
+        reader.may_leave();
+        let mut request = self.template.shared(&Method::GET, &self.journey.route.request_fields, None);
+        request.headers_mut().insert(IF_RANGE, tag.clone());
+        let mut journey = self.journey.again(request);
+        Some(Box::new(move |from| {
+            Box::pin(async move {
+                let request = journey.request.as_mut()?;
+                request.headers_mut().insert(RANGE, HeaderValue::try_from(format!("bytes={from}-")).ok()?);
+                let (head, body) = journey.ask().await.ok()?.into_parts();
+                let is_same = head.headers.get(ETAG) == Some(&tag);
+                let begin = match head.status {
+                    StatusCode::PARTIAL_CONTENT => range_start(head.headers.get(CONTENT_RANGE)?)?,
+                    // The node knows no ranges: what is missing is a part of the whole.
+                    StatusCode::OK => 0,
+                    _ => return None,
+                };
+                (is_same && begin <= from).then(|| (body, from - begin))
+            })
+        }))
     }
 
     /// Validates what is stored, while the client has it already.
@@ -274,7 +322,7 @@ impl Miss {
     async fn respond(&self, led: Led<AnswerBody, Problem>, alone: bool) -> Response<ResponseBody> {
         match led {
             // The whole was asked for to be stored; a part of what is not stored is asked for again.
-            Led::Private(response) if !alone && self.template.fields.contains_key(http::header::RANGE) => {
+            Led::Private(response) if !alone && self.template.fields.contains_key(RANGE) => {
                 drop(response);
                 self.ask_as_it_is().await
             }
@@ -282,9 +330,10 @@ impl Miss {
                 self.note(if alone { CacheResult::Pass } else { CacheResult::Miss });
                 self.private(response)
             }
-            Led::Growing(reader, own) => {
+            Led::Growing { reader, own, is_stored } => {
                 self.note(CacheResult::Miss);
-                self.asking().serve_arriving(reader, Some(own), Some(self.status(true, false, None)))
+                let (status, rest) = (self.status(is_stored, false, None), self.rest(&reader));
+                self.asking().serve_arriving(reader, Some(own), Some(status), rest)
             }
             Led::Confirmed { stored, asked } => self.stored(&stored, asked, false),
             Led::StandIn(stored) => self.stand_in(&stored),
@@ -361,9 +410,11 @@ async fn wait(fill: Arc<Fill>, deadline: Instant) -> Waited {
 
 /// A request that may change its resource.
 pub(super) struct Change {
+    /// The key that is made of its URI alone.
+    pub(super) key: Key,
     pub(super) order: Rc<Order>,
-    pub(super) is_post: bool,
-    pub(super) is_by_uri: bool,
+    /// Its answer may say that it is what reads find.
+    pub(super) may_serve_reads: bool,
     pub(super) place: Place,
 }
 
@@ -374,24 +425,22 @@ impl Change {
         let cache = Arc::clone(&engine.cache);
         let query = journey.request.as_ref().and_then(|request| request.uri().query().map(str::to_owned));
         let (asked, status) = (cache.now(), journey.cache_status);
-        let begun = cache.begin();
+        let begun = cache.begin(&self.order);
         let answer = Box::pin(async { journey.ask().await }).await;
         let mut response = match answer {
             Err(problem) => answer::problem(&problem, &journey.exchange),
             Ok(response) => {
                 let changed = response.status().is_success() || response.status().is_redirection();
-                let may_serve_reads = self.is_post
+                if changed {
+                    self.forget(&engine, response.headers(), Some(&begun));
+                }
+                let may_serve_reads = self.may_serve_reads
                     && response.status() == StatusCode::OK
                     && self.is_own(response.headers(), query.as_deref())
                     && !cache.is_beaten(&self.order, response.headers(), &begun);
-                if changed {
-                    self.forget(&engine, response.headers());
-                }
-                // What began before the change would be struck by it; a purge may have come meanwhile.
-                let after = cache.begin();
-                match may_serve_reads && !(self.is_by_uri && cache.is_purged(&self.order, response.headers(), &begun)) {
+                match may_serve_reads {
                     true => {
-                        let (led, arriving) = cache.adopt::<_, Problem>(&self.order, response, asked, after);
+                        let (led, arriving) = cache.adopt::<_, Problem>(&self.order, response, asked, begun);
                         if let Some(arriving) = arriving {
                             receive(Arc::clone(&cache), Rc::clone(&self.order), arriving);
                         }
@@ -410,7 +459,7 @@ impl Change {
     /// The client's part of a response that reads may be answered with.
     fn given(&self, journey: &Journey, led: Led<AnswerBody, Problem>, cache: &Cache) -> Response<ResponseBody> {
         match led {
-            Led::Growing(reader, own) => {
+            Led::Growing { reader, own, .. } => {
                 // Conditions and ranges are for reads.
                 let (fields, now) = (HeaderMap::new(), cache.now());
                 let asking = Asking {
@@ -420,7 +469,7 @@ impl Change {
                     exchange: &journey.exchange,
                     now,
                 };
-                asking.serve_arriving(reader, Some(own), None)
+                asking.serve_arriving(reader, Some(own), None, None)
             }
             Led::Private(response) => journey.for_client(response),
             Led::Confirmed { .. } | Led::StandIn(_) | Led::Failed(_) => {
@@ -429,12 +478,12 @@ impl Change {
         }
     }
 
-    /// Forgets what a change that succeeded has made untrue.
-    pub(super) fn forget(&self, engine: &super::engine::Engine, answer: &HeaderMap) {
-        engine.cache.invalidate(self.order.key, self.order.uri.clone(), self.is_by_uri);
+    /// Forgets what a change that succeeded has made untrue. `begun` is the change itself, whose answer may be stored.
+    pub(super) fn forget(&self, engine: &super::engine::Engine, answer: &HeaderMap, begun: Option<&Begun>) {
+        engine.cache.invalidate(self.key, &self.order.uri, begun);
         for name in [LOCATION, CONTENT_LOCATION] {
             if let Some(reference) = text(answer, &name) {
-                self.place.invalidate(engine, reference, &self.order.request);
+                self.place.invalidate(engine, reference, &self.order.request, begun);
             }
         }
     }
@@ -442,6 +491,12 @@ impl Change {
     fn is_own(&self, answer: &HeaderMap, query: Option<&str>) -> bool {
         text(answer, &CONTENT_LOCATION).is_some_and(|reference| self.place.is_own(reference, query))
     }
+}
+
+/// Where the range of a `Content-Range` begins.
+fn range_start(value: &HeaderValue) -> Option<u64> {
+    let range = value.to_str().ok()?.strip_prefix("bytes ")?;
+    range.split_once('-')?.0.parse().ok()
 }
 
 fn text<'a>(fields: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {

@@ -22,8 +22,8 @@ use crate::http::head::RequestHead;
 use crate::http::problem::Problem;
 use crate::http::whole::Whole;
 use crate::idempotency::{
-    Asked, Claim, Fingerprint, Fingerprinting, IDEMPOTENCY_KEY, Id, Origin, Outcome, Pieces, Refused, Sent, Settled,
-    Started, StoredResponse, Subject, key_of, run, start,
+    Asked, Claim, Fingerprint, Fingerprinting, Id, Origin, Outcome, Pieces, Refused, Sent, Settled, Started,
+    StoredResponse, Subject, key_of, run, start,
 };
 use crate::upstream::{AnswerBody, Outgoing};
 use http::header::{CONTENT_LENGTH, DATE, SET_COOKIE, TRANSFER_ENCODING};
@@ -41,7 +41,7 @@ const FIRST_SHARE: u64 = 64 << 10;
 /// The rules for a request that must run once.
 pub(super) fn concerns<'a>(route: &'a Route, head: &RequestHead) -> Option<&'a Arc<IdempotencyRules>> {
     route.idempotency.as_ref().filter(|rules| {
-        rules.methods.contains(&head.method) && (rules.required || head.fields.plain().contains_key(&IDEMPOTENCY_KEY))
+        rules.methods.contains(&head.method) && (rules.required || head.fields.plain().contains_key(&rules.key_header))
     })
 }
 
@@ -56,9 +56,10 @@ pub(super) fn begin(
         note(rules, forward.exchange, result);
         Problem::new(StatusCode::BAD_REQUEST, kind, "http_request_error", detail)
     };
-    let key = key_of(head.fields.plain())
-        .map_err(|bad| refuse(IdempotencyResult::Invalid, "idempotency-key-invalid", bad.to_string()))?
-        .ok_or_else(|| refuse(IdempotencyResult::Missing, "idempotency-key-missing", MISSING.to_owned()))?;
+    let name = &rules.key_header;
+    let key = key_of(head.fields.plain(), name)
+        .map_err(|bad| refuse(IdempotencyResult::Invalid, "idempotency-key-invalid", format!("`{name}`: {bad}")))?
+        .ok_or_else(|| refuse(IdempotencyResult::Missing, "idempotency-key-missing", missing(name)))?;
     let scope = rules.scope.read(&forward.form, &head.fields).ok_or_else(|| {
         let sources = rules.scope.names().join(", ");
         let detail = format!("the request has none of the fields that tell callers apart: {sources}");
@@ -79,7 +80,8 @@ pub(super) fn begin(
         path: forward.form.path.to_string(),
         key,
     };
-    let fingerprint = Fingerprint::begin(forward.form.query.as_deref(), head.fields.plain());
+    let begin = if rules.is_canonical { Fingerprint::canonical } else { Fingerprint::exact };
+    let fingerprint = begin(forward.form.query.as_deref(), head.fields.plain());
     let change =
         caching::concerns(snapshot, &forward, &head).and_then(|caching| caching::change(&forward, &caching, &head));
     // To read the body is what makes the client send it: no expectation goes further.
@@ -264,7 +266,7 @@ impl Origin for Keyed {
         if let Some(change) = &self.change
             && (status.is_success() || status.is_redirection())
         {
-            change.forget(&self.journey.engine, response.headers());
+            change.forget(&self.journey.engine, response.headers(), None);
         }
         let fields = response.headers_mut();
         self.journey.route.response_fields.apply(fields);
@@ -324,8 +326,9 @@ fn result_of(refused: &Refused) -> IdempotencyResult {
     }
 }
 
-const MISSING: &str =
-    "this request needs an Idempotency-Key field: one key for one intention, the same when it is repeated";
+fn missing(name: &HeaderName) -> String {
+    format!("this request needs a field `{name}`: one key for one intention, the same when it is repeated")
+}
 
 fn refusal(refused: &Refused, retries_unknown: bool) -> Problem {
     let conflict = |kind, detail: &'static str| Problem::new(StatusCode::CONFLICT, kind, "http_request_denied", detail);

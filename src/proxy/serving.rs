@@ -1,6 +1,6 @@
 //! Answers from the store: the client's conditions and ranges, the age, and what the cache did.
 
-use super::answer::{Passage, ResponseBody};
+use super::answer::{Passage, ResponseBody, Rest};
 use super::exchange::Exchange;
 use super::snapshot::Route;
 use crate::cache::{
@@ -43,12 +43,13 @@ impl Asking<'_> {
 
     /// A response whose body is still arriving. Several ranges at once are not made of it; such a
     /// client gets the whole. `own` are the fields for the client that had it fetched; without a status
-    /// somebody else tells it.
+    /// somebody else tells it. `rest` is for a reader that is left behind.
     pub(super) fn serve_arriving(
         &self,
         reader: GrowingReader,
         own: Option<HeaderMap>,
         status: Option<CacheStatus>,
+        rest: Option<Rest>,
     ) -> Response<ResponseBody> {
         let growing = reader.growing();
         let (stored, length) = (growing.head.clone(), growing.length);
@@ -66,7 +67,7 @@ impl Asking<'_> {
             (Ranges::Some(parts), Some(length)) if parts.len() == 1 => {
                 let (from, end) = parts[0];
                 insert(&mut head, CONTENT_RANGE, content_range(parts[0], length));
-                let body = ResponseBody::arriving(Passage::part(reader, from, end), self.exchange);
+                let body = ResponseBody::arriving(Passage::part(reader, rest, (from, end)), self.exchange);
                 self.finish(StatusCode::PARTIAL_CONTENT, head, body, status)
             }
             _ if self.is_head() => {
@@ -74,7 +75,7 @@ impl Asking<'_> {
                 self.finish(stored.status, head, self.nothing(), status)
             }
             _ => {
-                let body = ResponseBody::arriving(Passage::whole(reader), self.exchange);
+                let body = ResponseBody::arriving(Passage::whole(reader, rest), self.exchange);
                 self.finish(stored.status, head, body, status)
             }
         }

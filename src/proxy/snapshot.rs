@@ -4,9 +4,9 @@ use super::affinity::Affinity;
 use super::hash_key::ScopeSources;
 use super::rate_limit::RateLimit;
 use super::route::Table;
-use crate::cache::{self, KeyRules};
+use crate::cache::{self, BypassCookies, KeyRules};
 use crate::config::values::HashSource;
-use crate::config::{self, Config, FieldRules, OnConcurrent, OnStoreFailure, OnUnknown};
+use crate::config::{self, Config, FieldRules, FingerprintKind, OnConcurrent, OnStoreFailure, OnUnknown};
 use crate::idempotency::{Policy, Records};
 use crate::telemetry::access_log::Sink;
 use crate::telemetry::metrics::Metrics;
@@ -58,6 +58,7 @@ pub(crate) struct CacheRules {
     pub(crate) key: KeyRules,
     pub(crate) policy: Arc<cache::Policy>,
     pub(super) lock_timeout: Duration,
+    pub(super) bypass_cookies: BypassCookies,
     /// By [`CacheResult`].
     counters: [IntCounter; CacheResult::ALL.len()],
 }
@@ -115,8 +116,9 @@ impl CacheRules {
         let largest = config.settings.cache.max_object.0;
         CacheRules {
             key: if config.settings.routes.iter().any(parts_reads) { key.for_route_only(route) } else { key },
-            policy: Arc::new(cache::Policy::of(settings, largest)),
+            policy: Arc::new(cache::Policy::of(settings, largest, &config.settings.limits)),
             lock_timeout: settings.lock_timeout,
+            bypass_cookies: BypassCookies::of(settings.bypass_cookies.iter().map(|name| name.as_str())),
             counters: CacheResult::ALL.map(|result| metrics.cache_requests.with_label_values(&[route, result.label()])),
         }
     }
@@ -133,6 +135,10 @@ pub(crate) struct IdempotencyRules {
     pub(super) namespace: String,
     pub(super) methods: Vec<Method>,
     pub(super) required: bool,
+    /// The field that holds the key.
+    pub(super) key_header: HeaderName,
+    /// Whether fingerprints overlook what carries no meaning in a body.
+    pub(super) is_canonical: bool,
     pub(super) scope: ScopeSources,
     pub(super) max_request: u64,
     /// By [`IdempotencyResult`].
@@ -213,6 +219,8 @@ impl IdempotencyRules {
             namespace: settings.namespace.value.clone(),
             methods: settings.methods.clone(),
             required: settings.required,
+            key_header: settings.key_header.clone(),
+            is_canonical: settings.fingerprint == FingerprintKind::Canonical,
             scope: ScopeSources::of(&settings.scope),
             max_request: settings.max_request.0.min(config.settings.limits.request_body.0),
             counters: IdempotencyResult::ALL.map(|result| family.with_label_values(&[route, result.label()])),

@@ -229,7 +229,9 @@ impl Journey {
                 }
             }
         }
-        fields::strip_response(&mut head.headers);
+        if let Some(named) = fields::strip_response(&mut head.headers).named {
+            head.extensions.insert(named);
+        }
         // Only content in chunks, or on a stream, may be followed by trailers.
         if !self.takes_trailers && (coding == TransferCoding::Chunked || matches!(carrier, Carrier::Shared(_))) {
             head.headers.remove(TRAILER);
@@ -261,7 +263,7 @@ impl Journey {
         // A node that switches before it has the request cannot have understood it (RFC 9110 7.8).
         let may_switch =
             self.may_switch && self.exchange.body.borrow().as_ref().is_none_or(http_body::Body::is_end_stream);
-        let protocol = fields::strip_response(&mut head.headers).filter(|_| may_switch);
+        let protocol = fields::strip_response(&mut head.headers).upgrade.filter(|_| may_switch);
         let Some(protocol) = protocol else {
             return Err(self.failed(Failure::Malformed));
         };

@@ -1,7 +1,7 @@
 //! An operator's URLs in the form in which stored responses are found.
 
 use crate::cache::Target;
-use crate::http::target::{normalize_path, normalize_query, parse_authority};
+use crate::http::target::{normalize_path, normalize_query, parse_authority, respell_query};
 use crate::proxy::Snapshot;
 
 /// The URIs that a URL is stored under: routes may leave out parts of its query.
@@ -14,7 +14,8 @@ pub(super) fn urls(snapshot: &Snapshot, url: &str) -> Result<Vec<String>, String
     };
     let query = query.as_deref();
     let path = normal_path(if path.is_empty() { "/" } else { path })?;
-    let mut found = vec![[&*origin, &path, query.map_or("", |_| "?"), query.unwrap_or_default()].concat()];
+    let spelt = query.map(respell_query).unwrap_or_default();
+    let mut found = vec![[&*origin, &path, query.map_or("", |_| "?"), &spelt].concat()];
     for rules in snapshot.routes.iter().filter_map(|route| route.cache.as_ref()) {
         let (scheme, authority) = origin.split_once("://").unwrap_or_default();
         let uri = rules.key.uri(Target { scheme, authority, path: &path, query });
@@ -34,8 +35,8 @@ pub(super) fn prefix(text: &str) -> Result<String, String> {
     let cut = rest.rfind(['/', '?']).map_or(0, |at| at + 1);
     let whole = rest.split('?').next().unwrap_or_default();
     match cut <= whole.len() && cut > 0 {
-        true => Ok([&origin, &*normal_path(&rest[..cut])?, &*normalize_query(&rest[cut..])].concat()),
-        false => Ok([&origin, &*normalize_query(rest)].concat()),
+        true => Ok([&origin, &*normal_path(&rest[..cut])?, &*respell_query(&rest[cut..])].concat()),
+        false => Ok([&origin, &*respell_query(rest)].concat()),
     }
 }
 
@@ -73,6 +74,9 @@ mod tests {
             ("/a/../b/", "/b/"),
             ("/a", "/a"),
             ("/a?x=/b", "/a?x=/b"),
+            ("/a/caf\u{e9}", "/a/caf%C3%A9"),
+            ("/a/caf%c3%a9", "/a/caf%C3%A9"),
+            ("/a?x=%c3%a9", "/a?x=%C3%A9"),
         ] {
             assert_eq!(prefix(given).as_deref(), Ok(normal), "{given}");
         }

@@ -189,16 +189,13 @@ fn a_101_in_the_middle_of_a_request_is_refused() {
 fn a_101_that_nobody_takes_keeps_no_place() {
     let node = Node::start(|peer| {
         peer.request();
-        // Interim answers, which the client does not read, until its connection takes no more.
-        let hint = format!("HTTP/1.1 103 Early Hints\r\nlink: <{}>\r\n\r\n", "x".repeat(4000));
-        let port = peer.client.stream.local_addr().unwrap().port();
-        for _ in 0..150 {
-            // As many as the proxy holds, one lot after another.
-            peer.send(hint.repeat(15));
-            eventually("a lot to be read", || nothing_waits_from(port));
+        // Interim answers, which the client does not read, many times what its connection takes. The proxy holds a part
+        // of them and drops the others.
+        let hints = format!("HTTP/1.1 103 Early Hints\r\nlink: <{}>\r\n\r\n", "x".repeat(4000)).repeat(10);
+        for _ in 0..1000 {
+            peer.send(&hints);
         }
         peer.send("HTTP/1.1 101 Switching Protocols\r\nconnection: Upgrade\r\nupgrade: websocket\r\n\r\n");
-        eventually("the switch", || nothing_waits_from(port));
         peer.note("switched");
         peer.client.has_ended();
     });
@@ -215,18 +212,4 @@ fn a_101_that_nobody_takes_keeps_no_place() {
     client.stream.shutdown(std::net::Shutdown::Write).unwrap();
     eventually("the end", || proxy.metric("ringway_node_in_flight{node=\"n0\",pool=\"app\"}") == 0.0);
     eventually("the end of the request", || proxy.metric("ringway_requests_in_flight") == 0.0);
-}
-
-/// Whether all that was sent from a port on this machine has been read (proc(5), `/proc/net/tcp`).
-fn nothing_waits_from(port: u16) -> bool {
-    let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
-    let port = format!(":{port:04X}");
-    table.lines().skip(1).all(|line| {
-        let words: Vec<&str> = line.split_whitespace().collect();
-        let (unsent, unread) = words[4].split_once(':').unwrap();
-        let is_open = words[3] == "01";
-        !is_open
-            || ((!words[1].ends_with(&port) || unsent == "00000000")
-                && (!words[2].ends_with(&port) || unread == "00000000"))
-    })
 }

@@ -6,15 +6,7 @@ const NOW: i64 = 1_700_000_000;
 const TIMING: Timing = Timing { asked: 0, came: 0, came_at: NOW };
 
 pub(in crate::cache) fn policy() -> Policy {
-    Policy {
-        default_ttl: 0,
-        negative_ttl: 0,
-        stale_while_revalidate: 0,
-        stale_if_error: 3_600_000,
-        honours_clients: false,
-        stores_set_cookie: false,
-        max_object: 1 << 20,
-    }
+    Policy { stale_if_error: 3_600_000, ..Policy::plain() }
 }
 
 /// Fields from lines; `@` stands for a date that many seconds from now.
@@ -110,6 +102,107 @@ fn configured_lifetimes_stand_in_where_nothing_is_said() {
     assert_eq!(lifetime(with_cookie, 200, "last-modified: @-100 | date: @0 | cache-control: public"), Some(0));
     assert_eq!(lifetime(with_cookie, 200, "etag: \"x\""), None);
     assert_eq!(lifetime(with_cookie, 200, "cache-control: max-age=1"), Some(1000));
+}
+
+#[test]
+fn what_is_guessed_is_bounded_and_can_be_turned_off() {
+    let lifetime = |policy: &Policy, lines: &str| {
+        storable(Asker::default(), StatusCode::OK, &fields(lines), TIMING, policy).ok().map(|(terms, _)| terms.lifetime)
+    };
+    let old = "last-modified: @-1000000000 | date: @0";
+    assert_eq!(lifetime(&policy(), old), Some(86_400_000));
+    assert_eq!(lifetime(&Policy { heuristic_max: 5000, ..policy() }, old), Some(5000));
+    assert_eq!(lifetime(&Policy { heuristic_max: 0, ..policy() }, old), Some(0), "kept to be validated");
+    assert_eq!(lifetime(&Policy { heuristic_max: 0, default_ttl: 7000, ..policy() }, old), Some(7000));
+    assert_eq!(lifetime(&Policy { heuristic_max: 5000, ..policy() }, "cache-control: max-age=9"), Some(9000));
+}
+
+#[test]
+fn an_override_stands_before_what_is_said() {
+    let with = |policy: Policy, asker, status, lines: &str| {
+        let status = StatusCode::from_u16(status).unwrap();
+        storable(asker, status, &fields(lines), TIMING, &policy).map(|(terms, _)| terms.lifetime / 1000)
+    };
+    let anyone = Asker::default();
+    let (caller, user) = (Asker { has_authorization: true, ..anyone }, Asker { has_cookie: true, ..anyone });
+    let ttl = || Policy { ttl: Some(7000), ..policy() };
+    let ignoring = || Policy { ignored: Ignored { private: true, no_cache: true, no_store: true }, ..policy() };
+    for (policy, asker, status, lines, expected) in [
+        (ttl(), anyone, 200, "cache-control: max-age=1", Ok(7)),
+        (ttl(), anyone, 302, "", Ok(7)),
+        (ttl(), anyone, 200, "expires: 0", Ok(7)),
+        (ttl(), anyone, 404, "cache-control: max-age=1", Ok(1)),
+        (ttl(), anyone, 500, "", Err(Refusal::NeverUsable)),
+        (ttl(), anyone, 200, "cache-control: private", Err(Refusal::Private)),
+        (ttl(), caller, 200, "", Err(Refusal::Authorization)),
+        (ttl(), user, 200, "", Ok(7)),
+        (ignoring(), anyone, 200, "cache-control: private, no-store, no-cache, max-age=3", Ok(3)),
+        (ignoring(), caller, 200, "cache-control: private, max-age=3", Err(Refusal::Authorization)),
+        (ignoring(), anyone, 200, "cache-control: private, max-age=3 | set-cookie: a=b", Err(Refusal::SetCookie)),
+    ] {
+        assert_eq!(with(policy, asker, status, lines), expected, "{status} {lines}");
+    }
+}
+
+#[test]
+fn s_maxage_forbids_less_where_the_route_allows_it() {
+    let with = |said: &str| {
+        let policy = Policy { allows_stale_with_s_maxage: true, stale_while_revalidate: 60_000, ..policy() };
+        let lines = fields(&format!("cache-control: {said} | etag: \"x\""));
+        let (terms, _) = storable(Asker::default(), StatusCode::OK, &lines, TIMING, &policy).unwrap();
+        (terms.stale_while_revalidate, terms.stale_if_error)
+    };
+    for (said, expected) in [
+        ("s-maxage=1, stale-while-revalidate=9", (9, 0)),
+        ("s-maxage=1, stale-if-error=9", (0, 9)),
+        ("s-maxage=1", (0, 0)),
+        ("s-maxage=1, must-revalidate, stale-while-revalidate=9", (0, 0)),
+        ("max-age=1", (60, 3600)),
+    ] {
+        assert_eq!(with(said), expected, "{said}");
+    }
+}
+
+/// All askers, statuses and refusals: an answer that is an asker's own doing ends nothing.
+#[test]
+fn only_answers_that_others_would_get_end_what_is_stored() {
+    let refusals = [
+        Refusal::Status,
+        Refusal::NoStore,
+        Refusal::Private,
+        Refusal::Authorization,
+        Refusal::SetCookie,
+        Refusal::Vary,
+        Refusal::NeverUsable,
+        Refusal::TooLarge,
+    ];
+    for status in (200..600).map(|status| StatusCode::from_u16(status).unwrap()) {
+        for refusal in refusals {
+            for flags in 0..8u8 {
+                let asker = Asker {
+                    is_post: false,
+                    has_authorization: flags & 1 > 0,
+                    has_cookie: flags & 2 > 0,
+                    no_store: flags & 4 > 0,
+                };
+                let credentials = flags & 3 > 0;
+                let own = match status.as_u16() {
+                    400 | 402 | 405..=409 | 411..=428 | 431 => true,
+                    401 | 403 => credentials,
+                    _ => false,
+                };
+                let own = own
+                    || asker.no_store
+                    || refusal == Refusal::Authorization
+                    || (credentials && matches!(refusal, Refusal::Private | Refusal::SetCookie))
+                    || (asker.has_cookie && refusal == Refusal::NeverUsable);
+                let ends = supersedes(asker, status, refusal, StatusCode::OK);
+                assert_eq!(ends, !own && status.as_u16() < 500, "{asker:?} {status} {refusal:?}");
+                let ends = supersedes(asker, status, refusal, StatusCode::BAD_GATEWAY);
+                assert_eq!(ends, !own, "{asker:?} {status} {refusal:?}");
+            }
+        }
+    }
 }
 
 #[test]

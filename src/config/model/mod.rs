@@ -10,8 +10,8 @@ pub(crate) use pool::{
     PoolTls, Protocol, Retries, Timeouts,
 };
 pub(crate) use route::{
-    AffinityCookie, AffinityMode, CacheKey, ClientDirectives, FieldRules, OnConcurrent, OnGone, OnStoreFailure,
-    OnUnknown, RateLimit, Route, RouteCache, RouteIdempotency, Scheme,
+    AffinityCookie, AffinityMode, CacheKey, ClientDirectives, FieldRules, FingerprintKind, IgnoredDirective,
+    OnConcurrent, OnGone, OnStoreFailure, OnUnknown, RateLimit, Route, RouteCache, RouteIdempotency, Scheme,
 };
 
 use super::read::{Named, Spanned, choices, settings};

@@ -87,6 +87,16 @@ choices! {
     }
 }
 
+choices! {
+    /// What makes two requests with one key the same.
+    FingerprintKind {
+        /// Query, content type and body, byte by byte.
+        Exact = "exact",
+        /// The same without what carries no meaning in JSON and `multipart` bodies.
+        Canonical = "canonical",
+    }
+}
+
 settings! {
     /// How a route runs requests with an `Idempotency-Key` once.
     RouteIdempotency {
@@ -98,6 +108,10 @@ settings! {
         required: bool = "false";
         /// How long a result is kept and replayed.
         ttl: Duration = "24h" within "100ms" to "365d";
+        /// What makes two requests with one key the same: `exact`, or `canonical`, which overlooks the order of keys and the white space of JSON, and the boundary of `multipart` bodies. A change of it makes requests that are repeated across it differ (422).
+        fingerprint: FingerprintKind = "exact";
+        /// The request field that holds the key.
+        key_header: HeaderName = "idempotency-key";
         /// How long a proxy may be silent before its running requests are taken for UNKNOWN; a proxy that died on the same machine is noticed at once.
         lease: Duration = "10s" within "100ms" to "1h";
         /// What tells callers apart: `header:NAME`, `cookie:NAME`, `query:NAME`, `client_ip`. A request without any of them is refused; `[]` says that all callers are one.
@@ -156,6 +170,8 @@ settings! {
         key: CacheKey = block;
         /// How long a response without any freshness of its own is fresh; never to a request with a Cookie.
         default_ttl: Duration = "0s" within "0s" to "365d";
+        /// How long a response is fresh at most that says nothing of its freshness but when it was modified last: a tenth of the time since then. 0s turns that off, so that `default_ttl` holds.
+        heuristic_max: Duration = "24h" within "0s" to "365d";
         /// How long a stale response may be served while it is validated in the background, where it does not say so itself.
         stale_while_revalidate: Duration = "0s" within "0s" to "365d";
         /// How long a stale response may be served when the node fails, where it does not say so itself.
@@ -170,6 +186,34 @@ settings! {
         client_directives: ClientDirectives = "ignore";
         /// Whether a response with `Set-Cookie` is stored, cookie included.
         store_set_cookie: bool = "false";
+        /// Whether a response with `s-maxage` may be served stale where it says `stale-while-revalidate` or `stale-if-error` itself, as frameworks send both. RFC 9111 4.2.4 forbids it.
+        allow_stale_with_s_maxage: bool = "false";
+        /// Cookies whose presence has a request pass by the cache: it is neither answered from it nor stored. `session_*` means all that begin so.
+        bypass_cookies: Vec<Spanned<String>> = absent;
+        /// What holds in place of what responses say of themselves.
+        r#override: Option<CacheOverride> = absent;
+    }
+}
+
+settings! {
+    /// What holds in place of what responses say of themselves. `check` warns of it: what an origin calls private may be one user's.
+    CacheOverride {
+        /// How long responses with a status below 400 are fresh, whatever they say.
+        ttl: Option<Duration> = absent within "0s" to "365d";
+        /// Directives that count for nothing: `private`, `no-cache`, `no-store`.
+        ignore: Vec<IgnoredDirective> = absent;
+    }
+}
+
+choices! {
+    /// A directive of responses that counts for nothing.
+    IgnoredDirective {
+        /// The response is for one user.
+        Private = "private",
+        /// The response is validated before each use.
+        NoCache = "no-cache",
+        /// The response is not stored.
+        NoStore = "no-store",
     }
 }
 

@@ -46,30 +46,6 @@ fn a_response_that_begins_to_vary_does_not_hang_those_who_wait() {
 }
 
 #[test]
-fn a_get_with_a_body_validates_nothing_in_the_background() {
-    let origin = Origin::start(|ask, peer| match ask.path() {
-        "/fat" => peer.reply(200, "cache-control: max-age=0, stale-while-revalidate=60 | etag: \"e\"", "body"),
-        _ => peer.reply(200, "", &String::from_utf8_lossy(&ask.body)),
-    });
-    let proxy = origin.cached("");
-    proxy.get("/fat");
-    eventually("a stale hit", || {
-        let request =
-            "GET /fat HTTP/1.1\r\nhost: example.com\r\ncontent-length: 8\r\nconnection: close\r\n\r\nGET /x H";
-        proxy.connect().request(request).field("age").is_some()
-    });
-    let before = origin.asked();
-    for framing in ["content-length: 4\r\n\r\nbody", "transfer-encoding: chunked\r\n\r\n4\r\nbody\r\n0\r\n\r\n"] {
-        let request = format!("GET /fat HTTP/1.1\r\nhost: example.com\r\nconnection: close\r\n{framing}");
-        assert!(proxy.connect().request(request).field("age").is_some());
-    }
-    // Whatever the origin was asked in between had no framing of a body.
-    proxy.get("/other");
-    assert!(origin.asked() > before);
-    assert!(origin.last().field("content-length").is_none());
-}
-
-#[test]
 fn fields_named_in_connection_count_for_nothing() {
     let origin = Origin::start(|ask, peer| {
         let language = ask.field("accept-language").unwrap_or("none");

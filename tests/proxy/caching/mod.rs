@@ -7,3 +7,5 @@ mod purging;
 mod ranges;
 mod rfc;
 mod serving;
+mod slow_readers;
+mod truth;

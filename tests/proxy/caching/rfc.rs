@@ -310,7 +310,8 @@ fn stored_fields_are_those_that_belong_to_the_response() {
 #[test]
 fn a_head_is_served_from_a_get_and_tells_of_one() {
     let origin = Origin::start(|ask, peer| match ask.method() {
-        "HEAD" => peer.send("HTTP/1.1 200 OK\r\ncache-control: max-age=60\r\nx-v: 2\r\ncontent-length: 4\r\n\r\n"),
+        "HEAD" => peer
+            .send("HTTP/1.1 200 OK\r\ncache-control: max-age=60\r\nx-v: 2\r\netag: \"e\"\r\ncontent-length: 4\r\n\r\n"),
         _ => peer.reply(200, "cache-control: max-age=3 | x-v: 1 | etag: \"e\"", "body"),
     });
     let proxy = origin.cached("");

@@ -15,7 +15,7 @@ pub use client::{Answer, Client};
 pub use nginx::Nginx;
 pub use node::{Node, Peer};
 pub use node2::{Node2, pieces};
-pub use origin::{Barrier, Origin};
+pub use origin::{Ask, Barrier, Origin};
 pub use proxy::Proxy;
 pub use service::{Does, Service, Wire};
 pub use tls::{Authority, Front, Pair, TlsClient, write_private};
