@@ -178,7 +178,8 @@ impl Cache {
             let response = match answer {
                 Ok(response) => response,
                 Err(failure) => {
-                    let Some(stale) = base.as_ref().and_then(|held| held.stand_in(timing.came)) else {
+                    let Some(stale) = base.as_ref().and_then(|held| self.stand_in(&lead, order, held, timing.came))
+                    else {
                         lead.settle(Outcome::Released);
                         return (Led::Failed(failure), None);
                     };
@@ -197,7 +198,7 @@ impl Cache {
                     return (Led::Confirmed { stored, asked: true }, None);
                 }
                 if is_failure(response.status())
-                    && let Some(stale) = held.stand_in(timing.came)
+                    && let Some(stale) = self.stand_in(&lead, order, &held, timing.came)
                 {
                     lead.settle(Outcome::StandIn(Arc::clone(&stale)));
                     return (Led::StandIn(stale), None);
@@ -205,6 +206,12 @@ impl Cache {
             }
             return self.deliver(lead, order, response, timing);
         }
+    }
+
+    /// What stands in for a node that has failed, unless it has been purged, changed or superseded meanwhile.
+    fn stand_in(&self, lead: &Lead, order: &Order, held: &Held, now: Milliseconds) -> Option<Shared> {
+        let is_gone = lead.begun.is_outdated() || self.store.is_gone(&order.uri, held);
+        if is_gone { None } else { held.stand_in(now) }
     }
 
     /// The node has confirmed what is stored: its fields are updated, and it is fresh again.

@@ -58,11 +58,14 @@ impl CacheStatus {
 
     /// The field's value.
     pub(crate) fn to_value(self) -> HeaderValue {
+        if let CacheStatus::Hit { ttl } = self {
+            return hit(ttl);
+        }
         let mut text = [0u8; 128];
         let mut rest = &mut text[..];
         // All of it is shorter than the array.
         let _ = match self {
-            CacheStatus::Hit { ttl } => write!(rest, "ringway; hit; ttl={ttl}"),
+            CacheStatus::Hit { .. } => Ok(()),
             CacheStatus::StandIn { ttl } => write!(rest, "ringway; hit; ttl={ttl}; detail=stale-if-error"),
             CacheStatus::Refused => write!(rest, "ringway; detail=only-if-cached"),
             CacheStatus::Forwarded { why, status, stored, collapsed } => {
@@ -82,6 +85,17 @@ impl CacheStatus {
     }
 }
 
+/// The same for what most answers say, without the machinery of formatting.
+fn hit(ttl: i64) -> HeaderValue {
+    const BEFORE: &[u8] = b"ringway; hit; ttl=";
+    let mut digits = itoa::Buffer::new();
+    let digits = digits.format(ttl).as_bytes();
+    let mut text = [0u8; BEFORE.len() + 20];
+    text[..BEFORE.len()].copy_from_slice(BEFORE);
+    text[BEFORE.len()..BEFORE.len() + digits.len()].copy_from_slice(digits);
+    HeaderValue::from_bytes(&text[..BEFORE.len() + digits.len()]).expect("digits are a field value")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -90,6 +104,8 @@ mod tests {
     fn the_status_is_a_structured_field() {
         for (status, text) in [
             (CacheStatus::Hit { ttl: 30 }, "ringway; hit; ttl=30"),
+            (CacheStatus::Hit { ttl: 0 }, "ringway; hit; ttl=0"),
+            (CacheStatus::Hit { ttl: -999_999_999_999_999 }, "ringway; hit; ttl=-999999999999999"),
             (CacheStatus::StandIn { ttl: -5 }, "ringway; hit; ttl=-5; detail=stale-if-error"),
             (CacheStatus::Refused, "ringway; detail=only-if-cached"),
             (CacheStatus::forwarded(Forwarded::UriMiss), "ringway; fwd=uri-miss"),

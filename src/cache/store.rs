@@ -146,13 +146,17 @@ struct Running {
 type Watched = (Turn, Arc<AtomicBool>);
 
 impl Running {
-    /// Has the fetches of a URI for which `is_struck` returns true bring nothing that is stored.
-    fn strike(&self, uri: UriHash, is_struck: impl Fn(Turn) -> bool) {
+    /// Has the fetches of a URI for which `is_struck` returns true bring nothing that is stored. Returns whether there
+    /// were any.
+    fn strike(&self, uri: UriHash, is_struck: impl Fn(Turn) -> bool) -> bool {
+        let mut any = false;
         for (turn, is_outdated) in self.by_uri.get(&uri).into_iter().flatten() {
             if is_struck(*turn) {
                 is_outdated.store(true, Ordering::Release);
+                any = true;
             }
         }
+        any
     }
 
     fn end(&mut self, uri: UriHash, turn: Turn) {
@@ -254,7 +258,7 @@ impl Store {
     }
 
     /// Whether a purge has struck a response. What is found out is remembered with it.
-    fn is_gone(&self, uri: &str, stored: &Stored) -> bool {
+    pub(super) fn is_gone(&self, uri: &str, stored: &Stored) -> bool {
         let epoch = self.epoch.load(Ordering::Acquire);
         if stored.checked.load(Ordering::Relaxed) >= epoch {
             return false;
@@ -306,7 +310,11 @@ impl Store {
     /// Forgets the responses of a URI that an answer has superseded which is not stored itself: those for which
     /// `is_superseded` returns true, where they were asked for earlier, and what earlier fetches bring.
     pub(super) fn supersede(&self, key: Key, begun: &Begun, is_superseded: impl Fn(&Stored) -> bool) {
-        lock(&self.running).strike(begun.uri, |turn| turn < begun.turn);
+        let are_some_running = lock(&self.running).strike(begun.uri, |turn| turn < begun.turn);
+        // Nearly always there is nothing to forget.
+        if !are_some_running && !self.table.contains_key(&key.bits()) {
+            return;
+        }
         self.retain(key, |_, stored| !(stored.is_from_before(begun.turn) && is_superseded(stored)));
     }
 

@@ -194,3 +194,38 @@ fn a_cache_has_all_defaults_and_says_what_makes_no_sense() {
     let small = format!("cache: {{ max_object: 1MiB }}\n{}", with(""));
     assert!(parse(&small).unwrap().1.to_string().contains("stores bodies up to 1MiB"));
 }
+
+#[test]
+fn settings_of_the_cache_that_need_a_second_thought_are_told() {
+    let with = |cache: &str| SMALL.replace("hash_on: [uri] }", &format!("hash_on: [uri], cache: {{ {cache} }} }}"));
+    let (config, report) = parse(&with("override: { ttl: 5m, ignore: [private, no-cache] }")).unwrap();
+    assert_eq!(report.warnings(), 1, "{report}");
+    let warning = report.to_string();
+    for expected in ["ringway.yaml:9:13: warning: `cache.override`", "how long they are fresh, `private`, `no-cache`"] {
+        assert!(warning.contains(expected), "{expected}: {warning}");
+    }
+    let shown = effective(&config.settings).to_string();
+    assert!(shown.contains(r#""override":{"ttl":"5m","ignore":["private","no-cache"]}"#), "{shown}");
+    assert_eq!(parse(&with("override: {}")).unwrap().1.to_string(), "");
+    assert!(errors(&with("override: { ignore: [privat] }")).contains("did you mean `private`?"));
+    assert!(errors(&with("overide: {}")).contains("did you mean `override`?"));
+    assert!(errors(&with("bypass_cookies: [\"a*b\"]")).contains("expected a cookie's name, or its beginning and `*`"));
+}
+
+#[test]
+fn the_field_of_a_key_must_be_its_own() {
+    let with = |settings: &str| SMALL.replace("hash_on: [uri] }", &format!("idempotency: {{ {settings} }} }}"));
+    assert!(parse(&with("key_header: x-request-key")).is_ok());
+    for field in ["cookie", "authorization", "host", "connection", "x-forwarded-for", "content-type"] {
+        let report = errors(&with(&format!("key_header: {field}")));
+        assert!(
+            report
+                .contains(&format!("expected a field of its own in `key_header` of the route `site`, found `{field}`"))
+        );
+    }
+    let removed =
+        with("key_header: x-key").replace("path_prefix: /,", "path_prefix: /, request_headers: { remove: [x-key] },");
+    assert!(errors(&removed).contains("the node must get the `x-key` of its client"));
+    assert!(errors(&with("key_header: x-key, scope: [header:x-key]")).contains("it does not tell callers apart"));
+    assert!(errors(&with("methods: [QUERY]")).contains("expected methods that change something"));
+}

@@ -217,7 +217,12 @@ impl http_body::Body for ResponseBody {
             return Poll::Ready(Some(Err(broken)));
         }
         this.exchange.offer(false);
-        if matches!(this.kind, Kind::Answer(_) | Kind::Rest(_)) {
+        let is_from_node = match &this.kind {
+            Kind::Answer(_) | Kind::Rest(_) => true,
+            Kind::Arriving(passage) => matches!(passage.source, Source::Own(_)),
+            Kind::Empty | Kind::Full(_) | Kind::Stored(_) | Kind::Whole(_) => false,
+        };
+        if is_from_node {
             ready!(this.exchange.poll_room(cx));
         }
         let frame = match &mut this.kind {

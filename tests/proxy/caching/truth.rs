@@ -226,6 +226,49 @@ fn an_older_fetch_does_not_bring_back_what_was_superseded() {
     assert_eq!(proxy.get("/").text(), "gone");
 }
 
+/// While a validation runs, somebody else learns that the resource is gone, it is purged, or it is changed.
+#[test]
+fn what_has_ended_meanwhile_does_not_stand_in() {
+    for what in ["superseded", "purged", "changed", "nothing"] {
+        let (gate, began) = (Barrier::default(), Barrier::default());
+        let (open, begin) = (gate.clone(), began.clone());
+        let origin = Origin::start(move |ask, peer| match (ask.field("x-who"), ask.method()) {
+            (_, "PUT") => peer.reply(204, "", ""),
+            (Some("hangs"), _) if ask.field("if-none-match").is_some() => {
+                begin.open();
+                open.wait();
+                peer.reply(503, "", "bad");
+            }
+            (Some("asks"), _) => peer.reply(404, "", "gone"),
+            _ => peer.reply(200, "cache-control: max-age=1 | etag: \"e\"", "old"),
+        });
+        let proxy = origin.cached("lock_timeout: 100ms, stale_if_error: 1h");
+        proxy.get("/");
+        settled(&proxy);
+        let mut client = proxy.connect();
+        eventually("a validation that hangs", || {
+            client = proxy.connect();
+            client.send("GET / HTTP/1.1\r\nhost: example.com\r\nx-who: hangs\r\nconnection: close\r\n\r\n");
+            // No answer comes.
+            client.is_open()
+        });
+        began.wait();
+        match what {
+            "superseded" => {
+                // It asks for itself, with a condition of its own.
+                let answer = proxy.get_with("/", "x-who: asks | if-none-match: \"other\"");
+                assert_eq!(answer.text(), "gone");
+            }
+            "purged" => drop(proxy.purge(r#"{"url": "/"}"#)),
+            "changed" => drop(proxy.send("PUT", "/", "content-length: 0")),
+            _ => {}
+        }
+        gate.open();
+        let expected = if what == "nothing" { "old" } else { "bad" };
+        assert_eq!(client.answer().text(), expected, "{what}");
+    }
+}
+
 #[test]
 fn no_client_can_end_a_page_for_all() {
     for (code, fields, asks) in [

@@ -487,3 +487,55 @@ fn a_dead_kept_connection_does_not_make_a_payment_unknown() {
     assert!(unknown < 10.0, "{unknown} of 50");
     assert_eq!(node.requests().len() as f64, 50.0 - unknown);
 }
+
+#[test]
+fn a_canonical_fingerprint_takes_what_means_the_same_for_the_same() {
+    let ask = |proxy: &Proxy, key: &str, content_type: &str, body: &str| {
+        let lines = format!("authorization: a\r\nidempotency-key: {key}\r\ncontent-type: {content_type}\r\n");
+        proxy.ask(request("POST", "/", &lines, body))
+    };
+    let part = |boundary: &str, amount: &str| {
+        let head = "Content-Disposition: form-data; name=\"amount\"";
+        format!("--{boundary}\r\n{head}\r\n\r\n{amount}\r\n--{boundary}--\r\n")
+    };
+    for is_canonical in [true, false] {
+        let origin = charging();
+        let proxy = payments(&[origin.address()], if is_canonical { "fingerprint: canonical" } else { "" });
+        let json = "application/json";
+        assert_eq!(ask(&proxy, "a", json, r#"{"amount":5,"to":{"x":1,"y":2}}"#).status, 201);
+        let again = ask(&proxy, "a", json, "{ \"to\": {\"y\":2, \"x\":1},\n \"amount\": 5 }");
+        assert_eq!(ask(&proxy, "b", "multipart/form-data; boundary=one", &part("one", "5")).status, 201);
+        let multipart = ask(&proxy, "b", "multipart/form-data; boundary=other", &part("other", "5"));
+        for again in [again, multipart] {
+            match is_canonical {
+                true => assert!(is_replay(&again), "{again:?}"),
+                false => assert_eq!((again.status, again.problem().as_str()), (422, "idempotency-key-reused")),
+            }
+        }
+        for (key, content_type, body) in [
+            ("a", json, r#"{"amount":6,"to":{"x":1,"y":2}}"#.to_owned()),
+            ("a", json, r#"{"amount":5.0,"to":{"x":1,"y":2}}"#.to_owned()),
+            ("b", "multipart/form-data; boundary=other", part("other", "6")),
+        ] {
+            assert_eq!(ask(&proxy, key, content_type, &body).status, 422, "{body}");
+        }
+        assert_eq!(origin.asked(), 2);
+    }
+}
+
+#[test]
+fn the_key_may_stand_in_another_field() {
+    let origin = charging();
+    let proxy = payments(&[origin.address()], "key_header: x-request-key, required: true");
+    let ask = |lines: &str| proxy.ask(request("POST", "/", &format!("authorization: a\r\n{lines}"), ""));
+    assert_eq!(ask("x-request-key: k\r\n").status, 201);
+    assert_eq!(origin.last().field("x-request-key"), Some("k"));
+    assert!(is_replay(&ask("X-Request-Key: \"k\"\r\n")));
+    let missing = ask("idempotency-key: k\r\n");
+    assert_eq!((missing.status, missing.problem().as_str()), (400, "idempotency-key-missing"));
+    assert!(missing.text().contains("x-request-key"), "{missing:?}");
+    let invalid = ask("x-request-key: a;b\r\n");
+    assert_eq!((invalid.status, invalid.problem().as_str()), (400, "idempotency-key-invalid"));
+    assert!(invalid.text().contains("x-request-key"), "{invalid:?}");
+    assert_eq!(origin.asked(), 1);
+}
