@@ -3,33 +3,26 @@
 use super::{Outcome, load};
 use crate::config::Config;
 use crate::server::{self, Inherited};
-use std::io::IsTerminal;
+use crate::telemetry::process_log;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tracing_subscriber::EnvFilter;
+
+/// How long the end waits for whoever reads the log.
+const LAST_MOMENT: Duration = Duration::from_millis(200);
 
 pub(super) fn run(file: Option<PathBuf>) -> Outcome {
     let inherited = Inherited::take()?;
     let Some((config, report)) = load(file) else { return Ok(ExitCode::FAILURE) };
     eprint!("{report}");
-    init_log();
+    process_log::init()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let outcome = runtime.block_on(serve(config, inherited));
     // A new binary that is just being started is not waited for.
     runtime.shutdown_background();
+    process_log::flush(LAST_MOMENT);
     outcome
-}
-
-/// The proxy's own log goes to stderr, for stdout may carry the access log. `RUST_LOG` chooses.
-fn init_log() {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
-        .with_target(false)
-        .init();
 }
 
 async fn serve(config: Config, inherited: Inherited) -> Outcome {

@@ -127,7 +127,12 @@ pub(super) async fn run(handle: Arc<Handle>, mut triggers: mpsc::Receiver<Trigge
             // Nothing is opened any more; those who ask see the channel close.
             continue;
         }
-        let reopen = batch.iter().any(|trigger| matches!(trigger, Trigger::Signal));
+        if batch.iter().any(|trigger| matches!(trigger, Trigger::Signal)) {
+            // Whatever the file says: who rotates logs must not be kept waiting by it.
+            if let Some(log) = &handle.snapshot.load().log {
+                log.reopen();
+            }
+        }
         let is_forced = batch.iter().any(|trigger| !matches!(trigger, Trigger::File));
         let file = handle.snapshot.load().config.file.clone();
         if !is_forced && !handle.has_changed(&file) {
@@ -136,7 +141,7 @@ pub(super) async fn run(handle: Arc<Handle>, mut triggers: mpsc::Receiver<Trigge
         systemd::reloading();
         let worker = Arc::clone(&handle);
         // A pool of a thousand nodes takes a while to build, and a name to resolve.
-        let result = tokio::task::spawn_blocking(move || reload(&worker, &file, reopen)).await;
+        let result = tokio::task::spawn_blocking(move || reload(&worker, &file)).await;
         let result = result.unwrap_or(Err(ReloadError::Panic));
         if result.is_err() {
             // What was asked for in vain is asked for no longer.
@@ -153,7 +158,7 @@ pub(super) async fn run(handle: Arc<Handle>, mut triggers: mpsc::Receiver<Trigge
     }
 }
 
-fn reload(handle: &Handle, file: &Path, reopen: bool) -> Result<Vec<&'static str>, ReloadError> {
+fn reload(handle: &Handle, file: &Path) -> Result<Vec<&'static str>, ReloadError> {
     // What is remembered is what was read: the file may be replaced again meanwhile.
     let read = Config::read(file);
     handle.note(read.as_deref().ok());
@@ -164,7 +169,7 @@ fn reload(handle: &Handle, file: &Path, reopen: bool) -> Result<Vec<&'static str
     }
     let old = handle.snapshot.load_full();
     let mut needs_restart = needs_restart(&old.config.settings, &config.settings);
-    let log = match !reopen && old.config.settings.access_log == config.settings.access_log {
+    let log = match old.config.settings.access_log == config.settings.access_log {
         true => old.log.clone(),
         false => open_log(&config, &handle.metrics).map_err(|error| ReloadError::AccessLog(error.to_string()))?,
     };

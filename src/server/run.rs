@@ -21,6 +21,7 @@ use crate::control::Control;
 use crate::http::budget::Budget;
 use crate::proxy::{Parts, Snapshot};
 use crate::telemetry::access_log::{Format, Sink};
+use crate::telemetry::lines::Destination;
 use crate::telemetry::metrics::Metrics;
 use crate::upstream::{BadPool, Discovered, Probes, Registry, Said};
 use arc_swap::ArcSwap;
@@ -32,6 +33,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, watch};
+
+/// How long workers that were told to stop, and what reads the access log, are waited for.
+const LAST_MOMENT: Duration = Duration::from_millis(300);
 
 /// Triggers of reloads that may wait: they are joined anyway.
 const TRIGGERS: usize = 64;
@@ -290,12 +294,16 @@ pub(super) fn open_log(config: &Config, metrics: &Metrics) -> Result<Option<Arc<
         LogFormat::Json => Format::Json,
         LogFormat::Common => Format::Common,
     };
-    let path = match settings.path.as_str() {
-        standard @ ("stdout" | "stderr") => standard.into(),
-        file => config.path(file),
+    let (destination, path) = match settings.path.as_str() {
+        "stdout" => (Destination::Stdout, "stdout".to_owned()),
+        "stderr" => (Destination::Stderr, "stderr".to_owned()),
+        file => {
+            let path = config.path(file);
+            (Destination::File(path.clone()), path.display().to_string())
+        }
     };
-    let sink = Sink::open(format, &path, metrics.access_log_dropped.clone());
-    sink.map(|sink| Some(Arc::new(sink))).map_err(|cause| LogError { path: path.display().to_string(), cause })
+    let sink = Sink::open(format, destination, metrics.access_log_dropped.clone());
+    sink.map(|sink| Some(Arc::new(sink))).map_err(|cause| LogError { path, cause })
 }
 
 fn start_workers(handle: &Handle) -> io::Result<Vec<JoinHandle<()>>> {
@@ -383,12 +391,22 @@ impl Running {
     /// Drops what is in flight.
     pub(crate) fn stop(&mut self) {
         self.handle.stage.send_replace(Stage::Stopped);
+        let deadline = Instant::now() + LAST_MOMENT;
         for thread in self.threads.drain(..) {
-            if thread.join().is_err() {
-                tracing::error!("a worker ended in a panic");
+            while !thread.is_finished() && Instant::now() < deadline {
+                std::thread::sleep(Duration::from_millis(2));
+            }
+            match thread.is_finished() {
+                // The end of the process ends it.
+                false => tracing::error!("a worker does not end; the process ends without it"),
+                true if thread.join().is_err() => tracing::error!("a worker ended in a panic"),
+                true => {}
             }
         }
         self.handle.records.settle();
+        if let Some(log) = &self.handle.snapshot.load().log {
+            log.flush(LAST_MOMENT);
+        }
         // One that has not taken over has nothing to do once this process ends.
         if let Some(pid) = self.handle.starting.lock().unwrap_or_else(PoisonError::into_inner).take() {
             let _ = kill_process(pid, Signal::KILL);

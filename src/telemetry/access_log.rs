@@ -1,15 +1,13 @@
 //! The access log. A worker appends lines to a buffer of its own and hands full buffers to one
 //! writing thread; where that falls behind, lines are dropped and counted, and no request waits.
 
+use super::lines::{Destination, Lines};
 use prometheus::IntCounter;
 use serde::Serialize;
 use std::cell::RefCell;
-use std::fs::OpenOptions;
 use std::io::{self, Write};
-use std::path::Path;
 use std::sync::Arc;
-use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 use time::OffsetDateTime;
 use time::macros::format_description;
 
@@ -54,39 +52,27 @@ pub(crate) struct Entry<'a> {
 }
 
 /// The writing thread's end of the log, shared by all workers.
-#[derive(Clone)]
 pub(crate) struct Sink {
     format: Format,
-    queue: SyncSender<Vec<u8>>,
-    dropped: IntCounter,
+    lines: Lines,
 }
 
 impl Sink {
-    /// Opens the destination, `stdout`, `stderr` or a file that is appended to, and starts the thread.
-    pub(crate) fn open(format: Format, path: &Path, dropped: IntCounter) -> io::Result<Sink> {
-        let out: Box<dyn Write + Send> = match path.to_str() {
-            Some("stdout") => Box::new(io::stdout()),
-            Some("stderr") => Box::new(io::stderr()),
-            _ => Box::new(OpenOptions::new().create(true).append(true).open(path)?),
-        };
-        let (queue, buffers) = sync_channel::<Vec<u8>>(QUEUE);
-        std::thread::Builder::new().name("access-log".into()).spawn(move || write_all(out, &buffers))?;
-        Ok(Sink { format, queue, dropped })
+    /// Opens the destination and starts the thread. `dropped` counts the lines that are lost.
+    pub(crate) fn open(format: Format, destination: Destination, dropped: IntCounter) -> io::Result<Sink> {
+        let lost = move |lines| dropped.inc_by(lines);
+        let failing = |error: &io::Error| tracing::error!(%error, "cannot write the access log; its lines are lost");
+        Ok(Sink { format, lines: Lines::open("access-log", destination, QUEUE, lost, failing)? })
     }
-}
 
-/// Writes until every worker has let its sink go. A failing destination is told once a change.
-fn write_all(mut out: Box<dyn Write + Send>, buffers: &std::sync::mpsc::Receiver<Vec<u8>>) {
-    let mut failing = false;
-    for buffer in buffers {
-        match out.write_all(&buffer).and_then(|()| out.flush()) {
-            Ok(()) => failing = false,
-            Err(error) if !failing => {
-                failing = true;
-                tracing::error!(%error, "cannot write the access log");
-            }
-            Err(_) => {}
-        }
+    /// Opens the destination anew, for whoever rotates its file.
+    pub(crate) fn reopen(&self) {
+        self.lines.reopen();
+    }
+
+    /// Waits until all lines are written, but not longer than this.
+    pub(crate) fn flush(&self, within: Duration) -> bool {
+        self.lines.flush(within)
     }
 }
 
@@ -125,10 +111,7 @@ impl AccessLog {
     }
 
     fn hand_over(&self, buffer: &mut Vec<u8>) {
-        let full = std::mem::replace(buffer, Vec::with_capacity(BUFFER_BYTES));
-        if let Err(TrySendError::Full(lost) | TrySendError::Disconnected(lost)) = self.sink.queue.try_send(full) {
-            self.sink.dropped.inc_by(lost.iter().filter(|&&byte| byte == b'\n').count() as u64);
-        }
+        self.sink.lines.write(std::mem::replace(buffer, Vec::with_capacity(BUFFER_BYTES)));
     }
 }
 
@@ -136,8 +119,7 @@ impl Drop for AccessLog {
     fn drop(&mut self) {
         let buffer = std::mem::take(self.buffer.get_mut());
         if !buffer.is_empty() {
-            // At the end of a worker there is time to wait for the thread.
-            let _ = self.sink.queue.send(buffer);
+            self.sink.lines.write(buffer);
         }
     }
 }

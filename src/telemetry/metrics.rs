@@ -143,7 +143,7 @@ impl Metrics {
             access_log_dropped: counter(
                 &registry,
                 "ringway_access_log_dropped_total",
-                "Access log lines lost because their destination was too slow.",
+                "Access log lines lost because their destination was too slow, or failed.",
             ),
             config_reloads: counters(
                 &registry,
@@ -173,6 +173,7 @@ impl Metrics {
         let info = gauges(&metrics.registry, "ringway_build_info", "The version that runs.", &["version"]);
         info.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
         register(&metrics.registry, prometheus::process_collector::ProcessCollector::for_self());
+        register(&metrics.registry, super::process_log::DROPPED.clone());
         metrics
     }
 

@@ -31,6 +31,7 @@ mod reload;
 mod routes;
 mod scale;
 mod sessions;
+mod stalls;
 mod support;
 mod timers;
 mod tls;

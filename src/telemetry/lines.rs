@@ -1,0 +1,420 @@
+//! A thread that writes lines, so that nobody else waits for where they go. What it cannot take, or cannot get rid of,
+//! is dropped and counted; a line arrives whole or not at all.
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use std::fs::{File, OpenOptions};
+use std::io::{self, ErrorKind, Write};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+/// A pipe takes so much whole or not at all (pipe(7)).
+const ATOMIC: usize = 4096;
+/// How often a thread that waits for its destination looks whether it still should.
+const LOOK: Duration = Duration::from_millis(100);
+/// How long it waits for its destination once nobody writes to it any more.
+const LAST_MOMENT: Duration = Duration::from_secs(1);
+
+/// Where lines go.
+#[derive(Clone, Debug)]
+pub(crate) enum Destination {
+    Stdout,
+    Stderr,
+    /// Appended to.
+    File(PathBuf),
+}
+
+/// The end of the thread that others write to; cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Lines {
+    queue: SyncSender<Message>,
+    /// Set where the destination is to be opened anew. The thread sees by it whether anybody is left who writes.
+    reopen: Arc<AtomicBool>,
+    /// Told how many lines were lost.
+    lost: Lost,
+}
+
+type Lost = Arc<dyn Fn(u64) + Send + Sync>;
+
+enum Message {
+    Lines(Vec<u8>),
+    /// Answered when all before it is written, or lost.
+    Flush(SyncSender<()>),
+}
+
+impl Lines {
+    /// Opens the destination and starts the thread, before which so many pieces may wait. `lost` is told how many lines
+    /// were lost, `failing` why the destination fails, once a change.
+    pub(crate) fn open(
+        name: &str,
+        destination: Destination,
+        waiting: usize,
+        lost: impl Fn(u64) + Send + Sync + 'static,
+        failing: impl Fn(&io::Error) + Send + 'static,
+    ) -> io::Result<Lines> {
+        let out = Out::open(&destination)?;
+        let (queue, messages) = sync_channel(waiting);
+        let (reopen, lost): (Arc<AtomicBool>, Lost) = (Arc::default(), Arc::new(lost));
+        let (asked, told) = (Arc::downgrade(&reopen), Arc::clone(&lost));
+        let writer = Writer { destination, out, reopen: asked, lost: told, is_failing: false, failing };
+        std::thread::Builder::new().name(name.to_owned()).spawn(move || writer.run(&messages))?;
+        Ok(Lines { queue, reopen, lost })
+    }
+
+    /// Hands over whole lines. Never waits.
+    pub(crate) fn write(&self, lines: Vec<u8>) {
+        let refused = match self.queue.try_send(Message::Lines(lines)) {
+            Ok(()) => return,
+            Err(TrySendError::Full(refused) | TrySendError::Disconnected(refused)) => refused,
+        };
+        if let Message::Lines(lines) = refused {
+            (self.lost)(count(&lines));
+        }
+    }
+
+    /// Has the destination opened anew: the file that has its name now.
+    pub(crate) fn reopen(&self) {
+        self.reopen.store(true, Ordering::Release);
+        // Wakes a thread that has nothing to write.
+        let _ = self.queue.try_send(Message::Lines(Vec::new()));
+    }
+
+    /// Waits until all lines are written, or lost, but not longer than this. Returns whether they were.
+    pub(crate) fn flush(&self, within: Duration) -> bool {
+        let deadline = Instant::now() + within;
+        let (done, told) = sync_channel(1);
+        let mut message = Message::Flush(done);
+        while let Err(TrySendError::Full(refused)) = self.queue.try_send(message) {
+            if Instant::now() >= deadline {
+                return false;
+            }
+            message = refused;
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        told.recv_timeout(deadline.saturating_duration_since(Instant::now())).is_ok()
+    }
+}
+
+/// The number of lines in a text.
+fn count(lines: &[u8]) -> u64 {
+    memchr::memchr_iter(b'\n', lines).count() as u64
+}
+
+/// The thread.
+struct Writer<F> {
+    destination: Destination,
+    out: Out,
+    /// Gone when nobody writes any more.
+    reopen: Weak<AtomicBool>,
+    lost: Lost,
+    is_failing: bool,
+    failing: F,
+}
+
+impl<F: Fn(&io::Error)> Writer<F> {
+    fn run(mut self, messages: &Receiver<Message>) {
+        let mut has_given_up = false;
+        // Where all ends of it are gone, what waits is still taken.
+        for message in messages {
+            match message {
+                Message::Lines(lines) if has_given_up => (self.lost)(count(&lines)),
+                Message::Lines(lines) => has_given_up = !self.write(&lines),
+                // Who asked may have given up.
+                Message::Flush(done) => drop(done.try_send(())),
+            }
+        }
+    }
+
+    /// Returns whether there is any use in writing more.
+    fn write(&mut self, lines: &[u8]) -> bool {
+        self.reopen_if_asked();
+        let mut rest = lines;
+        while !rest.is_empty() {
+            let piece = self.out.next_piece(rest);
+            rest = &rest[piece.len()..];
+            match self.write_piece(piece) {
+                Ok(()) => self.is_failing = false,
+                Err(Failure::GivenUp(lost)) => {
+                    (self.lost)(lost + count(rest));
+                    return self.reopen_if_asked();
+                }
+                Err(Failure::Broken(error, lost)) => {
+                    (self.lost)(lost);
+                    if !std::mem::replace(&mut self.is_failing, true) {
+                        (self.failing)(&error);
+                    }
+                }
+            }
+        }
+        true
+    }
+
+    /// Returns whether that was asked for.
+    fn reopen_if_asked(&mut self) -> bool {
+        let is_asked = self.reopen.upgrade().is_some_and(|reopen| reopen.swap(false, Ordering::AcqRel));
+        if is_asked {
+            match Out::open(&self.destination) {
+                Ok(out) => self.out = out,
+                Err(error) => (self.failing)(&error),
+            }
+        }
+        is_asked
+    }
+
+    /// Whether the thread should wait for its destination no longer.
+    fn gives_up(&self, since: Instant) -> bool {
+        match self.reopen.upgrade() {
+            Some(reopen) => reopen.load(Ordering::Acquire),
+            None => since.elapsed() >= LAST_MOMENT,
+        }
+    }
+
+    /// Writes lines whole, or none of the last one of them that does not fit.
+    fn write_piece(&mut self, piece: &[u8]) -> Result<(), Failure> {
+        let begun = self.out.length();
+        let mut written = 0;
+        let failure = loop {
+            if written == piece.len() {
+                return Ok(());
+            }
+            match self.write_some(&piece[written..]) {
+                Ok(0) => break Failure::Broken(ErrorKind::WriteZero.into(), 0),
+                Ok(length) => written += length,
+                Err(failure) => break failure,
+            }
+        };
+        let whole = piece[..written].iter().rposition(|&byte| byte == b'\n').map_or(0, |end| end + 1);
+        self.out.take_back(begun, written, written - whole);
+        let lost = count(&piece[whole..]);
+        Err(match failure {
+            Failure::GivenUp(_) => Failure::GivenUp(lost),
+            Failure::Broken(error, _) => Failure::Broken(error, lost),
+        })
+    }
+
+    fn write_some(&mut self, piece: &[u8]) -> Result<usize, Failure> {
+        let since = Instant::now();
+        loop {
+            if !self.out.is_regular {
+                while !is_writable(self.out.file.as_fd(), LOOK) {
+                    if self.gives_up(since) {
+                        return Err(Failure::GivenUp(0));
+                    }
+                }
+            }
+            match self.out.write(piece) {
+                Err(error) if matches!(error.kind(), ErrorKind::Interrupted | ErrorKind::WouldBlock) => {
+                    if self.gives_up(since) {
+                        return Err(Failure::GivenUp(0));
+                    }
+                }
+                written => return written.map_err(|error| Failure::Broken(error, 0)),
+            }
+        }
+    }
+}
+
+/// Why a piece was not written, and how many of its lines are lost.
+enum Failure {
+    /// The destination takes nothing, and is waited for no longer.
+    GivenUp(u64),
+    Broken(io::Error, u64),
+}
+
+/// An open destination.
+struct Out {
+    file: File,
+    is_regular: bool,
+    /// The last line has no end.
+    is_torn: bool,
+}
+
+impl Out {
+    fn open(destination: &Destination) -> io::Result<Out> {
+        let file = match destination {
+            Destination::Stdout => File::from(io::stdout().as_fd().try_clone_to_owned()?),
+            Destination::Stderr => File::from(io::stderr().as_fd().try_clone_to_owned()?),
+            // A FIFO that nobody reads would have it wait; so it is an error.
+            Destination::File(path) => {
+                let flags = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
+                OpenOptions::new().create(true).append(true).custom_flags(flags).open(path).map_err(|error| {
+                    let is_fifo = std::fs::metadata(path).is_ok_and(|found| found.file_type().is_fifo());
+                    if is_fifo { io::Error::new(error.kind(), "it is a FIFO that nobody reads") } else { error }
+                })?
+            }
+        };
+        let is_regular = file.metadata()?.is_file();
+        Ok(Out { file, is_regular, is_torn: false })
+    }
+
+    /// What is written at a time: whole lines. A line that is longer than a pipe takes at once goes alone.
+    fn next_piece<'a>(&self, lines: &'a [u8]) -> &'a [u8] {
+        if self.is_regular || lines.len() <= ATOMIC {
+            return lines;
+        }
+        let end = memchr::memrchr(b'\n', &lines[..ATOMIC]).or_else(|| memchr::memchr(b'\n', lines));
+        &lines[..end.map_or(lines.len(), |end| end + 1)]
+    }
+
+    fn length(&self) -> Option<u64> {
+        if self.is_regular { self.file.metadata().ok().map(|found| found.len()) } else { None }
+    }
+
+    /// Writes a part of a piece, no more than would have a pipe wait.
+    fn write(&mut self, piece: &[u8]) -> io::Result<usize> {
+        if self.is_torn {
+            self.file.write_all(b"\n")?;
+            self.is_torn = false;
+        }
+        let most = if self.is_regular { piece.len() } else { piece.len().min(ATOMIC) };
+        self.file.write(&piece[..most])
+    }
+
+    /// Takes back the beginning of a line whose end could not be written. Where that cannot be done, the next line
+    /// begins on a line of its own.
+    fn take_back(&mut self, begun: Option<u64>, written: usize, torn: usize) {
+        if torn == 0 {
+            return;
+        }
+        let whole = begun.map(|begun| begun + (written - torn) as u64);
+        let is_ours = begun.is_some_and(|begun| self.length() == Some(begun + written as u64));
+        let is_taken_back = is_ours && whole.is_some_and(|whole| self.file.set_len(whole).is_ok());
+        self.is_torn = !is_taken_back;
+    }
+}
+
+fn is_writable(file: BorrowedFd<'_>, within: Duration) -> bool {
+    let mut wanted = [PollFd::new(&file, PollFlags::OUT)];
+    let within = Timespec { tv_sec: 0, tv_nsec: within.subsec_nanos().into() };
+    // What has gone wrong is told by writing.
+    poll(&mut wanted, Some(&within)).is_ok_and(|ready| ready > 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Read;
+    use std::process::Command;
+    use std::sync::atomic::AtomicU64;
+
+    fn fifo() -> (tempfile::TempDir, PathBuf) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("log");
+        assert!(Command::new("mkfifo").arg(&path).status().unwrap().success());
+        (folder, path)
+    }
+
+    fn lines_to(path: &PathBuf, waiting: usize) -> (Lines, Arc<AtomicU64>) {
+        let lost: Arc<AtomicU64> = Arc::default();
+        let counted = Arc::clone(&lost);
+        let lines = Lines::open(
+            "log",
+            Destination::File(path.clone()),
+            waiting,
+            move |lines| {
+                counted.fetch_add(lines, Ordering::SeqCst);
+            },
+            |_| (),
+        );
+        (lines.unwrap(), lost)
+    }
+
+    #[test]
+    fn a_reader_that_stalls_holds_nobody_up_and_gets_whole_lines() {
+        let (_folder, path) = fifo();
+        assert!(Lines::open("log", Destination::File(path.clone()), 1, |_| (), |_| ()).is_err(), "nobody reads");
+        let mut reader = OpenOptions::new().read(true).write(true).open(&path).unwrap();
+        let (lines, lost) = lines_to(&path, 4);
+        let begun = Instant::now();
+        let sent = 5_000u64;
+        for number in 0..sent {
+            lines.write(format!("{number} {}\n", "x".repeat(number as usize % 6000)).into_bytes());
+        }
+        assert!(!lines.flush(Duration::from_millis(200)));
+        assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+        // It reads again; what arrives is whole, and what does not is counted.
+        let reading = std::thread::spawn(move || {
+            let (mut text, mut piece) = (Vec::new(), [0; 65536]);
+            while !text.ends_with(b"end\n") {
+                let length = reader.read(&mut piece).unwrap();
+                text.extend_from_slice(&piece[..length]);
+            }
+            String::from_utf8(text).unwrap()
+        });
+        while !lines.flush(Duration::from_millis(50)) {}
+        lines.write(b"end\n".to_vec());
+        let text = reading.join().unwrap();
+        let mut arrived = 0;
+        for line in text.lines().filter(|line| *line != "end") {
+            let (number, rest) = line.split_once(' ').unwrap();
+            assert_eq!(rest.len(), number.parse::<usize>().unwrap() % 6000, "{number} is whole");
+            arrived += 1;
+        }
+        assert_eq!(arrived + lost.load(Ordering::SeqCst), sent);
+    }
+
+    #[test]
+    fn a_destination_is_opened_anew_while_its_reader_stalls() {
+        let (folder, path) = fifo();
+        let _reader = OpenOptions::new().read(true).write(true).open(&path).unwrap();
+        let (lines, lost) = lines_to(&path, 64);
+        for _ in 0..40 {
+            lines.write([b"x".repeat(8000), b"\n".to_vec()].concat());
+        }
+        assert!(!lines.flush(Duration::from_millis(50)));
+        std::fs::rename(&path, folder.path().join("old")).unwrap();
+        lines.reopen();
+        assert!(lines.flush(Duration::from_secs(10)));
+        lines.write(b"after\n".to_vec());
+        assert!(lines.flush(Duration::from_secs(10)));
+        let text = std::fs::read_to_string(&path).unwrap();
+        assert!(text.ends_with("after\n") && lost.load(Ordering::SeqCst) > 0);
+        assert!(text.lines().all(|line| line == "after" || line.len() == 8000), "every line is whole");
+    }
+
+    #[test]
+    fn a_thread_that_nobody_writes_to_does_not_wait_for_ever() {
+        let (_folder, path) = fifo();
+        let _reader = OpenOptions::new().read(true).write(true).open(&path).unwrap();
+        let lines = Lines::open("stalled-log", Destination::File(path), 64, |_| (), |_| ()).unwrap();
+        for _ in 0..40 {
+            lines.write([b"x".repeat(8000), b"\n".to_vec()].concat());
+        }
+        drop(lines);
+        let deadline = Instant::now() + Duration::from_secs(20);
+        let is_there = || {
+            let tasks = std::fs::read_dir("/proc/self/task").unwrap().flatten();
+            let names = tasks.filter_map(|task| std::fs::read_to_string(task.path().join("comm")).ok());
+            names.filter(|name| name.trim() == "stalled-log").count() > 0
+        };
+        while !is_there() {
+            assert!(Instant::now() < deadline, "the thread does not start");
+        }
+        while is_there() {
+            assert!(Instant::now() < deadline, "the thread is still there");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    #[test]
+    fn what_a_full_disk_tears_is_taken_back() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("log");
+        let mut out = Out::open(&Destination::File(path.clone())).unwrap();
+        out.write(b"one\ntwo\nthr").unwrap();
+        out.take_back(Some(0), 11, 3);
+        out.write(b"four\n").unwrap();
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "one\ntwo\nfour\n");
+        // Where somebody else has written behind it, it stays, on a line of its own.
+        let begun = out.length();
+        out.write(b"fi").unwrap();
+        OpenOptions::new().append(true).open(&path).unwrap().write_all(b"theirs\n").unwrap();
+        out.take_back(begun, 2, 2);
+        out.write(b"six\n").unwrap();
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "one\ntwo\nfour\nfitheirs\n\nsix\n");
+    }
+}
