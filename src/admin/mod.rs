@@ -3,7 +3,9 @@
 //! Requests that a browser was tricked into sending are refused: the Host must be one that the
 //! listener answers to, and an Origin must be the listener's own.
 
+mod places;
 mod routes;
+mod socket;
 
 use crate::control::{Access, Control};
 use crate::http::problem::Problem;
@@ -15,6 +17,8 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1::{Builder, Connection};
 use hyper::service::{HttpService, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use places::Places;
+use socket::Patient;
 use socket2::{Domain, Protocol, Socket, Type};
 use std::convert::Infallible;
 use std::io;
@@ -23,13 +27,14 @@ use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
 use subtle::ConstantTimeEq;
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, watch};
+use tokio::net::TcpListener;
+use tokio::sync::watch;
 
-/// Connections at a time; administrators and scrapers are few.
-const MAX_CONNECTIONS: usize = 256;
 const BACKLOG: i32 = 128;
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a client may take to send a body, and to take an answer.
+const BODY_TIMEOUT: Duration = Duration::from_secs(10);
+const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// How long an idle connection may take for another request, once the listener pauses.
 const LAST_REQUEST: Duration = Duration::from_secs(1);
@@ -59,9 +64,8 @@ pub(crate) async fn serve(
     reach: Reach,
     mut pause: watch::Receiver<bool>,
 ) {
-    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let places = Arc::new(Places::default());
     loop {
-        let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
         let paused = pause.clone();
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
@@ -76,12 +80,14 @@ pub(crate) async fn serve(
             }
         };
         let control = Arc::clone(&control);
-        tokio::spawn(async move {
-            let leaving = paused.clone();
+        let place = Places::take(&places);
+        let told = place.told();
+        let serving = async move {
+            let (leaving, state) = (paused.clone(), place.state());
             let service = service_fn(move |request| {
-                let (control, leaving) = (Arc::clone(&control), leaving.clone());
+                let (control, leaving, state) = (Arc::clone(&control), leaving.clone(), Arc::clone(&state));
                 async move {
-                    let mut answer = answer(&*control, reach, request, peer).await;
+                    let mut answer = answer(&*control, reach, request, peer, &state).await;
                     if *leaving.borrow() {
                         answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
                     }
@@ -92,11 +98,17 @@ pub(crate) async fn serve(
                 .timer(TokioTimer::new())
                 .header_read_timeout(HEADER_TIMEOUT)
                 .max_buf_size(64 << 10)
-                .serve_connection(TokioIo::new(stream), service);
+                .serve_connection(TokioIo::new(Patient::new(stream, WRITE_TIMEOUT)), service);
             if let Err(error) = until_paused(pin!(served), paused).await {
                 tracing::debug!(%error, "an admin connection ended early");
             }
             drop(place);
+        };
+        tokio::spawn(async move {
+            tokio::select! {
+                () = serving => {}
+                () = told.notified() => tracing::debug!("an admin connection made room for another"),
+            }
         });
     }
 }
@@ -104,7 +116,7 @@ pub(crate) async fn serve(
 /// Serves a connection; once it is to pause, to the end of the next answer, if that is asked for soon: hyper would
 /// close a connection at once whose request is still on its way.
 async fn until_paused<S>(
-    mut connection: Pin<&mut Connection<TokioIo<TcpStream>, S>>,
+    mut connection: Pin<&mut Connection<TokioIo<Patient>, S>>,
     mut paused: watch::Receiver<bool>,
 ) -> hyper::Result<()>
 where
@@ -127,6 +139,7 @@ async fn answer(
     reach: Reach,
     request: Request<Incoming>,
     peer: SocketAddr,
+    state: &places::State,
 ) -> Response<Full<Bytes>> {
     let path = request.uri().path();
     let is_probe = matches!(path, "/livez" | "/readyz");
@@ -136,7 +149,7 @@ async fn answer(
         Reach::Everything => control.access().check(request.headers(), is_probe),
     };
     let answered = match allowed {
-        Ok(()) => routes::answer(control, request, peer).await,
+        Ok(()) => routes::answer(control, request, peer, state).await,
         Err(problem) => Err(problem),
     };
     answered.unwrap_or_else(|problem| {

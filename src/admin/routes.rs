@@ -1,5 +1,7 @@
 //! The admin API's paths.
 
+use super::BODY_TIMEOUT;
+use super::places::State;
 use crate::config::NodeState;
 use crate::control::{Control, PurgeOrder, PurgeTarget, Release};
 use crate::http::problem::Problem;
@@ -18,13 +20,14 @@ pub(super) async fn answer(
     control: &dyn Control,
     mut request: Request<Incoming>,
     peer: SocketAddr,
+    state: &State,
 ) -> Result<Response<Full<Bytes>>, Problem> {
     let path = request.uri().path().to_owned();
     let segments: Vec<&str> = path.split('/').skip(1).collect();
     match *request.method() {
-        Method::GET | Method::HEAD => read(control, &request, &segments).await,
-        Method::POST => change(control, &segments, request.body_mut()).await,
-        Method::DELETE => remove(control, &segments, peer).await,
+        Method::GET | Method::HEAD => state.working(read(control, &request, &segments)).await,
+        Method::POST => change(control, &segments, request.body_mut(), state).await,
+        Method::DELETE => state.working(remove(control, &segments, peer)).await,
         _ => Err(wrong_method("GET, HEAD, POST, DELETE")),
     }
 }
@@ -65,6 +68,7 @@ async fn change(
     control: &dyn Control,
     segments: &[&str],
     body: &mut Incoming,
+    state: &State,
 ) -> Result<Response<Full<Bytes>>, Problem> {
     match *segments {
         ["api", "cache", "purge"] => {
@@ -72,7 +76,7 @@ async fn change(
             control.purge(order).map_err(bad_purge)?;
             Ok(as_json(&json!({ "result": "success", "detail": "purged" })))
         }
-        ["api", "reload"] => match control.reload().await {
+        ["api", "reload"] => match state.working(control.reload()).await {
             Ok(said) => Ok(as_json(&json!({ "result": "success", "detail": said }))),
             Err(said) => {
                 Err(Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "reload-failed", "proxy_configuration_error", said))
@@ -130,7 +134,12 @@ fn store_failed(error: String) -> Problem {
 
 /// The whole of a small body.
 async fn read_body(body: &mut Incoming) -> Result<Bytes, Problem> {
-    let whole = Limited::new(body, MAX_BODY).collect().await;
+    let Ok(whole) = tokio::time::timeout(BODY_TIMEOUT, Limited::new(body, MAX_BODY).collect()).await else {
+        let detail = format!("the body did not arrive within {BODY_TIMEOUT:?}");
+        return Err(
+            Problem::new(StatusCode::REQUEST_TIMEOUT, "request-timeout", "http_request_error", detail).closing()
+        );
+    };
     whole.map(http_body_util::Collected::to_bytes).map_err(|_| {
         let detail = format!("the body is larger than {MAX_BODY} bytes, or did not arrive whole");
         Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "content-too-large", "http_request_error", detail)

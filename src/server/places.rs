@@ -33,6 +33,12 @@ impl Places {
         Some(Place { places: Arc::clone(self), permit: Some(permit) })
     }
 
+    /// Takes a place if one is free.
+    pub(super) fn try_take(self: &Arc<Self>) -> Option<Place> {
+        let permit = Arc::clone(&self.free).try_acquire_owned().ok()?;
+        Some(Place { places: Arc::clone(self), permit: Some(permit) })
+    }
+
     /// Follows a limit that has changed.
     pub(super) fn resize(&self, before: u32, after: u32) {
         if after >= before {

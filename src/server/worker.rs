@@ -225,7 +225,13 @@ impl Acceptor {
     }
 
     async fn serve(&self, stream: TcpStream, peer: std::net::SocketAddr) {
-        let Some(place) = self.places.take().await else { return };
+        let place = tokio::select! {
+            biased;
+            place = self.places.take() => place,
+            // Nobody is kept waiting by a listener that is on its way out.
+            () = self.context.left() => self.places.try_take(),
+        };
+        let Some(place) = place else { return };
         // Answers are written whole; waiting for more would only delay them.
         let _ = stream.set_nodelay(true);
         self.accepted.inc();

@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
-use tokio::task::AbortHandle;
+use tokio::task::{AbortHandle, JoinSet};
 
 /// The largest weight, as in the file.
 const MAX_WEIGHT: u32 = 1000;
@@ -27,6 +27,9 @@ const SOON: Duration = Duration::from_secs(1);
 
 /// How often a name of the file is looked for that cannot be resolved.
 const AGAIN: Duration = Duration::from_secs(2);
+
+/// How long a start, or a reload, waits for all name servers together.
+const PREPARING: Duration = Duration::from_secs(5);
 
 /// A node that was found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,10 +85,13 @@ impl Discovered {
         }
     }
 
-    /// Asks for what is not known yet, once; what it comes to is there afterwards.
+    /// Asks for what is not known yet, once and for all of it at a time; what it comes to is there afterwards. What does not
+    /// answer in time is asked for again later.
     pub(crate) async fn prepare(&self, wanted: impl Iterator<Item = &Discovery>) {
+        let mut askers: Vec<Asker> = Vec::new();
         for settings in wanted {
-            if self.targets().iter().any(|target| target.settings == *settings) {
+            let is_known = self.targets().iter().any(|target| target.settings == *settings);
+            if is_known || askers.iter().any(|asker| asker.settings == *settings) {
                 continue;
             }
             // What is asked for in another way now was known before.
@@ -93,11 +99,26 @@ impl Discovered {
                 let State { nodes, .. } = lock(&target.state).clone();
                 State { nodes, failure: None }
             });
-            let state = Arc::new(Mutex::new(known.unwrap_or_default()));
-            let asker = Asker { settings: settings.clone(), state: Arc::clone(&state) };
-            asker.ask().await;
+            askers.push(Asker { settings: settings.clone(), state: Arc::new(Mutex::new(known.unwrap_or_default())) });
+        }
+        let mut first_questions = JoinSet::new();
+        for asker in askers {
+            first_questions.spawn_on(
+                async move {
+                    let answered = tokio::time::timeout(PREPARING, asker.ask()).await.is_ok();
+                    if !answered {
+                        asker.fail(format!("no answer within {PREPARING:?}"));
+                    }
+                    asker
+                },
+                &self.runtime,
+            );
+        }
+        while let Some(asked) = first_questions.join_next().await {
+            let Ok(asker) = asked else { continue };
+            let (settings, state) = (asker.settings.clone(), Arc::clone(&asker.state));
             let task = self.runtime.spawn(asker.keep_asking(Arc::clone(&self.changed))).abort_handle();
-            self.targets().push(Target { settings: settings.clone(), state, task });
+            self.targets().push(Target { settings, state, task });
         }
     }
 
@@ -203,12 +224,19 @@ impl Asker {
             Ok(_) => "the answer is empty".to_owned(),
             Err(failure) => failure,
         };
+        drop(state);
+        self.fail(failure);
+        false
+    }
+
+    /// Remembers that an answer changes nothing, and says so once.
+    fn fail(&self, failure: String) {
+        let (name, mut state) = (&self.settings.dns.value, lock(&self.state));
         if state.failure.as_ref() != Some(&failure) {
             let kept = state.nodes.len();
             tracing::warn!(%name, failure, kept, "the name server tells of no nodes; the last ones stay");
         }
         state.failure = Some(failure);
-        false
     }
 }
 

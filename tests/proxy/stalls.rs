@@ -169,3 +169,96 @@ fn a_stderr_that_nobody_reads_holds_up_nothing() {
         assert!(begun.elapsed() < Duration::from_secs(1) + LAST_MOMENT, "{:?}", begun.elapsed());
     }
 }
+
+#[test]
+fn clients_that_do_not_read_or_do_not_finish_leave_room_for_probes() {
+    let node = Node::echo();
+    let proxy = Proxy::start(&format!("metrics: {{ address: \"127.0.0.1:0\" }}\n{}", Proxy::pool(&[node.address], "")));
+    let metrics: SocketAddr = {
+        let log = proxy.log();
+        let line = log.lines().find(|line| line.contains("metrics and probes")).unwrap();
+        line.split("address=").nth(1).unwrap().trim().parse().unwrap()
+    };
+    for admin in [proxy.admin, metrics] {
+        for stalls in ["GET /metrics HTTP/1.1\r\n", "POST /api/cache/purge HTTP/1.1\r\ncontent-length: 100\r\n", ""] {
+            let _held: Vec<Client> = (0..300)
+                .map(|_| {
+                    let mut client = Client::connect(admin);
+                    let request =
+                        if stalls.is_empty() { "G".to_owned() } else { format!("{stalls}host: {admin}\r\n\r\n") };
+                    // Answers that nobody reads, more of them than the sockets take.
+                    client.send(request.repeat(if stalls.starts_with("GET") { 100 } else { 1 }));
+                    client
+                })
+                .collect();
+            for path in ["/livez", "/readyz"] {
+                let begun = Instant::now();
+                let request = format!("GET {path} HTTP/1.1\r\nhost: {admin}\r\nconnection: close\r\n\r\n");
+                assert_eq!(Client::connect(admin).request(request).status, 200, "{stalls} {path}");
+                assert!(begun.elapsed() < Duration::from_secs(5), "{stalls} {path}: {:?}", begun.elapsed());
+            }
+        }
+    }
+}
+
+#[test]
+fn name_servers_that_do_not_answer_are_waited_for_together() {
+    let node = Node::echo();
+    // It takes questions and answers none.
+    let server = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    let address = server.local_addr().unwrap();
+    let pools: String = (0..20)
+        .map(|number| {
+            format!(
+                "  p{number}:\n    discovery: {{ dns: \"a{number}.test:80\", server: \"{address}\", timeout: 2s }}\n"
+            )
+        })
+        .collect();
+    let routes: String = (0..20)
+        .map(|number| format!("  - {{ name: r{number}, path_prefix: /p{number}, pool: p{number} }}\n"))
+        .collect();
+    let text = Proxy::pool(&[node.address], "")
+        .replace("pools:\n", &format!("pools:\n{pools}"))
+        .replace("routes:\n", &format!("routes:\n{routes}"));
+    let begun = Instant::now();
+    let proxy = Proxy::start(&text);
+    assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
+    assert_eq!(proxy.get("/").status, 200);
+    assert_eq!(proxy.get("/p7").status, 503);
+    assert!(proxy.log().contains("the name server tells of no nodes"));
+    // A reload too.
+    let begun = Instant::now();
+    proxy.reconfigure(&text.replace("timeout: 2s", "timeout: 3s"));
+    assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
+}
+
+#[test]
+fn a_removed_listener_keeps_nobody_waiting_for_a_place() {
+    let node = Node::echo();
+    let text = |listeners: &str| {
+        format!(
+            "listeners: [{listeners}]\nadmin: {{ address: \"127.0.0.1:0\" }}\naccess_log: {{ format: \"off\" }}\nlimits: {{ connections: 2 }}\n{}",
+            Proxy::pool(&[node.address], "")
+        )
+    };
+    let stays = "{ name: http, address: \"127.0.0.1:0\" }";
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let proxy = Proxy::start_whole(&text(&format!("{stays}, {{ name: goes, address: \"{free}\" }}")));
+    let mut held: Vec<Client> = (0..2).map(|_| proxy.connect()).collect();
+    for client in &mut held {
+        assert_eq!(client.request("GET / HTTP/1.1\r\nhost: a\r\n\r\n").status, 200);
+    }
+    let mut waiting: Vec<Client> = (0..3).map(|_| Client::connect(free)).collect();
+    for client in &mut waiting {
+        client.send("GET / HTTP/1.1\r\nhost: a\r\n\r\n");
+    }
+    std::fs::write(proxy.folder().join("ringway.yaml"), text(stays)).unwrap();
+    assert_eq!(proxy.admin_post("/api/reload", "").status, 200);
+    eventually("the end of the listener", || std::net::TcpStream::connect(free).is_err());
+    for client in &mut waiting {
+        assert!(client.is_closed(), "nobody waits on a listener that is gone");
+    }
+    for client in &mut held {
+        assert_eq!(client.request("GET / HTTP/1.1\r\nhost: a\r\n\r\n").status, 200, "what was there goes on");
+    }
+}

@@ -1,0 +1,91 @@
+//! The connections of an admin listener. There is always room for another one: where there are many, the one goes whose
+//! client has been waited for longest.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use tokio::sync::Notify;
+
+/// Connections at a time; administrators and scrapers are few.
+const MAX_CONNECTIONS: usize = 256;
+
+/// The connections of one listener, the oldest first.
+#[derive(Default)]
+pub(super) struct Places(Mutex<VecDeque<Arc<State>>>);
+
+/// One connection.
+#[derive(Default)]
+pub(super) struct State {
+    /// The proxy works on its request: its client is not waited for.
+    is_working: AtomicBool,
+    /// Told when it has to go.
+    leave: Arc<Notify>,
+}
+
+/// A connection's place, as long as it lives.
+pub(super) struct Place {
+    places: Arc<Places>,
+    state: Arc<State>,
+}
+
+impl Places {
+    /// Takes a place. Where there are too many connections, another one has to go.
+    pub(super) fn take(places: &Arc<Places>) -> Place {
+        let state: Arc<State> = Arc::default();
+        let mut all = places.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if all.len() >= MAX_CONNECTIONS {
+            let waits = |state: &Arc<State>| !state.is_working.load(Ordering::Relaxed);
+            if let Some(gone) = all.iter().position(waits).and_then(|at| all.remove(at)) {
+                gone.leave.notify_one();
+            }
+        }
+        all.push_back(Arc::clone(&state));
+        drop(all);
+        Place { places: Arc::clone(places), state }
+    }
+}
+
+impl Place {
+    pub(super) fn state(&self) -> Arc<State> {
+        Arc::clone(&self.state)
+    }
+
+    /// Notified when the connection has to go.
+    pub(super) fn told(&self) -> Arc<Notify> {
+        Arc::clone(&self.state.leave)
+    }
+}
+
+impl State {
+    /// Keeps the connection while the proxy works on its request.
+    pub(super) async fn working<T>(&self, work: impl Future<Output = T>) -> T {
+        self.is_working.store(true, Ordering::Relaxed);
+        let done = work.await;
+        self.is_working.store(false, Ordering::Relaxed);
+        done
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut all = self.places.0.lock().unwrap_or_else(PoisonError::into_inner);
+        all.retain(|state| !Arc::ptr_eq(state, &self.state));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_oldest_goes_whose_client_is_waited_for() {
+        let places: Arc<Places> = Arc::default();
+        let all: Vec<Place> = (0..MAX_CONNECTIONS).map(|_| Places::take(&places)).collect();
+        all[0].state.is_working.store(true, Ordering::Relaxed);
+        let another = Places::take(&places);
+        all[1].told().notified().await;
+        assert_eq!(places.0.lock().unwrap().len(), MAX_CONNECTIONS);
+        drop((all, another));
+        assert!(places.0.lock().unwrap().is_empty());
+    }
+}
