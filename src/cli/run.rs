@@ -1,7 +1,7 @@
 //! `ringway run`
 
-use super::{Outcome, load};
-use crate::config::Config;
+use super::Outcome;
+use crate::config::{self, Config};
 use crate::server::{self, Inherited};
 use crate::telemetry::process_log;
 use std::path::PathBuf;
@@ -14,7 +14,14 @@ const LAST_MOMENT: Duration = Duration::from_millis(200);
 
 pub(super) fn run(file: Option<PathBuf>) -> Outcome {
     let inherited = Inherited::take()?;
-    let Some((config, report)) = load(file) else { return Ok(ExitCode::FAILURE) };
+    let file = config::locate(file);
+    let (config, report) = match Config::read(&file).and_then(|text| Config::of(&file, &text)) {
+        Ok(loaded) => loaded,
+        Err(report) => {
+            eprint!("{report}");
+            return Ok(ExitCode::FAILURE);
+        }
+    };
     eprint!("{report}");
     process_log::init()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;

@@ -94,7 +94,7 @@ impl Diagnostics {
                 (diagnostic, source)
             })
             .collect();
-        Report { file: file.to_owned(), findings }
+        Report { file: file.to_owned(), findings, files: Vec::new() }
     }
 }
 
@@ -103,13 +103,20 @@ impl Diagnostics {
 pub struct Report {
     file: PathBuf,
     findings: Vec<(Diagnostic, Option<String>)>,
+    /// The files that the configuration names, and what they were when they were read.
+    pub(super) files: Vec<(PathBuf, super::FileStamp)>,
 }
 
 impl Report {
+    /// The files that the configuration names, and what they were when they were read.
+    pub(crate) fn files(&self) -> &[(PathBuf, super::FileStamp)] {
+        &self.files
+    }
+
     /// A report on a file that could not be read at all.
     pub(crate) fn unreadable(file: &Path, message: String) -> Report {
         let diagnostic = Diagnostic { span: Span::default(), severity: Severity::Error, message };
-        Report { file: file.to_owned(), findings: vec![(diagnostic, None)] }
+        Report { file: file.to_owned(), findings: vec![(diagnostic, None)], files: Vec::new() }
     }
 
     /// How many findings keep the file from being used.

@@ -4,6 +4,7 @@
 //! `validate` looks at what single keys cannot know, `secrets` reads the files that they name.
 
 mod diagnostics;
+pub(crate) mod file;
 mod model;
 pub(crate) mod read;
 mod secrets;
@@ -27,7 +28,6 @@ use diagnostics::Diagnostics;
 use read::{Field, Reader};
 use std::collections::HashMap;
 use std::fmt;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -87,14 +87,15 @@ impl fmt::Debug for Secrets {
 }
 
 impl Config {
-    /// Reads and validates a file. The report of a success holds warnings at most.
+    /// Reads and validates a file, or whatever else has its name. The report of a success holds warnings at most.
     pub(crate) fn load(file: &Path) -> Result<(Config, Report), Report> {
-        Config::of(file, &Config::read(file)?)
+        let text = text(file::read_any(file, MAX_FILE_BYTES)).map_err(|message| Report::unreadable(file, message))?;
+        Config::of(file, &text)
     }
 
-    /// Reads a file without looking at what it says.
+    /// Reads a file without looking at what it says. One that is to be followed must be a regular file.
     pub(crate) fn read(file: &Path) -> Result<String, Report> {
-        read_file(file).map_err(|message| Report::unreadable(file, message))
+        text(file::read(file, MAX_FILE_BYTES)).map_err(|message| Report::unreadable(file, message))
     }
 
     /// Validates what was read from a file.
@@ -114,13 +115,16 @@ impl Config {
         };
         let mut reader = Reader { diagnostics: &mut diagnostics, environment };
         let settings = Settings::read(&tree, &mut reader);
+        let mut files = Vec::new();
         let config = settings.map(|settings| {
             validate::validate(&settings, &mut diagnostics);
             let secrets = secrets::read(&settings, &folder_of(file), &mut diagnostics);
+            files.clone_from(&secrets.files);
             Config { file: file.to_owned(), source: text.into(), settings, secrets }
         });
         let failed = diagnostics.has_errors();
-        let report = diagnostics.report(file, text);
+        let mut report = diagnostics.report(file, text);
+        report.files = files;
         match config {
             Some(config) if !failed => Ok((config, report)),
             _ => Err(report),
@@ -163,15 +167,8 @@ fn folder_of(file: &Path) -> PathBuf {
     file.parent().unwrap_or(Path::new("")).to_owned()
 }
 
-fn read_file(file: &Path) -> Result<String, String> {
-    let open = std::fs::File::open(file).map_err(|error| format!("cannot read the configuration: {error}"))?;
-    let mut bytes = Vec::new();
-    open.take(MAX_FILE_BYTES + 1)
-        .read_to_end(&mut bytes)
-        .map_err(|error| format!("cannot read the configuration: {error}"))?;
-    if bytes.len() as u64 > MAX_FILE_BYTES {
-        return Err(format!("the file is larger than {} MiB", MAX_FILE_BYTES >> 20));
-    }
+fn text(bytes: std::io::Result<Vec<u8>>) -> Result<String, String> {
+    let bytes = bytes.map_err(|error| format!("cannot read the configuration: {error}"))?;
     String::from_utf8(bytes)
         .map_err(|error| format!("not UTF-8: the byte at offset {} is no character", error.utf8_error().valid_up_to()))
 }

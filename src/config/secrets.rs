@@ -14,6 +14,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 /// The shortest secret that is taken: 128 bits in hexadecimal digits.
 const MIN_SECRET: usize = 32;
 const MIN_TOKEN: usize = 16;
+/// The largest file that is read.
+const MAX_BYTES: u64 = 16 << 20;
 /// Certificates that end within this time earn a warning, in seconds.
 const SOON: i64 = 14 * 86_400;
 
@@ -68,7 +70,7 @@ impl Files<'_> {
         let path = self.folder.join(&file.value);
         // Before it is read: a change meanwhile shows later.
         let stamp = FileStamp::of(&path);
-        let bytes = std::fs::read(&path);
+        let bytes = super::file::read(&path, MAX_BYTES);
         if let Err(error) = &bytes {
             self.diagnostics.error(file.span, format!("cannot read `{}`: {error}", path.display()));
         }

@@ -3,6 +3,7 @@
 mod addresses;
 mod admin_socket;
 mod connection;
+mod follow;
 mod gather;
 mod greeting;
 mod handover;
@@ -25,8 +26,6 @@ mod store;
 mod systemd;
 mod tunnel;
 mod upgrade;
-mod watch_file;
-mod watch_secrets;
 mod websocket;
 mod wire;
 mod worker;

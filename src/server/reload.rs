@@ -9,19 +9,24 @@ use super::run::{Handle, open_log};
 use super::store::StoreUnavailable;
 use super::systemd;
 use super::worker::Stage;
-use crate::config::{Config, Report, Settings};
+use crate::config::{Config, FileStamp, Report, Settings};
 use crate::idempotency::Records;
 use crate::proxy::{Parts, Snapshot};
 use crate::telemetry::access_log::Sink;
 use crate::upstream::BadPool;
 use serde_json::{Value as Json, json};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::sync::{mpsc, oneshot};
 
 /// Triggers that come this close together are one reload.
 const QUIET: Duration = Duration::from_millis(50);
+/// How long whoever asks for a reload waits for the file's writer.
+const WRITER: Duration = Duration::from_secs(5);
+/// How long files may take to be read.
+const READING: Duration = Duration::from_secs(5);
 /// So long may a stream of triggers hold a reload back.
 const PATIENCE: Duration = Duration::from_millis(500);
 
@@ -94,6 +99,8 @@ enum ReloadError {
     Store(#[from] StoreUnavailable),
     #[error("the name server tells of no node for the pool `{0}`, which has some")]
     NoNodes(String),
+    #[error("the file, or one that it names, takes longer than {READING:?} to be read")]
+    Slow,
     #[error("the reload ended in a panic")]
     Panic,
 }
@@ -135,14 +142,24 @@ pub(super) async fn run(handle: Arc<Handle>, mut triggers: mpsc::Receiver<Trigge
         }
         let is_forced = batch.iter().any(|trigger| !matches!(trigger, Trigger::File));
         let file = handle.snapshot.load().config.file.clone();
-        if !is_forced && !handle.has_changed(&file) {
+        if is_forced {
+            // Whoever asks does so for what is being written.
+            handle.hints.closed(WRITER).await;
+        }
+        let read = handle.read(&file).await;
+        if !is_forced && (handle.hints.is_written() || !handle.is_news(&read)) {
             continue;
         }
         systemd::reloading();
-        let worker = Arc::clone(&handle);
-        // A pool of a thousand nodes takes a while to build, and a name to resolve.
-        let result = tokio::task::spawn_blocking(move || reload(&worker, &file)).await;
-        let result = result.unwrap_or(Err(ReloadError::Panic));
+        let result = match handle.parse(file, read).await {
+            Err(error) => Err(error),
+            Ok((config, report)) => {
+                let worker = Arc::clone(&handle);
+                // A pool of a thousand nodes takes a while to build, and a name to resolve.
+                let result = tokio::task::spawn_blocking(move || reload(&worker, config, &report)).await;
+                result.unwrap_or(Err(ReloadError::Panic))
+            }
+        };
         if result.is_err() {
             // What was asked for in vain is asked for no longer.
             handle.discovered.follow(handle.snapshot.load().config.discoveries());
@@ -158,12 +175,7 @@ pub(super) async fn run(handle: Arc<Handle>, mut triggers: mpsc::Receiver<Trigge
     }
 }
 
-fn reload(handle: &Handle, file: &Path) -> Result<Vec<&'static str>, ReloadError> {
-    // What is remembered is what was read: the file may be replaced again meanwhile.
-    let read = Config::read(file);
-    handle.note(read.as_deref().ok());
-    let text = read.map_err(ReloadError::Invalid)?;
-    let (config, report) = Config::of(file, &text).map_err(ReloadError::Invalid)?;
+fn reload(handle: &Handle, config: Config, report: &Report) -> Result<Vec<&'static str>, ReloadError> {
     if report.warnings() > 0 {
         tracing::warn!("{report}");
     }
@@ -235,6 +247,15 @@ fn needs_restart(old: &Settings, new: &Settings) -> Vec<&'static str> {
     names
 }
 
+/// Files are being read, for as long as this lives.
+struct Reading(Arc<AtomicBool>);
+
+impl Drop for Reading {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Release);
+    }
+}
+
 impl Handle {
     fn build(
         &self,
@@ -253,6 +274,10 @@ impl Handle {
         let mut last = self.last_reload.lock().unwrap_or_else(PoisonError::into_inner);
         last.at = SystemTime::now();
         last.count += 1;
+        *self.refused.lock().unwrap_or_else(PoisonError::into_inner) = match &result {
+            Err(ReloadError::Invalid(report)) => report.files().to_vec(),
+            Ok(_) | Err(_) => Vec::new(),
+        };
         match result {
             Ok(needs_restart) => {
                 self.metrics.config_reloads.with_label_values(&["success"]).inc();
@@ -281,10 +306,58 @@ impl Handle {
         }
     }
 
+    /// Does something that files may have wait, away from everybody else; `None` where it takes too long, or still waits
+    /// since the last time.
+    pub(super) async fn in_time<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+        if self.is_reading.swap(true, Ordering::AcqRel) {
+            return None;
+        }
+        let reading = Reading(Arc::clone(&self.is_reading));
+        let done = tokio::task::spawn_blocking(move || {
+            let _until_it_is_done = reading;
+            work()
+        });
+        tokio::time::timeout(READING, done).await.ok()?.ok()
+    }
+
+    /// The same, but waits for what else is being read.
+    async fn read_in_time<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+        let deadline = Instant::now() + READING;
+        while self.is_reading.load(Ordering::Acquire) && Instant::now() < deadline {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        self.in_time(work).await
+    }
+
+    /// Reads the file; `None` where that takes too long, or where it changes meanwhile.
+    async fn read(&self, file: &Path) -> Option<Result<String, Report>> {
+        let file = file.to_owned();
+        self.read_in_time(move || Config::read(&file)).await
+    }
+
+    /// Validates what was read, and reads the files that it names.
+    async fn parse(
+        &self,
+        file: PathBuf,
+        read: Option<Result<String, Report>>,
+    ) -> Result<(Config, Report), ReloadError> {
+        let Some(read) = read else { return Err(ReloadError::Slow) };
+        // What is remembered is what was read: the file may be replaced again meanwhile.
+        self.note(read.as_deref().ok());
+        let text = read.map_err(ReloadError::Invalid)?;
+        let parsed = self.read_in_time(move || Config::of(&file, &text)).await;
+        parsed.ok_or(ReloadError::Slow)?.map_err(ReloadError::Invalid)
+    }
+
     /// Whether the file's content is another one than what was read last, for better or worse.
-    fn has_changed(&self, file: &Path) -> bool {
-        let now = Config::read(file).ok();
-        *self.content.lock().unwrap_or_else(PoisonError::into_inner) != now
+    fn is_news(&self, read: &Option<Result<String, Report>>) -> bool {
+        let now = read.as_ref().and_then(|read| read.as_deref().ok());
+        self.content.lock().unwrap_or_else(PoisonError::into_inner).as_deref() != now
+    }
+
+    /// The files that a configuration names which was refused, and what they were then.
+    pub(super) fn refused_files(&self) -> Vec<(PathBuf, FileStamp)> {
+        self.refused.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Remembers what the file said.

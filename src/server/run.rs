@@ -2,6 +2,7 @@
 //! other way round.
 
 use super::admin_socket::AdminSocket;
+use super::follow::{self, Hints};
 use super::inherited::Inherited;
 use super::listeners::{self, BindError, Open};
 use super::mirror::{mirror_budget, mirror_cache, mirror_certificates, mirror_nodes, mirror_state};
@@ -11,12 +12,10 @@ use super::reload::{self, LastReload, Trigger};
 use super::store::{Store, StoreUnavailable};
 use super::systemd;
 use super::upgrade;
-use super::watch_file;
-use super::watch_secrets;
 use super::worker::{self, Shared, Stage};
 use crate::admin::Reach;
 use crate::cache::Cache;
-use crate::config::{Config, LogFormat};
+use crate::config::{Config, FileStamp, LogFormat};
 use crate::control::Control;
 use crate::http::budget::Budget;
 use crate::proxy::{Parts, Snapshot};
@@ -28,6 +27,7 @@ use arc_swap::ArcSwap;
 use rustix::process::{Pid, Signal, kill_process};
 use std::io;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -85,6 +85,12 @@ pub(super) struct Handle {
     pub(super) last_reload: Arc<Mutex<LastReload>>,
     /// What the configuration file held when it was last read.
     pub(super) content: Mutex<Option<String>>,
+    /// What is told of its file.
+    pub(super) hints: Arc<Hints>,
+    /// A file is being read, and takes its time.
+    pub(super) is_reading: Arc<AtomicBool>,
+    /// The files that a configuration names which was refused.
+    pub(super) refused: Mutex<Vec<(PathBuf, FileStamp)>>,
     pub(super) started: Instant,
     pub(super) workers: usize,
     pub(super) places: Arc<Places>,
@@ -154,7 +160,6 @@ impl Handle {
 pub(crate) struct Running {
     handle: Arc<Handle>,
     threads: Vec<JoinHandle<()>>,
-    _file_watch: Option<notify::RecommendedWatcher>,
 }
 
 /// Binds everything and starts to serve. Must be called inside a tokio runtime, which then carries
@@ -242,6 +247,9 @@ pub(crate) async fn start(config: Config, mut inherited: Inherited) -> Result<Ru
         triggers,
         last_reload,
         content: Mutex::default(),
+        hints: Arc::default(),
+        is_reading: Arc::default(),
+        refused: Mutex::default(),
         started: Instant::now(),
         workers,
         places: Places::new(settings.limits.connections),
@@ -258,7 +266,6 @@ pub(crate) async fn start(config: Config, mut inherited: Inherited) -> Result<Ru
     // Should it have changed since it was loaded, the first event finds out.
     handle.note(Some(&source));
     tokio::spawn(reload::run(Arc::clone(&handle), waiting));
-    tokio::spawn(watch_secrets::run(Arc::clone(&handle)));
     if let Some(predecessor) = &mut inherited.predecessor {
         let said = predecessor.built().map_err(StartError::Handover)?;
         handle.registry.take_over(&handle.snapshot.load().pools, &said);
@@ -278,13 +285,12 @@ pub(crate) async fn start(config: Config, mut inherited: Inherited) -> Result<Ru
         }
         None => systemd::ready("serving"),
     }
-    let file_watch = file.exists().then(|| watch_file::watch(&file, handle.triggers.clone()));
-    let file_watch = file_watch.and_then(|watch| {
-        watch.inspect_err(|error| tracing::warn!(%error, "changes of the file go unnoticed; reload with SIGHUP")).ok()
-    });
+    if file.exists() {
+        tokio::spawn(follow::run(Arc::clone(&handle)));
+    }
     // The file may have changed before the watch began.
     let _ = handle.triggers.try_send(Trigger::File);
-    Ok(Running { handle, threads, _file_watch: file_watch })
+    Ok(Running { handle, threads })
 }
 
 pub(super) fn open_log(config: &Config, metrics: &Metrics) -> Result<Option<Arc<Sink>>, LogError> {

@@ -308,12 +308,12 @@ mod tests {
         (folder, path)
     }
 
-    fn lines_to(path: &PathBuf, waiting: usize) -> (Lines, Arc<AtomicU64>) {
+    fn lines_to(path: &std::path::Path, waiting: usize) -> (Lines, Arc<AtomicU64>) {
         let lost: Arc<AtomicU64> = Arc::default();
         let counted = Arc::clone(&lost);
         let lines = Lines::open(
             "log",
-            Destination::File(path.clone()),
+            Destination::File(path.to_owned()),
             waiting,
             move |lines| {
                 counted.fetch_add(lines, Ordering::SeqCst);

@@ -12,6 +12,7 @@ mod drain;
 mod facts;
 mod fields;
 mod floods;
+mod following;
 mod forwarding;
 mod framing;
 mod grpc;

@@ -1,0 +1,242 @@
+//! Follows the configuration file, and the files that it names: a change counts once it is whole.
+//!
+//! The kernel tells of changes (inotify), and what it tells decides when a file is whole: once its writer has closed it, or
+//! at once where it was renamed. Where nothing is told (another file system, a link in the middle of the name, a folder
+//! that was replaced), a look every second finds the change, and it counts once nothing has changed for a second.
+
+use super::reload::Trigger;
+use super::run::Handle;
+use crate::config::FileStamp;
+use notify::event::{AccessKind, AccessMode, EventKind, ModifyKind};
+use notify::{RecommendedWatcher, RecursiveMode, Watcher};
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+use tokio::sync::Notify;
+
+/// Between two looks.
+const EVERY: Duration = Duration::from_secs(1);
+/// The same while a change waits to be whole.
+const SOON: Duration = Duration::from_millis(250);
+/// How long nothing may have changed for a change to be whole of which nothing is told.
+const STEADY: Duration = Duration::from_secs(1);
+/// The same where a writer has not closed the file: it may be gone.
+const UNCLOSED: Duration = Duration::from_secs(30);
+/// Links that a name may lead through.
+const MAX_LINKS: usize = 40;
+
+/// What the kernel has told of the configuration file.
+#[derive(Default)]
+pub(super) struct Hints {
+    /// The names on the way to it, in folders that are watched.
+    names: Mutex<BTreeSet<PathBuf>>,
+    /// Somebody writes it and has not closed it.
+    is_written: AtomicBool,
+    /// It is whole, as far as was told.
+    is_whole: AtomicBool,
+    told: Notify,
+}
+
+impl Hints {
+    /// Whether somebody has begun to write the file and not closed it.
+    pub(super) fn is_written(&self) -> bool {
+        self.is_written.load(Ordering::Acquire)
+    }
+
+    /// Waits until nobody writes the file any more, but not longer than this.
+    pub(super) async fn closed(&self, within: Duration) {
+        let deadline = Instant::now() + within;
+        while self.is_written() && Instant::now() < deadline {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    fn take(&self, event: &notify::Event) {
+        let names = self.names.lock().unwrap_or_else(PoisonError::into_inner);
+        if !event.paths.iter().any(|path| names.contains(path)) {
+            return;
+        }
+        match event.kind {
+            EventKind::Access(AccessKind::Close(AccessMode::Write)) | EventKind::Modify(ModifyKind::Name(_)) => {
+                self.is_written.store(false, Ordering::Release);
+                self.is_whole.store(true, Ordering::Release);
+            }
+            EventKind::Modify(ModifyKind::Data(_) | ModifyKind::Any) => self.is_written.store(true, Ordering::Release),
+            EventKind::Create(_) | EventKind::Remove(_) => {}
+            _ => return,
+        }
+        self.told.notify_one();
+    }
+}
+
+/// What is known of the files.
+struct Follower {
+    handle: Arc<Handle>,
+    watcher: Option<RecommendedWatcher>,
+    watched: BTreeSet<PathBuf>,
+    /// The last look: the configuration file, and those that it names.
+    last: Vec<FileStamp>,
+    steady_since: Instant,
+    /// What a reload was asked for.
+    tried: Vec<FileStamp>,
+}
+
+/// What one look finds.
+struct Look {
+    /// The folders that lead to the file, and the names in them.
+    folders: BTreeSet<PathBuf>,
+    names: BTreeSet<PathBuf>,
+    stamps: Vec<FileStamp>,
+    /// What is in force, or was refused, of the files that are named.
+    known: Vec<FileStamp>,
+}
+
+/// Follows the files for as long as the process lives. Must be called inside a tokio runtime.
+pub(super) async fn run(handle: Arc<Handle>) {
+    let hints = Arc::clone(&handle.hints);
+    let told = Arc::clone(&hints);
+    let watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
+        if let Ok(event) = event {
+            told.take(&event);
+        }
+    });
+    let watcher =
+        watcher.inspect_err(|error| tracing::warn!(%error, "changes of files are found by a look every second")).ok();
+    let mut follower = Follower {
+        handle,
+        watcher,
+        watched: BTreeSet::new(),
+        last: Vec::new(),
+        steady_since: Instant::now(),
+        tried: Vec::new(),
+    };
+    let mut pause = Duration::ZERO;
+    loop {
+        // A name that is told of counts at once; all others wait for the next look.
+        let _ = tokio::time::timeout(pause, hints.told.notified()).await;
+        pause = if follower.look().await { SOON } else { EVERY };
+    }
+}
+
+impl Follower {
+    /// Looks once, and asks for a reload where a change is whole. Returns whether one is not whole yet.
+    async fn look(&mut self) -> bool {
+        let config = self.handle.snapshot.load();
+        let (file, loaded) = (config.config.file.clone(), config.config.secrets.files.clone());
+        drop(config);
+        let refused = self.handle.refused_files();
+        let named = loaded.into_iter().chain(refused).collect();
+        // Whoever keeps files elsewhere may have the look wait.
+        let Some(found) = self.handle.in_time(move || look(&file, named)).await else { return false };
+        self.watch(found.folders, found.names);
+        if found.stamps != self.last {
+            self.steady_since = Instant::now();
+            self.last.clone_from(&found.stamps);
+        }
+        let (file, named) =
+            found.stamps.split_first().map_or((FileStamp::default(), &[][..]), |(file, named)| (*file, named));
+        let is_file_new = self.tried.first() != Some(&file);
+        let are_others_new = named != found.known && self.tried.get(1..) != Some(named);
+        if !is_file_new && !are_others_new {
+            return false;
+        }
+        let hints = &self.handle.hints;
+        let is_steady = self.steady_since.elapsed() >= STEADY;
+        let is_whole = match is_file_new {
+            true if hints.is_whole.swap(false, Ordering::AcqRel) => true,
+            true if hints.is_written() => self.steady_since.elapsed() >= UNCLOSED,
+            _ => is_steady,
+        };
+        if !is_whole {
+            return true;
+        }
+        let trigger = if are_others_new && is_steady { Trigger::Secrets } else { Trigger::File };
+        if matches!(trigger, Trigger::Secrets) {
+            tracing::info!("a file that the configuration names has changed");
+        }
+        if is_file_new && self.steady_since.elapsed() >= UNCLOSED {
+            hints.is_written.store(false, Ordering::Release);
+        }
+        // A full queue holds a trigger already; the next look finds out whether it was enough.
+        if self.handle.triggers.try_send(trigger).is_ok() {
+            self.tried.clone_from(&found.stamps);
+        }
+        false
+    }
+
+    /// Watches the folders on the way to the file, as they are now.
+    fn watch(&mut self, folders: BTreeSet<PathBuf>, names: BTreeSet<PathBuf>) {
+        *self.handle.hints.names.lock().unwrap_or_else(PoisonError::into_inner) = names;
+        let Some(watcher) = &mut self.watcher else { return };
+        for gone in self.watched.difference(&folders) {
+            // It may be gone from the disk too.
+            let _ = watcher.unwatch(gone);
+        }
+        // A folder that was replaced has the name of one that is watched no more.
+        let watched = folders.iter().filter(|folder| watcher.watch(folder, RecursiveMode::NonRecursive).is_ok());
+        self.watched = watched.cloned().collect();
+    }
+}
+
+fn look(file: &Path, named: Vec<(PathBuf, FileStamp)>) -> Look {
+    let (folders, names) = way_to(file);
+    let stamps = std::iter::once(file).chain(named.iter().map(|(path, _)| &**path)).map(FileStamp::of).collect();
+    Look { folders, names, stamps, known: named.into_iter().map(|(_, stamp)| stamp).collect() }
+}
+
+/// The folders that a name leads through, link after link, and what is looked for in each.
+fn way_to(file: &Path) -> (BTreeSet<PathBuf>, BTreeSet<PathBuf>) {
+    let (mut folders, mut names) = (BTreeSet::new(), BTreeSet::new());
+    let mut rest = vec![file.to_owned()];
+    let mut links = 0;
+    while let Some(path) = rest.pop() {
+        let mut way = PathBuf::new();
+        for part in path.components() {
+            let folder = if way.as_os_str().is_empty() { PathBuf::from(".") } else { way.clone() };
+            way.push(part);
+            let Ok(target) = std::fs::read_link(&way) else { continue };
+            folders.insert(folder.clone());
+            names.insert(folder.join(part));
+            links += 1;
+            if links <= MAX_LINKS {
+                rest.push(folder.join(target));
+            }
+        }
+        if let (Some(folder), Some(name)) = (path.parent(), path.file_name()) {
+            let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
+            folders.insert(folder.to_owned());
+            names.insert(folder.join(name));
+        }
+    }
+    (folders, names)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::symlink;
+
+    #[test]
+    fn every_link_on_the_way_is_known() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        for name in ["data1", "deep"] {
+            std::fs::create_dir(at(name)).unwrap();
+        }
+        std::fs::write(at("data1/ringway.yaml"), "").unwrap();
+        symlink("data1", at("data")).unwrap();
+        symlink("../data/ringway.yaml", at("deep/link")).unwrap();
+        symlink("deep/link", at("ringway.yaml")).unwrap();
+        let (folders, names) = way_to(&at("ringway.yaml"));
+        for name in ["ringway.yaml", "deep/link", "deep/../data"] {
+            assert!(names.contains(&at(name)), "{name}: {names:?}");
+        }
+        assert!(folders.contains(folder.path()) && folders.contains(&at("deep")), "{folders:?}");
+        // A circle ends.
+        symlink("b", at("a")).unwrap();
+        symlink("a", at("b")).unwrap();
+        way_to(&at("a"));
+    }
+}
