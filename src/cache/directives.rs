@@ -151,8 +151,18 @@ impl ResponseDirectives {
                         // Behind `+` stands how long it may be served stale.
                         let (fresh, stale) = cut(text.unwrap_or_default(), b'+');
                         let seconds = |text: &[u8]| Argument::Text(text.to_vec().into()).seconds();
-                        found.max_age = Some(seconds(fresh.trim_ascii()));
-                        found.stale_while_revalidate = stale.map(|stale| seconds(stale.trim_ascii()));
+                        let fresh = seconds(fresh.trim_ascii());
+                        found.max_age = Some(found.max_age.map_or(fresh, |known| known.min(fresh)));
+                        if let Some(stale) = stale {
+                            found.stale_while_revalidate = Some(seconds(stale.trim_ascii()));
+                        }
+                    }
+                    // Words of `Cache-Control` mean what they mean there: what forbids is not overlooked.
+                    (b"private" | b"no-cache" | b"must-revalidate" | b"proxy-revalidate", _) => {
+                        found.take(name.trim_ascii(), &argument);
+                    }
+                    (b"s-maxage" | b"stale-while-revalidate" | b"stale-if-error" | b"public", _) => {
+                        found.take(name.trim_ascii(), &argument);
                     }
                     _ => return,
                 }
@@ -397,6 +407,8 @@ mod tests {
             ("max-age=60;ringway", Some(60), None, false),
             ("no-store;ringway", None, None, true),
             ("max-age=x", Some(0), None, false),
+            ("max-age=60, max-age=5", Some(5), None, false),
+            ("max-age=60, stale-while-revalidate=9", Some(60), Some(9), false),
         ] {
             let found = read(said);
             let expected = (max_age, stale, no_store, false);
@@ -404,6 +416,7 @@ mod tests {
             assert_eq!(all, expected, "{said}");
             assert!(found.targeted, "{said}");
         }
+        assert!(read("max-age=60, private").private && read("max-age=60, no-cache").no_cache);
         for other in ["", "content=\"ESI/1.0\"", "max-age=60;elsewhere", "no-store;elsewhere"] {
             assert!(read(other).private, "{other} says nothing here");
         }

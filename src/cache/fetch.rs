@@ -167,6 +167,7 @@ impl Cache {
             Found::OtherVariants(_) | Found::Nothing => None,
         };
         if let Some(held) = base.as_ref().filter(|held| !must_ask && held.is_fresh(self.now())) {
+            held.note_use(self.now());
             let stored = held.share();
             lead.settle(Outcome::Stored { stored: Arc::clone(&stored), asked: false });
             return (Led::Confirmed { stored, asked: false }, None);
@@ -217,6 +218,7 @@ impl Cache {
     /// The node has confirmed what is stored: its fields are updated, and it is fresh again.
     fn confirm(&self, lead: Lead, order: &Order, held: &Held, told: &response::Parts, timing: Timing) -> Shared {
         let (stored, fate) = self.freshened(order, held, told, timing, &lead.begun);
+        stored.note_use(timing.came);
         let is_kept = match fate {
             Fate::Kept => self.store.put(order.address(), stored.clone(), &lead.begun, Some(held)),
             Fate::Private => false,
@@ -342,6 +344,7 @@ impl Cache {
             // From now on requests know by what to group.
             Some(selecting) => {
                 lead.answer_to(variant_group(base, &selecting));
+                lead.begun.is_for(variant_group(order.key, &selecting));
                 self.store.mark(base, Milliseconds::MIN, Some(selecting));
             }
             None if self.store.marker(base, |marker| marker.varies.is_some()) == Some(true) => {
@@ -359,11 +362,17 @@ impl Cache {
         admission.1.extend(named_by_connection(&head.extensions));
         let said = deciding(&head.headers, &head.extensions).into_owned();
         // Whether a body of unknown length fits is seen at its end.
-        let is_stored = length.is_some() && !self.is_beaten(order, &said, &lead.begun);
+        let is_stored =
+            length.is_some_and(|length| self.has_room_for(length)) && !self.is_beaten(order, &said, &lead.begun);
         let stored = Stored::new(head.status, said, admission, &order.request, timing.came_at, lead.begun.moment());
         let growing = lead.grow(stored, length, order.policy.max_object, is_shared);
         let reader = growing.read().expect("nothing has arrived yet that could be too much");
         (Led::Growing { reader, own, is_stored }, Some(Arriving { lead, growing: Growth(growing), body }))
+    }
+
+    /// Whether a body of that length finds room in the store, and on its way there.
+    fn has_room_for(&self, length: u64) -> bool {
+        length < self.memory - self.memory / 16 && self.fills.has_room_for(length)
     }
 
     /// Stores the response to another method, where it says that it is what a GET would find (RFC 9110
@@ -391,7 +400,8 @@ impl Cache {
             if growing.is_too_large() {
                 self.store.mark(lead.key, self.now() + PASS, None);
             }
-            if whole {
+            // Where nobody reads it, it is not read to its end.
+            if whole || growing.is_too_large() {
                 self.supersede(order, &lead.begun, growing.head.status, Refusal::TooLarge);
             }
         }

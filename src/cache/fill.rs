@@ -34,6 +34,11 @@ impl Fills {
     pub(super) fn new(budget: &Arc<Budget>) -> Fills {
         Fills { shards: Default::default(), growing: Arc::default(), budget: Arc::clone(budget) }
     }
+
+    /// Whether the process may hold so much more.
+    pub(super) fn has_room_for(&self, length: u64) -> bool {
+        self.budget.share(length).is_some()
+    }
 }
 
 /// One fetch, as those who wait for it see it.

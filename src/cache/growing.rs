@@ -76,9 +76,12 @@ enum End {
 /// Where a reader is.
 struct Place {
     piece: usize,
-    /// It can fetch the rest by itself.
-    can_leave: bool,
+    /// Bytes before that piece.
+    read: u64,
+    leave: Leave,
     left: Option<Unfinished>,
+    /// Waits to hear that it should leave.
+    asker: Option<Waker>,
     /// For how long others have waited for it, and the bytes that it has taken since they began to.
     waited: Duration,
     taken: u64,
@@ -103,21 +106,21 @@ impl Flow {
         self.readers.iter().flatten().filter(|place| place.left.is_none())
     }
 
-    /// Has those leave who hold up others and can go on by themselves: who are behind by half of what is held, or,
-    /// where nothing more may be, by anything. Returns whether there were any.
-    fn leave_behind(&mut self, is_spent: bool) -> bool {
-        let Some(first) = self.keeping_up().map(|place| place.piece).max() else { return false };
+    /// Asks those to leave who hold up others and can go on by themselves: who are behind by half of what is held, or,
+    /// where nothing more may be, by anything.
+    fn leave_behind(&mut self, is_spent: bool) {
+        let Some(first) = self.keeping_up().map(|place| place.piece).max() else { return };
         let half = if is_spent { first } else { self.dropped + self.pieces.len() / 2 };
         if first <= half && !is_spent {
-            return false;
+            return;
         }
-        let is_behind = |place: &&mut Place| place.left.is_none() && place.can_leave && place.piece < half;
-        let mut any = false;
+        let is_behind = |place: &&mut Place| place.left.is_none() && place.leave == Leave::Can && place.piece < half;
         for place in self.readers.iter_mut().flatten().filter(is_behind) {
-            place.leave(Unfinished::Behind);
-            any = true;
+            place.leave = Leave::Asked;
+            if let Some(asker) = place.asker.take() {
+                asker.wake();
+            }
         }
-        any
     }
 
     /// Notes for how long the slowest readers were waited for, and cuts those that are slower than they may be.
@@ -143,6 +146,16 @@ impl Flow {
     fn wake_readers(&mut self) -> Vec<Waker> {
         self.readers.iter_mut().flatten().filter_map(|place| place.waker.take()).collect()
     }
+}
+
+/// Whether a reader can fetch the rest by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Leave {
+    /// It cannot: others wait for it.
+    Cannot,
+    Can,
+    /// It has been asked to, and keeps its place until it has what it needs.
+    Asked,
 }
 
 impl Place {
@@ -221,7 +234,7 @@ impl Growing {
             return Poll::Ready(Pace::GoOn);
         }
         let is_crowded = self.all.load(Ordering::Relaxed) > memory / SHARE;
-        let mut freed = flow.drop_read();
+        let freed = flow.drop_read();
         let held = flow.held;
         flow.share.shrink(held);
         let is_spent = !flow.share.cover(held);
@@ -231,10 +244,8 @@ impl Growing {
             true if is_crowded => SMALL_WINDOW,
             true => WINDOW,
         };
-        if flow.held >= window && flow.leave_behind(is_spent) {
-            freed += flow.drop_read();
-            let held = flow.held;
-            flow.share.shrink(held);
+        if flow.held >= window {
+            flow.leave_behind(is_spent);
         }
         self.all.fetch_sub(freed, Ordering::Relaxed);
         if flow.keeping_up().next().is_none() {
@@ -299,7 +310,16 @@ impl Growing {
         if flow.outgrown {
             return None;
         }
-        let place = Place { piece: 0, can_leave: false, left: None, waited: Duration::ZERO, taken: 0, waker: None };
+        let place = Place {
+            piece: 0,
+            read: 0,
+            leave: Leave::Cannot,
+            left: None,
+            asker: None,
+            waited: Duration::ZERO,
+            taken: 0,
+            waker: None,
+        };
         let index = match flow.readers.iter().position(Option::is_none) {
             Some(free) => {
                 flow.readers[free] = Some(place);
@@ -370,6 +390,7 @@ impl GrowingReader {
         self.read += piece.len() as u64;
         if let Some(place) = &mut flow.readers[self.index] {
             place.piece += 1;
+            place.read += piece.len() as u64;
             place.taken += piece.len() as u64;
         }
         let producer = flow.producer.take();
@@ -384,16 +405,68 @@ impl GrowingReader {
         &self.growing
     }
 
-    /// Says that its owner can fetch the rest by itself, when it is [`Unfinished::Behind`].
-    pub(crate) fn may_leave(&self) {
+    /// The way of this reader to leave the others, where it can fetch the rest by itself.
+    pub(crate) fn departure(&self) -> Departure {
         if let Some(place) = &mut lock(&self.growing.flow).readers[self.index] {
-            place.can_leave = true;
+            place.leave = Leave::Can;
         }
+        Departure { growing: Arc::clone(&self.growing), index: self.index }
     }
 
     /// Bytes that were read so far.
     pub(crate) fn position(&self) -> u64 {
         self.read
+    }
+}
+
+/// How a reader leaves the others that are far ahead of it. Must not be used once the reader is gone.
+pub(crate) struct Departure {
+    growing: Arc<Growing>,
+    index: usize,
+}
+
+impl Departure {
+    /// Waits until the reader is asked to leave.
+    pub(crate) fn poll_asked(&self, cx: &mut Context<'_>) -> Poll<()> {
+        match &mut lock(&self.growing.flow).readers[self.index] {
+            Some(place) if place.leave == Leave::Asked => Poll::Ready(()),
+            Some(place) => {
+                place.asker = Some(cx.waker().clone());
+                Poll::Pending
+            }
+            None => Poll::Pending,
+        }
+    }
+
+    /// The position of the next byte that the reader takes.
+    pub(crate) fn position(&self) -> u64 {
+        match &lock(&self.growing.flow).readers[self.index] {
+            Some(place) => place.read,
+            None => 0,
+        }
+    }
+
+    /// Gives up the reader's place: it has what it needs.
+    pub(crate) fn leave(self) {
+        self.end(|place| place.leave(Unfinished::Behind));
+    }
+
+    /// Keeps the reader's place: others wait for it from now on.
+    pub(crate) fn stay(self) {
+        self.end(|place| place.leave = Leave::Cannot);
+    }
+
+    fn end(self, change: impl FnOnce(&mut Place)) {
+        let producer = {
+            let mut flow = lock(&self.growing.flow);
+            if let Some(place) = &mut flow.readers[self.index] {
+                change(place);
+            }
+            flow.producer.take()
+        };
+        if let Some(producer) = producer {
+            producer.wake();
+        }
     }
 }
 

@@ -170,7 +170,9 @@ impl KeyRules {
         part(&mut hasher, target.scheme.as_bytes());
         part(&mut hasher, target.authority.as_bytes());
         part(&mut hasher, target.path.as_bytes());
-        parts(&mut hasher, self.query(target.query).as_deref().map(str::as_bytes).into_iter());
+        // In one spelling, as the path is.
+        let query = self.query(target.query);
+        parts(&mut hasher, query.as_deref().map(respell_query).as_deref().map(str::as_bytes).into_iter());
         hasher
     }
 
@@ -213,7 +215,7 @@ impl KeyRules {
         !among(&self.ignored) && (self.only.is_empty() || among(&self.only))
     }
 
-    /// The URI that stored responses are purged by. Its query has one spelling, which the key's has not.
+    /// The URI that stored responses are purged by, its query in one spelling.
     pub(crate) fn uri(&self, target: Target<'_>) -> String {
         let Target { scheme, authority, path, .. } = target;
         match self.query(target.query) {

@@ -87,6 +87,8 @@ pub(crate) enum Known {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Group {
     key: Key,
+    /// The same whoever asks: those that choose the same response.
+    variant: Key,
     /// Their responses were not shareable a moment ago: nobody waits.
     pub(crate) passes: bool,
 }
@@ -142,20 +144,28 @@ impl Cache {
             },
         };
         let now = self.now();
-        let Some(selecting) = selecting else { return Group { key: base, passes: now < pass_until } };
+        let Some(selecting) = selecting else {
+            return Group { key: base, variant: order.key, passes: now < pass_until };
+        };
+        let variant = fetch::variant_group(order.key, &selecting);
         let key = fetch::variant_group(base, &selecting);
         let variant_until = self.store.marker(key, |marker| marker.pass_until);
-        Group { key, passes: now < pass_until.max(variant_until.unwrap_or(Milliseconds::MIN)) }
+        Group { key, variant, passes: now < pass_until.max(variant_until.unwrap_or(Milliseconds::MIN)) }
     }
 
     /// Waits with the fetch that runs for a group, or begins to lead one.
     pub(crate) fn join(&self, group: Group, order: &Order) -> Joined {
-        self.fills.join(group.key, &order.uri, || self.store.begin(&order.uri), |fill| self.is_useless(fill))
+        self.fills.join(
+            group.key,
+            &order.uri,
+            || self.store.begin(&order.uri, group.variant),
+            |fill| self.is_useless(fill),
+        )
     }
 
     /// Leads a fetch that nobody else waits for.
     pub(crate) fn go_alone(&self, group: Group, order: &Order) -> Lead {
-        self.fills.solo(&order.uri, group.key, self.store.begin(&order.uri))
+        self.fills.solo(&order.uri, group.key, self.store.begin(&order.uri, group.variant))
     }
 
     /// Whether what a fetch brings is of no use to those who come now: it has been purged or changed,
@@ -178,7 +188,7 @@ impl Cache {
 
     /// Begins a fetch that nobody waits for.
     pub(crate) fn begin(&self, order: &Order) -> Begun {
-        self.store.begin(&order.uri)
+        self.store.begin(&order.uri, self.group(order).variant)
     }
 
     /// Puts a purge in force, at once for every request that comes later.

@@ -61,7 +61,7 @@ pub(super) enum Entry {
     Marker(Marker),
 }
 
-/// The responses to one key. The newest stands first; the others in the order in which they would be kept.
+/// The responses to one key, newest first.
 #[derive(Debug)]
 pub(super) struct Object {
     pub(super) uri: Box<str>,
@@ -346,19 +346,22 @@ impl Object {
         let mut variants: SmallVec<[Stored; 1]> = SmallVec::new();
         // A response that does not vary is the only one.
         if stored.varies.is_some() {
-            let (replaced, others): (Vec<&Stored>, Vec<&Stored>) = self
-                .variants
-                .iter()
-                .filter(|other| other.varies.is_some())
-                .partition(|other| other.varies == stored.varies);
-            if let Some(replaced) = replaced.first() {
-                stored.used.store(replaced.used.load(Relaxed), Relaxed);
+            let mut others: SmallVec<[&Stored; 8]> = SmallVec::new();
+            for other in self.variants.iter().filter(|other| other.varies.is_some()) {
+                if other.varies == stored.varies {
+                    stored.used.fetch_max(other.used.load(Relaxed), Relaxed);
+                } else if stays(other) {
+                    others.push(other);
+                }
             }
-            let mut others: Vec<&Stored> = others.into_iter().filter(|other| stays(other)).collect();
             if others.len() >= MAX_VARIANTS {
-                // Stable: among equals the newest stand first.
-                others.sort_by_key(|other| std::cmp::Reverse(other.used.load(Relaxed)));
-                others.truncate(MAX_VARIANTS - 1);
+                // Among equals the newest stay, and those that do stay in their order.
+                let mut uses: Vec<(u32, usize)> =
+                    others.iter().map(|other| other.used.load(Relaxed)).zip(0..).collect();
+                uses.sort_by_key(|&(used, place)| (std::cmp::Reverse(used), place));
+                let mut kept: Vec<usize> = uses[..MAX_VARIANTS - 1].iter().map(|&(_, place)| place).collect();
+                kept.sort_unstable();
+                others = kept.into_iter().map(|place| others[place]).collect();
             }
             variants.push(stored);
             variants.extend(others.into_iter().cloned());

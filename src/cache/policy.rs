@@ -178,7 +178,8 @@ pub(crate) fn storable(
     if fields.contains_key(SET_COOKIE) && !policy.stores_set_cookie && !withholds_cookie {
         return Err(Refusal::SetCookie);
     }
-    let configured = policy.ttl.filter(|_| status.as_u16() < 400);
+    // The answer to another method must say itself that reads may have it.
+    let configured = policy.ttl.filter(|_| status.as_u16() < 400 && !asker.is_post);
     let explicit = configured.or_else(|| explicit_lifetime(&said, fields, timing));
     let lifetime = match explicit {
         Some(lifetime) => lifetime,
@@ -349,7 +350,7 @@ pub(crate) fn reuse(
 /// Returns whether a status is an asker's own doing: such an answer says nothing of what others would be given.
 pub(crate) fn is_askers_own_status(asker: Asker, status: StatusCode) -> bool {
     match status.as_u16() {
-        400 | 402 | 405..=409 | 411..=428 | 431 => true,
+        400 | 402 | 405..=409 | 411..=429 | 431 => true,
         401 | 403 => asker.has_authorization || asker.has_cookie,
         _ => false,
     }
@@ -361,10 +362,10 @@ pub(crate) fn is_askers_own(asker: Asker, status: StatusCode, refusal: Refusal) 
     asker.no_store
         || is_askers_own_status(asker, status)
         || match refusal {
-            Refusal::Authorization => true,
             Refusal::Private | Refusal::SetCookie => asker.has_authorization || asker.has_cookie,
-            // Without a freshness of its own, what a cookie has brought is for that cookie alone.
-            Refusal::NeverUsable => asker.has_cookie,
+            // What the credentials have brought is for them alone; but that there is nothing is so for everybody.
+            Refusal::Authorization => status.is_success(),
+            Refusal::NeverUsable => asker.has_cookie && status.is_success(),
             Refusal::Status | Refusal::NoStore | Refusal::Vary | Refusal::TooLarge => false,
         }
 }

@@ -13,6 +13,7 @@ use moka::notification::RemovalCause;
 use moka::ops::compute::Op;
 use moka::policy::EvictionPolicy;
 use smallvec::SmallVec;
+use std::cell::Cell;
 use std::collections::{BTreeMap, HashMap};
 use std::hash::{BuildHasher, Hasher};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -88,6 +89,7 @@ impl Held {
     /// The node has just failed: a copy that stands in for it, where it may.
     pub(crate) fn stand_in(&self, now: Milliseconds) -> Option<Shared> {
         self.pause(now);
+        self.note_use(now);
         self.stands_in(now).then(|| self.share())
     }
 }
@@ -142,19 +144,23 @@ struct Running {
     by_uri: HashMap<UriHash, SmallVec<[Watched; 1]>, AsIs>,
 }
 
-/// A fetch, and where it is told that it is outdated.
-type Watched = (Turn, Arc<AtomicBool>);
+/// A fetch that runs.
+struct Watched {
+    turn: Turn,
+    /// The requests that its response is for, as far as that is known.
+    variant: Key,
+    /// Where it is told that it is outdated.
+    is_outdated: Arc<AtomicBool>,
+}
 
 impl Running {
     /// Has the fetches of a URI for which `is_struck` returns true bring nothing that is stored. Returns whether there
     /// were any.
-    fn strike(&self, uri: UriHash, is_struck: impl Fn(Turn) -> bool) -> bool {
+    fn strike(&self, uri: UriHash, is_struck: impl Fn(&Watched) -> bool) -> bool {
         let mut any = false;
-        for (turn, is_outdated) in self.by_uri.get(&uri).into_iter().flatten() {
-            if is_struck(*turn) {
-                is_outdated.store(true, Ordering::Release);
-                any = true;
-            }
+        for fetch in self.by_uri.get(&uri).into_iter().flatten().filter(|fetch| is_struck(fetch)) {
+            fetch.is_outdated.store(true, Ordering::Release);
+            any = true;
         }
         any
     }
@@ -162,7 +168,7 @@ impl Running {
     fn end(&mut self, uri: UriHash, turn: Turn) {
         self.epochs.remove(&turn);
         if let Some(fetches) = self.by_uri.get_mut(&uri) {
-            fetches.retain(|(other, _)| *other != turn);
+            fetches.retain(|fetch| fetch.turn != turn);
             if fetches.is_empty() {
                 self.by_uri.remove(&uri);
             }
@@ -176,6 +182,7 @@ pub(crate) struct Begun {
     pub(crate) epoch: Epoch,
     pub(super) turn: Turn,
     uri: UriHash,
+    variant: Cell<Key>,
     is_outdated: Arc<AtomicBool>,
 }
 
@@ -193,6 +200,16 @@ impl Begun {
     /// The same, for those who watch it.
     pub(super) fn outdated(&self) -> Arc<AtomicBool> {
         Arc::clone(&self.is_outdated)
+    }
+
+    /// It is known now by what its response was chosen.
+    pub(super) fn is_for(&self, variant: Key) {
+        self.variant.set(variant);
+        let mut running = lock(&self.store.running);
+        let fetches = running.by_uri.get_mut(&self.uri).into_iter().flatten();
+        for fetch in fetches.filter(|fetch| fetch.turn == self.turn) {
+            fetch.variant = variant;
+        }
     }
 
     /// Nothing of it will be stored: nobody needs to keep anything for it.
@@ -286,14 +303,15 @@ impl Store {
     }
 
     /// Begins a fetch: purges and changes from now on beat what it brings.
-    pub(super) fn begin(self: &Arc<Self>, uri: &str) -> Begun {
-        let (uri, is_outdated) = (UriHash::of(uri), Arc::default());
+    /// `variant` stands for the requests that its response is for, as far as that is known.
+    pub(super) fn begin(self: &Arc<Self>, uri: &str, variant: Key) -> Begun {
+        let (uri, is_outdated): (_, Arc<AtomicBool>) = (UriHash::of(uri), Arc::default());
         let mut running = lock(&self.running);
         let epoch = self.epoch.load(Ordering::Acquire);
         let turn = self.turn.fetch_add(1, Ordering::Relaxed);
         running.epochs.insert(turn, epoch);
-        running.by_uri.entry(uri).or_default().push((turn, Arc::clone(&is_outdated)));
-        Begun { store: Arc::clone(self), epoch, turn, uri, is_outdated }
+        running.by_uri.entry(uri).or_default().push(Watched { turn, variant, is_outdated: Arc::clone(&is_outdated) });
+        Begun { store: Arc::clone(self), epoch, turn, uri, variant: Cell::new(variant), is_outdated }
     }
 
     /// Forgets what is stored of a URI, and what is being fetched for it, but by one fetch. `key` is the one that is made
@@ -301,7 +319,7 @@ impl Store {
     pub(super) fn invalidate(&self, key: Key, uri: &str, but: Option<&Begun>) {
         let uri = UriHash::of(uri);
         // First the fetches: what they have stored by then is found under its key.
-        lock(&self.running).strike(uri, |turn| but.is_none_or(|but| but.turn != turn));
+        lock(&self.running).strike(uri, |fetch| but.is_none_or(|but| but.turn != fetch.turn));
         for key in self.uris.keys(uri).into_iter().chain([key]) {
             self.remove(key);
         }
@@ -310,7 +328,8 @@ impl Store {
     /// Forgets the responses of a URI that an answer has superseded which is not stored itself: those for which
     /// `is_superseded` returns true, where they were asked for earlier, and what earlier fetches bring.
     pub(super) fn supersede(&self, key: Key, begun: &Begun, is_superseded: impl Fn(&Stored) -> bool) {
-        let are_some_running = lock(&self.running).strike(begun.uri, |turn| turn < begun.turn);
+        let is_older = |fetch: &Watched| fetch.turn < begun.turn && fetch.variant == begun.variant.get();
+        let are_some_running = lock(&self.running).strike(begun.uri, is_older);
         // Nearly always there is nothing to forget.
         if !are_some_running && !self.table.contains_key(&key.bits()) {
             return;

@@ -424,6 +424,7 @@ mod tests {
                 certificate: certificate.as_ref(),
                 trusted_proxies: &[],
                 underscores: Underscores::Drop,
+                key_headers: &[],
             };
             let marks = Marks::of(&head.headers);
             RequestHead::sanitise(head, &marks, peer).unwrap().fields

@@ -25,6 +25,7 @@ pub(crate) use validate::MAX_POINTS;
 
 use crate::tls::{ClientTls, ServerTls};
 use diagnostics::Diagnostics;
+use http::HeaderName;
 use read::{Field, Reader};
 use std::collections::HashMap;
 use std::fmt;
@@ -134,6 +135,14 @@ impl Config {
     /// What the pools ask name servers for.
     pub(crate) fn discoveries(&self) -> impl Iterator<Item = &Discovery> + Clone {
         self.settings.pools.iter().filter_map(|(_, pool)| pool.discovery.as_ref())
+    }
+
+    /// The fields in which routes expect idempotency keys.
+    pub(crate) fn key_headers(&self) -> Vec<HeaderName> {
+        let rules = self.settings.routes.iter().filter_map(|route| route.idempotency.as_ref());
+        let mut names: Vec<HeaderName> = rules.map(|rules| rules.key_header.clone()).collect();
+        names.dedup();
+        names
     }
 
     /// A path of the file, relative ones from the file's own folder.

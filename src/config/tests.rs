@@ -227,5 +227,8 @@ fn the_field_of_a_key_must_be_its_own() {
         with("key_header: x-key").replace("path_prefix: /,", "path_prefix: /, request_headers: { remove: [x-key] },");
     assert!(errors(&removed).contains("the node must get the `x-key` of its client"));
     assert!(errors(&with("key_header: x-key, scope: [header:x-key]")).contains("it does not tell callers apart"));
+    assert!(errors(&with("key_header: pay_key")).contains("has an underscore"));
+    let allowed = format!("limits: {{ underscores_in_headers: allow }}\n{}", with("key_header: pay_key"));
+    assert!(parse(&allowed).is_ok());
     assert!(errors(&with("methods: [QUERY]")).contains("expected methods that change something"));
 }

@@ -2,7 +2,8 @@
 
 use super::diagnostics::{Diagnostics, Span};
 use super::model::{
-    AffinityCookie, AffinityMode, FieldRules, Pool, RateLimit, Route, RouteCache, RouteIdempotency, Settings, StoreKind,
+    AffinityCookie, AffinityMode, FieldRules, Pool, RateLimit, Route, RouteCache, RouteIdempotency, Settings,
+    StoreKind, UnderscoresInHeaders,
 };
 use super::read::{Spanned, did_you_mean};
 use super::values::HashSource;
@@ -340,6 +341,13 @@ fn route_idempotency(settings: &Settings, route: &Route, rules: &RouteIdempotenc
             );
             diagnostics.error(at, message);
         }
+    }
+    if key_header.as_str().contains('_') && settings.limits.underscores_in_headers != UnderscoresInHeaders::Allow {
+        let message = format!(
+            "the `key_header` of the route `{name}` has an underscore, and no request has such a field while `limits.underscores_in_headers` is `{}`",
+            settings.limits.underscores_in_headers.word()
+        );
+        diagnostics.error(at, message);
     }
     for status in &rules.release_on {
         let message = |what| format!("{} in `release_on` of the route `{name}` {what}", status.as_u16());

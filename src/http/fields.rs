@@ -57,15 +57,18 @@ pub(crate) struct HopByHop {
 
 /// A field that `Connection` must not name.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct ForbiddenOption(pub(crate) &'static str);
+pub(crate) struct ForbiddenOption(pub(crate) HeaderName);
 
-/// Removes the fields of this connection from a request, those that `Connection` names included.
-pub(crate) fn strip_request(fields: &mut HeaderMap) -> Result<HopByHop, ForbiddenOption> {
+/// Removes the fields of this connection from a request, those that `Connection` names included. `protected` are more
+/// fields that it must not name.
+pub(crate) fn strip_request(fields: &mut HeaderMap, protected: &[HeaderName]) -> Result<HopByHop, ForbiddenOption> {
     let mut found = HopByHop::default();
     if !says_only_whether_to_close(fields) {
         let options = connection_options(fields);
-        if let Some(forbidden) = NEVER_HOP_BY_HOP.iter().find(|&&name| options.iter().any(|option| option == name)) {
-            return Err(ForbiddenOption(forbidden));
+        let is_forbidden =
+            |option: &&HeaderName| NEVER_HOP_BY_HOP.contains(&option.as_str()) || protected.contains(option);
+        if let Some(forbidden) = options.iter().find(is_forbidden) {
+            return Err(ForbiddenOption(forbidden.clone()));
         }
         if options.contains(&UPGRADE) {
             found.upgrade = fields.get(UPGRADE).cloned();
@@ -300,7 +303,7 @@ mod tests {
             ("upgrade", "websocket"),
             ("accept", "*/*"),
         ]);
-        let found = strip_request(&mut request).unwrap();
+        let found = strip_request(&mut request, &[]).unwrap();
         assert_eq!(found, HopByHop { upgrade: None, trailers: true });
         assert_eq!(request, fields(&[("accept", "*/*")]));
     }
@@ -317,7 +320,7 @@ mod tests {
     #[test]
     fn an_upgrade_counts_only_where_connection_names_it() {
         let mut request = fields(&[("connection", "Upgrade"), ("upgrade", "websocket")]);
-        assert_eq!(strip_request(&mut request).unwrap().upgrade, Some(HeaderValue::from_static("websocket")));
+        assert_eq!(strip_request(&mut request, &[]).unwrap().upgrade, Some(HeaderValue::from_static("websocket")));
         assert!(request.is_empty());
     }
 
@@ -325,7 +328,7 @@ mod tests {
     fn a_request_cannot_have_its_meaning_removed() {
         for name in ["host", "Content-Length", "AUTHORIZATION", "cookie", "x-forwarded-for", "via"] {
             let mut request = fields(&[("connection", &format!("close, {name}"))]);
-            assert!(strip_request(&mut request).is_err(), "{name}");
+            assert!(strip_request(&mut request, &[]).is_err(), "{name}");
         }
     }
 

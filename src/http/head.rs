@@ -26,6 +26,8 @@ pub(crate) struct Peer<'a> {
     pub(crate) certificate: Option<&'a HeaderValue>,
     pub(crate) trusted_proxies: &'a [IpNet],
     pub(crate) underscores: Underscores,
+    /// The fields in which routes expect idempotency keys.
+    pub(crate) key_headers: &'a [HeaderName],
 }
 
 /// The treatment of fields with `_` in their names, which CGI and WSGI servers cannot tell from `-`.
@@ -240,7 +242,8 @@ impl RequestHead {
             facts.more().certificate = Some(subject.clone());
         }
         if marks.connection {
-            let HopByHop { upgrade, trailers } = fields::strip_request(map).map_err(BadHead::ConnectionOption)?;
+            let HopByHop { upgrade, trailers } =
+                fields::strip_request(map, peer.key_headers).map_err(BadHead::ConnectionOption)?;
             facts.takes_trailers = trailers;
             if upgrade.is_some() {
                 facts.more().upgrade = upgrade;

@@ -15,33 +15,34 @@ pub(crate) struct Fingerprint(pub(crate) [u8; 32]);
 #[derive(Clone)]
 pub(crate) struct Fingerprinting {
     hash: Sha256,
-    kind: Kind,
-}
-
-#[derive(Clone)]
-enum Kind {
-    Exact,
-    Canonical(Option<Format>),
+    /// Where what carries no meaning is overlooked: the format, and the hash that goes before a body of it.
+    canonical: Option<(Format, Sha256)>,
+    /// Tells the two kinds apart.
+    is_exact: bool,
 }
 
 impl Fingerprint {
     /// The fingerprint of a request whose body is still to come, byte by byte. No query and an empty one differ, and
     /// so do no content type and an empty one.
     pub(crate) fn exact(query: Option<&str>, fields: &HeaderMap) -> Fingerprinting {
-        let types = fields.get_all(CONTENT_TYPE).iter().map(HeaderValue::as_bytes);
-        Fingerprinting { hash: begin(query, types), kind: Kind::Exact }
+        Fingerprinting { hash: begin(query, types(fields)), canonical: None, is_exact: true }
     }
 
     /// The same without what carries no meaning in formats that are known; see [`Format`].
     pub(crate) fn canonical(query: Option<&str>, fields: &HeaderMap) -> Fingerprinting {
-        let format = Format::of(fields);
-        let types = fields.get_all(CONTENT_TYPE).iter().map(HeaderValue::as_bytes);
-        let hash = match &format {
-            Some(Format::Multipart { content_type, .. }) => begin(query, std::iter::once(&content_type[..])),
-            _ => begin(query, types),
-        };
-        Fingerprinting { hash, kind: Kind::Canonical(format) }
+        let canonical = Format::of(fields).map(|format| {
+            let hash = match &format {
+                Format::Multipart { content_type, .. } => begin(query, std::iter::once(&content_type[..])),
+                Format::Json => begin(query, types(fields)),
+            };
+            (format, hash)
+        });
+        Fingerprinting { hash: begin(query, types(fields)), canonical, is_exact: false }
     }
+}
+
+fn types(fields: &HeaderMap) -> impl Iterator<Item = &[u8]> {
+    fields.get_all(CONTENT_TYPE).iter().map(HeaderValue::as_bytes)
 }
 
 fn begin<'a>(query: Option<&str>, types: impl Iterator<Item = &'a [u8]>) -> Sha256 {
@@ -64,19 +65,18 @@ fn begin<'a>(query: Option<&str>, types: impl Iterator<Item = &'a [u8]>) -> Sha2
 impl Fingerprinting {
     /// Adds the body.
     pub(crate) fn finish(mut self, body: &[u8]) -> Fingerprint {
-        match self.kind {
-            Kind::Exact => self.hash.update(body),
-            Kind::Canonical(format) => match format.and_then(|format| format.canonical(body)) {
-                Some(canonical) => {
-                    self.hash.update([1]);
-                    self.hash.update(canonical);
-                }
-                None => {
-                    self.hash.update([2]);
-                    self.hash.update(body);
-                }
-            },
+        if let Some((format, mut hash)) = self.canonical
+            && let Some(canonical) = format.canonical(body)
+        {
+            hash.update([1]);
+            hash.update(canonical);
+            return Fingerprint(hash.finalize().into());
         }
+        // What is not of its format counts byte by byte, with all that its type says.
+        if !self.is_exact {
+            self.hash.update([2]);
+        }
+        self.hash.update(body);
         Fingerprint(self.hash.finalize().into())
     }
 }
@@ -140,5 +140,9 @@ mod tests {
             )
         };
         assert_eq!(part("one"), part("other"));
+        // Its line ends are none that the format knows.
+        let both = "--one\n\n1\n--one--\n--two\n\n1000\n--two--\n";
+        let of = |boundary: &str| with(&format!("multipart/form-data; boundary={boundary}"), both);
+        assert_ne!(of("one"), of("two"));
     }
 }

@@ -13,9 +13,11 @@ use bytes::Bytes;
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE, LOCATION};
 use http::{HeaderMap, HeaderValue, Response, StatusCode, Version};
 use http_body::{Body as _, Frame, SizeHint};
+use std::cell::RefCell;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
+use tokio::task::AbortHandle;
 
 /// The body of an answer. When it has ended, the exchange has.
 pub(crate) struct ResponseBody {
@@ -42,7 +44,7 @@ enum Kind {
 /// What is read of a body that is still arriving in the store.
 pub(crate) struct Passage {
     source: Source,
-    /// Fetches what is left from a position on, where others have left the reader behind.
+    /// What is left for a reader whom others have left behind.
     rest: Option<Rest>,
     /// Bytes before the part that is wanted.
     skip: u64,
@@ -52,15 +54,38 @@ pub(crate) struct Passage {
 
 enum Source {
     Shared(GrowingReader),
-    Fetching(FetchedRest),
-    Own(AnswerBody),
+    Own(OwnRest),
 }
 
-/// Fetches a response from a position on: the body that has come, and how many of its bytes come before that position.
-/// `None` where it cannot be had any more.
-pub(super) type Rest = Box<dyn FnOnce(u64) -> FetchedRest>;
+/// The rest of a response, for one reader, from a position on.
+pub(super) struct OwnRest {
+    pub(super) body: AnswerBody,
+    /// The position of the next byte.
+    pub(super) at: u64,
+    /// Where the body ends, and the whole response, where that is known.
+    pub(super) end: Option<u64>,
+    pub(super) whole: Option<u64>,
+}
 
-type FetchedRest = Pin<Box<dyn Future<Output = Option<(AnswerBody, u64)>>>>;
+/// The rest for one reader: fetched by a task of its own, however slowly its client reads.
+pub(super) struct Rest {
+    pub(super) fetched: Rc<RefCell<Option<OwnRest>>>,
+    /// Asks for what is still missing after it.
+    pub(super) more: MoreRest,
+    pub(super) asking: Option<AskedRest>,
+    pub(super) task: AbortHandle,
+}
+
+/// Fetches a response from a position on; `None` where it cannot be had any more.
+pub(super) type MoreRest = Box<dyn Fn(u64) -> AskedRest>;
+pub(super) type AskedRest = Pin<Box<dyn Future<Output = Option<OwnRest>>>>;
+
+impl Drop for Rest {
+    fn drop(&mut self) {
+        // It is about the place of a reader that is gone too.
+        self.task.abort();
+    }
+}
 
 /// Why what is read of a body ends before it.
 enum Interrupted {
@@ -104,34 +129,53 @@ impl Passage {
 
     /// The next piece, wherever it comes from.
     fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Interrupted>>> {
+        let broken = |broken| Poll::Ready(Some(Err(Interrupted::ByNode(broken))));
         loop {
             match &mut self.source {
                 Source::Shared(reader) => match ready!(reader.poll_piece(cx)) {
                     Some(Ok(piece)) => return Poll::Ready(Some(Ok(piece))),
                     None => return Poll::Ready(None),
                     Some(Err(Unfinished::TooSlow)) => return Poll::Ready(Some(Err(Interrupted::TooSlow))),
-                    Some(Err(why)) => match self.rest.take().filter(|_| why == Unfinished::Behind) {
-                        Some(rest) => self.source = Source::Fetching(rest(reader.position())),
-                        None => return Poll::Ready(Some(Err(Interrupted::ByNode(Broken::Incomplete)))),
-                    },
-                },
-                Source::Fetching(fetch) => match ready!(fetch.as_mut().poll(cx)) {
-                    Some((body, before)) => {
-                        self.skip += before;
-                        self.source = Source::Own(body);
+                    Some(Err(Unfinished::Truncated)) => return broken(Broken::Incomplete),
+                    Some(Err(Unfinished::Behind)) => {
+                        let (rest, at) = (self.rest.as_ref(), reader.position());
+                        let Some(own) = rest.and_then(|rest| rest.fetched.borrow_mut().take()) else {
+                            return broken(Broken::Incomplete);
+                        };
+                        // It kept reading while the rest was asked for.
+                        self.skip += at - own.at;
+                        self.source = Source::Own(own);
                     }
-                    None => return Poll::Ready(Some(Err(Interrupted::ByNode(Broken::Incomplete)))),
                 },
-                Source::Own(body) => match ready!(Pin::new(body).poll_frame(cx)) {
-                    None => return Poll::Ready(None),
-                    Some(Err(broken)) => return Poll::Ready(Some(Err(Interrupted::ByNode(broken)))),
-                    // Trailers are not stored either.
-                    Some(Ok(frame)) => {
-                        if let Ok(data) = frame.into_data() {
+                Source::Own(own) => {
+                    if let Some(asking) = self.rest.as_mut().and_then(|rest| rest.asking.as_mut()) {
+                        let found = ready!(asking.as_mut().poll(cx));
+                        if let Some(rest) = &mut self.rest {
+                            rest.asking = None;
+                        }
+                        let Some(next) = found.filter(|next| next.at <= own.at) else {
+                            return broken(Broken::Incomplete);
+                        };
+                        self.skip += own.at - next.at;
+                        *own = next;
+                    }
+                    match ready!(Pin::new(&mut own.body).poll_frame(cx)) {
+                        Some(Ok(frame)) => {
+                            // Trailers are not stored either.
+                            let Ok(data) = frame.into_data() else { continue };
+                            own.at += data.len() as u64;
                             return Poll::Ready(Some(Ok(data)));
                         }
+                        Some(Err(error)) => return broken(error),
+                        None if own.end.is_some_and(|end| end != own.at) => return broken(Broken::Incomplete),
+                        None if own.whole.is_none_or(|whole| whole == own.at) => return Poll::Ready(None),
+                        // Nodes may give less than was asked for (RFC 9110 15.3.7).
+                        None => match &mut self.rest {
+                            Some(rest) => rest.asking = Some((rest.more)(own.at)),
+                            None => return broken(Broken::Incomplete),
+                        },
                     }
-                },
+                }
             }
         }
     }

@@ -10,7 +10,9 @@ use super::forward::Forward;
 use super::route::Query;
 use super::serving::Asking;
 use super::snapshot::{CacheResult, CacheRules, Route, Snapshot};
-use crate::cache::{self, Asker, CacheStatus, Forwarded, Joined, Key, Known, Order, RequestDirectives, Reuse, Target};
+use crate::cache::{
+    self, Asker, CacheStatus, Forwarded, Joined, Key, KeyRules, Known, Order, RequestDirectives, Reuse, Target,
+};
 use crate::http::fields::CACHE_STATUS;
 use crate::http::head::{RequestFields, RequestHead};
 use crate::http::method::is_safe;
@@ -205,8 +207,15 @@ pub(super) fn change(forward: &Forward<'_>, caching: &Route, head: &RequestHead)
         default_port: fields.facts.default_port(),
     };
     // What it asks for by other fields than those of the key is no answer to reads.
-    let may_serve_reads = head.method == Method::POST && !has_override(fields.plain());
-    Some(Change { key: rules.key.of_uri(target), order: Rc::new(order), may_serve_reads, place })
+    let may_serve_reads =
+        head.method == Method::POST && !has_override(fields.plain()) && !rules.bypass_cookies.are_in(fields.plain());
+    Some(Change { targets: targets(&rules.key, target), order: Rc::new(order), may_serve_reads, place })
+}
+
+/// What is struck by a change of a resource: its URI, with the query as the route takes it and as it stands, and the keys
+/// that are made of these alone.
+fn targets(rules: &KeyRules, target: Target<'_>) -> [(Key, String); 2] {
+    [rules, &KeyRules::default()].map(|rules| (rules.of_uri(target), rules.uri(target)))
 }
 
 /// Where a request went, for the references in its answer.
@@ -265,7 +274,9 @@ impl Place {
         let Some(route) = caching_route(&snapshot, &self.host, &path, fields) else { return };
         let Some(rules) = &route.cache else { return };
         let target = Target { scheme: self.scheme, authority: &self.authority, path: &path, query: query.as_deref() };
-        engine.cache.invalidate(rules.key.of_uri(target), &rules.key.uri(target), but);
+        for (key, uri) in targets(&rules.key, target) {
+            engine.cache.invalidate(key, &uri, but);
+        }
     }
 }
 

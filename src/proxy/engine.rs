@@ -162,6 +162,7 @@ impl Engine {
             certificate: client.secured.as_ref().and_then(|secured| secured.subject.as_ref()),
             trusted_proxies: &settings.trusted_proxies,
             underscores,
+            key_headers: &snapshot.key_headers,
         };
         let (head, form) = enter(head, &uri, host.as_ref(), peer, bounds)?;
         if head.method == Method::TRACE {

@@ -1,7 +1,7 @@
 //! The step that asks the nodes on the cache's behalf: one fetch for all who want the same, each by
 //! itself where that cannot be, and what a change leaves behind.
 
-use super::answer::{self, ResponseBody, Rest};
+use super::answer::{self, AskedRest, OwnRest, ResponseBody, Rest};
 use super::caching::Place;
 use super::exchange::Exchange;
 use super::serving::Asking;
@@ -19,6 +19,8 @@ use http::header::{
     RANGE, TE, TRANSFER_ENCODING, UPGRADE,
 };
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, request};
+use std::cell::RefCell;
+use std::future::poll_fn;
 use std::rc::Rc;
 use std::sync::Arc;
 use tokio::sync::oneshot;
@@ -268,7 +270,7 @@ impl Miss {
                 let (head, body) = response.into_parts();
                 if tells {
                     self.cache().learn_from_head(&self.order, &head, asked, &begun);
-                } else if self.method == Method::GET {
+                } else if self.method == Method::GET && !has_override(&self.template.fields) {
                     self.cache().note_private(&self.order, &begun, &head, asked);
                 }
                 self.note(CacheResult::Pass);
@@ -278,29 +280,38 @@ impl Miss {
         }
     }
 
-    /// How a reader that others have left behind gets the rest of its body: by a range of the same response, which only
-    /// a strong tag can tell.
+    /// How a reader whom others leave behind gets the rest of its body: by a range of the same response, which only a
+    /// strong tag can tell. It keeps its place until a node has agreed to that.
     fn rest(&self, reader: &GrowingReader) -> Option<Rest> {
         let tag = reader.growing().head.strong_tag()?;
-        reader.may_leave();
-        let mut request = self.template.shared(&Method::GET, &self.journey.route.request_fields, None);
-        request.headers_mut().insert(IF_RANGE, tag.clone());
-        let mut journey = self.journey.again(request);
-        Some(Box::new(move |from| {
-            Box::pin(async move {
-                let request = journey.request.as_mut()?;
-                request.headers_mut().insert(RANGE, HeaderValue::try_from(format!("bytes={from}-")).ok()?);
-                let (head, body) = journey.ask().await.ok()?.into_parts();
-                let is_same = head.headers.get(ETAG) == Some(&tag);
-                let begin = match head.status {
-                    StatusCode::PARTIAL_CONTENT => range_start(head.headers.get(CONTENT_RANGE)?)?,
-                    // The node knows no ranges: what is missing is a part of the whole.
-                    StatusCode::OK => 0,
-                    _ => return None,
-                };
-                (is_same && begin <= from).then(|| (body, from - begin))
-            })
-        }))
+        let template = self.template.clone();
+        let route = Arc::clone(&self.journey.route);
+        // What a node says in between is about another answer.
+        let journey = Journey { wants_interim: false, ..self.journey.again(Request::new(Outgoing::Empty)) };
+        let more: Rc<dyn Fn(u64) -> AskedRest> = Rc::new(move |from| {
+            let mut request = template.shared(&Method::GET, &route.request_fields, None);
+            request.headers_mut().insert(IF_RANGE, tag.clone());
+            if let Ok(range) = HeaderValue::try_from(format!("bytes={from}-")) {
+                request.headers_mut().insert(RANGE, range);
+            }
+            let mut journey = Journey { wants_interim: false, ..journey.again(request) };
+            let tag = tag.clone();
+            Box::pin(async move { rest_of(journey.ask().await.ok()?, &tag, from) })
+        });
+        let (departure, fetched): (_, Rc<RefCell<Option<OwnRest>>>) = (reader.departure(), Rc::default());
+        let (ask, found) = (Rc::clone(&more), Rc::clone(&fetched));
+        let task = tokio::task::spawn_local(async move {
+            poll_fn(|cx| departure.poll_asked(cx)).await;
+            match ask(departure.position()).await {
+                Some(rest) => {
+                    *found.borrow_mut() = Some(rest);
+                    departure.leave();
+                }
+                None => departure.stay(),
+            }
+        });
+        let task = task.abort_handle();
+        Some(Rest { fetched, more: Box::new(move |from| more(from)), asking: None, task })
     }
 
     /// Validates what is stored, while the client has it already.
@@ -410,8 +421,9 @@ async fn wait(fill: Arc<Fill>, deadline: Instant) -> Waited {
 
 /// A request that may change its resource.
 pub(super) struct Change {
-    /// The key that is made of its URI alone.
-    pub(super) key: Key,
+    /// Its URI, and the key that is made of it alone: with the query as the route takes it, and whole, as the route may
+    /// have taken it before.
+    pub(super) targets: [(Key, String); 2],
     pub(super) order: Rc<Order>,
     /// Its answer may say that it is what reads find.
     pub(super) may_serve_reads: bool,
@@ -480,7 +492,9 @@ impl Change {
 
     /// Forgets what a change that succeeded has made untrue. `begun` is the change itself, whose answer may be stored.
     pub(super) fn forget(&self, engine: &super::engine::Engine, answer: &HeaderMap, begun: Option<&Begun>) {
-        engine.cache.invalidate(self.key, &self.order.uri, begun);
+        for (key, uri) in &self.targets {
+            engine.cache.invalidate(*key, uri, begun);
+        }
         for name in [LOCATION, CONTENT_LOCATION] {
             if let Some(reference) = text(answer, &name) {
                 self.place.invalidate(engine, reference, &self.order.request, begun);
@@ -493,10 +507,29 @@ impl Change {
     }
 }
 
-/// Where the range of a `Content-Range` begins.
-fn range_start(value: &HeaderValue) -> Option<u64> {
-    let range = value.to_str().ok()?.strip_prefix("bytes ")?;
-    range.split_once('-')?.0.parse().ok()
+/// Takes an answer for the rest of a response, if it is a part of it from that position on at the latest.
+fn rest_of(answer: Response<AnswerBody>, tag: &HeaderValue, from: u64) -> Option<OwnRest> {
+    let (head, body) = answer.into_parts();
+    if head.headers.get(ETAG) != Some(tag) {
+        return None;
+    }
+    match head.status {
+        StatusCode::PARTIAL_CONTENT => {
+            let (at, end, whole) = content_range_of(head.headers.get(CONTENT_RANGE)?)?;
+            (at <= from && from < end).then_some(OwnRest { body, at, end: Some(end), whole })
+        }
+        // The node knows no ranges: what is missing is a part of the whole.
+        StatusCode::OK => Some(OwnRest { body, at: 0, end: None, whole: None }),
+        _ => None,
+    }
+}
+
+/// Reads a `Content-Range`: where the part begins, where it ends, and the length of the whole where that is known.
+fn content_range_of(value: &HeaderValue) -> Option<(u64, u64, Option<u64>)> {
+    let (range, whole) = value.to_str().ok()?.strip_prefix("bytes ")?.split_once('/')?;
+    let (first, last) = range.split_once('-')?;
+    let whole = if whole == "*" { None } else { Some(whole.parse().ok()?) };
+    Some((first.parse().ok()?, last.parse::<u64>().ok()?.checked_add(1)?, whole))
 }
 
 fn text<'a>(fields: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {

@@ -307,6 +307,7 @@ mod tests {
             certificate: sent.certificate.as_ref(),
             trusted_proxies: if sent.is_trusted { &trusted } else { &[] },
             underscores: Underscores::Drop,
+            key_headers: &[],
         };
         let bounds = Bounds { body: 0, body_follows: None };
         let (head, _) = enter(head, &uri, host.as_ref(), peer, bounds).ok()?;

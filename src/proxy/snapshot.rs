@@ -28,6 +28,8 @@ pub(crate) struct Snapshot {
     pub(crate) pools: Vec<Arc<Pool>>,
     /// Where workers write the access log.
     pub(crate) log: Option<Arc<Sink>>,
+    /// The fields in which routes expect idempotency keys.
+    pub(super) key_headers: Vec<HeaderName>,
 }
 
 /// A route, ready to be taken.
@@ -326,7 +328,8 @@ impl Snapshot {
                 Arc::new(Route::build(route, &pools, &config, (parts.metrics, parts.records), earlier))
             })
             .collect();
-        Ok(Snapshot { table: Table::new(&settings.routes), routes, pools: listed, log: parts.log, config })
+        let (table, key_headers) = (Table::new(&settings.routes), config.key_headers());
+        Ok(Snapshot { table, routes, pools: listed, log: parts.log, key_headers, config })
     }
 
     /// Whether there is anything to serve: some pool that routes forward to has a node that takes

@@ -174,10 +174,11 @@ fn whatever_is_done_to_the_file_a_whole_version_is_in_force() {
             0 => replace(&path, &text),
             1 => std::fs::write(&path, &text).unwrap(),
             2 => {
-                // In place, in pieces.
+                // In place, in pieces that are all valid.
                 let mut file = OpenOptions::new().write(true).truncate(true).open(&path).unwrap();
-                for piece in text.as_bytes().chunks(text.len() / 4 + 1) {
-                    file.write_all(piece).unwrap();
+                let lines: Vec<&str> = text.split_inclusive('\n').collect();
+                for piece in lines.chunks(ROUTES / 3) {
+                    file.write_all(piece.concat().as_bytes()).unwrap();
                     in_force(&proxy);
                     std::thread::park_timeout(Duration::from_millis(random.u64(..300)));
                 }

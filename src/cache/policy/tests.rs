@@ -187,15 +187,15 @@ fn only_answers_that_others_would_get_end_what_is_stored() {
                 };
                 let credentials = flags & 3 > 0;
                 let own = match status.as_u16() {
-                    400 | 402 | 405..=409 | 411..=428 | 431 => true,
+                    400 | 402 | 405..=409 | 411..=429 | 431 => true,
                     401 | 403 => credentials,
                     _ => false,
                 };
                 let own = own
                     || asker.no_store
-                    || refusal == Refusal::Authorization
+                    || (refusal == Refusal::Authorization && status.is_success())
                     || (credentials && matches!(refusal, Refusal::Private | Refusal::SetCookie))
-                    || (asker.has_cookie && refusal == Refusal::NeverUsable);
+                    || (asker.has_cookie && refusal == Refusal::NeverUsable && status.is_success());
                 let ends = supersedes(asker, status, refusal, StatusCode::OK);
                 assert_eq!(ends, !own && status.as_u16() < 500, "{asker:?} {status} {refusal:?}");
                 let ends = supersedes(asker, status, refusal, StatusCode::BAD_GATEWAY);

@@ -59,6 +59,23 @@ enum Rest {
     Partial,
     /// With the whole, for it knows no ranges.
     Whole,
+    /// By the range, after an interim answer.
+    Hinted,
+    /// By a part of the range at a time.
+    Capped,
+    /// Not at all: it fails, or has another version by then.
+    Failing,
+    Changed,
+}
+
+impl Rest {
+    const ALL: [Rest; 7] =
+        [Rest::Untagged, Rest::Partial, Rest::Whole, Rest::Hinted, Rest::Capped, Rest::Failing, Rest::Changed];
+
+    /// Whether the fast one waits for the slow one.
+    fn is_shared(self) -> bool {
+        matches!(self, Rest::Untagged | Rest::Failing | Rest::Changed)
+    }
 }
 
 fn origin(rest: Rest, gate: &Barrier) -> Origin {
@@ -66,15 +83,21 @@ fn origin(rest: Rest, gate: &Barrier) -> Origin {
     Origin::start(move |ask, peer| {
         let tag = if rest == Rest::Untagged { "" } else { "etag: \"e\"\r\n" };
         let head = format!("cache-control: max-age=60\r\n{tag}");
-        match range_of(ask).filter(|_| rest == Rest::Partial) {
+        match range_of(ask).filter(|_| rest != Rest::Whole) {
+            Some(_) if rest == Rest::Failing => peer.reply(503, "", "bad"),
+            Some(_) if rest == Rest::Changed => peer.reply(200, "etag: \"other\"", "another version"),
             Some(from) => {
                 assert_eq!(ask.field("if-range"), Some("\"e\""));
-                let last = LENGTH - 1;
+                if rest == Rest::Hinted {
+                    peer.send("HTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\n");
+                }
+                let end = if rest == Rest::Capped { LENGTH.min(from + (5 << 20)) } else { LENGTH };
                 peer.send(format!(
-                    "HTTP/1.1 206 Partial Content\r\n{head}content-range: bytes {from}-{last}/{LENGTH}\r\ncontent-length: {}\r\n\r\n",
-                    LENGTH - from
+                    "HTTP/1.1 206 Partial Content\r\n{head}content-range: bytes {from}-{}/{LENGTH}\r\ncontent-length: {}\r\n\r\n",
+                    end - 1,
+                    end - from
                 ));
-                peer.send(&whole[from..]);
+                peer.send(&whole[from..end]);
             }
             None => send_chunks(peer, &head, &gate, &whole),
         }
@@ -85,7 +108,7 @@ fn origin(rest: Rest, gate: &Barrier) -> Origin {
 fn all_get_every_byte_in_every_order() {
     let expected = body();
     let log = "access_log: { format: json }\n";
-    for rest in [Rest::Untagged, Rest::Partial, Rest::Whole] {
+    for rest in Rest::ALL {
         for slow_first in [true, false] {
             let gate = Barrier::default();
             let origin = origin(rest, &gate);
@@ -95,10 +118,7 @@ fn all_get_every_byte_in_every_order() {
             gate.open();
             let other = fast(other);
             // Where it can go on by itself, the other one waits for nothing; else it waits for what is read here.
-            let other = match rest {
-                Rest::Untagged => Err(other),
-                Rest::Partial | Rest::Whole => Ok(other.join().unwrap()),
-            };
+            let other = if rest.is_shared() { Err(other) } else { Ok(other.join().unwrap()) };
             assert!(slow.chunked_body() == expected, "{rest:?}, slow first: {slow_first}");
             let other = other.unwrap_or_else(|other| other.join().unwrap());
             assert!(other == expected, "{rest:?}, slow first: {slow_first}");

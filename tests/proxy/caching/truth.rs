@@ -204,6 +204,70 @@ fn large_of(length: usize) -> String {
     "x".repeat(length)
 }
 
+/// That there is nothing is so for everybody, also where a request with a cookie or credentials has found it out.
+#[test]
+fn who_asks_with_a_cookie_learns_for_all_that_a_resource_is_gone() {
+    for (code, fields) in [(404, ""), (410, ""), (302, "location: /x")] {
+        for asks in ["cookie: _ga=1", "authorization: me"] {
+            let origin = Origin::telling(&[
+                (200, "cache-control: max-age=0, stale-while-revalidate=600 | etag: \"e\"", "old"),
+                (code, fields, "new"),
+            ]);
+            let proxy = origin.cached("");
+            assert_eq!(proxy.get("/").text(), "old");
+            eventually("the newer answer", || proxy.get_with("/", asks).text() == "new");
+            assert_eq!(proxy.get("/").text(), "new", "{code} {asks}");
+        }
+    }
+}
+
+/// Nobody reads what is fetched in the background, so it is not read to its end.
+#[test]
+fn an_answer_that_is_too_large_ends_the_old_one_in_the_background_too() {
+    let large = "x".repeat(60_000);
+    let origin = Origin::start(move |ask, peer| match ask.number {
+        0 => peer.reply(200, "cache-control: max-age=0, stale-while-revalidate=600 | etag: \"e\"", "old"),
+        _ => {
+            peer.send("HTTP/1.1 200 OK\r\ncache-control: max-age=60\r\ntransfer-encoding: chunked\r\n\r\n");
+            for _ in 0..20 {
+                peer.send(format!("{:x}\r\n{large}\r\n", large.len()));
+            }
+            peer.send("0\r\n\r\n");
+        }
+    });
+    let proxy = origin.cached("max_object: 64KiB");
+    proxy.get("/");
+    settled(&proxy);
+    eventually("the newer answer", || proxy.get("/").text() != "old");
+    assert_ne!(proxy.get("/").text(), "old");
+}
+
+#[test]
+fn an_answer_for_other_fields_keeps_no_fetch_from_being_stored() {
+    for settings in ["", "key: { headers: [x-tenant] }"] {
+        let gate = Barrier::default();
+        let open = gate.clone();
+        let vary = if settings.is_empty() { "vary: x-tenant\r\n" } else { "" };
+        let origin = Origin::start(move |ask, peer| match ask.field("x-tenant") {
+            Some("slow") => {
+                peer.send(format!("HTTP/1.1 200 OK\r\ncache-control: max-age=60\r\n{vary}content-length: 4\r\n\r\nsl"));
+                open.wait();
+                peer.send("ow");
+            }
+            _ => peer.reply(404, "cache-control: no-store | vary: x-tenant", "none"),
+        });
+        let proxy = origin.cached(settings);
+        let mut slow = proxy.connect();
+        slow.send("GET / HTTP/1.1\r\nhost: example.com\r\nx-tenant: slow\r\n\r\n");
+        assert!(slow.head().contains("; stored"));
+        assert_eq!(proxy.get_with("/", "x-tenant: other").text(), "none");
+        gate.open();
+        assert_eq!(slow.exactly(4), b"slow");
+        settled(&proxy);
+        assert!(is_hit(&proxy, "/", "x-tenant: slow"), "{settings}");
+    }
+}
+
 #[test]
 fn an_older_fetch_does_not_bring_back_what_was_superseded() {
     let gate = Barrier::default();
@@ -277,6 +341,7 @@ fn no_client_can_end_a_page_for_all() {
         (406, "", ""),
         (412, "", ""),
         (416, "", ""),
+        (429, "", ""),
         (431, "", ""),
         (401, "", "authorization: bad"),
         (403, "", "cookie: session=bad"),
@@ -482,6 +547,25 @@ fn made_up_variants_do_not_empty_a_uri() {
         assert!(get(language).field("age").is_some(), "{language}");
     }
     assert_eq!(origin.asked(), asked);
+    // One that is validated each time is used each time.
+    let strict = Origin::start(|ask, peer| {
+        let fields = "cache-control: no-cache | etag: \"e\" | vary: accept-language";
+        match ask.field("if-none-match") {
+            None => peer.reply(200, fields, ask.field("accept-language").unwrap()),
+            Some(_) => peer.reply(304, fields, ""),
+        }
+    });
+    let before = strict.cached("");
+    for _ in 0..3 {
+        before.get_with("/", "accept-language: de");
+        settled(&before);
+    }
+    for number in 0..40 {
+        before.get_with("/", &format!("accept-language: z-{number}"));
+    }
+    settled(&before);
+    before.get_with("/", "accept-language: de");
+    assert!(strict.last().field("if-none-match").is_some());
     // A reload keeps them, and a newer version of one is as much used as the older.
     proxy.reconfigure(&origin.configuration("stale_if_error: 2h"));
     proxy.purge(r#"{"url": "/", "soft": true}"#);
@@ -539,6 +623,16 @@ fn an_invalidation_holds_across_a_change_of_the_key() {
     proxy.send("PUT", "/", "content-length: 0");
     proxy.reconfigure(&plain);
     assert!(!is_hit(&proxy, "/", ""), "what was stored under the earlier key has changed too");
+    // The same where the query counts in another way meanwhile.
+    warm(&proxy, "/p?utm=1");
+    proxy.reconfigure(&origin.configuration("key: { ignore_query: [utm] }"));
+    proxy.send("PUT", "/p?utm=1", "content-length: 0");
+    proxy.reconfigure(&plain);
+    assert!(!is_hit(&proxy, "/p?utm=1", ""));
+    // And however the query is spelt.
+    warm(&proxy, "/p?a=%c3%a9");
+    proxy.send("PUT", "/p?a=%C3%A9", "content-length: 0");
+    assert!(!is_hit(&proxy, "/p?a=%c3%a9", ""));
 }
 
 #[test]
@@ -687,6 +781,13 @@ fn stored_is_said_only_of_what_is_stored() {
         settled(&proxy);
         assert_eq!(is_hit(&proxy, path, ""), is_stored, "{path}");
     }
+    // Larger than what is left of memory.
+    let large = "x".repeat(3 << 20);
+    let origin = Origin::start(move |_, peer| peer.reply(200, "cache-control: max-age=60", &large));
+    for limit in ["cache: { memory: 1MiB }", "limits: { buffered_bytes: 1MiB }"] {
+        let proxy = Proxy::start(&format!("{limit}\n{}", origin.configuration("")));
+        assert_eq!(status(&proxy, "/", ""), "ringway; fwd=uri-miss", "{limit}");
+    }
     // A purge in the middle.
     let gate = Barrier::default();
     let open = gate.clone();
@@ -737,10 +838,15 @@ fn cookies_may_have_a_request_pass_the_store_by() {
     for cookie in ["sessions=1", "a=session", "xwp_user=1"] {
         assert_eq!(proxy.get_with("/", &format!("cookie: {cookie}")).text(), kept, "{cookie}");
     }
-    // It stores nothing either.
+    // It stores nothing either, whatever its method.
     proxy.get_with("/new", "cookie: session=1");
     settled(&proxy);
     assert!(!is_hit(&proxy, "/new", ""));
+    let posted = Origin::numbering("cache-control: max-age=60 | content-location: /me");
+    let proxy = posted.cached("bypass_cookies: [session]");
+    proxy.send("POST", "/me", "cookie: session=1 | content-length: 0");
+    settled(&proxy);
+    assert!(!is_hit(&proxy, "/me", ""));
 }
 
 #[test]
@@ -761,6 +867,12 @@ fn an_operator_may_know_better_than_a_response() {
     assert!(!of("cache-control: private, max-age=60", "override: { ttl: 60s, ignore: [no-cache] }", ""));
     assert!(!of("cache-control: max-age=60 | set-cookie: a=b", "override: { ttl: 60s, ignore: [private] }", ""));
     assert!(!of("cache-control: private", "override: { ttl: 60s, ignore: [private] }", "authorization: a"));
+    let posted = Origin::numbering("content-location: /cart");
+    let proxy = posted.cached("override: { ttl: 60s }");
+    proxy.send("POST", "/cart", "content-length: 0");
+    settled(&proxy);
+    assert!(!is_hit(&proxy, "/cart", ""), "the answer to a POST must say itself that reads may have it");
     assert!(of("surrogate-control: max-age=60 | cache-control: no-store", "", ""));
+    assert!(!of("surrogate-control: max-age=60, private", "", ""));
     assert!(!of("surrogate-control: no-store | cache-control: max-age=60", "", ""));
 }

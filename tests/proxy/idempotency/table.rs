@@ -534,6 +534,9 @@ fn the_key_may_stand_in_another_field() {
     let missing = ask("idempotency-key: k\r\n");
     assert_eq!((missing.status, missing.problem().as_str()), (400, "idempotency-key-missing"));
     assert!(missing.text().contains("x-request-key"), "{missing:?}");
+    // It cannot be named away.
+    let named = ask("x-request-key: k\r\nconnection: x-request-key\r\n");
+    assert_eq!((named.status, named.problem().as_str()), (400, "bad-connection-option"));
     let invalid = ask("x-request-key: a;b\r\n");
     assert_eq!((invalid.status, invalid.problem().as_str()), (400, "idempotency-key-invalid"));
     assert!(invalid.text().contains("x-request-key"), "{invalid:?}");
