@@ -10,7 +10,9 @@ use http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use http::{HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
+use percent_encoding::percent_decode_str;
 use serde_json::{Value as Json, json};
+use std::borrow::Cow;
 use std::net::SocketAddr;
 
 /// The largest body of a request here.
@@ -23,7 +25,10 @@ pub(super) async fn answer(
     state: &State,
 ) -> Result<Response<Full<Bytes>>, Problem> {
     let path = request.uri().path().to_owned();
-    let segments: Vec<&str> = path.split('/').skip(1).collect();
+    let segments: Option<Vec<Cow<'_, str>>> =
+        path.split('/').skip(1).map(|segment| percent_decode_str(segment).decode_utf8().ok()).collect();
+    let segments = segments.ok_or_else(not_found)?;
+    let segments: Vec<&str> = segments.iter().map(AsRef::as_ref).collect();
     match *request.method() {
         Method::GET | Method::HEAD => state.working(read(control, &request, &segments)).await,
         Method::POST => change(control, &segments, request.body_mut(), state).await,

@@ -2,6 +2,7 @@
 
 use super::Outcome;
 use super::api::{Target, text};
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::Value as Json;
 use std::io::{Write, stdout};
 use std::process::ExitCode;
@@ -55,7 +56,9 @@ pub(super) fn drain(options: &DrainOptions) -> Outcome {
 }
 
 fn set_state(target: &Target, pool: &str, node: &str, state: &str) -> Outcome {
-    target.post(&format!("/api/pools/{pool}/nodes/{node}/{state}"))?;
+    // Whatever their names hold.
+    let [pool_name, node_id] = [pool, node].map(|name| utf8_percent_encode(name, NON_ALPHANUMERIC).to_string());
+    target.post(&format!("/api/pools/{pool_name}/nodes/{node_id}/{state}"))?;
     writeln!(stdout(), "{pool}/{node}: {state}")?;
     Ok(ExitCode::SUCCESS)
 }

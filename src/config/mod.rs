@@ -167,9 +167,43 @@ pub(crate) fn schema() -> serde_json::Value {
     schema
 }
 
-/// The settings in force, as JSON. Secrets stand in files, which are only named.
-pub(crate) fn effective(settings: &Settings) -> serde_json::Value {
-    settings.show()
+/// The settings in force, as JSON. Secrets stand in files, which are only named, or in the environment: what comes from
+/// there is shown as `${NAME}`.
+pub(crate) fn effective(config: &Config) -> serde_json::Value {
+    let mut hidden: Vec<&str> = Vec::new();
+    let mut shown = config.settings.show();
+    for name in variables(&config.source) {
+        hidden.push(name);
+        let environment = |wanted: &str| match hidden.contains(&wanted) {
+            true => Some(format!("${{{wanted}}}")),
+            false => std::env::var(wanted).ok(),
+        };
+        match settings_of(&config.source, &environment) {
+            Some(settings) => shown = settings.show(),
+            // A port or a duration, which is no secret.
+            None => drop(hidden.pop()),
+        }
+    }
+    shown
+}
+
+/// The variables of the environment that a text names.
+fn variables(text: &str) -> Vec<&str> {
+    let mut names: Vec<&str> = text
+        .match_indices("${")
+        .filter(|(at, _)| !text[..*at].ends_with('$'))
+        .filter_map(|(at, _)| text[at + 2..].split_once('}').map(|(name, _)| name))
+        .collect();
+    names.sort_unstable();
+    names.dedup();
+    names
+}
+
+fn settings_of(text: &str, environment: &dyn Fn(&str) -> Option<String>) -> Option<Settings> {
+    let mut diagnostics = Diagnostics::default();
+    let tree = tree::parse(text, &mut diagnostics)?;
+    let settings = Settings::read(&tree, &mut Reader { diagnostics: &mut diagnostics, environment });
+    settings.filter(|_| !diagnostics.has_errors())
 }
 
 fn folder_of(file: &Path) -> PathBuf {

@@ -88,6 +88,7 @@ impl Files<'_> {
 
     fn token(&mut self, file: &Spanned<String>) -> Option<String> {
         let text = self.text(file)?;
+        self.warn_of_readers(file, "the token");
         let token = text.trim();
         if token.len() < MIN_TOKEN {
             let message = format!("expected a token of at least {MIN_TOKEN} characters in `{}`", file.value);
@@ -100,6 +101,7 @@ impl Files<'_> {
     /// Secrets, one a line, the newest first.
     fn secrets(&mut self, file: &Spanned<String>) -> Option<Vec<String>> {
         let text = self.text(file)?;
+        self.warn_of_readers(file, "what is secret");
         let lines: Vec<String> =
             text.lines().map(str::trim).filter(|line| !line.is_empty()).map(str::to_owned).collect();
         if lines.is_empty() || lines.iter().any(|line| line.len() < MIN_SECRET) {
@@ -193,7 +195,7 @@ impl Files<'_> {
 
     fn certificate(&mut self, files: &CertificateFiles) -> Option<Certificate> {
         let (chain, key) = (self.bytes(&files.chain_file), self.bytes(&files.key_file));
-        self.warn_of_readers(&files.key_file);
+        self.warn_of_readers(&files.key_file, "the private key");
         match Certificate::load(&files.chain_file.value, &chain?, &key?) {
             Ok(certificate) => {
                 self.warn_of_the_end(files, &certificate);
@@ -219,13 +221,13 @@ impl Files<'_> {
         }
     }
 
-    fn warn_of_readers(&mut self, file: &Spanned<String>) {
+    fn warn_of_readers(&mut self, file: &Spanned<String>, what: &str) {
         use std::os::unix::fs::PermissionsExt;
         let mode = std::fs::metadata(self.folder.join(&file.value)).map_or(0, |metadata| metadata.permissions().mode());
         // Its group may read it: that of the user that the proxy runs as, where root owns the key.
         if mode & 0o027 != 0 {
             let message = format!(
-                "the private key in `{}` can be read by anybody, or changed by its group (mode {:03o}); chmod 600 or 640 it",
+                "{what} in `{}` can be read by anybody, or changed by its group (mode {:03o}); chmod 600 or 640 it",
                 file.value,
                 mode & 0o777
             );

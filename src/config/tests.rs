@@ -166,7 +166,7 @@ fn the_schema_knows_every_key_and_default() {
     assert_eq!(schema["properties"]["limits"]["properties"]["header_timeout"]["default"], "10s");
     assert_eq!(schema["additionalProperties"], false);
     assert_eq!(schema["required"], serde_json::json!(["listeners", "routes"]));
-    let shown = effective(&parse(SMALL).unwrap().0.settings);
+    let shown = effective(&parse(SMALL).unwrap().0);
     assert_eq!(shown["limits"]["header_bytes"], "64KiB");
     assert_eq!(shown["pools"]["app"]["nodes"][0]["weight"], 1);
 }
@@ -204,7 +204,7 @@ fn settings_of_the_cache_that_need_a_second_thought_are_told() {
     for expected in ["ringway.yaml:9:13: warning: `cache.override`", "how long they are fresh, `private`, `no-cache`"] {
         assert!(warning.contains(expected), "{expected}: {warning}");
     }
-    let shown = effective(&config.settings).to_string();
+    let shown = effective(&config).to_string();
     assert!(shown.contains(r#""override":{"ttl":"5m","ignore":["private","no-cache"]}"#), "{shown}");
     assert_eq!(parse(&with("override: {}")).unwrap().1.to_string(), "");
     assert!(errors(&with("override: { ignore: [privat] }")).contains("did you mean `private`?"));
@@ -231,4 +231,20 @@ fn the_field_of_a_key_must_be_its_own() {
     let allowed = format!("limits: {{ underscores_in_headers: allow }}\n{}", with("key_header: pay_key"));
     assert!(parse(&allowed).is_ok());
     assert!(errors(&with("methods: [QUERY]")).contains("expected methods that change something"));
+}
+
+#[test]
+fn what_comes_from_the_environment_is_not_shown() {
+    // `PATH` is set wherever tests run.
+    let secret = std::env::var("PATH").unwrap();
+    let text = SMALL.replace(
+        "hash_on: [uri] }",
+        "hash_on: [uri], request_headers: { set: { x-secret: \"a ${PATH} b\", x-plain: \"$${PATH}\" } } }",
+    );
+    let environment = |name: &str| std::env::var(name).ok();
+    let (config, _) = Config::parse(Path::new("ringway.yaml"), &text, &environment).unwrap();
+    let rules = &config.settings.routes[0].request_headers.set.entries;
+    assert!(rules.iter().any(|(_, value)| value.as_ref().unwrap().to_str().unwrap().contains(&secret)));
+    let shown = effective(&config).to_string();
+    assert!(!shown.contains(&secret) && shown.contains("a ${PATH} b"), "{shown}");
 }

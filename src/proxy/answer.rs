@@ -438,6 +438,10 @@ pub(crate) fn leave(
         *response.version_mut() = Version::HTTP_10;
         response.headers_mut().insert(http::header::CONNECTION, HeaderValue::from_static("close"));
     }
+    if exchange.is_head() {
+        // Its body is not asked for, whoever has made it.
+        exchange.ended("completed");
+    }
     exchange.tell_limits(response.headers_mut());
     exchange.answered(response.status());
     client.offer(true);

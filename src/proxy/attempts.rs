@@ -106,7 +106,7 @@ impl Journey {
                 Protocol::Http2 => Box::pin(self.attempt_http2(node, started, wants_new)).await,
             } {
                 Attempt::Answered(head, carrier) => {
-                    node.runtime.count("answer");
+                    in_flight.comes_to("answer");
                     judge(head.status(), &mut in_flight);
                     self.exchange.first_byte_time.set(Some(carrier.last_activity().saturating_duration_since(started)));
                     let setback = Setback::Status(head.status());

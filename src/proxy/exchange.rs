@@ -60,6 +60,8 @@ impl Ledger {
     /// Counts and logs a request whose head could not be read.
     pub(crate) fn unreadable(&self, client: &Client, status: StatusCode, problem: &'static str) {
         self.count(NO_ROUTE, "none", "OTHER", status.as_u16());
+        // Nothing is known of when it began.
+        self.metrics.request_duration.with_label_values(&["none"]).observe(0.0);
         if let Some(log) = &*self.log.borrow() {
             log.write(&Entry {
                 listener: &client.listener,

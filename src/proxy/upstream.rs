@@ -274,6 +274,7 @@ impl Journey {
         };
         let mut in_flight = answered.in_flight;
         in_flight.finished();
+        in_flight.is_told();
         self.route.response_fields.apply(&mut head.headers);
         if let Some(cookie) = answered.cookie {
             head.headers.append(SET_COOKIE, cookie);

@@ -7,7 +7,7 @@
 
 use rustix::io::Errno;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
-use std::io;
+use std::io::{self, ErrorKind};
 use std::net::{SocketAddr, TcpListener};
 
 const BACKLOG: i32 = 4096;
@@ -23,24 +23,40 @@ pub(super) struct SocketSet {
 
 impl SocketSet {
     /// Binds an address as many times as there are workers. Port 0 takes a free port, the same for
-    /// all of them.
-    pub(super) fn bind(address: SocketAddr, workers: usize) -> io::Result<SocketSet> {
+    /// all of them. `beside` are sockets of this process that may share the port.
+    pub(super) fn bind(address: SocketAddr, workers: usize, beside: Beside) -> io::Result<SocketSet> {
         // Sharing a port with a stranger would not fail but lose a part of the connections.
-        drop(listening_socket(address, false)?);
-        let first = listening_socket(address, true)?;
+        match listening_socket(address, false, beside.is_v6_only) {
+            Ok(free) => drop(free),
+            Err(error) if error.kind() == ErrorKind::AddrInUse && beside.has_own => {}
+            Err(error) => return Err(error),
+        }
+        let first = listening_socket(address, true, beside.is_v6_only)?;
         let address = first.local_addr()?;
         let mut sockets = vec![first];
         for _ in 1..workers {
-            sockets.push(listening_socket(address, true)?);
+            sockets.push(listening_socket(address, true, beside.is_v6_only)?);
         }
         Ok(SocketSet { address, sockets })
     }
 }
 
-fn listening_socket(address: SocketAddr, share: bool) -> io::Result<TcpListener> {
+/// What stands beside an address.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Beside {
+    /// This process has sockets on the same port, which may be on their way out.
+    pub(super) has_own: bool,
+    /// Another listener takes what comes by IPv4.
+    pub(super) is_v6_only: bool,
+}
+
+fn listening_socket(address: SocketAddr, share: bool, is_v6_only: bool) -> io::Result<TcpListener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
     socket.set_reuse_port(share)?;
+    if is_v6_only {
+        socket.set_only_v6(true)?;
+    }
     socket.set_nonblocking(true)?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;

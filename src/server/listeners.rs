@@ -1,10 +1,11 @@
 //! The listening sockets in force, by address: bound once, handed to every worker, and let go of
 //! only when the configuration no longer names the address.
 
-use super::listen::SocketSet;
+use super::listen::{Beside, SocketSet};
 use crate::config::Listener;
+use socket2::SockRef;
 use std::io;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::sync::Arc;
 
 /// One listener as the workers see it.
@@ -36,6 +37,11 @@ impl Open {
         share(self.sockets.len(), worker, workers).map(|index| self.sockets[index].try_clone()).collect()
     }
 
+    /// Whether it takes nothing that comes by IPv4.
+    fn is_v6_only(&self) -> bool {
+        self.sockets.first().is_some_and(|socket| SockRef::from(socket).only_v6().unwrap_or(false))
+    }
+
     /// Whether another one is the same set of sockets.
     pub(super) fn is(&self, other: &Open) -> bool {
         Arc::ptr_eq(&self.sockets, &other.sockets)
@@ -60,14 +66,25 @@ pub(crate) struct BindError {
 /// the others are bound. Where one cannot be, nothing has changed.
 pub(super) fn diff(now: &[Open], wanted: &[Listener], workers: usize) -> Result<Vec<Open>, BindError> {
     let mut unclaimed: Vec<&Open> = now.iter().collect();
+    // `[::]:80` takes IPv4 too, unless there is `0.0.0.0:80`.
+    let takes_v4 = |port| {
+        let addresses = wanted.iter().map(|listener| listener.address.value);
+        addresses.filter(|address| address.port() == port).any(|address| address.ip() == Ipv4Addr::UNSPECIFIED)
+    };
     let mut next = Vec::with_capacity(wanted.len());
     for listener in wanted {
         let (name, configured) = (listener.name.as_str(), listener.address.value);
-        let kept = unclaimed.iter().position(|open| open.configured == configured);
+        let is_v6_only = configured.is_ipv6() && configured.port() != 0 && takes_v4(configured.port());
+        let is_kept =
+            |open: &&Open| open.configured == configured && (!configured.is_ipv6() || open.is_v6_only() == is_v6_only);
+        let kept = unclaimed.iter().position(is_kept);
         next.push(match kept.map(|index| unclaimed.remove(index)) {
             Some(open) => Open { name: name.into(), ..open.clone() },
             None => {
-                let set = SocketSet::bind(configured, workers).map_err(|cause| BindError {
+                let has_own = configured.port() != 0
+                    && now.iter().chain(&next).any(|open: &Open| open.bound.port() == configured.port());
+                let beside = Beside { has_own, is_v6_only };
+                let set = SocketSet::bind(configured, workers, beside).map_err(|cause| BindError {
                     name: name.to_owned(),
                     address: configured,
                     cause,

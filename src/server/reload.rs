@@ -115,7 +115,10 @@ pub(super) async fn run(handle: Arc<Handle>, mut triggers: mpsc::Receiver<Trigge
                 // Nothing of it waits for anybody, but a large ring takes its time.
                 match tokio::task::spawn_blocking(move || rebuild(&worker)).await {
                     Ok(Ok(())) => {}
-                    Ok(Err(error)) => tracing::error!(%error, "the nodes that were found are not in force; the last ones stay"),
+                    Ok(Err(error)) => {
+                        handle.retain_series();
+                        tracing::error!(%error, "the nodes that were found are not in force; the last ones stay");
+                    }
                     Err(_) => tracing::error!("a change of nodes ended in a panic"),
                 }
                 continue;
@@ -161,6 +164,7 @@ pub(super) async fn run(handle: Arc<Handle>, mut triggers: mpsc::Receiver<Trigge
             }
         };
         if result.is_err() {
+            handle.retain_series();
             // What was asked for in vain is asked for no longer.
             handle.discovered.follow(handle.snapshot.load().config.discoveries());
         }

@@ -144,6 +144,12 @@ impl Handle {
         let (before, after) = (old.config.settings.limits.connections, new.config.settings.limits.connections);
         self.places.resize(before, after);
         self.budget.set_limit(new.config.settings.limits.buffered_bytes.0);
+        self.retain_series();
+    }
+
+    /// Removes the series of what is not in force: of a configuration before, or of one that was refused.
+    pub(super) fn retain_series(&self) {
+        let new = self.snapshot.load();
         self.metrics.retain(
             |route| new.routes.iter().any(|known| &*known.label.name == route),
             |listener| new.config.settings.listeners.iter().any(|known| known.name.as_str() == listener),

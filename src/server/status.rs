@@ -60,7 +60,7 @@ impl Control for Handle {
     }
 
     fn config(&self) -> Json {
-        config::effective(&self.snapshot.load().config.settings)
+        config::effective(&self.snapshot.load().config)
     }
 
     fn pools(&self) -> Json {

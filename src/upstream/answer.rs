@@ -137,7 +137,9 @@ impl AnswerBody {
                     ("stalled", !idle.is_zero() && source.carrier.last_activity().elapsed() >= idle)
                 }
             };
-            source.in_flight.node().count(outcome);
+            source.in_flight.comes_to(outcome);
+            let took = Instant::now().saturating_duration_since(source.started);
+            source.in_flight.node().duration.observe(took.as_secs_f64());
             if is_the_nodes {
                 source.in_flight.failed();
             }

@@ -148,7 +148,7 @@ impl NodeRuntime {
             self.circuit.end_trial(now);
             return None;
         }
-        Some(InFlight { node: Arc::clone(self), trial: is_trial.then_some(now), has_failed: false })
+        Some(InFlight { node: Arc::clone(self), trial: is_trial.then_some(now), has_failed: false, outcome: None })
     }
 
     /// Whether a warning about the node is due: one in a while says as much as one for every request.
@@ -205,9 +205,23 @@ pub(crate) struct InFlight {
     /// When it began to try the node, if that is what it does.
     trial: Option<Millis>,
     has_failed: bool,
+    /// What the attempt has come to, counted when all of it is over.
+    outcome: Option<&'static str>,
 }
 
 impl InFlight {
+    /// Counts the attempt now, and not only when it is over.
+    pub(crate) fn is_told(&mut self) {
+        if let Some(outcome) = self.outcome.take() {
+            self.node.count(outcome);
+        }
+    }
+
+    /// Has the attempt counted as this, in place of what was said before.
+    pub(crate) fn comes_to(&mut self, outcome: &'static str) {
+        self.outcome = Some(outcome);
+    }
+
     pub(crate) fn node(&self) -> &Arc<NodeRuntime> {
         &self.node
     }
@@ -249,6 +263,9 @@ impl InFlight {
 
 impl Drop for InFlight {
     fn drop(&mut self) {
+        if let Some(outcome) = self.outcome {
+            self.node.count(outcome);
+        }
         if let Some(began) = self.trial {
             self.node.circuit.end_trial(began);
         }

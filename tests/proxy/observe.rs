@@ -214,3 +214,71 @@ fn a_proxy_with_one_usable_pool_is_ready() {
     ));
     assert_eq!([proxy.get("/bad").status, proxy.get("/").status, proxy.admin_get("/readyz").status], [503, 200, 200]);
 }
+
+#[test]
+fn an_answer_to_a_head_is_complete_whoever_gives_it() {
+    let node = Node::echo();
+    let dead = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let text = Proxy::pool(&[node.address], "").replace("pools:\n", &format!("pools:\n  dead: {{ nodes: [{{ id: d, address: \"{dead}\" }}] }}\n")).replace(
+        "routes:\n",
+        "routes:\n  - { name: fixed, path: /fixed, respond: { body: hello } }\n  - { name: dead, path: /dead, pool: dead }\n",
+    );
+    let proxy = Proxy::start(&format!("access_log: {{ format: json }}\n{text}"));
+    for (path, status) in [("/fixed", 200), ("/dead", 502), ("/", 200)] {
+        let mut client = proxy.connect();
+        client.send(format!("HEAD {path} HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n"));
+        assert_eq!(client.answer_to_head().status, status);
+    }
+    for line in log_lines(&proxy, 3) {
+        let line: serde_json::Value = serde_json::from_str(&line).unwrap();
+        assert_eq!(line["ended_by"], "completed", "{line}");
+    }
+}
+
+#[test]
+fn every_attempt_and_every_request_counts_once_and_has_a_duration() {
+    let node = Node::start(|peer| {
+        while let Some(head) = peer.request() {
+            match head.contains("/stalls") {
+                true => {
+                    peer.send("HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nhalf");
+                    peer.client.has_ended();
+                }
+                false => peer.answer("whole"),
+            }
+        }
+    });
+    let proxy = Proxy::start(&Proxy::pool(&[node.address], "    timeouts: { idle: 200ms }\n"));
+    assert!(proxy.get("/stalls").truncated);
+    assert_eq!(proxy.get("/whole").text(), "whole");
+    // It cannot be read.
+    assert_eq!(proxy.connect().request("G\u{1}T / HTTP/1.1\r\n\r\n").status, 400);
+    eventually("all requests to be counted", || proxy.metric("ringway_requests_in_flight") == 0.0);
+    let attempts = |outcome: &str| {
+        proxy.metric(&format!("ringway_upstream_requests_total{{node=\"n0\",outcome=\"{outcome}\",pool=\"app\"}}"))
+    };
+    assert_eq!((attempts("answer"), attempts("stalled")), (1.0, 1.0));
+    assert_eq!(proxy.metric("ringway_upstream_duration_seconds_count{node=\"n0\",pool=\"app\"}"), 2.0);
+    let page = proxy.admin_get("/metrics").text();
+    let sum = |family: &str| -> f64 {
+        let lines = page.lines().filter(|line| line.starts_with(family));
+        lines.map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap()).sum()
+    };
+    assert_eq!(sum("ringway_requests_total{"), 3.0);
+    assert_eq!(sum("ringway_request_duration_seconds_count{"), 3.0);
+}
+
+#[test]
+fn nodes_whose_ids_need_spelling_can_be_addressed() {
+    let node = Node::echo();
+    for id in ["a/b", "a?b", "a#b", "a<b", "a%2Fb"] {
+        let proxy = Proxy::start(&Proxy::pool(&[node.address], "").replace("id: n0", &format!("id: \"{id}\"")));
+        let admin = format!("http://{}", proxy.admin);
+        let done = std::process::Command::new(env!("CARGO_BIN_EXE_ringway"))
+            .args(["node", "app", id, "drain", "--admin", &admin])
+            .output()
+            .unwrap();
+        assert!(done.status.success(), "{id}: {done:?}");
+        assert_eq!(proxy.node(id)["state"], "drain", "{id}");
+    }
+}

@@ -3,7 +3,7 @@
 use crate::support::{Client, Node, Proxy, eventually};
 use std::collections::BTreeMap;
 use std::fs;
-use std::net::TcpStream;
+use std::net::{SocketAddr, TcpStream};
 use std::path::PathBuf;
 
 impl Proxy {
@@ -315,4 +315,67 @@ fn the_last_of_many_changes_is_the_one_in_force() {
         proxy.rewrite(&answer(last, 0));
         eventually("the last change", || proxy.get("/").status == last as u16);
     }
+}
+
+#[test]
+fn a_listener_moves_to_all_addresses_in_one_reload() {
+    let node = named("a");
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let text = |listeners: &str| {
+        format!(
+            "listeners: [{listeners}]\nadmin: {{ address: \"127.0.0.1:0\" }}\naccess_log: {{ format: \"off\" }}\n{}",
+            Proxy::pool(&[node.address], "")
+        )
+    };
+    let one = |address: &str| format!("{{ name: http, address: \"{address}:{port}\" }}");
+    let proxy = Proxy::start_whole(&text(&one("127.0.0.1")));
+    let reload = |listeners: &str| {
+        std::fs::write(proxy.folder().join("ringway.yaml"), text(listeners)).unwrap();
+        let answer = proxy.admin_post("/api/reload", "");
+        assert_eq!(answer.status, 200, "{answer:?}");
+    };
+    let get = |address: &str| {
+        let address: SocketAddr = format!("{address}:{port}").parse().unwrap();
+        Client::connect(address).request("GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").status
+    };
+    let mut kept = Client::connect(format!("127.0.0.1:{port}").parse().unwrap());
+    assert_eq!(kept.request("GET / HTTP/1.1\r\nhost: a\r\n\r\n").status, 200);
+    reload(&one("0.0.0.0"));
+    assert_eq!((get("127.0.0.1"), get("127.0.0.2")), (200, 200));
+    assert_eq!(kept.request("GET / HTTP/1.1\r\nhost: a\r\n\r\n").status, 200, "what was open ends well");
+    reload(&one("127.0.0.1"));
+    assert_eq!(get("127.0.0.1"), 200);
+    if std::net::TcpListener::bind("[::1]:0").is_err() {
+        eprintln!("skipped: this machine has no IPv6");
+        return;
+    }
+    // Both families, each by a listener of its own, and by one alone.
+    let both = format!("{{ name: v4, address: \"0.0.0.0:{port}\" }}, {{ name: v6, address: \"[::]:{port}\" }}");
+    for listeners in [both.clone(), one("[::]"), both] {
+        reload(&listeners);
+        assert_eq!((get("127.0.0.1"), get("[::1]")), (200, 200), "{listeners}");
+    }
+}
+
+#[test]
+fn a_refused_file_leaves_no_series_behind() {
+    let node = named("a");
+    let proxy = Proxy::start(&Proxy::pool(&[node.address], ""));
+    proxy.get("/");
+    let series = || proxy.admin_get("/metrics").text().lines().filter(|line| line.contains("refused")).count();
+    let file = proxy.folder().join("ringway.yaml");
+    let good = std::fs::read_to_string(&file).unwrap();
+    // Its last listener cannot be bound: all before it is built by then.
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    for number in 0..5 {
+        let bad = good
+            .replace("name: site", &format!("name: refused{number}"))
+            .replace("id: n0,", &format!("id: refused{number},"))
+            .replace("listeners: [", &format!("listeners: [{{ name: refused, address: \"{taken}\" }}, "));
+        assert_ne!(bad, good);
+        let _held = std::net::TcpListener::bind(taken).unwrap();
+        std::fs::write(&file, bad).unwrap();
+        assert_eq!(proxy.admin_post("/api/reload", "").status, 422);
+    }
+    assert_eq!(series(), 0, "{}", proxy.admin_get("/metrics").text());
 }
