@@ -75,7 +75,8 @@ impl Files<'_> {
             self.diagnostics.error(file.span, format!("cannot read `{}`: {error}", path.display()));
         }
         self.read.push((path, stamp));
-        bytes.ok()
+        // Some editors begin a file with a mark of its encoding.
+        bytes.ok().map(|bytes| bytes.strip_prefix(b"\xef\xbb\xbf").map_or_else(|| bytes.clone(), <[u8]>::to_vec))
     }
 
     fn text(&mut self, file: &Spanned<String>) -> Option<String> {
@@ -211,6 +212,11 @@ impl Files<'_> {
 
     fn warn_of_the_end(&mut self, files: &CertificateFiles, certificate: &Certificate) {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs().cast_signed());
+        if certificate.begins > now {
+            let days = (certificate.begins - now) / 86_400 + 1;
+            let message = format!("the certificate in `{}` is valid only in {days} days", files.chain_file.value);
+            self.diagnostics.warning(files.chain_file.span, message);
+        }
         let left = certificate.expiry - now;
         if left < SOON {
             let message = match left < 0 {

@@ -54,7 +54,7 @@ pub(crate) struct Passage {
 
 enum Source {
     Shared(GrowingReader),
-    Own(OwnRest),
+    Own(Box<OwnRest>),
 }
 
 /// The rest of a response, for one reader, from a position on.
@@ -144,7 +144,7 @@ impl Passage {
                         };
                         // It kept reading while the rest was asked for.
                         self.skip += at - own.at;
-                        self.source = Source::Own(own);
+                        self.source = Source::Own(Box::new(own));
                     }
                 },
                 Source::Own(own) => {
@@ -157,7 +157,7 @@ impl Passage {
                             return broken(Broken::Incomplete);
                         };
                         self.skip += own.at - next.at;
-                        *own = next;
+                        **own = next;
                     }
                     match ready!(Pin::new(&mut own.body).poll_frame(cx)) {
                         Some(Ok(frame)) => {

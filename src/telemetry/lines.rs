@@ -329,13 +329,23 @@ mod tests {
         assert!(Lines::open("log", Destination::File(path.clone()), 1, |_| (), |_| ()).is_err(), "nobody reads");
         let mut reader = OpenOptions::new().read(true).write(true).open(&path).unwrap();
         let (lines, lost) = lines_to(&path, 4);
-        let begun = Instant::now();
-        let sent = 5_000u64;
-        for number in 0..sent {
-            lines.write(format!("{number} {}\n", "x".repeat(number as usize % 6000)).into_bytes());
+        let mut sent = 0u64;
+        let write =
+            |number: u64| lines.write(format!("{number} {}\n", "x".repeat(number as usize % 6000)).into_bytes());
+        // Until the pipe is full and the thread waits.
+        loop {
+            (sent..sent + 100).for_each(write);
+            sent += 100;
+            if !lines.flush(Duration::from_millis(100)) {
+                break;
+            }
         }
-        assert!(!lines.flush(Duration::from_millis(200)));
+        // From then on nobody waits, whatever is lost.
+        let begun = Instant::now();
+        (sent..sent + 5_000).for_each(write);
+        sent += 5_000;
         assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+        assert!(lost.load(Ordering::SeqCst) > 0);
         // It reads again; what arrives is whole, and what does not is counted.
         let reading = std::thread::spawn(move || {
             let (mut text, mut piece) = (Vec::new(), [0; 65536]);

@@ -7,6 +7,7 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::sign::CertifiedKey;
 use std::sync::Arc;
+use x509_parser::asn1_rs::{Any, Tag};
 use x509_parser::objects::{oid_registry, oid2abbrev};
 
 /// A certificate with its chain and key.
@@ -16,6 +17,8 @@ pub(crate) struct Certificate {
     pub(crate) file: String,
     pub(crate) key: Arc<CertifiedKey>,
     pub(crate) names: Arc<Names>,
+    /// When it begins to be valid, in seconds since 1970.
+    pub(crate) begins: i64,
     /// When it ends, in seconds since 1970.
     pub(crate) expiry: i64,
 }
@@ -45,9 +48,9 @@ impl Certificate {
             rustls::pki_types::pem::Error::NoItemsFound => MaterialError::NoKey,
             error => MaterialError::Pem(error.to_string()),
         })?;
-        let (names, expiry) = read(&chain[0])?;
+        let (names, begins, expiry) = read(&chain[0])?;
         let key = CertifiedKey::from_der(chain, key, &ring::default_provider()).map_err(MaterialError::Key)?;
-        Ok(Certificate { file: file.to_owned(), key: Arc::new(key), names: Arc::new(names), expiry })
+        Ok(Certificate { file: file.to_owned(), key: Arc::new(key), names: Arc::new(names), begins, expiry })
     }
 }
 
@@ -84,13 +87,30 @@ pub(crate) fn identity(certificate: &CertificateDer<'_>) -> Option<Identity> {
                 .map(|attribute| {
                     let kind = attribute.attr_type();
                     let name = oid2abbrev(kind, oid_registry()).map_or_else(|_| kind.to_id_string(), str::to_owned);
-                    Some(format!("{name}={}", escaped(attribute.as_str().ok()?)))
+                    Some(format!("{name}={}", escaped(&text_of(attribute.attr_value())?)))
                 })
                 .collect();
             values.map(|values| values.join("+"))
         })
         .collect();
     Some(Identity { subject: parts?.join(","), expiry: parsed.validity().not_after.timestamp() })
+}
+
+/// The text of a value, in whichever of the alphabets of X.509 it is written; `None` where it is none.
+fn text_of(value: &Any<'_>) -> Option<String> {
+    match value.tag() {
+        Tag::BmpString => {
+            let units = value.data.chunks_exact(2).map(|pair| u16::from_be_bytes([pair[0], pair[1]]));
+            if value.data.len().is_multiple_of(2) {
+                char::decode_utf16(units).collect::<Result<_, _>>().ok()
+            } else {
+                None
+            }
+        }
+        // What it is used for in practice is Latin-1.
+        Tag::T61String => Some(value.data.iter().copied().map(char::from).collect()),
+        _ => value.as_str().ok().map(str::to_owned),
+    }
 }
 
 /// A value of a distinguished name (RFC 4514 2.4).
@@ -115,10 +135,11 @@ fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, MaterialErro
     if found.is_empty() { Err(MaterialError::NoCertificate) } else { Ok(found) }
 }
 
-fn read(certificate: &CertificateDer<'_>) -> Result<(Names, i64), MaterialError> {
+fn read(certificate: &CertificateDer<'_>) -> Result<(Names, i64, i64), MaterialError> {
     let (_, parsed) = x509_parser::parse_x509_certificate(certificate)
         .map_err(|error| MaterialError::Certificate(error.to_string()))?;
-    Ok((Names::of(&parsed), parsed.validity().not_after.timestamp()))
+    let validity = parsed.validity();
+    Ok((Names::of(&parsed), validity.not_before.timestamp(), validity.not_after.timestamp()))
 }
 
 #[cfg(test)]
@@ -162,5 +183,14 @@ mod tests {
         let found = identity(params.self_signed(&key).unwrap().der()).unwrap();
         assert_eq!(found.subject, r"CN=joe\, OU=admins\0D\0Ax: \C3\A9\ ,O=Ex \+ Co");
         assert!(found.expiry > 1_800_000_000);
+        // Old alphabets are read as well.
+        let mut params = rcgen::CertificateParams::new(vec!["a.example".to_owned()]).unwrap();
+        params.distinguished_name = rcgen::DistinguishedName::new();
+        let wide = rcgen::string::BmpString::try_from("J\u{f6}\u{160}").unwrap();
+        params.distinguished_name.push(rcgen::DnType::CommonName, rcgen::DnValue::BmpString(wide));
+        let old = rcgen::string::TeletexString::try_from("Ex").unwrap();
+        params.distinguished_name.push(rcgen::DnType::OrganizationName, rcgen::DnValue::TeletexString(old));
+        let found = identity(params.self_signed(&key).unwrap().der()).unwrap();
+        assert_eq!(found.subject, r"O=Ex,CN=J\C3\B6\C5\A0");
     }
 }

@@ -93,7 +93,7 @@ impl ServerTls {
 
     /// The certificate that a client is shown that asks for this name.
     pub(crate) fn certificate(&self, name: Option<&str>) -> Option<&Arc<Certificate>> {
-        self.chooser.choose(name)
+        self.chooser.choose(name, |_| true)
     }
 
     /// All certificates, as the file lists them.
@@ -131,44 +131,50 @@ fn is_chacha(suite: CipherSuite) -> bool {
 }
 
 /// Chooses the certificate by the name that the client asks for: one of that very name, one with a
-/// star for it, the first one.
+/// star for it, the first one. Of several for one name the first one counts whose kind of key the client takes.
 #[derive(Debug)]
 struct Chooser {
     all: Vec<Arc<Certificate>>,
-    exact: HashMap<String, usize>,
+    exact: HashMap<String, Vec<usize>>,
     /// By what stands behind the star.
-    below: HashMap<String, usize>,
+    below: HashMap<String, Vec<usize>>,
 }
 
 impl Chooser {
     fn new(all: Vec<Arc<Certificate>>) -> Chooser {
-        let (mut exact, mut below) = (HashMap::new(), HashMap::new());
+        let (mut exact, mut below): (HashMap<_, Vec<usize>>, HashMap<_, Vec<usize>>) = Default::default();
         for (index, certificate) in all.iter().enumerate() {
             for name in &certificate.names.dns {
                 let (names, name) = match name.strip_prefix("*.") {
                     Some(parent) => (&mut below, parent),
                     None => (&mut exact, name.as_str()),
                 };
-                // Of two for the same name the first one counts.
-                names.entry(name.to_owned()).or_insert(index);
+                names.entry(name.to_owned()).or_default().push(index);
             }
         }
         Chooser { all, exact, below }
     }
 
-    fn choose(&self, name: Option<&str>) -> Option<&Arc<Certificate>> {
+    /// Returns the first certificate for a name for which `is_taken` returns true, or else the first one for it.
+    fn choose(&self, name: Option<&str>, is_taken: impl Fn(&Certificate) -> bool) -> Option<&Arc<Certificate>> {
         let by_name = name.and_then(|name| {
             let name = name.trim_end_matches('.').to_ascii_lowercase();
             let below = || self.below.get(name.split_once('.')?.1);
             self.exact.get(&name).or_else(below)
         });
-        self.all.get(by_name.copied().unwrap_or(0))
+        let Some(several) = by_name else {
+            return self.all.iter().find(|certificate| is_taken(certificate)).or(self.all.first());
+        };
+        let several = || several.iter().filter_map(|&index| self.all.get(index));
+        several().find(|certificate| is_taken(certificate)).or_else(|| several().next())
     }
 }
 
 impl ResolvesServerCert for Chooser {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        self.choose(hello.server_name()).map(|certificate| Arc::clone(&certificate.key))
+        let schemes = hello.signature_schemes();
+        let is_taken = |certificate: &Certificate| certificate.key.key.choose_scheme(schemes).is_some();
+        self.choose(hello.server_name(), is_taken).map(|certificate| Arc::clone(&certificate.key))
     }
 }
 
@@ -232,8 +238,12 @@ mod tests {
             (Some("z.y.b.example"), 0),
             (Some("unknown.example"), 0),
         ] {
-            let chosen = chooser.choose(name).unwrap();
+            let chosen = chooser.choose(name, |_| true).unwrap();
             assert!(Arc::ptr_eq(chosen, &all[expected]), "{name:?}");
         }
+        // Of several for one name, the first one that the client takes; else the first one.
+        let second = |certificate: &Certificate| std::ptr::eq(certificate, &*all[2]);
+        assert!(Arc::ptr_eq(chooser.choose(Some("a.example"), second).unwrap(), &all[2]));
+        assert!(Arc::ptr_eq(chooser.choose(Some("a.example"), |_| false).unwrap(), &all[0]));
     }
 }

@@ -20,8 +20,6 @@ use tokio::task::{AbortHandle, JoinSet};
 
 /// The largest weight, as in the file.
 const MAX_WEIGHT: u32 = 1000;
-/// Brings the largest weight of an SRV record down to that.
-const DIVISOR: u32 = 66;
 /// How often a name is asked for that has told of no node yet, if `refresh` is longer.
 const SOON: Duration = Duration::from_secs(1);
 
@@ -278,10 +276,10 @@ async fn look_up(settings: &Discovery) -> Result<(Vec<Found>, Option<Family>), S
                 let (addresses, missing) = addresses(&resolver, &service.target.to_utf8(), settings).await?;
                 all_missing = all_missing.or(missing);
                 for ip in addresses {
-                    found.push((SocketAddr::new(ip, service.port), u32::from(service.weight)));
+                    found.push((SocketAddr::new(ip, service.port), bounded(service.weight)));
                 }
             }
-            Ok((sorted(scaled(found).into_iter()), all_missing))
+            Ok((sorted(found.into_iter()), all_missing))
         }
     }
 }
@@ -352,17 +350,10 @@ fn sorted(found: impl Iterator<Item = (SocketAddr, u32)>) -> Vec<Found> {
     unique.into_iter().map(|(address, weight)| Found { address, weight }).collect()
 }
 
-/// Weights as the ring takes them. Where all are the same they are 1, as a name server that gives each
-/// node its part of a hundred says nothing by that. Those that go beyond what the file may say are all
-/// scaled by the same factor, whoever is there; so nobody's weight depends on another's.
-fn scaled(mut found: Vec<(SocketAddr, u32)>) -> Vec<(SocketAddr, u32)> {
-    let first = found.first().map(|(_, weight)| *weight);
-    let all_same = found.iter().all(|(_, weight)| Some(*weight) == first);
-    let divisor = if found.iter().any(|(_, weight)| *weight > MAX_WEIGHT) { DIVISOR } else { 1 };
-    for (_, weight) in &mut found {
-        *weight = if all_same { 1 } else { weight.div_ceil(divisor).max(1) };
-    }
-    found
+/// A weight as the ring takes it: as it is, within what the file may say. Nobody's depends on another's, or keys of
+/// nodes that have not changed would move.
+fn bounded(weight: u16) -> u32 {
+    u32::from(weight).clamp(1, MAX_WEIGHT)
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -387,20 +378,8 @@ mod tests {
 
     #[test]
     fn weights_are_taken_as_they_are() {
-        let weights = |given: &[u32]| -> Vec<u32> {
-            let found = given.iter().map(|&weight| (SocketAddr::from(([10, 0, 0, 1], 80)), weight)).collect();
-            scaled(found).into_iter().map(|(_, weight)| weight).collect()
-        };
-        for (given, expected) in [
-            (&[33, 33, 33][..], &[1, 1, 1][..]),
-            (&[0, 0], &[1, 1]),
-            (&[10, 20, 50], &[10, 20, 50]),
-            (&[10, 20], &[10, 20]),
-            (&[60_000, 30_001, 1], &[910, 455, 1]),
-            (&[0, 7], &[1, 7]),
-            (&[65_535], &[1]),
-        ] {
-            assert_eq!(weights(given), expected, "{given:?}");
+        for (given, expected) in [(0, 1), (1, 1), (10, 10), (1000, 1000), (2000, 1000), (65_535, 1000)] {
+            assert_eq!(bounded(given), expected, "{given}");
         }
     }
 }

@@ -58,7 +58,24 @@ impl Group {
             }
         }
         *self.members() = Members { nodes, ejection: Some(ejection.clone()) };
+        self.hold_bound();
         self.queue.stir();
+    }
+
+    /// Brings nodes back where more are out than may be: those that would be back soonest. Called whenever there are fewer
+    /// nodes to be counted against.
+    pub(super) fn hold_bound(&self) {
+        let now = millis(Instant::now());
+        let members = self.members();
+        let Some(rules) = &members.ejection else { return };
+        let (all, mut out) = members.counted();
+        out.sort_by_key(|node| node.circuit.left(now));
+        let most = (0..=all).take_while(|&out| out == 0 || may_be_out(out, all, rules.max_ejected.ratio())).count() - 1;
+        for node in out.iter().take(out.len().saturating_sub(most)) {
+            node.circuit.close(now);
+            let (pool, node) = (&*self.name, &*node.id);
+            tracing::info!(pool, node, "the node takes requests again: too few others are left");
+        }
     }
 
     /// A key met another node than its owner.
@@ -119,16 +136,23 @@ impl Group {
 impl Members {
     /// Whether one node more may be out.
     fn may_lose_one(&self, rules: &OutlierEjection) -> bool {
-        let up = || self.nodes.iter().filter_map(Weak::upgrade).filter(|node| node.state() == NodeState::Up);
-        let out = up().filter(|node| !node.circuit.is_closed()).count();
-        may_lose_one(out, up().count(), rules.max_ejected.ratio())
+        let (all, out) = self.counted();
+        may_be_out(out.len() + 1, all, rules.max_ejected.ratio())
+    }
+
+    /// How many nodes could take requests, and which of them are out.
+    fn counted(&self) -> (usize, Vec<Arc<NodeRuntime>>) {
+        let up = self.nodes.iter().filter_map(Weak::upgrade).filter(|node| node.state() == NodeState::Up);
+        let well: Vec<_> = up.filter(|node| node.health.is_healthy()).collect();
+        let all = well.len();
+        (all, well.into_iter().filter(|node| !node.circuit.is_closed()).collect())
     }
 }
 
-/// Whether `out` and one more of `all` nodes are at most this share.
-fn may_lose_one(out: usize, all: usize, share: f64) -> bool {
+/// Whether so many of `all` nodes are at most this share.
+fn may_be_out(out: usize, all: usize, share: f64) -> bool {
     // Rounded against the dust of binary fractions: half of two is one.
-    (out + 1) as f64 <= all as f64 * share + 1e-9
+    out as f64 <= all as f64 * share + 1e-9
 }
 
 #[cfg(test)]
@@ -140,7 +164,7 @@ mod tests {
         for (all, share, expected) in
             [(1, 0.5, 0), (2, 0.5, 1), (3, 0.5, 1), (4, 0.5, 2), (10, 0.1, 1), (3, 1.0, 3), (5, 0.0, 0)]
         {
-            let most = (0..all).take_while(|&out| may_lose_one(out, all, share)).count();
+            let most = (1..=all).take_while(|&out| may_be_out(out, all, share)).count();
             assert_eq!(most, expected, "{all} nodes, {share}");
         }
     }

@@ -89,6 +89,9 @@ impl NodeRuntime {
             self.ramp.begin(millis(Instant::now()));
             self.stir();
         }
+        if state != NodeState::Up {
+            self.group.hold_bound();
+        }
     }
 
     /// Requests and tunnels that this node is working on.
@@ -192,7 +195,10 @@ impl NodeRuntime {
                 self.ramp.begin(now);
                 self.stir();
             }
-            Some(false) => tracing::warn!(pool, node, failure, "the node takes no requests: its health checks fail"),
+            Some(false) => {
+                tracing::warn!(pool, node, failure, "the node takes no requests: its health checks fail");
+                self.group.hold_bound();
+            }
             None => {}
         }
     }

@@ -49,7 +49,7 @@ impl Pool {
 settings! {
     /// Nodes that a name server tells of; each one's id is its address, so that it keeps its keys.
     Discovery {
-        /// `name:port` for the addresses of a name (A and AAAA), `_service._proto.name` for SRV records, whose ports and weights are taken.
+        /// `name:port` for the addresses of a name (A and AAAA), `_service._proto.name` for SRV records, whose ports and weights are taken: weights as they are, from 1 to 1000. Where a name server gives each node its part of a hundred, as Kubernetes does, every weight changes with every node: ask for addresses there.
         dns: Spanned<DnsName> = required;
         /// The addresses that are asked for: `any`, `ipv4` or `ipv6`. Of `any` one family is enough; where the other cannot be asked for, its last nodes stay.
         family: AddressFamily = "any";

@@ -344,16 +344,20 @@ fn a_reload_takes_no_nodes_away_that_nobody_took_away() {
 #[test]
 fn services_that_come_and_go_move_nobody_elses_keys() {
     let nodes = Service::several(3);
-    let server = NameServer::start();
     let record = |node: usize, weight: u16| Record::Srv(1, weight, nodes[node].address.port(), "a.app.test");
-    server.addresses("a.app.test", &[local(1)]);
-    server.says("_http._tcp.app.test", Says::Records(vec![record(0, 10), record(1, 20)]));
-    let proxy = Proxy::start(&pool(&server, "_http._tcp.app.test", ""));
-    let homes = || (0..200).map(|key| proxy.get(&format!("/{key}")).text()).collect::<Vec<_>>();
-    let before = homes();
-    server.says("_http._tcp.app.test", Says::Records(vec![record(0, 10), record(1, 20), record(2, 15)]));
-    eventually("the third one", || ids(&proxy).len() == 3);
-    let after = homes();
-    let moved: Vec<_> = before.iter().zip(&after).filter(|(before, after)| before != after).collect();
-    assert!(!moved.is_empty() && moved.iter().all(|(_, after)| *after == "n2"), "{moved:?}");
+    // Whether the weights were the same before, and however large the newcomer's is.
+    for weights in [[10, 20, 15], [10, 10, 20], [5, 5, 2000]] {
+        let server = NameServer::start();
+        server.addresses("a.app.test", &[local(1)]);
+        server.says("_http._tcp.app.test", Says::Records(vec![record(0, weights[0]), record(1, weights[1])]));
+        let proxy = Proxy::start(&pool(&server, "_http._tcp.app.test", ""));
+        let homes = || (0..200).map(|key| proxy.get(&format!("/{key}")).text()).collect::<Vec<_>>();
+        let before = homes();
+        let all = (0..3).map(|node| record(node, weights[node])).collect();
+        server.says("_http._tcp.app.test", Says::Records(all));
+        eventually("the third one", || ids(&proxy).len() == 3);
+        let after = homes();
+        let moved: Vec<_> = before.iter().zip(&after).filter(|(before, after)| before != after).collect();
+        assert!(!moved.is_empty() && moved.iter().all(|(_, after)| *after == "n2"), "{weights:?}: {moved:?}");
+    }
 }

@@ -394,3 +394,38 @@ fn idle_calls_do_not_eject_their_node() {
     eventually("the end of all calls", || proxy.metric(outcome) == 5.0);
     assert_eq!(ejected(&proxy, "n0"), None);
 }
+
+/// The bound on how many may be out holds also where there are fewer nodes than when they were taken out.
+#[test]
+fn a_node_that_is_out_comes_back_where_no_other_is_left() {
+    for way in ["down", "drain", "removed", "unhealthy"] {
+        let nodes = Service::several(2);
+        let checks = if way == "unhealthy" {
+            "    health_check: { interval: 50ms, timeout: 40ms, unhealthy_after: 1 }\n"
+        } else {
+            ""
+        };
+        let more = format!("    outlier_ejection: {{ consecutive_failures: 2, base_time: 60s }}\n{checks}");
+        let proxy = Proxy::start(&Proxy::pool(&Service::addresses(&nodes), &more));
+        eventually("nodes that are well", || {
+            proxy.node("n0")["healthy"] == true && proxy.node("n1")["healthy"] == true
+        });
+        let paths = proxy.paths_of("n0", 3);
+        nodes[0].does(Does::Answer(503));
+        for path in &paths {
+            proxy.get(path);
+        }
+        assert!(ejected(&proxy, "n0").is_some(), "{way}");
+        nodes[0].does(Does::Answer(200));
+        match way {
+            "down" | "drain" => {
+                assert_eq!(proxy.admin_post(&format!("/api/pools/app/nodes/n1/{way}"), "").status, 200);
+            }
+            "removed" => proxy.reconfigure(&Proxy::pool(&Service::addresses(&nodes)[..1], &more)),
+            _ => nodes[1].answers_checks(Does::Hang),
+        }
+        eventually("the node to be back", || ejected(&proxy, "n0").is_none());
+        eventually("its answer", || proxy.get(&paths[0]).text() == "n0");
+        assert_eq!(proxy.admin_get("/readyz").status, 200, "{way}");
+    }
+}
