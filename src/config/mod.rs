@@ -16,9 +16,10 @@ pub(crate) mod values;
 pub use diagnostics::Report;
 pub(crate) use model::{
     AddressFamily, AffinityCookie, AffinityMode, CacheKey, CheckKind, ClientDirectives, Discovery, FieldRules,
-    FingerprintKind, HealthCheck, IgnoredDirective, Initially, Limits, Listener, LogFormat, NodeState, OnConcurrent,
-    OnGone, OnStoreFailure, OnUnknown, OutlierEjection, Pool, PoolConnections, Protocol, ProxyProtocol, RateLimit,
-    Retries, Route, RouteCache, RouteIdempotency, Scheme, Settings, StoreKind, Timeouts, UnderscoresInHeaders,
+    FingerprintKind, GrpcCheck, HealthCheck, IgnoredDirective, Initially, Limits, Listener, LogFormat, NodeState,
+    OnConcurrent, OnGone, OnStoreFailure, OnUnknown, OutlierEjection, Pool, PoolConnections, Protocol, ProxyProtocol,
+    RateLimit, Retries, Route, RouteCache, RouteIdempotency, Scheme, Settings, StoreKind, Timeouts,
+    UnderscoresInHeaders,
 };
 
 pub(crate) use validate::MAX_POINTS;

@@ -2,7 +2,7 @@
 //! so that what is wrong with them is told with the place that names them.
 
 use super::diagnostics::Diagnostics;
-use super::model::{CertificateFiles, ClientAuth, ListenerTls, MinVersion, PoolTls, Protocol, Settings};
+use super::model::{CertificateFiles, ClientAuth, ListenerTls, MinVersion, PoolTls, Protocol, Settings, SniMismatch};
 use super::read::Spanned;
 use super::{FileStamp, Secrets};
 use crate::tls::{Certificate, ClientTls, ServerMaterial, ServerTls, TlsVersion, Trust, authorities};
@@ -140,6 +140,7 @@ impl Files<'_> {
             is_client_optional: tls.client_auth == ClientAuth::Optional,
             client_digest,
             ticket_secrets,
+            allows_mismatch: tls.sni_mismatch == SniMismatch::Allow,
         };
         let least = match tls.min_version {
             MinVersion::Tls12 => TlsVersion::Tls12,

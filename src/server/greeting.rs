@@ -166,9 +166,7 @@ fn secured(tls: &ServerTls, stream: &TlsStream<TcpStream>) -> Option<Secured> {
         return None;
     }
     Some(Secured {
-        certificate: name
-            .and_then(|name| tls.certificate(Some(name)))
-            .map(|certificate| Arc::clone(&certificate.names)),
+        certificate: tls.wanted_names(name).cloned(),
         subject: identity.flatten().and_then(|identity| HeaderValue::try_from(identity.subject).ok()),
     })
 }

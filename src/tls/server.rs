@@ -1,5 +1,6 @@
 //! TLS towards clients: which certificate, which versions, and whose client certificates.
 
+use super::Names;
 use super::certificate::Certificate;
 use super::tickets::{Tickets, process_secret};
 use rustls::crypto::{CryptoProvider, ring};
@@ -29,6 +30,8 @@ pub(crate) struct ServerMaterial {
     pub(crate) client_digest: Vec<u8>,
     /// What seals session tickets; the process's own without any.
     pub(crate) ticket_secrets: Vec<Vec<u8>>,
+    /// Whether requests for hosts that the certificate does not cover are answered.
+    pub(crate) allows_mismatch: bool,
 }
 
 /// What a listener shakes hands with.
@@ -39,6 +42,7 @@ pub(crate) struct ServerTls {
     /// Takes what the client likes best.
     theirs: Arc<ServerConfig>,
     chooser: Arc<Chooser>,
+    allows_mismatch: bool,
 }
 
 impl ServerTls {
@@ -79,7 +83,8 @@ impl ServerTls {
         config.ticketer = Arc::new(Tickets::new(secrets, domain));
         let theirs = Arc::new(config.clone());
         config.ignore_client_order = true;
-        Ok(ServerTls { ours: Arc::new(config), theirs, chooser })
+        let allows_mismatch = material.allows_mismatch;
+        Ok(ServerTls { ours: Arc::new(config), theirs, chooser, allows_mismatch })
     }
 
     /// What to go on with for a client that offers these suites.
@@ -94,6 +99,12 @@ impl ServerTls {
     /// The certificate that a client is shown that asks for this name.
     pub(crate) fn certificate(&self, name: Option<&str>) -> Option<&Arc<Certificate>> {
         self.chooser.choose(name, |_| true)
+    }
+
+    /// The names that requests must be for from a client that is shown this certificate; `None` where any are.
+    pub(crate) fn wanted_names(&self, name: Option<&str>) -> Option<&Arc<Names>> {
+        let certificate = name.and_then(|name| self.certificate(Some(name)));
+        certificate.filter(|_| !self.allows_mismatch).map(|certificate| &certificate.names)
     }
 
     /// All certificates, as the file lists them.
@@ -198,6 +209,7 @@ mod tests {
             is_client_optional: false,
             client_digest: Vec::new(),
             ticket_secrets: Vec::new(),
+            allows_mismatch: false,
         };
         let tls = ServerTls::new(material, TlsVersion::Tls12, &[b"http/1.1"], "f").unwrap();
         let grease = S::Unknown(0x2a2a);

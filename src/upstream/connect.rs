@@ -22,6 +22,8 @@ pub(crate) struct Target {
     pub(crate) address: SocketAddr,
     /// The other addresses of the node's name, which are tried where this one does not answer.
     pub(crate) others: Arc<[SocketAddr]>,
+    /// The name that stands for it in the configuration.
+    pub(crate) host: Option<Arc<str>>,
     pub(crate) protocol: Protocol,
     /// With TLS: what it is met with, and the name that it must show.
     pub(crate) tls: Option<(Arc<ClientTls>, ServerName<'static>)>,

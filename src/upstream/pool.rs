@@ -30,6 +30,8 @@ pub(crate) struct Pool {
     pub(crate) timeouts: Timeouts,
     pub(crate) connections: PoolConnections,
     pub(crate) health_check: Option<Arc<HealthCheck>>,
+    /// A name server tells of nodes, and may not tell of some of them for a while.
+    pub(super) is_discovered: bool,
     pub(crate) ejection: OutlierEjection,
     pub(crate) retries: RetryRules,
     pub(crate) slow_start: Duration,
@@ -150,6 +152,7 @@ impl Pool {
         let target = |address: SocketAddr, others: Arc<[SocketAddr]>, host: Option<&str>| Target {
             address,
             others,
+            host: host.map(|host| host.trim_end_matches('.').into()),
             protocol: settings.protocol,
             tls: tls.map(|tls| (Arc::clone(tls), named.clone().unwrap_or_else(|| name_of(host, address)))),
         };
@@ -167,6 +170,7 @@ impl Pool {
             timeouts: settings.timeouts.clone(),
             connections: settings.connections.clone(),
             health_check: settings.health_check.clone().map(Arc::new),
+            is_discovered: settings.discovery.is_some(),
             ejection: settings.outlier_ejection.clone(),
             retries: RetryRules::of(settings.retries.as_ref()),
             slow_start: settings.slow_start,

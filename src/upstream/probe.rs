@@ -4,19 +4,18 @@
 use super::connect::Target;
 use super::node::NodeRuntime;
 use super::pool::{Node, Pool};
-use crate::config::{CheckKind, HealthCheck, Protocol};
+use crate::config::{CheckKind, GrpcCheck, HealthCheck, Protocol};
 use crate::io::Stream;
 use crate::tls::ClientTls;
 use bytes::Bytes;
-use http::header::{ACCEPT, CONNECTION, HOST, USER_AGENT};
-use http::{HeaderValue, Request, Response, Uri};
-use http_body_util::{BodyExt, Empty, Limited};
+use http::header::{ACCEPT, CONNECTION, CONTENT_TYPE, HOST, TE, USER_AGENT};
+use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri};
+use http_body_util::{BodyExt, Empty, Full, Limited};
 use hyper::body::Incoming;
 use hyper::client::conn::http1::Builder;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use rustls::pki_types::ServerName;
 use std::collections::HashMap;
-use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -116,12 +115,15 @@ async fn ask(check: &HealthCheck, target: &Target) -> Result<(), String> {
     let stream = target.connect().await.map_err(|(_, error)| error)?;
     match check.kind {
         CheckKind::Tcp => Ok(()),
+        CheckKind::Http if let Some(grpc) = &check.grpc => {
+            ask_grpc(grpc, request(check, target)?, target, stream).await
+        }
         CheckKind::Http if target.protocol == Protocol::Http2 => ask_http2(check, target, stream).await,
         CheckKind::Http => {
             let told = |error: hyper::Error| error.to_string();
             let (mut sender, connection) =
                 Builder::new().max_buf_size(MAX_HEAD).handshake(TokioIo::new(stream)).await.map_err(told)?;
-            let request = request(check, target.address)?;
+            let request = request(check, target)?;
             let answer = async {
                 let response = sender.send_request(request).await.map_err(told)?;
                 judge(check, response).await
@@ -148,7 +150,7 @@ async fn ask_http2(check: &HealthCheck, target: &Target, stream: Stream) -> Resu
     // Ends with the sender, or with this check.
     let connection = tokio::spawn(connection);
     let _guard = AbortAtEnd(connection.abort_handle());
-    let (mut head, body) = request(check, target.address)?.into_parts();
+    let (mut head, body) = request(check, target)?.into_parts();
     let host = head.headers.remove(HOST).unwrap_or(HeaderValue::from_static("localhost"));
     head.headers.remove(CONNECTION);
     let scheme = if target.tls.is_some() { "https" } else { "http" };
@@ -156,6 +158,78 @@ async fn ask_http2(check: &HealthCheck, target: &Target, stream: Stream) -> Resu
     head.uri = uri.map_err(|error| error.to_string())?;
     let response = sender.send_request(Request::from_parts(head, body)).await.map_err(told)?;
     judge(check, response).await
+}
+
+/// The health service of gRPC (grpc.health.v1): one call of `Check`, whose answer must be `SERVING`.
+async fn ask_grpc(
+    grpc: &GrpcCheck,
+    request: Request<Empty<Bytes>>,
+    target: &Target,
+    stream: Stream,
+) -> Result<(), String> {
+    let told = |error: hyper::Error| error.to_string();
+    let handshake = hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream));
+    let (mut sender, connection) = handshake.await.map_err(told)?;
+    let connection = tokio::spawn(connection);
+    let _guard = AbortAtEnd(connection.abort_handle());
+    let (mut head, _) = request.into_parts();
+    let host = head.headers.remove(HOST).unwrap_or(HeaderValue::from_static("localhost"));
+    head.headers.remove(CONNECTION);
+    head.headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+    head.headers.insert(TE, HeaderValue::from_static("trailers"));
+    head.method = Method::POST;
+    let scheme = if target.tls.is_some() { "https" } else { "http" };
+    let uri = Uri::builder().scheme(scheme).authority(host.as_bytes()).path_and_query(GRPC_CHECK).build();
+    head.uri = uri.map_err(|error| error.to_string())?;
+    let call = Full::new(Bytes::from(grpc_call(&grpc.service)));
+    let response = sender.send_request(Request::from_parts(head, call)).await.map_err(told)?;
+    if response.status() != StatusCode::OK {
+        return Err(format!("the status is {}", response.status().as_u16()));
+    }
+    let in_head = response.headers().get(GRPC_STATUS).cloned();
+    let whole = Limited::new(response.into_body(), MAX_BODY).collect().await.map_err(|error| error.to_string())?;
+    let status = whole.trailers().and_then(|trailers| trailers.get(GRPC_STATUS).cloned()).or(in_head);
+    match status {
+        Some(status) if status == "0" => {}
+        Some(status) => {
+            return Err(format!("the call ends with the status {}", String::from_utf8_lossy(status.as_bytes())));
+        }
+        None => return Err("the call ends without a status".to_owned()),
+    }
+    match serving_status(&whole.to_bytes()) {
+        Some(SERVING) => Ok(()),
+        found => Err(format!("the service is not serving (status {})", found.unwrap_or_default())),
+    }
+}
+
+const GRPC_CHECK: &str = "/grpc.health.v1.Health/Check";
+const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
+const SERVING: u8 = 1;
+
+/// A message with the name of a service, as gRPC frames it: no compression, its length, field 1 as a string.
+fn grpc_call(service: &str) -> Vec<u8> {
+    let mut message = Vec::new();
+    if !service.is_empty() {
+        message.push(0x0a);
+        let mut length = service.len();
+        while length >= 0x80 {
+            message.push(length as u8 | 0x80);
+            length >>= 7;
+        }
+        message.push(length as u8);
+        message.extend_from_slice(service.as_bytes());
+    }
+    let length = u32::try_from(message.len()).unwrap_or(u32::MAX);
+    [&[0][..], &length.to_be_bytes(), &message].concat()
+}
+
+/// The status in the answer: field 1, a small number; absent means 0.
+fn serving_status(answer: &[u8]) -> Option<u8> {
+    match *answer {
+        [0, 0, 0, 0, 0] => Some(0),
+        [0, 0, 0, 0, 2, 0x08, status] => Some(status),
+        _ => None,
+    }
 }
 
 /// Ends a task with whoever wanted it.
@@ -167,17 +241,25 @@ impl Drop for AbortAtEnd {
     }
 }
 
-fn request(check: &HealthCheck, address: SocketAddr) -> Result<Request<Empty<Bytes>>, String> {
-    let own = || HeaderValue::try_from(address.to_string()).map_err(|error| error.to_string());
+fn request(check: &HealthCheck, target: &Target) -> Result<Request<Empty<Bytes>>, String> {
+    let port = target.address.port();
+    let name = target.host.as_ref().filter(|name| name.parse::<std::net::IpAddr>().is_err());
+    let own = name.map_or_else(|| target.address.to_string(), |name| format!("{name}:{port}"));
+    let own = || HeaderValue::try_from(own).map_err(|error| error.to_string());
     let host = check.host.clone().map_or_else(own, Ok)?;
     let agent = concat!("ringway/", env!("CARGO_PKG_VERSION"), " (health check)");
-    Request::get(check.path.0.as_str())
+    let mut request = Request::get(check.path.0.as_str())
         .header(HOST, host)
         .header(USER_AGENT, agent)
         .header(ACCEPT, "*/*")
         .header(CONNECTION, "close")
         .body(Empty::new())
-        .map_err(|error| error.to_string())
+        .map_err(|error| error.to_string())?;
+    for (name, value) in check.headers.iter() {
+        let name = HeaderName::from_bytes(name.as_bytes()).map_err(|error| error.to_string())?;
+        request.headers_mut().insert(name, value.clone());
+    }
+    Ok(request)
 }
 
 async fn judge(check: &HealthCheck, response: Response<Incoming>) -> Result<(), String> {

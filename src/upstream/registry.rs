@@ -18,6 +18,9 @@ type Identity = (Arc<str>, Arc<str>, SocketAddr, Vec<u8>);
 
 type PoolAndId = (Arc<str>, Arc<str>);
 
+/// Of so many nodes at most that are not there something is remembered that was said of them.
+const MAX_ABSENT: usize = 1000;
+
 /// Everything that outlives a configuration. The same id under another address is a new node.
 pub(crate) struct Registry {
     metrics: Arc<Metrics>,
@@ -81,8 +84,16 @@ impl Registry {
     pub(crate) fn adopt(&self, pools: &[Arc<Pool>]) {
         let mut overrides = lock(&self.overrides);
         let all = || pools.iter().flat_map(|pool| pool.nodes.iter().map(move |node| (pool, node)));
+        let mut absent = 0;
         overrides.retain(|(pool, id), held| {
-            all().any(|(other, node)| other.name == *pool && node.id == *id && node.state == held.file)
+            match all().find(|(other, node)| other.name == *pool && node.id == *id) {
+                Some((_, node)) => node.state == held.file,
+                // One answer of a name server that does not tell of a node ends nothing that was said of it.
+                None => {
+                    absent += 1;
+                    absent <= MAX_ABSENT && pools.iter().any(|other| other.name == *pool && other.is_discovered)
+                }
+            }
         });
         let mut in_force = lock(&self.in_force);
         for pool in pools {

@@ -64,6 +64,9 @@ fn certificates_are_chosen_by_name_and_hold_requests_to_it() {
         assert_eq!(told.status(), status, "{name} {host}: {}", told.text);
         assert_eq!(told.text.contains("misdirected-request"), status == 421);
     }
+    // Where the listener allows it, the host may be another one.
+    let proxy = start(&node, &[&first], ", sni_mismatch: allow");
+    assert_eq!(client.get(proxy.address, "a.example", "c.example").unwrap().status(), 200);
     // Without a name (an address is none) any host may be asked for.
     let by_address = authority.issue("address", &["127.0.0.1"]);
     let proxy = start(&node, &[&by_address], "");
@@ -337,6 +340,22 @@ fn files_are_checked_with_the_place_that_names_them() {
     std::fs::set_permissions(&pair.key, std::fs::Permissions::from_mode(0o644)).unwrap();
     let (valid, said) = check(&text(&node, &[&pair], "", ""));
     assert!(valid && said.contains("can be read by anybody, or changed by its group (mode 644)"), "{said}");
+    // So may a token; and a certificate may be for later, or in a file that an editor has marked.
+    let token = folder.path().join("token");
+    std::fs::write(&token, "0123456789abcdef").unwrap();
+    std::fs::set_permissions(&token, std::fs::Permissions::from_mode(0o644)).unwrap();
+    let marked = Pair { chain: folder.path().join("marked.pem"), key: other.key.clone() };
+    let chain = std::fs::read_to_string(&other.chain).unwrap();
+    std::fs::write(&marked.chain, format!("\u{feff}{chain}")).unwrap();
+    let later = authority.issue_later("later", &["later.example"]);
+    let with_token = text(&node, &[&marked, &later], "", "").replace(
+        "\"127.0.0.1:0\" }\naccess_log",
+        &format!("\"127.0.0.1:0\", token_file: {} }}\naccess_log", token.display()),
+    );
+    let (valid, said) = check(&with_token);
+    for expected in ["the token in", "can be read by anybody", "is valid only in"] {
+        assert!(valid && said.contains(expected), "{expected}: {said}");
+    }
 }
 
 /// Programs that people use.

@@ -59,6 +59,18 @@ settings! {
         client_auth: ClientAuth = "required";
         /// A file with the secrets that seal session tickets, one a line, the newest first: proxies with the same file resume each other's sessions. Without it each process has a secret of its own.
         ticket_secret_file: Option<Spanned<String>> = absent;
+        /// A request for a host that the served certificate does not cover, from a client that named another one by SNI: `refuse` answers 421, `allow` answers the request.
+        sni_mismatch: SniMismatch = "refuse";
+    }
+}
+
+choices! {
+    /// What becomes of a request for another host than the certificate's.
+    SniMismatch {
+        /// 421.
+        Refuse = "refuse",
+        /// It is answered.
+        Allow = "allow",
     }
 }
 

@@ -4,10 +4,12 @@ mod listener;
 mod pool;
 mod route;
 
-pub(crate) use listener::{CertificateFiles, ClientAuth, Listener, ListenerTls, MinVersion, ProxyProtocol};
+pub(crate) use listener::{
+    CertificateFiles, ClientAuth, Listener, ListenerTls, MinVersion, ProxyProtocol, SniMismatch,
+};
 pub(crate) use pool::{
-    AddressFamily, CheckKind, Discovery, HealthCheck, Initially, NodeState, OutlierEjection, Pool, PoolConnections,
-    PoolTls, Protocol, Retries, Timeouts,
+    AddressFamily, CheckKind, Discovery, GrpcCheck, HealthCheck, Initially, NodeState, OutlierEjection, Pool,
+    PoolConnections, PoolTls, Protocol, Retries, Timeouts,
 };
 pub(crate) use route::{
     AffinityCookie, AffinityMode, CacheKey, ClientDirectives, FieldRules, FingerprintKind, IgnoredDirective,

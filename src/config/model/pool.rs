@@ -1,7 +1,7 @@
 //! Pools of nodes: who they are, their health, and how they are spoken with.
 
 use super::listener::CertificateFiles;
-use crate::config::read::{Spanned, choices, settings};
+use crate::config::read::{Named, Spanned, choices, settings};
 use crate::config::values::{
     CheckPath, DnsName, Factor, NodeAddress, Percent, Port, RetryOn, RingSeed, ServerName, Size, StatusRange,
 };
@@ -125,8 +125,12 @@ settings! {
         kind: CheckKind = "http";
         /// The target that is asked for, with its query.
         path: CheckPath = "/healthz";
-        /// The `Host` that is asked for; the node's address without the key.
+        /// The `Host` that is asked for; the node's name and port, as the file has them, without the key.
         host: Option<HeaderValue> = absent;
+        /// More fields of the request.
+        headers: Named<HeaderValue> = absent;
+        /// Asks the health service of gRPC (grpc.health.v1) over HTTP/2 in place of a GET.
+        grpc: Option<GrpcCheck> = absent;
         /// The port that is asked, where it is not the node's own.
         port: Option<Port> = absent;
         /// From the start of one check to the start of the next, less a random part of up to a tenth, so that checks of many nodes spread.
@@ -143,6 +147,14 @@ settings! {
         expect_body: Option<String> = absent;
         /// `up` or `down`: what a node is taken for before it was checked.
         initially: Initially = "up";
+    }
+}
+
+settings! {
+    /// A check by the health service of gRPC.
+    GrpcCheck {
+        /// The service that is asked for; without the key the whole node.
+        service: String = "''";
     }
 }
 

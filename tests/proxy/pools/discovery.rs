@@ -361,3 +361,24 @@ fn services_that_come_and_go_move_nobody_elses_keys() {
         assert!(!moved.is_empty() && moved.iter().all(|(_, after)| *after == "n2"), "{weights:?}: {moved:?}");
     }
 }
+
+/// What an operator has said of a node holds although one answer does not tell of it.
+#[test]
+fn a_node_that_was_drained_stays_so_when_it_comes_back() {
+    let node = Service::start("n");
+    let port = node.address.port();
+    let server = NameServer::start();
+    server.addresses("app.test", &[local(1), local(2)]);
+    let proxy = Proxy::start(&pool(&server, &format!("app.test:{port}"), ""));
+    let drained = format!("127.0.0.2:{port}");
+    assert_eq!(proxy.admin_post(&format!("/api/pools/app/nodes/{drained}/drain"), "").status, 200);
+    server.addresses("app.test", &[local(1)]);
+    eventually("it to go", || ids(&proxy).len() == 1);
+    server.addresses("app.test", &[local(1), local(2)]);
+    eventually("it to come back", || ids(&proxy).len() == 2);
+    assert_eq!(proxy.node(&drained)["state"], "drain");
+    // A pool that asks for nothing any more forgets it.
+    proxy.reconfigure(&Proxy::pool(&[node.address], ""));
+    proxy.reconfigure(&pool(&server, &format!("app.test:{port}"), ""));
+    assert_eq!(proxy.node(&drained)["state"], "up");
+}

@@ -234,3 +234,39 @@ fn a_node_that_flaps_is_nobodys_business() {
     }
     assert!(nodes[1].served() + nodes[2].served() > 0);
 }
+
+#[test]
+fn a_check_asks_by_the_configured_name_and_with_more_fields() {
+    let seen = crate::support::Node::saying("HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n");
+    let pool = "    health_check: { interval: 50ms, headers: { x-check: \"1\", authorization: \"Bearer t\" } }\n";
+    let named = Proxy::pool(&[seen.address], pool).replace("127.0.0.1", "localhost");
+    let proxy = Proxy::start(&named);
+    eventually("a check", || !seen.requests().is_empty());
+    let head = seen.requests()[0].to_ascii_lowercase();
+    let host = format!("host: localhost:{}", seen.address.port());
+    for expected in [host.as_str(), "x-check: 1", "authorization: bearer t"] {
+        assert!(head.contains(expected), "{expected}: {head}");
+    }
+    drop(proxy);
+}
+
+/// The health service of gRPC: of a whole node, of one of its services, of one that it does not know.
+#[test]
+fn grpc_nodes_are_asked_in_their_own_way() {
+    let node = crate::support::Node2::start();
+    for (service, well, why) in [
+        ("", true, ""),
+        ("sick", false, "the service is not serving (status 2)"),
+        ("unknown", false, "the call ends with the status 5"),
+    ] {
+        let pool = format!(
+            "    protocol: http2\n    health_check: {{ interval: 50ms, unhealthy_after: 1, grpc: {{ service: \"{service}\" }} }}\n"
+        );
+        let proxy = Proxy::start(&Proxy::pool(&[node.address], &pool));
+        eventually("a check", || !proxy.node("n0")["health_check"]["seconds_ago"].is_null());
+        becomes(&proxy, "n0", well);
+        let told = proxy.node("n0").to_string();
+        assert!(told.contains(why), "{service}: {told}");
+    }
+    assert!(node.heads()[0].starts_with("POST http://127.0.0.1"), "{:?}", node.heads()[0]);
+}

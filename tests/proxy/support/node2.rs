@@ -66,6 +66,18 @@ async fn answer(request: Request<Incoming>, heads: Arc<Mutex<Vec<String>>>) -> R
         "/hang" => std::future::pending().await,
         "/reset" => Err(std::io::Error::other("reset")),
         "/503" => Ok(response.status(503).body(full("busy")).unwrap()),
+        // Well as a whole; one of its services is not, and others it does not know.
+        "/grpc.health.v1.Health/Check" => {
+            let call = body.collect().await.map_err(std::io::Error::other)?.to_bytes();
+            let serving = match &call[..] {
+                b"\0\0\0\0\0" => 1,
+                b"\0\0\0\0\x06\x0a\x04sick" => 2,
+                _ => return Ok(response.header("grpc-status", "5").body(full("")).unwrap()),
+            };
+            let told = Bytes::from(vec![0, 0, 0, 0, 2, 8, serving]);
+            let trailers = async { Some(Ok(status())) };
+            Ok(response.body(Full::new(told).with_trailers(trailers).boxed()).unwrap())
+        }
         // Whole at once, and the rest of the request is neither read nor refused.
         "/early" => {
             tokio::spawn(async move {
