@@ -7,7 +7,7 @@
 use super::reload::Trigger;
 use super::run::Handle;
 use crate::config::FileStamp;
-use notify::event::{AccessKind, AccessMode, EventKind, ModifyKind};
+use notify::event::{AccessKind, AccessMode, EventKind, ModifyKind, RenameMode};
 use notify::{RecommendedWatcher, RecursiveMode, Watcher};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -24,6 +24,8 @@ const SOON: Duration = Duration::from_millis(250);
 const STEADY: Duration = Duration::from_secs(1);
 /// The same where a writer has not closed the file: it may be gone.
 const UNCLOSED: Duration = Duration::from_secs(30);
+/// How long after a reload that has failed for a reason that passes it is tried again.
+const AGAIN: Duration = Duration::from_secs(10);
 /// Links that a name may lead through.
 const MAX_LINKS: usize = 40;
 
@@ -36,6 +38,8 @@ pub(super) struct Hints {
     is_written: AtomicBool,
     /// It is whole, as far as was told.
     is_whole: AtomicBool,
+    /// A reload has failed for a reason that passes.
+    try_again: AtomicBool,
     told: Notify,
 }
 
@@ -43,6 +47,11 @@ impl Hints {
     /// Whether somebody has begun to write the file and not closed it.
     pub(super) fn is_written(&self) -> bool {
         self.is_written.load(Ordering::Acquire)
+    }
+
+    /// Has what was tried be tried again after a while.
+    pub(super) fn try_again(&self) {
+        self.try_again.store(true, Ordering::Release);
     }
 
     /// Waits until nobody writes the file any more, but not longer than this.
@@ -59,11 +68,16 @@ impl Hints {
             return;
         }
         match event.kind {
+            // It went away; what comes in its place is told too.
+            EventKind::Modify(ModifyKind::Name(RenameMode::From)) => {}
             EventKind::Access(AccessKind::Close(AccessMode::Write)) | EventKind::Modify(ModifyKind::Name(_)) => {
                 self.is_written.store(false, Ordering::Release);
                 self.is_whole.store(true, Ordering::Release);
             }
-            EventKind::Modify(ModifyKind::Data(_) | ModifyKind::Any) => self.is_written.store(true, Ordering::Release),
+            EventKind::Modify(ModifyKind::Data(_) | ModifyKind::Any) => {
+                self.is_written.store(true, Ordering::Release);
+                self.is_whole.store(false, Ordering::Release);
+            }
             EventKind::Create(_) | EventKind::Remove(_) => {}
             _ => return,
         }
@@ -79,8 +93,9 @@ struct Follower {
     /// The last look: the configuration file, and those that it names.
     last: Vec<FileStamp>,
     steady_since: Instant,
-    /// What a reload was asked for.
+    /// What a reload was asked for, and when.
     tried: Vec<FileStamp>,
+    tried_at: Instant,
 }
 
 /// What one look finds.
@@ -111,6 +126,7 @@ pub(super) async fn run(handle: Arc<Handle>) {
         last: Vec::new(),
         steady_since: Instant::now(),
         tried: Vec::new(),
+        tried_at: Instant::now(),
     };
     let mut pause = Duration::ZERO;
     loop {
@@ -137,15 +153,20 @@ impl Follower {
         }
         let (file, named) =
             found.stamps.split_first().map_or((FileStamp::default(), &[][..]), |(file, named)| (*file, named));
-        let is_file_new = self.tried.first() != Some(&file);
+        let hints = &self.handle.hints;
+        if self.tried_at.elapsed() >= AGAIN && hints.try_again.swap(false, Ordering::AcqRel) {
+            self.tried.clear();
+        }
+        // Whoever has closed the file may have changed it before the last look, and was waited for then.
+        let is_told = hints.is_whole.swap(false, Ordering::AcqRel);
+        let is_file_new = is_told || self.tried.first() != Some(&file);
         let are_others_new = named != found.known && self.tried.get(1..) != Some(named);
         if !is_file_new && !are_others_new {
             return false;
         }
-        let hints = &self.handle.hints;
         let is_steady = self.steady_since.elapsed() >= STEADY;
         let is_whole = match is_file_new {
-            true if hints.is_whole.swap(false, Ordering::AcqRel) => true,
+            _ if is_told => true,
             true if hints.is_written() => self.steady_since.elapsed() >= UNCLOSED,
             _ => is_steady,
         };
@@ -159,11 +180,16 @@ impl Follower {
         if is_file_new && self.steady_since.elapsed() >= UNCLOSED {
             hints.is_written.store(false, Ordering::Release);
         }
+        // Where only the file is whole, the others are still to be tried.
+        let tried = match trigger {
+            Trigger::Secrets => found.stamps.clone(),
+            _ => std::iter::once(file).chain(self.tried.get(1..).unwrap_or_default().iter().copied()).collect(),
+        };
         // A full queue holds a trigger already; the next look finds out whether it was enough.
         if self.handle.triggers.try_send(trigger).is_ok() {
-            self.tried.clone_from(&found.stamps);
+            (self.tried, self.tried_at) = (tried, Instant::now());
         }
-        false
+        are_others_new && !is_steady
     }
 
     /// Watches the folders on the way to the file, as they are now.
@@ -186,28 +212,32 @@ fn look(file: &Path, named: Vec<(PathBuf, FileStamp)>) -> Look {
     Look { folders, names, stamps, known: named.into_iter().map(|(_, stamp)| stamp).collect() }
 }
 
-/// The folders that a name leads through, link after link, and what is looked for in each.
+/// The folders that a name leads through, link after link, and what is looked for in each: all as the kernel tells of
+/// them, by their canonical names.
 fn way_to(file: &Path) -> (BTreeSet<PathBuf>, BTreeSet<PathBuf>) {
     let (mut folders, mut names) = (BTreeSet::new(), BTreeSet::new());
-    let mut rest = vec![file.to_owned()];
+    let mut add = |folder: &Path, name: &std::ffi::OsStr| {
+        if let Ok(folder) = folder.canonicalize() {
+            names.insert(folder.join(name));
+            folders.insert(folder);
+        }
+    };
+    let mut rest = vec![std::path::absolute(file).unwrap_or_else(|_| file.to_owned())];
     let mut links = 0;
     while let Some(path) = rest.pop() {
         let mut way = PathBuf::new();
         for part in path.components() {
-            let folder = if way.as_os_str().is_empty() { PathBuf::from(".") } else { way.clone() };
+            let folder = way.clone();
             way.push(part);
             let Ok(target) = std::fs::read_link(&way) else { continue };
-            folders.insert(folder.clone());
-            names.insert(folder.join(part));
+            add(&folder, part.as_os_str());
             links += 1;
             if links <= MAX_LINKS {
                 rest.push(folder.join(target));
             }
         }
         if let (Some(folder), Some(name)) = (path.parent(), path.file_name()) {
-            let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
-            folders.insert(folder.to_owned());
-            names.insert(folder.join(name));
+            add(folder, name);
         }
     }
     (folders, names)
@@ -221,7 +251,8 @@ mod tests {
     #[test]
     fn every_link_on_the_way_is_known() {
         let folder = tempfile::tempdir().unwrap();
-        let at = |name: &str| folder.path().join(name);
+        let base = folder.path().canonicalize().unwrap();
+        let at = |name: &str| base.join(name);
         for name in ["data1", "deep"] {
             std::fs::create_dir(at(name)).unwrap();
         }
@@ -230,10 +261,13 @@ mod tests {
         symlink("../data/ringway.yaml", at("deep/link")).unwrap();
         symlink("deep/link", at("ringway.yaml")).unwrap();
         let (folders, names) = way_to(&at("ringway.yaml"));
-        for name in ["ringway.yaml", "deep/link", "deep/../data"] {
+        for name in ["ringway.yaml", "deep/link", "data", "data1/ringway.yaml"] {
             assert!(names.contains(&at(name)), "{name}: {names:?}");
         }
-        assert!(folders.contains(folder.path()) && folders.contains(&at("deep")), "{folders:?}");
+        assert!(folders.contains(&base) && folders.contains(&at("deep")), "{folders:?}");
+        // Whatever the name begins with.
+        let (_, relative) = way_to(Path::new("Cargo.toml"));
+        assert!(relative.iter().all(|name| name.is_absolute()), "{relative:?}");
         // A circle ends.
         symlink("b", at("a")).unwrap();
         symlink("a", at("b")).unwrap();

@@ -166,7 +166,7 @@ fn secured(tls: &ServerTls, stream: &TlsStream<TcpStream>) -> Option<Secured> {
         return None;
     }
     Some(Secured {
-        certificate: tls.wanted_names(name).cloned(),
+        certificate: tls.wanted_names(name),
         subject: identity.flatten().and_then(|identity| HeaderValue::try_from(identity.subject).ok()),
     })
 }

@@ -5,7 +5,7 @@ use super::listen::{Beside, SocketSet};
 use crate::config::Listener;
 use socket2::SockRef;
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::sync::Arc;
 
 /// One listener as the workers see it.
@@ -15,6 +15,8 @@ pub(super) struct Open {
     /// As the file has it; what was bound may have another port where that is 0.
     pub(super) configured: SocketAddr,
     pub(super) bound: SocketAddr,
+    /// It was bound for IPv6 alone, beside another listener for IPv4.
+    was_narrowed: bool,
     /// A socket a worker, where this process has bound them.
     sockets: Arc<Vec<TcpListener>>,
 }
@@ -24,7 +26,7 @@ impl Open {
     pub(super) fn of(configured: SocketAddr, sockets: Vec<TcpListener>) -> io::Result<Open> {
         let first = sockets.first().ok_or(io::ErrorKind::InvalidInput)?;
         let bound = first.local_addr()?;
-        Ok(Open { name: "".into(), configured, bound, sockets: Arc::new(sockets) })
+        Ok(Open { name: "".into(), configured, bound, was_narrowed: false, sockets: Arc::new(sockets) })
     }
 
     pub(super) fn sockets(&self) -> &[TcpListener] {
@@ -74,9 +76,12 @@ pub(super) fn diff(now: &[Open], wanted: &[Listener], workers: usize) -> Result<
     let mut next = Vec::with_capacity(wanted.len());
     for listener in wanted {
         let (name, configured) = (listener.name.as_str(), listener.address.value);
-        let is_v6_only = configured.is_ipv6() && configured.port() != 0 && takes_v4(configured.port());
-        let is_kept =
-            |open: &&Open| open.configured == configured && (!configured.is_ipv6() || open.is_v6_only() == is_v6_only);
+        let is_all_v6 = configured.ip() == Ipv6Addr::UNSPECIFIED && configured.port() != 0;
+        let is_v6_only = is_all_v6 && takes_v4(configured.port());
+        let is_kept = |open: &&Open| {
+            let fits = if is_v6_only { open.is_v6_only() } else { !open.was_narrowed };
+            open.configured == configured && fits
+        };
         let kept = unclaimed.iter().position(is_kept);
         next.push(match kept.map(|index| unclaimed.remove(index)) {
             Some(open) => Open { name: name.into(), ..open.clone() },
@@ -89,7 +94,8 @@ pub(super) fn diff(now: &[Open], wanted: &[Listener], workers: usize) -> Result<
                     address: configured,
                     cause,
                 })?;
-                Open { name: name.into(), configured, bound: set.address, sockets: Arc::new(set.sockets) }
+                let sockets = Arc::new(set.sockets);
+                Open { name: name.into(), configured, bound: set.address, was_narrowed: is_v6_only, sockets }
             }
         });
     }

@@ -25,6 +25,8 @@ use tokio::sync::{mpsc, oneshot};
 const QUIET: Duration = Duration::from_millis(50);
 /// How long whoever asks for a reload waits for the file's writer.
 const WRITER: Duration = Duration::from_secs(5);
+/// How long the file must stay as it was read.
+const STEADY: Duration = Duration::from_millis(20);
 /// How long files may take to be read.
 const READING: Duration = Duration::from_secs(5);
 /// So long may a stream of triggers hold a reload back.
@@ -101,6 +103,8 @@ enum ReloadError {
     NoNodes(String),
     #[error("the file, or one that it names, takes longer than {READING:?} to be read")]
     Slow,
+    #[error("somebody writes the file and has not closed it for {WRITER:?}")]
+    Written,
     #[error("the reload ended in a panic")]
     Panic,
 }
@@ -149,12 +153,21 @@ pub(super) async fn run(handle: Arc<Handle>, mut triggers: mpsc::Receiver<Trigge
             // Whoever asks does so for what is being written.
             handle.hints.closed(WRITER).await;
         }
-        let read = handle.read(&file).await;
-        if !is_forced && (handle.hints.is_written() || !handle.is_news(&read)) {
+        let (read, is_steady) = match handle.hints.is_written() {
+            // What was read last is whole.
+            true if is_forced => (handle.content().map(Ok), true),
+            _ => handle.read(&file).await,
+        };
+        if !is_forced && (handle.hints.is_written() || !is_steady || !handle.is_news(&read)) {
             continue;
         }
         systemd::reloading();
-        let result = match handle.parse(file, read).await {
+        let is_asked = batch.iter().any(|trigger| matches!(trigger, Trigger::Asked(_)));
+        let parsed = match is_asked && handle.hints.is_written() {
+            true => Err(ReloadError::Written),
+            false => handle.parse(file, read).await,
+        };
+        let result = match parsed {
             Err(error) => Err(error),
             Ok((config, report)) => {
                 let worker = Arc::clone(&handle);
@@ -278,10 +291,19 @@ impl Handle {
         let mut last = self.last_reload.lock().unwrap_or_else(PoisonError::into_inner);
         last.at = SystemTime::now();
         last.count += 1;
-        *self.refused.lock().unwrap_or_else(PoisonError::into_inner) = match &result {
-            Err(ReloadError::Invalid(report)) => report.files().to_vec(),
-            Ok(_) | Err(_) => Vec::new(),
+        let refused = match &result {
+            Err(ReloadError::Invalid(report)) => Some(report.files().to_vec()),
+            Ok(_) => Some(Vec::new()),
+            Err(_) => None,
         };
+        if let Some(refused) = refused {
+            *self.refused.lock().unwrap_or_else(PoisonError::into_inner) = refused;
+        }
+        if matches!(result, Err(ReloadError::Slow | ReloadError::NoNodes(_))) {
+            // Neither says anything of the file.
+            self.note(None);
+            self.hints.try_again();
+        }
         match result {
             Ok(needs_restart) => {
                 self.metrics.config_reloads.with_label_values(&["success"]).inc();
@@ -333,10 +355,25 @@ impl Handle {
         self.in_time(work).await
     }
 
-    /// Reads the file; `None` where that takes too long, or where it changes meanwhile.
-    async fn read(&self, file: &Path) -> Option<Result<String, Report>> {
+    /// Reads the file; `None` where that takes too long. Returns also whether it stayed as it was meanwhile.
+    async fn read(&self, file: &Path) -> (Option<Result<String, Report>>, bool) {
         let file = file.to_owned();
-        self.read_in_time(move || Config::read(&file)).await
+        let read = self.read_in_time(move || {
+            let before = FileStamp::of(&file);
+            let read = Config::read(&file);
+            // A writer of whom nothing was told yet.
+            std::thread::sleep(STEADY);
+            (read, before == FileStamp::of(&file))
+        });
+        match read.await {
+            Some((read, is_steady)) => (Some(read), is_steady),
+            None => (None, true),
+        }
+    }
+
+    /// What the file held when it was last read.
+    fn content(&self) -> Option<String> {
+        self.content.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Validates what was read, and reads the files that it names.

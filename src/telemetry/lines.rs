@@ -229,6 +229,8 @@ enum Failure {
 struct Out {
     file: File,
     is_regular: bool,
+    /// It was opened here, to append.
+    is_ours: bool,
     /// The last line has no end.
     is_torn: bool,
 }
@@ -248,7 +250,8 @@ impl Out {
             }
         };
         let is_regular = file.metadata()?.is_file();
-        Ok(Out { file, is_regular, is_torn: false })
+        let is_ours = matches!(destination, Destination::File(_));
+        Ok(Out { file, is_regular, is_ours, is_torn: false })
     }
 
     /// What is written at a time: whole lines. A line that is longer than a pipe takes at once goes alone.
@@ -281,8 +284,8 @@ impl Out {
             return;
         }
         let whole = begun.map(|begun| begun + (written - torn) as u64);
-        let is_ours = begun.is_some_and(|begun| self.length() == Some(begun + written as u64));
-        let is_taken_back = is_ours && whole.is_some_and(|whole| self.file.set_len(whole).is_ok());
+        let is_last = begun.is_some_and(|begun| self.length() == Some(begun + written as u64));
+        let is_taken_back = self.is_ours && is_last && whole.is_some_and(|whole| self.file.set_len(whole).is_ok());
         self.is_torn = !is_taken_back;
     }
 }

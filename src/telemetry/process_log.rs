@@ -38,6 +38,8 @@ pub(crate) fn init() -> io::Result<()> {
     std::panic::set_hook(Box::new(|panic| {
         let thread = std::thread::current();
         tracing::error!(thread = thread.name().unwrap_or_default(), "{panic}");
+        // It may be the last word of the process.
+        flush(Duration::from_millis(100));
     }));
     Ok(())
 }

@@ -13,6 +13,14 @@ pub(crate) struct Names {
 }
 
 impl Names {
+    /// These names and those of another certificate.
+    pub(super) fn and(&self, other: &Names) -> Names {
+        let mut names = self.clone();
+        names.dns.extend(other.dns.iter().cloned());
+        names.addresses.extend(other.addresses.iter().copied());
+        names
+    }
+
     pub(super) fn of(certificate: &X509Certificate<'_>) -> Names {
         let mut names = Names::default();
         let Ok(Some(found)) = certificate.subject_alternative_name() else { return names };

@@ -96,15 +96,13 @@ impl ServerTls {
         if favourite.is_some_and(|&suite| is_chacha(suite)) { &self.theirs } else { &self.ours }
     }
 
-    /// The certificate that a client is shown that asks for this name.
-    pub(crate) fn certificate(&self, name: Option<&str>) -> Option<&Arc<Certificate>> {
-        self.chooser.choose(name, |_| true)
-    }
-
-    /// The names that requests must be for from a client that is shown this certificate; `None` where any are.
-    pub(crate) fn wanted_names(&self, name: Option<&str>) -> Option<&Arc<Names>> {
-        let certificate = name.and_then(|name| self.certificate(Some(name)));
-        certificate.filter(|_| !self.allows_mismatch).map(|certificate| &certificate.names)
+    /// The names that requests must be for from a client that names this host: those of every certificate that it may
+    /// have been shown. `None` where any are.
+    pub(crate) fn wanted_names(&self, name: Option<&str>) -> Option<Arc<Names>> {
+        let name = name.filter(|_| !self.allows_mismatch)?;
+        let mut several = self.chooser.candidates(Some(name));
+        let first = Arc::clone(&several.next()?.names);
+        Some(several.fold(first, |names, other| Arc::new(names.and(&other.names))))
     }
 
     /// All certificates, as the file lists them.
@@ -142,13 +140,16 @@ fn is_chacha(suite: CipherSuite) -> bool {
 }
 
 /// Chooses the certificate by the name that the client asks for: one of that very name, one with a
-/// star for it, the first one. Of several for one name the first one counts whose kind of key the client takes.
+/// star for it, the first one. Of several for the same name, or with the names of the first one, that one counts whose
+/// kind of key the client takes.
 #[derive(Debug)]
 struct Chooser {
     all: Vec<Arc<Certificate>>,
     exact: HashMap<String, Vec<usize>>,
     /// By what stands behind the star.
     below: HashMap<String, Vec<usize>>,
+    /// The first one, and those with the same names.
+    default: Vec<usize>,
 }
 
 impl Chooser {
@@ -163,21 +164,24 @@ impl Chooser {
                 names.entry(name.to_owned()).or_default().push(index);
             }
         }
-        Chooser { all, exact, below }
+        let has_names_of_first = |index: &usize| all[*index].names == all[0].names;
+        let default = (0..all.len()).filter(has_names_of_first).collect();
+        Chooser { all, exact, below, default }
     }
 
-    /// Returns the first certificate for a name for which `is_taken` returns true, or else the first one for it.
-    fn choose(&self, name: Option<&str>, is_taken: impl Fn(&Certificate) -> bool) -> Option<&Arc<Certificate>> {
+    /// Returns the certificates that a client may be shown that asks for this name.
+    fn candidates(&self, name: Option<&str>) -> impl Iterator<Item = &Arc<Certificate>> {
         let by_name = name.and_then(|name| {
             let name = name.trim_end_matches('.').to_ascii_lowercase();
             let below = || self.below.get(name.split_once('.')?.1);
             self.exact.get(&name).or_else(below)
         });
-        let Some(several) = by_name else {
-            return self.all.iter().find(|certificate| is_taken(certificate)).or(self.all.first());
-        };
-        let several = || several.iter().filter_map(|&index| self.all.get(index));
-        several().find(|certificate| is_taken(certificate)).or_else(|| several().next())
+        by_name.unwrap_or(&self.default).iter().filter_map(|&index| self.all.get(index))
+    }
+
+    /// Returns the first certificate for a name for which `is_taken` returns true, or else the first one for it.
+    fn choose(&self, name: Option<&str>, is_taken: impl Fn(&Certificate) -> bool) -> Option<&Arc<Certificate>> {
+        self.candidates(name).find(|certificate| is_taken(certificate)).or_else(|| self.candidates(name).next())
     }
 }
 

@@ -69,7 +69,7 @@ impl Group {
         let members = self.members();
         let Some(rules) = &members.ejection else { return };
         let (all, mut out) = members.counted();
-        out.sort_by_key(|node| node.circuit.left(now));
+        out.sort_by_cached_key(|node| node.circuit.left(now));
         let most = (0..=all).take_while(|&out| out == 0 || may_be_out(out, all, rules.max_ejected.ratio())).count() - 1;
         for node in out.iter().take(out.len().saturating_sub(most)) {
             node.circuit.close(now);

@@ -89,9 +89,6 @@ impl NodeRuntime {
             self.ramp.begin(millis(Instant::now()));
             self.stir();
         }
-        if state != NodeState::Up {
-            self.group.hold_bound();
-        }
     }
 
     /// Requests and tunnels that this node is working on.

@@ -12,6 +12,7 @@ use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 /// Pool, id, address, and how it is spoken with: what was settled in another way is not to be trusted now.
 type Identity = (Arc<str>, Arc<str>, SocketAddr, Vec<u8>);
@@ -20,6 +21,8 @@ type PoolAndId = (Arc<str>, Arc<str>);
 
 /// Of so many nodes at most that are not there something is remembered that was said of them.
 const MAX_ABSENT: usize = 1000;
+/// For so long: after that another node may have its address.
+const LONGEST_ABSENCE: Duration = Duration::from_secs(3600);
 
 /// Everything that outlives a configuration. The same id under another address is a new node.
 pub(crate) struct Registry {
@@ -48,6 +51,8 @@ struct Override {
     /// What the file said then.
     file: NodeState,
     state: NodeState,
+    /// Since when no name server tells of it.
+    absent: Option<Instant>,
 }
 
 impl Registry {
@@ -87,11 +92,17 @@ impl Registry {
         let mut absent = 0;
         overrides.retain(|(pool, id), held| {
             match all().find(|(other, node)| other.name == *pool && node.id == *id) {
-                Some((_, node)) => node.state == held.file,
+                Some((_, node)) => {
+                    held.absent = None;
+                    node.state == held.file
+                }
                 // One answer of a name server that does not tell of a node ends nothing that was said of it.
                 None => {
                     absent += 1;
-                    absent <= MAX_ABSENT && pools.iter().any(|other| other.name == *pool && other.is_discovered)
+                    let is_recent = held.absent.get_or_insert_with(Instant::now).elapsed() < LONGEST_ABSENCE;
+                    is_recent
+                        && absent <= MAX_ABSENT
+                        && pools.iter().any(|other| other.name == *pool && other.is_discovered)
                 }
             }
         });
@@ -162,8 +173,10 @@ impl Registry {
     pub(crate) fn set_state(&self, pool: &Pool, id: &str, state: NodeState) -> bool {
         let Some(node) = pool.nodes.iter().find(|node| &*node.id == id) else { return false };
         let mut overrides = lock(&self.overrides);
-        overrides.insert((Arc::clone(&pool.name), Arc::clone(&node.id)), Override { file: node.state, state });
+        overrides
+            .insert((Arc::clone(&pool.name), Arc::clone(&node.id)), Override { file: node.state, state, absent: None });
         node.runtime.set_state(state);
+        pool.group.hold_bound();
         true
     }
 }

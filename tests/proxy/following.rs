@@ -44,8 +44,10 @@ fn replace(path: &Path, text: &str) {
 
 #[test]
 fn a_file_that_is_being_written_is_not_in_force_before_it_is_closed() {
-    let proxy = Proxy::start_whole(&version(1));
+    let proxy = Proxy::start_whole(&version(0));
     let path = proxy.folder().join("ringway.yaml");
+    // From then on it is followed.
+    replace(&path, &version(1));
     wait_for(&proxy, 1);
     let text = version(2);
     let mut file = File::create(&path).unwrap();
@@ -158,6 +160,22 @@ fn changes_behind_links_and_folders_are_found() {
     symlink("v10", at("current.new")).unwrap();
     std::fs::rename(at("current.new"), at("current")).unwrap();
     wait_for(&proxy, 10);
+}
+
+/// As editors save: the old file goes away, and a new one is written, synchronised and closed.
+#[test]
+fn a_file_that_is_saved_anew_is_not_lost() {
+    let proxy = Proxy::start_whole(&version(0));
+    let path = proxy.folder().join("ringway.yaml");
+    for number in 1..8 {
+        std::fs::rename(&path, path.with_extension("bak")).unwrap();
+        let mut file = File::create(&path).unwrap();
+        file.write_all(version(number).as_bytes()).unwrap();
+        file.sync_all().unwrap();
+        std::thread::park_timeout(Duration::from_millis(30 * number as u64));
+        drop(file);
+        wait_for(&proxy, number);
+    }
 }
 
 /// Any sequence of writes, in place and by renames, whole and half, valid and not: what is in force was written whole,

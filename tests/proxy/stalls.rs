@@ -6,8 +6,8 @@ use std::net::SocketAddr;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// What a stop may take beside its `drain_timeout`.
-const LAST_MOMENT: Duration = Duration::from_secs(1);
+/// What a stop may take beside its `drain_timeout`: a second, and what a busy machine adds.
+const LAST_MOMENT: Duration = Duration::from_secs(4);
 
 fn fifo(folder: &std::path::Path, name: &str) -> std::path::PathBuf {
     let path = folder.join(name);
