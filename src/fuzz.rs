@@ -423,10 +423,10 @@ pub fn frame_meter(data: &[u8]) {
     let Some((cut, frames)) = data.split_first() else { return };
     let (mut whole, mut cut_up) = (Meter::new(0, 0, 200), Meter::new(0, 0, 200));
     let (mut expected, mut found) = (Vec::new(), Vec::new());
-    whole.inward(frames, |oddity| expected.push(oddity));
+    whole.inward(frames, |glitch| expected.push(glitch));
     let mut worst = cut_up.verdict();
     for piece in frames.chunks(usize::from(*cut).max(1)) {
-        cut_up.inward(piece, |oddity| found.push(oddity));
+        cut_up.inward(piece, |glitch| found.push(glitch));
         assert!(cut_up.verdict() >= worst);
         worst = cut_up.verdict();
     }

@@ -32,7 +32,7 @@ RATE = 200  # requests of the good client in a second
 FACTOR, FLOOR_MS, MAX_GROWTH_MIB = 5, 5, 64
 BIG, SMALL = b"b" * 2**22, b"s" * 256
 PATIENCE = 10  # seconds for anything that should take far less
-FAMILIES = ("ringway_connection_oddities_total", "ringway_connections_cut_total")
+FAMILIES = ("ringway_http2_glitches_total", "ringway_connections_aborted_total")
 FORK = multiprocessing.get_context("fork")
 RINGWAY = """\
 listeners:

@@ -59,28 +59,28 @@ pub(super) fn run(options: Options) -> Outcome {
         }
     };
     let query = form.query.as_deref().map_or(String::new(), |query| format!("?{query}"));
-    writeln!(out, "request   {} {}{}{query}", head.method, form.host, form.path)?;
+    writeln!(out, "request      {} {}{}{query}", head.method, form.host, form.path)?;
     let table = Table::new(&settings.routes);
     let found = table.find(Query { host: &form.host, path: &form.path, method: &head.method, fields: &head.fields });
     let Some(route) = found.map(|index| &settings.routes[index]) else {
-        writeln!(out, "route     none: 404 no-route")?;
+        writeln!(out, "route        none: 404 no-route")?;
         return Ok(ExitCode::SUCCESS);
     };
-    writeln!(out, "route     {}", route.name.value)?;
+    writeln!(out, "route        {}", route.name.value)?;
     if let Some(redirect) = &route.redirect {
         writeln!(
             out,
-            "answer    {} to {}",
+            "answer       {} to {}",
             redirect.status.as_u16(),
             redirect_target(&redirect.to.value, &form).to_str().unwrap_or_default()
         )?;
     }
     if let Some(respond) = &route.respond {
-        writeln!(out, "answer    {} with {} bytes", respond.status.as_u16(), respond.body.len())?;
+        writeln!(out, "answer       {} with {} bytes", respond.status.as_u16(), respond.body.len())?;
     }
     if let Some(strip) = &route.strip_prefix {
         let path = target::strip_prefix(&form.path, &strip.0).unwrap_or(&form.path);
-        writeln!(out, "forwards  {path}{query}")?;
+        writeln!(out, "forwards     {path}{query}")?;
     }
     explain_idempotency(&mut out, route, &form, &head, settings.limits.request_body)?;
     if let Some(limit) = &route.rate_limit {
@@ -98,19 +98,19 @@ fn explain_idempotency(
     head: &RequestHead,
     body_limit: Size,
 ) -> std::io::Result<()> {
-    let Some(rules) = &route.idempotency else { return writeln!(out, "run once  nothing on this route") };
+    let Some(rules) = &route.idempotency else { return writeln!(out, "idempotency  nothing on this route") };
     if !rules.methods.contains(&head.method) {
-        return writeln!(out, "run once  not for {}", head.method);
+        return writeln!(out, "idempotency  not for {}", head.method);
     }
     let key = match key_of(head.fields.plain(), &rules.key_header) {
         Ok(Some(key)) => key,
-        Ok(None) if rules.required => return writeln!(out, "run once  refused: 400 idempotency-key-missing"),
-        Ok(None) => return writeln!(out, "run once  not without a field `{}`", rules.key_header),
-        Err(bad) => return writeln!(out, "run once  refused: 400 idempotency-key-invalid: {bad}"),
+        Ok(None) if rules.required => return writeln!(out, "idempotency  refused: 400 idempotency-key-missing"),
+        Ok(None) => return writeln!(out, "idempotency  not without a field `{}`", rules.key_header),
+        Err(bad) => return writeln!(out, "idempotency  refused: 400 idempotency-key-invalid: {bad}"),
     };
     let sources = ScopeSources::of(&rules.scope);
     let Some(scope) = sources.read(form, &head.fields) else {
-        return writeln!(out, "run once  refused: 400 scope-missing");
+        return writeln!(out, "idempotency  refused: 400 scope-missing");
     };
     let caller = if rules.scope.is_empty() { "all callers are one".to_owned() } else { sources.names().join(" and ") };
     let subject = Subject {
@@ -120,8 +120,8 @@ fn explain_idempotency(
         path: form.path.to_string(),
         key,
     };
-    writeln!(out, "run once  key `{}`, namespace {}, caller: {caller}", subject.key, subject.namespace)?;
-    writeln!(out, "          record {}, kept for {}", subject.identify(&scope), shown(rules.ttl))?;
+    writeln!(out, "idempotency  key `{}`, namespace {}, caller: {caller}", subject.key, subject.namespace)?;
+    writeln!(out, "             record {}, kept for {}", subject.identify(&scope), shown(rules.ttl))?;
     let concurrent = match rules.on_concurrent {
         OnConcurrent::Reject => "409".to_owned(),
         OnConcurrent::Wait => format!("waits up to {}", shown(rules.wait)),
@@ -136,13 +136,13 @@ fn explain_idempotency(
     };
     writeln!(
         out,
-        "          while the first runs: {concurrent}; outcome unknown: {unknown}; store out of order: {failure}"
+        "             while the first runs: {concurrent}; outcome unknown: {unknown}; store out of order: {failure}"
     )?;
     let released: Vec<&str> = rules.release_on.iter().map(http::StatusCode::as_str).collect();
     let released = if released.is_empty() { "none".to_owned() } else { released.join(", ") };
     writeln!(
         out,
-        "          bodies up to {} and {}; statuses that release the key: {released}",
+        "             bodies up to {} and {}; statuses that release the key: {released}",
         rules.max_request.min(body_limit),
         rules.max_response
     )
@@ -152,7 +152,7 @@ fn explain_rate_limit(out: &mut impl Write, limit: &RateLimit) -> std::io::Resul
     let keys: Vec<String> = limit.key.iter().map(ToString::to_string).collect();
     let burst = limit.burst.unwrap_or(limit.requests);
     let by = if keys.is_empty() { "client_ip".to_owned() } else { keys.join(", else ") };
-    write!(out, "limit     {} requests in {}, {burst} at once, by {by}", limit.requests, shown(limit.per))?;
+    write!(out, "limit        {} requests in {}, {burst} at once, by {by}", limit.requests, shown(limit.per))?;
     for (counted, what) in [(limit.cache_hits, "hits of the cache"), (limit.replays, "replays")] {
         if !counted {
             write!(out, "; {what} do not count")?;
@@ -168,12 +168,12 @@ fn explain_cache(
     form: &Form<'_>,
     head: &RequestHead,
 ) -> std::io::Result<()> {
-    let Some(cache) = &route.cache else { return writeln!(out, "cache     none on this route") };
+    let Some(cache) = &route.cache else { return writeln!(out, "cache        none on this route") };
     if is_safe(&head.method) && head.method != Method::GET && head.method != Method::HEAD {
-        return writeln!(out, "cache     not for {}, which changes nothing either", head.method);
+        return writeln!(out, "cache        not for {}, which changes nothing either", head.method);
     }
     if !is_safe(&head.method) {
-        return writeln!(out, "cache     not for {}; if it succeeds, what is stored of the URI goes", head.method);
+        return writeln!(out, "cache        not for {}; if it succeeds, what is stored of the URI goes", head.method);
     }
     let target = Target {
         scheme: head.fields.facts.scheme(),
@@ -184,9 +184,9 @@ fn explain_cache(
     let bypasses = BypassCookies::of(cache.bypass_cookies.iter().map(|name| name.as_str()));
     if bypasses.are_in(head.fields.plain()) || form.has_body {
         let why = if form.has_body { "a body" } else { "a cookie of `bypass_cookies`" };
-        return writeln!(out, "cache     passed by, for the request has {why}");
+        return writeln!(out, "cache        passed by, for the request has {why}");
     }
-    write!(out, "cache     {}", KeyRules::of(&cache.key).uri(target))?;
+    write!(out, "cache        {}", KeyRules::of(&cache.key).uri(target))?;
     for name in &cache.key.headers {
         write!(out, ", field {name}")?;
     }
@@ -199,10 +199,10 @@ fn explain_cache(
         ClientDirectives::Ignore => "ignored but for no-store and only-if-cached",
         ClientDirectives::Honour => "honoured",
     };
-    writeln!(out, "          bodies up to {size}; the request's Cache-Control is {clients}")?;
+    writeln!(out, "             bodies up to {size}; the request's Cache-Control is {clients}")?;
     writeln!(
         out,
-        "          where the response does not say: fresh {}, negative {}, stale-while-revalidate {}, stale-if-error {}, guessed at most {}",
+        "             where the response does not say: fresh {}, negative {}, stale-while-revalidate {}, stale-if-error {}, guessed at most {}",
         shown(cache.default_ttl),
         shown(cache.negative_ttl),
         shown(cache.stale_while_revalidate),
@@ -213,14 +213,14 @@ fn explain_cache(
         let ttl = overrides.ttl.map(|ttl| format!("fresh {}", shown(ttl)));
         let ignored = overrides.ignore.iter().map(|directive| format!("{} counts for nothing", directive.word()));
         let rules: Vec<String> = ttl.into_iter().chain(ignored).collect();
-        writeln!(out, "          whatever the response says: {}", rules.join(", "))?;
+        writeln!(out, "             whatever the response says: {}", rules.join(", "))?;
     }
     let barred = |name: http::HeaderName, why: &str| head.fields.plain().contains_key(name).then(|| why.to_owned());
     let notes = [
         barred(http::header::AUTHORIZATION, "has Authorization: stored only if public, must-revalidate or s-maxage"),
         barred(http::header::COOKIE, "has a Cookie: stored only with a freshness of its own"),
     ];
-    notes.into_iter().flatten().try_for_each(|note| writeln!(out, "          {note}"))
+    notes.into_iter().flatten().try_for_each(|note| writeln!(out, "             {note}"))
 }
 
 /// A duration as the file writes it.
@@ -243,15 +243,15 @@ fn explain_node(
             AffinityMode::Soft => "a random key, issued where no source of `hash_on` is present",
             AffinityMode::Strict => "the node, sealed",
         };
-        writeln!(out, "affinity  the cookie `{}` goes before the hash key; it holds {held}", cookie.name.value)?;
+        writeln!(out, "affinity     the cookie `{}` goes before the hash key; it holds {held}", cookie.name.value)?;
     }
     let Some(found) = find_key(&route.hash_on, form, fields) else {
-        writeln!(out, "hash key  none of the sources is present: a random one a request")?;
-        return writeln!(out, "pool      {}: any node, by share", name.value);
+        writeln!(out, "hash key     none of the sources is present: a random one a request")?;
+        return writeln!(out, "pool         {}: any node, by share", name.value);
     };
     let ring = ring_of(name.as_str(), pool, &config.secrets);
     let hash = ring.hash_key(&found.key);
-    writeln!(out, "hash key  {} (from {}), hash {hash:016x}", String::from_utf8_lossy(&found.key), found.source)?;
+    writeln!(out, "hash key     {} (from {}), hash {hash:016x}", String::from_utf8_lossy(&found.key), found.source)?;
     let order: Vec<String> = ring
         .walk(hash)
         .map(|member| match pool.listed()[member].state {
@@ -259,11 +259,11 @@ fn explain_node(
             state => format!("{} ({})", pool.listed()[member].id.value, state.word()),
         })
         .collect();
-    writeln!(out, "pool      {}", name.value)?;
+    writeln!(out, "pool         {}", name.value)?;
     if let Some(discovery) = &pool.discovery {
-        writeln!(out, "          and the nodes that `{}` tells of, which are not known here", discovery.dns.value)?;
+        writeln!(out, "             and the nodes that `{}` tells of, which are not known here", discovery.dns.value)?;
     }
-    writeln!(out, "nodes     {}", order.join(" -> "))
+    writeln!(out, "nodes        {}", order.join(" -> "))
 }
 
 /// The request that the arguments describe. The URL's authority stands in the target, so that it

@@ -212,34 +212,62 @@ impl<T: Field> Field for Named<T> {
 /// A mapping that is being read by its known keys.
 pub(crate) struct Block<'a> {
     entries: &'a [(Node, Node)],
+    known: &'a [Key],
     span: Span,
 }
 
+/// A key of a block.
+pub(crate) struct Key {
+    pub(crate) name: &'static str,
+    /// Its name in the version before.
+    pub(crate) formerly: Option<&'static str>,
+}
+
+fn find<'a>(entries: &'a [(Node, Node)], name: &str) -> Option<&'a Node> {
+    let is_named = |key: &Node| matches!(&key.value, Value::Scalar { text, .. } if text == name);
+    entries.iter().find(|(key, _)| is_named(key)).map(|(_, value)| value)
+}
+
 impl<'a> Block<'a> {
-    /// Reports the keys that nobody knows, with the one that was probably meant.
-    pub(crate) fn open(node: &'a Node, known: &[&str], reader: &mut Reader<'_>) -> Option<Block<'a>> {
+    /// Reports the keys that are unknown, with the one that was probably meant, and those with an old name.
+    pub(crate) fn open(node: &'a Node, known: &'a [Key], reader: &mut Reader<'_>) -> Option<Block<'a>> {
         let Value::Mapping(entries) = &node.value else {
             reader.diagnostics.error(node.span, format!("expected a mapping, found {}", node.kind()));
             return None;
         };
         for (key, _) in entries {
             let Value::Scalar { text, .. } = &key.value else { continue };
-            if !known.contains(&text.as_str()) {
-                let advice = match did_you_mean(text, known.iter().copied()) {
-                    Some(meant) => format!("; did you mean `{meant}`?"),
-                    None => format!("; known here: {}", known.join(", ")),
-                };
-                reader.diagnostics.error(key.span, format!("unknown key `{text}`{advice}"));
+            let names = || known.iter().map(|key| key.name);
+            if names().any(|name| name == text) {
+                continue;
             }
+            if let Some(Key { name, .. }) = known.iter().find(|key| key.formerly == Some(text)) {
+                match find(entries, name) {
+                    Some(_) => {
+                        let message = format!("`{text}` is the old name of `{name}`, which stands here too: remove it");
+                        reader.diagnostics.error(key.span, message);
+                    }
+                    None => {
+                        let message =
+                            format!("`{text}` is called `{name}` now; the next version takes the new name alone");
+                        reader.diagnostics.warning(key.span, message);
+                    }
+                }
+                continue;
+            }
+            let advice = match did_you_mean(text, names()) {
+                Some(meant) => format!("; did you mean `{meant}`?"),
+                None => format!("; known here: {}", names().collect::<Vec<_>>().join(", ")),
+            };
+            reader.diagnostics.error(key.span, format!("unknown key `{text}`{advice}"));
         }
-        Some(Block { entries, span: node.span })
+        Some(Block { entries, known, span: node.span })
     }
 
+    /// Returns the value of a key, which may stand under its old name.
     pub(crate) fn get(&self, name: &str) -> Option<&'a Node> {
-        self.entries
-            .iter()
-            .find(|(key, _)| matches!(&key.value, Value::Scalar { text, .. } if text == name))
-            .map(|(_, value)| value)
+        let formerly = || self.known.iter().find(|key| key.name == name).and_then(|key| key.formerly);
+        find(self.entries, name).or_else(|| find(self.entries, formerly()?))
     }
 
     pub(crate) fn missing(&self, name: &str, reader: &mut Reader<'_>) {
@@ -265,17 +293,21 @@ pub(crate) fn default_value<T: Field>(text: &str) -> T {
 }
 
 /// Returns the key that a field of a settings block stands for: a word of Rust is written with `r#` there.
-pub(crate) fn key(field: &'static str) -> &'static str {
-    field.strip_prefix("r#").unwrap_or(field)
+pub(crate) const fn key(field: &'static str) -> &'static str {
+    match field.as_bytes() {
+        [b'r', b'#', ..] => field.split_at(2).1,
+        _ => field,
+    }
 }
 
 /// Declares a block of settings. After `=` stands what holds where the key is absent: `required`,
-/// `absent` (the type's empty value), `block` (all defaults of that block) or the default as text.
+/// `absent` (the type's empty value), `block` (all defaults of that block) or the default as text. After `formerly`
+/// stands the name that a key had in the version before, which is still taken, with a warning.
 macro_rules! settings {
     (
         $(#[doc = $about:literal])*
         $name:ident {
-            $( $(#[doc = $doc:literal])* $field:ident: $type:ty = $default:tt $(within $low:literal to $high:literal)?; )*
+            $( $(#[doc = $doc:literal])* $field:ident: $type:ty = $default:tt $(within $low:literal to $high:literal)? $(formerly $old:literal)?; )*
         }
     ) => {
         $(#[doc = $about])*
@@ -284,9 +316,18 @@ macro_rules! settings {
             $( $(#[doc = $doc])* pub(crate) $field: $type, )*
         }
 
+        impl $name {
+            const KEYS: &[$crate::config::read::Key] = &[
+                $( $crate::config::read::Key {
+                    name: $crate::config::read::key(stringify!($field)),
+                    formerly: settings!(@formerly $($old)?),
+                }, )*
+            ];
+        }
+
         impl $crate::config::read::Field for $name {
             fn read(node: &$crate::config::tree::Node, reader: &mut $crate::config::read::Reader<'_>) -> Option<Self> {
-                let block = $crate::config::read::Block::open(node, &[$($crate::config::read::key(stringify!($field))),*], reader)?;
+                let block = $crate::config::read::Block::open(node, Self::KEYS, reader)?;
                 $(
                     let $field: Option<$type> = match block.get($crate::config::read::key(stringify!($field))) {
                         Some(value) => {
@@ -309,6 +350,7 @@ macro_rules! settings {
                     $crate::config::read::describe(&mut schema, concat!($($doc, "\n"),*));
                     $( $crate::config::read::describe_range(&mut schema, $low, $high); )?
                     settings!(@describe $default, $type, schema, required, $field);
+                    $( properties.insert($old.to_owned(), $crate::config::read::deprecated(&schema, stringify!($field))); )?
                     properties.insert($crate::config::read::key(stringify!($field)).to_owned(), schema);
                 )*
                 let mut schema = serde_json::json!({
@@ -332,6 +374,8 @@ macro_rules! settings {
         }
     };
 
+    (@formerly) => { None };
+    (@formerly $old:literal) => { Some($old) };
     (@absent $type:ty, required, $block:ident, $reader:ident, $field:ident) => {{
         $block.missing($crate::config::read::key(stringify!($field)), $reader);
         None
@@ -419,6 +463,14 @@ pub(crate) fn describe(schema: &mut Json, doc: &str) {
     if !text.is_empty() {
         schema["description"] = text.into();
     }
+}
+
+/// Returns the schema of a key's old name.
+pub(crate) fn deprecated(schema: &Json, name: &str) -> Json {
+    let mut schema = schema.clone();
+    schema["description"] = format!("The old name of `{name}`.").into();
+    schema["deprecated"] = true.into();
+    schema
 }
 
 pub(crate) fn describe_range(schema: &mut Json, low: &str, high: &str) {

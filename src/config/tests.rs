@@ -152,6 +152,23 @@ fn values_out_of_range_name_the_range() {
 }
 
 #[test]
+fn an_old_name_of_a_key_is_taken_with_a_warning() {
+    for (old, new, value) in [("oddities", "http2_glitches", "7"), ("held_body", "request_buffer", "7KiB")] {
+        let (config, report) = parse(&format!("limits:\n  {old}: {value}{SMALL}")).unwrap();
+        let limits = &config.settings.limits;
+        assert!(limits.http2_glitches == 7 || limits.request_buffer.0 == 7 << 10, "{limits:?}");
+        let expected = format!("ringway.yaml:2:3: warning: `{old}` is called `{new}` now");
+        assert!(report.to_string().contains(&expected), "{report}");
+        // Both at once contradict each other.
+        let both = errors(&format!("limits:\n  {old}: {value}\n  {new}: {value}{SMALL}"));
+        assert!(both.contains(&format!("ringway.yaml:2:3: `{old}` is the old name of `{new}`")), "{both}");
+    }
+    // Nobody is told to use an old name.
+    let misspelt = errors(&format!("limits:\n  odditie: 7{SMALL}"));
+    assert!(misspelt.contains("unknown key `odditie`") && !misspelt.contains("oddities"), "{misspelt}");
+}
+
+#[test]
 fn warnings_do_not_fail() {
     let text = format!("{SMALL}  - {{ name: late, path: /x, pool: app }}\n");
     let (_, report) = parse(&text).unwrap();

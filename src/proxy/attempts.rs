@@ -153,7 +153,7 @@ impl Journey {
 
     /// Awaits the body where it is small. Gives whether there was one.
     async fn wait_for_small_body(&mut self) -> Result<bool, Problem> {
-        let (limit, until) = (self.held_body, self.until());
+        let (limit, until) = (self.request_buffer, self.until());
         let Some(request) = self.request.as_mut().filter(|request| small_body::is_small(request.body(), limit)) else {
             return Ok(false);
         };

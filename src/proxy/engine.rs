@@ -202,7 +202,7 @@ impl Engine {
             uncounted,
             underscores,
             body_limit: bounds.body,
-            held_body: settings.limits.held_body.0,
+            request_buffer: settings.limits.request_buffer.0,
             pace: Pace::of(&settings.limits, head.fields.plain()),
         };
         if let Some(rules) = rules {

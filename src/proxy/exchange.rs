@@ -4,7 +4,7 @@ use super::client::{Client, Phase};
 use super::rate_limit::Told;
 use super::snapshot::RouteLabel;
 use crate::telemetry::access_log::{AccessLog, Entry, Sink};
-use crate::telemetry::metrics::{Cut, Metrics, method_label};
+use crate::telemetry::metrics::{Abort, Metrics, method_label};
 use crate::upstream::ClientPart;
 use http::header::{HOST, USER_AGENT};
 use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, Version, request};
@@ -103,14 +103,14 @@ impl Ledger {
         counter.inc();
     }
 
-    /// Counts something odd that a client does.
-    pub(crate) fn odd(&self, kind: &'static str) {
-        self.metrics.connection_oddities.with_label_values(&[kind]).inc();
+    /// Counts what a client does over HTTP/2 that honest ones seldom do.
+    pub(crate) fn glitch(&self, kind: &'static str) {
+        self.metrics.http2_glitches.with_label_values(&[kind]).inc();
     }
 
     /// Counts a connection that the proxy ends.
-    pub(crate) fn cut(&self, reason: Cut) {
-        self.metrics.cut(reason);
+    pub(crate) fn aborted(&self, reason: Abort) {
+        self.metrics.aborted(reason);
     }
 
     /// Counts a TLS handshake.
@@ -288,7 +288,7 @@ impl Exchange {
     pub(super) fn body_failed(&self, fault: BodyFault) {
         self.body_fault.set(Some(fault));
         if fault == BodyFault::Stalled {
-            self.ledger.cut(Cut::Body);
+            self.ledger.aborted(Abort::Body);
         }
     }
 
@@ -320,7 +320,7 @@ impl Exchange {
     /// Its client reads more slowly than it may while others wait for it.
     pub(super) fn too_slow(&self) {
         self.is_too_slow.set(true);
-        self.ledger.cut(Cut::Write);
+        self.ledger.aborted(Abort::Write);
     }
 
     /// Its answer ends before it is whole.

@@ -41,7 +41,7 @@ pub(super) struct Forward<'a> {
     /// What becomes of fields, trailers too, with `_` in their names.
     pub(super) underscores: Underscores,
     pub(super) body_limit: u64,
-    pub(super) held_body: u64,
+    pub(super) request_buffer: u64,
     /// Where the rate limit counts it only once a node is to be asked.
     pub(super) uncounted: Option<Uncounted>,
     /// How fast its body must come.
@@ -88,7 +88,7 @@ impl Forward<'_> {
             may_switch,
             takes_trailers,
             body_limit: self.body_limit,
-            held_body: self.held_body,
+            request_buffer: self.request_buffer,
             uncounted: self.uncounted.clone(),
             cache_status: None,
             claimed: None,

@@ -39,7 +39,7 @@ pub(super) struct Journey {
     pub(super) takes_trailers: bool,
     pub(super) body_limit: u64,
     /// Up to this length a body is awaited before a node is asked.
-    pub(super) held_body: u64,
+    pub(super) request_buffer: u64,
     /// Where it is still to be counted against the route's rate limit.
     pub(super) uncounted: Option<Uncounted>,
     /// What the cache says of it, where the route has one.
@@ -154,7 +154,7 @@ impl Journey {
             may_switch: false,
             takes_trailers: self.takes_trailers,
             body_limit: self.body_limit,
-            held_body: self.held_body,
+            request_buffer: self.request_buffer,
             uncounted: None,
             cache_status: None,
             claimed: None,

@@ -4,14 +4,14 @@
 use super::addresses::Addresses;
 use super::greeting::{Greeting, greet};
 use super::http2;
-use super::meter::Oddity;
+use super::meter::Glitch;
 use super::tunnel;
 use super::wire::{Pulse, Wire};
 use crate::config::Limits;
 use crate::http::problem::Problem;
 use crate::io::{Framing, Seen, Stream};
 use crate::proxy::{Client, Engine, Phase};
-use crate::telemetry::metrics::Cut;
+use crate::telemetry::metrics::Abort;
 use http::{Request, StatusCode};
 use hyper::body::Incoming;
 use hyper::server::conn::http1::Builder;
@@ -187,7 +187,7 @@ async fn session(context: &Rc<Context>, mut stream: Stream, client: &Rc<Client>,
                     Poll::Ready(Expired::Park) => return Poll::Ready(End::Park),
                     Poll::Ready(Expired::Head) => return Poll::Ready(End::HeadTimeout),
                     Poll::Ready(Expired::Write) => {
-                        context.engine.ledger.cut(Cut::Write);
+                        context.engine.ledger.aborted(Abort::Write);
                         return Poll::Ready(End::Abandon);
                     }
                     // The body ends in an error, which the pipeline answers.
@@ -211,7 +211,7 @@ async fn session(context: &Rc<Context>, mut stream: Stream, client: &Rc<Client>,
             End::Park if stream.has_unread() => {}
             End::Park => return Some(stream),
             End::HeadTimeout => {
-                context.engine.ledger.cut(Cut::Head);
+                context.engine.ledger.aborted(Abort::Head);
                 let detail = "the request's head did not arrive in time";
                 let problem =
                     Problem::new(StatusCode::REQUEST_TIMEOUT, "request-timeout", "http_request_error", detail);
@@ -300,7 +300,7 @@ async fn close(
     match (tunnel, result) {
         (Some(tunnel), Ok(())) => tunnel::run(stream, tunnel).await,
         (_, Err(error)) if pulse.held_back.get() || (client.phase.get() == Phase::Idle && error.is_parse()) => {
-            context.engine.ledger.odd(Oddity::Malformed.label());
+            context.engine.ledger.glitch(Glitch::Malformed.label());
             refuse(context, stream, client, &unreadable(&error, is_first_line)).await;
         }
         (_, Err(error)) => {

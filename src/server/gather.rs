@@ -7,7 +7,7 @@
 //! What passes goes through the meter. A connection that is too odd is read no further, nor one whose bodies wait
 //! unread while the process holds as much as it may.
 
-use super::meter::{Meter, Oddity, Verdict};
+use super::meter::{Glitch, Meter, Verdict};
 use crate::http::budget::Share;
 use crate::io::Stream;
 use crate::proxy::{Ledger, Streams};
@@ -150,7 +150,7 @@ impl Inner {
     /// Meters what the client has sent.
     fn came(&mut self, bytes: &[u8]) {
         let ledger = &self.ledger;
-        self.meter.inward(bytes, |oddity| ledger.odd(oddity.label()));
+        self.meter.inward(bytes, |glitch| ledger.glitch(glitch.label()));
         self.open_head = self.meter.open_head().map(|head| match self.open_head {
             Some((known, since)) if known == head => (head, since),
             _ => (head, Instant::now()),
@@ -160,7 +160,7 @@ impl Inner {
     /// Meters what was added to what is held.
     fn added(&mut self, before: usize) {
         let ledger = &self.ledger;
-        self.meter.outward(&self.held[before..], |oddity| ledger.odd(oddity.label()));
+        self.meter.outward(&self.held[before..], |glitch| ledger.glitch(glitch.label()));
     }
 
     /// Has the share be as large as what waits unread. Gives whether more may be read.
@@ -206,8 +206,8 @@ impl Handle {
     pub(super) fn verdict(&self) -> Verdict {
         let mut inner = self.0.borrow_mut();
         for _ in 0..inner.streams.take_malformed() {
-            inner.meter.note(Oddity::Malformed, Instant::now());
-            inner.ledger.odd(Oddity::Malformed.label());
+            inner.meter.note(Glitch::Malformed, Instant::now());
+            inner.ledger.glitch(Glitch::Malformed.label());
         }
         inner.meter.verdict()
     }

@@ -8,7 +8,7 @@ use crate::http::forwarded::is_trusted;
 use crate::http::problem::Problem;
 use crate::io::Stream;
 use crate::proxy::{Client, Secured};
-use crate::telemetry::metrics::Cut;
+use crate::telemetry::metrics::Abort;
 use crate::tls::{ServerTls, identity};
 use http::HeaderValue;
 use rustls::server::Acceptor;
@@ -86,7 +86,7 @@ pub(super) async fn greet(
         }
         Err(_) => {
             context.engine.ledger.handshaken(&context.name, false);
-            context.engine.ledger.cut(Cut::Handshake);
+            context.engine.ledger.aborted(Abort::Handshake);
             return None;
         }
     };
@@ -108,7 +108,7 @@ fn seat(context: &Context, peer: SocketAddr) -> Option<Option<Seat>> {
     let seat = context.addresses.take(peer.ip(), limit);
     if seat.is_none() {
         tracing::debug!(%peer, limit, "closed: its address has as many connections as one may have");
-        context.engine.ledger.cut(Cut::AddressLimit);
+        context.engine.ledger.aborted(Abort::AddressLimit);
     }
     seat.map(Some)
 }
@@ -147,7 +147,7 @@ async fn source(
             None
         }
         Err(_) => {
-            context.engine.ledger.cut(Cut::Handshake);
+            context.engine.ledger.aborted(Abort::Handshake);
             None
         }
     }

@@ -9,7 +9,7 @@ use crate::config::Limits;
 use crate::http::forwarded::is_trusted;
 use crate::io::Stream;
 use crate::proxy::{Answering, Client, Journeying, ResponseBody, Streams};
-use crate::telemetry::metrics::Cut;
+use crate::telemetry::metrics::Abort;
 use http::Response;
 use http::header::EXPECT;
 use hyper::server::conn::http2::Builder;
@@ -48,7 +48,7 @@ pub(super) async fn serve(context: &Rc<connection::Context>, stream: Stream, cli
     let streams: Rc<Streams> = Rc::default();
     let share = context.engine.budget.nothing();
     let ledger = Rc::clone(&context.engine.ledger);
-    let meter = Meter::new(PREFACE.len(), CONNECTION_WINDOW - FIRST_WINDOW, oddities(context, client, limits));
+    let meter = Meter::new(PREFACE.len(), CONNECTION_WINDOW - FIRST_WINDOW, glitches(context, client, limits));
     let wire = Gather::new(stream, Notes { meter, streams: Rc::clone(&streams), ledger, share });
     let (out, wire_of_streams) = (wire.handle(), wire.stream_handle());
     let tasks = Tasks::default();
@@ -112,7 +112,7 @@ pub(super) async fn serve(context: &Rc<connection::Context>, stream: Stream, cli
             let verdict = out.verdict();
             if verdict == Verdict::Hostile {
                 tracing::debug!(peer = %client.peer, "an HTTP/2 connection is cut: it is too odd");
-                context.engine.ledger.cut(Cut::Oddities);
+                context.engine.ledger.aborted(Abort::Http2Glitches);
                 out.rebuke();
                 tasks.end_all();
                 return Poll::Ready(());
@@ -154,11 +154,11 @@ pub(super) async fn serve(context: &Rc<connection::Context>, stream: Stream, cli
                 tasks.end_stalled(now, limits.write_timeout);
             }
             if write_end.is_some_and(|end| end <= now) {
-                context.engine.ledger.cut(Cut::Write);
+                context.engine.ledger.aborted(Abort::Write);
                 return Poll::Ready(());
             }
             if head_end.is_some_and(|end| end <= now) {
-                context.engine.ledger.cut(Cut::Head);
+                context.engine.ledger.aborted(Abort::Head);
                 return Poll::Ready(());
             }
             if idle_end.is_some_and(|end| end <= now) {
@@ -179,9 +179,9 @@ pub(super) async fn serve(context: &Rc<connection::Context>, stream: Stream, cli
 
 /// How odd a client may be. A proxy that is trusted speaks for many, whom one stranger must not take the connection
 /// from.
-fn oddities(context: &connection::Context, client: &Client, limits: &Limits) -> u32 {
+fn glitches(context: &connection::Context, client: &Client, limits: &Limits) -> u32 {
     let trusted = &context.engine.snapshot().config.settings.trusted_proxies;
-    if is_trusted(client.peer.ip(), trusted) { 0 } else { limits.oddities }
+    if is_trusted(client.peer.ip(), trusted) { 0 } else { limits.http2_glitches }
 }
 
 /// The tasks of a connection's streams, so that one can be ended whose client takes nothing of its answer: while

@@ -38,7 +38,7 @@ const SMALL_PIECE: u32 = 1024;
 
 /// What honest clients seldom do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Oddity {
+pub(crate) enum Glitch {
     /// The client resets a stream (CVE-2023-44487).
     Reset,
     /// It has the proxy reset one (CVE-2025-8671).
@@ -59,35 +59,35 @@ pub(crate) enum Oddity {
     Malformed,
 }
 
-impl Oddity {
+impl Glitch {
     /// The label in metrics and logs.
     pub(crate) fn label(self) -> &'static str {
         match self {
-            Oddity::Reset => "reset",
-            Oddity::MadeReset => "made_reset",
-            Oddity::LongHead => "long_head",
-            Oddity::Continuation => "continuation",
-            Oddity::Ping => "ping",
-            Oddity::Settings => "settings",
-            Oddity::Priority => "priority",
-            Oddity::EmptyData => "empty_data",
-            Oddity::WindowUpdate => "window_update",
-            Oddity::Unknown => "unknown",
-            Oddity::Malformed => "malformed",
+            Glitch::Reset => "reset",
+            Glitch::MadeReset => "made_reset",
+            Glitch::LongHead => "long_head",
+            Glitch::Continuation => "continuation",
+            Glitch::Ping => "ping",
+            Glitch::Settings => "settings",
+            Glitch::Priority => "priority",
+            Glitch::EmptyData => "empty_data",
+            Glitch::WindowUpdate => "window_update",
+            Glitch::Unknown => "unknown",
+            Glitch::Malformed => "malformed",
         }
     }
 
     /// In tenths of a point.
     fn cost(self) -> u64 {
         match self {
-            Oddity::Reset
-            | Oddity::LongHead
-            | Oddity::Ping
-            | Oddity::Priority
-            | Oddity::WindowUpdate
-            | Oddity::Unknown => POINT,
-            Oddity::Malformed => 2 * POINT,
-            Oddity::MadeReset | Oddity::Continuation | Oddity::Settings | Oddity::EmptyData => 4 * POINT,
+            Glitch::Reset
+            | Glitch::LongHead
+            | Glitch::Ping
+            | Glitch::Priority
+            | Glitch::WindowUpdate
+            | Glitch::Unknown => POINT,
+            Glitch::Malformed => 2 * POINT,
+            Glitch::MadeReset | Glitch::Continuation | Glitch::Settings | Glitch::EmptyData => 4 * POINT,
         }
     }
 }
@@ -190,33 +190,33 @@ impl Meter {
         }
     }
 
-    /// Bytes of the client. Tells of each oddity.
-    pub(crate) fn inward(&mut self, bytes: &[u8], mut tell: impl FnMut(Oddity)) {
+    /// Bytes of the client. Tells of each glitch.
+    pub(crate) fn inward(&mut self, bytes: &[u8], mut tell: impl FnMut(Glitch)) {
         let mut frames = std::mem::take(&mut self.inward);
         frames.pass(bytes, |frame| {
-            if let Some(oddity) = self.odd(frame) {
-                self.note(oddity, Instant::now());
-                tell(oddity);
+            if let Some(glitch) = self.glitch(frame) {
+                self.note(glitch, Instant::now());
+                tell(glitch);
             }
         });
         self.inward = frames;
     }
 
     /// Bytes for the client.
-    pub(crate) fn outward(&mut self, bytes: &[u8], mut tell: impl FnMut(Oddity)) {
+    pub(crate) fn outward(&mut self, bytes: &[u8], mut tell: impl FnMut(Glitch)) {
         let mut frames = std::mem::take(&mut self.outward);
         frames.pass(bytes, |frame| {
             if self.was_made(frame) {
-                self.note(Oddity::MadeReset, Instant::now());
-                tell(Oddity::MadeReset);
+                self.note(Glitch::MadeReset, Instant::now());
+                tell(Glitch::MadeReset);
             }
         });
         self.outward = frames;
     }
 
-    /// Adds an oddity to the score.
-    pub(crate) fn note(&mut self, oddity: Oddity, now: Instant) {
-        self.score.add(oddity.cost(), now);
+    /// Adds an glitch to the score.
+    pub(crate) fn note(&mut self, glitch: Glitch, now: Instant) {
+        self.score.add(glitch.cost(), now);
         self.verdict = self.verdict.max(self.score.verdict());
     }
 
@@ -279,14 +279,14 @@ impl Meter {
     }
 
     /// What is odd about a frame of the client.
-    fn odd(&mut self, frame: Frame) -> Option<Oddity> {
+    fn glitch(&mut self, frame: Frame) -> Option<Glitch> {
         self.has_goaway |= frame.kind == Kind::GOAWAY;
         // Settings come in the order of their numbers, by custom.
         self.has_table |= frame.kind == Kind::SETTINGS && frame.length > 0 && frame.first_word() == HEADER_TABLE_SIZE;
         match frame.kind {
             Kind::DATA => {
                 self.data += u64::from(frame.length);
-                (frame.content() == 0 && !frame.ends_stream()).then_some(Oddity::EmptyData)
+                (frame.content() == 0 && !frame.ends_stream()).then_some(Glitch::EmptyData)
             }
             Kind::HEADERS => {
                 self.heads += u64::from(frame.length) + A_STREAM;
@@ -300,20 +300,20 @@ impl Meter {
             Kind::CONTINUATION => {
                 self.heads += u64::from(frame.length);
                 let is_small = !frame.ends_head() && frame.length < SMALL_PIECE;
-                Some(if is_small { Oddity::Continuation } else { Oddity::LongHead })
+                Some(if is_small { Glitch::Continuation } else { Glitch::LongHead })
             }
-            Kind::RST_STREAM => Some(Oddity::Reset),
+            Kind::RST_STREAM => Some(Glitch::Reset),
             // What can only have the stream reset is told before it is.
             Kind::WINDOW_UPDATE if frame.stream != 0 && !FAIR_UPDATE.contains(&frame.first_word()) => {
-                Some(Oddity::WindowUpdate)
+                Some(Glitch::WindowUpdate)
             }
             Kind::WINDOW_UPDATE if frame.first_word() >= TINY_UPDATE => None,
             _ if self.pays() => None,
-            Kind::PING => Some(Oddity::Ping),
-            Kind::SETTINGS => Some(Oddity::Settings),
-            Kind::PRIORITY | Kind::PRIORITY_UPDATE => Some(Oddity::Priority),
-            Kind::WINDOW_UPDATE => Some(Oddity::WindowUpdate),
-            _ => Some(Oddity::Unknown),
+            Kind::PING => Some(Glitch::Ping),
+            Kind::SETTINGS => Some(Glitch::Settings),
+            Kind::PRIORITY | Kind::PRIORITY_UPDATE => Some(Glitch::Priority),
+            Kind::WINDOW_UPDATE => Some(Glitch::WindowUpdate),
+            _ => Some(Glitch::Unknown),
         }
     }
 

@@ -21,8 +21,8 @@ pub(crate) struct Metrics {
     pub(crate) connections: IntGaugeVec,
     pub(crate) connections_total: IntCounterVec,
     pub(crate) tls_handshakes: IntCounterVec,
-    pub(crate) connection_oddities: IntCounterVec,
-    pub(crate) connections_cut: IntCounterVec,
+    pub(crate) http2_glitches: IntCounterVec,
+    pub(crate) connections_aborted: IntCounterVec,
     pub(crate) request_bytes: IntCounter,
     pub(crate) response_bytes: IntCounter,
     pub(crate) upstream_requests: IntCounterVec,
@@ -66,15 +66,15 @@ impl Metrics {
                 "TLS handshakes with clients.",
                 &["listener", "result"],
             ),
-            connection_oddities: counters(
+            http2_glitches: counters(
                 &registry,
-                "ringway_connection_oddities_total",
+                "ringway_http2_glitches_total",
                 "What honest clients seldom do, as it adds to the score of their connection.",
                 &["kind"],
             ),
-            connections_cut: counters(
+            connections_aborted: counters(
                 &registry,
-                "ringway_connections_cut_total",
+                "ringway_connections_aborted_total",
                 "Client connections, and requests over HTTP/2, that the proxy ended for their own doing.",
                 &["reason"],
             ),
@@ -164,8 +164,8 @@ impl Metrics {
             metrics.config_reloads.with_label_values(&[result]);
             metrics.upgrades.with_label_values(&[result]);
         }
-        for reason in Cut::ALL {
-            metrics.connections_cut.with_label_values(&[reason.label()]);
+        for reason in Abort::ALL {
+            metrics.connections_aborted.with_label_values(&[reason.label()]);
         }
         for kind in ["url", "prefix", "tag", "all"] {
             metrics.cache_purges.with_label_values(&[kind]);
@@ -234,7 +234,7 @@ impl Metrics {
 
 /// Why the proxy ends a connection that does nothing forbidden by the protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Cut {
+pub(crate) enum Abort {
     /// Its address has as many connections as one may have.
     AddressLimit,
     /// Its TLS handshake, or its PROXY protocol header, did not come in time.
@@ -245,29 +245,30 @@ pub(crate) enum Cut {
     Body,
     /// The client took nothing of its answer.
     Write,
-    /// It was too odd.
-    Oddities,
+    /// It did too much of what honest clients seldom do over HTTP/2.
+    Http2Glitches,
 }
 
-impl Cut {
-    const ALL: [Cut; 6] = [Cut::AddressLimit, Cut::Handshake, Cut::Head, Cut::Body, Cut::Write, Cut::Oddities];
+impl Abort {
+    const ALL: [Abort; 6] =
+        [Abort::AddressLimit, Abort::Handshake, Abort::Head, Abort::Body, Abort::Write, Abort::Http2Glitches];
 
     fn label(self) -> &'static str {
         match self {
-            Cut::AddressLimit => "address_limit",
-            Cut::Handshake => "handshake",
-            Cut::Head => "head",
-            Cut::Body => "body",
-            Cut::Write => "write",
-            Cut::Oddities => "oddities",
+            Abort::AddressLimit => "address_limit",
+            Abort::Handshake => "handshake",
+            Abort::Head => "head",
+            Abort::Body => "body",
+            Abort::Write => "write",
+            Abort::Http2Glitches => "http2_glitches",
         }
     }
 }
 
 impl Metrics {
     /// Counts a connection that is ended.
-    pub(crate) fn cut(&self, reason: Cut) {
-        self.connections_cut.with_label_values(&[reason.label()]).inc();
+    pub(crate) fn aborted(&self, reason: Abort) {
+        self.connections_aborted.with_label_values(&[reason.label()]).inc();
     }
 }
 

@@ -12,7 +12,7 @@ fn proxy(node: &Node, limits: &str) -> Proxy {
 }
 
 fn cut(proxy: &Proxy, reason: &str) -> f64 {
-    proxy.metric(&format!("ringway_connections_cut_total{{reason=\"{reason}\"}}"))
+    proxy.metric(&format!("ringway_connections_aborted_total{{reason=\"{reason}\"}}"))
 }
 
 const POST: &str = "POST /slow HTTP/1.1\r\nhost: a\r\n";
@@ -150,7 +150,7 @@ fn a_slow_stream_of_grpc_is_left_alone() {
 #[test]
 fn small_bodies_are_awaited_and_large_ones_stream() {
     let node = Node::echo();
-    for limits in ["held_body: 64KiB", "held_body: 0B", "held_body: 16MiB"] {
+    for limits in ["request_buffer: 64KiB", "request_buffer: 0B", "request_buffer: 16MiB"] {
         let proxy = proxy(&node, limits);
         for length in [1usize, 5_000, 65_536, 300_000] {
             let body: String = (0..length).map(|n| char::from(b'a' + (n % 26) as u8)).collect();

@@ -82,18 +82,20 @@ fn explain_shows_route_key_and_node() {
     let explain = |arguments: &[&str]| text(&ringway(&[&["explain", "--config", &good], arguments].concat()).stdout);
     let said = explain(&["POST", "http://shop.example/%70ay/1?x=y", "-H", "Cookie: session=abc"]);
     for line in [
-        "request   POST shop.example/pay/1?x=y",
-        "route     pay",
-        "forwards  /1?x=y",
-        "hash key  abc (from cookie:session)",
-        "pool      app",
+        "request      POST shop.example/pay/1?x=y",
+        "route        pay",
+        "forwards     /1?x=y",
+        "hash key     abc (from cookie:session)",
+        "pool         app",
     ] {
         assert!(said.contains(line), "{line}\n{said}");
     }
     assert!(said.contains("app-3 (drain)"), "{said}");
-    assert!(explain(&["GET", "http://a/pay", "--from", "192.0.2.7"]).contains("hash key  192.0.2.7 (from client_ip)"));
-    assert!(explain(&["GET", "http://a/old"]).contains("answer    308 to /new"));
-    assert!(explain(&["GET", "http://a/none"]).contains("route     none: 404"));
+    assert!(
+        explain(&["GET", "http://a/pay", "--from", "192.0.2.7"]).contains("hash key     192.0.2.7 (from client_ip)")
+    );
+    assert!(explain(&["GET", "http://a/old"]).contains("answer       308 to /new"));
+    assert!(explain(&["GET", "http://a/none"]).contains("route        none: 404"));
     assert!(explain(&["GET", "https://www.example.com/"]).contains("a random one a request"));
     assert_eq!(ringway(&["explain", "--config", &good, "GET", "/no-host"]).status.code(), Some(1));
 }

@@ -11,11 +11,11 @@ const GET: [(&str, &str); 4] = [(":method", "GET"), (":scheme", "http"), (":path
 const POST: [(&str, &str); 4] = [(":method", "POST"), (":scheme", "http"), (":path", "/"), (":authority", "a")];
 
 fn odd(proxy: &Proxy, kind: &str) -> f64 {
-    proxy.metric(&format!("ringway_connection_oddities_total{{kind=\"{kind}\"}}"))
+    proxy.metric(&format!("ringway_http2_glitches_total{{kind=\"{kind}\"}}"))
 }
 
 fn cut(proxy: &Proxy, reason: &str) -> f64 {
-    proxy.metric(&format!("ringway_connections_cut_total{{reason=\"{reason}\"}}"))
+    proxy.metric(&format!("ringway_connections_aborted_total{{reason=\"{reason}\"}}"))
 }
 
 /// The piece of a flood by its number.
@@ -43,11 +43,11 @@ fn every_flood_is_cut_and_counted_by_its_kind() {
         }),
     ];
     for (kind, piece) in floods {
-        let (before, cut_before) = (odd(&proxy, kind), cut(&proxy, "oddities"));
+        let (before, cut_before) = (odd(&proxy, kind), cut(&proxy, "http2_glitches"));
         let reason = Frames::connect(proxy.address).flood(piece);
         assert_eq!(reason, Some(ENHANCE_YOUR_CALM), "{kind}");
         assert!(odd(&proxy, kind) >= before + 25.0, "{kind}");
-        eventually(kind, || cut(&proxy, "oddities") == cut_before + 1.0);
+        eventually(kind, || cut(&proxy, "http2_glitches") == cut_before + 1.0);
     }
     // The stream with the empty pieces has begun, and no other.
     assert!(node.requests().len() <= 1, "{:?}", node.requests());
@@ -119,7 +119,7 @@ fn a_trusted_proxy_is_not_cut() {
 }
 
 #[test]
-fn half_of_the_oddities_end_a_connection_well() {
+fn half_of_the_glitches_end_a_connection_well() {
     let node = Node::echo();
     let proxy = Proxy::before(&[node.address]);
     let mut frames = Frames::connect(proxy.address);
@@ -137,13 +137,13 @@ fn half_of_the_oddities_end_a_connection_well() {
     }
     assert_eq!(told, Some(vec![0, 0, 0, 0]), "NO_ERROR");
     assert!(answered, "what was asked for is still answered");
-    assert_eq!(cut(&proxy, "oddities"), 0.0);
+    assert_eq!(cut(&proxy, "http2_glitches"), 0.0);
 }
 
 #[test]
-fn the_limit_of_oddities_is_the_configurations() {
+fn the_limit_of_glitches_is_the_configurations() {
     let node = Node::echo();
-    let proxy = Proxy::start(&format!("limits: {{ oddities: 0 }}\n{}", Proxy::pool(&[node.address], "")));
+    let proxy = Proxy::start(&format!("limits: {{ http2_glitches: 0 }}\n{}", Proxy::pool(&[node.address], "")));
     let mut frames = Frames::connect(proxy.address);
     let pings = frame(PING, 0, 0, &[0; 8]).repeat(100);
     let (mut sent, mut acknowledged) = (0, 0);

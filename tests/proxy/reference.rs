@@ -33,6 +33,9 @@ fn block(page: &mut String, path: &str, schema: &Value) {
     let required: Vec<&str> = schema["required"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
     let mut inner = Vec::new();
     for (key, value) in schema["properties"].as_object().unwrap() {
+        if value["deprecated"] == true {
+            continue;
+        }
         let default = match &value["default"] {
             Value::Null if required.contains(&key.as_str()) => "required".to_owned(),
             Value::Null => String::new(),

@@ -146,7 +146,7 @@ fn the_rest_of_a_body_begins_no_head() {
             peer.answer("early");
         })
     };
-    let limits = "limits: { header_timeout: 300ms, keep_alive_timeout: 1500ms, held_body: 0B }\n";
+    let limits = "limits: { header_timeout: 300ms, keep_alive_timeout: 1500ms, request_buffer: 0B }\n";
     let proxy = Proxy::start(&format!("{limits}{}", Proxy::pool(&[node.address], "")));
     let mut client = proxy.connect();
     client.send("POST / HTTP/1.1\r\nhost: a\r\nexpect: 100-continue\r\ncontent-length: 10\r\n\r\n");

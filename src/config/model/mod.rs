@@ -77,8 +77,8 @@ settings! {
         connections: u32 = "100000" within "1" to "10000000";
         /// Open connections of one client address; further ones are closed. 0 means no limit, as behind a load balancer that speaks for all. For IPv6 an address is its /64. `trusted_proxies` are exempt.
         connections_per_address: u32 = "0" within "0" to "10000000";
-        /// What a connection may do of what honest clients seldom do, in points: resets, pings, empty frames and the like. At half of it the connection is told to end, at the whole it is cut; 10 s forgive the whole. 0 means no limit. `trusted_proxies` are exempt.
-        oddities: u32 = "200" within "0" to "1000000";
+        /// What an HTTP/2 connection may do of what honest clients seldom do, in points: resets, pings, empty frames and the like. At half of it the connection is told to end, at the whole it is cut; 10 s forgive the whole. 0 means no limit. `trusted_proxies` are exempt.
+        http2_glitches: u32 = "200" within "0" to "1000000" formerly "oddities";
         /// The size of a request's head.
         header_bytes: Size = "64KiB" within "8KiB" to "1MiB";
         /// How many fields a request may have.
@@ -92,7 +92,7 @@ settings! {
         /// For the whole head of a request, from its first byte.
         header_timeout: Duration = "10s" within "1ms" to "1h";
         /// A request's body whose announced length is up to this is awaited whole, within `buffered_bytes`, before a node is asked: slow clients then hold no node. 0B has every body stream.
-        held_body: Size = "64KiB" within "0B" to "16MiB";
+        request_buffer: Size = "64KiB" within "0B" to "16MiB" formerly "held_body";
         /// Bytes a second that a request's body must bring at least, over the time that it is waited for, after the first `body_idle_timeout`. 0B means no limit; gRPC has none.
         body_min_rate: Size = "240B" within "0B" to "1GiB";
         /// Between two pieces of a request's body.

@@ -6,9 +6,9 @@ fn frame(kind: Kind, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     [&length[1..], &[kind.0, flags], &stream.to_be_bytes(), payload].concat()
 }
 
-fn odd(meter: &mut Meter, bytes: &[u8]) -> Vec<Oddity> {
+fn odd(meter: &mut Meter, bytes: &[u8]) -> Vec<Glitch> {
     let mut found = Vec::new();
-    meter.inward(bytes, |oddity| found.push(oddity));
+    meter.inward(bytes, |glitch| found.push(glitch));
     found
 }
 
@@ -22,24 +22,24 @@ fn each_frame_is_what_it_is() {
     let (update, tiny) = (4096u32.to_be_bytes(), 1u32.to_be_bytes());
     for (kind, flags, payload, expected) in [
         (Kind::HEADERS, Frame::END_HEADERS, &b"\x82"[..], None),
-        (Kind::CONTINUATION, Frame::END_HEADERS, b"x", Some(Oddity::LongHead)),
-        (Kind::CONTINUATION, 0, b"x", Some(Oddity::Continuation)),
-        (Kind::CONTINUATION, 0, &[0; 2000], Some(Oddity::LongHead)),
-        (Kind::RST_STREAM, 0, &[0, 0, 0, 8], Some(Oddity::Reset)),
-        (Kind::PING, 0, &[0; 8], Some(Oddity::Ping)),
-        (Kind::PING, 1, &[0; 8], Some(Oddity::Ping)),
-        (Kind::SETTINGS, 0, b"", Some(Oddity::Settings)),
-        (Kind::PRIORITY, 0, &[0; 5], Some(Oddity::Priority)),
-        (Kind::PRIORITY_UPDATE, 0, &[0; 5], Some(Oddity::Priority)),
+        (Kind::CONTINUATION, Frame::END_HEADERS, b"x", Some(Glitch::LongHead)),
+        (Kind::CONTINUATION, 0, b"x", Some(Glitch::Continuation)),
+        (Kind::CONTINUATION, 0, &[0; 2000], Some(Glitch::LongHead)),
+        (Kind::RST_STREAM, 0, &[0, 0, 0, 8], Some(Glitch::Reset)),
+        (Kind::PING, 0, &[0; 8], Some(Glitch::Ping)),
+        (Kind::PING, 1, &[0; 8], Some(Glitch::Ping)),
+        (Kind::SETTINGS, 0, b"", Some(Glitch::Settings)),
+        (Kind::PRIORITY, 0, &[0; 5], Some(Glitch::Priority)),
+        (Kind::PRIORITY_UPDATE, 0, &[0; 5], Some(Glitch::Priority)),
         (Kind::WINDOW_UPDATE, 0, &update, None),
-        (Kind::WINDOW_UPDATE, 0, &tiny, Some(Oddity::WindowUpdate)),
-        (Kind::WINDOW_UPDATE, 0, b"", Some(Oddity::WindowUpdate)),
-        (Kind::DATA, 0, b"", Some(Oddity::EmptyData)),
+        (Kind::WINDOW_UPDATE, 0, &tiny, Some(Glitch::WindowUpdate)),
+        (Kind::WINDOW_UPDATE, 0, b"", Some(Glitch::WindowUpdate)),
+        (Kind::DATA, 0, b"", Some(Glitch::EmptyData)),
         (Kind::DATA, 0, b"x", None),
         (Kind::DATA, Frame::END_STREAM, b"", None),
-        (Kind::DATA, Frame::PADDED, b"\x02\0\0", Some(Oddity::EmptyData)),
+        (Kind::DATA, Frame::PADDED, b"\x02\0\0", Some(Glitch::EmptyData)),
         (Kind::DATA, Frame::PADDED, b"\x02x\0\0", None),
-        (Kind(77), 0, b"?", Some(Oddity::Unknown)),
+        (Kind(77), 0, b"?", Some(Glitch::Unknown)),
     ] {
         let found = odd(&mut strict(), &frame(kind, flags, 1, payload));
         assert_eq!(found, expected.into_iter().collect::<Vec<_>>(), "{kind:?} {flags} {}", payload.len());
@@ -72,22 +72,22 @@ fn half_of_the_limit_warns_and_the_limit_ends_it() {
 }
 
 #[test]
-fn time_and_good_answers_take_oddities_back() {
+fn time_and_good_answers_take_glitches_back() {
     let start = Instant::now();
     let mut meter = strict();
     // A client that gives up a few streams each second may do so for ever.
     for second in 0..1000 {
-        (0..15).for_each(|_| meter.note(Oddity::Reset, start + Duration::from_secs(second)));
+        (0..15).for_each(|_| meter.note(Glitch::Reset, start + Duration::from_secs(second)));
     }
     assert_eq!(meter.verdict(), Verdict::Fine);
     // As may a busy one that gives up every third.
     let end = frame(Kind::DATA, Frame::END_STREAM, 1, b"x").repeat(2);
     for _ in 0..10_000 {
-        meter.note(Oddity::Reset, start + Duration::from_secs(1000));
-        meter.outward(&end, |oddity| panic!("{oddity:?}"));
+        meter.note(Glitch::Reset, start + Duration::from_secs(1000));
+        meter.outward(&end, |glitch| panic!("{glitch:?}"));
     }
     assert_eq!(meter.verdict(), Verdict::Fine);
-    (0..200).for_each(|_| meter.note(Oddity::Reset, start + Duration::from_secs(1001)));
+    (0..200).for_each(|_| meter.note(Glitch::Reset, start + Duration::from_secs(1001)));
     assert_eq!(meter.verdict(), Verdict::Hostile);
 }
 
@@ -97,11 +97,11 @@ fn answers_pay_for_control_frames() {
     let update = frame(Kind::WINDOW_UPDATE, 0, 0, &1u32.to_be_bytes());
     meter.outward(&frame(Kind::DATA, 0, 1, b"x").repeat(3), |_| ());
     assert_eq!(odd(&mut meter, &update.repeat(6)), []);
-    assert_eq!(odd(&mut meter, &update), [Oddity::WindowUpdate]);
+    assert_eq!(odd(&mut meter, &update), [Glitch::WindowUpdate]);
     // A ping of ours will be acknowledged, and an acknowledgement of ours pays for nothing.
     meter.outward(&frame(Kind::PING, 0, 0, &[0; 8]), |_| ());
     meter.outward(&frame(Kind::PING, Frame::ACK, 0, &[0; 8]).repeat(5), |_| ());
-    assert_eq!(odd(&mut meter, &frame(Kind::PING, Frame::ACK, 0, &[0; 8]).repeat(2)), [Oddity::Ping]);
+    assert_eq!(odd(&mut meter, &frame(Kind::PING, Frame::ACK, 0, &[0; 8]).repeat(2)), [Glitch::Ping]);
     meter.outward(&frame(Kind::DATA, 0, 1, b"x").repeat(10_000), |_| ());
     assert_eq!(odd(&mut meter, &update.repeat(1000)).len(), 1000 - MOST_CREDIT as usize);
 }

@@ -387,14 +387,14 @@ fn explain_shows_the_rules_of_the_cache() {
     };
     let said = explain(&["GET", "http://A.example:80/x?utm_a=1&b=2", "-H", "Cookie: a=b"]);
     for expected in [
-        "cache     http://a.example/x?b=2, field x-country, then by Vary",
+        "cache        http://a.example/x?b=2, field x-country, then by Vary",
         "bodies up to 8MiB; the request's Cache-Control is ignored",
         "fresh 5s, negative 0s, stale-while-revalidate 0s, stale-if-error 1h",
         "has a Cookie: stored only with a freshness of its own",
     ] {
         assert!(said.contains(expected), "missing: {expected}\nin: {said}");
     }
-    assert!(explain(&["POST", "http://a.example/x"]).contains("cache     not for POST; if it succeeds"));
+    assert!(explain(&["POST", "http://a.example/x"]).contains("cache        not for POST; if it succeeds"));
 }
 
 #[test]

@@ -181,7 +181,7 @@ fn who_reads_too_slowly_for_others_is_cut_as_its_own_fault() {
     let output = proxy.output();
     let ends = |by: &str| output.matches(&format!("\"ended_by\":\"{by}\"")).count();
     assert_eq!((ends("completed"), ends("client")), (1, 1), "{output}");
-    assert_eq!(proxy.metric("ringway_connections_cut_total{reason=\"write\"}"), 1.0);
+    assert_eq!(proxy.metric("ringway_connections_aborted_total{reason=\"write\"}"), 1.0);
 }
 
 #[test]
