@@ -15,8 +15,8 @@ use crate::io::chunks::Chunks;
 use crate::io::{Framing, Malformed, Messages};
 use crate::proxy::affinity::{Affinity, Session};
 use crate::proxy::{Bounds, Form, Query, Table, enter};
+use crate::server::flood::FloodMeter;
 use crate::server::interleavings;
-use crate::server::meter::Meter;
 use crate::server::proxy_protocol::{SIGNATURE, parse_binary, parse_line};
 use http::header::{AUTHORIZATION, CONNECTION, CONTENT_LENGTH, COOKIE, HOST, RANGE, TRAILER};
 use http::{HeaderMap, HeaderName, HeaderValue, Request, StatusCode, Version, request};
@@ -421,7 +421,7 @@ pub fn configuration(data: &[u8]) {
 /// same; its verdict never becomes milder, and no more waits unread than has come.
 pub fn frame_meter(data: &[u8]) {
     let Some((cut, frames)) = data.split_first() else { return };
-    let (mut whole, mut cut_up) = (Meter::new(0, 0, 200), Meter::new(0, 0, 200));
+    let (mut whole, mut cut_up) = (FloodMeter::new(0, 0, 200), FloodMeter::new(0, 0, 200));
     let (mut expected, mut found) = (Vec::new(), Vec::new());
     whole.inward(frames, |glitch| expected.push(glitch));
     let mut worst = cut_up.verdict();
@@ -435,7 +435,7 @@ pub fn frame_meter(data: &[u8]) {
     // A frame may announce more than has come of it.
     assert!(whole.unread(0) <= frames.len() as u64 + (1 << 24));
     // The same bytes the other way: what ends with a whole frame can be told apart from what does not.
-    let mut out = Meter::new(0, 0, 0);
+    let mut out = FloodMeter::new(0, 0, 0);
     out.outward(frames, |_| ());
     if let Some(stream) = out.last_stream_at_boundary() {
         out.outward(&frame_head(5, 0x77), |_| ());

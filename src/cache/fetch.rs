@@ -1,11 +1,11 @@
 //! What a fetch comes to: a response for all, one for its own client, a confirmation, a stand-in.
 
 use super::fill::{Lead, Outcome};
-use super::growing::{Growing, GrowingReader, LeastRate, Pace};
 use super::key::Key;
 use super::object::{HeadFinding, Shared, Stored};
 use super::policy::{self, Asker, Milliseconds, Policy, Refusal, Terms, Timing};
-use super::store::{Address, Begun, Found, Held};
+use super::store::{Address, Begun, CacheHit, Found};
+use super::streaming_body::{LeastRate, Pace, StreamingBody, StreamingReader};
 use super::vary::{Selecting, Varies};
 use super::{Cache, PASS};
 use crate::http::date;
@@ -56,8 +56,8 @@ pub(crate) enum Led<B, F> {
     /// A response that is not stored.
     Private(Response<B>),
     /// One whose body is arriving, to be stored as far as is known.
-    Growing {
-        reader: GrowingReader,
+    Streaming {
+        reader: StreamingReader,
         /// All fields that came, also those that are not stored.
         own: HeaderMap,
         is_stored: bool,
@@ -92,7 +92,7 @@ enum Fate {
 }
 
 /// A growing body that does not leave its readers waiting when nobody feeds it any more.
-struct Growth(Arc<Growing>);
+struct Growth(Arc<StreamingBody>);
 
 impl Drop for Growth {
     fn drop(&mut self) {
@@ -210,13 +210,13 @@ impl Cache {
     }
 
     /// What stands in for a node that has failed, unless it has been purged, changed or superseded meanwhile.
-    fn stand_in(&self, lead: &Lead, order: &Order, held: &Held, now: Milliseconds) -> Option<Shared> {
+    fn stand_in(&self, lead: &Lead, order: &Order, held: &CacheHit, now: Milliseconds) -> Option<Shared> {
         let is_gone = lead.begun.is_outdated() || self.store.is_gone(&order.uri, held);
         if is_gone { None } else { held.stand_in(now) }
     }
 
     /// The node has confirmed what is stored: its fields are updated, and it is fresh again.
-    fn confirm(&self, lead: Lead, order: &Order, held: &Held, told: &response::Parts, timing: Timing) -> Shared {
+    fn confirm(&self, lead: Lead, order: &Order, held: &CacheHit, told: &response::Parts, timing: Timing) -> Shared {
         let (stored, fate) = self.freshened(order, held, told, timing, &lead.begun);
         stored.note_use(timing.came);
         let is_kept = match fate {
@@ -367,7 +367,7 @@ impl Cache {
         let stored = Stored::new(head.status, said, admission, &order.request, timing.came_at, lead.begun.moment());
         let growing = lead.grow(stored, length, order.policy.max_object, is_shared);
         let reader = growing.read().expect("nothing has arrived yet that could be too much");
-        (Led::Growing { reader, own, is_stored }, Some(Arriving { lead, growing: Growth(growing), body }))
+        (Led::Streaming { reader, own, is_stored }, Some(Arriving { lead, growing: Growth(growing), body }))
     }
 
     /// Whether a body of that length finds room in the store, and on its way there.
@@ -444,7 +444,7 @@ impl Cache {
     }
 
     /// Waits until readers leave room for more of a body.
-    async fn room(&self, growing: &Growing, least: LeastRate) -> Pace {
+    async fn room(&self, growing: &StreamingBody, least: LeastRate) -> Pace {
         let room = || poll_fn(|cx| growing.poll_room(cx, self.memory));
         if let Poll::Ready(pace) = poll_fn(|cx| Poll::Ready(growing.poll_room(cx, self.memory))).await {
             return pace;
@@ -465,7 +465,7 @@ impl Cache {
         lead: &Lead,
         order: &Order,
         mut body: B,
-        growing: &Growing,
+        growing: &StreamingBody,
     ) -> bool {
         let mut is_joinable = true;
         loop {

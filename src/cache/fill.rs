@@ -5,12 +5,12 @@
 //! body, to take what a validation has confirmed, or, where the response is for one only, each to
 //! the node by itself.
 
-use super::growing::Growing;
 use super::key::Key;
 use super::lock;
 use super::object::{Shared, Stored};
 use super::purge::Epoch;
 use super::store::Begun;
+use super::streaming_body::StreamingBody;
 use crate::http::budget::Budget;
 use std::collections::HashMap;
 use std::pin::Pin;
@@ -67,7 +67,7 @@ enum Stage {
 #[derive(Clone)]
 pub(crate) enum Outcome {
     /// A response whose body is arriving.
-    Growing(Arc<Growing>),
+    Streaming(Arc<StreamingBody>),
     /// A stored response: confirmed by the node, or there already.
     Stored { stored: Shared, asked: bool },
     /// A stale response that stands in for a node that failed.
@@ -140,7 +140,7 @@ impl Fill {
     /// The head of what is arriving.
     pub(super) fn head(&self) -> Option<Shared> {
         match &lock(&self.state).stage {
-            Stage::Known(Outcome::Growing(growing)) => Some(Arc::clone(&growing.head)),
+            Stage::Known(Outcome::Streaming(growing)) => Some(Arc::clone(&growing.head)),
             _ => None,
         }
     }
@@ -194,10 +194,11 @@ impl Lead {
 
     /// Lets all read the body as it arrives. Whoever comes later joins them. Where the response
     /// cannot be shared as it is, those who wait are released instead.
-    pub(super) fn grow(&self, head: Stored, length: Option<u64>, largest: u64, is_shared: bool) -> Arc<Growing> {
-        let growing = Arc::new(Growing::new(head, length, largest, (&self.fills.growing, self.fills.budget.nothing())));
+    pub(super) fn grow(&self, head: Stored, length: Option<u64>, largest: u64, is_shared: bool) -> Arc<StreamingBody> {
+        let growing =
+            Arc::new(StreamingBody::new(head, length, largest, (&self.fills.growing, self.fills.budget.nothing())));
         match is_shared {
-            true => self.fill.tell(Outcome::Growing(Arc::clone(&growing))),
+            true => self.fill.tell(Outcome::Streaming(Arc::clone(&growing))),
             false => {
                 self.leave();
                 self.fill.tell(Outcome::Released);

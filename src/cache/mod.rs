@@ -10,19 +10,19 @@
 //! The room is handed an [`Origin`] and knows nothing of pools or clients.
 
 mod body;
-mod compact;
 mod conditional;
 pub(crate) mod directives;
 mod fetch;
 mod fill;
-mod growing;
 mod key;
 mod object;
+mod packed_headers;
 pub(crate) mod policy;
 mod purge;
 mod range;
 mod status;
 mod store;
+mod streaming_body;
 mod uris;
 mod vary;
 
@@ -31,14 +31,14 @@ pub(crate) use conditional::{CONDITIONS, NOT_IN_304, is_same_for_range, is_unmod
 pub(crate) use directives::RequestDirectives;
 pub(crate) use fetch::{Arriving, Led, Order, Origin, is_failure};
 pub(crate) use fill::{Fill, Joined, Lead, Outcome};
-pub(crate) use growing::{GrowingReader, Unfinished};
 pub(crate) use key::{BypassCookies, Key, KeyRules, Target};
 pub(crate) use object::Stored;
 pub(crate) use policy::{Asker, Milliseconds, Policy, Reuse, milliseconds};
 pub(crate) use purge::Purge;
 pub(crate) use range::{Ranges, content_range, multipart, ranges};
-pub(crate) use status::{CacheStatus, Forwarded};
-pub(crate) use store::{Begun, Held};
+pub(crate) use status::{CacheStatus, ForwardReason};
+pub(crate) use store::{Begun, CacheHit};
+pub(crate) use streaming_body::{StreamingReader, Unfinished};
 
 use crate::http::budget::Budget;
 use crate::http::head::RequestFields;
@@ -76,7 +76,7 @@ pub(crate) struct Cache {
 /// What the cache has for a request.
 #[derive(Debug)]
 pub(crate) enum Known {
-    Response(Held),
+    Response(CacheHit),
     /// Something for other requests to the same URI.
     Others,
     Nothing,

@@ -1,8 +1,8 @@
 //! What the store holds of one URI.
 
 use super::body::Body;
-use super::compact::Fields;
 use super::directives::RequestDirectives;
+use super::packed_headers::PackedHeaders;
 use super::policy::{self, Milliseconds, Reuse, Terms};
 use super::purge::Epoch;
 use super::store::Turn;
@@ -83,7 +83,7 @@ pub(super) struct Marker {
 #[derive(Debug)]
 pub(crate) struct Stored {
     pub(crate) status: StatusCode,
-    pub(super) fields: Fields,
+    pub(super) fields: PackedHeaders,
     pub(super) body: Body,
     pub(super) terms: Terms,
     pub(super) varies: Option<Box<Selecting>>,
@@ -148,7 +148,7 @@ impl Stored {
         }
         Stored {
             status,
-            fields: Fields::pack(&fields),
+            fields: PackedHeaders::pack(&fields),
             body: Body::default(),
             terms,
             varies,

@@ -5,7 +5,7 @@ use std::io::Write;
 
 /// Why a request went to the node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Forwarded {
+pub(crate) enum ForwardReason {
     /// It is not one that the cache answers.
     Bypass,
     /// Its method is not answered from the store.
@@ -20,15 +20,15 @@ pub(crate) enum Forwarded {
     Request,
 }
 
-impl Forwarded {
+impl ForwardReason {
     fn token(self) -> &'static str {
         match self {
-            Forwarded::Bypass => "bypass",
-            Forwarded::Method => "method",
-            Forwarded::UriMiss => "uri-miss",
-            Forwarded::VaryMiss => "vary-miss",
-            Forwarded::Stale => "stale",
-            Forwarded::Request => "request",
+            ForwardReason::Bypass => "bypass",
+            ForwardReason::Method => "method",
+            ForwardReason::UriMiss => "uri-miss",
+            ForwardReason::VaryMiss => "vary-miss",
+            ForwardReason::Stale => "stale",
+            ForwardReason::Request => "request",
         }
     }
 }
@@ -43,7 +43,7 @@ pub(crate) enum CacheStatus {
     /// Nothing was there, and the client wanted nobody to be asked.
     Refused,
     Forwarded {
-        why: Forwarded,
+        why: ForwardReason,
         /// The node's status, where it is not the response's.
         status: Option<u16>,
         stored: bool,
@@ -52,7 +52,7 @@ pub(crate) enum CacheStatus {
 }
 
 impl CacheStatus {
-    pub(crate) fn forwarded(why: Forwarded) -> CacheStatus {
+    pub(crate) fn forwarded(why: ForwardReason) -> CacheStatus {
         CacheStatus::Forwarded { why, status: None, stored: false, collapsed: false }
     }
 
@@ -108,9 +108,9 @@ mod tests {
             (CacheStatus::Hit { ttl: -999_999_999_999_999 }, "ringway; hit; ttl=-999999999999999"),
             (CacheStatus::StandIn { ttl: -5 }, "ringway; hit; ttl=-5; detail=stale-if-error"),
             (CacheStatus::Refused, "ringway; detail=only-if-cached"),
-            (CacheStatus::forwarded(Forwarded::UriMiss), "ringway; fwd=uri-miss"),
+            (CacheStatus::forwarded(ForwardReason::UriMiss), "ringway; fwd=uri-miss"),
             (
-                CacheStatus::Forwarded { why: Forwarded::Stale, status: Some(304), stored: true, collapsed: true },
+                CacheStatus::Forwarded { why: ForwardReason::Stale, status: Some(304), stored: true, collapsed: true },
                 "ringway; fwd=stale; fwd-status=304; stored; collapsed",
             ),
         ] {

@@ -67,7 +67,7 @@ impl Hasher for Passed {
 #[derive(Debug)]
 pub(super) enum Found {
     /// A response, fresh or not.
-    Response(Held),
+    Response(CacheHit),
     /// Responses, but none for this request's fields; those by which the newest was chosen.
     OtherVariants(Selecting),
     Nothing,
@@ -75,12 +75,12 @@ pub(super) enum Found {
 
 /// A response in the store, held by whoever found it.
 #[derive(Debug)]
-pub(crate) struct Held {
+pub(crate) struct CacheHit {
     entry: Arc<Entry>,
     index: usize,
 }
 
-impl Held {
+impl CacheHit {
     /// A copy that many may hold; its body is shared.
     pub(super) fn share(&self) -> Shared {
         Arc::new(Stored::clone(self))
@@ -94,7 +94,7 @@ impl Held {
     }
 }
 
-impl std::ops::Deref for Held {
+impl std::ops::Deref for CacheHit {
     type Target = Stored;
 
     fn deref(&self) -> &Stored {
@@ -271,7 +271,7 @@ impl Store {
                 _ => Found::Nothing,
             };
         };
-        Found::Response(Held { entry, index })
+        Found::Response(CacheHit { entry, index })
     }
 
     /// Whether a purge has struck a response. What is found out is remembered with it.

@@ -4,10 +4,10 @@ use super::client::{Client, Phase};
 use super::exchange::Exchange;
 use super::request::Form;
 use super::snapshot::{Action, Route};
-use crate::cache::{Body, GrowingReader, Reader, Unfinished};
+use crate::cache::{Body, Reader, StreamingReader, Unfinished};
 use crate::http::budget::Share;
+use crate::http::buffered_body::BufferedBody;
 use crate::http::problem::Problem;
-use crate::http::whole::Whole;
 use crate::upstream::{AnswerBody, Broken};
 use bytes::Bytes;
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE, LOCATION};
@@ -36,9 +36,9 @@ enum Kind {
     Stored(Box<Reader>),
     Arriving(Box<Passage>),
     Answer(Box<AnswerBody>),
-    Whole(Box<Whole>),
+    Whole(Box<BufferedBody>),
     /// What was read already, and what is still to come.
-    Rest(Box<(Whole, AnswerBody)>),
+    Rest(Box<(BufferedBody, AnswerBody)>),
 }
 
 /// What is read of a body that is still arriving in the store.
@@ -53,7 +53,7 @@ pub(crate) struct Passage {
 }
 
 enum Source {
-    Shared(GrowingReader),
+    Shared(StreamingReader),
     Own(Box<OwnRest>),
 }
 
@@ -96,13 +96,13 @@ enum Interrupted {
 
 impl Passage {
     /// The whole body.
-    pub(super) fn whole(reader: GrowingReader, rest: Option<Rest>) -> Passage {
+    pub(super) fn whole(reader: StreamingReader, rest: Option<Rest>) -> Passage {
         let left = reader.growing().length;
         Passage { source: Source::Shared(reader), rest, skip: 0, left }
     }
 
     /// From one position up to another.
-    pub(super) fn part(reader: GrowingReader, rest: Option<Rest>, (from, end): (u64, u64)) -> Passage {
+    pub(super) fn part(reader: StreamingReader, rest: Option<Rest>, (from, end): (u64, u64)) -> Passage {
         Passage { source: Source::Shared(reader), rest, skip: from, left: Some(end - from) }
     }
 
@@ -207,14 +207,14 @@ impl ResponseBody {
     }
 
     /// What is in memory, with a share for it.
-    pub(super) fn whole(whole: Whole, share: Option<Share>, exchange: &Rc<Exchange>) -> ResponseBody {
+    pub(super) fn whole(whole: BufferedBody, share: Option<Share>, exchange: &Rc<Exchange>) -> ResponseBody {
         let kind = if whole.is_over() { Kind::Empty } else { Kind::Whole(Box::new(whole)) };
         ResponseBody::new(kind, exchange).holding(share)
     }
 
     /// What was read of a node's answer, and the rest of it.
     pub(super) fn rest(beginning: Bytes, rest: AnswerBody, share: Share, exchange: &Rc<Exchange>) -> ResponseBody {
-        let beginning = Whole::new(beginning, None);
+        let beginning = BufferedBody::new(beginning, None);
         ResponseBody::new(Kind::Rest(Box::new((beginning, rest))), exchange).holding(Some(share))
     }
 

@@ -7,13 +7,13 @@
 
 use super::exchange::BodyFault;
 use super::forward::{seconds_since_1970, session_node_gone};
-use super::small_body;
-use super::upstream::{Answered, Issue, Journey};
+use super::request_buffer;
+use super::upstream::{Answered, Issue, UpstreamRequest};
 use crate::config::Protocol;
 use crate::http::problem::Problem;
 use crate::upstream::{
-    Carrier, Failure, Held, InFlight, Interim, Link, Nobody, Node, Outcome, Outgoing, Patience, Picked, Pool, Setback,
-    Tried, is_idempotent, millis,
+    Carrier, Failure, InFlight, Interim, Link, Nobody, Node, Outcome, Outgoing, Patience, Picked, Pool, ReplayBody,
+    Setback, Tried, is_idempotent, millis,
 };
 use http::header::HOST;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri};
@@ -46,16 +46,16 @@ struct Spare {
     method: Method,
     uri: Uri,
     fields: HeaderMap,
-    body: Option<Held>,
+    body: Option<ReplayBody>,
 }
 
 impl Spare {
     fn is_whole(&self) -> bool {
-        self.body.as_ref().is_none_or(Held::is_whole)
+        self.body.as_ref().is_none_or(ReplayBody::is_whole)
     }
 
     fn request(&self) -> Request<Outgoing> {
-        let mut request = Request::new(self.body.as_ref().map_or(Outgoing::Empty, Held::outgoing));
+        let mut request = Request::new(self.body.as_ref().map_or(Outgoing::Empty, ReplayBody::outgoing));
         *request.method_mut() = self.method.clone();
         *request.uri_mut() = self.uri.clone();
         *request.headers_mut() = self.fields.clone();
@@ -63,7 +63,7 @@ impl Spare {
     }
 }
 
-impl Journey {
+impl UpstreamRequest {
     /// Asks the key's nodes in turn. The last one's answer is given, or why there is none.
     pub(super) async fn attempts(&mut self) -> Result<Answered, Problem> {
         self.count()?;
@@ -154,7 +154,8 @@ impl Journey {
     /// Awaits the body where it is small. Gives whether there was one.
     async fn wait_for_small_body(&mut self) -> Result<bool, Problem> {
         let (limit, until) = (self.request_buffer, self.until());
-        let Some(request) = self.request.as_mut().filter(|request| small_body::is_small(request.body(), limit)) else {
+        let Some(request) = self.request.as_mut().filter(|request| request_buffer::is_small(request.body(), limit))
+        else {
             return Ok(false);
         };
         // One that the node has to ask for is waited for by the node. Where much is held already bodies stream: slow
@@ -164,7 +165,7 @@ impl Journey {
         }
         let share = self.engine.budget.nothing();
         let body = std::mem::replace(request.body_mut(), Outgoing::Empty);
-        let waiting = Box::pin(small_body::wait_for(body, share));
+        let waiting = Box::pin(request_buffer::wait_for(body, share));
         let awaited = match until {
             Some(until) => tokio::time::timeout_at(until.into(), waiting).await,
             None => Ok(waiting.await),
@@ -224,7 +225,7 @@ impl Journey {
         let share = self.engine.budget.nothing();
         let body = match std::mem::replace(request.body_mut(), Outgoing::Empty) {
             Outgoing::Empty => None,
-            Outgoing::Stream(body) => match Held::new(body, pool.retries.max_body, share) {
+            Outgoing::Stream(body) => match ReplayBody::new(body, pool.retries.max_body, share) {
                 Ok(held) => {
                     *request.body_mut() = held.outgoing();
                     Some(held)

@@ -3,7 +3,7 @@
 
 use super::client::Client;
 use super::exchange::{BodyFault, Exchange};
-use super::pace::Pace;
+use super::min_rate::MinRate;
 use crate::http::fields;
 use crate::http::head::Underscores;
 use crate::upstream::BodyError;
@@ -44,7 +44,7 @@ pub(super) struct BodyRules {
     /// The most bytes of it.
     pub(super) limit: u64,
     /// How fast it must come.
-    pub(super) pace: Pace,
+    pub(super) pace: MinRate,
     /// What becomes of trailers with `_` in their names.
     pub(super) underscores: Underscores,
 }

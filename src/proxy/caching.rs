@@ -6,12 +6,12 @@
 use super::answer::{self, ResponseBody};
 use super::engine::{Begun, Engine};
 use super::filling::{Change, Miss, has_override};
-use super::forward::Forward;
+use super::forward::RoutedRequest;
 use super::route::Query;
 use super::serving::Asking;
 use super::snapshot::{CacheResult, CacheRules, Route, Snapshot};
 use crate::cache::{
-    self, Asker, CacheStatus, Forwarded, Joined, Key, KeyRules, Known, Order, RequestDirectives, Reuse, Target,
+    self, Asker, CacheStatus, ForwardReason, Joined, Key, KeyRules, Known, Order, RequestDirectives, Reuse, Target,
 };
 use crate::http::fields::CACHE_STATUS;
 use crate::http::head::{RequestFields, RequestHead};
@@ -25,12 +25,12 @@ use std::sync::Arc;
 
 /// The route whose cache a request concerns: its own, or, where it changes something, the one that
 /// reads of the same URI take.
-pub(super) fn concerns(snapshot: &Snapshot, forward: &Forward<'_>, head: &RequestHead) -> Option<Arc<Route>> {
-    let own = || forward.route.cache.is_some().then(|| Arc::clone(forward.route));
+pub(super) fn concerns(snapshot: &Snapshot, routed: &RoutedRequest<'_>, head: &RequestHead) -> Option<Arc<Route>> {
+    let own = || routed.route.cache.is_some().then(|| Arc::clone(routed.route));
     if is_safe(&head.method) {
         return own();
     }
-    let (host, path) = (&*forward.form.host, &*forward.form.path);
+    let (host, path) = (&*routed.form.host, &*routed.form.path);
     caching_route(snapshot, host, path, &head.fields).or_else(own)
 }
 
@@ -46,46 +46,46 @@ fn is_read(method: &Method) -> bool {
 }
 
 /// Answers from the store, or begins what fills it.
-pub(super) fn begin(forward: &Forward<'_>, caching: &Arc<Route>, head: RequestHead) -> Result<Begun, Problem> {
-    let Some(rules) = &caching.cache else { return forward.begin(head) };
+pub(super) fn begin(routed: &RoutedRequest<'_>, caching: &Arc<Route>, head: RequestHead) -> Result<Begun, Problem> {
+    let Some(rules) = &caching.cache else { return routed.begin(head) };
     if !is_read(&head.method) {
-        return other_method(forward, caching, head);
+        return other_method(routed, caching, head);
     }
     let scheme = head.fields.facts.scheme();
-    let query = forward.form.query.as_deref();
-    let target = Target { scheme, authority: &forward.form.authority, path: &forward.form.path, query };
+    let query = routed.form.query.as_deref();
+    let target = Target { scheme, authority: &routed.form.authority, path: &routed.form.path, query };
     let fields = &head.fields;
-    let engine = forward.engine;
+    let engine = routed.engine;
     let directives = RequestDirectives::of(fields.plain());
     let honoured = rules.policy.honours_clients.then_some(&directives);
     let key = rules.key.key(target, fields);
-    let now = engine.cache.at(forward.exchange.started);
-    if forward.form.has_body || rules.bypass_cookies.are_in(fields.plain()) {
+    let now = engine.cache.at(routed.exchange.started);
+    if routed.form.has_body || rules.bypass_cookies.are_in(fields.plain()) {
         if directives.only_if_cached {
-            return Ok(Begun::Answer(refused(forward, rules)));
+            return Ok(Begun::Answer(refused(routed, rules)));
         }
-        return bypass(forward, rules, head);
+        return bypass(routed, rules, head);
     }
     // What wants to switch protocols is between this client and the node.
     let is_private = fields.facts.upgrade().is_some();
     let asking =
-        Asking { method: &head.method, fields: fields.plain(), route: forward.route, exchange: forward.exchange, now };
+        Asking { method: &head.method, fields: fields.plain(), route: routed.route, exchange: routed.exchange, now };
     let why = match engine.cache.look_up(key, fields) {
         Known::Response(held) => match held.reuse(now, honoured) {
             Reuse::Yes { stale } => {
-                note(forward, rules, if stale { CacheResult::Stale } else { CacheResult::Hit });
+                note(routed, rules, if stale { CacheResult::Stale } else { CacheResult::Hit });
                 held.note_use(now);
                 return Ok(Begun::Answer(asking.serve(&held, CacheStatus::Hit { ttl: held.ttl(now) })));
             }
             Reuse::WhileValidating => {
-                note(forward, rules, CacheResult::Stale);
+                note(routed, rules, CacheResult::Stale);
                 held.note_use(now);
                 let answer = asking.serve(&held, CacheStatus::Hit { ttl: held.ttl(now) });
                 if !is_private && !held.is_pausing(now) && !directives.no_store {
                     let order = order(rules, key, target, &head.method, fields);
                     // One validation at a time is enough.
                     if let Joined::Lead(lead) = engine.cache.join(engine.cache.group(&order), &order)
-                        && let Ok(miss) = miss(forward, caching, order, head, Forwarded::Stale)
+                        && let Ok(miss) = miss(routed, caching, order, head, ForwardReason::Stale)
                     {
                         miss.validate_in_background(lead);
                     }
@@ -93,45 +93,45 @@ pub(super) fn begin(forward: &Forward<'_>, caching: &Arc<Route>, head: RequestHe
                 return Ok(Begun::Answer(answer));
             }
             Reuse::AfterValidation if held.is_pausing(now) && held.stands_in(now) && !directives.only_if_cached => {
-                note(forward, rules, CacheResult::Stale);
+                note(routed, rules, CacheResult::Stale);
                 return Ok(Begun::Answer(asking.serve(&held, CacheStatus::StandIn { ttl: held.ttl(now) })));
             }
-            Reuse::AfterValidation if held.is_fresh(now) => Forwarded::Request,
-            Reuse::AfterValidation => Forwarded::Stale,
+            Reuse::AfterValidation if held.is_fresh(now) => ForwardReason::Request,
+            Reuse::AfterValidation => ForwardReason::Stale,
         },
-        Known::Others => Forwarded::VaryMiss,
-        Known::Nothing => Forwarded::UriMiss,
+        Known::Others => ForwardReason::VaryMiss,
+        Known::Nothing => ForwardReason::UriMiss,
     };
     if directives.only_if_cached {
-        return Ok(Begun::Answer(refused(forward, rules)));
+        return Ok(Begun::Answer(refused(routed, rules)));
     }
     if is_private {
-        return bypass(forward, rules, head);
+        return bypass(routed, rules, head);
     }
     let order = order(rules, key, target, &head.method, fields);
-    let miss = miss(forward, caching, order, head, why)?;
+    let miss = miss(routed, caching, order, head, why)?;
     Ok(Begun::Later(Box::pin(miss.answer())))
 }
 
 /// Forwards a request that the store neither answers nor learns from.
-fn bypass(forward: &Forward<'_>, rules: &CacheRules, head: RequestHead) -> Result<Begun, Problem> {
-    note(forward, rules, CacheResult::Bypass);
-    let mut journey = forward.journey(head)?;
-    journey.cache_status = Some(CacheStatus::forwarded(Forwarded::Bypass));
-    Ok(Begun::Forward(journey))
+fn bypass(routed: &RoutedRequest<'_>, rules: &CacheRules, head: RequestHead) -> Result<Begun, Problem> {
+    note(routed, rules, CacheResult::Bypass);
+    let mut upstream_request = routed.upstream_request(head)?;
+    upstream_request.cache_status = Some(CacheStatus::forwarded(ForwardReason::Bypass));
+    Ok(Begun::Forward(upstream_request))
 }
 
 /// Answers a request that asks not to go further.
-fn refused(forward: &Forward<'_>, rules: &CacheRules) -> Response<ResponseBody> {
-    note(forward, rules, CacheResult::Refused);
-    let mut response = answer::problem(&not_cached(), forward.exchange);
+fn refused(routed: &RoutedRequest<'_>, rules: &CacheRules) -> Response<ResponseBody> {
+    note(routed, rules, CacheResult::Refused);
+    let mut response = answer::problem(&not_cached(), routed.exchange);
     response.headers_mut().append(CACHE_STATUS, CacheStatus::Refused.to_value());
     response
 }
 
-fn note(forward: &Forward<'_>, rules: &CacheRules, result: CacheResult) {
+fn note(routed: &RoutedRequest<'_>, rules: &CacheRules, result: CacheResult) {
     rules.count(result);
-    forward.exchange.cached(result.label());
+    routed.exchange.cached(result.label());
 }
 
 fn order(rules: &CacheRules, key: Key, target: Target<'_>, method: &Method, fields: &RequestFields) -> Order {
@@ -152,56 +152,56 @@ fn order(rules: &CacheRules, key: Key, target: Target<'_>, method: &Method, fiel
 }
 
 fn miss(
-    forward: &Forward<'_>,
+    routed: &RoutedRequest<'_>,
     caching: &Arc<Route>,
     order: Order,
     head: RequestHead,
-    why: Forwarded,
+    why: ForwardReason,
 ) -> Result<Miss, Problem> {
     let method = head.method.clone();
-    let journey = forward.journey(head)?;
-    Ok(Miss::new(journey, Arc::clone(caching), Rc::new(order), method, why))
+    let upstream_request = routed.upstream_request(head)?;
+    Ok(Miss::new(upstream_request, Arc::clone(caching), Rc::new(order), method, why))
 }
 
 /// Forwards what a cache does not answer; where it changes something, what is stored of it goes.
-fn other_method(forward: &Forward<'_>, caching: &Route, head: RequestHead) -> Result<Begun, Problem> {
-    let own = forward.route.cache.as_ref();
+fn other_method(routed: &RoutedRequest<'_>, caching: &Route, head: RequestHead) -> Result<Begun, Problem> {
+    let own = routed.route.cache.as_ref();
     if let Some(own) = own {
-        note(forward, own, CacheResult::Bypass);
+        note(routed, own, CacheResult::Bypass);
     }
-    let status = own.map(|_| CacheStatus::forwarded(Forwarded::Method));
+    let status = own.map(|_| CacheStatus::forwarded(ForwardReason::Method));
     if is_safe(&head.method) {
-        return match forward.begin(head)? {
-            Begun::Forward(mut journey) => {
-                journey.cache_status = status;
-                Ok(Begun::Forward(journey))
+        return match routed.begin(head)? {
+            Begun::Forward(mut upstream_request) => {
+                upstream_request.cache_status = status;
+                Ok(Begun::Forward(upstream_request))
             }
             other => Ok(other),
         };
     }
-    let change = change(forward, caching, &head);
-    let mut journey = forward.journey(head)?;
-    journey.cache_status = status;
+    let change = change(routed, caching, &head);
+    let mut upstream_request = routed.upstream_request(head)?;
+    upstream_request.cache_status = status;
     match change {
-        Some(change) => Ok(Begun::Later(Box::pin(change.carry_out(journey)))),
-        None => Ok(Begun::Forward(journey)),
+        Some(change) => Ok(Begun::Later(Box::pin(change.carry_out(upstream_request)))),
+        None => Ok(Begun::Forward(upstream_request)),
     }
 }
 
 /// What a request may make untrue of what a route has stored.
-pub(super) fn change(forward: &Forward<'_>, caching: &Route, head: &RequestHead) -> Option<Change> {
+pub(super) fn change(routed: &RoutedRequest<'_>, caching: &Route, head: &RequestHead) -> Option<Change> {
     if is_safe(&head.method) {
         return None;
     }
     let rules = caching.cache.as_ref()?;
     let scheme = head.fields.facts.scheme();
-    let query = forward.form.query.as_deref();
-    let target = Target { scheme, authority: &forward.form.authority, path: &forward.form.path, query };
+    let query = routed.form.query.as_deref();
+    let target = Target { scheme, authority: &routed.form.authority, path: &routed.form.path, query };
     let fields = &head.fields;
     let order = order(rules, rules.key.key(target, fields), target, &head.method, fields);
     let place = Place {
         scheme,
-        host: forward.form.host.to_string(),
+        host: routed.form.host.to_string(),
         authority: target.authority.to_owned(),
         path: target.path.to_owned(),
         default_port: fields.facts.default_port(),

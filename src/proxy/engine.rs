@@ -4,14 +4,14 @@
 use super::answer::{self, ResponseBody};
 use super::caching;
 use super::client::{Client, Phase};
-use super::exchange::{Exchange, Ledger};
-use super::forward::Forward;
+use super::exchange::{Exchange, RequestRecorder};
+use super::forward::RoutedRequest;
 use super::idempotent;
-use super::pace::Pace;
+use super::min_rate::MinRate;
 use super::request::{Bounds, bad_chunk, crumbs_to_one, enter, underscores};
 use super::route::Query;
 use super::snapshot::{Action, Snapshot};
-use super::upstream::Journey;
+use super::upstream::UpstreamRequest;
 use crate::cache::Cache;
 use crate::http::budget::Budget;
 use crate::http::head::Peer;
@@ -33,7 +33,7 @@ use std::task::{Context, Poll};
 /// One worker's way from requests to answers.
 pub(crate) struct Engine {
     latest: RefCell<Latest>,
-    pub(crate) ledger: Rc<Ledger>,
+    pub(crate) recorder: Rc<RequestRecorder>,
     pub(crate) links: Rc<IdleLinks>,
     pub(crate) shared_links: SharedLinks,
     pub(super) random: RefCell<fastrand::Rng>,
@@ -62,7 +62,7 @@ impl Future for Answering<Journeying> {
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         match self.get_mut() {
             Answering::Now(answer) => Poll::Ready(Ok(answer.take().expect("an answer is polled for once"))),
-            Answering::Later(journey) => journey.as_mut().poll(cx).map(Ok),
+            Answering::Later(upstream_request) => upstream_request.as_mut().poll(cx).map(Ok),
         }
     }
 }
@@ -72,11 +72,11 @@ impl Engine {
         snapshot: Arc<ArcSwap<Snapshot>>,
         cache: Arc<Cache>,
         budget: Arc<Budget>,
-        ledger: Ledger,
+        recorder: RequestRecorder,
     ) -> Engine {
         Engine {
             latest: RefCell::new(Latest::new(snapshot)),
-            ledger: Rc::new(ledger),
+            recorder: Rc::new(recorder),
             links: Rc::default(),
             shared_links: SharedLinks::default(),
             random: RefCell::new(fastrand::Rng::new()),
@@ -104,14 +104,14 @@ impl Engine {
         client.is_http10.set(head.version == Version::HTTP_10);
         client.body_expired.set(false);
         client.drains_body.set(false);
-        let exchange = Exchange::begin(&self.ledger, client, &head);
+        let exchange = Exchange::begin(&self.recorder, client, &head);
         let body_follows = !body.is_end_stream();
         if body_follows {
             exchange.take_body(body);
         }
         match self.begin(client, &exchange, head, body_follows) {
             // Boxed, for hyper moves a service's future about before it first polls it.
-            Ok(Begun::Forward(journey)) => Answering::Later(Box::pin(journey.travel())),
+            Ok(Begun::Forward(upstream_request)) => Answering::Later(Box::pin(upstream_request.travel())),
             Ok(Begun::Later(answering)) => Answering::Later(answering),
             Ok(Begun::Answer(response)) => Answering::Now(Some(answer::leave(response, client, &exchange))),
             Err(problem) => {
@@ -192,7 +192,7 @@ impl Engine {
         let Action::Forward(pool) = &route.action else {
             return answer::fixed(route, &form, exchange)?.map(Begun::Answer).ok_or_else(no_route);
         };
-        let forward = Forward {
+        let routed = RoutedRequest {
             engine: self,
             client,
             exchange,
@@ -203,20 +203,20 @@ impl Engine {
             underscores,
             body_limit: bounds.body,
             request_buffer: settings.limits.request_buffer.0,
-            pace: Pace::of(&settings.limits, head.fields.plain()),
+            pace: MinRate::of(&settings.limits, head.fields.plain()),
         };
         if let Some(rules) = rules {
-            return idempotent::begin(snapshot, forward, rules, head);
+            return idempotent::begin(snapshot, routed, rules, head);
         }
-        match caching::concerns(snapshot, &forward, &head) {
-            Some(route) => caching::begin(&forward, &route, head),
-            None => forward.begin(head),
+        match caching::concerns(snapshot, &routed, &head) {
+            Some(route) => caching::begin(&routed, &route, head),
+            None => routed.begin(head),
         }
     }
 
     /// Answers a request that hyper could not read; gives the bytes to send before closing.
     pub(crate) fn unreadable(&self, client: &Client, problem: &Problem) -> Vec<u8> {
-        self.ledger.unreadable(client, problem.status, problem.kind);
+        self.recorder.unreadable(client, problem.status, problem.kind);
         problem.to_http1()
     }
 }
@@ -225,7 +225,7 @@ impl Engine {
 #[expect(clippy::large_enum_variant, reason = "it lives for one match, and most requests are the large one")]
 pub(super) enum Begun {
     Answer(Response<ResponseBody>),
-    Forward(Journey),
+    Forward(UpstreamRequest),
     Later(Journeying),
 }
 

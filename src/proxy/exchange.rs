@@ -21,7 +21,7 @@ use std::task::Poll;
 use std::time::{Duration, Instant};
 
 /// Where one worker writes down what it did.
-pub(crate) struct Ledger {
+pub(crate) struct RequestRecorder {
     metrics: Arc<Metrics>,
     log: RefCell<Option<AccessLog>>,
     /// Counters of requests by route, method and code, found once.
@@ -38,9 +38,9 @@ const DISCARD_BYTES: usize = 1 << 20;
 /// The serial that stands for no route in the counters' keys; routes count from 1.
 const NO_ROUTE: u64 = 0;
 
-impl Ledger {
-    pub(crate) fn new(metrics: Arc<Metrics>) -> Ledger {
-        Ledger { metrics, log: RefCell::default(), counters: RefCell::default() }
+impl RequestRecorder {
+    pub(crate) fn new(metrics: Arc<Metrics>) -> RequestRecorder {
+        RequestRecorder { metrics, log: RefCell::default(), counters: RefCell::default() }
     }
 
     /// Writes to another log from now on, if it is another one.
@@ -137,7 +137,7 @@ pub(crate) enum BodyFault {
 
 /// One request and its answer.
 pub(crate) struct Exchange {
-    ledger: Rc<Ledger>,
+    recorder: Rc<RequestRecorder>,
     client: Rc<Client>,
     pub(crate) started: Instant,
     method: Method,
@@ -177,18 +177,27 @@ struct Details {
 }
 
 impl Exchange {
-    pub(crate) fn begin(ledger: &Rc<Ledger>, client: &Rc<Client>, head: &request::Parts) -> Rc<Exchange> {
-        ledger.metrics.requests_in_flight.inc();
-        Exchange::new(ledger, client, head, false)
+    pub(crate) fn begin(recorder: &Rc<RequestRecorder>, client: &Rc<Client>, head: &request::Parts) -> Rc<Exchange> {
+        recorder.metrics.requests_in_flight.inc();
+        Exchange::new(recorder, client, head, false)
     }
 
     /// For what the proxy asks on its own account.
-    pub(crate) fn background(ledger: &Rc<Ledger>, client: &Rc<Client>, head: &request::Parts) -> Rc<Exchange> {
-        Exchange::new(ledger, client, head, true)
+    pub(crate) fn background(
+        recorder: &Rc<RequestRecorder>,
+        client: &Rc<Client>,
+        head: &request::Parts,
+    ) -> Rc<Exchange> {
+        Exchange::new(recorder, client, head, true)
     }
 
-    fn new(ledger: &Rc<Ledger>, client: &Rc<Client>, head: &request::Parts, is_background: bool) -> Rc<Exchange> {
-        let details = (ledger.log.borrow().is_some() && !is_background).then(|| {
+    fn new(
+        recorder: &Rc<RequestRecorder>,
+        client: &Rc<Client>,
+        head: &request::Parts,
+        is_background: bool,
+    ) -> Rc<Exchange> {
+        let details = (recorder.log.borrow().is_some() && !is_background).then(|| {
             Box::new(Details {
                 uri: head.uri.clone(),
                 version: head.version,
@@ -200,7 +209,7 @@ impl Exchange {
             })
         });
         Rc::new(Exchange {
-            ledger: Rc::clone(ledger),
+            recorder: Rc::clone(recorder),
             client: Rc::clone(client),
             started: Instant::now(),
             method: head.method.clone(),
@@ -288,7 +297,7 @@ impl Exchange {
     pub(super) fn body_failed(&self, fault: BodyFault) {
         self.body_fault.set(Some(fault));
         if fault == BodyFault::Stalled {
-            self.ledger.aborted(Abort::Body);
+            self.recorder.aborted(Abort::Body);
         }
     }
 
@@ -320,7 +329,7 @@ impl Exchange {
     /// Its client reads more slowly than it may while others wait for it.
     pub(super) fn too_slow(&self) {
         self.is_too_slow.set(true);
-        self.ledger.aborted(Abort::Write);
+        self.recorder.aborted(Abort::Write);
     }
 
     /// Its answer ends before it is whole.
@@ -419,23 +428,23 @@ impl Drop for Exchange {
             status => status,
         };
         let route = self.route.borrow();
-        let ledger = &self.ledger;
+        let recorder = &self.recorder;
         match &*route {
             Some(route) => {
-                ledger.count(route.serial, &route.name, method_label(&self.method), status);
+                recorder.count(route.serial, &route.name, method_label(&self.method), status);
                 route.duration.observe(duration.as_secs_f64());
             }
             None => {
-                ledger.count(NO_ROUTE, "none", method_label(&self.method), status);
-                ledger.metrics.request_duration.with_label_values(&["none"]).observe(duration.as_secs_f64());
+                recorder.count(NO_ROUTE, "none", method_label(&self.method), status);
+                recorder.metrics.request_duration.with_label_values(&["none"]).observe(duration.as_secs_f64());
             }
         }
-        ledger.metrics.requests_in_flight.dec();
+        recorder.metrics.requests_in_flight.dec();
         if self.request_bytes.get() > 0 {
-            ledger.metrics.request_bytes.inc_by(self.request_bytes.get());
+            recorder.metrics.request_bytes.inc_by(self.request_bytes.get());
         }
-        ledger.metrics.response_bytes.inc_by(self.response_bytes.get());
-        if let (Some(log), Some(details)) = (&*ledger.log.borrow(), &self.details) {
+        recorder.metrics.response_bytes.inc_by(self.response_bytes.get());
+        if let (Some(log), Some(details)) = (&*recorder.log.borrow(), &self.details) {
             self.log(log, details, status, route.as_ref().map_or("none", |route| &*route.name), duration);
         }
     }

@@ -6,10 +6,10 @@ use super::caching::Place;
 use super::exchange::Exchange;
 use super::serving::Asking;
 use super::snapshot::{CacheResult, Route, Rules};
-use super::upstream::Journey;
+use super::upstream::UpstreamRequest;
 use crate::cache::{
-    Arriving, Begun, CONDITIONS, Cache, CacheStatus, Fill, Forwarded, Group, GrowingReader, Joined, Key, Known, Lead,
-    Led, Order, Origin, Outcome, Stored, is_failure,
+    Arriving, Begun, CONDITIONS, Cache, CacheStatus, Fill, ForwardReason, Group, Joined, Key, Known, Lead, Led, Order,
+    Origin, Outcome, Stored, StreamingReader, is_failure,
 };
 use crate::http::fields::{CACHE_STATUS, X_FORWARDED_HOST};
 use crate::http::problem::Problem;
@@ -55,13 +55,13 @@ const FRAMING: [HeaderName; 6] = [CONTENT_LENGTH, TRANSFER_ENCODING, EXPECT, UPG
 
 /// A request that the store could not answer.
 pub(super) struct Miss {
-    journey: Journey,
+    upstream_request: UpstreamRequest,
     /// The head as the node gets it.
     template: Template,
     caching: Arc<Route>,
     order: Rc<Order>,
     method: Method,
-    why: Forwarded,
+    why: ForwardReason,
 }
 
 #[derive(Clone)]
@@ -72,8 +72,8 @@ struct Template {
 }
 
 impl Template {
-    fn of(journey: &mut Journey) -> Option<Template> {
-        let (request::Parts { method, uri, headers, .. }, _) = journey.request.take()?.into_parts();
+    fn of(upstream_request: &mut UpstreamRequest) -> Option<Template> {
+        let (request::Parts { method, uri, headers, .. }, _) = upstream_request.request.take()?.into_parts();
         Some(Template { method, uri, fields: headers })
     }
 
@@ -111,7 +111,7 @@ impl Template {
 
 /// The nodes, as the cache sees them.
 struct Nodes {
-    journey: Journey,
+    upstream_request: UpstreamRequest,
     template: Template,
 }
 
@@ -121,9 +121,12 @@ impl Origin for Nodes {
 
     async fn fetch(&mut self, validated: Option<&Stored>) -> Result<Response<AnswerBody>, Problem> {
         // Boxed: it is large, and the cache's future is not all there is to a request.
-        let mut journey =
-            self.journey.again(self.template.shared(&Method::GET, &self.journey.route.request_fields, validated));
-        Box::pin(async move { journey.ask().await }).await
+        let mut upstream_request = self.upstream_request.again(self.template.shared(
+            &Method::GET,
+            &self.upstream_request.route.request_fields,
+            validated,
+        ));
+        Box::pin(async move { upstream_request.ask().await }).await
     }
 }
 
@@ -135,27 +138,27 @@ enum Waited {
 
 impl Miss {
     pub(super) fn new(
-        mut journey: Journey,
+        mut upstream_request: UpstreamRequest,
         caching: Arc<Route>,
         order: Rc<Order>,
         method: Method,
-        why: Forwarded,
+        why: ForwardReason,
     ) -> Miss {
-        let template = Template::of(&mut journey).expect("a journey begins with its request");
-        Miss { journey, template, caching, order, method, why }
+        let template = Template::of(&mut upstream_request).expect("a upstream_request begins with its request");
+        Miss { upstream_request, template, caching, order, method, why }
     }
 
     fn cache(&self) -> &Arc<Cache> {
-        &self.journey.engine.cache
+        &self.upstream_request.engine.cache
     }
 
     /// Answers the request, whatever it takes.
     pub(super) async fn answer(mut self) -> Response<ResponseBody> {
-        let response = match self.journey.count() {
+        let response = match self.upstream_request.count() {
             Ok(()) => self.find().await,
-            Err(problem) => answer::problem(&problem, &self.journey.exchange),
+            Err(problem) => answer::problem(&problem, &self.upstream_request.exchange),
         };
-        answer::leave(response, &self.journey.client, &self.journey.exchange)
+        answer::leave(response, &self.upstream_request.client, &self.upstream_request.exchange)
     }
 
     async fn find(&self) -> Response<ResponseBody> {
@@ -175,7 +178,7 @@ impl Miss {
                 Joined::Wait(fill) => fill,
             };
             match wait(fill, deadline).await {
-                Waited::For(Outcome::Growing(growing)) if growing.head.is_for(&self.order.request) => {
+                Waited::For(Outcome::Streaming(growing)) if growing.head.is_for(&self.order.request) => {
                     match growing.read() {
                         Some(reader) => {
                             self.note(CacheResult::Collapsed);
@@ -192,7 +195,7 @@ impl Miss {
                     return self.stand_in(&stored);
                 }
                 // It was for other fields; those by which it was chosen are known now.
-                Waited::For(Outcome::Growing(_) | Outcome::Stored { .. } | Outcome::StandIn(_)) => {
+                Waited::For(Outcome::Streaming(_) | Outcome::Stored { .. } | Outcome::StandIn(_)) => {
                     mismatched = Some(group);
                 }
                 Waited::For(Outcome::Released) | Waited::TooLong => return self.pass(group).await,
@@ -214,7 +217,7 @@ impl Miss {
     /// Fetches to the end of the body, whoever is still there; `tell` hears what the leader gets.
     fn fetch_in_a_task(&self, lead: Lead, mut nodes: Nodes, tell: impl FnOnce(Led<AnswerBody, Problem>) + 'static) {
         let (cache, order) = (Arc::clone(self.cache()), Rc::clone(&self.order));
-        let must_ask = self.why == Forwarded::Request;
+        let must_ask = self.why == ForwardReason::Request;
         tokio::task::spawn_local(async move {
             let (led, arriving) = cache.fetch(lead, &order, &mut nodes, must_ask).await;
             // The exchange is the client's own from here on.
@@ -231,7 +234,7 @@ impl Miss {
         if self.method == Method::GET && self.is_plain() && !self.order.asker.no_store {
             let mut nodes = self.nodes(None);
             let lead = self.cache().go_alone(group, &self.order);
-            let must_ask = self.why == Forwarded::Request;
+            let must_ask = self.why == ForwardReason::Request;
             let (led, arriving) = self.cache().fetch(lead, &self.order, &mut nodes, must_ask).await;
             if let Some(arriving) = arriving {
                 receive(Arc::clone(self.cache()), Rc::clone(&self.order), arriving);
@@ -252,12 +255,12 @@ impl Miss {
         // A HEAD tells the store something, so it must be one that anybody could have sent.
         let tells = self.method == Method::HEAD && self.is_plain() && !self.order.asker.no_store;
         let request = if tells {
-            self.template.shared(&Method::HEAD, &self.journey.route.request_fields, None)
+            self.template.shared(&Method::HEAD, &self.upstream_request.route.request_fields, None)
         } else {
             self.template.clone().request()
         };
-        let mut journey = self.journey.again(request);
-        let answer = Box::pin(async { journey.ask().await }).await;
+        let mut upstream_request = self.upstream_request.again(request);
+        let answer = Box::pin(async { upstream_request.ask().await }).await;
         let failed = answer.as_ref().map_or(true, |response| is_failure(response.status()));
         if failed
             && let Known::Response(held) = self.cache().look_up(self.order.key, &self.order.request)
@@ -282,21 +285,22 @@ impl Miss {
 
     /// How a reader whom others leave behind gets the rest of its body: by a range of the same response, which only a
     /// strong tag can tell. It keeps its place until a node has agreed to that.
-    fn rest(&self, reader: &GrowingReader) -> Option<Rest> {
+    fn rest(&self, reader: &StreamingReader) -> Option<Rest> {
         let tag = reader.growing().head.strong_tag()?;
         let template = self.template.clone();
-        let route = Arc::clone(&self.journey.route);
+        let route = Arc::clone(&self.upstream_request.route);
         // What a node says in between is about another answer.
-        let journey = Journey { wants_interim: false, ..self.journey.again(Request::new(Outgoing::Empty)) };
+        let upstream_request =
+            UpstreamRequest { wants_interim: false, ..self.upstream_request.again(Request::new(Outgoing::Empty)) };
         let more: Rc<dyn Fn(u64) -> AskedRest> = Rc::new(move |from| {
             let mut request = template.shared(&Method::GET, &route.request_fields, None);
             request.headers_mut().insert(IF_RANGE, tag.clone());
             if let Ok(range) = HeaderValue::try_from(format!("bytes={from}-")) {
                 request.headers_mut().insert(RANGE, range);
             }
-            let mut journey = Journey { wants_interim: false, ..journey.again(request) };
+            let mut upstream_request = UpstreamRequest { wants_interim: false, ..upstream_request.again(request) };
             let tag = tag.clone();
-            Box::pin(async move { rest_of(journey.ask().await.ok()?, &tag, from) })
+            Box::pin(async move { rest_of(upstream_request.ask().await.ok()?, &tag, from) })
         });
         let (departure, fetched): (_, Rc<RefCell<Option<OwnRest>>>) = (reader.departure(), Rc::default());
         let (ask, found) = (Rc::clone(&more), Rc::clone(&fetched));
@@ -317,17 +321,18 @@ impl Miss {
     /// Validates what is stored, while the client has it already.
     pub(super) fn validate_in_background(&self, lead: Lead) {
         let head = Request::new(()).into_parts().0;
-        let exchange = Exchange::background(&self.journey.engine.ledger, &self.journey.client, &head);
+        let exchange =
+            Exchange::background(&self.upstream_request.engine.recorder, &self.upstream_request.client, &head);
         self.fetch_in_a_task(lead, self.nodes(Some(exchange)), drop);
     }
 
     fn nodes(&self, background: Option<Rc<Exchange>>) -> Nodes {
-        let mut journey = self.journey.again(Request::new(Outgoing::Empty));
+        let mut upstream_request = self.upstream_request.again(Request::new(Outgoing::Empty));
         if let Some(exchange) = background {
-            journey.exchange = exchange;
-            journey.wants_interim = false;
+            upstream_request.exchange = exchange;
+            upstream_request.wants_interim = false;
         }
-        Nodes { journey, template: self.template.clone() }
+        Nodes { upstream_request, template: self.template.clone() }
     }
 
     async fn respond(&self, led: Led<AnswerBody, Problem>, alone: bool) -> Response<ResponseBody> {
@@ -341,7 +346,7 @@ impl Miss {
                 self.note(if alone { CacheResult::Pass } else { CacheResult::Miss });
                 self.private(response)
             }
-            Led::Growing { reader, own, is_stored } => {
+            Led::Streaming { reader, own, is_stored } => {
                 self.note(CacheResult::Miss);
                 let (status, rest) = (self.status(is_stored, false, None), self.rest(&reader));
                 self.asking().serve_arriving(reader, Some(own), Some(status), rest)
@@ -374,13 +379,13 @@ impl Miss {
 
     /// A response for this client alone.
     fn private(&self, response: Response<AnswerBody>) -> Response<ResponseBody> {
-        let mut response = self.journey.for_client(response);
+        let mut response = self.upstream_request.for_client(response);
         response.headers_mut().append(CACHE_STATUS, self.status(false, false, None).to_value());
         response
     }
 
     fn problem(&self, problem: &Problem) -> Response<ResponseBody> {
-        let mut response = answer::problem(problem, &self.journey.exchange);
+        let mut response = answer::problem(problem, &self.upstream_request.exchange);
         response.headers_mut().append(CACHE_STATUS, self.status(false, false, None).to_value());
         response
     }
@@ -389,8 +394,8 @@ impl Miss {
         Asking {
             method: &self.method,
             fields: self.order.request.plain(),
-            route: &self.journey.route,
-            exchange: &self.journey.exchange,
+            route: &self.upstream_request.route,
+            exchange: &self.upstream_request.exchange,
             now: self.cache().now(),
         }
     }
@@ -403,7 +408,7 @@ impl Miss {
         if let Some(rules) = &self.caching.cache {
             rules.count(result);
         }
-        self.journey.exchange.cached(result.label());
+        self.upstream_request.exchange.cached(result.label());
     }
 }
 
@@ -432,15 +437,15 @@ pub(super) struct Change {
 
 impl Change {
     /// Forwards it, and forgets what it has made untrue (RFC 9111 4.4).
-    pub(super) async fn carry_out(self, mut journey: Journey) -> Response<ResponseBody> {
-        let engine = Rc::clone(&journey.engine);
+    pub(super) async fn carry_out(self, mut upstream_request: UpstreamRequest) -> Response<ResponseBody> {
+        let engine = Rc::clone(&upstream_request.engine);
         let cache = Arc::clone(&engine.cache);
-        let query = journey.request.as_ref().and_then(|request| request.uri().query().map(str::to_owned));
-        let (asked, status) = (cache.now(), journey.cache_status);
+        let query = upstream_request.request.as_ref().and_then(|request| request.uri().query().map(str::to_owned));
+        let (asked, status) = (cache.now(), upstream_request.cache_status);
         let begun = cache.begin(&self.order);
-        let answer = Box::pin(async { journey.ask().await }).await;
+        let answer = Box::pin(async { upstream_request.ask().await }).await;
         let mut response = match answer {
-            Err(problem) => answer::problem(&problem, &journey.exchange),
+            Err(problem) => answer::problem(&problem, &upstream_request.exchange),
             Ok(response) => {
                 let changed = response.status().is_success() || response.status().is_redirection();
                 if changed {
@@ -456,34 +461,39 @@ impl Change {
                         if let Some(arriving) = arriving {
                             receive(Arc::clone(&cache), Rc::clone(&self.order), arriving);
                         }
-                        self.given(&journey, led, &cache)
+                        self.given(&upstream_request, led, &cache)
                     }
-                    false => journey.for_client(response),
+                    false => upstream_request.for_client(response),
                 }
             }
         };
         if let Some(status) = status {
             response.headers_mut().append(CACHE_STATUS, status.to_value());
         }
-        answer::leave(response, &journey.client, &journey.exchange)
+        answer::leave(response, &upstream_request.client, &upstream_request.exchange)
     }
 
     /// The client's part of a response that reads may be answered with.
-    fn given(&self, journey: &Journey, led: Led<AnswerBody, Problem>, cache: &Cache) -> Response<ResponseBody> {
+    fn given(
+        &self,
+        upstream_request: &UpstreamRequest,
+        led: Led<AnswerBody, Problem>,
+        cache: &Cache,
+    ) -> Response<ResponseBody> {
         match led {
-            Led::Growing { reader, own, .. } => {
+            Led::Streaming { reader, own, .. } => {
                 // Conditions and ranges are for reads.
                 let (fields, now) = (HeaderMap::new(), cache.now());
                 let asking = Asking {
                     method: &Method::POST,
                     fields: &fields,
-                    route: &journey.route,
-                    exchange: &journey.exchange,
+                    route: &upstream_request.route,
+                    exchange: &upstream_request.exchange,
                     now,
                 };
                 asking.serve_arriving(reader, Some(own), None, None)
             }
-            Led::Private(response) => journey.for_client(response),
+            Led::Private(response) => upstream_request.for_client(response),
             Led::Confirmed { .. } | Led::StandIn(_) | Led::Failed(_) => {
                 unreachable!("a response that is adopted is there already")
             }

@@ -7,11 +7,11 @@ use super::client::Client;
 use super::engine::{Begun, Engine};
 use super::exchange::Exchange;
 use super::hash_key::find_key;
-use super::pace::Pace;
+use super::min_rate::MinRate;
 use super::rate_limit::Uncounted;
 use super::request::Form;
 use super::snapshot::Route;
-use super::upstream::{Choice, Issue, Journey};
+use super::upstream::{Choice, Issue, UpstreamRequest};
 use crate::config::{OnGone, Protocol};
 use crate::http::fields;
 use crate::http::head::{RequestFields, RequestHead, Underscores};
@@ -31,7 +31,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 type NodeHead = (Method, Uri, HeaderMap);
 
 /// A request that has found its route and pool.
-pub(super) struct Forward<'a> {
+pub(super) struct RoutedRequest<'a> {
     pub(super) engine: &'a Rc<Engine>,
     pub(super) client: &'a Rc<Client>,
     pub(super) exchange: &'a Rc<Exchange>,
@@ -45,36 +45,36 @@ pub(super) struct Forward<'a> {
     /// Where the rate limit counts it only once a node is to be asked.
     pub(super) uncounted: Option<Uncounted>,
     /// How fast its body must come.
-    pub(super) pace: Pace,
+    pub(super) pace: MinRate,
 }
 
-impl Forward<'_> {
-    /// Gives the journey to the nodes, or an answer where none is needed.
+impl RoutedRequest<'_> {
+    /// Returns the request for a node, or an answer where none is needed.
     pub(super) fn begin(&self, head: RequestHead) -> Result<Begun, Problem> {
         if is_last_hop(&head) {
             let mut response = Response::new(ResponseBody::empty(self.exchange));
             *response.status_mut() = StatusCode::NO_CONTENT;
             return Ok(Begun::Answer(response));
         }
-        self.journey(head).map(Begun::Forward)
+        self.upstream_request(head).map(Begun::Forward)
     }
 
-    /// The journey to the nodes.
-    pub(super) fn journey(&self, head: RequestHead) -> Result<Journey, Problem> {
+    /// Returns the request for a node.
+    pub(super) fn upstream_request(&self, head: RequestHead) -> Result<UpstreamRequest, Problem> {
         let gate = self.form.expects_continue.then(|| Rc::new(Gate::new()));
         let outgoing = self.outgoing(gate.clone());
-        Ok(Journey { gate, ..self.journey_with(head, outgoing)? })
+        Ok(UpstreamRequest { gate, ..self.upstream_request_with(head, outgoing)? })
     }
 
-    /// The journey of a request with another body.
-    pub(super) fn journey_with(&self, head: RequestHead, body: Outgoing) -> Result<Journey, Problem> {
+    /// Returns the request for a node, with another body.
+    pub(super) fn upstream_request_with(&self, head: RequestHead, body: Outgoing) -> Result<UpstreamRequest, Problem> {
         let choice = self.choose(&head.fields);
         let version = head.version;
         let takes_trailers = version == Version::HTTP_2 || head.fields.facts.takes_trailers;
         let (head, may_switch) = self.prepare(head)?;
         let mut request = Request::new(body);
         (*request.method_mut(), *request.uri_mut(), *request.headers_mut()) = head;
-        Ok(Journey {
+        Ok(UpstreamRequest {
             engine: Rc::clone(self.engine),
             client: Rc::clone(self.client),
             exchange: Rc::clone(self.exchange),

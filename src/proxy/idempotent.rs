@@ -10,17 +10,17 @@ use super::caching;
 use super::engine::Begun;
 use super::exchange::{BodyFault, Exchange};
 use super::filling::Change;
-use super::forward::Forward;
+use super::forward::RoutedRequest;
 use super::request::too_large;
 use super::snapshot::{IdempotencyResult, IdempotencyRules, Route, Snapshot};
-use super::upstream::{Journey, NewCookie, Reach};
-use crate::cache::{CacheStatus, Forwarded};
+use super::upstream::{NewCookie, Reach, UpstreamRequest};
+use crate::cache::{CacheStatus, ForwardReason};
 use crate::http::budget::Share;
+use crate::http::buffered_body::BufferedBody;
 use crate::http::date;
 use crate::http::fields::CACHE_STATUS;
 use crate::http::head::RequestHead;
 use crate::http::problem::Problem;
-use crate::http::whole::Whole;
 use crate::idempotency::{
     Asked, Claim, Fingerprint, Fingerprinting, Id, Origin, Outcome, Pieces, Refused, Sent, Settled, Started,
     StoredResponse, Subject, key_of, run, start,
@@ -48,52 +48,61 @@ pub(super) fn concerns<'a>(route: &'a Route, head: &RequestHead) -> Option<&'a A
 /// Refuses a request by its head, or begins what answers it.
 pub(super) fn begin(
     snapshot: &Snapshot,
-    mut forward: Forward<'_>,
+    mut routed: RoutedRequest<'_>,
     rules: &Arc<IdempotencyRules>,
     head: RequestHead,
 ) -> Result<Begun, Problem> {
     let refuse = |result: IdempotencyResult, kind, detail| {
-        note(rules, forward.exchange, result);
+        note(rules, routed.exchange, result);
         Problem::new(StatusCode::BAD_REQUEST, kind, "http_request_error", detail)
     };
     let name = &rules.key_header;
     let key = key_of(head.fields.plain(), name)
         .map_err(|bad| refuse(IdempotencyResult::Invalid, "idempotency-key-invalid", format!("`{name}`: {bad}")))?
         .ok_or_else(|| refuse(IdempotencyResult::Missing, "idempotency-key-missing", missing(name)))?;
-    let scope = rules.scope.read(&forward.form, &head.fields).ok_or_else(|| {
+    let scope = rules.scope.read(&routed.form, &head.fields).ok_or_else(|| {
         let sources = rules.scope.names().join(", ");
         let detail = format!("the request has none of the fields that tell callers apart: {sources}");
         refuse(IdempotencyResult::Invalid, "scope-missing", detail)
     })?;
-    let announced = forward.form.content_length.unwrap_or_default();
+    let announced = routed.form.content_length.unwrap_or_default();
     if announced > rules.max_request {
         return Err(too_large(rules.max_request));
     }
-    let budget = &forward.engine.budget;
+    let budget = &routed.engine.budget;
     let held = budget.share(announced.min(FIRST_SHARE)).ok_or_else(over_budget)?;
     let share = budget.share(FIRST_SHARE.min(rules.policy.max_response)).ok_or_else(over_budget)?;
 
     let subject = Subject {
         namespace: rules.namespace.clone(),
         method: head.method.as_str().to_owned(),
-        authority: forward.form.authority.to_string(),
-        path: forward.form.path.to_string(),
+        authority: routed.form.authority.to_string(),
+        path: routed.form.path.to_string(),
         key,
     };
     let begin = if rules.is_canonical { Fingerprint::canonical } else { Fingerprint::exact };
-    let fingerprint = begin(forward.form.query.as_deref(), head.fields.plain());
+    let fingerprint = begin(routed.form.query.as_deref(), head.fields.plain());
     let change =
-        caching::concerns(snapshot, &forward, &head).and_then(|caching| caching::change(&forward, &caching, &head));
+        caching::concerns(snapshot, &routed, &head).and_then(|caching| caching::change(&routed, &caching, &head));
     // To read the body is what makes the client send it: no expectation goes further.
-    forward.form.expects_continue = false;
-    let mut journey = forward.journey_with(head, Outgoing::Empty)?;
-    journey.body_limit = rules.max_request;
-    journey.cache_status = forward.route.cache.as_ref().map(|_| CacheStatus::forwarded(Forwarded::Method));
-    let body_rules = forward.body_rules(rules.max_request);
-    let body = forward.form.has_body.then(|| RequestBody::new(forward.client, forward.exchange, None, body_rules));
+    routed.form.expects_continue = false;
+    let mut upstream_request = routed.upstream_request_with(head, Outgoing::Empty)?;
+    upstream_request.body_limit = rules.max_request;
+    upstream_request.cache_status = routed.route.cache.as_ref().map(|_| CacheStatus::forwarded(ForwardReason::Method));
+    let body_rules = routed.body_rules(rules.max_request);
+    let body = routed.form.has_body.then(|| RequestBody::new(routed.client, routed.exchange, None, body_rules));
     let (id, subject) = (subject.identify(&scope), Arc::new(subject));
-    let keyed =
-        Box::new(Keyed { journey, rules: Arc::clone(rules), body, held, id, subject, fingerprint, change, share });
+    let keyed = Box::new(Keyed {
+        upstream_request,
+        rules: Arc::clone(rules),
+        body,
+        held,
+        id,
+        subject,
+        fingerprint,
+        change,
+        share,
+    });
     Ok(Begun::Later(Box::pin(keyed.answer())))
 }
 
@@ -105,7 +114,7 @@ fn note(rules: &IdempotencyRules, exchange: &Exchange, result: IdempotencyResult
 /// A request with a key.
 struct Keyed {
     /// Without its body.
-    journey: Journey,
+    upstream_request: UpstreamRequest,
     rules: Arc<IdempotencyRules>,
     body: Option<RequestBody>,
     /// For the body.
@@ -120,7 +129,7 @@ struct Keyed {
 
 impl Keyed {
     async fn answer(self: Box<Self>) -> Response<ResponseBody> {
-        let (client, exchange) = (Rc::clone(&self.journey.client), Rc::clone(&self.journey.exchange));
+        let (client, exchange) = (Rc::clone(&self.upstream_request.client), Rc::clone(&self.upstream_request.exchange));
         let response = self.find().await.unwrap_or_else(|problem| answer::problem(&problem, &exchange));
         answer::leave(response, &client, &exchange)
     }
@@ -128,7 +137,7 @@ impl Keyed {
     async fn find(mut self: Box<Self>) -> Result<Response<ResponseBody>, Problem> {
         let body = match self.body.take() {
             Some(body) => self.read(body).await?,
-            None => Whole::default(),
+            None => BufferedBody::default(),
         };
         let (id, subject, fingerprint) =
             (self.id, Arc::clone(&self.subject), self.fingerprint.clone().finish(&body.data));
@@ -156,17 +165,17 @@ impl Keyed {
     }
 
     fn note(&self, result: IdempotencyResult) {
-        note(&self.rules, &self.journey.exchange, result);
+        note(&self.rules, &self.upstream_request.exchange, result);
     }
 
     /// Reads the request's body to its end.
-    async fn read(&mut self, mut body: RequestBody) -> Result<Whole, Problem> {
+    async fn read(&mut self, mut body: RequestBody) -> Result<BufferedBody, Problem> {
         let mut pieces = Pieces::default();
         let mut trailers = None;
         while let Some(frame) = body.frame().await {
             let frame = frame.map_err(|_| {
-                let fault = self.journey.exchange.body_fault.get().unwrap_or(BodyFault::ClientGone);
-                self.journey.body_problem(fault)
+                let fault = self.upstream_request.exchange.body_fault.get().unwrap_or(BodyFault::ClientGone);
+                self.upstream_request.body_problem(fault)
             })?;
             match frame.into_data() {
                 Ok(data) => {
@@ -178,12 +187,12 @@ impl Keyed {
                 Err(frame) => trailers = frame.into_trailers().ok(),
             }
         }
-        Ok(Whole::new(pieces.join(), trailers))
+        Ok(BufferedBody::new(pieces.join(), trailers))
     }
 
     /// Gives the request its body, which is sent with its length unless fields follow it.
-    fn give(&mut self, body: Whole) {
-        let Some(request) = &mut self.journey.request else { return };
+    fn give(&mut self, body: BufferedBody) {
+        let Some(request) = &mut self.upstream_request.request else { return };
         if let (Some(length), true) = (body.length(), request.headers().contains_key(TRANSFER_ENCODING)) {
             request.headers_mut().remove(TRANSFER_ENCODING);
             request.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(length));
@@ -195,9 +204,9 @@ impl Keyed {
 
     /// Runs the request, in a task of its own.
     async fn run(mut self: Box<Self>, claim: Claim) -> Result<Response<ResponseBody>, Problem> {
-        let (exchange, rules) = (Rc::clone(&self.journey.exchange), Arc::clone(&self.rules));
+        let (exchange, rules) = (Rc::clone(&self.upstream_request.exchange), Arc::clone(&self.rules));
         let retries_unknown = rules.policy.retries_unknown;
-        let here = Rc::clone(&self.journey.engine.tasks);
+        let here = Rc::clone(&self.upstream_request.engine.tasks);
         let told = tokio::task::spawn_local(async move {
             let mut share = self.share.take();
             let outcome = run(claim, &mut *self, &rules.policy, &mut share).await;
@@ -230,14 +239,14 @@ impl Keyed {
         if !self.share.cover(response.body.len() as u64) {
             return Err(over_budget());
         }
-        let mut response = given(response, None, self.share, &self.journey.exchange)?;
+        let mut response = given(response, None, self.share, &self.upstream_request.exchange)?;
         response.headers_mut().insert(IDEMPOTENT_REPLAYED, HeaderValue::from_static("true"));
         Ok(response)
     }
 
     /// Forwards the request as if it had no key.
     async fn forward(mut self: Box<Self>) -> Result<Response<ResponseBody>, Problem> {
-        let exchange = Rc::clone(&self.journey.exchange);
+        let exchange = Rc::clone(&self.upstream_request.exchange);
         match self.send().await {
             Sent::Answer { response, .. } => Ok(passed(response, &exchange)),
             Sent::Nothing(problem) => Err(problem),
@@ -253,10 +262,10 @@ impl Origin for Keyed {
     type Failure = Problem;
 
     async fn send(&mut self) -> Sent<AnswerBody, Problem> {
-        self.journey.claimed = Some(Reach::begin());
+        self.upstream_request.claimed = Some(Reach::begin());
         // Boxed: it is large, and the run's future is not all there is to a request.
-        let answer = Box::pin(async { self.journey.ask().await }).await;
-        let reach = self.journey.claimed.unwrap_or_else(Reach::begin);
+        let answer = Box::pin(async { self.upstream_request.ask().await }).await;
+        let reach = self.upstream_request.claimed.unwrap_or_else(Reach::begin);
         let mut response = match answer {
             Ok(response) => response,
             Err(problem) if reach.sent => return Sent::NoAnswer(problem),
@@ -266,16 +275,16 @@ impl Origin for Keyed {
         if let Some(change) = &self.change
             && (status.is_success() || status.is_redirection())
         {
-            change.forget(&self.journey.engine, response.headers(), None);
+            change.forget(&self.upstream_request.engine, response.headers(), None);
         }
         let fields = response.headers_mut();
-        self.journey.route.response_fields.apply(fields);
+        self.upstream_request.route.response_fields.apply(fields);
         if !fields.contains_key(DATE)
             && let Some(now) = date::format(date::now())
         {
             fields.insert(DATE, now);
         }
-        if let Some(status) = self.journey.cache_status {
+        if let Some(status) = self.upstream_request.cache_status {
             fields.append(CACHE_STATUS, status.to_value());
         }
         Sent::Answer { response, whole: reach.whole }
@@ -293,7 +302,7 @@ fn given(
         tracing::error!(%damaged, "a stored response cannot be read");
         unknown(false)
     })?;
-    let mut response = head.map(|()| ResponseBody::whole(Whole::new(data, trailers), Some(share), exchange));
+    let mut response = head.map(|()| ResponseBody::whole(BufferedBody::new(data, trailers), Some(share), exchange));
     // Nothing else of it: the repetitions will not have it either.
     if let Some(cookie) = beside.and_then(Extensions::remove::<NewCookie>) {
         response.extensions_mut().insert(cookie);

@@ -4,7 +4,7 @@ use super::answer::{Passage, ResponseBody, Rest};
 use super::exchange::Exchange;
 use super::snapshot::Route;
 use crate::cache::{
-    Body, CacheStatus, GrowingReader, Milliseconds, NOT_IN_304, Ranges, Reader, Stored, content_range,
+    Body, CacheStatus, Milliseconds, NOT_IN_304, Ranges, Reader, Stored, StreamingReader, content_range,
     is_same_for_range, is_unmodified, multipart, ranges,
 };
 use crate::http::fields::CACHE_STATUS;
@@ -46,7 +46,7 @@ impl Asking<'_> {
     /// somebody else tells it. `rest` is for a reader that is left behind.
     pub(super) fn serve_arriving(
         &self,
-        reader: GrowingReader,
+        reader: StreamingReader,
         own: Option<HeaderMap>,
         status: Option<CacheStatus>,
         rest: Option<Rest>,

@@ -1,5 +1,4 @@
-//! The step that asks nodes: a request's journey there, and what comes back. `attempts` holds the way
-//! from node to node.
+//! The step that asks nodes: a request on its way to them, and what comes back. `attempts` goes from node to node.
 
 use super::answer::{self, ResponseBody};
 use super::body::Gate;
@@ -23,7 +22,7 @@ use std::task::Poll;
 use std::time::Instant;
 
 /// A request on its way to the nodes of its pool.
-pub(super) struct Journey {
+pub(super) struct UpstreamRequest {
     pub(super) engine: Rc<Engine>,
     pub(super) client: Rc<Client>,
     pub(super) exchange: Rc<Exchange>,
@@ -109,7 +108,7 @@ pub(super) struct Answered {
     pub(super) cookie: Option<HeaderValue>,
 }
 
-impl Journey {
+impl UpstreamRequest {
     pub(super) async fn travel(mut self) -> Response<ResponseBody> {
         let response = match self.attempts().await {
             Ok(answered) if answered.head.status() == StatusCode::SWITCHING_PROTOCOLS => {
@@ -140,8 +139,8 @@ impl Journey {
     }
 
     /// The same way to the same nodes, with another request.
-    pub(super) fn again(&self, request: Request<Outgoing>) -> Journey {
-        Journey {
+    pub(super) fn again(&self, request: Request<Outgoing>) -> UpstreamRequest {
+        UpstreamRequest {
             engine: Rc::clone(&self.engine),
             client: Rc::clone(&self.client),
             exchange: Rc::clone(&self.exchange),

@@ -2,11 +2,11 @@
 //! when it has been idle for a while; with the timers of every phase.
 
 use super::addresses::Addresses;
-use super::greeting::{Greeting, greet};
+use super::flood::Glitch;
+use super::handshake::{Handshake, handshake};
+use super::http1_io::{Http1Io, Pulse};
 use super::http2;
-use super::meter::Glitch;
 use super::tunnel;
-use super::wire::{Pulse, Wire};
 use crate::config::Limits;
 use crate::http::problem::Problem;
 use crate::io::{Framing, Seen, Stream};
@@ -53,7 +53,7 @@ pub(super) struct Context {
     /// Held by the one whose handshake is computed.
     pub(super) handshakes: Semaphore,
     /// What its connections begin with, as the configuration had it that last knew it.
-    pub(super) greeting: RefCell<Option<Greeting>>,
+    pub(super) handshake: RefCell<Option<Handshake>>,
 }
 
 impl Context {
@@ -66,7 +66,7 @@ impl Context {
             drain: Notify::new(),
             addresses,
             handshakes: Semaphore::new(1),
-            greeting: RefCell::default(),
+            handshake: RefCell::default(),
         }
     }
 
@@ -90,7 +90,7 @@ impl Context {
 pub(super) async fn serve(context: Rc<Context>, socket: TcpStream, peer: SocketAddr) {
     let limits = |context: &Context| context.engine.snapshot().config.settings.limits.clone();
     let mut deadline = Instant::now() + limits(&context).header_timeout;
-    let Some((mut stream, client, _seat)) = Box::pin(greet(&context, socket, peer, deadline)).await else { return };
+    let Some((mut stream, client, _seat)) = Box::pin(handshake(&context, socket, peer, deadline)).await else { return };
     while is_readable(&context, &mut stream, deadline).await {
         let limits = limits(&context);
         if !client.had_request.get() && speaks_http2(&mut stream, deadline).await {
@@ -149,7 +149,7 @@ enum End {
 async fn session(context: &Rc<Context>, mut stream: Stream, client: &Rc<Client>, limits: &Limits) -> Option<Stream> {
     *client.task.borrow_mut() = Some(poll_fn(|cx| Poll::Ready(cx.waker().clone())).await);
     loop {
-        let wire = Wire::new(stream, Rc::clone(client));
+        let wire = Http1Io::new(stream, Rc::clone(client));
         let pulse = Rc::clone(&wire.pulse);
         let watch = wire.watch();
         let (engine, owner) = (Rc::clone(&context.engine), Rc::clone(client));
@@ -187,7 +187,7 @@ async fn session(context: &Rc<Context>, mut stream: Stream, client: &Rc<Client>,
                     Poll::Ready(Expired::Park) => return Poll::Ready(End::Park),
                     Poll::Ready(Expired::Head) => return Poll::Ready(End::HeadTimeout),
                     Poll::Ready(Expired::Write) => {
-                        context.engine.ledger.aborted(Abort::Write);
+                        context.engine.recorder.aborted(Abort::Write);
                         return Poll::Ready(End::Abandon);
                     }
                     // The body ends in an error, which the pipeline answers.
@@ -211,7 +211,7 @@ async fn session(context: &Rc<Context>, mut stream: Stream, client: &Rc<Client>,
             End::Park if stream.has_unread() => {}
             End::Park => return Some(stream),
             End::HeadTimeout => {
-                context.engine.ledger.aborted(Abort::Head);
+                context.engine.recorder.aborted(Abort::Head);
                 let detail = "the request's head did not arrive in time";
                 let problem =
                     Problem::new(StatusCode::REQUEST_TIMEOUT, "request-timeout", "http_request_error", detail);
@@ -300,7 +300,7 @@ async fn close(
     match (tunnel, result) {
         (Some(tunnel), Ok(())) => tunnel::run(stream, tunnel).await,
         (_, Err(error)) if pulse.held_back.get() || (client.phase.get() == Phase::Idle && error.is_parse()) => {
-            context.engine.ledger.glitch(Glitch::Malformed.label());
+            context.engine.recorder.glitch(Glitch::Malformed.label());
             refuse(context, stream, client, &unreadable(&error, is_first_line)).await;
         }
         (_, Err(error)) => {

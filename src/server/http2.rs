@@ -2,8 +2,8 @@
 //! the timers of the whole.
 
 use super::connection;
-use super::gather::{Gather, Notes};
-use super::meter::{Meter, Verdict};
+use super::flood::{FloodMeter, Verdict};
+use super::http2_io::{Http2Io, Notes};
 use super::websocket;
 use crate::config::Limits;
 use crate::http::forwarded::is_trusted;
@@ -47,9 +47,9 @@ const GRACE: Duration = Duration::from_secs(5);
 pub(super) async fn serve(context: &Rc<connection::Context>, stream: Stream, client: &Rc<Client>, limits: &Limits) {
     let streams: Rc<Streams> = Rc::default();
     let share = context.engine.budget.nothing();
-    let ledger = Rc::clone(&context.engine.ledger);
-    let meter = Meter::new(PREFACE.len(), CONNECTION_WINDOW - FIRST_WINDOW, glitches(context, client, limits));
-    let wire = Gather::new(stream, Notes { meter, streams: Rc::clone(&streams), ledger, share });
+    let recorder = Rc::clone(&context.engine.recorder);
+    let meter = FloodMeter::new(PREFACE.len(), CONNECTION_WINDOW - FIRST_WINDOW, glitches(context, client, limits));
+    let wire = Http2Io::new(stream, Notes { meter, streams: Rc::clone(&streams), recorder, share });
     let (out, wire_of_streams) = (wire.handle(), wire.stream_handle());
     let tasks = Tasks::default();
     let service = {
@@ -112,7 +112,7 @@ pub(super) async fn serve(context: &Rc<connection::Context>, stream: Stream, cli
             let verdict = out.verdict();
             if verdict == Verdict::Hostile {
                 tracing::debug!(peer = %client.peer, "an HTTP/2 connection is cut: it is too odd");
-                context.engine.ledger.aborted(Abort::Http2Glitches);
+                context.engine.recorder.aborted(Abort::Http2Glitches);
                 out.rebuke();
                 tasks.end_all();
                 return Poll::Ready(());
@@ -154,11 +154,11 @@ pub(super) async fn serve(context: &Rc<connection::Context>, stream: Stream, cli
                 tasks.end_stalled(now, limits.write_timeout);
             }
             if write_end.is_some_and(|end| end <= now) {
-                context.engine.ledger.aborted(Abort::Write);
+                context.engine.recorder.aborted(Abort::Write);
                 return Poll::Ready(());
             }
             if head_end.is_some_and(|end| end <= now) {
-                context.engine.ledger.aborted(Abort::Head);
+                context.engine.recorder.aborted(Abort::Head);
                 return Poll::Ready(());
             }
             if idle_end.is_some_and(|end| end <= now) {

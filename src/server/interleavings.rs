@@ -5,7 +5,7 @@
 //!
 //! Only compiled for tests and fuzzers. The sockets and the TLS session are real.
 
-use super::wire::{Watch, Wire};
+use super::http1_io::{Http1Io, Watch};
 use crate::io::{Seen, Stream};
 use crate::proxy::{Client, Phase};
 use rustls::pki_types::{PrivateKeyDer, ServerName};
@@ -147,7 +147,7 @@ struct Connection {
     peer: Peer,
     client: Rc<Client>,
     /// Both are here but in the middle of a hand-over.
-    wire: Option<(Wire, Watch)>,
+    wire: Option<(Http1Io, Watch)>,
     read: Vec<u8>,
     /// A look has seen bytes that were not read since.
     promised: bool,
@@ -163,7 +163,7 @@ impl Connection {
     }
 
     fn wrap(&mut self, stream: Stream) {
-        let wire = Wire::new(stream, Rc::clone(&self.client));
+        let wire = Http1Io::new(stream, Rc::clone(&self.client));
         let watch = wire.watch();
         self.wire = Some((wire, watch));
     }
@@ -187,7 +187,7 @@ impl Connection {
         }
     }
 
-    fn wire(&mut self) -> &mut Wire {
+    fn wire(&mut self) -> &mut Http1Io {
         &mut self.wire.as_mut().expect("a step ends with the wire in place").0
     }
 

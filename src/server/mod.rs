@@ -3,18 +3,19 @@
 mod addresses;
 mod admin_socket;
 mod connection;
+pub(crate) mod flood;
 mod follow;
-mod gather;
-mod greeting;
+mod gauges;
 mod handover;
+mod handshake;
+mod http1_io;
 mod http2;
+mod http2_io;
 mod inherited;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod interleavings;
 mod listen;
 mod listeners;
-pub(crate) mod meter;
-mod mirror;
 mod nofile;
 mod places;
 pub(crate) mod proxy_protocol;
@@ -27,7 +28,6 @@ mod systemd;
 mod tunnel;
 mod upgrade;
 mod websocket;
-mod wire;
 mod worker;
 
 pub(crate) use inherited::Inherited;

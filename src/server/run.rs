@@ -3,9 +3,9 @@
 
 use super::admin_socket::AdminSocket;
 use super::follow::{self, Hints};
+use super::gauges;
 use super::inherited::Inherited;
 use super::listeners::{self, BindError, Open};
-use super::mirror::{mirror_budget, mirror_cache, mirror_certificates, mirror_nodes, mirror_state};
 use super::nofile;
 use super::places::Places;
 use super::reload::{self, LastReload, Trigger};
@@ -213,12 +213,12 @@ pub(crate) async fn start(config: Config, mut inherited: Inherited) -> Result<Ru
     let cache = Arc::new(Cache::new(settings.cache.memory.0, &budget, move || evictions.inc()));
     tokio::spawn(Arc::clone(&cache).keep_clean());
     let last_reload = Arc::new(Mutex::new(LastReload::first()));
-    mirror_state(&metrics, &last_reload);
-    mirror_nodes(&metrics, &snapshot);
-    mirror_certificates(&metrics, &snapshot);
-    mirror_cache(&metrics, &cache);
-    mirror_budget(&metrics, &budget);
-    records.mirror(&metrics);
+    gauges::state(&metrics, &last_reload);
+    gauges::nodes(&metrics, &snapshot);
+    gauges::certificates(&metrics, &snapshot);
+    gauges::cache(&metrics, &cache);
+    gauges::budget(&metrics, &budget);
+    records.gauges(&metrics);
     let address = settings.admin.address.value;
     let given = Inherited::for_address(&mut inherited.admin, &mut inherited.open, address);
     let admin = AdminSocket::bind("admin", address, Reach::Everything, given)?;

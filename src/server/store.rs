@@ -67,9 +67,9 @@ impl Store {
     }
 
     /// The gauge of what it holds.
-    pub(super) fn mirror(&self, metrics: &Metrics) {
+    pub(super) fn gauges(&self, metrics: &Metrics) {
         let store = self.clone();
-        metrics.mirror("ringway_idempotency_records", "Records in the idempotency store.", &[], move |samples| {
+        metrics.gauge("ringway_idempotency_records", "Records in the idempotency store.", &[], move |samples| {
             if let Some(records) = store.get() {
                 samples.push(Sample { labels: Vec::new(), value: records.count() as f64 });
             }

@@ -8,7 +8,7 @@ use super::listeners::Open;
 use super::places::Places;
 use crate::cache::Cache;
 use crate::http::budget::Budget;
-use crate::proxy::{Engine, Ledger, Snapshot};
+use crate::proxy::{Engine, RequestRecorder, Snapshot};
 use crate::telemetry::metrics::Metrics;
 use arc_swap::ArcSwap;
 use prometheus::{IntCounter, IntGauge};
@@ -82,9 +82,9 @@ struct Worker {
 
 impl Worker {
     fn new(number: usize, shared: Shared) -> Worker {
-        let ledger = Ledger::new(Arc::clone(&shared.metrics));
+        let recorder = RequestRecorder::new(Arc::clone(&shared.metrics));
         let (snapshot, cache) = (Arc::clone(&shared.snapshot), Arc::clone(&shared.cache));
-        let engine = Rc::new(Engine::new(snapshot, cache, Arc::clone(&shared.budget), ledger));
+        let engine = Rc::new(Engine::new(snapshot, cache, Arc::clone(&shared.budget), recorder));
         Worker { number, shared, engine, accepting: Vec::new(), here: Rc::default(), ticks: 0 }
     }
 
@@ -119,13 +119,13 @@ impl Worker {
                 break;
             }
         }
-        self.engine.ledger.flush();
+        self.engine.recorder.flush();
     }
 
     fn tick(&mut self) {
         self.ticks = self.ticks.wrapping_add(1);
         self.follow_snapshot();
-        self.engine.ledger.flush();
+        self.engine.recorder.flush();
         if self.ticks.is_multiple_of(SWEEP_EVERY) {
             let snapshot = self.engine.snapshot();
             if self.number == 0 {
@@ -143,7 +143,7 @@ impl Worker {
 
     /// Writes the access log where the configuration in force says.
     fn follow_snapshot(&self) {
-        self.engine.ledger.log_to(self.engine.snapshot().log.as_ref());
+        self.engine.recorder.log_to(self.engine.snapshot().log.as_ref());
     }
 
     /// Accepts from listeners that are new, and lets those that are gone drain.

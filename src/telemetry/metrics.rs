@@ -1,5 +1,5 @@
 //! Prometheus metrics. Counters on the request's way are relaxed atomics behind handles that are
-//! looked up once; gauges that mirror other state are read when somebody scrapes.
+//! looked up once; gauges that tell other state are read when somebody scrapes.
 
 use prometheus::core::{Collector, Desc, MetricVec, MetricVecBuilder};
 use prometheus::proto::{Gauge, LabelPair, Metric, MetricFamily, MetricType};
@@ -178,7 +178,7 @@ impl Metrics {
     }
 
     /// Adds a gauge whose values are read at every scrape: what is gone has no series any more.
-    pub(crate) fn mirror(
+    pub(crate) fn gauge(
         &self,
         name: &'static str,
         help: &'static str,

@@ -35,7 +35,7 @@ fn a_request_in_flight_is_answered_and_told_to_close() {
     assert_eq!((answer.text().as_str(), answer.field("connection").as_deref()), ("at last", Some("close")));
     assert!(client.is_closed());
     eventually("the end of the process", || proxy.has_ended());
-    assert!(proxy.log().contains("every request has ended"), "{}", proxy.log());
+    proxy.logs("every request has ended");
 }
 
 #[test]
@@ -77,7 +77,7 @@ fn a_drain_ends_in_time() {
     eventually("the request", || node.requests().len() == 1);
     proxy.signal("TERM");
     eventually("the end of the process", || proxy.has_ended());
-    assert!(proxy.log().contains("stopped with requests in flight"), "{}", proxy.log());
+    proxy.logs("stopped with requests in flight");
 }
 
 #[test]

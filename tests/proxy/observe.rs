@@ -190,6 +190,7 @@ fn the_admin_listener_refuses_strangers() {
 fn the_metrics_listener_is_read_only() {
     let node = Node::echo();
     let proxy = Proxy::start(&format!("metrics: {{ address: \"127.0.0.1:0\" }}\n{}", Proxy::pool(&[node.address], "")));
+    proxy.logs("metrics and probes");
     let log = proxy.log();
     let line = log.lines().find(|line| line.contains("metrics and probes")).unwrap();
     let address = line.split("address=").nth(1).unwrap().trim().parse().unwrap();

@@ -123,7 +123,7 @@ fn a_bad_file_changes_nothing() {
     assert_eq!(last["success"], false);
     let error = last["error"].as_str().unwrap();
     assert!(error.contains("ringway.yaml:9:30: unknown key `hash_om`; did you mean `hash_on`?"), "{error}");
-    assert!(proxy.log().contains("hash_om"), "{}", proxy.log());
+    proxy.logs("hash_om");
 
     proxy.rewrite(&pool(&[("a", &a)]));
     eventually("the recovery", || proxy.metric("ringway_config_last_reload_success") == 1.0);

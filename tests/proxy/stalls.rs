@@ -95,7 +95,7 @@ fn lines_that_a_failing_log_loses_are_counted() {
         proxy.get("/");
     }
     eventually("all lines to be counted", || proxy.metric("ringway_access_log_dropped_total") == 5.0);
-    assert!(proxy.log().contains("cannot write the access log"));
+    proxy.logs("cannot write the access log");
 }
 
 /// A proxy whose stderr is read until it serves, and no more.
@@ -175,6 +175,7 @@ fn clients_that_do_not_read_or_do_not_finish_leave_room_for_probes() {
     let node = Node::echo();
     let proxy = Proxy::start(&format!("metrics: {{ address: \"127.0.0.1:0\" }}\n{}", Proxy::pool(&[node.address], "")));
     let metrics: SocketAddr = {
+        proxy.logs("metrics and probes");
         let log = proxy.log();
         let line = log.lines().find(|line| line.contains("metrics and probes")).unwrap();
         line.split("address=").nth(1).unwrap().trim().parse().unwrap()
@@ -225,7 +226,7 @@ fn name_servers_that_do_not_answer_are_waited_for_together() {
     assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
     assert_eq!(proxy.get("/").status, 200);
     assert_eq!(proxy.get("/p7").status, 503);
-    assert!(proxy.log().contains("the name server tells of no nodes"));
+    proxy.logs("the name server tells of no nodes");
     // A reload too.
     let begun = Instant::now();
     proxy.reconfigure(&text.replace("timeout: 2s", "timeout: 3s"));

@@ -76,6 +76,7 @@ fn a_bad_certificate_is_named() {
             let detail = proxy.get("/").json()["detail"].as_str().unwrap().to_owned();
             assert!(detail.contains(text), "{detail}");
         }
+        proxy.logs(text);
         let log = proxy.log();
         let warnings = log.lines().filter(|line| line.contains("WARN") && line.contains(text)).count();
         assert_eq!(warnings, 1, "once for many requests: {log}");

@@ -99,7 +99,7 @@ fn a_new_binary_takes_over_and_nobody_notices() {
     for client in load {
         client.join().expect("no request failed");
     }
-    assert_eq!(proxy.log().matches("the new binary serves").count(), 4);
+    eventually("all four are told", || proxy.log().matches("the new binary serves").count() == 4);
 }
 
 #[test]
@@ -151,11 +151,12 @@ fn a_binary_that_does_not_start_changes_nothing() {
         prepare();
         proxy.signal("USR2");
         eventually(why, || failures(&proxy) == (count + 1) as f64);
-        assert!(proxy.log().lines().any(|line| line.contains("not upgraded") && line.contains(why)), "{}", proxy.log());
+        let is_told = |line: &str| line.contains("not upgraded") && line.contains(why);
+        eventually(why, || proxy.log().lines().filter(|line| is_told(line)).count() > 0);
         assert_eq!(proxy.get("/").status, 200);
         assert_eq!(proxy.admin_get("/api/status").json()["pid"], pid);
     }
-    assert!(proxy.log().contains("exit status: 7"), "{}", proxy.log());
+    proxy.logs("exit status: 7");
     std::fs::write(&file, good).unwrap();
     proxy.upgrade();
     assert_ne!(proxy.pid(), pid);
@@ -258,7 +259,7 @@ fn the_store_does_not_change_by_an_upgrade() {
     std::fs::write(&file, format!("{}{base}", store("two.db"))).unwrap();
     proxy.signal("USR2");
     eventually("the refusal", || failures(&proxy) == 1.0);
-    assert!(proxy.log().contains("stop and start instead"), "{}", proxy.log());
+    proxy.logs("stop and start instead");
     assert_eq!(proxy.get("/").status, 200);
 }
 

@@ -42,7 +42,7 @@ fn a_drain_that_cannot_wait_leaves_unknown() {
     began.wait();
     proxy.signal("TERM");
     eventually("the end", || proxy.has_ended());
-    assert!(proxy.log().contains("the outcome of a request is unknown"), "{}", proxy.log());
+    proxy.logs("the outcome of a request is unknown");
     let store = rusqlite::Connection::open(proxy.folder().join("data/idempotency.db")).unwrap();
     let state: i64 = store.query_row("SELECT state FROM records", [], |row| row.get(0)).unwrap();
     assert_eq!(state, 3, "unknown, and not left running");
@@ -150,7 +150,7 @@ fn a_restart_keeps_what_is_stored_and_kill_leaves_unknown() {
     let proxy = Proxy::start(&text);
     assert_eq!(seen(&proxy.ask(charge("/fast", "k", ""))), seen(&stored));
     assert_eq!(proxy.ask(charge("/slow", "k", "")).problem(), "outcome-unknown");
-    assert!(proxy.log().contains("the proxy that held the claim is gone"), "{}", proxy.log());
+    proxy.logs("the proxy that held the claim is gone");
     gate.open();
     assert_eq!(origin.asked(), 2);
 }

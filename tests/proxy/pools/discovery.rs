@@ -195,7 +195,7 @@ fn an_answer_that_fails_or_is_empty_takes_nobody_away() {
         server.addresses("app.test", &[local(1)]);
         eventually("it to be well again", || discovery()["success"] == true);
     }
-    assert!(proxy.log().contains("the last ones stay"), "{}", proxy.log());
+    proxy.logs("the last ones stay");
 }
 
 /// A name server that is out of order when the proxy starts: it serves what it can, and goes on asking.
@@ -280,7 +280,7 @@ fn a_name_that_cannot_be_resolved_is_a_node_that_is_down() {
         assert_eq!(proxy.metric("ringway_node_healthy{node=\"n0\",pool=\"app\"}"), 0.0);
     };
     is_down();
-    assert!(proxy.log().contains("cannot be resolved"), "{}", proxy.log());
+    proxy.logs("cannot be resolved");
     proxy.reconfigure(&text.replace("[uri]", "[path]"));
     is_down();
     proxy.reconfigure(&text.replace("nowhere.invalid:80", &format!("localhost:{}", node.address.port())));

@@ -53,7 +53,7 @@ fn a_dead_node_is_out_after_five_and_nobody_sees_it() {
         proxy.metric("ringway_upstream_requests_total{node=\"n0\",outcome=\"connection_refused\",pool=\"app\"}");
     assert_eq!(refused, 5.0);
     assert!(ejected(&proxy, "n0").unwrap() > 25.0);
-    assert!(proxy.log().contains("its requests fail in a row"), "{}", proxy.log());
+    proxy.logs("its requests fail in a row");
     assert_eq!(proxy.metric("ringway_node_healthy{node=\"n0\",pool=\"app\"}"), 0.0);
 }
 

@@ -239,6 +239,11 @@ impl Proxy {
         self.log.lock().unwrap().join("\n")
     }
 
+    /// Waits until the log holds a text: what has happened is told by a thread of its own.
+    pub fn logs(&self, text: &str) {
+        eventually(text, || self.log().contains(text));
+    }
+
     pub fn folder(&self) -> &std::path::Path {
         self.folder.path()
     }

@@ -15,7 +15,7 @@ use std::time::Instant;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// A client's socket as hyper sees it.
-pub(super) struct Wire {
+pub(super) struct Http1Io {
     stream: Rc<RefCell<Stream>>,
     client: Rc<Client>,
     pub(super) pulse: Rc<Pulse>,
@@ -54,8 +54,8 @@ impl Pulse {
     }
 }
 
-impl Wire {
-    pub(super) fn new(stream: Stream, client: Rc<Client>) -> Wire {
+impl Http1Io {
+    pub(super) fn new(stream: Stream, client: Rc<Client>) -> Http1Io {
         let now = Instant::now();
         let began = stream.unread_since();
         let pulse = Rc::new(Pulse {
@@ -67,7 +67,7 @@ impl Wire {
             held_back: Cell::new(false),
             ended: Cell::new(false),
         });
-        Wire { stream: Rc::new(RefCell::new(stream)), client, pulse }
+        Http1Io { stream: Rc::new(RefCell::new(stream)), client, pulse }
     }
 
     /// A second handle on the socket, to watch it while hyper has the wire.
@@ -142,7 +142,7 @@ impl Watch {
     }
 }
 
-impl AsyncRead for Wire {
+impl AsyncRead for Http1Io {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
         let result = Pin::new(&mut *self.stream.borrow_mut()).poll_read(cx, buf);
@@ -160,7 +160,7 @@ impl AsyncRead for Wire {
     }
 }
 
-impl AsyncWrite for Wire {
+impl AsyncWrite for Http1Io {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         self.poll_write_with(cx, buf.len(), |stream, cx| stream.poll_write(cx, buf))
     }

@@ -11,15 +11,15 @@ const PIECE: usize = 64 << 10;
 
 /// A whole body.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Whole {
+pub(crate) struct BufferedBody {
     pub(crate) data: Bytes,
     pub(crate) trailers: Option<HeaderMap>,
     was_cut: bool,
 }
 
-impl Whole {
-    pub(crate) fn new(data: Bytes, trailers: Option<HeaderMap>) -> Whole {
-        Whole { data, trailers, was_cut: false }
+impl BufferedBody {
+    pub(crate) fn new(data: Bytes, trailers: Option<HeaderMap>) -> BufferedBody {
+        BufferedBody { data, trailers, was_cut: false }
     }
 
     /// The next part of it; never an error, whatever the error would be.
@@ -45,7 +45,7 @@ impl Whole {
     }
 }
 
-impl Body for Whole {
+impl Body for BufferedBody {
     type Data = Bytes;
     type Error = Box<dyn std::error::Error + Send + Sync>;
 

@@ -34,7 +34,7 @@ pub(crate) struct LeastRate {
 }
 
 /// A response whose body is arriving.
-pub(crate) struct Growing {
+pub(crate) struct StreamingBody {
     pub(crate) head: Shared,
     /// The length that the node has announced.
     pub(crate) length: Option<u64>,
@@ -180,7 +180,7 @@ pub(crate) enum Pace {
     Stop,
 }
 
-impl Growing {
+impl StreamingBody {
     /// `all` counts what all bodies take that arrive in the store, `share` this one's part of what the process may
     /// hold.
     pub(super) fn new(
@@ -188,7 +188,7 @@ impl Growing {
         length: Option<u64>,
         largest: u64,
         (all, share): (&Arc<AtomicU64>, Share),
-    ) -> Growing {
+    ) -> StreamingBody {
         let flow = Flow {
             pieces: VecDeque::new(),
             dropped: 0,
@@ -202,7 +202,7 @@ impl Growing {
             readers: Vec::new(),
             producer: None,
         };
-        Growing { head: Arc::new(head), length, largest, all: Arc::clone(all), flow: Mutex::new(flow) }
+        StreamingBody { head: Arc::new(head), length, largest, all: Arc::clone(all), flow: Mutex::new(flow) }
     }
 
     /// Adds what has arrived. It is copied once, so that no large buffer is kept for a small piece.
@@ -305,7 +305,7 @@ impl Growing {
     }
 
     /// Begins to read, from the start. `None` where the start is gone already.
-    pub(crate) fn read(self: &Arc<Self>) -> Option<GrowingReader> {
+    pub(crate) fn read(self: &Arc<Self>) -> Option<StreamingReader> {
         let mut flow = lock(&self.flow);
         if flow.outgrown {
             return None;
@@ -331,11 +331,11 @@ impl Growing {
             }
         };
         drop(flow);
-        Some(GrowingReader { growing: Arc::clone(self), index, read: 0 })
+        Some(StreamingReader { growing: Arc::clone(self), index, read: 0 })
     }
 }
 
-impl Drop for Growing {
+impl Drop for StreamingBody {
     fn drop(&mut self) {
         let flow = lock(&self.flow);
         self.all.fetch_sub(flow.held, Ordering::Relaxed);
@@ -343,8 +343,8 @@ impl Drop for Growing {
 }
 
 /// Reads a growing body at its own pace.
-pub(crate) struct GrowingReader {
-    growing: Arc<Growing>,
+pub(crate) struct StreamingReader {
+    growing: Arc<StreamingBody>,
     index: usize,
     /// Bytes that were read.
     read: u64,
@@ -361,7 +361,7 @@ pub(crate) enum Unfinished {
     TooSlow,
 }
 
-impl GrowingReader {
+impl StreamingReader {
     /// The next piece; `None` at the end.
     pub(crate) fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Unfinished>>> {
         let mut flow = lock(&self.growing.flow);
@@ -401,7 +401,7 @@ impl GrowingReader {
         Poll::Ready(Some(Ok(piece)))
     }
 
-    pub(crate) fn growing(&self) -> &Arc<Growing> {
+    pub(crate) fn growing(&self) -> &Arc<StreamingBody> {
         &self.growing
     }
 
@@ -421,7 +421,7 @@ impl GrowingReader {
 
 /// How a reader leaves the others that are far ahead of it. Must not be used once the reader is gone.
 pub(crate) struct Departure {
-    growing: Arc<Growing>,
+    growing: Arc<StreamingBody>,
     index: usize,
 }
 
@@ -470,7 +470,7 @@ impl Departure {
     }
 }
 
-impl Drop for GrowingReader {
+impl Drop for StreamingReader {
     fn drop(&mut self) {
         let producer = {
             let mut flow = lock(&self.growing.flow);

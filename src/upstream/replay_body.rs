@@ -12,7 +12,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
 /// What is kept of a body while attempts may follow.
-pub(crate) struct Held(Rc<RefCell<Source>>);
+pub(crate) struct ReplayBody(Rc<RefCell<Source>>);
 
 struct Source {
     body: Pin<Box<dyn Body<Data = Bytes, Error = BodyError>>>,
@@ -26,18 +26,18 @@ struct Source {
     ended: bool,
 }
 
-impl Held {
+impl ReplayBody {
     /// Keeps a body of up to `limit` bytes; gives it back where it is larger for sure.
     pub(crate) fn new(
         body: Pin<Box<dyn Body<Data = Bytes, Error = BodyError>>>,
         limit: u64,
         share: Share,
-    ) -> Result<Held, Outgoing> {
+    ) -> Result<ReplayBody, Outgoing> {
         if body.size_hint().lower() > limit {
             return Err(Outgoing::Stream(body));
         }
         let source = Source { body, read: Vec::new(), trailers: None, limit, share, is_over: false, ended: false };
-        Ok(Held(Rc::new(RefCell::new(source))))
+        Ok(ReplayBody(Rc::new(RefCell::new(source))))
     }
 
     /// Whether all that was read is still here.
@@ -158,9 +158,9 @@ mod tests {
         }
     }
 
-    fn held(pieces: &[Result<&'static str, &'static str>], limit: u64, budget: &std::sync::Arc<Budget>) -> Held {
+    fn held(pieces: &[Result<&'static str, &'static str>], limit: u64, budget: &std::sync::Arc<Budget>) -> ReplayBody {
         let body = Box::pin(Pieces(pieces.iter().copied().collect()));
-        Held::new(body, limit, budget.nothing()).ok().unwrap()
+        ReplayBody::new(body, limit, budget.nothing()).ok().unwrap()
     }
 
     /// Reads up to so many pieces.

@@ -1,4 +1,4 @@
-//! Gauges that mirror what is in force: read when somebody scrapes, so that what is gone has no series.
+//! Gauges that tell what is in force: read when somebody scrapes, so that what is gone has no series.
 
 use super::reload::LastReload;
 use crate::cache::Cache;
@@ -12,28 +12,28 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 /// Gauges of what the cache holds.
-pub(super) fn mirror_cache(metrics: &Metrics, cache: &Arc<Cache>) {
-    let mirror = |name, help, read: fn((u64, u64)) -> u64| {
+pub(super) fn cache(metrics: &Metrics, cache: &Arc<Cache>) {
+    let gauge = |name, help, read: fn((u64, u64)) -> u64| {
         let cache = Arc::clone(cache);
-        metrics.mirror(name, help, &[], move |samples| {
+        metrics.gauge(name, help, &[], move |samples| {
             samples.push(Sample { labels: Vec::new(), value: read(cache.extent()) as f64 });
         });
     };
-    mirror("ringway_cache_entries", "URIs that the cache has something for.", |(entries, _)| entries);
-    mirror("ringway_cache_bytes", "Memory that stored responses take, keys and overhead included.", |(_, bytes)| bytes);
+    gauge("ringway_cache_entries", "URIs that the cache has something for.", |(entries, _)| entries);
+    gauge("ringway_cache_bytes", "Memory that stored responses take, keys and overhead included.", |(_, bytes)| bytes);
 }
 
 /// What is held back of bodies.
-pub(super) fn mirror_budget(metrics: &Metrics, budget: &Arc<Budget>) {
+pub(super) fn budget(metrics: &Metrics, budget: &Arc<Budget>) {
     let budget = Arc::clone(budget);
     let help = "Bytes of bodies that are held back, as `limits.buffered_bytes` bounds them.";
-    metrics.mirror("ringway_buffered_bytes", help, &[], move |samples| {
+    metrics.gauge("ringway_buffered_bytes", help, &[], move |samples| {
         samples.push(Sample { labels: Vec::new(), value: budget.held() as f64 });
     });
 }
 
 /// What became of the last reload.
-pub(super) fn mirror_state(metrics: &Metrics, reloads: &Arc<Mutex<LastReload>>) {
+pub(super) fn state(metrics: &Metrics, reloads: &Arc<Mutex<LastReload>>) {
     let last = |read: fn(&LastReload) -> f64| {
         let reloads = Arc::clone(reloads);
         move |samples: &mut Vec<Sample>| {
@@ -41,13 +41,13 @@ pub(super) fn mirror_state(metrics: &Metrics, reloads: &Arc<Mutex<LastReload>>) 
             samples.push(Sample { labels: Vec::new(), value });
         }
     };
-    metrics.mirror(
+    metrics.gauge(
         "ringway_config_last_reload_success",
         "Whether the configuration file, as it was read last, is in force.",
         &[],
         last(|reload| f64::from(u8::from(reload.succeeded()))),
     );
-    metrics.mirror(
+    metrics.gauge(
         "ringway_config_last_reload_timestamp_seconds",
         "When the configuration file was read last.",
         &[],
@@ -56,11 +56,11 @@ pub(super) fn mirror_state(metrics: &Metrics, reloads: &Arc<Mutex<LastReload>>) 
 }
 
 /// When certificates end.
-pub(super) fn mirror_certificates(metrics: &Metrics, snapshot: &Arc<ArcSwap<Snapshot>>) {
+pub(super) fn certificates(metrics: &Metrics, snapshot: &Arc<ArcSwap<Snapshot>>) {
     let snapshot = Arc::clone(snapshot);
     let help =
         "When a certificate ends, in seconds since 1970, by its first name; of several with that name the earliest.";
-    metrics.mirror("ringway_tls_certificate_expiry_seconds", help, &["name"], move |samples| {
+    metrics.gauge("ringway_tls_certificate_expiry_seconds", help, &["name"], move |samples| {
         let mut ends: BTreeMap<String, i64> = BTreeMap::new();
         for certificate in snapshot.load().config.secrets.tls.values().flat_map(|tls| tls.certificates()) {
             let name = certificate.names.dns.first().unwrap_or(&certificate.file).clone();
@@ -75,7 +75,7 @@ pub(super) fn mirror_certificates(metrics: &Metrics, snapshot: &Arc<ArcSwap<Snap
 type ReadNode = fn(&Node, f64, &mut dyn FnMut(&[&str], f64));
 
 /// Health, load and shares of nodes, and what their pools have.
-pub(super) fn mirror_nodes(metrics: &Metrics, snapshot: &Arc<ArcSwap<Snapshot>>) {
+pub(super) fn nodes(metrics: &Metrics, snapshot: &Arc<ArcSwap<Snapshot>>) {
     let each_node = |read: ReadNode| {
         let snapshot = Arc::clone(snapshot);
         move |samples: &mut Vec<Sample>| {
@@ -91,25 +91,25 @@ pub(super) fn mirror_nodes(metrics: &Metrics, snapshot: &Arc<ArcSwap<Snapshot>>)
             }
         }
     };
-    metrics.mirror(
+    metrics.gauge(
         "ringway_node_healthy",
         "Whether a node is well: its health checks pass, and it is not ejected.",
         &["pool", "node"],
         each_node(|node, _, add| add(&[], f64::from(u8::from(node.runtime.is_healthy(millis(Instant::now())))))),
     );
-    metrics.mirror(
+    metrics.gauge(
         "ringway_node_in_flight",
         "Requests and tunnels that a node is working on.",
         &["pool", "node"],
         each_node(|node, _, add| add(&[], f64::from(node.runtime.in_flight()))),
     );
-    metrics.mirror(
+    metrics.gauge(
         "ringway_ring_share_ratio",
         "The part of the pool's keys that a node owns.",
         &["pool", "node"],
         each_node(|_, share, add| add(&[], share)),
     );
-    metrics.mirror(
+    metrics.gauge(
         "ringway_upstream_connections",
         "Connections to nodes, by whether a request is on them.",
         &["pool", "node", "state"],
@@ -126,19 +126,19 @@ pub(super) fn mirror_nodes(metrics: &Metrics, snapshot: &Arc<ArcSwap<Snapshot>>)
             samples.extend(snapshot.pools.iter().map(sample));
         }
     };
-    metrics.mirror(
+    metrics.gauge(
         "ringway_upstream_queued",
         "Requests that wait for a node with room.",
         &["pool"],
         each_pool(|pool| f64::from(pool.queued())),
     );
-    metrics.mirror(
+    metrics.gauge(
         "ringway_upstream_retry_tokens",
         "Retries that the pool's budget would pay for now.",
         &["pool"],
         each_pool(|pool| pool.group.budget.tokens(millis(Instant::now()))),
     );
-    metrics.mirror(
+    metrics.gauge(
         "ringway_pool_panic",
         "Whether so few nodes of the pool are well that health is ignored.",
         &["pool"],

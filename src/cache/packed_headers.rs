@@ -34,13 +34,13 @@ fn number(name: &HeaderName) -> Option<u16> {
 
 /// Fields, in the order in which they came.
 #[derive(Clone, Debug)]
-pub(super) struct Fields {
+pub(super) struct PackedHeaders {
     block: Bytes,
 }
 
-impl Fields {
+impl PackedHeaders {
     /// Takes those that are to be kept.
-    pub(super) fn pack(fields: &HeaderMap) -> Fields {
+    pub(super) fn pack(fields: &HeaderMap) -> PackedHeaders {
         let count = fields.len();
         let text: usize = fields.iter().map(|(_, value)| value.len()).sum();
         let mut block = Vec::with_capacity(HEAD + count * ENTRY + text);
@@ -65,7 +65,7 @@ impl Fields {
             block.extend_from_slice(value.as_bytes());
         }
         block.shrink_to_fit();
-        Fields { block: block.into() }
+        PackedHeaders { block: block.into() }
     }
 
     /// Adds them to a message's head.
@@ -151,7 +151,7 @@ mod tests {
             for (name, value) in &lines {
                 fields.append(HeaderName::from_bytes(name.as_bytes()).unwrap(), HeaderValue::from_str(value).unwrap());
             }
-            let mut packed = Fields::pack(&fields);
+            let mut packed = PackedHeaders::pack(&fields);
             prop_assert_eq!(&packed.house(b"body")[..], b"body");
             let mut unpacked = HeaderMap::new();
             packed.unpack(&mut unpacked);

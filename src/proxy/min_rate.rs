@@ -9,7 +9,7 @@ use std::time::Duration;
 /// How fast a body must come, and how long it was waited for. What it is not waited for (the node takes no more)
 /// is not its client's time.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Pace {
+pub(super) struct MinRate {
     /// Bytes a second; 0 for any rate.
     least: u64,
     /// The time that is not counted.
@@ -17,13 +17,13 @@ pub(super) struct Pace {
     waited: Duration,
 }
 
-impl Pace {
+impl MinRate {
     /// For a request with these fields.
-    pub(super) fn of(limits: &Limits, fields: &HeaderMap) -> Pace {
+    pub(super) fn of(limits: &Limits, fields: &HeaderMap) -> MinRate {
         // Calls of gRPC may last for hours, and say little.
         let is_grpc = fields.get(CONTENT_TYPE).is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"));
         let least = if is_grpc { 0 } else { limits.body_min_rate.0 };
-        Pace { least, grace: limits.body_idle_timeout, waited: Duration::ZERO }
+        MinRate { least, grace: limits.body_idle_timeout, waited: Duration::ZERO }
     }
 
     /// Notes for how long the next piece was waited for; gives whether the body, of which so many bytes have come,
@@ -42,7 +42,7 @@ mod tests {
 
     #[test]
     fn a_body_must_keep_its_pace_once_the_grace_is_over() {
-        let pace = |least| Pace { least, grace: Duration::from_secs(5), waited: Duration::ZERO };
+        let pace = |least| MinRate { least, grace: Duration::from_secs(5), waited: Duration::ZERO };
         let second = Duration::from_secs(1);
         let mut dripping = pace(100);
         let too_slow: Vec<u64> = (1..=10).filter(|&n| dripping.waited(second, 10 * n)).collect();
@@ -57,8 +57,8 @@ mod tests {
     fn grpc_has_no_least_rate() {
         let limits: Limits = crate::config::read::default_value("{}");
         let mut fields = HeaderMap::new();
-        assert_eq!(Pace::of(&limits, &fields).least, 240);
+        assert_eq!(MinRate::of(&limits, &fields).least, 240);
         fields.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc+proto"));
-        assert_eq!(Pace::of(&limits, &fields).least, 0);
+        assert_eq!(MinRate::of(&limits, &fields).least, 0);
     }
 }

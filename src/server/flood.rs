@@ -139,7 +139,7 @@ impl Score {
 
 /// The meter of one connection.
 #[derive(Debug)]
-pub(crate) struct Meter {
+pub(crate) struct FloodMeter {
     inward: Frames,
     outward: Frames,
     score: Score,
@@ -167,12 +167,12 @@ pub(crate) struct Meter {
     given_back: u64,
 }
 
-impl Meter {
+impl FloodMeter {
     /// For a connection whose preface is still to come, and whose window is made larger by `raise` at its beginning;
     /// `limit` in points, 0 for none.
-    pub(crate) fn new(preface: usize, raise: u32, limit: u32) -> Meter {
+    pub(crate) fn new(preface: usize, raise: u32, limit: u32) -> FloodMeter {
         let limit = (limit > 0).then(|| u64::from(limit) * POINT);
-        Meter {
+        FloodMeter {
             inward: Frames::behind(preface),
             outward: Frames::default(),
             score: Score { limit, tenths: 0, since: None },

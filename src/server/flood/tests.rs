@@ -6,15 +6,15 @@ fn frame(kind: Kind, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     [&length[1..], &[kind.0, flags], &stream.to_be_bytes(), payload].concat()
 }
 
-fn odd(meter: &mut Meter, bytes: &[u8]) -> Vec<Glitch> {
+fn odd(meter: &mut FloodMeter, bytes: &[u8]) -> Vec<Glitch> {
     let mut found = Vec::new();
     meter.inward(bytes, |glitch| found.push(glitch));
     found
 }
 
 /// A meter that has no credit left.
-fn strict() -> Meter {
-    Meter { credit: 0, ..Meter::new(0, 0, 200) }
+fn strict() -> FloodMeter {
+    FloodMeter { credit: 0, ..FloodMeter::new(0, 0, 200) }
 }
 
 #[test]
@@ -51,7 +51,8 @@ fn an_update_that_can_only_be_wrong_is_odd_whatever_was_paid() {
     for (stream, increment, is_odd) in
         [(1, 0u32, true), (1, 1 << 30, true), (1, (1 << 31) - 1, true), (1, 65_535, false), (0, (1 << 31) - 1, false)]
     {
-        let found = odd(&mut Meter::new(0, 0, 200), &frame(Kind::WINDOW_UPDATE, 0, stream, &increment.to_be_bytes()));
+        let found =
+            odd(&mut FloodMeter::new(0, 0, 200), &frame(Kind::WINDOW_UPDATE, 0, stream, &increment.to_be_bytes()));
         assert_eq!(!found.is_empty(), is_odd, "{stream} {increment}");
     }
 }
@@ -66,7 +67,7 @@ fn half_of_the_limit_warns_and_the_limit_ends_it() {
     assert_eq!(meter.verdict(), Verdict::Odd);
     odd(&mut meter, &reset.repeat(200));
     assert_eq!(meter.verdict(), Verdict::Hostile);
-    let mut without_limit = Meter::new(0, 0, 0);
+    let mut without_limit = FloodMeter::new(0, 0, 0);
     odd(&mut without_limit, &reset.repeat(10_000));
     assert_eq!(without_limit.verdict(), Verdict::Fine);
 }
@@ -126,7 +127,7 @@ fn what_waits_unread_is_known() {
     meter.outward(&frame(Kind::WINDOW_UPDATE, 0, 0, &1950u32.to_be_bytes()), |_| ());
     assert_eq!(meter.unread(1900), 50);
     // The first update only makes the window larger.
-    let mut meter = Meter::new(0, 1000, 200);
+    let mut meter = FloodMeter::new(0, 1000, 200);
     odd(&mut meter, &piece.repeat(100));
     meter.outward(&frame(Kind::WINDOW_UPDATE, 0, 0, &1000u32.to_be_bytes()), |_| ());
     assert_eq!(meter.unread(0), 100);
@@ -134,7 +135,7 @@ fn what_waits_unread_is_known() {
 
 #[test]
 fn it_knows_where_frames_and_heads_end() {
-    let mut meter = Meter::new(3, 0, 200);
+    let mut meter = FloodMeter::new(3, 0, 200);
     let head = frame(Kind::HEADERS, 0, 7, b"abc");
     assert_eq!(meter.open_head(), None);
     odd(&mut meter, b"PRI");

@@ -7,10 +7,10 @@
 //! What passes goes through the meter. A connection that is too odd is read no further, nor one whose bodies wait
 //! unread while the process holds as much as it may.
 
-use super::meter::{Glitch, Meter, Verdict};
+use super::flood::{FloodMeter, Glitch, Verdict};
 use crate::http::budget::Share;
 use crate::io::Stream;
-use crate::proxy::{Ledger, Streams};
+use crate::proxy::{RequestRecorder, Streams};
 use bytes::{Buf, BytesMut};
 use std::cell::RefCell;
 use std::io;
@@ -38,7 +38,7 @@ const ENHANCE_YOUR_CALM: u32 = 0xb;
 const PROTOCOL_ERROR: u32 = 0x1;
 
 /// The wire as hyper has it.
-pub(super) struct Gather(Rc<RefCell<Inner>>);
+pub(super) struct Http2Io(Rc<RefCell<Inner>>);
 
 /// The wire as its owner has it.
 pub(super) struct Handle(Rc<RefCell<Inner>>);
@@ -74,11 +74,11 @@ struct Inner {
     held: BytesMut,
     /// Since when the client takes nothing.
     blocked: Option<Instant>,
-    meter: Meter,
+    meter: FloodMeter,
     /// The head that the client is in the middle of, and since when.
     open_head: Option<(u64, Instant)>,
     streams: Rc<Streams>,
-    ledger: Rc<Ledger>,
+    recorder: Rc<RequestRecorder>,
     /// For what waits unread of bodies.
     share: Share,
     /// The share could not grow: nothing is read before it can.
@@ -91,24 +91,24 @@ struct Inner {
 
 /// What a wire notes, and where.
 pub(super) struct Notes {
-    pub(super) meter: Meter,
+    pub(super) meter: FloodMeter,
     pub(super) streams: Rc<Streams>,
-    pub(super) ledger: Rc<Ledger>,
+    pub(super) recorder: Rc<RequestRecorder>,
     /// Of the process's budget; empty.
     pub(super) share: Share,
 }
 
-impl Gather {
-    pub(super) fn new(stream: Stream, notes: Notes) -> Gather {
-        let Notes { meter, streams, ledger, share } = notes;
-        Gather(Rc::new(RefCell::new(Inner {
+impl Http2Io {
+    pub(super) fn new(stream: Stream, notes: Notes) -> Http2Io {
+        let Notes { meter, streams, recorder, share } = notes;
+        Http2Io(Rc::new(RefCell::new(Inner {
             stream,
             held: BytesMut::new(),
             blocked: None,
             meter,
             open_head: None,
             streams,
-            ledger,
+            recorder,
             share,
             is_starved: false,
             turn: TURN,
@@ -149,8 +149,8 @@ impl Inner {
 
     /// Meters what the client has sent.
     fn came(&mut self, bytes: &[u8]) {
-        let ledger = &self.ledger;
-        self.meter.inward(bytes, |glitch| ledger.glitch(glitch.label()));
+        let recorder = &self.recorder;
+        self.meter.inward(bytes, |glitch| recorder.glitch(glitch.label()));
         self.open_head = self.meter.open_head().map(|head| match self.open_head {
             Some((known, since)) if known == head => (head, since),
             _ => (head, Instant::now()),
@@ -159,8 +159,8 @@ impl Inner {
 
     /// Meters what was added to what is held.
     fn added(&mut self, before: usize) {
-        let ledger = &self.ledger;
-        self.meter.outward(&self.held[before..], |glitch| ledger.glitch(glitch.label()));
+        let recorder = &self.recorder;
+        self.meter.outward(&self.held[before..], |glitch| recorder.glitch(glitch.label()));
     }
 
     /// Has the share be as large as what waits unread. Gives whether more may be read.
@@ -207,7 +207,7 @@ impl Handle {
         let mut inner = self.0.borrow_mut();
         for _ in 0..inner.streams.take_malformed() {
             inner.meter.note(Glitch::Malformed, Instant::now());
-            inner.ledger.glitch(Glitch::Malformed.label());
+            inner.recorder.glitch(Glitch::Malformed.label());
         }
         inner.meter.verdict()
     }
@@ -268,7 +268,7 @@ impl Handle {
     }
 }
 
-impl AsyncRead for Gather {
+impl AsyncRead for Http2Io {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let mut inner = self.0.borrow_mut();
         // Its owner sees why, and ends it or polls again.
@@ -296,7 +296,7 @@ impl AsyncRead for Gather {
     }
 }
 
-impl AsyncWrite for Gather {
+impl AsyncWrite for Http2Io {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let mut inner = self.0.borrow_mut();
         if inner.held.len() >= BOUND {

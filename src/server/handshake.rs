@@ -29,34 +29,34 @@ const HANDSHAKE: u8 = 0x16;
 
 /// What connections of a listener begin with.
 #[derive(Clone, Default)]
-pub(super) struct Greeting {
+pub(super) struct Handshake {
     proxy_protocol: Option<ProxyProtocol>,
     tls: Option<Arc<ServerTls>>,
 }
 
-impl Greeting {
+impl Handshake {
     /// As the configuration in force says; where it knows the listener no more, as the last one did.
-    fn of(context: &Context) -> Greeting {
+    fn of(context: &Context) -> Handshake {
         let snapshot = context.engine.snapshot();
         let mut listeners = snapshot.config.settings.listeners.iter();
-        let mut last = context.greeting.borrow_mut();
+        let mut last = context.handshake.borrow_mut();
         if let Some(listener) = listeners.find(|listener| listener.name.as_str() == &*context.name) {
             let proxy_protocol = listener.proxy_protocol.clone();
             let tls = snapshot.config.secrets.tls.get(listener.name.as_str()).cloned();
-            *last = Some(Greeting { proxy_protocol, tls });
+            *last = Some(Handshake { proxy_protocol, tls });
         }
         last.clone().unwrap_or_default()
     }
 }
 
 /// Makes a new connection ready for requests, by the deadline; `None` where it is to be closed.
-pub(super) async fn greet(
+pub(super) async fn handshake(
     context: &Context,
     mut socket: TcpStream,
     mut peer: SocketAddr,
     deadline: Instant,
 ) -> Option<(Stream, Rc<Client>, Option<Seat>)> {
-    let Greeting { proxy_protocol, tls } = Greeting::of(context);
+    let Handshake { proxy_protocol, tls } = Handshake::of(context);
     if let Some(protocol) = proxy_protocol {
         peer = source(context, &protocol, &mut socket, peer, deadline).await?;
     }
@@ -70,28 +70,28 @@ pub(super) async fn greet(
     let socket = stream.into_socket()?;
     let mut first = [0];
     if matches!(socket.peek(&mut first).await, Ok(1)) && first[0] != HANDSHAKE {
-        context.engine.ledger.handshaken(&context.name, false);
+        context.engine.recorder.handshaken(&context.name, false);
         if first[0].is_ascii_alphabetic() {
             let problem = Problem::bad_request("tls-required", "this address speaks HTTPS: ask for https:// here");
             refuse(context, Stream::tcp(socket), &client(None), &problem).await;
         }
         return None;
     }
-    let stream = match tokio::time::timeout_at(deadline.into(), handshake(context, &tls, socket)).await {
+    let stream = match tokio::time::timeout_at(deadline.into(), tls_handshake(context, &tls, socket)).await {
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) => {
             tracing::debug!(%error, %peer, listener = &*context.name, "a TLS handshake failed");
-            context.engine.ledger.handshaken(&context.name, false);
+            context.engine.recorder.handshaken(&context.name, false);
             return None;
         }
         Err(_) => {
-            context.engine.ledger.handshaken(&context.name, false);
-            context.engine.ledger.aborted(Abort::Handshake);
+            context.engine.recorder.handshaken(&context.name, false);
+            context.engine.recorder.aborted(Abort::Handshake);
             return None;
         }
     };
     let secured = secured(&tls, &stream);
-    context.engine.ledger.handshaken(&context.name, secured.is_some());
+    context.engine.recorder.handshaken(&context.name, secured.is_some());
     let secured = secured?;
     Some((Stream::tls(stream), client(Some(Rc::new(secured))), seat))
 }
@@ -108,12 +108,12 @@ fn seat(context: &Context, peer: SocketAddr) -> Option<Option<Seat>> {
     let seat = context.addresses.take(peer.ip(), limit);
     if seat.is_none() {
         tracing::debug!(%peer, limit, "closed: its address has as many connections as one may have");
-        context.engine.ledger.aborted(Abort::AddressLimit);
+        context.engine.recorder.aborted(Abort::AddressLimit);
     }
     seat.map(Some)
 }
 
-async fn handshake(context: &Context, tls: &ServerTls, socket: TcpStream) -> io::Result<TlsStream<TcpStream>> {
+async fn tls_handshake(context: &Context, tls: &ServerTls, socket: TcpStream) -> io::Result<TlsStream<TcpStream>> {
     let start = LazyConfigAcceptor::new(Acceptor::default(), socket).await?;
     let config = Arc::clone(tls.config(start.client_hello().cipher_suites()));
     // A crowd that comes at once computes one after another, and lets those who are here already in between.
@@ -147,7 +147,7 @@ async fn source(
             None
         }
         Err(_) => {
-            context.engine.ledger.aborted(Abort::Handshake);
+            context.engine.recorder.aborted(Abort::Handshake);
             None
         }
     }
