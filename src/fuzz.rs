@@ -132,7 +132,7 @@ fn check_form(form: &Form<'_>, default_port: u16) {
     assert!(again.normal, "the authority {:?} has another form yet", form.authority);
 }
 
-/// The head of an HTTP/1 request as hyper hands it on.
+/// Returns the head of an HTTP/1 request as hyper hands it on.
 fn parse_head(data: &[u8]) -> Option<request::Parts> {
     let mut lines = [httparse::EMPTY_HEADER; MAX_FIELDS];
     let mut parsed = httparse::Request::new(&mut lines);
@@ -225,7 +225,7 @@ pub fn field_rules(data: &[u8]) {
     check_stripped(&before, &response, &named);
 }
 
-/// The options of `Connection`, in lower case. `close` names no field.
+/// Returns the options of `Connection`, in lower case. `close` names no field.
 fn named_by_connection(fields: &HeaderMap) -> Vec<String> {
     let lines = fields.get_all(CONNECTION).iter();
     let lines = lines.map(|line| String::from_utf8_lossy(line.as_bytes()).to_ascii_lowercase());

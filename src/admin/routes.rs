@@ -137,7 +137,7 @@ fn store_failed(error: String) -> Problem {
     Problem::new(StatusCode::SERVICE_UNAVAILABLE, "store-unavailable", "proxy_internal_error", detail)
 }
 
-/// The whole of a small body.
+/// Returns the whole of a small body.
 async fn read_body(body: &mut Incoming) -> Result<Bytes, Problem> {
     let Ok(whole) = tokio::time::timeout(BODY_TIMEOUT, Limited::new(body, MAX_BODY).collect()).await else {
         let detail = format!("the body did not arrive within {BODY_TIMEOUT:?}");
@@ -197,7 +197,7 @@ pub(super) fn not_found() -> Problem {
     Problem::new(StatusCode::NOT_FOUND, "not-found", "destination_not_found", detail)
 }
 
-/// A query parameter, percent-decoded.
+/// Returns a query parameter, percent-decoded.
 fn parameter(request: &Request<Incoming>, name: &str) -> Option<String> {
     let query = request.uri().query()?;
     let raw = query.split('&').find_map(|pair| pair.strip_prefix(name)?.strip_prefix('='))?;

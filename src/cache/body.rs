@@ -67,7 +67,7 @@ impl Body {
         }
     }
 
-    /// The next piece from a position on, not beyond an end.
+    /// Returns the next piece from a position on, not beyond an end.
     pub(super) fn piece(&self, from: u64, end: u64) -> Option<Bytes> {
         let slice = |bytes: &Bytes, start: u64| {
             let (from, end) = ((from - start) as usize, (end - start).min(bytes.len() as u64) as usize);
@@ -105,7 +105,7 @@ pub(crate) struct Reader {
 }
 
 impl Reader {
-    /// The whole body.
+    /// Returns the whole body.
     pub(crate) fn whole(body: &Body) -> Reader {
         Reader::of(body, [Part::Slice(0, body.len())].into())
     }

@@ -19,7 +19,7 @@ pub(crate) const CONDITIONS: [HeaderName; 6] = [
 pub(crate) const NOT_IN_304: [&str; 5] =
     ["content-type", "content-encoding", "content-language", "content-range", "content-length"];
 
-/// Whether the client has this response already. `If-Match` and `If-Unmodified-Since` are the
+/// Returns whether the client has this response already. `If-Match` and `If-Unmodified-Since` are the
 /// origin's to judge and play no part (RFC 9111 4.3.2).
 pub(crate) fn is_unmodified(stored: &Stored, request: &HeaderMap) -> bool {
     if !stored.status.is_success() {
@@ -40,7 +40,7 @@ pub(crate) fn is_unmodified(stored: &Stored, request: &HeaderMap) -> bool {
     modified.is_some_and(|modified| modified <= since)
 }
 
-/// Whether a range may be given out, as far as `If-Range` goes (RFC 9110 13.1.5): only strong
+/// Returns whether a range may be given out, as far as `If-Range` goes (RFC 9110 13.1.5): only strong
 /// validators tell that the client's part belongs to this response.
 pub(crate) fn is_same_for_range(stored: &Stored, request: &HeaderMap) -> bool {
     let Some(condition) = request.get(IF_RANGE) else { return true };
@@ -57,7 +57,7 @@ pub(crate) fn is_same_for_range(stored: &Stored, request: &HeaderMap) -> bool {
     modified == Some(asked) && made.is_some_and(|made| made > asked)
 }
 
-/// The entity tags of a list; what is no tag in quotes is given as it stands.
+/// Returns the entity tags of a list; what is no tag in quotes is given as it stands.
 fn entity_tags(list: &[u8]) -> impl Iterator<Item = &[u8]> {
     let mut rest = list;
     std::iter::from_fn(move || {

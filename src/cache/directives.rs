@@ -58,7 +58,7 @@ enum Argument<'a> {
 }
 
 impl Argument<'_> {
-    /// A number of seconds. What is none makes a response stale (RFC 9111 4.2.1).
+    /// Returns a number of seconds. What is none makes a response stale (RFC 9111 4.2.1).
     fn seconds(&self) -> u32 {
         match self {
             Argument::Text(digits) if !digits.is_empty() && digits.iter().all(u8::is_ascii_digit) => {
@@ -208,8 +208,8 @@ impl ResponseDirectives {
         }
     }
 
-    /// Whether a stale response may not be used, whatever happens (RFC 9111 4.2.4). `allows_s_maxage` has `s-maxage` not
-    /// count where the response says itself how stale it may be.
+    /// Returns whether a stale response may not be used, whatever happens (RFC 9111 4.2.4). `allows_s_maxage` has
+    /// `s-maxage` not count where the response says itself how stale it may be.
     pub(crate) fn forbids_stale(&self, allows_s_maxage: bool) -> bool {
         self.must_revalidate
             || self.proxy_revalidate

@@ -111,14 +111,14 @@ impl Order {
         self.key.derive(|part| part(&[u8::from(has_authorization), u8::from(has_cookie)]))
     }
 
-    /// Whether an error may be this request's own doing, and says nothing of its URI.
+    /// Returns whether an error may be this request's own doing, and says nothing of its URI.
     fn is_suspicious(&self, status: StatusCode) -> bool {
         let head = || self.request.plain().iter().map(|(name, value)| name.as_str().len() + value.len()).sum::<usize>();
         (status.is_client_error() || status.is_server_error()) && head() > SUSPICIOUS_HEAD
     }
 }
 
-/// The group of those that choose the same response.
+/// Returns the group of those that choose the same response.
 pub(super) fn variant_group(base: Key, selecting: &Selecting) -> Key {
     base.derive(|part| {
         selecting.each(|name, value| {
@@ -129,7 +129,7 @@ pub(super) fn variant_group(base: Key, selecting: &Selecting) -> Key {
     })
 }
 
-/// An answer's fields as far as they decide: with those that its `Connection` has named, which go no further.
+/// Returns an answer's fields as far as they decide: with those that its `Connection` has named, which go no further.
 fn deciding<'a>(fields: &'a HeaderMap, extensions: &Extensions) -> Cow<'a, HeaderMap> {
     match extensions.get::<NamedByConnection>() {
         None => Cow::Borrowed(fields),
@@ -141,12 +141,12 @@ fn deciding<'a>(fields: &'a HeaderMap, extensions: &Extensions) -> Cow<'a, Heade
     }
 }
 
-/// The names of those fields.
+/// Returns the names of those fields.
 fn named_by_connection(extensions: &Extensions) -> impl Iterator<Item = HeaderName> {
     extensions.get::<NamedByConnection>().into_iter().flat_map(|NamedByConnection(named)| named.keys().cloned())
 }
 
-/// Whether an answer counts as a failure of the node (RFC 5861 4).
+/// Returns whether an answer counts as a failure of the node (RFC 5861 4).
 pub(crate) fn is_failure(status: StatusCode) -> bool {
     matches!(status.as_u16(), 500 | 502..=504)
 }
@@ -370,7 +370,7 @@ impl Cache {
         (Led::Streaming { reader, own, is_stored }, Some(Arriving { lead, growing: Growth(growing), body }))
     }
 
-    /// Whether a body of that length finds room in the store, and on its way there.
+    /// Returns whether a body of that length finds room in the store, and on its way there.
     fn has_room_for(&self, length: u64) -> bool {
         length < self.memory - self.memory / 16 && self.fills.has_room_for(length)
     }
@@ -407,7 +407,7 @@ impl Cache {
         }
     }
 
-    /// Whether a response may be stored; on which terms, and by what it was chosen.
+    /// Returns whether a response may be stored; on which terms, and by what it was chosen.
     #[expect(clippy::type_complexity, reason = "a pair of pairs, taken apart at once")]
     fn admit(
         &self,

@@ -35,7 +35,7 @@ impl Fills {
         Fills { shards: Default::default(), growing: Arc::default(), budget: Arc::clone(budget) }
     }
 
-    /// Whether the process may hold so much more.
+    /// Returns whether the process may hold so much more.
     pub(super) fn has_room_for(&self, length: u64) -> bool {
         self.budget.share(length).is_some()
     }

@@ -40,7 +40,7 @@ impl Key {
     }
 }
 
-/// A hash of one text, keyed like the keys.
+/// Returns a hash of one text, keyed like the keys.
 pub(super) fn hash_text(text: &[u8]) -> u64 {
     let mut hasher = hasher();
     hasher.write(text);
@@ -153,7 +153,7 @@ impl KeyRules {
         self
     }
 
-    /// Whether other things than the URI are part of its keys.
+    /// Returns whether other things than the URI are part of its keys.
     pub(crate) fn has_parts(&self) -> bool {
         !self.headers.is_empty() || !self.cookies.is_empty() || !self.route.is_empty()
     }
@@ -225,12 +225,12 @@ impl KeyRules {
     }
 }
 
-/// The values of all cookies of a name.
+/// Returns the values of all cookies of a name.
 fn cookies<'a>(fields: &'a HeaderMap, name: &str) -> impl Iterator<Item = &'a [u8]> {
     pairs(fields).filter_map(move |(known, value)| value.filter(|_| known == name.as_bytes()))
 }
 
-/// All cookies: names, and values where there is a `=`.
+/// Returns all cookies: names, and values where there is a `=`.
 fn pairs(fields: &HeaderMap) -> impl Iterator<Item = (&[u8], Option<&[u8]>)> {
     let pairs = fields.get_all(COOKIE).iter().flat_map(|value| value.as_bytes().split(|&byte| byte == b';'));
     pairs.map(|pair| match pair.iter().position(|&byte| byte == b'=') {

@@ -108,7 +108,7 @@ impl Cache {
         }
     }
 
-    /// The time on the clock that all ages go by.
+    /// Returns the time on the clock that all ages go by.
     pub(crate) fn at(&self, time: Instant) -> Milliseconds {
         let elapsed = milliseconds(time.saturating_duration_since(self.started));
         #[cfg(test)]
@@ -129,7 +129,7 @@ impl Cache {
         }
     }
 
-    /// The group that a request belongs to.
+    /// Returns the group that a request belongs to.
     pub(crate) fn group(&self, order: &Order) -> Group {
         let base = order.base_group();
         let marked = self.store.marker(base, |marker| (marker.pass_until, marker.varies.clone()));
@@ -168,7 +168,7 @@ impl Cache {
         self.fills.solo(&order.uri, group.key, self.store.begin(&order.uri, group.variant))
     }
 
-    /// Whether what a fetch brings is of no use to those who come now: it has been purged or changed,
+    /// Returns whether what a fetch brings is of no use to those who come now: it has been purged or changed,
     /// or has become stale, before it is here.
     fn is_useless(&self, fill: &Fill) -> bool {
         let head = fill.head();
@@ -181,7 +181,7 @@ impl Cache {
         is_stale || self.store.is_struck(&fill.uri, tags, fill.epoch)
     }
 
-    /// Whether a fetch, had it brought these fields, would have been beaten by a purge or a change.
+    /// Returns whether a fetch, had it brought these fields, would have been beaten by a purge or a change.
     pub(crate) fn is_beaten(&self, order: &Order, fields: &HeaderMap, begun: &Begun) -> bool {
         begun.is_outdated() || self.store.is_struck(&order.uri, &object::tags(fields), begun.epoch)
     }
@@ -217,7 +217,7 @@ impl Cache {
         }
     }
 
-    /// How many entries there are, and what they take in memory.
+    /// Returns how many entries there are, and what they take in memory.
     pub(crate) fn extent(&self) -> (u64, u64) {
         self.store.extent()
     }

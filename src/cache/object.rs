@@ -177,7 +177,7 @@ impl Stored {
         head
     }
 
-    /// Its age in whole seconds.
+    /// Returns its age in whole seconds.
     pub(crate) fn age(&self, now: Milliseconds) -> u32 {
         u32::try_from((now - self.terms.born).max(0) / 1000).unwrap_or(1 << 31)
     }
@@ -200,17 +200,17 @@ impl Stored {
         self.fields.get(&ETAG).filter(|tag| tag.as_bytes().starts_with(b"\""))
     }
 
-    /// Whether it was asked for before another one. Turns wrap around.
+    /// Returns whether it was asked for before another one. Turns wrap around.
     pub(super) fn is_older_than(&self, other: &Stored) -> bool {
         self.is_from_before(other.turn.into())
     }
 
-    /// Whether it was asked for before a turn.
+    /// Returns whether it was asked for before a turn.
     pub(super) fn is_from_before(&self, turn: Turn) -> bool {
         (1..1 << 31).contains(&(turn as u32).wrapping_sub(self.turn))
     }
 
-    /// Whether a request chooses this variant.
+    /// Returns whether a request chooses this variant.
     pub(crate) fn is_for(&self, request: &RequestFields) -> bool {
         self.varies.as_ref().is_none_or(|selecting| selecting.matches(request))
     }
@@ -223,12 +223,12 @@ impl Stored {
         matches!(self.reuse(now, None), Reuse::Yes { stale: false })
     }
 
-    /// Whether several requests may share the answer to one validation (RFC 9111 4).
+    /// Returns whether several requests may share the answer to one validation (RFC 9111 4).
     pub(crate) fn may_be_shared(&self) -> bool {
         !self.terms.always_validate && self.terms.lifetime > 0
     }
 
-    /// Whether it may stand in for a node that fails. An error is no better than the one that it would hide.
+    /// Returns whether it may stand in for a node that fails. An error is no better than the one that it would hide.
     pub(crate) fn stands_in(&self, now: Milliseconds) -> bool {
         !self.status.is_server_error() && policy::stands_in(&self.terms, now)
     }
@@ -240,7 +240,7 @@ impl Stored {
         }
     }
 
-    /// Whether the node has failed so recently that it is better left alone.
+    /// Returns whether the node has failed so recently that it is better left alone.
     pub(crate) fn is_pausing(&self, now: Milliseconds) -> bool {
         now.max(0).unsigned_abs() < self.pause.load(Relaxed) >> 8
     }
@@ -271,7 +271,7 @@ impl Stored {
         any
     }
 
-    /// Whether a 304 is about this response (RFC 9111 4.3.4).
+    /// Returns whether a 304 is about this response (RFC 9111 4.3.4).
     pub(crate) fn is_confirmed_by(&self, fields: &HeaderMap) -> bool {
         let agrees = |name: &HeaderName| match (fields.get(name), self.fields.get(name)) {
             (Some(told), Some(known)) => strip_weak(told.as_bytes()) == strip_weak(known.as_bytes()),
@@ -296,8 +296,8 @@ impl Stored {
         }
     }
 
-    /// The fields after a 304 or an equal HEAD: what was told replaces what was known (RFC 9111 3.2). The tag is about
-    /// the stored body: one that was matched weakly may be another body's (RFC 9111 4.3.4).
+    /// Returns the fields after a 304 or an equal HEAD: what was told replaces what was known (RFC 9111 3.2). The tag
+    /// is about the stored body: one that was matched weakly may be another body's (RFC 9111 4.3.4).
     pub(crate) fn freshened_fields(&self, told: &HeaderMap) -> HeaderMap {
         let mut fields = HeaderMap::with_capacity(self.fields.len() + told.len());
         self.fields.unpack(&mut fields);
@@ -312,7 +312,7 @@ impl Stored {
         fields
     }
 
-    /// The same body under the head of a later response.
+    /// Returns the same body under the head of a later response.
     pub(crate) fn take_body_of(self, older: &Stored) -> Stored {
         Stored { status: older.status, varies: older.varies.clone(), body: older.body.clone(), ..self }
     }
@@ -341,7 +341,7 @@ impl Entry {
 }
 
 impl Object {
-    /// The object with a new response, in place of the one that it replaces.
+    /// Returns the object with a new response, in place of the one that it replaces.
     pub(super) fn with(&self, stored: Stored, stays: impl Fn(&Stored) -> bool) -> Object {
         let mut variants: SmallVec<[Stored; 1]> = SmallVec::new();
         // A response that does not vary is the only one.
@@ -388,7 +388,7 @@ pub(super) fn strip_weak(tag: &[u8]) -> &[u8] {
     tag.strip_prefix(b"W/").unwrap_or(tag)
 }
 
-/// The tags that an origin purges by, hashed: `Cache-Tag` (commas) and `Surrogate-Key` (spaces).
+/// Returns the tags that an origin purges by, hashed: `Cache-Tag` (commas) and `Surrogate-Key` (spaces).
 pub(super) fn tags(fields: &HeaderMap) -> Box<[u64]> {
     let split = |name: &'static str, separator: u8| {
         fields.get_all(name).iter().flat_map(move |value| value.as_bytes().split(move |&byte| byte == separator))

@@ -19,7 +19,7 @@ const ENTRY: usize = 8;
 static NAMES: [OnceLock<HeaderName>; MAX_NAMES] = [const { OnceLock::new() }; MAX_NAMES];
 static NUMBERS: LazyLock<Mutex<HashMap<HeaderName, u16>>> = LazyLock::new(Mutex::default);
 
-/// The number of a name; `None` where there are too many already.
+/// Returns the number of a name; `None` where there are too many already.
 fn number(name: &HeaderName) -> Option<u16> {
     let mut numbers = NUMBERS.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(&known) = numbers.get(name) {
@@ -85,7 +85,7 @@ impl PackedHeaders {
         });
     }
 
-    /// The first value of a field.
+    /// Returns the first value of a field.
     pub(super) fn get(&self, wanted: &HeaderName) -> Option<HeaderValue> {
         let mut found = None;
         self.each(|name, value| {

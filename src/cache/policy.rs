@@ -64,7 +64,7 @@ impl Policy {
 
 #[cfg(any(test, fuzzing))]
 impl Policy {
-    /// A policy that adds nothing to what responses say.
+    /// Returns a policy that adds nothing to what responses say.
     pub(crate) fn plain() -> Policy {
         Policy {
             default_ttl: 0,
@@ -148,7 +148,7 @@ pub(crate) struct Terms {
     pub(crate) never_stale: bool,
 }
 
-/// Whether a response may be stored, and on which terms, without which fields (RFC 9111 3).
+/// Returns whether a response may be stored, and on which terms, without which fields (RFC 9111 3).
 pub(crate) fn storable(
     asker: Asker,
     status: StatusCode,
@@ -215,7 +215,7 @@ pub(crate) fn storable(
     Ok((terms, said.withheld))
 }
 
-/// How long the origin says that a response is fresh (4.2.1).
+/// Returns how long the origin says that a response is fresh (4.2.1).
 fn explicit_lifetime(said: &ResponseDirectives, fields: &HeaderMap, timing: Timing) -> Option<Milliseconds> {
     if let Some(seconds) = said.s_maxage.or(said.max_age) {
         return Some(i64::from(seconds) * 1000);
@@ -232,7 +232,7 @@ fn explicit_lifetime(said: &ResponseDirectives, fields: &HeaderMap, timing: Timi
     Some(expires.saturating_sub(date).max(0).saturating_mul(1000))
 }
 
-/// How long a response is fresh of which the origin says nothing (4.2.2, then the configuration).
+/// Returns how long a response is fresh of which the origin says nothing (4.2.2, then the configuration).
 fn implied_lifetime(
     said: &ResponseDirectives,
     status: StatusCode,
@@ -263,7 +263,7 @@ pub(crate) fn initial_age(fields: &HeaderMap, timing: Timing) -> Milliseconds {
     apparent.saturating_mul(1000).max(told)
 }
 
-/// The first member of `Age`; what is no number is ignored (5.1).
+/// Returns the first member of `Age`; what is no number is ignored (5.1).
 fn told_age(fields: &HeaderMap) -> i64 {
     let first = fields.get(AGE).and_then(|value| value.as_bytes().split(|&byte| byte == b',').next());
     match first.map(<[u8]>::trim_ascii) {
@@ -376,7 +376,7 @@ pub(crate) fn supersedes(asker: Asker, status: StatusCode, refusal: Refusal, sto
     !is_askers_own(asker, status, refusal) && (!status.is_server_error() || stored.is_server_error())
 }
 
-/// Whether a stale response may stand in for a node that fails.
+/// Returns whether a stale response may stand in for a node that fails.
 pub(crate) fn stands_in(terms: &Terms, now: Milliseconds) -> bool {
     !terms.never_stale && now - terms.born - terms.lifetime < in_milliseconds(terms.stale_if_error)
 }

@@ -25,7 +25,7 @@ pub(crate) enum Purge {
 }
 
 impl Purge {
-    /// The label in metrics.
+    /// Returns the label in metrics.
     pub(crate) fn kind(&self) -> &'static str {
         match self {
             Purge::Url(_) => "url",
@@ -86,7 +86,7 @@ pub(super) struct Rules {
 }
 
 impl Rules {
-    /// The rules with one more.
+    /// Returns the rules with one more.
     pub(super) fn with(&self, purge: &Purge, soft: bool) -> Rules {
         let mut rules = self.clone();
         rules.epoch += 1;
@@ -127,7 +127,7 @@ impl Rules {
         rules
     }
 
-    /// The rules without those up to an epoch.
+    /// Returns the rules without those up to an epoch.
     pub(super) fn after(&self, epoch: Epoch) -> Rules {
         let mut rules = self.clone();
         let stays = |strokes: &Strokes| strokes.last() > epoch;
@@ -138,7 +138,7 @@ impl Rules {
         rules
     }
 
-    /// How many there are beside the one for everything.
+    /// Returns how many there are beside the one for everything.
     pub(super) fn len(&self) -> usize {
         self.urls.len() + self.paths.len() + self.prefixes.len() + self.tags.len()
     }

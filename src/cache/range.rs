@@ -67,17 +67,17 @@ fn parse(line: &HeaderValue, length: u64) -> Option<Ranges> {
     }
 }
 
-/// Whether ranges together are no longer than the whole.
+/// Returns whether ranges together are no longer than the whole.
 fn fits(ranges: &[(u64, u64)], length: u64) -> bool {
     ranges.iter().try_fold(length, |left, (from, end)| left.checked_sub(end - from)).is_some()
 }
 
-/// The value of `Content-Range` for a part.
+/// Returns the value of `Content-Range` for a part.
 pub(crate) fn content_range((from, end): (u64, u64), length: u64) -> String {
     format!("bytes {from}-{}/{length}", end - 1)
 }
 
-/// A `multipart/byteranges` body: its parts and its media type.
+/// Returns a `multipart/byteranges` body: its parts and its media type.
 pub(crate) fn multipart(
     ranges: &[(u64, u64)],
     length: u64,

@@ -56,7 +56,7 @@ impl CacheStatus {
         CacheStatus::Forwarded { why, status: None, stored: false, collapsed: false }
     }
 
-    /// The field's value.
+    /// Returns the field's value.
     pub(crate) fn to_value(self) -> HeaderValue {
         if let CacheStatus::Hit { ttl } = self {
             return hit(ttl);
@@ -85,7 +85,7 @@ impl CacheStatus {
     }
 }
 
-/// The same for what most answers say, without the machinery of formatting.
+/// Returns the same for what most answers say, without the machinery of formatting.
 fn hit(ttl: i64) -> HeaderValue {
     const BEFORE: &[u8] = b"ringway; hit; ttl=";
     let mut digits = itoa::Buffer::new();

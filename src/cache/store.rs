@@ -187,17 +187,17 @@ pub(crate) struct Begun {
 }
 
 impl Begun {
-    /// The place of the fetch among purges, and among fetches and changes.
+    /// Returns the place of the fetch among purges, and among fetches and changes.
     pub(super) fn moment(&self) -> (Epoch, Turn) {
         (self.epoch, self.turn)
     }
 
-    /// Whether what it asks for has changed since it began.
+    /// Returns whether what it asks for has changed since it began.
     pub(super) fn is_outdated(&self) -> bool {
         self.is_outdated.load(Ordering::Acquire)
     }
 
-    /// The same, for those who watch it.
+    /// Returns the same, for those who watch it.
     pub(super) fn outdated(&self) -> Arc<AtomicBool> {
         Arc::clone(&self.is_outdated)
     }
@@ -274,7 +274,7 @@ impl Store {
         Found::Response(CacheHit { entry, index })
     }
 
-    /// Whether a purge has struck a response. What is found out is remembered with it.
+    /// Returns whether a purge has struck a response. What is found out is remembered with it.
     pub(super) fn is_gone(&self, uri: &str, stored: &Stored) -> bool {
         let epoch = self.epoch.load(Ordering::Acquire);
         if stored.checked.load(Ordering::Relaxed) >= epoch {
@@ -337,17 +337,17 @@ impl Store {
         self.retain(key, |_, stored| !(stored.is_from_before(begun.turn) && is_superseded(stored)));
     }
 
-    /// Whether any tag was purged after a fetch began.
+    /// Returns whether any tag was purged after a fetch began.
     pub(super) fn has_struck_tags(&self, since: Epoch) -> bool {
         self.epoch.load(Ordering::Acquire) > since && self.rules.load().last_tag > since
     }
 
-    /// Whether a purge, hard or soft, has struck what a fetch is bringing.
+    /// Returns whether a purge, hard or soft, has struck what a fetch is bringing.
     pub(super) fn is_struck(&self, uri: &str, tags: &[u64], since: Epoch) -> bool {
         self.epoch.load(Ordering::Acquire) > since && self.rules.load().judge(uri, tags, since) != Verdict::Untouched
     }
 
-    /// Whether a hard purge has struck what a fetch is bringing.
+    /// Returns whether a hard purge has struck what a fetch is bringing.
     pub(super) fn is_beaten(&self, uri: &str, tags: &[u64], since: Epoch) -> bool {
         self.epoch.load(Ordering::Acquire) > since && self.rules.load().judge(uri, tags, since) == Verdict::Gone
     }
@@ -485,13 +485,13 @@ impl Store {
         });
     }
 
-    /// How many entries there are and what they weigh.
+    /// Returns how many entries there are and what they weigh.
     pub(super) fn extent(&self) -> (u64, u64) {
         self.table.run_pending_tasks();
         (self.table.entry_count(), self.table.weighted_size())
     }
 
-    /// How many keys are listed.
+    /// Returns how many keys are listed.
     #[cfg(test)]
     pub(super) fn known_keys(&self) -> usize {
         self.table.run_pending_tasks();

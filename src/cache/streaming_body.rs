@@ -263,12 +263,12 @@ impl StreamingBody {
         lock(&self.flow).waited(time, least);
     }
 
-    /// Whether the body will not be stored.
+    /// Returns whether the body will not be stored.
     pub(super) fn is_outgrown(&self) -> bool {
         lock(&self.flow).outgrown
     }
 
-    /// Whether that is so because of its size alone.
+    /// Returns whether that is so because of its size alone.
     pub(super) fn is_too_large(&self) -> bool {
         lock(&self.flow).too_large
     }
@@ -362,7 +362,7 @@ pub(crate) enum Unfinished {
 }
 
 impl StreamingReader {
-    /// The next piece; `None` at the end.
+    /// Returns the next piece; `None` at the end.
     pub(crate) fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Unfinished>>> {
         let mut flow = lock(&self.growing.flow);
         if let Some(End::Stored(body)) = &flow.end {

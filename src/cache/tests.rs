@@ -205,7 +205,7 @@ impl World {
         })
     }
 
-    /// Whether the body of a version may be given out at all.
+    /// Returns whether the body of a version may be given out at all.
     fn is_good(&self, version: u32) -> bool {
         self.log.iter().enumerate().any(|(index, event)| match *event {
             Happened::Answer { version: given, confirmed: false, saying, .. } => {
@@ -218,7 +218,7 @@ impl World {
         })
     }
 
-    /// Whether a version may be given out now without asking.
+    /// Returns whether a version may be given out now without asking.
     fn may_serve(&self, version: u32, as_fresh: bool) -> bool {
         // A HEAD does not undo a purge.
         let is_untouched = self.log.iter().enumerate().any(|(index, event)| match *event {

@@ -74,7 +74,7 @@ impl Varies {
 }
 
 impl Selecting {
-    /// Whether a request chooses the same response.
+    /// Returns whether a request chooses the same response.
     pub(super) fn matches(&self, request: &RequestFields) -> bool {
         self.fields.iter().all(|(name, value)| {
             let asked = normalize(name, request);
@@ -82,7 +82,7 @@ impl Selecting {
         })
     }
 
-    /// Whether the response is in the language that a request likes best: whatever else it would have
+    /// Returns whether the response is in the language that a request likes best: whatever else it would have
     /// taken, it would have been given this.
     fn speaks(&self, asked: Option<&[u8]>) -> bool {
         let (Some(language), Some(asked)) = (&self.language, asked) else { return false };
@@ -93,12 +93,12 @@ impl Selecting {
         best.weight > 0 && is_alone && best.name == **language
     }
 
-    /// Whether the same fields choose.
+    /// Returns whether the same fields choose.
     pub(super) fn is_by_the_fields_of(&self, other: &Selecting) -> bool {
         self.fields.iter().map(|(name, _)| name).eq(other.fields.iter().map(|(name, _)| name))
     }
 
-    /// The same fields with the values of another request.
+    /// Returns the same fields with the values of another request.
     pub(super) fn for_request(&self, request: &RequestFields) -> Selecting {
         let names = self.fields.iter().map(|(name, _)| name.clone());
         Selecting { fields: values(names, request), language: None }
@@ -293,7 +293,7 @@ fn is_token(text: &[u8]) -> bool {
     !text.is_empty() && text.iter().all(|byte| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(byte))
 }
 
-/// Whether a text is one quoted string from its first byte to its last.
+/// Returns whether a text is one quoted string from its first byte to its last.
 fn is_quoted(text: &[u8]) -> bool {
     let [b'"', inner @ .., b'"'] = text else { return false };
     let mut is_escaped = false;

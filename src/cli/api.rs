@@ -74,7 +74,7 @@ fn exchange(address: &str, request: &str) -> std::io::Result<String> {
     Ok(answer)
 }
 
-/// A text of an answer; empty where it is none.
+/// Returns a text of an answer; empty where it is none.
 pub(super) fn text(value: &Json) -> &str {
     value.as_str().unwrap_or_default()
 }

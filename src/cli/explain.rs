@@ -223,7 +223,7 @@ fn explain_cache(
     notes.into_iter().flatten().try_for_each(|note| writeln!(out, "             {note}"))
 }
 
-/// A duration as the file writes it.
+/// Returns a duration as the file writes it.
 fn shown(duration: std::time::Duration) -> String {
     config::read::Field::show(&duration).as_str().unwrap_or_default().to_owned()
 }
@@ -266,7 +266,7 @@ fn explain_node(
     writeln!(out, "nodes        {}", order.join(" -> "))
 }
 
-/// The request that the arguments describe. The URL's authority stands in the target, so that it
+/// Returns the request that the arguments describe. The URL's authority stands in the target, so that it
 /// counts like an absolute-form one; Host only has to be there.
 fn request(options: &Options) -> Result<Request<()>, String> {
     let method =

@@ -113,18 +113,18 @@ impl Report {
         &self.files
     }
 
-    /// A report on a file that could not be read at all.
+    /// Returns a report on a file that could not be read at all.
     pub(crate) fn unreadable(file: &Path, message: String) -> Report {
         let diagnostic = Diagnostic { span: Span::default(), severity: Severity::Error, message };
         Report { file: file.to_owned(), findings: vec![(diagnostic, None)], files: Vec::new() }
     }
 
-    /// How many findings keep the file from being used.
+    /// Returns how many findings keep the file from being used.
     pub fn errors(&self) -> usize {
         self.findings.iter().filter(|(found, _)| found.severity == Severity::Error).count()
     }
 
-    /// How many findings are only advice.
+    /// Returns how many findings are only advice.
     pub fn warnings(&self) -> usize {
         self.findings.len() - self.errors()
     }
@@ -135,7 +135,7 @@ impl Report {
         self.findings.iter().map(|(found, _)| (found.span.line, found.span.column))
     }
 
-    /// The first error as one line, for a log or a status page.
+    /// Returns the first error as one line, for a log or a status page.
     pub fn first_error(&self) -> Option<String> {
         let (first, _) = self.findings.iter().find(|(found, _)| found.severity == Severity::Error)?;
         let more = self.errors() - 1;

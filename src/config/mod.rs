@@ -138,7 +138,7 @@ impl Config {
         self.settings.pools.iter().filter_map(|(_, pool)| pool.discovery.as_ref())
     }
 
-    /// The fields in which routes expect idempotency keys.
+    /// Returns the fields in which routes expect idempotency keys.
     pub(crate) fn key_headers(&self) -> Vec<HeaderName> {
         let rules = self.settings.routes.iter().filter_map(|route| route.idempotency.as_ref());
         let mut names: Vec<HeaderName> = rules.map(|rules| rules.key_header.clone()).collect();
@@ -146,13 +146,13 @@ impl Config {
         names
     }
 
-    /// A path of the file, relative ones from the file's own folder.
+    /// Returns a path of the file, relative ones from the file's own folder.
     pub(crate) fn path(&self, path: &str) -> PathBuf {
         folder_of(&self.file).join(path)
     }
 }
 
-/// The file that `--config` means.
+/// Returns the file that `--config` means.
 pub(crate) fn locate(given: Option<PathBuf>) -> PathBuf {
     given.unwrap_or_else(|| {
         let found = DEFAULT_FILES.iter().map(Path::new).find(|file| file.exists());
@@ -160,7 +160,7 @@ pub(crate) fn locate(given: Option<PathBuf>) -> PathBuf {
     })
 }
 
-/// The JSON Schema of the file.
+/// Returns the JSON Schema of the file.
 pub(crate) fn schema() -> serde_json::Value {
     let mut schema = Settings::schema();
     schema["$schema"] = "https://json-schema.org/draft/2020-12/schema".into();
@@ -168,8 +168,8 @@ pub(crate) fn schema() -> serde_json::Value {
     schema
 }
 
-/// The settings in force, as JSON. Secrets stand in files, which are only named, or in the environment: what comes from
-/// there is shown as `${NAME}`.
+/// Returns the settings in force, as JSON. Secrets stand in files, which are only named, or in the environment: what
+/// comes from there is shown as `${NAME}`.
 pub(crate) fn effective(config: &Config) -> serde_json::Value {
     let mut hidden: Vec<&str> = Vec::new();
     let mut shown = config.settings.show();
@@ -188,7 +188,7 @@ pub(crate) fn effective(config: &Config) -> serde_json::Value {
     shown
 }
 
-/// The variables of the environment that a text names.
+/// Returns the variables of the environment that a text names.
 fn variables(text: &str) -> Vec<&str> {
     let mut names: Vec<&str> = text
         .match_indices("${")

@@ -13,7 +13,7 @@ pub(crate) struct Reader<'a> {
 }
 
 impl Reader<'_> {
-    /// The text of a scalar with every `${NAME}` replaced from the environment; `$${` stands for
+    /// Returns the text of a scalar with every `${NAME}` replaced from the environment; `$${` stands for
     /// `${` itself.
     pub(crate) fn text(&mut self, node: &Node, expected: &str) -> Option<String> {
         let text = match &node.value {
@@ -77,7 +77,7 @@ impl Reader<'_> {
 pub(crate) trait Field: Sized {
     /// Reads the value; what is wrong with it is reported and gives `None`.
     fn read(node: &Node, reader: &mut Reader<'_>) -> Option<Self>;
-    /// The JSON Schema of the value.
+    /// Returns the JSON Schema of the value.
     fn schema() -> Json;
     /// The value as it is in force.
     fn show(&self) -> Json;

@@ -236,7 +236,7 @@ impl Factor {
         parts.map(Factor).ok_or_else(|| Self::EXPECTED.to_owned())
     }
 
-    /// The factor, in thousandths.
+    /// Returns the factor, in thousandths.
     pub(crate) fn thousandths(self) -> u32 {
         self.0
     }
@@ -250,7 +250,7 @@ scalar!(
     |value| (f64::from(value.0) / 1000.0).into()
 );
 
-/// A decimal number with up to three places, times a thousand.
+/// Returns a decimal number with up to three places, times a thousand.
 fn thousandths(text: &str) -> Option<u32> {
     let (whole, places) = text.split_once('.').unwrap_or((text, "0"));
     let digits = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
@@ -425,7 +425,7 @@ pub(crate) enum DnsName {
 }
 
 impl DnsName {
-    /// The host that its nodes stand for.
+    /// Returns the host that its nodes stand for.
     pub(crate) fn host(&self) -> &str {
         match self {
             DnsName::Addresses(address) => &address.host,
@@ -541,7 +541,7 @@ pub(crate) enum HashSource {
 impl HashSource {
     const EXPECTED: &str = "one of cookie:NAME, header:NAME, query:NAME, client_ip, host, path, uri";
 
-    /// Whether every request has this source.
+    /// Returns whether every request has this source.
     pub(super) fn is_always_present(&self) -> bool {
         matches!(self, HashSource::ClientIp | HashSource::Host | HashSource::Path | HashSource::Uri)
     }

@@ -7,17 +7,17 @@ use std::pin::Pin;
 
 /// What can be asked of a running proxy.
 pub(crate) trait Control: Send + Sync {
-    /// Whether new requests are welcome: not draining, and there is a node that takes them.
+    /// Returns whether new requests are welcome: not draining, and there is a node that takes them.
     fn is_ready(&self) -> bool;
     /// Who may use the admin listener.
     fn access(&self) -> Access;
-    /// The metrics page in the Prometheus text format.
+    /// Returns the metrics page in the Prometheus text format.
     fn metrics(&self) -> Vec<u8>;
     /// Version, uptime, listeners and what became of the last reload.
     fn status(&self) -> Json;
-    /// The configuration in force, defaults filled in.
+    /// Returns the configuration in force, defaults filled in.
     fn config(&self) -> Json;
-    /// Every pool with its nodes, their states, shares of the keys and load.
+    /// Returns every pool with its nodes, their states, shares of the keys and load.
     fn pools(&self) -> Json;
     /// Who owns a key, and who would next; `None` where there is no such pool.
     fn owners(&self, pool: &str, key: &str) -> Option<Json>;
@@ -29,7 +29,7 @@ pub(crate) trait Control: Send + Sync {
     /// Strikes what the cache holds: in force for every request that comes later. Gives why the order
     /// makes no sense, where it does not.
     fn purge(&self, order: PurgeOrder) -> Result<(), String>;
-    /// The records of requests with an `Idempotency-Key`; or why the store cannot tell.
+    /// Returns the records of requests with an `Idempotency-Key`; or why the store cannot tell.
     fn idempotency<'a>(&'a self, key: &'a str) -> Asked<'a, Json>;
     /// Releases a record that has ended, so that the next request with its key runs; `by` is who says so.
     fn release<'a>(&'a self, id: &'a str, by: SocketAddr) -> Asked<'a, Release>;

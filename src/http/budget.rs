@@ -32,7 +32,7 @@ impl Budget {
         self.held.load(Ordering::Relaxed)
     }
 
-    /// Whether half of what may be held is.
+    /// Returns whether half of what may be held is.
     pub(crate) fn is_half_held(&self) -> bool {
         self.held() > self.limit.load(Ordering::Relaxed) / 2
     }
@@ -73,12 +73,12 @@ impl Share {
         }
     }
 
-    /// Whether a share of this size could ever be.
+    /// Returns whether a share of this size could ever be.
     pub(crate) fn may_cover(&self, bytes: u64) -> bool {
         bytes <= self.budget.limit.load(Ordering::Relaxed)
     }
 
-    /// Whether it is of any size.
+    /// Returns whether it is of any size.
     pub(crate) fn is_held(&self) -> bool {
         self.bytes > 0
     }

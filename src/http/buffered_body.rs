@@ -22,7 +22,7 @@ impl BufferedBody {
         BufferedBody { data, trailers, was_cut: false }
     }
 
-    /// The next part of it; never an error, whatever the error would be.
+    /// Returns the next part of it; never an error, whatever the error would be.
     pub(crate) fn next<E>(&mut self) -> Option<Result<Frame<Bytes>, E>> {
         if !self.data.is_empty() {
             // In pieces: who takes them holds little, and the rest stays here, where it is counted.
@@ -39,7 +39,7 @@ impl BufferedBody {
         self.data.is_empty() && self.trailers.is_none()
     }
 
-    /// The length, where nothing follows: with trailers a body is sent in chunks.
+    /// Returns the length, where nothing follows: with trailers a body is sent in chunks.
     pub(crate) fn length(&self) -> Option<u64> {
         self.trailers.is_none().then_some(self.data.len() as u64)
     }

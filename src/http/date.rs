@@ -52,7 +52,7 @@ pub(crate) fn format(seconds: i64) -> Option<HeaderValue> {
     HeaderValue::try_from(httpdate::fmt_http_date(time)).ok()
 }
 
-/// The time now.
+/// Returns the time now.
 pub(crate) fn now() -> i64 {
     since_1970(SystemTime::now())
 }

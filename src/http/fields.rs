@@ -119,7 +119,7 @@ pub(crate) fn strip_response(fields: &mut HeaderMap) -> StrippedAnswer {
     stripped
 }
 
-/// Whether `Connection` is absent or a plain `close` or `keep-alive`, as it nearly always is.
+/// Returns whether `Connection` is absent or a plain `close` or `keep-alive`, as it nearly always is.
 fn says_only_whether_to_close(fields: &HeaderMap) -> bool {
     let mut values = fields.get_all(CONNECTION).iter();
     let plain = |value: &HeaderValue| {
@@ -219,7 +219,7 @@ pub(crate) fn sanitise_trailers(trailers: &mut HeaderMap, is_barred: impl Fn(&He
     }
 }
 
-/// Whether a comma-separated list has a member, parameters and case apart.
+/// Returns whether a comma-separated list has a member, parameters and case apart.
 pub(crate) fn list_has(value: &HeaderValue, member: &str) -> bool {
     value.as_bytes().split(|&byte| byte == b',').any(|item| {
         let name = item.split(|&byte| byte == b';').next().unwrap_or_default();

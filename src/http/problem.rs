@@ -48,7 +48,7 @@ impl Problem {
         self
     }
 
-    /// The fields and the body of the answer.
+    /// Returns the fields and the body of the answer.
     pub(crate) fn render(&self) -> (HeaderMap, Bytes) {
         let mut fields = HeaderMap::with_capacity(8);
         fields.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));

@@ -180,7 +180,7 @@ pub(crate) fn parse_authority(text: &str, default_port: u16) -> Result<Authority
     Ok(Authority { host: lower, port: shown, normal })
 }
 
-/// Whether a text is a host name (letters, digits, `-`, `_` and dots between labels), an IPv4
+/// Returns whether a text is a host name (letters, digits, `-`, `_` and dots between labels), an IPv4
 /// address, or an IPv6 address in brackets.
 pub(crate) fn is_host(text: &str) -> bool {
     if let Some(inner) = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {

@@ -14,7 +14,7 @@ impl Id {
     /// Bytes of the key's hash.
     pub(crate) const PREFIX: usize = 8;
 
-    /// The beginning of the identity of every record with this key.
+    /// Returns the beginning of the identity of every record with this key.
     pub(crate) fn prefix(key: &str) -> [u8; Id::PREFIX] {
         let mut prefix = [0; Id::PREFIX];
         prefix.copy_from_slice(&Sha256::digest(key)[..Id::PREFIX]);
@@ -59,7 +59,7 @@ pub(crate) struct Subject {
 }
 
 impl Subject {
-    /// The identity of this caller's record.
+    /// Returns the identity of this caller's record.
     pub(crate) fn identify(&self, scope: &Scope) -> Id {
         let mut hash = Sha256::new();
         for part in [&self.namespace, &self.method, &self.authority, &self.path, &self.key] {
@@ -95,7 +95,7 @@ impl Scope {
         self.hash.update(hash.finalize());
     }
 
-    /// Whether any source was present.
+    /// Returns whether any source was present.
     pub(crate) fn is_known(&self) -> bool {
         self.found
     }

@@ -27,7 +27,8 @@ pub(crate) enum BadKey {
     BadCharacter(char),
 }
 
-/// The key of a request, in the field of that name; `None` where it has no such field. `"abc"` and `abc` are the same key.
+/// Returns the key of a request, in the field of that name; `None` where it has no such field. `"abc"` and `abc` are
+/// the same key.
 pub(crate) fn key_of(fields: &HeaderMap, name: &HeaderName) -> Result<Option<String>, BadKey> {
     let mut lines = fields.get_all(name).iter();
     let Some(value) = lines.next() else { return Ok(None) };

@@ -49,7 +49,7 @@ pub(crate) enum State {
 impl State {
     pub(crate) const ALL: [State; 4] = [State::Running, State::Done, State::DoneWithoutBody, State::Unknown];
 
-    /// The word for it, for those who operate it.
+    /// Returns the word for it, for those who operate it.
     pub(crate) fn word(self) -> &'static str {
         match self {
             State::Running => "running",
@@ -81,7 +81,7 @@ pub(crate) enum Finish {
 }
 
 impl Finish {
-    /// The state that it leaves.
+    /// Returns the state that it leaves.
     pub(crate) fn state(self) -> State {
         match self {
             Finish::Done => State::Done,
@@ -158,12 +158,12 @@ pub(crate) fn transition(record: Option<&Record>, event: Event, now: Millis) -> 
 }
 
 impl Record {
-    /// Whether it has ended, and its time is up.
+    /// Returns whether it has ended, and its time is up.
     pub(crate) fn is_over(&self, now: Millis) -> bool {
         self.state != State::Running && self.expires <= now
     }
 
-    /// Whether the run with this token may still say how it ended.
+    /// Returns whether the run with this token may still say how it ended.
     fn is_open_to(&self, token: Token) -> bool {
         self.token == token && matches!(self.state, State::Running | State::Unknown)
     }

@@ -154,12 +154,12 @@ impl Records {
         &*self.store
     }
 
-    /// Whether the store has heard how every claim ended that is not open any more.
+    /// Returns whether the store has heard how every claim ended that is not open any more.
     pub(crate) fn is_settled(&self) -> bool {
         locked(&self.unsettled).is_empty()
     }
 
-    /// How many records there are.
+    /// Returns how many records there are.
     pub(crate) fn count(&self) -> u64 {
         self.store.count()
     }
@@ -260,7 +260,7 @@ impl Records {
         }
     }
 
-    /// All records with a key.
+    /// Returns all records with a key.
     pub(crate) async fn find(&self, key: &str) -> Result<Vec<Listed>, StoreError> {
         let mut listed = ask(&self.durations.find, PATIENCE, |done| self.store.find(key.to_owned(), done)).await?;
         listed.iter_mut().for_each(|listed| self.correct(&mut listed.record));

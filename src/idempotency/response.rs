@@ -29,7 +29,7 @@ impl StoredResponse {
         }
     }
 
-    /// The response without its body, the body, and what followed it.
+    /// Returns the response without its body, the body, and what followed it.
     pub(crate) fn take_apart(self) -> Result<(Response<()>, Bytes, Option<HeaderMap>), Damaged> {
         let mut response = Response::new(());
         *response.status_mut() = StatusCode::from_u16(self.status).map_err(|_| Damaged)?;
@@ -38,7 +38,7 @@ impl StoredResponse {
         Ok((response, self.body, trailers))
     }
 
-    /// A copy that shares its memory with nothing.
+    /// Returns a copy that shares its memory with nothing.
     pub(crate) fn alone(&self) -> StoredResponse {
         let copy = |bytes: &Bytes| Bytes::copy_from_slice(bytes);
         let StoredResponse { status, fields, body, trailers } = self;

@@ -34,7 +34,7 @@ pub(crate) trait Store: Send + Sync {
     fn look_up(&self, id: Id, done: Done<Option<Found>>);
     /// All records with a key, a thousand at most.
     fn find(&self, key: String, done: Done<Vec<Listed>>);
-    /// How many records there are.
+    /// Returns how many records there are.
     fn count(&self) -> u64;
 }
 

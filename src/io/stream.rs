@@ -85,7 +85,7 @@ impl Stream {
         }
     }
 
-    /// Whether bytes that were taken off the transport wait for a read.
+    /// Returns whether bytes that were taken off the transport wait for a read.
     pub(crate) fn has_unread(&self) -> bool {
         !self.unread.is_empty()
     }

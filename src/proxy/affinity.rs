@@ -85,7 +85,7 @@ impl Affinity {
         Some(Session::Strict { node, end: expiry, fresh: left > self.ttl / 2 })
     }
 
-    /// The value of a strict cookie for this node.
+    /// Returns the value of a strict cookie for this node.
     fn seal(&self, node: &str, pool: &str, now: u64) -> Option<String> {
         let plain = [&(now + self.ttl).to_be_bytes(), node.as_bytes()].concat();
         let mut nonce = [0; NONCE];
@@ -95,12 +95,12 @@ impl Affinity {
         Some(URL_SAFE_NO_PAD.encode([&[VERSION], &nonce[..], &sealed].concat()))
     }
 
-    /// The `Set-Cookie` of a strict session with this node.
+    /// Returns the `Set-Cookie` of a strict session with this node.
     pub(super) fn strict_cookie(&self, node: &str, pool: &str, secure: bool, now: u64) -> Option<HeaderValue> {
         self.set_cookie(&self.seal(node, pool, now)?, secure)
     }
 
-    /// A new soft key with its `Set-Cookie`.
+    /// Returns a new soft key with its `Set-Cookie`.
     pub(super) fn soft_cookie(&self, secure: bool) -> Option<(Vec<u8>, HeaderValue)> {
         let mut random = [0; SOFT_KEY];
         getrandom::fill(&mut random).ok()?;

@@ -95,7 +95,7 @@ enum Interrupted {
 }
 
 impl Passage {
-    /// The whole body.
+    /// Returns the whole body.
     pub(super) fn whole(reader: StreamingReader, rest: Option<Rest>) -> Passage {
         let left = reader.growing().length;
         Passage { source: Source::Shared(reader), rest, skip: 0, left }
@@ -339,7 +339,7 @@ impl http_body::Body for ResponseBody {
     }
 }
 
-/// The answer to a request that the proxy refuses or could not bring to a node.
+/// Returns the answer to a request that the proxy refuses or could not bring to a node.
 pub(crate) fn problem(problem: &Problem, exchange: &Rc<Exchange>) -> Response<ResponseBody> {
     exchange.refused(problem.kind);
     let (fields, body) = problem.render();

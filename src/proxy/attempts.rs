@@ -281,7 +281,7 @@ impl UpstreamRequest {
         picked
     }
 
-    /// Whether the request may go to no other node than that of its session.
+    /// Returns whether the request may go to no other node than that of its session.
     fn is_bound(&self) -> bool {
         self.choice.wanted.pinned.is_some() && !self.choice.wanted.may_leave
     }
@@ -296,7 +296,7 @@ impl UpstreamRequest {
             .retry_after(1)
     }
 
-    /// The affinity cookie that this node's answer brings.
+    /// Returns the affinity cookie that this node's answer brings.
     fn cookie(&self, node: &Node, has_lost_its_node: bool) -> Option<HeaderValue> {
         let holder = self.choice.wanted.pinned.map(|index| &self.pool.nodes[index]);
         let is_holder = holder.is_some_and(|holder| holder.id == node.id);
@@ -376,7 +376,7 @@ impl UpstreamRequest {
         if self.exchange.body_fault.get().is_some() { Failure::RequestBody } else { failure }
     }
 
-    /// The same over a connection that requests share.
+    /// Returns the same over a connection that requests share.
     async fn attempt_http2(&mut self, node: &Node, started: Instant, mut wants_new: bool) -> Attempt {
         let mut has_waited = false;
         loop {
@@ -450,7 +450,7 @@ impl UpstreamRequest {
         }
     }
 
-    /// A new connection; or why there is none, and whether the node had the time that it may take.
+    /// Returns a new connection; or why there is none, and whether the node had the time that it may take.
     async fn connect(&self, node: &Node) -> Result<Box<Link>, (Failure, bool)> {
         let started = Instant::now();
         let configured = self.pool.timeouts.connect;
@@ -502,7 +502,7 @@ fn judge(status: StatusCode, in_flight: &mut InFlight) {
     }
 }
 
-/// How many bytes a request takes on the wire, at least.
+/// Returns how many bytes a request takes on the wire, at least.
 fn length_of(request: &Request<Outgoing>) -> u64 {
     let target = request.uri().path_and_query().map_or(1, |target| target.as_str().len());
     let line = request.method().as_str().len() + target + "  HTTP/1.1\r\n\r\n".len();
@@ -510,7 +510,7 @@ fn length_of(request: &Request<Outgoing>) -> u64 {
     (line + fields) as u64 + http_body::Body::size_hint(request.body()).lower()
 }
 
-/// The time to connect within, shortened by the end of the whole request.
+/// Returns the time to connect within, shortened by the end of the whole request.
 fn connect_timeout(connect: Duration, until: Option<Instant>) -> Duration {
     let Some(until) = until else { return connect };
     let left = until.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));

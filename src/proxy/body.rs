@@ -105,7 +105,7 @@ impl RequestBody {
         Poll::Ready(Some(Err(BodyFailed::because_of(fault))))
     }
 
-    /// The next piece; nothing where the answer has ended.
+    /// Returns the next piece; nothing where the answer has ended.
     fn poll_piece(client: &Client, exchange: &Exchange, cx: &mut Context<'_>) -> Option<Poll<Piece<hyper::Error>>> {
         let mut incoming = exchange.body.borrow_mut();
         let frame = Pin::new(incoming.as_mut()?).poll_frame(cx);
@@ -116,7 +116,7 @@ impl RequestBody {
         Some(frame)
     }
 
-    /// Whether a stream's next piece has not come in time. The timer of a whole connection is its owner's.
+    /// Returns whether a stream's next piece has not come in time. The timer of a whole connection is its owner's.
     fn stalls(&mut self, client: &Client, is_waiting: bool, cx: &mut Context<'_>) -> bool {
         let Some(stream) = &client.stream else { return false };
         if !is_waiting {

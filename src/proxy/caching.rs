@@ -23,7 +23,7 @@ use http::{Method, Response, StatusCode, Uri};
 use std::rc::Rc;
 use std::sync::Arc;
 
-/// The route whose cache a request concerns: its own, or, where it changes something, the one that
+/// Returns the route whose cache a request concerns: its own, or, where it changes something, the one that
 /// reads of the same URI take.
 pub(super) fn concerns(snapshot: &Snapshot, routed: &RoutedRequest<'_>, head: &RequestHead) -> Option<Arc<Route>> {
     let own = || routed.route.cache.is_some().then(|| Arc::clone(routed.route));
@@ -228,7 +228,7 @@ pub(super) struct Place {
 }
 
 impl Place {
-    /// A reference of the same origin as a path in the proxy's form, and a query.
+    /// Returns a reference of the same origin as a path in the proxy's form, and a query.
     pub(super) fn resolve(&self, reference: &str) -> Option<(String, Option<String>)> {
         let reference = reference.split('#').next().unwrap_or_default().trim();
         let absolute = reference.contains("://") || reference.starts_with("//");
@@ -256,7 +256,7 @@ impl Place {
         ))
     }
 
-    /// Whether a reference means the request's own URI.
+    /// Returns whether a reference means the request's own URI.
     pub(super) fn is_own(&self, reference: &str, query: Option<&str>) -> bool {
         self.resolve(reference).is_some_and(|(path, asked)| path == self.path && asked.as_deref() == query)
     }

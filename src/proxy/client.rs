@@ -95,12 +95,12 @@ impl Streams {
         self.count.get() == 0
     }
 
-    /// How many bytes were read of all bodies so far.
+    /// Returns how many bytes were read of all bodies so far.
     pub(crate) fn read(&self) -> u64 {
         self.read.get()
     }
 
-    /// How many requests made no sense since this was asked last.
+    /// Returns how many requests made no sense since this was asked last.
     pub(crate) fn take_malformed(&self) -> u32 {
         self.malformed.take()
     }
@@ -274,7 +274,7 @@ impl Client {
         }
     }
 
-    /// Whether what it sends was left unread at that time or later, by no fault of its own.
+    /// Returns whether what it sends was left unread at that time or later, by no fault of its own.
     pub(crate) fn was_starved_since(&self, since: Instant) -> bool {
         let starved = self.stream.as_ref().and_then(|stream| stream.open.0.starved.get());
         starved.is_some_and(|starved| starved >= since)
@@ -350,7 +350,7 @@ impl Client {
         }
     }
 
-    /// Whether the client speaks TLS with this proxy.
+    /// Returns whether the client speaks TLS with this proxy.
     pub(crate) fn is_secure(&self) -> bool {
         self.secured.is_some()
     }

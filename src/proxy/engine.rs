@@ -86,7 +86,7 @@ impl Engine {
         }
     }
 
-    /// Whether nothing runs that must end well.
+    /// Returns whether nothing runs that must end well.
     pub(crate) fn is_quiet(&self) -> bool {
         Rc::strong_count(&self.tasks) == 1
     }

@@ -273,7 +273,7 @@ impl Exchange {
         self.client.offer(is_offered);
     }
 
-    /// Whether the request is a HEAD, whose answer has no body.
+    /// Returns whether the request is a HEAD, whose answer has no body.
     pub(super) fn is_head(&self) -> bool {
         self.method == Method::HEAD
     }
@@ -288,7 +288,7 @@ impl Exchange {
         self.client.gave(bytes);
     }
 
-    /// Whether its answer has begun.
+    /// Returns whether its answer has begun.
     pub(super) fn has_answer(&self) -> bool {
         self.status.get() > 0
     }

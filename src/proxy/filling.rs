@@ -85,8 +85,8 @@ impl Template {
         request
     }
 
-    /// The same for everybody: the whole response, or whether it has changed. `configured` are the fields that the
-    /// configuration sets.
+    /// Returns the same for everybody: the whole response, or whether it has changed. `configured` are the fields that
+    /// the configuration sets.
     fn shared(&self, method: &Method, configured: &Rules, validated: Option<&Stored>) -> Request<Outgoing> {
         let mut template = self.clone();
         template.method = method.clone();
@@ -244,7 +244,7 @@ impl Miss {
         self.ask_as_it_is().await
     }
 
-    /// Whether the request is for the whole response.
+    /// Returns whether the request is for the whole response.
     fn is_plain(&self) -> bool {
         CONDITIONS.iter().all(|name| !self.template.fields.contains_key(name))
     }
@@ -377,7 +377,7 @@ impl Miss {
         asking.serve(stored, CacheStatus::StandIn { ttl: stored.ttl(asking.now) })
     }
 
-    /// A response for this client alone.
+    /// Returns a response for this client alone.
     fn private(&self, response: Response<AnswerBody>) -> Response<ResponseBody> {
         let mut response = self.upstream_request.for_client(response);
         response.headers_mut().append(CACHE_STATUS, self.status(false, false, None).to_value());

@@ -190,8 +190,8 @@ impl RoutedRequest<'_> {
         parsed.map(Some).map_err(|_| Problem::bad_request("bad-target", "the request's target is not a valid path"))
     }
 
-    /// Whether a request may switch protocols: never to cleartext HTTP/2, for that would be a second HTTP connection
-    /// past every rule of this one.
+    /// Returns whether a request may switch protocols: never to cleartext HTTP/2, for that would be a second HTTP
+    /// connection past every rule of this one.
     fn may_upgrade(&self, version: Version, protocol: &HeaderValue) -> bool {
         version >= Version::HTTP_11
             && self.pool.protocol == Protocol::Http1
@@ -199,7 +199,7 @@ impl RoutedRequest<'_> {
             && !fields::list_has(protocol, "h2c")
     }
 
-    /// The rules for the request's body, of up to so many bytes.
+    /// Returns the rules for the request's body, of up to so many bytes.
     pub(super) fn body_rules(&self, limit: u64) -> BodyRules {
         BodyRules { limit, pace: self.pace, underscores: self.underscores }
     }
@@ -225,7 +225,7 @@ pub(super) fn seconds_since_1970() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
-/// Whether an OPTIONS request may go no further (RFC 9110 7.6.2).
+/// Returns whether an OPTIONS request may go no further (RFC 9110 7.6.2).
 fn is_last_hop(head: &RequestHead) -> bool {
     head.method == Method::OPTIONS && max_forwards(head.fields.plain()) == Some(0)
 }
@@ -234,7 +234,7 @@ fn max_forwards(fields: &HeaderMap) -> Option<u32> {
     fields.get(MAX_FORWARDS).and_then(|value| value.to_str().ok()?.parse().ok())
 }
 
-/// The `Via` entry for a message received in this version.
+/// Returns the `Via` entry for a message received in this version.
 fn via(version: Version) -> HeaderValue {
     HeaderValue::from_static(match version {
         Version::HTTP_10 => "1.0 ringway",

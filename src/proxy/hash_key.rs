@@ -50,7 +50,7 @@ impl ScopeSources {
         ScopeSources(named)
     }
 
-    /// The caller's scope; `None` where all sources are absent.
+    /// Returns the caller's scope; `None` where all sources are absent.
     pub(crate) fn read(&self, form: &Form<'_>, fields: &RequestFields) -> Option<Scope> {
         let mut scope = Scope::default();
         for (name, source) in &self.0 {
@@ -60,13 +60,13 @@ impl ScopeSources {
         (self.0.is_empty() || scope.is_known()).then_some(scope)
     }
 
-    /// The names of all sources.
+    /// Returns the names of all sources.
     pub(crate) fn names(&self) -> Vec<&str> {
         self.0.iter().map(|(name, _)| name.as_str()).collect()
     }
 }
 
-/// All values of a source that tells callers apart.
+/// Returns all values of a source that tells callers apart.
 fn scope_values<'a>(source: &'a HashSource, form: &'a Form<'_>, fields: &'a RequestFields) -> Vec<Cow<'a, [u8]>> {
     match source {
         HashSource::Cookie(name) => cookies(fields.plain(), name).map(Cow::from).collect(),
@@ -80,12 +80,12 @@ fn scope_values<'a>(source: &'a HashSource, form: &'a Form<'_>, fields: &'a Requ
     }
 }
 
-/// The first cookie of a name.
+/// Returns the first cookie of a name.
 fn cookie<'a>(fields: &'a HeaderMap, name: &str) -> Option<&'a [u8]> {
     cookies(fields, name).next()
 }
 
-/// The cookies of a name, over all `Cookie` fields (RFC 6265 5.4).
+/// Returns the cookies of a name, over all `Cookie` fields (RFC 6265 5.4).
 pub(super) fn cookies<'a>(fields: &'a HeaderMap, name: &str) -> impl Iterator<Item = &'a [u8]> {
     let pairs = fields.get_all(COOKIE).iter().flat_map(|value| value.as_bytes().split(|&byte| byte == b';'));
     pairs.map(<[u8]>::trim_ascii).filter_map(move |pair| pair.strip_prefix(name.as_bytes())?.strip_prefix(b"="))

@@ -291,7 +291,7 @@ impl Origin for Keyed {
     }
 }
 
-/// A stored response, and what stood beside it for this client alone.
+/// Returns a stored response, and what stood beside it for this client alone.
 fn given(
     response: StoredResponse,
     beside: Option<&mut Extensions>,

@@ -104,7 +104,7 @@ impl RateLimit {
         self.settings.replays
     }
 
-    /// The request as it will be counted: by the first source that it has, else by its client's address.
+    /// Returns the request as it will be counted: by the first source that it has, else by its client's address.
     pub(super) fn uncounted(self: &Arc<Self>, form: &Form<'_>, fields: &RequestFields) -> Uncounted {
         let found = find_key(&self.settings.key, form, fields);
         let key = match &found {
@@ -181,7 +181,7 @@ fn policy(route: &str, settings: &config::RateLimit) -> HeaderValue {
     }
 }
 
-/// A list of one item: a name with numbers.
+/// Returns a list of one item: a name with numbers.
 fn field(name: &str, numbers: &[(&str, i64)]) -> HeaderValue {
     let mut text = String::with_capacity(name.len() + 24);
     // A structured-field string (RFC 9651 3.3.3) has visible ASCII and spaces.

@@ -192,7 +192,7 @@ pub(super) fn crumbs_to_one(fields: &mut HeaderMap) {
     }
 }
 
-/// The announced length, which chunks go before (RFC 9112 6.3).
+/// Returns the announced length, which chunks go before (RFC 9112 6.3).
 fn content_length(fields: &HeaderMap) -> Option<u64> {
     if fields.contains_key(TRANSFER_ENCODING) { None } else { fields::content_length(fields) }
 }
@@ -201,8 +201,8 @@ fn no_target() -> Problem {
     Problem::bad_request("bad-target", "the request's target is neither a path nor a URI")
 }
 
-/// Whether a target is an absolute-form one that ends with its authority. `Uri` shows an empty path as `/`; a path
-/// that was written begins where the authority ends.
+/// Returns whether a target is an absolute-form one that ends with its authority. `Uri` shows an empty path as `/`; a
+/// path that was written begins where the authority ends.
 fn is_authority_alone(uri: &Uri) -> bool {
     let (Some(authority), Some(target)) = (uri.authority(), uri.path_and_query()) else { return false };
     target.as_str() == "/" && authority.as_str().as_bytes().as_ptr_range().end != target.as_str().as_ptr()

@@ -17,7 +17,7 @@ struct Awaited {
     rest: Outgoing,
 }
 
-/// Whether a body is one that is awaited: small for sure.
+/// Returns whether a body is one that is awaited: small for sure.
 pub(super) fn is_small(body: &Outgoing, limit: u64) -> bool {
     body.size_hint().exact().is_some_and(|length| (1..=limit).contains(&length))
 }

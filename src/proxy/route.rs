@@ -79,7 +79,7 @@ impl Table {
         }
     }
 
-    /// The index of the first route that matches.
+    /// Returns the index of the first route that matches.
     pub(crate) fn find(&self, query: Query<'_>) -> Option<usize> {
         let mut best = self.any_host.find(query, &self.conditions, usize::MAX);
         if !self.exact_hosts.is_empty()
@@ -115,7 +115,7 @@ impl Paths {
         }
     }
 
-    /// The first match before `best`, or `usize::MAX`.
+    /// Returns the first match before `best`, or `usize::MAX`.
     fn find(&self, query: Query<'_>, conditions: &[Conditions], mut best: usize) -> usize {
         let mut consider = |filed: &[usize]| {
             // Filed in the order of the file: the first that agrees is the first of these.

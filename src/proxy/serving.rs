@@ -22,7 +22,7 @@ pub(super) struct Asking<'a> {
 }
 
 impl Asking<'_> {
-    /// A stored response.
+    /// Returns a stored response.
     pub(super) fn serve(&self, stored: &Stored, status: CacheStatus) -> Response<ResponseBody> {
         let (mut head, status) = (stored.head(self.now), Some(status));
         if is_unmodified(stored, self.fields) {

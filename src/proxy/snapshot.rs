@@ -234,7 +234,7 @@ impl IdempotencyRules {
     }
 }
 
-/// Whether a route may take some reads of a URI and leave others to the next: by fields, or GET
+/// Returns whether a route may take some reads of a URI and leave others to the next: by fields, or GET
 /// without HEAD.
 fn parts_reads(route: &config::Route) -> bool {
     let reads = route.methods.iter().filter(|method| [http::Method::GET, http::Method::HEAD].contains(method)).count();
@@ -289,7 +289,7 @@ pub(crate) struct Parts<'a> {
 }
 
 impl Snapshot {
-    /// The names of nodes that cannot be resolved.
+    /// Returns the names of nodes that cannot be resolved.
     pub(crate) fn unresolved(&self) -> Vec<(String, u16)> {
         let settings = |pool: &Pool| self.config.settings.pools.get(&pool.name);
         let named = |pool: &Arc<Pool>| {
@@ -332,7 +332,7 @@ impl Snapshot {
         Ok(Snapshot { table, routes, pools: listed, log: parts.log, key_headers, config })
     }
 
-    /// Whether there is anything to serve: some pool that routes forward to has a node that takes
+    /// Returns whether there is anything to serve: some pool that routes forward to has a node that takes
     /// requests, or no route forwards at all. One pool's outage is no reason to turn all traffic away.
     pub(crate) fn is_usable(&self) -> bool {
         let mut pools = self.routes.iter().filter_map(|route| match &route.action {

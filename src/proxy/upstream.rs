@@ -138,7 +138,7 @@ impl UpstreamRequest {
         self.uncounted.take().map_or(Ok(()), |uncounted| uncounted.count(&self.exchange))
     }
 
-    /// The same way to the same nodes, with another request.
+    /// Returns the same way to the same nodes, with another request.
     pub(super) fn again(&self, request: Request<Outgoing>) -> UpstreamRequest {
         UpstreamRequest {
             engine: Rc::clone(&self.engine),

@@ -110,17 +110,17 @@ impl Ring {
         self.seed.hash_key(key)
     }
 
-    /// The member that owns the keys with this hash; `None` on a ring without points.
+    /// Returns the member that owns the keys with this hash; `None` on a ring without points.
     pub fn owner(&self, hash: u64) -> Option<usize> {
         self.point_at_or_after(hash).map(|point| self.owners[point] as usize)
     }
 
-    /// The distinct members clockwise from a hash: its owner, then where its keys go next.
+    /// Returns the distinct members clockwise from a hash: its owner, then where its keys go next.
     pub fn walk(&self, hash: u64) -> Walk<'_> {
         Walk::new(self, self.point_at_or_after(hash))
     }
 
-    /// The part of all keys that each member owns, exactly, in the order of the members.
+    /// Returns the part of all keys that each member owns, exactly, in the order of the members.
     pub fn shares(&self) -> Vec<f64> {
         let mut arcs = vec![0u128; self.members];
         for (point, &owner) in self.owners.iter().enumerate() {
@@ -132,12 +132,12 @@ impl Ring {
         arcs.into_iter().map(|arc| arc as f64 / 2f64.powi(64)).collect()
     }
 
-    /// How many points the ring has.
+    /// Returns how many points the ring has.
     pub fn points(&self) -> usize {
         self.hashes.len()
     }
 
-    /// The memory that the points and their index take, in bytes.
+    /// Returns the memory that the points and their index take, in bytes.
     pub fn size(&self) -> usize {
         self.hashes.len() * 8 + self.owners.len() * 4 + self.slices.len() * 4
     }

@@ -108,8 +108,8 @@ pub(super) async fn serve(context: Rc<Context>, socket: TcpStream, peer: SocketA
     }
 }
 
-/// Whether a connection that has just begun speaks HTTP/2: as the handshake has settled it, or, in the clear, as
-/// it begins itself.
+/// Returns whether a connection that has just begun speaks HTTP/2: as the handshake has settled it, or, in the clear,
+/// as it begins itself.
 async fn speaks_http2(stream: &mut Stream, deadline: Instant) -> bool {
     if stream.is_tls() {
         return stream.alpn_protocol() == Some(b"h2");

@@ -60,7 +60,7 @@ pub(crate) enum Glitch {
 }
 
 impl Glitch {
-    /// The label in metrics and logs.
+    /// Returns the label in metrics and logs.
     pub(crate) fn label(self) -> &'static str {
         match self {
             Glitch::Reset => "reset",
@@ -246,12 +246,12 @@ impl FloodMeter {
         is_only.then_some(self.last_stream)
     }
 
-    /// How many bytes of answers' bodies were sent.
+    /// Returns how many bytes of answers' bodies were sent.
     pub(crate) fn sent(&self) -> u64 {
         self.sent
     }
 
-    /// How many bytes of heads have come, streams included: these take far more work than those of bodies.
+    /// Returns how many bytes of heads have come, streams included: these take far more work than those of bodies.
     pub(crate) fn head_bytes(&self) -> u64 {
         self.heads
     }
@@ -317,7 +317,7 @@ impl FloodMeter {
         }
     }
 
-    /// Whether a frame for the client resets a stream by the client's own doing.
+    /// Returns whether a frame for the client resets a stream by the client's own doing.
     fn was_made(&mut self, frame: Frame) -> bool {
         match frame.kind {
             Kind::RST_STREAM => {

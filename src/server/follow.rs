@@ -44,7 +44,7 @@ pub(super) struct Hints {
 }
 
 impl Hints {
-    /// Whether somebody has begun to write the file and not closed it.
+    /// Returns whether somebody has begun to write the file and not closed it.
     pub(super) fn is_written(&self) -> bool {
         self.is_written.load(Ordering::Acquire)
     }

@@ -96,8 +96,8 @@ pub(super) async fn handshake(
     Some((Stream::tls(stream), client(Some(Rc::new(secured))), seat))
 }
 
-/// The connection's place among those of its address; nothing where that has as many as it may. Proxies that are
-/// trusted speak for many.
+/// Returns the connection's place among those of its address; nothing where that has as many as it may. Proxies that
+/// are trusted speak for many.
 fn seat(context: &Context, peer: SocketAddr) -> Option<Option<Seat>> {
     let snapshot = context.engine.snapshot();
     let settings = &snapshot.config.settings;

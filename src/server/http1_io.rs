@@ -88,7 +88,7 @@ impl Http1Io {
         Poll::Ready(Ok(()))
     }
 
-    /// Whether what hyper writes now is an error answer to a head that it could not read: nothing
+    /// Returns whether what hyper writes now is an error answer to a head that it could not read: nothing
     /// else is written between requests, once the last answer is out.
     fn is_error_answer(&self) -> bool {
         self.client.phase.get() == Phase::Idle

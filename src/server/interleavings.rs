@@ -60,7 +60,7 @@ pub(crate) fn run(program: &[u8]) {
     });
 }
 
-/// A connection over loopback: the proxy's end and the client's.
+/// Returns a connection over loopback: the proxy's end and the client's.
 async fn connect(is_tls: bool) -> io::Result<(Stream, Peer)> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
     let address = listener.local_addr()?;

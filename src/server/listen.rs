@@ -69,7 +69,7 @@ pub(super) fn bound_unsent(socket: &SockRef<'_>) -> io::Result<()> {
     socket.set_tcp_notsent_lowat(UNSENT)
 }
 
-/// Whether accepting failed for want of descriptors or memory, which passes.
+/// Returns whether accepting failed for want of descriptors or memory, which passes.
 pub(super) fn is_exhaustion(error: &io::Error) -> bool {
     let code = error.raw_os_error().map(Errno::from_raw_os_error);
     matches!(code, Some(Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM))

@@ -39,12 +39,12 @@ impl Open {
         share(self.sockets.len(), worker, workers).map(|index| self.sockets[index].try_clone()).collect()
     }
 
-    /// Whether it takes nothing that comes by IPv4.
+    /// Returns whether it takes nothing that comes by IPv4.
     fn is_v6_only(&self) -> bool {
         self.sockets.first().is_some_and(|socket| SockRef::from(socket).only_v6().unwrap_or(false))
     }
 
-    /// Whether another one is the same set of sockets.
+    /// Returns whether another one is the same set of sockets.
     pub(super) fn is(&self, other: &Open) -> bool {
         Arc::ptr_eq(&self.sockets, &other.sockets)
     }
@@ -64,7 +64,7 @@ pub(crate) struct BindError {
     pub(crate) cause: io::Error,
 }
 
-/// The listeners of a new configuration: those whose address is open already keep their sockets,
+/// Returns the listeners of a new configuration: those whose address is open already keep their sockets,
 /// the others are bound. Where one cannot be, nothing has changed.
 pub(super) fn diff(now: &[Open], wanted: &[Listener], workers: usize) -> Result<Vec<Open>, BindError> {
     let mut unclaimed: Vec<&Open> = now.iter().collect();

@@ -79,7 +79,7 @@ pub(crate) fn parse_line(line: &[u8]) -> Option<Option<SocketAddr>> {
     Some(Some(SocketAddr::new(source, decimal(port)?)))
 }
 
-/// A port without a sign or leading zeros.
+/// Returns a port without a sign or leading zeros.
 fn decimal(text: &str) -> Option<u16> {
     let valid = text.bytes().all(|byte| byte.is_ascii_digit()) && (text == "0" || !text.starts_with('0'));
     if valid { text.parse().ok() } else { None }

@@ -26,7 +26,7 @@ pub(super) fn urls(snapshot: &Snapshot, url: &str) -> Result<Vec<String>, String
     Ok(found)
 }
 
-/// A prefix of URIs.
+/// Returns a prefix of URIs.
 pub(super) fn prefix(text: &str) -> Result<String, String> {
     let (origin, rest) = split(text)?;
     // A host is one host, and not all whose names begin so.

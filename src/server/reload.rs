@@ -238,7 +238,7 @@ fn emptied(handle: &Handle, config: &Config, old: &Snapshot) -> Option<String> {
     pools.find(|(name, pool)| is_empty(pool) && had_nodes(name)).map(|(name, _)| name.value.clone())
 }
 
-/// The same configuration with the nodes that name servers tell of now.
+/// Returns the same configuration with the nodes that name servers tell of now.
 fn rebuild(handle: &Handle) -> Result<(), BadPool> {
     let old = handle.snapshot.load_full();
     handle.adopt(handle.build(old.config.clone(), old.log.clone(), handle.records.get(), &old, true)?);
@@ -390,7 +390,7 @@ impl Handle {
         parsed.ok_or(ReloadError::Slow)?.map_err(ReloadError::Invalid)
     }
 
-    /// Whether the file's content is another one than what was read last, for better or worse.
+    /// Returns whether the file's content is another one than what was read last, for better or worse.
     fn is_news(&self, read: &Option<Result<String, Report>>) -> bool {
         let now = read.as_ref().and_then(|read| read.as_deref().ok());
         self.content.lock().unwrap_or_else(PoisonError::into_inner).as_deref() != now

@@ -338,7 +338,7 @@ fn start_workers(handle: &Handle) -> io::Result<Vec<JoinHandle<()>>> {
 }
 
 impl Running {
-    /// The addresses that clients connect to, by the listeners' names.
+    /// Returns the addresses that clients connect to, by the listeners' names.
     pub(crate) fn listeners(&self) -> Vec<(Arc<str>, SocketAddr)> {
         self.handle.open.borrow().iter().map(|open| (Arc::clone(&open.name), open.bound)).collect()
     }

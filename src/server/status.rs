@@ -178,7 +178,7 @@ fn cache_status(cache: &Cache, metrics: &Metrics) -> Json {
     })
 }
 
-/// The sums of a family's counters by one of its labels.
+/// Returns the sums of a family's counters by one of its labels.
 fn counts(family: &prometheus::IntCounterVec, label: &str) -> Json {
     totals(family, label).into_iter().map(|(value, count)| (value, Json::from(count))).collect()
 }

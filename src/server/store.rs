@@ -61,7 +61,7 @@ impl Store {
         }
     }
 
-    /// Whether the configuration asks for another store than the one that is open.
+    /// Returns whether the configuration asks for another store than the one that is open.
     pub(super) fn is_another(&self, config: &Config) -> bool {
         self.get().is_some_and(|records| records.kind != kind_of(config))
     }

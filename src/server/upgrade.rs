@@ -59,7 +59,7 @@ pub(super) async fn run(handle: Arc<Handle>) {
     }
 }
 
-/// Gives the new process's id.
+/// Returns the new process's id.
 fn start_and_hand_over(handle: &Arc<Handle>) -> Result<u32, UpgradeError> {
     let (mut line, other) = Line::pair().map_err(UpgradeError::Handover)?;
     let mut child = start(other.into())?;

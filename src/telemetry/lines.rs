@@ -99,7 +99,7 @@ impl Lines {
     }
 }
 
-/// The number of lines in a text.
+/// Returns the number of lines in a text.
 fn count(lines: &[u8]) -> u64 {
     memchr::memchr_iter(b'\n', lines).count() as u64
 }
@@ -165,7 +165,7 @@ impl<F: Fn(&io::Error)> Writer<F> {
         is_asked
     }
 
-    /// Whether the thread should wait for its destination no longer.
+    /// Returns whether the thread should wait for its destination no longer.
     fn gives_up(&self, since: Instant) -> bool {
         match self.reopen.upgrade() {
             Some(reopen) => reopen.load(Ordering::Acquire),

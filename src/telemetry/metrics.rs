@@ -221,7 +221,7 @@ impl Metrics {
         retain(&self.upstream_duration, &["pool", "node"], node);
     }
 
-    /// The whole page in the Prometheus text format.
+    /// Returns the whole page in the Prometheus text format.
     pub(crate) fn render(&self) -> Vec<u8> {
         let mut page = Vec::with_capacity(16 << 10);
         // Writing to memory cannot fail; a family that cannot be encoded ends the page early.
@@ -272,7 +272,7 @@ impl Metrics {
     }
 }
 
-/// The sums of a family's counters by one of its labels.
+/// Returns the sums of a family's counters by one of its labels.
 pub(crate) fn totals(family: &IntCounterVec, label: &str) -> BTreeMap<String, u64> {
     let mut sums = BTreeMap::new();
     for metric in family.collect().iter().flat_map(MetricFamily::get_metric) {
@@ -379,7 +379,7 @@ fn histograms(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> H
     added(registry, HistogramVec::new(options, labels))
 }
 
-/// The label of a method: the registered ones by name, every other as `OTHER`, so that a client
+/// Returns the label of a method: the registered ones by name, every other as `OTHER`, so that a client
 /// cannot make series.
 pub(crate) fn method_label(method: &http::Method) -> &'static str {
     match method.as_str() {

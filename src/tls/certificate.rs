@@ -96,7 +96,7 @@ pub(crate) fn identity(certificate: &CertificateDer<'_>) -> Option<Identity> {
     Some(Identity { subject: parts?.join(","), expiry: parsed.validity().not_after.timestamp() })
 }
 
-/// The text of a value, in whichever of the alphabets of X.509 it is written; `None` where it is none.
+/// Returns the text of a value, in whichever of the alphabets of X.509 it is written; `None` where it is none.
 fn text_of(value: &Any<'_>) -> Option<String> {
     match value.tag() {
         Tag::BmpString => {
@@ -113,7 +113,7 @@ fn text_of(value: &Any<'_>) -> Option<String> {
     }
 }
 
-/// A value of a distinguished name (RFC 4514 2.4).
+/// Returns a value of a distinguished name (RFC 4514 2.4).
 fn escaped(value: &str) -> String {
     let mut out = String::with_capacity(value.len());
     let last = value.len().saturating_sub(1);

@@ -34,7 +34,7 @@ impl Names {
         names
     }
 
-    /// Whether a request for this host may come over a connection with this certificate. The host is
+    /// Returns whether a request for this host may come over a connection with this certificate. The host is
     /// normalised: lower case, no port, no trailing dot; an IPv6 address may stand in brackets.
     pub(crate) fn cover(&self, host: &str) -> bool {
         let bare = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(host);
@@ -45,7 +45,7 @@ impl Names {
     }
 }
 
-/// Whether a name of a certificate stands for a host.
+/// Returns whether a name of a certificate stands for a host.
 fn is_match(name: &str, host: &str) -> bool {
     match name.strip_prefix("*.") {
         Some(parent) => host.split_once('.').is_some_and(|(label, rest)| !label.is_empty() && rest == parent),

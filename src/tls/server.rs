@@ -105,7 +105,7 @@ impl ServerTls {
         Some(several.fold(first, |names, other| Arc::new(names.and(&other.names))))
     }
 
-    /// All certificates, as the file lists them.
+    /// Returns all certificates, as the file lists them.
     pub(crate) fn certificates(&self) -> &[Arc<Certificate>] {
         &self.chooser.all
     }

@@ -26,7 +26,7 @@ pub(super) struct Tickets {
     now: fn() -> u64,
 }
 
-/// The secret of a process that shares its tickets with no other; `None` where the system has no
+/// Returns the secret of a process that shares its tickets with no other; `None` where the system has no
 /// randomness to give.
 pub(super) fn process_secret() -> Option<Vec<u8>> {
     static SECRET: OnceLock<Option<[u8; 32]>> = OnceLock::new();

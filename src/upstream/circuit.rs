@@ -58,7 +58,7 @@ impl Circuit {
         self.until.load(Ordering::Relaxed) == 0
     }
 
-    /// How long it stays open, in milliseconds; `None` where it is closed.
+    /// Returns how long it stays open, in milliseconds; `None` where it is closed.
     pub(super) fn left(&self, now: Millis) -> Option<u64> {
         let until = self.until.load(Ordering::Relaxed);
         (until != 0).then(|| until.saturating_sub(now))
@@ -69,7 +69,7 @@ impl Circuit {
         self.failures.load(Ordering::Relaxed)
     }
 
-    /// Whether somebody tries the node just now.
+    /// Returns whether somebody tries the node just now.
     fn is_tried(&self, now: Millis) -> bool {
         let began = self.trial.load(Ordering::Relaxed);
         began != 0 && now.saturating_sub(began) < TRIAL

@@ -6,7 +6,7 @@ use std::time::Instant;
 /// Milliseconds since the process first asked; never 0, which stands for "never".
 pub(crate) type Millis = u64;
 
-/// An instant as a number. Instants before the first call are that call's own.
+/// Returns an instant as a number. Instants before the first call are that call's own.
 pub(crate) fn millis(at: Instant) -> Millis {
     static FIRST: OnceLock<Instant> = OnceLock::new();
     let since = at.saturating_duration_since(*FIRST.get_or_init(|| at));

@@ -40,7 +40,7 @@ impl Target {
         manner
     }
 
-    /// The same at another port.
+    /// Returns the same at another port.
     pub(super) fn at(&self, port: u16) -> Target {
         let at = |address: &SocketAddr| SocketAddr::new(address.ip(), port);
         Target { address: at(&self.address), others: self.others.iter().map(at).collect(), ..self.clone() }

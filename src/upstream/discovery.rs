@@ -251,7 +251,8 @@ impl Family {
     }
 }
 
-/// The nodes that an answer tells of, in the order of their addresses, and the family that could not be asked for.
+/// Returns the nodes that an answer tells of, in the order of their addresses, and the family that could not be asked
+/// for.
 async fn look_up(settings: &Discovery) -> Result<(Vec<Found>, Option<Family>), String> {
     // Made anew each time: the servers of `/etc/resolv.conf` may have changed, and nothing is cached.
     let resolver = resolver(settings).map_err(|error| error.to_string())?;
@@ -304,7 +305,7 @@ fn resolver(settings: &Discovery) -> Result<TokioResolver, NetError> {
     builder.build()
 }
 
-/// All addresses of a name. Of two families one is enough; the other one is told where it cannot be asked for.
+/// Returns all addresses of a name. Of two families one is enough; the other one is told where it cannot be asked for.
 async fn addresses(
     resolver: &TokioResolver,
     name: &str,
@@ -335,7 +336,7 @@ async fn addresses(
     }
 }
 
-/// The records of one type; none where there are none.
+/// Returns the records of one type; none where there are none.
 async fn records(resolver: &TokioResolver, name: &str, kind: RecordType) -> Result<Vec<RData>, String> {
     match resolver.lookup(name, kind).await {
         Ok(found) => Ok(found.answers().iter().map(|record| record.data.clone()).collect()),

@@ -96,7 +96,7 @@ impl Group {
         }
     }
 
-    /// Whether no node passes its checks.
+    /// Returns whether no node passes its checks.
     pub(super) fn is_all_unhealthy(&self) -> bool {
         let members = self.members();
         let mut up = members.nodes.iter().filter_map(Weak::upgrade).filter(|node| node.state() == NodeState::Up);
@@ -134,13 +134,13 @@ impl Group {
 }
 
 impl Members {
-    /// Whether one node more may be out.
+    /// Returns whether one node more may be out.
     fn may_lose_one(&self, rules: &OutlierEjection) -> bool {
         let (all, out) = self.counted();
         may_be_out(out.len() + 1, all, rules.max_ejected.ratio())
     }
 
-    /// How many nodes could take requests, and which of them are out.
+    /// Returns how many nodes could take requests, and which of them are out.
     fn counted(&self) -> (usize, Vec<Arc<NodeRuntime>>) {
         let up = self.nodes.iter().filter_map(Weak::upgrade).filter(|node| node.state() == NodeState::Up);
         let well: Vec<_> = up.filter(|node| node.health.is_healthy()).collect();
@@ -149,7 +149,7 @@ impl Members {
     }
 }
 
-/// Whether so many of `all` nodes are at most this share.
+/// Returns whether so many of `all` nodes are at most this share.
 fn may_be_out(out: usize, all: usize, share: f64) -> bool {
     // Rounded against the dust of binary fractions: half of two is one.
     out as f64 <= all as f64 * share + 1e-9

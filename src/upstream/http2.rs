@@ -112,7 +112,7 @@ impl SharedLinks {
         true
     }
 
-    /// A new connection, and a place on it.
+    /// Returns a new connection, and a place on it.
     pub(crate) async fn connect(
         &self,
         node: &Arc<NodeRuntime>,
@@ -288,7 +288,7 @@ impl SharedLink {
         self.last_activity = Instant::now();
     }
 
-    /// Whether nothing came for `limit`, or `until` has passed. The task is woken when it is so.
+    /// Returns whether nothing came for `limit`, or `until` has passed. The task is woken when it is so.
     pub(super) fn is_late(&mut self, cx: &mut Context<'_>, limit: Duration, until: Option<Instant>) -> bool {
         super::link::is_late(&mut self.timer, cx, self.last_activity, limit, until)
     }

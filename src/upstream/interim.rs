@@ -21,7 +21,7 @@ impl Interim {
         self.status == StatusCode::CONTINUE
     }
 
-    /// The bytes that a client gets, ahead of the final answer.
+    /// Returns the bytes that a client gets, ahead of the final answer.
     pub(crate) fn to_http1(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(256);
         out.extend_from_slice(b"HTTP/1.1 ");

@@ -244,7 +244,7 @@ impl Link {
         }
     }
 
-    /// Whether the link could take another request at once.
+    /// Returns whether the link could take another request at once.
     pub(super) fn is_reusable(&mut self, cx: &mut Context<'_>) -> bool {
         if !self.closed && !self.sender.is_ready() {
             self.drive(cx);
@@ -252,7 +252,7 @@ impl Link {
         !self.closed && self.sender.is_ready()
     }
 
-    /// Whether nothing has arrived on an idle link: no end, no error, no byte that nobody asked for.
+    /// Returns whether nothing has arrived on an idle link: no end, no error, no byte that nobody asked for.
     ///
     /// What the reactor has not heard of by now came after the request that wants the link; only
     /// where it has heard of something, or does not know, is the kernel asked. What TLS says to itself,
@@ -262,7 +262,7 @@ impl Link {
         self.socket.stream.borrow_mut().poll_peek(&mut cx).is_pending()
     }
 
-    /// How many bytes the kernel has taken, over all requests.
+    /// Returns how many bytes the kernel has taken, over all requests.
     pub(crate) fn sent(&self) -> u64 {
         self.socket.sent.get()
     }
@@ -272,7 +272,7 @@ impl Link {
         self.socket.last_activity.get()
     }
 
-    /// Whether nothing moved for `limit`, or `until` has passed. The task is woken when it is so.
+    /// Returns whether nothing moved for `limit`, or `until` has passed. The task is woken when it is so.
     pub(super) fn is_late(&mut self, cx: &mut Context<'_>, limit: Duration, until: Option<Instant>) -> bool {
         let last = self.last_activity();
         is_late(&mut self.timer, cx, last, limit, until)
@@ -295,7 +295,7 @@ impl Link {
     }
 }
 
-/// Whether nothing moved for `limit` since `last`, or `until` has passed. The task is woken when it is so.
+/// Returns whether nothing moved for `limit` since `last`, or `until` has passed. The task is woken when it is so.
 pub(super) fn is_late(
     timer: &mut Pin<Box<Sleep>>,
     cx: &mut Context<'_>,

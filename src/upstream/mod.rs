@@ -161,13 +161,13 @@ impl CertificateFault {
 }
 
 impl Failure {
-    /// Whether it speaks against the node. A request that its client did not send whole does not, nor
+    /// Returns whether it speaks against the node. A request that its client did not send whole does not, nor
     /// one whose answer is merely larger than we take.
     pub(crate) fn is_the_nodes(self) -> bool {
         !matches!(self, Failure::RequestBody | Failure::HeadTooLarge)
     }
 
-    /// The label in metrics and the word in logs.
+    /// Returns the label in metrics and the word in logs.
     pub(crate) fn label(self) -> &'static str {
         match self {
             Failure::ConnectionRefused => "connection_refused",

@@ -68,7 +68,7 @@ impl NodeRuntime {
         }
     }
 
-    /// Whether the node takes requests: as the file says, or as somebody has said since.
+    /// Returns whether the node takes requests: as the file says, or as somebody has said since.
     pub(crate) fn state(&self) -> NodeState {
         match self.state.load(Ordering::Relaxed) {
             0 => NodeState::Up,
@@ -101,12 +101,12 @@ impl NodeRuntime {
         self.idle.load(Ordering::Relaxed)
     }
 
-    /// Whether the node is well: its checks pass, and it is not out because its requests failed.
+    /// Returns whether the node is well: its checks pass, and it is not out because its requests failed.
     pub(crate) fn is_healthy(&self, now: Millis) -> bool {
         self.health.is_healthy() && self.circuit.left(now).is_none_or(|left| left == 0)
     }
 
-    /// Whether the sessions that it holds may stay with it.
+    /// Returns whether the sessions that it holds may stay with it.
     pub(crate) fn takes_sessions(&self, now: Millis) -> bool {
         self.state() != NodeState::Down && self.is_healthy(now)
     }
@@ -126,7 +126,7 @@ impl NodeRuntime {
         self.ramp.progress(now, length)
     }
 
-    /// Whether requests may go to it as far as its health tells; `true` for one that tries it.
+    /// Returns whether requests may go to it as far as its health tells; `true` for one that tries it.
     pub(super) fn fitness(&self, now: Millis) -> Result<bool, Skip> {
         if !self.health.is_healthy() {
             return Err(Skip::Unhealthy);
@@ -151,7 +151,7 @@ impl NodeRuntime {
         Some(InFlight { node: Arc::clone(self), trial: is_trial.then_some(now), has_failed: false, outcome: None })
     }
 
-    /// Whether a warning about the node is due: one in a while says as much as one for every request.
+    /// Returns whether a warning about the node is due: one in a while says as much as one for every request.
     pub(crate) fn may_warn(&self, now: Instant) -> bool {
         let now = millis(now);
         let last = self.warned.load(Ordering::Relaxed);

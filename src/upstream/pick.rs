@@ -10,12 +10,12 @@ use crate::config::NodeState;
 pub(super) trait Nodes {
     fn count(&self) -> usize;
     fn state(&self, node: usize) -> NodeState;
-    /// Whether requests may go to it as far as its health tells; `true` for one that tries it.
+    /// Returns whether requests may go to it as far as its health tells; `true` for one that tries it.
     fn fitness(&self, node: usize) -> Result<bool, Skip>;
     /// Requests in flight.
     fn load(&self, node: usize) -> u32;
     fn weight(&self, node: usize) -> u32;
-    /// Whether it has the key by now, or is on its slow start still.
+    /// Returns whether it has the key by now, or is on its slow start still.
     fn has_reached_key(&self, node: usize) -> bool;
     /// Requests in flight on the nodes that take requests, and their weight; in panic on all that are up.
     fn totals(&self, in_panic: bool) -> (u64, u64) {
@@ -52,7 +52,7 @@ impl Skip {
     pub(crate) const ALL: [Skip; 7] =
         [Skip::Down, Skip::Drain, Skip::Unhealthy, Skip::Ejected, Skip::SlowStart, Skip::BoundedLoad, Skip::Full];
 
-    /// The label in metrics.
+    /// Returns the label in metrics.
     pub(crate) fn label(self) -> &'static str {
         match self {
             Skip::Down => "down",
@@ -135,7 +135,7 @@ pub(super) fn pick(order: impl Iterator<Item = usize>, nodes: &impl Nodes, rules
     }
 }
 
-/// The node of a strict session: it takes its sessions also while it drains, and whatever its load.
+/// Returns the node of a strict session: it takes its sessions also while it drains, and whatever its load.
 pub(super) fn pick_pinned(node: usize, nodes: &impl Nodes, rules: &Rules) -> Result<Pick, Skip> {
     let mut moment = Moment { nodes, rules, panic: None, totals: None };
     if nodes.state(node) == NodeState::Down {
@@ -148,7 +148,7 @@ pub(super) fn pick_pinned(node: usize, nodes: &impl Nodes, rules: &Rules) -> Res
     }
 }
 
-/// Whether so few of the nodes are well that health is ignored.
+/// Returns whether so few of the nodes are well that health is ignored.
 pub(super) fn is_panic(nodes: &impl Nodes, threshold: f64) -> bool {
     if threshold == 0.0 {
         return false;
@@ -174,7 +174,7 @@ struct Moment<'a, N> {
 }
 
 impl<N: Nodes> Moment<'_, N> {
-    /// Whether a node takes the request; `true` where it tries the node.
+    /// Returns whether a node takes the request; `true` where it tries the node.
     fn look(&mut self, node: usize) -> Result<bool, Passed> {
         match self.nodes.state(node) {
             NodeState::Up => {}
@@ -204,7 +204,7 @@ impl<N: Nodes> Moment<'_, N> {
         })
     }
 
-    /// How many requests a node may have: so many times its part of all (Mirrokni, Thorup and
+    /// Returns how many requests a node may have: so many times its part of all (Mirrokni, Thorup and
     /// Zadimoghaddam, 2016), and one at least.
     fn capacity(&mut self, node: usize, factor: u32) -> u64 {
         // Whatever the others have, one is always allowed.
@@ -219,7 +219,7 @@ impl<N: Nodes> Moment<'_, N> {
         u64::try_from(part.div_ceil(1000 * u128::from(weight.max(1)))).unwrap_or(u64::MAX).max(1)
     }
 
-    /// Whether one node has less to do than another, by weight.
+    /// Returns whether one node has less to do than another, by weight.
     fn is_less_loaded(&self, one: usize, other: usize) -> bool {
         let part = |node, by| u64::from(self.nodes.load(node)) * u64::from(self.nodes.weight(by));
         part(one, other) < part(other, one)

@@ -240,19 +240,19 @@ impl Pool {
         Some(Picked { node: pick.node, in_flight, in_panic: pick.in_panic })
     }
 
-    /// The node that a key would meet now.
+    /// Returns the node that a key would meet now.
     pub(crate) fn taker(&self, hash: u64, now: Instant) -> Option<&Node> {
         let moment = Moment { pool: self, hash, now: millis(now) };
         let pick = pick::pick(self.ring.walk(hash), &moment, &self.rules).ok()?;
         Some(&self.nodes[pick.node])
     }
 
-    /// How many requests wait for room.
+    /// Returns how many requests wait for room.
     pub(crate) fn queued(&self) -> u32 {
         self.group.queue.waiting() + self.nodes.iter().map(|node| node.runtime.queue.waiting()).sum::<u32>()
     }
 
-    /// Whether any node takes requests at all.
+    /// Returns whether any node takes requests at all.
     pub(crate) fn is_usable(&self, now: Instant) -> bool {
         let now = millis(now);
         let takes =
@@ -262,7 +262,7 @@ impl Pool {
         up.any(|node| node.runtime.fitness(now).is_ok()) || (any_up && self.is_panic(now))
     }
 
-    /// Whether so few nodes are well that health is ignored.
+    /// Returns whether so few nodes are well that health is ignored.
     pub(crate) fn is_panic(&self, now: Millis) -> bool {
         pick::is_panic(&Moment { pool: self, hash: 0, now }, self.rules.panic_threshold)
     }
@@ -319,14 +319,14 @@ impl Nodes for Moment<'_> {
     }
 }
 
-/// The ring that a pool's settings describe; members are in the order of the nodes.
+/// Returns the ring that a pool's settings describe; members are in the order of the nodes.
 pub(crate) fn ring_of(name: &str, settings: &config::Pool, secrets: &Secrets) -> Ring {
     let members: Vec<Member<'_>> =
         settings.listed().iter().map(|node| Member { id: node.id.as_str(), weight: node.weight }).collect();
     Ring::build(Seed::new(seed_of(name, settings, secrets)), settings.ring.virtual_nodes, &members)
 }
 
-/// The seed of a pool's ring.
+/// Returns the seed of a pool's ring.
 pub(crate) fn seed_of<'a>(name: &str, settings: &'a config::Pool, secrets: &'a Secrets) -> &'a str {
     secrets.ring_seeds.get(name).unwrap_or(&settings.ring.seed.0)
 }

@@ -42,7 +42,7 @@ struct Probe {
 }
 
 impl Probe {
-    /// Whether it does what this node's checks should.
+    /// Returns whether it does what this node's checks should.
     fn is(&self, check: &HealthCheck, node: &Node) -> bool {
         let tls = node.target.tls.as_ref();
         *self.check == *check
@@ -105,7 +105,7 @@ async fn watch(node: Arc<NodeRuntime>, check: Arc<HealthCheck>, target: Target) 
     }
 }
 
-/// A random part of a time.
+/// Returns a random part of a time.
 fn part_of(whole: Duration) -> Duration {
     whole.mul_f64(fastrand::f64())
 }
@@ -206,7 +206,7 @@ const GRPC_CHECK: &str = "/grpc.health.v1.Health/Check";
 const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 const SERVING: u8 = 1;
 
-/// A message with the name of a service, as gRPC frames it: no compression, its length, field 1 as a string.
+/// Returns a message with the name of a service, as gRPC frames it: no compression, its length, field 1 as a string.
 fn grpc_call(service: &str) -> Vec<u8> {
     let mut message = Vec::new();
     if !service.is_empty() {
@@ -223,7 +223,7 @@ fn grpc_call(service: &str) -> Vec<u8> {
     [&[0][..], &length.to_be_bytes(), &message].concat()
 }
 
-/// The status in the answer: field 1, a small number; absent means 0.
+/// Returns the status in the answer: field 1, a small number; absent means 0.
 fn serving_status(answer: &[u8]) -> Option<u8> {
     match *answer {
         [0, 0, 0, 0, 0] => Some(0),

@@ -37,7 +37,7 @@ impl Ramp {
         }
     }
 
-    /// Whether the node has this key by now.
+    /// Returns whether the node has this key by now.
     pub(super) fn has_reached(&self, key: u64, node: u64, now: Millis, length: Duration) -> bool {
         let progress = self.progress(now, length);
         progress >= 1.0 || place(key, node) < progress

@@ -40,12 +40,12 @@ impl ReplayBody {
         Ok(ReplayBody(Rc::new(RefCell::new(source))))
     }
 
-    /// Whether all that was read is still here.
+    /// Returns whether all that was read is still here.
     pub(crate) fn is_whole(&self) -> bool {
         !self.0.borrow().is_over
     }
 
-    /// The body from its beginning.
+    /// Returns the body from its beginning.
     pub(crate) fn outgoing(&self) -> Outgoing {
         Outgoing::Stream(Box::pin(Replay { source: Rc::clone(&self.0), sent: 0, gave_trailers: false }))
     }

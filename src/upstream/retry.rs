@@ -48,12 +48,12 @@ impl RetryRules {
         }
     }
 
-    /// Whether these rules have any attempt repeated that sent something on a connection of its own.
+    /// Returns whether these rules have any attempt repeated that sent something on a connection of its own.
     pub(crate) fn reach_beyond_sending(&self) -> bool {
         self.attempts > 0 && self.on.iter().any(|on| *on != RetryOn::ConnectFailure)
     }
 
-    /// Whether a request is tried again after this. `repeatable` says that it may run twice and is all
+    /// Returns whether a request is tried again after this. `repeatable` says that it may run twice and is all
     /// still here.
     pub(crate) fn cover(&self, setback: Setback, repeatable: bool) -> bool {
         let (needed, harmless) = match setback {
@@ -70,7 +70,7 @@ impl RetryRules {
 }
 
 impl Setback {
-    /// Whether the same node may be asked again, where there is no other.
+    /// Returns whether the same node may be asked again, where there is no other.
     pub(crate) fn leaves_the_node(self) -> bool {
         matches!(self, Setback::StaleConnection | Setback::UnprocessedStream)
     }
@@ -85,7 +85,7 @@ impl Setback {
     }
 }
 
-/// Whether running such a request twice is running it once (RFC 9110 9.2.2).
+/// Returns whether running such a request twice is running it once (RFC 9110 9.2.2).
 pub(crate) fn is_idempotent(method: &Method) -> bool {
     matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS | Method::PUT | Method::DELETE | Method::TRACE)
 }
@@ -129,7 +129,7 @@ impl RetryBudget {
         self.tokens.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).is_ok()
     }
 
-    /// How many retries there are, in tokens.
+    /// Returns how many retries there are, in tokens.
     pub(crate) fn tokens(&self, now: Millis) -> f64 {
         let due = now.saturating_sub(self.paid.load(Ordering::Relaxed)).saturating_mul(PER_MILLISECOND);
         self.tokens.load(Ordering::Relaxed).saturating_add(due).min(CAPACITY) as f64 / TOKEN as f64

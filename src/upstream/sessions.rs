@@ -26,12 +26,12 @@ impl Sessions {
         self.seen.store(now, Ordering::Relaxed);
     }
 
-    /// How long until the last one ends, in seconds; 0 where none is known.
+    /// Returns how long until the last one ends, in seconds; 0 where none is known.
     pub(crate) fn left(&self, now: u64) -> u64 {
         self.end.load(Ordering::Relaxed).saturating_sub(now)
     }
 
-    /// How long ago a request came with one, in seconds.
+    /// Returns how long ago a request came with one, in seconds.
     pub(crate) fn last_seen(&self, now: u64) -> Option<u64> {
         let seen = self.seen.load(Ordering::Relaxed);
         (seen != 0).then(|| now.saturating_sub(seen))

@@ -13,7 +13,7 @@ pub(super) struct Answer {
 }
 
 impl Answer {
-    /// The first value of a field, named in lower case.
+    /// Returns the first value of a field, named in lower case.
     pub(super) fn field(&self, name: &str) -> Option<&str> {
         self.head.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "))
     }
@@ -25,7 +25,7 @@ pub(super) async fn get(proxy: SocketAddr, path: &str, user: &str) -> io::Result
         .await
 }
 
-/// A visit to the shop, with the cookie of an earlier one or without.
+/// Returns a visit to the shop, with the cookie of an earlier one or without.
 pub(super) async fn shop(proxy: SocketAddr, cookie: &str) -> io::Result<Answer> {
     let cookie = if cookie.is_empty() { String::new() } else { format!("cookie: {cookie}\r\n") };
     send(proxy, &format!("GET /shop HTTP/1.1\r\nhost: {proxy}\r\n{cookie}connection: close\r\n\r\n"), &[]).await
@@ -41,7 +41,7 @@ pub(super) async fn pay(proxy: SocketAddr, key: &str) -> io::Result<Answer> {
     send(proxy, &head, body).await
 }
 
-/// A call of the admin API.
+/// Returns a call of the admin API.
 pub(super) async fn admin(admin: SocketAddr, method: &str, path: &str) -> io::Result<Answer> {
     send(
         admin,
@@ -51,7 +51,7 @@ pub(super) async fn admin(admin: SocketAddr, method: &str, path: &str) -> io::Re
     .await
 }
 
-/// A purge of one URL.
+/// Returns a purge of one URL.
 pub(super) async fn purge(admin: SocketAddr, url: &str) -> io::Result<Answer> {
     let order = serde_json::json!({ "url": url }).to_string();
     let length = order.len();

@@ -31,7 +31,7 @@ impl DemoNode {
         Ok(DemoNode { id, address, served, task })
     }
 
-    /// How many requests have reached the node, beside health checks.
+    /// Returns how many requests have reached the node, beside health checks.
     pub(super) fn served(&self) -> u64 {
         self.served.load(Ordering::Relaxed)
     }

@@ -40,7 +40,7 @@ settings! {
 }
 
 impl Pool {
-    /// The nodes that the file names.
+    /// Returns the nodes that the file names.
     pub(crate) fn listed(&self) -> &[Node] {
         self.nodes.as_deref().unwrap_or_default()
     }

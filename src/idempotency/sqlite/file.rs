@@ -167,12 +167,12 @@ impl StoreFile {
         Ok(connection)
     }
 
-    /// Whether the path still leads to the file.
+    /// Returns whether the path still leads to the file.
     pub(super) fn check(&self) -> Result<(), OpenError> {
         if identity_of(&self.path)? == self.identity { Ok(()) } else { Err(OpenError::Replaced) }
     }
 
-    /// Gives whether they had to be made.
+    /// Returns whether they had to be made.
     fn make_tables(&self, connection: &mut Connection) -> Result<bool, OpenError> {
         let transaction = connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
         let pragma = |name: &str| transaction.pragma_query_value(None, name, |row| row.get::<_, i64>(0));

@@ -135,7 +135,7 @@ pub(super) fn look_up(connection: &Connection, id: Id) -> Result<Option<Found>> 
     Ok(read(connection, id)?.map(|(found, _)| found))
 }
 
-/// A record and its claim's lease.
+/// Returns a record and its claim's lease.
 fn read(connection: &Connection, id: Id) -> Result<Option<(Found, Duration)>> {
     connection
         .prepare_cached(
@@ -268,7 +268,7 @@ fn bury(desk: &mut Desk, id: Id, record: &Record, lease: Duration, now: Millis) 
     Ok(Some(orphan))
 }
 
-/// How many records there are.
+/// Returns how many records there are.
 pub(super) fn extent(connection: &Connection) -> Result<u64> {
     connection.query_row("SELECT records FROM extent", [], |row| number(row, 0))
 }

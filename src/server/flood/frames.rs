@@ -46,7 +46,7 @@ impl Frame {
         }
     }
 
-    /// How many of the bytes behind the head tell something.
+    /// Returns how many of the bytes behind the head tell something.
     fn telling(&self) -> usize {
         let wanted = match self.kind {
             Kind::RST_STREAM | Kind::WINDOW_UPDATE | Kind::SETTINGS => 4,
@@ -61,7 +61,7 @@ impl Frame {
         u32::from_be_bytes(self.first) & 0x7fff_ffff
     }
 
-    /// A piece of a body without its padding.
+    /// Returns a piece of a body without its padding.
     pub(super) fn content(&self) -> u32 {
         match self.flags & Frame::PADDED {
             0 => self.length,
@@ -99,7 +99,7 @@ pub(super) struct Frames {
 }
 
 impl Frames {
-    /// The frames behind so many other bytes.
+    /// Returns the frames behind so many other bytes.
     pub(super) fn behind(preface: usize) -> Frames {
         Frames { preface, ..Frames::default() }
     }
@@ -110,7 +110,7 @@ impl Frames {
         is_open.then_some(self.heads)
     }
 
-    /// Whether the last frame is whole.
+    /// Returns whether the last frame is whole.
     pub(super) fn is_at_boundary(&self) -> bool {
         self.seen == 0 && self.frame.is_none() && self.left == 0
     }
