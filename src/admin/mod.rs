@@ -32,7 +32,7 @@ use tokio::sync::watch;
 
 const BACKLOG: i32 = 128;
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long a client may take to send a body, and to take an answer.
+/// The time that a client may take to send a body, and to read a response.
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 

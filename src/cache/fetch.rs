@@ -27,7 +27,7 @@ use std::time::{Duration, Instant};
 /// are believed by nobody else.
 const SUSPICIOUS_HEAD: usize = 4 << 10;
 
-/// How often it is looked whether readers that are waited for are too slow.
+/// The interval at which slow readers are looked for while a fetch waits for them.
 const READER_TICK: Duration = Duration::from_secs(1);
 
 /// Where responses come from: one fetch a call.
@@ -43,7 +43,7 @@ pub(crate) trait Origin {
 pub(crate) struct Order {
     pub(crate) key: Key,
     pub(crate) uri: String,
-    /// Whether other things than the URI are part of the key.
+    /// The key has other parts than the URI.
     pub(crate) has_parts: bool,
     /// The fields of the request, by which responses are chosen.
     pub(crate) request: RequestFields,
@@ -209,7 +209,8 @@ impl Cache {
         }
     }
 
-    /// What stands in for a node that has failed, unless it has been purged, changed or superseded meanwhile.
+    /// Returns the stored response that stands in for a failed node, unless it was purged, changed or superseded
+    /// meanwhile.
     fn stand_in(&self, lead: &Lead, order: &Order, held: &CacheHit, now: Milliseconds) -> Option<Shared> {
         let is_gone = lead.begun.is_outdated() || self.store.is_gone(&order.uri, held);
         if is_gone { None } else { held.stand_in(now) }
@@ -285,7 +286,7 @@ impl Cache {
             HeadFinding::Same => {
                 let timing = Timing { asked, came: self.now(), came_at: date::now() };
                 let (stored, fate) = self.freshened(order, &held, told, timing, begun);
-                // What an operator has called stale is fresh again only when it has been validated itself.
+                // A soft-purged response is fresh again only once it has been validated itself.
                 stored.is_soft_purged.store(held.is_soft_purged.load(Relaxed), Relaxed);
                 if fate == Fate::Kept {
                     self.store.put(order.address(), stored, begun, Some(&held));
@@ -356,12 +357,12 @@ impl Cache {
         let is_shared =
             !terms.always_validate && age < terms.lifetime + policy::in_milliseconds(terms.stale_while_revalidate);
         let mut own = head.headers.clone();
-        // Trailers are not stored, and whoever reads what is to be stored gets none.
+        // Trailers are not stored, and readers of a body on its way to the store get none.
         own.remove(TRAILER);
         let mut admission = admission;
         admission.1.extend(named_by_connection(&head.extensions));
         let said = deciding(&head.headers, &head.extensions).into_owned();
-        // Whether a body of unknown length fits is seen at its end.
+        // A body of unknown length is too large or not only at its end.
         let is_stored =
             length.is_some_and(|length| self.has_room_for(length)) && !self.is_beaten(order, &said, &lead.begun);
         let stored = Stored::new(head.status, said, admission, &order.request, timing.came_at, lead.begun.moment());
@@ -400,7 +401,7 @@ impl Cache {
             if growing.is_too_large() {
                 self.store.mark(lead.key, self.now() + PASS, None);
             }
-            // Where nobody reads it, it is not read to its end.
+            // A body without readers is not read to its end.
             if whole || growing.is_too_large() {
                 self.supersede(order, &lead.begun, growing.head.status, Refusal::TooLarge);
             }

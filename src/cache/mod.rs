@@ -87,7 +87,7 @@ pub(crate) enum Known {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Group {
     key: Key,
-    /// The same whoever asks: those that choose the same response.
+    /// Equal for all requests that choose the same response, whoever sends them.
     variant: Key,
     /// Their responses were not shareable a moment ago: nobody waits.
     pub(crate) passes: bool,

@@ -18,7 +18,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 /// What every object costs beside its fields, body and URI: this room's structures and the table's.
 pub(super) const OVERHEAD: usize = 496;
 
-/// What the list of a URI's keys costs for each, where there may be several.
+/// The bytes that one key takes in the list of its URI's keys.
 const LISTED: usize = 96;
 
 /// What a marker costs: as much of the table, and of an entry's structures, as an object.
@@ -247,7 +247,7 @@ impl Stored {
 
     /// Remembers that the node failed. Requests that fail together are one failure.
     pub(super) fn pause(&self, now: Milliseconds) {
-        // Whoever asks again for what is an error here may find it gone.
+        // A request for a stored error goes on to the node, which may have recovered.
         if self.status.is_server_error() || self.is_pausing(now) {
             return;
         }
@@ -281,7 +281,7 @@ impl Stored {
         agrees(&ETAG) && (fields.contains_key(ETAG) || agrees(&LAST_MODIFIED))
     }
 
-    /// What the answer to a HEAD tells of this response (RFC 9111 4.3.5).
+    /// Returns how the answer to a HEAD relates to this response (RFC 9111 4.3.5).
     pub(crate) fn compare_with_head(&self, fields: &HeaderMap) -> HeadFinding {
         let is_same_tag = |told: &HeaderValue| {
             self.fields.get(&ETAG).is_some_and(|known| strip_weak(told.as_bytes()) == strip_weak(known.as_bytes()))
@@ -372,7 +372,7 @@ impl Object {
     }
 }
 
-/// What the answer to a HEAD tells of a stored response.
+/// The relation of a HEAD's answer to a stored response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum HeadFinding {
     /// A validator is the same, and nothing differs.

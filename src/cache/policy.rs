@@ -28,7 +28,7 @@ pub(crate) struct Policy {
     pub(crate) stores_set_cookie: bool,
     /// `s-maxage` does not forbid what a response says itself of being stale.
     pub(crate) allows_stale_with_s_maxage: bool,
-    /// How long what is no error is fresh, whatever it says.
+    /// The freshness lifetime of responses below 400, whatever they say.
     pub(crate) ttl: Option<Milliseconds>,
     pub(crate) ignored: Ignored,
     pub(crate) max_object: u64,
@@ -363,7 +363,7 @@ pub(crate) fn is_askers_own(asker: Asker, status: StatusCode, refusal: Refusal) 
         || is_askers_own_status(asker, status)
         || match refusal {
             Refusal::Private | Refusal::SetCookie => asker.has_authorization || asker.has_cookie,
-            // What the credentials have brought is for them alone; but that there is nothing is so for everybody.
+            // A response to credentials is for these alone; but a resource that is gone is gone for all.
             Refusal::Authorization => status.is_success(),
             Refusal::NeverUsable => asker.has_cookie && status.is_success(),
             Refusal::Status | Refusal::NoStore | Refusal::Vary | Refusal::TooLarge => false,

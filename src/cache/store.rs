@@ -110,7 +110,7 @@ impl std::ops::Deref for CacheHit {
 pub(super) struct Address<'a> {
     pub(super) key: Key,
     pub(super) uri: &'a str,
-    /// Whether other things than the URI are part of the key.
+    /// The key has other parts than the URI.
     pub(super) is_listed: bool,
 }
 

@@ -24,7 +24,7 @@ const PIECE_OVERHEAD: u64 = 64;
 /// The part of the store's memory that bodies may take while they arrive.
 const SHARE: u64 = 4;
 
-/// How fast a reader must be that holds up others.
+/// The least rate of a reader that other readers wait for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct LeastRate {
     /// Bytes a second; 0 for any rate.
@@ -126,7 +126,7 @@ impl Flow {
     /// Notes for how long the slowest readers were waited for, and cuts those that are slower than they may be.
     fn waited(&mut self, time: Duration, least: LeastRate) {
         let Some(slowest) = self.keeping_up().map(|place| place.piece).min() else { return };
-        // One that is alone holds up nobody.
+        // No other reader waits for the only one.
         if self.keeping_up().nth(1).is_none() {
             return;
         }
@@ -419,7 +419,7 @@ impl StreamingReader {
     }
 }
 
-/// How a reader leaves the others that are far ahead of it. Must not be used once the reader is gone.
+/// A handle by which a reader leaves others that are far ahead of it. Must not be used once the reader is gone.
 pub(crate) struct Departure {
     growing: Arc<StreamingBody>,
     index: usize,

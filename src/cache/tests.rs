@@ -12,7 +12,7 @@ use std::sync::atomic::Ordering::Relaxed;
 
 const URI: &str = "http://a/b";
 
-/// What the origin may say: status and directives, with the seconds that it allows: fresh, and stale while validating.
+/// The answers of the origin: status and directives, with the seconds of freshness and of stale-while-revalidate.
 const SAYINGS: [Saying; 10] = [
     (200, "max-age=10", Some((10, 0))),
     (200, "max-age=3", Some((3, 0))),

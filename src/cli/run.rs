@@ -9,7 +9,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// How long the end waits for whoever reads the log.
+/// The longest wait, at the end of the process, for the reader of the log.
 const LAST_MOMENT: Duration = Duration::from_millis(200);
 
 pub(super) fn run(file: Option<PathBuf>) -> Outcome {

@@ -163,7 +163,7 @@ fn an_old_name_of_a_key_is_taken_with_a_warning() {
         let both = errors(&format!("limits:\n  {old}: {value}\n  {new}: {value}{SMALL}"));
         assert!(both.contains(&format!("ringway.yaml:2:3: `{old}` is the old name of `{new}`")), "{both}");
     }
-    // Nobody is told to use an old name.
+    // No error proposes an old name.
     let misspelt = errors(&format!("limits:\n  odditie: 7{SMALL}"));
     assert!(misspelt.contains("unknown key `odditie`") && !misspelt.contains("oddities"), "{misspelt}");
 }

@@ -82,7 +82,7 @@ pub(crate) fn strip_request(fields: &mut HeaderMap, protected: &[HeaderName]) ->
     Ok(found)
 }
 
-/// What an answer said about its own connection, read before those fields were removed.
+/// The facts of a response's hop-by-hop fields, read before these were removed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct StrippedAnswer {
     /// The protocol that it switches to.

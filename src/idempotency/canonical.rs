@@ -8,7 +8,7 @@ use memchr::memmem;
 /// Deeper values are left as they are.
 const MAX_DEPTH: usize = 128;
 
-/// How a body is read.
+/// The format by which a body is read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Format {
     Json,
@@ -134,7 +134,7 @@ impl Json<'_> {
                 out.extend_from_slice(serde_json::to_string(&string).ok()?.as_bytes());
                 Some(())
             }
-            // A number keeps its digits: what is equal as a floating point number may not be to whoever reads it.
+            // A number keeps its digits: two that are equal as floating point numbers may differ to a node.
             _ => {
                 let rest = &self.text[self.at..];
                 let end = rest.find(|c: char| !c.is_ascii_alphanumeric() && !matches!(c, '+' | '-' | '.'));

@@ -72,7 +72,7 @@ impl Fingerprinting {
             hash.update(canonical);
             return Fingerprint(hash.finalize().into());
         }
-        // What is not of its format counts byte by byte, with all that its type says.
+        // A body that does not parse as its media type counts byte by byte, with the whole `Content-Type`.
         if !self.is_exact {
             self.hash.update([2]);
         }

@@ -44,7 +44,7 @@ enum Kind {
 /// What is read of a body that is still arriving in the store.
 pub(crate) struct Passage {
     source: Source,
-    /// What is left for a reader whom others have left behind.
+    /// The rest of the body, for a reader that others have left behind.
     rest: Option<Rest>,
     /// Bytes before the part that is wanted.
     skip: u64,
@@ -439,7 +439,7 @@ pub(crate) fn leave(
         response.headers_mut().insert(http::header::CONNECTION, HeaderValue::from_static("close"));
     }
     if exchange.is_head() {
-        // Its body is not asked for, whoever has made it.
+        // The body of an answer to a HEAD is never polled.
         exchange.ended("completed");
     }
     exchange.tell_limits(response.headers_mut());

@@ -66,7 +66,7 @@ pub(super) fn begin(routed: &RoutedRequest<'_>, caching: &Arc<Route>, head: Requ
         }
         return bypass(routed, rules, head);
     }
-    // What wants to switch protocols is between this client and the node.
+    // A request to switch protocols is between this client and the node.
     let is_private = fields.facts.upgrade().is_some();
     let asking =
         Asking { method: &head.method, fields: fields.plain(), route: routed.route, exchange: routed.exchange, now };
@@ -206,7 +206,7 @@ pub(super) fn change(routed: &RoutedRequest<'_>, caching: &Route, head: &Request
         path: target.path.to_owned(),
         default_port: fields.facts.default_port(),
     };
-    // What it asks for by other fields than those of the key is no answer to reads.
+    // A POST with fields that override its method or URI has no answer for reads.
     let may_serve_reads =
         head.method == Method::POST && !has_override(fields.plain()) && !rules.bypass_cookies.are_in(fields.plain());
     Some(Change { targets: targets(&rules.key, target), order: Rc::new(order), may_serve_reads, place })

@@ -289,7 +289,7 @@ impl Miss {
         let tag = reader.growing().head.strong_tag()?;
         let template = self.template.clone();
         let route = Arc::clone(&self.upstream_request.route);
-        // What a node says in between is about another answer.
+        // Interim answers belong to the client's own request alone.
         let upstream_request =
             UpstreamRequest { wants_interim: false, ..self.upstream_request.again(Request::new(Outgoing::Empty)) };
         let more: Rc<dyn Fn(u64) -> AskedRest> = Rc::new(move |from| {

@@ -139,7 +139,7 @@ pub(crate) struct IdempotencyRules {
     pub(super) required: bool,
     /// The field that holds the key.
     pub(super) key_header: HeaderName,
-    /// Whether fingerprints overlook what carries no meaning in a body.
+    /// Fingerprints are made of the canonical form of a body.
     pub(super) is_canonical: bool,
     pub(super) scope: ScopeSources,
     pub(super) max_request: u64,

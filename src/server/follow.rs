@@ -20,23 +20,23 @@ use tokio::sync::Notify;
 const EVERY: Duration = Duration::from_secs(1);
 /// The same while a change waits to be whole.
 const SOON: Duration = Duration::from_millis(250);
-/// How long nothing may have changed for a change to be whole of which nothing is told.
+/// The time without a change after which a change that the kernel has not told of is whole.
 const STEADY: Duration = Duration::from_secs(1);
 /// The same where a writer has not closed the file: it may be gone.
 const UNCLOSED: Duration = Duration::from_secs(30);
-/// How long after a reload that has failed for a reason that passes it is tried again.
+/// The time after which a reload that failed for a passing reason is tried again.
 const AGAIN: Duration = Duration::from_secs(10);
 /// Links that a name may lead through.
 const MAX_LINKS: usize = 40;
 
-/// What the kernel has told of the configuration file.
+/// The kernel's events about the configuration file, summed up.
 #[derive(Default)]
 pub(super) struct Hints {
     /// The names on the way to it, in folders that are watched.
     names: Mutex<BTreeSet<PathBuf>>,
-    /// Somebody writes it and has not closed it.
+    /// A writer has the file open.
     is_written: AtomicBool,
-    /// It is whole, as far as was told.
+    /// The last event was the writer's close, or a rename.
     is_whole: AtomicBool,
     /// A reload has failed for a reason that passes.
     try_again: AtomicBool,
@@ -44,7 +44,7 @@ pub(super) struct Hints {
 }
 
 impl Hints {
-    /// Returns whether somebody has begun to write the file and not closed it.
+    /// Returns whether a writer has begun to write the file and not closed it.
     pub(super) fn is_written(&self) -> bool {
         self.is_written.load(Ordering::Acquire)
     }
@@ -54,7 +54,7 @@ impl Hints {
         self.try_again.store(true, Ordering::Release);
     }
 
-    /// Waits until nobody writes the file any more, but not longer than this.
+    /// Waits until the writer has closed the file, but not longer than `within`.
     pub(super) async fn closed(&self, within: Duration) {
         let deadline = Instant::now() + within;
         while self.is_written() && Instant::now() < deadline {
@@ -85,7 +85,7 @@ impl Hints {
     }
 }
 
-/// What is known of the files.
+/// The state between two looks.
 struct Follower {
     handle: Arc<Handle>,
     watcher: Option<RecommendedWatcher>,
@@ -93,18 +93,18 @@ struct Follower {
     /// The last look: the configuration file, and those that it names.
     last: Vec<FileStamp>,
     steady_since: Instant,
-    /// What a reload was asked for, and when.
+    /// The stamps for which a reload was asked last, and when.
     tried: Vec<FileStamp>,
     tried_at: Instant,
 }
 
-/// What one look finds.
+/// The findings of one look.
 struct Look {
     /// The folders that lead to the file, and the names in them.
     folders: BTreeSet<PathBuf>,
     names: BTreeSet<PathBuf>,
     stamps: Vec<FileStamp>,
-    /// What is in force, or was refused, of the files that are named.
+    /// The stamps of the named files that are in force, or were refused.
     known: Vec<FileStamp>,
 }
 
@@ -144,7 +144,7 @@ impl Follower {
         drop(config);
         let refused = self.handle.refused_files();
         let named = loaded.into_iter().chain(refused).collect();
-        // Whoever keeps files elsewhere may have the look wait.
+        // A remote file system may keep the look waiting.
         let Some(found) = self.handle.in_time(move || look(&file, named)).await else { return false };
         self.watch(found.folders, found.names);
         if found.stamps != self.last {
@@ -157,7 +157,7 @@ impl Follower {
         if self.tried_at.elapsed() >= AGAIN && hints.try_again.swap(false, Ordering::AcqRel) {
             self.tried.clear();
         }
-        // Whoever has closed the file may have changed it before the last look, and was waited for then.
+        // A writer that has just closed the file may have changed it before the last look, which waited for the close.
         let is_told = hints.is_whole.swap(false, Ordering::AcqRel);
         let is_file_new = is_told || self.tried.first() != Some(&file);
         let are_others_new = named != found.known && self.tried.get(1..) != Some(named);

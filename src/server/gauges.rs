@@ -1,4 +1,4 @@
-//! Gauges that tell what is in force: read when somebody scrapes, so that what is gone has no series.
+//! Gauges of the state in force: read at each scrape, so that a removed node or pool has no series.
 
 use super::reload::LastReload;
 use crate::cache::Cache;

@@ -217,7 +217,7 @@ impl Handle {
         self.0.borrow().open_head.map(|(_, since)| since)
     }
 
-    /// Gives back what was read of bodies. Returns whether the connection waits for the process to hold less.
+    /// Releases the budget of bodies that were read. Returns whether the connection waits for budget.
     pub(super) fn is_starved(&self) -> bool {
         let mut inner = self.0.borrow_mut();
         (inner.is_starved || !inner.streams.are_none() || inner.share.is_held()) && !inner.settle()

@@ -41,7 +41,7 @@ impl SocketSet {
     }
 }
 
-/// What stands beside an address.
+/// The other listeners that share an address's port.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Beside {
     /// This process has sockets on the same port, which may be on their way out.

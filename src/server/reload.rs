@@ -23,11 +23,11 @@ use tokio::sync::{mpsc, oneshot};
 
 /// Triggers that come this close together are one reload.
 const QUIET: Duration = Duration::from_millis(50);
-/// How long whoever asks for a reload waits for the file's writer.
+/// The longest wait of a forced reload for the file's writer.
 const WRITER: Duration = Duration::from_secs(5);
-/// How long the file must stay as it was read.
+/// The time for which the file must stay as it was read.
 const STEADY: Duration = Duration::from_millis(20);
-/// How long files may take to be read.
+/// The longest time for reading the files.
 const READING: Duration = Duration::from_secs(5);
 /// So long may a stream of triggers hold a reload back.
 const PATIENCE: Duration = Duration::from_millis(500);
@@ -150,11 +150,11 @@ pub(super) async fn run(handle: Arc<Handle>, mut triggers: mpsc::Receiver<Trigge
         let is_forced = batch.iter().any(|trigger| !matches!(trigger, Trigger::File));
         let file = handle.snapshot.load().config.file.clone();
         if is_forced {
-            // Whoever asks does so for what is being written.
+            // A forced reload is meant for the content that is being written.
             handle.hints.closed(WRITER).await;
         }
         let (read, is_steady) = match handle.hints.is_written() {
-            // What was read last is whole.
+            // The content that was read last is whole.
             true if is_forced => (handle.content().map(Ok), true),
             _ => handle.read(&file).await,
         };
@@ -371,7 +371,7 @@ impl Handle {
         }
     }
 
-    /// What the file held when it was last read.
+    /// Returns the content of the file when it was last read.
     fn content(&self) -> Option<String> {
         self.content.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -383,7 +383,7 @@ impl Handle {
         read: Option<Result<String, Report>>,
     ) -> Result<(Config, Report), ReloadError> {
         let Some(read) = read else { return Err(ReloadError::Slow) };
-        // What is remembered is what was read: the file may be replaced again meanwhile.
+        // The content that was read is remembered: the file may be replaced again meanwhile.
         self.note(read.as_deref().ok());
         let text = read.map_err(ReloadError::Invalid)?;
         let parsed = self.read_in_time(move || Config::of(&file, &text)).await;

@@ -34,7 +34,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, watch};
 
-/// How long workers that were told to stop, and what reads the access log, are waited for.
+/// The longest wait for workers that were told to stop, and for the reader of the access log.
 const LAST_MOMENT: Duration = Duration::from_millis(300);
 
 /// Triggers of reloads that may wait: they are joined anyway.
@@ -85,7 +85,7 @@ pub(super) struct Handle {
     pub(super) last_reload: Arc<Mutex<LastReload>>,
     /// What the configuration file held when it was last read.
     pub(super) content: Mutex<Option<String>>,
-    /// What is told of its file.
+    /// The kernel's events about the configuration file.
     pub(super) hints: Arc<Hints>,
     /// A file is being read, and takes its time.
     pub(super) is_reading: Arc<AtomicBool>,

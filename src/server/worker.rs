@@ -228,7 +228,7 @@ impl Acceptor {
         let place = tokio::select! {
             biased;
             place = self.places.take() => place,
-            // Nobody is kept waiting by a listener that is on its way out.
+            // A listener that is going away keeps no client waiting.
             () = self.context.left() => self.places.try_take(),
         };
         let Some(place) = place else { return };

@@ -65,7 +65,7 @@ impl Sink {
         Ok(Sink { format, lines: Lines::open("access-log", destination, QUEUE, lost, failing)? })
     }
 
-    /// Opens the destination anew, for whoever rotates its file.
+    /// Opens the destination anew, after its file was rotated.
     pub(crate) fn reopen(&self) {
         self.lines.reopen();
     }

@@ -14,9 +14,9 @@ use std::time::{Duration, Instant};
 
 /// A pipe takes so much whole or not at all (pipe(7)).
 const ATOMIC: usize = 4096;
-/// How often a thread that waits for its destination looks whether it still should.
+/// The interval at which a thread that waits for its destination checks whether it still should.
 const LOOK: Duration = Duration::from_millis(100);
-/// How long it waits for its destination once nobody writes to it any more.
+/// The longest wait for the destination once all writers are gone.
 const LAST_MOMENT: Duration = Duration::from_secs(1);
 
 /// Where lines go.
@@ -108,7 +108,7 @@ fn count(lines: &[u8]) -> u64 {
 struct Writer<F> {
     destination: Destination,
     out: Out,
-    /// Gone when nobody writes any more.
+    /// Gone when all writers are.
     reopen: Weak<AtomicBool>,
     lost: Lost,
     is_failing: bool,
@@ -240,7 +240,7 @@ impl Out {
         let file = match destination {
             Destination::Stdout => File::from(io::stdout().as_fd().try_clone_to_owned()?),
             Destination::Stderr => File::from(io::stderr().as_fd().try_clone_to_owned()?),
-            // A FIFO that nobody reads would have it wait; so it is an error.
+            // Opening a FIFO without a reader would block; so it is an error.
             Destination::File(path) => {
                 let flags = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
                 OpenOptions::new().create(true).append(true).custom_flags(flags).open(path).map_err(|error| {
@@ -254,7 +254,7 @@ impl Out {
         Ok(Out { file, is_regular, is_ours, is_torn: false })
     }
 
-    /// What is written at a time: whole lines. A line that is longer than a pipe takes at once goes alone.
+    /// The bytes of one write: whole lines. A line that is longer than a pipe takes at once goes alone.
     fn next_piece<'a>(&self, lines: &'a [u8]) -> &'a [u8] {
         if self.is_regular || lines.len() <= ATOMIC {
             return lines;
@@ -293,7 +293,7 @@ impl Out {
 fn is_writable(file: BorrowedFd<'_>, within: Duration) -> bool {
     let mut wanted = [PollFd::new(&file, PollFlags::OUT)];
     let within = Timespec { tv_sec: 0, tv_nsec: within.subsec_nanos().into() };
-    // What has gone wrong is told by writing.
+    // A failure of the destination shows at the next write.
     poll(&mut wanted, Some(&within)).is_ok_and(|ready| ready > 0)
 }
 
@@ -343,7 +343,7 @@ mod tests {
                 break;
             }
         }
-        // From then on nobody waits, whatever is lost.
+        // From then on no caller waits, and lines may be lost.
         let begun = Instant::now();
         (sent..sent + 5_000).for_each(write);
         sent += 5_000;
@@ -422,7 +422,7 @@ mod tests {
         out.take_back(Some(0), 11, 3);
         out.write(b"four\n").unwrap();
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "one\ntwo\nfour\n");
-        // Where somebody else has written behind it, it stays, on a line of its own.
+        // Where another process has appended since, the torn line stays, on a line of its own.
         let begun = out.length();
         out.write(b"fi").unwrap();
         OpenOptions::new().append(true).open(&path).unwrap().write_all(b"theirs\n").unwrap();

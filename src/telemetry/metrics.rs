@@ -1,5 +1,5 @@
 //! Prometheus metrics. Counters on the request's way are relaxed atomics behind handles that are
-//! looked up once; gauges that tell other state are read when somebody scrapes.
+//! looked up once; gauges of other state are read at each scrape.
 
 use prometheus::core::{Collector, Desc, MetricVec, MetricVecBuilder};
 use prometheus::proto::{Gauge, LabelPair, Metric, MetricFamily, MetricType};

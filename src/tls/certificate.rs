@@ -107,7 +107,7 @@ fn text_of(value: &Any<'_>) -> Option<String> {
                 None
             }
         }
-        // What it is used for in practice is Latin-1.
+        // In practice it holds Latin-1.
         Tag::T61String => Some(value.data.iter().copied().map(char::from).collect()),
         _ => value.as_str().ok().map(str::to_owned),
     }

@@ -30,7 +30,7 @@ pub(crate) struct ServerMaterial {
     pub(crate) client_digest: Vec<u8>,
     /// What seals session tickets; the process's own without any.
     pub(crate) ticket_secrets: Vec<Vec<u8>>,
-    /// Whether requests for hosts that the certificate does not cover are answered.
+    /// Requests for hosts that the certificate does not cover are answered.
     pub(crate) allows_mismatch: bool,
 }
 

@@ -69,7 +69,7 @@ impl Circuit {
         self.failures.load(Ordering::Relaxed)
     }
 
-    /// Returns whether somebody tries the node just now.
+    /// Returns whether a trial request is on its way to the node.
     fn is_tried(&self, now: Millis) -> bool {
         let began = self.trial.load(Ordering::Relaxed);
         began != 0 && now.saturating_sub(began) < TRIAL

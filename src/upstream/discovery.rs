@@ -26,7 +26,7 @@ const SOON: Duration = Duration::from_secs(1);
 /// How often a name of the file is looked for that cannot be resolved.
 const AGAIN: Duration = Duration::from_secs(2);
 
-/// How long a start, or a reload, waits for all name servers together.
+/// The longest wait of a start, or a reload, for all name servers together.
 const PREPARING: Duration = Duration::from_secs(5);
 
 /// A node that was found.

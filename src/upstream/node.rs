@@ -68,7 +68,7 @@ impl NodeRuntime {
         }
     }
 
-    /// Returns whether the node takes requests: as the file says, or as somebody has said since.
+    /// Returns whether the node takes requests: as the file says, or as an operator has said since.
     pub(crate) fn state(&self) -> NodeState {
         match self.state.load(Ordering::Relaxed) {
             0 => NodeState::Up,
@@ -208,7 +208,7 @@ pub(crate) struct InFlight {
     /// When it began to try the node, if that is what it does.
     trial: Option<Millis>,
     has_failed: bool,
-    /// What the attempt has come to, counted when all of it is over.
+    /// The outcome of the attempt, counted at its end.
     outcome: Option<&'static str>,
 }
 

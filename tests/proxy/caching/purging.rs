@@ -1,12 +1,9 @@
 //! Purges win over everything that began before them.
 
+use super::is_hit;
 use super::serving::warm;
-use crate::support::{Barrier, Client, Origin, Proxy, eventually};
+use crate::support::{Barrier, Client, Origin, eventually};
 use std::process::Command;
-
-fn is_hit(proxy: &Proxy, path: &str, fields: &str) -> bool {
-    proxy.get_with(path, fields).field("cache-status").unwrap().contains("; hit")
-}
 
 #[test]
 fn purges_strike_what_they_name() {
@@ -239,4 +236,29 @@ fn the_command_line_purges_too() {
     let (code, said) = ringway(&["--url", "nonsense"]);
     assert!(code == Some(1) && said.contains("expected a URL"), "{said}");
     assert_eq!(ringway(&[]).0, Some(2));
+}
+
+#[test]
+fn a_purge_strikes_every_spelling() {
+    let origin = Origin::numbering("cache-control: max-age=600");
+    let proxy = origin.cached("");
+    let spellings = ["/caf%C3%A9", "/caf%c3%a9", "/c%61f%C3%a9", "/caf\u{e9}"];
+    for purged in ["/caf\u{e9}", "/caf%C3%A9", "/caf%c3%a9"] {
+        for path in spellings {
+            warm(&proxy, path);
+            for order in [format!(r#"{{"url": "{purged}"}}"#), format!(r#"{{"prefix": "http://example.com{purged}"}}"#)]
+            {
+                warm(&proxy, path);
+                assert_eq!(proxy.purge(&order).status, 200);
+                assert!(!is_hit(&proxy, path, ""), "{order} and {path}");
+            }
+        }
+    }
+    for path in ["/?x=%C3%A9", "/?x=%c3%a9", "/?%78=%c3%A9"] {
+        for purged in ["/?x=\u{e9}", "/?x=%C3%A9", "/?x=%c3%a9"] {
+            warm(&proxy, path);
+            proxy.purge(&format!(r#"{{"url": "{purged}"}}"#));
+            assert!(!is_hit(&proxy, path, ""), "{purged} and {path}");
+        }
+    }
 }

@@ -1,7 +1,8 @@
 //! RFC 9111, 9110, 5861 and 9213, a row a clause: what the origin says, what comes next, and whether
 //! the second request reaches the origin.
 
-use crate::support::{Origin, Proxy, eventually};
+use super::settled;
+use crate::support::{Origin, eventually};
 
 /// What a second request is expected to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,11 +49,6 @@ fn check(rows: &[Row], settings: &str) {
         assert_eq!(answer.status, *status, "{clause}");
         assert!(answer.field("cache-status").is_some(), "{clause}");
     }
-}
-
-/// Waits until what arrived last is in the store: it gets there when its body has ended.
-fn settled(proxy: &Proxy) {
-    eventually("the end of the fetch", || proxy.metric("ringway_requests_in_flight") == 0.0);
 }
 
 #[test]
