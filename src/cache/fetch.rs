@@ -58,7 +58,7 @@ pub(crate) enum Led<B, F> {
     /// One whose body is arriving, to be stored as far as is known.
     Streaming {
         reader: StreamingReader,
-        /// All fields that came, also those that are not stored.
+        /// The fields that came but `Trailer`, also those that are not stored.
         own: HeaderMap,
         is_stored: bool,
     },
@@ -224,7 +224,7 @@ impl Cache {
             Fate::Kept => self.store.put(order.address(), stored.clone(), &lead.begun, Some(held)),
             Fate::Private => false,
             Fate::Gone => {
-                self.store.remove(order.key);
+                self.store.supersede(order.key, &lead.begun, |stored| stored.is_for(&order.request));
                 false
             }
         };
@@ -399,7 +399,7 @@ impl Cache {
             self.store.put(order.address(), stored, &lead.begun, None);
         } else {
             if growing.is_too_large() {
-                self.store.mark(lead.key, self.now() + PASS, None);
+                self.store.mark(lead.narrowest(), self.now() + PASS, None);
             }
             // A body without readers is not read to its end.
             if whole || growing.is_too_large() {

@@ -207,6 +207,11 @@ impl Lead {
         growing
     }
 
+    /// Returns the key of the group that it answers, as far as that is known.
+    pub(super) fn narrowest(&self) -> Key {
+        self.narrower.unwrap_or(self.key)
+    }
+
     /// From now on only those of a narrower group join it.
     pub(super) fn answer_to(&mut self, narrower: Key) {
         if narrower != self.key {

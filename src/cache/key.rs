@@ -170,9 +170,7 @@ impl KeyRules {
         part(&mut hasher, target.scheme.as_bytes());
         part(&mut hasher, target.authority.as_bytes());
         part(&mut hasher, target.path.as_bytes());
-        // In one spelling, as the path is.
-        let query = self.query(target.query);
-        parts(&mut hasher, query.as_deref().map(respell_query).as_deref().map(str::as_bytes).into_iter());
+        parts(&mut hasher, self.query(target.query).as_deref().map(str::as_bytes).into_iter());
         hasher
     }
 
@@ -189,11 +187,11 @@ impl KeyRules {
         finish(&hasher)
     }
 
-    /// The part of a query that counts.
+    /// Returns the part of a query that counts, in one spelling, as the path has one.
     pub(crate) fn query<'q>(&self, query: Option<&'q str>) -> Option<Cow<'q, str>> {
-        let query = query?;
+        let query = respell_query(query?);
         if self.ignored.is_empty() && self.only.is_empty() && !self.sorted {
-            return Some(Cow::Borrowed(query));
+            return Some(query);
         }
         let mut kept: Vec<&str> = query.split('&').filter(|parameter| self.counts(parameter)).collect();
         if self.sorted {
@@ -215,11 +213,11 @@ impl KeyRules {
         !among(&self.ignored) && (self.only.is_empty() || among(&self.only))
     }
 
-    /// The URI that stored responses are purged by, its query in one spelling.
+    /// Returns the URI that stored responses are purged by.
     pub(crate) fn uri(&self, target: Target<'_>) -> String {
         let Target { scheme, authority, path, .. } = target;
         match self.query(target.query) {
-            Some(query) => [scheme, "://", authority, path, "?", &respell_query(&query)].concat(),
+            Some(query) => [scheme, "://", authority, path, "?", &query].concat(),
             None => [scheme, "://", authority, path].concat(),
         }
     }
@@ -257,6 +255,7 @@ mod tests {
     fn only_parameters_that_count_are_part_of_the_key() {
         for (rules, query, kept) in [
             (rules(&[], &[], false), Some("b=1&a=2"), Some("b=1&a=2")),
+            (rules(&[], &[], true), Some("%7A=1&b=%7e"), Some("b=~&z=1")),
             (rules(&["utm_source"], &[], false), Some("utm_source=x&a=1"), Some("a=1")),
             (rules(&["utm_*"], &[], false), Some("a=1&utm_source=x&utm_id"), Some("a=1")),
             (rules(&["utm_*"], &[], false), Some("%75tm_source=x"), None),

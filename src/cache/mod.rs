@@ -1,10 +1,10 @@
 //! The cache: a shared one in the sense of RFC 9111.
 //!
 //! - `directives`, `policy`, `vary`, `conditional`, `range`: what the RFCs say, as pure functions.
-//! - `key`: what makes two requests one. `object`, `compact`, `body`: what is kept of a response.
+//! - `key`: what makes two requests one. `object`, `packed_headers`, `body`: what is kept of a response.
 //! - `store`: the table, bounded by memory. `uris`: the keys of each URI. `purge`: the rules that strike what it holds.
-//! - `fill`: one fetch for all who want the same. `growing`: the body that they read while it arrives.
-//!   `fetch`: what a fetch comes to.
+//! - `fill`: one fetch for all who want the same. `streaming_body`: the body that they read while it
+//!   arrives. `fetch`: what a fetch comes to.
 //! - `status`: what is told of it all.
 //!
 //! The room is handed an [`Origin`] and knows nothing of pools or clients.
@@ -38,7 +38,7 @@ pub(crate) use purge::Purge;
 pub(crate) use range::{Ranges, content_range, multipart, ranges};
 pub(crate) use status::{CacheStatus, ForwardReason};
 pub(crate) use store::{Begun, CacheHit};
-pub(crate) use streaming_body::{StreamingReader, Unfinished};
+pub(crate) use streaming_body::{SMALL_WINDOW, StreamingReader, Unfinished};
 
 use crate::http::budget::Budget;
 use crate::http::head::RequestFields;
@@ -158,14 +158,14 @@ impl Cache {
         self.fills.join(
             group.key,
             &order.uri,
-            || self.store.begin(&order.uri, group.variant),
+            || self.store.begin(&order.uri, order.key, group.variant),
             |fill| self.is_useless(fill),
         )
     }
 
     /// Leads a fetch that nobody else waits for.
     pub(crate) fn go_alone(&self, group: Group, order: &Order) -> Lead {
-        self.fills.solo(&order.uri, group.key, self.store.begin(&order.uri, group.variant))
+        self.fills.solo(&order.uri, group.key, self.store.begin(&order.uri, order.key, group.variant))
     }
 
     /// Returns whether what a fetch brings is of no use to those who come now: it has been purged or changed,
@@ -188,7 +188,7 @@ impl Cache {
 
     /// Begins a fetch that nobody waits for.
     pub(crate) fn begin(&self, order: &Order) -> Begun {
-        self.store.begin(&order.uri, self.group(order).variant)
+        self.store.begin(&order.uri, order.key, self.group(order).variant)
     }
 
     /// Puts a purge in force, at once for every request that comes later.

@@ -70,7 +70,7 @@ pub(super) struct Object {
     pub(super) variants: SmallVec<[Stored; 1]>,
 }
 
-/// What is known of a key whose response is not stored.
+/// The hints of a key for the next requests.
 #[derive(Debug)]
 pub(super) struct Marker {
     /// Until when its requests wait for nobody.
@@ -314,7 +314,9 @@ impl Stored {
 
     /// Returns the same body under the head of a later response.
     pub(crate) fn take_body_of(self, older: &Stored) -> Stored {
-        Stored { status: older.status, varies: older.varies.clone(), body: older.body.clone(), ..self }
+        // Fields that are not stored told of them, and a 304 need not repeat these.
+        let tags = if self.tags.is_empty() { older.tags.clone() } else { self.tags };
+        Stored { status: older.status, varies: older.varies.clone(), body: older.body.clone(), tags, ..self }
     }
 
     /// Bytes in memory beside the overhead.

@@ -94,7 +94,7 @@ pub(super) fn in_milliseconds(seconds: u32) -> Milliseconds {
 /// What counts of the request that a response answers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Asker {
-    /// Another method than GET; its response has named its own URI as `Content-Location`.
+    /// Another method than GET and HEAD; its response is stored only where `Content-Location` names its own URI.
     pub(crate) is_post: bool,
     pub(crate) has_authorization: bool,
     pub(crate) has_cookie: bool,

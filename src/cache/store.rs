@@ -147,7 +147,8 @@ struct Running {
 /// A fetch that runs.
 struct Watched {
     turn: Turn,
-    /// The requests that its response is for, as far as that is known.
+    key: Key,
+    /// The requests that its response is for, as far as that is known: the key stands for all of them.
     variant: Key,
     /// Where it is told that it is outdated.
     is_outdated: Arc<AtomicBool>,
@@ -290,7 +291,7 @@ impl Store {
         false
     }
 
-    /// What is known of a key whose responses are not stored.
+    /// Reads the marker of a key.
     pub(super) fn marker<T>(&self, key: Key, read: impl FnOnce(&Marker) -> T) -> Option<T> {
         match &*self.table.get(&marked(key).bits())? {
             Entry::Marker(marker) => Some(read(marker)),
@@ -304,13 +305,18 @@ impl Store {
 
     /// Begins a fetch: purges and changes from now on beat what it brings.
     /// `variant` stands for the requests that its response is for, as far as that is known.
-    pub(super) fn begin(self: &Arc<Self>, uri: &str, variant: Key) -> Begun {
+    pub(super) fn begin(self: &Arc<Self>, uri: &str, key: Key, variant: Key) -> Begun {
         let (uri, is_outdated): (_, Arc<AtomicBool>) = (UriHash::of(uri), Arc::default());
         let mut running = lock(&self.running);
         let epoch = self.epoch.load(Ordering::Acquire);
         let turn = self.turn.fetch_add(1, Ordering::Relaxed);
         running.epochs.insert(turn, epoch);
-        running.by_uri.entry(uri).or_default().push(Watched { turn, variant, is_outdated: Arc::clone(&is_outdated) });
+        running.by_uri.entry(uri).or_default().push(Watched {
+            turn,
+            key,
+            variant,
+            is_outdated: Arc::clone(&is_outdated),
+        });
         Begun { store: Arc::clone(self), epoch, turn, uri, variant: Cell::new(variant), is_outdated }
     }
 
@@ -328,7 +334,9 @@ impl Store {
     /// Forgets the responses of a URI that an answer has superseded which is not stored itself: those for which
     /// `is_superseded` returns true, where they were asked for earlier, and what earlier fetches bring.
     pub(super) fn supersede(&self, key: Key, begun: &Begun, is_superseded: impl Fn(&Stored) -> bool) {
-        let is_older = |fetch: &Watched| fetch.turn < begun.turn && fetch.variant == begun.variant.get();
+        let known = begun.variant.get();
+        let is_alike = |fetch: &Watched| fetch.variant == known || fetch.variant == key || known == key;
+        let is_older = |fetch: &Watched| fetch.turn < begun.turn && fetch.key == key && is_alike(fetch);
         let are_some_running = lock(&self.running).strike(begun.uri, is_older);
         // Nearly always there is nothing to forget.
         if !are_some_running && !self.table.contains_key(&key.bits()) {

@@ -16,7 +16,7 @@ use std::time::Duration;
 const WINDOW: u64 = 4 << 20;
 
 /// The same where all bodies together take too much.
-const SMALL_WINDOW: u64 = 64 << 10;
+pub(crate) const SMALL_WINDOW: u64 = 64 << 10;
 
 /// What a piece takes beside its bytes.
 const PIECE_OVERHEAD: u64 = 64;

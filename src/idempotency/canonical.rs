@@ -211,7 +211,7 @@ impl Json<'_> {
             if members.windows(2).any(|pair| pair[0].0 == pair[1].0) {
                 return None;
             }
-            let sorted: Vec<u8> = members.iter().flat_map(|(_, member)| &out[member.clone()]).copied().collect();
+            let sorted = members.iter().map(|(_, member)| &out[member.clone()]).collect::<Vec<_>>().concat();
             out.truncate(begin);
             out.extend_from_slice(&sorted);
         }

@@ -58,14 +58,14 @@ pub(super) fn begin(routed: &RoutedRequest<'_>, caching: &Arc<Route>, head: Requ
     let engine = routed.engine;
     let directives = RequestDirectives::of(fields.plain());
     let honoured = rules.policy.honours_clients.then_some(&directives);
-    let key = rules.key.key(target, fields);
-    let now = engine.cache.at(routed.exchange.started);
     if routed.form.has_body || rules.bypass_cookies.are_in(fields.plain()) {
         if directives.only_if_cached {
             return Ok(Begun::Answer(refused(routed, rules)));
         }
         return bypass(routed, rules, head);
     }
+    let key = rules.key.key(target, fields);
+    let now = engine.cache.at(routed.exchange.started);
     // A request to switch protocols is between this client and the node.
     let is_private = fields.facts.upgrade().is_some();
     let asking =

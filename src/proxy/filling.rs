@@ -9,7 +9,7 @@ use super::snapshot::{CacheResult, Route, Rules};
 use super::upstream::UpstreamRequest;
 use crate::cache::{
     Arriving, Begun, CONDITIONS, Cache, CacheStatus, Fill, ForwardReason, Group, Joined, Key, Known, Lead, Led, Order,
-    Origin, Outcome, Stored, StreamingReader, is_failure,
+    Origin, Outcome, SMALL_WINDOW, Stored, StreamingReader, is_failure,
 };
 use crate::http::fields::{CACHE_STATUS, X_FORWARDED_HOST};
 use crate::http::problem::Problem;
@@ -144,7 +144,7 @@ impl Miss {
         method: Method,
         why: ForwardReason,
     ) -> Miss {
-        let template = Template::of(&mut upstream_request).expect("a upstream_request begins with its request");
+        let template = Template::of(&mut upstream_request).expect("an upstream request begins with its request");
         Miss { upstream_request, template, caching, order, method, why }
     }
 
@@ -286,6 +286,8 @@ impl Miss {
     /// How a reader whom others leave behind gets the rest of its body: by a range of the same response, which only a
     /// strong tag can tell. It keeps its place until a node has agreed to that.
     fn rest(&self, reader: &StreamingReader) -> Option<Rest> {
+        // A short body is held whole, and leaves no reader behind.
+        reader.growing().length.is_none_or(|length| length > SMALL_WINDOW).then_some(())?;
         let tag = reader.growing().head.strong_tag()?;
         let template = self.template.clone();
         let route = Arc::clone(&self.upstream_request.route);
@@ -437,7 +439,17 @@ pub(super) struct Change {
 
 impl Change {
     /// Forwards it, and forgets what it has made untrue (RFC 9111 4.4).
-    pub(super) async fn carry_out(self, mut upstream_request: UpstreamRequest) -> Response<ResponseBody> {
+    pub(super) async fn carry_out(self, upstream_request: UpstreamRequest) -> Response<ResponseBody> {
+        let (client, exchange) = (Rc::clone(&upstream_request.client), Rc::clone(&upstream_request.exchange));
+        let (tell, told) = oneshot::channel();
+        // In a task of its own: what has changed is forgotten even if the client leaves before the answer.
+        tokio::task::spawn_local(async move { drop(tell.send(self.forwarded(upstream_request).await)) });
+        let response = told.await.unwrap_or_else(|_| answer::problem(&stopped(), &exchange));
+        answer::leave(response, &client, &exchange)
+    }
+
+    /// Returns the answer for the client, once what it has made untrue is forgotten.
+    async fn forwarded(self, mut upstream_request: UpstreamRequest) -> Response<ResponseBody> {
         let engine = Rc::clone(&upstream_request.engine);
         let cache = Arc::clone(&engine.cache);
         let query = upstream_request.request.as_ref().and_then(|request| request.uri().query().map(str::to_owned));
@@ -470,7 +482,7 @@ impl Change {
         if let Some(status) = status {
             response.headers_mut().append(CACHE_STATUS, status.to_value());
         }
-        answer::leave(response, &upstream_request.client, &upstream_request.exchange)
+        response
     }
 
     /// The client's part of a response that reads may be answered with.

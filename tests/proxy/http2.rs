@@ -90,7 +90,7 @@ fn a_client_that_gives_a_stream_up_frees_its_node() {
     });
     let proxy = Proxy::before(&[node.address]);
     let client = Http2::connect(proxy.address);
-    client.give_up("/", || eventually("the request", || node.requests().len() == 1));
+    client.give_up("GET", "/", || eventually("the request", || node.requests().len() == 1));
     eventually("the node to be told", || gone.load(Ordering::SeqCst));
 }
 

@@ -2,6 +2,7 @@
 
 use super::serving::warm;
 use super::{is_hit, settled};
+use crate::support::http2::Http2;
 use crate::support::{Barrier, Origin, Proxy, eventually};
 
 #[test]
@@ -101,4 +102,33 @@ fn a_flood_of_changes_strikes_nothing_else() {
     settled(&proxy);
     assert!(is_hit(&proxy, "/slow", ""), "nor a fetch that was running");
     assert_eq!(origin.asked(), asked);
+}
+
+/// The node has done what the client no longer waits for.
+#[test]
+fn a_change_whose_client_has_left_is_a_change() {
+    for is_http2 in [false, true] {
+        let gate = Barrier::default();
+        let open = gate.clone();
+        let origin = Origin::start(move |ask, peer| match ask.method() {
+            "PUT" => {
+                open.wait();
+                peer.reply(204, "", "");
+            }
+            _ => peer.reply(200, "cache-control: max-age=600", "x"),
+        });
+        let proxy = origin.cached("");
+        warm(&proxy, "/");
+        let asked = origin.asked();
+        if is_http2 {
+            Http2::connect(proxy.address).give_up("PUT", "/", || origin.wait_for(asked + 1));
+        } else {
+            let mut client = proxy.connect();
+            client.send("PUT / HTTP/1.1\r\nhost: example.com\r\ncontent-length: 0\r\n\r\n");
+            origin.wait_for(asked + 1);
+        }
+        eventually("the end of the connection", || proxy.metric("ringway_connections{listener=\"http\"}") == 0.0);
+        gate.open();
+        eventually("the end of the change", || !is_hit(&proxy, "/", ""));
+    }
 }

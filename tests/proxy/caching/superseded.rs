@@ -200,6 +200,32 @@ fn an_answer_for_other_fields_keeps_no_fetch_from_being_stored() {
     }
 }
 
+/// The older fetch is known to be for some requests only, the newer answer is not yet.
+#[test]
+fn a_fetch_of_a_variant_does_not_outlive_an_answer_to_a_cookie() {
+    let gate = Barrier::default();
+    let open = gate.clone();
+    let origin = Origin::start(move |ask, peer| match (ask.number, ask.field("cookie")) {
+        (0, None) => {
+            let head = "cache-control: max-age=60\r\nvary: accept-encoding\r\ncontent-length: 4";
+            peer.send(format!("HTTP/1.1 200 OK\r\n{head}\r\n\r\nsl"));
+            open.wait();
+            peer.send("ow");
+        }
+        (_, Some(_)) => peer.reply(404, "cache-control: no-store", "gone"),
+        _ => peer.reply(200, "cache-control: max-age=60", "new"),
+    });
+    let proxy = origin.cached("");
+    let mut slow = proxy.connect();
+    slow.send("GET / HTTP/1.1\r\nhost: example.com\r\n\r\n");
+    assert!(slow.head().contains("; stored"));
+    assert_eq!(proxy.get_with("/", "cookie: a=1").text(), "gone");
+    gate.open();
+    assert_eq!(slow.exactly(4), b"slow");
+    settled(&proxy);
+    assert_eq!(proxy.get("/").text(), "new");
+}
+
 #[test]
 fn an_older_fetch_does_not_bring_back_what_was_superseded() {
     let gate = Barrier::default();

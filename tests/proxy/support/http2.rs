@@ -86,9 +86,10 @@ impl Http2 {
     }
 
     /// Begins a request and gives it up.
-    pub fn give_up(&self, path: &str, when: impl FnOnce()) {
+    pub fn give_up(&self, method: &str, path: &str, when: impl FnOnce()) {
         let mut sender = self.sender.clone();
-        let request = Request::get(format!("http://example.com{path}")).body(Full::default()).unwrap();
+        let request = Request::builder().method(method).uri(format!("http://example.com{path}"));
+        let request = request.body(Full::default()).unwrap();
         let task = self.runtime.spawn(async move { sender.send_request(request).await.map(drop) });
         self.runtime.block_on(async { tokio::time::sleep(std::time::Duration::from_millis(20)).await });
         when();
