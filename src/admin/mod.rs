@@ -80,14 +80,14 @@ pub(crate) async fn serve(
             }
         };
         let control = Arc::clone(&control);
-        let place = Places::take(&places);
+        let place = Arc::new(Places::take(&places));
         let told = place.told();
         let serving = async move {
-            let (leaving, state) = (paused.clone(), place.state());
+            let leaving = paused.clone();
             let service = service_fn(move |request| {
-                let (control, leaving, state) = (Arc::clone(&control), leaving.clone(), Arc::clone(&state));
+                let (control, leaving, place) = (Arc::clone(&control), leaving.clone(), Arc::clone(&place));
                 async move {
-                    let mut answer = answer(&*control, reach, request, peer, &state).await;
+                    let mut answer = answer(&*control, reach, request, peer, &place).await;
                     if *leaving.borrow() {
                         answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
                     }
@@ -102,7 +102,6 @@ pub(crate) async fn serve(
             if let Err(error) = until_paused(pin!(served), paused).await {
                 tracing::debug!(%error, "an admin connection ended early");
             }
-            drop(place);
         };
         tokio::spawn(async move {
             tokio::select! {
@@ -139,7 +138,7 @@ async fn answer(
     reach: Reach,
     request: Request<Incoming>,
     peer: SocketAddr,
-    state: &places::State,
+    place: &places::Place,
 ) -> Response<Full<Bytes>> {
     let path = request.uri().path();
     let is_probe = matches!(path, "/livez" | "/readyz");
@@ -149,7 +148,7 @@ async fn answer(
         Reach::Everything => control.access().check(request.headers(), is_probe),
     };
     let answered = match allowed {
-        Ok(()) => routes::answer(control, request, peer, state).await,
+        Ok(()) => routes::answer(control, request, peer, place).await,
         Err(problem) => Err(problem),
     };
     answered.unwrap_or_else(|problem| {

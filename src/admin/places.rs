@@ -9,7 +9,7 @@ use tokio::sync::Notify;
 /// Connections at a time; administrators and scrapers are few.
 const MAX_CONNECTIONS: usize = 256;
 
-/// The connections of one listener, the oldest first.
+/// The connections of one listener; those first whose clients have been waited for longest.
 #[derive(Default)]
 pub(super) struct Places(Mutex<VecDeque<Arc<State>>>);
 
@@ -46,23 +46,23 @@ impl Places {
 }
 
 impl Place {
-    pub(super) fn state(&self) -> Arc<State> {
-        Arc::clone(&self.state)
+    /// Keeps the connection while the proxy works on its request.
+    pub(super) async fn working<T>(&self, work: impl Future<Output = T>) -> T {
+        self.state.is_working.store(true, Ordering::Relaxed);
+        let done = work.await;
+        let mut all = self.places.0.lock().unwrap_or_else(PoisonError::into_inner);
+        // From now on its client is waited for, if it still has its place.
+        if let Some(at) = all.iter().position(|state| Arc::ptr_eq(state, &self.state)) {
+            all.remove(at);
+            all.push_back(Arc::clone(&self.state));
+        }
+        self.state.is_working.store(false, Ordering::Relaxed);
+        done
     }
 
     /// Notified when the connection has to go.
     pub(super) fn told(&self) -> Arc<Notify> {
         Arc::clone(&self.state.leave)
-    }
-}
-
-impl State {
-    /// Keeps the connection while the proxy works on its request.
-    pub(super) async fn working<T>(&self, work: impl Future<Output = T>) -> T {
-        self.is_working.store(true, Ordering::Relaxed);
-        let done = work.await;
-        self.is_working.store(false, Ordering::Relaxed);
-        done
     }
 }
 

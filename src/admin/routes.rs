@@ -1,7 +1,7 @@
 //! The admin API's paths.
 
 use super::BODY_TIMEOUT;
-use super::places::State;
+use super::places::Place;
 use crate::config::NodeState;
 use crate::control::{Control, PurgeOrder, PurgeTarget, Release};
 use crate::http::problem::Problem;
@@ -22,7 +22,7 @@ pub(super) async fn answer(
     control: &dyn Control,
     mut request: Request<Incoming>,
     peer: SocketAddr,
-    state: &State,
+    place: &Place,
 ) -> Result<Response<Full<Bytes>>, Problem> {
     let path = request.uri().path().to_owned();
     let segments: Option<Vec<Cow<'_, str>>> =
@@ -30,9 +30,9 @@ pub(super) async fn answer(
     let segments = segments.ok_or_else(not_found)?;
     let segments: Vec<&str> = segments.iter().map(AsRef::as_ref).collect();
     match *request.method() {
-        Method::GET | Method::HEAD => state.working(read(control, &request, &segments)).await,
-        Method::POST => change(control, &segments, request.body_mut(), state).await,
-        Method::DELETE => state.working(remove(control, &segments, peer)).await,
+        Method::GET | Method::HEAD => place.working(read(control, &request, &segments)).await,
+        Method::POST => change(control, &segments, request.body_mut(), place).await,
+        Method::DELETE => place.working(remove(control, &segments, peer)).await,
         _ => Err(wrong_method("GET, HEAD, POST, DELETE")),
     }
 }
@@ -73,7 +73,7 @@ async fn change(
     control: &dyn Control,
     segments: &[&str],
     body: &mut Incoming,
-    state: &State,
+    place: &Place,
 ) -> Result<Response<Full<Bytes>>, Problem> {
     match *segments {
         ["api", "cache", "purge"] => {
@@ -81,7 +81,7 @@ async fn change(
             control.purge(order).map_err(bad_purge)?;
             Ok(as_json(&json!({ "result": "success", "detail": "purged" })))
         }
-        ["api", "reload"] => match state.working(control.reload()).await {
+        ["api", "reload"] => match place.working(control.reload()).await {
             Ok(said) => Ok(as_json(&json!({ "result": "success", "detail": said }))),
             Err(said) => {
                 Err(Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "reload-failed", "proxy_configuration_error", said))

@@ -76,7 +76,11 @@ impl Files<'_> {
         }
         self.read.push((path, stamp));
         // Some editors begin a file with a mark of its encoding.
-        bytes.ok().map(|bytes| bytes.strip_prefix(b"\xef\xbb\xbf").map_or_else(|| bytes.clone(), <[u8]>::to_vec))
+        let mut bytes = bytes.ok()?;
+        if bytes.starts_with(b"\xef\xbb\xbf") {
+            bytes.drain(..3);
+        }
+        Some(bytes)
     }
 
     fn text(&mut self, file: &Spanned<String>) -> Option<String> {

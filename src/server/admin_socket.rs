@@ -43,7 +43,7 @@ impl AdminSocket {
     }
 
     pub(super) fn listening(&self) -> Listening {
-        Listening { configured: self.configured, sockets: 1 }
+        Listening { configured: self.configured, sockets: 1, was_narrowed: false }
     }
 
     /// Answers, in this runtime, until it is told to stop.

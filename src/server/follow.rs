@@ -9,7 +9,7 @@ use super::run::Handle;
 use crate::config::FileStamp;
 use notify::event::{AccessKind, AccessMode, EventKind, ModifyKind, RenameMode};
 use notify::{RecommendedWatcher, RecursiveMode, Watcher};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -68,8 +68,8 @@ impl Hints {
             return;
         }
         match event.kind {
-            // It went away; what comes in its place is told too.
-            EventKind::Modify(ModifyKind::Name(RenameMode::From)) => {}
+            // It may have gone away; where another file has come in its place, that is told too.
+            EventKind::Modify(ModifyKind::Name(RenameMode::From | RenameMode::Both)) => {}
             EventKind::Access(AccessKind::Close(AccessMode::Write)) | EventKind::Modify(ModifyKind::Name(_)) => {
                 self.is_written.store(false, Ordering::Release);
                 self.is_whole.store(true, Ordering::Release);
@@ -143,7 +143,8 @@ impl Follower {
         let (file, loaded) = (config.config.file.clone(), config.config.secrets.files.clone());
         drop(config);
         let refused = self.handle.refused_files();
-        let named = loaded.into_iter().chain(refused).collect();
+        // Each once: what was refused last counts.
+        let named: BTreeMap<PathBuf, FileStamp> = loaded.into_iter().chain(refused).collect();
         // A remote file system may keep the look waiting.
         let Some(found) = self.handle.in_time(move || look(&file, named)).await else { return false };
         self.watch(found.folders, found.names);
@@ -206,10 +207,10 @@ impl Follower {
     }
 }
 
-fn look(file: &Path, named: Vec<(PathBuf, FileStamp)>) -> Look {
+fn look(file: &Path, named: BTreeMap<PathBuf, FileStamp>) -> Look {
     let (folders, names) = way_to(file);
-    let stamps = std::iter::once(file).chain(named.iter().map(|(path, _)| &**path)).map(FileStamp::of).collect();
-    Look { folders, names, stamps, known: named.into_iter().map(|(_, stamp)| stamp).collect() }
+    let stamps = std::iter::once(file).chain(named.keys().map(|path| &**path)).map(FileStamp::of).collect();
+    Look { folders, names, stamps, known: named.into_values().collect() }
 }
 
 /// The folders that a name leads through, link after link, and what is looked for in each: all as the kernel tells of

@@ -60,6 +60,9 @@ pub(super) struct Listening {
     /// As the configuration has it.
     pub(super) configured: SocketAddr,
     pub(super) sockets: usize,
+    /// They were bound for IPv6 alone, beside another listener for IPv4.
+    #[serde(default)]
+    pub(super) was_narrowed: bool,
 }
 
 /// One end of the talk.
@@ -155,7 +158,8 @@ mod tests {
         };
         let expected = addresses(&sockets);
         let configured = "127.0.0.1:80".parse().unwrap();
-        let offer = Offer { listeners: vec![Listening { configured, sockets: 150 }], ..Offer::default() };
+        let offer =
+            Offer { listeners: vec![Listening { configured, sockets: 150, was_narrowed: false }], ..Offer::default() };
         own.say(&Said::Offer(offer)).unwrap();
         own.give(&sockets).unwrap();
         own.say(&Said::Ready).unwrap();

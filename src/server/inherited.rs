@@ -69,11 +69,13 @@ fn from_predecessor() -> io::Result<Inherited> {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "it does not begin with an offer"));
     };
     let mut open = Vec::new();
-    for Listening { configured, sockets } in listeners {
-        open.push(Open::of(configured, line.take(sockets)?)?);
+    for Listening { configured, sockets, was_narrowed } in listeners {
+        let mut listener = Open::of(configured, line.take(sockets)?)?;
+        listener.was_narrowed = was_narrowed;
+        open.push(listener);
     }
     let mut given = |listening: Option<Listening>| -> io::Result<Option<Given>> {
-        let Some(Listening { configured, sockets }) = listening else { return Ok(None) };
+        let Some(Listening { configured, sockets, .. }) = listening else { return Ok(None) };
         Ok(line.take(sockets)?.pop().map(|listener| Given { configured, listener }))
     };
     let (admin, metrics) = (given(admin)?, given(metrics)?);

@@ -16,7 +16,7 @@ pub(super) struct Open {
     pub(super) configured: SocketAddr,
     pub(super) bound: SocketAddr,
     /// It was bound for IPv6 alone, beside another listener for IPv4.
-    was_narrowed: bool,
+    pub(super) was_narrowed: bool,
     /// A socket a worker, where this process has bound them.
     sockets: Arc<Vec<TcpListener>>,
 }
@@ -86,8 +86,12 @@ pub(super) fn diff(now: &[Open], wanted: &[Listener], workers: usize) -> Result<
         next.push(match kept.map(|index| unclaimed.remove(index)) {
             Some(open) => Open { name: name.into(), ..open.clone() },
             None => {
-                let has_own = configured.port() != 0
-                    && now.iter().chain(&next).any(|open: &Open| open.bound.port() == configured.port());
+                let is_any = |address: SocketAddr| address.ip().is_unspecified();
+                let overlap = |bound: SocketAddr| {
+                    bound.port() == configured.port()
+                        && (bound.ip() == configured.ip() || is_any(bound) || is_any(configured))
+                };
+                let has_own = configured.port() != 0 && now.iter().chain(&next).any(|open: &Open| overlap(open.bound));
                 let beside = Beside { has_own, is_v6_only };
                 let set = SocketSet::bind(configured, workers, beside).map_err(|cause| BindError {
                     name: name.to_owned(),

@@ -163,7 +163,8 @@ pub(super) async fn run(handle: Arc<Handle>, mut triggers: mpsc::Receiver<Trigge
         }
         systemd::reloading();
         let is_asked = batch.iter().any(|trigger| matches!(trigger, Trigger::Asked(_)));
-        let parsed = match is_asked && handle.hints.is_written() {
+        // Without a content that was read before there is nothing but what is being written.
+        let parsed = match handle.hints.is_written() && (is_asked || read.is_none()) {
             true => Err(ReloadError::Written),
             false => handle.parse(file, read).await,
         };

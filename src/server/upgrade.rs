@@ -92,7 +92,11 @@ fn start(input: Stdio) -> Result<Child, UpgradeError> {
 
 fn hand_over(handle: &Arc<Handle>, line: &mut Line) -> io::Result<()> {
     let open = handle.open.borrow().clone();
-    let listeners = open.iter().map(|open| Listening { configured: open.configured, sockets: open.sockets().len() });
+    let listeners = open.iter().map(|open| Listening {
+        configured: open.configured,
+        sockets: open.sockets().len(),
+        was_narrowed: open.was_narrowed,
+    });
     let (admin, metrics) = (handle.admin.listening(), handle.metrics_listener.as_ref());
     let metrics = metrics.map(|listener| listener.listening());
     let store = handle.records.get().map(|records| records.kind.to_string());

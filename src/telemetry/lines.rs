@@ -245,7 +245,8 @@ impl Out {
                 let flags = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
                 OpenOptions::new().create(true).append(true).custom_flags(flags).open(path).map_err(|error| {
                     let is_fifo = std::fs::metadata(path).is_ok_and(|found| found.file_type().is_fifo());
-                    if is_fifo { io::Error::new(error.kind(), "it is a FIFO that nobody reads") } else { error }
+                    let is_unread = is_fifo && error.raw_os_error() == Some(rustix::io::Errno::NXIO.raw_os_error());
+                    if is_unread { io::Error::new(error.kind(), "it is a FIFO that nobody reads") } else { error }
                 })?
             }
         };

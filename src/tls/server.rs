@@ -102,7 +102,10 @@ impl ServerTls {
         let name = name.filter(|_| !self.allows_mismatch)?;
         let mut several = self.chooser.candidates(Some(name));
         let first = Arc::clone(&several.next()?.names);
-        Some(several.fold(first, |names, other| Arc::new(names.and(&other.names))))
+        Some(several.fold(first, |names, other| match names == other.names {
+            true => names,
+            false => Arc::new(names.and(&other.names)),
+        }))
     }
 
     /// Returns all certificates, as the file lists them.

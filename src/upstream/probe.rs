@@ -36,6 +36,7 @@ pub(crate) struct Probes {
 /// The checks of one node, which end with it.
 struct Probe {
     check: Arc<HealthCheck>,
+    host: Option<Arc<str>>,
     protocol: Protocol,
     tls: Option<(Arc<ClientTls>, ServerName<'static>)>,
     task: AbortHandle,
@@ -46,6 +47,7 @@ impl Probe {
     fn is(&self, check: &HealthCheck, node: &Node) -> bool {
         let tls = node.target.tls.as_ref();
         *self.check == *check
+            && self.host == node.target.host
             && self.protocol == node.target.protocol
             && self.tls.as_ref() == tls
             && !self.task.is_finished()
@@ -76,9 +78,9 @@ impl Probes {
             let probe = kept.unwrap_or_else(|| {
                 let (runtime, check) = (Arc::clone(&node.runtime), Arc::clone(check));
                 let target = check.port.map_or_else(|| node.target.clone(), |port| node.target.at(port.0));
-                let (protocol, tls) = (target.protocol, target.tls.clone());
+                let (host, protocol, tls) = (target.host.clone(), target.protocol, target.tls.clone());
                 let task = self.runtime.spawn(watch(runtime, Arc::clone(&check), target)).abort_handle();
-                Probe { check, protocol, tls, task }
+                Probe { check, host, protocol, tls, task }
             });
             running.insert(serial, probe);
         }

@@ -93,8 +93,8 @@ impl Registry {
         overrides.retain(|(pool, id), held| {
             match all().find(|(other, node)| other.name == *pool && node.id == *id) {
                 Some((_, node)) => {
-                    held.absent = None;
-                    node.state == held.file
+                    let is_recent = held.absent.take().is_none_or(|since| since.elapsed() < LONGEST_ABSENCE);
+                    is_recent && node.state == held.file
                 }
                 // One answer of a name server that does not tell of a node ends nothing that was said of it.
                 None => {

@@ -176,6 +176,7 @@ fn a_file_that_is_saved_anew_is_not_lost() {
         drop(file);
         wait_for(&proxy, number);
     }
+    assert_eq!(proxy.metric("ringway_config_reloads_total{result=\"failure\"}"), 0.0, "no half of a file was read");
 }
 
 /// Any sequence of writes, in place and by renames, whole and half, valid and not: what is in force was written whole,

@@ -92,6 +92,7 @@ fn certificates_are_followed() {
     authority.issue("edge", &["edge.example"]);
     eventually("the new one", || served() != before);
     eventually("the success to be told", || proxy.admin_get("/api/status").json()["last_reload"]["success"] == true);
+    assert_eq!(proxy.metric("ringway_config_reloads_total{result=\"failure\"}"), 1.0, "one write, one failure");
     // A connection that was open before stays.
     kept.write_all(b"GET / HTTP/1.1\r\nhost: edge.example\r\nconnection: close\r\n\r\n").unwrap();
     let mut text = String::new();
