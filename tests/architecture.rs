@@ -26,8 +26,6 @@ const ORDER: &[&[&str]] = &[
 const CIRCLES: &[&[&str]] = &[
     &["cache::object", "cache::policy", "cache::store", "cache::streaming_body"],
     &["idempotency::claim", "idempotency::records", "idempotency::run"],
-    &["proxy::caching", "proxy::engine", "proxy::filling", "proxy::forward", "proxy::idempotent", "proxy::upstream"],
-    &["proxy::client", "proxy::exchange", "proxy::rate_limit", "proxy::snapshot"],
     &["server::connection", "server::handshake", "server::http2"],
     &["server::follow", "server::gauges", "server::reload", "server::run", "server::upgrade"],
     &["upstream::pool", "upstream::registry"],

@@ -6,10 +6,11 @@
 //! within `attempts` and the budget. A request that must run once is sent again only where it has not run for sure.
 
 use super::exchange::BodyFault;
-use super::forward::{seconds_since_1970, session_node_gone};
+use super::problems::session_node_gone;
 use super::request_buffer;
 use super::upstream::{Answered, Issue, UpstreamRequest};
 use crate::config::Protocol;
+use crate::http::date;
 use crate::http::problem::Problem;
 use crate::upstream::{
     Carrier, Failure, InFlight, Interim, Link, Nobody, Node, Outcome, Outgoing, Patience, Picked, Pool, ReplayBody,
@@ -301,7 +302,7 @@ impl UpstreamRequest {
         let holder = self.choice.wanted.pinned.map(|index| &self.pool.nodes[index]);
         let is_holder = holder.is_some_and(|holder| holder.id == node.id);
         if let (true, Some(end)) = (is_holder, self.choice.session_end) {
-            node.runtime.sessions.used(end, seconds_since_1970());
+            node.runtime.sessions.used(end, date::unix_seconds());
         }
         // A session whose node was only full, or failed once, is its own all the same.
         let stays = |holder: &Node| !has_lost_its_node && holder.runtime.takes_sessions(millis(Instant::now()));
@@ -315,7 +316,7 @@ impl UpstreamRequest {
             Issue::Strict { secure } | Issue::IfMoved { secure } => *secure,
         };
         let affinity = self.route.affinity.as_ref()?;
-        let now = seconds_since_1970();
+        let now = date::unix_seconds();
         node.runtime.sessions.issued(now + affinity.ttl);
         affinity.strict_cookie(&node.id, &self.pool.name, secure, now)
     }

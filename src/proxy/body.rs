@@ -44,7 +44,7 @@ pub(super) struct BodyRules {
     /// The most bytes of it.
     pub(super) limit: u64,
     /// How fast it must come.
-    pub(super) pace: MinRate,
+    pub(super) min_rate: MinRate,
     /// What becomes of trailers with `_` in their names.
     pub(super) underscores: Underscores,
 }
@@ -178,7 +178,7 @@ impl Body for RequestBody {
                 client.took(length);
                 let received = exchange.request_bytes.get() + length as u64;
                 exchange.request_bytes.set(received);
-                if !waited.is_zero() && !exchange.has_answer() && self.rules.pace.waited(waited, received) {
+                if !waited.is_zero() && !exchange.has_answer() && self.rules.min_rate.waited(waited, received) {
                     return RequestBody::fault(&exchange, BodyFault::Stalled);
                 }
                 if received > self.rules.limit {

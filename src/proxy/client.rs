@@ -1,13 +1,12 @@
 //! What the pipeline knows of the connection that it answers on, and may ask of it.
 
-use super::exchange::Exchange;
 use crate::io;
 use crate::tls::Names;
 use crate::upstream::InFlight;
-use http::HeaderValue;
+use http::{HeaderValue, Version};
 use std::cell::{Cell, RefCell};
 use std::net::SocketAddr;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::task::{Poll, Waker};
 use std::time::{Duration, Instant};
@@ -32,8 +31,8 @@ pub(crate) struct Client {
     pub(crate) inject: RefCell<Vec<u8>>,
     /// Wakes the connection's task, where another one has something for it.
     pub(crate) task: RefCell<Option<Waker>>,
-    /// Set by the pipeline when an answer is 101; the connection becomes this tunnel.
-    pub(crate) tunnel: RefCell<Option<Tunnel>>,
+    /// The slot of its session, where it can become a tunnel; see [`Client::tunnel_slot`].
+    tunnel: RefCell<Weak<TunnelSlot>>,
     pub(crate) phase: Cell<Phase>,
     pub(crate) had_request: Cell<bool>,
     /// The last request was HTTP/1.0: its answer may end with the connection and nothing else.
@@ -177,15 +176,29 @@ pub(crate) enum Phase {
     Ending,
 }
 
+/// Where a session finds its tunnel after a 101. The session owns it, and the client only knows it: a tunnel keeps its
+/// exchange, which keeps the client.
+pub(crate) type TunnelSlot = RefCell<Option<Tunnel>>;
+
 /// The node's end of a connection that was upgraded.
 pub(crate) struct Tunnel {
     pub(crate) node: io::Stream,
     pub(crate) in_flight: InFlight,
-    pub(crate) exchange: Rc<Exchange>,
+    pub(crate) record: Rc<dyn TunnelRecord>,
     /// How long nothing may move; zero for ever.
     pub(crate) idle: Duration,
     /// The same once one side has ended.
     pub(crate) half_closed_idle: Duration,
+}
+
+/// The record of a request whose connection became a tunnel.
+pub(crate) trait TunnelRecord {
+    /// Returns the counter of bytes from the client.
+    fn request_bytes(&self) -> &Cell<u64>;
+    /// Returns the counter of bytes from the node.
+    fn response_bytes(&self) -> &Cell<u64>;
+    /// Notes which side has ended the tunnel.
+    fn ended(&self, by: &'static str);
 }
 
 impl Client {
@@ -204,7 +217,7 @@ impl Client {
             peer_text: HeaderValue::try_from(text).expect("an IP address is a field value"),
             inject: RefCell::default(),
             task: RefCell::default(),
-            tunnel: RefCell::default(),
+            tunnel: RefCell::new(Weak::new()),
             phase: Cell::new(Phase::Idle),
             had_request: Cell::new(false),
             is_http10: Cell::new(false),
@@ -230,7 +243,7 @@ impl Client {
             peer_text: self.peer_text.clone(),
             inject: RefCell::default(),
             task: RefCell::default(),
-            tunnel: RefCell::default(),
+            tunnel: RefCell::new(Weak::new()),
             phase: Cell::new(Phase::Idle),
             had_request: Cell::new(true),
             is_http10: Cell::new(false),
@@ -249,6 +262,28 @@ impl Client {
                 open: OpenStream::new(streams),
             }),
         }
+    }
+
+    /// Returns a slot for the session: a tunnel that the pipeline makes of this connection comes to stand there.
+    pub(crate) fn tunnel_slot(&self) -> Rc<TunnelSlot> {
+        let slot = Rc::default();
+        *self.tunnel.borrow_mut() = Rc::downgrade(&slot);
+        slot
+    }
+
+    /// Hands a tunnel to the session. Returns whether there is one that takes it.
+    pub(super) fn switch_to(&self, tunnel: Tunnel) -> bool {
+        let slot = self.tunnel.borrow().upgrade();
+        slot.map(|slot| slot.replace(Some(tunnel))).is_some()
+    }
+
+    /// Notes that a request of this version begins.
+    pub(super) fn begin_request(&self, version: Version) {
+        self.phase.set(Phase::Request);
+        self.had_request.set(true);
+        self.is_http10.set(version == Version::HTTP_10);
+        self.body_expired.set(false);
+        self.drains_body.set(false);
     }
 
     /// A body is read: a client that waits for `100 Continue` is told to send it. For HTTP/1 hyper does that.

@@ -1,8 +1,9 @@
 //! What is remembered of one request until its answer has ended: then it is counted and logged.
 
-use super::client::{Client, Phase};
-use super::rate_limit::Told;
-use super::snapshot::RouteLabel;
+use super::client::{Client, Phase, TunnelRecord};
+use super::field_rules::FieldRules;
+use super::rate_limit::{Standing, Uncounted};
+use crate::http::problem::Problem;
 use crate::telemetry::access_log::{AccessLog, Entry, Sink};
 use crate::telemetry::metrics::{Abort, Metrics, method_label};
 use crate::upstream::ClientPart;
@@ -11,7 +12,7 @@ use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, Version, request};
 use http_body::Body as _;
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
-use prometheus::IntCounter;
+use prometheus::{Histogram, IntCounter};
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -135,6 +136,16 @@ pub(crate) enum BodyFault {
     Answered,
 }
 
+/// The part of a route that metrics, logs and the last step need: a tunnel that outlives its configuration holds this,
+/// and not the pool with its ring.
+pub(crate) struct RouteLabel {
+    /// Unique in the process.
+    pub(crate) serial: u64,
+    pub(crate) name: Box<str>,
+    pub(crate) duration: Histogram,
+    pub(crate) response_fields: FieldRules,
+}
+
 /// One request and its answer.
 pub(crate) struct Exchange {
     recorder: Rc<RequestRecorder>,
@@ -155,8 +166,8 @@ pub(crate) struct Exchange {
     error: Cell<Option<&'static str>>,
     /// What the cache did.
     cache: Cell<Option<&'static str>>,
-    /// What its client is told of the route's rate limit.
-    told: RefCell<Option<Told>>,
+    /// How its key stands under the route's rate limit.
+    standing: RefCell<Option<Standing>>,
     /// What became of its key.
     idempotency: Cell<Option<&'static str>>,
     /// Nobody waits for its answer: it is neither counted nor logged.
@@ -225,7 +236,7 @@ impl Exchange {
             attempts: Cell::new(0),
             error: Cell::new(None),
             cache: Cell::new(None),
-            told: RefCell::default(),
+            standing: RefCell::default(),
             idempotency: Cell::new(None),
             is_background,
             ended_by: Cell::new("client"),
@@ -256,16 +267,30 @@ impl Exchange {
         self.idempotency.set(Some(result));
     }
 
-    /// It was counted against the rate limit of its route.
-    pub(super) fn counted(&self, told: Told) {
-        *self.told.borrow_mut() = Some(told);
+    /// Counts it against the rate limit of its route. The problem is the reply to one request too many.
+    pub(super) fn count(&self, uncounted: Uncounted) -> Result<(), Problem> {
+        let (standing, verdict) = uncounted.count();
+        *self.standing.borrow_mut() = Some(standing);
+        verdict
     }
 
-    /// Adds what the client is told of that.
-    pub(super) fn tell_limits(&self, fields: &mut HeaderMap) {
-        if let Some(told) = &*self.told.borrow() {
-            told.add_to(fields);
+    /// Adds the `RateLimit` fields, where the request was counted.
+    pub(super) fn add_rate_limit(&self, fields: &mut HeaderMap) {
+        if let Some(standing) = &*self.standing.borrow() {
+            standing.add_to(fields);
         }
+    }
+
+    /// Applies the `response_headers` of its route.
+    pub(super) fn apply_response_fields(&self, fields: &mut HeaderMap) {
+        if let Some(route) = &*self.route.borrow() {
+            route.response_fields.apply(fields);
+        }
+    }
+
+    /// Returns the connection that it came on.
+    pub(super) fn client(&self) -> &Client {
+        &self.client
     }
 
     /// Notes whether a piece of the answer is with the client now, or still to come from the node.
@@ -402,6 +427,20 @@ async fn discard(mut body: Incoming, client: Rc<Client>) {
         let length = frame.data_ref().map_or(0, bytes::Bytes::len);
         client.took(length);
         left = left.saturating_sub(length);
+    }
+}
+
+impl TunnelRecord for Exchange {
+    fn request_bytes(&self) -> &Cell<u64> {
+        &self.request_bytes
+    }
+
+    fn response_bytes(&self) -> &Cell<u64> {
+        &self.response_bytes
+    }
+
+    fn ended(&self, by: &'static str) {
+        self.ended_by.set(by);
     }
 }
 

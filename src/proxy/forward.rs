@@ -1,18 +1,21 @@
 //! The step that makes a request ready for a node: its key, its target and its fields.
 
 use super::affinity::Session;
-use super::answer::ResponseBody;
 use super::body::{BodyRules, Gate, RequestBody};
 use super::client::Client;
-use super::engine::{Begun, Engine};
+use super::engine::Engine;
 use super::exchange::Exchange;
 use super::hash_key::find_key;
 use super::min_rate::MinRate;
 use super::rate_limit::Uncounted;
 use super::request::Form;
+use super::respond::Reply;
+use super::response_body::ResponseBody;
 use super::snapshot::Route;
+use super::step::Step;
 use super::upstream::{Choice, Issue, UpstreamRequest};
 use crate::config::{OnGone, Protocol};
+use crate::http::date;
 use crate::http::fields;
 use crate::http::head::{RequestFields, RequestHead, Underscores};
 use crate::http::problem::Problem;
@@ -25,7 +28,6 @@ use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, V
 use std::borrow::Cow;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 /// The head of a node's request.
 type NodeHead = (Method, Uri, HeaderMap);
@@ -45,18 +47,18 @@ pub(super) struct RoutedRequest<'a> {
     /// Where the rate limit counts it only once a node is to be asked.
     pub(super) uncounted: Option<Uncounted>,
     /// How fast its body must come.
-    pub(super) pace: MinRate,
+    pub(super) min_rate: MinRate,
 }
 
 impl RoutedRequest<'_> {
     /// Returns the request for a node, or an answer where none is needed.
-    pub(super) fn begin(&self, head: RequestHead) -> Result<Begun, Problem> {
+    pub(super) fn begin(&self, head: RequestHead) -> Result<Step, Problem> {
         if is_last_hop(&head) {
             let mut response = Response::new(ResponseBody::empty(self.exchange));
             *response.status_mut() = StatusCode::NO_CONTENT;
-            return Ok(Begun::Answer(response));
+            return Ok(Step::Reply(Reply::complete(response)));
         }
-        self.upstream_request(head).map(Begun::Forward)
+        self.upstream_request(head).map(Step::Forward)
     }
 
     /// Returns the request for a node.
@@ -105,7 +107,7 @@ impl RoutedRequest<'_> {
         let Some(affinity) = &self.route.affinity else {
             return Choice::by_hash(hash.unwrap_or_else(at_random));
         };
-        match affinity.read(fields.plain(), &self.pool.name, seconds_since_1970()) {
+        match affinity.read(fields.plain(), &self.pool.name, date::unix_seconds()) {
             Session::Soft(key) => Choice::by_hash(self.pool.ring.hash_key(&key)),
             Session::Strict { node, end, fresh } => {
                 let choice = Choice::by_hash(hash.unwrap_or_else(at_random));
@@ -201,7 +203,7 @@ impl RoutedRequest<'_> {
 
     /// Returns the rules for the request's body, of up to so many bytes.
     pub(super) fn body_rules(&self, limit: u64) -> BodyRules {
-        BodyRules { limit, pace: self.pace, underscores: self.underscores }
+        BodyRules { limit, min_rate: self.min_rate, underscores: self.underscores }
     }
 
     fn outgoing(&self, gate: Option<Rc<Gate>>) -> Outgoing {
@@ -212,17 +214,6 @@ impl RoutedRequest<'_> {
         let rules = self.body_rules(self.body_limit);
         Outgoing::Stream(Box::pin(RequestBody::new(client, exchange, gate, rules)))
     }
-}
-
-/// 503 for a session that belongs to a node that is down, and to no other.
-pub(super) fn session_node_gone() -> Problem {
-    let detail = "the node that holds this session is down";
-    Problem::new(StatusCode::SERVICE_UNAVAILABLE, "session-node-down", "destination_unavailable", detail).retry_after(1)
-}
-
-/// For cookies, whose expiry is a wall-clock time.
-pub(super) fn seconds_since_1970() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
 /// Returns whether an OPTIONS request may go no further (RFC 9110 7.6.2).

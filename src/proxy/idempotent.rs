@@ -4,21 +4,21 @@
 //! Everything that can be refused by the head alone is, before the body is read. The run itself is a
 //! task of its own, which ends well even if the client leaves.
 
-use super::answer::{self, ResponseBody};
 use super::body::RequestBody;
-use super::caching;
-use super::engine::Begun;
+use super::caching::invalidation::{Invalidation, invalidation};
+use super::caching::request::route_of;
 use super::exchange::{BodyFault, Exchange};
-use super::filling::Change;
 use super::forward::RoutedRequest;
-use super::request::too_large;
+use super::problems::{over_budget, too_large};
+use super::respond::{Reply, add_route_fields};
+use super::response_body::ResponseBody;
 use super::snapshot::{IdempotencyResult, IdempotencyRules, Route, Snapshot};
+use super::step::Step;
 use super::upstream::{NewCookie, Reach, UpstreamRequest};
 use crate::cache::{CacheStatus, ForwardReason};
 use crate::http::budget::Share;
 use crate::http::buffered_body::BufferedBody;
 use crate::http::date;
-use crate::http::fields::CACHE_STATUS;
 use crate::http::head::RequestHead;
 use crate::http::problem::Problem;
 use crate::idempotency::{
@@ -26,8 +26,8 @@ use crate::idempotency::{
     StoredResponse, Subject, key_of, run, start,
 };
 use crate::upstream::{AnswerBody, Outgoing};
-use http::header::{CONTENT_LENGTH, DATE, SET_COOKIE, TRANSFER_ENCODING};
-use http::{Extensions, HeaderName, HeaderValue, Response, StatusCode};
+use http::header::{CONTENT_LENGTH, DATE, TRANSFER_ENCODING};
+use http::{HeaderName, HeaderValue, Response, StatusCode};
 use http_body_util::BodyExt;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -39,7 +39,7 @@ const IDEMPOTENT_REPLAYED: HeaderName = HeaderName::from_static("idempotent-repl
 const FIRST_SHARE: u64 = 64 << 10;
 
 /// The rules for a request that must run once.
-pub(super) fn concerns<'a>(route: &'a Route, head: &RequestHead) -> Option<&'a Arc<IdempotencyRules>> {
+pub(super) fn rules<'a>(route: &'a Route, head: &RequestHead) -> Option<&'a Arc<IdempotencyRules>> {
     route.idempotency.as_ref().filter(|rules| {
         rules.methods.contains(&head.method) && (rules.required || head.fields.plain().contains_key(&rules.key_header))
     })
@@ -51,7 +51,7 @@ pub(super) fn begin(
     mut routed: RoutedRequest<'_>,
     rules: &Arc<IdempotencyRules>,
     head: RequestHead,
-) -> Result<Begun, Problem> {
+) -> Result<Step, Problem> {
     let refuse = |result: IdempotencyResult, kind, detail| {
         note(rules, routed.exchange, result);
         Problem::new(StatusCode::BAD_REQUEST, kind, "http_request_error", detail)
@@ -82,8 +82,7 @@ pub(super) fn begin(
     };
     let begin = if rules.is_canonical { Fingerprint::canonical } else { Fingerprint::exact };
     let fingerprint = begin(routed.form.query.as_deref(), head.fields.plain());
-    let change =
-        caching::concerns(snapshot, &routed, &head).and_then(|caching| caching::change(&routed, &caching, &head));
+    let invalidation = route_of(snapshot, &routed, &head).and_then(|caching| invalidation(&routed, &caching, &head));
     // To read the body is what makes the client send it: no expectation goes further.
     routed.form.expects_continue = false;
     let mut upstream_request = routed.upstream_request_with(head, Outgoing::Empty)?;
@@ -100,10 +99,10 @@ pub(super) fn begin(
         id,
         subject,
         fingerprint,
-        change,
+        invalidation,
         share,
     });
-    Ok(Begun::Later(Box::pin(keyed.answer())))
+    Ok(Step::Later(Box::pin(keyed.reply())))
 }
 
 fn note(rules: &IdempotencyRules, exchange: &Exchange, result: IdempotencyResult) {
@@ -122,19 +121,18 @@ struct Keyed {
     id: Id,
     subject: Arc<Subject>,
     fingerprint: Fingerprinting,
-    change: Option<Change>,
+    invalidation: Option<Invalidation>,
     /// For the answer.
     share: Share,
 }
 
 impl Keyed {
-    async fn answer(self: Box<Self>) -> Response<ResponseBody> {
-        let (client, exchange) = (Rc::clone(&self.upstream_request.client), Rc::clone(&self.upstream_request.exchange));
-        let response = self.find().await.unwrap_or_else(|problem| answer::problem(&problem, &exchange));
-        answer::leave(response, &client, &exchange)
+    async fn reply(self: Box<Self>) -> Reply {
+        let exchange = Rc::clone(&self.upstream_request.exchange);
+        self.find().await.unwrap_or_else(|problem| Reply::problem(&problem, &exchange))
     }
 
-    async fn find(mut self: Box<Self>) -> Result<Response<ResponseBody>, Problem> {
+    async fn find(mut self: Box<Self>) -> Result<Reply, Problem> {
         let body = match self.body.take() {
             Some(body) => self.read(body).await?,
             None => BufferedBody::default(),
@@ -203,7 +201,7 @@ impl Keyed {
     }
 
     /// Runs the request, in a task of its own.
-    async fn run(mut self: Box<Self>, claim: Claim) -> Result<Response<ResponseBody>, Problem> {
+    async fn run(mut self: Box<Self>, claim: Claim) -> Result<Reply, Problem> {
         let (exchange, rules) = (Rc::clone(&self.upstream_request.exchange), Arc::clone(&self.rules));
         let retries_unknown = rules.policy.retries_unknown;
         let here = Rc::clone(&self.upstream_request.engine.tasks);
@@ -223,29 +221,31 @@ impl Keyed {
         });
         let (outcome, share) = told.await.map_err(|_| unknown(retries_unknown))?;
         match outcome {
-            Outcome::Answer { response, mut beside, .. } => given(response, Some(&mut beside), share, &exchange),
+            Outcome::Answer { response, mut beside, .. } => {
+                // The repetitions will have nothing else of what stood beside it.
+                let cookie = beside.remove().map(|NewCookie(cookie)| cookie);
+                Ok(Reply::complete(restored(response, share, &exchange)?).with_cookie(cookie))
+            }
             Outcome::Passed(response) => Ok(passed(response, &exchange)),
             Outcome::Large { head, beginning, rest } => {
-                let mut response = head.map(|()| ResponseBody::rest(beginning, rest, share, &exchange));
-                set_cookie(&mut response);
-                Ok(response)
+                Ok(complete(head.map(|()| ResponseBody::rest(beginning, rest, share, &exchange))))
             }
             Outcome::Unknown => Err(unknown(retries_unknown)),
             Outcome::NotSent(problem) => Err(problem),
         }
     }
 
-    fn replay(mut self: Box<Self>, response: StoredResponse) -> Result<Response<ResponseBody>, Problem> {
+    fn replay(mut self: Box<Self>, response: StoredResponse) -> Result<Reply, Problem> {
         if !self.share.cover(response.body.len() as u64) {
             return Err(over_budget());
         }
-        let mut response = given(response, None, self.share, &self.upstream_request.exchange)?;
+        let mut response = restored(response, self.share, &self.upstream_request.exchange)?;
         response.headers_mut().insert(IDEMPOTENT_REPLAYED, HeaderValue::from_static("true"));
-        Ok(response)
+        Ok(Reply::complete(response))
     }
 
     /// Forwards the request as if it had no key.
-    async fn forward(mut self: Box<Self>) -> Result<Response<ResponseBody>, Problem> {
+    async fn forward(mut self: Box<Self>) -> Result<Reply, Problem> {
         let exchange = Rc::clone(&self.upstream_request.exchange);
         match self.send().await {
             Sent::Answer { response, .. } => Ok(passed(response, &exchange)),
@@ -271,30 +271,23 @@ impl Origin for Keyed {
             Err(problem) if reach.sent => return Sent::NoAnswer(problem),
             Err(problem) => return Sent::Nothing(problem),
         };
-        let status = response.status();
-        if let Some(change) = &self.change
-            && (status.is_success() || status.is_redirection())
-        {
-            change.forget(&self.upstream_request.engine, response.headers(), None);
+        if let Some(invalidation) = &self.invalidation {
+            invalidation.carry_out(&self.upstream_request.engine, response.status(), response.headers(), None);
         }
         let fields = response.headers_mut();
-        self.upstream_request.route.response_fields.apply(fields);
+        add_route_fields(fields, &self.upstream_request.exchange, self.upstream_request.cache_status);
         if !fields.contains_key(DATE)
             && let Some(now) = date::format(date::now())
         {
             fields.insert(DATE, now);
         }
-        if let Some(status) = self.upstream_request.cache_status {
-            fields.append(CACHE_STATUS, status.to_value());
-        }
         Sent::Answer { response, whole: reach.whole }
     }
 }
 
-/// Returns a stored response, and what stood beside it for this client alone.
-fn given(
+/// Returns the response that a stored one stands for.
+fn restored(
     response: StoredResponse,
-    beside: Option<&mut Extensions>,
     share: Share,
     exchange: &Rc<Exchange>,
 ) -> Result<Response<ResponseBody>, Problem> {
@@ -302,27 +295,19 @@ fn given(
         tracing::error!(%damaged, "a stored response cannot be read");
         unknown(false)
     })?;
-    let mut response = head.map(|()| ResponseBody::whole(BufferedBody::new(data, trailers), Some(share), exchange));
-    // Nothing else of it: the repetitions will not have it either.
-    if let Some(cookie) = beside.and_then(Extensions::remove::<NewCookie>) {
-        response.extensions_mut().insert(cookie);
-        set_cookie(&mut response);
-    }
-    Ok(response)
+    Ok(head.map(|()| ResponseBody::whole(BufferedBody::new(data, trailers), Some(share), exchange)))
 }
 
-/// A node's answer, which is not kept.
-fn passed(response: Response<AnswerBody>, exchange: &Rc<Exchange>) -> Response<ResponseBody> {
-    let mut response = response.map(|body| ResponseBody::answer(body, exchange));
-    set_cookie(&mut response);
-    response
+/// Returns a node's response, which is not stored, as the reply to its client.
+fn passed(response: Response<AnswerBody>, exchange: &Rc<Exchange>) -> Reply {
+    complete(response.map(|body| ResponseBody::answer(body, exchange)))
 }
 
-/// The affinity cookie is for the client that asked, and never for a store.
-fn set_cookie(response: &mut Response<ResponseBody>) {
-    if let Some(NewCookie(cookie)) = response.extensions_mut().remove() {
-        response.headers_mut().append(SET_COOKIE, cookie);
-    }
+/// Returns a reply whose route's fields are there already. The affinity cookie beside it is for the client that asked, and
+/// never for a store.
+fn complete(mut response: Response<ResponseBody>) -> Reply {
+    let cookie = response.extensions_mut().remove().map(|NewCookie(cookie)| cookie);
+    Reply::complete(response).with_cookie(cookie)
 }
 
 fn result_of(refused: &Refused) -> IdempotencyResult {
@@ -384,10 +369,4 @@ fn unknown(retries_unknown: bool) -> Problem {
 fn unprotected() -> Problem {
     let detail = "the request may have run, and no whole answer came; the idempotency store does not work, and a repetition would run again: find out what it did before you send another";
     Problem::new(StatusCode::CONFLICT, "outcome-unknown", "http_response_incomplete", detail)
-}
-
-/// 503 where no more can be held back.
-fn over_budget() -> Problem {
-    let detail = "the proxy holds as much in its buffers as `limits.buffered_bytes` allows; repeat the request later";
-    Problem::new(StatusCode::SERVICE_UNAVAILABLE, "buffers-full", "proxy_internal_error", detail).retry_after(1)
 }

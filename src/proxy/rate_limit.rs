@@ -3,7 +3,6 @@
 //! A request is counted when its route is found; where hits of the cache or replays are not to count, when it turns
 //! out to be none of these.
 
-use super::exchange::Exchange;
 use super::hash_key::find_key;
 use super::request::Form;
 use crate::config;
@@ -48,7 +47,7 @@ pub(crate) struct RateLimit {
 
 /// What a key has left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Standing {
+struct Remainder {
     remaining: u32,
     /// Until something changes for the better: all is back, or one more request is.
     seconds: u64,
@@ -61,10 +60,10 @@ pub(super) struct Uncounted {
     key: u64,
 }
 
-/// What an answer says of the limit that its request was counted against.
-pub(crate) struct Told {
+/// The limit that a request was counted against, and what its key has left.
+pub(crate) struct Standing {
     limit: Arc<RateLimit>,
-    standing: Standing,
+    remainder: Remainder,
 }
 
 impl RateLimit {
@@ -117,18 +116,18 @@ impl RateLimit {
     }
 
     /// Counts a request of a key; gives what is left, and whether it may go on.
-    fn count(&self, key: u64) -> (Standing, bool) {
+    fn count(&self, key: u64) -> (Remainder, bool) {
         let places = u64::from(self.settings.max_keys);
         let key = if self.is_crowded.load(Ordering::Relaxed) { key % places } else { key };
         match self.limiter.check_key(&key) {
             Ok(state) => {
                 let remaining = state.remaining_burst_capacity();
                 let spent = self.burst.saturating_sub(remaining);
-                (Standing { remaining, seconds: seconds(self.period * spent) }, true)
+                (Remainder { remaining, seconds: seconds(self.period * spent) }, true)
             }
             Err(until) => {
                 let wait = until.wait_time_from(self.clock.now());
-                (Standing { remaining: 0, seconds: seconds(wait).max(1) }, false)
+                (Remainder { remaining: 0, seconds: seconds(wait).max(1) }, false)
             }
         }
     }
@@ -142,25 +141,24 @@ impl RateLimit {
 }
 
 impl Uncounted {
-    /// Counts the request; the problem is the answer of one that is too many.
-    pub(super) fn count(self, exchange: &Exchange) -> Result<(), Problem> {
-        let (standing, may_go_on) = self.limit.count(self.key);
+    /// Counts the request. Returns how its key stands now, and the problem that answers one request too many.
+    pub(super) fn count(self) -> (Standing, Result<(), Problem>) {
+        let (remainder, may_go_on) = self.limit.count(self.key);
         let refused = (!may_go_on).then(|| {
             self.limit.refused.inc();
-            let detail = format!("too many requests; the next one may be made in {} s", standing.seconds);
+            let detail = format!("too many requests; the next one may be made in {} s", remainder.seconds);
             Problem::new(StatusCode::TOO_MANY_REQUESTS, "rate-limited", "http_request_denied", detail)
-                .retry_after(standing.seconds.try_into().unwrap_or(u32::MAX))
+                .retry_after(remainder.seconds.try_into().unwrap_or(u32::MAX))
         });
-        exchange.counted(Told { limit: self.limit, standing });
-        refused.map_or(Ok(()), Err)
+        (Standing { limit: self.limit, remainder }, refused.map_or(Ok(()), Err))
     }
 }
 
-impl Told {
+impl Standing {
     /// Adds the fields that tell a client how often it may ask (draft-ietf-httpapi-ratelimit-headers).
     pub(super) fn add_to(&self, fields: &mut HeaderMap) {
         fields.insert(RATELIMIT_POLICY, self.limit.policy.clone());
-        let Standing { remaining, seconds } = self.standing;
+        let Remainder { remaining, seconds } = self.remainder;
         let parameters = [("r", i64::from(remaining)), ("t", i64::try_from(seconds).unwrap_or(i64::MAX))];
         fields.insert(RATELIMIT, field(&self.limit.name, &parameters));
     }
@@ -217,15 +215,15 @@ mod tests {
     #[test]
     fn a_key_may_ask_so_often_and_is_told() {
         let limit = limit("{ requests: 3, per: 1h }");
-        let standings: Vec<(u32, bool)> = (0..5)
+        let remainders: Vec<(u32, bool)> = (0..5)
             .map(|_| {
-                let (standing, may) = limit.count(1);
-                (standing.remaining, may)
+                let (remainder, may) = limit.count(1);
+                (remainder.remaining, may)
             })
             .collect();
-        assert_eq!(standings, [(2, true), (1, true), (0, true), (0, false), (0, false)]);
-        let (standing, _) = limit.count(1);
-        assert!((1190..=1200).contains(&standing.seconds), "{standing:?}");
+        assert_eq!(remainders, [(2, true), (1, true), (0, true), (0, false), (0, false)]);
+        let (remainder, _) = limit.count(1);
+        assert!((1190..=1200).contains(&remainder.seconds), "{remainder:?}");
         assert!(limit.count(2).1, "another key has its own");
     }
 
@@ -234,8 +232,8 @@ mod tests {
         let limit = limit("{ requests: 100, per: 1m, burst: 7 }");
         assert_eq!(limit.policy, "\"a \\\"route\\\"\";q=100;w=60");
         let mut fields = HeaderMap::new();
-        let (standing, _) = limit.count(1);
-        Told { limit: Arc::clone(&limit), standing }.add_to(&mut fields);
+        let (remainder, _) = limit.count(1);
+        Standing { limit: Arc::clone(&limit), remainder }.add_to(&mut fields);
         assert_eq!(fields[RATELIMIT], "\"a \\\"route\\\"\";r=6;t=1");
         let parsed = sfv::Parser::new(fields[RATELIMIT].as_bytes()).parse::<List>().unwrap();
         assert_eq!(parsed.len(), 1);

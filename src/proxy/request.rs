@@ -1,5 +1,6 @@
 //! The entry of the pipeline: a request's one view and one form, read once and strictly, or why it is refused.
 
+use super::problems::too_large;
 use crate::config::UnderscoresInHeaders;
 use crate::http::fields::{self, TransferCoding, transfer_coding};
 use crate::http::head::{BadHead, Marks, Peer, RequestHead, Underscores};
@@ -182,7 +183,7 @@ impl<'a> Form<'a> {
 }
 
 /// Joins the pieces in which HTTP/2 may send a Cookie field (RFC 9113 8.2.3): nodes know it as one.
-pub(super) fn crumbs_to_one(fields: &mut HeaderMap) {
+pub(super) fn join_cookie_fields(fields: &mut HeaderMap) {
     let mut crumbs = fields.get_all(COOKIE).iter();
     let (Some(_), Some(_)) = (crumbs.next(), crumbs.next()) else { return };
     let all: Vec<&[u8]> = fields.get_all(COOKIE).iter().map(HeaderValue::as_bytes).collect();
@@ -223,17 +224,6 @@ fn bad_target(error: BadTarget) -> Problem {
         BadTarget::Host | BadTarget::Port => "bad-host",
     };
     Problem::bad_request(kind, error.to_string())
-}
-
-/// 400 for a body whose chunks are not framed by the grammar.
-pub(super) fn bad_chunk() -> Problem {
-    Problem::bad_request("bad-chunk", "the request's chunked body is malformed")
-}
-
-/// 413 for a body over the limit.
-pub(crate) fn too_large(limit: u64) -> Problem {
-    let detail = format!("the request's body is larger than {limit} bytes");
-    Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "content-too-large", "http_request_error", detail).closing()
 }
 
 /// 501 for a transfer coding that is not exactly `chunked`.

@@ -1,19 +1,21 @@
 //! One configuration, built and ready to serve: swapped in whole, never changed.
 
 use super::affinity::Affinity;
+use super::exchange::RouteLabel;
+use super::field_rules::FieldRules;
 use super::hash_key::ScopeSources;
 use super::rate_limit::RateLimit;
 use super::route::Table;
 use crate::cache::{self, BypassCookies, KeyRules};
 use crate::config::values::HashSource;
-use crate::config::{self, Config, FieldRules, FingerprintKind, OnConcurrent, OnStoreFailure, OnUnknown};
+use crate::config::{self, Config, FingerprintKind, OnConcurrent, OnStoreFailure, OnUnknown};
 use crate::idempotency::{Policy, Records};
 use crate::telemetry::access_log::Sink;
 use crate::telemetry::metrics::Metrics;
 use crate::upstream::{BadPool, Discovered, Earlier, Pool, Registry};
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
-use prometheus::{Histogram, IntCounter};
+use http::{HeaderName, HeaderValue, Method, StatusCode};
+use prometheus::IntCounter;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -42,17 +44,7 @@ pub(crate) struct Route {
     pub(super) idempotency: Option<Arc<IdempotencyRules>>,
     pub(crate) rate_limit: Option<Arc<RateLimit>>,
     pub(crate) strip_prefix: Option<String>,
-    pub(crate) request_fields: Rules,
-    pub(crate) response_fields: Rules,
-}
-
-/// What is left of a route in metrics and logs: a tunnel that outlives its configuration holds this,
-/// and not the pool with its ring.
-pub(crate) struct RouteLabel {
-    /// Unique in the process.
-    pub(crate) serial: u64,
-    pub(crate) name: Box<str>,
-    pub(crate) duration: Histogram,
+    pub(crate) request_fields: FieldRules,
 }
 
 /// How a route caches.
@@ -248,32 +240,6 @@ pub(crate) enum Action {
     Respond { status: StatusCode, body: Bytes },
 }
 
-/// Changes to the fields of a message.
-#[derive(Default)]
-pub(crate) struct Rules {
-    remove: Vec<HeaderName>,
-    set: Vec<(HeaderName, HeaderValue)>,
-}
-
-impl Rules {
-    fn of(rules: &FieldRules) -> Rules {
-        let set = rules.set.iter().filter_map(|(name, value)| {
-            let name = HeaderName::from_bytes(name.as_bytes()).ok()?;
-            Some((name, value.clone()))
-        });
-        Rules { remove: rules.remove.iter().map(|name| name.value.clone()).collect(), set: set.collect() }
-    }
-
-    pub(crate) fn apply(&self, fields: &mut HeaderMap) {
-        for name in &self.remove {
-            fields.remove(name);
-        }
-        for (name, value) in &self.set {
-            fields.insert(name, value.clone());
-        }
-    }
-}
-
 /// What a snapshot is built from, beside its configuration.
 pub(crate) struct Parts<'a> {
     pub(crate) registry: &'a Registry,
@@ -367,6 +333,7 @@ impl Route {
                 serial: SERIAL.fetch_add(1, Ordering::Relaxed),
                 name: route.name.as_str().into(),
                 duration: metrics.request_duration.with_label_values(&[route.name.as_str()]),
+                response_fields: FieldRules::of(&route.response_headers),
             }),
             action,
             hash_on: route.hash_on.clone(),
@@ -381,8 +348,7 @@ impl Route {
                 RateLimit::build(&route.name, settings, metrics, earlier)
             }),
             strip_prefix: route.strip_prefix.as_ref().map(|path| path.0.clone()),
-            request_fields: Rules::of(&route.request_headers),
-            response_fields: Rules::of(&route.response_headers),
+            request_fields: FieldRules::of(&route.request_headers),
         }
     }
 }

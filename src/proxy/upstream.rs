@@ -1,18 +1,19 @@
 //! The step that asks nodes: a request on its way to them, and what comes back. `attempts` goes from node to node.
 
-use super::answer::{self, ResponseBody};
 use super::body::Gate;
 use super::client::{Client, Tunnel};
 use super::engine::Engine;
 use super::exchange::{BodyFault, Exchange};
+use super::problems::{bad_chunk, too_large};
 use super::rate_limit::Uncounted;
-use super::request::{bad_chunk, too_large};
+use super::respond::Reply;
+use super::response_body::ResponseBody;
 use super::snapshot::Route;
 use crate::cache::CacheStatus;
-use crate::http::fields::{self, CACHE_STATUS, TransferCoding};
+use crate::http::fields::{self, TransferCoding};
 use crate::http::problem::Problem;
 use crate::upstream::{AnswerBody, Carrier, Failure, InFlight, Keep, Outgoing, Pool, Wanted};
-use http::header::{CONNECTION, CONTENT_LENGTH, SET_COOKIE, TRAILER, UPGRADE};
+use http::header::{CONNECTION, CONTENT_LENGTH, TRAILER, UPGRADE};
 use http::{HeaderValue, Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
 use std::future::poll_fn;
@@ -109,19 +110,17 @@ pub(super) struct Answered {
 }
 
 impl UpstreamRequest {
-    pub(super) async fn travel(mut self) -> Response<ResponseBody> {
-        let response = match self.attempts().await {
+    /// Returns the reply of the nodes, or why there is none.
+    pub(super) async fn forward(mut self) -> Reply {
+        let reply = match self.attempts().await {
             Ok(answered) if answered.head.status() == StatusCode::SWITCHING_PROTOCOLS => {
                 Box::pin(self.switch(answered)).await
             }
-            Ok(answered) => self.take_back(answered).await.map(|response| self.for_client(response)),
+            Ok(answered) => self.take_back(answered).await.map(|response| self.reply(response)),
             Err(problem) => Err(problem),
         };
-        let mut response = response.unwrap_or_else(|problem| answer::problem(&problem, &self.exchange));
-        if let Some(status) = self.cache_status {
-            response.headers_mut().append(CACHE_STATUS, status.to_value());
-        }
-        answer::leave(response, &self.client, &self.exchange)
+        let reply = reply.unwrap_or_else(|problem| Reply::problem(&problem, &self.exchange));
+        reply.with_cache_status(self.cache_status)
     }
 
     /// Asks the nodes, and gives the answer as it came, without what was about the connection.
@@ -135,7 +134,7 @@ impl UpstreamRequest {
 
     /// Counts it against the route's rate limit, where that is still to be done.
     pub(super) fn count(&mut self) -> Result<(), Problem> {
-        self.uncounted.take().map_or(Ok(()), |uncounted| uncounted.count(&self.exchange))
+        self.uncounted.take().map_or(Ok(()), |uncounted| self.exchange.count(uncounted))
     }
 
     /// Returns the same way to the same nodes, with another request.
@@ -160,14 +159,11 @@ impl UpstreamRequest {
         }
     }
 
-    /// Makes a node's answer this client's: the route's fields, and the cookie.
-    pub(super) fn for_client(&self, response: Response<AnswerBody>) -> Response<ResponseBody> {
+    /// Returns the reply that a node's response makes for this request's client.
+    pub(super) fn reply(&self, response: Response<AnswerBody>) -> Reply {
         let (mut head, body) = response.into_parts();
-        self.route.response_fields.apply(&mut head.headers);
-        if let Some(NewCookie(cookie)) = head.extensions.remove() {
-            head.headers.append(SET_COOKIE, cookie);
-        }
-        Response::from_parts(head, ResponseBody::answer(body, &self.exchange))
+        let cookie = head.extensions.remove().map(|NewCookie(cookie)| cookie);
+        Reply::new(Response::from_parts(head, ResponseBody::answer(body, &self.exchange))).with_cookie(cookie)
     }
 
     /// When the whole request must be over.
@@ -257,7 +253,7 @@ impl UpstreamRequest {
     }
 
     /// A 101: where it was asked for, the connection becomes a tunnel once the client has the answer.
-    async fn switch(&self, answered: Answered) -> Result<Response<ResponseBody>, Problem> {
+    async fn switch(&self, answered: Answered) -> Result<Reply, Problem> {
         let (mut head, _) = answered.head.into_parts();
         // A node that switches before it has the request cannot have understood it (RFC 9110 7.8).
         let may_switch =
@@ -274,15 +270,15 @@ impl UpstreamRequest {
         let mut in_flight = answered.in_flight;
         in_flight.finished();
         in_flight.is_told();
-        self.route.response_fields.apply(&mut head.headers);
-        if let Some(cookie) = answered.cookie {
-            head.headers.append(SET_COOKIE, cookie);
-        }
-        let (exchange, timeouts) = (Rc::clone(&self.exchange), &self.pool.timeouts);
+        let timeouts = &self.pool.timeouts;
         let (idle, half_closed_idle) = (timeouts.tunnel, timeouts.idle);
-        *self.client.tunnel.borrow_mut() = Some(Tunnel { node, in_flight, exchange, idle, half_closed_idle });
+        let record = Rc::<Exchange>::clone(&self.exchange);
+        if !self.client.switch_to(Tunnel { node, in_flight, record, idle, half_closed_idle }) {
+            return Err(self.failed(Failure::Malformed));
+        }
         head.headers.insert(UPGRADE, protocol);
         head.headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
-        Ok(Response::from_parts(head, ResponseBody::empty(&self.exchange)))
+        let response = Response::from_parts(head, ResponseBody::empty(&self.exchange));
+        Ok(Reply::new(response).with_cookie(answered.cookie))
     }
 }

@@ -10,7 +10,7 @@ use super::tunnel;
 use crate::config::Limits;
 use crate::http::problem::Problem;
 use crate::io::{Framing, Seen, Stream};
-use crate::proxy::{Client, Engine, Phase};
+use crate::proxy::{self, Client, Engine, Phase, Tunnel};
 use crate::telemetry::metrics::Abort;
 use http::{Request, StatusCode};
 use hyper::body::Incoming;
@@ -148,6 +148,7 @@ enum End {
 /// Lets hyper serve the connection; gives the socket back when it has been idle.
 async fn session(context: &Rc<Context>, mut stream: Stream, client: &Rc<Client>, limits: &Limits) -> Option<Stream> {
     *client.task.borrow_mut() = Some(poll_fn(|cx| Poll::Ready(cx.waker().clone())).await);
+    let slot = client.tunnel_slot();
     loop {
         let wire = Http1Io::new(stream, Rc::clone(client));
         let pulse = Rc::clone(&wire.pulse);
@@ -157,7 +158,7 @@ async fn session(context: &Rc<Context>, mut stream: Stream, client: &Rc<Client>,
         let service = service_fn(move |request: Request<Incoming>| {
             let framing = Framing::of(request.headers(), request.body());
             owner.malformed.set(framed.framed(framing).err());
-            engine.answer(&owner, request)
+            proxy::answer(&engine, &owner, request)
         });
         let mut builder = Builder::new();
         let head = limits.header_bytes.0 as usize;
@@ -219,12 +220,10 @@ async fn session(context: &Rc<Context>, mut stream: Stream, client: &Rc<Client>,
                 return None;
             }
             End::Abandon => {
-                // What was switched has nobody left, and would keep itself alive.
-                drop(client.tunnel.take());
                 return None;
             }
             End::Closed(result) => {
-                close(context, stream, client, &pulse, (result, is_first_line)).await;
+                close(context, stream, client, &pulse, slot.take(), (result, is_first_line)).await;
                 return None;
             }
         }
@@ -294,9 +293,9 @@ async fn close(
     mut stream: Stream,
     client: &Client,
     pulse: &Pulse,
+    tunnel: Option<Tunnel>,
     (result, is_first_line): (hyper::Result<()>, bool),
 ) {
-    let tunnel = client.tunnel.take();
     match (tunnel, result) {
         (Some(tunnel), Ok(())) => tunnel::run(stream, tunnel).await,
         (_, Err(error)) if pulse.held_back.get() || (client.phase.get() == Phase::Idle && error.is_parse()) => {
@@ -321,7 +320,7 @@ async fn close(
 
 /// Sends an error answer to a request that never reached the pipeline.
 pub(super) async fn refuse(context: &Context, mut stream: Stream, client: &Client, problem: &Problem) {
-    let bytes = context.engine.unreadable(client, problem);
+    let bytes = proxy::unreadable(&context.engine, client, problem);
     let sent = tokio::time::timeout(LINGER, async {
         stream.write_all(&bytes).await?;
         stream.shutdown().await

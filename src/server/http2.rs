@@ -8,7 +8,7 @@ use super::websocket;
 use crate::config::Limits;
 use crate::http::forwarded::is_trusted;
 use crate::io::Stream;
-use crate::proxy::{Answering, Client, Journeying, ResponseBody, Streams};
+use crate::proxy::{self, Client, ResponseBody, ResponseFuture, Streams};
 use crate::telemetry::metrics::Abort;
 use http::Response;
 use http::header::EXPECT;
@@ -63,11 +63,11 @@ pub(super) async fn serve(context: &Rc<connection::Context>, stream: Stream, cli
             }
             *begun.borrow_mut() = Some(Rc::downgrade(&stream));
             Patient::new(match websocket::asked_for(&mut request) {
-                None => engine.answer(&stream, request),
+                None => proxy::answer(&engine, &stream, request),
                 Some(upgrade) => {
-                    let switching: Journeying =
-                        Box::pin(websocket::switch(engine.answer(&stream, request), stream, upgrade));
-                    Answering::Later(switching)
+                    let slot = stream.tunnel_slot();
+                    let response = proxy::answer(&engine, &stream, request);
+                    ResponseFuture::Upgrade(Box::pin(websocket::switch(response, (stream, slot), upgrade)))
                 }
             })
         })
@@ -235,12 +235,12 @@ impl Tasks {
 /// An answer that takes its time only after the frames that have come with its request were read: a client that
 /// resets it at once (CVE-2023-44487) is not to reach a node.
 struct Patient {
-    answering: Answering<Journeying>,
+    answering: ResponseFuture,
     was_polled: bool,
 }
 
 impl Patient {
-    fn new(answering: Answering<Journeying>) -> Patient {
+    fn new(answering: ResponseFuture) -> Patient {
         Patient { answering, was_polled: false }
     }
 }
@@ -249,7 +249,7 @@ impl Future for Patient {
     type Output = Result<Response<ResponseBody>, Infallible>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        if matches!(self.answering, Answering::Later(_)) && !std::mem::replace(&mut self.was_polled, true) {
+        if !matches!(self.answering, ResponseFuture::Ready(_)) && !std::mem::replace(&mut self.was_polled, true) {
             // hyper looks for a reset whenever this has to wait.
             cx.waker().wake_by_ref();
             return Poll::Pending;

@@ -11,12 +11,12 @@ const BUFFER: usize = 16 << 10;
 
 /// Carries bytes between the client and the node, until the tunnel ends.
 pub(super) async fn run(client: impl AsyncRead + AsyncWrite, tunnel: Tunnel) {
-    let Tunnel { node, in_flight: _in_flight, exchange, idle, half_closed_idle } = tunnel;
+    let Tunnel { node, in_flight: _in_flight, record, idle, half_closed_idle } = tunnel;
     let life = Life { moved: Cell::new(Instant::now()), limit: Cell::new(idle), changed: Notify::new() };
     let (client_read, client_write) = tokio::io::split(client);
     let (node_read, node_write) = tokio::io::split(node);
-    let up = carry(client_read, node_write, &life, half_closed_idle, &exchange.request_bytes);
-    let down = carry(node_read, client_write, &life, half_closed_idle, &exchange.response_bytes);
+    let up = carry(client_read, node_write, &life, half_closed_idle, record.request_bytes());
+    let down = carry(node_read, client_write, &life, half_closed_idle, record.response_bytes());
     // A side that fails takes the other one with it: there is nobody left to talk to.
     let both = async {
         let up = async { up.await.map_err(|_| "client") };
@@ -27,7 +27,7 @@ pub(super) async fn run(client: impl AsyncRead + AsyncWrite, tunnel: Tunnel) {
         ended_by = both => ended_by,
         () = life.is_over() => "timeout",
     };
-    exchange.ended(ended_by);
+    record.ended(ended_by);
 }
 
 /// When a tunnel moved last, and for how long it may be still.

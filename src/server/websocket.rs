@@ -1,7 +1,7 @@
 //! WebSockets on streams of HTTP/2 (RFC 8441): to nodes they are the handshake of HTTP/1.1, and then a tunnel.
 
 use super::tunnel;
-use crate::proxy::{Answering, Client, Journeying, ResponseBody};
+use crate::proxy::{Client, ResponseBody, ResponseFuture, TunnelSlot};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use http::header::{CONNECTION, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, UPGRADE};
@@ -69,12 +69,12 @@ impl AsyncWrite for Counted {
 
 /// Where the node has switched, the stream becomes the tunnel once its client has the answer.
 pub(super) async fn switch(
-    answering: Answering<Journeying>,
-    stream: Rc<Client>,
+    response: ResponseFuture,
+    (stream, slot): (Rc<Client>, Rc<TunnelSlot>),
     upgrade: OnUpgrade,
 ) -> Response<ResponseBody> {
-    let Ok(mut response) = answering.await;
-    if let Some(tunnel) = stream.tunnel.take() {
+    let Ok(mut response) = response.await;
+    if let Some(tunnel) = slot.take() {
         *response.status_mut() = StatusCode::OK;
         for name in [UPGRADE, SEC_WEBSOCKET_ACCEPT] {
             response.headers_mut().remove(name);

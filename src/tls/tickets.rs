@@ -6,13 +6,13 @@
 //! clocks differ. The domain holds all that a resumption would skip, the demand for a client's
 //! certificate before all: a ticket from one listener opens at no other that asks for more.
 
+use crate::http::date;
 use chacha20poly1305::aead::{Aead, Payload};
 use chacha20poly1305::{KeyInit, XChaCha20Poly1305, XNonce};
 use rustls::server::ProducesTickets;
 use sha2::{Digest, Sha256};
 use std::fmt;
 use std::sync::OnceLock;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 /// How long one key seals, in seconds.
 const HALF_A_DAY: u64 = 12 * 3600;
@@ -39,7 +39,7 @@ pub(super) fn process_secret() -> Option<Vec<u8>> {
 
 impl Tickets {
     pub(super) fn new(secrets: Vec<Vec<u8>>, domain: Vec<u8>) -> Tickets {
-        Tickets { secrets, domain, now: seconds_since_1970 }
+        Tickets { secrets, domain, now: date::unix_seconds }
     }
 
     fn period(&self) -> u64 {
@@ -93,10 +93,6 @@ impl fmt::Debug for Tickets {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Tickets(..)")
     }
-}
-
-fn seconds_since_1970() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
 #[cfg(test)]

@@ -1,22 +1,25 @@
-//! The step that asks the nodes on the cache's behalf: one fetch for all who want the same, each by
-//! itself where that cannot be, and what a change leaves behind.
+//! The step that asks the nodes on the cache's behalf: one fetch for all who want the same, each by itself where that
+//! cannot be.
 
-use super::answer::{self, AskedRest, OwnRest, ResponseBody, Rest};
-use super::caching::Place;
-use super::exchange::Exchange;
-use super::serving::Asking;
-use super::snapshot::{CacheResult, Route, Rules};
-use super::upstream::UpstreamRequest;
+use super::request::{OVERRIDES, has_override};
+use super::serving::{ReplyBuilder, ServedFrom};
 use crate::cache::{
-    Arriving, Begun, CONDITIONS, Cache, CacheStatus, Fill, ForwardReason, Group, Joined, Key, Known, Lead, Led, Order,
-    Origin, Outcome, SMALL_WINDOW, Stored, StreamingReader, is_failure,
+    Arriving, CONDITIONS, Cache, CacheStatus, Fill, ForwardReason, Group, Joined, Known, Lead, Led, Order, Origin,
+    Outcome, SMALL_WINDOW, Stored, StreamingReader, is_failure,
 };
-use crate::http::fields::{CACHE_STATUS, X_FORWARDED_HOST};
+use crate::http::fields::X_FORWARDED_HOST;
 use crate::http::problem::Problem;
+use crate::proxy::exchange::Exchange;
+use crate::proxy::field_rules::FieldRules;
+use crate::proxy::problems::stopped;
+use crate::proxy::respond::Reply;
+use crate::proxy::response_body::{AskedRest, OwnRest, Rest};
+use crate::proxy::snapshot::{CacheResult, Route};
+use crate::proxy::upstream::UpstreamRequest;
 use crate::upstream::{AnswerBody, Outgoing};
 use http::header::{
-    CONNECTION, CONTENT_LENGTH, CONTENT_LOCATION, CONTENT_RANGE, ETAG, EXPECT, FORWARDED, HOST, IF_RANGE, LOCATION,
-    RANGE, TE, TRANSFER_ENCODING, UPGRADE,
+    CONNECTION, CONTENT_LENGTH, CONTENT_RANGE, ETAG, EXPECT, FORWARDED, HOST, IF_RANGE, RANGE, TE, TRANSFER_ENCODING,
+    UPGRADE,
 };
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, request};
 use std::cell::RefCell;
@@ -25,30 +28,6 @@ use std::rc::Rc;
 use std::sync::Arc;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
-
-/// Fields by which some nodes take a request for another one; a response that is for everybody must
-/// not be made by them, for they are no part of the key. What the configuration sets stays.
-const OVERRIDES: [HeaderName; 14] = [
-    HeaderName::from_static("front-end-https"),
-    HeaderName::from_static("x-host"),
-    HeaderName::from_static("x-http-host-override"),
-    HeaderName::from_static("x-http-method"),
-    HeaderName::from_static("x-http-method-override"),
-    HeaderName::from_static("x-http-path-override"),
-    HeaderName::from_static("x-method-override"),
-    HeaderName::from_static("x-middleware-subrequest"),
-    HeaderName::from_static("x-original-host"),
-    HeaderName::from_static("x-original-url"),
-    HeaderName::from_static("x-original-uri"),
-    HeaderName::from_static("x-rewrite-url"),
-    HeaderName::from_static("x-scheme"),
-    HeaderName::from_static("x-url-scheme"),
-];
-
-/// Returns whether a request has a field by which some nodes take it for another one.
-pub(super) fn has_override(fields: &HeaderMap) -> bool {
-    OVERRIDES.iter().any(|name| fields.contains_key(name))
-}
 
 /// Fields of a body and of a switch, which a fetch for everybody has not.
 const FRAMING: [HeaderName; 6] = [CONTENT_LENGTH, TRANSFER_ENCODING, EXPECT, UPGRADE, CONNECTION, TE];
@@ -87,7 +66,7 @@ impl Template {
 
     /// Returns the same for everybody: the whole response, or whether it has changed. `configured` are the fields that
     /// the configuration sets.
-    fn shared(&self, method: &Method, configured: &Rules, validated: Option<&Stored>) -> Request<Outgoing> {
+    fn shared(&self, method: &Method, configured: &FieldRules, validated: Option<&Stored>) -> Request<Outgoing> {
         let mut template = self.clone();
         template.method = method.clone();
         let fields = &mut template.fields;
@@ -152,16 +131,15 @@ impl Miss {
         &self.upstream_request.engine.cache
     }
 
-    /// Answers the request, whatever it takes.
-    pub(super) async fn answer(mut self) -> Response<ResponseBody> {
-        let response = match self.upstream_request.count() {
+    /// Returns the reply to the request.
+    pub(super) async fn reply(mut self) -> Reply {
+        match self.upstream_request.count() {
             Ok(()) => self.find().await,
-            Err(problem) => answer::problem(&problem, &self.upstream_request.exchange),
-        };
-        answer::leave(response, &self.upstream_request.client, &self.upstream_request.exchange)
+            Err(problem) => Reply::problem(&problem, &self.upstream_request.exchange),
+        }
     }
 
-    async fn find(&self) -> Response<ResponseBody> {
+    async fn find(&self) -> Reply {
         let lock_timeout = self.caching.cache.as_ref().map_or_else(Default::default, |rules| rules.lock_timeout);
         let deadline = Instant::now() + lock_timeout;
         let mut mismatched = None;
@@ -181,9 +159,8 @@ impl Miss {
                 Waited::For(Outcome::Streaming(growing)) if growing.head.is_for(&self.order.request) => {
                     match growing.read() {
                         Some(reader) => {
-                            self.note(CacheResult::Collapsed);
-                            let (status, rest) = (self.status(false, true, None), self.rest(&reader));
-                            return self.asking().serve_arriving(reader, None, Some(status), rest);
+                            let (from, rest) = (ServedFrom::CollapsedFetch { why: self.why }, self.rest(&reader));
+                            return self.replies().serve_arriving(reader, None, from, rest);
                         }
                         None => return self.pass(group).await,
                     }
@@ -204,7 +181,7 @@ impl Miss {
     }
 
     /// Fetches for all who want the same, in a task of its own: it ends well even if this client leaves.
-    async fn lead(&self, lead: Lead) -> Response<ResponseBody> {
+    async fn lead(&self, lead: Lead) -> Reply {
         let (tell, told) = oneshot::channel();
         // Nobody may be there to hear it any more.
         self.fetch_in_a_task(lead, self.nodes(None), |led| drop(tell.send(led)));
@@ -230,7 +207,7 @@ impl Miss {
     }
 
     /// Asks the nodes for this request alone.
-    async fn pass(&self, group: Group) -> Response<ResponseBody> {
+    async fn pass(&self, group: Group) -> Reply {
         if self.method == Method::GET && self.is_plain() && !self.order.asker.no_store {
             let mut nodes = self.nodes(None);
             let lead = self.cache().go_alone(group, &self.order);
@@ -250,7 +227,7 @@ impl Miss {
     }
 
     /// Asks just what the client asked.
-    async fn ask_as_it_is(&self) -> Response<ResponseBody> {
+    async fn ask_as_it_is(&self) -> Reply {
         let (begun, asked) = (self.cache().begin(&self.order), self.cache().now());
         // A HEAD tells the store something, so it must be one that anybody could have sent.
         let tells = self.method == Method::HEAD && self.is_plain() && !self.order.asker.no_store;
@@ -337,7 +314,7 @@ impl Miss {
         Nodes { upstream_request, template: self.template.clone() }
     }
 
-    async fn respond(&self, led: Led<AnswerBody, Problem>, alone: bool) -> Response<ResponseBody> {
+    async fn respond(&self, led: Led<AnswerBody, Problem>, alone: bool) -> Reply {
         match led {
             // The whole was asked for to be stored; a part of what is not stored is asked for again.
             Led::Private(response) if !alone && self.template.fields.contains_key(RANGE) => {
@@ -349,9 +326,8 @@ impl Miss {
                 self.private(response)
             }
             Led::Streaming { reader, own, is_stored } => {
-                self.note(CacheResult::Miss);
-                let (status, rest) = (self.status(is_stored, false, None), self.rest(&reader));
-                self.asking().serve_arriving(reader, Some(own), Some(status), rest)
+                let (from, rest) = (ServedFrom::OwnFetch { why: self.why, is_stored }, self.rest(&reader));
+                self.replies().serve_arriving(reader, Some(own), from, rest)
             }
             Led::Confirmed { stored, asked } => self.stored(&stored, asked, false),
             Led::StandIn(stored) => self.stand_in(&stored),
@@ -363,47 +339,36 @@ impl Miss {
     }
 
     /// A response that the node has confirmed, or that somebody else has brought meanwhile.
-    fn stored(&self, stored: &Stored, asked: bool, collapsed: bool) -> Response<ResponseBody> {
-        let asking = self.asking();
-        let (result, status) = match asked {
-            true => (CacheResult::Revalidated, self.status(false, collapsed, Some(304))),
-            false => (CacheResult::Hit, CacheStatus::Hit { ttl: stored.ttl(asking.now) }),
+    fn stored(&self, stored: &Stored, asked: bool, collapsed: bool) -> Reply {
+        let from = match asked {
+            true => ServedFrom::Validation { why: self.why, is_collapsed: collapsed },
+            false => ServedFrom::LookUpAfterWait,
         };
-        self.note(result);
-        asking.serve(stored, status)
+        self.replies().serve(stored, from)
     }
 
-    fn stand_in(&self, stored: &Stored) -> Response<ResponseBody> {
-        self.note(CacheResult::Stale);
-        let asking = self.asking();
-        asking.serve(stored, CacheStatus::StandIn { ttl: stored.ttl(asking.now) })
+    fn stand_in(&self, stored: &Stored) -> Reply {
+        self.replies().serve(stored, ServedFrom::StandIn)
     }
 
     /// Returns a response for this client alone.
-    fn private(&self, response: Response<AnswerBody>) -> Response<ResponseBody> {
-        let mut response = self.upstream_request.for_client(response);
-        response.headers_mut().append(CACHE_STATUS, self.status(false, false, None).to_value());
-        response
+    fn private(&self, response: Response<AnswerBody>) -> Reply {
+        self.upstream_request.reply(response).with_cache_status(Some(CacheStatus::forwarded(self.why)))
     }
 
-    fn problem(&self, problem: &Problem) -> Response<ResponseBody> {
-        let mut response = answer::problem(problem, &self.upstream_request.exchange);
-        response.headers_mut().append(CACHE_STATUS, self.status(false, false, None).to_value());
-        response
+    fn problem(&self, problem: &Problem) -> Reply {
+        Reply::problem(problem, &self.upstream_request.exchange)
+            .with_cache_status(Some(CacheStatus::forwarded(self.why)))
     }
 
-    fn asking(&self) -> Asking<'_> {
-        Asking {
+    fn replies(&self) -> ReplyBuilder<'_> {
+        ReplyBuilder {
             method: &self.method,
             fields: self.order.request.plain(),
-            route: &self.upstream_request.route,
+            rules: self.caching.cache.as_ref(),
             exchange: &self.upstream_request.exchange,
             now: self.cache().now(),
         }
-    }
-
-    fn status(&self, stored: bool, collapsed: bool, status: Option<u16>) -> CacheStatus {
-        CacheStatus::Forwarded { why: self.why, status, stored, collapsed }
     }
 
     fn note(&self, result: CacheResult) {
@@ -423,109 +388,6 @@ async fn wait(fill: Arc<Fill>, deadline: Instant) -> Waited {
     match tokio::time::timeout_at(deadline, fill.outcome()).await {
         Ok(outcome) => Waited::For(outcome),
         Err(_) => Waited::TooLong,
-    }
-}
-
-/// A request that may change its resource.
-pub(super) struct Change {
-    /// Its URI, and the key that is made of it alone: with the query as the route takes it, and whole, as the route may
-    /// have taken it before.
-    pub(super) targets: [(Key, String); 2],
-    pub(super) order: Rc<Order>,
-    /// Its answer may say that it is what reads find.
-    pub(super) may_serve_reads: bool,
-    pub(super) place: Place,
-}
-
-impl Change {
-    /// Forwards it, and forgets what it has made untrue (RFC 9111 4.4).
-    pub(super) async fn carry_out(self, upstream_request: UpstreamRequest) -> Response<ResponseBody> {
-        let (client, exchange) = (Rc::clone(&upstream_request.client), Rc::clone(&upstream_request.exchange));
-        let (tell, told) = oneshot::channel();
-        // In a task of its own: what has changed is forgotten even if the client leaves before the answer.
-        tokio::task::spawn_local(async move { drop(tell.send(self.forwarded(upstream_request).await)) });
-        let response = told.await.unwrap_or_else(|_| answer::problem(&stopped(), &exchange));
-        answer::leave(response, &client, &exchange)
-    }
-
-    /// Returns the answer for the client, once what it has made untrue is forgotten.
-    async fn forwarded(self, mut upstream_request: UpstreamRequest) -> Response<ResponseBody> {
-        let engine = Rc::clone(&upstream_request.engine);
-        let cache = Arc::clone(&engine.cache);
-        let query = upstream_request.request.as_ref().and_then(|request| request.uri().query().map(str::to_owned));
-        let (asked, status) = (cache.now(), upstream_request.cache_status);
-        let begun = cache.begin(&self.order);
-        let answer = Box::pin(async { upstream_request.ask().await }).await;
-        let mut response = match answer {
-            Err(problem) => answer::problem(&problem, &upstream_request.exchange),
-            Ok(response) => {
-                let changed = response.status().is_success() || response.status().is_redirection();
-                if changed {
-                    self.forget(&engine, response.headers(), Some(&begun));
-                }
-                let may_serve_reads = self.may_serve_reads
-                    && response.status() == StatusCode::OK
-                    && self.is_own(response.headers(), query.as_deref())
-                    && !cache.is_beaten(&self.order, response.headers(), &begun);
-                match may_serve_reads {
-                    true => {
-                        let (led, arriving) = cache.adopt::<_, Problem>(&self.order, response, asked, begun);
-                        if let Some(arriving) = arriving {
-                            receive(Arc::clone(&cache), Rc::clone(&self.order), arriving);
-                        }
-                        self.given(&upstream_request, led, &cache)
-                    }
-                    false => upstream_request.for_client(response),
-                }
-            }
-        };
-        if let Some(status) = status {
-            response.headers_mut().append(CACHE_STATUS, status.to_value());
-        }
-        response
-    }
-
-    /// The client's part of a response that reads may be answered with.
-    fn given(
-        &self,
-        upstream_request: &UpstreamRequest,
-        led: Led<AnswerBody, Problem>,
-        cache: &Cache,
-    ) -> Response<ResponseBody> {
-        match led {
-            Led::Streaming { reader, own, .. } => {
-                // Conditions and ranges are for reads.
-                let (fields, now) = (HeaderMap::new(), cache.now());
-                let asking = Asking {
-                    method: &Method::POST,
-                    fields: &fields,
-                    route: &upstream_request.route,
-                    exchange: &upstream_request.exchange,
-                    now,
-                };
-                asking.serve_arriving(reader, Some(own), None, None)
-            }
-            Led::Private(response) => upstream_request.for_client(response),
-            Led::Confirmed { .. } | Led::StandIn(_) | Led::Failed(_) => {
-                unreachable!("a response that is adopted is there already")
-            }
-        }
-    }
-
-    /// Forgets what a change that succeeded has made untrue. `begun` is the change itself, whose answer may be stored.
-    pub(super) fn forget(&self, engine: &super::engine::Engine, answer: &HeaderMap, begun: Option<&Begun>) {
-        for (key, uri) in &self.targets {
-            engine.cache.invalidate(*key, uri, begun);
-        }
-        for name in [LOCATION, CONTENT_LOCATION] {
-            if let Some(reference) = text(answer, &name) {
-                self.place.invalidate(engine, reference, &self.order.request, begun);
-            }
-        }
-    }
-
-    fn is_own(&self, answer: &HeaderMap, query: Option<&str>) -> bool {
-        text(answer, &CONTENT_LOCATION).is_some_and(|reference| self.place.is_own(reference, query))
     }
 }
 
@@ -552,14 +414,4 @@ fn content_range_of(value: &HeaderValue) -> Option<(u64, u64, Option<u64>)> {
     let (first, last) = range.split_once('-')?;
     let whole = if whole == "*" { None } else { Some(whole.parse().ok()?) };
     Some((first.parse().ok()?, last.parse::<u64>().ok()?.checked_add(1)?, whole))
-}
-
-fn text<'a>(fields: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
-    fields.get(name).and_then(|value| value.to_str().ok())
-}
-
-/// The task that fetched is gone: the proxy is stopping.
-fn stopped() -> Problem {
-    let detail = "the fetch ended without an answer";
-    Problem::new(StatusCode::BAD_GATEWAY, "upstream-failed", "proxy_internal_error", detail)
 }

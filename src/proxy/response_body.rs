@@ -1,17 +1,11 @@
-//! The answer's body as the client's connection takes it, and the proxy's own answers.
+//! The body of a response, as the downstream connection reads it.
 
-use super::client::{Client, Phase};
 use super::exchange::Exchange;
-use super::request::Form;
-use super::snapshot::{Action, Route};
 use crate::cache::{Body, Reader, StreamingReader, Unfinished};
 use crate::http::budget::Share;
 use crate::http::buffered_body::BufferedBody;
-use crate::http::problem::Problem;
 use crate::upstream::{AnswerBody, Broken};
 use bytes::Bytes;
-use http::header::{CONTENT_LENGTH, CONTENT_TYPE, LOCATION};
-use http::{HeaderMap, HeaderValue, Response, StatusCode, Version};
 use http_body::{Body as _, Frame, SizeHint};
 use std::cell::RefCell;
 use std::pin::Pin;
@@ -224,7 +218,7 @@ impl ResponseBody {
     }
 
     /// Leaves the body out, as in an answer to HEAD: over HTTP/2 hyper would send it.
-    fn leave_out(&mut self) {
+    pub(super) fn leave_out(&mut self) {
         self.kind = Kind::Empty;
         self.exchange.ended("completed");
     }
@@ -233,7 +227,7 @@ impl ResponseBody {
         ResponseBody::new(Kind::Empty, exchange)
     }
 
-    fn full(bytes: Bytes, exchange: &Rc<Exchange>) -> ResponseBody {
+    pub(super) fn full(bytes: Bytes, exchange: &Rc<Exchange>) -> ResponseBody {
         ResponseBody::new(if bytes.is_empty() { Kind::Empty } else { Kind::Full(bytes) }, exchange)
     }
 
@@ -337,114 +331,4 @@ impl http_body::Body for ResponseBody {
             },
         }
     }
-}
-
-/// Returns the answer to a request that the proxy refuses or could not bring to a node.
-pub(crate) fn problem(problem: &Problem, exchange: &Rc<Exchange>) -> Response<ResponseBody> {
-    exchange.refused(problem.kind);
-    let (fields, body) = problem.render();
-    respond(problem.status, fields, body, exchange)
-}
-
-/// What a route without a pool answers.
-///
-/// `None` for a route with a pool; a problem where a redirection needs a host and the request names none.
-pub(crate) fn fixed(
-    route: &Route,
-    form: &Form<'_>,
-    exchange: &Rc<Exchange>,
-) -> Result<Option<Response<ResponseBody>>, Problem> {
-    let mut fields = HeaderMap::new();
-    let (status, body) = match &route.action {
-        Action::Forward(_) => return Ok(None),
-        Action::Redirect { to, .. }
-            if form.host.is_empty() && to.as_bytes().windows(6).any(|part| part == b"{host}") =>
-        {
-            return Err(Problem::bad_request("bad-host", "the redirection needs a host, and the request names none"));
-        }
-        Action::Redirect { to, status } => {
-            fields.insert(LOCATION, redirect_target(to, form));
-            (*status, Bytes::new())
-        }
-        Action::Respond { status, body } => {
-            if !body.is_empty() {
-                fields.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
-            }
-            (*status, body.clone())
-        }
-    };
-    route.response_fields.apply(&mut fields);
-    // These have no content, whatever the configuration says (RFC 9110 6.4.1).
-    let has_content = !matches!(status, StatusCode::NO_CONTENT | StatusCode::RESET_CONTENT | StatusCode::NOT_MODIFIED);
-    Ok(Some(respond(status, fields, if has_content { body } else { Bytes::new() }, exchange)))
-}
-
-/// Where a redirection leads: the configured place, with parts of the request in it.
-pub(crate) fn redirect_target(to: &HeaderValue, form: &Form<'_>) -> HeaderValue {
-    let Some(text) = to.to_str().ok().filter(|text| text.contains('{')) else { return to.clone() };
-    let query = form.query.as_deref().map_or(String::new(), |query| format!("?{query}"));
-    let uri = format!("{}{query}", form.path);
-    // One pass, so that nothing of the request is taken for a placeholder.
-    let mut target = String::with_capacity(text.len() + uri.len());
-    let mut rest = text;
-    while let Some(at) = rest.find('{') {
-        target.push_str(&rest[..at]);
-        rest = &rest[at..];
-        let parts = [("{host}", &*form.host), ("{path}", &*form.path), ("{uri}", uri.as_str())];
-        match parts.into_iter().find(|(name, _)| rest.starts_with(name)) {
-            Some((name, value)) => {
-                target.push_str(value);
-                rest = &rest[name.len()..];
-            }
-            None => {
-                target.push('{');
-                rest = &rest[1..];
-            }
-        }
-    }
-    target.push_str(rest);
-    // Parts of a request that was read are made of visible characters.
-    HeaderValue::try_from(target).unwrap_or_else(|_| to.clone())
-}
-
-fn respond(status: StatusCode, fields: HeaderMap, body: Bytes, exchange: &Rc<Exchange>) -> Response<ResponseBody> {
-    let mut response = Response::new(ResponseBody::full(body, exchange));
-    *response.status_mut() = status;
-    *response.headers_mut() = fields;
-    response
-}
-
-/// The last step for every answer: what the connection and the exchange need to know of it.
-pub(crate) fn leave(
-    mut response: Response<ResponseBody>,
-    client: &Client,
-    exchange: &Exchange,
-) -> Response<ResponseBody> {
-    // A connection that switches has no next request to be told of.
-    if client.stream.is_some() {
-        if exchange.is_head() {
-            response.body_mut().leave_out();
-        }
-        // HTTP/2 says otherwise when a connection ends.
-        response.headers_mut().remove(http::header::CONNECTION);
-    } else if (client.leaving.get() || client.is_spent.get()) && response.status() != StatusCode::SWITCHING_PROTOCOLS {
-        response.headers_mut().insert(http::header::CONNECTION, HeaderValue::from_static("close"));
-    }
-    if client.is_http10.get()
-        && response.body().size_hint().exact().is_none()
-        && !response.headers().contains_key(CONTENT_LENGTH)
-    {
-        // Its end is that of the connection. To an answer of HTTP/1.1 hyper would add `keep-alive`.
-        *response.version_mut() = Version::HTTP_10;
-        response.headers_mut().insert(http::header::CONNECTION, HeaderValue::from_static("close"));
-    }
-    if exchange.is_head() {
-        // The body of an answer to a HEAD is never polled.
-        exchange.ended("completed");
-    }
-    exchange.tell_limits(response.headers_mut());
-    exchange.answered(response.status());
-    client.offer(true);
-    client.phase.set(Phase::Answer);
-    response
 }

@@ -1,30 +1,86 @@
-//! Answers from the store: the client's conditions and ranges, the age, and what the cache did.
+//! Replies from the store: the ways in which a stored response is served, the client's conditions and ranges, the age, and
+//! what the cache says of it.
 
-use super::answer::{Passage, ResponseBody, Rest};
-use super::exchange::Exchange;
-use super::snapshot::Route;
 use crate::cache::{
-    Body, CacheStatus, Milliseconds, NOT_IN_304, Ranges, Reader, Stored, StreamingReader, content_range,
+    Body, CacheStatus, ForwardReason, Milliseconds, NOT_IN_304, Ranges, Reader, Stored, StreamingReader, content_range,
     is_same_for_range, is_unmodified, multipart, ranges,
 };
-use crate::http::fields::CACHE_STATUS;
+use crate::proxy::exchange::Exchange;
+use crate::proxy::respond::Reply;
+use crate::proxy::response_body::{Passage, ResponseBody, Rest};
+use crate::proxy::snapshot::{CacheResult, CacheRules};
 use http::header::{ACCEPT_RANGES, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, RANGE};
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode};
 use std::rc::Rc;
 
-/// Who is answered.
-pub(super) struct Asking<'a> {
+/// The ways in which a stored response is served: every reply from the store names its way. A HEAD's update and a
+/// validation in the background change what is stored, which reaches clients by a later look-up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum ServedFrom {
+    /// A look-up at once.
+    LookUp { is_stale: bool },
+    /// A look-up, while the response may be validated in the background (RFC 5861 3).
+    WhileValidating,
+    /// What another fetch has stored by the time that this request got to ask.
+    LookUpAfterWait,
+    /// A response that a node has just confirmed, for this request or for the one that it waited for.
+    Validation { why: ForwardReason, is_collapsed: bool },
+    /// The arriving body of the fetch that another request has begun.
+    CollapsedFetch { why: ForwardReason },
+    /// The arriving body of the request's own fetch.
+    OwnFetch { why: ForwardReason, is_stored: bool },
+    /// A stale response instead of a node's error (RFC 5861 4).
+    StandIn,
+    /// The response to a POST, which reads find from now on (RFC 9110 9.3.3).
+    AdoptedPost,
+}
+
+impl ServedFrom {
+    /// Returns the result in metrics and logs; `None` where the request itself is no read.
+    fn result(self) -> Option<CacheResult> {
+        Some(match self {
+            ServedFrom::LookUp { is_stale: false } | ServedFrom::LookUpAfterWait => CacheResult::Hit,
+            ServedFrom::LookUp { is_stale: true } | ServedFrom::WhileValidating | ServedFrom::StandIn => {
+                CacheResult::Stale
+            }
+            ServedFrom::Validation { .. } => CacheResult::Revalidated,
+            ServedFrom::CollapsedFetch { .. } => CacheResult::Collapsed,
+            ServedFrom::OwnFetch { .. } => CacheResult::Miss,
+            ServedFrom::AdoptedPost => return None,
+        })
+    }
+
+    /// Returns what `Cache-Status` says (RFC 9211); `None` where the forwarded request says it.
+    fn status(self, stored: &Stored, now: Milliseconds) -> Option<CacheStatus> {
+        let forwarded =
+            |why, status, stored, collapsed| Some(CacheStatus::Forwarded { why, status, stored, collapsed });
+        match self {
+            ServedFrom::LookUp { .. } | ServedFrom::WhileValidating | ServedFrom::LookUpAfterWait => {
+                Some(CacheStatus::Hit { ttl: stored.ttl(now) })
+            }
+            ServedFrom::Validation { why, is_collapsed } => forwarded(why, Some(304), false, is_collapsed),
+            ServedFrom::CollapsedFetch { why } => forwarded(why, None, false, true),
+            ServedFrom::OwnFetch { why, is_stored } => forwarded(why, None, is_stored, false),
+            ServedFrom::StandIn => Some(CacheStatus::StandIn { ttl: stored.ttl(now) }),
+            ServedFrom::AdoptedPost => None,
+        }
+    }
+}
+
+/// Makes replies of stored responses for one request.
+pub(super) struct ReplyBuilder<'a> {
     pub(super) method: &'a Method,
     pub(super) fields: &'a HeaderMap,
-    pub(super) route: &'a Route,
+    /// The rules of the route whose cache answers; they count the result.
+    pub(super) rules: Option<&'a CacheRules>,
     pub(super) exchange: &'a Rc<Exchange>,
     pub(super) now: Milliseconds,
 }
 
-impl Asking<'_> {
-    /// Returns a stored response.
-    pub(super) fn serve(&self, stored: &Stored, status: CacheStatus) -> Response<ResponseBody> {
-        let (mut head, status) = (stored.head(self.now), Some(status));
+impl ReplyBuilder<'_> {
+    /// Returns the reply that a stored response makes.
+    pub(super) fn serve(&self, stored: &Stored, from: ServedFrom) -> Reply {
+        let (mut head, status) = (stored.head(self.now), self.note(from, stored));
         if is_unmodified(stored, self.fields) {
             return self.not_modified(head, status);
         }
@@ -41,18 +97,19 @@ impl Asking<'_> {
         self.finish(code, head, body, status)
     }
 
-    /// A response whose body is still arriving. Several ranges at once are not made of it; such a
-    /// client gets the whole. `own` are the fields for the client that had it fetched; without a status
-    /// somebody else tells it. `rest` is for a reader that is left behind.
+    /// Returns the reply that a response makes whose body is still arriving. Several ranges at once are not made of it;
+    /// such a client gets the whole. `own` are the fields for the client that had it fetched; `rest` is for a reader that
+    /// is left behind.
     pub(super) fn serve_arriving(
         &self,
         reader: StreamingReader,
         own: Option<HeaderMap>,
-        status: Option<CacheStatus>,
+        from: ServedFrom,
         rest: Option<Rest>,
-    ) -> Response<ResponseBody> {
+    ) -> Reply {
         let growing = reader.growing();
         let (stored, length) = (growing.head.clone(), growing.length);
+        let status = self.note(from, &stored);
         let mut head = own.unwrap_or_else(|| stored.head(self.now));
         head.remove(CONTENT_LENGTH);
         if is_unmodified(&stored, self.fields) {
@@ -79,6 +136,15 @@ impl Asking<'_> {
                 self.finish(stored.status, head, body, status)
             }
         }
+    }
+
+    /// Counts and logs a way of serving. Returns what `Cache-Status` says of it.
+    fn note(&self, from: ServedFrom, stored: &Stored) -> Option<CacheStatus> {
+        if let (Some(rules), Some(result)) = (self.rules, from.result()) {
+            rules.count(result);
+            self.exchange.cached(result.label());
+        }
+        from.status(stored, self.now)
     }
 
     fn is_head(&self) -> bool {
@@ -133,28 +199,18 @@ impl Asking<'_> {
         ResponseBody::parts(Reader::of(body, parts), self.exchange)
     }
 
-    fn not_modified(&self, mut head: HeaderMap, status: Option<CacheStatus>) -> Response<ResponseBody> {
+    fn not_modified(&self, mut head: HeaderMap, status: Option<CacheStatus>) -> Reply {
         for name in NOT_IN_304 {
             head.remove(name);
         }
         self.finish(StatusCode::NOT_MODIFIED, head, self.nothing(), status)
     }
 
-    fn finish(
-        &self,
-        code: StatusCode,
-        mut head: HeaderMap,
-        body: ResponseBody,
-        status: Option<CacheStatus>,
-    ) -> Response<ResponseBody> {
-        self.route.response_fields.apply(&mut head);
-        if let Some(status) = status {
-            head.append(CACHE_STATUS, status.to_value());
-        }
+    fn finish(&self, code: StatusCode, head: HeaderMap, body: ResponseBody, status: Option<CacheStatus>) -> Reply {
         let mut response = Response::new(body);
         *response.status_mut() = code;
         *response.headers_mut() = head;
-        response
+        Reply::new(response).with_cache_status(status)
     }
 }
 

@@ -1,0 +1,256 @@
+//! The effects of a write on the cache (RFC 9111 4.4), for the plain and for the idempotent path: which stored responses
+//! it makes untrue, and whether its own response is what reads find from now on.
+
+use super::request::{caching_route, has_override, order, target_of};
+use super::serving::{ReplyBuilder, ServedFrom};
+use crate::cache::{Begun, Cache, Key, KeyRules, Led, Order, Target};
+use crate::http::head::{RequestFields, RequestHead};
+use crate::http::method::is_safe;
+use crate::http::problem::Problem;
+use crate::http::target;
+use crate::proxy::engine::Engine;
+use crate::proxy::forward::RoutedRequest;
+use crate::proxy::problems::stopped;
+use crate::proxy::respond::Reply;
+use crate::proxy::snapshot::Route;
+use crate::proxy::upstream::UpstreamRequest;
+use crate::upstream::AnswerBody;
+use http::header::{CONTENT_LOCATION, LOCATION};
+use http::{HeaderMap, HeaderName, Method, StatusCode, Uri};
+use std::rc::Rc;
+use std::sync::Arc;
+use tokio::sync::oneshot;
+
+/// Returns what a request may make untrue of what a route has stored; `None` for a safe method.
+pub(in crate::proxy) fn invalidation(
+    routed: &RoutedRequest<'_>,
+    caching: &Route,
+    head: &RequestHead,
+) -> Option<Invalidation> {
+    if is_safe(&head.method) {
+        return None;
+    }
+    let rules = caching.cache.as_ref()?;
+    let target = target_of(routed, &head.fields);
+    let fields = &head.fields;
+    let order = order(rules, rules.key.key(target, fields), target, &head.method, fields);
+    let base = BaseUri {
+        scheme: fields.facts.scheme(),
+        host: routed.form.host.to_string(),
+        authority: target.authority.to_owned(),
+        path: target.path.to_owned(),
+        default_port: fields.facts.default_port(),
+    };
+    // A POST with fields that override its method or URI has no answer for reads.
+    let may_serve_reads =
+        head.method == Method::POST && !has_override(fields.plain()) && !rules.bypass_cookies.are_in(fields.plain());
+    Some(Invalidation { targets: targets(&rules.key, target), order: Rc::new(order), may_serve_reads, base })
+}
+
+/// What a write may make untrue of the responses that a route has stored.
+pub(in crate::proxy) struct Invalidation {
+    /// Its URI, and the key that is made of it alone: with the query as the route takes it, and whole, as the route may
+    /// have taken it before.
+    targets: [(Key, String); 2],
+    order: Rc<Order>,
+    /// Its answer may say that it is what reads find.
+    may_serve_reads: bool,
+    base: BaseUri,
+}
+
+impl Invalidation {
+    /// Forwards the write, and invalidates what it has made untrue.
+    pub(super) async fn forward(self, upstream_request: UpstreamRequest) -> Reply {
+        let exchange = Rc::clone(&upstream_request.exchange);
+        let (tell, told) = oneshot::channel();
+        // In a task of its own: it invalidates even if the client leaves before the response.
+        tokio::task::spawn_local(async move { drop(tell.send(self.forwarded(upstream_request).await)) });
+        told.await.unwrap_or_else(|_| Reply::problem(&stopped(), &exchange))
+    }
+
+    /// Returns the reply to the client, once what the write has made untrue is gone.
+    async fn forwarded(self, mut upstream_request: UpstreamRequest) -> Reply {
+        let engine = Rc::clone(&upstream_request.engine);
+        let cache = Arc::clone(&engine.cache);
+        let query = upstream_request.request.as_ref().and_then(|request| request.uri().query().map(str::to_owned));
+        let (asked, status) = (cache.now(), upstream_request.cache_status);
+        let begun = cache.begin(&self.order);
+        let answer = Box::pin(async { upstream_request.ask().await }).await;
+        let reply = match answer {
+            Err(problem) => Reply::problem(&problem, &upstream_request.exchange),
+            Ok(response) => {
+                self.carry_out(&engine, response.status(), response.headers(), Some(&begun));
+                let may_serve_reads = self.may_serve_reads
+                    && response.status() == StatusCode::OK
+                    && self.is_own(response.headers(), query.as_deref())
+                    && !cache.is_beaten(&self.order, response.headers(), &begun);
+                match may_serve_reads {
+                    true => {
+                        let (led, arriving) = cache.adopt::<_, Problem>(&self.order, response, asked, begun);
+                        if let Some(arriving) = arriving {
+                            let (cache, order) = (Arc::clone(&cache), Rc::clone(&self.order));
+                            tokio::task::spawn_local(async move { cache.receive(&order, arriving).await });
+                        }
+                        adopted(&upstream_request, led, &cache)
+                    }
+                    false => upstream_request.reply(response),
+                }
+            }
+        };
+        reply.with_cache_status(status)
+    }
+
+    /// Invalidates what a write with this response has made untrue: nothing where it has not succeeded. `begun` is the
+    /// write itself, whose response may be stored.
+    pub(in crate::proxy) fn carry_out(
+        &self,
+        engine: &Engine,
+        status: StatusCode,
+        answer: &HeaderMap,
+        begun: Option<&Begun>,
+    ) {
+        if !(status.is_success() || status.is_redirection()) {
+            return;
+        }
+        for (key, uri) in &self.targets {
+            engine.cache.invalidate(*key, uri, begun);
+        }
+        for name in [LOCATION, CONTENT_LOCATION] {
+            if let Some(reference) = text(answer, &name) {
+                self.base.invalidate(engine, reference, &self.order.request, begun);
+            }
+        }
+    }
+
+    fn is_own(&self, answer: &HeaderMap, query: Option<&str>) -> bool {
+        text(answer, &CONTENT_LOCATION).is_some_and(|reference| self.base.is_own(reference, query))
+    }
+}
+
+/// Returns the client's part of a response that reads may be answered with.
+fn adopted(upstream_request: &UpstreamRequest, led: Led<AnswerBody, Problem>, cache: &Cache) -> Reply {
+    match led {
+        Led::Streaming { reader, own, .. } => {
+            // Conditions and ranges are for reads.
+            let (fields, now) = (HeaderMap::new(), cache.now());
+            let exchange = &upstream_request.exchange;
+            let replies = ReplyBuilder { method: &Method::POST, fields: &fields, rules: None, exchange, now };
+            replies.serve_arriving(reader, Some(own), ServedFrom::AdoptedPost, None)
+        }
+        Led::Private(response) => upstream_request.reply(response),
+        Led::Confirmed { .. } | Led::StandIn(_) | Led::Failed(_) => {
+            unreachable!("a response that is adopted is there already")
+        }
+    }
+}
+
+/// Returns what a change of a resource invalidates: its URI, with the query as the route takes it and as it stands, and
+/// the keys that are made of these alone.
+fn targets(rules: &KeyRules, target: Target<'_>) -> [(Key, String); 2] {
+    [rules, &KeyRules::default()].map(|rules| (rules.of_uri(target), rules.uri(target)))
+}
+
+/// The URI of a request, against which the references in its response are resolved (RFC 3986 5.1).
+struct BaseUri {
+    scheme: &'static str,
+    host: String,
+    authority: String,
+    path: String,
+    default_port: u16,
+}
+
+impl BaseUri {
+    /// Returns a reference of the same origin as a path in the proxy's form, and a query.
+    fn resolve(&self, reference: &str) -> Option<(String, Option<String>)> {
+        let reference = reference.split('#').next().unwrap_or_default().trim();
+        let absolute = reference.contains("://") || reference.starts_with("//");
+        let text = match reference {
+            "" => self.path.clone(),
+            _ if absolute || reference.starts_with('/') => reference.trim_start_matches("//").to_owned(),
+            _ if reference.starts_with('?') => [&self.path, reference].concat(),
+            _ => {
+                let folder = &self.path[..=self.path.rfind('/')?];
+                [folder, reference].concat()
+            }
+        };
+        let uri: Uri =
+            if reference.starts_with("//") { format!("{}://{text}", self.scheme) } else { text }.parse().ok()?;
+        if let Some(authority) = uri.authority() {
+            let parsed = target::parse_authority(authority.as_str(), self.default_port).ok()?;
+            if parsed.to_text() != self.authority {
+                return None;
+            }
+        }
+        let path = if uri.path().is_empty() { "/" } else { uri.path() };
+        Some((
+            target::normalize_path(path).ok()?.into_owned(),
+            uri.query().map(|query| target::normalize_query(query).into_owned()),
+        ))
+    }
+
+    /// Returns whether a reference means the request's own URI.
+    fn is_own(&self, reference: &str, query: Option<&str>) -> bool {
+        self.resolve(reference).is_some_and(|(path, asked)| path == self.path && asked.as_deref() == query)
+    }
+
+    /// Forgets what is stored of a URI of the same origin, but for what the change itself brings.
+    fn invalidate(&self, engine: &Engine, reference: &str, fields: &RequestFields, but: Option<&Begun>) {
+        let Some((path, query)) = self.resolve(reference) else { return };
+        let snapshot = engine.snapshot();
+        let Some(route) = caching_route(&snapshot, &self.host, &path, fields) else { return };
+        let Some(rules) = &route.cache else { return };
+        let target = Target { scheme: self.scheme, authority: &self.authority, path: &path, query: query.as_deref() };
+        for (key, uri) in targets(&rules.key, target) {
+            engine.cache.invalidate(key, &uri, but);
+        }
+    }
+}
+
+fn text<'a>(fields: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
+    fields.get(name).and_then(|value| value.to_str().ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn references_are_resolved_within_the_origin() {
+        let base = BaseUri {
+            scheme: "http",
+            host: "a.example".into(),
+            authority: "a.example:8080".into(),
+            path: "/x/y".into(),
+            default_port: 80,
+        };
+        for (reference, expected) in [
+            ("/b", Some(("/b", None))),
+            ("b?q=1", Some(("/x/b", Some("q=1")))),
+            ("?q", Some(("/x/y", Some("q")))),
+            ("", Some(("/x/y", None))),
+            ("../b#c", Some(("/b", None))),
+            ("http://A.example:8080/%62", Some(("/b", None))),
+            ("https://a.example:8080", Some(("/", None))),
+            ("//a.example:8080/b", Some(("/b", None))),
+            ("http://a.example/b", None),
+            ("http://b.example:8080/b", None),
+            ("//b.example/b", None),
+        ] {
+            let resolved = base.resolve(reference);
+            let resolved = resolved.as_ref().map(|(path, query)| (path.as_str(), query.as_deref()));
+            assert_eq!(resolved, expected, "{reference}");
+        }
+        assert!(base.is_own("http://a.example:8080/x/y", None) && !base.is_own("/x/y", Some("q")));
+    }
+
+    proptest! {
+        #[test]
+        fn any_reference_is_within_the_origin_or_none(reference in "\\PC{0,40}") {
+            let base = BaseUri { scheme: "http", host: "a.example".into(), authority: "a.example".into(), path: "/x/y".into(), default_port: 80 };
+            if let Some((path, _)) = base.resolve(&reference) {
+                prop_assert!(path.starts_with('/'), "{path}");
+            }
+        }
+    }
+}

@@ -1,0 +1,155 @@
+//! The step that answers from the cache at once, or says what is to be fetched.
+//!
+//! A hit ends here, without a task and without waiting. Everything else goes on to `miss`, which asks the nodes, or to
+//! `invalidation`, which forwards a write. `request` has the traits that decide, `serving` makes the replies.
+
+pub(super) mod invalidation;
+mod miss;
+pub(super) mod request;
+mod serving;
+
+use super::forward::RoutedRequest;
+use super::respond::Reply;
+use super::snapshot::{CacheResult, CacheRules, Route};
+use super::step::Step;
+use crate::cache::{CacheStatus, ForwardReason, Joined, Known, Order, RequestDirectives, Reuse};
+use crate::http::head::RequestHead;
+use crate::http::method::is_safe;
+use crate::http::problem::Problem;
+use http::StatusCode;
+use invalidation::invalidation;
+use miss::Miss;
+use request::{is_read, order, target_of};
+use serving::{ReplyBuilder, ServedFrom};
+use std::rc::Rc;
+use std::sync::Arc;
+
+/// Answers from the store, or begins what fills it.
+pub(super) fn begin(routed: &RoutedRequest<'_>, caching: &Arc<Route>, head: RequestHead) -> Result<Step, Problem> {
+    let Some(rules) = &caching.cache else { return routed.begin(head) };
+    if !is_read(&head.method) {
+        return other_method(routed, caching, head);
+    }
+    let target = target_of(routed, &head.fields);
+    let fields = &head.fields;
+    let engine = routed.engine;
+    let directives = RequestDirectives::of(fields.plain());
+    let honoured = rules.policy.honours_clients.then_some(&directives);
+    if routed.form.has_body || rules.bypass_cookies.are_in(fields.plain()) {
+        if directives.only_if_cached {
+            return Ok(Step::Reply(refused(routed, rules)));
+        }
+        return bypass(routed, rules, head);
+    }
+    let key = rules.key.key(target, fields);
+    let now = engine.cache.at(routed.exchange.started);
+    // A request to switch protocols is between this client and the node.
+    let is_private = fields.facts.upgrade().is_some();
+    let replies = ReplyBuilder {
+        method: &head.method,
+        fields: fields.plain(),
+        rules: Some(rules),
+        exchange: routed.exchange,
+        now,
+    };
+    let why = match engine.cache.look_up(key, fields) {
+        Known::Response(held) => match held.reuse(now, honoured) {
+            Reuse::Yes { stale } => {
+                held.note_use(now);
+                return Ok(Step::Reply(replies.serve(&held, ServedFrom::LookUp { is_stale: stale })));
+            }
+            Reuse::WhileValidating => {
+                held.note_use(now);
+                let reply = replies.serve(&held, ServedFrom::WhileValidating);
+                if !is_private && !held.is_pausing(now) && !directives.no_store {
+                    let order = order(rules, key, target, &head.method, fields);
+                    // One validation at a time is enough.
+                    if let Joined::Lead(lead) = engine.cache.join(engine.cache.group(&order), &order)
+                        && let Ok(miss) = miss(routed, caching, order, head, ForwardReason::Stale)
+                    {
+                        miss.validate_in_background(lead);
+                    }
+                }
+                return Ok(Step::Reply(reply));
+            }
+            Reuse::AfterValidation if held.is_pausing(now) && held.stands_in(now) && !directives.only_if_cached => {
+                return Ok(Step::Reply(replies.serve(&held, ServedFrom::StandIn)));
+            }
+            Reuse::AfterValidation if held.is_fresh(now) => ForwardReason::Request,
+            Reuse::AfterValidation => ForwardReason::Stale,
+        },
+        Known::Others => ForwardReason::VaryMiss,
+        Known::Nothing => ForwardReason::UriMiss,
+    };
+    if directives.only_if_cached {
+        return Ok(Step::Reply(refused(routed, rules)));
+    }
+    if is_private {
+        return bypass(routed, rules, head);
+    }
+    let order = order(rules, key, target, &head.method, fields);
+    let miss = miss(routed, caching, order, head, why)?;
+    Ok(Step::Later(Box::pin(miss.reply())))
+}
+
+/// Forwards a request that the store neither answers nor learns from.
+fn bypass(routed: &RoutedRequest<'_>, rules: &CacheRules, head: RequestHead) -> Result<Step, Problem> {
+    note(routed, rules, CacheResult::Bypass);
+    let mut upstream_request = routed.upstream_request(head)?;
+    upstream_request.cache_status = Some(CacheStatus::forwarded(ForwardReason::Bypass));
+    Ok(Step::Forward(upstream_request))
+}
+
+/// Answers a request that asks not to go further.
+fn refused(routed: &RoutedRequest<'_>, rules: &CacheRules) -> Reply {
+    note(routed, rules, CacheResult::Refused);
+    Reply::problem(&not_cached(), routed.exchange).with_cache_status(Some(CacheStatus::Refused))
+}
+
+fn note(routed: &RoutedRequest<'_>, rules: &CacheRules, result: CacheResult) {
+    rules.count(result);
+    routed.exchange.cached(result.label());
+}
+
+fn miss(
+    routed: &RoutedRequest<'_>,
+    caching: &Arc<Route>,
+    order: Order,
+    head: RequestHead,
+    why: ForwardReason,
+) -> Result<Miss, Problem> {
+    let method = head.method.clone();
+    let upstream_request = routed.upstream_request(head)?;
+    Ok(Miss::new(upstream_request, Arc::clone(caching), Rc::new(order), method, why))
+}
+
+/// Forwards what a cache does not answer; where it changes something, what is stored of it goes.
+fn other_method(routed: &RoutedRequest<'_>, caching: &Route, head: RequestHead) -> Result<Step, Problem> {
+    let own = routed.route.cache.as_ref();
+    if let Some(own) = own {
+        note(routed, own, CacheResult::Bypass);
+    }
+    let status = own.map(|_| CacheStatus::forwarded(ForwardReason::Method));
+    if is_safe(&head.method) {
+        return match routed.begin(head)? {
+            Step::Forward(mut upstream_request) => {
+                upstream_request.cache_status = status;
+                Ok(Step::Forward(upstream_request))
+            }
+            other => Ok(other),
+        };
+    }
+    let invalidation = invalidation(routed, caching, &head);
+    let mut upstream_request = routed.upstream_request(head)?;
+    upstream_request.cache_status = status;
+    match invalidation {
+        Some(invalidation) => Ok(Step::Later(Box::pin(invalidation.forward(upstream_request)))),
+        None => Ok(Step::Forward(upstream_request)),
+    }
+}
+
+/// 504 for `only-if-cached`, where nothing is (RFC 9111 5.2.1.7).
+fn not_cached() -> Problem {
+    let detail = "nothing is stored that may answer this request, and it asks not to go further";
+    Problem::new(StatusCode::GATEWAY_TIMEOUT, "not-cached", "http_request_denied", detail)
+}

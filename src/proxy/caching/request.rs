@@ -1,0 +1,92 @@
+//! The traits of a request that decide what the cache does with it: its route, its key, and who asks.
+
+use crate::cache::{Asker, Key, Order, RequestDirectives, Target};
+use crate::http::head::{RequestFields, RequestHead};
+use crate::http::method::is_safe;
+use crate::proxy::forward::RoutedRequest;
+use crate::proxy::route::Query;
+use crate::proxy::snapshot::{CacheRules, Route, Snapshot};
+use http::header::{AUTHORIZATION, COOKIE};
+use http::{HeaderMap, HeaderName, Method};
+use std::sync::Arc;
+
+/// Returns the route whose cache a request concerns: its own, or, where it changes something, the one that
+/// reads of the same URI take.
+pub(in crate::proxy) fn route_of(
+    snapshot: &Snapshot,
+    routed: &RoutedRequest<'_>,
+    head: &RequestHead,
+) -> Option<Arc<Route>> {
+    let own = || routed.route.cache.is_some().then(|| Arc::clone(routed.route));
+    if is_safe(&head.method) {
+        return own();
+    }
+    let (host, path) = (&*routed.form.host, &*routed.form.path);
+    caching_route(snapshot, host, path, &head.fields).or_else(own)
+}
+
+/// Returns the caching route that a GET takes.
+pub(super) fn caching_route(snapshot: &Snapshot, host: &str, path: &str, fields: &RequestFields) -> Option<Arc<Route>> {
+    let index = snapshot.table.find(Query { host, path, method: &Method::GET, fields })?;
+    let route = &snapshot.routes[index];
+    route.cache.is_some().then(|| Arc::clone(route))
+}
+
+/// Returns whether a request with this method reads a stored response.
+pub(super) fn is_read(method: &Method) -> bool {
+    *method == Method::GET || *method == Method::HEAD
+}
+
+/// Returns the parts of a request that its cache key is made of.
+pub(super) fn target_of<'a>(routed: &'a RoutedRequest<'_>, fields: &'a RequestFields) -> Target<'a> {
+    let form = &routed.form;
+    Target { scheme: fields.facts.scheme(), authority: &form.authority, path: &form.path, query: form.query.as_deref() }
+}
+
+/// Returns what the cache needs to know of a request that it fetches for.
+pub(super) fn order(
+    rules: &CacheRules,
+    key: Key,
+    target: Target<'_>,
+    method: &Method,
+    fields: &RequestFields,
+) -> Order {
+    let plain = fields.plain();
+    Order {
+        key,
+        uri: rules.key.uri(target),
+        has_parts: rules.key.has_parts(),
+        request: fields.clone(),
+        asker: Asker {
+            is_post: !is_read(method),
+            has_authorization: plain.contains_key(AUTHORIZATION),
+            has_cookie: plain.contains_key(COOKIE),
+            no_store: RequestDirectives::of(plain).no_store,
+        },
+        policy: Arc::clone(&rules.policy),
+    }
+}
+
+/// Fields by which some nodes take a request for another one; a response that is for everybody must
+/// not be made by them, for they are no part of the key. What the configuration sets stays.
+pub(super) const OVERRIDES: [HeaderName; 14] = [
+    HeaderName::from_static("front-end-https"),
+    HeaderName::from_static("x-host"),
+    HeaderName::from_static("x-http-host-override"),
+    HeaderName::from_static("x-http-method"),
+    HeaderName::from_static("x-http-method-override"),
+    HeaderName::from_static("x-http-path-override"),
+    HeaderName::from_static("x-method-override"),
+    HeaderName::from_static("x-middleware-subrequest"),
+    HeaderName::from_static("x-original-host"),
+    HeaderName::from_static("x-original-url"),
+    HeaderName::from_static("x-original-uri"),
+    HeaderName::from_static("x-rewrite-url"),
+    HeaderName::from_static("x-scheme"),
+    HeaderName::from_static("x-url-scheme"),
+];
+
+/// Returns whether a request has a field by which some nodes take it for another one.
+pub(super) fn has_override(fields: &HeaderMap) -> bool {
+    OVERRIDES.iter().any(|name| fields.contains_key(name))
+}

@@ -1,0 +1,191 @@
+//! The way of a request from its connection to its response: the steps in their order.
+//!
+//! `begin` is the part that needs no waiting: the request's one form, its route, and what is answered at once.
+
+use super::caching;
+use super::client::Client;
+use super::engine::Engine;
+use super::exchange::Exchange;
+use super::forward::RoutedRequest;
+use super::idempotent;
+use super::min_rate::MinRate;
+use super::problems::bad_chunk;
+use super::rate_limit::Uncounted;
+use super::request::{Bounds, Form, enter, join_cookie_fields, underscores};
+use super::respond::{self, Reply};
+use super::route::Query;
+use super::snapshot::{Action, Route};
+use super::step::{PendingReply, ResponseFuture, Step};
+use crate::http::head::{Peer, RequestFields};
+use crate::http::problem::Problem;
+use crate::io::Malformed;
+use http::header::HOST;
+use http::{Method, Request, StatusCode, Version, request};
+use http_body::Body as _;
+use hyper::body::Incoming;
+use std::rc::Rc;
+
+/// Returns the response to one request. A refusal is a response too.
+pub(crate) fn answer(engine: &Rc<Engine>, client: &Rc<Client>, request: Request<Incoming>) -> ResponseFuture {
+    let (head, body) = request.into_parts();
+    client.begin_request(head.version);
+    let exchange = Exchange::begin(&engine.recorder, client, &head);
+    let body_follows = !body.is_end_stream();
+    if body_follows {
+        exchange.take_body(body);
+    }
+    match begin(engine, client, &exchange, head, body_follows) {
+        // Boxed, for hyper moves a service's future about before it first polls it.
+        Ok(Step::Forward(upstream_request)) => {
+            ResponseFuture::Pending { reply: PendingReply(Box::pin(upstream_request.forward())), exchange }
+        }
+        Ok(Step::Later(reply)) => ResponseFuture::Pending { reply: PendingReply(reply), exchange },
+        Ok(Step::Reply(reply)) => ResponseFuture::ready(reply, &exchange),
+        Err(problem) => {
+            if problem.status == StatusCode::BAD_REQUEST && problem.close {
+                client.note_malformed();
+            }
+            ResponseFuture::ready(Reply::problem(&problem, &exchange), &exchange)
+        }
+    }
+}
+
+/// Returns the response to a request that hyper could not read, as bytes to send before the connection closes.
+pub(crate) fn unreadable(engine: &Engine, client: &Client, problem: &Problem) -> Vec<u8> {
+    engine.recorder.unreadable(client, problem.status, problem.kind);
+    problem.to_http1()
+}
+
+/// Takes a request as far as it goes without waiting, by one configuration.
+fn begin(
+    engine: &Rc<Engine>,
+    client: &Rc<Client>,
+    exchange: &Rc<Exchange>,
+    mut head: request::Parts,
+    body_follows: bool,
+) -> Result<Step, Problem> {
+    check_framing(client)?;
+    engine.with_snapshot(|snapshot| {
+        let settings = &snapshot.config.settings;
+        client.count_request(settings.limits.requests_per_connection);
+        let (uri, host) = (head.uri.clone(), head.headers.get(HOST).cloned());
+        let is_http2 = head.version == Version::HTTP_2;
+        let bounds = Bounds { body: settings.limits.request_body.0, body_follows: is_http2.then_some(body_follows) };
+        if is_http2 {
+            // HTTP/1 counts fields as it reads them; of HTTP/2 hyper knows only the size of all.
+            if head.headers.len() > settings.limits.headers as usize {
+                return Err(too_many_fields());
+            }
+            join_cookie_fields(&mut head.headers);
+        }
+        let underscores = underscores(settings.limits.underscores_in_headers);
+        let peer = Peer {
+            address: client.peer.ip(),
+            is_secure: client.is_secure(),
+            certificate: client.secured.as_ref().and_then(|secured| secured.subject.as_ref()),
+            trusted_proxies: &settings.trusted_proxies,
+            underscores,
+            key_headers: &snapshot.key_headers,
+        };
+        let (head, form) = enter(head, &uri, host.as_ref(), peer, bounds)?;
+        check_admission(client, &head.method, &form)?;
+
+        let query = Query { host: &form.host, path: &form.path, method: &head.method, fields: &head.fields };
+        let index = snapshot.table.find(query).ok_or_else(no_route)?;
+        let route = &snapshot.routes[index];
+        exchange.matched(&route.label);
+
+        let idempotency = idempotent::rules(route, &head);
+        let uncounted = count(route, idempotency.is_some(), &form, &head.fields, exchange)?;
+        let Action::Forward(pool) = &route.action else {
+            return respond::fixed(route, &form, exchange)?.map(Step::Reply).ok_or_else(no_route);
+        };
+        let routed = RoutedRequest {
+            engine,
+            client,
+            exchange,
+            route,
+            pool,
+            form,
+            uncounted,
+            underscores,
+            body_limit: bounds.body,
+            request_buffer: settings.limits.request_buffer.0,
+            min_rate: MinRate::of(&settings.limits, head.fields.plain()),
+        };
+        if let Some(rules) = idempotency {
+            return idempotent::begin(snapshot, routed, rules, head);
+        }
+        match caching::request::route_of(snapshot, &routed, &head) {
+            Some(route) => caching::begin(&routed, &route, head),
+            None => routed.begin(head),
+        }
+    })
+}
+
+/// Refuses a request whose bytes were malformed, whatever hyper has made of them.
+fn check_framing(client: &Client) -> Result<(), Problem> {
+    match client.malformed.get() {
+        None => Ok(()),
+        Some(Malformed::Chunks) => Err(bad_chunk()),
+        Some(Malformed::Fragment) => Err(Problem::bad_request("bad-target", "the request's target has a fragment")),
+    }
+}
+
+/// Refuses a method that is never answered, and a host that the connection's certificate does not cover.
+fn check_admission(client: &Client, method: &Method, form: &Form<'_>) -> Result<(), Problem> {
+    if *method == Method::TRACE {
+        return Err(trace_refused());
+    }
+    let certificate = client.secured.as_ref().and_then(|secured| secured.certificate.as_ref());
+    match certificate {
+        Some(names) if !names.cover(&form.host) => Err(misdirected()),
+        _ => Ok(()),
+    }
+}
+
+/// Counts a request against its route's rate limit. Returns what is still to be counted: where hits of the cache, or
+/// replays, are free, a request counts once it is neither.
+fn count(
+    route: &Route,
+    is_keyed: bool,
+    form: &Form<'_>,
+    fields: &RequestFields,
+    exchange: &Exchange,
+) -> Result<Option<Uncounted>, Problem> {
+    let Some(limit) = &route.rate_limit else { return Ok(None) };
+    let uncounted = limit.uncounted(form, fields);
+    let may_be_free = if is_keyed { !limit.counts_replays() } else { route.cache.is_some() && !limit.counts_hits() };
+    if may_be_free {
+        return Ok(Some(uncounted));
+    }
+    exchange.count(uncounted).map(|()| None)
+}
+
+fn no_route() -> Problem {
+    let detail = "no route matches this host, path, method and fields";
+    Problem::new(StatusCode::NOT_FOUND, "no-route", "destination_not_found", detail)
+}
+
+fn too_many_fields() -> Problem {
+    let detail = "the request has more fields than allowed";
+    Problem::new(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "header-too-large", "http_request_error", detail)
+}
+
+/// The client took a connection for another host than the one whose certificate it was shown
+/// (RFC 9110 15.5.20).
+fn misdirected() -> Problem {
+    let detail = "the certificate of this connection does not cover the request's host; open another one";
+    Problem::new(StatusCode::MISDIRECTED_REQUEST, "misdirected-request", "http_request_error", detail)
+}
+
+/// A TRACE answer would show a client the fields that proxies add.
+fn trace_refused() -> Problem {
+    Problem::new(
+        StatusCode::METHOD_NOT_ALLOWED,
+        "method-not-allowed",
+        "http_request_denied",
+        "TRACE is not answered here",
+    )
+    .closing()
+}
