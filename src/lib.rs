@@ -1,11 +1,11 @@
 //! Ringway, an edge proxy.
 //!
 //! A request walks through the rooms in one direction, and imports point the same way: a room
-//! knows only what stands below it.
+//! knows only what stands below it. `docs/architecture.md` is the map.
 //!
 //! - [`cli`]: one file a command.
-//! - `server`: sockets to requests: listeners, the wire, TLS, HTTP/1 and 2, limits, workers, drain.
-//! - `proxy`: the request's way, a file a step.
+//! - `server`: sockets to requests: listeners, workers, connections; and the life of the process.
+//! - `proxy`: the way of a request, a file a step.
 //! - `cache`: stored responses, fetches that many share, purges.
 //! - `idempotency`: requests that run once; records, stores, one run.
 //! - `upstream`: a pool's nodes, their health, who takes a key, connections, one attempt at one of them.

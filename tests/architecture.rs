@@ -22,15 +22,8 @@ const ORDER: &[&[&str]] = &[
     &["http", "io"],
 ];
 
-/// The circles that there are. The last one is a parent and its child; each of the others is to go, and none is to grow.
-const CIRCLES: &[&[&str]] = &[
-    &["cache::object", "cache::policy", "cache::store", "cache::streaming_body"],
-    &["idempotency::claim", "idempotency::records", "idempotency::run"],
-    &["server::connection", "server::handshake", "server::http2"],
-    &["server::follow", "server::gauges", "server::reload", "server::run", "server::upgrade"],
-    &["upstream::pool", "upstream::registry"],
-    &["upstream::group", "upstream::node"],
-];
+/// The circles that there are: a parent and its child, and no other.
+const CIRCLES: &[&[&str]] = &[&["upstream::group", "upstream::node"]];
 
 type Imports = BTreeMap<String, BTreeSet<String>>;
 

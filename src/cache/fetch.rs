@@ -2,10 +2,11 @@
 
 use super::fill::{Lead, Outcome};
 use super::key::Key;
+use super::least_rate::LeastRate;
 use super::object::{HeadFinding, Shared, Stored};
 use super::policy::{self, Asker, Milliseconds, Policy, Refusal, Terms, Timing};
 use super::store::{Address, Begun, CacheHit, Found};
-use super::streaming_body::{LeastRate, Pace, StreamingBody, StreamingReader};
+use super::streaming_body::{Pace, StreamingBody, StreamingReader};
 use super::vary::{Selecting, Varies};
 use super::{Cache, PASS};
 use crate::http::date;

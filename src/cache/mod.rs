@@ -15,6 +15,7 @@ pub(crate) mod directives;
 mod fetch;
 mod fill;
 mod key;
+mod least_rate;
 mod object;
 mod packed_headers;
 pub(crate) mod policy;

@@ -2,7 +2,7 @@
 //! request. Plain values in, a named decision out.
 
 use super::directives::{Ignored, RequestDirectives, ResponseDirectives};
-use super::streaming_body::LeastRate;
+use super::least_rate::LeastRate;
 use crate::config::{ClientDirectives, IgnoredDirective, Limits, RouteCache};
 use crate::http::date;
 use http::header::{AGE, DATE, ETAG, EXPIRES, LAST_MODIFIED, SET_COOKIE};

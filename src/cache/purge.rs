@@ -8,6 +8,9 @@
 use super::key::hash_text;
 use std::collections::HashMap;
 
+/// The place of a fetch or a change in the order of all.
+pub(super) type Turn = u64;
+
 /// The order of purges among themselves and with fetches.
 pub(crate) type Epoch = u64;
 

@@ -4,7 +4,7 @@ use super::key::Key;
 use super::lock;
 use super::object::{Entry, Marker, Object, Shared, Stored};
 use super::policy::Milliseconds;
-use super::purge::{Epoch, Purge, Rules, Verdict};
+use super::purge::{Epoch, Purge, Rules, Turn, Verdict};
 use super::uris::{UriHash, Uris};
 use super::vary::Selecting;
 use crate::http::head::RequestFields;
@@ -132,9 +132,6 @@ pub(super) struct Store {
     added: AtomicU64,
     slack: u64,
 }
-
-/// The place of a fetch or a change in the order of all.
-pub(super) type Turn = u64;
 
 /// The fetches that run.
 #[derive(Default)]

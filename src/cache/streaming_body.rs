@@ -1,6 +1,7 @@
 //! A body that its readers read while it arrives, each at its own pace.
 
 use super::body::Body;
+use super::least_rate::LeastRate;
 use super::lock;
 use super::object::{Shared, Stored};
 use crate::http::budget::Share;
@@ -23,15 +24,6 @@ const PIECE_OVERHEAD: u64 = 64;
 
 /// The part of the store's memory that bodies may take while they arrive.
 const SHARE: u64 = 4;
-
-/// The least rate of a reader that other readers wait for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct LeastRate {
-    /// Bytes a second; 0 for any rate.
-    pub(crate) bytes: u64,
-    /// The time that is not counted.
-    pub(crate) grace: Duration,
-}
 
 /// A response whose body is arriving.
 pub(crate) struct StreamingBody {

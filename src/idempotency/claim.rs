@@ -2,12 +2,13 @@
 //! holds it.
 
 use super::record::{Finish, Millis, Token};
-use super::records::{Abandoned, PATIENCE, Records, Unsettled};
+use super::records::{Abandoned, MAX_UNSETTLED, PATIENCE, Records, Unsettled, ask, locked};
+use super::request::{Asked, Policy};
 use super::response::StoredResponse;
-use super::run::Asked;
-use super::store::{Completion, StoreError};
+use super::store::{Claimed, Completion, Found, NewClaim, StoreError};
 use super::warn_unknown;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 /// Between two tries to store a result: at first, and at most.
@@ -133,5 +134,71 @@ impl Drop for Claim {
         }
         let unsettled = Unsettled { id: self.asked.id, end, ttl: self.ttl, entered: self.entered, is_told: false };
         self.records.abandon(self.token, unsettled);
+    }
+}
+
+/// What a request with a key finds.
+pub(crate) enum Turn {
+    /// It is the first, and is to run.
+    First(Claim),
+    /// There was one before it.
+    Found(Found),
+}
+
+impl Records {
+    /// Claims a request, or finds who did. A claim that nobody waits for any more releases itself.
+    pub(crate) async fn claim(self: &Arc<Self>, asked: &Asked, policy: &Policy) -> Result<Turn, StoreError> {
+        if locked(&self.unsettled).len() >= MAX_UNSETTLED {
+            return Err(StoreError::Overloaded);
+        }
+        let number = self.last.fetch_add(1, Ordering::Relaxed) + 1;
+        let token = Token { holder: self.store.holder(), number };
+        let now = self.clock.now();
+        let claim = NewClaim {
+            id: asked.id,
+            subject: Arc::clone(&asked.subject),
+            fingerprint: asked.fingerprint,
+            token,
+            retake: policy.retries_unknown,
+            lease: policy.lease,
+            now,
+            expires: self.clock.expiry(policy.ttl),
+        };
+        let (records, mine, ttl, lease) = (Arc::clone(self), asked.clone(), policy.ttl, policy.lease);
+        let retake = policy.retries_unknown;
+        let turn = ask(&self.durations.claim, PATIENCE, |done| {
+            let made = move |claimed| {
+                done(match claimed {
+                    Ok(claimed @ (Claimed::First | Claimed::Again)) => {
+                        let is_repetition = claimed == Claimed::Again;
+                        Ok(Turn::First(Claim::new(records, mine, token, (ttl, lease), is_repetition)))
+                    }
+                    Ok(Claimed::Found(found)) => Ok(Turn::Found(found)),
+                    Err(error) => {
+                        if matches!(error, StoreError::Torn(_)) {
+                            // It may have taken the place of one whose outcome is unknown.
+                            let end = if retake { Abandoned::Unknown } else { Abandoned::Free };
+                            let (id, entered) = (mine.id, now);
+                            let unsettled = Unsettled { id, end, ttl, entered, is_told: false };
+                            locked(&records.unsettled).insert(token, unsettled);
+                        }
+                        Err(error)
+                    }
+                });
+            };
+            self.store.claim(claim, Box::new(made));
+        });
+        match turn.await {
+            Ok(Turn::Found(mut found)) => {
+                self.correct(&mut found.record);
+                Ok(Turn::Found(found))
+            }
+            // What can be read can be replayed, even where nothing can be written.
+            Err(error) => match self.look_up(asked.id).await {
+                Ok(Some(found)) if found.record.token != token && !found.record.is_over(now) => Ok(Turn::Found(found)),
+                _ => Err(error),
+            },
+            first => first,
+        }
     }
 }

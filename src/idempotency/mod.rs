@@ -15,6 +15,7 @@ mod key;
 mod memory;
 mod record;
 mod records;
+mod request;
 mod response;
 mod run;
 mod sqlite;
@@ -25,8 +26,9 @@ pub(crate) use fingerprint::{Fingerprint, Fingerprinting};
 pub(crate) use identity::{Id, Scope, Subject};
 pub(crate) use key::key_of;
 pub(crate) use records::{Kind, Records};
+pub(crate) use request::{Asked, Policy};
 pub(crate) use response::StoredResponse;
-pub(crate) use run::{Asked, Origin, Outcome, Pieces, Policy, Refused, Sent, Started, run, start};
+pub(crate) use run::{Origin, Outcome, Pieces, Refused, Sent, Started, run, start};
 pub(crate) use sqlite::OpenError;
 pub(crate) use store::{Authorised, Listed};
 

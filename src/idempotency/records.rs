@@ -1,14 +1,12 @@
 //! What a process knows of its store, and of its own claims: none is ever forgotten while it is open,
 //! whatever becomes of the task that holds it.
 
-use super::claim::Claim;
 use super::clock::{Clock, millis};
 use super::identity::Id;
 use super::memory::{self, Memory};
 use super::record::{Finish, Millis, Record, State, Token};
-use super::run::{Asked, Policy};
 use super::sqlite::{OpenError, Sqlite};
-use super::store::{Authorised, Claimed, Completion, Found, Listed, NewClaim, Store, StoreError, Tended};
+use super::store::{Authorised, Completion, Found, Listed, Store, StoreError, Tended};
 use prometheus::{Histogram, HistogramVec};
 use std::collections::HashMap;
 use std::fmt;
@@ -26,7 +24,7 @@ const POLL: Duration = Duration::from_millis(250);
 const ROUND: Duration = Duration::from_millis(500);
 const SHORTEST_ROUND: Duration = Duration::from_millis(20);
 /// Claims that the store owes an end to; beyond that, new ones are refused.
-const MAX_UNSETTLED: usize = 10_000;
+pub(super) const MAX_UNSETTLED: usize = 10_000;
 /// How many of them are tried again in a round.
 const SETTLED_A_ROUND: usize = 1000;
 
@@ -49,11 +47,11 @@ impl fmt::Display for Kind {
 /// The records, as one process sees them.
 pub(crate) struct Records {
     pub(crate) kind: Kind,
-    store: Box<dyn Store>,
-    clock: Clock,
-    durations: Durations,
+    pub(super) store: Box<dyn Store>,
+    pub(super) clock: Clock,
+    pub(super) durations: Durations,
     /// The number of the last claim.
-    last: AtomicU64,
+    pub(super) last: AtomicU64,
     /// Claims that are open here.
     open: AtomicU64,
     /// In milliseconds.
@@ -61,7 +59,7 @@ pub(crate) struct Records {
     /// Who waits for the end of a run.
     waiting: Mutex<HashMap<Id, Waiting>>,
     /// Claims whose end the store has not taken.
-    unsettled: Mutex<HashMap<Token, Unsettled>>,
+    pub(super) unsettled: Mutex<HashMap<Token, Unsettled>>,
 }
 
 #[derive(Default)]
@@ -92,8 +90,8 @@ pub(super) enum Abandoned {
 }
 
 /// How long each kind of call takes.
-struct Durations {
-    claim: Histogram,
+pub(super) struct Durations {
+    pub(super) claim: Histogram,
     complete: Histogram,
     release: Histogram,
     look_up: Histogram,
@@ -117,14 +115,6 @@ impl Durations {
             tend: op("expire"),
         }
     }
-}
-
-/// What a request with a key finds.
-pub(crate) enum Turn {
-    /// It is the first, and is to run.
-    First(Claim),
-    /// There was one before it.
-    Found(Found),
 }
 
 impl Records {
@@ -164,64 +154,8 @@ impl Records {
         self.store.count()
     }
 
-    /// Claims a request, or finds who did. A claim that nobody waits for any more releases itself.
-    pub(crate) async fn claim(self: &Arc<Self>, asked: &Asked, policy: &Policy) -> Result<Turn, StoreError> {
-        if locked(&self.unsettled).len() >= MAX_UNSETTLED {
-            return Err(StoreError::Overloaded);
-        }
-        let number = self.last.fetch_add(1, Ordering::Relaxed) + 1;
-        let token = Token { holder: self.store.holder(), number };
-        let now = self.clock.now();
-        let claim = NewClaim {
-            id: asked.id,
-            subject: Arc::clone(&asked.subject),
-            fingerprint: asked.fingerprint,
-            token,
-            retake: policy.retries_unknown,
-            lease: policy.lease,
-            now,
-            expires: self.clock.expiry(policy.ttl),
-        };
-        let (records, mine, ttl, lease) = (Arc::clone(self), asked.clone(), policy.ttl, policy.lease);
-        let retake = policy.retries_unknown;
-        let turn = ask(&self.durations.claim, PATIENCE, |done| {
-            let made = move |claimed| {
-                done(match claimed {
-                    Ok(claimed @ (Claimed::First | Claimed::Again)) => {
-                        let is_repetition = claimed == Claimed::Again;
-                        Ok(Turn::First(Claim::new(records, mine, token, (ttl, lease), is_repetition)))
-                    }
-                    Ok(Claimed::Found(found)) => Ok(Turn::Found(found)),
-                    Err(error) => {
-                        if matches!(error, StoreError::Torn(_)) {
-                            // It may have taken the place of one whose outcome is unknown.
-                            let end = if retake { Abandoned::Unknown } else { Abandoned::Free };
-                            let (id, entered) = (mine.id, now);
-                            let unsettled = Unsettled { id, end, ttl, entered, is_told: false };
-                            locked(&records.unsettled).insert(token, unsettled);
-                        }
-                        Err(error)
-                    }
-                });
-            };
-            self.store.claim(claim, Box::new(made));
-        });
-        match turn.await {
-            Ok(Turn::Found(mut found)) => {
-                self.correct(&mut found.record);
-                Ok(Turn::Found(found))
-            }
-            // What can be read can be replayed, even where nothing can be written.
-            Err(error) => match self.look_up(asked.id).await {
-                Ok(Some(found)) if found.record.token != token && !found.record.is_over(now) => Ok(Turn::Found(found)),
-                _ => Err(error),
-            },
-            first => first,
-        }
-    }
-
     /// What the store cannot know yet: that a run here has ended without a result.
-    fn correct(&self, record: &mut Record) {
+    pub(super) fn correct(&self, record: &mut Record) {
         if record.state == State::Running
             && record.token.holder == self.store.holder()
             && let Some(unsettled) = locked(&self.unsettled).get(&record.token)
@@ -231,7 +165,7 @@ impl Records {
         }
     }
 
-    async fn look_up(&self, id: Id) -> Result<Option<Found>, StoreError> {
+    pub(super) async fn look_up(&self, id: Id) -> Result<Option<Found>, StoreError> {
         let mut found = ask(&self.durations.look_up, PATIENCE, |done| self.store.look_up(id, done)).await?;
         if let Some(found) = &mut found {
             self.correct(&mut found.record);
@@ -383,7 +317,7 @@ impl Records {
 }
 
 /// Calls the store and waits for what it says.
-async fn ask<T: Send + 'static>(
+pub(super) async fn ask<T: Send + 'static>(
     duration: &Histogram,
     patience: Duration,
     call: impl FnOnce(Box<dyn FnOnce(Result<T, StoreError>) + Send>),
@@ -397,7 +331,7 @@ async fn ask<T: Send + 'static>(
     told.map_err(|_| StoreError::TooSlow)?.map_err(|_| StoreError::Ended)?
 }
 
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 

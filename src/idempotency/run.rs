@@ -1,10 +1,9 @@
 //! One request's way through the records: its turn, its one run, and how that ended.
 
-use super::claim::{Claim, End, Settled};
-use super::fingerprint::Fingerprint;
-use super::identity::{Id, Subject};
+use super::claim::{Claim, End, Settled, Turn};
 use super::record::State;
-use super::records::{Records, Turn};
+use super::records::Records;
+use super::request::{Asked, Policy};
 use super::response::StoredResponse;
 use super::store::StoreError;
 use crate::http::budget::Share;
@@ -15,31 +14,6 @@ use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-
-/// A request with a key.
-#[derive(Clone, Debug)]
-pub(crate) struct Asked {
-    pub(crate) id: Id,
-    pub(crate) subject: Arc<Subject>,
-    pub(crate) fingerprint: Fingerprint,
-}
-
-/// A route's rules.
-#[derive(Clone, Debug)]
-pub(crate) struct Policy {
-    pub(crate) ttl: Duration,
-    pub(crate) lease: Duration,
-    /// How long a repetition waits for the run; none are refused at once.
-    pub(crate) wait: Option<Duration>,
-    /// Whether a request may run again whose outcome is unknown.
-    pub(crate) retries_unknown: bool,
-    /// Whether requests run unprotected where the store fails.
-    pub(crate) forwards_without_store: bool,
-    /// Statuses that say that nothing was done.
-    pub(crate) release_on: Vec<StatusCode>,
-    /// The largest body that is stored.
-    pub(crate) max_response: u64,
-}
 
 /// The node, as a run sees it.
 pub(crate) trait Origin {

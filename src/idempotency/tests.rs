@@ -3,8 +3,8 @@
 mod runs;
 
 use super::claim::End;
+use super::claim::Turn;
 use super::record::{Finish, State, Token};
-use super::records::Turn;
 use super::sqlite::Sqlite;
 use super::store::*;
 use super::*;

@@ -1,34 +1,16 @@
-//! From sockets to requests: listening sockets, the wire beneath hyper, workers, drain and signals.
+//! Sockets to requests, and the process around them.
+//!
+//! - `listener`: the listening sockets of an address, and the socket of the admin API.
+//! - `worker`: one runtime per core, which accepts connections and hands them over.
+//! - `connection`: one accepted connection: its handshake, HTTP/1 and HTTP/2, its timers and limits, its tunnel.
+//! - `process`: start, reload, upgrade and stop, and the files that are followed.
+//! - `control`: what the admin API and the command line can ask of a running process.
 
-mod addresses;
-mod admin_socket;
-mod connection;
-pub(crate) mod flood;
-mod follow;
-mod gauges;
-mod handover;
-mod handshake;
-mod http1_io;
-mod http2;
-mod http2_io;
-mod inherited;
-#[cfg(any(test, fuzzing))]
-pub(crate) mod interleavings;
-mod listen;
-mod listeners;
-mod nofile;
-mod places;
-pub(crate) mod proxy_protocol;
-mod purge;
-mod reload;
-mod run;
-mod status;
-mod store;
-mod systemd;
-mod tunnel;
-mod upgrade;
-mod websocket;
+pub(crate) mod connection;
+mod control;
+mod listener;
+mod process;
 mod worker;
 
-pub(crate) use inherited::Inherited;
-pub(crate) use run::start;
+pub(crate) use process::inherited::Inherited;
+pub(crate) use process::run::start;

@@ -1,14 +1,14 @@
 //! A worker: a thread with a runtime of its own that accepts and serves, and shares no task with
 //! another.
 
-use super::addresses::Addresses;
-use super::connection::{self, Context};
-use super::listen::is_exhaustion;
-use super::listeners::Open;
-use super::places::Places;
 use crate::cache::Cache;
 use crate::http::budget::Budget;
 use crate::proxy::{Engine, RequestRecorder, Snapshot};
+use crate::server::connection::address_limit::Addresses;
+use crate::server::connection::limit::Places;
+use crate::server::connection::{self, context::Context};
+use crate::server::listener::open::Open;
+use crate::server::listener::socket_set::is_exhaustion;
 use crate::telemetry::metrics::Metrics;
 use arc_swap::ArcSwap;
 use prometheus::{IntCounter, IntGauge};
@@ -32,7 +32,7 @@ const EXHAUSTED: Duration = Duration::from_millis(50);
 
 /// How far the process is on its way out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Stage {
+pub(in crate::server) enum Stage {
     Serving,
     /// Not ready any more, for load balancers to see; serving as before.
     Leaving,
@@ -44,22 +44,22 @@ pub(super) enum Stage {
 
 /// What all workers share.
 #[derive(Clone)]
-pub(super) struct Shared {
+pub(in crate::server) struct Shared {
     /// How many workers there are.
-    pub(super) workers: usize,
-    pub(super) snapshot: Arc<ArcSwap<Snapshot>>,
-    pub(super) metrics: Arc<Metrics>,
-    pub(super) cache: Arc<Cache>,
-    pub(super) budget: Arc<Budget>,
-    pub(super) places: Arc<Places>,
-    pub(super) addresses: Arc<Addresses>,
-    pub(super) stage: watch::Receiver<Stage>,
+    pub(in crate::server) workers: usize,
+    pub(in crate::server) snapshot: Arc<ArcSwap<Snapshot>>,
+    pub(in crate::server) metrics: Arc<Metrics>,
+    pub(in crate::server) cache: Arc<Cache>,
+    pub(in crate::server) budget: Arc<Budget>,
+    pub(in crate::server) places: Arc<Places>,
+    pub(in crate::server) addresses: Arc<Addresses>,
+    pub(in crate::server) stage: watch::Receiver<Stage>,
     /// The listeners in force; none while draining.
-    pub(super) open: watch::Receiver<Vec<Open>>,
+    pub(in crate::server) open: watch::Receiver<Vec<Open>>,
 }
 
 /// Runs a worker until the stage says stop or, while draining, until no connection is left.
-pub(super) fn run(number: usize, shared: Shared) {
+pub(in crate::server) fn run(number: usize, shared: Shared) {
     let mut runtime = Builder::new_current_thread();
     runtime.enable_io().enable_time().event_interval(TASKS_BETWEEN_EVENTS);
     let runtime = runtime.build_local(LocalOptions::default());

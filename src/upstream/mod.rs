@@ -10,6 +10,7 @@
 //! between a request that was never sent and one that may have run.
 
 mod answer;
+mod build;
 mod circuit;
 mod clock;
 mod connect;
@@ -32,6 +33,7 @@ mod retry;
 mod sessions;
 
 pub(crate) use answer::{AnswerBody, Broken, Carrier, ClientPart, Keep};
+pub(crate) use build::{BadPool, Earlier, ring_of, seed_of};
 pub(crate) use clock::millis;
 pub(crate) use discovery::Discovered;
 pub(crate) use http2::SharedLinks;
@@ -40,7 +42,7 @@ pub(crate) use interim::Interim;
 pub(crate) use link::{Link, Outcome, Patience};
 pub(crate) use node::InFlight;
 pub(crate) use pick::Nobody;
-pub(crate) use pool::{BadPool, Earlier, Node, Picked, Pool, Tried, ring_of, seed_of};
+pub(crate) use pool::{Node, Picked, Pool, Tried};
 pub(crate) use probe::Probes;
 pub(crate) use registry::{Registry, Said};
 pub(crate) use replay_body::ReplayBody;

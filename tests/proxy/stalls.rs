@@ -196,7 +196,8 @@ fn clients_that_do_not_read_or_do_not_finish_leave_room_for_probes() {
                 let begun = Instant::now();
                 let request = format!("GET {path} HTTP/1.1\r\nhost: {admin}\r\nconnection: close\r\n\r\n");
                 assert_eq!(Client::connect(admin).request(request).status, 200, "{stalls} {path}");
-                assert!(begun.elapsed() < Duration::from_secs(5), "{stalls} {path}: {:?}", begun.elapsed());
+                // A probe that waits for these clients would wait for ever; a busy machine may take its time.
+                assert!(begun.elapsed() < Duration::from_secs(15), "{stalls} {path}: {:?}", begun.elapsed());
             }
         }
     }

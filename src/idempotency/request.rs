@@ -1,0 +1,32 @@
+//! A request with a key, and the rules of its route.
+
+use super::fingerprint::Fingerprint;
+use super::identity::{Id, Subject};
+use http::StatusCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// A request with a key.
+#[derive(Clone, Debug)]
+pub(crate) struct Asked {
+    pub(crate) id: Id,
+    pub(crate) subject: Arc<Subject>,
+    pub(crate) fingerprint: Fingerprint,
+}
+
+/// A route's rules.
+#[derive(Clone, Debug)]
+pub(crate) struct Policy {
+    pub(crate) ttl: Duration,
+    pub(crate) lease: Duration,
+    /// How long a repetition waits for the run; none are refused at once.
+    pub(crate) wait: Option<Duration>,
+    /// Whether a request may run again whose outcome is unknown.
+    pub(crate) retries_unknown: bool,
+    /// Whether requests run unprotected where the store fails.
+    pub(crate) forwards_without_store: bool,
+    /// Statuses that say that nothing was done.
+    pub(crate) release_on: Vec<StatusCode>,
+    /// The largest body that is stored.
+    pub(crate) max_response: u64,
+}

@@ -1,0 +1,125 @@
+//! What the connections of one listener share on one worker, and what all kinds of them do with a socket.
+
+use super::address_limit::Addresses;
+use crate::config::ProxyProtocol;
+use crate::http::problem::Problem;
+use crate::io::Stream;
+use crate::proxy::{self, Client, Engine};
+use crate::tls::ServerTls;
+use std::cell::{Cell, RefCell};
+use std::pin::pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::{Notify, Semaphore};
+
+/// A connection that a drain finds idle may send one more request within this time: the client
+/// may have sent it already.
+const LAST_REQUEST: Duration = Duration::from_secs(1);
+/// How long a closing connection is read from, so that a reset does not overtake its last answer.
+pub(super) const LINGER: Duration = Duration::from_secs(5);
+
+/// What the connections of one listener share on one worker.
+pub(in crate::server) struct Context {
+    pub(in crate::server) engine: Rc<Engine>,
+    pub(in crate::server) name: Arc<str>,
+    /// Whether the listener, or the process, is on its way out.
+    pub(in crate::server) leaving: Rc<Cell<bool>>,
+    drain: Notify,
+    pub(in crate::server) addresses: Arc<Addresses>,
+    /// Held by the one whose handshake is computed.
+    pub(in crate::server) handshakes: Semaphore,
+    /// What its connections begin with, as the configuration had it that last knew it.
+    pub(in crate::server) handshake: RefCell<Option<Handshake>>,
+}
+
+impl Context {
+    pub(in crate::server) fn new(engine: &Rc<Engine>, name: &Arc<str>, addresses: &Arc<Addresses>) -> Context {
+        let (engine, name, addresses) = (Rc::clone(engine), Arc::clone(name), Arc::clone(addresses));
+        Context {
+            engine,
+            name,
+            leaving: Rc::default(),
+            drain: Notify::new(),
+            addresses,
+            handshakes: Semaphore::new(1),
+            handshake: RefCell::default(),
+        }
+    }
+
+    /// Waits until the listener is on its way out.
+    pub(in crate::server) async fn left(&self) {
+        let mut drain = pin!(self.drain.notified());
+        drain.as_mut().enable();
+        if !self.leaving.get() {
+            drain.await;
+        }
+    }
+
+    /// Lets every connection end with its next answer.
+    pub(in crate::server) fn leave(&self) {
+        self.leaving.set(true);
+        self.drain.notify_waiters();
+    }
+}
+
+/// What connections of a listener begin with.
+#[derive(Clone, Default)]
+pub(in crate::server) struct Handshake {
+    pub(super) proxy_protocol: Option<ProxyProtocol>,
+    pub(super) tls: Option<Arc<ServerTls>>,
+}
+
+impl Handshake {
+    /// As the configuration in force says; where it knows the listener no more, as the last one did.
+    pub(super) fn of(context: &Context) -> Handshake {
+        let snapshot = context.engine.snapshot();
+        let mut listeners = snapshot.config.settings.listeners.iter();
+        let mut last = context.handshake.borrow_mut();
+        if let Some(listener) = listeners.find(|listener| listener.name.as_str() == &*context.name) {
+            let proxy_protocol = listener.proxy_protocol.clone();
+            let tls = snapshot.config.secrets.tls.get(listener.name.as_str()).cloned();
+            *last = Some(Handshake { proxy_protocol, tls });
+        }
+        last.clone().unwrap_or_default()
+    }
+}
+
+/// Waits for bytes; `false` where the connection ends or the deadline passes before. A drain shortens the wait.
+pub(in crate::server) async fn is_readable(context: &Context, stream: &mut Stream, deadline: Instant) -> bool {
+    let mut drain = pin!(context.drain.notified());
+    drain.as_mut().enable();
+    let deadline = match context.leaving.get() {
+        true => deadline.min(Instant::now() + LAST_REQUEST),
+        false => deadline,
+    };
+    tokio::select! {
+        biased;
+        readable = stream.readable() => return readable,
+        () = tokio::time::sleep_until(deadline.into()) => return false,
+        () = drain => {}
+    }
+    tokio::time::timeout(LAST_REQUEST, stream.readable()).await.unwrap_or(false)
+}
+
+/// Sends an error answer to a request that never reached the pipeline.
+pub(in crate::server) async fn refuse(context: &Context, mut stream: Stream, client: &Client, problem: &Problem) {
+    let bytes = proxy::unreadable(&context.engine, client, problem);
+    let sent = tokio::time::timeout(LINGER, async {
+        stream.write_all(&bytes).await?;
+        stream.shutdown().await
+    });
+    if let Ok(Ok(())) = sent.await {
+        linger(&mut stream).await;
+    }
+}
+
+/// Reads what the client still sends, for a while: closing over unread bytes would reset the
+/// connection and take the last answer with it (RFC 9112 9.6).
+pub(super) async fn linger(stream: &mut Stream) {
+    let mut discarded = vec![0; 4096];
+    let until_the_end = async { while matches!(stream.read(&mut discarded).await, Ok(1..)) {} };
+    // What comes after that time is the client's loss.
+    let _ = tokio::time::timeout(LINGER, until_the_end).await;
+}

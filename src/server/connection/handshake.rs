@@ -1,0 +1,150 @@
+//! What comes before the first request of a connection: a PROXY protocol header, and the TLS handshake.
+
+use super::address_limit::Seat;
+use super::context::{Context, Handshake, is_readable, refuse};
+use super::proxy_protocol;
+use crate::config::ProxyProtocol;
+use crate::http::forwarded::is_trusted;
+use crate::http::problem::Problem;
+use crate::io::Stream;
+use crate::proxy::{Client, Secured};
+use crate::telemetry::metrics::Abort;
+use crate::tls::{ServerTls, identity};
+use http::HeaderValue;
+use rustls::server::Acceptor;
+use std::future::poll_fn;
+use std::io;
+use std::net::SocketAddr;
+use std::pin::pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use tokio::net::TcpStream;
+use tokio_rustls::LazyConfigAcceptor;
+use tokio_rustls::server::TlsStream;
+
+/// How a TLS record begins that holds a handshake.
+const HANDSHAKE: u8 = 0x16;
+
+/// Makes a new connection ready for requests, by the deadline; `None` where it is to be closed.
+pub(in crate::server) async fn handshake(
+    context: &Context,
+    mut socket: TcpStream,
+    mut peer: SocketAddr,
+    deadline: Instant,
+) -> Option<(Stream, Rc<Client>, Option<Seat>)> {
+    let Handshake { proxy_protocol, tls } = Handshake::of(context);
+    if let Some(protocol) = proxy_protocol {
+        peer = source(context, &protocol, &mut socket, peer, deadline).await?;
+    }
+    let seat = seat(context, peer)?;
+    let client = |secured| Rc::new(Client::new(peer, Arc::clone(&context.name), Rc::clone(&context.leaving), secured));
+    let Some(tls) = tls else { return Some((Stream::tcp(socket), client(None), seat)) };
+    let mut stream = Stream::tcp(socket);
+    if !is_readable(context, &mut stream, deadline).await {
+        return None;
+    }
+    let socket = stream.into_socket()?;
+    let mut first = [0];
+    if matches!(socket.peek(&mut first).await, Ok(1)) && first[0] != HANDSHAKE {
+        context.engine.recorder.handshaken(&context.name, false);
+        if first[0].is_ascii_alphabetic() {
+            let problem = Problem::bad_request("tls-required", "this address speaks HTTPS: ask for https:// here");
+            refuse(context, Stream::tcp(socket), &client(None), &problem).await;
+        }
+        return None;
+    }
+    let stream = match tokio::time::timeout_at(deadline.into(), tls_handshake(context, &tls, socket)).await {
+        Ok(Ok(stream)) => stream,
+        Ok(Err(error)) => {
+            tracing::debug!(%error, %peer, listener = &*context.name, "a TLS handshake failed");
+            context.engine.recorder.handshaken(&context.name, false);
+            return None;
+        }
+        Err(_) => {
+            context.engine.recorder.handshaken(&context.name, false);
+            context.engine.recorder.aborted(Abort::Handshake);
+            return None;
+        }
+    };
+    let secured = secured(&tls, &stream);
+    context.engine.recorder.handshaken(&context.name, secured.is_some());
+    let secured = secured?;
+    Some((Stream::tls(stream), client(Some(Rc::new(secured))), seat))
+}
+
+/// Returns the connection's place among those of its address; nothing where that has as many as it may. Proxies that
+/// are trusted speak for many.
+fn seat(context: &Context, peer: SocketAddr) -> Option<Option<Seat>> {
+    let snapshot = context.engine.snapshot();
+    let settings = &snapshot.config.settings;
+    let limit = settings.limits.connections_per_address;
+    if limit == 0 || is_trusted(peer.ip(), &settings.trusted_proxies) {
+        return Some(None);
+    }
+    let seat = context.addresses.take(peer.ip(), limit);
+    if seat.is_none() {
+        tracing::debug!(%peer, limit, "closed: its address has as many connections as one may have");
+        context.engine.recorder.aborted(Abort::AddressLimit);
+    }
+    seat.map(Some)
+}
+
+async fn tls_handshake(context: &Context, tls: &ServerTls, socket: TcpStream) -> io::Result<TlsStream<TcpStream>> {
+    let start = LazyConfigAcceptor::new(Acceptor::default(), socket).await?;
+    let config = Arc::clone(tls.config(start.client_hello().cipher_suites()));
+    // A crowd that comes at once computes one after another, and lets those who are here already in between.
+    let turn = context.handshakes.acquire().await.map_err(io::Error::other)?;
+    let mut accept = pin!(start.into_stream(config));
+    let computed = poll_fn(|cx| Poll::Ready(accept.as_mut().poll(cx))).await;
+    tokio::task::yield_now().await;
+    drop(turn);
+    match computed {
+        Poll::Ready(done) => done,
+        Poll::Pending => accept.await,
+    }
+}
+
+/// Whom the load balancer in front speaks for. Nobody else may connect here.
+async fn source(
+    context: &Context,
+    protocol: &ProxyProtocol,
+    socket: &mut TcpStream,
+    peer: SocketAddr,
+    deadline: Instant,
+) -> Option<SocketAddr> {
+    if !is_trusted(peer.ip(), &protocol.trusted) {
+        tracing::debug!(%peer, listener = &*context.name, "refused: not one of `proxy_protocol.trusted`");
+        return None;
+    }
+    match tokio::time::timeout_at(deadline.into(), proxy_protocol::read(socket)).await {
+        Ok(Ok(source)) => Some(source.unwrap_or(peer)),
+        Ok(Err(error)) => {
+            tracing::debug!(%error, %peer, listener = &*context.name, "refused");
+            None
+        }
+        Err(_) => {
+            context.engine.recorder.aborted(Abort::Handshake);
+            None
+        }
+    }
+}
+
+/// What the handshake has told; `None` where the client's certificate has ended since: a session that resumes
+/// brings it along without anybody looking at it again.
+fn secured(tls: &ServerTls, stream: &TlsStream<TcpStream>) -> Option<Secured> {
+    let session = stream.get_ref().1;
+    let name = session.server_name();
+    let shown = session.peer_certificates().and_then(|chain| chain.first());
+    let identity = shown.map(identity);
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs().cast_signed());
+    if identity.as_ref().is_some_and(|identity| identity.as_ref().is_none_or(|identity| identity.expiry < now)) {
+        tracing::debug!("refused: the client's certificate has expired or cannot be read");
+        return None;
+    }
+    Some(Secured {
+        certificate: tls.wanted_names(name),
+        subject: identity.flatten().and_then(|identity| HeaderValue::try_from(identity.subject).ok()),
+    })
+}

@@ -1,0 +1,198 @@
+//! The wire between a client's socket and hyper.
+//!
+//! It notes when bytes moved, for the connection's timers; puts interim answers out ahead of the
+//! final one; and holds back the bare error answers that hyper writes when it cannot read a head,
+//! so that the connection can give its own.
+
+use crate::io::{Framing, Malformed, Messages, Seen, Stream};
+use crate::proxy::{Client, Phase};
+use std::cell::{Cell, RefCell};
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+use std::time::Instant;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+/// A client's socket as hyper sees it.
+pub(in crate::server) struct Http1Io {
+    stream: Rc<RefCell<Stream>>,
+    client: Rc<Client>,
+    pub(in crate::server) pulse: Rc<Pulse>,
+}
+
+/// What the wire has seen, shared with the connection that owns hyper.
+pub(in crate::server) struct Pulse {
+    pub(in crate::server) last_read: Cell<Instant>,
+    pub(in crate::server) last_write: Cell<Instant>,
+    /// A write waits for the client to take more.
+    pub(in crate::server) write_blocked: Cell<bool>,
+    /// Bytes have come since the last answer was out: a head has begun.
+    pub(in crate::server) head_began: Cell<Option<Instant>>,
+    /// Where requests begin and end; what is not framed as it should be is not given to hyper.
+    messages: RefCell<Messages>,
+    /// An answer of hyper's own was held back.
+    pub(in crate::server) held_back: Cell<bool>,
+    /// The client closed its side.
+    pub(in crate::server) ended: Cell<bool>,
+}
+
+impl Pulse {
+    /// hyper has parsed a head, whose content is framed so. An error where the request is one that hyper should have
+    /// refused, as far as it has come.
+    pub(in crate::server) fn framed(&self, framing: Framing) -> Result<(), Malformed> {
+        self.messages.borrow_mut().framed(framing)
+    }
+
+    /// hyper has read; whether there were bytes that may begin a head.
+    fn read(&self, has_bytes: bool) {
+        let now = Instant::now();
+        self.last_read.set(now);
+        if has_bytes && self.head_began.get().is_none() {
+            self.head_began.set(Some(now));
+        }
+    }
+}
+
+impl Http1Io {
+    pub(in crate::server) fn new(stream: Stream, client: Rc<Client>) -> Http1Io {
+        let now = Instant::now();
+        let began = stream.unread_since();
+        let pulse = Rc::new(Pulse {
+            last_read: Cell::new(now),
+            last_write: Cell::new(now),
+            write_blocked: Cell::new(false),
+            head_began: Cell::new(began),
+            messages: RefCell::new(Messages::requests()),
+            held_back: Cell::new(false),
+            ended: Cell::new(false),
+        });
+        Http1Io { stream: Rc::new(RefCell::new(stream)), client, pulse }
+    }
+
+    /// A second handle on the socket, to watch it while hyper has the wire.
+    pub(in crate::server) fn watch(&self) -> Watch {
+        Watch { stream: Rc::clone(&self.stream), pulse: Rc::clone(&self.pulse) }
+    }
+
+    /// Sends the interim answers that wait.
+    fn poll_inject(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let mut waiting = self.client.inject.borrow_mut();
+        while !waiting.is_empty() {
+            let written = Pin::new(&mut *self.stream.borrow_mut()).poll_write(cx, &waiting);
+            self.pulse.write_blocked.set(written.is_pending());
+            let written = ready!(written)?;
+            waiting.drain(..written);
+            self.pulse.last_write.set(Instant::now());
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Returns whether what hyper writes now is an error answer to a head that it could not read: nothing
+    /// else is written between requests, once the last answer is out.
+    fn is_error_answer(&self) -> bool {
+        self.client.phase.get() == Phase::Idle
+    }
+
+    fn poll_write_with(
+        &mut self,
+        cx: &mut Context<'_>,
+        length: usize,
+        write: impl FnOnce(Pin<&mut Stream>, &mut Context<'_>) -> Poll<io::Result<usize>>,
+    ) -> Poll<io::Result<usize>> {
+        if self.is_error_answer() {
+            self.pulse.held_back.set(true);
+            return Poll::Ready(Ok(length));
+        }
+        ready!(self.poll_inject(cx))?;
+        let written = write(Pin::new(&mut *self.stream.borrow_mut()), cx);
+        match &written {
+            Poll::Ready(_) => {
+                self.pulse.last_write.set(Instant::now());
+                self.pulse.write_blocked.set(false);
+            }
+            Poll::Pending => self.pulse.write_blocked.set(true),
+        }
+        written
+    }
+}
+
+/// Looks at the connection for a client that leaves while it waits for its answer. hyper would look by
+/// reading, for which it takes a new buffer each time.
+pub(in crate::server) struct Watch {
+    stream: Rc<RefCell<Stream>>,
+    pulse: Rc<Pulse>,
+}
+
+impl Watch {
+    /// Looks whether the client has closed or reset the connection ([`Seen::End`]). Where bytes have arrived, hyper
+    /// has to be polled once more: it may wait for them, and the look may have taken the wake-up. A client whose
+    /// bytes wait for hyper has not left, as far as can be told.
+    pub(in crate::server) fn poll_look(&self, cx: &mut Context<'_>) -> Poll<Seen> {
+        let seen = self.stream.borrow_mut().poll_arrival(cx);
+        if seen == Poll::Ready(Seen::End) {
+            self.pulse.ended.set(true);
+        }
+        seen
+    }
+
+    /// Returns the connection, once hyper has let go of the wire.
+    pub(in crate::server) fn into_stream(self) -> Option<Stream> {
+        Some(Rc::into_inner(self.stream)?.into_inner())
+    }
+}
+
+impl AsyncRead for Http1Io {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        let result = Pin::new(&mut *self.stream.borrow_mut()).poll_read(cx, buf);
+        if result.is_ready() {
+            if self.pulse.messages.borrow_mut().read(&buf.filled()[before..]).is_err() {
+                buf.set_filled(before);
+                return Poll::Ready(Err(io::Error::from(io::ErrorKind::InvalidData)));
+            }
+            // What is left of a body that was let go of begins no head.
+            let has_bytes = buf.filled().len() > before && !self.client.drains_body.take();
+            self.pulse.read(has_bytes);
+            self.pulse.ended.set(buf.filled().len() == before);
+        }
+        result
+    }
+}
+
+impl AsyncWrite for Http1Io {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        self.poll_write_with(cx, buf.len(), |stream, cx| stream.poll_write(cx, buf))
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let length = bufs.iter().map(|buf| buf.len()).sum();
+        self.poll_write_with(cx, length, |stream, cx| stream.poll_write_vectored(cx, bufs))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    /// hyper calls this only when it holds nothing any more.
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.poll_inject(cx))?;
+        let flushed = Pin::new(&mut *self.stream.borrow_mut()).poll_flush(cx);
+        self.pulse.write_blocked.set(flushed.is_pending());
+        ready!(flushed)?;
+        if self.client.phase.get() == Phase::Ending {
+            self.client.phase.set(Phase::Idle);
+            self.pulse.head_began.set(None);
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// How the connection ends is for its owner to say, who gets the socket back.
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}

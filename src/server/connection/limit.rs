@@ -1,0 +1,97 @@
+//! How many client connections may be open, over all workers; a reload may change it while they are.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+/// The places for client connections.
+pub(in crate::server) struct Places {
+    free: Arc<Semaphore>,
+    /// Places that a smaller limit has taken away while they were in use: they are given up as they
+    /// come back.
+    debt: AtomicUsize,
+}
+
+/// One connection's place.
+pub(in crate::server) struct Place {
+    places: Arc<Places>,
+    permit: Option<OwnedSemaphorePermit>,
+}
+
+impl Places {
+    pub(in crate::server) fn new(limit: u32) -> Arc<Places> {
+        Arc::new(Places { free: Arc::new(Semaphore::new(limit as usize)), debt: AtomicUsize::new(0) })
+    }
+
+    pub(in crate::server) fn free(&self) -> usize {
+        self.free.available_permits()
+    }
+
+    /// Waits for a place.
+    pub(in crate::server) async fn take(self: &Arc<Self>) -> Option<Place> {
+        let permit = Arc::clone(&self.free).acquire_owned().await.ok()?;
+        Some(Place { places: Arc::clone(self), permit: Some(permit) })
+    }
+
+    /// Takes a place if one is free.
+    pub(in crate::server) fn try_take(self: &Arc<Self>) -> Option<Place> {
+        let permit = Arc::clone(&self.free).try_acquire_owned().ok()?;
+        Some(Place { places: Arc::clone(self), permit: Some(permit) })
+    }
+
+    /// Follows a limit that has changed.
+    pub(in crate::server) fn resize(&self, before: u32, after: u32) {
+        if after >= before {
+            let grown = (after - before) as usize;
+            let paid = self.pay(grown);
+            self.free.add_permits(grown - paid);
+        } else {
+            let surplus = (before - after) as usize;
+            let missing = surplus - self.free.forget_permits(surplus);
+            self.debt.fetch_add(missing, Ordering::Relaxed);
+        }
+    }
+
+    /// Lowers the debt by at most that much; gives by how much.
+    fn pay(&self, most: usize) -> usize {
+        let lower = |debt: usize| Some(debt.saturating_sub(most));
+        match self.debt.fetch_update(Ordering::Relaxed, Ordering::Relaxed, lower) {
+            Ok(debt) | Err(debt) => debt.min(most),
+        }
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if let Some(permit) = self.permit.take()
+            && self.places.pay(1) == 1
+        {
+            permit.forget();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_limit_holds_through_every_change() {
+        let places = Places::new(3);
+        let mut taken = Vec::new();
+        for _ in 0..3 {
+            taken.push(places.take().await.unwrap());
+        }
+        places.resize(3, 1);
+        places.resize(1, 2);
+        // Two may be in use now: of the three that are, one is given up.
+        taken.pop();
+        assert_eq!(places.free(), 0);
+        taken.pop();
+        assert_eq!(places.free(), 1);
+        taken.clear();
+        assert_eq!(places.free(), 2);
+        places.resize(2, 5);
+        assert_eq!(places.free(), 5);
+    }
+}

@@ -1,0 +1,288 @@
+//! One client connection: a bare socket until something arrives, then hyper's, then bare again
+//! when it has been idle for a while; with the timers of every phase.
+
+pub(super) mod address_limit;
+pub(super) mod context;
+pub(crate) mod flood;
+mod handshake;
+mod http1_io;
+mod http2;
+mod http2_io;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod interleavings;
+pub(super) mod limit;
+pub(crate) mod proxy_protocol;
+mod tunnel;
+mod websocket;
+
+use crate::config::Limits;
+use crate::http::problem::Problem;
+use crate::io::{Framing, Seen, Stream};
+use crate::proxy::{self, Client, Phase, Tunnel};
+use crate::telemetry::metrics::Abort;
+use context::{Context, LINGER, is_readable, linger, refuse};
+use flood::Glitch;
+use handshake::handshake;
+use http::{Request, StatusCode};
+use http1_io::{Http1Io, Pulse};
+use hyper::body::Incoming;
+use hyper::server::conn::http1::Builder;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use std::future::poll_fn;
+use std::net::SocketAddr;
+use std::pin::{Pin, pin};
+use std::rc::Rc;
+use std::task::Poll;
+use std::time::{Duration, Instant};
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
+use tokio::time::Sleep;
+
+/// An idle connection gives hyper's buffers back after this time.
+const PARK_AFTER: Duration = Duration::from_secs(1);
+
+/// The number of fields that hyper takes when it is not told: only that one comes without a price a
+/// request.
+const HYPERS_FIELDS: u32 = 100;
+
+/// Serves a connection until it ends.
+pub(in crate::server) async fn serve(context: Rc<Context>, socket: TcpStream, peer: SocketAddr) {
+    let limits = |context: &Context| context.engine.snapshot().config.settings.limits.clone();
+    let mut deadline = Instant::now() + limits(&context).header_timeout;
+    let Some((mut stream, client, _seat)) = Box::pin(handshake(&context, socket, peer, deadline)).await else { return };
+    while is_readable(&context, &mut stream, deadline).await {
+        let limits = limits(&context);
+        if !client.had_request.get() && speaks_http2(&mut stream, deadline).await {
+            return Box::pin(http2::serve(&context, stream, &client, &limits)).await;
+        }
+        match Box::pin(session(&context, stream, &client, &limits)).await {
+            Some(bare) => stream = bare,
+            None => return,
+        }
+        // A connection without a request yet has no more time than it had.
+        if client.had_request.get() {
+            // It was idle for a moment before hyper let go of it.
+            deadline = Instant::now() - PARK_AFTER + limits.keep_alive_timeout;
+        }
+    }
+}
+
+/// Returns whether a connection that has just begun speaks HTTP/2: as the handshake has settled it, or, in the clear,
+/// as it begins itself.
+async fn speaks_http2(stream: &mut Stream, deadline: Instant) -> bool {
+    if stream.is_tls() {
+        return stream.alpn_protocol() == Some(b"h2");
+    }
+    tokio::time::timeout_at(deadline.into(), stream.begins_with(&http2::PREFACE)).await.unwrap_or(false)
+}
+
+/// Why hyper is done with a connection.
+enum End {
+    Closed(hyper::Result<()>),
+    /// Idle long enough to do without hyper.
+    Park,
+    /// The head did not come in time.
+    HeadTimeout,
+    /// The client has gone, or does not take its answer.
+    Abandon,
+}
+
+/// Lets hyper serve the connection; gives the socket back when it has been idle.
+async fn session(context: &Rc<Context>, mut stream: Stream, client: &Rc<Client>, limits: &Limits) -> Option<Stream> {
+    *client.task.borrow_mut() = Some(poll_fn(|cx| Poll::Ready(cx.waker().clone())).await);
+    let slot = client.tunnel_slot();
+    loop {
+        let wire = Http1Io::new(stream, Rc::clone(client));
+        let pulse = Rc::clone(&wire.pulse);
+        let watch = wire.watch();
+        let (engine, owner) = (Rc::clone(&context.engine), Rc::clone(client));
+        let framed = Rc::clone(&pulse);
+        let service = service_fn(move |request: Request<Incoming>| {
+            let framing = Framing::of(request.headers(), request.body());
+            owner.malformed.set(framed.framed(framing).err());
+            proxy::answer(&engine, &owner, request)
+        });
+        let mut builder = Builder::new();
+        let head = limits.header_bytes.0 as usize;
+        // With half_close hyper leaves it to us to notice a client that has gone.
+        builder.max_buf_size(head).max_header_size(head).half_close(true);
+        if limits.headers != HYPERS_FIELDS {
+            builder.max_headers(limits.headers as usize);
+        }
+        let mut connection = builder.serve_connection(TokioIo::new(wire), service);
+
+        let mut timer = pin!(tokio::time::sleep(PARK_AFTER));
+        let end = poll_fn(|cx| {
+            loop {
+                if let Poll::Ready(result) = Pin::new(&mut connection).poll(cx) {
+                    return Poll::Ready(End::Closed(result));
+                }
+                let is_waiting = client.phase.get() != Phase::Idle && client.awaits_body.get().is_none();
+                if is_waiting {
+                    match watch.poll_look(cx) {
+                        Poll::Ready(Seen::End) => return Poll::Ready(End::Abandon),
+                        Poll::Ready(Seen::Bytes) => continue,
+                        Poll::Pending => {}
+                    }
+                }
+                match timers(client, &pulse, limits, timer.as_mut(), cx) {
+                    Poll::Pending => return Poll::Pending,
+                    Poll::Ready(Expired::Park) => return Poll::Ready(End::Park),
+                    Poll::Ready(Expired::Head) => return Poll::Ready(End::HeadTimeout),
+                    Poll::Ready(Expired::Write) => {
+                        context.engine.recorder.aborted(Abort::Write);
+                        return Poll::Ready(End::Abandon);
+                    }
+                    // The body ends in an error, which the pipeline answers.
+                    Poll::Ready(Expired::Body) => {
+                        client.body_expired.set(true);
+                        client.wake_body();
+                    }
+                }
+            }
+        })
+        .await;
+
+        let parts = connection.into_parts();
+        drop(parts.io);
+        let first_line = memchr::memchr(b'\n', &parts.read_buf);
+        let is_first_line = first_line.is_none_or(|length| length >= head);
+        stream = watch.into_stream()?;
+        stream.unread(&parts.read_buf);
+        match end {
+            // A part of a head was read together with the request before it.
+            End::Park if stream.has_unread() => {}
+            End::Park => return Some(stream),
+            End::HeadTimeout => {
+                context.engine.recorder.aborted(Abort::Head);
+                let detail = "the request's head did not arrive in time";
+                let problem =
+                    Problem::new(StatusCode::REQUEST_TIMEOUT, "request-timeout", "http_request_error", detail);
+                refuse(context, stream, client, &problem).await;
+                return None;
+            }
+            End::Abandon => {
+                return None;
+            }
+            End::Closed(result) => {
+                close(context, stream, client, &pulse, slot.take(), (result, is_first_line)).await;
+                return None;
+            }
+        }
+    }
+}
+
+/// Which timer has run out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Expired {
+    Park,
+    Head,
+    Body,
+    Write,
+}
+
+/// Waits for the deadline of what the connection is doing. The timer may be armed for an earlier
+/// time than needed; it is moved only when it fires, so that a request costs no timer.
+fn timers(
+    client: &Client,
+    pulse: &Pulse,
+    limits: &Limits,
+    mut timer: Pin<&mut Sleep>,
+    cx: &mut std::task::Context<'_>,
+) -> Poll<Expired> {
+    loop {
+        let next = next_deadline(client, pulse, limits);
+        if let Some((deadline, _)) = next
+            && timer.deadline().into_std() > deadline
+        {
+            timer.as_mut().reset(deadline.into());
+        }
+        if timer.as_mut().poll(cx).is_pending() {
+            return Poll::Pending;
+        }
+        let now = Instant::now();
+        match next {
+            Some((deadline, expired)) if deadline <= now => return Poll::Ready(expired),
+            Some((deadline, _)) => timer.as_mut().reset(deadline.into()),
+            None => timer.as_mut().reset((now + Duration::from_secs(3600)).into()),
+        }
+    }
+}
+
+fn next_deadline(client: &Client, pulse: &Pulse, limits: &Limits) -> Option<(Instant, Expired)> {
+    if client.phase.get() == Phase::Idle {
+        return Some(match pulse.head_began.get() {
+            Some(began) => (began + limits.header_timeout, Expired::Head),
+            None => (pulse.last_read.get().max(pulse.last_write.get()) + PARK_AFTER, Expired::Park),
+        });
+    }
+    let write = pulse.write_blocked.get().then(|| (pulse.last_write.get() + limits.write_timeout, Expired::Write));
+    let body = client.awaits_body.get().filter(|_| !client.body_expired.get()).map(|since| {
+        let mut moved = pulse.last_read.get().max(since);
+        if client.phase.get() == Phase::Answer {
+            // Once the answer has begun, it is a sign of life as well.
+            moved = moved.max(pulse.last_write.get());
+        }
+        (moved + limits.body_idle_timeout, Expired::Body)
+    });
+    write.into_iter().chain(body).min_by_key(|&(deadline, _)| deadline)
+}
+
+/// Ends a connection that hyper is done with: as a tunnel, with an error answer of ours, or well.
+/// `is_first_line` tells that the first line of a head is itself as long as a head may be.
+async fn close(
+    context: &Context,
+    mut stream: Stream,
+    client: &Client,
+    pulse: &Pulse,
+    tunnel: Option<Tunnel>,
+    (result, is_first_line): (hyper::Result<()>, bool),
+) {
+    match (tunnel, result) {
+        (Some(tunnel), Ok(())) => tunnel::run(stream, tunnel).await,
+        (_, Err(error)) if pulse.held_back.get() || (client.phase.get() == Phase::Idle && error.is_parse()) => {
+            context.engine.recorder.glitch(Glitch::Malformed.label());
+            refuse(context, stream, client, &unreadable(&error, is_first_line)).await;
+        }
+        (_, Err(error)) => {
+            tracing::debug!(%error, "a connection ended early");
+            // What was cut short must not look whole, and HTTP/1.0 can tell only by a reset.
+            if client.is_http10.get() {
+                stream.reset_at_end();
+            }
+        }
+        (None, Ok(())) => {
+            let shut = tokio::time::timeout(LINGER, stream.shutdown()).await;
+            if matches!(shut, Ok(Ok(()))) && !pulse.ended.get() {
+                linger(&mut stream).await;
+            }
+        }
+    }
+}
+
+/// What hyper found wrong with a head. It tells some of it only by its words.
+fn unreadable(error: &hyper::Error, is_first_line: bool) -> Problem {
+    let words = error.to_string();
+    if words.contains("URI too long") || (error.is_parse_too_large() && is_first_line) {
+        return Problem::new(
+            StatusCode::URI_TOO_LONG,
+            "uri-too-long",
+            "http_request_error",
+            "the request's target is too long",
+        );
+    }
+    if error.is_parse_too_large() {
+        let detail = "the request's head is larger, or has more fields, than allowed";
+        return Problem::new(
+            StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+            "header-too-large",
+            "http_request_error",
+            detail,
+        );
+    }
+    if words.contains("invalid transfer-encoding") {
+        return crate::proxy::unsupported_coding();
+    }
+    Problem::bad_request("bad-request", format!("the request cannot be read: {words}"))
+}

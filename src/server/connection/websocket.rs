@@ -1,0 +1,93 @@
+//! WebSockets on streams of HTTP/2 (RFC 8441): to nodes they are the handshake of HTTP/1.1, and then a tunnel.
+
+use super::tunnel;
+use crate::proxy::{Client, ResponseBody, ResponseFuture, TunnelSlot};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use http::header::{CONNECTION, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, UPGRADE};
+use http::{HeaderValue, Method, Request, Response, StatusCode};
+use hyper::body::Incoming;
+use hyper::ext::Protocol;
+use hyper::upgrade::{OnUpgrade, Upgraded};
+use hyper_util::rt::TokioIo;
+use std::io;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+/// A WebSocket handshake as HTTP/2 has it (RFC 8441), made into what HTTP/1.1 nodes know.
+pub(in crate::server) fn asked_for(request: &mut Request<Incoming>) -> Option<OnUpgrade> {
+    let is_websocket = request.extensions().get::<Protocol>().is_some_and(|protocol| protocol.as_str() == "websocket");
+    if request.method() != Method::CONNECT || !is_websocket {
+        return None;
+    }
+    let upgrade = hyper::upgrade::on(&mut *request);
+    *request.method_mut() = Method::GET;
+    let key = BASE64.encode(fastrand::u128(..).to_be_bytes());
+    let fields = request.headers_mut();
+    fields.insert(UPGRADE, HeaderValue::from_static("websocket"));
+    fields.insert(CONNECTION, HeaderValue::from_static("upgrade"));
+    fields.insert(SEC_WEBSOCKET_KEY, HeaderValue::try_from(key).ok()?);
+    Some(upgrade)
+}
+
+/// A tunnel's stream, whose bytes count like those of bodies and answers.
+struct Counted {
+    io: TokioIo<Upgraded>,
+    stream: Rc<Client>,
+}
+
+impl AsyncRead for Counted {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        let read = Pin::new(&mut self.io).poll_read(cx, buf);
+        if buf.filled().len() > before {
+            self.stream.took(buf.filled().len() - before);
+        }
+        read
+    }
+}
+
+impl AsyncWrite for Counted {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.io).poll_write(cx, buf);
+        if let Poll::Ready(Ok(length)) = written {
+            self.stream.gave(length as u64);
+        }
+        written
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+}
+
+/// Where the node has switched, the stream becomes the tunnel once its client has the answer.
+pub(in crate::server) async fn switch(
+    response: ResponseFuture,
+    (stream, slot): (Rc<Client>, Rc<TunnelSlot>),
+    upgrade: OnUpgrade,
+) -> Response<ResponseBody> {
+    let Ok(mut response) = response.await;
+    if let Some(tunnel) = slot.take() {
+        *response.status_mut() = StatusCode::OK;
+        for name in [UPGRADE, SEC_WEBSOCKET_ACCEPT] {
+            response.headers_mut().remove(name);
+        }
+        tokio::task::spawn_local(async move {
+            // A client that has gone meanwhile has no use for it.
+            if let Ok(upgraded) = upgrade.await {
+                tunnel::run(Counted { io: TokioIo::new(upgraded), stream }, tunnel).await;
+            }
+        });
+    } else if response.status().is_success() {
+        // To a CONNECT it would say that the tunnel is there.
+        *response.status_mut() = StatusCode::BAD_GATEWAY;
+    }
+    response
+}

@@ -1,0 +1,242 @@
+//! What a running proxy tells of itself.
+
+use super::purge;
+use crate::cache::{Cache, Purge};
+use crate::config::{self, NodeState};
+use crate::control::{Access, Asked, Control, PurgeOrder, PurgeTarget, Release};
+use crate::idempotency::{Authorised, Id, Listed, Records};
+use crate::server::process::handle::{Handle, Trigger};
+use crate::server::worker::Stage;
+use crate::telemetry::metrics::{Metrics, totals};
+use crate::upstream::{Node, Pool, millis};
+use serde_json::{Value as Json, json};
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use tokio::sync::oneshot;
+
+impl Control for Handle {
+    fn is_ready(&self) -> bool {
+        // Where another process has taken over, it is that one that new requests meet.
+        let is_welcome = *self.stage.borrow() == Stage::Serving || self.is_replaced.load(Ordering::SeqCst);
+        is_welcome && self.snapshot.load().is_usable()
+    }
+
+    fn access(&self) -> Access {
+        let snapshot = self.snapshot.load();
+        Access {
+            token: snapshot.config.secrets.admin_token.clone(),
+            allowed_hosts: snapshot.config.settings.admin.allowed_hosts.clone(),
+        }
+    }
+
+    fn metrics(&self) -> Vec<u8> {
+        self.metrics.render()
+    }
+
+    fn status(&self) -> Json {
+        let snapshot = self.snapshot.load();
+        json!({
+            "version": env!("CARGO_PKG_VERSION"),
+            "pid": std::process::id(),
+            "uptime_seconds": self.started.elapsed().as_secs(),
+            "ready": self.is_ready(),
+            "draining": *self.stage.borrow() != Stage::Serving,
+            "workers": self.workers,
+            "listeners": self.open.borrow().iter().map(|open| json!({ "name": &*open.name, "address": open.bound.to_string() })).collect::<Vec<_>>(),
+            "connections": { "limit": snapshot.config.settings.limits.connections, "free": self.places.free() },
+            "cache": cache_status(&self.cache, &self.metrics),
+            "idempotency": self.records.get().map(|records| json!({
+                "store": records.kind.to_string(),
+                "records": records.count(),
+                "requests": counts(&self.metrics.idempotency_requests, "result"),
+            })),
+            "config": { "file": snapshot.config.file, "routes": snapshot.routes.len(), "pools": snapshot.pools.len() },
+            "last_reload": self.last_reload.lock().unwrap_or_else(PoisonError::into_inner).status(),
+        })
+    }
+
+    fn config(&self) -> Json {
+        config::effective(&self.snapshot.load().config)
+    }
+
+    fn pools(&self) -> Json {
+        let snapshot = self.snapshot.load();
+        let status = |pool: &Arc<Pool>| {
+            let wanted = snapshot.config.settings.pools.get(&pool.name).and_then(|pool| pool.discovery.as_ref());
+            pool_status(pool, wanted.map(|wanted| self.discovered.failure(wanted)))
+        };
+        snapshot.pools.iter().map(status).collect()
+    }
+
+    fn set_node_state(&self, pool: &str, id: &str, state: NodeState) -> Option<bool> {
+        let given = self.states_given.lock().unwrap_or_else(PoisonError::into_inner);
+        if *given {
+            return None;
+        }
+        let snapshot = self.snapshot.load();
+        let found = snapshot.pools.iter().find(|candidate| &*candidate.name == pool);
+        let set = found.is_some_and(|pool| self.registry.set_state(pool, id, state));
+        if set {
+            tracing::info!(pool, node = id, state = state.word(), "the state of a node was set");
+        }
+        Some(set)
+    }
+
+    fn reload(&self) -> Pin<Box<dyn Future<Output = Result<String, String>> + Send + '_>> {
+        Box::pin(async {
+            let (answer, told) = oneshot::channel();
+            let gone = |_| "the proxy is stopping".to_owned();
+            self.triggers.send(Trigger::Asked(answer)).await.map_err(|_| gone(()))?;
+            told.await.unwrap_or_else(|_| Err(gone(())))
+        })
+    }
+
+    fn purge(&self, order: PurgeOrder) -> Result<(), String> {
+        let PurgeOrder { what, soft } = order;
+        let purge = match what {
+            PurgeTarget::All => Purge::All,
+            PurgeTarget::Tag(tag) => Purge::Tag(tag),
+            PurgeTarget::Prefix(prefix) => Purge::Prefix(purge::prefix(&prefix)?),
+            PurgeTarget::Url(url) => Purge::Url(purge::urls(&self.snapshot.load(), &url)?),
+        };
+        tracing::info!(?purge, soft, "the cache was purged");
+        self.metrics.cache_purges.with_label_values(&[purge.kind()]).inc();
+        self.cache.purge(&purge, soft);
+        Ok(())
+    }
+
+    fn idempotency<'a>(&'a self, key: &'a str) -> Asked<'a, Json> {
+        Box::pin(async move {
+            let Some(records) = self.records.get() else { return Ok(json!([])) };
+            let found = records.find(key).await.map_err(|error| error.to_string())?;
+            Ok(found.iter().map(|listed| record_status(records, listed)).collect())
+        })
+    }
+
+    fn release<'a>(&'a self, id: &'a str, by: SocketAddr) -> Asked<'a, Release> {
+        Box::pin(async move {
+            let (Some(records), Some(id)) = (self.records.get(), Id::parse(id)) else { return Ok(Release::Absent) };
+            // Said before, for the store may carry it out when nobody waits for it any more.
+            tracing::warn!(%id, %by, "an operator asks for the release of an idempotency record");
+            let authorised = records.authorise(id).await.map_err(|error| error.to_string())?;
+            Ok(match authorised {
+                Authorised::Released => {
+                    tracing::warn!(%id, %by, "an idempotency record was released: the next request with its key runs");
+                    Release::Released
+                }
+                Authorised::Running => Release::Running,
+                Authorised::Absent => Release::Absent,
+            })
+        })
+    }
+
+    fn drain(&self) {
+        self.drain_asked.notify_one();
+    }
+
+    fn owners(&self, pool: &str, key: &str) -> Option<Json> {
+        let snapshot = self.snapshot.load();
+        let pool = snapshot.pools.iter().find(|candidate| &*candidate.name == pool)?;
+        let hash = pool.ring.hash_key(key.as_bytes());
+        let order: Vec<&str> = pool.ring.walk(hash).map(|member| &*pool.nodes[member].id).collect();
+        let takes: Option<&str> = pool.taker(hash, Instant::now()).map(|node| &*node.id);
+        Some(
+            json!({ "pool": &*pool.name, "key": key, "hash": format!("{hash:016x}"), "owner": order.first(), "order": order, "takes": takes }),
+        )
+    }
+}
+
+fn record_status(records: &Records, listed: &Listed) -> Json {
+    json!({
+        "id": listed.id.to_string(),
+        "namespace": listed.subject.namespace,
+        "method": listed.subject.method,
+        "authority": listed.subject.authority,
+        "path": listed.subject.path,
+        "key": listed.subject.key,
+        "state": listed.record.state.word(),
+        "status": listed.status,
+        "age": records.age(listed),
+        "expires_in": records.remaining(listed),
+        "fingerprint": listed.record.fingerprint.to_string(),
+    })
+}
+
+fn cache_status(cache: &Cache, metrics: &Metrics) -> Json {
+    let (entries, bytes) = cache.extent();
+    json!({
+        "memory": cache.memory(),
+        "bytes": bytes,
+        "entries": entries,
+        "evictions": metrics.cache_evictions.get(),
+        "requests": counts(&metrics.cache_requests, "result"),
+        "purges": counts(&metrics.cache_purges, "kind"),
+    })
+}
+
+/// Returns the sums of a family's counters by one of its labels.
+fn counts(family: &prometheus::IntCounterVec, label: &str) -> Json {
+    totals(family, label).into_iter().map(|(value, count)| (value, Json::from(count))).collect()
+}
+
+fn pool_status(pool: &Pool, discovery: Option<Option<String>>) -> Json {
+    let (now, shares) = (Instant::now(), pool.ring.shares());
+    let nodes = pool.nodes.iter().zip(shares).map(|(node, share)| node_status(pool, node, share, millis(now)));
+    let mut status = json!({
+        "name": &*pool.name,
+        "points": pool.ring.points(),
+        "usable": pool.is_usable(now),
+        "panic": pool.is_panic(millis(now)),
+        "queued": pool.queued(),
+        "retry_tokens": pool.group.budget.tokens(millis(now)),
+        "nodes": nodes.collect::<Vec<_>>(),
+    });
+    if let Some(failure) = discovery {
+        status["discovery"] = json!({ "success": failure.is_none(), "error": failure });
+    }
+    status
+}
+
+fn node_status(pool: &Pool, node: &Node, share: f64, now: u64) -> Json {
+    let runtime = &node.runtime;
+    let seconds = |milliseconds: u64| milliseconds as f64 / 1000.0;
+    let (failures, out) = runtime.ejection(now);
+    let mut status = json!({
+        "id": &*node.id,
+        "address": node.unresolved.is_none().then(|| node.address().to_string()),
+        "unresolved": node.unresolved,
+        "weight": node.weight,
+        "state": runtime.state().word(),
+        "file_state": node.state.word(),
+        "share": share,
+        "in_flight": runtime.in_flight(),
+        "idle_connections": runtime.idle(),
+        "healthy": runtime.is_healthy(now),
+        "failures_in_a_row": failures,
+        "ejected_for_seconds": out.map(seconds),
+        "slow_start": runtime.ramp_progress(now, pool.slow_start),
+    });
+    if pool.health_check.is_some() {
+        let checks = runtime.checks();
+        status["health_check"] = json!({
+            "passed_in_a_row": checks.passed,
+            "failed_in_a_row": checks.failed,
+            "error": checks.failure,
+            "seconds_ago": checks.at.map(|at| seconds(now.saturating_sub(at))),
+        });
+    }
+    if runtime.state() == NodeState::Drain {
+        let wall = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        let left = runtime.sessions.left(wall);
+        status["drain"] = json!({
+            "done": runtime.in_flight() == 0 && left == 0,
+            "in_flight": runtime.in_flight(),
+            "last_session_ends_in_seconds": left,
+            "session_seen_seconds_ago": runtime.sessions.last_seen(wall),
+        });
+    }
+    status
+}

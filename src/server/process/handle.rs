@@ -1,0 +1,170 @@
+//! The handle on a running proxy: what outlives a configuration, and what its parts tell each other by it.
+
+use super::hints::Hints;
+use super::store::Store;
+use crate::cache::Cache;
+use crate::config::FileStamp;
+use crate::control::Control;
+use crate::http::budget::Budget;
+use crate::proxy::Snapshot;
+use crate::server::connection::limit::Places;
+use crate::server::listener::admin_socket::AdminSocket;
+use crate::server::listener::open::Open;
+use crate::server::worker::Stage;
+use crate::telemetry::metrics::Metrics;
+use crate::upstream::{Discovered, Probes, Registry, Said};
+use arc_swap::ArcSwap;
+use rustix::process::Pid;
+use serde_json::{Value as Json, json};
+use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use tokio::sync::{mpsc, oneshot, watch};
+
+/// The handle on a running proxy: what outlives a configuration.
+pub(in crate::server) struct Handle {
+    pub(in crate::server) snapshot: Arc<ArcSwap<Snapshot>>,
+    pub(in crate::server) metrics: Arc<Metrics>,
+    pub(in crate::server) registry: Registry,
+    pub(in crate::server) probes: Probes,
+    pub(in crate::server) discovered: Arc<Discovered>,
+    pub(in crate::server) cache: Arc<Cache>,
+    pub(in crate::server) budget: Arc<Budget>,
+    pub(in crate::server) records: Store,
+    pub(in crate::server) stage: watch::Sender<Stage>,
+    pub(in crate::server) open: watch::Sender<Vec<Open>>,
+    pub(in crate::server) triggers: mpsc::Sender<Trigger>,
+    pub(in crate::server) last_reload: Arc<Mutex<LastReload>>,
+    /// What the configuration file held when it was last read.
+    pub(in crate::server) content: Mutex<Option<String>>,
+    /// The kernel's events about the configuration file.
+    pub(in crate::server) hints: Arc<Hints>,
+    /// A file is being read, and takes its time.
+    pub(in crate::server) is_reading: Arc<AtomicBool>,
+    /// The files that a configuration names which was refused.
+    pub(in crate::server) refused: Mutex<Vec<(PathBuf, FileStamp)>>,
+    pub(in crate::server) started: Instant,
+    pub(in crate::server) workers: usize,
+    pub(in crate::server) places: Arc<Places>,
+    /// Told when somebody asks the process to drain.
+    pub(in crate::server) drain_asked: tokio::sync::Notify,
+    pub(in crate::server) admin: AdminSocket,
+    pub(in crate::server) metrics_listener: Option<AdminSocket>,
+    /// What carries the admin listeners.
+    pub(in crate::server) runtime: tokio::runtime::Handle,
+    /// A new binary is being started.
+    pub(in crate::server) is_upgrading: AtomicBool,
+    /// Its process, while it has not taken over.
+    pub(in crate::server) starting: Mutex<Option<Pid>>,
+    /// It has taken over; and who is told then.
+    pub(in crate::server) is_replaced: AtomicBool,
+    pub(in crate::server) replaced: tokio::sync::Notify,
+    /// What is said of nodes is said to the new process.
+    pub(in crate::server) states_given: Mutex<bool>,
+}
+
+impl Handle {
+    /// Answers on the admin listeners.
+    pub(in crate::server) fn open_admin(self: &Arc<Self>) {
+        for socket in std::iter::once(&self.admin).chain(&self.metrics_listener) {
+            if let Err(error) = socket.serve(&self.runtime, Arc::clone(self) as Arc<dyn Control>) {
+                tracing::error!(%error, address = %socket.bound, "cannot answer on an admin listener");
+            }
+        }
+    }
+
+    /// All that was said of nodes, for the new process; from here on nothing more is taken here.
+    pub(in crate::server) fn give_states(&self) -> Vec<Said> {
+        let mut given = self.states_given.lock().unwrap_or_else(PoisonError::into_inner);
+        *given = true;
+        self.registry.said()
+    }
+
+    /// Takes no more connections there.
+    pub(in crate::server) fn close_admin(&self) {
+        std::iter::once(&self.admin).chain(&self.metrics_listener).for_each(AdminSocket::pause);
+    }
+
+    /// Puts a configuration in force.
+    pub(in crate::server) fn adopt(&self, snapshot: Snapshot) {
+        self.registry.adopt(&snapshot.pools);
+        let old = self.snapshot.swap(Arc::new(snapshot));
+        let new = self.snapshot.load();
+        self.probes.follow(&new.pools);
+        self.discovered.follow(new.config.discoveries());
+        self.discovered.resolve_later(new.unresolved());
+        let (before, after) = (old.config.settings.limits.connections, new.config.settings.limits.connections);
+        self.places.resize(before, after);
+        self.budget.set_limit(new.config.settings.limits.buffered_bytes.0);
+        self.retain_series();
+    }
+
+    /// Removes the series of what is not in force: of a configuration before, or of one that was refused.
+    pub(in crate::server) fn retain_series(&self) {
+        let new = self.snapshot.load();
+        self.metrics.retain(
+            |route| new.routes.iter().any(|known| &*known.label.name == route),
+            |listener| new.config.settings.listeners.iter().any(|known| known.name.as_str() == listener),
+            |pool| new.pools.iter().any(|known| &*known.name == pool),
+            |pool, node| {
+                let pool = new.pools.iter().find(|known| &*known.name == pool);
+                pool.is_some_and(|pool| pool.nodes.iter().any(|known| &*known.id == node))
+            },
+        );
+    }
+}
+
+/// Why a reload is wanted.
+pub(in crate::server) enum Trigger {
+    /// The file may have changed.
+    File,
+    /// A file that the configuration names has changed.
+    Secrets,
+    /// SIGHUP; files of logs are opened anew.
+    Signal,
+    /// Somebody waits for the outcome.
+    Asked(oneshot::Sender<Result<String, String>>),
+}
+
+/// What became of the last reload.
+#[derive(Clone, Debug)]
+pub(in crate::server) struct LastReload {
+    pub(in crate::server) at: SystemTime,
+    pub(in crate::server) count: u64,
+    pub(in crate::server) failures: u64,
+    /// Why it failed, with the place.
+    pub(in crate::server) error: Option<String>,
+    /// Settings that changed and take effect only at a restart.
+    pub(in crate::server) needs_restart: Vec<&'static str>,
+}
+
+impl LastReload {
+    pub(in crate::server) fn first() -> LastReload {
+        LastReload { at: SystemTime::now(), count: 0, failures: 0, error: None, needs_restart: Vec::new() }
+    }
+
+    pub(in crate::server) fn status(&self) -> Json {
+        json!({
+            "time": humane(self.at),
+            "success": self.error.is_none(),
+            "error": self.error,
+            "reloads": self.count,
+            "failures": self.failures,
+            "needs_restart": self.needs_restart,
+        })
+    }
+
+    pub(in crate::server) fn succeeded(&self) -> bool {
+        self.error.is_none()
+    }
+
+    pub(in crate::server) fn timestamp(&self) -> f64 {
+        self.at.duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64())
+    }
+}
+
+fn humane(at: SystemTime) -> String {
+    let format = time::macros::format_description!("[year]-[month]-[day]T[hour]:[minute]:[second]Z");
+    time::OffsetDateTime::from(at).format(&format).unwrap_or_default()
+}

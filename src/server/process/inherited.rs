@@ -1,0 +1,113 @@
+//! What a process need not open itself: listening sockets that its predecessor hands to it (a new binary), or that
+//! systemd holds for it (socket activation).
+
+use super::handover::{Line, Listening, Offer, Said, VARIABLE};
+use crate::server::listener::open::Open;
+use crate::server::listener::socket_set::bound_unsent;
+use crate::upstream::Said as SaidOfNode;
+use listenfd::ListenFd;
+use socket2::SockRef;
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+
+/// What this process was given.
+#[derive(Default)]
+pub(crate) struct Inherited {
+    pub(in crate::server) open: Vec<Open>,
+    pub(in crate::server) admin: Option<Given>,
+    pub(in crate::server) metrics: Option<Given>,
+    /// The idempotency store that the predecessor has open.
+    pub(in crate::server) store: Option<String>,
+    pub(in crate::server) predecessor: Option<Predecessor>,
+}
+
+/// A listening socket, and the address by which a configuration names it.
+pub(in crate::server) struct Given {
+    pub(in crate::server) configured: SocketAddr,
+    pub(in crate::server) listener: TcpListener,
+}
+
+/// The process that this one takes over from.
+pub(in crate::server) struct Predecessor(Line);
+
+/// Why a process cannot take what it was given.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum InheritError {
+    #[error("cannot take over from the process that started this one: {0}")]
+    Handover(io::Error),
+    #[error("cannot take the sockets that systemd has opened: {0}")]
+    Activation(io::Error),
+}
+
+impl Inherited {
+    /// Takes what is there. To be called once, before anything else reads the standard input or opens a file.
+    pub(crate) fn take() -> Result<Inherited, InheritError> {
+        match std::env::var_os(VARIABLE) {
+            Some(_) => from_predecessor().map_err(InheritError::Handover),
+            None => from_systemd().map_err(InheritError::Activation),
+        }
+    }
+
+    /// The socket of the admin listener, or of that for metrics, where it is that of this address.
+    pub(in crate::server) fn for_address(
+        given: &mut Option<Given>,
+        open: &mut Vec<Open>,
+        address: SocketAddr,
+    ) -> Option<TcpListener> {
+        if let Some(given) = given.take_if(|given| given.configured == address) {
+            return Some(given.listener);
+        }
+        // systemd does not say what its sockets are for.
+        let index = open.iter().position(|open| open.configured == address)?;
+        open.swap_remove(index).sockets().first().and_then(|socket| socket.try_clone().ok())
+    }
+}
+
+fn from_predecessor() -> io::Result<Inherited> {
+    let mut line = Line::from_stdin()?;
+    let Said::Offer(Offer { listeners, admin, metrics, store }) = line.hear()? else {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "it does not begin with an offer"));
+    };
+    let mut open = Vec::new();
+    for Listening { configured, sockets, was_narrowed } in listeners {
+        let mut listener = Open::of(configured, line.take(sockets)?)?;
+        listener.was_narrowed = was_narrowed;
+        open.push(listener);
+    }
+    let mut given = |listening: Option<Listening>| -> io::Result<Option<Given>> {
+        let Some(Listening { configured, sockets, .. }) = listening else { return Ok(None) };
+        Ok(line.take(sockets)?.pop().map(|listener| Given { configured, listener }))
+    };
+    let (admin, metrics) = (given(admin)?, given(metrics)?);
+    Ok(Inherited { open, admin, metrics, store, predecessor: Some(Predecessor(line)) })
+}
+
+/// A socket a unit; which listener it is for is known by its address.
+fn from_systemd() -> io::Result<Inherited> {
+    let mut given = ListenFd::from_env();
+    let mut open = Vec::new();
+    for index in 0..given.len() {
+        if let Some(listener) = given.take_tcp_listener(index)? {
+            listener.set_nonblocking(true)?;
+            bound_unsent(&SockRef::from(&listener))?;
+            open.push(Open::of(listener.local_addr()?, vec![listener])?);
+        }
+    }
+    Ok(Inherited { open, ..Inherited::default() })
+}
+
+impl Predecessor {
+    /// Says that all is built. Gives what was said of nodes, once the other takes no more of that.
+    pub(in crate::server) fn built(&mut self) -> io::Result<Vec<SaidOfNode>> {
+        self.0.say(&Said::Ready)?;
+        match self.0.hear()? {
+            Said::Go { nodes } => Ok(nodes),
+            _ => Err(io::ErrorKind::InvalidData.into()),
+        }
+    }
+
+    /// Says that it accepts connections.
+    pub(in crate::server) fn accepting(mut self) -> io::Result<()> {
+        self.0.say(&Said::Serving)
+    }
+}

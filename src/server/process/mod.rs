@@ -1,0 +1,14 @@
+//! The life of the process: start, signals and stop, reloads, upgrades of the binary, and what is inherited by them.
+
+mod follow;
+pub(super) mod handle;
+pub(super) mod handover;
+mod hints;
+pub(super) mod inherited;
+mod log;
+mod nofile;
+mod reload;
+pub(super) mod run;
+mod store;
+mod systemd;
+mod upgrade;

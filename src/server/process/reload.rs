@@ -1,0 +1,358 @@
+//! A new configuration while the old one serves: parse, validate, build, one swap.
+//!
+//! Everything that can fail happens before the swap, on a thread of its own; what then changes is
+//! one pointer. What outlives a configuration (nodes' load and state, kept connections, listening
+//! sockets, the access log) is held beside it and found again by name.
+
+use super::handle::{Handle, Trigger};
+use super::log::open_log;
+use super::store::StoreUnavailable;
+use super::systemd;
+use crate::config::{Config, FileStamp, Report, Settings};
+use crate::idempotency::Records;
+use crate::proxy::{Parts, Snapshot};
+use crate::server::listener::open::{self, BindError, Open};
+use crate::server::worker::Stage;
+use crate::telemetry::access_log::Sink;
+use crate::upstream::BadPool;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+use tokio::sync::mpsc;
+
+/// Triggers that come this close together are one reload.
+const QUIET: Duration = Duration::from_millis(50);
+/// The longest wait of a forced reload for the file's writer.
+const WRITER: Duration = Duration::from_secs(5);
+/// The time for which the file must stay as it was read.
+const STEADY: Duration = Duration::from_millis(20);
+/// The longest time for reading the files.
+const READING: Duration = Duration::from_secs(5);
+/// So long may a stream of triggers hold a reload back.
+const PATIENCE: Duration = Duration::from_millis(500);
+
+/// Why a new configuration does not come into force.
+#[derive(Debug, thiserror::Error)]
+enum ReloadError {
+    #[error("{}", .0.first_error().unwrap_or_default())]
+    Invalid(Report),
+    #[error(transparent)]
+    Pool(#[from] BadPool),
+    #[error(transparent)]
+    Bind(#[from] BindError),
+    #[error("{0}")]
+    AccessLog(String),
+    #[error(transparent)]
+    Store(#[from] StoreUnavailable),
+    #[error("the name server tells of no node for the pool `{0}`, which has some")]
+    NoNodes(String),
+    #[error("the file, or one that it names, takes longer than {READING:?} to be read")]
+    Slow,
+    #[error("somebody writes the file and has not closed it for {WRITER:?}")]
+    Written,
+    #[error("the reload ended in a panic")]
+    Panic,
+}
+
+/// Reloads for as long as somebody can ask for it.
+pub(in crate::server) async fn run(handle: Arc<Handle>, mut triggers: mpsc::Receiver<Trigger>) {
+    loop {
+        let first = tokio::select! {
+            trigger = triggers.recv() => trigger,
+            () = handle.discovered.changed() => {
+                let worker = Arc::clone(&handle);
+                // Nothing of it waits for anybody, but a large ring takes its time.
+                match tokio::task::spawn_blocking(move || rebuild(&worker)).await {
+                    Ok(Ok(())) => {}
+                    Ok(Err(error)) => {
+                        handle.retain_series();
+                        tracing::error!(%error, "the nodes that were found are not in force; the last ones stay");
+                    }
+                    Err(_) => tracing::error!("a change of nodes ended in a panic"),
+                }
+                continue;
+            }
+        };
+        let Some(first) = first else { return };
+        let mut batch = vec![first];
+        let deadline = tokio::time::Instant::now() + PATIENCE;
+        while tokio::time::Instant::now() < deadline {
+            match tokio::time::timeout(QUIET, triggers.recv()).await {
+                Ok(Some(trigger)) => batch.push(trigger),
+                Ok(None) | Err(_) => break,
+            }
+        }
+        if *handle.stage.borrow() >= Stage::Draining {
+            // Nothing is opened any more; those who ask see the channel close.
+            continue;
+        }
+        if batch.iter().any(|trigger| matches!(trigger, Trigger::Signal)) {
+            // Whatever the file says: who rotates logs must not be kept waiting by it.
+            if let Some(log) = &handle.snapshot.load().log {
+                log.reopen();
+            }
+        }
+        let is_forced = batch.iter().any(|trigger| !matches!(trigger, Trigger::File));
+        let file = handle.snapshot.load().config.file.clone();
+        if is_forced {
+            // A forced reload is meant for the content that is being written.
+            handle.hints.closed(WRITER).await;
+        }
+        let (read, is_steady) = match handle.hints.is_written() {
+            // The content that was read last is whole.
+            true if is_forced => (handle.content().map(Ok), true),
+            _ => handle.read(&file).await,
+        };
+        if !is_forced && (handle.hints.is_written() || !is_steady || !handle.is_news(&read)) {
+            continue;
+        }
+        systemd::reloading();
+        let is_asked = batch.iter().any(|trigger| matches!(trigger, Trigger::Asked(_)));
+        // Without a content that was read before there is nothing but what is being written.
+        let parsed = match handle.hints.is_written() && (is_asked || read.is_none()) {
+            true => Err(ReloadError::Written),
+            false => handle.parse(file, read).await,
+        };
+        let result = match parsed {
+            Err(error) => Err(error),
+            Ok((config, report)) => {
+                let worker = Arc::clone(&handle);
+                // A pool of a thousand nodes takes a while to build, and a name to resolve.
+                let result = tokio::task::spawn_blocking(move || reload(&worker, config, &report)).await;
+                result.unwrap_or(Err(ReloadError::Panic))
+            }
+        };
+        if result.is_err() {
+            handle.retain_series();
+            // What was asked for in vain is asked for no longer.
+            handle.discovered.follow(handle.snapshot.load().config.discoveries());
+        }
+        let told = handle.remember(result);
+        systemd::ready(told.as_ref().map_or_else(String::as_str, String::as_str));
+        for trigger in batch {
+            if let Trigger::Asked(answer) = trigger {
+                // Who asked may have gone.
+                let _ = answer.send(told.clone());
+            }
+        }
+    }
+}
+
+fn reload(handle: &Handle, config: Config, report: &Report) -> Result<Vec<&'static str>, ReloadError> {
+    if report.warnings() > 0 {
+        tracing::warn!("{report}");
+    }
+    let old = handle.snapshot.load_full();
+    let mut needs_restart = needs_restart(&old.config.settings, &config.settings);
+    let log = match old.config.settings.access_log == config.settings.access_log {
+        true => old.log.clone(),
+        false => open_log(&config, &handle.metrics).map_err(|error| ReloadError::AccessLog(error.to_string()))?,
+    };
+    let now: Vec<Open> = handle.open.borrow().clone();
+    let records = handle.records.open_for(&config, &handle.metrics)?;
+    if handle.records.is_another(&config) {
+        needs_restart.push("idempotency_store");
+    }
+    tokio::runtime::Handle::current().block_on(handle.discovered.prepare(config.discoveries()));
+    if let Some(pool) = emptied(handle, &config, &old) {
+        return Err(ReloadError::NoNodes(pool));
+    }
+    let snapshot = handle.build(config, log, records.as_ref(), &old, false)?;
+    let next = open::diff(&now, &snapshot.config.settings.listeners, handle.workers)?;
+
+    // Nothing fails from here on.
+    handle.records.adopt(records);
+    handle.adopt(snapshot);
+    for gone in now.iter().filter(|open| !next.iter().any(|other| other.is(open))) {
+        tracing::info!(listener = &*gone.name, address = %gone.bound, "not listening any more");
+    }
+    for new in next.iter().filter(|open| !now.iter().any(|other| other.is(open))) {
+        tracing::info!(listener = &*new.name, address = %new.bound, "listening");
+    }
+    handle.open.send_replace(next);
+    Ok(needs_restart)
+}
+
+/// The pool that would lose all its nodes because a name server does not tell of any.
+fn emptied(handle: &Handle, config: &Config, old: &Snapshot) -> Option<String> {
+    let is_empty = |pool: &crate::config::Pool| {
+        let found = pool.discovery.as_ref().map(|wanted| handle.discovered.nodes(wanted));
+        pool.listed().is_empty() && found.is_some_and(|found| found.is_empty())
+    };
+    let had_nodes = |name: &str| old.pools.iter().any(|pool| *pool.name == *name && !pool.nodes.is_empty());
+    let mut pools = config.settings.pools.iter();
+    pools.find(|(name, pool)| is_empty(pool) && had_nodes(name)).map(|(name, _)| name.value.clone())
+}
+
+/// Returns the same configuration with the nodes that name servers tell of now.
+fn rebuild(handle: &Handle) -> Result<(), BadPool> {
+    let old = handle.snapshot.load_full();
+    handle.adopt(handle.build(old.config.clone(), old.log.clone(), handle.records.get(), &old, true)?);
+    Ok(())
+}
+
+/// Settings whose change a running process cannot follow.
+fn needs_restart(old: &Settings, new: &Settings) -> Vec<&'static str> {
+    let metrics = |settings: &Settings| settings.metrics.as_ref().map(|metrics| metrics.address.value);
+    let mut names = Vec::new();
+    if old.workers != new.workers {
+        names.push("workers");
+    }
+    if old.admin.address.value != new.admin.address.value {
+        names.push("admin.address");
+    }
+    if old.cache.memory != new.cache.memory {
+        names.push("cache.memory");
+    }
+    if metrics(old) != metrics(new) {
+        names.push("metrics.address");
+    }
+    names
+}
+
+/// Files are being read, for as long as this lives.
+struct Reading(Arc<AtomicBool>);
+
+impl Drop for Reading {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Release);
+    }
+}
+
+impl Handle {
+    fn build(
+        &self,
+        config: Config,
+        log: Option<Arc<Sink>>,
+        records: Option<&Arc<Records>>,
+        earlier: &Snapshot,
+        is_same: bool,
+    ) -> Result<Snapshot, BadPool> {
+        let (registry, metrics, discovered) = (&self.registry, &*self.metrics, &*self.discovered);
+        Snapshot::build(config, Parts { registry, metrics, discovered, log, records, earlier: Some(earlier), is_same })
+    }
+
+    /// Writes down what became of a reload; gives what to tell who asked for it.
+    fn remember(&self, result: Result<Vec<&'static str>, ReloadError>) -> Result<String, String> {
+        let mut last = self.last_reload.lock().unwrap_or_else(PoisonError::into_inner);
+        last.at = SystemTime::now();
+        last.count += 1;
+        let refused = match &result {
+            Err(ReloadError::Invalid(report)) => Some(report.files().to_vec()),
+            Ok(_) => Some(Vec::new()),
+            Err(_) => None,
+        };
+        if let Some(refused) = refused {
+            *self.refused.lock().unwrap_or_else(PoisonError::into_inner) = refused;
+        }
+        if matches!(result, Err(ReloadError::Slow | ReloadError::NoNodes(_))) {
+            // Neither says anything of the file.
+            self.note(None);
+            self.hints.try_again();
+        }
+        match result {
+            Ok(needs_restart) => {
+                self.metrics.config_reloads.with_label_values(&["success"]).inc();
+                last.error = None;
+                let mut said = "reloaded".to_owned();
+                if !needs_restart.is_empty() {
+                    said = format!("reloaded; a restart is needed for {}", needs_restart.join(", "));
+                }
+                tracing::info!("{said}");
+                last.needs_restart = needs_restart;
+                Ok(said)
+            }
+            Err(error) => {
+                self.metrics.config_reloads.with_label_values(&["failure"]).inc();
+                last.failures += 1;
+                let said = error.to_string();
+                match &error {
+                    ReloadError::Invalid(report) => {
+                        tracing::error!("not reloaded, the old configuration serves on:\n{report}")
+                    }
+                    _ => tracing::error!("not reloaded, the old configuration serves on: {said}"),
+                }
+                last.error = Some(said.clone());
+                Err(said)
+            }
+        }
+    }
+
+    /// Does something that files may have wait, away from everybody else; `None` where it takes too long, or still waits
+    /// since the last time.
+    pub(in crate::server) async fn in_time<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Option<T> {
+        if self.is_reading.swap(true, Ordering::AcqRel) {
+            return None;
+        }
+        let reading = Reading(Arc::clone(&self.is_reading));
+        let done = tokio::task::spawn_blocking(move || {
+            let _until_it_is_done = reading;
+            work()
+        });
+        tokio::time::timeout(READING, done).await.ok()?.ok()
+    }
+
+    /// The same, but waits for what else is being read.
+    async fn read_in_time<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+        let deadline = Instant::now() + READING;
+        while self.is_reading.load(Ordering::Acquire) && Instant::now() < deadline {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        self.in_time(work).await
+    }
+
+    /// Reads the file; `None` where that takes too long. Returns also whether it stayed as it was meanwhile.
+    async fn read(&self, file: &Path) -> (Option<Result<String, Report>>, bool) {
+        let file = file.to_owned();
+        let read = self.read_in_time(move || {
+            let before = FileStamp::of(&file);
+            let read = Config::read(&file);
+            // A writer of whom nothing was told yet.
+            std::thread::sleep(STEADY);
+            (read, before == FileStamp::of(&file))
+        });
+        match read.await {
+            Some((read, is_steady)) => (Some(read), is_steady),
+            None => (None, true),
+        }
+    }
+
+    /// Returns the content of the file when it was last read.
+    fn content(&self) -> Option<String> {
+        self.content.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Validates what was read, and reads the files that it names.
+    async fn parse(
+        &self,
+        file: PathBuf,
+        read: Option<Result<String, Report>>,
+    ) -> Result<(Config, Report), ReloadError> {
+        let Some(read) = read else { return Err(ReloadError::Slow) };
+        // The content that was read is remembered: the file may be replaced again meanwhile.
+        self.note(read.as_deref().ok());
+        let text = read.map_err(ReloadError::Invalid)?;
+        let parsed = self.read_in_time(move || Config::of(&file, &text)).await;
+        parsed.ok_or(ReloadError::Slow)?.map_err(ReloadError::Invalid)
+    }
+
+    /// Returns whether the file's content is another one than what was read last, for better or worse.
+    fn is_news(&self, read: &Option<Result<String, Report>>) -> bool {
+        let now = read.as_ref().and_then(|read| read.as_deref().ok());
+        self.content.lock().unwrap_or_else(PoisonError::into_inner).as_deref() != now
+    }
+
+    /// The files that a configuration names which was refused, and what they were then.
+    pub(in crate::server) fn refused_files(&self) -> Vec<(PathBuf, FileStamp)> {
+        self.refused.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Remembers what the file said.
+    pub(in crate::server) fn note(&self, text: Option<&str>) {
+        *self.content.lock().unwrap_or_else(PoisonError::into_inner) = text.map(str::to_owned);
+    }
+}

@@ -1,0 +1,305 @@
+//! Starting a proxy, and ending it: workers first, then the admin listener; on the way out the
+//! other way round.
+
+use super::follow;
+use super::handle::{Handle, LastReload, Trigger};
+use super::inherited::Inherited;
+use super::log::{LogError, open_log};
+use super::nofile;
+use super::reload;
+use super::store::{Store, StoreUnavailable};
+use super::systemd;
+use super::upgrade;
+use crate::admin::Reach;
+use crate::cache::Cache;
+use crate::config::Config;
+use crate::http::budget::Budget;
+use crate::proxy::{Parts, Snapshot};
+use crate::server::connection::limit::Places;
+use crate::server::control::gauges;
+use crate::server::listener::admin_socket::AdminSocket;
+use crate::server::listener::open::{self, BindError};
+use crate::server::worker::{self, Shared, Stage};
+use crate::telemetry::metrics::Metrics;
+use crate::upstream::{BadPool, Discovered, Probes, Registry};
+use arc_swap::ArcSwap;
+use rustix::process::{Signal, kill_process};
+use std::io;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+use tokio::sync::{mpsc, watch};
+
+/// The longest wait for workers that were told to stop, and for the reader of the access log.
+const LAST_MOMENT: Duration = Duration::from_millis(300);
+
+/// Triggers of reloads that may wait: they are joined anyway.
+const TRIGGERS: usize = 64;
+
+/// Why a proxy does not start.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum StartError {
+    #[error(transparent)]
+    Pool(#[from] BadPool),
+    #[error(transparent)]
+    Bind(#[from] BindError),
+    #[error(transparent)]
+    AccessLog(#[from] LogError),
+    #[error("cannot start a worker: {0}")]
+    Thread(io::Error),
+    #[error(transparent)]
+    Store(#[from] StoreUnavailable),
+    #[error(
+        "the idempotency store was `{before}`, and the file says `{now}`: two stores at a time could run a request twice; stop and start instead"
+    )]
+    AnotherStore { before: String, now: String },
+    #[error("the process that started this one does not hand over: {0}")]
+    Handover(io::Error),
+}
+
+/// A proxy that serves.
+pub(crate) struct Running {
+    handle: Arc<Handle>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+/// Binds everything and starts to serve. Must be called inside a tokio runtime, which then carries
+/// the admin listeners and reloads. What is inherited is not bound anew.
+pub(crate) async fn start(config: Config, mut inherited: Inherited) -> Result<Running, StartError> {
+    let source = config.source.clone();
+    let settings = config.settings.clone();
+    let file = config.file.clone();
+    let metrics = Arc::new(Metrics::new());
+    let registry = Registry::new(Arc::clone(&metrics));
+    let workers = match settings.workers {
+        0 => std::thread::available_parallelism().map_or(1, usize::from),
+        given => given as usize,
+    };
+    nofile::raise(settings.limits.connections);
+
+    let log = open_log(&config, &metrics)?;
+    let records = Store::default();
+    let opened = records.open_for(&config, &metrics)?;
+    if let (Some(records), Some(before)) = (&opened, &inherited.store)
+        && records.kind.to_string() != *before
+    {
+        return Err(StartError::AnotherStore { before: before.clone(), now: records.kind.to_string() });
+    }
+    let runtime = tokio::runtime::Handle::current();
+    let (probes, discovered) = (Probes::new(runtime.clone()), Arc::new(Discovered::new(runtime)));
+    discovered.prepare(config.discoveries()).await;
+    let parts = Parts {
+        registry: &registry,
+        metrics: &metrics,
+        discovered: &discovered,
+        log,
+        records: opened.as_ref(),
+        earlier: None,
+        is_same: false,
+    };
+    let built = Snapshot::build(config, parts)?;
+    records.adopt(opened);
+    registry.adopt(&built.pools);
+    probes.follow(&built.pools);
+    discovered.resolve_later(built.unresolved());
+    let snapshot = Arc::new(ArcSwap::from_pointee(built));
+    let evictions = metrics.cache_evictions.clone();
+    let budget = Budget::new(settings.limits.buffered_bytes.0);
+    let cache = Arc::new(Cache::new(settings.cache.memory.0, &budget, move || evictions.inc()));
+    tokio::spawn(Arc::clone(&cache).keep_clean());
+    let last_reload = Arc::new(Mutex::new(LastReload::first()));
+    gauges::state(&metrics, &last_reload);
+    gauges::nodes(&metrics, &snapshot);
+    gauges::certificates(&metrics, &snapshot);
+    gauges::cache(&metrics, &cache);
+    gauges::budget(&metrics, &budget);
+    records.gauges(&metrics);
+    let address = settings.admin.address.value;
+    let given = Inherited::for_address(&mut inherited.admin, &mut inherited.open, address);
+    let admin = AdminSocket::bind("admin", address, Reach::Everything, given)?;
+    let metrics_listener = match &settings.metrics {
+        Some(metrics) => {
+            let address = metrics.address.value;
+            let given = Inherited::for_address(&mut inherited.metrics, &mut inherited.open, address);
+            Some(AdminSocket::bind("metrics", address, Reach::ReadOnly, given)?)
+        }
+        None => None,
+    };
+    let (open, _) = watch::channel(open::diff(&inherited.open, &settings.listeners, workers)?);
+    for unused in
+        inherited.open.iter().filter(|open| !settings.listeners.iter().any(|it| it.address.value == open.configured))
+    {
+        tracing::warn!(address = %unused.bound, "a socket was handed over that no listener of the file is for");
+    }
+    inherited.open.clear();
+    let (triggers, waiting) = mpsc::channel(TRIGGERS);
+    let (stage, _) = watch::channel(Stage::Serving);
+    let handle = Arc::new(Handle {
+        snapshot,
+        metrics,
+        registry,
+        probes,
+        discovered,
+        cache,
+        budget,
+        records,
+        stage,
+        open,
+        triggers,
+        last_reload,
+        content: Mutex::default(),
+        hints: Arc::default(),
+        is_reading: Arc::default(),
+        refused: Mutex::default(),
+        started: Instant::now(),
+        workers,
+        places: Places::new(settings.limits.connections),
+        drain_asked: tokio::sync::Notify::new(),
+        admin,
+        metrics_listener,
+        runtime: tokio::runtime::Handle::current(),
+        is_upgrading: AtomicBool::new(false),
+        starting: Mutex::default(),
+        is_replaced: AtomicBool::new(false),
+        states_given: Mutex::new(false),
+        replaced: tokio::sync::Notify::new(),
+    });
+    // Should it have changed since it was loaded, the first event finds out.
+    handle.note(Some(&source));
+    tokio::spawn(reload::run(Arc::clone(&handle), waiting));
+    if let Some(predecessor) = &mut inherited.predecessor {
+        let said = predecessor.built().map_err(StartError::Handover)?;
+        handle.registry.take_over(&handle.snapshot.load().pools, &said);
+    }
+    handle.open_admin();
+    if let Some(metrics) = &handle.metrics_listener {
+        tracing::info!(address = %metrics.bound, "metrics and probes");
+    }
+    let threads = start_workers(&handle).map_err(StartError::Thread)?;
+    match inherited.predecessor {
+        // It tells the service manager which process is the service now; where it has ended meanwhile, all is here.
+        Some(predecessor) => {
+            if let Err(error) = predecessor.accepting() {
+                tracing::warn!(%error, "the old process does not hear that this one serves");
+                systemd::ready("serving");
+            }
+        }
+        None => systemd::ready("serving"),
+    }
+    if file.exists() {
+        tokio::spawn(follow::run(Arc::clone(&handle)));
+    }
+    // The file may have changed before the watch began.
+    let _ = handle.triggers.try_send(Trigger::File);
+    Ok(Running { handle, threads })
+}
+
+fn start_workers(handle: &Handle) -> io::Result<Vec<JoinHandle<()>>> {
+    let shared = Shared {
+        workers: handle.workers,
+        snapshot: Arc::clone(&handle.snapshot),
+        metrics: Arc::clone(&handle.metrics),
+        cache: Arc::clone(&handle.cache),
+        budget: Arc::clone(&handle.budget),
+        places: Arc::clone(&handle.places),
+        addresses: Arc::default(),
+        stage: handle.stage.subscribe(),
+        open: handle.open.subscribe(),
+    };
+    let spawn = |number: usize| {
+        let shared = shared.clone();
+        std::thread::Builder::new().name(format!("worker-{number}")).spawn(move || worker::run(number, shared))
+    };
+    (0..handle.workers).map(spawn).collect()
+}
+
+impl Running {
+    /// Returns the addresses that clients connect to, by the listeners' names.
+    pub(crate) fn listeners(&self) -> Vec<(Arc<str>, SocketAddr)> {
+        self.handle.open.borrow().iter().map(|open| (Arc::clone(&open.name), open.bound)).collect()
+    }
+
+    /// Where the admin listener is.
+    pub(crate) fn admin(&self) -> SocketAddr {
+        self.handle.admin.bound
+    }
+
+    pub(crate) fn workers(&self) -> usize {
+        self.handle.workers
+    }
+
+    /// Reloads as after SIGHUP.
+    pub(crate) fn reload(&self) {
+        // A full queue holds a trigger already.
+        let _ = self.handle.triggers.try_send(Trigger::Signal);
+    }
+
+    /// Starts the binary anew that this process was started from, to take over.
+    pub(crate) fn upgrade(&self) {
+        tokio::spawn(upgrade::run(Arc::clone(&self.handle)));
+    }
+
+    /// Waits until a new binary has taken over.
+    pub(crate) async fn replaced(&self) {
+        self.handle.replaced.notified().await;
+    }
+
+    /// Waits until somebody asks for a drain through the admin API.
+    pub(crate) async fn drain_asked(&self) {
+        self.handle.drain_asked.notified().await;
+    }
+
+    /// Stops taking requests, lets those in flight end, and returns when all is quiet or
+    /// `drain_timeout` is over. Gives whether everything had ended by then.
+    pub(crate) async fn drain(mut self) -> bool {
+        let limits = self.handle.snapshot.load().config.settings.limits.clone();
+        self.handle.stage.send_replace(Stage::Leaving);
+        // Where another process serves already, nobody needs to look away first.
+        let is_replaced = self.handle.is_replaced.load(Ordering::SeqCst);
+        if !is_replaced {
+            systemd::stopping();
+        }
+        if !is_replaced && !limits.drain_delay.is_zero() {
+            tracing::info!(delay = ?limits.drain_delay, "not ready any more; still serving");
+            tokio::time::sleep(limits.drain_delay).await;
+        }
+        tracing::info!(timeout = ?limits.drain_timeout, "draining");
+        self.handle.stage.send_replace(Stage::Draining);
+        // The workers accept what is queued and then let go of their part of the sockets.
+        self.handle.open.send_replace(Vec::new());
+        let deadline = Instant::now() + limits.drain_timeout;
+        while !self.threads.iter().all(JoinHandle::is_finished) && Instant::now() < deadline {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        let quiet = self.threads.iter().all(JoinHandle::is_finished);
+        self.stop();
+        quiet
+    }
+
+    /// Drops what is in flight.
+    pub(crate) fn stop(&mut self) {
+        self.handle.stage.send_replace(Stage::Stopped);
+        let deadline = Instant::now() + LAST_MOMENT;
+        for thread in self.threads.drain(..) {
+            while !thread.is_finished() && Instant::now() < deadline {
+                std::thread::sleep(Duration::from_millis(2));
+            }
+            match thread.is_finished() {
+                // The end of the process ends it.
+                false => tracing::error!("a worker does not end; the process ends without it"),
+                true if thread.join().is_err() => tracing::error!("a worker ended in a panic"),
+                true => {}
+            }
+        }
+        self.handle.records.settle();
+        if let Some(log) = &self.handle.snapshot.load().log {
+            log.flush(LAST_MOMENT);
+        }
+        // One that has not taken over has nothing to do once this process ends.
+        if let Some(pid) = self.handle.starting.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            let _ = kill_process(pid, Signal::KILL);
+        }
+    }
+}

@@ -1,0 +1,86 @@
+//! The idempotency store of the process: opened when the first route uses it, and open from then on.
+
+use crate::config::{Config, StoreKind};
+use crate::idempotency::{Kind, OpenError, Records};
+use crate::telemetry::metrics::{Metrics, Sample};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+/// How long a process that stops waits for its store.
+const LAST_MOMENT: Duration = Duration::from_secs(1);
+
+/// The store, once a route uses it.
+#[derive(Clone, Default)]
+pub(in crate::server) struct Store(Arc<OnceLock<Arc<Records>>>);
+
+/// A store that cannot be opened.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot open the idempotency store `{kind}`: {cause}")]
+pub(crate) struct StoreUnavailable {
+    kind: Kind,
+    cause: OpenError,
+}
+
+impl Store {
+    pub(in crate::server) fn get(&self) -> Option<&Arc<Records>> {
+        self.0.get()
+    }
+
+    /// Opens the store if a route of the configuration uses it and it is not open yet. What is opened is
+    /// the process's own only once it is adopted.
+    pub(in crate::server) fn open_for(
+        &self,
+        config: &Config,
+        metrics: &Metrics,
+    ) -> Result<Option<Arc<Records>>, StoreUnavailable> {
+        if self.get().is_some() || config.settings.routes.iter().all(|route| route.idempotency.is_none()) {
+            return Ok(self.get().cloned());
+        }
+        let kind = kind_of(config);
+        let opened = Records::open(kind.clone(), &metrics.idempotency_store_duration);
+        opened.map(Some).map_err(|cause| StoreUnavailable { kind, cause })
+    }
+
+    /// Keeps a store that was opened, from now on. Must be called inside a tokio runtime, which then
+    /// carries its upkeep, and by one caller at a time.
+    pub(in crate::server) fn adopt(&self, records: Option<Arc<Records>>) {
+        if let Some(records) = records
+            && self.0.set(Arc::clone(&records)).is_ok()
+        {
+            tracing::info!(store = %records.kind, records = records.count(), "the idempotency store is open");
+            tokio::spawn(records.keep());
+        }
+    }
+
+    /// Waits a moment for the store to hear how the last runs ended; who finds this process dead would say
+    /// the same of them, but later.
+    pub(in crate::server) fn settle(&self) {
+        let deadline = Instant::now() + LAST_MOMENT;
+        while self.get().is_some_and(|records| !records.is_settled()) && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+
+    /// Returns whether the configuration asks for another store than the one that is open.
+    pub(in crate::server) fn is_another(&self, config: &Config) -> bool {
+        self.get().is_some_and(|records| records.kind != kind_of(config))
+    }
+
+    /// The gauge of what it holds.
+    pub(in crate::server) fn gauges(&self, metrics: &Metrics) {
+        let store = self.clone();
+        metrics.gauge("ringway_idempotency_records", "Records in the idempotency store.", &[], move |samples| {
+            if let Some(records) = store.get() {
+                samples.push(Sample { labels: Vec::new(), value: records.count() as f64 });
+            }
+        });
+    }
+}
+
+fn kind_of(config: &Config) -> Kind {
+    let settings = &config.settings.idempotency_store;
+    match settings.kind {
+        StoreKind::Sqlite => Kind::Sqlite(config.path(&settings.path)),
+        StoreKind::Memory => Kind::Memory,
+    }
+}

@@ -1,0 +1,33 @@
+//! What a service manager is told, where there is one (`Type=notify`, `Type=notify-reload`).
+
+use sd_notify::NotifyState;
+
+/// The service has started, or has ended a reload.
+pub(in crate::server) fn ready(status: &str) {
+    tell(&[NotifyState::Ready, NotifyState::Status(status)]);
+}
+
+/// A reload begins.
+pub(in crate::server) fn reloading() {
+    match NotifyState::monotonic_usec_now() {
+        Ok(now) => tell(&[NotifyState::Reloading, now]),
+        Err(error) => tracing::debug!(%error, "there is no monotonic clock for the service manager"),
+    }
+}
+
+/// The service is on its way out.
+pub(in crate::server) fn stopping() {
+    tell(&[NotifyState::Stopping, NotifyState::Status("draining")]);
+}
+
+/// Another process is the service from now on.
+pub(in crate::server) fn main_pid(pid: u32) {
+    tell(&[NotifyState::MainPid(pid)]);
+}
+
+fn tell(states: &[NotifyState<'_>]) {
+    // Without a manager nothing is said.
+    if let Err(error) = sd_notify::notify(states) {
+        tracing::warn!(%error, "cannot tell the service manager");
+    }
+}

@@ -1,0 +1,147 @@
+//! A new binary in place of this one: started beside it, given its listening sockets, and left alone with them once
+//! it serves. A new one that does not come so far changes nothing.
+
+use super::handle::Handle;
+use super::handover::{Line, Listening, Offer, PATIENCE, Said, VARIABLE};
+use super::systemd;
+use crate::server::worker::Stage;
+use rustix::process::Pid;
+use std::ffi::OsString;
+use std::io;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
+use std::time::{Duration, Instant};
+
+/// How long a process that has hung up may take to end, so that it can be told how.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
+/// Why the new binary does not take over.
+#[derive(Debug, thiserror::Error)]
+enum UpgradeError {
+    #[error("cannot start `{program}`: {cause}")]
+    Start { program: String, cause: io::Error },
+    #[error("the new process ended before it was ready ({0}); what it wrote says why")]
+    Ended(ExitStatus),
+    #[error("the new process was not ready within {} s", PATIENCE.as_secs())]
+    TooLate,
+    #[error("cannot hand over to the new process: {0}")]
+    Handover(io::Error),
+    #[error("the upgrade ended in a panic")]
+    Panic,
+}
+
+/// Replaces this process's binary by what now stands where it was started from; tells `handle.replaced` where that
+/// has come about.
+pub(in crate::server) async fn run(handle: Arc<Handle>) {
+    if handle.is_upgrading.swap(true, Ordering::SeqCst) {
+        return tracing::warn!("an upgrade is under way already");
+    }
+    tracing::info!("starting the new binary");
+    let began = Instant::now();
+    let giving = Arc::clone(&handle);
+    let outcome = tokio::task::spawn_blocking(move || start_and_hand_over(&giving)).await;
+    match outcome.unwrap_or(Err(UpgradeError::Panic)) {
+        Ok(pid) => {
+            handle.metrics.upgrades.with_label_values(&["success"]).inc();
+            tracing::info!(pid, took = ?began.elapsed(), "the new binary serves; this one ends");
+            systemd::main_pid(pid);
+            handle.is_replaced.store(true, Ordering::SeqCst);
+            handle.replaced.notify_one();
+        }
+        Err(error) => {
+            handle.metrics.upgrades.with_label_values(&["failure"]).inc();
+            tracing::error!(%error, "not upgraded, the old binary serves on");
+            *handle.states_given.lock().unwrap_or_else(PoisonError::into_inner) = false;
+            handle.open_admin();
+            handle.is_upgrading.store(false, Ordering::SeqCst);
+        }
+    }
+}
+
+/// Returns the new process's id.
+fn start_and_hand_over(handle: &Arc<Handle>) -> Result<u32, UpgradeError> {
+    let (mut line, other) = Line::pair().map_err(UpgradeError::Handover)?;
+    let mut child = start(other.into())?;
+    let starting = |pid| *handle.starting.lock().unwrap_or_else(PoisonError::into_inner) = pid;
+    starting(Some(Pid::from_child(&child)));
+    let handed_over = hand_over(handle, &mut line);
+    starting(None);
+    match handed_over {
+        Ok(()) => Ok(child.id()),
+        Err(error) => {
+            // Its end of the line, too: whoever still reads there is to see that it is over.
+            drop(line);
+            Err(fate_of(&mut child, error))
+        }
+    }
+}
+
+/// The program at the path that this one was started by, with the same arguments.
+fn start(input: Stdio) -> Result<Child, UpgradeError> {
+    let mut arguments = std::env::args_os();
+    let program = arguments.next().unwrap_or_else(|| OsString::from("ringway"));
+    let mut command = Command::new(&program);
+    command.args(arguments).env(VARIABLE, "stdin").stdin(input);
+    // What systemd gave to this process is handed over, and not given again.
+    for name in ["LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"] {
+        command.env_remove(name);
+    }
+    command.spawn().map_err(|cause| UpgradeError::Start { program: program.display().to_string(), cause })
+}
+
+fn hand_over(handle: &Arc<Handle>, line: &mut Line) -> io::Result<()> {
+    let open = handle.open.borrow().clone();
+    let listeners = open.iter().map(|open| Listening {
+        configured: open.configured,
+        sockets: open.sockets().len(),
+        was_narrowed: open.was_narrowed,
+    });
+    let (admin, metrics) = (handle.admin.listening(), handle.metrics_listener.as_ref());
+    let metrics = metrics.map(|listener| listener.listening());
+    let store = handle.records.get().map(|records| records.kind.to_string());
+    line.say(&Said::Offer(Offer { listeners: listeners.collect(), admin: Some(admin), metrics, store }))?;
+    for open in &open {
+        line.give(open.sockets())?;
+    }
+    for listener in std::iter::once(&handle.admin).chain(&handle.metrics_listener) {
+        line.give(std::slice::from_ref(listener.socket()))?;
+    }
+    expect(line, |said| matches!(said, Said::Ready))?;
+    if *handle.stage.borrow() != Stage::Serving {
+        return Err(io::Error::other("this process was told to stop meanwhile"));
+    }
+    // What is said of nodes from here on is said to the new process.
+    handle.close_admin();
+    line.say(&Said::Go { nodes: handle.give_states() })?;
+    expect(line, |said| matches!(said, Said::Serving))
+}
+
+fn expect(line: &mut Line, is_right: impl Fn(&Said) -> bool) -> io::Result<()> {
+    match line.hear()? {
+        said if is_right(&said) => Ok(()),
+        said => Err(io::Error::new(io::ErrorKind::InvalidData, format!("it says {said:?}"))),
+    }
+}
+
+/// What became of a process that does not take over; it is no more after this.
+fn fate_of(child: &mut Child, error: io::Error) -> UpgradeError {
+    let hung_up = matches!(
+        error.kind(),
+        io::ErrorKind::UnexpectedEof | io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset
+    );
+    let deadline = Instant::now() + LAST_WORDS;
+    while hung_up && Instant::now() < deadline {
+        if let Ok(Some(status)) = child.try_wait() {
+            return UpgradeError::Ended(status);
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    // It may be gone by now, which is what is wanted.
+    let _ = child.kill();
+    let _ = child.wait();
+    match error.kind() {
+        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => UpgradeError::TooLate,
+        _ => UpgradeError::Handover(error),
+    }
+}
