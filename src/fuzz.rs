@@ -14,7 +14,7 @@ use crate::http::target::{normalize_path, parse_authority};
 use crate::io::chunks::Chunks;
 use crate::io::{Framing, Malformed, Messages};
 use crate::proxy::affinity::{Affinity, Session};
-use crate::proxy::{Bounds, Form, Query, Table, enter};
+use crate::proxy::{Bounds, Form, Table, enter, plan};
 use crate::server::connection::flood::FloodMeter;
 use crate::server::connection::interleavings;
 use crate::server::connection::proxy_protocol::{SIGNATURE, parse_binary, parse_line};
@@ -76,9 +76,7 @@ pub fn request_head(data: &[u8]) {
                 let Ok((entered, form)) = enter(head.clone(), &uri, host.as_ref(), peer, bounds) else { continue };
                 check_form(&form, entered.fields.facts.default_port());
                 check_sanitised(&head.headers, &entered.fields, peer);
-                let query =
-                    Query { host: &form.host, path: &form.path, method: &entered.method, fields: &entered.fields };
-                let found = TABLE.find(query);
+                let found = plan::route(&TABLE, &entered, &form);
                 assert!(found.is_none_or(|index| index < CONFIG.settings.routes.len()), "there is no such route");
             }
         }

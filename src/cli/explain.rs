@@ -1,16 +1,19 @@
 //! `ringway explain`
 
 use super::{Outcome, load};
-use crate::cache::{BypassCookies, KeyRules, Target};
+use crate::cache::{BypassCookies, KeyRules};
 use crate::config::values::Size;
 use crate::config::{
     self, AffinityMode, ClientDirectives, Config, NodeState, OnConcurrent, OnStoreFailure, OnUnknown, RateLimit, Route,
 };
+use crate::http::date;
 use crate::http::head::{Peer, RequestFields, RequestHead};
 use crate::http::method::is_safe;
 use crate::http::target;
-use crate::idempotency::{Subject, key_of};
-use crate::proxy::{Bounds, Form, Query, ScopeSources, Table, enter, find_key, redirect_target, underscores};
+use crate::idempotency::key_of;
+use crate::proxy::affinity::Affinity;
+use crate::proxy::plan::{self, CacheBypass, Candidates, ChosenBy};
+use crate::proxy::{Bounds, Form, ScopeSources, Table, enter, find_key, redirect_target, underscores};
 use crate::upstream::ring_of;
 use http::{HeaderName, HeaderValue, Method, Request, Uri};
 use std::io::{Write, stdout};
@@ -61,8 +64,7 @@ pub(super) fn run(options: Options) -> Outcome {
     let query = form.query.as_deref().map_or(String::new(), |query| format!("?{query}"));
     writeln!(out, "request      {} {}{}{query}", head.method, form.host, form.path)?;
     let table = Table::new(&settings.routes);
-    let found = table.find(Query { host: &form.host, path: &form.path, method: &head.method, fields: &head.fields });
-    let Some(route) = found.map(|index| &settings.routes[index]) else {
+    let Some(route) = plan::route(&table, &head, &form).map(|index| &settings.routes[index]) else {
         writeln!(out, "route        none: 404 no-route")?;
         return Ok(ExitCode::SUCCESS);
     };
@@ -113,13 +115,7 @@ fn explain_idempotency(
         return writeln!(out, "idempotency  refused: 400 scope-missing");
     };
     let caller = if rules.scope.is_empty() { "all callers are one".to_owned() } else { sources.names().join(" and ") };
-    let subject = Subject {
-        namespace: rules.namespace.value.clone(),
-        method: head.method.to_string(),
-        authority: form.authority.to_string(),
-        path: form.path.to_string(),
-        key,
-    };
+    let subject = plan::subject(&rules.namespace.value, head, form, key);
     writeln!(out, "idempotency  key `{}`, namespace {}, caller: {caller}", subject.key, subject.namespace)?;
     writeln!(out, "             record {}, kept for {}", subject.identify(&scope), shown(rules.ttl))?;
     let concurrent = match rules.on_concurrent {
@@ -175,18 +171,15 @@ fn explain_cache(
     if !is_safe(&head.method) {
         return writeln!(out, "cache        not for {}; if it succeeds, what is stored of the URI goes", head.method);
     }
-    let target = Target {
-        scheme: head.fields.facts.scheme(),
-        authority: &form.authority,
-        path: &form.path,
-        query: form.query.as_deref(),
-    };
     let bypasses = BypassCookies::of(cache.bypass_cookies.iter().map(|name| name.as_str()));
-    if bypasses.are_in(head.fields.plain()) || form.has_body {
-        let why = if form.has_body { "a body" } else { "a cookie of `bypass_cookies`" };
+    if let Some(bypass) = plan::cache_bypass(form, &head.fields, &bypasses) {
+        let why = match bypass {
+            CacheBypass::Body => "a body",
+            CacheBypass::Cookie => "a cookie of `bypass_cookies`",
+        };
         return writeln!(out, "cache        passed by, for the request has {why}");
     }
-    write!(out, "cache        {}", KeyRules::of(&cache.key).uri(target))?;
+    write!(out, "cache        {}", KeyRules::of(&cache.key).uri(plan::cache_target(form, &head.fields)))?;
     for name in &cache.key.headers {
         write!(out, ", field {name}")?;
     }
@@ -245,13 +238,31 @@ fn explain_node(
         };
         writeln!(out, "affinity     the cookie `{}` goes before the hash key; it holds {held}", cookie.name.value)?;
     }
-    let Some(found) = find_key(&route.hash_on, form, fields) else {
-        writeln!(out, "hash key     none of the sources is present: a random one a request")?;
-        return writeln!(out, "pool         {}: any node, by share", name.value);
-    };
     let ring = ring_of(name.as_str(), pool, &config.secrets);
-    let hash = ring.hash_key(&found.key);
-    writeln!(out, "hash key     {} (from {}), hash {hash:016x}", String::from_utf8_lossy(&found.key), found.source)?;
+    let find = |id: &str| pool.listed().iter().position(|node| node.id.as_str() == id);
+    let candidates = Candidates { pool: name.as_str(), ring: &ring, find: &find };
+    let affinity = route.affinity_cookie.as_ref().map(|cookie| Affinity::new(cookie, &config.secrets));
+    let key = find_key(&route.hash_on, form, fields);
+    let choice = plan::choice(&candidates, affinity.as_ref(), fields, key.as_ref(), date::unix_seconds(), || 0);
+    let hash = choice.wanted.hash;
+    match (choice.by, &key) {
+        (ChosenBy::AffinityKey, _) if !choice.brings_a_cookie() => {
+            writeln!(out, "hash key     the affinity cookie's, hash {hash:016x}")?;
+        }
+        (_, Some(found)) => {
+            let text = String::from_utf8_lossy(&found.key);
+            writeln!(out, "hash key     {text} (from {}), hash {hash:016x}", found.source)?;
+        }
+        (_, None) => writeln!(out, "hash key     none of the sources is present: a random one a request")?,
+    }
+    if let Some(node) = choice.wanted.pinned {
+        let node = &pool.listed()[node].id;
+        let gone = if choice.wanted.may_leave { "the next node takes its place" } else { "503" };
+        writeln!(out, "session      of the node {}; while that is down: {gone}", node.value)?;
+    }
+    if key.is_none() && (choice.by != ChosenBy::AffinityKey || choice.brings_a_cookie()) {
+        return writeln!(out, "pool         {}: any node, by share", name.value);
+    }
     let order: Vec<String> = ring
         .walk(hash)
         .map(|member| match pool.listed()[member].state {

@@ -6,9 +6,10 @@
 //! within `attempts` and the budget. A request that must run once is sent again only where it has not run for sure.
 
 use super::exchange::BodyFault;
+use super::plan::CookieRule;
 use super::problems::session_node_gone;
 use super::request_buffer;
-use super::upstream::{Answered, Issue, UpstreamRequest};
+use super::upstream::{Answered, UpstreamRequest};
 use crate::config::Protocol;
 use crate::http::date;
 use crate::http::problem::Problem;
@@ -309,11 +310,11 @@ impl UpstreamRequest {
         if holder.is_some_and(|holder| !is_holder && stays(holder)) {
             return None;
         }
-        let secure = match &self.choice.issue {
-            Issue::Nothing => return None,
-            Issue::Soft(cookie) => return Some(cookie.clone()),
-            Issue::IfMoved { .. } if is_holder => return None,
-            Issue::Strict { secure } | Issue::IfMoved { secure } => *secure,
+        let secure = match &self.choice.cookie {
+            CookieRule::Nothing => return None,
+            CookieRule::Soft(cookie) => return Some(cookie.clone()),
+            CookieRule::IfMoved { .. } if is_holder => return None,
+            CookieRule::Strict { secure } | CookieRule::IfMoved { secure } => *secure,
         };
         let affinity = self.route.affinity.as_ref()?;
         let now = date::unix_seconds();

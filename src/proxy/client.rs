@@ -31,8 +31,8 @@ pub(crate) struct Client {
     pub(crate) inject: RefCell<Vec<u8>>,
     /// Wakes the connection's task, where another one has something for it.
     pub(crate) task: RefCell<Option<Waker>>,
-    /// The slot of its session, where it can become a tunnel; see [`Client::tunnel_slot`].
-    tunnel: RefCell<Weak<TunnelSlot>>,
+    /// The slot of its session, where it can become a tunnel.
+    tunnel: RefCell<Weak<dyn TunnelSlot>>,
     pub(crate) phase: Cell<Phase>,
     pub(crate) had_request: Cell<bool>,
     /// The last request was HTTP/1.0: its answer may end with the connection and nothing else.
@@ -176,9 +176,18 @@ pub(crate) enum Phase {
     Ending,
 }
 
-/// Where a session finds its tunnel after a 101. The session owns it, and the client only knows it: a tunnel keeps its
-/// exchange, which keeps the client.
-pub(crate) type TunnelSlot = RefCell<Option<Tunnel>>;
+/// Where a session finds its tunnel after a 101. The session owns the slot, and the client refers to it weakly: a tunnel
+/// keeps its exchange, which keeps the client.
+pub(crate) trait TunnelSlot {
+    /// Hands the session its tunnel.
+    fn put(&self, tunnel: Tunnel);
+}
+
+impl TunnelSlot for RefCell<Option<Tunnel>> {
+    fn put(&self, tunnel: Tunnel) {
+        self.replace(Some(tunnel));
+    }
+}
 
 /// The node's end of a connection that was upgraded.
 pub(crate) struct Tunnel {
@@ -217,7 +226,7 @@ impl Client {
             peer_text: HeaderValue::try_from(text).expect("an IP address is a field value"),
             inject: RefCell::default(),
             task: RefCell::default(),
-            tunnel: RefCell::new(Weak::new()),
+            tunnel: RefCell::new(Weak::<RefCell<Option<Tunnel>>>::new()),
             phase: Cell::new(Phase::Idle),
             had_request: Cell::new(false),
             is_http10: Cell::new(false),
@@ -243,7 +252,7 @@ impl Client {
             peer_text: self.peer_text.clone(),
             inject: RefCell::default(),
             task: RefCell::default(),
-            tunnel: RefCell::new(Weak::new()),
+            tunnel: RefCell::new(Weak::<RefCell<Option<Tunnel>>>::new()),
             phase: Cell::new(Phase::Idle),
             had_request: Cell::new(true),
             is_http10: Cell::new(false),
@@ -264,17 +273,15 @@ impl Client {
         }
     }
 
-    /// Returns a slot for the session: a tunnel that the pipeline makes of this connection comes to stand there.
-    pub(crate) fn tunnel_slot(&self) -> Rc<TunnelSlot> {
-        let slot = Rc::default();
-        *self.tunnel.borrow_mut() = Rc::downgrade(&slot);
-        slot
+    /// Has the tunnel that the pipeline may make of this connection be handed to this slot.
+    pub(crate) fn switches_at(&self, slot: Weak<dyn TunnelSlot>) {
+        *self.tunnel.borrow_mut() = slot;
     }
 
     /// Hands a tunnel to the session. Returns whether there is one that takes it.
     pub(super) fn switch_to(&self, tunnel: Tunnel) -> bool {
         let slot = self.tunnel.borrow().upgrade();
-        slot.map(|slot| slot.replace(Some(tunnel))).is_some()
+        slot.map(|slot| slot.put(tunnel)).is_some()
     }
 
     /// Notes that a request of this version begins.

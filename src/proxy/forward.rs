@@ -1,27 +1,27 @@
 //! The step that makes a request ready for a node: its key, its target and its fields.
 
-use super::affinity::Session;
 use super::body::{BodyRules, Gate, RequestBody};
 use super::client::Client;
 use super::engine::Engine;
 use super::exchange::Exchange;
 use super::hash_key::find_key;
 use super::min_rate::MinRate;
+use super::plan::{self, Candidates, Choice};
 use super::rate_limit::Uncounted;
 use super::request::Form;
 use super::respond::Reply;
 use super::response_body::ResponseBody;
 use super::snapshot::Route;
 use super::step::Step;
-use super::upstream::{Choice, Issue, UpstreamRequest};
-use crate::config::{OnGone, Protocol};
+use super::upstream::UpstreamRequest;
+use crate::config::Protocol;
 use crate::http::date;
 use crate::http::fields;
 use crate::http::head::{RequestFields, RequestHead, Underscores};
 use crate::http::problem::Problem;
 use crate::http::target;
 use crate::http::trace;
-use crate::upstream::{Outgoing, Pool, Wanted};
+use crate::upstream::{Outgoing, Pool};
 use bytes::Bytes;
 use http::header::{CONNECTION, EXPECT, MAX_FORWARDS, TE, TRANSFER_ENCODING, UPGRADE, VIA};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
@@ -97,39 +97,15 @@ impl RoutedRequest<'_> {
         })
     }
 
-    /// Decides which nodes are asked, in which order: by the affinity cookie, else by the first source
-    /// of `hash_on` that is present, else at random.
+    /// Returns the choice of a node for this request.
     fn choose(&self, fields: &RequestFields) -> Choice {
-        let keyed = find_key(&self.route.hash_on, &self.form, fields);
-        let secure = fields.facts.is_secure;
-        let hash = keyed.as_ref().map(|found| self.pool.ring.hash_key(&found.key));
-        let at_random = || self.engine.random.borrow_mut().u64(..);
-        let Some(affinity) = &self.route.affinity else {
-            return Choice::by_hash(hash.unwrap_or_else(at_random));
-        };
-        match affinity.read(fields.plain(), &self.pool.name, date::unix_seconds()) {
-            Session::Soft(key) => Choice::by_hash(self.pool.ring.hash_key(&key)),
-            Session::Strict { node, end, fresh } => {
-                let choice = Choice::by_hash(hash.unwrap_or_else(at_random));
-                let Some(index) = self.pool.nodes.iter().position(|known| *known.id == *node) else {
-                    return Choice { issue: Issue::Strict { secure }, ..choice };
-                };
-                let may_leave = affinity.on_gone == OnGone::Next;
-                let wanted = Wanted { pinned: Some(index), may_leave, ..choice.wanted };
-                let issue = if fresh { Issue::IfMoved { secure } } else { Issue::Strict { secure } };
-                Choice { wanted, session_end: Some(end), issue }
-            }
-            Session::None if affinity.is_strict() => {
-                let issue = Issue::Strict { secure };
-                Choice { issue, ..Choice::by_hash(hash.unwrap_or_else(at_random)) }
-            }
-            Session::None => match (hash, affinity.soft_cookie(secure)) {
-                (None, Some((key, cookie))) => {
-                    Choice { issue: Issue::Soft(cookie), ..Choice::by_hash(self.pool.ring.hash_key(&key)) }
-                }
-                (hash, _) => Choice::by_hash(hash.unwrap_or_else(at_random)),
-            },
-        }
+        let (pool, random) = (self.pool, || self.engine.random.borrow_mut().u64(..));
+        let find = |id: &str| pool.nodes.iter().position(|node| *node.id == *id);
+        let candidates = Candidates { pool: &pool.name, ring: &pool.ring, find: &find };
+        let key = find_key(&self.route.hash_on, &self.form, fields);
+        // Only a cookie has an end.
+        let now = if self.route.affinity.is_some() { date::unix_seconds() } else { 0 };
+        plan::choice(&candidates, self.route.affinity.as_ref(), fields, key.as_ref(), now, random)
     }
 
     /// Rewrites the head as the node gets it. Returns it, and whether the node may switch protocols.

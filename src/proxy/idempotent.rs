@@ -9,6 +9,7 @@ use super::caching::invalidation::{Invalidation, invalidation};
 use super::caching::request::route_of;
 use super::exchange::{BodyFault, Exchange};
 use super::forward::RoutedRequest;
+use super::plan;
 use super::problems::{over_budget, too_large};
 use super::respond::{Reply, add_route_fields};
 use super::response_body::ResponseBody;
@@ -73,13 +74,7 @@ pub(super) fn begin(
     let held = budget.share(announced.min(FIRST_SHARE)).ok_or_else(over_budget)?;
     let share = budget.share(FIRST_SHARE.min(rules.policy.max_response)).ok_or_else(over_budget)?;
 
-    let subject = Subject {
-        namespace: rules.namespace.clone(),
-        method: head.method.as_str().to_owned(),
-        authority: routed.form.authority.to_string(),
-        path: routed.form.path.to_string(),
-        key,
-    };
+    let subject = plan::subject(&rules.namespace, &head, &routed.form, key);
     let begin = if rules.is_canonical { Fingerprint::canonical } else { Fingerprint::exact };
     let fingerprint = begin(routed.form.query.as_deref(), head.fields.plain());
     let invalidation = route_of(snapshot, &routed, &head).and_then(|caching| invalidation(&routed, &caching, &head));

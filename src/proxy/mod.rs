@@ -1,7 +1,7 @@
 //! The way of a request. `pipeline` calls the steps in this order: `request` (its one form), `route`, `idempotent`,
 //! `rate_limit`, `caching`, `affinity`, `hash_key`, `forward` (`upstream`, with `attempts` from node to node), `respond`.
 //!
-//! `step` says what a step can answer; `respond::finish` is the one exit. `engine` holds what the steps of a worker share,
+//! `plan` has the decisions, which `ringway explain` prints too; `step` says what a step can answer; `respond::finish` is the one exit. `engine` holds what the steps of a worker share,
 //! `snapshot` what one configuration says, `exchange` what is remembered of one request, `client` what the steps may ask
 //! of the connection.
 
@@ -18,6 +18,7 @@ mod hash_key;
 mod idempotent;
 mod min_rate;
 mod pipeline;
+pub(crate) mod plan;
 mod problems;
 mod rate_limit;
 mod request;
@@ -37,6 +38,6 @@ pub(crate) use pipeline::{answer, unreadable};
 pub(crate) use request::{Bounds, Form, enter, underscores, unsupported_coding};
 pub(crate) use respond::redirect_target;
 pub(crate) use response_body::ResponseBody;
-pub(crate) use route::{Query, Table};
+pub(crate) use route::Table;
 pub(crate) use snapshot::{Parts, Snapshot};
 pub(crate) use step::ResponseFuture;

@@ -9,11 +9,11 @@ use super::exchange::Exchange;
 use super::forward::RoutedRequest;
 use super::idempotent;
 use super::min_rate::MinRate;
+use super::plan;
 use super::problems::bad_chunk;
 use super::rate_limit::Uncounted;
 use super::request::{Bounds, Form, enter, join_cookie_fields, underscores};
 use super::respond::{self, Reply};
-use super::route::Query;
 use super::snapshot::{Action, Route};
 use super::step::{PendingReply, ResponseFuture, Step};
 use crate::http::head::{Peer, RequestFields};
@@ -90,8 +90,7 @@ fn begin(
         let (head, form) = enter(head, &uri, host.as_ref(), peer, bounds)?;
         check_admission(client, &head.method, &form)?;
 
-        let query = Query { host: &form.host, path: &form.path, method: &head.method, fields: &head.fields };
-        let index = snapshot.table.find(query).ok_or_else(no_route)?;
+        let index = plan::route(&snapshot.table, &head, &form).ok_or_else(no_route)?;
         let route = &snapshot.routes[index];
         exchange.matched(&route.label);
 

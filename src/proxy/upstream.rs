@@ -4,6 +4,7 @@ use super::body::Gate;
 use super::client::{Client, Tunnel};
 use super::engine::Engine;
 use super::exchange::{BodyFault, Exchange};
+use super::plan::Choice;
 use super::problems::{bad_chunk, too_large};
 use super::rate_limit::Uncounted;
 use super::respond::Reply;
@@ -12,7 +13,7 @@ use super::snapshot::Route;
 use crate::cache::CacheStatus;
 use crate::http::fields::{self, TransferCoding};
 use crate::http::problem::Problem;
-use crate::upstream::{AnswerBody, Carrier, Failure, InFlight, Keep, Outgoing, Pool, Wanted};
+use crate::upstream::{AnswerBody, Carrier, Failure, InFlight, Keep, Outgoing, Pool};
 use http::header::{CONNECTION, CONTENT_LENGTH, TRAILER, UPGRADE};
 use http::{HeaderValue, Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
@@ -68,37 +69,6 @@ impl Reach {
 /// An affinity cookie, beside a response that is not for everybody.
 #[derive(Clone)]
 pub(super) struct NewCookie(pub(super) HeaderValue);
-
-/// Which nodes are asked, and what cookie the answer brings.
-#[derive(Clone)]
-pub(super) struct Choice {
-    pub(super) wanted: Wanted,
-    /// When the strict session ends that the request came with, in seconds since 1970.
-    pub(super) session_end: Option<u64>,
-    pub(super) issue: Issue,
-}
-
-/// The affinity cookie that an answer brings.
-#[derive(Clone)]
-pub(super) enum Issue {
-    Nothing,
-    Soft(HeaderValue),
-    /// One for the node that answered.
-    Strict {
-        secure: bool,
-    },
-    /// The same, where that is not the pinned one.
-    IfMoved {
-        secure: bool,
-    },
-}
-
-impl Choice {
-    pub(super) fn by_hash(hash: u64) -> Choice {
-        let wanted = Wanted { hash, pinned: None, may_leave: true };
-        Choice { wanted, session_end: None, issue: Issue::Nothing }
-    }
-}
 
 /// An attempt that brought an answer.
 pub(super) struct Answered {

@@ -49,6 +49,34 @@ fn visit(proxy: &Proxy, cookie: &str) -> (u16, String, Option<String>) {
     (answer.status, answer.field("x-node").unwrap_or_default(), set)
 }
 
+/// `explain` names the node that the proxy sends the request to, whatever decides on it.
+#[test]
+fn explain_says_where_a_session_goes() {
+    let explained = |proxy: &Proxy, cookie: &str| {
+        let config = proxy.folder().join("ringway.yaml");
+        let cookie = format!("Cookie: {cookie}");
+        let output = std::process::Command::new(env!("CARGO_BIN_EXE_ringway"))
+            .args(["explain", "--config", config.to_str().unwrap(), "GET", "http://a/", "-H", &cookie])
+            .output();
+        String::from_utf8(output.unwrap().stdout).unwrap()
+    };
+    let pool = Pool::new(3);
+    let (_folder, settings) = strict("on_gone: reject");
+    let proxy = pool.proxy(&settings);
+    let (_, node, cookie) = visit(&proxy, "");
+    let said = explained(&proxy, &cookie.unwrap());
+    assert!(said.contains(&format!("session      of the node {node}; while that is down: 503")), "{said}");
+    assert!(explained(&proxy, "RINGWAY=nonsense").contains("any node, by share"));
+
+    let proxy = pool.proxy("ttl: 2h");
+    let (_, node, cookie) = visit(&proxy, "");
+    let said = explained(&proxy, &cookie.unwrap());
+    assert!(
+        said.contains("the affinity cookie's, hash") && said.contains(&format!("nodes        {node} ->")),
+        "{said}"
+    );
+}
+
 #[test]
 fn a_soft_cookie_keeps_a_client_with_its_node() {
     let pool = Pool::new(3);

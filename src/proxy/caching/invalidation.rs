@@ -1,7 +1,7 @@
 //! The effects of a write on the cache (RFC 9111 4.4), for the plain and for the idempotent path: which stored responses
 //! it makes untrue, and whether its own response is what reads find from now on.
 
-use super::request::{caching_route, has_override, order, target_of};
+use super::request::{caching_route, has_override, order};
 use super::serving::{ReplyBuilder, ServedFrom};
 use crate::cache::{Begun, Cache, Key, KeyRules, Led, Order, Target};
 use crate::http::head::{RequestFields, RequestHead};
@@ -10,6 +10,7 @@ use crate::http::problem::Problem;
 use crate::http::target;
 use crate::proxy::engine::Engine;
 use crate::proxy::forward::RoutedRequest;
+use crate::proxy::plan;
 use crate::proxy::problems::stopped;
 use crate::proxy::respond::Reply;
 use crate::proxy::snapshot::Route;
@@ -31,7 +32,7 @@ pub(in crate::proxy) fn invalidation(
         return None;
     }
     let rules = caching.cache.as_ref()?;
-    let target = target_of(routed, &head.fields);
+    let target = plan::cache_target(&routed.form, &head.fields);
     let fields = &head.fields;
     let order = order(rules, rules.key.key(target, fields), target, &head.method, fields);
     let base = BaseUri {

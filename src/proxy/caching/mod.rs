@@ -9,6 +9,7 @@ pub(super) mod request;
 mod serving;
 
 use super::forward::RoutedRequest;
+use super::plan;
 use super::respond::Reply;
 use super::snapshot::{CacheResult, CacheRules, Route};
 use super::step::Step;
@@ -19,7 +20,7 @@ use crate::http::problem::Problem;
 use http::StatusCode;
 use invalidation::invalidation;
 use miss::Miss;
-use request::{is_read, order, target_of};
+use request::{is_read, order};
 use serving::{ReplyBuilder, ServedFrom};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -30,12 +31,12 @@ pub(super) fn begin(routed: &RoutedRequest<'_>, caching: &Arc<Route>, head: Requ
     if !is_read(&head.method) {
         return other_method(routed, caching, head);
     }
-    let target = target_of(routed, &head.fields);
+    let target = plan::cache_target(&routed.form, &head.fields);
     let fields = &head.fields;
     let engine = routed.engine;
     let directives = RequestDirectives::of(fields.plain());
     let honoured = rules.policy.honours_clients.then_some(&directives);
-    if routed.form.has_body || rules.bypass_cookies.are_in(fields.plain()) {
+    if plan::cache_bypass(&routed.form, fields, &rules.bypass_cookies).is_some() {
         if directives.only_if_cached {
             return Ok(Step::Reply(refused(routed, rules)));
         }

@@ -37,12 +37,6 @@ pub(super) fn is_read(method: &Method) -> bool {
     *method == Method::GET || *method == Method::HEAD
 }
 
-/// Returns the parts of a request that its cache key is made of.
-pub(super) fn target_of<'a>(routed: &'a RoutedRequest<'_>, fields: &'a RequestFields) -> Target<'a> {
-    let form = &routed.form;
-    Target { scheme: fields.facts.scheme(), authority: &form.authority, path: &form.path, query: form.query.as_deref() }
-}
-
 /// Returns what the cache needs to know of a request that it fetches for.
 pub(super) fn order(
     rules: &CacheRules,

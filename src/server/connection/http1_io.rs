@@ -5,11 +5,11 @@
 //! so that the connection can give its own.
 
 use crate::io::{Framing, Malformed, Messages, Seen, Stream};
-use crate::proxy::{Client, Phase};
+use crate::proxy::{Client, Phase, Tunnel, TunnelSlot};
 use std::cell::{Cell, RefCell};
 use std::io::{self, IoSlice};
 use std::pin::Pin;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::task::{Context, Poll, ready};
 use std::time::Instant;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -35,9 +35,22 @@ pub(in crate::server) struct Pulse {
     pub(in crate::server) held_back: Cell<bool>,
     /// The client closed its side.
     pub(in crate::server) ended: Cell<bool>,
+    /// What the connection becomes after a 101.
+    pub(in crate::server) tunnel: RefCell<Option<Tunnel>>,
+}
+
+impl TunnelSlot for Pulse {
+    fn put(&self, tunnel: Tunnel) {
+        self.tunnel.replace(Some(tunnel));
+    }
 }
 
 impl Pulse {
+    /// Returns where the connection's client hands over a tunnel.
+    pub(in crate::server) fn as_tunnel_slot(self: &Rc<Self>) -> Weak<dyn TunnelSlot> {
+        Rc::<Pulse>::downgrade(self)
+    }
+
     /// hyper has parsed a head, whose content is framed so. An error where the request is one that hyper should have
     /// refused, as far as it has come.
     pub(in crate::server) fn framed(&self, framing: Framing) -> Result<(), Malformed> {
@@ -66,6 +79,7 @@ impl Http1Io {
             messages: RefCell::new(Messages::requests()),
             held_back: Cell::new(false),
             ended: Cell::new(false),
+            tunnel: RefCell::default(),
         });
         Http1Io { stream: Rc::new(RefCell::new(stream)), client, pulse }
     }

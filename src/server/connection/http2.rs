@@ -70,7 +70,9 @@ pub(in crate::server) async fn serve(
             Patient::new(match websocket::asked_for(&mut request) {
                 None => proxy::answer(&engine, &stream, request),
                 Some(upgrade) => {
-                    let slot = stream.tunnel_slot();
+                    let slot = Rc::new(RefCell::new(None));
+                    let weak = Rc::downgrade(&slot);
+                    stream.switches_at(weak);
                     let response = proxy::answer(&engine, &stream, request);
                     ResponseFuture::Upgrade(Box::pin(websocket::switch(response, (stream, slot), upgrade)))
                 }

@@ -18,7 +18,7 @@ mod websocket;
 use crate::config::Limits;
 use crate::http::problem::Problem;
 use crate::io::{Framing, Seen, Stream};
-use crate::proxy::{self, Client, Phase, Tunnel};
+use crate::proxy::{self, Client, Phase};
 use crate::telemetry::metrics::Abort;
 use context::{Context, LINGER, is_readable, linger, refuse};
 use flood::Glitch;
@@ -91,10 +91,10 @@ enum End {
 /// Lets hyper serve the connection; gives the socket back when it has been idle.
 async fn session(context: &Rc<Context>, mut stream: Stream, client: &Rc<Client>, limits: &Limits) -> Option<Stream> {
     *client.task.borrow_mut() = Some(poll_fn(|cx| Poll::Ready(cx.waker().clone())).await);
-    let slot = client.tunnel_slot();
     loop {
         let wire = Http1Io::new(stream, Rc::clone(client));
         let pulse = Rc::clone(&wire.pulse);
+        client.switches_at(pulse.as_tunnel_slot());
         let watch = wire.watch();
         let (engine, owner) = (Rc::clone(&context.engine), Rc::clone(client));
         let framed = Rc::clone(&pulse);
@@ -166,7 +166,7 @@ async fn session(context: &Rc<Context>, mut stream: Stream, client: &Rc<Client>,
                 return None;
             }
             End::Closed(result) => {
-                close(context, stream, client, &pulse, slot.take(), (result, is_first_line)).await;
+                close(context, stream, client, &pulse, (result, is_first_line)).await;
                 return None;
             }
         }
@@ -236,10 +236,9 @@ async fn close(
     mut stream: Stream,
     client: &Client,
     pulse: &Pulse,
-    tunnel: Option<Tunnel>,
     (result, is_first_line): (hyper::Result<()>, bool),
 ) {
-    match (tunnel, result) {
+    match (pulse.tunnel.take(), result) {
         (Some(tunnel), Ok(())) => tunnel::run(stream, tunnel).await,
         (_, Err(error)) if pulse.held_back.get() || (client.phase.get() == Phase::Idle && error.is_parse()) => {
             context.engine.recorder.glitch(Glitch::Malformed.label());

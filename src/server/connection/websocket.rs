@@ -1,7 +1,7 @@
 //! WebSockets on streams of HTTP/2 (RFC 8441): to nodes they are the handshake of HTTP/1.1, and then a tunnel.
 
 use super::tunnel;
-use crate::proxy::{Client, ResponseBody, ResponseFuture, TunnelSlot};
+use crate::proxy::{Client, ResponseBody, ResponseFuture, Tunnel};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use http::header::{CONNECTION, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, UPGRADE};
@@ -10,6 +10,7 @@ use hyper::body::Incoming;
 use hyper::ext::Protocol;
 use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
+use std::cell::RefCell;
 use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -70,7 +71,7 @@ impl AsyncWrite for Counted {
 /// Where the node has switched, the stream becomes the tunnel once its client has the answer.
 pub(in crate::server) async fn switch(
     response: ResponseFuture,
-    (stream, slot): (Rc<Client>, Rc<TunnelSlot>),
+    (stream, slot): (Rc<Client>, Rc<RefCell<Option<Tunnel>>>),
     upgrade: OnUpgrade,
 ) -> Response<ResponseBody> {
     let Ok(mut response) = response.await;

@@ -1,0 +1,146 @@
+//! The plan of a request, in stages: `route`, its keys, and its choice of a node. Each stage is pure, and computed when its
+//! step is reached: a hit picks no node. The pipeline carries the plan out, and `ringway explain` prints it.
+
+use super::affinity::{Affinity, Session};
+use super::hash_key::KeySource;
+use super::request::Form;
+use super::route::{Query, Table};
+use crate::cache::{BypassCookies, Target};
+use crate::config::OnGone;
+use crate::http::head::{RequestFields, RequestHead};
+use crate::idempotency::Subject;
+use crate::ring::Ring;
+use crate::upstream::Wanted;
+use http::HeaderValue;
+
+/// Returns the place of a request's route in the order of the file; `None` where no route matches.
+pub(crate) fn route(table: &Table, head: &RequestHead, form: &Form<'_>) -> Option<usize> {
+    table.find(Query { host: &form.host, path: &form.path, method: &head.method, fields: &head.fields })
+}
+
+/// Returns the request that an idempotency key stands for; the caller's scope makes it an identity.
+pub(crate) fn subject(namespace: &str, head: &RequestHead, form: &Form<'_>, key: String) -> Subject {
+    Subject {
+        namespace: namespace.to_owned(),
+        method: head.method.as_str().to_owned(),
+        authority: form.authority.to_string(),
+        path: form.path.to_string(),
+        key,
+    }
+}
+
+/// Returns the parts of a request that its cache key is made of.
+pub(crate) fn cache_target<'a>(form: &'a Form<'_>, fields: &RequestFields) -> Target<'a> {
+    Target { scheme: fields.facts.scheme(), authority: &form.authority, path: &form.path, query: form.query.as_deref() }
+}
+
+/// Why a read passes the cache by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum CacheBypass {
+    /// It has a body, of which the key knows nothing.
+    Body,
+    /// It has a cookie of `bypass_cookies`.
+    Cookie,
+}
+
+/// Returns why a read is neither answered from the cache nor stored; `None` where it may be.
+pub(crate) fn cache_bypass(form: &Form<'_>, fields: &RequestFields, cookies: &BypassCookies) -> Option<CacheBypass> {
+    if form.has_body {
+        return Some(CacheBypass::Body);
+    }
+    cookies.are_in(fields.plain()).then_some(CacheBypass::Cookie)
+}
+
+/// The nodes of a pool, as far as a choice needs them.
+pub(crate) struct Candidates<'a> {
+    pub(crate) pool: &'a str,
+    pub(crate) ring: &'a Ring,
+    /// Returns a node's place in the pool's list by its id.
+    pub(crate) find: &'a dyn Fn(&str) -> Option<usize>,
+}
+
+/// The nodes that are asked, in which order, and the affinity cookie that the response brings.
+#[derive(Clone, Debug)]
+pub(crate) struct Choice {
+    pub(crate) wanted: Wanted,
+    pub(crate) by: ChosenBy,
+    /// The end of the strict session that the request came with, in seconds since 1970.
+    pub(super) session_end: Option<u64>,
+    pub(super) cookie: CookieRule,
+}
+
+/// The rule that has found the place on the ring.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ChosenBy {
+    /// A strict session, which belongs to one node.
+    Session,
+    /// The key in a soft affinity cookie, or in the one that the response brings.
+    AffinityKey,
+    /// The first source of `hash_on` that the request has.
+    HashKey,
+    Random,
+}
+
+/// The affinity cookie that a response brings.
+#[derive(Clone, Debug)]
+pub(super) enum CookieRule {
+    Nothing,
+    Soft(HeaderValue),
+    /// One for the node that answered.
+    Strict {
+        secure: bool,
+    },
+    /// The same, where that is not the pinned one.
+    IfMoved {
+        secure: bool,
+    },
+}
+
+impl Choice {
+    /// Returns whether the response brings a new soft key.
+    pub(crate) fn brings_a_cookie(&self) -> bool {
+        matches!(self.cookie, CookieRule::Soft(_))
+    }
+
+    fn of(hash: u64, by: ChosenBy, cookie: CookieRule) -> Choice {
+        Choice { wanted: Wanted { hash, pinned: None, may_leave: true }, by, session_end: None, cookie }
+    }
+}
+
+/// Returns the choice of a node: by the affinity cookie, else by the hash key, else at random. `now` is in seconds since
+/// 1970; `random` gives a place on the ring.
+pub(crate) fn choice(
+    candidates: &Candidates<'_>,
+    affinity: Option<&Affinity>,
+    fields: &RequestFields,
+    key: Option<&KeySource<'_>>,
+    now: u64,
+    random: impl FnOnce() -> u64,
+) -> Choice {
+    let secure = fields.facts.is_secure;
+    let hash_of = |key: &[u8]| candidates.ring.hash_key(key);
+    let hash = key.map(|found| hash_of(&found.key));
+    let by_hash = |cookie| match hash {
+        Some(hash) => Choice::of(hash, ChosenBy::HashKey, cookie),
+        None => Choice::of(random(), ChosenBy::Random, cookie),
+    };
+    let Some(affinity) = affinity else { return by_hash(CookieRule::Nothing) };
+    match affinity.read(fields.plain(), candidates.pool, now) {
+        Session::Soft(key) => Choice::of(hash_of(&key), ChosenBy::AffinityKey, CookieRule::Nothing),
+        Session::Strict { node, end, fresh } => match (candidates.find)(&node) {
+            None => by_hash(CookieRule::Strict { secure }),
+            Some(index) => {
+                let choice =
+                    by_hash(if fresh { CookieRule::IfMoved { secure } } else { CookieRule::Strict { secure } });
+                let may_leave = affinity.on_gone == OnGone::Next;
+                let wanted = Wanted { pinned: Some(index), may_leave, ..choice.wanted };
+                Choice { wanted, by: ChosenBy::Session, session_end: Some(end), ..choice }
+            }
+        },
+        Session::None if affinity.is_strict() => by_hash(CookieRule::Strict { secure }),
+        Session::None => match (hash, affinity.soft_cookie(secure)) {
+            (None, Some((key, cookie))) => Choice::of(hash_of(&key), ChosenBy::AffinityKey, CookieRule::Soft(cookie)),
+            _ => by_hash(CookieRule::Nothing),
+        },
+    }
+}
