@@ -36,10 +36,10 @@ const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// How long an idle connection may take for another request, once the listener pauses.
+/// The time that an idle connection may take for another request, once the listener pauses.
 const LAST_REQUEST: Duration = Duration::from_secs(1);
 
-/// What a listener offers.
+/// The paths that a listener offers.
 #[derive(Clone, Copy)]
 pub(crate) enum Reach {
     /// The admin listener.

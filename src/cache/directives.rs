@@ -17,7 +17,7 @@ const SURROGATE_CONTROL: HeaderName = HeaderName::from_static("surrogate-control
 /// The largest number of seconds that is told apart from for ever (RFC 9111 1.2.2).
 const MAX_SECONDS: u32 = 1 << 31;
 
-/// What a response says about its storage and use, in seconds.
+/// The `Cache-Control` of a response; times in seconds.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct ResponseDirectives {
     pub(crate) no_store: bool,
@@ -37,7 +37,7 @@ pub(crate) struct ResponseDirectives {
     pub(crate) targeted: bool,
 }
 
-/// What a request asks of caches, in seconds.
+/// The `Cache-Control` of a request; times in seconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct RequestDirectives {
     pub(crate) no_store: bool,
@@ -49,7 +49,7 @@ pub(crate) struct RequestDirectives {
     pub(crate) max_stale: Option<u32>,
 }
 
-/// What stands after `=`.
+/// Returns the argument of a directive, behind `=`.
 enum Argument<'a> {
     None,
     Text(Cow<'a, [u8]>),

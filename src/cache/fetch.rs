@@ -1,4 +1,4 @@
-//! What a fetch comes to: a response for all, one for its own client, a confirmation, a stand-in.
+//! Fetches, and their results: a response for all, one for its own client, a confirmation, a stand-in.
 
 use super::fill::{Lead, Outcome};
 use super::key::Key;
@@ -40,7 +40,7 @@ pub(crate) trait Origin {
     async fn fetch(&mut self, validated: Option<&Stored>) -> Result<Response<Self::Body>, Self::Failure>;
 }
 
-/// What is to be fetched, for whom.
+/// A fetch that a request asks for.
 pub(crate) struct Order {
     pub(crate) key: Key,
     pub(crate) uri: String,
@@ -52,7 +52,7 @@ pub(crate) struct Order {
     pub(crate) policy: Arc<Policy>,
 }
 
-/// What a fetch comes to for the request that led it.
+/// The result of a fetch for the request that led it.
 pub(crate) enum Led<B, F> {
     /// A response that is not stored.
     Private(Response<B>),
@@ -66,7 +66,7 @@ pub(crate) enum Led<B, F> {
     /// A stored one that the node has confirmed, or that somebody else has brought meanwhile.
     Confirmed {
         stored: Shared,
-        /// Whether the node was asked.
+        /// The node was asked.
         asked: bool,
     },
     /// A stale one, for the node has failed.

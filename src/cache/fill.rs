@@ -24,9 +24,9 @@ const SHARDS: usize = 16;
 /// The fetches that run.
 pub(super) struct Fills {
     shards: [Mutex<HashMap<Key, Arc<Fill>>>; SHARDS],
-    /// What bodies take while they arrive.
+    /// The memory of all arriving bodies.
     growing: Arc<AtomicU64>,
-    /// What the process may hold.
+    /// The budget for buffers of the process.
     budget: Arc<Budget>,
 }
 
@@ -63,7 +63,7 @@ enum Stage {
     Known(Outcome),
 }
 
-/// What a fetch has come to, for those who waited.
+/// The result of a fetch, for the requests that waited.
 #[derive(Clone)]
 pub(crate) enum Outcome {
     /// A response whose body is arriving.

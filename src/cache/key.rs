@@ -1,4 +1,4 @@
-//! What makes two requests one: scheme, authority, path, query, and what the route adds.
+//! Cache keys: scheme, authority, path, query, and what the route adds.
 
 use crate::config::CacheKey;
 use crate::http::head::RequestFields;
@@ -22,7 +22,7 @@ static SECRET: LazyLock<[u64; 2]> = LazyLock::new(|| {
 });
 
 impl Key {
-    /// What the store's table goes by.
+    /// The hash by which the store finds a key.
     pub(super) fn bits(self) -> u128 {
         self.0
     }
@@ -72,7 +72,7 @@ fn finish(hasher: &SipHasher13) -> Key {
     Key(u128::from(hash.h1) << 64 | u128::from(hash.h2))
 }
 
-/// What a request asks for, in the one form that the whole proxy uses.
+/// The target of a request, in the normal form of the whole proxy.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Target<'a> {
     /// The scheme that the client used.
@@ -83,7 +83,7 @@ pub(crate) struct Target<'a> {
     pub(crate) query: Option<&'a str>,
 }
 
-/// What a route says of keys.
+/// The rules of a route for its keys.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct KeyRules {
     ignored: Vec<Pattern>,

@@ -68,13 +68,13 @@ pub(crate) struct Cache {
     fills: Arc<Fills>,
     memory: u64,
     started: Instant,
-    /// How far a test has turned the clock on.
+    /// The time by which a test has advanced the clock.
     #[cfg(test)]
     turned: std::sync::atomic::AtomicI64,
     struck: Notify,
 }
 
-/// What the cache has for a request.
+/// The result of a look-up.
 #[derive(Debug)]
 pub(crate) enum Known {
     Response(CacheHit),
@@ -223,7 +223,7 @@ impl Cache {
         self.store.extent()
     }
 
-    /// What it may take.
+    /// Returns the bytes that it may take.
     pub(crate) fn memory(&self) -> u64 {
         self.memory
     }

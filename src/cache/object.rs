@@ -1,4 +1,4 @@
-//! What the store holds of one URI.
+//! The objects of the store: responses and markers under one key.
 
 use super::body::Body;
 use super::directives::RequestDirectives;
@@ -14,13 +14,13 @@ use smallvec::SmallVec;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 
-/// What every object costs beside its fields, body and URI: this room's structures and the table's.
+/// The memory of an object beside its fields, body and URI: its structures here and in the table.
 pub(super) const OVERHEAD: usize = 496;
 
 /// The bytes that one key takes in the list of its URI's keys.
 const LISTED: usize = 96;
 
-/// What a marker costs: as much of the table, and of an entry's structures, as an object.
+/// The memory of a marker: as much of the table, and of an entry's structures, as an object.
 const MARKER: usize = 420;
 
 /// Bodies up to this size share a piece of memory with their fields.
@@ -53,7 +53,7 @@ const KEPT_BY_304: [&str; 5] =
 /// Milliseconds of the clock by which uses are remembered.
 const USE_TICK: Milliseconds = 64;
 
-/// What is known under a key.
+/// The entry under a key.
 #[derive(Debug)]
 pub(super) enum Entry {
     Object(Object),
@@ -326,7 +326,7 @@ impl Stored {
 }
 
 impl Entry {
-    /// What it takes in memory.
+    /// Returns the bytes that it takes in memory.
     pub(super) fn weight(&self) -> u32 {
         let size = match self {
             Entry::Object(object) => {

@@ -11,7 +11,7 @@ use std::sync::{LazyLock, Mutex, OnceLock, PoisonError};
 const MAX_NAMES: usize = 1024;
 /// Stands for a name that is kept as text before its value.
 const OWN_NAME: u16 = u16::MAX;
-/// How many fields there are.
+/// Returns the number of fields.
 const HEAD: usize = 2;
 /// Number of a name, length of its text, length of the value.
 const ENTRY: usize = 8;

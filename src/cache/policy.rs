@@ -15,7 +15,7 @@ pub(crate) type Milliseconds = i64;
 /// The part of its age at which a response without a freshness of its own becomes stale.
 const HEURISTIC_FRACTION: i64 = 10;
 
-/// What a route's configuration says.
+/// The cache rules of a route.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Policy {
     pub(crate) default_ttl: Milliseconds,
@@ -91,7 +91,7 @@ pub(super) fn in_milliseconds(seconds: u32) -> Milliseconds {
     i64::from(seconds) * 1000
 }
 
-/// What counts of the request that a response answers.
+/// The traits of the request that a response answers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Asker {
     /// Another method than GET and HEAD; its response is stored only where `Content-Location` names its own URI.
@@ -136,11 +136,11 @@ pub(crate) enum Refusal {
 pub(crate) struct Terms {
     /// When it was zero seconds old (4.2.3).
     pub(crate) born: Milliseconds,
-    /// How long it is fresh from then on (4.2.1).
+    /// The time for which it is fresh from then on (4.2.1).
     pub(crate) lifetime: Milliseconds,
-    /// How many seconds after that it may be served while it is validated (RFC 5861 3).
+    /// The seconds after that in which it may be served while it is validated (RFC 5861 3).
     pub(crate) stale_while_revalidate: u32,
-    /// How many seconds after that it may be served when the node fails (RFC 5861 4).
+    /// The seconds after that in which it may be served when the node fails (RFC 5861 4).
     pub(crate) stale_if_error: u32,
     /// `no-cache`: never without asking (5.2.2.4).
     pub(crate) always_validate: bool,
@@ -256,7 +256,7 @@ fn implied_lifetime(
     }
 }
 
-/// How old a response was when it came (4.2.3).
+/// Returns the age of a response at its arrival (4.2.3).
 pub(crate) fn initial_age(fields: &HeaderMap, timing: Timing) -> Milliseconds {
     let apparent = generated(fields).map_or(0, |date| timing.came_at.saturating_sub(date).max(0));
     let told = told_age(fields).saturating_mul(1000).saturating_add(timing.came - timing.asked);

@@ -14,7 +14,7 @@ pub(super) type Turn = u64;
 /// The order of purges among themselves and with fetches.
 pub(crate) type Epoch = u64;
 
-/// What an operator wants gone.
+/// The responses that an operator wants removed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Purge {
     /// Everything under this URI: all variants, whatever the scheme. Several spellings may be meant,
@@ -62,7 +62,7 @@ impl Strokes {
     }
 }
 
-/// What the rules say of a response.
+/// The verdict of the purges on a response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Verdict {
     Untouched,

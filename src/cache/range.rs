@@ -9,7 +9,7 @@ use std::collections::VecDeque;
 /// More ranges than a client has a use for; such a request gets the whole.
 const MAX_RANGES: usize = 32;
 
-/// What a request's `Range` comes to.
+/// The ranges that a request asks for (RFC 9110 14.2).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Ranges {
     /// The whole, for there is no range that is understood.

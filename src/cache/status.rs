@@ -33,7 +33,7 @@ impl ForwardReason {
     }
 }
 
-/// What is told of a response.
+/// The `Cache-Status` of a response (RFC 9211).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum CacheStatus {
     /// It came from the store; seconds until it is stale.

@@ -63,7 +63,7 @@ impl Hasher for Passed {
     }
 }
 
-/// What the store has of a key for a request.
+/// The result of a look-up of a key for a request.
 #[derive(Debug)]
 pub(super) enum Found {
     /// A response, fresh or not.

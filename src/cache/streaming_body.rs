@@ -19,7 +19,7 @@ const WINDOW: u64 = 4 << 20;
 /// The same where all bodies together take too much.
 pub(crate) const SMALL_WINDOW: u64 = 64 << 10;
 
-/// What a piece takes beside its bytes.
+/// The memory of a piece beside its bytes.
 const PIECE_OVERHEAD: u64 = 64;
 
 /// The part of the store's memory that bodies may take while they arrive.
@@ -31,15 +31,15 @@ pub(crate) struct StreamingBody {
     /// The length that the node has announced.
     pub(crate) length: Option<u64>,
     largest: u64,
-    /// What all bodies take while they arrive.
+    /// The memory of all arriving bodies.
     all: Arc<AtomicU64>,
     flow: Mutex<Flow>,
 }
 
 struct Flow {
-    /// What has arrived; the front is missing where the body has outgrown the store.
+    /// The pieces that have arrived; the front is missing where the body has outgrown the store.
     pieces: VecDeque<Bytes>,
-    /// How many pieces are missing.
+    /// The number of missing pieces.
     dropped: usize,
     /// What is held here, as it counts towards the bounds.
     held: u64,
@@ -140,7 +140,7 @@ impl Flow {
     }
 }
 
-/// Whether a reader can fetch the rest by itself.
+/// The ways in which a reader that is left behind gets the rest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Leave {
     /// It cannot: others wait for it.
@@ -159,7 +159,7 @@ impl Place {
     }
 }
 
-/// What a piece takes in memory.
+/// Returns the bytes that a piece takes in memory.
 fn cost(piece: &[u8]) -> u64 {
     piece.len() as u64 + PIECE_OVERHEAD
 }
@@ -168,7 +168,7 @@ fn cost(piece: &[u8]) -> u64 {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Pace {
     GoOn,
-    /// Nobody reads and nothing is stored.
+    /// No client reads, and nothing is stored.
     Stop,
 }
 

@@ -38,7 +38,7 @@ pub(super) struct Selecting {
     language: Option<Box<[u8]>>,
 }
 
-/// What a response says of the requests that it may answer.
+/// The requests that a response may answer, by its `Vary` (RFC 9111 4.1).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Varies {
     /// Every request for its URI.

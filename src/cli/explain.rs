@@ -11,7 +11,7 @@ use crate::http::head::{Peer, RequestFields, RequestHead};
 use crate::http::method::is_safe;
 use crate::http::target;
 use crate::idempotency::key_of;
-use crate::proxy::affinity::Affinity;
+use crate::proxy::affinity::{Affinity, Session};
 use crate::proxy::plan::{self, CacheBypass, Candidates, ChosenBy};
 use crate::proxy::{Bounds, Form, ScopeSources, Table, enter, find_key, redirect_target, underscores};
 use crate::upstream::ring_of;
@@ -242,8 +242,16 @@ fn explain_node(
     let find = |id: &str| pool.listed().iter().position(|node| node.id.as_str() == id);
     let candidates = Candidates { pool: name.as_str(), ring: &ring, find: &find };
     let affinity = route.affinity_cookie.as_ref().map(|cookie| Affinity::new(cookie, &config.secrets));
+    let now = date::unix_seconds();
+    if let Some(affinity) = &affinity
+        && pool.discovery.is_some()
+        && let Session::Strict { node, .. } = affinity.read(fields.plain(), name.as_str(), now)
+        && find(&node).is_none()
+    {
+        writeln!(out, "session      of the node {node}, if `discovery` finds it")?;
+    }
     let key = find_key(&route.hash_on, form, fields);
-    let choice = plan::choice(&candidates, affinity.as_ref(), fields, key.as_ref(), date::unix_seconds(), || 0);
+    let choice = plan::choice(&candidates, affinity.as_ref(), fields, key.as_ref(), now, || 0);
     let hash = choice.wanted.hash;
     match (choice.by, &key) {
         (ChosenBy::AffinityKey, _) if !choice.brings_a_cookie() => {
@@ -261,10 +269,20 @@ fn explain_node(
         writeln!(out, "session      of the node {}; while that is down: {gone}", node.value)?;
     }
     if key.is_none() && (choice.by != ChosenBy::AffinityKey || choice.brings_a_cookie()) {
-        return writeln!(out, "pool         {}: any node, by share", name.value);
+        let others = match choice.wanted.pinned {
+            Some(_) if choice.wanted.may_leave => "the session's node, else any node, by share",
+            Some(_) => "the session's node alone",
+            None => "any node, by share",
+        };
+        return writeln!(out, "pool         {}: {others}", name.value);
     }
-    let order: Vec<String> = ring
-        .walk(hash)
+    let ring_order = ring.walk(hash).filter(|member| choice.wanted.pinned != Some(*member));
+    let others = ring_order.take_while(|_| choice.wanted.may_leave);
+    let order: Vec<String> = choice
+        .wanted
+        .pinned
+        .into_iter()
+        .chain(others)
         .map(|member| match pool.listed()[member].state {
             NodeState::Up => pool.listed()[member].id.value.clone(),
             state => format!("{} ({})", pool.listed()[member].id.value, state.word()),

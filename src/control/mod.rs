@@ -5,11 +5,11 @@ use serde_json::Value as Json;
 use std::net::SocketAddr;
 use std::pin::Pin;
 
-/// What can be asked of a running proxy.
+/// The requests that a running proxy answers for the admin API.
 pub(crate) trait Control: Send + Sync {
     /// Returns whether new requests are welcome: not draining, and there is a node that takes them.
     fn is_ready(&self) -> bool;
-    /// Who may use the admin listener.
+    /// The clients that may use the admin listener.
     fn access(&self) -> Access;
     /// Returns the metrics page in the Prometheus text format.
     fn metrics(&self) -> Vec<u8>;
@@ -37,10 +37,10 @@ pub(crate) trait Control: Send + Sync {
     fn drain(&self);
 }
 
-/// What is asked of a store that may fail.
+/// The answer of a store that may fail.
 pub(crate) type Asked<'a, T> = Pin<Box<dyn Future<Output = Result<T, String>> + Send + 'a>>;
 
-/// What became of a release.
+/// The result of a release.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Release {
     Released,
@@ -50,7 +50,7 @@ pub(crate) enum Release {
     Absent,
 }
 
-/// What is to be struck from the cache.
+/// The responses that a purge removes from the cache.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct PurgeOrder {
     pub(crate) what: PurgeTarget,
@@ -67,7 +67,7 @@ pub(crate) enum PurgeTarget {
     All,
 }
 
-/// Who may use the admin listener.
+/// The clients that may use the admin listener.
 pub(crate) struct Access {
     pub(crate) token: Option<String>,
     /// Host names beside addresses and `localhost`.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// What may be held, and what is.
+/// The budget for buffers, and the bytes in use.
 #[derive(Debug)]
 pub(crate) struct Budget {
     limit: AtomicU64,
@@ -27,7 +27,7 @@ impl Budget {
         self.limit.store(limit, Ordering::Relaxed);
     }
 
-    /// What is held, in bytes.
+    /// The bytes in use.
     pub(crate) fn held(&self) -> u64 {
         self.held.load(Ordering::Relaxed)
     }

@@ -260,7 +260,7 @@ pub(crate) fn unify_content_length(fields: &mut HeaderMap) -> Result<(), BadLeng
     if content_length(fields).is_some() { Ok(()) } else { Err(BadLength) }
 }
 
-/// How a message's transfer codings are to be understood.
+/// The transfer coding of a message (RFC 9112 6.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum TransferCoding {
     None,

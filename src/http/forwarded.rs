@@ -1,4 +1,4 @@
-//! Who the client is, behind proxies that are trusted.
+//! The client's address behind trusted proxies.
 
 use super::fields::{X_FORWARDED_FOR, X_FORWARDED_HOST, X_FORWARDED_PROTO};
 use http::header::FORWARDED;

@@ -20,7 +20,7 @@ const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Peer<'a> {
     pub(crate) address: IpAddr,
-    /// Whether the connection speaks TLS.
+    /// The connection speaks TLS.
     pub(crate) is_secure: bool,
     /// The subject of the certificate that the peer has shown.
     pub(crate) certificate: Option<&'a HeaderValue>,

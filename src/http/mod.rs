@@ -1,4 +1,4 @@
-//! What HTTP itself says, shared by the rooms above: targets, fields, bodies, problem documents.
+//! HTTP itself, for the rooms above: targets, fields, bodies, dates, problem documents.
 
 pub(crate) mod budget;
 pub(crate) mod buffered_body;

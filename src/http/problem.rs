@@ -13,13 +13,13 @@ pub(crate) struct Problem {
     pub(crate) status: StatusCode,
     /// The stable name behind `urn:ringway:problem:`.
     pub(crate) kind: &'static str,
-    /// What happened, for a person; says what to do where somebody can do something.
+    /// The explanation for a person, and what to do where something can be done.
     pub(crate) detail: Cow<'static, str>,
     /// RFC 9209's error token.
     pub(crate) error: &'static str,
     /// When the client may try again, in seconds.
     pub(crate) retry_after: Option<u32>,
-    /// Whether the rest of the connection cannot be trusted.
+    /// The rest of the connection cannot be trusted.
     pub(crate) close: bool,
 }
 

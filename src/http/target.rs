@@ -197,7 +197,7 @@ pub(crate) fn is_host(text: &str) -> bool {
     label > 0 && text.len() <= 253
 }
 
-/// What is left of a path when a prefix of whole segments is taken away; always begins with `/`.
+/// Returns a path without a prefix of whole segments; the result begins with `/`.
 /// `None` where the path does not begin with the prefix.
 pub(crate) fn strip_prefix<'a>(path: &'a str, prefix: &str) -> Option<&'a str> {
     let rest = path.strip_prefix(prefix.strip_suffix('/').unwrap_or(prefix))?;

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 /// Between two tries to store a result: at first, and at most.
 const RETRY: [Duration; 2] = [Duration::from_millis(20), Duration::from_millis(500)];
 
-/// How a run ended.
+/// The end of a run.
 #[derive(Clone, Debug)]
 pub(crate) enum End {
     Released,
@@ -23,7 +23,7 @@ pub(crate) enum End {
     Unknown,
 }
 
-/// What became of the end of a run in the store.
+/// The result of telling the store the end of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Settled {
     /// It is durable.
@@ -137,7 +137,7 @@ impl Drop for Claim {
     }
 }
 
-/// What a request with a key finds.
+/// The result of a claim for a request.
 pub(crate) enum Turn {
     /// It is the first, and is to run.
     First(Claim),

@@ -1,4 +1,4 @@
-//! What makes two requests the same one: namespace, method, authority, path, key, and who asks.
+//! The identity of a request with a key: namespace, method, authority, path, key, and the caller.
 //!
 //! The route's name plays no part: to rename a route must not run its payments again.
 
@@ -46,7 +46,7 @@ impl fmt::Debug for Id {
     }
 }
 
-/// What a record is about, in words for those who operate it.
+/// The request that a record is about, in words for operators.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Subject {
     pub(crate) namespace: String,

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 /// again.
 pub(crate) const MAX_BYTES: usize = 256 << 20;
 
-/// What a record takes beside its texts and its response.
+/// The memory of a record beside its texts and its response.
 const OVERHEAD: usize = 512;
 
 /// Records of this process alone.
@@ -24,7 +24,7 @@ pub(crate) struct Memory {
 #[derive(Default)]
 struct Records {
     by_id: BTreeMap<Id, Entry>,
-    /// What has ended, by its expiry.
+    /// The records that have ended, by their expiry.
     ended: BTreeSet<(Millis, Id)>,
     bytes: usize,
 }

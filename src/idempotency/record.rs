@@ -1,4 +1,4 @@
-//! What is known of one identity, and how that may change: one function, which every store follows.
+//! The record of one identity, and its transitions: one function, which every store follows.
 //!
 //! ```text
 //!              claim                complete
@@ -33,7 +33,7 @@ pub(crate) struct Token {
 /// A process with a store of its own, by a random number.
 pub(crate) type Holder = u64;
 
-/// How far a request has come.
+/// The state of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum State {
     /// Its holder works on it.
@@ -60,7 +60,7 @@ impl State {
     }
 }
 
-/// What is known of one identity.
+/// The record of one identity.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Record {
     pub(crate) state: State,
@@ -72,7 +72,7 @@ pub(crate) struct Record {
     pub(crate) expires: Millis,
 }
 
-/// How a run ended.
+/// The end of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Finish {
     Done,
@@ -91,7 +91,7 @@ impl Finish {
     }
 }
 
-/// What happens to a record.
+/// An event of a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Event {
     /// Somebody wants to run the request. `retake`: even if it may have run already.
@@ -108,7 +108,7 @@ pub(crate) enum Event {
     Expire,
 }
 
-/// What an event makes of a record.
+/// The result of an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Transition {
     /// It is this from now on.

@@ -16,16 +16,16 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::{Notify, oneshot};
 
-/// How long a call to the store may take before it is given up.
+/// The time that a call to the store may take before it is given up.
 pub(super) const PATIENCE: Duration = Duration::from_secs(5);
-/// How often those who wait look for what other processes did.
+/// The period at which waiting requests look for results of other processes.
 const POLL: Duration = Duration::from_millis(250);
 /// Between two rounds of upkeep.
 const ROUND: Duration = Duration::from_millis(500);
 const SHORTEST_ROUND: Duration = Duration::from_millis(20);
 /// Claims that the store owes an end to; beyond that, new ones are refused.
 pub(super) const MAX_UNSETTLED: usize = 10_000;
-/// How many of them are tried again in a round.
+/// The number of them that are tried again in a round.
 const SETTLED_A_ROUND: usize = 1000;
 
 /// Which store.
@@ -56,7 +56,7 @@ pub(crate) struct Records {
     open: AtomicU64,
     /// In milliseconds.
     shortest_lease: AtomicU64,
-    /// Who waits for the end of a run.
+    /// The requests that wait for the end of a run.
     waiting: Mutex<HashMap<Id, Waiting>>,
     /// Claims whose end the store has not taken.
     pub(super) unsettled: Mutex<HashMap<Token, Unsettled>>,
@@ -89,7 +89,7 @@ pub(super) enum Abandoned {
     Unknown,
 }
 
-/// How long each kind of call takes.
+/// The durations of the store's calls, by kind.
 pub(super) struct Durations {
     pub(super) claim: Histogram,
     complete: Histogram,

@@ -19,11 +19,11 @@ pub(crate) struct Asked {
 pub(crate) struct Policy {
     pub(crate) ttl: Duration,
     pub(crate) lease: Duration,
-    /// How long a repetition waits for the run; none are refused at once.
+    /// The time that a repetition waits for the run; `None` refuses it at once.
     pub(crate) wait: Option<Duration>,
-    /// Whether a request may run again whose outcome is unknown.
+    /// A request whose outcome is unknown may run again.
     pub(crate) retries_unknown: bool,
-    /// Whether requests run unprotected where the store fails.
+    /// Requests run unprotected where the store fails.
     pub(crate) forwards_without_store: bool,
     /// Statuses that say that nothing was done.
     pub(crate) release_on: Vec<StatusCode>,

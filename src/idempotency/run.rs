@@ -23,7 +23,7 @@ pub(crate) trait Origin {
     async fn send(&mut self) -> Sent<Self::Body, Self::Failure>;
 }
 
-/// What became of a request.
+/// The result of sending a request.
 pub(crate) enum Sent<B, F> {
     /// Not one byte of it left this process.
     Nothing(F),
@@ -86,7 +86,7 @@ pub(crate) async fn start(records: &Arc<Records>, asked: &Asked, policy: &Policy
     }
 }
 
-/// What a run has come to.
+/// The result of a run.
 pub(crate) enum Outcome<B, F> {
     /// The whole answer, what stood beside it for this client alone, and what the store made of it.
     Answer { response: StoredResponse, beside: Extensions, settled: Settled },
@@ -150,7 +150,7 @@ pub(crate) async fn run<O: Origin>(
 
 enum Read {
     Whole(Bytes, Option<HeaderMap>),
-    /// What was read of it.
+    /// The part of the body that was read.
     TooLarge(Bytes),
     Broken,
 }
@@ -197,7 +197,7 @@ async fn cover(share: &mut Share, bytes: u64, patience: Duration) -> bool {
     true
 }
 
-/// What was read of a body; most come in one piece, which is not copied.
+/// The pieces of a body; most bodies come in one piece, which is not copied.
 #[derive(Default)]
 pub(crate) struct Pieces {
     first: Bytes,

@@ -30,7 +30,7 @@ pub(crate) trait Store: Send + Sync {
     fn beat(&self, done: Done<()>);
     /// Removes some of what has expired; marks, and logs, what dead holders left behind.
     fn tend(&self, now: Millis, done: Done<Tended>);
-    /// What is known of an identity.
+    /// Returns the record of an identity.
     fn look_up(&self, id: Id, done: Done<Option<Found>>);
     /// All records with a key, a thousand at most.
     fn find(&self, key: String, done: Done<Vec<Listed>>);
@@ -50,13 +50,13 @@ pub(crate) struct NewClaim {
     pub(crate) token: Token,
     /// Take what is UNKNOWN, too.
     pub(crate) retake: bool,
-    /// How long the holder may be silent before others take it for dead.
+    /// The time for which the holder may be silent before others take it for dead.
     pub(crate) lease: Duration,
     pub(crate) now: Millis,
     pub(crate) expires: Millis,
 }
 
-/// What became of a claim.
+/// The result of a claim.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Claimed {
     /// It is made.
@@ -96,7 +96,7 @@ pub(crate) struct Completion {
     pub(crate) expires: Option<Millis>,
 }
 
-/// What became of an operator's word.
+/// The result of an operator's release.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Authorised {
     /// The record is gone; the next request runs.
@@ -107,11 +107,11 @@ pub(crate) enum Authorised {
     Absent,
 }
 
-/// What was tidied up.
+/// The result of a clean-up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Tended {
     pub(crate) expired: usize,
-    /// Whether there is more to do.
+    /// There is more to do.
     pub(crate) more: bool,
 }
 

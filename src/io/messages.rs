@@ -10,7 +10,7 @@ use http_body::Body;
 use memchr::memmem::Finder;
 use std::sync::LazyLock;
 
-/// How the content of a message is framed.
+/// The framing of a message's content.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Framing {
     Length(u64),

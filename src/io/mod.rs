@@ -1,4 +1,4 @@
-//! What both ends of the proxy do with a socket.
+//! Sockets, for both ends of the proxy.
 
 pub(crate) mod chunks;
 mod messages;

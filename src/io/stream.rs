@@ -36,7 +36,7 @@ enum Transport {
     Tls(Box<TlsStream<TcpStream>>),
 }
 
-/// What a look at a connection has found.
+/// The result of a look at a connection's next bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Seen {
     /// The next read returns bytes.

@@ -28,7 +28,7 @@ pub(crate) struct Affinity {
     keys: Vec<XChaCha20Poly1305>,
 }
 
-/// What a request's cookie says.
+/// The session that a request's affinity cookie names.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Session {
     /// No cookie, or none that holds.
@@ -116,7 +116,7 @@ impl Affinity {
     }
 }
 
-/// What we issue ourselves; anything else is not a key of ours.
+/// Returns whether a value has the form of the keys that Ringway issues.
 fn is_soft_key(value: &[u8]) -> bool {
     URL_SAFE_NO_PAD.decode(value).is_ok_and(|bytes| bytes.len() == SOFT_KEY)
 }

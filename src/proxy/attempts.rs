@@ -28,7 +28,7 @@ use std::time::{Duration, Instant};
 /// that the node is closing would leave nobody knowing.
 const FRESH: Duration = Duration::from_secs(1);
 
-/// What became of one node.
+/// The result of one attempt at a node.
 enum Attempt {
     Answered(Response<Incoming>, Carrier),
     /// No answer; what may be done about it, and whether it speaks against the node.

@@ -24,8 +24,8 @@ const CONTINUE_WAIT: Duration = Duration::from_secs(1);
 /// A piece of a body, its end, or why there is none.
 type Piece<E> = Option<Result<Frame<Bytes>, E>>;
 
-/// The body of a client's request, as its steps read it. What hyper gives of it is the exchange's, which lets go of it when the answer has
-/// ended, wherever this is then: a connection to a node that others share may still hold it.
+/// The body of a client's request, as its steps read it. What hyper gives of it is the exchange's, which lets go of
+/// it when the answer has ended, wherever this is then: a connection to a node that others share may still hold it.
 pub(super) struct RequestBody {
     /// Weak, for a node that takes no more of the body may hold it for as long as it likes.
     client: Weak<Client>,
@@ -38,18 +38,18 @@ pub(super) struct RequestBody {
     stall: Option<Pin<Box<Sleep>>>,
 }
 
-/// What a body must keep to.
+/// The limits of a request's body.
 #[derive(Clone, Copy)]
 pub(super) struct BodyRules {
     /// The most bytes of it.
     pub(super) limit: u64,
-    /// How fast it must come.
+    /// The rate at which it must arrive.
     pub(super) min_rate: MinRate,
-    /// What becomes of trailers with `_` in their names.
+    /// The treatment of trailers with `_` in their names.
     pub(super) underscores: Underscores,
 }
 
-/// Holds a body back until the node asks for it. To read from it is what makes the client send.
+/// Delays the reading of a body until the node asks for it: the first read sends the client `100 Continue`.
 pub(crate) struct Gate {
     open: Cell<bool>,
     waker: RefCell<Option<Waker>>,

@@ -1,4 +1,4 @@
-//! What the pipeline knows of the connection that it answers on, and may ask of it.
+//! The downstream connection, as the pipeline sees it.
 
 use crate::io;
 use crate::tls::Names;
@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 /// Interim answers that may wait until the client reads them; further ones are dropped.
 const MAX_INTERIM: usize = 64 << 10;
 
-/// What a connection of HTTP/2 may hold of nodes' answers, over all of its streams, before more is read of these.
+/// The bytes of nodes' responses that an HTTP/2 connection may hold over all of its streams, before more is read.
 const UNSENT: u64 = 256 << 10;
 
 /// One client connection, shared by its wire and the requests on it.
@@ -23,7 +23,7 @@ pub(crate) struct Client {
     pub(crate) listener: Arc<str>,
     /// Set when the listener is on its way out: every answer then closes its connection.
     pub(crate) leaving: Rc<Cell<bool>>,
-    /// What the TLS handshake has told; `None` without TLS.
+    /// The results of the TLS handshake; `None` without TLS.
     pub(crate) secured: Option<Rc<Secured>>,
     /// The peer's address as it stands in `X-Forwarded-For`.
     pub(crate) peer_text: HeaderValue,
@@ -43,13 +43,13 @@ pub(crate) struct Client {
     pub(crate) body_expired: Cell<bool>,
     /// Wakes whoever waits for that piece, which may be another task than the connection's.
     pub(crate) body_waker: RefCell<Option<Waker>>,
-    /// What is wrong with the request, whatever hyper makes of it.
+    /// A fault in the bytes of the request that hyper does not refuse.
     pub(crate) malformed: Cell<Option<io::Malformed>>,
     /// A request's body was let go of before its end: hyper may still read a part of it, which is no head.
     pub(crate) drains_body: Cell<bool>,
     /// The connection has had as many requests as it may have: it ends with this answer.
     pub(crate) is_spent: Rc<Cell<bool>>,
-    /// How many there were.
+    /// The requests on this connection so far.
     requests: Rc<Cell<u32>>,
     /// Tells a client that waits for it to send the body; see [`Client::ask_for_body`].
     pub(crate) on_body: RefCell<Option<Box<dyn FnOnce()>>>,
@@ -57,7 +57,7 @@ pub(crate) struct Client {
     pub(crate) stream: Option<Stream>,
 }
 
-/// What is a stream's own among those of its connection.
+/// The state of one HTTP/2 stream.
 pub(crate) struct Stream {
     /// Between two pieces of its body.
     pub(crate) body_idle: Duration,
@@ -79,7 +79,7 @@ pub(crate) struct Streams {
     /// Bytes of answers that were given to the connection, and those of them that it holds no more.
     given: Cell<u64>,
     gone: Cell<u64>,
-    /// What is gone without having been sent: it was given to streams that were reset.
+    /// The bytes that were given to streams which were reset, and so never sent.
     dropped: Cell<u64>,
     /// When its bodies last waited unread for the process to hold less.
     starved: Cell<Option<Instant>>,
@@ -155,7 +155,7 @@ impl Drop for OpenStream {
     }
 }
 
-/// What a TLS handshake has told of a client.
+/// The results of a TLS handshake.
 pub(crate) struct Secured {
     /// The names of the certificate that was served, where the client asked for one by name.
     pub(crate) certificate: Option<Arc<Names>>,
@@ -163,7 +163,7 @@ pub(crate) struct Secured {
     pub(crate) subject: Option<HeaderValue>,
 }
 
-/// What a connection is doing, as far as its timers are concerned.
+/// The phase of a connection, which decides on its timers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Phase {
     /// Between requests, or in the middle of a head.
@@ -176,8 +176,8 @@ pub(crate) enum Phase {
     Ending,
 }
 
-/// Where a session finds its tunnel after a 101. The session owns the slot, and the client refers to it weakly: a tunnel
-/// keeps its exchange, which keeps the client.
+/// Where a session finds its tunnel after a 101. The session owns the slot, and the client refers to it weakly: a
+/// tunnel keeps its exchange, which keeps the client.
 pub(crate) trait TunnelSlot {
     /// Hands the session its tunnel.
     fn put(&self, tunnel: Tunnel);
@@ -194,7 +194,7 @@ pub(crate) struct Tunnel {
     pub(crate) node: io::Stream,
     pub(crate) in_flight: InFlight,
     pub(crate) record: Rc<dyn TunnelRecord>,
-    /// How long nothing may move; zero for ever.
+    /// The time for which no byte may move; zero for no limit.
     pub(crate) idle: Duration,
     /// The same once one side has ended.
     pub(crate) half_closed_idle: Duration,

@@ -18,7 +18,7 @@ pub(crate) struct Engine {
     pub(crate) shared_links: SharedLinks,
     pub(super) random: RefCell<fastrand::Rng>,
     pub(super) cache: Arc<Cache>,
-    /// What the process may hold back of bodies.
+    /// The bytes of bodies that the process may buffer.
     pub(crate) budget: Arc<Budget>,
     /// Held by every task that must end well before the worker does.
     pub(super) tasks: Rc<()>,

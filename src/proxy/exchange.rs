@@ -1,4 +1,4 @@
-//! What is remembered of one request until its answer has ended: then it is counted and logged.
+//! The record of one request, from its head to the end of its response: then it is counted and logged.
 
 use super::client::{Client, Phase, TunnelRecord};
 use super::field_rules::FieldRules;
@@ -29,10 +29,10 @@ pub(crate) struct RequestRecorder {
     counters: RefCell<HashMap<(u64, &'static str, u16), IntCounter, foldhash::fast::RandomState>>,
 }
 
-/// How many handles a worker keeps.
+/// The most counters that a worker keeps handles of.
 const MAX_COUNTERS: usize = 4096;
 
-/// How long, and how much of, a body is read behind its answer.
+/// The time for which a body is read behind its response, and the bytes of it that are read.
 const DISCARD_FOR: Duration = Duration::from_secs(5);
 const DISCARD_BYTES: usize = 1 << 20;
 
@@ -164,13 +164,13 @@ pub(crate) struct Exchange {
     pub(crate) first_byte_time: Cell<Option<Duration>>,
     pub(crate) attempts: Cell<u32>,
     error: Cell<Option<&'static str>>,
-    /// What the cache did.
+    /// The cache's result.
     cache: Cell<Option<&'static str>>,
-    /// How its key stands under the route's rate limit.
+    /// The standing of its key under the route's rate limit.
     standing: RefCell<Option<Standing>>,
-    /// What became of its key.
+    /// The result for its `Idempotency-Key`.
     idempotency: Cell<Option<&'static str>>,
-    /// Nobody waits for its answer: it is neither counted nor logged.
+    /// A request of the proxy's own, without a client: it is neither counted nor logged.
     is_background: bool,
     ended_by: Cell<&'static str>,
     /// Only where an access log is written.
@@ -257,12 +257,12 @@ impl Exchange {
         self.error.set(Some(problem));
     }
 
-    /// What the cache did with it, for the log.
+    /// Notes the cache's result for the log.
     pub(crate) fn cached(&self, result: &'static str) {
         self.cache.set(Some(result));
     }
 
-    /// What became of its `Idempotency-Key`, for the log.
+    /// Notes the result for its `Idempotency-Key`, for the log.
     pub(crate) fn keyed(&self, result: &'static str) {
         self.idempotency.set(Some(result));
     }
@@ -308,7 +308,7 @@ impl Exchange {
         self.client.poll_room(cx)
     }
 
-    /// So much of an answer is with the client's connection.
+    /// Notes that these bytes of the response were handed to the client's connection.
     pub(super) fn gave(&self, bytes: u64) {
         self.client.gave(bytes);
     }

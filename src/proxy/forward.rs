@@ -40,13 +40,13 @@ pub(super) struct RoutedRequest<'a> {
     pub(super) route: &'a Arc<Route>,
     pub(super) pool: &'a Arc<Pool>,
     pub(super) form: Form<'a>,
-    /// What becomes of fields, trailers too, with `_` in their names.
+    /// The treatment of fields and trailers with `_` in their names.
     pub(super) underscores: Underscores,
     pub(super) body_limit: u64,
     pub(super) request_buffer: u64,
     /// Where the rate limit counts it only once a node is to be asked.
     pub(super) uncounted: Option<Uncounted>,
-    /// How fast its body must come.
+    /// The rate at which its body must arrive.
     pub(super) min_rate: MinRate,
 }
 

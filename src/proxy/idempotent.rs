@@ -36,7 +36,7 @@ use std::sync::Arc;
 /// In an answer that was stored, and not just made.
 const IDEMPOTENT_REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
 
-/// What is reserved for a body before anything of it is there; more is asked for as it comes.
+/// The bytes that are reserved for a body before its first byte; more are reserved as it arrives.
 const FIRST_SHARE: u64 = 64 << 10;
 
 /// The rules for a request that must run once.

@@ -6,7 +6,7 @@ use http::HeaderMap;
 use http::header::CONTENT_TYPE;
 use std::time::Duration;
 
-/// How fast a body must come, and how long it was waited for. What it is not waited for (the node takes no more)
+/// The minimum rate of a request's body, and the time spent waiting for it. Time in which the node accepts no data
 /// is not its client's time.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct MinRate {

@@ -1,4 +1,4 @@
-//! How often a client may ask: a token bucket (GCRA) for every key of a route, and what clients are told of it.
+//! Rate limits: a token bucket (GCRA) for every key of a route, and the `RateLimit` fields of responses.
 //!
 //! A request is counted when its route is found; where hits of the cache or replays are not to count, when it turns
 //! out to be none of these.
@@ -40,16 +40,16 @@ pub(crate) struct RateLimit {
     policy: HeaderValue,
     /// Keys are kept as hashes that nobody can foretell.
     hasher: RandomState,
-    /// More keys are there than may be: they share what is left of the places.
+    /// There are more keys than `max_keys`: new ones share the places.
     is_crowded: AtomicBool,
     refused: IntCounter,
 }
 
-/// What a key has left.
+/// The requests that a key has left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Remainder {
     remaining: u32,
-    /// Until something changes for the better: all is back, or one more request is.
+    /// The seconds until the quota is full again or, where none is left, one more request is allowed.
     seconds: u64,
 }
 

@@ -10,7 +10,7 @@ use http::header::{COOKIE, EXPECT, HOST, TRANSFER_ENCODING};
 use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, Version, request};
 use std::borrow::Cow;
 
-/// What a request asks for, in the form in which routing, forwarding and keys see it.
+/// The target of a request, in the form in which routing, forwarding and keys see it.
 #[derive(Debug, Default)]
 pub(crate) struct Form<'a> {
     /// Lower case, without the port; empty where an HTTP/1.0 request names none.
@@ -28,7 +28,7 @@ pub(crate) struct Form<'a> {
     pub(crate) expects_continue: bool,
 }
 
-/// What bounds a request.
+/// The limits of a request.
 #[derive(Clone, Copy)]
 pub(crate) struct Bounds {
     pub(crate) body: u64,
@@ -63,7 +63,7 @@ pub(crate) fn enter<'a>(
     Ok((head, form))
 }
 
-/// What the configuration says of names with `_`.
+/// Returns the configured treatment of names with `_`.
 pub(crate) fn underscores(choice: UnderscoresInHeaders) -> Underscores {
     match choice {
         UnderscoresInHeaders::Drop => Underscores::Drop,

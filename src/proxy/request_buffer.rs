@@ -9,7 +9,7 @@ use http_body_util::BodyExt as _;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
-/// What is here of a body, and the rest of it.
+/// The part of a body that has arrived, and the rest of it.
 struct Awaited {
     first: Option<Bytes>,
     /// For what is here.

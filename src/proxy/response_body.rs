@@ -16,7 +16,7 @@ use tokio::task::AbortHandle;
 /// The body of an answer. When it has ended, the exchange has.
 pub(crate) struct ResponseBody {
     kind: Kind,
-    /// What of it is in memory for this answer alone.
+    /// The share of the buffers that this response alone takes.
     _held: Option<Share>,
     /// How the answer broke off; told one poll later, for hyper forgets what it has not flushed yet
     /// when a body fails.
@@ -31,11 +31,11 @@ enum Kind {
     Arriving(Box<Passage>),
     Answer(Box<AnswerBody>),
     Whole(Box<BufferedBody>),
-    /// What was read already, and what is still to come.
+    /// The part that was read already, and the rest.
     Rest(Box<(BufferedBody, AnswerBody)>),
 }
 
-/// What is read of a body that is still arriving in the store.
+/// The part of a body that one client gets, while the body still arrives in the store.
 pub(crate) struct Passage {
     source: Source,
     /// The rest of the body, for a reader that others have left behind.
@@ -95,7 +95,7 @@ impl Passage {
         Passage { source: Source::Shared(reader), rest, skip: 0, left }
     }
 
-    /// From one position up to another.
+    /// Returns the part from one position up to another.
     pub(super) fn part(reader: StreamingReader, rest: Option<Rest>, (from, end): (u64, u64)) -> Passage {
         Passage { source: Source::Shared(reader), rest, skip: from, left: Some(end - from) }
     }
@@ -176,13 +176,13 @@ impl Passage {
 }
 
 impl ResponseBody {
-    /// What a node answers.
+    /// Returns the body of a node's response.
     pub(crate) fn answer(body: AnswerBody, exchange: &Rc<Exchange>) -> ResponseBody {
         let kind = if body.is_end_stream() { Kind::Empty } else { Kind::Answer(Box::new(body)) };
         ResponseBody::new(kind, exchange)
     }
 
-    /// What the store has.
+    /// Returns a stored body.
     pub(super) fn stored(body: &Body, exchange: &Rc<Exchange>) -> ResponseBody {
         match body {
             Body::One(bytes) => ResponseBody::full(bytes.clone(), exchange),
@@ -190,23 +190,23 @@ impl ResponseBody {
         }
     }
 
-    /// Parts of what the store has.
+    /// Returns parts of a stored body.
     pub(super) fn parts(reader: Reader, exchange: &Rc<Exchange>) -> ResponseBody {
         ResponseBody::new(Kind::Stored(Box::new(reader)), exchange)
     }
 
-    /// What is arriving in the store.
+    /// Returns a body that is still arriving in the store.
     pub(super) fn arriving(passage: Passage, exchange: &Rc<Exchange>) -> ResponseBody {
         ResponseBody::new(Kind::Arriving(Box::new(passage)), exchange)
     }
 
-    /// What is in memory, with a share for it.
+    /// Returns a body in memory, with the share of the buffers that it takes.
     pub(super) fn whole(whole: BufferedBody, share: Option<Share>, exchange: &Rc<Exchange>) -> ResponseBody {
         let kind = if whole.is_over() { Kind::Empty } else { Kind::Whole(Box::new(whole)) };
         ResponseBody::new(kind, exchange).holding(share)
     }
 
-    /// What was read of a node's answer, and the rest of it.
+    /// Returns the beginning of a node's response, which was read already, and the rest of it.
     pub(super) fn rest(beginning: Bytes, rest: AnswerBody, share: Share, exchange: &Rc<Exchange>) -> ResponseBody {
         let beginning = BufferedBody::new(beginning, None);
         ResponseBody::new(Kind::Rest(Box::new((beginning, rest))), exchange).holding(Some(share))

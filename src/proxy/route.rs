@@ -12,7 +12,7 @@ use std::collections::HashMap;
 
 type Map<V> = HashMap<String, V, foldhash::fast::RandomState>;
 
-/// What a look-up needs to know of a request; host and path in their one form.
+/// The parts of a request by which a route is found; host and path in their normal form.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Query<'a> {
     /// Without the port; empty where the request names no host.
@@ -43,7 +43,7 @@ struct Paths {
     deepest: usize,
 }
 
-/// What a route asks for beside host and path.
+/// The conditions of a route beside host and path.
 #[derive(Debug)]
 struct Conditions {
     methods: Vec<Method>,

@@ -47,7 +47,7 @@ pub(crate) struct Route {
     pub(crate) request_fields: FieldRules,
 }
 
-/// How a route caches.
+/// The cache rules of a route.
 pub(crate) struct CacheRules {
     pub(crate) key: KeyRules,
     pub(crate) policy: Arc<cache::Policy>,
@@ -57,7 +57,7 @@ pub(crate) struct CacheRules {
     counters: [IntCounter; CacheResult::ALL.len()],
 }
 
-/// What the cache did with a request: the label in metrics and logs.
+/// The cache's result for a request: the label in metrics and logs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum CacheResult {
     /// Answered from the store.
@@ -122,7 +122,7 @@ impl CacheRules {
     }
 }
 
-/// How a route runs requests with a key once.
+/// The idempotency rules of a route.
 pub(crate) struct IdempotencyRules {
     pub(super) policy: Policy,
     pub(super) records: Arc<Records>,
@@ -139,7 +139,7 @@ pub(crate) struct IdempotencyRules {
     counters: [IntCounter; IdempotencyResult::ALL.len()],
 }
 
-/// What became of a request with a key: the label in metrics and logs.
+/// The result for a request with an `Idempotency-Key`: the label in metrics and logs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum IdempotencyResult {
     /// It ran.
@@ -233,14 +233,14 @@ fn parts_reads(route: &config::Route) -> bool {
     !route.headers.entries.is_empty() || reads == 1
 }
 
-/// What a route does.
+/// The action of a route.
 pub(crate) enum Action {
     Forward(Arc<Pool>),
     Redirect { to: HeaderValue, status: StatusCode },
     Respond { status: StatusCode, body: Bytes },
 }
 
-/// What a snapshot is built from, beside its configuration.
+/// The parts that a snapshot is built from, beside its configuration.
 pub(crate) struct Parts<'a> {
     pub(crate) registry: &'a Registry,
     pub(crate) metrics: &'a Metrics,

@@ -1,4 +1,4 @@
-//! What a step of the pipeline can answer: a reply, a request for the nodes, or a future that replies.
+//! The results of a step of the pipeline: a reply, a request for the nodes, or a future that replies.
 
 use super::exchange::Exchange;
 use super::respond::{Reply, finish};

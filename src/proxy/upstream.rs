@@ -36,20 +36,20 @@ pub(super) struct UpstreamRequest {
     pub(super) gate: Option<Rc<Gate>>,
     pub(super) wants_interim: bool,
     pub(super) may_switch: bool,
-    /// Whether the client takes trailers.
+    /// The client takes trailers.
     pub(super) takes_trailers: bool,
     pub(super) body_limit: u64,
     /// Up to this length a body is awaited before a node is asked.
     pub(super) request_buffer: u64,
     /// Where it is still to be counted against the route's rate limit.
     pub(super) uncounted: Option<Uncounted>,
-    /// What the cache says of it, where the route has one.
+    /// The entry in `Cache-Status`, where the route has a cache.
     pub(super) cache_status: Option<CacheStatus>,
     /// For a request that must not run twice: how far it has gone.
     pub(super) claimed: Option<Reach>,
 }
 
-/// How far a request has gone.
+/// The part of a request that has been sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Reach {
     /// When it was ready to go: what its client took to send it is not the node's time.
@@ -90,7 +90,7 @@ impl UpstreamRequest {
             Err(problem) => Err(problem),
         };
         let reply = reply.unwrap_or_else(|problem| Reply::problem(&problem, &self.exchange));
-        reply.with_cache_status(self.cache_status)
+        reply.with_cache_status(self.cache_status).with_unsent(self.request.take())
     }
 
     /// Asks the nodes, and gives the answer as it came, without what was about the connection.
@@ -147,7 +147,7 @@ impl UpstreamRequest {
         self.claimed.map_or(self.exchange.started, |reach| reach.began)
     }
 
-    /// What the client is told when no node answered.
+    /// Returns the problem for a request that no node has answered.
     pub(super) fn failed(&self, failure: Failure) -> Problem {
         if let Some(fault) = self.exchange.body_fault.get() {
             return self.body_problem(fault);
@@ -161,7 +161,7 @@ impl UpstreamRequest {
         Problem::new(status, kind, failure.proxy_status(), failure.to_string())
     }
 
-    /// What the client is told of its own body.
+    /// Returns the problem for a request whose body did not arrive whole.
     pub(super) fn body_problem(&self, fault: BodyFault) -> Problem {
         match fault {
             BodyFault::TooLarge => too_large(self.body_limit),

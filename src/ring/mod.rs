@@ -74,7 +74,7 @@ pub struct Ring {
     /// For each slice of the circle, the first point at or after its start: a look-up begins
     /// there instead of searching the whole ring.
     slices: Box<[u32]>,
-    /// How far a hash is shifted right to give its slice.
+    /// The bits by which a hash is shifted right to give its slice.
     shift: u32,
     members: usize,
 }

@@ -19,7 +19,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::watch;
 
-/// How often a worker hands over its log lines and looks after idle connections.
+/// The period at which a worker hands over its log lines and closes idle connections.
 const TICK: Duration = Duration::from_millis(200);
 const SWEEP_EVERY: u32 = 5;
 /// Tasks that may run before it is looked for what the sockets have: with many that are always ready (a flood), a
@@ -30,7 +30,7 @@ const ACCEPTED_AT_ONCE: u32 = 8;
 /// A pause after the kernel had no descriptors left.
 const EXHAUSTED: Duration = Duration::from_millis(50);
 
-/// How far the process is on its way out.
+/// The stage of the process between serving and its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(in crate::server) enum Stage {
     Serving,
@@ -38,14 +38,14 @@ pub(in crate::server) enum Stage {
     Leaving,
     /// No new connections; every answer closes its connection.
     Draining,
-    /// What is left is dropped.
+    /// The connections that are left are dropped.
     Stopped,
 }
 
-/// What all workers share.
+/// The state that all workers share.
 #[derive(Clone)]
 pub(in crate::server) struct Shared {
-    /// How many workers there are.
+    /// The number of workers.
     pub(in crate::server) workers: usize,
     pub(in crate::server) snapshot: Arc<ArcSwap<Snapshot>>,
     pub(in crate::server) metrics: Arc<Metrics>,
@@ -73,7 +73,7 @@ struct Worker {
     number: usize,
     shared: Shared,
     engine: Rc<Engine>,
-    /// What this worker accepts from.
+    /// The sockets that this worker accepts from.
     accepting: Vec<(Open, Rc<Context>)>,
     /// Held by every acceptor and connection.
     here: Rc<()>,

@@ -15,14 +15,14 @@ use time::macros::format_description;
 const QUEUE: usize = 256;
 const BUFFER_BYTES: usize = 32 << 10;
 
-/// How a line looks.
+/// The format of a line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Format {
     Json,
     Common,
 }
 
-/// What one line tells. Times are in seconds.
+/// The content of one line. Times are in seconds.
 #[derive(Serialize)]
 pub(crate) struct Entry<'a> {
     pub(crate) listener: &'a str,
@@ -44,9 +44,9 @@ pub(crate) struct Entry<'a> {
     pub(crate) request_id: Option<&'a str>,
     pub(crate) user_agent: Option<&'a str>,
     pub(crate) error: Option<&'a str>,
-    /// What the cache did with the request.
+    /// The cache's result for the request.
     pub(crate) cache: Option<&'a str>,
-    /// What became of its `Idempotency-Key`.
+    /// The result for its `Idempotency-Key`.
     pub(crate) idempotency: Option<&'a str>,
     pub(crate) ended_by: &'a str,
 }

@@ -23,7 +23,7 @@ pub(crate) struct Certificate {
     pub(crate) expiry: i64,
 }
 
-/// What is wrong with a file of certificates or keys.
+/// The fault of a file of certificates or keys.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum MaterialError {
     #[error("no certificate in PEM form is there")]

@@ -17,7 +17,7 @@ pub(crate) enum Trust {
     Anybody,
 }
 
-/// What the nodes of a pool are met with.
+/// The TLS settings towards the nodes of a pool.
 #[derive(Debug)]
 pub(crate) struct ClientTls {
     pub(crate) config: Arc<ClientConfig>,

@@ -17,14 +17,14 @@ pub(crate) enum TlsVersion {
     Tls13,
 }
 
-/// What the files of one listener hold.
+/// The contents of the files of one listener.
 #[derive(Debug)]
 pub(crate) struct ServerMaterial {
     /// The first one is for clients that name no host, or one that no certificate covers.
     pub(crate) certificates: Vec<Arc<Certificate>>,
     /// Whose certificates clients show; `None` asks for none.
     pub(crate) client_authorities: Option<Arc<RootCertStore>>,
-    /// Whether a client may show none.
+    /// A client may show no certificate.
     pub(crate) is_client_optional: bool,
     /// What clients' authorities are made of: a part of the tickets' domain.
     pub(crate) client_digest: Vec<u8>,
@@ -34,7 +34,7 @@ pub(crate) struct ServerMaterial {
     pub(crate) allows_mismatch: bool,
 }
 
-/// What a listener shakes hands with.
+/// The TLS settings of a listener.
 #[derive(Debug)]
 pub(crate) struct ServerTls {
     /// Takes AES-128 where the client can.

@@ -14,11 +14,11 @@ use sha2::{Digest, Sha256};
 use std::fmt;
 use std::sync::OnceLock;
 
-/// How long one key seals, in seconds.
+/// The time for which one key seals, in seconds.
 const HALF_A_DAY: u64 = 12 * 3600;
 const NONCE: usize = 24;
 
-/// What seals the tickets of one listener.
+/// The keys that seal the session tickets of one listener.
 pub(super) struct Tickets {
     /// The newest first; older ones still open.
     secrets: Vec<Vec<u8>>,

@@ -51,7 +51,7 @@ struct Source {
     client: Weak<dyn ClientPart>,
 }
 
-/// What an answer comes over.
+/// The connection that a response comes over.
 pub(crate) enum Carrier {
     /// A connection of its own, which is driven from here.
     Own(Box<Link>),

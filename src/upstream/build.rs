@@ -23,7 +23,7 @@ pub(crate) enum BadPool {
     TooManyPoints { pool: String, found: usize },
 }
 
-/// What an earlier build of a pool is good for.
+/// An earlier build of a pool, whose parts may be kept.
 #[derive(Clone, Copy)]
 pub(crate) struct Earlier<'a> {
     pub(crate) pool: &'a Pool,

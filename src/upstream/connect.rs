@@ -13,7 +13,7 @@ use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio_rustls::TlsConnector;
 
-/// How long one address of a name may take before the next one is tried beside it.
+/// The time that one address of a name may take before the next one is tried beside it.
 const STAGGER: Duration = Duration::from_millis(250);
 
 /// Where a node is, and how it is spoken with.

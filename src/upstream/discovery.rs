@@ -20,10 +20,10 @@ use tokio::task::{AbortHandle, JoinSet};
 
 /// The largest weight, as in the file.
 const MAX_WEIGHT: u32 = 1000;
-/// How often a name is asked for that has told of no node yet, if `refresh` is longer.
+/// The period at which a name is resolved that has given no node yet, if `refresh` is longer.
 const SOON: Duration = Duration::from_secs(1);
 
-/// How often a name of the file is looked for that cannot be resolved.
+/// The period at which a name of the file is tried that could not be resolved.
 const AGAIN: Duration = Duration::from_secs(2);
 
 /// The longest wait of a start, or a reload, for all name servers together.

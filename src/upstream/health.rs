@@ -8,7 +8,7 @@ use crate::config::{HealthCheck, Initially};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-/// What is known of one node.
+/// The health of one node.
 #[derive(Debug, Default)]
 pub(super) struct Health {
     unhealthy: AtomicBool,
@@ -18,7 +18,7 @@ pub(super) struct Health {
 /// The checks of a node, the last ones.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Checks {
-    /// Whether the node is well.
+    /// The node is healthy.
     is_bad: bool,
     /// In a row, up to now; one of them is 0.
     pub(crate) passed: u32,
@@ -54,7 +54,7 @@ impl Health {
         !self.unhealthy.load(Ordering::Relaxed)
     }
 
-    /// What the checks have come to.
+    /// The result of the health checks.
     pub(super) fn checks(&self) -> Checks {
         self.checks.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -72,7 +72,7 @@ impl Health {
         });
     }
 
-    /// Nobody checks the node any more.
+    /// Notes that the node is checked no more.
     pub(super) fn forget(&self) {
         if self.checks.lock().unwrap_or_else(PoisonError::into_inner).at.is_some() || !self.is_healthy() {
             self.set(|checks| *checks = Checks::default());

@@ -29,9 +29,9 @@ use tokio::time::Sleep;
 
 /// Requests on one connection at a time, if the node allows as many; over that another one is made.
 const MAX_STREAMS: u32 = 64;
-/// What a node may send of one answer before somebody reads it.
+/// The bytes of one response that a node may send before they are read.
 const STREAM_WINDOW: u32 = 256 << 10;
-/// The same of all: those who do not read hold nothing back that is another's.
+/// The same of all streams of a connection: one that is not read blocks no other.
 const CONNECTION_WINDOW: u32 = MAX_STREAMS * STREAM_WINDOW;
 const MAX_HEADER_LIST: u32 = 256 << 10;
 /// A connection with requests on it from which nothing comes is asked whether it is still there.
@@ -334,7 +334,7 @@ impl Body for Placed {
     }
 }
 
-/// How a stream without an answer has ended.
+/// The end of a stream without a response.
 enum Ended {
     /// The node has refused it: it did not begin with the request (RFC 9113 8.7).
     Refused,
@@ -358,7 +358,7 @@ fn ended(error: &hyper::Error) -> Ended {
     }
 }
 
-/// Gives a request the form that HTTP/2 has: the host in the target, and no field of a connection.
+/// Rewrites a request for HTTP/2: the host in the target, and no connection-specific field (RFC 9113 8.2.2).
 fn dress(request: &mut Request<Outgoing>, target: &Target) -> Option<()> {
     let host = request.headers_mut().remove(HOST);
     let authority = match host.as_ref().map(HeaderValue::as_bytes) {

@@ -6,7 +6,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 /// An interim answer larger than this is not passed on.
 const MAX_BYTES: usize = 64 << 10;
 const MAX_FIELDS: usize = 100;
-/// What every answer begins with that may be an interim one.
+/// The bytes that every interim response begins with.
 const BEGINNING: &[u8] = b"HTTP/1.1 1";
 
 /// An interim answer of a node.
@@ -44,7 +44,7 @@ impl Interim {
 /// answer is a final one.
 #[derive(Debug, Default)]
 pub(super) struct Scanner {
-    /// Whether the final answer has not begun yet.
+    /// The final response has not begun yet.
     watching: bool,
     /// The part of an interim answer that has arrived.
     partial: Vec<u8>,
@@ -59,7 +59,7 @@ impl Scanner {
         self.found.clear();
     }
 
-    /// What was found since the last call.
+    /// Returns the interim responses since the last call.
     pub(super) fn take(&mut self) -> Vec<Interim> {
         std::mem::take(&mut self.found)
     }

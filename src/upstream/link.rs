@@ -28,7 +28,7 @@ use tokio::time::Sleep;
 /// fields; to allow more would cost an allocation of 16 KiB an answer.
 const MAX_BUFFER: usize = 64 << 10;
 
-/// What became of one attempt.
+/// The result of one attempt.
 pub(crate) enum Outcome {
     /// No byte of the request left this process: it may be tried elsewhere, whatever it is, if it
     /// has come back whole.
@@ -45,7 +45,7 @@ pub(crate) enum Outcome {
     Answer(Response<Incoming>),
 }
 
-/// What an attempt may take.
+/// The time limits of an attempt.
 #[derive(Clone, Copy)]
 pub(crate) struct Patience {
     /// When the attempt began.
@@ -61,14 +61,14 @@ pub(crate) struct Link {
     sender: SendRequest<Outgoing>,
     /// Gone only once it has ended and its last request was asked back.
     connection: Option<Connection<TokioIo<Wire>, Outgoing>>,
-    /// Whether hyper is done with the connection; it must not be polled again then.
+    /// hyper has ended the connection; it must not be polled again.
     closed: bool,
     socket: Rc<Socket>,
     /// Armed lazily: it may fire early, and is then set to the deadline that holds by then.
     timer: Pin<Box<Sleep>>,
 }
 
-/// What hyper's side and ours share of a connection.
+/// The state of a connection that hyper's I/O and its owner share.
 struct Socket {
     stream: RefCell<Stream>,
     sent: Cell<u64>,

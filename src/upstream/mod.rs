@@ -4,7 +4,8 @@
 //! `health` (active checks, done by `probe`), `circuit` (failed requests) and `ramp` (slow start) say of
 //! it. `node` and `group` are what outlives a configuration, found again in the `registry`. `retry` says
 //! what may be tried again, `queue` who waits for room, `discovery` which nodes there are. `connect`,
-//! `link`, `idle`, `answer` and `interim` are connections, `http2` those that requests share; `held` keeps a body that may have to be sent again.
+//! `link`, `idle`, `answer` and `interim` are connections, `http2` those that requests share; `replay_body` keeps a
+//! body that may have to be sent again.
 //!
 //! What becomes of an attempt is told by [`Outcome`], for everything above rests on the difference
 //! between a request that was never sent and one that may have run.
@@ -58,7 +59,7 @@ pub(crate) struct Wanted {
     pub(crate) hash: u64,
     /// The node of a strict session, by its place in the pool's list; it comes before the ring.
     pub(crate) pinned: Option<usize>,
-    /// Whether a pinned session may go to another node.
+    /// A pinned session may go to another node.
     pub(crate) may_leave: bool,
 }
 
@@ -103,7 +104,7 @@ impl http_body::Body for Outgoing {
 /// Why an attempt at a node gave no answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Failure {
-    /// Nobody listens at the node's address.
+    /// The node's address refuses connections.
     ConnectionRefused,
     /// No connection within `timeouts.connect`.
     ConnectTimeout,
@@ -117,7 +118,7 @@ pub(crate) enum Failure {
     Terminated,
     /// No answer within `timeouts.first_byte`, or `timeouts.total` is over.
     Timeout,
-    /// What came back is not HTTP as we take it.
+    /// The response is not valid HTTP.
     Malformed,
     /// The answer's head is larger than we take.
     HeadTooLarge,
@@ -125,7 +126,7 @@ pub(crate) enum Failure {
     RequestBody,
 }
 
-/// What is wrong with a node's certificate.
+/// The fault of a node's certificate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum CertificateFault {
     Expired,

@@ -1,4 +1,4 @@
-//! What a node is beyond one configuration: its state, health and load, and its requests in flight.
+//! The part of a node that outlives a configuration: its state, health and load, and its requests in flight.
 
 use super::circuit::{Circuit, Fitness};
 use super::clock::{Millis, millis};
@@ -42,7 +42,7 @@ pub(crate) struct NodeRuntime {
     warned: AtomicU64,
 }
 
-/// How often the log is told of such a thing.
+/// The shortest time between two such lines in the log.
 const WARN_EVERY: Millis = 10_000;
 
 impl NodeRuntime {
@@ -111,7 +111,7 @@ impl NodeRuntime {
         self.state() != NodeState::Down && self.is_healthy(now)
     }
 
-    /// What its checks have come to.
+    /// The result of its health checks.
     pub(crate) fn checks(&self) -> Checks {
         self.health.checks()
     }
@@ -121,7 +121,7 @@ impl NodeRuntime {
         (self.circuit.failures(), self.circuit.left(now))
     }
 
-    /// How far its slow start is, from 0 to 1.
+    /// Returns the progress of its slow start, from 0 to 1.
     pub(crate) fn ramp_progress(&self, now: Millis, length: Duration) -> f64 {
         self.ramp.progress(now, length)
     }
@@ -220,7 +220,7 @@ impl InFlight {
         }
     }
 
-    /// Has the attempt counted as this, in place of what was said before.
+    /// Sets the result of the attempt, in place of an earlier one.
     pub(crate) fn comes_to(&mut self, outcome: &'static str) {
         self.outcome = Some(outcome);
     }

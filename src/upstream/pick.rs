@@ -6,7 +6,7 @@
 
 use crate::config::NodeState;
 
-/// What is known of a pool's nodes at a moment.
+/// The nodes of a pool at one moment.
 pub(super) trait Nodes {
     fn count(&self) -> usize;
     fn state(&self, node: usize) -> NodeState;
@@ -33,14 +33,14 @@ pub(super) trait Nodes {
 /// Why a node was passed over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Skip {
-    /// Somebody said so, in the file or since.
+    /// An operator said so, in the file or since.
     Down,
     Drain,
     /// Its health checks fail.
     Unhealthy,
     /// Its requests failed.
     Ejected,
-    /// The key is not yet its own again.
+    /// The node is in slow start, and does not have this key yet.
     SlowStart,
     /// It has more than its part of the load.
     BoundedLoad,
@@ -66,7 +66,7 @@ impl Skip {
     }
 }
 
-/// What a pool's settings say.
+/// The rules of a pool for picking a node.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Rules {
     pub(super) max_per_node: u32,

@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 pub(crate) struct Pool {
     pub(crate) name: Arc<str>,
     pub(crate) ring: Arc<Ring>,
-    /// What the ring was made of, beside the nodes.
+    /// The settings that the ring was built by, beside the nodes.
     pub(super) ring_settings: (String, u32),
     pub(crate) nodes: Vec<Node>,
     pub(crate) timeouts: Timeouts,
@@ -39,7 +39,7 @@ pub(crate) struct Pool {
 /// A pool of so many nodes is counted for every request that needs it.
 const FEW: usize = 32;
 
-/// What a large pool's nodes have to do, as it was at a moment.
+/// The load of a large pool's nodes at one moment.
 #[derive(Default)]
 pub(super) struct Totals {
     at: AtomicU64,

@@ -23,7 +23,7 @@ use tokio::runtime::Handle;
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
-/// How much of a body is looked at for `expect_body`.
+/// The bytes of a body that are searched for `expect_body`.
 const MAX_BODY: usize = 64 << 10;
 const MAX_HEAD: usize = 64 << 10;
 
@@ -55,7 +55,7 @@ impl Probe {
 }
 
 impl Drop for Probe {
-    /// What was under way says nothing.
+    /// A check that is under way ends without a result.
     fn drop(&mut self) {
         self.task.abort();
     }

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU32, Ordering, fence};
 use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
 
-/// Those who wait for the same room, the first one first.
+/// The requests that wait for the same place, in the order of their arrival.
 #[derive(Debug, Default)]
 pub(crate) struct Queue {
     waiting: AtomicU32,
@@ -31,7 +31,7 @@ impl Queue {
         has_joined.then(|| Waiting(self))
     }
 
-    /// There is room for one; gives whether anybody waited for it.
+    /// Wakes one waiting request. Returns whether there was one.
     pub(crate) fn let_one_in(&self) -> bool {
         let anybody = self.waiting() > 0;
         if anybody {
@@ -40,7 +40,7 @@ impl Queue {
         anybody
     }
 
-    /// What is there may have changed for all who wait.
+    /// Wakes all waiting requests, so that each looks for a place again.
     pub(super) fn stir(&self) {
         self.room.notify_waiters();
     }

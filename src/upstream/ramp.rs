@@ -26,7 +26,7 @@ impl Ramp {
         }
     }
 
-    /// How far it is, from 0 to 1, where the whole takes `length`.
+    /// Returns the progress of the slow start, from 0 to 1, where the whole takes `length`.
     pub(super) fn progress(&self, now: Millis, length: Duration) -> f64 {
         match self.since.load(Ordering::Relaxed) {
             0 => 1.0,

@@ -19,9 +19,9 @@ type Identity = (Arc<str>, Arc<str>, SocketAddr, Vec<u8>);
 
 type PoolAndId = (Arc<str>, Arc<str>);
 
-/// Of so many nodes at most that are not there something is remembered that was said of them.
+/// The most absent nodes whose state by an operator is kept.
 const MAX_ABSENT: usize = 1000;
-/// For so long: after that another node may have its address.
+/// The time for which the state of an absent node is kept: after that another node may have its address.
 const LONGEST_ABSENCE: Duration = Duration::from_secs(3600);
 
 /// Everything that outlives a configuration. The same id under another address is a new node.
@@ -36,19 +36,19 @@ pub(crate) struct Registry {
     overrides: Mutex<HashMap<PoolAndId, Override>>,
 }
 
-/// What somebody has said of a node, as one process tells it to the next.
+/// The state that an operator has given a node, as one process hands it to the next.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Said {
     pool: String,
     node: String,
-    /// What the file said then.
+    /// The state in the file at that time.
     file: String,
     state: String,
 }
 
 #[derive(Clone, Copy, Debug)]
 struct Override {
-    /// What the file said then.
+    /// The state in the file at that time.
     file: NodeState,
     state: NodeState,
     /// Since when no name server tells of it.

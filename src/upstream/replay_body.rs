@@ -11,7 +11,7 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
-/// What is kept of a body while attempts may follow.
+/// The part of a body that is kept while attempts may follow.
 pub(crate) struct ReplayBody(Rc<RefCell<Source>>);
 
 struct Source {
@@ -90,7 +90,7 @@ impl Source {
 /// A body as one attempt reads it: first what was read before, then what comes.
 struct Replay {
     source: Rc<RefCell<Source>>,
-    /// How much of what was read before has been given.
+    /// The bytes of the kept part that this attempt has sent.
     sent: usize,
     gave_trailers: bool,
 }

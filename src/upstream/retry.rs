@@ -1,4 +1,4 @@
-//! Whether a request that failed at one node may be tried at the next, and what may be spent on that.
+//! Retries: which failed requests may be tried at the next node, and the budget for that.
 
 use super::clock::Millis;
 use crate::config::Retries;
@@ -6,7 +6,7 @@ use crate::config::values::{Percent, RetryOn};
 use http::{Method, StatusCode};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// How a pool's requests are tried again.
+/// The retry rules of a pool.
 #[derive(Clone, Debug)]
 pub(crate) struct RetryRules {
     /// After the first one.
@@ -17,7 +17,7 @@ pub(crate) struct RetryRules {
     on: Vec<RetryOn>,
 }
 
-/// What became of an attempt that may be repeated.
+/// The result of an attempt that may be repeated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Setback {
     /// Not one byte was sent.
@@ -94,10 +94,10 @@ pub(crate) fn is_idempotent(method: &Method) -> bool {
 const TOKEN: u64 = 100_000;
 /// The most that may be saved.
 const CAPACITY: u64 = 10 * TOKEN;
-/// What comes by itself: one token a second.
+/// The tokens that come by themselves: one a second.
 const PER_MILLISECOND: u64 = TOKEN / 1000;
 
-/// What a pool may spend on retries: a token bucket, shared by all workers.
+/// The retry budget of a pool: a token bucket, shared by all workers.
 #[derive(Debug)]
 pub(crate) struct RetryBudget {
     tokens: AtomicU64,

@@ -442,12 +442,12 @@ fn an_early_answer_is_not_followed_by_a_reset_at_once() {
         }
     });
     let proxy = Proxy::start(&format!(
-        "limits: {{ request_body: 2MiB }}\nidempotency_store: {{ kind: memory }}\npools: {{ app: {{ nodes: [{{ id: n, address: \"{}\" }}] }} }}\nroutes:\n  - {{ name: fixed, headers: {{ x-to: fixed }}, respond: {{ status: 200, body: hello }} }}\n  - {{ name: moved, headers: {{ x-to: moved }}, redirect: {{ to: /, status: 308 }} }}\n  - {{ name: limited, headers: {{ x-to: limited }}, pool: app, rate_limit: {{ requests: 1, per: 1h, burst: 1 }} }}\n  - {{ name: keyed, headers: {{ x-to: keyed }}, pool: app, idempotency: {{ required: true }} }}\n  - {{ name: node, headers: {{ x-to: node }}, pool: app }}\n",
+        "limits: {{ request_body: 2MiB }}\nidempotency_store: {{ kind: memory }}\npools:\n  app: {{ nodes: [{{ id: n, address: \"{}\" }}] }}\n  down: {{ nodes: [{{ id: n, address: \"127.0.0.1:1\", state: down }}] }}\nroutes:\n  - {{ name: down, headers: {{ x-to: down }}, pool: down }}\n  - {{ name: fixed, headers: {{ x-to: fixed }}, respond: {{ status: 200, body: hello }} }}\n  - {{ name: moved, headers: {{ x-to: moved }}, redirect: {{ to: /, status: 308 }} }}\n  - {{ name: limited, headers: {{ x-to: limited }}, pool: app, rate_limit: {{ requests: 1, per: 1h, burst: 1 }} }}\n  - {{ name: keyed, headers: {{ x-to: keyed }}, pool: app, idempotency: {{ required: true }} }}\n  - {{ name: node, headers: {{ x-to: node }}, pool: app }}\n",
         node.address
     ));
     let spent = proxy.get_with("/", "x-to: limited\r\n");
     assert_eq!(spent.status, 403);
-    for to in ["fixed", "moved", "limited", "keyed", "node", "nowhere"] {
+    for to in ["fixed", "moved", "limited", "keyed", "node", "nowhere", "down"] {
         let mut frames = Frames::connect(proxy.address);
         frames.headers(0, 1, &post_head(&[("x-to", to)]));
         if to == "node" {

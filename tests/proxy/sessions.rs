@@ -66,6 +66,7 @@ fn explain_says_where_a_session_goes() {
     let (_, node, cookie) = visit(&proxy, "");
     let said = explained(&proxy, &cookie.unwrap());
     assert!(said.contains(&format!("session      of the node {node}; while that is down: 503")), "{said}");
+    assert!(said.contains("the session's node alone"), "{said}");
     assert!(explained(&proxy, "RINGWAY=nonsense").contains("any node, by share"));
 
     let proxy = pool.proxy("ttl: 2h");

@@ -21,7 +21,7 @@ const VERSION: i64 = 1;
 /// Pages of the log before it is written back: 32 MiB.
 const CHECKPOINT: i64 = 8192;
 
-/// What is left of the log when it was written back, in bytes.
+/// The size of the log after it was written back, in bytes.
 const LOG_SIZE: i64 = 64 << 20;
 
 /// KiB of pages that a writing and a reading connection keep.
@@ -91,7 +91,7 @@ pub(super) struct Sides {
     index: (u64, u64),
 }
 
-/// What a connection is for.
+/// The purpose of a connection.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Use {
     Writing,

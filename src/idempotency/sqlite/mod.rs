@@ -31,7 +31,7 @@ pub(crate) struct Sqlite {
     count: Arc<AtomicU64>,
 }
 
-/// What the writing thread works with.
+/// The state of the writing thread.
 struct Desk {
     connection: Connection,
     holders: Holders,
@@ -116,9 +116,9 @@ struct Writer {
     /// What stood beside it when it was opened, and does for as long as this process has it open.
     sides: Sides,
     desk: Desk,
-    /// Whether the connection is to be given up.
+    /// The connection is to be given up.
     reconnect: bool,
-    /// Whether it was said that the store is out of order.
+    /// The log has told that the store is out of order.
     is_out: bool,
     count: Arc<AtomicU64>,
 }

@@ -1,5 +1,5 @@
-//! The effects of a write on the cache (RFC 9111 4.4), for the plain and for the idempotent path: which stored responses
-//! it makes untrue, and whether its own response is what reads find from now on.
+//! The effects of a write on the cache (RFC 9111 4.4), for the plain and for the idempotent path: which stored
+//! responses it makes untrue, and whether its own response is what reads find from now on.
 
 use super::request::{caching_route, has_override, order};
 use super::serving::{ReplyBuilder, ServedFrom};
@@ -48,7 +48,7 @@ pub(in crate::proxy) fn invalidation(
     Some(Invalidation { targets: targets(&rules.key, target), order: Rc::new(order), may_serve_reads, base })
 }
 
-/// What a write may make untrue of the responses that a route has stored.
+/// The stored responses of a route that a write may make untrue.
 pub(in crate::proxy) struct Invalidation {
     /// Its URI, and the key that is made of it alone: with the query as the route takes it, and whole, as the route may
     /// have taken it before.

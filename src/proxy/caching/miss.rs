@@ -109,7 +109,7 @@ impl Origin for Nodes {
     }
 }
 
-/// What became of the wait for another request's fetch.
+/// The result of the wait for another request's fetch.
 enum Waited {
     For(Outcome),
     TooLong,

@@ -1,5 +1,5 @@
-//! Replies from the store: the ways in which a stored response is served, the client's conditions and ranges, the age, and
-//! what the cache says of it.
+//! Replies from the store: the ways in which a stored response is served, the client's conditions and ranges, the
+//! age, and what the cache says of it.
 
 use crate::cache::{
     Body, CacheStatus, ForwardReason, Milliseconds, NOT_IN_304, Ranges, Reader, Stored, StreamingReader, content_range,
@@ -21,7 +21,7 @@ pub(super) enum ServedFrom {
     LookUp { is_stale: bool },
     /// A look-up, while the response may be validated in the background (RFC 5861 3).
     WhileValidating,
-    /// What another fetch has stored by the time that this request got to ask.
+    /// A response that another fetch has stored while this request waited.
     LookUpAfterWait,
     /// A response that a node has just confirmed, for this request or for the one that it waited for.
     Validation { why: ForwardReason, is_collapsed: bool },
@@ -98,8 +98,8 @@ impl ReplyBuilder<'_> {
     }
 
     /// Returns the reply that a response makes whose body is still arriving. Several ranges at once are not made of it;
-    /// such a client gets the whole. `own` are the fields for the client that had it fetched; `rest` is for a reader that
-    /// is left behind.
+    /// such a client gets the whole. `own` are the fields for the client that had it fetched; `rest` is for a reader
+    /// that is left behind.
     pub(super) fn serve_arriving(
         &self,
         reader: StreamingReader,

@@ -1,4 +1,4 @@
-//! How many connections each client address has, over all workers.
+//! The limit on open connections of each client address, over all workers.
 
 use crate::http::forwarded::network_of;
 use std::collections::HashMap;

@@ -1,4 +1,5 @@
-//! What the connections of one listener share on one worker, and what all kinds of them do with a socket.
+//! The context that the connections of one listener share on one worker, and what all kinds of connections do with a
+//! socket.
 
 use super::address_limit::Addresses;
 use crate::config::ProxyProtocol;
@@ -17,20 +18,20 @@ use tokio::sync::{Notify, Semaphore};
 /// A connection that a drain finds idle may send one more request within this time: the client
 /// may have sent it already.
 const LAST_REQUEST: Duration = Duration::from_secs(1);
-/// How long a closing connection is read from, so that a reset does not overtake its last answer.
+/// The time for which a closing connection is read from, so that a reset does not overtake its last response.
 pub(super) const LINGER: Duration = Duration::from_secs(5);
 
-/// What the connections of one listener share on one worker.
+/// The context that the connections of one listener share on one worker.
 pub(in crate::server) struct Context {
     pub(in crate::server) engine: Rc<Engine>,
     pub(in crate::server) name: Arc<str>,
-    /// Whether the listener, or the process, is on its way out.
+    /// The listener, or the process, is about to end.
     pub(in crate::server) leaving: Rc<Cell<bool>>,
     drain: Notify,
     pub(in crate::server) addresses: Arc<Addresses>,
     /// Held by the one whose handshake is computed.
     pub(in crate::server) handshakes: Semaphore,
-    /// What its connections begin with, as the configuration had it that last knew it.
+    /// The handshake by the last configuration that had this listener.
     pub(in crate::server) handshake: RefCell<Option<Handshake>>,
 }
 
@@ -64,7 +65,7 @@ impl Context {
     }
 }
 
-/// What connections of a listener begin with.
+/// The beginning of a listener's connections: a PROXY protocol header, and TLS.
 #[derive(Clone, Default)]
 pub(in crate::server) struct Handshake {
     pub(super) proxy_protocol: Option<ProxyProtocol>,

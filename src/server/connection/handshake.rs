@@ -1,4 +1,4 @@
-//! What comes before the first request of a connection: a PROXY protocol header, and the TLS handshake.
+//! The beginning of a connection, before its first request: a PROXY protocol header, and the TLS handshake.
 
 use super::address_limit::Seat;
 use super::context::{Context, Handshake, is_readable, refuse};
@@ -24,7 +24,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::LazyConfigAcceptor;
 use tokio_rustls::server::TlsStream;
 
-/// How a TLS record begins that holds a handshake.
+/// The first byte of a TLS record that holds a handshake.
 const HANDSHAKE: u8 = 0x16;
 
 /// Makes a new connection ready for requests, by the deadline; `None` where it is to be closed.

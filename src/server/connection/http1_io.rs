@@ -21,7 +21,7 @@ pub(in crate::server) struct Http1Io {
     pub(in crate::server) pulse: Rc<Pulse>,
 }
 
-/// What the wire has seen, shared with the connection that owns hyper.
+/// The activity on a socket, shared with the connection that owns hyper.
 pub(in crate::server) struct Pulse {
     pub(in crate::server) last_read: Cell<Instant>,
     pub(in crate::server) last_write: Cell<Instant>,
@@ -35,7 +35,7 @@ pub(in crate::server) struct Pulse {
     pub(in crate::server) held_back: Cell<bool>,
     /// The client closed its side.
     pub(in crate::server) ended: Cell<bool>,
-    /// What the connection becomes after a 101.
+    /// The tunnel that the connection becomes after a 101.
     pub(in crate::server) tunnel: RefCell<Option<Tunnel>>,
 }
 

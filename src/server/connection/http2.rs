@@ -24,23 +24,23 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 use tokio::task::AbortHandle;
 
-/// How a connection in the clear begins that speaks HTTP/2 with prior knowledge (RFC 9113 3.4).
+/// The preface of a cleartext connection that speaks HTTP/2 with prior knowledge (RFC 9113 3.4).
 pub(in crate::server) const PREFACE: [u8; 24] = *b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// Requests of a connection at a time.
 const MAX_STREAMS: u32 = 128;
-/// What a client may send of one body, and of all, before somebody reads it.
+/// The bytes that a client may send of one body, and of all bodies, before they are read.
 const STREAM_WINDOW: u32 = 256 << 10;
 const CONNECTION_WINDOW: u32 = 1 << 20;
 /// The window of a connection before anybody makes it larger (RFC 9113 6.9.2).
 const FIRST_WINDOW: u32 = 65_535;
-/// What is held of an answer that its client does not take.
+/// The bytes of a response that are held for a client which does not read.
 const SEND_BUFFER: usize = 128 << 10;
-/// How often it is looked for streams whose clients take nothing.
+/// The period at which streams are looked for whose clients read nothing.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// How long a connection whose bodies wait unread waits before it asks again whether the process may hold more.
 const ASK_AGAIN: Duration = Duration::from_millis(20);
-/// How long a connection may take to end that was told to and has no stream left.
+/// The time that a connection without streams may take to end after GOAWAY.
 const GRACE: Duration = Duration::from_secs(5);
 
 /// Serves a connection until it ends.
@@ -106,7 +106,7 @@ pub(in crate::server) async fn serve(
                     out.end_in_error();
                 }
             }
-            // Once for all that hyper has written.
+            // One write for all frames that hyper has produced in this poll.
             let is_out = match out.poll_drain(cx) {
                 Poll::Ready(Ok(())) => true,
                 Poll::Ready(Err(_)) => return Poll::Ready(()),

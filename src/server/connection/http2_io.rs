@@ -20,7 +20,7 @@ use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 
-/// What is held at most.
+/// The most bytes that are held.
 const BOUND: usize = 64 << 10;
 /// A buffer larger than this is not kept for the next frames.
 const KEPT: usize = 16 << 10;
@@ -83,7 +83,7 @@ struct Inner {
     share: Share,
     /// The share could not grow: nothing is read before it can.
     is_starved: bool,
-    /// What may still be read in this turn.
+    /// The bytes that may still be read in this turn.
     turn: u64,
     /// The client has closed its side.
     has_ended: bool,
@@ -202,7 +202,7 @@ impl Handle {
         inner.meter.begin_turn();
     }
 
-    /// How odd the connection is.
+    /// Returns the verdict on the connection's glitches.
     pub(in crate::server) fn verdict(&self) -> Verdict {
         let mut inner = self.0.borrow_mut();
         for _ in 0..inner.streams.take_malformed() {

@@ -1,4 +1,4 @@
-//! How many client connections may be open, over all workers; a reload may change it while they are.
+//! The limit on open client connections over all workers; a reload may change it while they are open.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};

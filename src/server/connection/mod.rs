@@ -260,7 +260,7 @@ async fn close(
     }
 }
 
-/// What hyper found wrong with a head. It tells some of it only by its words.
+/// Returns the problem for a head that hyper could not read. Some causes stand only in the text of hyper's error.
 fn unreadable(error: &hyper::Error, is_first_line: bool) -> Problem {
     let words = error.to_string();
     if words.contains("URI too long") || (error.is_parse_too_large() && is_first_line) {

@@ -23,7 +23,7 @@ pub(in crate::server) fn cache(metrics: &Metrics, cache: &Arc<Cache>) {
     gauge("ringway_cache_bytes", "Memory that stored responses take, keys and overhead included.", |(_, bytes)| bytes);
 }
 
-/// What is held back of bodies.
+/// Registers the gauge of buffered bytes.
 pub(in crate::server) fn budget(metrics: &Metrics, budget: &Arc<Budget>) {
     let budget = Arc::clone(budget);
     let help = "Bytes of bodies that are held back, as `limits.buffered_bytes` bounds them.";
@@ -32,7 +32,7 @@ pub(in crate::server) fn budget(metrics: &Metrics, budget: &Arc<Budget>) {
     });
 }
 
-/// What became of the last reload.
+/// Registers the gauges of the last reload.
 pub(in crate::server) fn state(metrics: &Metrics, reloads: &Arc<Mutex<LastReload>>) {
     let last = |read: fn(&LastReload) -> f64| {
         let reloads = Arc::clone(reloads);

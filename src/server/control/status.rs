@@ -1,4 +1,4 @@
-//! What a running proxy tells of itself.
+//! The status of a running proxy, for the admin API and the command line.
 
 use super::purge;
 use crate::cache::{Cache, Purge};

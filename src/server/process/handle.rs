@@ -36,7 +36,7 @@ pub(in crate::server) struct Handle {
     pub(in crate::server) open: watch::Sender<Vec<Open>>,
     pub(in crate::server) triggers: mpsc::Sender<Trigger>,
     pub(in crate::server) last_reload: Arc<Mutex<LastReload>>,
-    /// What the configuration file held when it was last read.
+    /// The text of the configuration file when it was last read.
     pub(in crate::server) content: Mutex<Option<String>>,
     /// The kernel's events about the configuration file.
     pub(in crate::server) hints: Arc<Hints>,
@@ -51,7 +51,7 @@ pub(in crate::server) struct Handle {
     pub(in crate::server) drain_asked: tokio::sync::Notify,
     pub(in crate::server) admin: AdminSocket,
     pub(in crate::server) metrics_listener: Option<AdminSocket>,
-    /// What carries the admin listeners.
+    /// The runtime of the admin listeners.
     pub(in crate::server) runtime: tokio::runtime::Handle,
     /// A new binary is being started.
     pub(in crate::server) is_upgrading: AtomicBool,
@@ -60,7 +60,7 @@ pub(in crate::server) struct Handle {
     /// It has taken over; and who is told then.
     pub(in crate::server) is_replaced: AtomicBool,
     pub(in crate::server) replaced: tokio::sync::Notify,
-    /// What is said of nodes is said to the new process.
+    /// The states of nodes were handed to the new process.
     pub(in crate::server) states_given: Mutex<bool>,
 }
 
@@ -123,11 +123,11 @@ pub(in crate::server) enum Trigger {
     Secrets,
     /// SIGHUP; files of logs are opened anew.
     Signal,
-    /// Somebody waits for the outcome.
+    /// A request of the admin API, which waits for the result.
     Asked(oneshot::Sender<Result<String, String>>),
 }
 
-/// What became of the last reload.
+/// The result of the last reload.
 #[derive(Clone, Debug)]
 pub(in crate::server) struct LastReload {
     pub(in crate::server) at: SystemTime,

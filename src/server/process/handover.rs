@@ -1,4 +1,4 @@
-//! What one process hands to the next when the binary is replaced, and how the two talk about it.
+//! The handover from one process to the next when the binary is replaced, and its protocol.
 //!
 //! They talk over a pair of sockets whose one end is the new process's standard input:
 //!
@@ -27,7 +27,7 @@ use std::time::Duration;
 /// Tells a process that its standard input is a predecessor.
 pub(in crate::server) const VARIABLE: &str = "RINGWAY_HANDOVER";
 
-/// How long each may take for its part.
+/// The time that each process may take for its part.
 pub(in crate::server) const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Sockets in one message; the kernel takes 253.
@@ -44,7 +44,7 @@ pub(in crate::server) enum Said {
     Serving,
 }
 
-/// What comes behind it: the sockets of these addresses, in this order.
+/// The listeners whose sockets follow, in this order.
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub(in crate::server) struct Offer {
     pub(in crate::server) listeners: Vec<Listening>,

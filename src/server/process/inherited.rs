@@ -10,7 +10,7 @@ use socket2::SockRef;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 
-/// What this process was given.
+/// The sockets and states that this process was given.
 #[derive(Default)]
 pub(crate) struct Inherited {
     pub(in crate::server) open: Vec<Open>,

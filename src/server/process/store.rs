@@ -6,7 +6,7 @@ use crate::telemetry::metrics::{Metrics, Sample};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-/// How long a process that stops waits for its store.
+/// The time that a process which stops waits for its store.
 const LAST_MOMENT: Duration = Duration::from_secs(1);
 
 /// The store, once a route uses it.

@@ -1,4 +1,4 @@
-//! What a service manager is told, where there is one (`Type=notify`, `Type=notify-reload`).
+//! Notifications to the service manager, where there is one (`Type=notify`, `Type=notify-reload`).
 
 use sd_notify::NotifyState;
 

@@ -13,7 +13,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
-/// How long a process that has hung up may take to end, so that it can be told how.
+/// The time that a process which has hung up may take to end, so that its exit status can be told.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// Why the new binary does not take over.

@@ -20,7 +20,7 @@ impl Kind {
     pub(super) const PRIORITY_UPDATE: Kind = Kind(16);
 }
 
-/// What is known of a frame by its head and the first bytes behind it.
+/// A frame, by its head and the first bytes behind it.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Frame {
     pub(super) length: u32,
@@ -84,7 +84,7 @@ pub(super) struct Frames {
     /// Bytes before the first frame.
     preface: usize,
     head: [u8; HEAD],
-    /// How much of the head is there.
+    /// The bytes of the head that have arrived.
     seen: usize,
     /// The frame whose first bytes are awaited, and how many are there.
     frame: Option<(Frame, usize)>,
@@ -94,7 +94,7 @@ pub(super) struct Frames {
     in_head: bool,
     /// A head has begun whose last frame has not.
     head_open: bool,
-    /// How many heads have begun.
+    /// The heads that have begun.
     heads: u64,
 }
 

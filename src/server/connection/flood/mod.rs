@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 const MEMORY: Duration = Duration::from_secs(10);
 /// The score counts in tenths of a point.
 const POINT: u64 = 10;
-/// What an answer that ended well takes back.
+/// The points that a response which ended well takes back.
 const GOOD_END: u64 = POINT / 2;
 
 /// Control frames that an answer's frame, or a request, pays for.
@@ -29,14 +29,14 @@ const MOST_CREDIT: u32 = 256;
 const TINY_UPDATE: u32 = 1024;
 /// An update of a stream that is none of these is an error, or nearly: a window ends at 2^31 - 1.
 const FAIR_UPDATE: Range<u32> = 1..1 << 30;
-/// What a stream's beginning takes, in bytes of heads.
+/// The cost of a stream's beginning, in bytes of heads.
 const A_STREAM: u64 = 64;
 /// SETTINGS_HEADER_TABLE_SIZE, and the upper half of its value.
 const HEADER_TABLE_SIZE: u32 = 1 << 16;
 /// A piece of a head that others follow is small below this.
 const SMALL_PIECE: u32 = 1024;
 
-/// What honest clients seldom do.
+/// The kinds of glitches: frames that well-behaved clients seldom send.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Glitch {
     /// The client resets a stream (CVE-2023-44487).
@@ -92,7 +92,7 @@ impl Glitch {
     }
 }
 
-/// What a score has come to.
+/// The verdict on a score.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Verdict {
     Fine,
@@ -102,7 +102,7 @@ pub(crate) enum Verdict {
     Hostile,
 }
 
-/// How odd a connection has been lately.
+/// The glitches of a connection in the last seconds, as a score.
 #[derive(Debug)]
 struct Score {
     /// In tenths of a point; no limit without.
@@ -214,7 +214,7 @@ impl FloodMeter {
         self.outward = frames;
     }
 
-    /// Adds an glitch to the score.
+    /// Adds a glitch to the score.
     pub(crate) fn note(&mut self, glitch: Glitch, now: Instant) {
         self.score.add(glitch.cost(), now);
         self.verdict = self.verdict.max(self.score.verdict());
@@ -234,7 +234,7 @@ impl FloodMeter {
         self.has_goaway
     }
 
-    /// What comes from now on is of another turn.
+    /// Begins another turn of reading.
     pub(crate) fn begin_turn(&mut self) {
         self.unaccepted = 0;
     }
@@ -278,7 +278,7 @@ impl FloodMeter {
         self.credit = (self.credit + credit).min(MOST_CREDIT);
     }
 
-    /// What is odd about a frame of the client.
+    /// Returns the glitch in a frame of the client.
     fn glitch(&mut self, frame: Frame) -> Option<Glitch> {
         self.has_goaway |= frame.kind == Kind::GOAWAY;
         // Settings come in the order of their numbers, by custom.
