@@ -240,8 +240,8 @@ fn explain_node(
     }
     let ring = ring_of(name.as_str(), pool, &config.secrets);
     let find = |id: &str| pool.listed().iter().position(|node| node.id.as_str() == id);
-    let candidates = Candidates { pool: name.as_str(), ring: &ring, find: &find };
     let affinity = route.affinity_cookie.as_ref().map(|cookie| Affinity::new(cookie, &config.secrets));
+    let candidates = Candidates { pool: name.as_str(), ring: &ring, affinity: affinity.as_ref(), find: &find };
     let now = date::unix_seconds();
     if let Some(affinity) = &affinity
         && pool.discovery.is_some()
@@ -251,10 +251,10 @@ fn explain_node(
         writeln!(out, "session      of the node {node}, if `discovery` finds it")?;
     }
     let key = find_key(&route.hash_on, form, fields);
-    let choice = plan::choice(&candidates, affinity.as_ref(), fields, key.as_ref(), now, || 0);
+    let choice = plan::choice(&candidates, fields, key.as_ref(), now, || 0);
     let hash = choice.wanted.hash;
     match (choice.by, &key) {
-        (ChosenBy::AffinityKey, _) if !choice.brings_a_cookie() => {
+        (ChosenBy::AffinityCookie, _) => {
             writeln!(out, "hash key     the affinity cookie's, hash {hash:016x}")?;
         }
         (_, Some(found)) => {
@@ -268,7 +268,7 @@ fn explain_node(
         let gone = if choice.wanted.may_leave { "the next node takes its place" } else { "503" };
         writeln!(out, "session      of the node {}; while that is down: {gone}", node.value)?;
     }
-    if key.is_none() && (choice.by != ChosenBy::AffinityKey || choice.brings_a_cookie()) {
+    if choice.by == ChosenBy::Random {
         let others = match choice.wanted.pinned {
             Some(_) if choice.wanted.may_leave => "the session's node, else any node, by share",
             Some(_) => "the session's node alone",

@@ -43,7 +43,7 @@ pub(crate) struct Claim {
     lease: Duration,
     entered: Millis,
     may_have_run: bool,
-    /// An earlier run of the request may have run, whatever becomes of this one.
+    /// An earlier run of the request may have been carried out; the end of this run does not change that.
     is_repetition: bool,
     is_settled: bool,
 }
@@ -70,7 +70,7 @@ impl Claim {
     /// Says how it ended, durably; tried again for the length of the lease.
     pub(crate) async fn settle(mut self, end: End) -> Settled {
         let end = match end {
-            // A repetition that is released leaves what was before: nobody knows what the first run did.
+            // A released repetition leaves the record as it was: the outcome of the first run is unknown.
             End::Released if self.is_repetition => End::Unknown,
             end => end,
         };
@@ -146,7 +146,8 @@ pub(crate) enum Turn {
 }
 
 impl Records {
-    /// Claims a request, or finds who did. A claim that nobody waits for any more releases itself.
+    /// Claims a request. Returns the claim, or the record of an earlier request with its key. A claim whose waiting request
+    /// is gone releases itself.
     pub(crate) async fn claim(self: &Arc<Self>, asked: &Asked, policy: &Policy) -> Result<Turn, StoreError> {
         if locked(&self.unsettled).len() >= MAX_UNSETTLED {
             return Err(StoreError::Overloaded);
@@ -176,7 +177,7 @@ impl Records {
                     Ok(Claimed::Found(found)) => Ok(Turn::Found(found)),
                     Err(error) => {
                         if matches!(error, StoreError::Torn(_)) {
-                            // It may have taken the place of one whose outcome is unknown.
+                            // The claim may have replaced a record whose outcome is unknown.
                             let end = if retake { Abandoned::Unknown } else { Abandoned::Free };
                             let (id, entered) = (mine.id, now);
                             let unsettled = Unsettled { id, end, ttl, entered, is_told: false };
@@ -193,7 +194,7 @@ impl Records {
                 self.correct(&mut found.record);
                 Ok(Turn::Found(found))
             }
-            // What can be read can be replayed, even where nothing can be written.
+            // A store that only fails to write can still replay.
             Err(error) => match self.look_up(asked.id).await {
                 Ok(Some(found)) if found.record.token != token && !found.record.is_over(now) => Ok(Turn::Found(found)),
                 _ => Err(error),

@@ -217,7 +217,7 @@ impl Body for RequestBody {
 impl Drop for RequestBody {
     fn drop(&mut self) {
         if let Some(exchange) = self.exchange.upgrade() {
-            exchange.end_body();
+            exchange.release_body();
         }
     }
 }

@@ -338,9 +338,19 @@ impl Exchange {
         *self.body.borrow_mut() = Some(body);
     }
 
-    /// Lets go of the request's body, whoever else is about to read it: where it was not whole, hyper reads what is
-    /// there of its rest, or closes the connection with the answer.
-    pub(super) fn end_body(&self) {
+    /// Notes that no step reads the request's body any more. On a stream that has no response yet, its rest waits for
+    /// that: a stream whose body is dropped is reset together with its response.
+    pub(super) fn release_body(&self) {
+        if self.client.stream.is_some() && !self.has_answer() {
+            self.client.awaits_body.set(None);
+        } else {
+            self.end_body();
+        }
+    }
+
+    /// Drops the request's body, even while a step reads it. Of a body that is not whole, a stream's rest is read for a
+    /// while; over HTTP/1, hyper reads what has arrived of it, or closes the connection behind the response.
+    fn end_body(&self) {
         if let Some(body) = self.body.take() {
             self.client.awaits_body.set(None);
             self.client.drains_body.set(!body.is_end_stream());

@@ -101,11 +101,12 @@ impl RoutedRequest<'_> {
     fn choose(&self, fields: &RequestFields) -> Choice {
         let (pool, random) = (self.pool, || self.engine.random.borrow_mut().u64(..));
         let find = |id: &str| pool.nodes.iter().position(|node| *node.id == *id);
-        let candidates = Candidates { pool: &pool.name, ring: &pool.ring, find: &find };
+        let affinity = self.route.affinity.as_ref();
+        let candidates = Candidates { pool: &pool.name, ring: &pool.ring, affinity, find: &find };
         let key = find_key(&self.route.hash_on, &self.form, fields);
         // Only a cookie has an end.
-        let now = if self.route.affinity.is_some() { date::unix_seconds() } else { 0 };
-        plan::choice(&candidates, self.route.affinity.as_ref(), fields, key.as_ref(), now, random)
+        let now = if affinity.is_some() { date::unix_seconds() } else { 0 };
+        plan::choice(&candidates, fields, key.as_ref(), now, random)
     }
 
     /// Rewrites the head as the node gets it. Returns it, and whether the node may switch protocols.

@@ -122,7 +122,7 @@ fn begin(
     })
 }
 
-/// Refuses a request whose bytes were malformed, whatever hyper has made of them.
+/// Refuses a request whose bytes were malformed, also where hyper has accepted them.
 fn check_framing(client: &Client) -> Result<(), Problem> {
     match client.malformed.get() {
         None => Ok(()),

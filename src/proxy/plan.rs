@@ -51,10 +51,11 @@ pub(crate) fn cache_bypass(form: &Form<'_>, fields: &RequestFields, cookies: &By
     cookies.are_in(fields.plain()).then_some(CacheBypass::Cookie)
 }
 
-/// The nodes of a pool, as far as a choice needs them.
+/// The nodes of a pool and the affinity of a route, as far as a choice needs them.
 pub(crate) struct Candidates<'a> {
     pub(crate) pool: &'a str,
     pub(crate) ring: &'a Ring,
+    pub(crate) affinity: Option<&'a Affinity>,
     /// Returns a node's place in the pool's list by its id.
     pub(crate) find: &'a dyn Fn(&str) -> Option<usize>,
 }
@@ -72,12 +73,11 @@ pub(crate) struct Choice {
 /// The rule that has found the place on the ring.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ChosenBy {
-    /// A strict session, which belongs to one node.
-    Session,
-    /// The key in a soft affinity cookie, or in the one that the response brings.
-    AffinityKey,
+    /// The key in the request's soft affinity cookie.
+    AffinityCookie,
     /// The first source of `hash_on` that the request has.
     HashKey,
+    /// Chance; a soft cookie may keep its result.
     Random,
 }
 
@@ -97,11 +97,6 @@ pub(super) enum CookieRule {
 }
 
 impl Choice {
-    /// Returns whether the response brings a new soft key.
-    pub(crate) fn brings_a_cookie(&self) -> bool {
-        matches!(self.cookie, CookieRule::Soft(_))
-    }
-
     fn of(hash: u64, by: ChosenBy, cookie: CookieRule) -> Choice {
         Choice { wanted: Wanted { hash, pinned: None, may_leave: true }, by, session_end: None, cookie }
     }
@@ -111,7 +106,6 @@ impl Choice {
 /// 1970; `random` gives a place on the ring.
 pub(crate) fn choice(
     candidates: &Candidates<'_>,
-    affinity: Option<&Affinity>,
     fields: &RequestFields,
     key: Option<&KeySource<'_>>,
     now: u64,
@@ -124,9 +118,9 @@ pub(crate) fn choice(
         Some(hash) => Choice::of(hash, ChosenBy::HashKey, cookie),
         None => Choice::of(random(), ChosenBy::Random, cookie),
     };
-    let Some(affinity) = affinity else { return by_hash(CookieRule::Nothing) };
+    let Some(affinity) = candidates.affinity else { return by_hash(CookieRule::Nothing) };
     match affinity.read(fields.plain(), candidates.pool, now) {
-        Session::Soft(key) => Choice::of(hash_of(&key), ChosenBy::AffinityKey, CookieRule::Nothing),
+        Session::Soft(key) => Choice::of(hash_of(&key), ChosenBy::AffinityCookie, CookieRule::Nothing),
         Session::Strict { node, end, fresh } => match (candidates.find)(&node) {
             None => by_hash(CookieRule::Strict { secure }),
             Some(index) => {
@@ -134,12 +128,12 @@ pub(crate) fn choice(
                     by_hash(if fresh { CookieRule::IfMoved { secure } } else { CookieRule::Strict { secure } });
                 let may_leave = affinity.on_gone == OnGone::Next;
                 let wanted = Wanted { pinned: Some(index), may_leave, ..choice.wanted };
-                Choice { wanted, by: ChosenBy::Session, session_end: Some(end), ..choice }
+                Choice { wanted, session_end: Some(end), ..choice }
             }
         },
         Session::None if affinity.is_strict() => by_hash(CookieRule::Strict { secure }),
         Session::None => match (hash, affinity.soft_cookie(secure)) {
-            (None, Some((key, cookie))) => Choice::of(hash_of(&key), ChosenBy::AffinityKey, CookieRule::Soft(cookie)),
+            (None, Some((key, cookie))) => Choice::of(hash_of(&key), ChosenBy::Random, CookieRule::Soft(cookie)),
             _ => by_hash(CookieRule::Nothing),
         },
     }

@@ -8,10 +8,9 @@ use super::snapshot::{Action, Route};
 use crate::cache::CacheStatus;
 use crate::http::fields::CACHE_STATUS;
 use crate::http::problem::Problem;
-use crate::upstream::Outgoing;
 use bytes::Bytes;
 use http::header::{CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, LOCATION, SET_COOKIE};
-use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Version};
+use http::{HeaderMap, HeaderValue, Response, StatusCode, Version};
 use http_body::Body as _;
 use std::rc::Rc;
 
@@ -19,8 +18,6 @@ use std::rc::Rc;
 pub(super) struct Reply {
     response: Response<ResponseBody>,
     additions: Additions,
-    /// A request that no node has taken: its body may end only once the exchange has its response.
-    unsent: Option<Request<Outgoing>>,
 }
 
 /// The header fields that a reply gets when it leaves.
@@ -37,12 +34,12 @@ impl Reply {
     /// Returns a reply that a node, the cache or the configuration has made: the route's response fields apply to it.
     pub(super) fn new(response: Response<ResponseBody>) -> Reply {
         let additions = Additions { takes_route_fields: true, ..Additions::default() };
-        Reply { response, additions, unsent: None }
+        Reply { response, additions }
     }
 
     /// Returns a reply to which the route's response fields do not apply: a stored result has them already.
     pub(super) fn complete(response: Response<ResponseBody>) -> Reply {
-        Reply { response, additions: Additions::default(), unsent: None }
+        Reply { response, additions: Additions::default() }
     }
 
     /// Returns the reply to a request that the proxy refuses or could not bring to a node.
@@ -54,11 +51,6 @@ impl Reply {
 
     pub(super) fn with_cache_status(mut self, status: Option<CacheStatus>) -> Reply {
         self.additions.cache_status = status;
-        self
-    }
-
-    pub(super) fn with_unsent(mut self, request: Option<Request<Outgoing>>) -> Reply {
-        self.unsent = request;
         self
     }
 
@@ -82,7 +74,7 @@ fn add_cache_status(fields: &mut HeaderMap, status: Option<CacheStatus>) {
 
 /// The one exit: returns the response as its connection sends it, and tells the exchange.
 pub(super) fn finish(reply: Reply, exchange: &Exchange) -> Response<ResponseBody> {
-    let Reply { mut response, additions, unsent } = reply;
+    let Reply { mut response, additions } = reply;
     let Additions { takes_route_fields, cache_status, cookie } = additions;
     let fields = response.headers_mut();
     if takes_route_fields {
@@ -117,7 +109,6 @@ pub(super) fn finish(reply: Reply, exchange: &Exchange) -> Response<ResponseBody
     }
     exchange.add_rate_limit(response.headers_mut());
     exchange.answered(response.status());
-    drop(unsent);
     client.offer(true);
     client.phase.set(Phase::Answer);
     response

@@ -11,6 +11,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
 /// The result of the synchronous part of the pipeline.
+#[expect(clippy::large_enum_variant, reason = "it lives for one match, and most requests are the large one")]
 pub(super) enum Step {
     Reply(Reply),
     Forward(UpstreamRequest),

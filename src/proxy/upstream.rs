@@ -90,7 +90,7 @@ impl UpstreamRequest {
             Err(problem) => Err(problem),
         };
         let reply = reply.unwrap_or_else(|problem| Reply::problem(&problem, &self.exchange));
-        reply.with_cache_status(self.cache_status).with_unsent(self.request.take())
+        reply.with_cache_status(self.cache_status)
     }
 
     /// Asks the nodes, and gives the answer as it came, without what was about the connection.

@@ -442,22 +442,32 @@ fn an_early_answer_is_not_followed_by_a_reset_at_once() {
         }
     });
     let proxy = Proxy::start(&format!(
-        "limits: {{ request_body: 2MiB }}\nidempotency_store: {{ kind: memory }}\npools:\n  app: {{ nodes: [{{ id: n, address: \"{}\" }}] }}\n  down: {{ nodes: [{{ id: n, address: \"127.0.0.1:1\", state: down }}] }}\nroutes:\n  - {{ name: down, headers: {{ x-to: down }}, pool: down }}\n  - {{ name: fixed, headers: {{ x-to: fixed }}, respond: {{ status: 200, body: hello }} }}\n  - {{ name: moved, headers: {{ x-to: moved }}, redirect: {{ to: /, status: 308 }} }}\n  - {{ name: limited, headers: {{ x-to: limited }}, pool: app, rate_limit: {{ requests: 1, per: 1h, burst: 1 }} }}\n  - {{ name: keyed, headers: {{ x-to: keyed }}, pool: app, idempotency: {{ required: true }} }}\n  - {{ name: node, headers: {{ x-to: node }}, pool: app }}\n",
+        "limits: {{ request_body: 2MiB }}\nidempotency_store: {{ kind: memory }}\npools:\n  app: {{ nodes: [{{ id: n, address: \"{}\" }}] }}\n  down: {{ nodes: [{{ id: n, address: \"127.0.0.1:1\", state: down }}] }}\nroutes:\n  - {{ name: down, headers: {{ x-to: down }}, pool: down }}\n  - {{ name: written, headers: {{ x-to: written }}, pool: down, cache: {{}} }}\n  - {{ name: large, headers: {{ x-to: large }}, pool: app, idempotency: {{ required: true, max_request: 1KiB }} }}\n  - {{ name: fixed, headers: {{ x-to: fixed }}, respond: {{ status: 200, body: hello }} }}\n  - {{ name: moved, headers: {{ x-to: moved }}, redirect: {{ to: /, status: 308 }} }}\n  - {{ name: limited, headers: {{ x-to: limited }}, pool: app, rate_limit: {{ requests: 1, per: 1h, burst: 1 }} }}\n  - {{ name: keyed, headers: {{ x-to: keyed }}, pool: app, idempotency: {{ required: true }} }}\n  - {{ name: node, headers: {{ x-to: node }}, pool: app }}\n",
         node.address
     ));
     let spent = proxy.get_with("/", "x-to: limited\r\n");
     assert_eq!(spent.status, 403);
-    for to in ["fixed", "moved", "limited", "keyed", "node", "nowhere", "down"] {
+    for to in ["fixed", "moved", "limited", "keyed", "node", "nowhere", "down", "written", "large"] {
         let mut frames = Frames::connect(proxy.address);
-        frames.headers(0, 1, &post_head(&[("x-to", to)]));
-        if to == "node" {
-            frames.send(DATA, 0, 1, b"first");
+        match to {
+            "large" => {
+                frames.headers(0, 1, &post_head(&[("x-to", to), ("idempotency-key", "\"k\""), ("authorization", "a")]))
+            }
+            _ => frames.headers(0, 1, &post_head(&[("x-to", to)])),
+        }
+        match to {
+            "node" => frames.send(DATA, 0, 1, b"first"),
+            "large" => frames.send(DATA, 0, 1, &[b'x'; 2000]),
+            _ => {}
         }
         let mut kinds = Vec::new();
         loop {
             let frame = frames.of_stream(1).unwrap_or_else(|| panic!("{to}: the connection ended after {kinds:?}"));
             kinds.push(frame.kind);
             assert_ne!(frame.kind, RST_STREAM, "{to}: {kinds:?}");
+            if frame.kind == HEADERS && to == "large" {
+                assert_ne!(status_of(&frame.payload), "400", "it is refused for its size alone");
+            }
             if frame.flags & END_STREAM > 0 {
                 break;
             }

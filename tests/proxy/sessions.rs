@@ -3,6 +3,7 @@
 use crate::support::{Client, Node, Proxy, eventually};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{SocketAddr, TcpListener};
+use std::path::Path;
 
 const SECRET: &str = "0123456789abcdef0123456789abcdef";
 
@@ -52,22 +53,32 @@ fn visit(proxy: &Proxy, cookie: &str) -> (u16, String, Option<String>) {
 /// `explain` names the node that the proxy sends the request to, whatever decides on it.
 #[test]
 fn explain_says_where_a_session_goes() {
-    let explained = |proxy: &Proxy, cookie: &str| {
-        let config = proxy.folder().join("ringway.yaml");
+    let explain = |config: &Path, cookie: &str| {
         let cookie = format!("Cookie: {cookie}");
         let output = std::process::Command::new(env!("CARGO_BIN_EXE_ringway"))
             .args(["explain", "--config", config.to_str().unwrap(), "GET", "http://a/", "-H", &cookie])
             .output();
         String::from_utf8(output.unwrap().stdout).unwrap()
     };
+    let explained = |proxy: &Proxy, cookie: &str| explain(&proxy.folder().join("ringway.yaml"), cookie);
     let pool = Pool::new(3);
     let (_folder, settings) = strict("on_gone: reject");
     let proxy = pool.proxy(&settings);
     let (_, node, cookie) = visit(&proxy, "");
-    let said = explained(&proxy, &cookie.unwrap());
+    let cookie = cookie.unwrap();
+    let said = explained(&proxy, &cookie);
     assert!(said.contains(&format!("session      of the node {node}; while that is down: 503")), "{said}");
     assert!(said.contains("the session's node alone"), "{said}");
     assert!(explained(&proxy, "RINGWAY=nonsense").contains("any node, by share"));
+
+    // Of a node that name servers tell of, the file knows nothing.
+    let file = proxy.folder().join("ringway.yaml");
+    let config = std::fs::read_to_string(&file).unwrap();
+    let nodes = config.find("nodes:").unwrap()..config.find("routes:").unwrap();
+    let found = [&config[..nodes.start], "discovery: { dns: \"nodes.example:80\" }\n", &config[nodes.end..]].concat();
+    std::fs::write(proxy.folder().join("found.yaml"), found).unwrap();
+    let said = explain(&proxy.folder().join("found.yaml"), &cookie);
+    assert!(said.contains(&format!("session      of the node {node}, if `discovery` finds it")), "{said}");
 
     let proxy = pool.proxy("ttl: 2h");
     let (_, node, cookie) = visit(&proxy, "");

@@ -2,6 +2,7 @@
 
 use crate::support::http2::Http2;
 use crate::support::{Barrier, Node, Proxy, eventually};
+use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::os::unix::net::UnixDatagram;
@@ -182,6 +183,36 @@ fn what_was_said_of_nodes_goes_along() {
     let one = format!("{{ id: n1, address: \"{}\" }}", addresses[1]);
     std::fs::write(&file, text.replace(&one, &one.replace(" }", ", state: drain }"))).unwrap();
     eventually("the file's word", || proxy.node("n1")["state"] == "drain");
+}
+
+/// `[::]` leaves IPv4 to `0.0.0.0` beside it, and takes IPv4 once that is gone: by whichever process it was opened.
+#[test]
+fn a_listener_for_all_addresses_takes_ipv4_after_the_change() {
+    if std::net::TcpListener::bind("[::1]:0").is_err() {
+        eprintln!("skipped: this machine has no IPv6");
+        return;
+    }
+    let node = Node::echo();
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let v4 = format!("{{ name: v4, address: \"0.0.0.0:{port}\" }}, ");
+    let both = format!("listeners: [{v4}{{ name: v6, address: \"[::]:{port}\" }}]\n");
+    let own = "listeners: [{ name: http, address: \"127.0.0.1:0\" }]\n";
+    let mut proxy = Proxy::start_whole(&text(&[node.address], "").replace(own, &both));
+    proxy.upgrade();
+    let file = proxy.folder().join("ringway.yaml");
+    let config = std::fs::read_to_string(&file).unwrap();
+    std::fs::write(&file, config.replace(&v4, "")).unwrap();
+    let serves = |address: &str| {
+        let mut client = std::net::TcpStream::connect((address, port)).ok()?;
+        client.write_all(b"GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").ok()?;
+        let mut answer = String::new();
+        client.read_to_string(&mut answer).ok()?;
+        answer.starts_with("HTTP/1.1 200").then_some(())
+    };
+    eventually("the one listener", || {
+        proxy.admin_get("/api/status").json()["listeners"].as_array().unwrap().len() == 1
+    });
+    eventually("IPv4 at it", || serves("127.0.0.1").is_some() && serves("::1").is_some());
 }
 
 #[test]

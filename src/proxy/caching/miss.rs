@@ -191,7 +191,7 @@ impl Miss {
         }
     }
 
-    /// Fetches to the end of the body, whoever is still there; `tell` hears what the leader gets.
+    /// Fetches to the end of the body in a task, also when the client has left; `tell` gets the leader's result.
     fn fetch_in_a_task(&self, lead: Lead, mut nodes: Nodes, tell: impl FnOnce(Led<AnswerBody, Problem>) + 'static) {
         let (cache, order) = (Arc::clone(self.cache()), Rc::clone(&self.order));
         let must_ask = self.why == ForwardReason::Request;
@@ -338,7 +338,7 @@ impl Miss {
         }
     }
 
-    /// A response that the node has confirmed, or that somebody else has brought meanwhile.
+    /// Returns the reply of a stored response that the node has confirmed, or that another fetch has stored meanwhile.
     fn stored(&self, stored: &Stored, asked: bool, collapsed: bool) -> Reply {
         let from = match asked {
             true => ServedFrom::Validation { why: self.why, is_collapsed: collapsed },
@@ -379,7 +379,7 @@ impl Miss {
     }
 }
 
-/// Reads a body into the store, whoever else reads it.
+/// Reads a body into the store in a task of its own.
 fn receive(cache: Arc<Cache>, order: Rc<Order>, arriving: Arriving<AnswerBody>) {
     tokio::task::spawn_local(async move { cache.receive(&order, arriving).await });
 }

@@ -23,16 +23,16 @@ pub(super) const LINGER: Duration = Duration::from_secs(5);
 
 /// The context that the connections of one listener share on one worker.
 pub(in crate::server) struct Context {
-    pub(in crate::server) engine: Rc<Engine>,
+    pub(super) engine: Rc<Engine>,
     pub(in crate::server) name: Arc<str>,
     /// The listener, or the process, is about to end.
-    pub(in crate::server) leaving: Rc<Cell<bool>>,
+    pub(super) leaving: Rc<Cell<bool>>,
     drain: Notify,
-    pub(in crate::server) addresses: Arc<Addresses>,
-    /// Held by the one whose handshake is computed.
-    pub(in crate::server) handshakes: Semaphore,
+    pub(super) addresses: Arc<Addresses>,
+    /// The permit to compute a handshake: one connection at a time has it.
+    pub(super) handshakes: Semaphore,
     /// The handshake by the last configuration that had this listener.
-    pub(in crate::server) handshake: RefCell<Option<Handshake>>,
+    pub(super) handshake: RefCell<Option<Handshake>>,
 }
 
 impl Context {
@@ -67,13 +67,13 @@ impl Context {
 
 /// The beginning of a listener's connections: a PROXY protocol header, and TLS.
 #[derive(Clone, Default)]
-pub(in crate::server) struct Handshake {
+pub(super) struct Handshake {
     pub(super) proxy_protocol: Option<ProxyProtocol>,
     pub(super) tls: Option<Arc<ServerTls>>,
 }
 
 impl Handshake {
-    /// As the configuration in force says; where it knows the listener no more, as the last one did.
+    /// Returns the handshake of the configuration in force, or of the last one that had this listener.
     pub(super) fn of(context: &Context) -> Handshake {
         let snapshot = context.engine.snapshot();
         let mut listeners = snapshot.config.settings.listeners.iter();
@@ -87,8 +87,8 @@ impl Handshake {
     }
 }
 
-/// Waits for bytes; `false` where the connection ends or the deadline passes before. A drain shortens the wait.
-pub(in crate::server) async fn is_readable(context: &Context, stream: &mut Stream, deadline: Instant) -> bool {
+/// Waits for bytes. Returns `false` where the connection ends or the deadline passes before. A drain shortens the wait.
+pub(super) async fn is_readable(context: &Context, stream: &mut Stream, deadline: Instant) -> bool {
     let mut drain = pin!(context.drain.notified());
     drain.as_mut().enable();
     let deadline = match context.leaving.get() {
@@ -105,7 +105,7 @@ pub(in crate::server) async fn is_readable(context: &Context, stream: &mut Strea
 }
 
 /// Sends an error answer to a request that never reached the pipeline.
-pub(in crate::server) async fn refuse(context: &Context, mut stream: Stream, client: &Client, problem: &Problem) {
+pub(super) async fn refuse(context: &Context, mut stream: Stream, client: &Client, problem: &Problem) {
     let bytes = proxy::unreadable(&context.engine, client, problem);
     let sent = tokio::time::timeout(LINGER, async {
         stream.write_all(&bytes).await?;
@@ -121,6 +121,6 @@ pub(in crate::server) async fn refuse(context: &Context, mut stream: Stream, cli
 pub(super) async fn linger(stream: &mut Stream) {
     let mut discarded = vec![0; 4096];
     let until_the_end = async { while matches!(stream.read(&mut discarded).await, Ok(1..)) {} };
-    // What comes after that time is the client's loss.
+    // Bytes that arrive later than that are not read: the client may get a reset.
     let _ = tokio::time::timeout(LINGER, until_the_end).await;
 }

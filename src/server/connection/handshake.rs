@@ -28,7 +28,7 @@ use tokio_rustls::server::TlsStream;
 const HANDSHAKE: u8 = 0x16;
 
 /// Makes a new connection ready for requests, by the deadline; `None` where it is to be closed.
-pub(in crate::server) async fn handshake(
+pub(super) async fn handshake(
     context: &Context,
     mut socket: TcpStream,
     mut peer: SocketAddr,

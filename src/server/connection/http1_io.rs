@@ -15,28 +15,28 @@ use std::time::Instant;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// A client's socket as hyper sees it.
-pub(in crate::server) struct Http1Io {
+pub(super) struct Http1Io {
     stream: Rc<RefCell<Stream>>,
     client: Rc<Client>,
-    pub(in crate::server) pulse: Rc<Pulse>,
+    pub(super) pulse: Rc<Pulse>,
 }
 
 /// The activity on a socket, shared with the connection that owns hyper.
-pub(in crate::server) struct Pulse {
-    pub(in crate::server) last_read: Cell<Instant>,
-    pub(in crate::server) last_write: Cell<Instant>,
+pub(super) struct Pulse {
+    pub(super) last_read: Cell<Instant>,
+    pub(super) last_write: Cell<Instant>,
     /// A write waits for the client to take more.
-    pub(in crate::server) write_blocked: Cell<bool>,
+    pub(super) write_blocked: Cell<bool>,
     /// Bytes have come since the last answer was out: a head has begun.
-    pub(in crate::server) head_began: Cell<Option<Instant>>,
+    pub(super) head_began: Cell<Option<Instant>>,
     /// Where requests begin and end; what is not framed as it should be is not given to hyper.
     messages: RefCell<Messages>,
     /// An answer of hyper's own was held back.
-    pub(in crate::server) held_back: Cell<bool>,
+    pub(super) held_back: Cell<bool>,
     /// The client closed its side.
-    pub(in crate::server) ended: Cell<bool>,
+    pub(super) ended: Cell<bool>,
     /// The tunnel that the connection becomes after a 101.
-    pub(in crate::server) tunnel: RefCell<Option<Tunnel>>,
+    pub(super) tunnel: RefCell<Option<Tunnel>>,
 }
 
 impl TunnelSlot for Pulse {
@@ -47,13 +47,13 @@ impl TunnelSlot for Pulse {
 
 impl Pulse {
     /// Returns where the connection's client hands over a tunnel.
-    pub(in crate::server) fn as_tunnel_slot(self: &Rc<Self>) -> Weak<dyn TunnelSlot> {
+    pub(super) fn as_tunnel_slot(self: &Rc<Self>) -> Weak<dyn TunnelSlot> {
         Rc::<Pulse>::downgrade(self)
     }
 
     /// hyper has parsed a head, whose content is framed so. An error where the request is one that hyper should have
     /// refused, as far as it has come.
-    pub(in crate::server) fn framed(&self, framing: Framing) -> Result<(), Malformed> {
+    pub(super) fn framed(&self, framing: Framing) -> Result<(), Malformed> {
         self.messages.borrow_mut().framed(framing)
     }
 
@@ -68,7 +68,7 @@ impl Pulse {
 }
 
 impl Http1Io {
-    pub(in crate::server) fn new(stream: Stream, client: Rc<Client>) -> Http1Io {
+    pub(super) fn new(stream: Stream, client: Rc<Client>) -> Http1Io {
         let now = Instant::now();
         let began = stream.unread_since();
         let pulse = Rc::new(Pulse {
@@ -85,7 +85,7 @@ impl Http1Io {
     }
 
     /// A second handle on the socket, to watch it while hyper has the wire.
-    pub(in crate::server) fn watch(&self) -> Watch {
+    pub(super) fn watch(&self) -> Watch {
         Watch { stream: Rc::clone(&self.stream), pulse: Rc::clone(&self.pulse) }
     }
 
@@ -133,7 +133,7 @@ impl Http1Io {
 
 /// Looks at the connection for a client that leaves while it waits for its answer. hyper would look by
 /// reading, for which it takes a new buffer each time.
-pub(in crate::server) struct Watch {
+pub(super) struct Watch {
     stream: Rc<RefCell<Stream>>,
     pulse: Rc<Pulse>,
 }
@@ -142,7 +142,7 @@ impl Watch {
     /// Looks whether the client has closed or reset the connection ([`Seen::End`]). Where bytes have arrived, hyper
     /// has to be polled once more: it may wait for them, and the look may have taken the wake-up. A client whose
     /// bytes wait for hyper has not left, as far as can be told.
-    pub(in crate::server) fn poll_look(&self, cx: &mut Context<'_>) -> Poll<Seen> {
+    pub(super) fn poll_look(&self, cx: &mut Context<'_>) -> Poll<Seen> {
         let seen = self.stream.borrow_mut().poll_arrival(cx);
         if seen == Poll::Ready(Seen::End) {
             self.pulse.ended.set(true);
@@ -151,7 +151,7 @@ impl Watch {
     }
 
     /// Returns the connection, once hyper has let go of the wire.
-    pub(in crate::server) fn into_stream(self) -> Option<Stream> {
+    pub(super) fn into_stream(self) -> Option<Stream> {
         Some(Rc::into_inner(self.stream)?.into_inner())
     }
 }

@@ -25,7 +25,7 @@ use std::time::{Duration, Instant};
 use tokio::task::AbortHandle;
 
 /// The preface of a cleartext connection that speaks HTTP/2 with prior knowledge (RFC 9113 3.4).
-pub(in crate::server) const PREFACE: [u8; 24] = *b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+pub(super) const PREFACE: [u8; 24] = *b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// Requests of a connection at a time.
 const MAX_STREAMS: u32 = 128;
@@ -44,12 +44,7 @@ const ASK_AGAIN: Duration = Duration::from_millis(20);
 const GRACE: Duration = Duration::from_secs(5);
 
 /// Serves a connection until it ends.
-pub(in crate::server) async fn serve(
-    context: &Rc<context::Context>,
-    stream: Stream,
-    client: &Rc<Client>,
-    limits: &Limits,
-) {
+pub(super) async fn serve(context: &Rc<context::Context>, stream: Stream, client: &Rc<Client>, limits: &Limits) {
     let streams: Rc<Streams> = Rc::default();
     let share = context.engine.budget.nothing();
     let recorder = Rc::clone(&context.engine.recorder);

@@ -38,22 +38,22 @@ const ENHANCE_YOUR_CALM: u32 = 0xb;
 const PROTOCOL_ERROR: u32 = 0x1;
 
 /// The wire as hyper has it.
-pub(in crate::server) struct Http2Io(Rc<RefCell<Inner>>);
+pub(super) struct Http2Io(Rc<RefCell<Inner>>);
 
 /// The wire as its owner has it.
-pub(in crate::server) struct Handle(Rc<RefCell<Inner>>);
+pub(super) struct Handle(Rc<RefCell<Inner>>);
 
 /// The same for a request on it.
-pub(in crate::server) struct StreamHandle(Weak<RefCell<Inner>>);
+pub(super) struct StreamHandle(Weak<RefCell<Inner>>);
 
 impl StreamHandle {
     /// The stream of the request that has come just now, where that is known.
-    pub(in crate::server) fn accept(&self) -> Option<u32> {
+    pub(super) fn accept(&self) -> Option<u32> {
         self.0.upgrade()?.borrow_mut().meter.accept()
     }
 
     /// What sends `100 Continue` on a stream, where that can be said between two frames.
-    pub(in crate::server) fn continuing(&self, stream: u32) -> impl FnOnce() + 'static {
+    pub(super) fn continuing(&self, stream: u32) -> impl FnOnce() + 'static {
         let wire = Weak::clone(&self.0);
         move || {
             let Some(wire) = wire.upgrade() else { return };
@@ -90,16 +90,16 @@ struct Inner {
 }
 
 /// What a wire notes, and where.
-pub(in crate::server) struct Notes {
-    pub(in crate::server) meter: FloodMeter,
-    pub(in crate::server) streams: Rc<Streams>,
-    pub(in crate::server) recorder: Rc<RequestRecorder>,
+pub(super) struct Notes {
+    pub(super) meter: FloodMeter,
+    pub(super) streams: Rc<Streams>,
+    pub(super) recorder: Rc<RequestRecorder>,
     /// Of the process's budget; empty.
-    pub(in crate::server) share: Share,
+    pub(super) share: Share,
 }
 
 impl Http2Io {
-    pub(in crate::server) fn new(stream: Stream, notes: Notes) -> Http2Io {
+    pub(super) fn new(stream: Stream, notes: Notes) -> Http2Io {
         let Notes { meter, streams, recorder, share } = notes;
         Http2Io(Rc::new(RefCell::new(Inner {
             stream,
@@ -116,11 +116,11 @@ impl Http2Io {
         })))
     }
 
-    pub(in crate::server) fn handle(&self) -> Handle {
+    pub(super) fn handle(&self) -> Handle {
         Handle(Rc::clone(&self.0))
     }
 
-    pub(in crate::server) fn stream_handle(&self) -> StreamHandle {
+    pub(super) fn stream_handle(&self) -> StreamHandle {
         StreamHandle(Rc::downgrade(&self.0))
     }
 }
@@ -180,30 +180,30 @@ impl Inner {
 
 impl Handle {
     /// Sends all that is held.
-    pub(in crate::server) fn poll_drain(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    pub(super) fn poll_drain(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.0.borrow_mut().poll_drain(cx)
     }
 
     /// Since when the client has taken nothing that is there for it.
-    pub(in crate::server) fn blocked_since(&self) -> Option<Instant> {
+    pub(super) fn blocked_since(&self) -> Option<Instant> {
         self.0.borrow().blocked
     }
 
     /// Tells the streams what has been sent of their answers; `is_all` that nothing is left to send.
-    pub(in crate::server) fn tell_sent(&self, is_all: bool) {
+    pub(super) fn tell_sent(&self, is_all: bool) {
         let inner = self.0.borrow();
         inner.streams.sent(inner.meter.sent(), is_all);
     }
 
     /// Begins another turn, in which a bounded amount is read.
-    pub(in crate::server) fn take_turn(&self) {
+    pub(super) fn take_turn(&self) {
         let mut inner = self.0.borrow_mut();
         inner.turn = TURN;
         inner.meter.begin_turn();
     }
 
     /// Returns the verdict on the connection's glitches.
-    pub(in crate::server) fn verdict(&self) -> Verdict {
+    pub(super) fn verdict(&self) -> Verdict {
         let mut inner = self.0.borrow_mut();
         for _ in 0..inner.streams.take_malformed() {
             inner.meter.note(Glitch::Malformed, Instant::now());
@@ -213,23 +213,23 @@ impl Handle {
     }
 
     /// Since when a head has begun that is not whole.
-    pub(in crate::server) fn head_since(&self) -> Option<Instant> {
+    pub(super) fn head_since(&self) -> Option<Instant> {
         self.0.borrow().open_head.map(|(_, since)| since)
     }
 
     /// Releases the budget of bodies that were read. Returns whether the connection waits for budget.
-    pub(in crate::server) fn is_starved(&self) -> bool {
+    pub(super) fn is_starved(&self) -> bool {
         let mut inner = self.0.borrow_mut();
         (inner.is_starved || !inner.streams.are_none() || inner.share.is_held()) && !inner.settle()
     }
 
     /// Says that the client is asked to calm down.
-    pub(in crate::server) fn rebuke(&self) {
+    pub(super) fn rebuke(&self) {
         self.go_away(ENHANCE_YOUR_CALM);
     }
 
     /// Says that the connection ends by an error of the client's, where the client has not ended it.
-    pub(in crate::server) fn end_in_error(&self) {
+    pub(super) fn end_in_error(&self) {
         let is_the_clients = |inner: &Inner| inner.has_ended || inner.meter.has_goaway();
         if !is_the_clients(&self.0.borrow()) {
             self.go_away(PROTOCOL_ERROR);
@@ -247,7 +247,7 @@ impl Handle {
     }
 
     /// Ends the connection well.
-    pub(in crate::server) async fn close(self) {
+    pub(super) async fn close(self) {
         // hyper is gone by now, and has no use for the wire.
         let Ok(inner) = Rc::try_unwrap(self.0) else { return };
         let Inner { mut stream, held, .. } = inner.into_inner();

@@ -10,7 +10,7 @@ use tokio::sync::Notify;
 const BUFFER: usize = 16 << 10;
 
 /// Carries bytes between the client and the node, until the tunnel ends.
-pub(in crate::server) async fn run(client: impl AsyncRead + AsyncWrite, tunnel: Tunnel) {
+pub(super) async fn run(client: impl AsyncRead + AsyncWrite, tunnel: Tunnel) {
     let Tunnel { node, in_flight: _in_flight, record, idle, half_closed_idle } = tunnel;
     let life = Life { moved: Cell::new(Instant::now()), limit: Cell::new(idle), changed: Notify::new() };
     let (client_read, client_write) = tokio::io::split(client);

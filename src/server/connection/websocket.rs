@@ -18,7 +18,7 @@ use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// A WebSocket handshake as HTTP/2 has it (RFC 8441), made into what HTTP/1.1 nodes know.
-pub(in crate::server) fn asked_for(request: &mut Request<Incoming>) -> Option<OnUpgrade> {
+pub(super) fn asked_for(request: &mut Request<Incoming>) -> Option<OnUpgrade> {
     let is_websocket = request.extensions().get::<Protocol>().is_some_and(|protocol| protocol.as_str() == "websocket");
     if request.method() != Method::CONNECT || !is_websocket {
         return None;
@@ -69,7 +69,7 @@ impl AsyncWrite for Counted {
 }
 
 /// Where the node has switched, the stream becomes the tunnel once its client has the answer.
-pub(in crate::server) async fn switch(
+pub(super) async fn switch(
     response: ResponseFuture,
     (stream, slot): (Rc<Client>, Rc<RefCell<Option<Tunnel>>>),
     upgrade: OnUpgrade,

@@ -50,7 +50,7 @@ struct Look {
 }
 
 /// Follows the files for as long as the process lives. Must be called inside a tokio runtime.
-pub(in crate::server) async fn run(handle: Arc<Handle>) {
+pub(super) async fn run(handle: Arc<Handle>) {
     let hints = Arc::clone(&handle.hints);
     let told = Arc::clone(&hints);
     let watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {

@@ -47,7 +47,7 @@ pub(in crate::server) struct Handle {
     pub(in crate::server) started: Instant,
     pub(in crate::server) workers: usize,
     pub(in crate::server) places: Arc<Places>,
-    /// Told when somebody asks the process to drain.
+    /// Notified when the admin API asks the process to drain.
     pub(in crate::server) drain_asked: tokio::sync::Notify,
     pub(in crate::server) admin: AdminSocket,
     pub(in crate::server) metrics_listener: Option<AdminSocket>,
@@ -100,7 +100,7 @@ impl Handle {
         self.retain_series();
     }
 
-    /// Removes the series of what is not in force: of a configuration before, or of one that was refused.
+    /// Removes the series of routes, listeners, pools and nodes that the configuration in force does not have.
     pub(in crate::server) fn retain_series(&self) {
         let new = self.snapshot.load();
         self.metrics.retain(
@@ -115,7 +115,7 @@ impl Handle {
     }
 }
 
-/// Why a reload is wanted.
+/// The cause of a reload.
 pub(in crate::server) enum Trigger {
     /// The file may have changed.
     File,
@@ -133,7 +133,7 @@ pub(in crate::server) struct LastReload {
     pub(in crate::server) at: SystemTime,
     pub(in crate::server) count: u64,
     pub(in crate::server) failures: u64,
-    /// Why it failed, with the place.
+    /// The error with its place, where it failed.
     pub(in crate::server) error: Option<String>,
     /// Settings that changed and take effect only at a restart.
     pub(in crate::server) needs_restart: Vec<&'static str>,

@@ -16,7 +16,7 @@ pub(crate) struct LogError {
 }
 
 /// Opens the access log of a configuration; `None` where it has none.
-pub(in crate::server) fn open_log(config: &Config, metrics: &Metrics) -> Result<Option<Arc<Sink>>, LogError> {
+pub(super) fn open_log(config: &Config, metrics: &Metrics) -> Result<Option<Arc<Sink>>, LogError> {
     let settings = &config.settings.access_log;
     let format = match settings.format {
         LogFormat::Off => return Ok(None),

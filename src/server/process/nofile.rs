@@ -4,7 +4,7 @@ use rustix::process::{Resource, getrlimit, setrlimit};
 
 /// Raises the soft limit to the hard one and warns where even that is too low: a connection may
 /// need a second one to a node.
-pub(in crate::server) fn raise(connections: u32) {
+pub(super) fn raise(connections: u32) {
     let mut limit = getrlimit(Resource::Nofile);
     if limit.current != limit.maximum {
         limit.current = limit.maximum;

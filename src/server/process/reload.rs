@@ -56,7 +56,7 @@ enum ReloadError {
 }
 
 /// Reloads for as long as somebody can ask for it.
-pub(in crate::server) async fn run(handle: Arc<Handle>, mut triggers: mpsc::Receiver<Trigger>) {
+pub(super) async fn run(handle: Arc<Handle>, mut triggers: mpsc::Receiver<Trigger>) {
     loop {
         let first = tokio::select! {
             trigger = triggers.recv() => trigger,
@@ -281,10 +281,7 @@ impl Handle {
 
     /// Does something that files may have wait, away from everybody else; `None` where it takes too long, or still waits
     /// since the last time.
-    pub(in crate::server) async fn in_time<T: Send + 'static>(
-        &self,
-        work: impl FnOnce() -> T + Send + 'static,
-    ) -> Option<T> {
+    pub(super) async fn in_time<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
         if self.is_reading.swap(true, Ordering::AcqRel) {
             return None;
         }
@@ -347,12 +344,12 @@ impl Handle {
     }
 
     /// The files that a configuration names which was refused, and what they were then.
-    pub(in crate::server) fn refused_files(&self) -> Vec<(PathBuf, FileStamp)> {
+    pub(super) fn refused_files(&self) -> Vec<(PathBuf, FileStamp)> {
         self.refused.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Remembers what the file said.
-    pub(in crate::server) fn note(&self, text: Option<&str>) {
+    pub(super) fn note(&self, text: Option<&str>) {
         *self.content.lock().unwrap_or_else(PoisonError::into_inner) = text.map(str::to_owned);
     }
 }

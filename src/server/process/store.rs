@@ -28,7 +28,7 @@ impl Store {
 
     /// Opens the store if a route of the configuration uses it and it is not open yet. What is opened is
     /// the process's own only once it is adopted.
-    pub(in crate::server) fn open_for(
+    pub(super) fn open_for(
         &self,
         config: &Config,
         metrics: &Metrics,
@@ -43,7 +43,7 @@ impl Store {
 
     /// Keeps a store that was opened, from now on. Must be called inside a tokio runtime, which then
     /// carries its upkeep, and by one caller at a time.
-    pub(in crate::server) fn adopt(&self, records: Option<Arc<Records>>) {
+    pub(super) fn adopt(&self, records: Option<Arc<Records>>) {
         if let Some(records) = records
             && self.0.set(Arc::clone(&records)).is_ok()
         {
@@ -54,7 +54,7 @@ impl Store {
 
     /// Waits a moment for the store to hear how the last runs ended; who finds this process dead would say
     /// the same of them, but later.
-    pub(in crate::server) fn settle(&self) {
+    pub(super) fn settle(&self) {
         let deadline = Instant::now() + LAST_MOMENT;
         while self.get().is_some_and(|records| !records.is_settled()) && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(2));
@@ -62,12 +62,12 @@ impl Store {
     }
 
     /// Returns whether the configuration asks for another store than the one that is open.
-    pub(in crate::server) fn is_another(&self, config: &Config) -> bool {
+    pub(super) fn is_another(&self, config: &Config) -> bool {
         self.get().is_some_and(|records| records.kind != kind_of(config))
     }
 
     /// The gauge of what it holds.
-    pub(in crate::server) fn gauges(&self, metrics: &Metrics) {
+    pub(super) fn gauges(&self, metrics: &Metrics) {
         let store = self.clone();
         metrics.gauge("ringway_idempotency_records", "Records in the idempotency store.", &[], move |samples| {
             if let Some(records) = store.get() {

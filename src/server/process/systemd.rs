@@ -3,12 +3,12 @@
 use sd_notify::NotifyState;
 
 /// The service has started, or has ended a reload.
-pub(in crate::server) fn ready(status: &str) {
+pub(super) fn ready(status: &str) {
     tell(&[NotifyState::Ready, NotifyState::Status(status)]);
 }
 
 /// A reload begins.
-pub(in crate::server) fn reloading() {
+pub(super) fn reloading() {
     match NotifyState::monotonic_usec_now() {
         Ok(now) => tell(&[NotifyState::Reloading, now]),
         Err(error) => tracing::debug!(%error, "there is no monotonic clock for the service manager"),
@@ -16,12 +16,12 @@ pub(in crate::server) fn reloading() {
 }
 
 /// The service is on its way out.
-pub(in crate::server) fn stopping() {
+pub(super) fn stopping() {
     tell(&[NotifyState::Stopping, NotifyState::Status("draining")]);
 }
 
 /// Another process is the service from now on.
-pub(in crate::server) fn main_pid(pid: u32) {
+pub(super) fn main_pid(pid: u32) {
     tell(&[NotifyState::MainPid(pid)]);
 }
 

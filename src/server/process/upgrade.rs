@@ -33,7 +33,7 @@ enum UpgradeError {
 
 /// Replaces this process's binary by what now stands where it was started from; tells `handle.replaced` where that
 /// has come about.
-pub(in crate::server) async fn run(handle: Arc<Handle>) {
+pub(super) async fn run(handle: Arc<Handle>) {
     if handle.is_upgrading.swap(true, Ordering::SeqCst) {
         return tracing::warn!("an upgrade is under way already");
     }
