@@ -146,8 +146,8 @@ pub(crate) enum Turn {
 }
 
 impl Records {
-    /// Claims a request. Returns the claim, or the record of an earlier request with its key. A claim whose waiting request
-    /// is gone releases itself.
+    /// Claims a request. Returns the claim, or the record of an earlier request with its key. A claim whose waiting
+    /// request is gone releases itself.
     pub(crate) async fn claim(self: &Arc<Self>, asked: &Asked, policy: &Policy) -> Result<Turn, StoreError> {
         if locked(&self.unsettled).len() >= MAX_UNSETTLED {
             return Err(StoreError::Overloaded);

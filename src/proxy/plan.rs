@@ -1,5 +1,5 @@
-//! The plan of a request, in stages: `route`, its keys, and its choice of a node. Each stage is pure, and computed when its
-//! step is reached: a hit picks no node. The pipeline carries the plan out, and `ringway explain` prints it.
+//! The plan of a request, in stages: `route`, its keys, and its choice of a node. Each stage is pure, but for the
+//! random key of a new soft cookie, and computed when its step is reached: a hit picks no node. The pipeline carries the plan out, and `ringway explain` prints it.
 
 use super::affinity::{Affinity, Session};
 use super::hash_key::KeySource;
@@ -102,8 +102,8 @@ impl Choice {
     }
 }
 
-/// Returns the choice of a node: by the affinity cookie, else by the hash key, else at random. `now` is in seconds since
-/// 1970; `random` gives a place on the ring.
+/// Returns the choice of a node: by the affinity cookie, else by the hash key, else at random. `now` is in seconds
+/// since 1970; `random` gives a place on the ring.
 pub(crate) fn choice(
     candidates: &Candidates<'_>,
     fields: &RequestFields,
@@ -136,5 +136,74 @@ pub(crate) fn choice(
             (None, Some((key, cookie))) => Choice::of(hash_of(&key), ChosenBy::Random, CookieRule::Soft(cookie)),
             _ => by_hash(CookieRule::Nothing),
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+    use crate::config::values::HashSource;
+    use crate::ring::{Member, Seed};
+    use http::HeaderMap;
+    use http::header::COOKIE;
+
+    const NOW: u64 = 1_800_000_000;
+    const CHANCE: u64 = 7;
+
+    fn affinity(settings: &str) -> Affinity {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("key"), "0123456789abcdef0123456789abcdef").unwrap();
+        let text = format!(
+            "listeners: [{{ name: l, address: 127.0.0.1:1 }}]
+pools: {{ p: {{ nodes: [{{ id: n, address: 127.0.0.1:2 }}] }} }}
+routes: [{{ name: r, pool: p, affinity_cookie: {{ ttl: 1h, {settings} }} }}]"
+        );
+        let (config, _) =
+            Config::parse(&folder.path().join("c.yaml"), &text, &|_| None).unwrap_or_else(|report| panic!("{report}"));
+        Affinity::new(config.settings.routes[0].affinity_cookie.as_ref().unwrap(), &config.secrets)
+    }
+
+    /// The node's place, or that of the hash; the rule; whether the request may leave its node; and the cookie.
+    #[test]
+    fn a_cookie_goes_before_the_key_and_the_key_before_chance() {
+        let ring = Ring::build(Seed::new("s"), 10, &[Member { id: "a", weight: 1 }, Member { id: "b", weight: 1 }]);
+        let find = |id: &str| ["a", "b"].iter().position(|known| *known == id);
+        let choose = |affinity: Option<&Affinity>, cookie: &str, key: Option<&str>, now: u64| {
+            let mut fields = HeaderMap::new();
+            fields.insert(COOKIE, HeaderValue::from_str(cookie).unwrap());
+            let source = HashSource::Host;
+            let key = key.map(|key| KeySource { source: &source, key: key.as_bytes().into() });
+            let candidates = Candidates { pool: "p", ring: &ring, affinity, find: &find };
+            choice(&candidates, &RequestFields::from(fields), key.as_ref(), now, || CHANCE)
+        };
+        let value = |set: &HeaderValue| set.to_str().unwrap().split(';').next().unwrap().to_owned();
+        let hash = |key: &str| ring.hash_key(key.as_bytes());
+        let none = choose(None, "", None, NOW);
+        assert_eq!((none.wanted.hash, none.by), (CHANCE, ChosenBy::Random));
+        let keyed = choose(None, "", Some("k"), NOW);
+        assert_eq!((keyed.wanted.hash, keyed.by, keyed.wanted.may_leave), (hash("k"), ChosenBy::HashKey, true));
+
+        let soft = affinity("mode: soft");
+        let first = choose(Some(&soft), "", None, NOW);
+        let CookieRule::Soft(set) = &first.cookie else { panic!("a new client gets a cookie: {first:?}") };
+        let again = choose(Some(&soft), &value(set), Some("k"), NOW);
+        assert_eq!((first.by, again.by), (ChosenBy::Random, ChosenBy::AffinityCookie));
+        assert_eq!(again.wanted.hash, first.wanted.hash, "the key is in the cookie");
+        assert!(matches!(choose(Some(&soft), "", Some("k"), NOW).cookie, CookieRule::Nothing));
+
+        for (on_gone, may_leave) in [("reject", false), ("next", true)] {
+            let strict = affinity(&format!("mode: strict, secret_file: key, on_gone: {on_gone}"));
+            let cookie = |node: &str| value(&strict.strict_cookie(node, "p", false, NOW).unwrap());
+            let held = choose(Some(&strict), &cookie("b"), Some("k"), NOW);
+            assert_eq!((held.wanted.pinned, held.wanted.may_leave), (Some(1), may_leave), "{on_gone}");
+            assert_eq!((held.wanted.hash, held.session_end), (hash("k"), Some(NOW + 3600)));
+            assert!(matches!(held.cookie, CookieRule::IfMoved { .. }), "fresh");
+            let late = choose(Some(&strict), &cookie("b"), None, NOW + 2000);
+            assert!(matches!(late.cookie, CookieRule::Strict { .. }), "more than half of it is over");
+            let gone = choose(Some(&strict), &cookie("c"), None, NOW);
+            assert_eq!((gone.wanted.pinned, gone.session_end, gone.by), (None, None, ChosenBy::Random));
+            assert!(matches!(gone.cookie, CookieRule::Strict { .. }));
+        }
     }
 }

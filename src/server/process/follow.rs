@@ -1,8 +1,9 @@
 //! Follows the configuration file, and the files that it names: a change counts once it is whole.
 //!
-//! The kernel tells of changes (inotify), and what it tells decides when a file is whole: once its writer has closed it, or
-//! at once where it was renamed. Where nothing is told (another file system, a link in the middle of the name, a folder
-//! that was replaced), a look every second finds the change, and it counts once nothing has changed for a second.
+//! The kernel tells of changes (inotify), and what it tells decides when a file is whole: once its writer has closed
+//! it, or at once where it was renamed. Where nothing is told (another file system, a link in the middle of the name,
+//! a folder that was replaced), a look every second finds the change, and it counts once nothing has changed for a
+//! second.
 
 use super::handle::{Handle, Trigger};
 use crate::config::FileStamp;

@@ -279,8 +279,8 @@ impl Handle {
         }
     }
 
-    /// Does something that files may have wait, away from everybody else; `None` where it takes too long, or still waits
-    /// since the last time.
+    /// Does something that files may have wait, away from everybody else; `None` where it takes too long, or still
+    /// waits since the last time.
     pub(super) async fn in_time<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
         if self.is_reading.swap(true, Ordering::AcqRel) {
             return None;
