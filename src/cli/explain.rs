@@ -73,7 +73,7 @@ pub(super) fn run(options: Options) -> Outcome {
         writeln!(
             out,
             "answer       {} to {}",
-            redirect.status.as_u16(),
+            redirect.status.0.as_u16(),
             redirect_target(&redirect.to.value, &form).to_str().unwrap_or_default()
         )?;
     }

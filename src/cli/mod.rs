@@ -13,6 +13,7 @@ mod status;
 
 use crate::config::{self, Config, Report};
 use clap::{CommandFactory, Parser, Subcommand};
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -80,8 +81,10 @@ pub fn main() -> ExitCode {
         Command::Drain(options) => node::drain(&options),
         Command::Node(options) => node::run(&options),
         Command::Completions { shell } => {
-            clap_complete::generate(shell, &mut Arguments::command(), "ringway", &mut std::io::stdout());
-            Ok(ExitCode::SUCCESS)
+            // To a buffer first: `generate` panics where its reader has gone.
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Arguments::command(), "ringway", &mut script);
+            std::io::stdout().write_all(&script).map(|()| ExitCode::SUCCESS).map_err(Into::into)
         }
     };
     match result {

@@ -51,6 +51,7 @@ routes:
   - { name: site, path: x, respond: { status: 999 } }
   - { name: both, pool: app, redirect: { to: /x } }
   - { name: both2, pool: app, pool: app }
+  - { name: moved, redirect: { to: /x, status: 304 } }
 ";
     let report = errors(text);
     for expected in [
@@ -65,6 +66,7 @@ routes:
         "ringway.yaml:14:47: expected a status code from 200 to 599, found `999`",
         "ringway.yaml:15:13: expected exactly one of `pool`, `redirect` and `respond` in the route `both`, found several",
         "ringway.yaml:16:31: the key `pool` stands here twice; it was first given in line 16",
+        "ringway.yaml:17:48: expected 301, 302, 303, 307 or 308, found `304`",
     ] {
         assert!(report.contains(expected), "missing: {expected}\nin:\n{report}");
     }

@@ -262,14 +262,6 @@ fn validate_route(settings: &Settings, route: &Route, diagnostics: &mut Diagnost
         let message = format!("`{unknown}` stands for nothing; known here: {}", PLACEHOLDERS.join(", "));
         diagnostics.error(redirect.to.span, message);
     }
-    if let Some(redirect) = &route.redirect
-        && ![301, 302, 303, 307, 308].contains(&redirect.status.as_u16())
-    {
-        diagnostics.error(
-            redirect.status.span,
-            format!("expected 301, 302, 303, 307 or 308, found {}", redirect.status.as_u16()),
-        );
-    }
     for (name, _) in route.headers.iter() {
         if http::HeaderName::from_bytes(name.as_bytes()).is_err() {
             diagnostics.error(name.span, format!("expected a field name like `x-edge`, found `{}`", name.value));

@@ -155,6 +155,25 @@ scalar!(
     |value| value.as_u16().into()
 );
 
+/// The status code of a redirection (RFC 9110 15.4).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct RedirectStatus(pub(crate) StatusCode);
+
+impl RedirectStatus {
+    const ALL: [u16; 5] = [301, 302, 303, 307, 308];
+}
+
+scalar!(
+    RedirectStatus,
+    "301, 302, 303, 307 or 308",
+    json!({ "enum": RedirectStatus::ALL }),
+    |text| match text.parse::<u16>().ok().filter(|code| RedirectStatus::ALL.contains(code)) {
+        Some(code) => StatusCode::from_u16(code).map(RedirectStatus).map_err(|error| error.to_string()),
+        None => Err("301, 302, 303, 307 or 308".to_owned()),
+    },
+    |value| value.0.as_u16().into()
+);
+
 /// Where a node listens: an IP address or a name, and a port.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct NodeAddress {

@@ -1,5 +1,5 @@
-//! The way of a request. `pipeline` calls the steps in this order: `request` (its one form), `route`, `idempotent`,
-//! `rate_limit`, `caching`, `affinity`, `hash_key`, `forward` (`upstream`, with `attempts` from node to node), `respond`.
+//! The way of a request. `pipeline` calls the steps in this order: `request` (its one form), `route`, `rate_limit`,
+//! `idempotent`, `caching`, `affinity`, `hash_key`, `forward` (`upstream`, with `attempts` from node to node), `respond`.
 //!
 //! `plan` has the decisions, which `ringway explain` prints too; `step` says what a step can answer; `respond::finish` is the one exit. `engine` holds what the steps of a worker share,
 //! `snapshot` what one configuration says, `exchange` what is remembered of one request, `client` what the steps may ask

@@ -324,7 +324,7 @@ impl Route {
         static SERIAL: AtomicU64 = AtomicU64::new(1);
         let action = match (&route.pool, &route.redirect, &route.respond) {
             (Some(pool), _, _) => Action::Forward(Arc::clone(&pools[pool.as_str()])),
-            (_, Some(redirect), _) => Action::Redirect { to: redirect.to.value.clone(), status: redirect.status.value },
+            (_, Some(redirect), _) => Action::Redirect { to: redirect.to.value.clone(), status: redirect.status.0 },
             (_, _, Some(respond)) => Action::Respond { status: respond.status, body: respond.body.clone().into() },
             (None, None, None) => unreachable!("validation asks for exactly one action"),
         };

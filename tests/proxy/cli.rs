@@ -2,7 +2,7 @@
 
 use crate::support::{Node, Proxy, eventually};
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
 fn ringway(arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_ringway")).args(arguments).output().unwrap()
@@ -226,4 +226,18 @@ fn shells_get_completions() {
     for shell in ["bash", "zsh", "fish"] {
         assert!(text(&ringway(&["completions", shell]).stdout).contains("ringway"), "{shell}");
     }
+}
+
+/// A reader that has seen enough ends a command well.
+#[test]
+fn completions_end_well_without_a_reader() {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_ringway"))
+        .args(["completions", "bash"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    assert_eq!((output.status.code(), text(&output.stderr)), (Some(0), String::new()));
 }

@@ -1,7 +1,7 @@
 //! What happens with requests: routes, what they do, and the rules of caches, sessions and requests that run once.
 
 use crate::config::read::{Named, Spanned, choices, settings};
-use crate::config::values::{HashSource, HostPattern, RoutePath, Size};
+use crate::config::values::{HashSource, HostPattern, RedirectStatus, RoutePath, Size};
 use http::{HeaderName, HeaderValue, Method, StatusCode};
 use std::time::Duration;
 
@@ -34,7 +34,7 @@ settings! {
         affinity_cookie: Option<AffinityCookie> = absent;
         /// Changes to the fields that the node gets.
         request_headers: FieldRules = block;
-        /// Changes to the fields that the client gets.
+        /// Changes to the fields that the client gets; not to those of the proxy's own problem documents, such as a 502 or a 429.
         response_headers: FieldRules = block;
         /// Taken away from the path before it is forwarded, in whole segments.
         strip_prefix: Option<Spanned<RoutePath>> = absent;
@@ -182,7 +182,7 @@ settings! {
         max_object: Size = "8MiB" within "1KiB" to "1GiB";
         /// How long a request waits for another one that is fetching the same thing.
         lock_timeout: Duration = "5s" within "0s" to "5m";
-        /// Whether a request's own `Cache-Control` counts: `ignore` or `honour`.
+        /// Whether a request's own `Cache-Control` counts: `honour`, or `ignore`, which obeys `no-store` and `only-if-cached` alone.
         client_directives: ClientDirectives = "ignore";
         /// Whether a response with `Set-Cookie` is stored, cookie included.
         store_set_cookie: bool = "false";
@@ -275,7 +275,7 @@ settings! {
         /// The value of `Location`. In it `{host}` stands for the request's host, `{path}` for its path, and `{uri}` for path and query.
         to: Spanned<HeaderValue> = required;
         /// 301, 302, 303, 307 or 308.
-        status: Spanned<StatusCode> = "308";
+        status: RedirectStatus = "308";
     }
 }
 
