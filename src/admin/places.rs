@@ -76,6 +76,7 @@ impl Drop for Place {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::Duration;
 
     #[tokio::test]
     async fn the_oldest_goes_whose_client_is_waited_for() {
@@ -87,5 +88,19 @@ mod tests {
         assert_eq!(places.0.lock().unwrap().len(), MAX_CONNECTIONS);
         drop((all, another));
         assert!(places.0.lock().unwrap().is_empty());
+    }
+    /// Its client is waited for again from the end of the work.
+    #[tokio::test]
+    async fn one_that_was_worked_for_goes_last() {
+        let places: Arc<Places> = Arc::default();
+        let all: Vec<Place> = (0..MAX_CONNECTIONS).map(|_| Places::take(&places)).collect();
+        all[0].working(async {}).await;
+        let another = Places::take(&places);
+        let must_go = async |place: &Place| {
+            let told = place.told();
+            tokio::time::timeout(Duration::ZERO, told.notified()).await.is_ok()
+        };
+        assert_eq!((must_go(&all[0]).await, must_go(&all[1]).await), (false, true));
+        drop(another);
     }
 }

@@ -10,6 +10,7 @@ mod cli;
 mod demo;
 mod deploy;
 mod drain;
+mod early_answers;
 mod facts;
 mod fields;
 mod floods;

@@ -131,6 +131,11 @@ pub fn block(fields: &[(&str, &str)]) -> Vec<u8> {
     block
 }
 
+/// The fields of a POST's head, with more of them.
+pub fn post_head(fields: &[(&'static str, &'static str)]) -> Vec<(&'static str, &'static str)> {
+    [&[(":method", "POST"), (":scheme", "http"), (":path", "/"), (":authority", "a")], fields].concat()
+}
+
 /// The status at the beginning of a block of fields, where it is one of HPACK's own table (RFC 7541 A).
 pub fn status_of(block: &[u8]) -> &'static str {
     let table =
