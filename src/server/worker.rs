@@ -7,11 +7,12 @@ use crate::proxy::{Engine, RequestRecorder, Snapshot};
 use crate::server::connection::address_limit::Addresses;
 use crate::server::connection::limit::Places;
 use crate::server::connection::{self, context::Context};
-use crate::server::listener::open::Open;
-use crate::server::listener::socket_set::is_exhaustion;
+use crate::server::listener::open::{Open, Uses};
+use crate::server::listener::socket_set::{is_exhaustion, refuse_syns};
 use crate::telemetry::metrics::Metrics;
 use arc_swap::ArcSwap;
 use prometheus::{IntCounter, IntGauge};
+use socket2::SockRef;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -29,6 +30,12 @@ const TASKS_BETWEEN_EVENTS: u32 = 8;
 const ACCEPTED_AT_ONCE: u32 = 8;
 /// A pause after the kernel had no descriptors left.
 const EXHAUSTED: Duration = Duration::from_millis(50);
+
+/// The longest wait for other threads to let go of the sockets of a listener that was removed.
+const LET_GO: Duration = Duration::from_secs(1);
+
+/// The time for the handshakes that have begun when a removed listener takes no more.
+const HANDSHAKES: Duration = Duration::from_millis(50);
 
 /// The stage of the process between serving and its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -172,6 +179,9 @@ impl Worker {
                     let acceptor = Acceptor {
                         places: Arc::clone(&self.shared.places),
                         context: Rc::clone(&context),
+                        uses: open.uses(),
+                        in_force: self.shared.open.clone(),
+                        stage: self.shared.stage.clone(),
                         here: Rc::clone(&self.here),
                         open: self.shared.metrics.connections.with_label_values(&[&*open.name]),
                         accepted: self.shared.metrics.connections_total.with_label_values(&[&*open.name]),
@@ -188,6 +198,9 @@ impl Worker {
 struct Acceptor {
     places: Arc<Places>,
     context: Rc<Context>,
+    uses: Uses,
+    in_force: watch::Receiver<Vec<Open>>,
+    stage: watch::Receiver<Stage>,
     here: Rc<()>,
     open: IntGauge,
     accepted: IntCounter,
@@ -218,7 +231,36 @@ impl Acceptor {
                 Err(_) => {}
             }
         }
-        // Closing would reset the connections that wait in the queue.
+        let is_removed = *self.stage.borrow() == Stage::Serving && !self.uses.are_in_force(&self.in_force.borrow());
+        if is_removed {
+            self.let_go(&listener).await;
+        }
+        // No task runs between the last look at the queue and the close, which would reset the connections in it.
+        let Ok(listener) = listener.into_std() else { return };
+        while let Ok((stream, peer)) = listener.accept() {
+            if let Ok(stream) = stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream)) {
+                self.serve(stream, peer).await;
+            }
+        }
+    }
+
+    /// Serves the connections that still come to a listener which was removed, until its sockets can be closed without a
+    /// loss: another listener may have the address now, to which the kernel gives none before.
+    async fn let_go(&self, listener: &TcpListener) {
+        let until = Instant::now() + LET_GO;
+        while self.uses.are_left() && Instant::now() < until {
+            self.empty_queue(listener).await;
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        if let Err(error) = refuse_syns(&SockRef::from(listener)) {
+            tracing::debug!(%error, "a listener is closed while clients may be about to connect");
+            return;
+        }
+        tokio::time::sleep(HANDSHAKES).await;
+        self.empty_queue(listener).await;
+    }
+
+    async fn empty_queue(&self, listener: &TcpListener) {
         while let Ok(Ok((stream, peer))) = tokio::time::timeout(Duration::ZERO, listener.accept()).await {
             self.serve(stream, peer).await;
         }

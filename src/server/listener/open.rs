@@ -6,7 +6,7 @@ use crate::config::Listener;
 use socket2::SockRef;
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 /// One listener as the workers see it.
 #[derive(Clone)]
@@ -39,6 +39,11 @@ impl Open {
         share(self.sockets.len(), worker, workers).map(|index| self.sockets[index].try_clone()).collect()
     }
 
+    /// Returns what tells whether its sockets are in use elsewhere.
+    pub(in crate::server) fn uses(&self) -> Uses {
+        Uses(Arc::downgrade(&self.sockets))
+    }
+
     /// Returns whether it takes nothing that comes by IPv4.
     fn is_v6_only(&self) -> bool {
         self.sockets.first().is_some_and(|socket| SockRef::from(socket).only_v6().unwrap_or(false))
@@ -47,6 +52,21 @@ impl Open {
     /// Returns whether another one is the same set of sockets.
     pub(in crate::server) fn is(&self, other: &Open) -> bool {
         Arc::ptr_eq(&self.sockets, &other.sockets)
+    }
+}
+
+/// The uses of a set of sockets: the configuration in force, and each worker that accepts from it.
+pub(in crate::server) struct Uses(Weak<Vec<TcpListener>>);
+
+impl Uses {
+    /// Returns whether one of these listeners has the sockets.
+    pub(in crate::server) fn are_in_force(&self, listeners: &[Open]) -> bool {
+        listeners.iter().any(|open| Weak::ptr_eq(&self.0, &Arc::downgrade(&open.sockets)))
+    }
+
+    /// Returns whether other threads have yet to let go of the sockets.
+    pub(in crate::server) fn are_left(&self) -> bool {
+        self.0.strong_count() > 0
     }
 }
 

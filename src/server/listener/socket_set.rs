@@ -6,7 +6,7 @@
 //! share: so a set lives and ends as a whole.
 
 use rustix::io::Errno;
-use socket2::{Domain, Protocol, SockRef, Socket, Type};
+use socket2::{Domain, Protocol, SockFilter, SockRef, Socket, Type};
 use std::io::{self, ErrorKind};
 use std::net::{SocketAddr, TcpListener};
 
@@ -62,6 +62,23 @@ fn listening_socket(address: SocketAddr, share: bool, is_v6_only: bool) -> io::R
     socket.listen(BACKLOG)?;
     bound_unsent(&SockRef::from(&socket))?;
     Ok(socket.into())
+}
+
+/// Has a listening socket take no new connections, while it finishes the handshakes that have begun: a client's SYN is
+/// dropped, and sent again a second later, to whichever socket has the address then.
+pub(in crate::server) fn refuse_syns(socket: &SockRef<'_>) -> io::Result<()> {
+    const FLAGS: u32 = 13;
+    const SYN: u32 = 2;
+    const LOAD_BYTE: u16 = 0x30;
+    const JUMP_IF_SET: u16 = 0x45;
+    const RETURN: u16 = 0x06;
+    // The bytes of a packet that are kept: none of a SYN, all of others.
+    socket.attach_filter(&[
+        SockFilter::new(LOAD_BYTE, 0, 0, FLAGS),
+        SockFilter::new(JUMP_IF_SET, 0, 1, SYN),
+        SockFilter::new(RETURN, 0, 0, 0),
+        SockFilter::new(RETURN, 0, 0, u32::MAX),
+    ])
 }
 
 /// Bounds what the kernel holds of answers; the connections of a listening socket have it from there.
