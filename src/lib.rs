@@ -28,6 +28,8 @@ mod http;
 mod idempotency;
 mod io;
 mod proxy;
+#[cfg(test)]
+mod reference;
 pub mod ring;
 mod server;
 mod telemetry;

@@ -8,10 +8,10 @@ mod routes;
 mod socket;
 
 use crate::control::{Access, Control};
-use crate::http::problem::Problem;
+use crate::http::problem::{Problem, ProblemKind};
 use bytes::Bytes;
 use http::header::{AUTHORIZATION, CONNECTION, HOST, ORIGIN};
-use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
+use http::{HeaderMap, HeaderValue, Request, Response};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::server::conn::http1::{Builder, Connection};
@@ -155,7 +155,7 @@ async fn answer(
         let (mut fields, body) = problem.render();
         fields.remove(crate::http::fields::PROXY_STATUS);
         let mut response = Response::new(Full::new(body));
-        *response.status_mut() = problem.status;
+        *response.status_mut() = problem.status();
         *response.headers_mut() = fields;
         response
     })
@@ -166,19 +166,19 @@ impl Access {
         let host = fields.get(HOST).and_then(|value| value.to_str().ok()).unwrap_or_default();
         if !self.answers_to(host) {
             let detail = "the admin listener does not answer to this Host; name it under `admin.allowed_hosts`";
-            return Err(Problem::new(StatusCode::MISDIRECTED_REQUEST, "bad-host", "http_request_denied", detail));
+            return Err(Problem::new(ProblemKind::ForeignHost, detail));
         }
         if let Some(origin) = fields.get(ORIGIN) {
             let origin = origin.to_str().unwrap_or_default();
             if origin.strip_prefix("http://").or(origin.strip_prefix("https://")) != Some(host) {
                 let detail = "requests from other sites' pages are refused";
-                return Err(Problem::new(StatusCode::FORBIDDEN, "cross-site", "http_request_denied", detail));
+                return Err(Problem::new(ProblemKind::CrossSite, detail));
             }
         }
         match &self.token {
             Some(token) if !is_probe && !has_token(fields, token) => {
                 let detail = "send the token as `Authorization: Bearer TOKEN`";
-                Err(Problem::new(StatusCode::UNAUTHORIZED, "unauthorized", "http_request_denied", detail))
+                Err(Problem::new(ProblemKind::Unauthorized, detail))
             }
             _ => Ok(()),
         }
@@ -210,7 +210,7 @@ mod tests {
     fn check(access: &Access, lines: &[(&'static str, &'static str)], is_probe: bool) -> Result<(), u16> {
         let fields: HeaderMap =
             lines.iter().map(|&(name, value)| (name.parse().unwrap(), HeaderValue::from_static(value))).collect();
-        access.check(&fields, is_probe).map_err(|problem| problem.status.as_u16())
+        access.check(&fields, is_probe).map_err(|problem| problem.status().as_u16())
     }
 
     #[test]

@@ -4,7 +4,7 @@ use super::BODY_TIMEOUT;
 use super::places::Place;
 use crate::config::NodeState;
 use crate::control::{Control, PurgeOrder, PurgeTarget, Release};
-use crate::http::problem::Problem;
+use crate::http::problem::{Problem, ProblemKind};
 use bytes::Bytes;
 use http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use http::{HeaderValue, Method, Request, Response, StatusCode};
@@ -83,9 +83,7 @@ async fn change(
         }
         ["api", "reload"] => match place.working(control.reload()).await {
             Ok(said) => Ok(as_json(&json!({ "result": "success", "detail": said }))),
-            Err(said) => {
-                Err(Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "reload-failed", "proxy_configuration_error", said))
-            }
+            Err(said) => Err(Problem::new(ProblemKind::ReloadFailed, said)),
         },
         ["api", "drain"] => {
             control.drain();
@@ -97,13 +95,11 @@ async fn change(
                 Some(true) => Ok(as_json(&json!({ "result": "success", "pool": pool, "node": id, "state": word }))),
                 None => {
                     let detail = "another process takes over; say it again on a new connection";
-                    let kind = "being-replaced";
-                    let status = StatusCode::SERVICE_UNAVAILABLE;
-                    Err(Problem::new(status, kind, "destination_unavailable", detail).retry_after(1).closing())
+                    Err(Problem::new(ProblemKind::BeingReplaced, detail).retry_after(1).closing())
                 }
                 Some(false) => {
                     let detail = format!("the pool `{pool}` has no node `{id}`, or there is no such pool");
-                    Err(Problem::new(StatusCode::NOT_FOUND, "no-such-node", "destination_not_found", detail))
+                    Err(Problem::new(ProblemKind::NoSuchNode, detail))
                 }
             }
         }
@@ -118,36 +114,34 @@ async fn remove(control: &dyn Control, segments: &[&str], peer: SocketAddr) -> R
         Release::Released => Ok(as_json(&json!({ "result": "success", "id": id, "detail": "released" }))),
         Release::Running => {
             let detail = "a proxy still works on this request; what it comes to will be known";
-            Err(Problem::new(StatusCode::CONFLICT, "record-running", "http_request_denied", detail))
+            Err(Problem::new(ProblemKind::RecordRunning, detail))
         }
         Release::Absent => {
             let detail = format!("there is no record `{id}`; see `/api/idempotency?key=KEY`");
-            Err(Problem::new(StatusCode::NOT_FOUND, "no-such-record", "destination_not_found", detail))
+            Err(Problem::new(ProblemKind::NoSuchRecord, detail))
         }
     }
 }
 
 fn missing_key() -> Problem {
     let detail = "give the key as `?key=KEY`";
-    Problem::new(StatusCode::BAD_REQUEST, "missing-key", "http_request_error", detail)
+    Problem::new(ProblemKind::MissingKey, detail)
 }
 
 fn store_failed(error: String) -> Problem {
     let detail = format!("the idempotency store does not work: {error}");
-    Problem::new(StatusCode::SERVICE_UNAVAILABLE, "store-unavailable", "proxy_internal_error", detail)
+    Problem::new(ProblemKind::StoreUnavailable, detail)
 }
 
 /// Returns the whole of a small body.
 async fn read_body(body: &mut Incoming) -> Result<Bytes, Problem> {
     let Ok(whole) = tokio::time::timeout(BODY_TIMEOUT, Limited::new(body, MAX_BODY).collect()).await else {
         let detail = format!("the body did not arrive within {BODY_TIMEOUT:?}");
-        return Err(
-            Problem::new(StatusCode::REQUEST_TIMEOUT, "request-timeout", "http_request_error", detail).closing()
-        );
+        return Err(Problem::new(ProblemKind::RequestTimeout, detail).closing());
     };
     whole.map(http_body_util::Collected::to_bytes).map_err(|_| {
         let detail = format!("the body is larger than {MAX_BODY} bytes, or did not arrive whole");
-        Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "content-too-large", "http_request_error", detail)
+        Problem::new(ProblemKind::ContentTooLarge, detail)
     })
 }
 
@@ -184,17 +178,17 @@ fn purge_order(body: &[u8]) -> Result<PurgeOrder, String> {
 }
 
 fn bad_purge(detail: String) -> Problem {
-    Problem::new(StatusCode::BAD_REQUEST, "bad-purge", "http_request_error", detail)
+    Problem::new(ProblemKind::BadPurge, detail)
 }
 
 fn wrong_method(allowed: &str) -> Problem {
     let detail = format!("use one of {allowed} here");
-    Problem::new(StatusCode::METHOD_NOT_ALLOWED, "method-not-allowed", "http_request_error", detail)
+    Problem::new(ProblemKind::MethodNotAllowed, detail)
 }
 
 pub(super) fn not_found() -> Problem {
     let detail = "there is nothing at this path; see `/api/status`, `/api/config`, `/api/pools`, `/metrics`";
-    Problem::new(StatusCode::NOT_FOUND, "not-found", "destination_not_found", detail)
+    Problem::new(ProblemKind::NotFound, detail)
 }
 
 /// Returns a query parameter, percent-decoded.

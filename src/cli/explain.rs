@@ -57,7 +57,7 @@ pub(super) fn run(options: Options) -> Outcome {
     let (head, form) = match enter(head, &uri, None, peer, bounds) {
         Ok(entered) => entered,
         Err(problem) => {
-            writeln!(out, "refused: {} {}", problem.status.as_u16(), problem.detail)?;
+            writeln!(out, "refused: {} {}", problem.status().as_u16(), problem.detail)?;
             return Ok(ExitCode::FAILURE);
         }
     };

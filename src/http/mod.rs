@@ -8,5 +8,6 @@ pub(crate) mod forwarded;
 pub(crate) mod head;
 pub(crate) mod method;
 pub(crate) mod problem;
+mod problem_kinds;
 pub(crate) mod target;
 pub(crate) mod trace;

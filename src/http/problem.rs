@@ -1,6 +1,7 @@
 //! The proxy's own answers: problem documents (RFC 9457) with `Proxy-Status` (RFC 9209).
 
 use super::fields::PROXY_STATUS;
+pub(crate) use super::problem_kinds::ProblemKind;
 use bytes::Bytes;
 use http::header::{CACHE_CONTROL, CONNECTION, CONTENT_TYPE, RETRY_AFTER};
 use http::{HeaderMap, HeaderValue, StatusCode};
@@ -10,13 +11,11 @@ use std::borrow::Cow;
 /// An answer that the proxy gives itself.
 #[derive(Clone, Debug)]
 pub(crate) struct Problem {
-    pub(crate) status: StatusCode,
-    /// The stable name behind `urn:ringway:problem:`.
-    pub(crate) kind: &'static str,
+    pub(crate) kind: ProblemKind,
     /// The explanation for a person, and what to do where something can be done.
     pub(crate) detail: Cow<'static, str>,
-    /// RFC 9209's error token.
-    pub(crate) error: &'static str,
+    /// RFC 9209's error token, where it is not that of the kind.
+    token: Option<&'static str>,
     /// When the client may try again, in seconds.
     pub(crate) retry_after: Option<u32>,
     /// The rest of the connection cannot be trusted.
@@ -24,18 +23,19 @@ pub(crate) struct Problem {
 }
 
 impl Problem {
-    pub(crate) fn new(
-        status: StatusCode,
-        kind: &'static str,
-        error: &'static str,
-        detail: impl Into<Cow<'static, str>>,
-    ) -> Problem {
-        Problem { status, kind, detail: detail.into(), error, retry_after: None, close: false }
+    pub(crate) fn new(kind: ProblemKind, detail: impl Into<Cow<'static, str>>) -> Problem {
+        Problem { kind, detail: detail.into(), token: None, retry_after: None, close: false }
     }
 
     /// A request that cannot be understood; the connection closes, for what follows may be part of it.
-    pub(crate) fn bad_request(kind: &'static str, detail: impl Into<Cow<'static, str>>) -> Problem {
-        Problem::new(StatusCode::BAD_REQUEST, kind, "http_request_error", detail).closing()
+    pub(crate) fn bad_request(kind: ProblemKind, detail: impl Into<Cow<'static, str>>) -> Problem {
+        Problem::new(kind, detail).closing()
+    }
+
+    /// Sets the token of `Proxy-Status` to one that tells more than that of the kind.
+    pub(crate) fn with_token(mut self, token: &'static str) -> Problem {
+        self.token = Some(token);
+        self
     }
 
     pub(crate) fn closing(mut self) -> Problem {
@@ -48,12 +48,24 @@ impl Problem {
         self
     }
 
+    pub(crate) fn status(&self) -> StatusCode {
+        self.kind.row().status
+    }
+
+    /// Returns the stable name behind `urn:ringway:problem:`.
+    pub(crate) fn name(&self) -> &'static str {
+        self.kind.row().name
+    }
+
     /// Returns the fields and the body of the answer.
     pub(crate) fn render(&self) -> (HeaderMap, Bytes) {
         let mut fields = HeaderMap::with_capacity(8);
         fields.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
         fields.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-        if let Ok(value) = HeaderValue::try_from(format!("ringway; error={}", self.error)) {
+        let (row, status) = (self.kind.row(), self.status());
+        if let Some(token) = self.token.or(row.token)
+            && let Ok(value) = HeaderValue::try_from(format!("ringway; error={token}"))
+        {
             fields.insert(PROXY_STATUS, value);
         }
         if let Some(seconds) = self.retry_after {
@@ -63,9 +75,9 @@ impl Problem {
             fields.insert(CONNECTION, HeaderValue::from_static("close"));
         }
         let body = json!({
-            "type": format!("urn:ringway:problem:{}", self.kind),
-            "title": self.status.canonical_reason().unwrap_or("Error"),
-            "status": self.status.as_u16(),
+            "type": format!("urn:ringway:problem:{}", row.name),
+            "title": status.canonical_reason().unwrap_or("Error"),
+            "status": status.as_u16(),
             "detail": self.detail,
         });
         (fields, Bytes::from(body.to_string()))
@@ -73,13 +85,13 @@ impl Problem {
 
     /// The whole answer as bytes, for a connection that has no HTTP machinery any more. It closes.
     pub(crate) fn to_http1(&self) -> Vec<u8> {
-        let (mut fields, body) = self.render();
+        let ((mut fields, body), status) = (self.render(), self.status());
         fields.insert(CONNECTION, HeaderValue::from_static("close"));
         let mut out = Vec::with_capacity(512);
         out.extend_from_slice(b"HTTP/1.1 ");
-        out.extend_from_slice(self.status.as_str().as_bytes());
+        out.extend_from_slice(status.as_str().as_bytes());
         out.push(b' ');
-        out.extend_from_slice(self.status.canonical_reason().unwrap_or("Error").as_bytes());
+        out.extend_from_slice(status.canonical_reason().unwrap_or("Error").as_bytes());
         for (name, value) in &fields {
             out.extend_from_slice(b"\r\n");
             out.extend_from_slice(name.as_str().as_bytes());

@@ -12,7 +12,7 @@ use super::request_buffer;
 use super::upstream::{Answered, UpstreamRequest};
 use crate::config::Protocol;
 use crate::http::date;
-use crate::http::problem::Problem;
+use crate::http::problem::{Problem, ProblemKind};
 use crate::upstream::{
     Carrier, Failure, InFlight, Interim, Link, Nobody, Node, Outcome, Outgoing, Patience, Picked, Pool, ReplayBody,
     Setback, Tried, is_idempotent, millis,
@@ -294,8 +294,7 @@ impl UpstreamRequest {
             return session_node_gone();
         }
         let detail = "no node of the pool takes requests";
-        Problem::new(StatusCode::SERVICE_UNAVAILABLE, "no-healthy-node", "destination_unavailable", detail)
-            .retry_after(1)
+        Problem::new(ProblemKind::NoHealthyNode, detail).retry_after(1)
     }
 
     /// Returns the affinity cookie that this node's answer brings.
@@ -522,6 +521,5 @@ fn connect_timeout(connect: Duration, until: Option<Instant>) -> Duration {
 /// Every node that could take the request has as many as it may.
 fn full() -> Problem {
     let detail = "every node of the pool has as many requests as it may have";
-    Problem::new(StatusCode::SERVICE_UNAVAILABLE, "connection-limit-reached", "connection_limit_reached", detail)
-        .retry_after(1)
+    Problem::new(ProblemKind::ConnectionLimitReached, detail).retry_after(1)
 }

@@ -18,7 +18,7 @@ use crate::config::Protocol;
 use crate::http::date;
 use crate::http::fields;
 use crate::http::head::{RequestFields, RequestHead, Underscores};
-use crate::http::problem::Problem;
+use crate::http::problem::{Problem, ProblemKind};
 use crate::http::target;
 use crate::http::trace;
 use crate::upstream::{Outgoing, Pool};
@@ -166,7 +166,9 @@ impl RoutedRequest<'_> {
             None => path.to_owned(),
         };
         let parsed = Uri::from_maybe_shared(Bytes::from(text));
-        parsed.map(Some).map_err(|_| Problem::bad_request("bad-target", "the request's target is not a valid path"))
+        parsed
+            .map(Some)
+            .map_err(|_| Problem::bad_request(ProblemKind::BadTarget, "the request's target is not a valid path"))
     }
 
     /// Returns whether a request may switch protocols: never to cleartext HTTP/2, for that would be a second HTTP

@@ -21,14 +21,14 @@ use crate::http::budget::Share;
 use crate::http::buffered_body::BufferedBody;
 use crate::http::date;
 use crate::http::head::RequestHead;
-use crate::http::problem::Problem;
+use crate::http::problem::{Problem, ProblemKind};
 use crate::idempotency::{
     Asked, Claim, Fingerprint, Fingerprinting, Id, Origin, Outcome, Pieces, Refused, Sent, Settled, Started,
     StoredResponse, Subject, key_of, run, start,
 };
 use crate::upstream::{AnswerBody, Outgoing};
 use http::header::{CONTENT_LENGTH, DATE, TRANSFER_ENCODING};
-use http::{HeaderName, HeaderValue, Response, StatusCode};
+use http::{HeaderName, HeaderValue, Response};
 use http_body_util::BodyExt;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -55,16 +55,18 @@ pub(super) fn begin(
 ) -> Result<Step, Problem> {
     let refuse = |result: IdempotencyResult, kind, detail| {
         note(rules, routed.exchange, result);
-        Problem::new(StatusCode::BAD_REQUEST, kind, "http_request_error", detail)
+        Problem::new(kind, detail)
     };
     let name = &rules.key_header;
     let key = key_of(head.fields.plain(), name)
-        .map_err(|bad| refuse(IdempotencyResult::Invalid, "idempotency-key-invalid", format!("`{name}`: {bad}")))?
-        .ok_or_else(|| refuse(IdempotencyResult::Missing, "idempotency-key-missing", missing(name)))?;
+        .map_err(|bad| {
+            refuse(IdempotencyResult::Invalid, ProblemKind::IdempotencyKeyInvalid, format!("`{name}`: {bad}"))
+        })?
+        .ok_or_else(|| refuse(IdempotencyResult::Missing, ProblemKind::IdempotencyKeyMissing, missing(name)))?;
     let scope = rules.scope.read(&routed.form, &head.fields).ok_or_else(|| {
         let sources = rules.scope.names().join(", ");
         let detail = format!("the request has none of the fields that tell callers apart: {sources}");
-        refuse(IdempotencyResult::Invalid, "scope-missing", detail)
+        refuse(IdempotencyResult::Invalid, ProblemKind::ScopeMissing, detail)
     })?;
     let announced = routed.form.content_length.unwrap_or_default();
     if announced > rules.max_request {
@@ -320,36 +322,32 @@ fn missing(name: &HeaderName) -> String {
 }
 
 fn refusal(refused: &Refused, retries_unknown: bool) -> Problem {
-    let conflict = |kind, detail: &'static str| Problem::new(StatusCode::CONFLICT, kind, "http_request_denied", detail);
     match refused {
-        Refused::Running => {
-            conflict("request-in-progress", "a request with this Idempotency-Key is still running; repeat it later")
-                .retry_after(1)
-        }
+        Refused::Running => Problem::new(
+            ProblemKind::RequestInProgress,
+            "a request with this Idempotency-Key is still running; repeat it later",
+        )
+        .retry_after(1),
         Refused::Mismatch => Problem::new(
-            StatusCode::UNPROCESSABLE_ENTITY,
-            "idempotency-key-reused",
-            "http_request_denied",
+            ProblemKind::IdempotencyKeyReused,
             "this Idempotency-Key was used for another request: its query, content type or body differ; use a new key",
         ),
         Refused::Unknown => unknown(retries_unknown),
-        Refused::TooLarge => conflict(
-            "result-too-large",
+        Refused::TooLarge => Problem::new(
+            ProblemKind::ResultTooLarge,
             "a request with this Idempotency-Key has run, and its result was too large to be kept; it will not run again",
         ),
         Refused::StoreFailed(error) => {
             tracing::debug!(%error, "a request was refused, for the idempotency store failed");
             let detail = "the idempotency store does not work, and nothing was forwarded; repeat the request later";
-            Problem::new(StatusCode::SERVICE_UNAVAILABLE, "store-unavailable", "proxy_internal_error", detail)
-                .retry_after(1)
+            Problem::new(ProblemKind::StoreUnavailable, detail).retry_after(1)
         }
     }
 }
 
 /// 409 for a request that may have run.
 fn unknown(retries_unknown: bool) -> Problem {
-    let kind = "outcome-unknown";
-    let problem = |detail: &'static str| Problem::new(StatusCode::CONFLICT, kind, "http_response_incomplete", detail);
+    let problem = |detail: &'static str| Problem::new(ProblemKind::OutcomeUnknown, detail);
     match retries_unknown {
         true => {
             problem("the request may have run, and no whole answer came; repeat it with the same key").retry_after(1)
@@ -363,5 +361,5 @@ fn unknown(retries_unknown: bool) -> Problem {
 /// 409 for a request that may have run, and of which nothing is kept.
 fn unprotected() -> Problem {
     let detail = "the request may have run, and no whole answer came; the idempotency store does not work, and a repetition would run again: find out what it did before you send another";
-    Problem::new(StatusCode::CONFLICT, "outcome-unknown", "http_response_incomplete", detail)
+    Problem::new(ProblemKind::OutcomeUnknown, detail)
 }

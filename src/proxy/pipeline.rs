@@ -17,7 +17,7 @@ use super::respond::{self, Reply};
 use super::snapshot::{Action, Route};
 use super::step::{PendingReply, ResponseFuture, Step};
 use crate::http::head::{Peer, RequestFields};
-use crate::http::problem::Problem;
+use crate::http::problem::{Problem, ProblemKind};
 use crate::io::Malformed;
 use http::header::HOST;
 use http::{Method, Request, StatusCode, Version, request};
@@ -42,7 +42,7 @@ pub(crate) fn answer(engine: &Rc<Engine>, client: &Rc<Client>, request: Request<
         Ok(Step::Later(reply)) => ResponseFuture::Pending { reply: PendingReply(reply), exchange },
         Ok(Step::Reply(reply)) => ResponseFuture::ready(reply, &exchange),
         Err(problem) => {
-            if problem.status == StatusCode::BAD_REQUEST && problem.close {
+            if problem.status() == StatusCode::BAD_REQUEST && problem.close {
                 client.note_malformed();
             }
             ResponseFuture::ready(Reply::problem(&problem, &exchange), &exchange)
@@ -52,7 +52,7 @@ pub(crate) fn answer(engine: &Rc<Engine>, client: &Rc<Client>, request: Request<
 
 /// Returns the response to a request that hyper could not read, as bytes to send before the connection closes.
 pub(crate) fn unreadable(engine: &Engine, client: &Client, problem: &Problem) -> Vec<u8> {
-    engine.recorder.unreadable(client, problem.status, problem.kind);
+    engine.recorder.unreadable(client, problem.status(), problem.name());
     problem.to_http1()
 }
 
@@ -127,7 +127,9 @@ fn check_framing(client: &Client) -> Result<(), Problem> {
     match client.malformed.get() {
         None => Ok(()),
         Some(Malformed::Chunks) => Err(bad_chunk()),
-        Some(Malformed::Fragment) => Err(Problem::bad_request("bad-target", "the request's target has a fragment")),
+        Some(Malformed::Fragment) => {
+            Err(Problem::bad_request(ProblemKind::BadTarget, "the request's target has a fragment"))
+        }
     }
 }
 
@@ -163,28 +165,22 @@ fn count(
 
 fn no_route() -> Problem {
     let detail = "no route matches this host, path, method and fields";
-    Problem::new(StatusCode::NOT_FOUND, "no-route", "destination_not_found", detail)
+    Problem::new(ProblemKind::NoRoute, detail)
 }
 
 fn too_many_fields() -> Problem {
     let detail = "the request has more fields than allowed";
-    Problem::new(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "header-too-large", "http_request_error", detail)
+    Problem::new(ProblemKind::HeaderTooLarge, detail)
 }
 
 /// The client took a connection for another host than the one whose certificate it was shown
 /// (RFC 9110 15.5.20).
 fn misdirected() -> Problem {
     let detail = "the certificate of this connection does not cover the request's host; open another one";
-    Problem::new(StatusCode::MISDIRECTED_REQUEST, "misdirected-request", "http_request_error", detail)
+    Problem::new(ProblemKind::MisdirectedRequest, detail)
 }
 
 /// A TRACE answer would show a client the fields that proxies add.
 fn trace_refused() -> Problem {
-    Problem::new(
-        StatusCode::METHOD_NOT_ALLOWED,
-        "method-not-allowed",
-        "http_request_denied",
-        "TRACE is not answered here",
-    )
-    .closing()
+    Problem::new(ProblemKind::MethodNotAllowed, "TRACE is not answered here").closing()
 }

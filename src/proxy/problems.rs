@@ -1,33 +1,32 @@
 //! Refusals that several steps share.
 
-use crate::http::problem::Problem;
-use http::StatusCode;
+use crate::http::problem::{Problem, ProblemKind};
 
 /// 413 for a body over the limit.
 pub(super) fn too_large(limit: u64) -> Problem {
     let detail = format!("the request's body is larger than {limit} bytes");
-    Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "content-too-large", "http_request_error", detail).closing()
+    Problem::new(ProblemKind::ContentTooLarge, detail).closing()
 }
 
 /// 400 for a body whose chunks are not framed by the grammar.
 pub(super) fn bad_chunk() -> Problem {
-    Problem::bad_request("bad-chunk", "the request's chunked body is malformed")
+    Problem::bad_request(ProblemKind::BadChunk, "the request's chunked body is malformed")
 }
 
 /// 503 for a session that belongs to a node that is down, and to no other.
 pub(super) fn session_node_gone() -> Problem {
     let detail = "the node that holds this session is down";
-    Problem::new(StatusCode::SERVICE_UNAVAILABLE, "session-node-down", "destination_unavailable", detail).retry_after(1)
+    Problem::new(ProblemKind::SessionNodeDown, detail).retry_after(1)
 }
 
 /// 503 where no more can be held back.
 pub(super) fn over_budget() -> Problem {
     let detail = "the proxy holds as much in its buffers as `limits.buffered_bytes` allows; repeat the request later";
-    Problem::new(StatusCode::SERVICE_UNAVAILABLE, "buffers-full", "proxy_internal_error", detail).retry_after(1)
+    Problem::new(ProblemKind::BuffersFull, detail).retry_after(1)
 }
 
 /// The task that fetched is gone: the proxy is stopping.
 pub(super) fn stopped() -> Problem {
     let detail = "the fetch ended without an answer";
-    Problem::new(StatusCode::BAD_GATEWAY, "upstream-failed", "proxy_internal_error", detail)
+    Problem::new(ProblemKind::UpstreamFailed, detail)
 }

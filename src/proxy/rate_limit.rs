@@ -9,13 +9,13 @@ use crate::config;
 use crate::config::values::HashSource;
 use crate::http::forwarded::network_of;
 use crate::http::head::RequestFields;
-use crate::http::problem::Problem;
+use crate::http::problem::{Problem, ProblemKind};
 use crate::telemetry::metrics::Metrics;
 use governor::clock::{Clock, DefaultClock};
 use governor::middleware::StateInformationMiddleware;
 use governor::state::keyed::DashMapStateStore;
 use governor::{Quota, RateLimiter};
-use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use http::{HeaderMap, HeaderName, HeaderValue};
 use prometheus::IntCounter;
 use std::hash::{BuildHasher, RandomState};
 use std::num::NonZeroU32;
@@ -147,8 +147,7 @@ impl Uncounted {
         let refused = (!may_go_on).then(|| {
             self.limit.refused.inc();
             let detail = format!("too many requests; the next one may be made in {} s", remainder.seconds);
-            Problem::new(StatusCode::TOO_MANY_REQUESTS, "rate-limited", "http_request_denied", detail)
-                .retry_after(remainder.seconds.try_into().unwrap_or(u32::MAX))
+            Problem::new(ProblemKind::RateLimited, detail).retry_after(remainder.seconds.try_into().unwrap_or(u32::MAX))
         });
         (Standing { limit: self.limit, remainder }, refused.map_or(Ok(()), Err))
     }

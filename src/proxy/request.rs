@@ -4,10 +4,10 @@ use super::problems::too_large;
 use crate::config::UnderscoresInHeaders;
 use crate::http::fields::{self, TransferCoding, transfer_coding};
 use crate::http::head::{BadHead, Marks, Peer, RequestHead, Underscores};
-use crate::http::problem::Problem;
+use crate::http::problem::{Problem, ProblemKind};
 use crate::http::target::{BadTarget, normalize_path, normalize_query, parse_authority};
 use http::header::{COOKIE, EXPECT, HOST, TRANSFER_ENCODING};
-use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, Version, request};
+use http::{HeaderMap, HeaderValue, Method, Uri, Version, request};
 use std::borrow::Cow;
 
 /// The target of a request, in the form in which routing, forwarding and keys see it.
@@ -49,7 +49,7 @@ pub(crate) fn enter<'a>(
     let marks = Marks::of(&head.headers);
     if marks.framing {
         fields::unify_content_length(&mut head.headers)
-            .map_err(|bad| Problem::bad_request("bad-content-length", bad.to_string()))?;
+            .map_err(|bad| Problem::bad_request(ProblemKind::BadContentLength, bad.to_string()))?;
         form.read_framing(&head, bounds)?;
     } else {
         form.has_body = bounds.body_follows.unwrap_or(false);
@@ -89,13 +89,7 @@ impl<'a> Form<'a> {
         if let Some(expectation) = head.headers.get(EXPECT) {
             if !expectation.as_bytes().eq_ignore_ascii_case(b"100-continue") {
                 let detail = "only the expectation `100-continue` is supported";
-                return Err(Problem::new(
-                    StatusCode::EXPECTATION_FAILED,
-                    "expectation-failed",
-                    "http_request_error",
-                    detail,
-                )
-                .closing());
+                return Err(Problem::new(ProblemKind::ExpectationFailed, detail).closing());
             }
             // An HTTP/1.0 client's expectation is to be ignored (RFC 9110 10.1.1).
             self.expects_continue = self.has_body && head.version >= Version::HTTP_11;
@@ -107,13 +101,7 @@ impl<'a> Form<'a> {
         let method = &head.method;
         if *method == Method::CONNECT {
             let detail = "this proxy does not make CONNECT tunnels";
-            return Err(Problem::new(
-                StatusCode::METHOD_NOT_ALLOWED,
-                "method-not-allowed",
-                "http_request_denied",
-                detail,
-            )
-            .closing());
+            return Err(Problem::new(ProblemKind::MethodNotAllowed, detail).closing());
         }
         let is_http2 = head.version == Version::HTTP_2;
         let has_no_path = || uri.path_and_query().is_some_and(|target| target.as_str().starts_with('?'));
@@ -143,20 +131,20 @@ impl<'a> Form<'a> {
             // HTTP/2 says it in the target (RFC 9113 8.3.1).
             (None, _) if head.version == Version::HTTP_2 && uri.authority().is_some() => {}
             (None, _) if head.version >= Version::HTTP_11 => {
-                return Err(Problem::bad_request("bad-host", "the request has no Host field"));
+                return Err(Problem::bad_request(ProblemKind::BadHost, "the request has no Host field"));
             }
             (Some(_), Some(_)) => {
-                return Err(Problem::bad_request("bad-host", "the request has more than one Host field"));
+                return Err(Problem::bad_request(ProblemKind::BadHost, "the request has more than one Host field"));
             }
             (Some(_), None) if host.is_none() => {
-                return Err(Problem::bad_request("bad-host", "the Host field is not text"));
+                return Err(Problem::bad_request(ProblemKind::BadHost, "the Host field is not text"));
             }
             _ => {}
         }
         if let Some(scheme) = uri.scheme_str()
             && !matches!(scheme, "http" | "https")
         {
-            return Err(Problem::bad_request("bad-target", "the target's scheme is neither http nor https"));
+            return Err(Problem::bad_request(ProblemKind::BadTarget, "the target's scheme is neither http nor https"));
         }
         // The authority of an absolute-form target replaces Host (RFC 9112 3.2.2).
         let authority = uri.authority().map(http::uri::Authority::as_str);
@@ -167,7 +155,10 @@ impl<'a> Form<'a> {
             let is_same =
                 || parse_authority(authority, default_port).is_ok_and(|own| own.to_text() == overridden.to_text());
             if head.version == Version::HTTP_2 && !is_same() {
-                return Err(Problem::bad_request("bad-host", "the Host field and the target's authority differ"));
+                return Err(Problem::bad_request(
+                    ProblemKind::BadHost,
+                    "the Host field and the target's authority differ",
+                ));
             }
         }
         let Some(text) = authority.or(host) else { return Ok(()) };
@@ -175,7 +166,8 @@ impl<'a> Form<'a> {
         self.authority = if parsed.normal { Cow::Borrowed(text) } else { Cow::Owned(parsed.to_text()) };
         if authority.is_some() || !parsed.normal {
             let host = HeaderValue::from_str(&self.authority);
-            self.new_host = Some(host.map_err(|_| Problem::bad_request("bad-host", "the host is not a field value"))?);
+            self.new_host =
+                Some(host.map_err(|_| Problem::bad_request(ProblemKind::BadHost, "the host is not a field value"))?);
         }
         self.host = parsed.host;
         Ok(())
@@ -199,7 +191,7 @@ fn content_length(fields: &HeaderMap) -> Option<u64> {
 }
 
 fn no_target() -> Problem {
-    Problem::bad_request("bad-target", "the request's target is neither a path nor a URI")
+    Problem::bad_request(ProblemKind::BadTarget, "the request's target is neither a path nor a URI")
 }
 
 /// Returns whether a target is an absolute-form one that ends with its authority. `Uri` shows an empty path as `/`; a
@@ -212,16 +204,16 @@ fn is_authority_alone(uri: &Uri) -> bool {
 /// 400 for a head that has no single meaning.
 fn bad_head(bad: &BadHead) -> Problem {
     let kind = match bad {
-        BadHead::ConnectionOption(_) => "bad-connection-option",
-        BadHead::Underscore(_) | BadHead::WhiteSpace(_) => "bad-field",
+        BadHead::ConnectionOption(_) => ProblemKind::BadConnectionOption,
+        BadHead::Underscore(_) | BadHead::WhiteSpace(_) => ProblemKind::BadField,
     };
     Problem::bad_request(kind, bad.to_string())
 }
 
 fn bad_target(error: BadTarget) -> Problem {
     let kind = match error {
-        BadTarget::Percent => "bad-target",
-        BadTarget::Host | BadTarget::Port => "bad-host",
+        BadTarget::Percent => ProblemKind::BadTarget,
+        BadTarget::Host | BadTarget::Port => ProblemKind::BadHost,
     };
     Problem::bad_request(kind, error.to_string())
 }
@@ -229,7 +221,7 @@ fn bad_target(error: BadTarget) -> Problem {
 /// 501 for a transfer coding that is not exactly `chunked`.
 pub(crate) fn unsupported_coding() -> Problem {
     let detail = "the only transfer coding that is understood is `chunked`";
-    Problem::new(StatusCode::NOT_IMPLEMENTED, "unsupported-transfer-coding", "http_request_error", detail).closing()
+    Problem::new(ProblemKind::UnsupportedTransferCoding, detail).closing()
 }
 
 #[cfg(test)]

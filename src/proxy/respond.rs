@@ -7,7 +7,7 @@ use super::response_body::ResponseBody;
 use super::snapshot::{Action, Route};
 use crate::cache::CacheStatus;
 use crate::http::fields::CACHE_STATUS;
-use crate::http::problem::Problem;
+use crate::http::problem::{Problem, ProblemKind};
 use bytes::Bytes;
 use http::header::{CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, LOCATION, SET_COOKIE};
 use http::{HeaderMap, HeaderValue, Response, StatusCode, Version};
@@ -44,9 +44,9 @@ impl Reply {
 
     /// Returns the reply to a request that the proxy refuses or could not bring to a node.
     pub(super) fn problem(problem: &Problem, exchange: &Rc<Exchange>) -> Reply {
-        exchange.refused(problem.kind);
+        exchange.refused(problem.name());
         let (fields, body) = problem.render();
-        Reply::complete(respond(problem.status, fields, body, exchange))
+        Reply::complete(respond(problem.status(), fields, body, exchange))
     }
 
     pub(super) fn with_cache_status(mut self, status: Option<CacheStatus>) -> Reply {
@@ -124,7 +124,10 @@ pub(super) fn fixed(route: &Route, form: &Form<'_>, exchange: &Rc<Exchange>) -> 
         Action::Redirect { to, .. }
             if form.host.is_empty() && to.as_bytes().windows(6).any(|part| part == b"{host}") =>
         {
-            return Err(Problem::bad_request("bad-host", "the redirection needs a host, and the request names none"));
+            return Err(Problem::bad_request(
+                ProblemKind::BadHost,
+                "the redirection needs a host, and the request names none",
+            ));
         }
         Action::Redirect { to, status } => {
             fields.insert(LOCATION, redirect_target(to, form));

@@ -12,7 +12,7 @@ use super::response_body::ResponseBody;
 use super::snapshot::Route;
 use crate::cache::CacheStatus;
 use crate::http::fields::{self, TransferCoding};
-use crate::http::problem::Problem;
+use crate::http::problem::{Problem, ProblemKind};
 use crate::upstream::{AnswerBody, Carrier, Failure, InFlight, Keep, Outgoing, Pool};
 use http::header::{CONNECTION, CONTENT_LENGTH, TRAILER, UPGRADE};
 use http::{HeaderValue, Request, Response, StatusCode, Version};
@@ -154,11 +154,11 @@ impl UpstreamRequest {
         }
         self.exchange.ended("upstream");
         tracing::debug!(pool = &*self.pool.name, failure = failure.label(), "no answer from a node");
-        let (status, kind) = match failure {
-            Failure::ConnectTimeout | Failure::Timeout => (StatusCode::GATEWAY_TIMEOUT, "upstream-timeout"),
-            _ => (StatusCode::BAD_GATEWAY, "upstream-failed"),
+        let kind = match failure {
+            Failure::ConnectTimeout | Failure::Timeout => ProblemKind::UpstreamTimeout,
+            _ => ProblemKind::UpstreamFailed,
         };
-        Problem::new(status, kind, failure.proxy_status(), failure.to_string())
+        Problem::new(kind, failure.to_string()).with_token(failure.proxy_status())
     }
 
     /// Returns the problem for a request whose body did not arrive whole.
@@ -167,11 +167,11 @@ impl UpstreamRequest {
             BodyFault::TooLarge => too_large(self.body_limit),
             BodyFault::Malformed => bad_chunk(),
             BodyFault::ClientGone | BodyFault::Answered => {
-                Problem::bad_request("incomplete-request", "the request's body ended early")
+                Problem::bad_request(ProblemKind::IncompleteRequest, "the request's body ended early")
             }
             BodyFault::Stalled => {
                 let detail = "the request's body stopped arriving, or came too slowly";
-                Problem::new(StatusCode::REQUEST_TIMEOUT, "request-timeout", "http_request_error", detail).closing()
+                Problem::new(ProblemKind::RequestTimeout, detail).closing()
             }
         }
     }

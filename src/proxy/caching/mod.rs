@@ -16,8 +16,7 @@ use super::step::Step;
 use crate::cache::{CacheStatus, ForwardReason, Joined, Known, Order, RequestDirectives, Reuse};
 use crate::http::head::RequestHead;
 use crate::http::method::is_safe;
-use crate::http::problem::Problem;
-use http::StatusCode;
+use crate::http::problem::{Problem, ProblemKind};
 use invalidation::invalidation;
 use miss::Miss;
 use request::{is_read, order};
@@ -152,5 +151,5 @@ fn other_method(routed: &RoutedRequest<'_>, caching: &Route, head: RequestHead) 
 /// 504 for `only-if-cached`, where nothing is (RFC 9111 5.2.1.7).
 fn not_cached() -> Problem {
     let detail = "nothing is stored that may answer this request, and it asks not to go further";
-    Problem::new(StatusCode::GATEWAY_TIMEOUT, "not-cached", "http_request_denied", detail)
+    Problem::new(ProblemKind::NotCached, detail)
 }

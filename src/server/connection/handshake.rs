@@ -5,7 +5,7 @@ use super::context::{Context, Handshake, is_readable, refuse};
 use super::proxy_protocol;
 use crate::config::ProxyProtocol;
 use crate::http::forwarded::is_trusted;
-use crate::http::problem::Problem;
+use crate::http::problem::{Problem, ProblemKind};
 use crate::io::Stream;
 use crate::proxy::{Client, Secured};
 use crate::telemetry::metrics::Abort;
@@ -50,7 +50,8 @@ pub(super) async fn handshake(
     if matches!(socket.peek(&mut first).await, Ok(1)) && first[0] != HANDSHAKE {
         context.engine.recorder.handshaken(&context.name, false);
         if first[0].is_ascii_alphabetic() {
-            let problem = Problem::bad_request("tls-required", "this address speaks HTTPS: ask for https:// here");
+            let problem =
+                Problem::bad_request(ProblemKind::TlsRequired, "this address speaks HTTPS: ask for https:// here");
             refuse(context, Stream::tcp(socket), &client(None), &problem).await;
         }
         return None;

@@ -16,14 +16,14 @@ mod tunnel;
 mod websocket;
 
 use crate::config::Limits;
-use crate::http::problem::Problem;
+use crate::http::problem::{Problem, ProblemKind};
 use crate::io::{Framing, Seen, Stream};
 use crate::proxy::{self, Client, Phase};
 use crate::telemetry::metrics::Abort;
 use context::{Context, LINGER, is_readable, linger, refuse};
 use flood::Glitch;
 use handshake::handshake;
-use http::{Request, StatusCode};
+use http::Request;
 use http1_io::{Http1Io, Pulse};
 use hyper::body::Incoming;
 use hyper::server::conn::http1::Builder;
@@ -157,8 +157,7 @@ async fn session(context: &Rc<Context>, mut stream: Stream, client: &Rc<Client>,
             End::HeadTimeout => {
                 context.engine.recorder.aborted(Abort::Head);
                 let detail = "the request's head did not arrive in time";
-                let problem =
-                    Problem::new(StatusCode::REQUEST_TIMEOUT, "request-timeout", "http_request_error", detail);
+                let problem = Problem::new(ProblemKind::RequestTimeout, detail);
                 refuse(context, stream, client, &problem).await;
                 return None;
             }
@@ -264,24 +263,14 @@ async fn close(
 fn unreadable(error: &hyper::Error, is_first_line: bool) -> Problem {
     let words = error.to_string();
     if words.contains("URI too long") || (error.is_parse_too_large() && is_first_line) {
-        return Problem::new(
-            StatusCode::URI_TOO_LONG,
-            "uri-too-long",
-            "http_request_error",
-            "the request's target is too long",
-        );
+        return Problem::new(ProblemKind::UriTooLong, "the request's target is too long");
     }
     if error.is_parse_too_large() {
         let detail = "the request's head is larger, or has more fields, than allowed";
-        return Problem::new(
-            StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
-            "header-too-large",
-            "http_request_error",
-            detail,
-        );
+        return Problem::new(ProblemKind::HeaderTooLarge, detail);
     }
     if words.contains("invalid transfer-encoding") {
         return crate::proxy::unsupported_coding();
     }
-    Problem::bad_request("bad-request", format!("the request cannot be read: {words}"))
+    Problem::bad_request(ProblemKind::BadRequest, format!("the request cannot be read: {words}"))
 }

@@ -1,0 +1,299 @@
+//! The table of problem types: each kind's status, `type`, Proxy-Status token, meaning and remedy.
+//!
+//! `docs/errors.md` is made from it: `RINGWAY_BLESS=1 cargo test --lib reference`.
+
+use http::StatusCode;
+
+/// The listener whose clients meet a problem.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Side {
+    /// The listeners that clients use.
+    Clients,
+    /// The admin and metrics listeners.
+    Admin,
+    Both,
+}
+
+/// One line of the table.
+pub(crate) struct Row {
+    pub(crate) status: StatusCode,
+    /// The stable name behind `urn:ringway:problem:`.
+    pub(crate) name: &'static str,
+    /// RFC 9209's error token; `None` on the admin listener, which sends no `Proxy-Status`.
+    pub(crate) token: Option<&'static str>,
+    #[cfg_attr(not(test), expect(dead_code, reason = "a column of docs/errors.md"))]
+    pub(crate) side: Side,
+    /// The cause, in a few words.
+    #[cfg_attr(not(test), expect(dead_code, reason = "a column of docs/errors.md"))]
+    pub(crate) title: &'static str,
+    /// The action of an operator or a client's author.
+    #[cfg_attr(not(test), expect(dead_code, reason = "a column of docs/errors.md"))]
+    pub(crate) remedy: &'static str,
+}
+
+macro_rules! problem_kinds {
+    ($($kind:ident: $status:ident, $name:literal, $token:expr, $side:ident, $title:literal, $remedy:literal;)*) => {
+        /// The type of a problem that the proxy answers with.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub(crate) enum ProblemKind {
+            $($kind,)*
+        }
+
+        impl ProblemKind {
+            #[cfg(test)]
+            pub(crate) const ALL: &[ProblemKind] = &[$(ProblemKind::$kind),*];
+
+            /// Returns the kind's line of the table.
+            pub(crate) const fn row(self) -> Row {
+                match self {
+                    $(ProblemKind::$kind => Row {
+                        status: StatusCode::$status,
+                        name: $name,
+                        token: $token,
+                        side: Side::$side,
+                        title: $title,
+                        remedy: $remedy,
+                    },)*
+                }
+            }
+        }
+    };
+}
+
+const REQUEST: Option<&str> = Some("http_request_error");
+const DENIED: Option<&str> = Some("http_request_denied");
+const UNAVAILABLE: Option<&str> = Some("destination_unavailable");
+const INTERNAL: Option<&str> = Some("proxy_internal_error");
+const INCOMPLETE: Option<&str> = Some("http_response_incomplete");
+
+problem_kinds! {
+    BadRequest: BAD_REQUEST, "bad-request", REQUEST, Clients,
+        "The request cannot be read as HTTP.",
+        "Mend the client: `detail` names what could not be read.";
+    BadHost: BAD_REQUEST, "bad-host", REQUEST, Clients,
+        "The request has no host, more than one, or one that is not a host and a port.",
+        "Send one `Host` field (`:authority` in HTTP/2) that agrees with the URL.";
+    BadTarget: BAD_REQUEST, "bad-target", REQUEST, Clients,
+        "The request's target is not a valid path or URL.",
+        "Percent-encode the path, send no fragment, and ask for `http` or `https`.";
+    BadContentLength: BAD_REQUEST, "bad-content-length", REQUEST, Clients,
+        "`Content-Length` is not a number, or several differ.",
+        "Send one `Content-Length` that is the length of the body, or none with chunks.";
+    BadChunk: BAD_REQUEST, "bad-chunk", REQUEST, Clients,
+        "The chunks of the request's body are malformed.",
+        "Mend the client's chunked coding, or the intermediary that rewrites it.";
+    BadConnectionOption: BAD_REQUEST, "bad-connection-option", REQUEST, Clients,
+        "`Connection` names a field that must reach the node, such as `Host` or `Authorization`.",
+        "Name only hop-by-hop fields in `Connection`.";
+    BadField: BAD_REQUEST, "bad-field", REQUEST, Clients,
+        "The name of a field has an underscore, or white space stands where none is allowed.",
+        "Rename the field; operators: see `limits.underscores_in_headers`.";
+    IncompleteRequest: BAD_REQUEST, "incomplete-request", REQUEST, Clients,
+        "The request's body ended before it was whole.",
+        "Send the request again. If it happens often, look for a client that gives up early.";
+    TlsRequired: BAD_REQUEST, "tls-required", REQUEST, Clients,
+        "The client spoke plain HTTP to a listener with TLS.",
+        "Use `https://` for this address.";
+    IdempotencyKeyMissing: BAD_REQUEST, "idempotency-key-missing", REQUEST, Clients,
+        "The route requires an `Idempotency-Key`, and the request has none.",
+        "Send a new, unique key with each new intention, and the same one with its repetitions.";
+    IdempotencyKeyInvalid: BAD_REQUEST, "idempotency-key-invalid", REQUEST, Clients,
+        "The `Idempotency-Key` is not a valid one.",
+        "Send one key as a quoted text, for example a UUID; `detail` says what is wrong with it.";
+    ScopeMissing: BAD_REQUEST, "scope-missing", REQUEST, Clients,
+        "The request has none of the fields that tell callers apart (`idempotency.scope`).",
+        "Authenticate the request. Operators: name a field under `scope` that every caller sends.";
+    MissingKey: BAD_REQUEST, "missing-key", None, Admin,
+        "The query has no `key`.",
+        "Add `?key=KEY` to the path.";
+    BadPurge: BAD_REQUEST, "bad-purge", None, Admin,
+        "The body of a purge does not say which responses are to go.",
+        "Send one of `url`, `prefix`, `tag` and `\"all\": true`, and `soft` if you want it.";
+    Unauthorized: UNAUTHORIZED, "unauthorized", None, Admin,
+        "The request has no valid token.",
+        "Send `Authorization: Bearer TOKEN`, or give `--token-file` to the command.";
+    CrossSite: FORBIDDEN, "cross-site", None, Admin,
+        "A page of another site sent the request.",
+        "Call the API from a script, or from a page of the listener itself.";
+    NoRoute: NOT_FOUND, "no-route", Some("destination_not_found"), Clients,
+        "No route matches the host, path, method and fields.",
+        "Check the URL. Operators: `ringway explain METHOD URL` shows how routes are matched.";
+    NotFound: NOT_FOUND, "not-found", None, Admin,
+        "The listener has nothing at this path.",
+        "Check the path against the list of the admin API; the metrics listener offers fewer.";
+    NoSuchNode: NOT_FOUND, "no-such-node", None, Admin,
+        "The pool has no such node, or there is no such pool.",
+        "`ringway status` lists pools and the ids of their nodes.";
+    NoSuchRecord: NOT_FOUND, "no-such-record", None, Admin,
+        "The idempotency store has no record with this id.",
+        "Look it up anew with `/api/idempotency?key=KEY`: it may have expired.";
+    MethodNotAllowed: METHOD_NOT_ALLOWED, "method-not-allowed", DENIED, Both,
+        "CONNECT and TRACE are not answered; a path of the admin API takes other methods.",
+        "Use another method; the admin API names those of the path in `detail`.";
+    RequestTimeout: REQUEST_TIMEOUT, "request-timeout", REQUEST, Both,
+        "The request's head or body did not arrive in time, or the body came too slowly.",
+        "Send it again. Operators: `limits` has `header_timeout`, `body_idle_timeout` and `body_min_rate`.";
+    RequestInProgress: CONFLICT, "request-in-progress", DENIED, Clients,
+        "A request with this `Idempotency-Key` is still running.",
+        "Repeat the request with the same key after `Retry-After`.";
+    OutcomeUnknown: CONFLICT, "outcome-unknown", INCOMPLETE, Clients,
+        "The request may have run, and no whole answer came.",
+        "With `Retry-After`, repeat it with the same key. Without, find out what it did first; an \
+         operator can release the record.";
+    ResultTooLarge: CONFLICT, "result-too-large", DENIED, Clients,
+        "A request with this `Idempotency-Key` has run; its answer was too large to be kept.",
+        "Read the result elsewhere. Operators: raise `max_response`, or `limits.buffered_bytes`.";
+    RecordRunning: CONFLICT, "record-running", None, Admin,
+        "A proxy still works on the request of the record.",
+        "Wait until the request has ended, then look at the record again.";
+    ContentTooLarge: PAYLOAD_TOO_LARGE, "content-too-large", REQUEST, Both,
+        "The body is larger than the listener or the route allows.",
+        "Send less. Operators: `limits.request_body`, and `max_request` of `idempotency`.";
+    UriTooLong: URI_TOO_LONG, "uri-too-long", REQUEST, Clients,
+        "The request's target is too long.",
+        "Move data from the query to a body. Operators: see `limits.header_bytes`.";
+    ExpectationFailed: EXPECTATION_FAILED, "expectation-failed", REQUEST, Clients,
+        "`Expect` asks for something other than `100-continue`.",
+        "Send no other expectation.";
+    MisdirectedRequest: MISDIRECTED_REQUEST, "misdirected-request", REQUEST, Clients,
+        "The certificate of the connection does not cover the request's host.",
+        "Send the request on a connection of its own. Operators: give the host a certificate.";
+    ForeignHost: MISDIRECTED_REQUEST, "bad-host", None, Admin,
+        "The admin listener does not answer to the request's host.",
+        "Use its address, or name the host under `admin.allowed_hosts`.";
+    IdempotencyKeyReused: UNPROCESSABLE_ENTITY, "idempotency-key-reused", DENIED, Clients,
+        "The `Idempotency-Key` was used for another query, content type or body.",
+        "Use a new key for a new intention, and repeat requests without a change.";
+    ReloadFailed: UNPROCESSABLE_ENTITY, "reload-failed", None, Admin,
+        "The configuration file is not in force; the earlier one serves on.",
+        "Mend the place that `detail` names; `ringway check` lists all errors.";
+    RateLimited: TOO_MANY_REQUESTS, "rate-limited", DENIED, Clients,
+        "The client asks more often than the route's `rate_limit` allows.",
+        "Wait for `Retry-After`. Operators: `ringway_rate_limited_total` tells how often it happens.";
+    HeaderTooLarge: REQUEST_HEADER_FIELDS_TOO_LARGE, "header-too-large", REQUEST, Clients,
+        "The request's head is larger, or has more fields, than allowed.",
+        "Send fewer or smaller fields; cookies are the usual cause. Operators: `limits.header_bytes` and `headers`.";
+    UnsupportedTransferCoding: NOT_IMPLEMENTED, "unsupported-transfer-coding", REQUEST, Clients,
+        "The body has a transfer coding other than exactly `chunked`.",
+        "Send the body chunked or with a `Content-Length`; compress by `Content-Encoding`.";
+    UpstreamFailed: BAD_GATEWAY, "upstream-failed", INTERNAL, Clients,
+        "No node gave an answer; `Proxy-Status` and `detail` name the failure.",
+        "Look at the node's log and at `ringway_upstream_requests_total` by `outcome`. Clients may \
+         repeat what is safe to repeat.";
+    StoreUnavailable: SERVICE_UNAVAILABLE, "store-unavailable", INTERNAL, Both,
+        "The idempotency store does not work; nothing was forwarded.",
+        "Repeat with the same key after `Retry-After`. Operators: the proxy's log has the cause.";
+    BuffersFull: SERVICE_UNAVAILABLE, "buffers-full", INTERNAL, Clients,
+        "The proxy holds as much in its buffers as `limits.buffered_bytes` allows.",
+        "Repeat the request later. Operators: watch `ringway_buffered_bytes`, and raise the limit.";
+    NoHealthyNode: SERVICE_UNAVAILABLE, "no-healthy-node", UNAVAILABLE, Clients,
+        "No node of the pool takes requests.",
+        "Repeat after `Retry-After`. Operators: `ringway status` tells why each node is out.";
+    ConnectionLimitReached: SERVICE_UNAVAILABLE, "connection-limit-reached", Some("connection_limit_reached"), Clients,
+        "Every node of the pool has as many requests as it may have.",
+        "Repeat after `Retry-After`. Operators: add nodes, or raise the nodes' limits or the queue.";
+    SessionNodeDown: SERVICE_UNAVAILABLE, "session-node-down", UNAVAILABLE, Clients,
+        "The node of a strict session is down, and `on_gone` is `reject`.",
+        "Repeat later, or begin a new session. Operators: bring the node back, or let sessions move.";
+    BeingReplaced: SERVICE_UNAVAILABLE, "being-replaced", None, Admin,
+        "Another process takes over from this one.",
+        "Send the request again on a new connection.";
+    UpstreamTimeout: GATEWAY_TIMEOUT, "upstream-timeout", Some("http_response_timeout"), Clients,
+        "A node did not accept a connection, or did not answer, in time.",
+        "Look for what is slow at the node. Operators: `timeouts` of the pool bound each step.";
+    NotCached: GATEWAY_TIMEOUT, "not-cached", DENIED, Clients,
+        "The request says `only-if-cached`, and nothing is stored that may answer it.",
+        "Send the request without `only-if-cached`.";
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::reference;
+    use std::collections::{BTreeMap, BTreeSet};
+    use std::path::Path;
+
+    /// RFC 9209's error types, and those that the registry has of it.
+    const TOKENS: &[&str] = &[
+        "connection_limit_reached",
+        "destination_not_found",
+        "destination_unavailable",
+        "http_request_denied",
+        "http_request_error",
+        "http_response_incomplete",
+        "http_response_timeout",
+        "proxy_internal_error",
+    ];
+
+    #[test]
+    fn the_reference_lists_every_problem_type() {
+        let mut page = String::from(
+            "# Error reference\n\nThis page is generated from the table in `src/http/problem_kinds.rs`; do not edit it.\n\nThe proxy's own answers are problem documents (RFC 9457, `application/problem+json`) with a stable\n`type`, `urn:ringway:problem:NAME`. On listeners for clients they have `Proxy-Status: ringway; error=TOKEN`\n(RFC 9209), so that you can tell them from the answers of your nodes. `detail` says more of the case.\n",
+        );
+        for (title, side) in
+            [("On listeners for clients", Side::Clients), ("On the admin and metrics listeners", Side::Admin)]
+        {
+            page += &format!(
+                "\n## {title}\n\n| status | type | token | what happened | what to do |\n| --- | --- | --- | --- | --- |\n"
+            );
+            let mut rows: Vec<Row> = ProblemKind::ALL.iter().map(|kind| kind.row()).collect();
+            rows.retain(|row| row.side == side || row.side == Side::Both);
+            rows.sort_by_key(|row| row.status.as_u16());
+            for row in rows {
+                let token = match (side, row.token) {
+                    (Side::Clients, Some(_)) if row.name.starts_with("upstream-") => "that of the failure".to_owned(),
+                    (Side::Clients, Some(token)) => format!("`{token}`"),
+                    _ => String::new(),
+                };
+                let Row { status, name, title, remedy, .. } = row;
+                page += &format!("| {} | `{name}` | {token} | {title} | {remedy} |\n", status.as_u16());
+            }
+        }
+        reference::compare("docs/errors.md", &page);
+    }
+
+    #[test]
+    fn a_type_has_one_meaning_on_a_side() {
+        let mut seen = BTreeSet::new();
+        for row in ProblemKind::ALL.iter().map(|kind| kind.row()) {
+            let sides: &[Side] = match row.side {
+                Side::Both => &[Side::Clients, Side::Admin],
+                Side::Clients => &[Side::Clients],
+                Side::Admin => &[Side::Admin],
+            };
+            for side in sides {
+                assert!(seen.insert((row.name, format!("{side:?}"))), "{} stands twice", row.name);
+            }
+            assert!(row.side == Side::Admin || row.token.is_some_and(|token| TOKENS.contains(&token)), "{}", row.name);
+            assert!(!row.title.is_empty() && !row.remedy.is_empty(), "{}", row.name);
+        }
+    }
+
+    /// The README lists types in tables whose head says `urn:ringway:problem:`.
+    #[test]
+    fn documents_name_no_other_types() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let mut known: BTreeMap<&str, Vec<u16>> = BTreeMap::new();
+        for row in ProblemKind::ALL.iter().map(|kind| kind.row()) {
+            known.entry(row.name).or_default().push(row.status.as_u16());
+        }
+        let pages = std::fs::read_dir(root.join("docs")).unwrap().map(|entry| entry.unwrap().path());
+        let mut found = 0;
+        for page in pages.chain([root.join("README.md")]).filter(|page| page.extension().is_some_and(|it| it == "md")) {
+            let text = std::fs::read_to_string(&page).unwrap();
+            let mut is_table = false;
+            for line in text.lines() {
+                is_table = line.starts_with('|') && (is_table || line.contains("type `urn:ringway:problem:`"));
+                let mut cells = line.split('|').skip(1);
+                let (true, Some(statuses), Some(types)) = (is_table, cells.next(), cells.next()) else { continue };
+                let statuses: Vec<u16> = statuses.split([',', ' ']).filter_map(|status| status.parse().ok()).collect();
+                for name in types.split('`').skip(1).step_by(2).filter(|name| !name.starts_with("urn:")) {
+                    let known = known.get(name).unwrap_or_else(|| panic!("{}: `{name}`", page.display()));
+                    assert!(known.iter().any(|status| statuses.contains(status)), "{}: {line}", page.display());
+                    found += 1;
+                }
+            }
+        }
+        assert!(found > 30, "the tables of the README were not found");
+    }
+}
