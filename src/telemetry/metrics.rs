@@ -1,164 +1,217 @@
-//! Prometheus metrics. Counters on the request's way are relaxed atomics behind handles that are
-//! looked up once; gauges of other state are read at each scrape.
+//! The table of metrics. It makes the families, removes the series of what is no more, and is the source of
+//! `docs/metrics.md`: `RINGWAY_BLESS=1 cargo test --lib reference`.
+//!
+//! Counters on the request's way are relaxed atomics behind handles that are looked up once; gauges of other state are
+//! read at each scrape.
 
-use prometheus::core::{Collector, Desc, MetricVec, MetricVecBuilder};
-use prometheus::proto::{Gauge, LabelPair, Metric, MetricFamily, MetricType};
-use prometheus::{
-    Encoder, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
-};
+use super::families::{Family, Labels, ReadGauge, Registered, register, registered};
+use prometheus::core::Collector;
+use prometheus::proto::{LabelPair, MetricFamily};
+use prometheus::{Encoder, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Registry, TextEncoder};
 use std::collections::BTreeMap;
+use std::sync::LazyLock;
 
-/// From half a millisecond to a minute: a proxy's own time and a slow node's both fall inside.
-const DURATION_BUCKETS: [f64; 14] =
-    [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 15.0, 60.0];
+pub(crate) use super::families::Sample;
 
-/// All metrics of the process.
-pub(crate) struct Metrics {
-    registry: Registry,
-    pub(crate) requests: IntCounterVec,
-    pub(crate) request_duration: HistogramVec,
-    pub(crate) requests_in_flight: IntGauge,
-    pub(crate) connections: IntGaugeVec,
-    pub(crate) connections_total: IntCounterVec,
-    pub(crate) tls_handshakes: IntCounterVec,
-    pub(crate) http2_glitches: IntCounterVec,
-    pub(crate) connections_aborted: IntCounterVec,
-    pub(crate) request_bytes: IntCounter,
-    pub(crate) response_bytes: IntCounter,
-    pub(crate) upstream_requests: IntCounterVec,
-    pub(crate) upstream_duration: HistogramVec,
-    pub(crate) upstream_retries: IntCounterVec,
-    pub(crate) upstream_retries_denied: IntCounterVec,
-    pub(crate) ring_spills: IntCounterVec,
-    pub(crate) cache_requests: IntCounterVec,
-    pub(crate) cache_evictions: IntCounter,
-    pub(crate) cache_purges: IntCounterVec,
-    pub(crate) idempotency_requests: IntCounterVec,
-    pub(crate) idempotency_store_duration: HistogramVec,
-    pub(crate) rate_limited: IntCounterVec,
-    pub(crate) access_log_dropped: IntCounter,
-    pub(crate) config_reloads: IntCounterVec,
-    pub(crate) upgrades: IntCounterVec,
+macro_rules! metrics {
+    (
+        kept { $($field:ident: $type:ident, $name:literal, [$($label:literal),*], $help:literal, $purpose:literal;)* }
+        elsewhere {
+            $($other:ident: $kind:ident, $other_name:literal, [$($other_label:literal),*], $other_help:literal,
+                $other_purpose:literal;)*
+        }
+    ) => {
+        /// All metrics of the process.
+        pub(crate) struct Metrics {
+            registry: Registry,
+            $(pub(crate) $field: $type,)*
+        }
+
+        #[expect(non_upper_case_globals, reason = "a family is named as its field")]
+        mod family {
+            use super::*;
+
+            $(pub(super) const $field: Family = Family {
+                name: $name,
+                kind: <$type as Registered>::KIND,
+                labels: &[$($label),*],
+                help: $help,
+                purpose: $purpose,
+            };)*
+        }
+
+        /// The families whose values are kept elsewhere, and mostly read at each scrape.
+        pub(crate) mod elsewhere {
+            use crate::telemetry::families::{Family, Kind};
+
+            $(pub(crate) const $other: Family = Family {
+                name: $other_name,
+                kind: Kind::$kind,
+                labels: &[$($other_label),*],
+                help: $other_help,
+                purpose: $other_purpose,
+            };)*
+        }
+
+        #[cfg(test)]
+        const FAMILIES: &[Family] = &[$(family::$field,)* $(elsewhere::$other,)*];
+
+        impl Metrics {
+            fn registered() -> Metrics {
+                let registry = Registry::new();
+                Metrics { $($field: registered(&registry, &family::$field),)* registry }
+            }
+
+            /// Removes the series whose labels are not to be kept, from every family.
+            fn retain_series(&self, keep: &dyn Fn(&Labels) -> bool) {
+                $(self.$field.retain(&family::$field, keep);)*
+            }
+
+            /// Makes a series that has one value in all labels, in every family.
+            #[cfg(test)]
+            fn touch(&self, value: &str) {
+                $(self.$field.touch(&family::$field, value);)*
+            }
+        }
+    };
 }
+
+metrics! {
+    kept {
+        build_info: IntGaugeVec, "ringway_build_info", ["version"],
+            "The version that runs.",
+            "Shows a rollout: the versions of all proxies.";
+        requests: IntCounterVec, "ringway_requests_total", ["route", "method", "code"],
+            "Requests answered.",
+            "Rate of requests and share of errors. Alert on the share of `code=~\"5..\"` of a route.";
+        request_duration: HistogramVec, "ringway_request_duration_seconds", ["route"],
+            "Time from a request's head to the end of its answer.",
+            "Latency as clients see it. Alert on a high quantile of a route.";
+        requests_in_flight: IntGauge, "ringway_requests_in_flight", [],
+            "Requests that are being answered.",
+            "Concurrency. A steady rise at an even rate of requests means that nodes or clients slow down.";
+        connections: IntGaugeVec, "ringway_connections", ["listener"],
+            "Open client connections.",
+            "Alert where the sum comes near `limits.connections`: further clients wait.";
+        connections_total: IntCounterVec, "ringway_connections_total", ["listener"],
+            "Client connections accepted.",
+            "Compare with requests: many connections for few requests are clients without keep-alive, or an attack.";
+        tls_handshakes: IntCounterVec, "ringway_tls_handshakes_total", ["listener", "result"],
+            "TLS handshakes with clients.",
+            "Alert on a rising share of `result=\"failure\"`: an expired certificate, or clients without a common version.";
+        http2_glitches: IntCounterVec, "ringway_http2_glitches_total", ["kind"],
+            "What honest clients seldom do, as it adds to the score of their connection.",
+            "Shows an attack over HTTP/2, and its kind. See `limits.http2_glitches`.";
+        connections_aborted: IntCounterVec, "ringway_connections_aborted_total", ["reason"],
+            "Client connections, and requests over HTTP/2, that the proxy ended for their own doing.",
+            "Shows slow or hostile clients by what they did; if honest ones are hit, raise the limit of that reason.";
+        request_bytes: IntCounter, "ringway_request_bytes_total", [],
+            "Bytes of request bodies received.",
+            "Traffic from clients.";
+        response_bytes: IntCounter, "ringway_response_bytes_total", [],
+            "Bytes of response bodies sent.",
+            "Traffic to clients.";
+        upstream_requests: IntCounterVec, "ringway_upstream_requests_total", ["pool", "node", "outcome"],
+            "Attempts at nodes, by what became of them.",
+            "Finds the node that fails, and how. Alert on outcomes other than `answer`.";
+        upstream_duration: HistogramVec, "ringway_upstream_duration_seconds", ["pool", "node"],
+            "Time from the start of an attempt to the end of its answer.",
+            "Finds the slow node; the rest of `ringway_request_duration_seconds` is the proxy's own and the clients'.";
+        upstream_retries: IntCounterVec, "ringway_upstream_retries_total", ["pool", "reason"],
+            "Attempts after the first one of a request, by why it failed.",
+            "Failures that clients did not see. A rise comes before errors do.";
+        upstream_retries_denied: IntCounterVec, "ringway_upstream_retries_denied_total", ["pool"],
+            "Attempts that were not made because the pool's retry budget was spent.",
+            "Alert on any lasting rate: so much fails that retries would only add to the load.";
+        ring_spills: IntCounterVec, "ringway_ring_spills_total", ["pool", "reason"],
+            "Requests that met another node than their key's owner, by why the owner was passed over.",
+            "Lost affinity: with it go hits of the nodes' own caches. Explain each rise by its reason.";
+        cache_requests: IntCounterVec, "ringway_cache_requests_total", ["route", "result"],
+            "Requests on caching routes, by what the cache did.",
+            "Hit ratio of a route. A fall of `hit` sends its load to the nodes.";
+        cache_evictions: IntCounter, "ringway_cache_evictions_total", [],
+            "Entries of the cache that made room for others.",
+            "A steady rate with a low hit ratio means that `cache.memory` is too small.";
+        cache_purges: IntCounterVec, "ringway_cache_purges_total", ["kind"],
+            "Purges of the cache.",
+            "Explains a sudden fall of the hit ratio.";
+        idempotency_requests: IntCounterVec, "ringway_idempotency_requests_total", ["route", "result"],
+            "Requests on routes with idempotency, by what became of them.",
+            "Alert on `unknown` (a request may have run, and its answer is lost) and on `store_failure`.";
+        idempotency_store_duration: HistogramVec, "ringway_idempotency_store_duration_seconds", ["op"],
+            "Time that calls to the idempotency store take, until what they changed is durable.",
+            "Every request with a key waits for it. Alert where it nears your clients' patience.";
+        rate_limited: IntCounterVec, "ringway_rate_limited_total", ["route"],
+            "Requests that were too many for the rate limit of their route.",
+            "Shows a client that asks too often, or a limit that is too low.";
+        access_log_dropped: IntCounter, "ringway_access_log_dropped_total", [],
+            "Access log lines lost because their destination was too slow, or failed.",
+            "Alert on any rate if you count on the access log.";
+        config_reloads: IntCounterVec, "ringway_config_reloads_total", ["result"],
+            "Reloads of the configuration.",
+            "Alert on `result=\"failure\"`: the old configuration serves on.";
+        upgrades: IntCounterVec, "ringway_upgrades_total", ["result"],
+            "New binaries that were to take over; one that did counts in the process that has ended.",
+            "Alert on `result=\"failure\"`: the old binary serves on.";
+    }
+    elsewhere {
+        PROCESS_LOG_DROPPED: Counter, "ringway_process_log_dropped_total", [],
+            "Lines of the proxy's own log lost because stderr was too slow.",
+            "Alert on any rate: what you look for may be among the lost lines.";
+        CACHE_ENTRIES: Gauge, "ringway_cache_entries", [],
+            "URIs that the cache has something for.",
+            "Size of the cache; falls to nothing after a restart or a purge of everything.";
+        CACHE_BYTES: Gauge, "ringway_cache_bytes", [],
+            "Memory that stored responses take, keys and overhead included.",
+            "Compare with `cache.memory`: a full cache evicts.";
+        BUFFERED_BYTES: Gauge, "ringway_buffered_bytes", [],
+            "Bytes of bodies that are held back, as `limits.buffered_bytes` bounds them.",
+            "Alert where it comes near `limits.buffered_bytes`: new requests get 503 `buffers-full` then.";
+        IDEMPOTENCY_RECORDS: Gauge, "ringway_idempotency_records", [],
+            "Records in the idempotency store.",
+            "Growth of the store; it levels off after the longest `ttl`.";
+        LAST_RELOAD_SUCCESS: Gauge, "ringway_config_last_reload_success", [],
+            "Whether the configuration file, as it was read last, is in force.",
+            "Alert on 0 for longer than an edit takes.";
+        LAST_RELOAD_TIMESTAMP: Gauge, "ringway_config_last_reload_timestamp_seconds", [],
+            "When the configuration file was read last.",
+            "Shows whether a rollout of the file has arrived everywhere.";
+        CERTIFICATE_EXPIRY: Gauge, "ringway_tls_certificate_expiry_seconds", ["name"],
+            "When a certificate ends, in seconds since 1970, by its first name; of several with that name the earliest.",
+            "Alert some weeks before it: `x - time() < 14 * 86400`.";
+        NODE_HEALTHY: Gauge, "ringway_node_healthy", ["pool", "node"],
+            "Whether a node is well: its health checks pass, and it is not ejected.",
+            "Alert on 0. `ringway status` tells why.";
+        NODE_IN_FLIGHT: Gauge, "ringway_node_in_flight", ["pool", "node"],
+            "Requests and tunnels that a node is working on.",
+            "Load of each node; an outlier is slow, or owns a hot key.";
+        RING_SHARE: Gauge, "ringway_ring_share_ratio", ["pool", "node"],
+            "The part of the pool's keys that a node owns.",
+            "Compare with the share of requests: the difference is hot keys.";
+        UPSTREAM_CONNECTIONS: Gauge, "ringway_upstream_connections", ["pool", "node", "state"],
+            "Connections to nodes, by whether a request is on them.",
+            "Compare with what the nodes allow.";
+        UPSTREAM_QUEUED: Gauge, "ringway_upstream_queued", ["pool"],
+            "Requests that wait for a node with room.",
+            "Alert on a lasting queue: the pool needs nodes, or a higher limit.";
+        RETRY_TOKENS: Gauge, "ringway_upstream_retry_tokens", ["pool"],
+            "Retries that the pool's budget would pay for now.",
+            "At 0 further retries are denied; see `ringway_upstream_retries_denied_total`.";
+        POOL_PANIC: Gauge, "ringway_pool_panic", ["pool"],
+            "Whether so few nodes of the pool are well that health is ignored.",
+            "Alert on 1: requests go to nodes that are not well.";
+    }
+}
+
+/// Lines of the process's own log that were lost; they can be lost before there are other metrics.
+pub(super) static PROCESS_LOG_DROPPED: LazyLock<IntCounter> = LazyLock::new(|| {
+    let Family { name, help, .. } = elsewhere::PROCESS_LOG_DROPPED;
+    IntCounter::new(name, help).expect("metric names are valid")
+});
 
 impl Metrics {
     pub(crate) fn new() -> Metrics {
-        let registry = Registry::new();
-        let metrics = Metrics {
-            requests: counters(&registry, "ringway_requests_total", "Requests answered.", &["route", "method", "code"]),
-            request_duration: histograms(
-                &registry,
-                "ringway_request_duration_seconds",
-                "Time from a request's head to the end of its answer.",
-                &["route"],
-            ),
-            requests_in_flight: gauge(&registry, "ringway_requests_in_flight", "Requests that are being answered."),
-            connections: gauges(&registry, "ringway_connections", "Open client connections.", &["listener"]),
-            connections_total: counters(
-                &registry,
-                "ringway_connections_total",
-                "Client connections accepted.",
-                &["listener"],
-            ),
-            tls_handshakes: counters(
-                &registry,
-                "ringway_tls_handshakes_total",
-                "TLS handshakes with clients.",
-                &["listener", "result"],
-            ),
-            http2_glitches: counters(
-                &registry,
-                "ringway_http2_glitches_total",
-                "What honest clients seldom do, as it adds to the score of their connection.",
-                &["kind"],
-            ),
-            connections_aborted: counters(
-                &registry,
-                "ringway_connections_aborted_total",
-                "Client connections, and requests over HTTP/2, that the proxy ended for their own doing.",
-                &["reason"],
-            ),
-            request_bytes: counter(&registry, "ringway_request_bytes_total", "Bytes of request bodies received."),
-            response_bytes: counter(&registry, "ringway_response_bytes_total", "Bytes of response bodies sent."),
-            upstream_requests: counters(
-                &registry,
-                "ringway_upstream_requests_total",
-                "Attempts at nodes, by what became of them.",
-                &["pool", "node", "outcome"],
-            ),
-            upstream_duration: histograms(
-                &registry,
-                "ringway_upstream_duration_seconds",
-                "Time from the start of an attempt to the end of its answer.",
-                &["pool", "node"],
-            ),
-            upstream_retries: counters(
-                &registry,
-                "ringway_upstream_retries_total",
-                "Attempts after the first one of a request, by why it failed.",
-                &["pool", "reason"],
-            ),
-            upstream_retries_denied: counters(
-                &registry,
-                "ringway_upstream_retries_denied_total",
-                "Attempts that were not made because the pool's retry budget was spent.",
-                &["pool"],
-            ),
-            ring_spills: counters(
-                &registry,
-                "ringway_ring_spills_total",
-                "Requests that met another node than their key's owner, by why the owner was passed over.",
-                &["pool", "reason"],
-            ),
-            cache_requests: counters(
-                &registry,
-                "ringway_cache_requests_total",
-                "Requests on caching routes, by what the cache did.",
-                &["route", "result"],
-            ),
-            cache_evictions: counter(
-                &registry,
-                "ringway_cache_evictions_total",
-                "Entries of the cache that made room for others.",
-            ),
-            cache_purges: counters(&registry, "ringway_cache_purges_total", "Purges of the cache.", &["kind"]),
-            idempotency_requests: counters(
-                &registry,
-                "ringway_idempotency_requests_total",
-                "Requests on routes with idempotency, by what became of them.",
-                &["route", "result"],
-            ),
-            idempotency_store_duration: histograms(
-                &registry,
-                "ringway_idempotency_store_duration_seconds",
-                "Time that calls to the idempotency store take, until what they changed is durable.",
-                &["op"],
-            ),
-            rate_limited: counters(
-                &registry,
-                "ringway_rate_limited_total",
-                "Requests that were too many for the rate limit of their route.",
-                &["route"],
-            ),
-            access_log_dropped: counter(
-                &registry,
-                "ringway_access_log_dropped_total",
-                "Access log lines lost because their destination was too slow, or failed.",
-            ),
-            config_reloads: counters(
-                &registry,
-                "ringway_config_reloads_total",
-                "Reloads of the configuration.",
-                &["result"],
-            ),
-            upgrades: counters(
-                &registry,
-                "ringway_upgrades_total",
-                "New binaries that were to take over; one that did counts in the process that has ended.",
-                &["result"],
-            ),
-            registry,
-        };
+        let metrics = Metrics::registered();
         // Both results are there from the beginning, so that a rate can be taken of the first one.
         for result in ["success", "failure"] {
             metrics.config_reloads.with_label_values(&[result]);
@@ -170,28 +223,18 @@ impl Metrics {
         for kind in ["url", "prefix", "tag", "all"] {
             metrics.cache_purges.with_label_values(&[kind]);
         }
-        let info = gauges(&metrics.registry, "ringway_build_info", "The version that runs.", &["version"]);
-        info.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
+        metrics.build_info.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
         register(&metrics.registry, prometheus::process_collector::ProcessCollector::for_self());
-        register(&metrics.registry, super::process_log::DROPPED.clone());
+        register(&metrics.registry, PROCESS_LOG_DROPPED.clone());
         metrics
     }
 
     /// Adds a gauge whose values are read at every scrape: what is gone has no series any more.
-    pub(crate) fn gauge(
-        &self,
-        name: &'static str,
-        help: &'static str,
-        labels: &'static [&'static str],
-        read: impl Fn(&mut Vec<Sample>) + Send + Sync + 'static,
-    ) {
-        let names = labels.iter().map(|label| (*label).to_owned()).collect();
-        let desc =
-            Desc::new(name.to_owned(), help.to_owned(), names, Default::default()).expect("metric names are valid");
-        register(&self.registry, Mirror { desc, name, help, labels, read: Box::new(read) });
+    pub(crate) fn gauge(&self, family: Family, read: impl Fn(&mut Vec<Sample>) + Send + Sync + 'static) {
+        register(&self.registry, ReadGauge::new(family, read));
     }
 
-    /// Removes the series of routes, listeners, pools and nodes that are no more.
+    /// Removes the series of routes, listeners, pools and nodes that are no more, by their labels.
     pub(crate) fn retain(
         &self,
         is_route: impl Fn(&str) -> bool,
@@ -199,26 +242,16 @@ impl Metrics {
         is_pool: impl Fn(&str) -> bool,
         is_node: impl Fn(&str, &str) -> bool,
     ) {
-        let route = |labels: &Labels| labels.get("route").is_none_or(|route| route == "none" || is_route(route));
-        let listener = |labels: &Labels| labels.get("listener").is_none_or(|name| is_listener(name));
-        let pool = |labels: &Labels| labels.get("pool").is_none_or(|pool| is_pool(pool));
-        let node = |labels: &Labels| match (labels.get("pool"), labels.get("node")) {
-            (Some(pool), Some(node)) => is_node(pool, node),
-            _ => true,
-        };
-        retain(&self.requests, &["route", "method", "code"], route);
-        retain(&self.request_duration, &["route"], route);
-        retain(&self.cache_requests, &["route", "result"], route);
-        retain(&self.idempotency_requests, &["route", "result"], route);
-        retain(&self.rate_limited, &["route"], route);
-        retain(&self.connections, &["listener"], listener);
-        retain(&self.connections_total, &["listener"], listener);
-        retain(&self.tls_handshakes, &["listener", "result"], listener);
-        retain(&self.upstream_retries, &["pool", "reason"], pool);
-        retain(&self.upstream_retries_denied, &["pool"], pool);
-        retain(&self.ring_spills, &["pool", "reason"], pool);
-        retain(&self.upstream_requests, &["pool", "node", "outcome"], node);
-        retain(&self.upstream_duration, &["pool", "node"], node);
+        self.retain_series(&|labels| {
+            let named = |label| labels.get(label).map(String::as_str);
+            named("route").is_none_or(|route| route == "none" || is_route(route))
+                && named("listener").is_none_or(&is_listener)
+                && match (named("pool"), named("node")) {
+                    (Some(pool), Some(node)) => is_node(pool, node),
+                    (Some(pool), None) => is_pool(pool),
+                    _ => true,
+                }
+        });
     }
 
     /// Returns the whole page in the Prometheus text format.
@@ -282,103 +315,6 @@ pub(crate) fn totals(family: &IntCounterVec, label: &str) -> BTreeMap<String, u6
     sums
 }
 
-type Labels = BTreeMap<String, String>;
-
-/// Removes the children of a vector whose labels are not to be kept.
-fn retain<B: MetricVecBuilder>(family: &MetricVec<B>, names: &[&str], keep: impl Fn(&Labels) -> bool) {
-    for metric in family.collect().iter().flat_map(MetricFamily::get_metric) {
-        let labels: Labels =
-            metric.get_label().iter().map(|pair| (pair.name().to_owned(), pair.value().to_owned())).collect();
-        if !keep(&labels) {
-            let values: Vec<&str> = names.iter().map(|name| labels.get(*name).map_or("", String::as_str)).collect();
-            // Somebody else may have removed it meanwhile, which is as well.
-            let _ = family.remove_label_values(&values);
-        }
-    }
-}
-
-/// One value of a mirrored gauge and its labels' values.
-pub(crate) struct Sample {
-    pub(crate) labels: Vec<String>,
-    pub(crate) value: f64,
-}
-
-type Read = Box<dyn Fn(&mut Vec<Sample>) + Send + Sync>;
-
-struct Mirror {
-    desc: Desc,
-    name: &'static str,
-    help: &'static str,
-    labels: &'static [&'static str],
-    read: Read,
-}
-
-impl Collector for Mirror {
-    fn desc(&self) -> Vec<&Desc> {
-        vec![&self.desc]
-    }
-
-    fn collect(&self) -> Vec<MetricFamily> {
-        let mut samples = Vec::new();
-        (self.read)(&mut samples);
-        if samples.is_empty() {
-            return Vec::new();
-        }
-        let metrics = samples.into_iter().map(|sample| {
-            let mut gauge = Gauge::default();
-            gauge.set_value(sample.value);
-            let pairs = self.labels.iter().zip(sample.labels).map(|(name, value)| {
-                let mut pair = LabelPair::default();
-                pair.set_name((*name).to_owned());
-                pair.set_value(value);
-                pair
-            });
-            let mut pairs: Vec<LabelPair> = pairs.collect();
-            pairs.sort_by(|a, b| a.name().cmp(b.name()));
-            let mut metric = Metric::from_label(pairs);
-            metric.set_gauge(gauge);
-            metric
-        });
-        let mut family = MetricFamily::default();
-        family.set_name(self.name.to_owned());
-        family.set_help(self.help.to_owned());
-        family.set_field_type(MetricType::GAUGE);
-        family.set_metric(metrics.collect());
-        vec![family]
-    }
-}
-
-fn register<C: Collector + 'static>(registry: &Registry, collector: C) {
-    registry.register(Box::new(collector)).expect("every metric is registered once");
-}
-
-fn added<C: Collector + Clone + 'static>(registry: &Registry, made: prometheus::Result<C>) -> C {
-    let collector = made.expect("metric names are valid");
-    register(registry, collector.clone());
-    collector
-}
-
-fn counter(registry: &Registry, name: &str, help: &str) -> IntCounter {
-    added(registry, IntCounter::new(name, help))
-}
-
-fn counters(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> IntCounterVec {
-    added(registry, IntCounterVec::new(Opts::new(name, help), labels))
-}
-
-fn gauge(registry: &Registry, name: &str, help: &str) -> IntGauge {
-    added(registry, IntGauge::new(name, help))
-}
-
-fn gauges(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> IntGaugeVec {
-    added(registry, IntGaugeVec::new(Opts::new(name, help), labels))
-}
-
-fn histograms(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> HistogramVec {
-    let options = HistogramOpts::new(name, help).buckets(DURATION_BUCKETS.to_vec());
-    added(registry, HistogramVec::new(options, labels))
-}
-
 /// Returns the label of a method: the registered ones by name, every other as `OTHER`, so that a client
 /// cannot make series.
 pub(crate) fn method_label(method: &http::Method) -> &'static str {
@@ -393,5 +329,55 @@ pub(crate) fn method_label(method: &http::Method) -> &'static str {
         "CONNECT" => "CONNECT",
         "TRACE" => "TRACE",
         _ => "OTHER",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::reference;
+
+    #[test]
+    fn the_reference_lists_every_metric() {
+        let mut page = String::from(
+            "# Metrics reference\n\nThis page is generated from the table in `src/telemetry/metrics.rs`; do not edit it.\n\n`GET /metrics` on the admin listener, or on the metrics listener, has these families in the Prometheus\ntext format, and those of the process that Prometheus knows (`process_*`). Series of routes, listeners,\npools and nodes that the configuration does not have any more are removed. The `route` of a request that\nmatches none is `none`; the `method` of one that is not registered is `OTHER`.\n\n| name | type | labels | meaning | what it is for |\n| --- | --- | --- | --- | --- |\n",
+        );
+        let mut families: Vec<&Family> = FAMILIES.iter().collect();
+        families.sort_by_key(|family| family.name);
+        for family in families {
+            let kind = format!("{:?}", family.kind).to_lowercase();
+            let labels: Vec<String> = family.labels.iter().map(|label| format!("`{label}`")).collect();
+            let (name, labels) = (family.name, labels.join(", "));
+            page += &format!("| `{name}` | {kind} | {labels} | {} | {} |\n", family.help, family.purpose);
+        }
+        reference::compare("docs/metrics.md", &page);
+    }
+
+    /// A family that is added to the table is also in the removal.
+    #[test]
+    fn series_of_what_is_no_more_are_removed_from_every_family() {
+        let metrics = Metrics::new();
+        metrics.touch("gone");
+        metrics.retain(|_| true, |_| true, |_| true, |_, _| true);
+        let page = String::from_utf8(metrics.render()).unwrap();
+        assert!(
+            page.contains("ringway_upstream_requests_total{node=\"gone\",outcome=\"gone\",pool=\"gone\"}"),
+            "{page}"
+        );
+        metrics.retain(|_| false, |_| false, |_| false, |_, _| false);
+        let page = String::from_utf8(metrics.render()).unwrap();
+        for line in page.lines().filter(|line| line.contains("gone")) {
+            for label in ["route", "listener", "pool", "node"] {
+                assert!(!line.contains(&format!("{label}=\"gone\"")), "{line}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_request_without_a_route_keeps_its_series() {
+        let metrics = Metrics::new();
+        metrics.requests.with_label_values(&["none", "GET", "404"]).inc();
+        metrics.retain(|_| false, |_| false, |_| false, |_, _| false);
+        assert!(String::from_utf8(metrics.render()).unwrap().contains("route=\"none\""));
     }
 }

@@ -2,6 +2,7 @@
 //! calls none.
 
 pub(crate) mod access_log;
+mod families;
 pub(crate) mod lines;
 pub(crate) mod metrics;
 pub(crate) mod process_log;

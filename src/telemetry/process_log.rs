@@ -2,9 +2,9 @@
 //! reads stderr, its lines are dropped and counted, and nobody waits.
 
 use super::lines::{Destination, Lines};
-use prometheus::IntCounter;
+use super::metrics::PROCESS_LOG_DROPPED;
 use std::io::{self, IsTerminal, Write};
-use std::sync::{LazyLock, OnceLock};
+use std::sync::OnceLock;
 use std::time::Duration;
 use tracing_subscriber::EnvFilter;
 
@@ -13,19 +13,13 @@ const QUEUE: usize = 4096;
 
 static LINES: OnceLock<Lines> = OnceLock::new();
 
-/// Lines that were lost.
-pub(crate) static DROPPED: LazyLock<IntCounter> = LazyLock::new(|| {
-    let help = "Lines of the proxy's own log lost because stderr was too slow.";
-    IntCounter::new("ringway_process_log_dropped_total", help).expect("metric names are valid")
-});
-
 /// Begins to log. `RUST_LOG` chooses what.
 ///
 /// # Errors
 ///
 /// Fails where no thread can be started.
 pub(crate) fn init() -> io::Result<()> {
-    let lines = Lines::open("log", Destination::Stderr, QUEUE, |lines| DROPPED.inc_by(lines), |_| ())?;
+    let lines = Lines::open("log", Destination::Stderr, QUEUE, |lines| PROCESS_LOG_DROPPED.inc_by(lines), |_| ())?;
     let lines = LINES.get_or_init(|| lines);
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
     tracing_subscriber::fmt()

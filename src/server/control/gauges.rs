@@ -4,7 +4,7 @@ use crate::cache::Cache;
 use crate::http::budget::Budget;
 use crate::proxy::Snapshot;
 use crate::server::process::handle::LastReload;
-use crate::telemetry::metrics::{Metrics, Sample};
+use crate::telemetry::metrics::{Metrics, Sample, elsewhere};
 use crate::upstream::{Node, Pool, millis};
 use arc_swap::ArcSwap;
 use std::collections::BTreeMap;
@@ -13,21 +13,20 @@ use std::time::Instant;
 
 /// Gauges of what the cache holds.
 pub(in crate::server) fn cache(metrics: &Metrics, cache: &Arc<Cache>) {
-    let gauge = |name, help, read: fn((u64, u64)) -> u64| {
+    let gauge = |family, read: fn((u64, u64)) -> u64| {
         let cache = Arc::clone(cache);
-        metrics.gauge(name, help, &[], move |samples| {
+        metrics.gauge(family, move |samples| {
             samples.push(Sample { labels: Vec::new(), value: read(cache.extent()) as f64 });
         });
     };
-    gauge("ringway_cache_entries", "URIs that the cache has something for.", |(entries, _)| entries);
-    gauge("ringway_cache_bytes", "Memory that stored responses take, keys and overhead included.", |(_, bytes)| bytes);
+    gauge(elsewhere::CACHE_ENTRIES, |(entries, _)| entries);
+    gauge(elsewhere::CACHE_BYTES, |(_, bytes)| bytes);
 }
 
 /// Registers the gauge of buffered bytes.
 pub(in crate::server) fn budget(metrics: &Metrics, budget: &Arc<Budget>) {
     let budget = Arc::clone(budget);
-    let help = "Bytes of bodies that are held back, as `limits.buffered_bytes` bounds them.";
-    metrics.gauge("ringway_buffered_bytes", help, &[], move |samples| {
+    metrics.gauge(elsewhere::BUFFERED_BYTES, move |samples| {
         samples.push(Sample { labels: Vec::new(), value: budget.held() as f64 });
     });
 }
@@ -41,26 +40,14 @@ pub(in crate::server) fn state(metrics: &Metrics, reloads: &Arc<Mutex<LastReload
             samples.push(Sample { labels: Vec::new(), value });
         }
     };
-    metrics.gauge(
-        "ringway_config_last_reload_success",
-        "Whether the configuration file, as it was read last, is in force.",
-        &[],
-        last(|reload| f64::from(u8::from(reload.succeeded()))),
-    );
-    metrics.gauge(
-        "ringway_config_last_reload_timestamp_seconds",
-        "When the configuration file was read last.",
-        &[],
-        last(LastReload::timestamp),
-    );
+    metrics.gauge(elsewhere::LAST_RELOAD_SUCCESS, last(|reload| f64::from(u8::from(reload.succeeded()))));
+    metrics.gauge(elsewhere::LAST_RELOAD_TIMESTAMP, last(LastReload::timestamp));
 }
 
 /// When certificates end.
 pub(in crate::server) fn certificates(metrics: &Metrics, snapshot: &Arc<ArcSwap<Snapshot>>) {
     let snapshot = Arc::clone(snapshot);
-    let help =
-        "When a certificate ends, in seconds since 1970, by its first name; of several with that name the earliest.";
-    metrics.gauge("ringway_tls_certificate_expiry_seconds", help, &["name"], move |samples| {
+    metrics.gauge(elsewhere::CERTIFICATE_EXPIRY, move |samples| {
         let mut ends: BTreeMap<String, i64> = BTreeMap::new();
         for certificate in snapshot.load().config.secrets.tls.values().flat_map(|tls| tls.certificates()) {
             let name = certificate.names.dns.first().unwrap_or(&certificate.file).clone();
@@ -92,27 +79,13 @@ pub(in crate::server) fn nodes(metrics: &Metrics, snapshot: &Arc<ArcSwap<Snapsho
         }
     };
     metrics.gauge(
-        "ringway_node_healthy",
-        "Whether a node is well: its health checks pass, and it is not ejected.",
-        &["pool", "node"],
+        elsewhere::NODE_HEALTHY,
         each_node(|node, _, add| add(&[], f64::from(u8::from(node.runtime.is_healthy(millis(Instant::now())))))),
     );
+    metrics.gauge(elsewhere::NODE_IN_FLIGHT, each_node(|node, _, add| add(&[], f64::from(node.runtime.in_flight()))));
+    metrics.gauge(elsewhere::RING_SHARE, each_node(|_, share, add| add(&[], share)));
     metrics.gauge(
-        "ringway_node_in_flight",
-        "Requests and tunnels that a node is working on.",
-        &["pool", "node"],
-        each_node(|node, _, add| add(&[], f64::from(node.runtime.in_flight()))),
-    );
-    metrics.gauge(
-        "ringway_ring_share_ratio",
-        "The part of the pool's keys that a node owns.",
-        &["pool", "node"],
-        each_node(|_, share, add| add(&[], share)),
-    );
-    metrics.gauge(
-        "ringway_upstream_connections",
-        "Connections to nodes, by whether a request is on them.",
-        &["pool", "node", "state"],
+        elsewhere::UPSTREAM_CONNECTIONS,
         each_node(|node, _, add| {
             add(&["active"], f64::from(node.runtime.in_flight()));
             add(&["idle"], f64::from(node.runtime.idle()));
@@ -126,22 +99,7 @@ pub(in crate::server) fn nodes(metrics: &Metrics, snapshot: &Arc<ArcSwap<Snapsho
             samples.extend(snapshot.pools.iter().map(sample));
         }
     };
-    metrics.gauge(
-        "ringway_upstream_queued",
-        "Requests that wait for a node with room.",
-        &["pool"],
-        each_pool(|pool| f64::from(pool.queued())),
-    );
-    metrics.gauge(
-        "ringway_upstream_retry_tokens",
-        "Retries that the pool's budget would pay for now.",
-        &["pool"],
-        each_pool(|pool| pool.group.budget.tokens(millis(Instant::now()))),
-    );
-    metrics.gauge(
-        "ringway_pool_panic",
-        "Whether so few nodes of the pool are well that health is ignored.",
-        &["pool"],
-        each_pool(|pool| f64::from(u8::from(pool.is_panic(millis(Instant::now()))))),
-    );
+    metrics.gauge(elsewhere::UPSTREAM_QUEUED, each_pool(|pool| f64::from(pool.queued())));
+    metrics.gauge(elsewhere::RETRY_TOKENS, each_pool(|pool| pool.group.budget.tokens(millis(Instant::now()))));
+    metrics.gauge(elsewhere::POOL_PANIC, each_pool(|pool| f64::from(u8::from(pool.is_panic(millis(Instant::now()))))));
 }

@@ -2,7 +2,7 @@
 
 use crate::config::{Config, StoreKind};
 use crate::idempotency::{Kind, OpenError, Records};
-use crate::telemetry::metrics::{Metrics, Sample};
+use crate::telemetry::metrics::{Metrics, Sample, elsewhere};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -69,7 +69,7 @@ impl Store {
     /// The gauge of what it holds.
     pub(super) fn gauges(&self, metrics: &Metrics) {
         let store = self.clone();
-        metrics.gauge("ringway_idempotency_records", "Records in the idempotency store.", &[], move |samples| {
+        metrics.gauge(elsewhere::IDEMPOTENCY_RECORDS, move |samples| {
             if let Some(records) = store.get() {
                 samples.push(Sample { labels: Vec::new(), value: records.count() as f64 });
             }
