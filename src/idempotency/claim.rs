@@ -1,11 +1,13 @@
 //! The right to run a request, and the duty to say how it ended: kept whatever becomes of the task that
 //! holds it.
 
-use super::record::{Finish, Millis, Token};
-use super::records::{Abandoned, MAX_UNSETTLED, PATIENCE, Records, Unsettled, ask, locked};
+use super::clock::BootTime;
+use super::open_claims::{Abandoned, Unsettled};
+use super::record::{Finish, ReleaseWay, Token};
+use super::records::{PATIENCE, Records, ask};
 use super::request::{Asked, Policy};
 use super::response::StoredResponse;
-use super::store::{Claimed, Completion, Found, NewClaim, StoreError};
+use super::store::{ClaimReply, Claimed, Completion, Found, NewClaim, Release, StoreError};
 use super::warn_unknown;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -41,25 +43,33 @@ pub(crate) struct Claim {
     token: Token,
     ttl: Duration,
     lease: Duration,
-    entered: Millis,
+    /// When the claim was sent that the store granted.
+    sent: BootTime,
+    /// How it is released.
+    way: ReleaseWay,
     may_have_run: bool,
-    /// An earlier run of the request may have been carried out; the end of this run does not change that.
-    is_repetition: bool,
     is_settled: bool,
 }
 
 impl Claim {
-    /// For a claim that the store has made.
-    pub(super) fn new(
-        records: Arc<Records>,
-        asked: Asked,
-        token: Token,
-        (ttl, lease): (Duration, Duration),
-        is_repetition: bool,
-    ) -> Claim {
-        let entered = records.opened(lease);
-        let (may_have_run, is_settled) = (is_repetition, false);
-        Claim { records, asked, token, ttl, lease, entered, may_have_run, is_repetition, is_settled }
+    /// Returns the claim that the store has made.
+    fn new(records: Arc<Records>, asked: Asked, token: Token, policy: &Times, reply: &ClaimReply) -> Claim {
+        records.opened(policy.lease);
+        let way = match (&reply.claimed, reply.is_resent) {
+            // An earlier run of the request may have been carried out; the end of this run does not change that.
+            (Claimed::Again, _) => ReleaseWay::Retaken,
+            (_, true) => ReleaseWay::Entombed,
+            (_, false) => ReleaseWay::Plain,
+        };
+        let Times { ttl, lease } = *policy;
+        let may_have_run = false;
+        Claim { records, asked, token, ttl, lease, sent: reply.sent, way, may_have_run, is_settled: false }
+    }
+
+    /// Returns the time by which the first byte of the request must be sent: a process that was stopped for longer
+    /// may have been taken for dead. In the half of the lease that is left, no other process buries the claim.
+    pub(crate) fn send_by(&self) -> BootTime {
+        self.sent + self.lease / 2
     }
 
     /// From here on the request may run.
@@ -69,11 +79,6 @@ impl Claim {
 
     /// Says how it ended, durably; tried again for the length of the lease.
     pub(crate) async fn settle(mut self, end: End) -> Settled {
-        let end = match end {
-            // A released repetition leaves the record as it was: the outcome of the first run is unknown.
-            End::Released if self.is_repetition => End::Unknown,
-            end => end,
-        };
         let deadline = Instant::now() + self.lease;
         let mut pause = RETRY[0];
         let settled = loop {
@@ -98,6 +103,9 @@ impl Claim {
         }
         let Asked { id, subject, .. } = &self.asked;
         match (&end, settled) {
+            (End::Released, Settled::Durable) if self.way == ReleaseWay::Retaken => {
+                warn_unknown(*id, subject, "an earlier run of it may have been carried out");
+            }
             (End::Unknown, Settled::Durable) => warn_unknown(*id, subject, "the node gave no whole answer"),
             // One that was released is gone, whoever heard of it first.
             (End::Done(_) | End::DoneWithoutBody | End::Unknown, Settled::Superseded) => {
@@ -112,27 +120,30 @@ impl Claim {
         let records = &self.records;
         let (id, token) = (self.asked.id, self.token);
         let (finish, response) = match end {
-            End::Released => return records.release(id, token, patience).await,
+            End::Released => {
+                return records.release(Release { id, token, way: self.way, ttl: self.ttl }, patience).await;
+            }
             End::Done(response) => (Finish::Done, Some(response.clone())),
             End::DoneWithoutBody => (Finish::DoneWithoutBody, None),
             End::Unknown => (Finish::Unknown, None),
         };
-        let expires = records.later_expiry(self.ttl, self.entered);
-        records.complete(Completion { id, token, finish, response, expires }, patience).await
+        records.complete(Completion { id, token, finish, response, ttl: self.ttl }, patience).await
     }
 }
 
 impl Drop for Claim {
     fn drop(&mut self) {
-        self.records.closed(self.asked.id);
         if self.is_settled {
+            self.records.claims.leave(self.token);
+            self.records.tell(self.asked.id);
             return;
         }
-        let end = if self.may_have_run { Abandoned::Unknown } else { Abandoned::Free };
-        if end == Abandoned::Unknown {
+        let end = if self.may_have_run { Abandoned::Unknown } else { Abandoned::Released(self.way) };
+        if matches!(end, Abandoned::Unknown | Abandoned::Released(ReleaseWay::Retaken)) {
             warn_unknown(self.asked.id, &self.asked.subject, "its run ended without a result that could be stored");
         }
-        let unsettled = Unsettled { id: self.asked.id, end, ttl: self.ttl, entered: self.entered, is_told: false };
+        let unsettled = Unsettled { id: self.asked.id, end, ttl: self.ttl, is_told: false };
+        self.records.tell(self.asked.id);
         self.records.abandon(self.token, unsettled);
     }
 }
@@ -145,16 +156,22 @@ pub(crate) enum Turn {
     Found(Found),
 }
 
+/// The times of a claim.
+#[derive(Clone, Copy)]
+struct Times {
+    ttl: Duration,
+    lease: Duration,
+}
+
 impl Records {
     /// Claims a request. Returns the claim, or the record of an earlier request with its key. A claim whose waiting
     /// request is gone releases itself.
     pub(crate) async fn claim(self: &Arc<Self>, asked: &Asked, policy: &Policy) -> Result<Turn, StoreError> {
-        if locked(&self.unsettled).len() >= MAX_UNSETTLED {
-            return Err(StoreError::Overloaded);
-        }
         let number = self.last.fetch_add(1, Ordering::Relaxed) + 1;
         let token = Token { holder: self.store.holder(), number };
-        let now = self.clock.now();
+        if !self.claims.enter(token) {
+            return Err(StoreError::Overloaded);
+        }
         let claim = NewClaim {
             id: asked.id,
             subject: Arc::clone(&asked.subject),
@@ -162,26 +179,29 @@ impl Records {
             token,
             retake: policy.retries_unknown,
             lease: policy.lease,
-            now,
-            expires: self.clock.expiry(policy.ttl),
+            ttl: policy.ttl,
         };
-        let (records, mine, ttl, lease) = (Arc::clone(self), asked.clone(), policy.ttl, policy.lease);
-        let retake = policy.retries_unknown;
-        let turn = ask(&self.durations.claim, PATIENCE, |done| {
-            let made = move |claimed| {
-                done(match claimed {
-                    Ok(claimed @ (Claimed::First | Claimed::Again)) => {
-                        let is_repetition = claimed == Claimed::Again;
-                        Ok(Turn::First(Claim::new(records, mine, token, (ttl, lease), is_repetition)))
+        let (records, mine) = (Arc::clone(self), asked.clone());
+        let (times, retake) = (Times { ttl: policy.ttl, lease: policy.lease }, policy.retries_unknown);
+        // A later answer would not allow a byte to be sent.
+        let patience = PATIENCE.min(policy.lease / 2);
+        let turn = ask(&self.durations.claim, patience, |done| {
+            let made = move |reply: Result<ClaimReply, StoreError>| {
+                done(match reply {
+                    Ok(ClaimReply { claimed: Claimed::Found(found), .. }) => {
+                        records.claims.leave(token);
+                        Ok(Turn::Found(found))
                     }
-                    Ok(Claimed::Found(found)) => Ok(Turn::Found(found)),
+                    Ok(reply) => Ok(Turn::First(Claim::new(records, mine, token, &times, &reply))),
                     Err(error) => {
-                        if matches!(error, StoreError::Torn(_)) {
-                            // The claim may have replaced a record whose outcome is unknown.
-                            let end = if retake { Abandoned::Unknown } else { Abandoned::Free };
-                            let (id, entered) = (mine.id, now);
-                            let unsettled = Unsettled { id, end, ttl, entered, is_told: false };
-                            locked(&records.unsettled).insert(token, unsettled);
+                        match error {
+                            StoreError::Torn(_) => {
+                                let way = if retake { ReleaseWay::Retaken } else { ReleaseWay::Entombed };
+                                let end = Abandoned::Released(way);
+                                let unsettled = Unsettled { id: mine.id, end, ttl: times.ttl, is_told: false };
+                                records.claims.abandon(token, unsettled);
+                            }
+                            _ => records.claims.leave(token),
                         }
                         Err(error)
                     }
@@ -196,7 +216,7 @@ impl Records {
             }
             // A store that only fails to write can still replay.
             Err(error) => match self.look_up(asked.id).await {
-                Ok(Some(found)) if found.record.token != token && !found.record.is_over(now) => Ok(Turn::Found(found)),
+                Ok(Some(found)) if found.record.token != token => Ok(Turn::Found(found)),
                 _ => Err(error),
             },
             first => first,

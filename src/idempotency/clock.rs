@@ -1,4 +1,4 @@
-//! The time by which records expire.
+//! The time by which records expire in a store of this machine, and the time of the pause rule.
 //!
 //! Two clocks are asked: the wall's, which may be set, and a steady one that began with it. A record lives
 //! for its time by both: it is entered by the later one, and judged by the earlier one. Where the wall's
@@ -15,6 +15,25 @@ const MAX_GRACE: Duration = Duration::from_secs(60);
 /// For how long the wall's clock must differ by the same before it is believed.
 const TRUST: Duration = Duration::from_secs(3600);
 
+/// A time of CLOCK_BOOTTIME, which goes on while the machine sleeps or the process is stopped, and is never set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct BootTime(Millis);
+
+impl BootTime {
+    /// Returns the present time.
+    pub(crate) fn now() -> BootTime {
+        BootTime(running())
+    }
+}
+
+impl std::ops::Add<Duration> for BootTime {
+    type Output = BootTime;
+
+    fn add(self, duration: Duration) -> BootTime {
+        BootTime(self.0.saturating_add(millis(duration)))
+    }
+}
+
 /// Milliseconds since 1970.
 #[derive(Debug)]
 pub(crate) struct Clock {
@@ -23,25 +42,48 @@ pub(crate) struct Clock {
     /// Where the anchor would be by the wall's clock, and since when (by the machine's).
     seen: AtomicU64,
     seen_since: AtomicU64,
+    /// A time that a test has set.
+    #[cfg(test)]
+    set: Option<std::sync::Arc<AtomicU64>>,
 }
 
 impl Clock {
+    /// Returns a clock that shows what a test sets.
+    #[cfg(test)]
+    pub(crate) fn set_by(time: std::sync::Arc<AtomicU64>) -> Clock {
+        Clock { set: Some(time), ..Clock::new() }
+    }
+
     pub(crate) fn new() -> Clock {
         Clock::beginning_at(wall())
     }
 
     fn beginning_at(wall: Millis) -> Clock {
         let anchor = wall.saturating_sub(running());
-        Clock { anchor: anchor.into(), seen: anchor.into(), seen_since: running().into() }
+        Clock {
+            anchor: anchor.into(),
+            seen: anchor.into(),
+            seen_since: running().into(),
+            #[cfg(test)]
+            set: None,
+        }
     }
 
     /// The time by which records are judged.
     pub(crate) fn now(&self) -> Millis {
+        #[cfg(test)]
+        if let Some(set) = &self.set {
+            return set.load(Ordering::Relaxed);
+        }
         self.steady().min(wall())
     }
 
     /// The time by which records are entered.
     pub(crate) fn latest(&self) -> Millis {
+        #[cfg(test)]
+        if let Some(set) = &self.set {
+            return set.load(Ordering::Relaxed);
+        }
         self.steady().max(wall())
     }
 
@@ -49,14 +91,9 @@ impl Clock {
         self.anchor.load(Ordering::Relaxed) + running()
     }
 
-    /// When something that lives for `ttl` from now on may go: a tenth later, or a minute.
+    /// Returns the time at which a record that lives for `ttl` from now on may go: a tenth later, or a minute.
     pub(crate) fn expiry(&self, ttl: Duration) -> Millis {
         self.latest().saturating_add(millis(ttl + grace(ttl)))
-    }
-
-    /// The same for what was entered a while ago, where the grace does not cover that while.
-    pub(crate) fn later_expiry(&self, ttl: Duration, entered: Millis) -> Option<Millis> {
-        (self.latest().saturating_sub(entered) >= millis(grace(ttl))).then(|| self.expiry(ttl))
     }
 
     /// Looks at the wall's clock; to be called every now and then, by one caller.
@@ -85,7 +122,8 @@ fn running() -> Millis {
     time.tv_sec.unsigned_abs() * 1000 + time.tv_nsec.unsigned_abs() / 1_000_000
 }
 
-fn grace(ttl: Duration) -> Duration {
+/// Returns for how long a record outlives its time to live.
+pub(crate) fn grace(ttl: Duration) -> Duration {
     (ttl / 10).min(MAX_GRACE)
 }
 
@@ -114,8 +152,6 @@ mod tests {
             assert!(clock.now() <= now + 1000);
             assert!(clock.expiry(day) >= now + millis(day));
             assert!(clock.expiry(day) >= clock.now() + millis(day));
-            assert_eq!(clock.later_expiry(day, clock.latest()), None);
-            assert!(clock.later_expiry(day, clock.latest() - 60_000).is_some());
         }
     }
 

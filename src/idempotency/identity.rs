@@ -47,7 +47,7 @@ impl fmt::Debug for Id {
 }
 
 /// The request that a record is about, in words for operators.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Subject {
     pub(crate) namespace: String,
     pub(crate) method: String,

@@ -1,9 +1,13 @@
 //! A store in memory: for tests, and for those who accept that a restart forgets everything.
 
+use super::clock::{BootTime, Clock};
 use super::identity::{Id, Subject};
 use super::record::{Event, Finish, Holder, Millis, Record, State, Token, Transition, transition};
 use super::response::StoredResponse;
-use super::store::{Authorised, BATCH, Claimed, Completion, Done, Found, Listed, NewClaim, Store, StoreError, Tended};
+use super::store::{
+    Authorised, BATCH, ClaimReply, Claimed, Completion, Done, Found, Listed, NewClaim, Release, Store, StoreError,
+    Tended,
+};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -17,6 +21,7 @@ const OVERHEAD: usize = 512;
 /// Records of this process alone.
 pub(crate) struct Memory {
     holder: Holder,
+    clock: Clock,
     max_bytes: usize,
     records: Mutex<Records>,
 }
@@ -27,6 +32,7 @@ struct Records {
     /// The records that have ended, by their expiry.
     ended: BTreeSet<(Millis, Id)>,
     bytes: usize,
+    tombstones: u64,
 }
 
 struct Entry {
@@ -47,6 +53,7 @@ impl Records {
     fn put(&mut self, id: Id, entry: Entry) {
         self.remove(&id);
         self.bytes += entry.size();
+        self.tombstones += u64::from(entry.record.state == State::Tombstone);
         if entry.record.state != State::Running {
             self.ended.insert((entry.record.expires, id));
         }
@@ -56,6 +63,7 @@ impl Records {
     fn remove(&mut self, id: &Id) -> Option<Entry> {
         let entry = self.by_id.remove(id)?;
         self.bytes -= entry.size();
+        self.tombstones -= u64::from(entry.record.state == State::Tombstone);
         self.ended.remove(&(entry.record.expires, *id));
         Some(entry)
     }
@@ -77,8 +85,8 @@ impl Records {
 }
 
 impl Memory {
-    pub(crate) fn new(holder: Holder, max_bytes: usize) -> Memory {
-        Memory { holder, max_bytes, records: Mutex::default() }
+    pub(crate) fn new(holder: Holder, clock: Clock, max_bytes: usize) -> Memory {
+        Memory { holder, clock, max_bytes, records: Mutex::default() }
     }
 
     fn records(&self) -> MutexGuard<'_, Records> {
@@ -91,46 +99,63 @@ impl Store for Memory {
         self.holder
     }
 
-    fn claim(&self, claim: NewClaim, done: Done<Claimed>) {
-        let NewClaim { id, subject, fingerprint, token, retake, now, expires, .. } = claim;
+    fn claim(&self, claim: NewClaim, done: Done<ClaimReply>) {
+        let (sent, now) = (BootTime::now(), self.clock.now());
+        let NewClaim { id, fingerprint, token, retake, ttl, .. } = claim;
         let mut records = self.records();
         let found = records.by_id.get(&id);
-        let event = Event::Claim { token, fingerprint, retake, expires };
-        let claimed = match (transition(found.map(|entry| &entry.record), event, now), found) {
+        let before = found.map(|entry| entry.record);
+        let event = Event::Claim { token, fingerprint, retake, expires: self.clock.expiry(ttl) };
+        let claimed = match (transition(before.as_ref(), event, now), found) {
             (Transition::Becomes(record), _) => match records.bytes >= self.max_bytes {
                 true => Err(StoreError::Full),
                 false => {
-                    let claimed = Claimed::over(found.map(|entry| &entry.record), now);
-                    records.put(id, Entry { record, subject, response: None });
+                    let claimed = Claimed::over(before.as_ref(), &claim, now);
+                    records.put(id, Entry { record, subject: claim.subject, response: None });
                     Ok(claimed)
                 }
             },
+            (_, Some(entry)) if entry.record.state == State::Tombstone => Err(StoreError::Released),
             (_, Some(entry)) => Ok(Claimed::Found(Found { record: entry.record, response: entry.response.clone() })),
-            (_, None) => unreachable!("what is absent can be claimed"),
+            (_, None) => unreachable!("an absent record can be claimed"),
         };
         drop(records);
-        done(claimed);
+        done(claimed.map(|claimed| ClaimReply { claimed, sent, is_resent: false }));
     }
 
     fn complete(&self, completion: Completion, done: Done<bool>) {
-        let Completion { id, token, finish, response, expires } = completion;
+        let Completion { id, token, finish, response, ttl } = completion;
         // Alone, it keeps nothing else alive of what was read with it.
         let response = response.filter(|_| finish == Finish::Done).map(|response| response.alone());
-        let completed = self.records().apply(&id, Event::Complete { token, finish, expires }, 0, response);
+        let event = Event::Complete { token, finish, expires: self.clock.expiry(ttl) };
+        let completed = self.records().apply(&id, event, self.clock.now(), response);
         done(Ok(completed));
     }
 
-    fn release(&self, id: Id, token: Token, done: Done<bool>) {
-        let released = self.records().apply(&id, Event::Release { token }, 0, None);
-        done(Ok(released));
+    fn release(&self, release: Release, done: Done<bool>) {
+        let Release { id, token, way, ttl } = release;
+        let event = Event::Release { token, way, expires: self.clock.expiry(ttl) };
+        let mut records = self.records();
+        let before = records.by_id.get(&id).map(|entry| entry.record);
+        match transition(before.as_ref(), event, self.clock.now()) {
+            Transition::Stays => {}
+            Transition::Goes => drop(records.remove(&id)),
+            Transition::Becomes(record) => {
+                let subject = records.by_id.get(&id).map(|entry| Arc::clone(&entry.subject));
+                let response = None;
+                records.put(id, Entry { record, subject: subject.unwrap_or_default(), response });
+            }
+        }
+        drop(records);
+        done(Ok(before.is_some_and(|record| record.is_open_to(token))));
     }
 
-    fn authorise(&self, id: Id, _now: Millis, done: Done<Authorised>) {
+    fn authorise(&self, id: Id, done: Done<Authorised>) {
         let mut records = self.records();
-        let authorised = match records.by_id.contains_key(&id) {
-            false => Authorised::Absent,
-            true if records.apply(&id, Event::Authorise, 0, None) => Authorised::Released,
-            true => Authorised::Running,
+        let authorised = match records.by_id.get(&id).map(|entry| entry.record.state) {
+            None | Some(State::Tombstone) => Authorised::Absent,
+            Some(_) if records.apply(&id, Event::Authorise, self.clock.now(), None) => Authorised::Released,
+            Some(_) => Authorised::Running,
         };
         drop(records);
         done(Ok(authorised));
@@ -140,7 +165,9 @@ impl Store for Memory {
         done(Ok(()));
     }
 
-    fn tend(&self, now: Millis, done: Done<Tended>) {
+    fn tend(&self, done: Done<Tended>) {
+        self.clock.follow();
+        let now = self.clock.now();
         let mut records = self.records();
         let gone: Vec<Id> = records
             .ended
@@ -156,9 +183,17 @@ impl Store for Memory {
         done(Ok(Tended { expired: gone.len(), more: gone.len() == BATCH as usize }));
     }
 
+    fn running(&self, done: Done<Vec<(Id, Token)>>) {
+        let records = self.records();
+        let running = records.by_id.iter().filter(|(_, entry)| entry.record.state == State::Running);
+        let running = running.take(BATCH as usize).map(|(id, entry)| (*id, entry.record.token)).collect();
+        drop(records);
+        done(Ok(running));
+    }
+
     fn look_up(&self, id: Id, done: Done<Option<Found>>) {
         let records = self.records();
-        let found = records.by_id.get(&id);
+        let found = records.by_id.get(&id).filter(|entry| entry.record.state != State::Tombstone);
         let found = found.map(|entry| Found { record: entry.record, response: entry.response.clone() });
         drop(records);
         done(Ok(found));
@@ -168,25 +203,25 @@ impl Store for Memory {
         let mut first = Id([0; Id::LENGTH]);
         let prefix = Id::prefix(&key);
         first.0[..Id::PREFIX].copy_from_slice(&prefix);
+        let now = self.clock.now();
         let records = self.records();
         let listed = records
             .by_id
             .range(first..)
             .take_while(|(id, _)| id.0.starts_with(&prefix))
-            .filter(|(_, entry)| entry.subject.key == key)
+            .filter(|(_, entry)| entry.subject.key == key && entry.record.state != State::Tombstone)
             .take(BATCH as usize)
-            .map(|(id, entry)| Listed {
-                id: *id,
-                subject: (*entry.subject).clone(),
-                record: entry.record,
-                status: entry.response.as_ref().map(|response| response.status),
+            .map(|(id, entry)| {
+                let status = entry.response.as_ref().map(|response| response.status);
+                Listed::at(now, *id, (*entry.subject).clone(), entry.record, status)
             })
             .collect();
         drop(records);
         done(Ok(listed));
     }
 
-    fn count(&self) -> u64 {
-        self.records().by_id.len() as u64
+    fn count(&self) -> Option<u64> {
+        let records = self.records();
+        Some(records.by_id.len() as u64 - records.tombstones)
     }
 }

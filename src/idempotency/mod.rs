@@ -2,8 +2,8 @@
 //! answer.
 //!
 //! `key`, `identity`, `fingerprint` and `record` are pure: what makes two requests the same, and how
-//! what is known of one may change. `store` says what a store promises; `memory` and `sqlite` are two.
-//! `records` is what a process knows of its store and its own claims, `claim` is one of them, `run` takes
+//! what is known of one may change. `store` says what a store promises; `memory` and `sqlite` are two,
+//! and `stores` opens one. `open_claims` lists the claims of this process. `records` is what a process knows of its store and its own claims, `claim` is one of them, `run` takes
 //! a request through all this. The node is an [`Origin`] that is handed in.
 
 mod canonical;
@@ -13,6 +13,7 @@ mod fingerprint;
 mod identity;
 mod key;
 mod memory;
+mod open_claims;
 mod record;
 mod records;
 mod request;
@@ -20,17 +21,20 @@ mod response;
 mod run;
 mod sqlite;
 mod store;
+mod store_identity;
+mod stores;
 
 pub(crate) use claim::{Claim, Settled};
+pub(crate) use clock::BootTime;
 pub(crate) use fingerprint::{Fingerprint, Fingerprinting};
 pub(crate) use identity::{Id, Scope, Subject};
 pub(crate) use key::key_of;
-pub(crate) use records::{Kind, Records};
+pub(crate) use records::Records;
 pub(crate) use request::{Asked, Policy};
 pub(crate) use response::StoredResponse;
 pub(crate) use run::{Origin, Outcome, Pieces, Refused, Sent, Started, run, start};
-pub(crate) use sqlite::OpenError;
 pub(crate) use store::{Authorised, Listed};
+pub(crate) use stores::{Kind, OpenError};
 
 /// The line in the log for every record that becomes UNKNOWN.
 fn warn_unknown(id: Id, subject: &Subject, why: &str) {

@@ -9,20 +9,26 @@
 //!     |                       v                        |
 //!     |    release        unknown ---------------------+
 //!     +---------------------- |
-//!     |   operator, expiry    | claim (only with `on_unknown: retry`)
-//!     +-----------------------+----> running, with another token
+//!     |   operator, expiry    | claim (with `on_unknown: retry`, or with its own token)
+//!     +-----------------------+----> running
 //! ```
 //!
-//! A claim in the place of an unknown outcome is never released: it ends as unknown again.
-//! What is released or has expired is absent. Time never frees a claim: only what has ended expires.
+//! A claim is idempotent on its token: sent again, it finds itself and is made again. A claim whose fate is unknown
+//! is released with a tombstone, which refuses copies of it that arrive later; to every other claim a tombstone is an
+//! absent record. A claim in the place of an unknown outcome is never released: it ends as unknown again, with its
+//! token noted as dead. Time never frees a claim: only records that have ended expire.
 
 use super::fingerprint::Fingerprint;
+use std::time::Duration;
 
-/// Milliseconds since 1970, by the clock of [`super::clock`].
+/// Milliseconds since 1970, by the store's clock.
 pub(crate) type Millis = u64;
 
+/// The time for which a tombstone refuses copies of a released claim.
+pub(crate) const TOMBSTONE: Duration = Duration::from_secs(60);
+
 /// A claim's own mark: no later claim of the same identity has it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct Token {
     /// The process that made the claim.
     pub(crate) holder: Holder,
@@ -42,21 +48,41 @@ pub(crate) enum State {
     Done,
     /// It has run; its result was too large to be stored.
     DoneWithoutBody,
-    /// It may have run, and nobody will hear how it ended.
+    /// It may have run, and its result will never be known.
     Unknown,
+    /// A claim that was released, copies of which may still be under way.
+    Tombstone,
 }
 
 impl State {
-    pub(crate) const ALL: [State; 4] = [State::Running, State::Done, State::DoneWithoutBody, State::Unknown];
+    pub(crate) const ALL: [State; 5] =
+        [State::Running, State::Done, State::DoneWithoutBody, State::Unknown, State::Tombstone];
 
-    /// Returns the word for it, for those who operate it.
+    /// Returns the word for it, for operators.
     pub(crate) fn word(self) -> &'static str {
         match self {
             State::Running => "running",
             State::Done => "done",
             State::DoneWithoutBody => "done_without_body",
             State::Unknown => "unknown",
+            State::Tombstone => "tombstone",
         }
+    }
+
+    /// Returns the number for it in a table.
+    pub(crate) fn code(self) -> i16 {
+        match self {
+            State::Running => 0,
+            State::Done => 1,
+            State::DoneWithoutBody => 2,
+            State::Unknown => 3,
+            State::Tombstone => 4,
+        }
+    }
+
+    /// Returns the state with a number.
+    pub(crate) fn of(code: i16) -> Option<State> {
+        State::ALL.into_iter().find(|state| state.code() == code)
     }
 }
 
@@ -66,10 +92,12 @@ pub(crate) struct Record {
     pub(crate) state: State,
     pub(crate) token: Token,
     pub(crate) fingerprint: Fingerprint,
-    /// When it was claimed.
+    /// The time of its claim.
     pub(crate) created: Millis,
-    /// When it may go, if it has ended.
+    /// The time at which an ended record may go. A running record has no expiry: `created` and its time to live.
     pub(crate) expires: Millis,
+    /// A claim in the place of an unknown outcome that was released: copies of it are refused.
+    pub(crate) dead: Option<Token>,
 }
 
 /// The end of a run.
@@ -91,21 +119,32 @@ impl Finish {
     }
 }
 
-/// An event of a record.
+/// An event of a record. `expires` is the time at which the record may go if it ends now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Event {
-    /// Somebody wants to run the request. `retake`: even if it may have run already.
+    /// A proxy wants to run the request. `retake`: even if it may have run already.
     Claim { token: Token, fingerprint: Fingerprint, retake: bool, expires: Millis },
-    /// The run with this token has ended; it lives for longer than was thought, where that is said.
-    Complete { token: Token, finish: Finish, expires: Option<Millis> },
+    /// The run with this token has ended.
+    Complete { token: Token, finish: Finish, expires: Millis },
     /// The run with this token has sent nothing, or nothing that counts.
-    Release { token: Token },
-    /// A process is gone.
+    Release { token: Token, way: ReleaseWay, expires: Millis },
+    /// A process is gone, or was silent for its lease.
     HolderDied(Holder),
     /// An operator has looked, and allows another run.
     Authorise,
-    /// Time to forget what has ended.
+    /// Time to forget ended records.
     Expire,
+}
+
+/// The trace that a released claim leaves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ReleaseWay {
+    /// None: it was sent once, and its answer came.
+    Plain,
+    /// A tombstone: copies of it may still be under way.
+    Entombed,
+    /// An unknown outcome, for it was claimed in the place of one; its token is noted as dead.
+    Retaken,
 }
 
 /// The result of an event.
@@ -119,53 +158,85 @@ pub(crate) enum Transition {
     Stays,
 }
 
-/// The one rule of what may happen to a record at a time `now`.
+/// Returns the result of an event of a record at a time `now`: the one rule, which every store follows.
 pub(crate) fn transition(record: Option<&Record>, event: Event, now: Millis) -> Transition {
     match (event, record) {
         (Event::Claim { token, fingerprint, retake, expires }, record) => {
-            let is_free = match record {
-                None => true,
-                Some(record) if record.is_over(now) => true,
-                Some(record) => retake && record.state == State::Unknown && record.fingerprint == fingerprint,
-            };
-            match is_free {
-                true => {
-                    Transition::Becomes(Record { state: State::Running, token, fingerprint, created: now, expires })
+            let new = Record { state: State::Running, token, fingerprint, created: now, expires, dead: None };
+            match record {
+                None => Transition::Becomes(new),
+                Some(record) if record.is_over(now) => Transition::Becomes(new),
+                Some(record) if record.dead == Some(token) => Transition::Stays,
+                Some(record) if record.is_open_to(token) => {
+                    let expires = record.created.saturating_add(expires.saturating_sub(now));
+                    Transition::Becomes(Record { state: State::Running, expires, ..*record })
                 }
-                false => Transition::Stays,
+                Some(record) if record.state == State::Tombstone && record.token != token => Transition::Becomes(new),
+                Some(record) if retake && record.state == State::Unknown && record.fingerprint == fingerprint => {
+                    Transition::Becomes(Record { dead: record.dead, ..new })
+                }
+                Some(_) => Transition::Stays,
             }
         }
+        // A tombstone never takes the place of another token's record.
+        (Event::Release { token, way: ReleaseWay::Entombed | ReleaseWay::Retaken, .. }, record)
+            if record.is_none_or(|record| record.is_over(now) && !record.is_open_to(token)) =>
+        {
+            Transition::Becomes(Record::tombstone(token, Fingerprint([0; 32]), now))
+        }
+        (Event::Expire, Some(record)) if record.is_over(now) => Transition::Goes,
         (_, None) => Transition::Stays,
         // A late completion of one's own is better than not to know; one that is repeated has happened.
         (Event::Complete { token, finish, expires }, Some(record))
             if record.is_open_to(token) || (record.token == token && record.state == finish.state()) =>
         {
-            let expires = expires.unwrap_or(record.expires);
             Transition::Becomes(Record { state: finish.state(), expires, ..*record })
         }
-        (Event::Release { token }, Some(record)) if record.is_open_to(token) => Transition::Goes,
+        (Event::Release { token, way, expires }, Some(record)) => {
+            let is_mine = record.is_open_to(token);
+            match way {
+                ReleaseWay::Plain if is_mine => Transition::Goes,
+                ReleaseWay::Entombed if is_mine || (record.token == token && record.state == State::Tombstone) => {
+                    Transition::Becomes(Record::tombstone(token, record.fingerprint, now))
+                }
+                ReleaseWay::Retaken if is_mine => {
+                    Transition::Becomes(Record { state: State::Unknown, expires, dead: Some(token), ..*record })
+                }
+                ReleaseWay::Retaken if record.state == State::Unknown => {
+                    Transition::Becomes(Record { dead: Some(token), ..*record })
+                }
+                _ => Transition::Stays,
+            }
+        }
         (Event::HolderDied(holder), Some(record))
             if record.state == State::Running && record.token.holder == holder =>
         {
-            // It begins to live now, however long it ran: nobody has heard of it yet.
+            // Its time begins now, however long it ran: no client has heard of it yet.
             let expires = record.expires.max(now.saturating_add(record.expires.saturating_sub(record.created)));
             Transition::Becomes(Record { state: State::Unknown, expires, ..*record })
         }
-        (Event::Authorise, Some(record)) if record.state != State::Running => Transition::Goes,
-        (Event::Expire, Some(record)) if record.is_over(now) => Transition::Goes,
+        (Event::Authorise, Some(record)) if !matches!(record.state, State::Running | State::Tombstone) => {
+            Transition::Goes
+        }
         (_, Some(_)) => Transition::Stays,
     }
 }
 
 impl Record {
+    /// Returns the trace of a released claim.
+    fn tombstone(token: Token, fingerprint: Fingerprint, now: Millis) -> Record {
+        let expires = now.saturating_add(u64::try_from(TOMBSTONE.as_millis()).unwrap_or(u64::MAX));
+        Record { state: State::Tombstone, token, fingerprint, created: now, expires, dead: None }
+    }
+
     /// Returns whether it has ended, and its time is up.
     pub(crate) fn is_over(&self, now: Millis) -> bool {
         self.state != State::Running && self.expires <= now
     }
 
     /// Returns whether the run with this token may still say how it ended.
-    fn is_open_to(&self, token: Token) -> bool {
-        self.token == token && matches!(self.state, State::Running | State::Unknown)
+    pub(crate) fn is_open_to(&self, token: Token) -> bool {
+        self.token == token && matches!(self.state, State::Running | State::Unknown) && self.dead != Some(token)
     }
 }
 
@@ -180,7 +251,7 @@ mod tests {
     const OTHER_PRINT: Fingerprint = Fingerprint([2; 32]);
 
     fn record(state: State) -> Record {
-        Record { state, token: MINE, fingerprint: PRINT, created: 10, expires: 100 }
+        Record { state, token: MINE, fingerprint: PRINT, created: 10, expires: 100, dead: None }
     }
 
     fn claim(fingerprint: Fingerprint, retake: bool) -> Event {
@@ -191,15 +262,19 @@ mod tests {
     fn a_claim_takes_what_is_free_and_nothing_else() {
         let claimed = |fingerprint, created| {
             let (state, token) = (State::Running, OTHERS[0]);
-            Transition::Becomes(Record { state, token, fingerprint, created, expires: 200 })
+            Transition::Becomes(Record { state, token, fingerprint, created, expires: 200, dead: None })
         };
         for retake in [false, true] {
             for fingerprint in [PRINT, OTHER_PRINT] {
                 assert_eq!(transition(None, claim(fingerprint, retake), 50), claimed(fingerprint, 50));
                 for state in State::ALL {
                     let taken = transition(Some(&record(state)), claim(fingerprint, retake), 99);
-                    let may = state == State::Unknown && retake && fingerprint == PRINT;
-                    assert_eq!(taken, if may { claimed(PRINT, 99) } else { Transition::Stays }, "{state:?} {retake}");
+                    let may = state == State::Tombstone || (state == State::Unknown && retake && fingerprint == PRINT);
+                    assert_eq!(
+                        taken,
+                        if may { claimed(fingerprint, 99) } else { Transition::Stays },
+                        "{state:?} {retake}"
+                    );
                     let after_its_time = transition(Some(&record(state)), claim(fingerprint, retake), 100);
                     let may = state != State::Running;
                     let expected = if may { claimed(fingerprint, 100) } else { Transition::Stays };
@@ -207,6 +282,61 @@ mod tests {
                 }
             }
         }
+    }
+
+    fn release(token: Token, way: ReleaseWay) -> Event {
+        Event::Release { token, way, expires: 300 }
+    }
+
+    #[test]
+    fn a_claim_that_is_sent_again_finds_itself() {
+        let again = Event::Claim { token: MINE, fingerprint: PRINT, retake: false, expires: 250 };
+        for state in State::ALL {
+            let expected = match state {
+                State::Running | State::Unknown => {
+                    Transition::Becomes(Record { state: State::Running, expires: 210, ..record(state) })
+                }
+                _ => Transition::Stays,
+            };
+            assert_eq!(transition(Some(&record(state)), again, 50), expected, "{state:?}");
+            let dead = Record { dead: Some(MINE), ..record(state) };
+            assert_eq!(transition(Some(&dead), again, 50), Transition::Stays, "{state:?}, released");
+        }
+    }
+
+    #[test]
+    fn a_claim_of_unknown_fate_leaves_a_tombstone_or_its_token() {
+        let entombed = |token| release(token, ReleaseWay::Entombed);
+        let tombstone = |token, fingerprint| {
+            Transition::Becomes(Record {
+                state: State::Tombstone,
+                token,
+                fingerprint,
+                created: 50,
+                expires: 60_050,
+                dead: None,
+            })
+        };
+        assert_eq!(transition(None, entombed(MINE), 50), tombstone(MINE, Fingerprint([0; 32])));
+        for state in State::ALL {
+            let is_mine = matches!(state, State::Running | State::Unknown | State::Tombstone);
+            let expected = if is_mine { tombstone(MINE, PRINT) } else { Transition::Stays };
+            assert_eq!(transition(Some(&record(state)), entombed(MINE), 50), expected, "{state:?}");
+            assert_eq!(transition(Some(&record(state)), entombed(OTHERS[0]), 50), Transition::Stays, "{state:?}");
+
+            let retaken = transition(Some(&record(state)), release(MINE, ReleaseWay::Retaken), 50);
+            let dead = Record { state: State::Unknown, expires: 300, dead: Some(MINE), ..record(state) };
+            let is_open = matches!(state, State::Running | State::Unknown);
+            assert_eq!(retaken, if is_open { Transition::Becomes(dead) } else { Transition::Stays }, "{state:?}");
+            // The claim never took the record: only its token is noted.
+            let refused = transition(Some(&record(state)), release(OTHERS[0], ReleaseWay::Retaken), 50);
+            let noted = Record { dead: Some(OTHERS[0]), ..record(state) };
+            let is_unknown = state == State::Unknown;
+            assert_eq!(refused, if is_unknown { Transition::Becomes(noted) } else { Transition::Stays }, "{state:?}");
+        }
+        let grave = Record { state: State::Tombstone, ..record(State::Running) };
+        let again = Event::Claim { token: MINE, fingerprint: PRINT, retake: true, expires: 200 };
+        assert_eq!(transition(Some(&grave), again, 99), Transition::Stays, "a late copy of the claim");
     }
 
     #[test]
@@ -219,16 +349,16 @@ mod tests {
             for before in State::ALL {
                 for token in [MINE, OTHERS[0], OTHERS[1]] {
                     // Late or not: its own completion is always welcome.
-                    for (now, expires) in [(50, None), (50, Some(300)), (500, None), (500, Some(300))] {
+                    for (now, expires) in [(50, 300), (500, 300)] {
                         let open = token == MINE && matches!(before, State::Running | State::Unknown);
                         let may = open || (token == MINE && before == state);
-                        let after = Record { state, expires: expires.unwrap_or(100), ..record(before) };
+                        let after = Record { state, expires, ..record(before) };
                         let expected = if may { Transition::Becomes(after) } else { Transition::Stays };
                         let event = Event::Complete { token, finish, expires };
                         assert_eq!(transition(Some(&record(before)), event, now), expected);
                         assert_eq!(transition(None, event, now), Transition::Stays);
                         let expected = if open { Transition::Goes } else { Transition::Stays };
-                        assert_eq!(transition(Some(&record(before)), Event::Release { token }, now), expected);
+                        assert_eq!(transition(Some(&record(before)), release(token, ReleaseWay::Plain), now), expected);
                     }
                 }
             }
@@ -248,7 +378,8 @@ mod tests {
             let gone = if running { Transition::Stays } else { Transition::Goes };
             assert_eq!(transition(Some(&record(state)), Event::Expire, 99), Transition::Stays);
             assert_eq!(transition(Some(&record(state)), Event::Expire, u64::MAX), gone);
-            assert_eq!(transition(Some(&record(state)), Event::Authorise, 1), gone);
+            let authorised = if state == State::Tombstone { Transition::Stays } else { gone };
+            assert_eq!(transition(Some(&record(state)), Event::Authorise, 1), authorised);
         }
     }
 
@@ -263,8 +394,9 @@ mod tests {
                 retake: false,
                 expires
             }),
-            (token.clone(), finish).prop_map(|(token, finish)| Event::Complete { token, finish, expires: None }),
-            token.prop_map(|token| Event::Release { token }),
+            (token.clone(), finish).prop_map(|(token, finish)| Event::Complete { token, finish, expires: 1000 }),
+            (token, prop_oneof![Just(ReleaseWay::Plain), Just(ReleaseWay::Entombed)])
+                .prop_map(|(token, way)| Event::Release { token, way, expires: 1000 }),
             (1..3u64).prop_map(Event::HolderDied),
         ]
     }
@@ -276,24 +408,36 @@ mod tests {
         fn at_most_one_run(events in proptest::collection::vec(any_event(), 0..60)) {
             let mut record: Option<Record> = None;
             let mut may_have_run: Option<Token> = None;
+            let mut ended: Vec<Token> = Vec::new();
             for event in events {
-                // Nothing here expires.
+                // Nothing here expires; and no process sends a claim again once it has ended its run.
                 let event = match event {
+                    Event::Claim { token, .. } if ended.contains(&token) => continue,
                     Event::Claim { token, fingerprint, retake, .. } => Event::Claim { token, fingerprint, retake, expires: 1000 },
                     other => other,
                 };
+                if let Event::Complete { token, .. } | Event::Release { token, .. } = event {
+                    ended.push(token);
+                }
                 match transition(record.as_ref(), event, 100) {
                     Transition::Becomes(next) => {
-                        if let Event::Claim { token, .. } = event {
-                            prop_assert_eq!(may_have_run, None);
-                            may_have_run = Some(token);
+                        match event {
+                            Event::Claim { token, .. } => {
+                                prop_assert!(may_have_run.is_none_or(|running| running == token), "a second run");
+                                may_have_run = Some(token);
+                            }
+                            Event::Release { token, .. } => {
+                                prop_assert!(may_have_run.is_none_or(|running| running == token));
+                                may_have_run = None;
+                            }
+                            _ => {}
                         }
-                        prop_assert_eq!(Some(next.token), may_have_run);
+                        prop_assert!(next.state == State::Tombstone || Some(next.token) == may_have_run);
                         record = Some(next);
                     }
                     Transition::Goes => {
-                        prop_assert_eq!(event, Event::Release { token: may_have_run.unwrap() });
-                        may_have_run = None;
+                        let token = may_have_run.take().unwrap();
+                        prop_assert_eq!(event, Event::Release { token, way: ReleaseWay::Plain, expires: 1000 });
                         record = None;
                     }
                     Transition::Stays => {}

@@ -1,16 +1,14 @@
 //! What a process knows of its store, and of its own claims: none is ever forgotten while it is open,
 //! whatever becomes of the task that holds it.
 
-use super::clock::{Clock, millis};
+use super::clock::millis;
 use super::identity::Id;
-use super::memory::{self, Memory};
-use super::record::{Finish, Millis, Record, State, Token};
-use super::sqlite::{OpenError, Sqlite};
-use super::store::{Authorised, Completion, Found, Listed, Store, StoreError, Tended};
+use super::open_claims::{Abandoned, OpenClaims, Unsettled};
+use super::record::{Finish, Record, State, Token};
+use super::store::{Authorised, Completion, Found, Listed, Release, Store, StoreError, Tended};
+use super::stores::{self, Kind, OpenError};
 use prometheus::{Histogram, HistogramVec};
 use std::collections::HashMap;
-use std::fmt;
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -23,70 +21,29 @@ const POLL: Duration = Duration::from_millis(250);
 /// Between two rounds of upkeep.
 const ROUND: Duration = Duration::from_millis(500);
 const SHORTEST_ROUND: Duration = Duration::from_millis(20);
-/// Claims that the store owes an end to; beyond that, new ones are refused.
-pub(super) const MAX_UNSETTLED: usize = 10_000;
-/// The number of them that are tried again in a round.
-const SETTLED_A_ROUND: usize = 1000;
-
-/// Which store.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Kind {
-    Sqlite(PathBuf),
-    Memory,
-}
-
-impl fmt::Display for Kind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Kind::Sqlite(path) => path.display().fmt(f),
-            Kind::Memory => f.write_str("memory"),
-        }
-    }
-}
+/// Between two searches for running records that no task holds.
+const SEARCH: Duration = Duration::from_secs(5);
+/// The time for which such a record is kept: the default of a route.
+const LOST_TTL: Duration = Duration::from_secs(24 * 3600);
 
 /// The records, as one process sees them.
 pub(crate) struct Records {
     pub(crate) kind: Kind,
     pub(super) store: Box<dyn Store>,
-    pub(super) clock: Clock,
     pub(super) durations: Durations,
     /// The number of the last claim.
     pub(super) last: AtomicU64,
-    /// Claims that are open here.
-    open: AtomicU64,
     /// In milliseconds.
     shortest_lease: AtomicU64,
     /// The requests that wait for the end of a run.
     waiting: Mutex<HashMap<Id, Waiting>>,
-    /// Claims whose end the store has not taken.
-    pub(super) unsettled: Mutex<HashMap<Token, Unsettled>>,
+    pub(super) claims: OpenClaims,
 }
 
 #[derive(Default)]
 struct Waiting {
     waiters: usize,
     ended: Arc<Notify>,
-}
-
-/// A claim that is not open any more, and of whose end the store has not heard.
-#[derive(Clone, Copy)]
-pub(super) struct Unsettled {
-    pub(super) id: Id,
-    pub(super) end: Abandoned,
-    pub(super) ttl: Duration,
-    /// When it was claimed.
-    pub(super) entered: Millis,
-    /// The store was told, and has not answered yet.
-    pub(super) is_told: bool,
-}
-
-/// The end of a claim whose run said nothing of it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Abandoned {
-    /// Nothing was sent.
-    Free,
-    /// It may have run.
-    Unknown,
 }
 
 /// The durations of the store's calls, by kind.
@@ -119,23 +76,18 @@ impl Durations {
 
 impl Records {
     /// Opens the store.
+    ///
+    /// # Errors
+    /// A local store is not there or not usable.
     pub(crate) fn open(kind: Kind, durations: &HistogramVec) -> Result<Arc<Records>, OpenError> {
-        let holder = getrandom::u64().map_err(std::io::Error::other)?;
-        let clock = Clock::new();
-        let store: Box<dyn Store> = match &kind {
-            Kind::Sqlite(path) => Box::new(Sqlite::open(path, holder, clock.now())?),
-            Kind::Memory => Box::new(Memory::new(holder, memory::MAX_BYTES)),
-        };
         Ok(Arc::new(Records {
+            store: stores::open(&kind)?,
             kind,
-            store,
-            clock,
             durations: Durations::of(durations),
             last: AtomicU64::new(0),
-            open: AtomicU64::new(0),
             shortest_lease: AtomicU64::new(millis(ROUND) * 3),
             waiting: Mutex::default(),
-            unsettled: Mutex::default(),
+            claims: OpenClaims::default(),
         }))
     }
 
@@ -146,20 +98,19 @@ impl Records {
 
     /// Returns whether the store has heard how every claim ended that is not open any more.
     pub(crate) fn is_settled(&self) -> bool {
-        locked(&self.unsettled).is_empty()
+        self.claims.are_settled()
     }
 
-    /// Returns how many records there are.
-    pub(crate) fn count(&self) -> u64 {
+    /// Returns how many records there are, where the store knows.
+    pub(crate) fn count(&self) -> Option<u64> {
         self.store.count()
     }
 
-    /// What the store cannot know yet: that a run here has ended without a result.
+    /// Makes a record unknown where a run of this process has ended without a result, and the store has not heard of it.
     pub(super) fn correct(&self, record: &mut Record) {
         if record.state == State::Running
             && record.token.holder == self.store.holder()
-            && let Some(unsettled) = locked(&self.unsettled).get(&record.token)
-            && unsettled.end == Abandoned::Unknown
+            && self.claims.unsettled(record.token) == Some(Abandoned::Unknown)
         {
             record.state = State::Unknown;
         }
@@ -203,17 +154,7 @@ impl Records {
 
     /// Removes a record that has ended, so that the next request runs.
     pub(crate) async fn authorise(&self, id: Id) -> Result<Authorised, StoreError> {
-        ask(&self.durations.authorise, PATIENCE, |done| self.store.authorise(id, self.clock.now(), done)).await
-    }
-
-    /// Seconds from when a record was claimed until now.
-    pub(crate) fn age(&self, listed: &Listed) -> f64 {
-        self.clock.now().saturating_sub(listed.record.created) as f64 / 1000.0
-    }
-
-    /// Seconds until a record may go.
-    pub(crate) fn remaining(&self, listed: &Listed) -> f64 {
-        listed.record.expires.saturating_sub(self.clock.now()) as f64 / 1000.0
+        ask(&self.durations.authorise, PATIENCE, |done| self.store.authorise(id, done)).await
     }
 
     /// Shows that this process lives, ends what is left over, and forgets what has expired; for as long
@@ -227,7 +168,7 @@ impl Records {
         loop {
             let lease = Duration::from_millis(self.shortest_lease.load(Ordering::Relaxed));
             tokio::time::sleep((lease / 6).clamp(SHORTEST_ROUND, ROUND)).await;
-            if self.open.load(Ordering::Relaxed) > 0 && last_beat.elapsed() >= lease / 3 {
+            if self.claims.are_held() && last_beat.elapsed() >= lease / 3 {
                 last_beat = Instant::now();
                 // The writing thread has told of what is wrong with the store.
                 let _ = ask(&self.durations.beat, PATIENCE, |done| self.store.beat(done)).await;
@@ -236,80 +177,73 @@ impl Records {
         }
     }
 
-    async fn keep_tidy(&self) {
+    async fn keep_tidy(self: &Arc<Self>) {
+        let mut last_search = Instant::now();
         loop {
-            self.clock.follow();
-            let tended = ask(&self.durations.tend, PATIENCE, |done| self.store.tend(self.clock.now(), done)).await;
+            let tended = ask(&self.durations.tend, PATIENCE, |done| self.store.tend(done)).await;
             if !matches!(tended, Ok(Tended { more: true, .. })) {
                 tokio::time::sleep(ROUND).await;
             }
+            if last_search.elapsed() >= SEARCH {
+                self.end_lost_claims().await;
+                last_search = Instant::now();
+            }
+        }
+    }
+
+    /// Ends running records of this process that no task holds: copies of claims that came to life after their
+    /// tombstone. Their runs were never allowed to send, which nothing proves any more.
+    pub(super) async fn end_lost_claims(self: &Arc<Self>) {
+        let Ok(running) = ask(&self.durations.find, PATIENCE, |done| self.store.running(done)).await else { return };
+        for (id, token) in running.into_iter().filter(|(_, token)| !self.claims.contains(*token)) {
+            tracing::warn!(%id, "a claim of this process was found running that no request holds; its outcome is unknown");
+            self.abandon(token, Unsettled { id, end: Abandoned::Unknown, ttl: LOST_TTL, is_told: false });
         }
     }
 
     fn settle_what_is_left(self: &Arc<Self>) {
-        let left: Vec<(Token, Unsettled)> = {
-            let unsettled = locked(&self.unsettled);
-            let untold = unsettled.iter().filter(|(_, unsettled)| !unsettled.is_told);
-            untold.take(SETTLED_A_ROUND).map(|(token, unsettled)| (*token, *unsettled)).collect()
-        };
-        for (token, unsettled) in left {
+        for (token, unsettled) in self.claims.untold() {
             self.abandon(token, unsettled);
         }
     }
 
-    /// Tells the store how a claim ended of which nobody will say more; not done until the store has
-    /// heard of it.
+    /// Tells the store the end of a claim that no task holds; repeated until the store has heard of it.
     pub(super) fn abandon(self: &Arc<Self>, token: Token, unsettled: Unsettled) {
-        let Unsettled { id, end, ttl, entered, .. } = unsettled;
+        let Unsettled { id, end, ttl, .. } = unsettled;
         // Known here from now on, and to the store as soon as it hears of it.
-        locked(&self.unsettled).insert(token, Unsettled { is_told: true, ..unsettled });
+        self.claims.abandon(token, Unsettled { is_told: true, ..unsettled });
         let records = Arc::clone(self);
         let heard = Box::new(move |result: Result<bool, StoreError>| {
-            let mut left = locked(&records.unsettled);
             match result {
-                Ok(_) => drop(left.remove(&token)),
-                Err(_) => drop(left.insert(token, Unsettled { is_told: false, ..unsettled })),
+                Ok(_) => records.claims.leave(token),
+                Err(_) => records.claims.abandon(token, Unsettled { is_told: false, ..unsettled }),
             }
-            drop(left);
             records.tell(id);
         });
         match end {
-            Abandoned::Free => self.store.release(id, token, heard),
+            Abandoned::Released(way) => self.store.release(Release { id, token, way, ttl }, heard),
             Abandoned::Unknown => {
-                let (finish, expires) = (Finish::Unknown, self.clock.later_expiry(ttl, entered));
-                self.store.complete(Completion { id, token, finish, response: None, expires }, heard);
+                let completion = Completion { id, token, finish: Finish::Unknown, response: None, ttl };
+                self.store.complete(completion, heard);
             }
         }
     }
 
-    /// There is a claim that this process works on. Gives when it was entered.
-    pub(super) fn opened(&self, lease: Duration) -> Millis {
-        self.open.fetch_add(1, Ordering::Relaxed);
+    /// Notes the lease of a claim that this process works on.
+    pub(super) fn opened(&self, lease: Duration) {
         self.shortest_lease.fetch_min(millis(lease), Ordering::Relaxed);
-        self.clock.latest()
     }
 
-    /// It does not any more.
-    pub(super) fn closed(&self, id: Id) {
-        self.open.fetch_sub(1, Ordering::Relaxed);
-        self.tell(id);
-    }
-
-    pub(super) async fn release(&self, id: Id, token: Token, patience: Duration) -> Result<bool, StoreError> {
-        ask(&self.durations.release, patience, |done| self.store.release(id, token, done)).await
+    pub(super) async fn release(&self, release: Release, patience: Duration) -> Result<bool, StoreError> {
+        ask(&self.durations.release, patience, |done| self.store.release(release, done)).await
     }
 
     pub(super) async fn complete(&self, completion: Completion, patience: Duration) -> Result<bool, StoreError> {
         ask(&self.durations.complete, patience, |done| self.store.complete(completion, done)).await
     }
 
-    /// When a claim's record may go, if that is later than was thought.
-    pub(super) fn later_expiry(&self, ttl: Duration, entered: Millis) -> Option<Millis> {
-        self.clock.later_expiry(ttl, entered)
-    }
-
-    /// Wakes who waits for the end of a run.
-    fn tell(&self, id: Id) {
+    /// Wakes the requests that wait for the end of a run.
+    pub(super) fn tell(&self, id: Id) {
         if let Some(waiting) = locked(&self.waiting).get(&id) {
             waiting.ended.notify_waiters();
         }

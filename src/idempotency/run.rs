@@ -1,6 +1,7 @@
 //! One request's way through the records: its turn, its one run, and how that ended.
 
 use super::claim::{Claim, End, Settled, Turn};
+use super::clock::BootTime;
 use super::record::State;
 use super::records::Records;
 use super::request::{Asked, Policy};
@@ -19,8 +20,9 @@ use std::time::{Duration, Instant};
 pub(crate) trait Origin {
     type Body: Body<Data = Bytes> + Unpin;
     type Failure;
-    /// Sends the request, at most once. The answer is what the client is to get.
-    async fn send(&mut self) -> Sent<Self::Body, Self::Failure>;
+    /// Sends the request, at most once, and not one byte of it later than a time. The answer is what the client is to
+    /// get.
+    async fn send(&mut self, by: BootTime) -> Sent<Self::Body, Self::Failure>;
 }
 
 /// The result of sending a request.
@@ -76,7 +78,7 @@ pub(crate) async fn start(records: &Arc<Records>, asked: &Asked, policy: &Policy
         return match (found.record.state, found.response) {
             (State::Done, Some(response)) => Started::Replay(response),
             (State::Done | State::DoneWithoutBody, _) => Started::Refused(Refused::TooLarge),
-            (State::Unknown, _) => Started::Refused(Refused::Unknown),
+            (State::Unknown | State::Tombstone, _) => Started::Refused(Refused::Unknown),
             (State::Running, _) => match deadline {
                 // It may be released: then it is this one's turn.
                 Some(deadline) if Instant::now() < deadline && records.wait(asked.id, deadline).await => continue,
@@ -109,7 +111,7 @@ pub(crate) async fn run<O: Origin>(
     share: &mut Share,
 ) -> Outcome<O::Body, O::Failure> {
     claim.sending();
-    let (response, whole) = match origin.send().await {
+    let (response, whole) = match origin.send(claim.send_by()).await {
         Sent::Answer { response, whole } => (response, whole),
         Sent::NoAnswer(_) => {
             claim.settle(End::Unknown).await;

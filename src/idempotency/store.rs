@@ -2,11 +2,13 @@
 //!
 //! Each call is one atomic step, and what it changed is durable when `done` hears of it. A call that
 //! nobody waits for any more is carried out all the same. Nothing here assumes that there is only one
-//! process: every answer about another's record is what the store knows, not what this process does.
+//! process: every answer about another's record is what the store knows, not what this process does. The store's own
+//! clock decides about times: calls carry durations.
 
+use super::clock::BootTime;
 use super::fingerprint::Fingerprint;
 use super::identity::{Id, Subject};
-use super::record::{Finish, Holder, Millis, Record, State, Token};
+use super::record::{Finish, Holder, Millis, Record, ReleaseWay, State, Token};
 use super::response::StoredResponse;
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,24 +20,26 @@ pub(crate) type Done<T> = Box<dyn FnOnce(Result<T, StoreError>) + Send>;
 pub(crate) trait Store: Send + Sync {
     /// The number by which this process is known to the others.
     fn holder(&self) -> Holder;
-    /// Inserts a running record where none is; else gives what is there.
-    fn claim(&self, claim: NewClaim, done: Done<Claimed>);
+    /// Inserts a running record where none is; else gives the record that is there.
+    fn claim(&self, claim: NewClaim, done: Done<ClaimReply>);
     /// Says how a run ended; `false` where the record is another's, or none.
     fn complete(&self, completion: Completion, done: Done<bool>);
-    /// Removes a claim whose request does not count as sent; `false` as for `complete`.
-    fn release(&self, id: Id, token: Token, done: Done<bool>);
+    /// Gives up a claim whose request does not count as sent; `false` as for `complete`.
+    fn release(&self, release: Release, done: Done<bool>);
     /// Removes a record that has ended, on an operator's word.
-    fn authorise(&self, id: Id, now: Millis, done: Done<Authorised>);
+    fn authorise(&self, id: Id, done: Done<Authorised>);
     /// Shows the others that this process lives.
     fn beat(&self, done: Done<()>);
     /// Removes some of what has expired; marks, and logs, what dead holders left behind.
-    fn tend(&self, now: Millis, done: Done<Tended>);
+    fn tend(&self, done: Done<Tended>);
+    /// Returns some of the running records of this process.
+    fn running(&self, done: Done<Vec<(Id, Token)>>);
     /// Returns the record of an identity.
     fn look_up(&self, id: Id, done: Done<Option<Found>>);
     /// All records with a key, a thousand at most.
     fn find(&self, key: String, done: Done<Vec<Listed>>);
-    /// Returns how many records there are.
-    fn count(&self) -> u64;
+    /// Returns how many records there are, where the store knows.
+    fn count(&self) -> Option<u64>;
 }
 
 /// How many records [`Store::find`] gives at most, and [`Store::tend`] removes at a time.
@@ -52,8 +56,18 @@ pub(crate) struct NewClaim {
     pub(crate) retake: bool,
     /// The time for which the holder may be silent before others take it for dead.
     pub(crate) lease: Duration,
-    pub(crate) now: Millis,
-    pub(crate) expires: Millis,
+    /// The time for which the record is kept once it has ended.
+    pub(crate) ttl: Duration,
+}
+
+/// The answer to a claim.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct ClaimReply {
+    pub(crate) claimed: Claimed,
+    /// When the claim was sent that this answers: the holder's heartbeat is at least as young.
+    pub(crate) sent: BootTime,
+    /// Copies of it may still be under way.
+    pub(crate) is_resent: bool,
 }
 
 /// The result of a claim.
@@ -68,10 +82,12 @@ pub(crate) enum Claimed {
 }
 
 impl Claimed {
-    /// What a claim is that is made where this record was.
-    pub(super) fn over(before: Option<&Record>, now: Millis) -> Claimed {
-        match before {
-            Some(record) if record.state == State::Unknown && !record.is_over(now) => Claimed::Again,
+    /// Returns the result of a claim that was made where a record was. A claim that is sent again cannot tell whether
+    /// its first copy took the place of an unknown outcome; where it may have, it did.
+    pub(super) fn over(before: Option<&Record>, claim: &NewClaim, now: Millis) -> Claimed {
+        match before.filter(|record| !record.is_over(now)) {
+            Some(record) if record.is_open_to(claim.token) && !claim.retake => Claimed::First,
+            Some(record) if matches!(record.state, State::Running | State::Unknown) => Claimed::Again,
             _ => Claimed::First,
         }
     }
@@ -92,8 +108,18 @@ pub(crate) struct Completion {
     pub(crate) finish: Finish,
     /// With [`Finish::Done`].
     pub(crate) response: Option<StoredResponse>,
-    /// Where the run took so long that its record would go too early.
-    pub(crate) expires: Option<Millis>,
+    /// The time for which the record is kept from now on.
+    pub(crate) ttl: Duration,
+}
+
+/// The end of a claim whose request does not count as sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Release {
+    pub(crate) id: Id,
+    pub(crate) token: Token,
+    pub(crate) way: ReleaseWay,
+    /// The time for which a record that stays is kept from now on.
+    pub(crate) ttl: Duration,
 }
 
 /// The result of an operator's release.
@@ -123,6 +149,22 @@ pub(crate) struct Listed {
     pub(crate) record: Record,
     /// The status of the stored response.
     pub(crate) status: Option<u16>,
+    /// The time since its claim.
+    pub(crate) age: Duration,
+    /// The time until it may go; a running record has none.
+    pub(crate) expires_in: Option<Duration>,
+    /// The name of the process that made the claim, where the store knows it.
+    pub(crate) holder_name: Option<String>,
+}
+
+impl Listed {
+    /// Returns a record as it stands at a time.
+    pub(super) fn at(now: Millis, id: Id, subject: Subject, record: Record, status: Option<u16>) -> Listed {
+        let age = Duration::from_millis(now.saturating_sub(record.created));
+        let left = Duration::from_millis(record.expires.saturating_sub(now));
+        let expires_in = (record.state != State::Running).then_some(left);
+        Listed { id, subject, record, status, age, expires_in, holder_name: None }
+    }
 }
 
 /// Why a store did not do what it was asked.
@@ -140,6 +182,9 @@ pub(crate) enum StoreError {
     /// The change may be there, or not: it broke off while it was made durable.
     #[error("{0}")]
     Torn(String),
+    /// The claim was released before this copy of it arrived.
+    #[error("the claim was released before it arrived")]
+    Released,
     #[error("the store has ended")]
     Ended,
 }

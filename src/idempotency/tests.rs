@@ -1,10 +1,12 @@
 //! Stores against the rule, against each other, and against processes that die.
 
+mod conformance;
 mod runs;
 
 use super::claim::End;
 use super::claim::Turn;
-use super::record::{Finish, State, Token};
+use super::clock::Clock;
+use super::record::{Finish, ReleaseWay, State, Token};
 use super::sqlite::Sqlite;
 use super::store::*;
 use super::*;
@@ -16,10 +18,13 @@ use proptest::prelude::*;
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::channel;
 use std::time::Duration;
 
 const HOUR: Duration = Duration::from_secs(3600);
+/// Kept for 100 ms, and 10 ms of grace.
+const TTL: Duration = Duration::from_millis(100);
 
 fn call<T: Send + 'static>(ask: impl FnOnce(Done<T>)) -> Result<T, StoreError> {
     let (tell, told) = channel();
@@ -41,18 +46,23 @@ fn id(number: u8) -> Id {
     subject(number).identify(&Scope::default())
 }
 
-fn new_claim(number: u8, token: Token, print: u8, lease: Duration, now: u64, expires: u64) -> NewClaim {
+fn new_claim(number: u8, token: Token, print: u8, lease: Duration) -> NewClaim {
     let fingerprint = Fingerprint([print; 32]);
-    NewClaim {
-        id: id(number),
-        subject: Arc::new(subject(number)),
-        fingerprint,
-        token,
-        retake: false,
-        lease,
-        now,
-        expires,
-    }
+    let (id, subject) = (id(number), Arc::new(subject(number)));
+    NewClaim { id, subject, fingerprint, token, retake: false, lease, ttl: TTL }
+}
+
+/// Claims, and returns only what came of it.
+fn claim_with(store: &dyn Store, claim: NewClaim) -> Result<Claimed, StoreError> {
+    call(|done| store.claim(claim, done)).map(|reply| reply.claimed)
+}
+
+fn release_of(number: u8, token: Token, way: ReleaseWay) -> Release {
+    Release { id: id(number), token, way, ttl: TTL }
+}
+
+fn sqlite(path: &Path, holder: u64) -> Sqlite {
+    Sqlite::open(path, holder, Clock::new()).unwrap()
 }
 
 fn response(text: &str) -> StoredResponse {
@@ -60,9 +70,8 @@ fn response(text: &str) -> StoredResponse {
     StoredResponse::new(StatusCode::CREATED, &fields, Bytes::copy_from_slice(text.as_bytes()), None)
 }
 
-fn completion(number: u8, token: Token, finish: Finish, expires: impl Into<Option<u64>>) -> Completion {
-    let (response, expires) = (response_of(finish, token), expires.into());
-    Completion { id: id(number), token, finish, response, expires }
+fn completion(number: u8, token: Token, finish: Finish) -> Completion {
+    Completion { id: id(number), token, finish, response: response_of(finish, token), ttl: TTL }
 }
 
 fn response_of(finish: Finish, token: Token) -> Option<StoredResponse> {
@@ -71,75 +80,6 @@ fn response_of(finish: Finish, token: Token) -> Option<StoredResponse> {
 
 fn finishes() -> impl Strategy<Value = Finish> {
     prop_oneof![Just(Finish::Done), Just(Finish::DoneWithoutBody), Just(Finish::Unknown)]
-}
-
-#[derive(Clone, Debug)]
-enum Step {
-    Claim { id: u8, number: u64, print: u8, retake: bool, now: u64, expires: u64 },
-    Complete { id: u8, number: u64, finish: Finish, expires: Option<u64> },
-    Release { id: u8, number: u64 },
-    Authorise { id: u8 },
-    Tend { now: u64 },
-}
-
-fn steps() -> impl Strategy<Value = Step> {
-    let (id, number, time) = (0..3u8, 1..4u64, 0..100u64);
-    prop_oneof![
-        3 => (id.clone(), number.clone(), 0..2u8, any::<bool>(), time.clone(), time.clone())
-            .prop_map(|(id, number, print, retake, now, expires)| Step::Claim { id, number, print, retake, now, expires }),
-        3 => (id.clone(), number.clone(), finishes(), proptest::option::of(time.clone()))
-            .prop_map(|(id, number, finish, expires)| Step::Complete { id, number, finish, expires }),
-        1 => (id.clone(), number).prop_map(|(id, number)| Step::Release { id, number }),
-        1 => id.prop_map(|id| Step::Authorise { id }),
-        1 => time.prop_map(|now| Step::Tend { now }),
-    ]
-}
-
-/// Everything that a store says about a step.
-fn take(store: &dyn Store, step: &Step) -> String {
-    let token = |number| Token { holder: store.holder(), number };
-    match *step {
-        Step::Claim { id, number, print, retake, now, expires } => {
-            let claim = new_claim(id, token(number), print, HOUR, now, expires);
-            format!("{:?}", call(|done| store.claim(NewClaim { retake, ..claim }, done)))
-        }
-        Step::Complete { id, number, finish, expires } => {
-            format!("{:?}", call(|done| store.complete(completion(id, token(number), finish, expires), done)))
-        }
-        Step::Release { id: of, number } => {
-            format!("{:?}", call(|done| store.release(id(of), token(number), done)))
-        }
-        Step::Authorise { id: of } => format!("{:?}", call(|done| store.authorise(id(of), 0, done))),
-        Step::Tend { now } => format!("{:?}", call(|done| store.tend(now, done))),
-    }
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(48))]
-
-    /// The memory's records follow the rule by construction; the file's by this.
-    #[test]
-    fn both_stores_do_the_same(steps in proptest::collection::vec(steps(), 0..40)) {
-        let folder = tempfile::tempdir().unwrap();
-        let memory = memory::Memory::new(7, usize::MAX);
-        let sqlite = Sqlite::open(&folder.path().join("store.db"), 7, 0).unwrap();
-        for step in &steps {
-            prop_assert_eq!(take(&memory, step), take(&sqlite, step), "{:?}", step);
-            prop_assert_eq!(memory.count(), sqlite.count());
-            for number in 0..3 {
-                let seen = |store: &dyn Store| call(|done| store.look_up(id(number), done));
-                prop_assert_eq!(seen(&memory), seen(&sqlite));
-            }
-        }
-        for key in ["key-0", "key-1", "key-2"] {
-            let listed = |store: &dyn Store| {
-                let mut listed = call(|done| store.find(key.to_owned(), done)).unwrap();
-                listed.sort_by_key(|record| record.id);
-                listed
-            };
-            prop_assert_eq!(listed(&memory), listed(&sqlite));
-        }
-    }
 }
 
 #[derive(Clone, Debug)]
@@ -187,6 +127,11 @@ fn events() -> impl Strategy<Value = Event> {
     ]
 }
 
+/// A claim whose record does not expire in a test.
+fn lasting(claim: NewClaim) -> NewClaim {
+    NewClaim { ttl: HOUR, ..claim }
+}
+
 /// A proxy's store, and the runs that it has begun.
 struct Process {
     store: Option<Sqlite>,
@@ -195,7 +140,7 @@ struct Process {
 
 impl Process {
     fn start(path: &Path, holder: u64) -> Process {
-        Process { store: Some(Sqlite::open(path, holder, 0).unwrap()), runs: Vec::new() }
+        Process { store: Some(sqlite(path, holder)), runs: Vec::new() }
     }
 
     fn store(&self) -> &Sqlite {
@@ -223,7 +168,7 @@ proptest! {
                     let process = &mut proxies[proxy];
                     let token = Token { holder: process.store().holder(), number };
                     let lease = if lease_is_over { Duration::ZERO } else { HOUR };
-                    match call(|done| process.store().claim(new_claim(of, token, 0, lease, 0, 1000), done)).unwrap() {
+                    match claim_with(process.store(), lasting(new_claim(of, token, 0, lease))).unwrap() {
                         Claimed::Again => prop_assert!(false, "nobody asks for another run"),
                         Claimed::First => {
                             prop_assert_eq!(may_have_run.insert(of, token), None, "a second run");
@@ -239,7 +184,7 @@ proptest! {
                 Event::Complete { proxy, run, finish } => {
                     let process = &proxies[proxy];
                     if let Some(&(of, token)) = process.runs.get(run) {
-                        let completion = completion(of, token, finish, 1000);
+                        let completion = Completion { ttl: HOUR, ..completion(of, token, finish) };
                         if call(|done| process.store().complete(completion.clone(), done)).unwrap() {
                             prop_assert_eq!(Some(&token), may_have_run.get(&of));
                             if let Some(response) = completion.response {
@@ -252,14 +197,14 @@ proptest! {
                 Event::Release { proxy, run } => {
                     let process = &proxies[proxy];
                     if let Some(&(of, token)) = process.runs.get(run)
-                        && call(|done| process.store().release(id(of), token, done)).unwrap()
+                        && call(|done| process.store().release(release_of(of, token, ReleaseWay::Plain), done)).unwrap()
                     {
                         prop_assert_eq!(may_have_run.remove(&of), Some(token));
                         prop_assert!(!results.contains_key(&of), "a result was released");
                     }
                 }
                 Event::Beat { proxy } => call(|done| proxies[proxy].store().beat(done)).unwrap(),
-                Event::Tend { proxy } => drop(call(|done| proxies[proxy].store().tend(0, done)).unwrap()),
+                Event::Tend { proxy } => drop(call(|done| proxies[proxy].store().tend(done)).unwrap()),
                 Event::Crash { proxy } => {
                     holders += 1;
                     proxies[proxy].store = None;
@@ -281,18 +226,18 @@ proptest! {
 fn a_silent_holder_is_unknown_until_it_speaks() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("store.db");
-    let (silent, other) = (Sqlite::open(&path, 1, 0).unwrap(), Sqlite::open(&path, 2, 0).unwrap());
+    let (silent, other) = (sqlite(&path, 1), sqlite(&path, 2));
     let (mine, theirs) = (Token { holder: 1, number: 1 }, Token { holder: 2, number: 1 });
     let state = |lease| {
-        let again = new_claim(0, theirs, 0, lease, 0, 1000);
-        match call(|done| other.claim(again, done)).unwrap() {
+        let again = lasting(new_claim(0, theirs, 0, lease));
+        match claim_with(&other, again).unwrap() {
             Claimed::First | Claimed::Again => panic!("a second run"),
             Claimed::Found(found) => found.record.state,
         }
     };
     // How long others wait is the claim's own lease, whatever theirs would be.
     let lease = Duration::from_millis(200);
-    call(|done| silent.claim(new_claim(0, mine, 0, lease, 0, 1000), done)).unwrap();
+    claim_with(&silent, lasting(new_claim(0, mine, 0, lease))).unwrap();
     assert_eq!(state(Duration::ZERO), State::Running);
     let deadline = std::time::Instant::now() + Duration::from_secs(20);
     while state(Duration::ZERO) == State::Running {
@@ -301,49 +246,29 @@ fn a_silent_holder_is_unknown_until_it_speaks() {
     }
     assert_eq!(state(Duration::ZERO), State::Unknown);
     // Its completion comes late, and counts.
-    assert!(call(|done| silent.complete(completion(0, mine, Finish::Done, 1000), done)).unwrap());
+    assert!(call(|done| silent.complete(completion(0, mine, Finish::Done), done)).unwrap());
     assert_eq!(state(Duration::ZERO), State::Done);
-}
-
-#[test]
-fn a_claim_that_outlived_its_time_is_unknown_before_it_expires() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("store.db");
-    let mine = Token { holder: 1, number: 1 };
-    let store = Sqlite::open(&path, 1, 0).unwrap();
-    call(|done| store.claim(new_claim(0, mine, 0, HOUR, 0, 10), done)).unwrap();
-    call(|done| store.claim(new_claim(1, mine, 0, HOUR, 0, 10), done)).unwrap();
-    drop(store);
-    // It dies, and is found dead long after its records would have expired: at the start, or by a claim.
-    let second = Sqlite::open(&path, 2, 1000).unwrap();
-    let theirs = Token { holder: 2, number: 1 };
-    let claim = |now| call(|done| second.claim(new_claim(0, theirs, 0, HOUR, now, now + 10), done)).unwrap();
-    for now in [1000, 1009] {
-        call(|done| second.tend(now, done)).unwrap();
-        assert!(matches!(claim(now), Claimed::Found(found) if found.record.state == State::Unknown), "{now}");
-    }
-    assert_eq!(claim(1010), Claimed::First, "it expires in its turn");
 }
 
 #[test]
 fn a_holder_that_had_nothing_to_do_is_not_silent() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("store.db");
-    let (idle, other) = (Sqlite::open(&path, 1, 0).unwrap(), Sqlite::open(&path, 2, 0).unwrap());
+    let (idle, other) = (sqlite(&path, 1), sqlite(&path, 2));
     let lease = Duration::from_millis(300);
     let (mine, theirs) = (Token { holder: 1, number: 1 }, Token { holder: 2, number: 1 });
     // Seen for longer than a lease, without a claim and then with one that has ended.
     for number in 0..2 {
         let began = std::time::Instant::now();
         while began.elapsed() < 2 * lease {
-            call(|done| other.tend(0, done)).unwrap();
+            call(|done| other.tend(done)).unwrap();
             std::thread::sleep(Duration::from_millis(5));
         }
-        call(|done| idle.claim(new_claim(number, mine, 0, lease, 0, 1000), done)).unwrap();
-        call(|done| other.tend(0, done)).unwrap();
-        let found = call(|done| other.claim(new_claim(number, theirs, 0, lease, 0, 1000), done)).unwrap();
+        claim_with(&idle, lasting(new_claim(number, mine, 0, lease))).unwrap();
+        call(|done| other.tend(done)).unwrap();
+        let found = claim_with(&other, lasting(new_claim(number, theirs, 0, lease))).unwrap();
         assert!(matches!(found, Claimed::Found(found) if found.record.state == State::Running));
-        call(|done| idle.complete(completion(number, mine, Finish::Done, None), done)).unwrap();
+        call(|done| idle.complete(completion(number, mine, Finish::Done), done)).unwrap();
     }
 }
 
@@ -351,14 +276,14 @@ fn a_holder_that_had_nothing_to_do_is_not_silent() {
 fn a_row_that_cannot_be_read_is_nobody_elses_misfortune() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("store.db");
-    let store = Sqlite::open(&path, 1, 0).unwrap();
+    let store = sqlite(&path, 1);
     let token = |number| Token { holder: 1, number };
-    call(|done| store.claim(new_claim(0, token(1), 0, HOUR, 0, 1000), done)).unwrap();
+    claim_with(&store, lasting(new_claim(0, token(1), 0, HOUR))).unwrap();
     rusqlite::Connection::open(&path).unwrap().execute("UPDATE records SET state = 9", []).unwrap();
     let (tell, told) = channel();
     for number in 0..20 {
         let tell = tell.clone();
-        let claim = new_claim(number % 10, token(u64::from(number) + 2), 0, HOUR, 0, 1000);
+        let claim = lasting(new_claim(number % 10, token(u64::from(number) + 2), 0, HOUR));
         store.claim(claim, Box::new(move |claimed| tell.send((number % 10, claimed)).unwrap()));
     }
     for _ in 0..20 {
@@ -371,10 +296,10 @@ fn a_row_that_cannot_be_read_is_nobody_elses_misfortune() {
 fn a_log_that_is_taken_away_fails() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("store.db");
-    let store = Sqlite::open(&path, 1, 0).unwrap();
+    let store = sqlite(&path, 1);
     let claim = |number: u8| {
         let token = Token { holder: 1, number: number.into() };
-        call(|done| store.claim(new_claim(number, token, 0, HOUR, 0, 1000), done))
+        claim_with(&store, lasting(new_claim(number, token, 0, HOUR)))
     };
     assert_eq!(claim(1), Ok(Claimed::First));
     std::fs::remove_file(folder.path().join("store.db-wal")).unwrap();
@@ -385,13 +310,13 @@ fn a_log_that_is_taken_away_fails() {
 fn links_to_a_store_lead_to_one() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("store.db");
-    let store = Sqlite::open(&path, 1, 0).unwrap();
+    let store = sqlite(&path, 1);
     let link = folder.path().join("link.db");
     std::os::unix::fs::symlink(&path, &link).unwrap();
-    let other = Sqlite::open(&link, 2, 0).unwrap();
+    let other = sqlite(&link, 2);
     let (mine, theirs) = (Token { holder: 1, number: 1 }, Token { holder: 2, number: 1 });
-    call(|done| store.claim(new_claim(0, mine, 0, HOUR, 0, 1000), done)).unwrap();
-    let found = call(|done| other.claim(new_claim(0, theirs, 0, HOUR, 0, 1000), done)).unwrap();
+    claim_with(&store, lasting(new_claim(0, mine, 0, HOUR))).unwrap();
+    let found = claim_with(&other, lasting(new_claim(0, theirs, 0, HOUR))).unwrap();
     assert!(matches!(found, Claimed::Found(found) if found.record.state == State::Running));
 }
 
@@ -404,7 +329,7 @@ fn processes_may_make_the_file_at_once() {
             .map(|holder| {
                 scope.spawn({
                     let path = &path;
-                    move || Sqlite::open(path, holder, 0).map(drop).map_err(|error| error.to_string())
+                    move || Sqlite::open(path, holder, Clock::new()).map(drop).map_err(|error| error.to_string())
                 })
             })
             .collect();
@@ -416,15 +341,15 @@ fn processes_may_make_the_file_at_once() {
 fn a_heart_that_beats_keeps_its_claims() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("store.db");
-    let (working, other) = (Sqlite::open(&path, 1, 0).unwrap(), Sqlite::open(&path, 2, 0).unwrap());
+    let (working, other) = (sqlite(&path, 1), sqlite(&path, 2));
     let lease = Duration::from_millis(300);
     let (mine, theirs) = (Token { holder: 1, number: 1 }, Token { holder: 2, number: 1 });
-    call(|done| working.claim(new_claim(0, mine, 0, lease, 0, 1000), done)).unwrap();
+    claim_with(&working, lasting(new_claim(0, mine, 0, lease))).unwrap();
     let began = std::time::Instant::now();
     while began.elapsed() < 3 * lease {
         call(|done| working.beat(done)).unwrap();
-        call(|done| other.tend(0, done)).unwrap();
-        let found = call(|done| other.claim(new_claim(0, theirs, 0, lease, 0, 1000), done)).unwrap();
+        call(|done| other.tend(done)).unwrap();
+        let found = claim_with(&other, lasting(new_claim(0, theirs, 0, lease))).unwrap();
         assert!(matches!(found, Claimed::Found(found) if found.record.state == State::Running));
     }
 }
@@ -434,14 +359,14 @@ fn the_file_is_for_nobody_else_and_says_what_it_is() {
     use std::os::unix::fs::PermissionsExt;
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("data").join("store.db");
-    drop(Sqlite::open(&path, 1, 0).unwrap());
+    drop(sqlite(&path, 1));
     let mode = |path: &Path| path.metadata().unwrap().permissions().mode() & 0o777;
     assert_eq!((mode(&path), mode(path.parent().unwrap())), (0o600, 0o700));
-    let error = |path: &Path| Sqlite::open(path, 1, 0).map(|_| ()).unwrap_err().to_string();
+    let error = |path: &Path| Sqlite::open(path, 1, Clock::new()).map(|_| ()).unwrap_err().to_string();
 
     let database = rusqlite::Connection::open(&path).unwrap();
-    database.pragma_update(None, "user_version", 2).unwrap();
-    assert!(error(&path).contains("version 2"), "{}", error(&path));
+    database.pragma_update(None, "user_version", 3).unwrap();
+    assert!(error(&path).contains("version 3"), "{}", error(&path));
 
     let foreign = folder.path().join("foreign.db");
     rusqlite::Connection::open(&foreign).unwrap().execute_batch("CREATE TABLE t (a)").unwrap();
@@ -457,9 +382,9 @@ fn the_file_is_for_nobody_else_and_says_what_it_is() {
 fn a_file_that_is_taken_away_fails_and_is_not_made_anew() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("store.db");
-    let store = Sqlite::open(&path, 1, 0).unwrap();
+    let store = sqlite(&path, 1);
     let token = |number| Token { holder: 1, number };
-    let claim = |number| call(|done| store.claim(new_claim(number as u8, token(number), 0, HOUR, 0, 1000), done));
+    let claim = |number| claim_with(&store, lasting(new_claim(number as u8, token(number), 0, HOUR)));
     assert_eq!(claim(1), Ok(Claimed::First));
     let away = folder.path().join("away.db");
     std::fs::rename(&path, &away).unwrap();
@@ -468,21 +393,77 @@ fn a_file_that_is_taken_away_fails_and_is_not_made_anew() {
     assert!(matches!(claim(2), Err(StoreError::Failed(_))), "another file is not the store");
     std::fs::rename(&away, &path).unwrap();
     assert_eq!(claim(2), Ok(Claimed::First), "it works again");
-    assert!(matches!(claim(1), Ok(Claimed::Found(_))), "and remembers");
+    let another = claim_with(&store, lasting(new_claim(1, token(3), 0, HOUR)));
+    assert!(matches!(another, Ok(Claimed::Found(_))), "and remembers");
 }
 
 #[test]
 fn a_full_memory_takes_no_claims_and_forgets_nothing() {
-    let store = memory::Memory::new(1, 4000);
+    let time = Arc::new(AtomicU64::new(0));
+    let store = memory::Memory::new(1, Clock::set_by(Arc::clone(&time)), 4000);
     let token = |number| Token { holder: 1, number };
-    let claim =
-        |number: u8| call(|done| store.claim(new_claim(number, token(u64::from(number)), 0, HOUR, 0, 10), done));
+    let claim = |number: u8| claim_with(&store, new_claim(number, token(u64::from(number)), 0, HOUR));
     let made = (0..50).take_while(|&number| claim(number) == Ok(Claimed::First)).count() as u8;
     assert!((2..20).contains(&made));
     assert_eq!(claim(made), Err(StoreError::Full));
-    assert!(matches!(claim(0), Ok(Claimed::Found(_))));
-    assert_eq!(call(|done| store.complete(completion(0, token(0), Finish::Done, 10), done)), Ok(true));
-    assert_eq!(call(|done| store.complete(completion(1, token(1), Finish::Unknown, 10), done)), Ok(true));
-    assert_eq!(call(|done| store.tend(10, done)), Ok(Tended { expired: 2, more: false }));
-    assert_eq!(claim(made), Ok(Claimed::First), "what has expired makes room");
+    assert!(matches!(claim_with(&store, new_claim(0, token(99), 0, HOUR)), Ok(Claimed::Found(_))));
+    assert_eq!(call(|done| store.complete(completion(0, token(0), Finish::Done), done)), Ok(true));
+    assert_eq!(call(|done| store.complete(completion(1, token(1), Finish::Unknown), done)), Ok(true));
+    time.store(110, Ordering::Relaxed);
+    assert_eq!(call(|done| store.tend(done)), Ok(Tended { expired: 2, more: false }));
+    assert_eq!(claim(made), Ok(Claimed::First), "expired records make room");
+}
+
+#[test]
+fn a_file_of_the_version_before_opens_and_remembers() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("store.db");
+    let before = rusqlite::Connection::open(&path).unwrap();
+    before.execute_batch(include_str!("tests/version_1.sql")).unwrap();
+    let now = Clock::new().now().cast_signed();
+    for (number, state) in [(0, 1), (1, 0)] {
+        let (id, subject, stored) = (id(number), subject(number), response("before"));
+        let Subject { namespace, method, authority, path, key } = subject;
+        before
+            .execute(
+                "INSERT INTO records VALUES
+                     (NULL, ?1, ?2, 9, 1, 10000, ?3, ?3 + 100000, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, x'')",
+                rusqlite::params![
+                    id.0,
+                    state,
+                    now,
+                    [0u8; 32],
+                    namespace,
+                    method,
+                    authority,
+                    path,
+                    key,
+                    stored.status,
+                    &stored.fields[..],
+                    &stored.body[..]
+                ],
+            )
+            .unwrap();
+    }
+    before.execute_batch("UPDATE extent SET records = 2; INSERT INTO holders VALUES (9, 0);").unwrap();
+    let store = sqlite(&path, 1);
+    let mine = |number| Token { holder: 1, number };
+    let found = |number: u8| claim_with(&store, lasting(new_claim(number, mine(number.into()), 0, HOUR))).unwrap();
+    assert!(matches!(found(0), Claimed::Found(found) if found.response == Some(response("before"))));
+    assert!(
+        matches!(found(1), Claimed::Found(found) if found.record.state == State::Unknown),
+        "the process that ran it is gone"
+    );
+    assert_eq!(found(2), Claimed::First);
+    assert_eq!(call(|done| store.tend(done)).map(|tended| tended.expired), Ok(0));
+    assert_eq!(store.count(), Some(3));
+    // The process before goes on with its statements until it has handed over.
+    before
+        .execute_batch(
+            "INSERT INTO records (id, state, holder, number, lease, created, expires, fingerprint,
+                                  namespace, method, authority, path, key)
+             VALUES (x'0102', 0, 9, 1, 10000, 0, 1, x'00', 'n', 'POST', 'a', '/', 'k');
+             UPDATE records SET state = 1, status = 200, fields = x'', body = x'', trailers = x'' WHERE id = x'0102';",
+        )
+        .unwrap();
 }

@@ -13,6 +13,7 @@ use super::upstream::{Answered, UpstreamRequest};
 use crate::config::Protocol;
 use crate::http::date;
 use crate::http::problem::{Problem, ProblemKind};
+use crate::idempotency::BootTime;
 use crate::upstream::{
     Carrier, Failure, InFlight, Interim, Link, Nobody, Node, Outcome, Outgoing, Patience, Picked, Pool, ReplayBody,
     Setback, Tried, is_idempotent, millis,
@@ -338,6 +339,9 @@ impl UpstreamRequest {
                     }
                 },
             };
+            if self.has_lapsed() {
+                return Attempt::Failed(Failure::ClaimLapsed, None, false);
+            }
             let first_byte = self.pool.timeouts.first_byte;
             let patience = Patience { started, first_byte, until: self.until() };
             let is_heard = self.wants_interim || self.gate.is_some();
@@ -370,6 +374,11 @@ impl UpstreamRequest {
             };
             return judge_failure(self.blame(failure), sent, client_is_slow, link.last_activity(), first_byte);
         }
+    }
+
+    /// Returns whether the request holds a claim that is too old to send anything under it.
+    fn has_lapsed(&self) -> bool {
+        self.claimed.and_then(|reach| reach.by).is_some_and(|by| BootTime::now() >= by)
     }
 
     /// Returns the failure of an attempt: the client's, once the request's body has failed, whatever the node did.
@@ -413,6 +422,9 @@ impl UpstreamRequest {
                     }
                 }
             };
+            if self.has_lapsed() {
+                return Attempt::Failed(Failure::ClaimLapsed, None, false);
+            }
             let first_byte = self.pool.timeouts.first_byte;
             let started = if is_new { Instant::now() } else { started };
             let patience = Patience { started, first_byte, until: self.until() };

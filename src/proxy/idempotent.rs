@@ -23,7 +23,7 @@ use crate::http::date;
 use crate::http::head::RequestHead;
 use crate::http::problem::{Problem, ProblemKind};
 use crate::idempotency::{
-    Asked, Claim, Fingerprint, Fingerprinting, Id, Origin, Outcome, Pieces, Refused, Sent, Settled, Started,
+    Asked, BootTime, Claim, Fingerprint, Fingerprinting, Id, Origin, Outcome, Pieces, Refused, Sent, Settled, Started,
     StoredResponse, Subject, key_of, run, start,
 };
 use crate::upstream::{AnswerBody, Outgoing};
@@ -244,7 +244,7 @@ impl Keyed {
     /// Forwards the request as if it had no key.
     async fn forward(mut self: Box<Self>) -> Result<Reply, Problem> {
         let exchange = Rc::clone(&self.upstream_request.exchange);
-        match self.send().await {
+        match self.send_within(None).await {
             Sent::Answer { response, .. } => Ok(passed(response, &exchange)),
             Sent::Nothing(problem) => Err(problem),
             // A client that took it for a failure would ask again.
@@ -258,11 +258,18 @@ impl Origin for Keyed {
     type Body = AnswerBody;
     type Failure = Problem;
 
-    async fn send(&mut self) -> Sent<AnswerBody, Problem> {
-        self.upstream_request.claimed = Some(Reach::begin());
+    async fn send(&mut self, by: BootTime) -> Sent<AnswerBody, Problem> {
+        self.send_within(Some(by)).await
+    }
+}
+
+impl Keyed {
+    /// Sends the request; its first byte by a time, where it holds a claim.
+    async fn send_within(&mut self, by: Option<BootTime>) -> Sent<AnswerBody, Problem> {
+        self.upstream_request.claimed = Some(Reach::begin(by));
         // Boxed: it is large, and the run's future is not all there is to a request.
         let answer = Box::pin(async { self.upstream_request.ask().await }).await;
-        let reach = self.upstream_request.claimed.unwrap_or_else(Reach::begin);
+        let reach = self.upstream_request.claimed.unwrap_or_else(|| Reach::begin(by));
         let mut response = match answer {
             Ok(response) => response,
             Err(problem) if reach.sent => return Sent::NoAnswer(problem),

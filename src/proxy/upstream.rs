@@ -13,6 +13,7 @@ use super::snapshot::Route;
 use crate::cache::CacheStatus;
 use crate::http::fields::{self, TransferCoding};
 use crate::http::problem::{Problem, ProblemKind};
+use crate::idempotency::BootTime;
 use crate::upstream::{AnswerBody, Carrier, Failure, InFlight, Keep, Outgoing, Pool};
 use http::header::{CONNECTION, CONTENT_LENGTH, TRAILER, UPGRADE};
 use http::{HeaderValue, Request, Response, StatusCode, Version};
@@ -58,11 +59,13 @@ pub(super) struct Reach {
     pub(super) sent: bool,
     /// All of it was, when the answer began.
     pub(super) whole: bool,
+    /// The time by which its first byte must be sent, where it holds a claim.
+    pub(super) by: Option<BootTime>,
 }
 
 impl Reach {
-    pub(super) fn begin() -> Reach {
-        Reach { began: Instant::now(), sent: false, whole: false }
+    pub(super) fn begin(by: Option<BootTime>) -> Reach {
+        Reach { began: Instant::now(), sent: false, whole: false, by }
     }
 }
 
@@ -155,6 +158,7 @@ impl UpstreamRequest {
         self.exchange.ended("upstream");
         tracing::debug!(pool = &*self.pool.name, failure = failure.label(), "no answer from a node");
         let kind = match failure {
+            Failure::ClaimLapsed => ProblemKind::StoreUnavailable,
             Failure::ConnectTimeout | Failure::Timeout => ProblemKind::UpstreamTimeout,
             _ => ProblemKind::UpstreamFailed,
         };

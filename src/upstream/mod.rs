@@ -124,6 +124,8 @@ pub(crate) enum Failure {
     HeadTooLarge,
     /// The request's own body ended in an error: the client's fault.
     RequestBody,
+    /// Half of the idempotency claim's lease has passed before a byte was sent: nothing may be sent any more.
+    ClaimLapsed,
 }
 
 /// The fault of a node's certificate.
@@ -167,7 +169,7 @@ impl Failure {
     /// Returns whether it speaks against the node. A request that its client did not send whole does not, nor
     /// one whose answer is merely larger than we take.
     pub(crate) fn is_the_nodes(self) -> bool {
-        !matches!(self, Failure::RequestBody | Failure::HeadTooLarge)
+        !matches!(self, Failure::RequestBody | Failure::HeadTooLarge | Failure::ClaimLapsed)
     }
 
     /// Returns the label in metrics and the word in logs.
@@ -183,6 +185,7 @@ impl Failure {
             Failure::Malformed => "malformed",
             Failure::HeadTooLarge => "head_too_large",
             Failure::RequestBody => "request_body",
+            Failure::ClaimLapsed => "claim_lapsed",
         }
     }
 
@@ -199,6 +202,7 @@ impl Failure {
             Failure::Malformed => "http_protocol_error",
             Failure::HeadTooLarge => "http_response_header_section_size",
             Failure::RequestBody => "http_request_error",
+            Failure::ClaimLapsed => "proxy_internal_error",
         }
     }
 }
@@ -216,6 +220,9 @@ impl fmt::Display for Failure {
             Failure::Malformed => "the node's answer is not valid HTTP",
             Failure::HeadTooLarge => "the head of the node's answer is too large",
             Failure::RequestBody => "the request's body ended early",
+            Failure::ClaimLapsed => {
+                "the claim of the request's key was too old to send anything; repeat the request later"
+            }
         })
     }
 }

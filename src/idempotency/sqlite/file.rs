@@ -1,5 +1,6 @@
 //! The file: how it is opened, what is in it, and whether it is still the one that was opened.
 
+use crate::idempotency::store_identity::new_identity;
 use rusqlite::{Connection, OpenFlags};
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io;
@@ -16,7 +17,7 @@ const BUSY_STEP: Duration = Duration::from_micros(500);
 const APPLICATION: i64 = 0x5257_6964;
 
 /// The version of the tables (`PRAGMA user_version`).
-const VERSION: i64 = 1;
+const VERSION: i64 = 2;
 
 /// Pages of the log before it is written back: 32 MiB.
 const CHECKPOINT: i64 = 8192;
@@ -28,8 +29,8 @@ const LOG_SIZE: i64 = 64 << 20;
 const WRITER_CACHE: i64 = 8 << 10;
 const READER_CACHE: i64 = 2 << 10;
 
-/// `state`: 0 running, 1 done, 2 done without a body, 3 unknown. `holder` and `number` are the token.
-/// Times are milliseconds since 1970. Rows stand in the order of the claims, so that a commit touches
+/// `state`: 0 running, 1 done, 2 done without a body, 3 unknown, 4 tombstone. `holder` and `number` are the token.
+/// Times are milliseconds since 1970; `expires` of a running record is `created` and its time to live. Rows stand in the order of the claims, so that a commit touches
 /// few pages; an identity begins with a hash of its key, so that a key's records stand together.
 const TABLES: &str = "
     CREATE TABLE records (
@@ -50,18 +51,30 @@ const TABLES: &str = "
         status INTEGER,
         fields BLOB,
         body BLOB,
-        trailers BLOB
+        trailers BLOB,
+        dead_holder INTEGER,
+        dead_number INTEGER
     );
-    CREATE INDEX records_by_expiry ON records (expires);
+    CREATE INDEX records_by_expiry ON records (expires) WHERE state <> 0;
     CREATE INDEX records_by_holder ON records (holder) WHERE state = 0;
     CREATE TABLE holders (holder INTEGER PRIMARY KEY, beat INTEGER NOT NULL);
     CREATE TABLE extent (records INTEGER NOT NULL);
     INSERT INTO extent VALUES (0);
+    CREATE TABLE store (identity TEXT NOT NULL);
+";
+
+/// From version 1, whose processes may go on while their successor begins: their statements fit both.
+const FROM_VERSION_1: &str = "
+    ALTER TABLE records ADD COLUMN dead_holder INTEGER;
+    ALTER TABLE records ADD COLUMN dead_number INTEGER;
+    DROP INDEX records_by_expiry;
+    CREATE INDEX records_by_expiry ON records (expires) WHERE state <> 0;
+    CREATE TABLE store (identity TEXT NOT NULL);
 ";
 
 /// Why a store cannot be opened.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum OpenError {
+pub(crate) enum FileError {
     #[error("{0}")]
     Io(#[from] io::Error),
     #[error("{0}")]
@@ -100,7 +113,7 @@ pub(super) enum Use {
 
 impl StoreFile {
     /// Makes the file where there is none, and its tables.
-    pub(super) fn prepare(path: &Path) -> Result<StoreFile, OpenError> {
+    pub(super) fn prepare(path: &Path) -> Result<StoreFile, FileError> {
         if let Some(folder) = path.parent()
             && !folder.as_os_str().is_empty()
         {
@@ -119,7 +132,7 @@ impl StoreFile {
         let made = loop {
             match file.connect(Use::Writing).and_then(|mut connection| file.make_tables(&mut connection)) {
                 // To turn on the log SQLite does not wait for others.
-                Err(OpenError::Sqlite(error)) if is_busy(&error) && Instant::now() < deadline => {
+                Err(FileError::Sqlite(error)) if is_busy(&error) && Instant::now() < deadline => {
                     std::thread::sleep(BUSY_STEP);
                 }
                 made => break made?,
@@ -136,7 +149,7 @@ impl StoreFile {
     }
 
     /// The files beside it, which SQLite keeps for as long as a connection is open.
-    pub(super) fn sides(&self) -> Result<Sides, OpenError> {
+    pub(super) fn sides(&self) -> Result<Sides, FileError> {
         let beside = |suffix: &str| {
             let mut path = self.path.as_os_str().to_owned();
             path.push(suffix);
@@ -147,14 +160,14 @@ impl StoreFile {
 
     /// Opens the file that [`StoreFile::prepare`] found. Never makes one: an empty store would run
     /// again what the lost one remembered.
-    pub(super) fn connect(&self, what_for: Use) -> Result<Connection, OpenError> {
+    pub(super) fn connect(&self, what_for: Use) -> Result<Connection, FileError> {
         self.check()?;
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let mut connection = Connection::open_with_flags(&self.path, flags)?;
         connection.busy_handler(Some(wait_for_others))?;
         let mode: String = connection.query_row("PRAGMA journal_mode = WAL", [], |row| row.get(0))?;
         if mode != "wal" {
-            return Err(OpenError::NoLog(mode));
+            return Err(FileError::NoLog(mode));
         }
         connection.pragma_update(None, "synchronous", "FULL")?;
         connection.pragma_update(None, "temp_store", "MEMORY")?;
@@ -168,25 +181,29 @@ impl StoreFile {
     }
 
     /// Returns whether the path still leads to the file.
-    pub(super) fn check(&self) -> Result<(), OpenError> {
-        if identity_of(&self.path)? == self.identity { Ok(()) } else { Err(OpenError::Replaced) }
+    pub(super) fn check(&self) -> Result<(), FileError> {
+        if identity_of(&self.path)? == self.identity { Ok(()) } else { Err(FileError::Replaced) }
     }
 
     /// Returns whether they had to be made.
-    fn make_tables(&self, connection: &mut Connection) -> Result<bool, OpenError> {
+    fn make_tables(&self, connection: &mut Connection) -> Result<bool, FileError> {
         let transaction = connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
         let pragma = |name: &str| transaction.pragma_query_value(None, name, |row| row.get::<_, i64>(0));
         let made = match (pragma("application_id")?, pragma("user_version")?) {
             (APPLICATION, VERSION) => false,
-            (APPLICATION, version) => return Err(OpenError::Newer(version)),
+            (APPLICATION, 1) => {
+                transaction.execute_batch(FROM_VERSION_1)?;
+                name(&transaction)?;
+                false
+            }
+            (APPLICATION, version) => return Err(FileError::Newer(version)),
             _ => {
                 let objects: i64 = transaction.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
                 if objects > 0 {
-                    return Err(OpenError::Foreign);
+                    return Err(FileError::Foreign);
                 }
                 transaction.execute_batch(TABLES)?;
-                transaction.pragma_update(None, "application_id", APPLICATION)?;
-                transaction.pragma_update(None, "user_version", VERSION)?;
+                name(&transaction)?;
                 true
             }
         };
@@ -195,18 +212,26 @@ impl StoreFile {
     }
 }
 
+/// Gives the file a version, and an identity of its own.
+fn name(connection: &Connection) -> Result<(), FileError> {
+    connection.execute("INSERT INTO store VALUES (?1)", [new_identity()?])?;
+    connection.pragma_update(None, "application_id", APPLICATION)?;
+    connection.pragma_update(None, "user_version", VERSION)?;
+    Ok(())
+}
+
 /// Device and inode; a file that is gone was replaced by nothing.
-fn identity_of(path: &Path) -> Result<(u64, u64), OpenError> {
+fn identity_of(path: &Path) -> Result<(u64, u64), FileError> {
     match std::fs::metadata(path) {
         Ok(metadata) => Ok((metadata.dev(), metadata.ino())),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Err(OpenError::Replaced),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Err(FileError::Replaced),
         Err(error) => Err(error.into()),
     }
 }
 
 /// Makes what stands in a folder durable; not every folder can be opened for that, nor every file system
 /// asked.
-fn sync_folder(folder: &Path) -> Result<(), OpenError> {
+fn sync_folder(folder: &Path) -> Result<(), FileError> {
     use io::ErrorKind::{InvalidInput, PermissionDenied, Unsupported};
     match File::open(folder).and_then(|folder| folder.sync_all()) {
         Err(error) if !matches!(error.kind(), InvalidInput | PermissionDenied | Unsupported) => Err(error.into()),

@@ -9,11 +9,12 @@ mod holders;
 mod lane;
 mod rows;
 
-pub(crate) use file::OpenError;
+pub(crate) use file::FileError;
 
+use super::clock::{BootTime, Clock};
 use super::identity::Id;
-use super::record::{Holder, Millis, Token};
-use super::store::{Authorised, Claimed, Completion, Done, Found, Listed, NewClaim, Store, Tended};
+use super::record::{Holder, Token};
+use super::store::{Authorised, ClaimReply, Completion, Done, Found, Listed, NewClaim, Release, Store, Tended};
 use file::{Sides, StoreFile, Use};
 use holders::Holders;
 use lane::{Carrier, Failure, Job, Lane};
@@ -26,6 +27,7 @@ use std::time::Instant;
 /// A store in a file.
 pub(crate) struct Sqlite {
     holder: Holder,
+    clock: Arc<Clock>,
     writer: Lane<Desk>,
     reader: Lane<Connection>,
     count: Arc<AtomicU64>,
@@ -34,6 +36,7 @@ pub(crate) struct Sqlite {
 /// The state of the writing thread.
 struct Desk {
     connection: Connection,
+    clock: Arc<Clock>,
     holders: Holders,
     /// Records added, less those removed, since the last commit.
     added: i64,
@@ -42,12 +45,15 @@ struct Desk {
 
 impl Sqlite {
     /// Opens or makes the file, and marks what dead processes left behind.
-    pub(crate) fn open(path: &Path, holder: Holder, now: Millis) -> Result<Sqlite, OpenError> {
+    pub(crate) fn open(path: &Path, holder: Holder, clock: Clock) -> Result<Sqlite, FileError> {
+        let clock = Arc::new(clock);
         let file = StoreFile::prepare(path)?;
         let holders = Holders::enter(&file.path, holder)?;
-        let mut desk = Desk { connection: file.connect(Use::Writing)?, holders, added: 0, last_beat: None };
+        let connection = file.connect(Use::Writing)?;
+        let mut desk = Desk { connection, clock: Arc::clone(&clock), holders, added: 0, last_beat: None };
         desk.connection.execute_batch("BEGIN IMMEDIATE")?;
         rows::enter(&desk.connection, holder)?;
+        let now = clock.now();
         rows::bury_the_dead(&mut desk, now)?;
         desk.connection.execute_batch("COMMIT")?;
         let count = Arc::new(AtomicU64::new(rows::extent(&desk.connection)?));
@@ -56,6 +62,7 @@ impl Sqlite {
         let writer = Writer { file, sides, desk, reconnect: false, is_out: false, count: count_there };
         Ok(Sqlite {
             holder,
+            clock,
             writer: Lane::start("idempotency-writer", writer)?,
             reader: Lane::start("idempotency-reader", reader)?,
             count,
@@ -68,34 +75,43 @@ impl Store for Sqlite {
         self.holder
     }
 
-    fn claim(&self, claim: NewClaim, done: Done<Claimed>) {
-        self.writer.submit(move |desk| rows::claim(desk, &claim), done);
+    fn claim(&self, claim: NewClaim, done: Done<ClaimReply>) {
+        let sent = BootTime::now();
+        let tell = move |result: Result<Result<_, _>, _>| {
+            done(result.flatten().map(|claimed| ClaimReply { claimed, sent, is_resent: false }));
+        };
+        self.writer.submit(move |desk| rows::claim(desk, &claim), Box::new(tell));
     }
 
     fn complete(&self, completion: Completion, done: Done<bool>) {
-        self.writer.submit(move |desk| rows::complete(&desk.connection, &completion), done);
+        self.writer.submit(move |desk| rows::complete(desk, &completion), done);
     }
 
-    fn release(&self, id: Id, token: Token, done: Done<bool>) {
-        self.writer.submit(move |desk| rows::release(desk, id, token), done);
+    fn release(&self, release: Release, done: Done<bool>) {
+        self.writer.submit(move |desk| rows::release(desk, &release), done);
     }
 
-    fn authorise(&self, id: Id, now: Millis, done: Done<Authorised>) {
-        self.writer.submit(move |desk| rows::authorise(desk, id, now), done);
+    fn authorise(&self, id: Id, done: Done<Authorised>) {
+        self.writer.submit(move |desk| rows::authorise(desk, id), done);
     }
 
     fn beat(&self, done: Done<()>) {
         self.writer.submit(rows::beat, done);
     }
 
-    fn tend(&self, now: Millis, done: Done<Tended>) {
+    fn tend(&self, done: Done<Tended>) {
+        self.clock.follow();
         let count = Arc::clone(&self.count);
         let tend = move |desk: &mut Desk| {
             // Others may have added some.
             count.store(rows::extent(&desk.connection)?, Ordering::Relaxed);
-            rows::tend(desk, now)
+            rows::tend(desk)
         };
         self.writer.submit(tend, done);
+    }
+
+    fn running(&self, done: Done<Vec<(Id, Token)>>) {
+        self.writer.submit(rows::running, done);
     }
 
     fn look_up(&self, id: Id, done: Done<Option<Found>>) {
@@ -103,11 +119,12 @@ impl Store for Sqlite {
     }
 
     fn find(&self, key: String, done: Done<Vec<Listed>>) {
-        self.reader.submit(move |connection| rows::find(connection, &key), done);
+        let now = self.clock.now();
+        self.reader.submit(move |connection| rows::find(connection, &key, now), done);
     }
 
-    fn count(&self) -> u64 {
-        self.count.load(Ordering::Relaxed)
+    fn count(&self) -> Option<u64> {
+        Some(self.count.load(Ordering::Relaxed))
     }
 }
 
@@ -163,11 +180,11 @@ impl Writer {
         }
     }
 
-    fn begin(&mut self) -> Result<(), OpenError> {
+    fn begin(&mut self) -> Result<(), FileError> {
         self.file.check()?;
         if self.file.sides()? != self.sides {
             // What is written now would be gone with the file that was removed.
-            return Err(OpenError::Replaced);
+            return Err(FileError::Replaced);
         }
         if self.reconnect {
             self.desk.connection = self.file.connect(Use::Writing)?;
@@ -177,7 +194,7 @@ impl Writer {
         Ok(())
     }
 
-    fn commit(&mut self, count: Option<u64>) -> Result<(), OpenError> {
+    fn commit(&mut self, count: Option<u64>) -> Result<(), FileError> {
         self.desk.connection.prepare_cached("COMMIT")?.execute([])?;
         if let Some(count) = count {
             self.count.store(count, Ordering::Relaxed);

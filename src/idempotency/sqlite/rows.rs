@@ -4,93 +4,110 @@
 use super::Desk;
 use crate::idempotency::fingerprint::Fingerprint;
 use crate::idempotency::identity::{Id, Subject};
-use crate::idempotency::record::{Event, Finish, Holder, Millis, Record, State, Token, Transition, transition};
+use crate::idempotency::record::{
+    Event, Finish, Holder, Millis, Record, ReleaseWay, State, Token, Transition, transition,
+};
 use crate::idempotency::response::StoredResponse;
-use crate::idempotency::store::{Authorised, BATCH, Claimed, Completion, Found, Listed, NewClaim, Tended};
+use crate::idempotency::store::{
+    Authorised, BATCH, Claimed, Completion, Found, Listed, NewClaim, Release, StoreError, Tended,
+};
 use crate::idempotency::warn_unknown;
 use bytes::Bytes;
 use rusqlite::types::ValueRef;
 use rusqlite::{Connection, OptionalExtension, Result, Row, named_params, params};
 use std::time::{Duration, Instant};
 
-impl State {
-    fn code(self) -> i64 {
-        match self {
-            State::Running => 0,
-            State::Done => 1,
-            State::DoneWithoutBody => 2,
-            State::Unknown => 3,
-        }
-    }
-
-    fn of(code: i64) -> Option<State> {
-        State::ALL.into_iter().find(|state| state.code() == code)
-    }
-}
-
 /// SQLite's numbers have a sign; ours are bits.
 fn signed(number: u64) -> i64 {
     number.cast_signed()
 }
 
-pub(super) fn claim(desk: &mut Desk, claim: &NewClaim) -> Result<Claimed> {
-    if insert(desk, claim)? {
+pub(super) fn claim(desk: &mut Desk, claim: &NewClaim) -> Result<std::result::Result<Claimed, StoreError>> {
+    let NewClaim { id, token, fingerprint, retake, lease, ttl, ref subject, .. } = *claim;
+    let (now, expires) = (desk.clock.now(), desk.clock.expiry(ttl));
+    let event = Event::Claim { token, fingerprint, retake, expires };
+    if let Transition::Becomes(record) = transition(None, event, now)
+        && insert(desk, id, &record, subject, lease)?
+    {
         desk.added += 1;
-        return Ok(Claimed::First);
+        return Ok(Ok(Claimed::First));
     }
-    let (mut found, lease) = read(&desk.connection, claim.id)?.ok_or(rusqlite::Error::QueryReturnedNoRows)?;
-    if let Some(record) = bury(desk, claim.id, &found.record, lease, claim.now)? {
+    let (mut found, found_lease) = read(&desk.connection, id)?.ok_or(rusqlite::Error::QueryReturnedNoRows)?;
+    if found.record.token != token
+        && let Some(record) = bury(desk, id, &found.record, found_lease, now)?
+    {
         found.record = record;
     }
-    let NewClaim { token, fingerprint, retake, now, expires, .. } = *claim;
-    match transition(Some(&found.record), Event::Claim { token, fingerprint, retake, expires }, now) {
-        Transition::Becomes(_) => {
-            desk.connection.prepare_cached("DELETE FROM records WHERE id = ?1")?.execute([claim.id.0])?;
-            insert(desk, claim)?;
-            Ok(Claimed::over(Some(&found.record), now))
+    match transition(Some(&found.record), event, now) {
+        Transition::Becomes(record) => {
+            replace(desk, id, Some(&found.record), &record, subject, lease)?;
+            Ok(Ok(Claimed::over(Some(&found.record), claim, now)))
         }
-        Transition::Goes | Transition::Stays => Ok(Claimed::Found(found)),
+        _ if found.record.state == State::Tombstone => Ok(Err(StoreError::Released)),
+        Transition::Goes | Transition::Stays => Ok(Ok(Claimed::Found(found))),
     }
 }
 
-/// Enters a claim where there is no record.
-fn insert(desk: &mut Desk, claim: &NewClaim) -> Result<bool> {
-    let Subject { namespace, method, authority, path, key } = &*claim.subject;
+/// Puts a record in the place of another one, or of none.
+fn replace(
+    desk: &mut Desk,
+    id: Id,
+    before: Option<&Record>,
+    record: &Record,
+    subject: &Subject,
+    lease: Duration,
+) -> Result<()> {
+    let counts = |record: &Record| i64::from(record.state != State::Tombstone);
+    desk.added += counts(record) - before.map_or(0, counts);
+    desk.connection.prepare_cached("DELETE FROM records WHERE id = ?1")?.execute([id.0])?;
+    insert(desk, id, record, subject, lease)?;
+    Ok(())
+}
+
+/// Enters a record where there is none. Returns whether there was none.
+fn insert(desk: &mut Desk, id: Id, record: &Record, subject: &Subject, lease: Duration) -> Result<bool> {
+    let Subject { namespace, method, authority, path, key } = subject;
     let inserted = desk
         .connection
         .prepare_cached(
             "INSERT INTO records (id, state, holder, number, lease, created, expires, fingerprint,
-                                  namespace, method, authority, path, key)
-             VALUES (?1, 0, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12) ON CONFLICT (id) DO NOTHING",
+                                  namespace, method, authority, path, key, dead_holder, dead_number)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15) ON CONFLICT (id) DO NOTHING",
         )?
         .execute(params![
-            claim.id.0,
-            signed(claim.token.holder),
-            signed(claim.token.number),
-            claim.lease.as_millis() as i64,
-            signed(claim.now),
-            signed(claim.expires),
-            claim.fingerprint.0,
+            id.0,
+            record.state.code(),
+            signed(record.token.holder),
+            signed(record.token.number),
+            lease.as_millis() as i64,
+            signed(record.created),
+            signed(record.expires),
+            record.fingerprint.0,
             namespace,
             method,
             authority,
             path,
             key,
+            record.dead.map(|token| signed(token.holder)),
+            record.dead.map(|token| signed(token.number)),
         ])?;
-    // Whoever sees the claim sees a heart that beats.
-    if inserted == 1 && desk.last_beat.is_none_or(|last| last.elapsed() >= claim.lease / 3) {
+    // A process that sees the claim sees a heartbeat of its holder.
+    let is_running = inserted == 1 && record.state == State::Running;
+    if is_running && desk.last_beat.is_none_or(|last| last.elapsed() >= lease / 3) {
         beat(desk)?;
     }
     Ok(inserted == 1)
 }
 
-pub(super) fn complete(connection: &Connection, completion: &Completion) -> Result<bool> {
-    let Completion { id, token, finish, response, expires } = completion;
+pub(super) fn complete(desk: &mut Desk, completion: &Completion) -> Result<bool> {
+    let Completion { id, token, finish, response, ttl } = completion;
     let response = response.as_ref().filter(|_| *finish == Finish::Done);
-    let completed = connection
+    let completed = desk
+        .connection
         .prepare_cached(
-            "UPDATE records SET state = ?1, status = ?2, fields = ?3, body = ?4, trailers = ?5
-             WHERE id = ?6 AND holder = ?7 AND number = ?8 AND state IN (0, 3, ?1)",
+            "UPDATE records SET state = ?1, status = ?2, fields = ?3, body = ?4, trailers = ?5, expires = ?9
+             WHERE id = ?6 AND holder = ?7 AND number = ?8
+                   AND (state = ?1 OR (state IN (0, 3) AND (dead_holder IS NOT ?7 OR dead_number IS NOT ?8)))",
         )?
         .execute(params![
             finish.state().code(),
@@ -101,27 +118,43 @@ pub(super) fn complete(connection: &Connection, completion: &Completion) -> Resu
             id.0,
             signed(token.holder),
             signed(token.number),
+            signed(desk.clock.expiry(*ttl)),
         ])?;
-    // Apart, for it costs a change of the index.
-    if let (1, Some(expires)) = (completed, expires) {
-        connection
-            .prepare_cached("UPDATE records SET expires = ?1 WHERE id = ?2")?
-            .execute(params![signed(*expires), id.0])?;
-    }
     Ok(completed == 1)
 }
 
-pub(super) fn release(desk: &mut Desk, id: Id, token: Token) -> Result<bool> {
-    let released = desk
-        .connection
-        .prepare_cached("DELETE FROM records WHERE id = ?1 AND holder = ?2 AND number = ?3 AND state IN (0, 3)")?
-        .execute(params![id.0, signed(token.holder), signed(token.number)])?;
-    desk.added -= i64::from(released == 1);
-    Ok(released == 1)
+pub(super) fn release(desk: &mut Desk, release: &Release) -> Result<bool> {
+    let Release { id, token, way, ttl } = *release;
+    if way == ReleaseWay::Plain {
+        let released = desk
+            .connection
+            .prepare_cached(
+                "DELETE FROM records WHERE id = ?1 AND holder = ?2 AND number = ?3 AND state IN (0, 3)
+                                           AND (dead_holder IS NOT ?2 OR dead_number IS NOT ?3)",
+            )?
+            .execute(params![id.0, signed(token.holder), signed(token.number)])?;
+        desk.added -= i64::from(released == 1);
+        return Ok(released == 1);
+    }
+    let found = read(&desk.connection, id)?;
+    let before = found.as_ref().map(|(found, _)| found.record);
+    let event = Event::Release { token, way, expires: desk.clock.expiry(ttl) };
+    if let Transition::Becomes(record) = transition(before.as_ref(), event, desk.clock.now()) {
+        let of = desk
+            .connection
+            .prepare_cached("SELECT namespace, method, authority, path, key FROM records WHERE id = ?1")?
+            .query_row([id.0], |row| subject(row, 0))
+            .optional()?
+            .unwrap_or_default();
+        replace(desk, id, before.as_ref(), &record, &of, found.map_or(Duration::ZERO, |(_, lease)| lease))?;
+    }
+    Ok(before.is_some_and(|record| record.is_open_to(token)))
 }
 
-pub(super) fn authorise(desk: &mut Desk, id: Id, now: Millis) -> Result<Authorised> {
-    let Some((found, lease)) = read(&desk.connection, id)? else { return Ok(Authorised::Absent) };
+pub(super) fn authorise(desk: &mut Desk, id: Id) -> Result<Authorised> {
+    let now = desk.clock.now();
+    let found = read(&desk.connection, id)?.filter(|(found, _)| found.record.state != State::Tombstone);
+    let Some((found, lease)) = found else { return Ok(Authorised::Absent) };
     let record = bury(desk, id, &found.record, lease, now)?.unwrap_or(found.record);
     if transition(Some(&record), Event::Authorise, now) != Transition::Goes {
         return Ok(Authorised::Running);
@@ -132,44 +165,46 @@ pub(super) fn authorise(desk: &mut Desk, id: Id, now: Millis) -> Result<Authoris
 }
 
 pub(super) fn look_up(connection: &Connection, id: Id) -> Result<Option<Found>> {
-    Ok(read(connection, id)?.map(|(found, _)| found))
+    let found = read(connection, id)?.map(|(found, _)| found);
+    Ok(found.filter(|found| found.record.state != State::Tombstone))
 }
 
 /// Returns a record and its claim's lease.
 fn read(connection: &Connection, id: Id) -> Result<Option<(Found, Duration)>> {
     connection
         .prepare_cached(
-            "SELECT state, holder, number, fingerprint, created, expires, lease, status, fields, body, trailers
+            "SELECT state, holder, number, fingerprint, created, expires, dead_holder, dead_number,
+                    lease, status, fields, body, trailers
              FROM records WHERE id = ?1",
         )?
         .query_row([id.0], |row| {
             let record = record(row)?;
             let response = match record.state {
                 State::Done => Some(StoredResponse {
-                    status: row.get(7)?,
-                    fields: bytes(row, 8)?,
-                    body: bytes(row, 9)?,
-                    trailers: bytes(row, 10)?,
+                    status: row.get(9)?,
+                    fields: bytes(row, 10)?,
+                    body: bytes(row, 11)?,
+                    trailers: bytes(row, 12)?,
                 }),
-                State::Running | State::DoneWithoutBody | State::Unknown => None,
+                State::Running | State::DoneWithoutBody | State::Unknown | State::Tombstone => None,
             };
-            Ok((Found { record, response }, Duration::from_millis(number(row, 6)?)))
+            Ok((Found { record, response }, Duration::from_millis(number(row, 8)?)))
         })
         .optional()
 }
 
-pub(super) fn find(connection: &Connection, key: &str) -> Result<Vec<Listed>> {
+pub(super) fn find(connection: &Connection, key: &str, now: Millis) -> Result<Vec<Listed>> {
     let (mut first, mut last) = ([0; Id::LENGTH], [0xff; Id::LENGTH]);
     first[..Id::PREFIX].copy_from_slice(&Id::prefix(key));
     last[..Id::PREFIX].copy_from_slice(&Id::prefix(key));
     let mut statement = connection.prepare_cached(
-        "SELECT state, holder, number, fingerprint, created, expires, id, status, namespace, method, authority, path, key
-         FROM records WHERE id BETWEEN :first AND :last AND key = :key ORDER BY created LIMIT :limit",
+        "SELECT state, holder, number, fingerprint, created, expires, dead_holder, dead_number,
+                id, status, namespace, method, authority, path, key
+         FROM records WHERE id BETWEEN :first AND :last AND key = :key AND state <> 4 ORDER BY created LIMIT :limit",
     )?;
     let found = named_params! { ":first": first, ":last": last, ":key": key, ":limit": BATCH };
-    let listed = statement.query_map(found, |row| {
-        Ok(Listed { record: record(row)?, id: Id(row.get(6)?), status: row.get(7)?, subject: subject(row, 8)? })
-    })?;
+    let listed = statement
+        .query_map(found, |row| Ok(Listed::at(now, Id(row.get(8)?), subject(row, 10)?, record(row)?, row.get(9)?)))?;
     listed.collect()
 }
 
@@ -187,7 +222,16 @@ pub(super) fn beat(desk: &mut Desk) -> Result<()> {
     Ok(())
 }
 
-pub(super) fn tend(desk: &mut Desk, now: Millis) -> Result<Tended> {
+pub(super) fn tend(desk: &mut Desk) -> Result<Tended> {
+    let now = desk.clock.now();
+    let counted: i64 = desk
+        .connection
+        .prepare_cached(
+            "SELECT count(*) FROM
+                 (SELECT state FROM records WHERE expires <= ?1 AND state <> 0 ORDER BY expires LIMIT ?2)
+             WHERE state <> 4",
+        )?
+        .query_row(params![signed(now), BATCH], |row| row.get(0))?;
     let expired = desk
         .connection
         .prepare_cached(
@@ -195,7 +239,7 @@ pub(super) fn tend(desk: &mut Desk, now: Millis) -> Result<Tended> {
                  (SELECT row FROM records WHERE expires <= ?1 AND state <> 0 ORDER BY expires LIMIT ?2)",
         )?
         .execute(params![signed(now), BATCH])?;
-    desk.added = desk.added.saturating_sub_unsigned(expired as u64);
+    desk.added -= counted;
     let buried = bury_the_dead(desk, now)?;
     Ok(Tended { expired, more: expired == BATCH as usize || buried >= BATCH as usize })
 }
@@ -234,6 +278,17 @@ pub(super) fn bury_the_dead(desk: &mut Desk, now: Millis) -> Result<usize> {
         buried += orphaned.len();
     }
     Ok(buried)
+}
+
+/// Returns some of the running records of this process.
+pub(super) fn running(desk: &mut Desk) -> Result<Vec<(Id, Token)>> {
+    let own = desk.holders.own;
+    let mut statement =
+        desk.connection.prepare_cached("SELECT id, number FROM records WHERE state = 0 AND holder = ?1 LIMIT ?2")?;
+    let running = statement.query_map(params![signed(own), BATCH], |row| {
+        Ok((Id(row.get(0)?), Token { holder: own, number: number(row, 1)? }))
+    })?;
+    running.collect()
 }
 
 const GONE: &str = "the proxy that held the claim is gone";
@@ -286,7 +341,7 @@ fn number(row: &Row<'_>, column: usize) -> Result<u64> {
 
 fn state(row: &Row<'_>, column: usize) -> Result<State> {
     let code = row.get(column)?;
-    State::of(code).ok_or(rusqlite::Error::IntegralValueOutOfRange(column, code))
+    State::of(code).ok_or(rusqlite::Error::IntegralValueOutOfRange(column, code.into()))
 }
 
 /// The columns that come first wherever a record is read.
@@ -297,6 +352,12 @@ fn record(row: &Row<'_>) -> Result<Record> {
         fingerprint: Fingerprint(row.get(3)?),
         created: number(row, 4)?,
         expires: number(row, 5)?,
+        dead: match (row.get::<_, Option<i64>>(6)?, row.get::<_, Option<i64>>(7)?) {
+            (Some(holder), Some(number)) => {
+                Some(Token { holder: holder.cast_unsigned(), number: number.cast_unsigned() })
+            }
+            _ => None,
+        },
     })
 }
 

@@ -50,7 +50,7 @@ impl Origin for Scripted {
     type Body = Full<Bytes>;
     type Failure = &'static str;
 
-    async fn send(&mut self) -> Sent<Full<Bytes>, &'static str> {
+    async fn send(&mut self, _by: BootTime) -> Sent<Full<Bytes>, &'static str> {
         self.0.take().expect("a request is sent once")
     }
 }
@@ -167,7 +167,7 @@ async fn a_late_result_never_goes_over_another_run() {
     let mut late = first(&records, 0).await;
     late.sending();
     let unknown =
-        Completion { id: id(0), token: late_token(&records), finish: Finish::Unknown, response: None, expires: None };
+        Completion { id: id(0), token: late_token(&records), finish: Finish::Unknown, response: None, ttl: HOUR };
     call(|done| records.store().complete(unknown, done)).unwrap();
     let retrying = Policy { retries_unknown: true, ..policy() };
     let Ok(Turn::First(second)) = records.claim(&asked(0), &retrying).await else { panic!("retry takes it over") };

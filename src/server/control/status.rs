@@ -4,7 +4,7 @@ use super::purge;
 use crate::cache::{Cache, Purge};
 use crate::config::{self, NodeState};
 use crate::control::{Access, Asked, Control, PurgeOrder, PurgeTarget, Release};
-use crate::idempotency::{Authorised, Id, Listed, Records};
+use crate::idempotency::{Authorised, Id, Listed};
 use crate::server::process::handle::{Handle, Trigger};
 use crate::server::worker::Stage;
 use crate::telemetry::metrics::{Metrics, totals};
@@ -112,7 +112,7 @@ impl Control for Handle {
         Box::pin(async move {
             let Some(records) = self.records.get() else { return Ok(json!([])) };
             let found = records.find(key).await.map_err(|error| error.to_string())?;
-            Ok(found.iter().map(|listed| record_status(records, listed)).collect())
+            Ok(found.iter().map(record_status).collect())
         })
     }
 
@@ -149,7 +149,7 @@ impl Control for Handle {
     }
 }
 
-fn record_status(records: &Records, listed: &Listed) -> Json {
+fn record_status(listed: &Listed) -> Json {
     json!({
         "id": listed.id.to_string(),
         "namespace": listed.subject.namespace,
@@ -159,8 +159,8 @@ fn record_status(records: &Records, listed: &Listed) -> Json {
         "key": listed.subject.key,
         "state": listed.record.state.word(),
         "status": listed.status,
-        "age": records.age(listed),
-        "expires_in": records.remaining(listed),
+        "age": listed.age.as_secs_f64(),
+        "expires_in": listed.expires_in.map(|left| left.as_secs_f64()),
         "fingerprint": listed.record.fingerprint.to_string(),
     })
 }

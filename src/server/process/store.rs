@@ -70,8 +70,8 @@ impl Store {
     pub(super) fn gauges(&self, metrics: &Metrics) {
         let store = self.clone();
         metrics.gauge(elsewhere::IDEMPOTENCY_RECORDS, move |samples| {
-            if let Some(records) = store.get() {
-                samples.push(Sample { labels: Vec::new(), value: records.count() as f64 });
+            if let Some(count) = store.get().and_then(|records| records.count()) {
+                samples.push(Sample { labels: Vec::new(), value: count as f64 });
             }
         });
     }

@@ -6,6 +6,7 @@ mod crash;
 mod faults;
 mod leaving;
 mod operating;
+mod pauses;
 mod table;
 
 use crate::support::{Answer, Barrier, Client, Origin, Peer, Proxy};

@@ -1,0 +1,97 @@
+//! The claims of this process that are open: none is forgotten before the store has heard how it ended, whatever
+//! becomes of the task that holds it.
+
+use super::identity::Id;
+use super::record::{ReleaseWay, Token};
+use std::collections::{HashMap, HashSet};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+/// Claims whose end the store has not heard; beyond that, new claims are refused.
+const MAX_UNSETTLED: usize = 10_000;
+/// The number of them that are tried again in a round.
+const SETTLED_A_ROUND: usize = 1000;
+
+/// The end of a claim that no task will settle any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Abandoned {
+    /// Nothing was sent.
+    Released(ReleaseWay),
+    /// It may have run.
+    Unknown,
+}
+
+/// A claim that no task holds, and of whose end the store has not heard.
+#[derive(Clone, Copy)]
+pub(super) struct Unsettled {
+    pub(super) id: Id,
+    pub(super) end: Abandoned,
+    pub(super) ttl: Duration,
+    /// The store was told, and has not answered yet.
+    pub(super) is_told: bool,
+}
+
+/// The open claims of this process.
+#[derive(Default)]
+pub(super) struct OpenClaims(Mutex<Claims>);
+
+#[derive(Default)]
+struct Claims {
+    /// Claims that were sent to the store, or are held by a task.
+    held: HashSet<Token>,
+    unsettled: HashMap<Token, Unsettled>,
+}
+
+impl OpenClaims {
+    fn lock(&self) -> MutexGuard<'_, Claims> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Enters a claim before it is sent to the store. Returns whether there is room for it.
+    pub(super) fn enter(&self, token: Token) -> bool {
+        let mut claims = self.lock();
+        claims.unsettled.len() < MAX_UNSETTLED && claims.held.insert(token)
+    }
+
+    /// Removes a claim of whose end the store has heard, or which the store has refused.
+    pub(super) fn leave(&self, token: Token) {
+        let mut claims = self.lock();
+        claims.held.remove(&token);
+        claims.unsettled.remove(&token);
+    }
+
+    /// Notes the end of a claim that no task holds any more.
+    pub(super) fn abandon(&self, token: Token, unsettled: Unsettled) {
+        let mut claims = self.lock();
+        claims.held.remove(&token);
+        claims.unsettled.insert(token, unsettled);
+    }
+
+    /// Returns the end of a claim that no task holds, where the store has not heard of it.
+    pub(super) fn unsettled(&self, token: Token) -> Option<Abandoned> {
+        self.lock().unsettled.get(&token).map(|unsettled| unsettled.end)
+    }
+
+    /// Returns claims whose end the store is to be told.
+    pub(super) fn untold(&self) -> Vec<(Token, Unsettled)> {
+        let claims = self.lock();
+        let untold = claims.unsettled.iter().filter(|(_, unsettled)| !unsettled.is_told);
+        untold.take(SETTLED_A_ROUND).map(|(token, unsettled)| (*token, *unsettled)).collect()
+    }
+
+    /// Returns whether a claim is open.
+    pub(super) fn contains(&self, token: Token) -> bool {
+        let claims = self.lock();
+        claims.held.contains(&token) || claims.unsettled.contains_key(&token)
+    }
+
+    /// Returns whether a task holds a claim.
+    pub(super) fn are_held(&self) -> bool {
+        !self.lock().held.is_empty()
+    }
+
+    /// Returns whether the store has heard how every claim ended that no task holds.
+    pub(super) fn are_settled(&self) -> bool {
+        self.lock().unsettled.is_empty()
+    }
+}

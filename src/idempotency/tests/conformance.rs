@@ -1,0 +1,270 @@
+//! The promises of a store, over every kind of them, from a factory.
+
+use super::*;
+
+/// A kind of store under test.
+trait Kit {
+    /// Opens the store for a process.
+    fn open(&self, holder: u64) -> Box<dyn Store>;
+    /// Lets the store's clock go on.
+    fn pass(&self, by: Duration);
+    /// Returns whether several processes share it.
+    fn is_shared(&self) -> bool;
+}
+
+struct MemoryKit(Arc<AtomicU64>);
+
+impl Kit for MemoryKit {
+    fn open(&self, holder: u64) -> Box<dyn Store> {
+        Box::new(memory::Memory::new(holder, Clock::set_by(Arc::clone(&self.0)), usize::MAX))
+    }
+
+    fn pass(&self, by: Duration) {
+        self.0.fetch_add(by.as_millis() as u64, Ordering::Relaxed);
+    }
+
+    fn is_shared(&self) -> bool {
+        false
+    }
+}
+
+struct SqliteKit {
+    folder: tempfile::TempDir,
+    time: Arc<AtomicU64>,
+}
+
+impl Kit for SqliteKit {
+    fn open(&self, holder: u64) -> Box<dyn Store> {
+        let path = self.folder.path().join("store.db");
+        Box::new(Sqlite::open(&path, holder, Clock::set_by(Arc::clone(&self.time))).unwrap())
+    }
+
+    fn pass(&self, by: Duration) {
+        self.time.fetch_add(by.as_millis() as u64, Ordering::Relaxed);
+    }
+
+    fn is_shared(&self) -> bool {
+        true
+    }
+}
+
+/// Returns the kits of the engines that are on this machine.
+fn kits() -> Vec<Box<dyn Kit>> {
+    let time = || Arc::new(AtomicU64::new(1_000_000));
+    vec![Box::new(MemoryKit(time())), Box::new(SqliteKit { folder: tempfile::tempdir().unwrap(), time: time() })]
+}
+
+const fn mine(number: u64) -> Token {
+    Token { holder: 1, number }
+}
+
+const fn theirs(number: u64) -> Token {
+    Token { holder: 2, number }
+}
+
+fn state_of(store: &dyn Store, number: u8) -> Option<State> {
+    call(|done| store.look_up(id(number), done)).unwrap().map(|found| found.record.state)
+}
+
+fn release(store: &dyn Store, number: u8, token: Token, way: ReleaseWay) -> bool {
+    call(|done| store.release(release_of(number, token, way), done)).unwrap()
+}
+
+fn complete(store: &dyn Store, number: u8, token: Token, finish: Finish) -> bool {
+    call(|done| store.complete(completion(number, token, finish), done)).unwrap()
+}
+
+fn claim(store: &dyn Store, number: u8, token: Token) -> Result<Claimed, StoreError> {
+    claim_with(store, new_claim(number, token, 0, HOUR))
+}
+
+fn retake(store: &dyn Store, number: u8, token: Token) -> Result<Claimed, StoreError> {
+    claim_with(store, NewClaim { retake: true, ..new_claim(number, token, 0, HOUR) })
+}
+
+#[test]
+fn a_claim_that_is_sent_again_is_granted_again_until_it_is_released() {
+    for kit in kits() {
+        let store = kit.open(1);
+        let store = &*store;
+        assert_eq!(claim(store, 0, mine(1)), Ok(Claimed::First));
+        assert_eq!(claim(store, 0, mine(1)), Ok(Claimed::First), "its reply was lost");
+        assert!(matches!(claim(store, 0, mine(2)), Ok(Claimed::Found(_))));
+        // Buried by others while its copy was under way.
+        assert!(complete(store, 0, mine(1), Finish::Unknown));
+        assert_eq!(claim(store, 0, mine(1)), Ok(Claimed::First), "nothing was sent");
+        assert_eq!(state_of(store, 0), Some(State::Running));
+        assert!(release(store, 0, mine(1), ReleaseWay::Entombed));
+        assert_eq!(state_of(store, 0), None);
+        assert_eq!(store.count().unwrap_or_default(), 0, "a tombstone is no record");
+        assert_eq!(claim(store, 0, mine(1)), Err(StoreError::Released), "a late copy");
+        assert!(!release(store, 0, mine(1), ReleaseWay::Entombed), "once more");
+        assert_eq!(call(|done| store.authorise(id(0), done)), Ok(Authorised::Absent));
+        assert_eq!(claim(store, 0, mine(2)), Ok(Claimed::First), "to others it is absent");
+        assert!(!release(store, 0, mine(1), ReleaseWay::Entombed), "never in the place of another's record");
+        assert_eq!(state_of(store, 0), Some(State::Running));
+        assert!(complete(store, 0, mine(2), Finish::Done));
+    }
+}
+
+#[test]
+fn a_tombstone_comes_before_the_claim_that_it_buries_and_goes_after_a_minute() {
+    for kit in kits() {
+        let store = kit.open(1);
+        let store = &*store;
+        assert!(!release(store, 0, mine(1), ReleaseWay::Entombed));
+        assert_eq!(claim(store, 0, mine(1)), Err(StoreError::Released));
+        assert_eq!(call(|done| store.tend(done)).unwrap().expired, 0);
+        kit.pass(Duration::from_secs(59));
+        assert_eq!(claim(store, 0, mine(1)), Err(StoreError::Released));
+        kit.pass(Duration::from_secs(2));
+        assert_eq!(call(|done| store.tend(done)).unwrap().expired, 1);
+        assert_eq!(claim(store, 0, mine(2)), Ok(Claimed::First));
+        assert_eq!(store.count().unwrap_or(1), 1);
+    }
+}
+
+#[test]
+fn a_retaken_claim_is_released_to_unknown_and_its_token_is_dead() {
+    for kit in kits() {
+        let store = kit.open(1);
+        let store = &*store;
+        assert_eq!(claim(store, 0, mine(1)), Ok(Claimed::First));
+        assert!(complete(store, 0, mine(1), Finish::Unknown));
+        assert!(matches!(claim(store, 0, mine(2)), Ok(Claimed::Found(_))));
+        assert_eq!(retake(store, 0, mine(2)), Ok(Claimed::Again));
+        assert_eq!(retake(store, 0, mine(2)), Ok(Claimed::Again), "sent again, it may have been one");
+        assert!(release(store, 0, mine(2), ReleaseWay::Retaken));
+        assert_eq!(state_of(store, 0), Some(State::Unknown));
+        assert!(matches!(retake(store, 0, mine(2)), Ok(Claimed::Found(_))), "a late copy");
+        assert!(!complete(store, 0, mine(2), Finish::Done), "released for good");
+        assert_eq!(state_of(store, 0), Some(State::Unknown));
+        assert_eq!(retake(store, 0, mine(3)), Ok(Claimed::Again), "another one may");
+        assert!(complete(store, 0, mine(3), Finish::Unknown));
+        // One that was never granted.
+        assert!(!release(store, 0, mine(4), ReleaseWay::Retaken));
+        assert!(matches!(retake(store, 0, mine(4)), Ok(Claimed::Found(_))));
+        assert_eq!(retake(store, 0, mine(5)), Ok(Claimed::Again));
+    }
+}
+
+#[test]
+fn records_live_from_their_end_and_running_ones_do_not_expire() {
+    for kit in kits() {
+        let store = kit.open(1);
+        let store = &*store;
+        assert_eq!(claim(store, 0, mine(1)), Ok(Claimed::First));
+        kit.pass(Duration::from_secs(3600));
+        assert_eq!(call(|done| store.tend(done)).unwrap().expired, 0);
+        assert!(matches!(claim(store, 0, mine(2)), Ok(Claimed::Found(_))));
+        assert!(complete(store, 0, mine(1), Finish::Done));
+        kit.pass(TTL);
+        let listed = call(|done| store.find(subject(0).key, done)).unwrap();
+        assert_eq!(listed.len(), 1);
+        assert!(listed[0].age >= HOUR && listed[0].expires_in.unwrap() <= TTL);
+        assert!(matches!(claim(store, 0, mine(2)), Ok(Claimed::Found(found)) if found.response.is_some()));
+        // Completed again, it lives anew.
+        assert!(complete(store, 0, mine(1), Finish::Done));
+        kit.pass(TTL);
+        assert_eq!(call(|done| store.tend(done)).unwrap().expired, 0);
+        kit.pass(TTL);
+        assert_eq!(call(|done| store.tend(done)).unwrap().expired, 1);
+        assert_eq!(claim(store, 0, mine(2)), Ok(Claimed::First));
+    }
+}
+
+#[test]
+fn running_lists_the_claims_of_this_process() {
+    for kit in kits() {
+        let store = kit.open(1);
+        let store = &*store;
+        for number in 0..3 {
+            assert_eq!(claim(store, number, mine(number.into())), Ok(Claimed::First));
+        }
+        assert!(complete(store, 1, mine(1), Finish::Done));
+        let other = kit.is_shared().then(|| kit.open(2));
+        if let Some(other) = &other {
+            assert_eq!(claim(&**other, 3, theirs(1)), Ok(Claimed::First));
+        }
+        let mut running = call(|done| store.running(done)).unwrap();
+        running.sort_by_key(|(_, token)| token.number);
+        assert_eq!(running, [(id(0), mine(0)), (id(2), mine(2))]);
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Claim { id: u8, number: u64, print: u8, retake: bool },
+    Complete { id: u8, number: u64, finish: Finish },
+    Release { id: u8, number: u64, way: ReleaseWay },
+    Authorise { id: u8 },
+    Tend,
+    Pass { millis: u64 },
+}
+
+fn steps() -> impl Strategy<Value = Step> {
+    let (id, number) = (0..3u8, 1..4u64);
+    let way = prop_oneof![Just(ReleaseWay::Plain), Just(ReleaseWay::Entombed), Just(ReleaseWay::Retaken)];
+    prop_oneof![
+        4 => (id.clone(), number.clone(), 0..2u8, any::<bool>())
+            .prop_map(|(id, number, print, retake)| Step::Claim { id, number, print, retake }),
+        3 => (id.clone(), number.clone(), finishes())
+            .prop_map(|(id, number, finish)| Step::Complete { id, number, finish }),
+        2 => (id.clone(), number, way).prop_map(|(id, number, way)| Step::Release { id, number, way }),
+        1 => id.prop_map(|id| Step::Authorise { id }),
+        1 => Just(Step::Tend),
+        1 => prop_oneof![0..200u64, Just(61_000)].prop_map(|millis| Step::Pass { millis }),
+    ]
+}
+
+/// Returns everything that a store says about a step.
+fn take(kit: &dyn Kit, store: &dyn Store, step: &Step) -> String {
+    match *step {
+        Step::Claim { id, number, print, retake } => {
+            let claim = NewClaim { retake, ..new_claim(id, mine(number), print, HOUR) };
+            format!("{:?}", claim_with(store, claim))
+        }
+        Step::Complete { id, number, finish } => format!("{:?}", complete(store, id, mine(number), finish)),
+        Step::Release { id, number, way } => format!("{:?}", release(store, id, mine(number), way)),
+        Step::Authorise { id: of } => format!("{:?}", call(|done| store.authorise(id(of), done))),
+        Step::Tend => format!("{:?}", call(|done| store.tend(done))),
+        Step::Pass { millis } => {
+            kit.pass(Duration::from_millis(millis));
+            String::new()
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    /// The memory's records follow the rule by construction; all others by this.
+    #[test]
+    fn every_store_does_what_the_memory_does(steps in proptest::collection::vec(steps(), 0..60)) {
+        let kits = kits();
+        let stores: Vec<_> = kits.iter().map(|kit| kit.open(1)).collect();
+        for step in &steps {
+            let expected = take(&*kits[0], &*stores[0], step);
+            for (kit, store) in kits.iter().zip(&stores).skip(1) {
+                prop_assert_eq!(&take(&**kit, &**store, step), &expected, "{:?}", step);
+                if let (Some(count), Some(expected)) = (store.count(), stores[0].count()) {
+                    prop_assert_eq!(count, expected);
+                }
+                for number in 0..3 {
+                    let seen = |store: &dyn Store| call(|done| store.look_up(id(number), done));
+                    prop_assert_eq!(seen(&**store), seen(&*stores[0]));
+                }
+            }
+        }
+        for key in ["key-0", "key-1", "key-2"] {
+            let listed = |store: &dyn Store| {
+                let mut listed = call(|done| store.find(key.to_owned(), done)).unwrap();
+                listed.sort_by_key(|record| record.id);
+                listed
+            };
+            for store in &stores[1..] {
+                prop_assert_eq!(listed(&**store), listed(&*stores[0]));
+            }
+        }
+    }
+}
