@@ -4,7 +4,7 @@ use super::exchange::RequestRecorder;
 use super::snapshot::Snapshot;
 use crate::cache::Cache;
 use crate::http::budget::Budget;
-use crate::upstream::{IdleLinks, SharedLinks};
+use crate::upstream::NodeConnections;
 use arc_swap::ArcSwap;
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -14,8 +14,7 @@ use std::sync::Arc;
 pub(crate) struct Engine {
     latest: RefCell<Latest>,
     pub(crate) recorder: Rc<RequestRecorder>,
-    pub(crate) links: Rc<IdleLinks>,
-    pub(crate) shared_links: SharedLinks,
+    pub(crate) connections: Rc<NodeConnections>,
     pub(super) random: RefCell<fastrand::Rng>,
     pub(super) cache: Arc<Cache>,
     /// The bytes of bodies that the process may buffer.
@@ -37,8 +36,7 @@ impl Engine {
         Engine {
             latest: RefCell::new(Latest::new(snapshot)),
             recorder: Rc::new(recorder),
-            links: Rc::default(),
-            shared_links: SharedLinks::default(),
+            connections: Rc::new(NodeConnections::new(Arc::clone(&budget))),
             random: RefCell::new(fastrand::Rng::new()),
             cache,
             budget,

@@ -170,8 +170,6 @@ pub(crate) struct Exchange {
     standing: RefCell<Option<Standing>>,
     /// The result for its `Idempotency-Key`.
     idempotency: Cell<Option<&'static str>>,
-    /// A request of the proxy's own, without a client: it is neither counted nor logged.
-    is_background: bool,
     ended_by: Cell<&'static str>,
     /// Only where an access log is written.
     details: Option<Box<Details>>,
@@ -190,25 +188,7 @@ struct Details {
 impl Exchange {
     pub(crate) fn begin(recorder: &Rc<RequestRecorder>, client: &Rc<Client>, head: &request::Parts) -> Rc<Exchange> {
         recorder.metrics.requests_in_flight.inc();
-        Exchange::new(recorder, client, head, false)
-    }
-
-    /// For what the proxy asks on its own account.
-    pub(crate) fn background(
-        recorder: &Rc<RequestRecorder>,
-        client: &Rc<Client>,
-        head: &request::Parts,
-    ) -> Rc<Exchange> {
-        Exchange::new(recorder, client, head, true)
-    }
-
-    fn new(
-        recorder: &Rc<RequestRecorder>,
-        client: &Rc<Client>,
-        head: &request::Parts,
-        is_background: bool,
-    ) -> Rc<Exchange> {
-        let details = (recorder.log.borrow().is_some() && !is_background).then(|| {
+        let details = recorder.log.borrow().is_some().then(|| {
             Box::new(Details {
                 uri: head.uri.clone(),
                 version: head.version,
@@ -238,7 +218,6 @@ impl Exchange {
             cache: Cell::new(None),
             standing: RefCell::default(),
             idempotency: Cell::new(None),
-            is_background,
             ended_by: Cell::new("client"),
             details,
         })
@@ -467,9 +446,6 @@ impl ClientPart for Exchange {
 impl Drop for Exchange {
     fn drop(&mut self) {
         self.end_body();
-        if self.is_background {
-            return;
-        }
         let duration = self.started.elapsed();
         // As nginx has it: the client left before it had an answer.
         let status = match self.status.get() {

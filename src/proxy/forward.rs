@@ -13,7 +13,7 @@ use super::respond::Reply;
 use super::response_body::ResponseBody;
 use super::snapshot::Route;
 use super::step::Step;
-use super::upstream::UpstreamRequest;
+use super::upstream::{ExchangeObserver, UpstreamContext, UpstreamRequest};
 use crate::config::Protocol;
 use crate::http::date;
 use crate::http::fields;
@@ -21,7 +21,7 @@ use crate::http::head::{RequestFields, RequestHead, Underscores};
 use crate::http::problem::{Problem, ProblemKind};
 use crate::http::target;
 use crate::http::trace;
-use crate::upstream::{Outgoing, Pool};
+use crate::upstream::{Deadlines, Dispatch, Outgoing, Pool, RetrySafety};
 use bytes::Bytes;
 use http::header::{CONNECTION, EXPECT, MAX_FORWARDS, TE, TRANSFER_ENCODING, UPGRADE, VIA};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
@@ -65,7 +65,9 @@ impl RoutedRequest<'_> {
     pub(super) fn upstream_request(&self, head: RequestHead) -> Result<UpstreamRequest, Problem> {
         let gate = self.form.expects_continue.then(|| Rc::new(Gate::new()));
         let outgoing = self.outgoing(gate.clone());
-        Ok(UpstreamRequest { gate, ..self.upstream_request_with(head, outgoing)? })
+        let mut upstream_request = self.upstream_request_with(head, outgoing)?;
+        upstream_request.context.observer.gate = gate;
+        Ok(upstream_request)
     }
 
     /// Returns the request for a node, with another body.
@@ -76,24 +78,28 @@ impl RoutedRequest<'_> {
         let (head, may_switch) = self.prepare(head)?;
         let mut request = Request::new(body);
         (*request.method_mut(), *request.uri_mut(), *request.headers_mut()) = head;
+        let deadlines = Deadlines::from(self.exchange.started, self.pool);
+        let (pool, wanted) = (Arc::clone(self.pool), choice.wanted);
         Ok(UpstreamRequest {
-            engine: Rc::clone(self.engine),
-            client: Rc::clone(self.client),
-            exchange: Rc::clone(self.exchange),
-            route: Arc::clone(self.route),
-            pool: Arc::clone(self.pool),
-            choice,
-            request: Some(request),
-            gate: None,
-            // An HTTP/1.0 client would take an interim answer for the final one, and HTTP/2 has another form for it.
-            wants_interim: version == Version::HTTP_11,
+            context: UpstreamContext {
+                engine: Rc::clone(self.engine),
+                observer: ExchangeObserver {
+                    exchange: Rc::clone(self.exchange),
+                    gate: None,
+                    // An HTTP/1.0 client would take an interim response for the final one, and HTTP/2 has another form
+                    // for it.
+                    wants_interim: version == Version::HTTP_11,
+                    takes_trailers,
+                },
+                route: Arc::clone(self.route),
+                choice,
+                body_limit: self.body_limit,
+            },
+            dispatch: Dispatch::new(pool, wanted, request, deadlines, RetrySafety::ByMethod),
             may_switch,
-            takes_trailers,
-            body_limit: self.body_limit,
             request_buffer: self.request_buffer,
             uncounted: self.uncounted.clone(),
             cache_status: None,
-            claimed: None,
         })
     }
 

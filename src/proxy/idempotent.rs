@@ -15,7 +15,7 @@ use super::respond::{Reply, add_route_fields};
 use super::response_body::ResponseBody;
 use super::snapshot::{IdempotencyResult, IdempotencyRules, Route, Snapshot};
 use super::step::Step;
-use super::upstream::{NewCookie, Reach, UpstreamRequest};
+use super::upstream::{NewCookie, UpstreamRequest};
 use crate::cache::{CacheStatus, ForwardReason};
 use crate::http::budget::Share;
 use crate::http::buffered_body::BufferedBody;
@@ -83,7 +83,7 @@ pub(super) fn begin(
     // To read the body is what makes the client send it: no expectation goes further.
     routed.form.expects_continue = false;
     let mut upstream_request = routed.upstream_request_with(head, Outgoing::Empty)?;
-    upstream_request.body_limit = rules.max_request;
+    upstream_request.context.body_limit = rules.max_request;
     upstream_request.cache_status = routed.route.cache.as_ref().map(|_| CacheStatus::forwarded(ForwardReason::Method));
     let body_rules = routed.body_rules(rules.max_request);
     let body = routed.form.has_body.then(|| RequestBody::new(routed.client, routed.exchange, None, body_rules));
@@ -125,7 +125,7 @@ struct Keyed {
 
 impl Keyed {
     async fn reply(self: Box<Self>) -> Reply {
-        let exchange = Rc::clone(&self.upstream_request.exchange);
+        let exchange = Rc::clone(self.upstream_request.exchange());
         self.find().await.unwrap_or_else(|problem| Reply::problem(&problem, &exchange))
     }
 
@@ -160,7 +160,7 @@ impl Keyed {
     }
 
     fn note(&self, result: IdempotencyResult) {
-        note(&self.rules, &self.upstream_request.exchange, result);
+        note(&self.rules, self.upstream_request.exchange(), result);
     }
 
     /// Reads the request's body to its end.
@@ -169,8 +169,8 @@ impl Keyed {
         let mut trailers = None;
         while let Some(frame) = body.frame().await {
             let frame = frame.map_err(|_| {
-                let fault = self.upstream_request.exchange.body_fault.get().unwrap_or(BodyFault::ClientGone);
-                self.upstream_request.body_problem(fault)
+                let fault = self.upstream_request.exchange().body_fault.get().unwrap_or(BodyFault::ClientGone);
+                self.upstream_request.context.body_problem(fault)
             })?;
             match frame.into_data() {
                 Ok(data) => {
@@ -187,21 +187,19 @@ impl Keyed {
 
     /// Gives the request its body, which is sent with its length unless fields follow it.
     fn give(&mut self, body: BufferedBody) {
-        let Some(request) = &mut self.upstream_request.request else { return };
+        let Some(request) = &mut self.upstream_request.dispatch.request else { return };
         if let (Some(length), true) = (body.length(), request.headers().contains_key(TRANSFER_ENCODING)) {
             request.headers_mut().remove(TRANSFER_ENCODING);
             request.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(length));
         }
-        if !body.is_over() {
-            *request.body_mut() = Outgoing::Stream(Box::pin(body));
-        }
+        *request.body_mut() = Outgoing::from(body);
     }
 
     /// Runs the request, in a task of its own.
     async fn run(mut self: Box<Self>, claim: Claim) -> Result<Reply, Problem> {
-        let (exchange, rules) = (Rc::clone(&self.upstream_request.exchange), Arc::clone(&self.rules));
+        let (exchange, rules) = (Rc::clone(self.upstream_request.exchange()), Arc::clone(&self.rules));
         let retries_unknown = rules.policy.retries_unknown;
-        let here = Rc::clone(&self.upstream_request.engine.tasks);
+        let here = Rc::clone(&self.upstream_request.context.engine.tasks);
         let told = tokio::task::spawn_local(async move {
             let mut share = self.share.take();
             let outcome = run(claim, &mut *self, &rules.policy, &mut share).await;
@@ -236,14 +234,14 @@ impl Keyed {
         if !self.share.cover(response.body.len() as u64) {
             return Err(over_budget());
         }
-        let mut response = restored(response, self.share, &self.upstream_request.exchange)?;
+        let mut response = restored(response, self.share, self.upstream_request.exchange())?;
         response.headers_mut().insert(IDEMPOTENT_REPLAYED, HeaderValue::from_static("true"));
         Ok(Reply::complete(response))
     }
 
     /// Forwards the request as if it had no key.
     async fn forward(mut self: Box<Self>) -> Result<Reply, Problem> {
-        let exchange = Rc::clone(&self.upstream_request.exchange);
+        let exchange = Rc::clone(self.upstream_request.exchange());
         match self.send_within(None).await {
             Sent::Answer { response, .. } => Ok(passed(response, &exchange)),
             Sent::Nothing(problem) => Err(problem),
@@ -266,20 +264,20 @@ impl Origin for Keyed {
 impl Keyed {
     /// Sends the request; its first byte by a time, where it holds a claim.
     async fn send_within(&mut self, by: Option<BootTime>) -> Sent<AnswerBody, Problem> {
-        self.upstream_request.claimed = Some(Reach::begin(by));
+        self.upstream_request.run_at_most_once(by);
         // Boxed: it is large, and the run's future is not all there is to a request.
-        let answer = Box::pin(async { self.upstream_request.ask().await }).await;
-        let reach = self.upstream_request.claimed.unwrap_or_else(|| Reach::begin(by));
+        let answer = Box::pin(async { self.upstream_request.fetch().await }).await;
+        let reach = self.upstream_request.dispatch.reach;
         let mut response = match answer {
             Ok(response) => response,
             Err(problem) if reach.sent => return Sent::NoAnswer(problem),
             Err(problem) => return Sent::Nothing(problem),
         };
         if let Some(invalidation) = &self.invalidation {
-            invalidation.carry_out(&self.upstream_request.engine, response.status(), response.headers(), None);
+            invalidation.carry_out(&self.upstream_request.context.engine, response.status(), response.headers(), None);
         }
         let fields = response.headers_mut();
-        add_route_fields(fields, &self.upstream_request.exchange, self.upstream_request.cache_status);
+        add_route_fields(fields, self.upstream_request.exchange(), self.upstream_request.cache_status);
         if !fields.contains_key(DATE)
             && let Some(now) = date::format(date::now())
         {

@@ -1,12 +1,11 @@
 //! The way of a request. `pipeline` calls the steps in this order: `request` (its one form), `route`, `rate_limit`,
-//! `idempotent`, `caching`, `affinity`, `hash_key`, `forward` (`upstream`, with `attempts` from node to node), `respond`.
+//! `idempotent`, `caching`, `affinity`, `hash_key`, `forward`, `upstream`, `respond`.
 //!
 //! `plan` has the decisions, which `ringway explain` prints too; `step` says what a step can answer; `respond::finish` is the one exit. `engine` holds what the steps of a worker share,
 //! `snapshot` what one configuration says, `exchange` what is remembered of one request, `client` what the steps may ask
 //! of the connection.
 
 pub(crate) mod affinity;
-mod attempts;
 mod body;
 mod caching;
 mod client;

@@ -13,12 +13,6 @@ pub(super) fn bad_chunk() -> Problem {
     Problem::bad_request(ProblemKind::BadChunk, "the request's chunked body is malformed")
 }
 
-/// 503 for a session that belongs to a node that is down, and to no other.
-pub(super) fn session_node_gone() -> Problem {
-    let detail = "the node that holds this session is down";
-    Problem::new(ProblemKind::SessionNodeDown, detail).retry_after(1)
-}
-
 /// 503 where no more can be held back.
 pub(super) fn over_budget() -> Problem {
     let detail = "the proxy holds as much in its buffers as `limits.buffered_bytes` allows; repeat the request later";

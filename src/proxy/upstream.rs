@@ -1,168 +1,242 @@
-//! The step that asks nodes: a request on its way to them, and what comes back. `attempts` goes from node to node.
+//! The step that asks nodes on a client's behalf: it makes a dispatch of the request, and a reply of the response.
 
 use super::body::Gate;
-use super::client::{Client, Tunnel};
+use super::client::Tunnel;
 use super::engine::Engine;
 use super::exchange::{BodyFault, Exchange};
-use super::plan::Choice;
+use super::plan::{Choice, CookieRule};
 use super::problems::{bad_chunk, too_large};
 use super::rate_limit::Uncounted;
+use super::request_buffer;
 use super::respond::Reply;
 use super::response_body::ResponseBody;
 use super::snapshot::Route;
 use crate::cache::CacheStatus;
-use crate::http::fields::{self, TransferCoding};
+use crate::http::date;
+use crate::http::fields;
 use crate::http::problem::{Problem, ProblemKind};
 use crate::idempotency::BootTime;
-use crate::upstream::{AnswerBody, Carrier, Failure, InFlight, Keep, Outgoing, Pool};
-use http::header::{CONNECTION, CONTENT_LENGTH, TRAILER, UPGRADE};
-use http::{HeaderValue, Request, Response, StatusCode, Version};
-use hyper::body::Incoming;
-use std::future::poll_fn;
+use crate::upstream::{
+    AnswerBody, ClientPart, Deadlines, Dispatch, DispatchError, Failure, Interim, Node, NodeResponse, Observer,
+    Outgoing, Pool, RetrySafety, millis,
+};
+use http::header::{CONNECTION, UPGRADE};
+use http::{HeaderValue, Response, StatusCode};
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
-use std::task::Poll;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-/// A request on its way to the nodes of its pool.
+/// A client's request on its way to the nodes of its pool.
 pub(super) struct UpstreamRequest {
-    pub(super) engine: Rc<Engine>,
-    pub(super) client: Rc<Client>,
-    pub(super) exchange: Rc<Exchange>,
-    pub(super) route: Arc<Route>,
-    pub(super) pool: Arc<Pool>,
-    pub(super) choice: Choice,
-    /// Here until it is sent.
-    pub(super) request: Option<Request<Outgoing>>,
-    pub(super) gate: Option<Rc<Gate>>,
-    pub(super) wants_interim: bool,
+    pub(super) context: UpstreamContext,
+    pub(super) dispatch: Dispatch,
     pub(super) may_switch: bool,
-    /// The client takes trailers.
-    pub(super) takes_trailers: bool,
-    pub(super) body_limit: u64,
     /// Up to this length a body is awaited before a node is asked.
     pub(super) request_buffer: u64,
     /// Where it is still to be counted against the route's rate limit.
     pub(super) uncounted: Option<Uncounted>,
     /// The entry in `Cache-Status`, where the route has a cache.
     pub(super) cache_status: Option<CacheStatus>,
-    /// For a request that must not run twice: how far it has gone.
-    pub(super) claimed: Option<Reach>,
 }
 
-/// The part of a request that has been sent.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Reach {
-    /// When it was ready to go: what its client took to send it is not the node's time.
-    pub(super) began: Instant,
-    /// A part of it was sent.
-    pub(super) sent: bool,
-    /// All of it was, when the answer began.
-    pub(super) whole: bool,
-    /// The time by which its first byte must be sent, where it holds a claim.
-    pub(super) by: Option<BootTime>,
+/// The client's side of its requests to nodes: it outlives the single dispatch, for the cache may need several.
+#[derive(Clone)]
+pub(super) struct UpstreamContext {
+    pub(super) engine: Rc<Engine>,
+    pub(super) observer: ExchangeObserver,
+    pub(super) route: Arc<Route>,
+    pub(super) choice: Choice,
+    /// The most bytes of the request's body.
+    pub(super) body_limit: u64,
 }
 
-impl Reach {
-    pub(super) fn begin(by: Option<BootTime>) -> Reach {
-        Reach { began: Instant::now(), sent: false, whole: false, by }
-    }
+/// Tells the exchange of a request's progress at the nodes.
+#[derive(Clone)]
+pub(super) struct ExchangeObserver {
+    pub(super) exchange: Rc<Exchange>,
+    /// Holds the request's body back until a node asks for it.
+    pub(super) gate: Option<Rc<Gate>>,
+    /// The client takes interim responses.
+    pub(super) wants_interim: bool,
+    /// The client takes trailers.
+    pub(super) takes_trailers: bool,
 }
 
 /// An affinity cookie, beside a response that is not for everybody.
 #[derive(Clone)]
 pub(super) struct NewCookie(pub(super) HeaderValue);
 
-/// An attempt that brought an answer.
-pub(super) struct Answered {
-    pub(super) head: Response<Incoming>,
-    pub(super) carrier: Carrier,
-    pub(super) in_flight: InFlight,
-    pub(super) started: Instant,
-    pub(super) cookie: Option<HeaderValue>,
-}
-
 impl UpstreamRequest {
     /// Returns the reply of the nodes, or why there is none.
     pub(super) async fn forward(mut self) -> Reply {
-        let reply = match self.attempts().await {
-            Ok(answered) if answered.head.status() == StatusCode::SWITCHING_PROTOCOLS => {
-                Box::pin(self.switch(answered)).await
+        let reply = match self.send().await {
+            Ok(response) if response.head.status() == StatusCode::SWITCHING_PROTOCOLS => {
+                Box::pin(self.switch(response)).await
             }
-            Ok(answered) => self.take_back(answered).await.map(|response| self.reply(response)),
+            Ok(response) => {
+                self.context.open(&self.dispatch, response).await.map(|response| self.context.reply(response))
+            }
             Err(problem) => Err(problem),
         };
-        let reply = reply.unwrap_or_else(|problem| Reply::problem(&problem, &self.exchange));
+        let reply = reply.unwrap_or_else(|problem| Reply::problem(&problem, self.exchange()));
         reply.with_cache_status(self.cache_status)
     }
 
-    /// Asks the nodes, and gives the answer as it came, without what was about the connection.
-    pub(super) async fn ask(&mut self) -> Result<Response<AnswerBody>, Problem> {
-        let answered = self.attempts().await?;
-        if answered.head.status() == StatusCode::SWITCHING_PROTOCOLS {
-            return Err(self.failed(Failure::Malformed));
+    /// Asks the nodes. Returns the response without the parts that concern its connection.
+    pub(super) async fn fetch(&mut self) -> Result<Response<AnswerBody>, Problem> {
+        let response = self.send().await?;
+        self.context.open(&self.dispatch, response).await
+    }
+
+    async fn send(&mut self) -> Result<NodeResponse, Problem> {
+        self.count()?;
+        if self.wait_for_small_body().await? {
+            self.dispatch.deadlines.started = Instant::now();
         }
-        self.take_back(answered).await
+        self.context.send(&mut self.dispatch).await
     }
 
     /// Counts it against the route's rate limit, where that is still to be done.
     pub(super) fn count(&mut self) -> Result<(), Problem> {
-        self.uncounted.take().map_or(Ok(()), |uncounted| self.exchange.count(uncounted))
+        self.uncounted.take().map_or(Ok(()), |uncounted| self.context.observer.exchange.count(uncounted))
     }
 
-    /// Returns the same way to the same nodes, with another request.
-    pub(super) fn again(&self, request: Request<Outgoing>) -> UpstreamRequest {
-        UpstreamRequest {
-            engine: Rc::clone(&self.engine),
-            client: Rc::clone(&self.client),
-            exchange: Rc::clone(&self.exchange),
-            route: Arc::clone(&self.route),
-            pool: Arc::clone(&self.pool),
-            choice: self.choice.clone(),
-            request: Some(request),
-            gate: None,
-            wants_interim: self.wants_interim,
-            may_switch: false,
-            takes_trailers: self.takes_trailers,
-            body_limit: self.body_limit,
-            request_buffer: self.request_buffer,
-            uncounted: None,
-            cache_status: None,
-            claimed: None,
+    /// Has the request run at most once, within a time that begins now: the time that its client took to send it is not
+    /// the node's. Where it holds a claim, nothing of it is sent from `send_by` on.
+    pub(super) fn run_at_most_once(&mut self, send_by: Option<BootTime>) {
+        self.dispatch.deadlines = Deadlines { send_by, ..Deadlines::from_now(&self.dispatch.pool) };
+        self.dispatch.retries = RetrySafety::AtMostOnce;
+    }
+
+    pub(super) fn exchange(&self) -> &Rc<Exchange> {
+        &self.context.observer.exchange
+    }
+
+    /// Awaits the body where it is small. Returns whether there was one.
+    async fn wait_for_small_body(&mut self) -> Result<bool, Problem> {
+        let (limit, until) = (self.request_buffer, self.dispatch.deadlines.until);
+        let request = self.dispatch.request.as_mut();
+        let Some(request) = request.filter(|request| request_buffer::is_small(request.body(), limit)) else {
+            return Ok(false);
+        };
+        let budget = &self.context.engine.budget;
+        // A body that the node has to ask for is waited for by the node. Where much is held already bodies stream: slow
+        // clients are not to take the rest.
+        if self.context.observer.gate.is_some() || budget.is_half_held() {
+            return Ok(false);
         }
+        let body = std::mem::replace(request.body_mut(), Outgoing::Empty);
+        let waiting = Box::pin(request_buffer::wait_for(body, budget.nothing()));
+        let awaited = match until {
+            Some(until) => tokio::time::timeout_at(until.into(), waiting).await,
+            None => Ok(waiting.await),
+        };
+        match awaited {
+            Ok(Ok(body)) => *request.body_mut() = body,
+            Ok(Err(_)) => return Err(self.context.failed(Failure::RequestBody)),
+            Err(_) => {
+                self.exchange().body_failed(BodyFault::Stalled);
+                return Err(self.context.failed(Failure::RequestBody));
+            }
+        }
+        Ok(true)
+    }
+
+    /// Makes the connection a tunnel, once the client has the 101 that it has asked for.
+    async fn switch(&self, mut response: NodeResponse) -> Result<Reply, Problem> {
+        let failed = |failure| self.context.failed(failure);
+        // A node that switches before it has the request cannot have understood it (RFC 9110 7.8).
+        let may_switch =
+            self.may_switch && self.exchange().body.borrow().as_ref().is_none_or(http_body::Body::is_end_stream);
+        let cookie = self.context.cookie(&self.dispatch.pool, &response);
+        let protocol = fields::strip_response(response.head.headers_mut()).upgrade.filter(|_| may_switch);
+        let protocol = protocol.ok_or_else(|| failed(Failure::Malformed))?;
+        let (mut head, node, in_flight) = response.into_switched().await.map_err(failed)?;
+        let timeouts = &self.dispatch.pool.timeouts;
+        let (idle, half_closed_idle) = (timeouts.tunnel, timeouts.idle);
+        let record = Rc::<Exchange>::clone(self.exchange());
+        if !self.exchange().client().switch_to(Tunnel { node, in_flight, record, idle, half_closed_idle }) {
+            return Err(failed(Failure::Malformed));
+        }
+        head.headers_mut().insert(UPGRADE, protocol);
+        head.headers_mut().insert(CONNECTION, HeaderValue::from_static("upgrade"));
+        let response = head.map(|()| ResponseBody::empty(self.exchange()));
+        Ok(Reply::new(response).with_cookie(cookie))
+    }
+}
+
+impl UpstreamContext {
+    /// Returns the deadlines of the client's request.
+    pub(super) fn deadlines(&self, pool: &Pool) -> Deadlines {
+        Deadlines::from(self.observer.exchange.started, pool)
+    }
+
+    /// Asks the nodes. Returns the response without the parts that concern its connection.
+    pub(super) async fn fetch(&self, mut dispatch: Dispatch) -> Result<Response<AnswerBody>, Problem> {
+        let response = self.send(&mut dispatch).await?;
+        self.open(&dispatch, response).await
+    }
+
+    async fn send(&self, dispatch: &mut Dispatch) -> Result<NodeResponse, Problem> {
+        dispatch.send(&self.engine.connections, &self.observer).await.map_err(|error| match error {
+            DispatchError::Failed(failure) => self.failed(failure),
+            error => error.problem(),
+        })
+    }
+
+    /// Returns a node's response with its body; its affinity cookie stands beside it, as [`NewCookie`].
+    async fn open(&self, dispatch: &Dispatch, response: NodeResponse) -> Result<Response<AnswerBody>, Problem> {
+        let cookie = self.cookie(&dispatch.pool, &response);
+        let opened = dispatch.open(response, &self.engine.connections, &self.observer).await;
+        let mut response = opened.map_err(|failure| self.failed(failure))?;
+        if let Some(cookie) = cookie {
+            response.extensions_mut().insert(NewCookie(cookie));
+        }
+        Ok(response)
     }
 
     /// Returns the reply that a node's response makes for this request's client.
     pub(super) fn reply(&self, response: Response<AnswerBody>) -> Reply {
         let (mut head, body) = response.into_parts();
         let cookie = head.extensions.remove().map(|NewCookie(cookie)| cookie);
-        Reply::new(Response::from_parts(head, ResponseBody::answer(body, &self.exchange))).with_cookie(cookie)
+        let body = ResponseBody::answer(body, &self.observer.exchange);
+        Reply::new(Response::from_parts(head, body)).with_cookie(cookie)
     }
 
-    /// When the whole request must be over.
-    pub(super) fn until(&self) -> Option<Instant> {
-        let total = self.pool.timeouts.total;
-        (!total.is_zero()).then(|| self.began() + total)
-    }
-
-    /// When it began to look for a node.
-    pub(super) fn began(&self) -> Instant {
-        self.claimed.map_or(self.exchange.started, |reach| reach.began)
+    /// Returns the affinity cookie that a node's response brings.
+    fn cookie(&self, pool: &Pool, response: &NodeResponse) -> Option<HeaderValue> {
+        let node = &pool.nodes[response.node];
+        let holder = self.choice.wanted.pinned.map(|index| &pool.nodes[index]);
+        let is_holder = holder.is_some_and(|holder| holder.id == node.id);
+        if let (true, Some(end)) = (is_holder, self.choice.session_end) {
+            node.runtime.sessions.used(end, date::unix_seconds());
+        }
+        // A session whose node was only full, or failed once, is its own all the same.
+        let stays = |holder: &Node| !response.has_lost_pinned && holder.runtime.takes_sessions(millis(Instant::now()));
+        if holder.is_some_and(|holder| !is_holder && stays(holder)) {
+            return None;
+        }
+        let secure = match &self.choice.cookie {
+            CookieRule::Nothing => return None,
+            CookieRule::Soft(cookie) => return Some(cookie.clone()),
+            CookieRule::IfMoved { .. } if is_holder => return None,
+            CookieRule::Strict { secure } | CookieRule::IfMoved { secure } => *secure,
+        };
+        let affinity = self.route.affinity.as_ref()?;
+        let now = date::unix_seconds();
+        node.runtime.sessions.issued(now + affinity.ttl);
+        affinity.strict_cookie(&node.id, &pool.name, secure, now)
     }
 
     /// Returns the problem for a request that no node has answered.
-    pub(super) fn failed(&self, failure: Failure) -> Problem {
-        if let Some(fault) = self.exchange.body_fault.get() {
+    fn failed(&self, failure: Failure) -> Problem {
+        let exchange = &self.observer.exchange;
+        if let Some(fault) = exchange.body_fault.get() {
             return self.body_problem(fault);
         }
-        self.exchange.ended("upstream");
-        tracing::debug!(pool = &*self.pool.name, failure = failure.label(), "no answer from a node");
-        let kind = match failure {
-            Failure::ClaimLapsed => ProblemKind::StoreUnavailable,
-            Failure::ConnectTimeout | Failure::Timeout => ProblemKind::UpstreamTimeout,
-            _ => ProblemKind::UpstreamFailed,
-        };
-        Problem::new(kind, failure.to_string()).with_token(failure.proxy_status())
+        exchange.ended("upstream");
+        tracing::debug!(route = &*self.route.label.name, failure = failure.label(), "no answer from a node");
+        DispatchError::Failed(failure).problem()
     }
 
     /// Returns the problem for a request whose body did not arrive whole.
@@ -179,80 +253,54 @@ impl UpstreamRequest {
             }
         }
     }
+}
 
-    /// Takes a node's answer off its connection.
-    async fn take_back(&self, answered: Answered) -> Result<Response<AnswerBody>, Problem> {
-        let Answered { head, carrier, in_flight, started, cookie } = answered;
-        let (mut head, body) = head.into_parts();
-        let coding = fields::transfer_coding(&head.headers);
-        match coding {
-            TransferCoding::Unsupported => return Err(self.failed(Failure::Malformed)),
-            // The chunks are what was read; a length beside them is not to be believed (RFC 9112 6.3).
-            TransferCoding::Chunked => drop(head.headers.remove(CONTENT_LENGTH)),
-            TransferCoding::None => {
-                if fields::unify_content_length(&mut head.headers).is_err() {
-                    return Err(self.failed(Failure::Malformed));
-                }
-                if head.status == StatusCode::NO_CONTENT {
-                    head.headers.remove(CONTENT_LENGTH);
-                }
-            }
-        }
-        if let Some(named) = fields::strip_response(&mut head.headers).named {
-            head.extensions.insert(named);
-        }
-        // Only content in chunks, or on a stream, may be followed by trailers.
-        if !self.takes_trailers && (coding == TransferCoding::Chunked || matches!(carrier, Carrier::Shared(_))) {
-            head.headers.remove(TRAILER);
-        }
-        if let Some(cookie) = cookie {
-            head.extensions.insert(NewCookie(cookie));
-        }
-        let connections = &self.pool.connections;
-        let keep = Keep {
-            links: Rc::clone(&self.engine.links),
-            timeout: connections.idle_timeout,
-            max_idle: connections.max_idle_per_node,
-        };
-        let client: Weak<Exchange> = Rc::downgrade(&self.exchange);
-        let times = (self.pool.timeouts.idle, self.until());
-        let mut body = AnswerBody::new(body, carrier, in_flight, started, times, keep, client);
-        poll_fn(|cx| {
-            body.finish_if_empty(cx);
-            Poll::Ready(())
-        })
-        .await;
-        head.version = Version::HTTP_11;
-        Ok(Response::from_parts(head, body))
+impl Observer for ExchangeObserver {
+    fn sent_to(&self, pool: &Arc<str>, node: &Arc<str>, attempt: u32) {
+        self.exchange.attempts.set(attempt);
+        self.exchange.sent_to(pool, node);
     }
 
-    /// A 101: where it was asked for, the connection becomes a tunnel once the client has the answer.
-    async fn switch(&self, answered: Answered) -> Result<Reply, Problem> {
-        let (mut head, _) = answered.head.into_parts();
-        // A node that switches before it has the request cannot have understood it (RFC 9110 7.8).
-        let may_switch =
-            self.may_switch && self.exchange.body.borrow().as_ref().is_none_or(http_body::Body::is_end_stream);
-        let protocol = fields::strip_response(&mut head.headers).upgrade.filter(|_| may_switch);
-        let Some(protocol) = protocol else {
-            return Err(self.failed(Failure::Malformed));
-        };
-        // HTTP/2 knows no 101.
-        let Carrier::Own(link) = answered.carrier else { return Err(self.failed(Failure::Malformed)) };
-        let Some(node) = link.into_switched().await else {
-            return Err(self.failed(Failure::Terminated));
-        };
-        let mut in_flight = answered.in_flight;
-        in_flight.finished();
-        in_flight.is_told();
-        let timeouts = &self.pool.timeouts;
-        let (idle, half_closed_idle) = (timeouts.tunnel, timeouts.idle);
-        let record = Rc::<Exchange>::clone(&self.exchange);
-        if !self.client.switch_to(Tunnel { node, in_flight, record, idle, half_closed_idle }) {
-            return Err(self.failed(Failure::Malformed));
+    fn connected(&self, time: Duration) {
+        self.exchange.connect_time.set(Some(time));
+    }
+
+    fn responded(&self, time: Duration) {
+        self.exchange.first_byte_time.set(Some(time));
+    }
+
+    fn wants_interim(&self) -> bool {
+        self.wants_interim || self.gate.is_some()
+    }
+
+    fn interim(&self, interim: &Interim) {
+        match &self.gate {
+            Some(gate) if interim.is_continue() => gate.open(),
+            _ if self.wants_interim => self.exchange.client().interim(&interim.to_http1()),
+            _ => {}
         }
-        head.headers.insert(UPGRADE, protocol);
-        head.headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
-        let response = Response::from_parts(head, ResponseBody::empty(&self.exchange));
-        Ok(Reply::new(response).with_cookie(answered.cookie))
+    }
+
+    fn cannot_hear_interim(&self) {
+        if let Some(gate) = &self.gate {
+            gate.open();
+        }
+    }
+
+    fn is_client_slow(&self) -> bool {
+        self.exchange.is_awaited() || self.gate.as_ref().is_some_and(|gate| !gate.is_open())
+    }
+
+    fn has_body_failed(&self) -> bool {
+        self.exchange.has_failed()
+    }
+
+    fn takes_trailers(&self) -> bool {
+        self.takes_trailers
+    }
+
+    fn client_part(&self) -> Weak<dyn ClientPart> {
+        let exchange: Weak<Exchange> = Rc::downgrade(&self.exchange);
+        exchange
     }
 }

@@ -143,8 +143,7 @@ impl Worker {
                 nodes.map(|(node, pool)| (node.runtime.serial, pool.connections.idle_timeout)).collect();
             idle.sort_unstable();
             let found = |serial| idle.binary_search_by_key(&serial, |(serial, _)| *serial).ok();
-            self.engine.links.sweep(Instant::now(), |serial| found(serial).is_some());
-            self.engine.shared_links.sweep(Instant::now(), |serial| found(serial).map(|index| idle[index].1));
+            self.engine.connections.sweep(Instant::now(), |serial| found(serial).map(|index| idle[index].1));
         }
     }
 

@@ -1,21 +1,28 @@
-//! A pool of nodes: who is eligible for a key, connections to them, and one attempt at one of them.
+//! A pool of nodes: who is eligible for a key, connections to them, and requests to them.
+//!
+//! `dispatch` sends a request to the nodes of a pool, for a client or without one: `attempt` asks one node,
+//! `node_response` is its response, and the `observer` hears of the progress.
 //!
 //! `pool` is a pool as one configuration has it; `pick` decides which node takes a request, by what
 //! `health` (active checks, done by `probe`), `circuit` (failed requests) and `ramp` (slow start) say of
 //! it. `node` and `group` are what outlives a configuration, found again in the `registry`. `retry` says
-//! what may be tried again, `queue` who waits for room, `discovery` which nodes there are. `connect`,
-//! `link`, `idle`, `answer` and `interim` are connections, `http2` those that requests share; `replay_body` keeps a
-//! body that may have to be sent again.
+//! what may be tried again, `queue` holds the requests that wait for room, `discovery` finds the nodes.
+//! `connections` are those of a worker: `connect`, `link`, `idle`, `answer` and `interim` are about one connection,
+//! `http2` about those that requests share; `replay_body` keeps a body that may have to be sent again.
 //!
-//! What becomes of an attempt is told by [`Outcome`], for everything above rests on the difference
+//! The result of an attempt is a [`link::Outcome`], for everything above rests on the difference
 //! between a request that was never sent and one that may have run.
 
 mod answer;
+mod attempt;
 mod build;
 mod circuit;
 mod clock;
 mod connect;
+mod connections;
+mod deadlines;
 mod discovery;
+mod dispatch;
 mod group;
 mod health;
 mod http2;
@@ -23,6 +30,8 @@ mod idle;
 mod interim;
 mod link;
 mod node;
+mod node_response;
+mod observer;
 mod pick;
 mod pool;
 mod probe;
@@ -33,22 +42,23 @@ mod replay_body;
 mod retry;
 mod sessions;
 
-pub(crate) use answer::{AnswerBody, Broken, Carrier, ClientPart, Keep};
+pub(crate) use answer::{AnswerBody, Broken, ClientPart};
 pub(crate) use build::{BadPool, Earlier, ring_of, seed_of};
 pub(crate) use clock::millis;
+pub(crate) use connections::NodeConnections;
+pub(crate) use deadlines::Deadlines;
 pub(crate) use discovery::Discovered;
-pub(crate) use http2::SharedLinks;
-pub(crate) use idle::IdleLinks;
+pub(crate) use dispatch::{Dispatch, DispatchError};
 pub(crate) use interim::Interim;
-pub(crate) use link::{Link, Outcome, Patience};
 pub(crate) use node::InFlight;
-pub(crate) use pick::Nobody;
-pub(crate) use pool::{Node, Picked, Pool, Tried};
+pub(crate) use node_response::NodeResponse;
+pub(crate) use observer::{NoClient, Observer};
+pub(crate) use pool::{Node, Pool};
 pub(crate) use probe::Probes;
 pub(crate) use registry::{Registry, Said};
-pub(crate) use replay_body::ReplayBody;
-pub(crate) use retry::{Setback, is_idempotent};
+pub(crate) use retry::RetrySafety;
 
+use crate::http::buffered_body::BufferedBody;
 use std::fmt;
 use std::pin::Pin;
 
@@ -67,6 +77,12 @@ pub(crate) struct Wanted {
 pub(crate) enum Outgoing {
     Empty,
     Stream(Pin<Box<dyn http_body::Body<Data = bytes::Bytes, Error = BodyError>>>),
+}
+
+impl From<BufferedBody> for Outgoing {
+    fn from(body: BufferedBody) -> Outgoing {
+        if body.is_over() { Outgoing::Empty } else { Outgoing::Stream(Box::pin(body)) }
+    }
 }
 
 /// Why a request's body could not be sent to its end; the fault is the client's or its connection's.

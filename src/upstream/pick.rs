@@ -90,7 +90,7 @@ pub(super) struct Pick {
 
 /// Why no node takes a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Nobody {
+pub(crate) enum PickError {
     /// Those that could have as many requests as they may have.
     Full,
     /// None takes requests.
@@ -98,7 +98,7 @@ pub(crate) enum Nobody {
 }
 
 /// Goes through the nodes in the order of a key.
-pub(super) fn pick(order: impl Iterator<Item = usize>, nodes: &impl Nodes, rules: &Rules) -> Result<Pick, Nobody> {
+pub(super) fn pick(order: impl Iterator<Item = usize>, nodes: &impl Nodes, rules: &Rules) -> Result<Pick, PickError> {
     let mut moment = Moment { nodes, rules, panic: None, totals: None };
     let mut spilled = None;
     let mut second_best: Option<(usize, bool)> = None;
@@ -130,8 +130,8 @@ pub(super) fn pick(order: impl Iterator<Item = usize>, nodes: &impl Nodes, rules
             let spilled = spilled.filter(|_| first != Some(node));
             Ok(Pick { node, is_trial, spilled, in_panic: moment.panic.unwrap_or(false) })
         }
-        None if full => Err(Nobody::Full),
-        None => Err(Nobody::Unavailable),
+        None if full => Err(PickError::Full),
+        None => Err(PickError::Unavailable),
     }
 }
 

@@ -5,7 +5,7 @@ use super::clock::{Millis, millis};
 use super::connect::Target;
 use super::group::Group;
 use super::node::{InFlight, NodeRuntime};
-use super::pick::{self, Nobody, Nodes, Pick, Rules, Skip};
+use super::pick::{self, Nodes, Pick, PickError, Rules, Skip};
 use super::retry::RetryRules;
 use crate::config::{HealthCheck, NodeState, OutlierEjection, PoolConnections, Protocol, Timeouts};
 use crate::ring::Ring;
@@ -84,7 +84,7 @@ impl Node {
 impl Pool {
     /// Chooses the node that takes a request, and takes a place there. Those that were tried are passed
     /// over.
-    pub(crate) fn pick(&self, wanted: &Wanted, tried: &[usize], now: Instant) -> Result<Picked, Nobody> {
+    pub(crate) fn pick(&self, wanted: &Wanted, tried: &[usize], now: Instant) -> Result<Picked, PickError> {
         let moment = Moment { pool: self, hash: wanted.hash, now: millis(now) };
         let mut lost: Tried = SmallVec::new();
         let mut spilled = None;
@@ -97,20 +97,20 @@ impl Pool {
                 Err(skip) => spilled = Some(skip),
             }
             if !wanted.may_leave {
-                return Err(if spilled == Some(Skip::Full) { Nobody::Full } else { Nobody::Unavailable });
+                return Err(if spilled == Some(Skip::Full) { PickError::Full } else { PickError::Unavailable });
             }
         } else if wanted.pinned.is_some() && !wanted.may_leave {
-            return Err(Nobody::Unavailable);
+            return Err(PickError::Unavailable);
         }
         loop {
             let passed = |node: &usize| tried.contains(node) || lost.contains(node) || wanted.pinned == Some(*node);
             let order = self.ring.walk(wanted.hash).filter(|node| !passed(node));
             let pick = match pick::pick(order, &moment, &self.rules) {
                 Ok(pick) => pick,
-                Err(Nobody::Unavailable) if !lost.is_empty() || spilled == Some(Skip::Full) => {
-                    return Err(Nobody::Full);
+                Err(PickError::Unavailable) if !lost.is_empty() || spilled == Some(Skip::Full) => {
+                    return Err(PickError::Full);
                 }
-                Err(nobody) => return Err(nobody),
+                Err(error) => return Err(error),
             };
             if let Some(picked) = self.take(pick, moment.now) {
                 // What is tried again has been counted as that.

@@ -17,9 +17,25 @@ pub(crate) struct RetryRules {
     on: Vec<RetryOn>,
 }
 
+/// The number of times that a request may run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum RetrySafety {
+    /// Twice, where its method is idempotent (RFC 9110 9.2.2).
+    ByMethod,
+    /// Once: it is sent again only where it has not run for sure, and goes out on connections that were in use just now.
+    AtMostOnce,
+}
+
+impl RetrySafety {
+    /// Returns whether a request of this method may run twice.
+    pub(super) fn may_run_twice(self, method: &Method) -> bool {
+        self == RetrySafety::ByMethod && is_idempotent(method)
+    }
+}
+
 /// The result of an attempt that may be repeated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Setback {
+pub(super) enum Setback {
     /// Not one byte was sent.
     NotSent,
     /// Something was sent, and the connection ended before the answer began.
@@ -49,13 +65,13 @@ impl RetryRules {
     }
 
     /// Returns whether these rules have any attempt repeated that sent something on a connection of its own.
-    pub(crate) fn reach_beyond_sending(&self) -> bool {
+    pub(super) fn reach_beyond_sending(&self) -> bool {
         self.attempts > 0 && self.on.iter().any(|on| *on != RetryOn::ConnectFailure)
     }
 
     /// Returns whether a request is tried again after this. `repeatable` says that it may run twice and is all
     /// still here.
-    pub(crate) fn cover(&self, setback: Setback, repeatable: bool) -> bool {
+    pub(super) fn cover(&self, setback: Setback, repeatable: bool) -> bool {
         let (needed, harmless) = match setback {
             // Whatever `on` says: this is how connections are kept, and no fault.
             Setback::StaleConnection => return self.attempts > 0 && repeatable,
@@ -71,12 +87,12 @@ impl RetryRules {
 
 impl Setback {
     /// Returns whether the same node may be asked again, where there is no other.
-    pub(crate) fn leaves_the_node(self) -> bool {
+    pub(super) fn leaves_the_node(self) -> bool {
         matches!(self, Setback::StaleConnection | Setback::UnprocessedStream)
     }
 
     /// The reason in metrics, where it is not that of the failure.
-    pub(crate) fn reason(self) -> Option<&'static str> {
+    pub(super) fn reason(self) -> Option<&'static str> {
         match self {
             Setback::StaleConnection => Some("stale_connection"),
             Setback::UnprocessedStream => Some("unprocessed_stream"),
@@ -86,7 +102,7 @@ impl Setback {
 }
 
 /// Returns whether running such a request twice is running it once (RFC 9110 9.2.2).
-pub(crate) fn is_idempotent(method: &Method) -> bool {
+pub(super) fn is_idempotent(method: &Method) -> bool {
     matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS | Method::PUT | Method::DELETE | Method::TRACE)
 }
 

@@ -62,7 +62,7 @@ pub(in crate::proxy) struct Invalidation {
 impl Invalidation {
     /// Forwards the write, and invalidates what it has made untrue.
     pub(super) async fn forward(self, upstream_request: UpstreamRequest) -> Reply {
-        let exchange = Rc::clone(&upstream_request.exchange);
+        let exchange = Rc::clone(upstream_request.exchange());
         let (tell, told) = oneshot::channel();
         // In a task of its own: it invalidates even if the client leaves before the response.
         tokio::task::spawn_local(async move { drop(tell.send(self.forwarded(upstream_request).await)) });
@@ -71,14 +71,15 @@ impl Invalidation {
 
     /// Returns the reply to the client, once what the write has made untrue is gone.
     async fn forwarded(self, mut upstream_request: UpstreamRequest) -> Reply {
-        let engine = Rc::clone(&upstream_request.engine);
+        let engine = Rc::clone(&upstream_request.context.engine);
         let cache = Arc::clone(&engine.cache);
-        let query = upstream_request.request.as_ref().and_then(|request| request.uri().query().map(str::to_owned));
+        let query =
+            upstream_request.dispatch.request.as_ref().and_then(|request| request.uri().query().map(str::to_owned));
         let (asked, status) = (cache.now(), upstream_request.cache_status);
         let begun = cache.begin(&self.order);
-        let answer = Box::pin(async { upstream_request.ask().await }).await;
+        let answer = Box::pin(async { upstream_request.fetch().await }).await;
         let reply = match answer {
-            Err(problem) => Reply::problem(&problem, &upstream_request.exchange),
+            Err(problem) => Reply::problem(&problem, upstream_request.exchange()),
             Ok(response) => {
                 self.carry_out(&engine, response.status(), response.headers(), Some(&begun));
                 let may_serve_reads = self.may_serve_reads
@@ -94,7 +95,7 @@ impl Invalidation {
                         }
                         adopted(&upstream_request, led, &cache)
                     }
-                    false => upstream_request.reply(response),
+                    false => upstream_request.context.reply(response),
                 }
             }
         };
@@ -134,11 +135,11 @@ fn adopted(upstream_request: &UpstreamRequest, led: Led<AnswerBody, Problem>, ca
         Led::Streaming { reader, own, .. } => {
             // Conditions and ranges are for reads.
             let (fields, now) = (HeaderMap::new(), cache.now());
-            let exchange = &upstream_request.exchange;
+            let exchange = upstream_request.exchange();
             let replies = ReplyBuilder { method: &Method::POST, fields: &fields, rules: None, exchange, now };
             replies.serve_arriving(reader, Some(own), ServedFrom::AdoptedPost, None)
         }
-        Led::Private(response) => upstream_request.reply(response),
+        Led::Private(response) => upstream_request.context.reply(response),
         Led::Confirmed { .. } | Led::StandIn(_) | Led::Failed(_) => {
             unreachable!("a response that is adopted is there already")
         }

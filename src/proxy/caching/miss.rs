@@ -10,70 +10,77 @@ use crate::cache::{
 use crate::http::fields::X_FORWARDED_HOST;
 use crate::http::problem::Problem;
 use crate::proxy::exchange::Exchange;
-use crate::proxy::field_rules::FieldRules;
 use crate::proxy::problems::stopped;
+use crate::proxy::rate_limit::Uncounted;
 use crate::proxy::respond::Reply;
 use crate::proxy::response_body::{AskedRest, OwnRest, Rest};
 use crate::proxy::snapshot::{CacheResult, Route};
-use crate::proxy::upstream::UpstreamRequest;
-use crate::upstream::{AnswerBody, Outgoing};
+use crate::proxy::upstream::{UpstreamContext, UpstreamRequest};
+use crate::upstream::{
+    AnswerBody, Deadlines, Dispatch, DispatchError, NoClient, NodeConnections, Outgoing, Pool, RetrySafety, Wanted,
+};
 use http::header::{
     CONNECTION, CONTENT_LENGTH, CONTENT_RANGE, ETAG, EXPECT, FORWARDED, HOST, IF_RANGE, RANGE, TE, TRANSFER_ENCODING,
     UPGRADE,
 };
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, request};
+use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode, request};
 use std::cell::RefCell;
 use std::future::poll_fn;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Instant;
 use tokio::sync::oneshot;
-use tokio::time::Instant;
 
 /// Fields of a body and of a switch, which a fetch for everybody has not.
 const FRAMING: [HeaderName; 6] = [CONTENT_LENGTH, TRANSFER_ENCODING, EXPECT, UPGRADE, CONNECTION, TE];
 
 /// A request that the store could not answer.
 pub(super) struct Miss {
-    upstream_request: UpstreamRequest,
-    /// The head as the node gets it.
-    template: Template,
+    fetch: Fetch,
+    context: UpstreamContext,
     caching: Arc<Route>,
     order: Rc<Order>,
     method: Method,
     why: ForwardReason,
+    /// Where the request is still to be counted against the route's rate limit.
+    uncounted: Option<Uncounted>,
 }
 
+/// A request that may go to the nodes several times: as its client has sent it, or as the whole response for all.
 #[derive(Clone)]
-struct Template {
-    method: Method,
-    uri: Uri,
-    fields: HeaderMap,
+struct Fetch {
+    pool: Arc<Pool>,
+    wanted: Wanted,
+    route: Arc<Route>,
+    /// The head as the node gets it.
+    head: request::Parts,
 }
 
-impl Template {
-    fn of(upstream_request: &mut UpstreamRequest) -> Option<Template> {
-        let (request::Parts { method, uri, headers, .. }, _) = upstream_request.request.take()?.into_parts();
-        Some(Template { method, uri, fields: headers })
+impl Fetch {
+    /// Takes a request apart that is to be sent more than once. Its body is not kept.
+    fn new(upstream_request: UpstreamRequest) -> (Fetch, UpstreamContext, Option<Uncounted>) {
+        let UpstreamRequest { mut context, dispatch, uncounted, .. } = upstream_request;
+        context.observer.gate = None;
+        let Dispatch { pool, wanted, request, .. } = dispatch;
+        let request = request.expect("an upstream request begins with its request");
+        let fetch = Fetch { pool, wanted, route: Arc::clone(&context.route), head: request.into_parts().0 };
+        (fetch, context, uncounted)
     }
 
-    fn request(self) -> Request<Outgoing> {
-        let mut request = Request::new(Outgoing::Empty);
-        *request.method_mut() = self.method;
-        *request.uri_mut() = self.uri;
-        *request.headers_mut() = self.fields;
-        request
+    /// Returns the request as its client has sent it.
+    fn own(&self) -> Request<Outgoing> {
+        Request::from_parts(self.head.clone(), Outgoing::Empty)
     }
 
-    /// Returns the same for everybody: the whole response, or whether it has changed. `configured` are the fields that
-    /// the configuration sets.
-    fn shared(&self, method: &Method, configured: &FieldRules, validated: Option<&Stored>) -> Request<Outgoing> {
-        let mut template = self.clone();
-        template.method = method.clone();
-        let fields = &mut template.fields;
+    /// Returns the request for a response that is for all: the whole, or whether a stored one has changed.
+    fn shared(&self, method: Method, validated: Option<&Stored>) -> Request<Outgoing> {
+        let mut request = self.own();
+        *request.method_mut() = method;
+        let fields = request.headers_mut();
         for name in &OVERRIDES {
             fields.remove(name);
         }
-        configured.apply(fields);
+        self.route.request_fields.apply(fields);
         for name in CONDITIONS.iter().chain([&FORWARDED]).chain(&FRAMING) {
             fields.remove(name);
         }
@@ -84,29 +91,89 @@ impl Template {
         if let Some(stored) = validated {
             stored.ask_whether_changed(fields);
         }
-        template.request()
+        request
+    }
+
+    /// Returns the dispatch of a request that begins now, and is over by the end of the one that it is made for.
+    fn dispatch(&self, request: Request<Outgoing>, until: Option<Instant>) -> Dispatch {
+        let deadlines = Deadlines { started: Instant::now(), until, send_by: None };
+        Dispatch::new(Arc::clone(&self.pool), self.wanted, request, deadlines, RetrySafety::ByMethod)
     }
 }
 
-/// The nodes, as the cache sees them.
-struct Nodes {
-    upstream_request: UpstreamRequest,
-    template: Template,
+/// The nodes, as the cache sees them on behalf of a client.
+struct ClientOrigin {
+    fetch: Fetch,
+    context: UpstreamContext,
 }
 
-impl Origin for Nodes {
+impl Origin for ClientOrigin {
     type Body = AnswerBody;
     type Failure = Problem;
 
     async fn fetch(&mut self, validated: Option<&Stored>) -> Result<Response<AnswerBody>, Problem> {
-        // Boxed: it is large, and the cache's future is not all there is to a request.
-        let mut upstream_request = self.upstream_request.again(self.template.shared(
-            &Method::GET,
-            &self.upstream_request.route.request_fields,
-            validated,
-        ));
-        Box::pin(async move { upstream_request.ask().await }).await
+        fetch_for(&self.fetch, &self.context, self.fetch.shared(Method::GET, validated)).await
     }
+}
+
+/// The nodes, as the cache sees them when no client waits.
+struct BackgroundOrigin {
+    fetch: Fetch,
+    connections: Rc<NodeConnections>,
+    until: Option<Instant>,
+}
+
+impl Origin for BackgroundOrigin {
+    type Body = AnswerBody;
+    type Failure = DispatchError;
+
+    async fn fetch(&mut self, validated: Option<&Stored>) -> Result<Response<AnswerBody>, DispatchError> {
+        let request = self.fetch.shared(Method::GET, validated);
+        let mut dispatch = self.fetch.dispatch(request, self.until);
+        let connections = Rc::clone(&self.connections);
+        Box::pin(async move { dispatch.fetch(&connections, &NoClient).await }).await
+    }
+}
+
+/// Returns the nodes' response to a request on behalf of a client.
+async fn fetch_for(
+    fetch: &Fetch,
+    context: &UpstreamContext,
+    request: Request<Outgoing>,
+) -> Result<Response<AnswerBody>, Problem> {
+    let dispatch = fetch.dispatch(request, context.deadlines(&fetch.pool).until);
+    // Boxed: it is large, and the cache's future is not all there is to a request.
+    Box::pin(context.fetch(dispatch)).await
+}
+
+/// Validates a stored response, while the client has it already. The fetch has no client: it goes on when the one that
+/// has met the stale response has left, and nothing of it is in that one's log.
+pub(super) fn validate_in_background(upstream_request: UpstreamRequest, order: Order, lead: Lead) {
+    let (fetch, context, _) = Fetch::new(upstream_request);
+    let (cache, connections) = (Arc::clone(&context.engine.cache), Rc::clone(&context.engine.connections));
+    let until = Deadlines::from_now(&fetch.pool).until;
+    let origin = BackgroundOrigin { fetch, connections, until };
+    fetch_in_a_task(cache, Rc::new(order), lead, origin, false, drop);
+}
+
+/// Fetches to the end of the body in a task, also when the client has left; `tell` gets the leader's result.
+fn fetch_in_a_task<O: Origin + 'static>(
+    cache: Arc<Cache>,
+    order: Rc<Order>,
+    lead: Lead,
+    mut origin: O,
+    must_ask: bool,
+    tell: impl FnOnce(Led<O::Body, O::Failure>) + 'static,
+) {
+    tokio::task::spawn_local(async move {
+        let (led, arriving) = cache.fetch(lead, &order, &mut origin, must_ask).await;
+        // The exchange is the client's own from here on.
+        drop(origin);
+        tell(led);
+        if let Some(arriving) = arriving {
+            cache.receive(&order, arriving).await;
+        }
+    });
 }
 
 /// The result of the wait for another request's fetch.
@@ -117,32 +184,35 @@ enum Waited {
 
 impl Miss {
     pub(super) fn new(
-        mut upstream_request: UpstreamRequest,
+        upstream_request: UpstreamRequest,
         caching: Arc<Route>,
         order: Rc<Order>,
         method: Method,
         why: ForwardReason,
     ) -> Miss {
-        let template = Template::of(&mut upstream_request).expect("an upstream request begins with its request");
-        Miss { upstream_request, template, caching, order, method, why }
+        let (fetch, context, uncounted) = Fetch::new(upstream_request);
+        Miss { fetch, context, caching, order, method, why, uncounted }
     }
 
     fn cache(&self) -> &Arc<Cache> {
-        &self.upstream_request.engine.cache
+        &self.context.engine.cache
+    }
+
+    fn exchange(&self) -> &Rc<Exchange> {
+        &self.context.observer.exchange
     }
 
     /// Returns the reply to the request.
     pub(super) async fn reply(mut self) -> Reply {
-        match self.upstream_request.count() {
+        match self.uncounted.take().map_or(Ok(()), |uncounted| self.exchange().count(uncounted)) {
             Ok(()) => self.find().await,
-            Err(problem) => Reply::problem(&problem, &self.upstream_request.exchange),
+            Err(problem) => Reply::problem(&problem, self.exchange()),
         }
     }
 
     async fn find(&self) -> Reply {
         let lock_timeout = self.caching.cache.as_ref().map_or_else(Default::default, |rules| rules.lock_timeout);
-        let deadline = Instant::now() + lock_timeout;
-        let mut mismatched = None;
+        let (mut deadline, mut mismatched) = (None, None);
         loop {
             let group = self.cache().group(&self.order);
             // Only a GET brings what others can use; and what was not for this request a moment ago will
@@ -155,6 +225,7 @@ impl Miss {
                 Joined::Lead(lead) => return self.lead(lead).await,
                 Joined::Wait(fill) => fill,
             };
+            let deadline = *deadline.get_or_insert_with(|| Instant::now() + lock_timeout);
             match wait(fill, deadline).await {
                 Waited::For(Outcome::Streaming(growing)) if growing.head.is_for(&self.order.request) => {
                     match growing.read() {
@@ -184,35 +255,20 @@ impl Miss {
     async fn lead(&self, lead: Lead) -> Reply {
         let (tell, told) = oneshot::channel();
         // Nobody may be there to hear it any more.
-        self.fetch_in_a_task(lead, self.nodes(None), |led| drop(tell.send(led)));
+        let (cache, order) = (Arc::clone(self.cache()), Rc::clone(&self.order));
+        fetch_in_a_task(cache, order, lead, self.origin(), self.must_ask(), |led| drop(tell.send(led)));
         match told.await {
             Ok(led) => self.respond(led, false).await,
             Err(_) => self.problem(&stopped()),
         }
     }
 
-    /// Fetches to the end of the body in a task, also when the client has left; `tell` gets the leader's result.
-    fn fetch_in_a_task(&self, lead: Lead, mut nodes: Nodes, tell: impl FnOnce(Led<AnswerBody, Problem>) + 'static) {
-        let (cache, order) = (Arc::clone(self.cache()), Rc::clone(&self.order));
-        let must_ask = self.why == ForwardReason::Request;
-        tokio::task::spawn_local(async move {
-            let (led, arriving) = cache.fetch(lead, &order, &mut nodes, must_ask).await;
-            // The exchange is the client's own from here on.
-            drop(nodes);
-            tell(led);
-            if let Some(arriving) = arriving {
-                cache.receive(&order, arriving).await;
-            }
-        });
-    }
-
     /// Asks the nodes for this request alone.
     async fn pass(&self, group: Group) -> Reply {
         if self.method == Method::GET && self.is_plain() && !self.order.asker.no_store {
-            let mut nodes = self.nodes(None);
+            let mut origin = self.origin();
             let lead = self.cache().go_alone(group, &self.order);
-            let must_ask = self.why == ForwardReason::Request;
-            let (led, arriving) = self.cache().fetch(lead, &self.order, &mut nodes, must_ask).await;
+            let (led, arriving) = self.cache().fetch(lead, &self.order, &mut origin, self.must_ask()).await;
             if let Some(arriving) = arriving {
                 receive(Arc::clone(self.cache()), Rc::clone(&self.order), arriving);
             }
@@ -223,7 +279,7 @@ impl Miss {
 
     /// Returns whether the request is for the whole response.
     fn is_plain(&self) -> bool {
-        CONDITIONS.iter().all(|name| !self.template.fields.contains_key(name))
+        CONDITIONS.iter().all(|name| !self.fetch.head.headers.contains_key(name))
     }
 
     /// Asks just what the client asked.
@@ -231,13 +287,8 @@ impl Miss {
         let (begun, asked) = (self.cache().begin(&self.order), self.cache().now());
         // A HEAD tells the store something, so it must be one that anybody could have sent.
         let tells = self.method == Method::HEAD && self.is_plain() && !self.order.asker.no_store;
-        let request = if tells {
-            self.template.shared(&Method::HEAD, &self.upstream_request.route.request_fields, None)
-        } else {
-            self.template.clone().request()
-        };
-        let mut upstream_request = self.upstream_request.again(request);
-        let answer = Box::pin(async { upstream_request.ask().await }).await;
+        let request = if tells { self.fetch.shared(Method::HEAD, None) } else { self.fetch.own() };
+        let answer = fetch_for(&self.fetch, &self.context, request).await;
         let failed = answer.as_ref().map_or(true, |response| is_failure(response.status()));
         if failed
             && let Known::Response(held) = self.cache().look_up(self.order.key, &self.order.request)
@@ -250,7 +301,7 @@ impl Miss {
                 let (head, body) = response.into_parts();
                 if tells {
                     self.cache().learn_from_head(&self.order, &head, asked, &begun);
-                } else if self.method == Method::GET && !has_override(&self.template.fields) {
+                } else if self.method == Method::GET && !has_override(&self.fetch.head.headers) {
                     self.cache().note_private(&self.order, &begun, &head, asked);
                 }
                 self.note(CacheResult::Pass);
@@ -266,20 +317,19 @@ impl Miss {
         // A short body is held whole, and leaves no reader behind.
         reader.growing().length.is_none_or(|length| length > SMALL_WINDOW).then_some(())?;
         let tag = reader.growing().head.strong_tag()?;
-        let template = self.template.clone();
-        let route = Arc::clone(&self.upstream_request.route);
-        // Interim answers belong to the client's own request alone.
-        let upstream_request =
-            UpstreamRequest { wants_interim: false, ..self.upstream_request.again(Request::new(Outgoing::Empty)) };
+        let ClientOrigin { fetch, mut context } = self.origin();
+        // Interim responses belong to the client's own request alone.
+        context.observer.wants_interim = false;
+        let origin = Rc::new((fetch, context));
         let more: Rc<dyn Fn(u64) -> AskedRest> = Rc::new(move |from| {
-            let mut request = template.shared(&Method::GET, &route.request_fields, None);
+            let origin = Rc::clone(&origin);
+            let mut request = origin.0.shared(Method::GET, None);
             request.headers_mut().insert(IF_RANGE, tag.clone());
             if let Ok(range) = HeaderValue::try_from(format!("bytes={from}-")) {
                 request.headers_mut().insert(RANGE, range);
             }
-            let mut upstream_request = UpstreamRequest { wants_interim: false, ..upstream_request.again(request) };
             let tag = tag.clone();
-            Box::pin(async move { rest_of(upstream_request.ask().await.ok()?, &tag, from) })
+            Box::pin(async move { rest_of(fetch_for(&origin.0, &origin.1, request).await.ok()?, &tag, from) })
         });
         let (departure, fetched): (_, Rc<RefCell<Option<OwnRest>>>) = (reader.departure(), Rc::default());
         let (ask, found) = (Rc::clone(&more), Rc::clone(&fetched));
@@ -297,27 +347,19 @@ impl Miss {
         Some(Rest { fetched, more: Box::new(move |from| more(from)), asking: None, task })
     }
 
-    /// Validates what is stored, while the client has it already.
-    pub(super) fn validate_in_background(&self, lead: Lead) {
-        let head = Request::new(()).into_parts().0;
-        let exchange =
-            Exchange::background(&self.upstream_request.engine.recorder, &self.upstream_request.client, &head);
-        self.fetch_in_a_task(lead, self.nodes(Some(exchange)), drop);
+    fn origin(&self) -> ClientOrigin {
+        ClientOrigin { fetch: self.fetch.clone(), context: self.context.clone() }
     }
 
-    fn nodes(&self, background: Option<Rc<Exchange>>) -> Nodes {
-        let mut upstream_request = self.upstream_request.again(Request::new(Outgoing::Empty));
-        if let Some(exchange) = background {
-            upstream_request.exchange = exchange;
-            upstream_request.wants_interim = false;
-        }
-        Nodes { upstream_request, template: self.template.clone() }
+    /// Returns whether the client wants no stored response.
+    fn must_ask(&self) -> bool {
+        self.why == ForwardReason::Request
     }
 
     async fn respond(&self, led: Led<AnswerBody, Problem>, alone: bool) -> Reply {
         match led {
             // The whole was asked for to be stored; a part of what is not stored is asked for again.
-            Led::Private(response) if !alone && self.template.fields.contains_key(RANGE) => {
+            Led::Private(response) if !alone && self.fetch.head.headers.contains_key(RANGE) => {
                 drop(response);
                 self.ask_as_it_is().await
             }
@@ -353,12 +395,11 @@ impl Miss {
 
     /// Returns a response for this client alone.
     fn private(&self, response: Response<AnswerBody>) -> Reply {
-        self.upstream_request.reply(response).with_cache_status(Some(CacheStatus::forwarded(self.why)))
+        self.context.reply(response).with_cache_status(Some(CacheStatus::forwarded(self.why)))
     }
 
     fn problem(&self, problem: &Problem) -> Reply {
-        Reply::problem(problem, &self.upstream_request.exchange)
-            .with_cache_status(Some(CacheStatus::forwarded(self.why)))
+        Reply::problem(problem, self.exchange()).with_cache_status(Some(CacheStatus::forwarded(self.why)))
     }
 
     fn replies(&self) -> ReplyBuilder<'_> {
@@ -366,7 +407,7 @@ impl Miss {
             method: &self.method,
             fields: self.order.request.plain(),
             rules: self.caching.cache.as_ref(),
-            exchange: &self.upstream_request.exchange,
+            exchange: self.exchange(),
             now: self.cache().now(),
         }
     }
@@ -375,7 +416,7 @@ impl Miss {
         if let Some(rules) = &self.caching.cache {
             rules.count(result);
         }
-        self.upstream_request.exchange.cached(result.label());
+        self.exchange().cached(result.label());
     }
 }
 
@@ -385,7 +426,7 @@ fn receive(cache: Arc<Cache>, order: Rc<Order>, arriving: Arriving<AnswerBody>) 
 }
 
 async fn wait(fill: Arc<Fill>, deadline: Instant) -> Waited {
-    match tokio::time::timeout_at(deadline, fill.outcome()).await {
+    match tokio::time::timeout_at(deadline.into(), fill.outcome()).await {
         Ok(outcome) => Waited::For(outcome),
         Err(_) => Waited::TooLong,
     }

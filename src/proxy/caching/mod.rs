@@ -18,7 +18,7 @@ use crate::http::head::RequestHead;
 use crate::http::method::is_safe;
 use crate::http::problem::{Problem, ProblemKind};
 use invalidation::invalidation;
-use miss::Miss;
+use miss::{Miss, validate_in_background};
 use request::{is_read, order};
 use serving::{ReplyBuilder, ServedFrom};
 use std::rc::Rc;
@@ -65,9 +65,9 @@ pub(super) fn begin(routed: &RoutedRequest<'_>, caching: &Arc<Route>, head: Requ
                     let order = order(rules, key, target, &head.method, fields);
                     // One validation at a time is enough.
                     if let Joined::Lead(lead) = engine.cache.join(engine.cache.group(&order), &order)
-                        && let Ok(miss) = miss(routed, caching, order, head, ForwardReason::Stale)
+                        && let Ok(upstream_request) = routed.upstream_request(head)
                     {
-                        miss.validate_in_background(lead);
+                        validate_in_background(upstream_request, order, lead);
                     }
                 }
                 return Ok(Step::Reply(reply));

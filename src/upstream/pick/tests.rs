@@ -36,7 +36,7 @@ impl Nodes for Vec<Known> {
 
 const PLAIN: Rules = Rules { max_per_node: 100, bounded_load: None, panic_threshold: 0.0 };
 
-fn found(nodes: &[Known], rules: &Rules) -> Result<(usize, Option<Skip>), Nobody> {
+fn found(nodes: &[Known], rules: &Rules) -> Result<(usize, Option<Skip>), PickError> {
     let nodes = nodes.to_vec();
     pick(0..nodes.len(), &nodes, rules).map(|pick| (pick.node, pick.spilled))
 }
@@ -56,8 +56,8 @@ fn each_reason_passes_a_node_over() {
         assert_eq!(found(&[first, WELL], &rules), Ok((1, Some(reason))));
     }
     assert_eq!(found(&[WELL, WELL], &rules), Ok((0, None)));
-    assert_eq!(found(&[], &rules), Err(Nobody::Unavailable));
-    assert_eq!(found(&[Known { load: 100, ..WELL }], &rules), Err(Nobody::Full));
+    assert_eq!(found(&[], &rules), Err(PickError::Unavailable));
+    assert_eq!(found(&[Known { load: 100, ..WELL }], &rules), Err(PickError::Full));
 }
 
 #[test]
@@ -101,7 +101,7 @@ fn in_panic_health_is_ignored_but_not_what_people_said() {
     assert_eq!(found(&[sick.clone(), sick.clone(), WELL], &rules), Ok((0, None)), "one of three is");
     let down = Known { state: NodeState::Down, ..sick.clone() };
     assert_eq!(found(&[down, sick.clone()], &rules), Ok((1, Some(Skip::Down))));
-    assert_eq!(found(&[sick.clone(), sick], &PLAIN), Err(Nobody::Unavailable), "without a threshold there is none");
+    assert_eq!(found(&[sick.clone(), sick], &PLAIN), Err(PickError::Unavailable), "without a threshold there is none");
 }
 
 #[test]

@@ -1,0 +1,257 @@
+//! One attempt: a request at one node, on a kept connection if there is one, on a new one where that turns out to be
+//! dead.
+
+use super::answer::Carrier;
+use super::connections::NodeConnections;
+use super::deadlines::Deadlines;
+use super::interim::Interim;
+use super::link::{Link, Outcome, Patience};
+use super::observer::Observer;
+use super::pool::{Node, Pool};
+use super::retry::{RetrySafety, Setback};
+use super::{Failure, Outgoing};
+use http::header::HOST;
+use http::{HeaderValue, Request, Response};
+use hyper::body::Incoming;
+use std::time::{Duration, Instant};
+
+/// The longest time for which a connection may have been idle that takes a request which must not run twice: the node
+/// may be closing one that was idle for longer, and would leave unknown whether the request has run.
+const FRESH: Duration = Duration::from_secs(1);
+
+/// The part of a request that has been sent. It is noted for requests that run at most once.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Reach {
+    /// A part of the request was sent.
+    pub(crate) sent: bool,
+    /// All of the request was sent when the response began.
+    pub(crate) whole: bool,
+}
+
+/// The result of one attempt.
+pub(super) enum AttemptResult {
+    Response(Response<Incoming>, Carrier),
+    Failed {
+        failure: Failure,
+        /// The grounds for another attempt; none where there may be none.
+        setback: Option<Setback>,
+        /// The failure speaks against the node.
+        is_the_nodes: bool,
+    },
+}
+
+/// The result of an attempt that has found its connection too late to send anything.
+const LAPSED: AttemptResult =
+    AttemptResult::Failed { failure: Failure::ClaimLapsed, setback: None, is_the_nodes: false };
+
+/// A node that is asked, and the terms on which it is.
+pub(super) struct Attempt<'a, O> {
+    pub(super) connections: &'a NodeConnections,
+    pub(super) pool: &'a Pool,
+    pub(super) node: &'a Node,
+    pub(super) observer: &'a O,
+    pub(super) retries: RetrySafety,
+    pub(super) deadlines: Deadlines,
+    /// When the attempt began.
+    pub(super) started: Instant,
+    /// Kept connections are passed over: one has just turned out to be stale.
+    pub(super) wants_new: bool,
+}
+
+impl<O: Observer> Attempt<'_, O> {
+    /// Sends the request over HTTP/1. It is taken, and put back where it was not sent.
+    pub(super) async fn http1(&self, request: &mut Option<Request<Outgoing>>, reach: &mut Reach) -> AttemptResult {
+        self.name_host(request);
+        let observer = self.observer;
+        let length = self.within().and(request.as_ref()).map(length_of);
+        let mut wants_new = self.wants_new;
+        loop {
+            let take = || self.connections.idle.take(&self.node.runtime, self.within());
+            let kept = if wants_new { None } else { take() };
+            let is_new = kept.is_none();
+            let (mut link, started) = match kept {
+                Some(link) => (link, self.started),
+                None => match self.connect().await {
+                    Ok(link) => (link, Instant::now()),
+                    Err(failed) => return failed,
+                },
+            };
+            if self.deadlines.has_lapsed() {
+                return LAPSED;
+            }
+            let on_interim = observer.wants_interim().then_some(|interim: Interim| observer.interim(&interim));
+            let before = link.sent();
+            let outcome = link.send(request, self.patience(started), on_interim, || observer.is_client_slow()).await;
+            let is_client_slow = observer.is_client_slow();
+            if self.retries == RetrySafety::AtMostOnce {
+                reach.sent = !matches!(outcome, Outcome::NotSent(_));
+                reach.whole = length.is_some_and(|length| link.sent() - before >= length);
+            }
+            let (failure, sent) = match outcome {
+                Outcome::Answer(head) => return AttemptResult::Response(head, Carrier::Own(link)),
+                Outcome::NotSent(_) if !is_new && request.is_some() => {
+                    wants_new = true;
+                    continue;
+                }
+                Outcome::Stale(failure) if self.retries == RetrySafety::ByMethod => {
+                    return failed(failure, Setback::StaleConnection, false);
+                }
+                Outcome::NotSent(failure) => (failure, false),
+                Outcome::Unprocessed { .. } => (Failure::Terminated, true),
+                Outcome::Stale(failure) | Outcome::SentNoAnswer(failure) => (failure, true),
+            };
+            return self.judge(failure, sent, is_client_slow, link.last_activity());
+        }
+    }
+
+    /// Sends the request over a connection of HTTP/2, which requests share.
+    pub(super) async fn http2(&self, request: &mut Option<Request<Outgoing>>, reach: &mut Reach) -> AttemptResult {
+        let observer = self.observer;
+        let (mut wants_new, mut has_waited) = (self.wants_new, false);
+        loop {
+            let links = &self.connections.shared;
+            let take = || links.take(&self.node.runtime, self.within());
+            let kept = if wants_new { None } else { take() };
+            let is_new = kept.is_none();
+            let mut link = match kept {
+                Some(link) => link,
+                // Once: the request that connects may fail, and each other one connects for itself then.
+                None if !std::mem::replace(&mut has_waited, true)
+                    && links.wait(&self.node.runtime, self.connect_timeout()).await =>
+                {
+                    // The connections there are now were made after the stale one.
+                    wants_new = false;
+                    continue;
+                }
+                None => {
+                    let (began, timeout) = (Instant::now(), self.connect_timeout());
+                    match links.connect(&self.node.runtime, &self.node.target, timeout).await {
+                        Ok(link) => {
+                            observer.connected(began.elapsed());
+                            link
+                        }
+                        Err(failure) => return self.not_connected(failure, timeout),
+                    }
+                }
+            };
+            if self.deadlines.has_lapsed() {
+                return LAPSED;
+            }
+            let started = if is_new { Instant::now() } else { self.started };
+            observer.cannot_hear_interim();
+            let is_slow = || observer.is_client_slow();
+            let outcome = link.send(&self.node.target, request, self.patience(started), is_new, is_slow).await;
+            let is_client_slow = is_slow();
+            if self.retries == RetrySafety::AtMostOnce {
+                reach.sent = !matches!(outcome, Outcome::NotSent(_) | Outcome::Unprocessed { .. });
+                // The connection does not tell how much of a stream was sent: all of it, as far as is known.
+                reach.whole = reach.sent;
+            }
+            let (failure, sent) = match outcome {
+                Outcome::Answer(head) => return AttemptResult::Response(head, Carrier::Shared(link)),
+                Outcome::NotSent(_) if !is_new && request.is_some() => {
+                    wants_new = true;
+                    continue;
+                }
+                // The request of a client that has failed goes to no other node.
+                Outcome::Unprocessed { is_refusal } if !observer.has_body_failed() => {
+                    return failed(Failure::Terminated, Setback::UnprocessedStream, is_refusal);
+                }
+                Outcome::Stale(failure) if self.retries == RetrySafety::ByMethod && !observer.has_body_failed() => {
+                    return failed(failure, Setback::StaleConnection, false);
+                }
+                Outcome::NotSent(failure) => (failure, false),
+                Outcome::Unprocessed { .. } => (Failure::Terminated, true),
+                Outcome::Stale(failure) | Outcome::SentNoAnswer(failure) => (failure, true),
+            };
+            // hyper resets a stream whose body breaks, and says no more than that.
+            return self.judge(failure, sent, is_client_slow, link.last_activity());
+        }
+    }
+
+    /// Returns a new connection.
+    async fn connect(&self) -> Result<Box<Link>, AttemptResult> {
+        let (started, timeout) = (Instant::now(), self.connect_timeout());
+        // Boxed, for most requests find a kept connection.
+        let link = Box::pin(Link::connect(&self.node.target, timeout)).await;
+        let link = link.map_err(|failure| self.not_connected(failure, timeout))?;
+        self.observer.connected(started.elapsed());
+        Ok(link)
+    }
+
+    /// Returns the result where no connection was made within `timeout`. It speaks against the node, unless the end of
+    /// the request has shortened the node's time.
+    fn not_connected(&self, failure: Failure, timeout: Duration) -> AttemptResult {
+        let had_its_time = failure != Failure::ConnectTimeout || timeout == self.pool.timeouts.connect;
+        failed(failure, Setback::NotSent, had_its_time)
+    }
+
+    /// Returns the result of an attempt without a response: for the request, and for its node.
+    fn judge(&self, failure: Failure, sent: bool, is_client_slow: bool, last_activity: Instant) -> AttemptResult {
+        let first_byte = self.pool.timeouts.first_byte;
+        // Once the request's body has failed, all that follows is the client's failure.
+        let failure = if self.observer.has_body_failed() { Failure::RequestBody } else { failure };
+        let setback = match failure {
+            Failure::RequestBody => None,
+            Failure::Timeout if is_client_slow => None,
+            _ if !sent => Some(Setback::NotSent),
+            Failure::Timeout => Some(Setback::Late),
+            _ => Some(Setback::Reset),
+        };
+        // The end of the whole request is not the node's fault, if it had no time of its own.
+        let had_its_time = failure != Failure::Timeout
+            || (!is_client_slow && !first_byte.is_zero() && last_activity.elapsed() >= first_byte);
+        AttemptResult::Failed { failure, setback, is_the_nodes: failure.is_the_nodes() && had_its_time }
+    }
+
+    /// Returns the longest time for which a kept connection may have been idle; none where that does not matter.
+    fn within(&self) -> Option<Duration> {
+        (self.retries == RetrySafety::AtMostOnce).then_some(FRESH)
+    }
+
+    fn patience(&self, started: Instant) -> Patience {
+        Patience { started, first_byte: self.pool.timeouts.first_byte, until: self.deadlines.until }
+    }
+
+    /// Returns the time to connect within, shortened by the end of the whole request.
+    fn connect_timeout(&self) -> Duration {
+        let connect = self.pool.timeouts.connect;
+        let Some(until) = self.deadlines.until else { return connect };
+        let left = until.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
+        if connect.is_zero() { left } else { connect.min(left) }
+    }
+
+    /// Adds the node's address as `Host` where there is none: HTTP/1.0 clients may name no host; HTTP/1.1 nodes want
+    /// one.
+    fn name_host(&self, request: &mut Option<Request<Outgoing>>) {
+        if let Some(request) = request
+            && !request.headers().contains_key(HOST)
+            && let Ok(host) = HeaderValue::try_from(self.node.address().to_string())
+        {
+            request.headers_mut().insert(HOST, host);
+        }
+    }
+}
+
+impl<O> Attempt<'_, O> {
+    /// Counts a failure at the node, and logs one that an operator has to mend.
+    pub(super) fn note_failure(&self, failure: Failure) {
+        let (node, runtime) = (self.node, &self.node.runtime);
+        if matches!(failure, Failure::TlsCertificate(_)) && runtime.may_warn(self.started) {
+            tracing::warn!(pool = &*self.pool.name, node = &*node.id, address = %node.address(), "{failure}");
+        }
+        runtime.count(failure.label());
+    }
+}
+
+fn failed(failure: Failure, setback: Setback, is_the_nodes: bool) -> AttemptResult {
+    AttemptResult::Failed { failure, setback: Some(setback), is_the_nodes }
+}
+
+/// Returns the least number of bytes that a request takes on a connection of HTTP/1.
+fn length_of(request: &Request<Outgoing>) -> u64 {
+    let target = request.uri().path_and_query().map_or(1, |target| target.as_str().len());
+    let line = request.method().as_str().len() + target + "  HTTP/1.1\r\n\r\n".len();
+    let fields: usize = request.headers().iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum();
+    (line + fields) as u64 + http_body::Body::size_hint(request.body()).lower()
+}

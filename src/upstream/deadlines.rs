@@ -1,0 +1,34 @@
+//! The time limits of a request to the nodes of a pool.
+
+use super::pool::Pool;
+use crate::idempotency::BootTime;
+use std::time::Instant;
+
+/// The time limits of a request over all attempts. Those of one attempt are the pool's.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Deadlines {
+    /// When the first attempt begins.
+    pub(crate) started: Instant,
+    /// When the response's body must be whole; none for no limit.
+    pub(crate) until: Option<Instant>,
+    /// The time from which nothing more is sent, where the request holds a claim: another process may run it then.
+    pub(crate) send_by: Option<BootTime>,
+}
+
+impl Deadlines {
+    /// Returns the deadlines of a request that has begun at `started`, by the pool's `timeouts`.
+    pub(crate) fn from(started: Instant, pool: &Pool) -> Deadlines {
+        let total = pool.timeouts.total;
+        Deadlines { started, until: (!total.is_zero()).then(|| started + total), send_by: None }
+    }
+
+    /// Returns the same for a request that begins now.
+    pub(crate) fn from_now(pool: &Pool) -> Deadlines {
+        Deadlines::from(Instant::now(), pool)
+    }
+
+    /// Returns whether the request holds a claim that is too old to send anything under it.
+    pub(super) fn has_lapsed(&self) -> bool {
+        self.send_by.is_some_and(|by| BootTime::now() >= by)
+    }
+}
