@@ -3,7 +3,7 @@
 use super::BODY_TIMEOUT;
 use super::places::Place;
 use crate::config::NodeState;
-use crate::control::{Control, PurgeOrder, PurgeTarget, Release};
+use crate::control::{CommandResult, Control, PurgeOrder, PurgeTarget, Release};
 use crate::http::problem::{Problem, ProblemKind};
 use bytes::Bytes;
 use http::header::{CACHE_CONTROL, CONTENT_TYPE};
@@ -11,7 +11,8 @@ use http::{HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
 use percent_encoding::percent_decode_str;
-use serde_json::{Value as Json, json};
+use serde::Serialize;
+use serde_json::Value as Json;
 use std::borrow::Cow;
 use std::net::SocketAddr;
 
@@ -79,20 +80,23 @@ async fn change(
         ["api", "cache", "purge"] => {
             let order = purge_order(&read_body(body).await?).map_err(bad_purge)?;
             control.purge(order).map_err(bad_purge)?;
-            Ok(as_json(&json!({ "result": "success", "detail": "purged" })))
+            Ok(as_json(&CommandResult::success().with_detail("purged")))
         }
         ["api", "reload"] => match place.working(control.reload()).await {
-            Ok(said) => Ok(as_json(&json!({ "result": "success", "detail": said }))),
+            Ok(said) => Ok(as_json(&CommandResult::success().with_detail(said))),
             Err(said) => Err(Problem::new(ProblemKind::ReloadFailed, said)),
         },
         ["api", "drain"] => {
             control.drain();
-            Ok(as_json(&json!({ "result": "success", "detail": "draining" })))
+            Ok(as_json(&CommandResult::success().with_detail("draining")))
         }
         ["api", "pools", pool, "nodes", id, word] => {
             let state = NodeState::from_word(word).ok_or_else(not_found)?;
             match control.set_node_state(pool, id, state) {
-                Some(true) => Ok(as_json(&json!({ "result": "success", "pool": pool, "node": id, "state": word }))),
+                Some(true) => {
+                    let [pool, node, state] = [pool, id, word].map(|text| Some(text.to_owned()));
+                    Ok(as_json(&CommandResult { pool, node, state, ..CommandResult::success() }))
+                }
                 None => {
                     let detail = "another process takes over; say it again on a new connection";
                     Err(Problem::new(ProblemKind::BeingReplaced, detail).retry_after(1).closing())
@@ -111,7 +115,10 @@ async fn change(
 async fn remove(control: &dyn Control, segments: &[&str], peer: SocketAddr) -> Result<Response<Full<Bytes>>, Problem> {
     let ["api", "idempotency", id] = *segments else { return Err(wrong_method("GET, HEAD, POST")) };
     match control.release(id, peer).await.map_err(store_failed)? {
-        Release::Released => Ok(as_json(&json!({ "result": "success", "id": id, "detail": "released" }))),
+        Release::Released => {
+            let released = CommandResult { id: Some(id.to_owned()), ..CommandResult::success() };
+            Ok(as_json(&released.with_detail("released")))
+        }
         Release::Running => {
             let detail = "a proxy still works on this request; what it comes to will be known";
             Err(Problem::new(ProblemKind::RecordRunning, detail))
@@ -198,7 +205,7 @@ fn parameter(request: &Request<Incoming>, name: &str) -> Option<String> {
     Some(percent_encoding::percent_decode_str(&raw.replace('+', " ")).decode_utf8_lossy().into_owned())
 }
 
-fn as_json(value: &Json) -> Response<Full<Bytes>> {
+fn as_json(value: &impl Serialize) -> Response<Full<Bytes>> {
     let mut body = serde_json::to_vec_pretty(value).unwrap_or_default();
     body.push(b'\n');
     respond(StatusCode::OK, "application/json", body.into())

@@ -1,15 +1,19 @@
 //! The admin API, asked from the command line.
 
+use super::Outcome;
+use super::http_client::{Answer, ClientError, send};
+use crate::control::CommandResult;
+use bytes::Bytes;
+use http::header::AUTHORIZATION;
+use http::{Method, Request};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use serde_json::Value as Json;
-use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::io::{self, Write, stdout};
 use std::path::PathBuf;
-use std::time::Duration;
+use std::process::ExitCode;
 
-/// A reload of a large configuration may take its time.
-const TIMEOUT: Duration = Duration::from_secs(60);
-
-/// Which proxy is meant.
+/// The proxy that a command is for.
 #[derive(clap::Args)]
 pub(super) struct Target {
     /// The proxy's admin listener
@@ -20,61 +24,81 @@ pub(super) struct Target {
     token_file: Option<PathBuf>,
 }
 
+/// A call of the admin API that did not succeed.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ApiError {
+    #[error("expected --admin http://HOST:PORT, found `{0}`")]
+    Url(String),
+    #[error("cannot read {}: {cause}", .file.display())]
+    Token { file: PathBuf, cause: io::Error },
+    #[error("the content of {} is no token", .0.display())]
+    BadToken(PathBuf),
+    #[error("no proxy answers at {admin}: {cause}; is it running, and is --admin its `admin.address`?")]
+    Unreachable { admin: String, cause: ClientError },
+    #[error(
+        "{url} answered something else than expected ({status}: {cause}); is --admin the admin listener of a proxy of this version?"
+    )]
+    Unknown { url: String, status: u16, cause: serde_json::Error },
+    #[error("{url} wants a token: give a file that holds it by --token-file")]
+    Unauthorized { url: String },
+    /// The proxy says itself what is wrong.
+    #[error("{0}")]
+    Refused(String),
+    #[error("cannot start a runtime: {0}")]
+    Runtime(io::Error),
+}
+
+/// What is read of a problem document.
+#[derive(Deserialize)]
+struct Refusal {
+    detail: String,
+}
+
 impl Target {
-    pub(super) fn get(&self, path: &str) -> Result<Json, String> {
-        self.call("GET", path, "")
+    pub(super) fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ApiError> {
+        self.call(Method::GET, path, String::new())
     }
 
-    pub(super) fn post(&self, path: &str) -> Result<Json, String> {
-        self.call("POST", path, "")
+    pub(super) fn post<T: DeserializeOwned>(&self, path: &str) -> Result<T, ApiError> {
+        self.call(Method::POST, path, String::new())
     }
 
-    pub(super) fn post_json(&self, path: &str, body: &Json) -> Result<Json, String> {
-        self.call("POST", path, &body.to_string())
+    /// Gives a command, and prints what the proxy says of it.
+    pub(super) fn command(&self, path: &str) -> Outcome {
+        report(&self.post(path)?)
     }
 
-    /// One call; an answer that is no success becomes its problem's detail.
-    fn call(&self, method: &str, path: &str, body: &str) -> Result<Json, String> {
-        let address = self
-            .admin
-            .strip_prefix("http://")
-            .ok_or_else(|| format!("expected --admin http://HOST:PORT, found `{}`", self.admin))?;
-        let address = address.trim_end_matches('/');
-        let token = match &self.token_file {
-            None => String::new(),
-            Some(file) => {
-                let token = std::fs::read_to_string(file)
-                    .map_err(|error| format!("cannot read {}: {error}", file.display()))?;
-                format!("authorization: Bearer {}\r\n", token.trim())
-            }
-        };
-        let request = format!(
-            "{method} {path} HTTP/1.1\r\nhost: {address}\r\n{token}content-length: {}\r\nconnection: close\r\n\r\n{body}",
-            body.len()
-        );
-        let answer = exchange(address, &request).map_err(|error| {
-            format!("no proxy answers at {}: {error}; is it running, and is --admin its `admin.address`?", self.admin)
+    /// The same, with a body.
+    pub(super) fn command_with(&self, path: &str, body: &Json) -> Outcome {
+        report(&self.call(Method::POST, path, body.to_string())?)
+    }
+
+    /// Makes one call; a response that is no success becomes its problem's detail.
+    fn call<T: DeserializeOwned>(&self, method: Method, path: &str, body: String) -> Result<T, ApiError> {
+        let url = format!("{}{path}", self.admin.trim_end_matches('/'));
+        let mut request = Request::builder().method(method).uri(&url);
+        if let Some(file) = &self.token_file {
+            let token = std::fs::read_to_string(file);
+            let token = token.map_err(|cause| ApiError::Token { file: file.clone(), cause })?;
+            let value = http::HeaderValue::from_str(&format!("Bearer {}", token.trim()));
+            request = request.header(AUTHORIZATION, value.map_err(|_| ApiError::BadToken(file.clone()))?);
+        }
+        let request = request.body(Bytes::from(body)).map_err(|_| ApiError::Url(self.admin.clone()))?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(ApiError::Runtime)?;
+        let Answer { status, body, .. } = runtime.block_on(send(request)).map_err(|cause| match cause {
+            ClientError::Url(_) => ApiError::Url(self.admin.clone()),
+            cause => ApiError::Unreachable { admin: self.admin.clone(), cause },
         })?;
-        let (head, body) = answer.split_once("\r\n\r\n").ok_or("the answer is not HTTP")?;
-        let json: Json = serde_json::from_str(body).map_err(|_| "the answer is not JSON".to_owned())?;
-        match head.split(' ').nth(1) {
-            Some("200") => Ok(json),
-            _ => Err(json["detail"].as_str().unwrap_or("the proxy refused").to_owned()),
+        let unknown = |cause| ApiError::Unknown { url: url.clone(), status, cause };
+        match status {
+            200 => serde_json::from_str(&body).map_err(unknown),
+            401 => Err(ApiError::Unauthorized { url }),
+            _ => Err(ApiError::Refused(serde_json::from_str::<Refusal>(&body).map_err(unknown)?.detail)),
         }
     }
 }
 
-fn exchange(address: &str, request: &str) -> std::io::Result<String> {
-    let mut stream = TcpStream::connect(address)?;
-    stream.set_read_timeout(Some(TIMEOUT))?;
-    stream.set_write_timeout(Some(TIMEOUT))?;
-    stream.write_all(request.as_bytes())?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer)?;
-    Ok(answer)
-}
-
-/// Returns a text of an answer; empty where it is none.
-pub(super) fn text(value: &Json) -> &str {
-    value.as_str().unwrap_or_default()
+fn report(result: &CommandResult) -> Outcome {
+    writeln!(stdout(), "{}", result.detail.as_deref().unwrap_or_default())?;
+    Ok(ExitCode::SUCCESS)
 }

@@ -4,6 +4,7 @@ mod api;
 mod check;
 mod demo;
 mod explain;
+mod http_client;
 mod node;
 mod purge;
 mod ring;

@@ -1,9 +1,9 @@
 //! `ringway node` and `ringway drain`: whether a node, or the whole proxy, takes requests.
 
 use super::Outcome;
-use super::api::{Target, text};
+use super::api::Target;
+use crate::control::{CommandResult, DrainStatus, NodeStatus, PoolStatus};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
-use serde_json::Value as Json;
 use std::io::{Write, stdout};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -48,17 +48,14 @@ pub(super) fn drain(options: &DrainOptions) -> Outcome {
             set_state(&options.target, pool, node, "drain")?;
             if options.wait { follow(&options.target, pool, node) } else { Ok(ExitCode::SUCCESS) }
         }
-        _ => {
-            writeln!(stdout(), "{}", text(&options.target.post("/api/drain")?["detail"]))?;
-            Ok(ExitCode::SUCCESS)
-        }
+        _ => options.target.command("/api/drain"),
     }
 }
 
 fn set_state(target: &Target, pool: &str, node: &str, state: &str) -> Outcome {
     // Whatever their names hold.
     let [pool_name, node_id] = [pool, node].map(|name| utf8_percent_encode(name, NON_ALPHANUMERIC).to_string());
-    target.post(&format!("/api/pools/{pool_name}/nodes/{node_id}/{state}"))?;
+    let _: CommandResult = target.post(&format!("/api/pools/{pool_name}/nodes/{node_id}/{state}"))?;
     writeln!(stdout(), "{pool}/{node}: {state}")?;
     Ok(ExitCode::SUCCESS)
 }
@@ -67,15 +64,14 @@ fn set_state(target: &Target, pool: &str, node: &str, state: &str) -> Outcome {
 fn follow(target: &Target, pool: &str, node: &str) -> Outcome {
     let mut told = String::new();
     loop {
-        let pools = target.get("/api/pools")?;
+        let pools: Vec<PoolStatus> = target.get("/api/pools")?;
         let Some(found) = find(&pools, pool, node) else {
             return Err(format!("the pool `{pool}` has no node `{node}` any more").into());
         };
-        let drain = &found["drain"];
-        if drain.is_null() {
-            return Err(format!("{pool}/{node} does not drain any more: it is {}", text(&found["state"])).into());
-        }
-        if drain["done"] == true {
+        let Some(drain) = &found.drain else {
+            return Err(format!("{pool}/{node} does not drain any more: it is {}", found.state.word()).into());
+        };
+        if drain.done {
             writeln!(stdout(), "{pool}/{node}: the last session has left")?;
             return Ok(ExitCode::SUCCESS);
         }
@@ -88,16 +84,16 @@ fn follow(target: &Target, pool: &str, node: &str) -> Outcome {
     }
 }
 
-fn find<'a>(pools: &'a Json, pool: &str, node: &str) -> Option<&'a Json> {
-    let pool = pools.as_array()?.iter().find(|found| found["name"] == pool)?;
-    pool["nodes"].as_array()?.iter().find(|found| found["id"] == node)
+fn find<'a>(pools: &'a [PoolStatus], pool: &str, node: &str) -> Option<&'a NodeStatus> {
+    let pool = pools.iter().find(|found| found.name == pool)?;
+    pool.nodes.iter().find(|found| found.id == node)
 }
 
-/// How far a drain is.
-pub(super) fn progress(drain: &Json) -> String {
-    let sessions = match drain["last_session_ends_in_seconds"].as_u64() {
-        None | Some(0) => "no session left".to_owned(),
-        Some(seconds) => format!("the last session ends in {seconds} s at the latest"),
+/// Returns the progress of a drain in words.
+pub(super) fn progress(drain: &DrainStatus) -> String {
+    let sessions = match drain.last_session_ends_in_seconds {
+        0 => "no session left".to_owned(),
+        seconds => format!("the last session ends in {seconds} s at the latest"),
     };
-    format!("{} in flight, {sessions}", drain["in_flight"])
+    format!("{} in flight, {sessions}", drain.in_flight)
 }

@@ -3,8 +3,6 @@
 use super::Outcome;
 use super::api::Target;
 use serde_json::json;
-use std::io::{Write, stdout};
-use std::process::ExitCode;
 
 #[derive(clap::Args)]
 #[group(id = "what", required = true, multiple = false, args = ["url", "prefix", "tag", "all"])]
@@ -35,7 +33,5 @@ pub(super) fn run(options: &Options) -> Outcome {
         Some((kind, given)) => order[kind] = given.as_str().into(),
         None => order["all"] = true.into(),
     }
-    let answer = options.target.post_json("/api/cache/purge", &order)?;
-    writeln!(stdout(), "{}", answer["detail"].as_str().unwrap_or_default())?;
-    Ok(ExitCode::SUCCESS)
+    options.target.command_with("/api/cache/purge", &order)
 }

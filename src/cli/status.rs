@@ -1,10 +1,12 @@
 //! `ringway status` and `ringway reload`: what a running proxy does, and whether it takes a new file.
 
 use super::Outcome;
-use super::api::{Target, text};
+use super::api::Target;
 use super::node::progress;
+use crate::config::NodeState;
+use crate::control::{ListenerStatus, NodeStatus, PoolStatus, Status};
 use serde_json::Value as Json;
-use std::io::{IsTerminal, Write, stdout};
+use std::io::{self, IsTerminal, Write, stdout};
 use std::process::ExitCode;
 
 #[derive(clap::Args)]
@@ -17,117 +19,123 @@ pub(super) struct Options {
 }
 
 pub(super) fn run(options: &Options) -> Outcome {
-    let status = options.target.get("/api/status")?;
-    let pools = options.target.get("/api/pools")?;
     let mut out = stdout().lock();
     if options.json {
+        // As the proxy tells it: it may be newer than this program.
+        let [status, pools] = [options.target.get::<Json>("/api/status")?, options.target.get("/api/pools")?];
         writeln!(out, "{:#}", serde_json::json!({ "status": status, "pools": pools }))?;
     } else {
+        let (status, pools) = (options.target.get("/api/status")?, options.target.get::<Vec<_>>("/api/pools")?);
         print(&mut out, &status, &pools, stdout().is_terminal())?;
     }
     Ok(ExitCode::SUCCESS)
 }
 
 pub(super) fn reload(target: &Target) -> Outcome {
-    writeln!(stdout(), "{}", text(&target.post("/api/reload")?["detail"]))?;
-    Ok(ExitCode::SUCCESS)
+    target.command("/api/reload")
 }
 
-fn print(out: &mut impl Write, status: &Json, pools: &Json, colours: bool) -> std::io::Result<()> {
-    let (red, green, plain) = if colours { ("\x1b[31m", "\x1b[32m", "\x1b[0m") } else { ("", "", "") };
-    let shown = |good: bool, word: &str| format!("{}{word}{plain}", if good { green } else { red });
-    let ready = status["ready"] == true;
-    writeln!(
-        out,
-        "ringway {}  {}  up {} s, {} workers, pid {}",
-        text(&status["version"]),
-        shown(ready, if ready { "ready" } else { "not ready" }),
-        status["uptime_seconds"],
-        status["workers"],
-        status["pid"]
-    )?;
-    let last = &status["last_reload"];
-    let good = last["success"] == true;
-    let outcome = if good { "in force".to_owned() } else { format!("not in force: {}", text(&last["error"])) };
-    writeln!(
-        out,
-        "config  {} (read {}, {})",
-        text(&status["config"]["file"]),
-        text(&last["time"]),
-        shown(good, &outcome)
-    )?;
-    for name in last["needs_restart"].as_array().into_iter().flatten() {
-        writeln!(out, "        `{}` has changed and needs a restart", text(name))?;
+/// Words in green where all is well, else in red.
+struct Colours {
+    green: &'static str,
+    red: &'static str,
+    plain: &'static str,
+}
+
+impl Colours {
+    fn new(colours: bool) -> Colours {
+        let [green, red, plain] = if colours { ["\x1b[32m", "\x1b[31m", "\x1b[0m"] } else { [""; 3] };
+        Colours { green, red, plain }
     }
-    for listener in status["listeners"].as_array().into_iter().flatten() {
-        writeln!(out, "listens {} ({})", text(&listener["address"]), text(&listener["name"]))?;
+
+    fn show(&self, good: bool, word: &str) -> String {
+        format!("{}{word}{}", if good { self.green } else { self.red }, self.plain)
     }
-    let cache = &status["cache"];
+}
+
+fn print(out: &mut impl Write, status: &Status, pools: &[PoolStatus], colours: bool) -> io::Result<()> {
+    let colours = Colours::new(colours);
+    let Status { version, uptime_seconds, workers, pid, last_reload: last, cache, .. } = status;
+    let ready = colours.show(status.ready, if status.ready { "ready" } else { "not ready" });
+    writeln!(out, "ringway {version}  {ready}  up {uptime_seconds} s, {workers} workers, pid {pid}")?;
+    let outcome = match last.success {
+        true => "in force".to_owned(),
+        false => format!("not in force: {}", last.error.as_deref().unwrap_or_default()),
+    };
+    let outcome = colours.show(last.success, &outcome);
+    writeln!(out, "config  {} (read {}, {outcome})", status.config.file, last.time)?;
+    for name in &last.needs_restart {
+        writeln!(out, "        `{name}` has changed and needs a restart")?;
+    }
+    for ListenerStatus { name, address } in &status.listeners {
+        writeln!(out, "listens {address} ({name})")?;
+    }
     writeln!(
         out,
         "cache   {} entries, {:.1} of {:.0} MiB, {} hits",
-        cache["entries"],
-        mebibytes(&cache["bytes"]),
-        mebibytes(&cache["memory"]),
-        cache["requests"]["hit"].as_u64().unwrap_or_default()
+        cache.entries,
+        mebibytes(cache.bytes),
+        mebibytes(cache.memory),
+        cache.requests.get("hit").copied().unwrap_or_default()
     )?;
-    for pool in pools.as_array().into_iter().flatten() {
-        let mut notes = String::new();
-        if pool["panic"] == true {
-            notes += "  in panic: health is ignored";
-        }
-        if pool["queued"].as_u64() > Some(0) {
-            notes += &format!("  {} requests wait for room", pool["queued"]);
-        }
-        writeln!(out, "\npool {}{notes}", text(&pool["name"]))?;
-        if let Some(error) = pool["discovery"]["error"].as_str() {
-            writeln!(
-                out,
-                "  {}",
-                shown(false, &format!("the name server tells of no nodes, the last ones stay: {error}"))
-            )?;
-        }
+    pools.iter().try_for_each(|pool| print_pool(out, pool, &colours))
+}
+
+fn print_pool(out: &mut impl Write, pool: &PoolStatus, colours: &Colours) -> io::Result<()> {
+    let mut notes = String::new();
+    if pool.panic {
+        notes += "  in panic: health is ignored";
+    }
+    if pool.queued > 0 {
+        notes += &format!("  {} requests wait for room", pool.queued);
+    }
+    writeln!(out, "\npool {}{notes}", pool.name)?;
+    if let Some(error) = pool.discovery.as_ref().and_then(|discovery| discovery.error.as_ref()) {
+        let text = format!("the name server tells of no nodes, the last ones stay: {error}");
+        writeln!(out, "  {}", colours.show(false, &text))?;
+    }
+    writeln!(
+        out,
+        "  {:20} {:24} {:>6} {:>8}  {:6} {:>9} {:>6}  health",
+        "node", "address", "weight", "share", "state", "in flight", "idle"
+    )?;
+    for node in &pool.nodes {
+        let state = node.state.word();
         writeln!(
             out,
-            "  {:20} {:24} {:>6} {:>8}  {:6} {:>9} {:>6}  health",
-            "node", "address", "weight", "share", "state", "in flight", "idle"
+            "  {:20} {:24} {:>6} {:>6.2} %  {} {:>9} {:>6}  {}",
+            node.id,
+            node.address.as_deref().unwrap_or_default(),
+            node.weight,
+            node.share * 100.0,
+            colours.show(node.state == NodeState::Up, &format!("{state:6}")),
+            node.in_flight,
+            node.idle_connections,
+            colours.show(node.healthy, &health(node))
         )?;
-        for node in pool["nodes"].as_array().into_iter().flatten() {
-            let state = text(&node["state"]);
-            writeln!(
-                out,
-                "  {:20} {:24} {:>6} {:>6.2} %  {} {:>9} {:>6}  {}",
-                text(&node["id"]),
-                text(&node["address"]),
-                node["weight"],
-                node["share"].as_f64().unwrap_or_default() * 100.0,
-                shown(state == "up", &format!("{state:6}")),
-                node["in_flight"],
-                node["idle_connections"],
-                shown(node["healthy"] == true, &health(node))
-            )?;
-            if !node["drain"].is_null() {
-                writeln!(out, "  {:20} drains: {}", "", progress(&node["drain"]))?;
-            }
+        if let Some(drain) = &node.drain {
+            writeln!(out, "  {:20} drains: {}", "", progress(drain))?;
         }
     }
     Ok(())
 }
 
-fn mebibytes(value: &Json) -> f64 {
-    value.as_f64().unwrap_or_default() / f64::from(1 << 20)
+fn mebibytes(bytes: u64) -> f64 {
+    bytes as f64 / f64::from(1 << 20)
 }
 
-/// What is known of a node's health, in a few words.
-fn health(node: &Json) -> String {
-    let ramp = node["slow_start"].as_f64().unwrap_or(1.0);
-    match (node["ejected_for_seconds"].as_f64(), node["health_check"]["error"].as_str()) {
+/// Returns the health of a node in a few words.
+fn health(node: &NodeStatus) -> String {
+    let error = node.health_check.as_ref().and_then(|checks| checks.error.as_ref());
+    match (node.ejected_for_seconds, error) {
         (Some(seconds), _) if seconds > 0.0 => format!("out for {seconds:.0} s: requests failed"),
         (Some(_), _) => "a request will try it".to_owned(),
-        (None, Some(error)) if node["healthy"] != true => format!("checks fail: {error}"),
+        (None, Some(error)) if !node.healthy => format!("checks fail: {error}"),
         (None, Some(error)) => format!("well; the last check failed: {error}"),
-        (None, None) if node["healthy"] != true => "not checked well yet".to_owned(),
-        (None, None) if ramp < 1.0 => format!("well; {:.0} % of its slow start", ramp * 100.0),
+        (None, None) if !node.healthy => "not checked well yet".to_owned(),
+        (None, None) if node.slow_start < 1.0 => {
+            format!("well; {:.0} % of its slow start", node.slow_start * 100.0)
+        }
         (None, None) => "well".to_owned(),
     }
 }

@@ -1,9 +1,16 @@
 //! The one handle on a running proxy: the server implements it, the admin listener holds it.
 
+mod status;
+
 use crate::config::NodeState;
-use serde_json::Value as Json;
 use std::net::SocketAddr;
 use std::pin::Pin;
+
+pub(crate) use status::{
+    CacheStatus, CommandResult, ConfigStatus, ConnectionsStatus, DiscoveryStatus, DrainStatus, EffectiveConfig,
+    HealthCheckStatus, IdempotencyStatus, KeyOwners, ListenerStatus, NodeStatus, PoolStatus, RecordStatus,
+    ReloadStatus, Status,
+};
 
 /// The requests that a running proxy answers for the admin API.
 pub(crate) trait Control: Send + Sync {
@@ -13,14 +20,14 @@ pub(crate) trait Control: Send + Sync {
     fn access(&self) -> Access;
     /// Returns the metrics page in the Prometheus text format.
     fn metrics(&self) -> Vec<u8>;
-    /// Version, uptime, listeners and what became of the last reload.
-    fn status(&self) -> Json;
+    /// Returns version, uptime, listeners and the result of the last reload.
+    fn status(&self) -> Status;
     /// Returns the configuration in force, defaults filled in.
-    fn config(&self) -> Json;
+    fn config(&self) -> EffectiveConfig;
     /// Returns every pool with its nodes, their states, shares of the keys and load.
-    fn pools(&self) -> Json;
-    /// Who owns a key, and who would next; `None` where there is no such pool.
-    fn owners(&self, pool: &str, key: &str) -> Option<Json>;
+    fn pools(&self) -> Vec<PoolStatus>;
+    /// Returns the nodes of a key in their order; `None` where there is no such pool.
+    fn owners(&self, pool: &str, key: &str) -> Option<KeyOwners>;
     /// Says whether a node takes requests, until the file says something new about it. Gives
     /// whether there is such a node; `None` where it is to be said to the process that takes over.
     fn set_node_state(&self, pool: &str, id: &str, state: NodeState) -> Option<bool>;
@@ -30,7 +37,7 @@ pub(crate) trait Control: Send + Sync {
     /// makes no sense, where it does not.
     fn purge(&self, order: PurgeOrder) -> Result<(), String>;
     /// Returns the records of requests with an `Idempotency-Key`; or why the store cannot tell.
-    fn idempotency<'a>(&'a self, key: &'a str) -> Asked<'a, Json>;
+    fn idempotency<'a>(&'a self, key: &'a str) -> Asked<'a, Vec<RecordStatus>>;
     /// Releases a record that has ended, so that the next request with its key runs; `by` is who says so.
     fn release<'a>(&'a self, id: &'a str, by: SocketAddr) -> Asked<'a, Release>;
     /// Begins to drain, as SIGTERM does.

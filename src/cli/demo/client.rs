@@ -1,75 +1,56 @@
-//! The demo's client: one request a connection, written out as it goes over the wire.
+//! The requests of the demo's tour.
 
-use std::io;
+use crate::cli::http_client::{Answer, ClientError, send};
+use bytes::Bytes;
+use http::request::Builder;
+use http::{Method, Request};
 use std::net::SocketAddr;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
 
-/// An answer, read to its end.
-pub(super) struct Answer {
-    pub(super) status: u16,
-    head: String,
-    pub(super) body: String,
+fn request(method: Method, to: SocketAddr, path: &str) -> Builder {
+    Request::builder().method(method).uri(format!("http://{to}{path}"))
 }
 
-impl Answer {
-    /// Returns the first value of a field, named in lower case.
-    pub(super) fn field(&self, name: &str) -> Option<&str> {
-        self.head.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "))
-    }
+async fn ask(request: Builder, body: impl Into<Bytes>) -> Result<Answer, ClientError> {
+    send(request.body(body.into()).map_err(|error| ClientError::Url(error.to_string()))?).await
 }
 
 /// Sends a GET with an `x-user-id`.
-pub(super) async fn get(proxy: SocketAddr, path: &str, user: &str) -> io::Result<Answer> {
-    send(proxy, &format!("GET {path} HTTP/1.1\r\nhost: {proxy}\r\nx-user-id: {user}\r\nconnection: close\r\n\r\n"), &[])
-        .await
+pub(super) async fn get(proxy: SocketAddr, path: &str, user: &str) -> Result<Answer, ClientError> {
+    ask(request(Method::GET, proxy, path).header("x-user-id", user), "").await
 }
 
-/// Returns a visit to the shop, with the cookie of an earlier one or without.
-pub(super) async fn shop(proxy: SocketAddr, cookie: &str) -> io::Result<Answer> {
-    let cookie = if cookie.is_empty() { String::new() } else { format!("cookie: {cookie}\r\n") };
-    send(proxy, &format!("GET /shop HTTP/1.1\r\nhost: {proxy}\r\n{cookie}connection: close\r\n\r\n"), &[]).await
+/// Visits the shop, with the cookie of an earlier visit or without.
+pub(super) async fn shop(proxy: SocketAddr, cookie: &str) -> Result<Answer, ClientError> {
+    let visit = request(Method::GET, proxy, "/shop");
+    ask(if cookie.is_empty() { visit } else { visit.header("cookie", cookie) }, "").await
 }
 
-/// A payment, which runs once however often it is sent.
-pub(super) async fn pay(proxy: SocketAddr, key: &str) -> io::Result<Answer> {
-    let body = br#"{"amount": 4200, "currency": "eur"}"#;
-    let head = format!(
-        "POST /payments HTTP/1.1\r\nhost: {proxy}\r\nauthorization: Bearer alice\r\nidempotency-key: \"{key}\"\r\ncontent-type: application/json\r\ncontent-length: {}\r\nconnection: close\r\n\r\n",
-        body.len()
-    );
-    send(proxy, &head, body).await
+/// Sends a payment, which runs once however often it is sent.
+pub(super) async fn pay(proxy: SocketAddr, key: &str) -> Result<Answer, ClientError> {
+    let payment = request(Method::POST, proxy, "/payments")
+        .header("authorization", "Bearer alice")
+        .header("idempotency-key", format!("\"{key}\""))
+        .header("content-type", "application/json");
+    ask(payment, r#"{"amount": 4200, "currency": "eur"}"#).await
 }
 
-/// Returns a call of the admin API.
-pub(super) async fn admin(admin: SocketAddr, method: &str, path: &str) -> io::Result<Answer> {
-    send(
-        admin,
-        &format!("{method} {path} HTTP/1.1\r\nhost: {admin}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"),
-        &[],
-    )
-    .await
+/// Sends a large body.
+pub(super) async fn upload(proxy: SocketAddr, size: usize) -> Result<Answer, ClientError> {
+    ask(request(Method::POST, proxy, "/upload").header("x-user-id", "alice"), vec![b'x'; size]).await
 }
 
-/// Returns a purge of one URL.
-pub(super) async fn purge(admin: SocketAddr, url: &str) -> io::Result<Answer> {
+/// Sends a GET with two `Host` fields.
+pub(super) async fn ambiguous(proxy: SocketAddr) -> Result<Answer, ClientError> {
+    ask(request(Method::GET, proxy, "/").header("host", proxy.to_string()).header("host", "elsewhere"), "").await
+}
+
+/// Calls the admin API.
+pub(super) async fn admin(admin: SocketAddr, method: Method, path: &str) -> Result<Answer, ClientError> {
+    ask(request(method, admin, path), "").await
+}
+
+/// Purges one URL.
+pub(super) async fn purge(admin: SocketAddr, url: &str) -> Result<Answer, ClientError> {
     let order = serde_json::json!({ "url": url }).to_string();
-    let length = order.len();
-    let head = format!(
-        "POST /api/cache/purge HTTP/1.1\r\nhost: {admin}\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n"
-    );
-    send(admin, &head, order.as_bytes()).await
-}
-
-/// Sends a head as it is, then a body, and reads until the proxy closes.
-pub(super) async fn send(proxy: SocketAddr, head: &str, body: &[u8]) -> io::Result<Answer> {
-    let mut stream = TcpStream::connect(proxy).await?;
-    stream.write_all(head.as_bytes()).await?;
-    stream.write_all(body).await?;
-    let mut bytes = Vec::new();
-    stream.read_to_end(&mut bytes).await?;
-    let text = String::from_utf8_lossy(&bytes);
-    let (head, body) = text.split_once("\r\n\r\n").unwrap_or((&text, ""));
-    let status = head.split(' ').nth(1).and_then(|code| code.parse().ok()).unwrap_or(0);
-    Ok(Answer { status, head: head.to_owned(), body: body.to_owned() })
+    ask(request(Method::POST, admin, "/api/cache/purge"), order).await
 }

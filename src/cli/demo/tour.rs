@@ -1,8 +1,9 @@
 //! The tour: each step sends real requests, says what it saw, and whether that is what it should be.
 
 use super::Stage;
-use super::client::{admin, get, pay, purge, send, shop};
+use super::client::{admin, ambiguous, get, pay, purge, shop, upload};
 use super::nodes::DemoNode;
+use http::Method;
 use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
@@ -60,10 +61,7 @@ async fn everybody_has_a_home(stage: &Stage, told: &mut Told) -> io::Result<Home
 
 async fn bodies_stream(stage: &Stage, told: &mut Told) -> io::Result<()> {
     let (proxy, size) = (stage.proxy, 8 << 20);
-    let head = format!(
-        "POST /upload HTTP/1.1\r\nhost: {proxy}\r\nx-user-id: alice\r\ncontent-length: {size}\r\nconnection: close\r\n\r\n"
-    );
-    let uploaded = send(proxy, &head, &vec![b'x'; size]).await?;
+    let uploaded = upload(proxy, size).await?;
     let ok = uploaded.body.contains(&format!("got {size} bytes"));
     told.step("Bodies stream through.", &format!("The node said: {}", uploaded.body.trim()), ok);
     Ok(())
@@ -72,8 +70,7 @@ async fn bodies_stream(stage: &Stage, told: &mut Told) -> io::Result<()> {
 async fn two_meanings_are_refused(stage: &Stage, told: &mut Told) -> io::Result<()> {
     let served = || stage.nodes.iter().map(DemoNode::served).sum::<u64>();
     let before = served();
-    let request = format!("GET / HTTP/1.1\r\nhost: {}\r\nhost: elsewhere\r\n\r\n", stage.proxy);
-    let refused = send(stage.proxy, &request, &[]).await?;
+    let refused = ambiguous(stage.proxy).await?;
     let reached = served() - before;
     let said = format!("A request with two Host fields got {}; {reached} requests reached a node.", refused.status);
     told.step("What has two meanings is refused.", &said, refused.status == 400 && reached == 0);
@@ -84,13 +81,13 @@ async fn sessions_stick(stage: &Stage, told: &mut Told) -> io::Result<()> {
     let first = shop(stage.proxy, "").await?;
     let cookie = first.field("set-cookie").and_then(|set| set.split(';').next()).unwrap_or_default().to_owned();
     let home = first.field("x-node").unwrap_or_default().to_owned();
-    admin(stage.admin, "POST", &format!("/api/pools/app/nodes/{home}/drain")).await?;
+    admin(stage.admin, Method::POST, &format!("/api/pools/app/nodes/{home}/drain")).await?;
     let (mut stayed, mut strangers) = (0, 0);
     for _ in 0..20 {
         stayed += usize::from(shop(stage.proxy, &cookie).await?.field("x-node") == Some(&home));
         strangers += usize::from(shop(stage.proxy, "").await?.field("x-node") == Some(&home));
     }
-    admin(stage.admin, "POST", &format!("/api/pools/app/nodes/{home}/up")).await?;
+    admin(stage.admin, Method::POST, &format!("/api/pools/app/nodes/{home}/up")).await?;
     let said = format!(
         "A visitor got a sealed cookie for {home}, which then drained: {stayed} of 20 visits stayed there, {strangers} new visitors came."
     );
@@ -213,7 +210,7 @@ async fn wait_for(listener: SocketAddr, path: &str, text: &str) -> io::Result<()
 async fn wait_until(listener: SocketAddr, path: &str, is_so: impl Fn(&str) -> bool) -> io::Result<()> {
     let deadline = Instant::now() + PATIENCE;
     loop {
-        let answer = admin(listener, "GET", path).await?.body;
+        let answer = admin(listener, Method::GET, path).await?.body;
         if is_so(&answer) {
             return Ok(());
         }

@@ -3,13 +3,17 @@
 use super::purge;
 use crate::cache::{Cache, Purge};
 use crate::config::{self, NodeState};
-use crate::control::{Access, Asked, Control, PurgeOrder, PurgeTarget, Release};
+use crate::control::{
+    Access, Asked, CacheStatus, ConfigStatus, ConnectionsStatus, Control, DiscoveryStatus, DrainStatus,
+    EffectiveConfig, HealthCheckStatus, IdempotencyStatus, KeyOwners, ListenerStatus, NodeStatus, PoolStatus,
+    PurgeOrder, PurgeTarget, RecordStatus, Release, Status,
+};
 use crate::idempotency::{Authorised, Id, Listed};
+use crate::server::listener::open::Open;
 use crate::server::process::handle::{Handle, Trigger};
 use crate::server::worker::Stage;
 use crate::telemetry::metrics::{Metrics, totals};
 use crate::upstream::{Node, Pool, millis};
-use serde_json::{Value as Json, json};
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::atomic::Ordering;
@@ -36,37 +40,49 @@ impl Control for Handle {
         self.metrics.render()
     }
 
-    fn status(&self) -> Json {
+    fn status(&self) -> Status {
         let snapshot = self.snapshot.load();
-        json!({
-            "version": env!("CARGO_PKG_VERSION"),
-            "pid": std::process::id(),
-            "uptime_seconds": self.started.elapsed().as_secs(),
-            "ready": self.is_ready(),
-            "draining": *self.stage.borrow() != Stage::Serving,
-            "workers": self.workers,
-            "listeners": self.open.borrow().iter().map(|open| json!({ "name": &*open.name, "address": open.bound.to_string() })).collect::<Vec<_>>(),
-            "connections": { "limit": snapshot.config.settings.limits.connections, "free": self.places.free() },
-            "cache": cache_status(&self.cache, &self.metrics),
-            "idempotency": self.records.get().map(|records| json!({
-                "store": records.kind.to_string(),
-                "records": records.count(),
-                "requests": counts(&self.metrics.idempotency_requests, "result"),
-            })),
-            "config": { "file": snapshot.config.file, "routes": snapshot.routes.len(), "pools": snapshot.pools.len() },
-            "last_reload": self.last_reload.lock().unwrap_or_else(PoisonError::into_inner).status(),
-        })
+        let listener = |open: &Open| ListenerStatus { name: open.name.to_string(), address: open.bound.to_string() };
+        Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            uptime_seconds: self.started.elapsed().as_secs(),
+            ready: self.is_ready(),
+            draining: *self.stage.borrow() != Stage::Serving,
+            workers: self.workers,
+            listeners: self.open.borrow().iter().map(listener).collect(),
+            connections: ConnectionsStatus {
+                limit: snapshot.config.settings.limits.connections,
+                free: self.places.free(),
+            },
+            cache: cache_status(&self.cache, &self.metrics),
+            idempotency: self.records.get().map(|records| IdempotencyStatus {
+                store: records.kind.to_string(),
+                records: records.count(),
+                requests: totals(&self.metrics.idempotency_requests, "result"),
+            }),
+            config: ConfigStatus {
+                file: snapshot.config.file.display().to_string(),
+                routes: snapshot.routes.len(),
+                pools: snapshot.pools.len(),
+            },
+            last_reload: self.last_reload.lock().unwrap_or_else(PoisonError::into_inner).status(),
+        }
     }
 
-    fn config(&self) -> Json {
-        config::effective(&self.snapshot.load().config)
+    fn config(&self) -> EffectiveConfig {
+        EffectiveConfig(config::effective(&self.snapshot.load().config))
     }
 
-    fn pools(&self) -> Json {
+    fn pools(&self) -> Vec<PoolStatus> {
         let snapshot = self.snapshot.load();
         let status = |pool: &Arc<Pool>| {
             let wanted = snapshot.config.settings.pools.get(&pool.name).and_then(|pool| pool.discovery.as_ref());
-            pool_status(pool, wanted.map(|wanted| self.discovered.failure(wanted)))
+            let discovery = wanted.map(|wanted| {
+                let error = self.discovered.failure(wanted);
+                DiscoveryStatus { success: error.is_none(), error }
+            });
+            pool_status(pool, discovery)
         };
         snapshot.pools.iter().map(status).collect()
     }
@@ -108,9 +124,9 @@ impl Control for Handle {
         Ok(())
     }
 
-    fn idempotency<'a>(&'a self, key: &'a str) -> Asked<'a, Json> {
+    fn idempotency<'a>(&'a self, key: &'a str) -> Asked<'a, Vec<RecordStatus>> {
         Box::pin(async move {
-            let Some(records) = self.records.get() else { return Ok(json!([])) };
+            let Some(records) = self.records.get() else { return Ok(Vec::new()) };
             let found = records.find(key).await.map_err(|error| error.to_string())?;
             Ok(found.iter().map(record_status).collect())
         })
@@ -137,106 +153,104 @@ impl Control for Handle {
         self.drain_asked.notify_one();
     }
 
-    fn owners(&self, pool: &str, key: &str) -> Option<Json> {
+    fn owners(&self, pool: &str, key: &str) -> Option<KeyOwners> {
         let snapshot = self.snapshot.load();
         let pool = snapshot.pools.iter().find(|candidate| &*candidate.name == pool)?;
         let hash = pool.ring.hash_key(key.as_bytes());
-        let order: Vec<&str> = pool.ring.walk(hash).map(|member| &*pool.nodes[member].id).collect();
-        let takes: Option<&str> = pool.taker(hash, Instant::now()).map(|node| &*node.id);
-        Some(
-            json!({ "pool": &*pool.name, "key": key, "hash": format!("{hash:016x}"), "owner": order.first(), "order": order, "takes": takes }),
-        )
+        let order: Vec<String> = pool.ring.walk(hash).map(|member| pool.nodes[member].id.to_string()).collect();
+        Some(KeyOwners {
+            pool: pool.name.to_string(),
+            key: key.to_owned(),
+            hash: format!("{hash:016x}"),
+            owner: order.first().cloned(),
+            order,
+            takes: pool.taker(hash, Instant::now()).map(|node| node.id.to_string()),
+        })
     }
 }
 
-fn record_status(listed: &Listed) -> Json {
-    json!({
-        "id": listed.id.to_string(),
-        "namespace": listed.subject.namespace,
-        "method": listed.subject.method,
-        "authority": listed.subject.authority,
-        "path": listed.subject.path,
-        "key": listed.subject.key,
-        "state": listed.record.state.word(),
-        "status": listed.status,
-        "age": listed.age.as_secs_f64(),
-        "expires_in": listed.expires_in.map(|left| left.as_secs_f64()),
-        "fingerprint": listed.record.fingerprint.to_string(),
-    })
+fn record_status(listed: &Listed) -> RecordStatus {
+    let subject = listed.subject.clone();
+    RecordStatus {
+        id: listed.id.to_string(),
+        namespace: subject.namespace,
+        method: subject.method,
+        authority: subject.authority,
+        path: subject.path,
+        key: subject.key,
+        state: listed.record.state.word().to_owned(),
+        status: listed.status,
+        age: listed.age.as_secs_f64(),
+        expires_in: listed.expires_in.map(|left| left.as_secs_f64()),
+        fingerprint: listed.record.fingerprint.to_string(),
+    }
 }
 
-fn cache_status(cache: &Cache, metrics: &Metrics) -> Json {
+fn cache_status(cache: &Cache, metrics: &Metrics) -> CacheStatus {
     let (entries, bytes) = cache.extent();
-    json!({
-        "memory": cache.memory(),
-        "bytes": bytes,
-        "entries": entries,
-        "evictions": metrics.cache_evictions.get(),
-        "requests": counts(&metrics.cache_requests, "result"),
-        "purges": counts(&metrics.cache_purges, "kind"),
-    })
+    CacheStatus {
+        memory: cache.memory(),
+        bytes,
+        entries,
+        evictions: metrics.cache_evictions.get(),
+        requests: totals(&metrics.cache_requests, "result"),
+        purges: totals(&metrics.cache_purges, "kind"),
+    }
 }
 
-/// Returns the sums of a family's counters by one of its labels.
-fn counts(family: &prometheus::IntCounterVec, label: &str) -> Json {
-    totals(family, label).into_iter().map(|(value, count)| (value, Json::from(count))).collect()
-}
-
-fn pool_status(pool: &Pool, discovery: Option<Option<String>>) -> Json {
+fn pool_status(pool: &Pool, discovery: Option<DiscoveryStatus>) -> PoolStatus {
     let (now, shares) = (Instant::now(), pool.ring.shares());
     let nodes = pool.nodes.iter().zip(shares).map(|(node, share)| node_status(pool, node, share, millis(now)));
-    let mut status = json!({
-        "name": &*pool.name,
-        "points": pool.ring.points(),
-        "usable": pool.is_usable(now),
-        "panic": pool.is_panic(millis(now)),
-        "queued": pool.queued(),
-        "retry_tokens": pool.group.budget.tokens(millis(now)),
-        "nodes": nodes.collect::<Vec<_>>(),
-    });
-    if let Some(failure) = discovery {
-        status["discovery"] = json!({ "success": failure.is_none(), "error": failure });
+    PoolStatus {
+        name: pool.name.to_string(),
+        points: pool.ring.points(),
+        usable: pool.is_usable(now),
+        panic: pool.is_panic(millis(now)),
+        queued: pool.queued(),
+        retry_tokens: pool.group.budget.tokens(millis(now)),
+        nodes: nodes.collect(),
+        discovery,
     }
-    status
 }
 
-fn node_status(pool: &Pool, node: &Node, share: f64, now: u64) -> Json {
+fn node_status(pool: &Pool, node: &Node, share: f64, now: u64) -> NodeStatus {
     let runtime = &node.runtime;
     let seconds = |milliseconds: u64| milliseconds as f64 / 1000.0;
     let (failures, out) = runtime.ejection(now);
-    let mut status = json!({
-        "id": &*node.id,
-        "address": node.unresolved.is_none().then(|| node.address().to_string()),
-        "unresolved": node.unresolved,
-        "weight": node.weight,
-        "state": runtime.state().word(),
-        "file_state": node.state.word(),
-        "share": share,
-        "in_flight": runtime.in_flight(),
-        "idle_connections": runtime.idle(),
-        "healthy": runtime.is_healthy(now),
-        "failures_in_a_row": failures,
-        "ejected_for_seconds": out.map(seconds),
-        "slow_start": runtime.ramp_progress(now, pool.slow_start),
-    });
-    if pool.health_check.is_some() {
+    let health_check = pool.health_check.is_some().then(|| {
         let checks = runtime.checks();
-        status["health_check"] = json!({
-            "passed_in_a_row": checks.passed,
-            "failed_in_a_row": checks.failed,
-            "error": checks.failure,
-            "seconds_ago": checks.at.map(|at| seconds(now.saturating_sub(at))),
-        });
-    }
-    if runtime.state() == NodeState::Drain {
+        HealthCheckStatus {
+            passed_in_a_row: checks.passed,
+            failed_in_a_row: checks.failed,
+            error: checks.failure,
+            seconds_ago: checks.at.map(|at| seconds(now.saturating_sub(at))),
+        }
+    });
+    let drain = (runtime.state() == NodeState::Drain).then(|| {
         let wall = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
         let left = runtime.sessions.left(wall);
-        status["drain"] = json!({
-            "done": runtime.in_flight() == 0 && left == 0,
-            "in_flight": runtime.in_flight(),
-            "last_session_ends_in_seconds": left,
-            "session_seen_seconds_ago": runtime.sessions.last_seen(wall),
-        });
+        DrainStatus {
+            done: runtime.in_flight() == 0 && left == 0,
+            in_flight: runtime.in_flight(),
+            last_session_ends_in_seconds: left,
+            session_seen_seconds_ago: runtime.sessions.last_seen(wall),
+        }
+    });
+    NodeStatus {
+        id: node.id.to_string(),
+        address: node.unresolved.is_none().then(|| node.address().to_string()),
+        unresolved: node.unresolved.clone(),
+        weight: node.weight,
+        state: runtime.state(),
+        file_state: node.state,
+        share,
+        in_flight: runtime.in_flight(),
+        idle_connections: runtime.idle(),
+        healthy: runtime.is_healthy(now),
+        failures_in_a_row: failures,
+        ejected_for_seconds: out.map(seconds),
+        slow_start: runtime.ramp_progress(now, pool.slow_start),
+        health_check,
+        drain,
     }
-    status
 }

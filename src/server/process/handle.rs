@@ -4,7 +4,7 @@ use super::hints::Hints;
 use super::store::Store;
 use crate::cache::Cache;
 use crate::config::FileStamp;
-use crate::control::Control;
+use crate::control::{Control, ReloadStatus};
 use crate::http::budget::Budget;
 use crate::proxy::Snapshot;
 use crate::server::connection::limit::Places;
@@ -15,7 +15,6 @@ use crate::telemetry::metrics::Metrics;
 use crate::upstream::{Discovered, Probes, Registry, Said};
 use arc_swap::ArcSwap;
 use rustix::process::Pid;
-use serde_json::{Value as Json, json};
 use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -144,15 +143,15 @@ impl LastReload {
         LastReload { at: SystemTime::now(), count: 0, failures: 0, error: None, needs_restart: Vec::new() }
     }
 
-    pub(in crate::server) fn status(&self) -> Json {
-        json!({
-            "time": humane(self.at),
-            "success": self.error.is_none(),
-            "error": self.error,
-            "reloads": self.count,
-            "failures": self.failures,
-            "needs_restart": self.needs_restart,
-        })
+    pub(in crate::server) fn status(&self) -> ReloadStatus {
+        ReloadStatus {
+            time: humane(self.at),
+            success: self.succeeded(),
+            error: self.error.clone(),
+            reloads: self.count,
+            failures: self.failures,
+            needs_restart: self.needs_restart.iter().map(|name| (*name).to_owned()).collect(),
+        }
     }
 
     pub(in crate::server) fn succeeded(&self) -> bool {
