@@ -1,8 +1,9 @@
 //! A request's body on its way to the node: bounded, counted, and held back where the client
 //! waits for `100 Continue`.
 
-use super::client::Client;
-use super::exchange::{BodyFault, Exchange};
+use super::client_body::BodyFault;
+use super::downstream::Downstream;
+use super::exchange::Exchange;
 use super::min_rate::MinRate;
 use crate::http::fields;
 use crate::http::head::Underscores;
@@ -10,7 +11,6 @@ use crate::upstream::BodyError;
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use std::cell::{Cell, RefCell};
-use std::io;
 use std::pin::Pin;
 use std::rc::{Rc, Weak};
 use std::task::{Context, Poll, Waker, ready};
@@ -28,7 +28,7 @@ type Piece<E> = Option<Result<Frame<Bytes>, E>>;
 /// it when the answer has ended, wherever this is then: a connection to a node that others share may still hold it.
 pub(super) struct RequestBody {
     /// Weak, for a node that takes no more of the body may hold it for as long as it likes.
-    client: Weak<Client>,
+    client: Weak<Downstream>,
     exchange: Weak<Exchange>,
     /// It was read to its end.
     has_ended: bool,
@@ -85,7 +85,7 @@ impl Gate {
 
 impl RequestBody {
     pub(super) fn new(
-        client: &Rc<Client>,
+        client: &Rc<Downstream>,
         exchange: &Rc<Exchange>,
         gate: Option<Rc<Gate>>,
         rules: BodyRules,
@@ -106,7 +106,7 @@ impl RequestBody {
     }
 
     /// Returns the next piece; nothing where the answer has ended.
-    fn poll_piece(client: &Client, exchange: &Exchange, cx: &mut Context<'_>) -> Option<Poll<Piece<hyper::Error>>> {
+    fn poll_piece(client: &Downstream, exchange: &Exchange, cx: &mut Context<'_>) -> Option<Poll<Piece<BodyFault>>> {
         let mut incoming = exchange.body.borrow_mut();
         let frame = Pin::new(incoming.as_mut()?).poll_frame(cx);
         let mut waker = client.body_waker.borrow_mut();
@@ -117,7 +117,7 @@ impl RequestBody {
     }
 
     /// Returns whether a stream's next piece has not come in time. The timer of a whole connection is its owner's.
-    fn stalls(&mut self, client: &Client, is_waiting: bool, cx: &mut Context<'_>) -> bool {
+    fn stalls(&mut self, client: &Downstream, is_waiting: bool, cx: &mut Context<'_>) -> bool {
         let Some(stream) = &client.stream else { return false };
         if !is_waiting {
             self.stall = None;
@@ -154,7 +154,7 @@ impl Body for RequestBody {
         };
         client.ask_for_body(exchange.has_answer());
         let Some(frame) = RequestBody::poll_piece(&client, &exchange, cx) else { return answered() };
-        if client.body_expired.get() || self.stalls(&client, frame.is_pending(), cx) {
+        if client.http1.body_expired.get() || self.stalls(&client, frame.is_pending(), cx) {
             return RequestBody::fault(&exchange, BodyFault::Stalled);
         }
         let mut waited = Duration::ZERO;
@@ -186,7 +186,7 @@ impl Body for RequestBody {
                 }
                 Poll::Ready(Some(Ok(frame)))
             }
-            Some(Err(error)) => RequestBody::fault(&exchange, fault_of(&error)),
+            Some(Err(fault)) => RequestBody::fault(&exchange, fault),
             // A stream that is reset without an error has no end, and is not whole.
             None if client.stream.is_some() && !self.is_end_stream() => {
                 RequestBody::fault(&exchange, BodyFault::ClientGone)
@@ -245,14 +245,5 @@ impl std::fmt::Display for BodyFailed {
 impl std::error::Error for BodyFailed {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         Some(&self.reset)
-    }
-}
-
-/// Tells a client that left from one that sent nonsense: hyper says it in the io error inside.
-fn fault_of(error: &hyper::Error) -> BodyFault {
-    let cause = std::error::Error::source(error).and_then(|source| source.downcast_ref::<io::Error>());
-    match cause.map(io::Error::kind) {
-        Some(io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData) => BodyFault::Malformed,
-        _ => BodyFault::ClientGone,
     }
 }

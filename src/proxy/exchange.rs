@@ -1,6 +1,7 @@
 //! The record of one request, from its head to the end of its response: then it is counted and logged.
 
-use super::client::{Client, Phase, TunnelRecord};
+use super::client_body::{BodyFault, ClientBody};
+use super::downstream::{Downstream, Phase, TunnelRecord};
 use super::field_rules::FieldRules;
 use super::rate_limit::{Standing, Uncounted};
 use crate::http::problem::Problem;
@@ -11,7 +12,6 @@ use http::header::{HOST, USER_AGENT};
 use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, Version, request};
 use http_body::Body as _;
 use http_body_util::BodyExt as _;
-use hyper::body::Incoming;
 use prometheus::{Histogram, IntCounter};
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -59,7 +59,7 @@ impl RequestRecorder {
     }
 
     /// Counts and logs a request whose head could not be read.
-    pub(crate) fn unreadable(&self, client: &Client, status: StatusCode, problem: &'static str) {
+    pub(crate) fn unreadable(&self, client: &Downstream, status: StatusCode, problem: &'static str) {
         self.count(NO_ROUTE, "none", "OTHER", status.as_u16());
         // Nothing is known of when it began.
         self.metrics.request_duration.with_label_values(&["none"]).observe(0.0);
@@ -121,21 +121,6 @@ impl RequestRecorder {
     }
 }
 
-/// Why a request's body did not arrive whole.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum BodyFault {
-    #[error("the body is larger than allowed")]
-    TooLarge,
-    #[error("the body stopped arriving, or came too slowly")]
-    Stalled,
-    #[error("the body's chunks are malformed")]
-    Malformed,
-    #[error("the client closed the connection in the middle of the body")]
-    ClientGone,
-    #[error("the answer had ended before the body")]
-    Answered,
-}
-
 /// The part of a route that metrics, logs and the last step need: a tunnel that outlives its configuration holds this,
 /// and not the pool with its ring.
 pub(crate) struct RouteLabel {
@@ -149,7 +134,7 @@ pub(crate) struct RouteLabel {
 /// One request and its answer.
 pub(crate) struct Exchange {
     recorder: Rc<RequestRecorder>,
-    client: Rc<Client>,
+    client: Rc<Downstream>,
     pub(crate) started: Instant,
     method: Method,
     route: RefCell<Option<Arc<RouteLabel>>>,
@@ -159,7 +144,7 @@ pub(crate) struct Exchange {
     pub(crate) body_fault: Cell<Option<BodyFault>>,
     is_too_slow: Cell<bool>,
     /// The request's body, up to its end or that of its answer; see [`Exchange::end_body`].
-    pub(super) body: RefCell<Option<Incoming>>,
+    pub(super) body: RefCell<Option<ClientBody>>,
     pub(crate) connect_time: Cell<Option<Duration>>,
     pub(crate) first_byte_time: Cell<Option<Duration>>,
     pub(crate) attempts: Cell<u32>,
@@ -186,7 +171,11 @@ struct Details {
 }
 
 impl Exchange {
-    pub(crate) fn begin(recorder: &Rc<RequestRecorder>, client: &Rc<Client>, head: &request::Parts) -> Rc<Exchange> {
+    pub(crate) fn begin(
+        recorder: &Rc<RequestRecorder>,
+        client: &Rc<Downstream>,
+        head: &request::Parts,
+    ) -> Rc<Exchange> {
         recorder.metrics.requests_in_flight.inc();
         let details = recorder.log.borrow().is_some().then(|| {
             Box::new(Details {
@@ -268,7 +257,7 @@ impl Exchange {
     }
 
     /// Returns the connection that it came on.
-    pub(super) fn client(&self) -> &Client {
+    pub(super) fn client(&self) -> &Downstream {
         &self.client
     }
 
@@ -309,11 +298,11 @@ impl Exchange {
     /// for what a client sends behind its answer must not be taken for what it has not finished.
     pub(crate) fn left(&self) {
         self.end_body();
-        self.client.phase.set(Phase::Ending);
+        self.client.http1.phase.set(Phase::Ending);
     }
 
     /// The request has a body.
-    pub(super) fn take_body(&self, body: Incoming) {
+    pub(super) fn take_body(&self, body: ClientBody) {
         *self.body.borrow_mut() = Some(body);
     }
 
@@ -332,7 +321,7 @@ impl Exchange {
     fn end_body(&self) {
         if let Some(body) = self.body.take() {
             self.client.awaits_body.set(None);
-            self.client.drains_body.set(!body.is_end_stream());
+            self.client.http1.drains_body.set(!body.is_end_stream());
             if self.client.stream.is_some() && self.has_answer() && !body.is_end_stream() {
                 tokio::task::spawn_local(discard(body, Rc::clone(&self.client)));
             }
@@ -408,7 +397,7 @@ impl Exchange {
 
 /// Reads what a stream of HTTP/2 still sends behind its answer, up to a bound: a reset in the same moment as the answer
 /// would have some clients lose it (curl 7.88 for one). Then the stream is reset without an error (RFC 9113 8.1).
-async fn discard(mut body: Incoming, client: Rc<Client>) {
+async fn discard(mut body: ClientBody, client: Rc<Downstream>) {
     let until = tokio::time::Instant::now() + DISCARD_FOR;
     let mut left = DISCARD_BYTES;
     while left > 0 {

@@ -1,8 +1,7 @@
 //! The step that makes a request ready for a node: its key, its target and its fields.
 
 use super::body::{BodyRules, Gate, RequestBody};
-use super::client::Client;
-use super::engine::Engine;
+use super::downstream::Downstream;
 use super::exchange::Exchange;
 use super::hash_key::find_key;
 use super::min_rate::MinRate;
@@ -14,6 +13,7 @@ use super::response_body::ResponseBody;
 use super::snapshot::Route;
 use super::step::Step;
 use super::upstream::{ExchangeObserver, UpstreamContext, UpstreamRequest};
+use super::worker_context::WorkerContext;
 use crate::config::Protocol;
 use crate::http::date;
 use crate::http::fields;
@@ -34,8 +34,8 @@ type NodeHead = (Method, Uri, HeaderMap);
 
 /// A request that has found its route and pool.
 pub(super) struct RoutedRequest<'a> {
-    pub(super) engine: &'a Rc<Engine>,
-    pub(super) client: &'a Rc<Client>,
+    pub(super) worker: &'a Rc<WorkerContext>,
+    pub(super) client: &'a Rc<Downstream>,
     pub(super) exchange: &'a Rc<Exchange>,
     pub(super) route: &'a Arc<Route>,
     pub(super) pool: &'a Arc<Pool>,
@@ -82,7 +82,7 @@ impl RoutedRequest<'_> {
         let (pool, wanted) = (Arc::clone(self.pool), choice.wanted);
         Ok(UpstreamRequest {
             context: UpstreamContext {
-                engine: Rc::clone(self.engine),
+                worker: Rc::clone(self.worker),
                 observer: ExchangeObserver {
                     exchange: Rc::clone(self.exchange),
                     gate: None,
@@ -105,7 +105,7 @@ impl RoutedRequest<'_> {
 
     /// Returns the choice of a node for this request.
     fn choose(&self, fields: &RequestFields) -> Choice {
-        let (pool, random) = (self.pool, || self.engine.random.borrow_mut().u64(..));
+        let (pool, random) = (self.pool, || self.worker.random.borrow_mut().u64(..));
         let find = |id: &str| pool.nodes.iter().position(|node| *node.id == *id);
         let affinity = self.route.affinity.as_ref();
         let candidates = Candidates { pool: &pool.name, ring: &pool.ring, affinity, find: &find };
@@ -135,7 +135,7 @@ impl RoutedRequest<'_> {
             fields.remove(EXPECT);
         }
         let (request_id, traceparent) = (fields.get(&fields::X_REQUEST_ID), fields.get(&fields::TRACEPARENT));
-        let trace = trace::ids(request_id, traceparent, &mut self.engine.random.borrow_mut());
+        let trace = trace::ids(request_id, traceparent, &mut self.worker.random.borrow_mut());
         self.exchange.identified(address, &trace.request_id);
         fields.append(VIA, via(version));
         fields.insert(fields::X_REQUEST_ID, trace.request_id);

@@ -7,7 +7,8 @@
 use super::body::RequestBody;
 use super::caching::invalidation::{Invalidation, invalidation};
 use super::caching::request::route_of;
-use super::exchange::{BodyFault, Exchange};
+use super::client_body::BodyFault;
+use super::exchange::Exchange;
 use super::forward::RoutedRequest;
 use super::plan;
 use super::problems::{over_budget, too_large};
@@ -72,7 +73,7 @@ pub(super) fn begin(
     if announced > rules.max_request {
         return Err(too_large(rules.max_request));
     }
-    let budget = &routed.engine.budget;
+    let budget = &routed.worker.budget;
     let held = budget.share(announced.min(FIRST_SHARE)).ok_or_else(over_budget)?;
     let share = budget.share(FIRST_SHARE.min(rules.policy.max_response)).ok_or_else(over_budget)?;
 
@@ -199,7 +200,7 @@ impl Keyed {
     async fn run(mut self: Box<Self>, claim: Claim) -> Result<Reply, Problem> {
         let (exchange, rules) = (Rc::clone(self.upstream_request.exchange()), Arc::clone(&self.rules));
         let retries_unknown = rules.policy.retries_unknown;
-        let here = Rc::clone(&self.upstream_request.context.engine.tasks);
+        let here = Rc::clone(&self.upstream_request.context.worker.tasks);
         let told = tokio::task::spawn_local(async move {
             let mut share = self.share.take();
             let outcome = run(claim, &mut *self, &rules.policy, &mut share).await;
@@ -274,7 +275,7 @@ impl Keyed {
             Err(problem) => return Sent::Nothing(problem),
         };
         if let Some(invalidation) = &self.invalidation {
-            invalidation.carry_out(&self.upstream_request.context.engine, response.status(), response.headers(), None);
+            invalidation.carry_out(&self.upstream_request.context.worker, response.status(), response.headers(), None);
         }
         let fields = response.headers_mut();
         add_route_fields(fields, self.upstream_request.exchange(), self.upstream_request.cache_status);

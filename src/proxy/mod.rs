@@ -1,15 +1,15 @@
 //! The way of a request. `pipeline` calls the steps in this order: `request` (its one form), `route`, `rate_limit`,
 //! `idempotent`, `caching`, `affinity`, `hash_key`, `forward`, `upstream`, `respond`.
 //!
-//! `plan` has the decisions, which `ringway explain` prints too; `step` says what a step can answer; `respond::finish` is the one exit. `engine` holds what the steps of a worker share,
-//! `snapshot` what one configuration says, `exchange` what is remembered of one request, `client` what the steps may ask
-//! of the connection.
+//! `plan` has the decisions, which `ringway explain` prints too; `step` is the result of a step; `respond::finish` is
+//! the one exit. `worker_context` holds what the steps of a worker share, `snapshot` the configuration, `exchange` the
+//! record of one request, `downstream` the connection as the steps see it, `client_body` the body that it hands over.
 
 pub(crate) mod affinity;
 mod body;
 mod caching;
-mod client;
-mod engine;
+mod client_body;
+mod downstream;
 mod exchange;
 mod field_rules;
 mod forward;
@@ -28,9 +28,9 @@ mod route;
 mod snapshot;
 mod step;
 mod upstream;
+mod worker_context;
 
-pub(crate) use client::{Client, Phase, Secured, Streams, Tunnel, TunnelSlot};
-pub(crate) use engine::Engine;
+pub(crate) use downstream::{Downstream, Phase, Secured, Streams, Tunnel, TunnelSlot};
 pub(crate) use exchange::RequestRecorder;
 pub(crate) use hash_key::{ScopeSources, find_key};
 pub(crate) use pipeline::{answer, unreadable};
@@ -40,3 +40,4 @@ pub(crate) use response_body::ResponseBody;
 pub(crate) use route::Table;
 pub(crate) use snapshot::{Parts, Snapshot};
 pub(crate) use step::ResponseFuture;
+pub(crate) use worker_context::WorkerContext;

@@ -3,8 +3,8 @@
 //! `begin` is the part that needs no waiting: the request's one form, its route, and what is answered at once.
 
 use super::caching;
-use super::client::Client;
-use super::engine::Engine;
+use super::client_body::ClientBody;
+use super::downstream::Downstream;
 use super::exchange::Exchange;
 use super::forward::RoutedRequest;
 use super::idempotent;
@@ -16,25 +16,30 @@ use super::request::{Bounds, Form, enter, join_cookie_fields, underscores};
 use super::respond::{self, Reply};
 use super::snapshot::{Action, Route};
 use super::step::{PendingReply, ResponseFuture, Step};
+use super::worker_context::WorkerContext;
 use crate::http::head::{Peer, RequestFields};
 use crate::http::problem::{Problem, ProblemKind};
 use crate::io::Malformed;
 use http::header::HOST;
 use http::{Method, Request, StatusCode, Version, request};
 use http_body::Body as _;
-use hyper::body::Incoming;
 use std::rc::Rc;
 
 /// Returns the response to one request. A refusal is a response too.
-pub(crate) fn answer(engine: &Rc<Engine>, client: &Rc<Client>, request: Request<Incoming>) -> ResponseFuture {
+pub(crate) fn answer(
+    worker: &Rc<WorkerContext>,
+    client: &Rc<Downstream>,
+    request: Request<impl Into<ClientBody>>,
+) -> ResponseFuture {
     let (head, body) = request.into_parts();
+    let body = body.into();
     client.begin_request(head.version);
-    let exchange = Exchange::begin(&engine.recorder, client, &head);
+    let exchange = Exchange::begin(&worker.recorder, client, &head);
     let body_follows = !body.is_end_stream();
     if body_follows {
         exchange.take_body(body);
     }
-    match begin(engine, client, &exchange, head, body_follows) {
+    match begin(worker, client, &exchange, head, body_follows) {
         // Boxed, for hyper moves a service's future about before it first polls it.
         Ok(Step::Forward(upstream_request)) => {
             ResponseFuture::Pending { reply: PendingReply(Box::pin(upstream_request.forward())), exchange }
@@ -51,21 +56,21 @@ pub(crate) fn answer(engine: &Rc<Engine>, client: &Rc<Client>, request: Request<
 }
 
 /// Returns the response to a request that hyper could not read, as bytes to send before the connection closes.
-pub(crate) fn unreadable(engine: &Engine, client: &Client, problem: &Problem) -> Vec<u8> {
-    engine.recorder.unreadable(client, problem.status(), problem.name());
+pub(crate) fn unreadable(worker: &WorkerContext, client: &Downstream, problem: &Problem) -> Vec<u8> {
+    worker.recorder.unreadable(client, problem.status(), problem.name());
     problem.to_http1()
 }
 
 /// Takes a request as far as it goes without waiting, by one configuration.
 fn begin(
-    engine: &Rc<Engine>,
-    client: &Rc<Client>,
+    worker: &Rc<WorkerContext>,
+    client: &Rc<Downstream>,
     exchange: &Rc<Exchange>,
     mut head: request::Parts,
     body_follows: bool,
 ) -> Result<Step, Problem> {
     check_framing(client)?;
-    engine.with_snapshot(|snapshot| {
+    worker.with_snapshot(|snapshot| {
         let settings = &snapshot.config.settings;
         client.count_request(settings.limits.requests_per_connection);
         let (uri, host) = (head.uri.clone(), head.headers.get(HOST).cloned());
@@ -100,7 +105,7 @@ fn begin(
             return respond::fixed(route, &form, exchange)?.map(Step::Reply).ok_or_else(no_route);
         };
         let routed = RoutedRequest {
-            engine,
+            worker,
             client,
             exchange,
             route,
@@ -123,8 +128,8 @@ fn begin(
 }
 
 /// Refuses a request whose bytes were malformed, also where hyper has accepted them.
-fn check_framing(client: &Client) -> Result<(), Problem> {
-    match client.malformed.get() {
+fn check_framing(client: &Downstream) -> Result<(), Problem> {
+    match client.http1.malformed.get() {
         None => Ok(()),
         Some(Malformed::Chunks) => Err(bad_chunk()),
         Some(Malformed::Fragment) => {
@@ -134,7 +139,7 @@ fn check_framing(client: &Client) -> Result<(), Problem> {
 }
 
 /// Refuses a method that is never answered, and a host that the connection's certificate does not cover.
-fn check_admission(client: &Client, method: &Method, form: &Form<'_>) -> Result<(), Problem> {
+fn check_admission(client: &Downstream, method: &Method, form: &Form<'_>) -> Result<(), Problem> {
     if *method == Method::TRACE {
         return Err(trace_refused());
     }

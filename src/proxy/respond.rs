@@ -1,6 +1,6 @@
 //! The last step: what a step replies, what the proxy adds to it, and the proxy's own replies.
 
-use super::client::Phase;
+use super::downstream::Phase;
 use super::exchange::Exchange;
 use super::request::Form;
 use super::response_body::ResponseBody;
@@ -95,7 +95,7 @@ pub(super) fn finish(reply: Reply, exchange: &Exchange) -> Response<ResponseBody
     } else if (client.leaving.get() || client.is_spent.get()) && response.status() != StatusCode::SWITCHING_PROTOCOLS {
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
-    if client.is_http10.get()
+    if client.http1.is_http10.get()
         && response.body().size_hint().exact().is_none()
         && !response.headers().contains_key(CONTENT_LENGTH)
     {
@@ -110,7 +110,7 @@ pub(super) fn finish(reply: Reply, exchange: &Exchange) -> Response<ResponseBody
     exchange.add_rate_limit(response.headers_mut());
     exchange.answered(response.status());
     client.offer(true);
-    client.phase.set(Phase::Answer);
+    client.http1.phase.set(Phase::Answer);
     response
 }
 

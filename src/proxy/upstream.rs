@@ -1,9 +1,9 @@
 //! The step that asks nodes on a client's behalf: it makes a dispatch of the request, and a reply of the response.
 
 use super::body::Gate;
-use super::client::Tunnel;
-use super::engine::Engine;
-use super::exchange::{BodyFault, Exchange};
+use super::client_body::BodyFault;
+use super::downstream::Tunnel;
+use super::exchange::Exchange;
 use super::plan::{Choice, CookieRule};
 use super::problems::{bad_chunk, too_large};
 use super::rate_limit::Uncounted;
@@ -11,6 +11,7 @@ use super::request_buffer;
 use super::respond::Reply;
 use super::response_body::ResponseBody;
 use super::snapshot::Route;
+use super::worker_context::WorkerContext;
 use crate::cache::CacheStatus;
 use crate::http::date;
 use crate::http::fields;
@@ -42,7 +43,7 @@ pub(super) struct UpstreamRequest {
 /// The client's side of its requests to nodes: it outlives the single dispatch, for the cache may need several.
 #[derive(Clone)]
 pub(super) struct UpstreamContext {
-    pub(super) engine: Rc<Engine>,
+    pub(super) worker: Rc<WorkerContext>,
     pub(super) observer: ExchangeObserver,
     pub(super) route: Arc<Route>,
     pub(super) choice: Choice,
@@ -119,7 +120,7 @@ impl UpstreamRequest {
         let Some(request) = request.filter(|request| request_buffer::is_small(request.body(), limit)) else {
             return Ok(false);
         };
-        let budget = &self.context.engine.budget;
+        let budget = &self.context.worker.budget;
         // A body that the node has to ask for is waited for by the node. Where much is held already bodies stream: slow
         // clients are not to take the rest.
         if self.context.observer.gate.is_some() || budget.is_half_held() {
@@ -178,7 +179,7 @@ impl UpstreamContext {
     }
 
     async fn send(&self, dispatch: &mut Dispatch) -> Result<NodeResponse, Problem> {
-        dispatch.send(&self.engine.connections, &self.observer).await.map_err(|error| match error {
+        dispatch.send(&self.worker.connections, &self.observer).await.map_err(|error| match error {
             DispatchError::Failed(failure) => self.failed(failure),
             error => error.problem(),
         })
@@ -187,7 +188,7 @@ impl UpstreamContext {
     /// Returns a node's response with its body; its affinity cookie stands beside it, as [`NewCookie`].
     async fn open(&self, dispatch: &Dispatch, response: NodeResponse) -> Result<Response<AnswerBody>, Problem> {
         let cookie = self.cookie(&dispatch.pool, &response);
-        let opened = dispatch.open(response, &self.engine.connections, &self.observer).await;
+        let opened = dispatch.open(response, &self.worker.connections, &self.observer).await;
         let mut response = opened.map_err(|failure| self.failed(failure))?;
         if let Some(cookie) = cookie {
             response.extensions_mut().insert(NewCookie(cookie));

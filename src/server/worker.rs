@@ -3,7 +3,7 @@
 
 use crate::cache::Cache;
 use crate::http::budget::Budget;
-use crate::proxy::{Engine, RequestRecorder, Snapshot};
+use crate::proxy::{RequestRecorder, Snapshot, WorkerContext};
 use crate::server::connection::address_limit::Addresses;
 use crate::server::connection::limit::Places;
 use crate::server::connection::{self, context::Context};
@@ -79,7 +79,7 @@ pub(in crate::server) fn run(number: usize, shared: Shared) {
 struct Worker {
     number: usize,
     shared: Shared,
-    engine: Rc<Engine>,
+    context: Rc<WorkerContext>,
     /// The sockets that this worker accepts from.
     accepting: Vec<(Open, Rc<Context>)>,
     /// Held by every acceptor and connection.
@@ -91,8 +91,8 @@ impl Worker {
     fn new(number: usize, shared: Shared) -> Worker {
         let recorder = RequestRecorder::new(Arc::clone(&shared.metrics));
         let (snapshot, cache) = (Arc::clone(&shared.snapshot), Arc::clone(&shared.cache));
-        let engine = Rc::new(Engine::new(snapshot, cache, Arc::clone(&shared.budget), recorder));
-        Worker { number, shared, engine, accepting: Vec::new(), here: Rc::default(), ticks: 0 }
+        let context = Rc::new(WorkerContext::new(snapshot, cache, Arc::clone(&shared.budget), recorder));
+        Worker { number, shared, context, accepting: Vec::new(), here: Rc::default(), ticks: 0 }
     }
 
     async fn work(mut self) {
@@ -122,19 +122,19 @@ impl Worker {
                 }
                 _ = interval.tick() => self.tick(),
             }
-            if draining && Rc::strong_count(&self.here) == 1 && self.engine.is_quiet() {
+            if draining && Rc::strong_count(&self.here) == 1 && self.context.is_quiet() {
                 break;
             }
         }
-        self.engine.recorder.flush();
+        self.context.recorder.flush();
     }
 
     fn tick(&mut self) {
         self.ticks = self.ticks.wrapping_add(1);
         self.follow_snapshot();
-        self.engine.recorder.flush();
+        self.context.recorder.flush();
         if self.ticks.is_multiple_of(SWEEP_EVERY) {
-            let snapshot = self.engine.snapshot();
+            let snapshot = self.context.snapshot();
             if self.number == 0 {
                 snapshot.routes.iter().filter_map(|route| route.rate_limit.as_ref()).for_each(|limit| limit.tidy());
             }
@@ -143,13 +143,13 @@ impl Worker {
                 nodes.map(|(node, pool)| (node.runtime.serial, pool.connections.idle_timeout)).collect();
             idle.sort_unstable();
             let found = |serial| idle.binary_search_by_key(&serial, |(serial, _)| *serial).ok();
-            self.engine.connections.sweep(Instant::now(), |serial| found(serial).map(|index| idle[index].1));
+            self.context.connections.sweep(Instant::now(), |serial| found(serial).map(|index| idle[index].1));
         }
     }
 
     /// Writes the access log where the configuration in force says.
     fn follow_snapshot(&self) {
-        self.engine.recorder.log_to(self.engine.snapshot().log.as_ref());
+        self.context.recorder.log_to(self.context.snapshot().log.as_ref());
     }
 
     /// Accepts from listeners that are new, and lets those that are gone drain.
@@ -171,7 +171,7 @@ impl Worker {
     }
 
     fn accept_from(&mut self, open: Open) {
-        let context = Rc::new(Context::new(&self.engine, &open.name, &self.shared.addresses));
+        let context = Rc::new(Context::new(&self.context, &open.name, &self.shared.addresses));
         for socket in open.sockets_of(self.number, self.shared.workers) {
             match socket.and_then(TcpListener::from_std) {
                 Ok(listener) => {

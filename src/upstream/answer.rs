@@ -1,5 +1,6 @@
 //! The body of a node's answer, which drives the connection that it comes from.
 
+use super::NodeBody;
 use super::http2::SharedLink;
 use super::idle::IdleLinks;
 use super::link::Link;
@@ -7,7 +8,6 @@ use super::node::InFlight;
 use crate::http::fields;
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
-use hyper::body::Incoming;
 use std::pin::Pin;
 use std::rc::{Rc, Weak};
 use std::task::{Context, Poll, ready};
@@ -36,7 +36,7 @@ pub(crate) trait ClientPart {
 /// The body of an answer. When it ends well the connection goes back to the idle ones; when it is
 /// dropped before, the connection closes, which tells the node.
 pub(crate) struct AnswerBody {
-    incoming: Incoming,
+    incoming: NodeBody,
     source: Option<Source>,
 }
 
@@ -86,7 +86,7 @@ pub(crate) struct Keep {
 impl AnswerBody {
     /// `idle_timeout` bounds the time between two pieces; `until` is the end of the whole request.
     pub(crate) fn new(
-        incoming: Incoming,
+        incoming: NodeBody,
         carrier: Carrier,
         in_flight: InFlight,
         started: Instant,

@@ -9,10 +9,9 @@ use super::link::{Link, Outcome, Patience};
 use super::observer::Observer;
 use super::pool::{Node, Pool};
 use super::retry::{RetrySafety, Setback};
-use super::{Failure, Outgoing};
+use super::{Failure, NodeBody, Outgoing};
 use http::header::HOST;
 use http::{HeaderValue, Request, Response};
-use hyper::body::Incoming;
 use std::time::{Duration, Instant};
 
 /// The longest time for which a connection may have been idle that takes a request which must not run twice: the node
@@ -30,7 +29,7 @@ pub(crate) struct Reach {
 
 /// The result of one attempt.
 pub(super) enum AttemptResult {
-    Response(Response<Incoming>, Carrier),
+    Response(Response<NodeBody>, Carrier),
     Failed {
         failure: Failure,
         /// The grounds for another attempt; none where there may be none.

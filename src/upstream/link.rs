@@ -8,10 +8,9 @@
 use super::connect::Target;
 use super::interim::{Interim, Scanner};
 use super::retry::is_idempotent;
-use super::{Failure, Outgoing};
+use super::{Failure, NodeBody, Outgoing};
 use crate::io::{Framing, Messages, Stream};
 use http::{HeaderName, HeaderValue, Method, Request, Response, Uri};
-use hyper::body::Incoming;
 use hyper::client::conn::http1::{Builder, Connection, SendRequest};
 use hyper_util::rt::TokioIo;
 use std::cell::{Cell, RefCell};
@@ -42,7 +41,7 @@ pub(crate) enum Outcome {
     /// Something was sent and no answer began: the node may have run it.
     SentNoAnswer(Failure),
     /// The answer's head is here; its body comes over the link.
-    Answer(Response<Incoming>),
+    Answer(Response<NodeBody>),
 }
 
 /// The time limits of an attempt.

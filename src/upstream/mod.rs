@@ -73,6 +73,9 @@ pub(crate) struct Wanted {
     pub(crate) may_leave: bool,
 }
 
+/// The body of a node's response, as the connection reads it.
+pub(crate) type NodeBody = hyper::body::Incoming;
+
 /// A body on its way to a node. Most requests have none, and cost no box.
 pub(crate) enum Outgoing {
     Empty,

@@ -1,16 +1,15 @@
 //! The response of a node whose head has come: it is opened for its body, or its connection becomes a tunnel.
 
-use super::Failure;
 use super::answer::{AnswerBody, Carrier, Keep};
 use super::connections::NodeConnections;
 use super::node::InFlight;
 use super::observer::Observer;
 use super::pool::Pool;
+use super::{Failure, NodeBody};
 use crate::http::fields::{self, TransferCoding};
 use crate::io::Stream;
 use http::header::{CONTENT_LENGTH, TRAILER};
 use http::{Response, StatusCode, Version};
-use hyper::body::Incoming;
 use std::future::poll_fn;
 use std::rc::Rc;
 use std::task::Poll;
@@ -18,7 +17,7 @@ use std::time::Instant;
 
 /// The head of a node's response, and the connection that its body comes over.
 pub(crate) struct NodeResponse {
-    pub(crate) head: Response<Incoming>,
+    pub(crate) head: Response<NodeBody>,
     pub(super) carrier: Carrier,
     pub(super) in_flight: InFlight,
     /// When the attempt began.

@@ -8,13 +8,13 @@ use crate::http::head::{RequestFields, RequestHead};
 use crate::http::method::is_safe;
 use crate::http::problem::Problem;
 use crate::http::target;
-use crate::proxy::engine::Engine;
 use crate::proxy::forward::RoutedRequest;
 use crate::proxy::plan;
 use crate::proxy::problems::stopped;
 use crate::proxy::respond::Reply;
 use crate::proxy::snapshot::Route;
 use crate::proxy::upstream::UpstreamRequest;
+use crate::proxy::worker_context::WorkerContext;
 use crate::upstream::AnswerBody;
 use http::header::{CONTENT_LOCATION, LOCATION};
 use http::{HeaderMap, HeaderName, Method, StatusCode, Uri};
@@ -71,8 +71,8 @@ impl Invalidation {
 
     /// Returns the reply to the client, once what the write has made untrue is gone.
     async fn forwarded(self, mut upstream_request: UpstreamRequest) -> Reply {
-        let engine = Rc::clone(&upstream_request.context.engine);
-        let cache = Arc::clone(&engine.cache);
+        let worker = Rc::clone(&upstream_request.context.worker);
+        let cache = Arc::clone(&worker.cache);
         let query =
             upstream_request.dispatch.request.as_ref().and_then(|request| request.uri().query().map(str::to_owned));
         let (asked, status) = (cache.now(), upstream_request.cache_status);
@@ -81,7 +81,7 @@ impl Invalidation {
         let reply = match answer {
             Err(problem) => Reply::problem(&problem, upstream_request.exchange()),
             Ok(response) => {
-                self.carry_out(&engine, response.status(), response.headers(), Some(&begun));
+                self.carry_out(&worker, response.status(), response.headers(), Some(&begun));
                 let may_serve_reads = self.may_serve_reads
                     && response.status() == StatusCode::OK
                     && self.is_own(response.headers(), query.as_deref())
@@ -106,7 +106,7 @@ impl Invalidation {
     /// write itself, whose response may be stored.
     pub(in crate::proxy) fn carry_out(
         &self,
-        engine: &Engine,
+        worker: &WorkerContext,
         status: StatusCode,
         answer: &HeaderMap,
         begun: Option<&Begun>,
@@ -115,11 +115,11 @@ impl Invalidation {
             return;
         }
         for (key, uri) in &self.targets {
-            engine.cache.invalidate(*key, uri, begun);
+            worker.cache.invalidate(*key, uri, begun);
         }
         for name in [LOCATION, CONTENT_LOCATION] {
             if let Some(reference) = text(answer, &name) {
-                self.base.invalidate(engine, reference, &self.order.request, begun);
+                self.base.invalidate(worker, reference, &self.order.request, begun);
             }
         }
     }
@@ -196,14 +196,14 @@ impl BaseUri {
     }
 
     /// Forgets what is stored of a URI of the same origin, but for what the change itself brings.
-    fn invalidate(&self, engine: &Engine, reference: &str, fields: &RequestFields, but: Option<&Begun>) {
+    fn invalidate(&self, worker: &WorkerContext, reference: &str, fields: &RequestFields, but: Option<&Begun>) {
         let Some((path, query)) = self.resolve(reference) else { return };
-        let snapshot = engine.snapshot();
+        let snapshot = worker.snapshot();
         let Some(route) = caching_route(&snapshot, &self.host, &path, fields) else { return };
         let Some(rules) = &route.cache else { return };
         let target = Target { scheme: self.scheme, authority: &self.authority, path: &path, query: query.as_deref() };
         for (key, uri) in targets(&rules.key, target) {
-            engine.cache.invalidate(key, &uri, but);
+            worker.cache.invalidate(key, &uri, but);
         }
     }
 }

@@ -150,7 +150,7 @@ async fn fetch_for(
 /// has met the stale response has left, and nothing of it is in that one's log.
 pub(super) fn validate_in_background(upstream_request: UpstreamRequest, order: Order, lead: Lead) {
     let (fetch, context, _) = Fetch::new(upstream_request);
-    let (cache, connections) = (Arc::clone(&context.engine.cache), Rc::clone(&context.engine.connections));
+    let (cache, connections) = (Arc::clone(&context.worker.cache), Rc::clone(&context.worker.connections));
     let until = Deadlines::from_now(&fetch.pool).until;
     let origin = BackgroundOrigin { fetch, connections, until };
     fetch_in_a_task(cache, Rc::new(order), lead, origin, false, drop);
@@ -195,7 +195,7 @@ impl Miss {
     }
 
     fn cache(&self) -> &Arc<Cache> {
-        &self.context.engine.cache
+        &self.context.worker.cache
     }
 
     fn exchange(&self) -> &Rc<Exchange> {

@@ -32,7 +32,7 @@ pub(super) fn begin(routed: &RoutedRequest<'_>, caching: &Arc<Route>, head: Requ
     }
     let target = plan::cache_target(&routed.form, &head.fields);
     let fields = &head.fields;
-    let engine = routed.engine;
+    let worker = routed.worker;
     let directives = RequestDirectives::of(fields.plain());
     let honoured = rules.policy.honours_clients.then_some(&directives);
     if plan::cache_bypass(&routed.form, fields, &rules.bypass_cookies).is_some() {
@@ -42,7 +42,7 @@ pub(super) fn begin(routed: &RoutedRequest<'_>, caching: &Arc<Route>, head: Requ
         return bypass(routed, rules, head);
     }
     let key = rules.key.key(target, fields);
-    let now = engine.cache.at(routed.exchange.started);
+    let now = worker.cache.at(routed.exchange.started);
     // A request to switch protocols is between this client and the node.
     let is_private = fields.facts.upgrade().is_some();
     let replies = ReplyBuilder {
@@ -52,7 +52,7 @@ pub(super) fn begin(routed: &RoutedRequest<'_>, caching: &Arc<Route>, head: Requ
         exchange: routed.exchange,
         now,
     };
-    let why = match engine.cache.look_up(key, fields) {
+    let why = match worker.cache.look_up(key, fields) {
         Known::Response(held) => match held.reuse(now, honoured) {
             Reuse::Yes { stale } => {
                 held.note_use(now);
@@ -64,7 +64,7 @@ pub(super) fn begin(routed: &RoutedRequest<'_>, caching: &Arc<Route>, head: Requ
                 if !is_private && !held.is_pausing(now) && !directives.no_store {
                     let order = order(rules, key, target, &head.method, fields);
                     // One validation at a time is enough.
-                    if let Joined::Lead(lead) = engine.cache.join(engine.cache.group(&order), &order)
+                    if let Joined::Lead(lead) = worker.cache.join(worker.cache.group(&order), &order)
                         && let Ok(upstream_request) = routed.upstream_request(head)
                     {
                         validate_in_background(upstream_request, order, lead);

@@ -5,7 +5,7 @@ use super::address_limit::Addresses;
 use crate::config::ProxyProtocol;
 use crate::http::problem::Problem;
 use crate::io::Stream;
-use crate::proxy::{self, Client, Engine};
+use crate::proxy::{self, Downstream, WorkerContext};
 use crate::tls::ServerTls;
 use std::cell::{Cell, RefCell};
 use std::pin::pin;
@@ -23,7 +23,7 @@ pub(super) const LINGER: Duration = Duration::from_secs(5);
 
 /// The context that the connections of one listener share on one worker.
 pub(in crate::server) struct Context {
-    pub(super) engine: Rc<Engine>,
+    pub(super) worker: Rc<WorkerContext>,
     pub(in crate::server) name: Arc<str>,
     /// The listener, or the process, is about to end.
     pub(super) leaving: Rc<Cell<bool>>,
@@ -36,10 +36,10 @@ pub(in crate::server) struct Context {
 }
 
 impl Context {
-    pub(in crate::server) fn new(engine: &Rc<Engine>, name: &Arc<str>, addresses: &Arc<Addresses>) -> Context {
-        let (engine, name, addresses) = (Rc::clone(engine), Arc::clone(name), Arc::clone(addresses));
+    pub(in crate::server) fn new(worker: &Rc<WorkerContext>, name: &Arc<str>, addresses: &Arc<Addresses>) -> Context {
+        let (worker, name, addresses) = (Rc::clone(worker), Arc::clone(name), Arc::clone(addresses));
         Context {
-            engine,
+            worker,
             name,
             leaving: Rc::default(),
             drain: Notify::new(),
@@ -75,7 +75,7 @@ pub(super) struct Handshake {
 impl Handshake {
     /// Returns the handshake of the configuration in force, or of the last one that had this listener.
     pub(super) fn of(context: &Context) -> Handshake {
-        let snapshot = context.engine.snapshot();
+        let snapshot = context.worker.snapshot();
         let mut listeners = snapshot.config.settings.listeners.iter();
         let mut last = context.handshake.borrow_mut();
         if let Some(listener) = listeners.find(|listener| listener.name.as_str() == &*context.name) {
@@ -105,8 +105,8 @@ pub(super) async fn is_readable(context: &Context, stream: &mut Stream, deadline
 }
 
 /// Sends an error answer to a request that never reached the pipeline.
-pub(super) async fn refuse(context: &Context, mut stream: Stream, client: &Client, problem: &Problem) {
-    let bytes = proxy::unreadable(&context.engine, client, problem);
+pub(super) async fn refuse(context: &Context, mut stream: Stream, client: &Downstream, problem: &Problem) {
+    let bytes = proxy::unreadable(&context.worker, client, problem);
     let sent = tokio::time::timeout(LINGER, async {
         stream.write_all(&bytes).await?;
         stream.shutdown().await

@@ -7,7 +7,7 @@ use crate::config::ProxyProtocol;
 use crate::http::forwarded::is_trusted;
 use crate::http::problem::{Problem, ProblemKind};
 use crate::io::Stream;
-use crate::proxy::{Client, Secured};
+use crate::proxy::{Downstream, Secured};
 use crate::telemetry::metrics::Abort;
 use crate::tls::{ServerTls, identity};
 use http::HeaderValue;
@@ -33,13 +33,14 @@ pub(super) async fn handshake(
     mut socket: TcpStream,
     mut peer: SocketAddr,
     deadline: Instant,
-) -> Option<(Stream, Rc<Client>, Option<Seat>)> {
+) -> Option<(Stream, Rc<Downstream>, Option<Seat>)> {
     let Handshake { proxy_protocol, tls } = Handshake::of(context);
     if let Some(protocol) = proxy_protocol {
         peer = source(context, &protocol, &mut socket, peer, deadline).await?;
     }
     let seat = seat(context, peer)?;
-    let client = |secured| Rc::new(Client::new(peer, Arc::clone(&context.name), Rc::clone(&context.leaving), secured));
+    let client =
+        |secured| Rc::new(Downstream::new(peer, Arc::clone(&context.name), Rc::clone(&context.leaving), secured));
     let Some(tls) = tls else { return Some((Stream::tcp(socket), client(None), seat)) };
     let mut stream = Stream::tcp(socket);
     if !is_readable(context, &mut stream, deadline).await {
@@ -48,7 +49,7 @@ pub(super) async fn handshake(
     let socket = stream.into_socket()?;
     let mut first = [0];
     if matches!(socket.peek(&mut first).await, Ok(1)) && first[0] != HANDSHAKE {
-        context.engine.recorder.handshaken(&context.name, false);
+        context.worker.recorder.handshaken(&context.name, false);
         if first[0].is_ascii_alphabetic() {
             let problem =
                 Problem::bad_request(ProblemKind::TlsRequired, "this address speaks HTTPS: ask for https:// here");
@@ -60,17 +61,17 @@ pub(super) async fn handshake(
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) => {
             tracing::debug!(%error, %peer, listener = &*context.name, "a TLS handshake failed");
-            context.engine.recorder.handshaken(&context.name, false);
+            context.worker.recorder.handshaken(&context.name, false);
             return None;
         }
         Err(_) => {
-            context.engine.recorder.handshaken(&context.name, false);
-            context.engine.recorder.aborted(Abort::Handshake);
+            context.worker.recorder.handshaken(&context.name, false);
+            context.worker.recorder.aborted(Abort::Handshake);
             return None;
         }
     };
     let secured = secured(&tls, &stream);
-    context.engine.recorder.handshaken(&context.name, secured.is_some());
+    context.worker.recorder.handshaken(&context.name, secured.is_some());
     let secured = secured?;
     Some((Stream::tls(stream), client(Some(Rc::new(secured))), seat))
 }
@@ -78,7 +79,7 @@ pub(super) async fn handshake(
 /// Returns the connection's place among those of its address; nothing where that has as many as it may. Proxies that
 /// are trusted speak for many.
 fn seat(context: &Context, peer: SocketAddr) -> Option<Option<Seat>> {
-    let snapshot = context.engine.snapshot();
+    let snapshot = context.worker.snapshot();
     let settings = &snapshot.config.settings;
     let limit = settings.limits.connections_per_address;
     if limit == 0 || is_trusted(peer.ip(), &settings.trusted_proxies) {
@@ -87,7 +88,7 @@ fn seat(context: &Context, peer: SocketAddr) -> Option<Option<Seat>> {
     let seat = context.addresses.take(peer.ip(), limit);
     if seat.is_none() {
         tracing::debug!(%peer, limit, "closed: its address has as many connections as one may have");
-        context.engine.recorder.aborted(Abort::AddressLimit);
+        context.worker.recorder.aborted(Abort::AddressLimit);
     }
     seat.map(Some)
 }
@@ -126,7 +127,7 @@ async fn source(
             None
         }
         Err(_) => {
-            context.engine.recorder.aborted(Abort::Handshake);
+            context.worker.recorder.aborted(Abort::Handshake);
             None
         }
     }

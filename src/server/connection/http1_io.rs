@@ -5,7 +5,7 @@
 //! so that the connection can give its own.
 
 use crate::io::{Framing, Malformed, Messages, Seen, Stream};
-use crate::proxy::{Client, Phase, Tunnel, TunnelSlot};
+use crate::proxy::{Downstream, Phase, Tunnel, TunnelSlot};
 use std::cell::{Cell, RefCell};
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -17,7 +17,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 /// A client's socket as hyper sees it.
 pub(super) struct Http1Io {
     stream: Rc<RefCell<Stream>>,
-    client: Rc<Client>,
+    client: Rc<Downstream>,
     pub(super) pulse: Rc<Pulse>,
 }
 
@@ -68,7 +68,7 @@ impl Pulse {
 }
 
 impl Http1Io {
-    pub(super) fn new(stream: Stream, client: Rc<Client>) -> Http1Io {
+    pub(super) fn new(stream: Stream, client: Rc<Downstream>) -> Http1Io {
         let now = Instant::now();
         let began = stream.unread_since();
         let pulse = Rc::new(Pulse {
@@ -91,7 +91,7 @@ impl Http1Io {
 
     /// Sends the interim answers that wait.
     fn poll_inject(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let mut waiting = self.client.inject.borrow_mut();
+        let mut waiting = self.client.http1.inject.borrow_mut();
         while !waiting.is_empty() {
             let written = Pin::new(&mut *self.stream.borrow_mut()).poll_write(cx, &waiting);
             self.pulse.write_blocked.set(written.is_pending());
@@ -105,7 +105,7 @@ impl Http1Io {
     /// Returns whether what hyper writes now is an error answer to a head that it could not read: nothing
     /// else is written between requests, once the last answer is out.
     fn is_error_answer(&self) -> bool {
-        self.client.phase.get() == Phase::Idle
+        self.client.http1.phase.get() == Phase::Idle
     }
 
     fn poll_write_with(
@@ -166,7 +166,7 @@ impl AsyncRead for Http1Io {
                 return Poll::Ready(Err(io::Error::from(io::ErrorKind::InvalidData)));
             }
             // What is left of a body that was let go of begins no head.
-            let has_bytes = buf.filled().len() > before && !self.client.drains_body.take();
+            let has_bytes = buf.filled().len() > before && !self.client.http1.drains_body.take();
             self.pulse.read(has_bytes);
             self.pulse.ended.set(buf.filled().len() == before);
         }
@@ -198,8 +198,8 @@ impl AsyncWrite for Http1Io {
         let flushed = Pin::new(&mut *self.stream.borrow_mut()).poll_flush(cx);
         self.pulse.write_blocked.set(flushed.is_pending());
         ready!(flushed)?;
-        if self.client.phase.get() == Phase::Ending {
-            self.client.phase.set(Phase::Idle);
+        if self.client.http1.phase.get() == Phase::Ending {
+            self.client.http1.phase.set(Phase::Idle);
             self.pulse.head_began.set(None);
         }
         Poll::Ready(Ok(()))

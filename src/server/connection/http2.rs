@@ -8,7 +8,7 @@ use super::websocket;
 use crate::config::Limits;
 use crate::http::forwarded::is_trusted;
 use crate::io::Stream;
-use crate::proxy::{self, Client, ResponseBody, ResponseFuture, Streams};
+use crate::proxy::{self, Downstream, ResponseBody, ResponseFuture, Streams};
 use crate::telemetry::metrics::Abort;
 use http::Response;
 use http::header::EXPECT;
@@ -44,31 +44,31 @@ const ASK_AGAIN: Duration = Duration::from_millis(20);
 const GRACE: Duration = Duration::from_secs(5);
 
 /// Serves a connection until it ends.
-pub(super) async fn serve(context: &Rc<context::Context>, stream: Stream, client: &Rc<Client>, limits: &Limits) {
+pub(super) async fn serve(context: &Rc<context::Context>, stream: Stream, client: &Rc<Downstream>, limits: &Limits) {
     let streams: Rc<Streams> = Rc::default();
-    let share = context.engine.budget.nothing();
-    let recorder = Rc::clone(&context.engine.recorder);
+    let share = context.worker.budget.nothing();
+    let recorder = Rc::clone(&context.worker.recorder);
     let meter = FloodMeter::new(PREFACE.len(), CONNECTION_WINDOW - FIRST_WINDOW, glitches(context, client, limits));
     let wire = Http2Io::new(stream, Notes { meter, streams: Rc::clone(&streams), recorder, share });
     let (out, wire_of_streams) = (wire.handle(), wire.stream_handle());
     let tasks = Tasks::default();
     let service = {
-        let (engine, client, streams) = (Rc::clone(&context.engine), Rc::clone(client), Rc::clone(&streams));
+        let (worker, client, streams) = (Rc::clone(&context.worker), Rc::clone(client), Rc::clone(&streams));
         let (body_idle, begun) = (limits.body_idle_timeout, Rc::clone(&tasks.begun));
         service_fn(move |mut request| {
             client.had_request.set(true);
             let stream = Rc::new(client.for_stream(&streams, body_idle));
             if let (Some(number), true) = (wire_of_streams.accept(), request.headers().contains_key(EXPECT)) {
-                *stream.on_body.borrow_mut() = Some(Box::new(wire_of_streams.continuing(number)));
+                stream.on_body(Box::new(wire_of_streams.continuing(number)));
             }
             *begun.borrow_mut() = Some(Rc::downgrade(&stream));
             Patient::new(match websocket::asked_for(&mut request) {
-                None => proxy::answer(&engine, &stream, request),
+                None => proxy::answer(&worker, &stream, request),
                 Some(upgrade) => {
                     let slot = Rc::new(RefCell::new(None));
                     let weak = Rc::downgrade(&slot);
                     stream.switches_at(weak);
-                    let response = proxy::answer(&engine, &stream, request);
+                    let response = proxy::answer(&worker, &stream, request);
                     ResponseFuture::Upgrade(Box::pin(websocket::switch(response, (stream, slot), upgrade)))
                 }
             })
@@ -114,7 +114,7 @@ pub(super) async fn serve(context: &Rc<context::Context>, stream: Stream, client
             let verdict = out.verdict();
             if verdict == Verdict::Hostile {
                 tracing::debug!(peer = %client.peer, "an HTTP/2 connection is cut: it is too odd");
-                context.engine.recorder.aborted(Abort::Http2Glitches);
+                context.worker.recorder.aborted(Abort::Http2Glitches);
                 out.rebuke();
                 tasks.end_all();
                 return Poll::Ready(());
@@ -156,11 +156,11 @@ pub(super) async fn serve(context: &Rc<context::Context>, stream: Stream, client
                 tasks.end_stalled(now, limits.write_timeout);
             }
             if write_end.is_some_and(|end| end <= now) {
-                context.engine.recorder.aborted(Abort::Write);
+                context.worker.recorder.aborted(Abort::Write);
                 return Poll::Ready(());
             }
             if head_end.is_some_and(|end| end <= now) {
-                context.engine.recorder.aborted(Abort::Head);
+                context.worker.recorder.aborted(Abort::Head);
                 return Poll::Ready(());
             }
             if idle_end.is_some_and(|end| end <= now) {
@@ -181,8 +181,8 @@ pub(super) async fn serve(context: &Rc<context::Context>, stream: Stream, client
 
 /// How odd a client may be. A proxy that is trusted speaks for many, whom one stranger must not take the connection
 /// from.
-fn glitches(context: &context::Context, client: &Client, limits: &Limits) -> u32 {
-    let trusted = &context.engine.snapshot().config.settings.trusted_proxies;
+fn glitches(context: &context::Context, client: &Downstream, limits: &Limits) -> u32 {
+    let trusted = &context.worker.snapshot().config.settings.trusted_proxies;
     if is_trusted(client.peer.ip(), trusted) { 0 } else { limits.http2_glitches }
 }
 
@@ -191,13 +191,13 @@ fn glitches(context: &context::Context, client: &Client, limits: &Limits) -> u32
 #[derive(Clone)]
 struct Tasks {
     /// The stream whose task is made next: hyper makes it as soon as it has called the service.
-    begun: Rc<RefCell<Option<Weak<Client>>>>,
+    begun: Rc<RefCell<Option<Weak<Downstream>>>>,
     all: Rc<RefCell<Vec<Running>>>,
     next_look: Rc<Cell<Instant>>,
 }
 
 /// A stream and its task.
-type Running = (Weak<Client>, AbortHandle);
+type Running = (Weak<Downstream>, AbortHandle);
 
 impl Default for Tasks {
     fn default() -> Tasks {

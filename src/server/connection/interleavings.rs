@@ -7,7 +7,7 @@
 
 use super::http1_io::{Http1Io, Watch};
 use crate::io::{Seen, Stream};
-use crate::proxy::{Client, Phase};
+use crate::proxy::{Downstream, Phase};
 use rustls::pki_types::{PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, ServerConfig};
 use std::cell::Cell;
@@ -145,7 +145,7 @@ impl Peer {
 /// The proxy's end.
 struct Connection {
     peer: Peer,
-    client: Rc<Client>,
+    client: Rc<Downstream>,
     /// Both are here but in the middle of a hand-over.
     wire: Option<(Http1Io, Watch)>,
     read: Vec<u8>,
@@ -156,7 +156,7 @@ struct Connection {
 impl Connection {
     fn new(stream: Stream, peer: Peer) -> Connection {
         let address = (Ipv4Addr::LOCALHOST, 1).into();
-        let client = Rc::new(Client::new(address, "http".into(), Rc::<Cell<bool>>::default(), None));
+        let client = Rc::new(Downstream::new(address, "http".into(), Rc::<Cell<bool>>::default(), None));
         let mut connection = Connection { peer, client, wire: None, read: Vec::new(), promised: false };
         connection.wrap(stream);
         connection
@@ -228,7 +228,7 @@ impl Connection {
 
     /// An answer, from its head to the flush behind its last byte.
     async fn answer(&mut self, length: usize) {
-        self.client.phase.set(Phase::Request);
+        self.client.http1.phase.set(Phase::Request);
         let bytes = vec![b'x'; 1 + length];
         let wire = self.wire();
         poll_fn(|cx| {
@@ -237,7 +237,7 @@ impl Connection {
             Poll::Ready(())
         })
         .await;
-        self.client.phase.set(Phase::Ending);
+        self.client.http1.phase.set(Phase::Ending);
         let wire = self.wire();
         poll_fn(|cx| {
             let _ = Pin::new(&mut *wire).poll_flush(cx);

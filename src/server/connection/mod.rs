@@ -18,7 +18,7 @@ mod websocket;
 use crate::config::Limits;
 use crate::http::problem::{Problem, ProblemKind};
 use crate::io::{Framing, Seen, Stream};
-use crate::proxy::{self, Client, Phase};
+use crate::proxy::{self, Downstream, Phase};
 use crate::telemetry::metrics::Abort;
 use context::{Context, LINGER, is_readable, linger, refuse};
 use flood::Glitch;
@@ -48,7 +48,7 @@ const HYPERS_FIELDS: u32 = 100;
 
 /// Serves a connection until it ends.
 pub(in crate::server) async fn serve(context: Rc<Context>, socket: TcpStream, peer: SocketAddr) {
-    let limits = |context: &Context| context.engine.snapshot().config.settings.limits.clone();
+    let limits = |context: &Context| context.worker.snapshot().config.settings.limits.clone();
     let mut deadline = Instant::now() + limits(&context).header_timeout;
     let Some((mut stream, client, _seat)) = Box::pin(handshake(&context, socket, peer, deadline)).await else { return };
     while is_readable(&context, &mut stream, deadline).await {
@@ -89,19 +89,24 @@ enum End {
 }
 
 /// Lets hyper serve the connection; gives the socket back when it has been idle.
-async fn session(context: &Rc<Context>, mut stream: Stream, client: &Rc<Client>, limits: &Limits) -> Option<Stream> {
-    *client.task.borrow_mut() = Some(poll_fn(|cx| Poll::Ready(cx.waker().clone())).await);
+async fn session(
+    context: &Rc<Context>,
+    mut stream: Stream,
+    client: &Rc<Downstream>,
+    limits: &Limits,
+) -> Option<Stream> {
+    *client.http1.task.borrow_mut() = Some(poll_fn(|cx| Poll::Ready(cx.waker().clone())).await);
     loop {
         let wire = Http1Io::new(stream, Rc::clone(client));
         let pulse = Rc::clone(&wire.pulse);
         client.switches_at(pulse.as_tunnel_slot());
         let watch = wire.watch();
-        let (engine, owner) = (Rc::clone(&context.engine), Rc::clone(client));
+        let (worker, owner) = (Rc::clone(&context.worker), Rc::clone(client));
         let framed = Rc::clone(&pulse);
         let service = service_fn(move |request: Request<Incoming>| {
             let framing = Framing::of(request.headers(), request.body());
-            owner.malformed.set(framed.framed(framing).err());
-            proxy::answer(&engine, &owner, request)
+            owner.http1.malformed.set(framed.framed(framing).err());
+            proxy::answer(&worker, &owner, request)
         });
         let mut builder = Builder::new();
         let head = limits.header_bytes.0 as usize;
@@ -118,7 +123,7 @@ async fn session(context: &Rc<Context>, mut stream: Stream, client: &Rc<Client>,
                 if let Poll::Ready(result) = Pin::new(&mut connection).poll(cx) {
                     return Poll::Ready(End::Closed(result));
                 }
-                let is_waiting = client.phase.get() != Phase::Idle && client.awaits_body.get().is_none();
+                let is_waiting = client.http1.phase.get() != Phase::Idle && client.awaits_body.get().is_none();
                 if is_waiting {
                     match watch.poll_look(cx) {
                         Poll::Ready(Seen::End) => return Poll::Ready(End::Abandon),
@@ -131,12 +136,12 @@ async fn session(context: &Rc<Context>, mut stream: Stream, client: &Rc<Client>,
                     Poll::Ready(Expired::Park) => return Poll::Ready(End::Park),
                     Poll::Ready(Expired::Head) => return Poll::Ready(End::HeadTimeout),
                     Poll::Ready(Expired::Write) => {
-                        context.engine.recorder.aborted(Abort::Write);
+                        context.worker.recorder.aborted(Abort::Write);
                         return Poll::Ready(End::Abandon);
                     }
                     // The body ends in an error, which the pipeline answers.
                     Poll::Ready(Expired::Body) => {
-                        client.body_expired.set(true);
+                        client.http1.body_expired.set(true);
                         client.wake_body();
                     }
                 }
@@ -155,7 +160,7 @@ async fn session(context: &Rc<Context>, mut stream: Stream, client: &Rc<Client>,
             End::Park if stream.has_unread() => {}
             End::Park => return Some(stream),
             End::HeadTimeout => {
-                context.engine.recorder.aborted(Abort::Head);
+                context.worker.recorder.aborted(Abort::Head);
                 let detail = "the request's head did not arrive in time";
                 let problem = Problem::new(ProblemKind::RequestTimeout, detail);
                 refuse(context, stream, client, &problem).await;
@@ -184,7 +189,7 @@ enum Expired {
 /// Waits for the deadline of what the connection is doing. The timer may be armed for an earlier
 /// time than needed; it is moved only when it fires, so that a request costs no timer.
 fn timers(
-    client: &Client,
+    client: &Downstream,
     pulse: &Pulse,
     limits: &Limits,
     mut timer: Pin<&mut Sleep>,
@@ -209,17 +214,17 @@ fn timers(
     }
 }
 
-fn next_deadline(client: &Client, pulse: &Pulse, limits: &Limits) -> Option<(Instant, Expired)> {
-    if client.phase.get() == Phase::Idle {
+fn next_deadline(client: &Downstream, pulse: &Pulse, limits: &Limits) -> Option<(Instant, Expired)> {
+    if client.http1.phase.get() == Phase::Idle {
         return Some(match pulse.head_began.get() {
             Some(began) => (began + limits.header_timeout, Expired::Head),
             None => (pulse.last_read.get().max(pulse.last_write.get()) + PARK_AFTER, Expired::Park),
         });
     }
     let write = pulse.write_blocked.get().then(|| (pulse.last_write.get() + limits.write_timeout, Expired::Write));
-    let body = client.awaits_body.get().filter(|_| !client.body_expired.get()).map(|since| {
+    let body = client.awaits_body.get().filter(|_| !client.http1.body_expired.get()).map(|since| {
         let mut moved = pulse.last_read.get().max(since);
-        if client.phase.get() == Phase::Answer {
+        if client.http1.phase.get() == Phase::Answer {
             // Once the answer has begun, it is a sign of life as well.
             moved = moved.max(pulse.last_write.get());
         }
@@ -233,20 +238,20 @@ fn next_deadline(client: &Client, pulse: &Pulse, limits: &Limits) -> Option<(Ins
 async fn close(
     context: &Context,
     mut stream: Stream,
-    client: &Client,
+    client: &Downstream,
     pulse: &Pulse,
     (result, is_first_line): (hyper::Result<()>, bool),
 ) {
     match (pulse.tunnel.take(), result) {
         (Some(tunnel), Ok(())) => tunnel::run(stream, tunnel).await,
-        (_, Err(error)) if pulse.held_back.get() || (client.phase.get() == Phase::Idle && error.is_parse()) => {
-            context.engine.recorder.glitch(Glitch::Malformed.label());
+        (_, Err(error)) if pulse.held_back.get() || (client.http1.phase.get() == Phase::Idle && error.is_parse()) => {
+            context.worker.recorder.glitch(Glitch::Malformed.label());
             refuse(context, stream, client, &unreadable(&error, is_first_line)).await;
         }
         (_, Err(error)) => {
             tracing::debug!(%error, "a connection ended early");
             // What was cut short must not look whole, and HTTP/1.0 can tell only by a reset.
-            if client.is_http10.get() {
+            if client.http1.is_http10.get() {
                 stream.reset_at_end();
             }
         }

@@ -1,7 +1,7 @@
 //! WebSockets on streams of HTTP/2 (RFC 8441): to nodes they are the handshake of HTTP/1.1, and then a tunnel.
 
 use super::tunnel;
-use crate::proxy::{Client, ResponseBody, ResponseFuture, Tunnel};
+use crate::proxy::{Downstream, ResponseBody, ResponseFuture, Tunnel};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use http::header::{CONNECTION, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, UPGRADE};
@@ -36,7 +36,7 @@ pub(super) fn asked_for(request: &mut Request<Incoming>) -> Option<OnUpgrade> {
 /// A tunnel's stream, whose bytes count like those of bodies and answers.
 struct Counted {
     io: TokioIo<Upgraded>,
-    stream: Rc<Client>,
+    stream: Rc<Downstream>,
 }
 
 impl AsyncRead for Counted {
@@ -71,7 +71,7 @@ impl AsyncWrite for Counted {
 /// Where the node has switched, the stream becomes the tunnel once its client has the answer.
 pub(super) async fn switch(
     response: ResponseFuture,
-    (stream, slot): (Rc<Client>, Rc<RefCell<Option<Tunnel>>>),
+    (stream, slot): (Rc<Downstream>, Rc<RefCell<Option<Tunnel>>>),
     upgrade: OnUpgrade,
 ) -> Response<ResponseBody> {
     let Ok(mut response) = response.await;

@@ -11,7 +11,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 /// The configuration, connections, cache, recorder and budgets of one worker.
-pub(crate) struct Engine {
+pub(crate) struct WorkerContext {
     latest: RefCell<Latest>,
     pub(crate) recorder: Rc<RequestRecorder>,
     pub(crate) connections: Rc<NodeConnections>,
@@ -26,14 +26,14 @@ pub(crate) struct Engine {
 /// The snapshot in force, as a handle that costs no shared counter a request.
 type Latest = arc_swap::Cache<Arc<ArcSwap<Snapshot>>, Arc<Snapshot>>;
 
-impl Engine {
+impl WorkerContext {
     pub(crate) fn new(
         snapshot: Arc<ArcSwap<Snapshot>>,
         cache: Arc<Cache>,
         budget: Arc<Budget>,
         recorder: RequestRecorder,
-    ) -> Engine {
-        Engine {
+    ) -> WorkerContext {
+        WorkerContext {
             latest: RefCell::new(Latest::new(snapshot)),
             recorder: Rc::new(recorder),
             connections: Rc::new(NodeConnections::new(Arc::clone(&budget))),

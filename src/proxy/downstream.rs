@@ -17,53 +17,60 @@ const MAX_INTERIM: usize = 64 << 10;
 /// The bytes of nodes' responses that an HTTP/2 connection may hold over all of its streams, before more is read.
 const UNSENT: u64 = 256 << 10;
 
-/// One client connection, shared by its wire and the requests on it.
-pub(crate) struct Client {
+/// The downstream side of a request: a connection of HTTP/1, or one stream of a connection of HTTP/2. The connection's
+/// wire and its requests share it.
+pub(crate) struct Downstream {
     pub(crate) peer: SocketAddr,
     pub(crate) listener: Arc<str>,
-    /// Set when the listener is on its way out: every answer then closes its connection.
+    /// Set when the listener is on its way out: every response then closes its connection.
     pub(crate) leaving: Rc<Cell<bool>>,
     /// The results of the TLS handshake; `None` without TLS.
     pub(crate) secured: Option<Rc<Secured>>,
     /// The peer's address as it stands in `X-Forwarded-For`.
     pub(crate) peer_text: HeaderValue,
-    /// Bytes that go out before anything else: interim answers.
-    pub(crate) inject: RefCell<Vec<u8>>,
-    /// Wakes the connection's task, where another one has something for it.
-    pub(crate) task: RefCell<Option<Waker>>,
-    /// The slot of its session, where it can become a tunnel.
-    tunnel: RefCell<Weak<dyn TunnelSlot>>,
-    pub(crate) phase: Cell<Phase>,
-    pub(crate) had_request: Cell<bool>,
-    /// The last request was HTTP/1.0: its answer may end with the connection and nothing else.
-    pub(crate) is_http10: Cell<bool>,
-    /// Since when the pipeline waits for the next piece of the request's body.
-    pub(crate) awaits_body: Cell<Option<Instant>>,
-    /// That piece has not come in time: the body ends in an error.
-    pub(crate) body_expired: Cell<bool>,
-    /// Wakes whoever waits for that piece, which may be another task than the connection's.
-    pub(crate) body_waker: RefCell<Option<Waker>>,
-    /// A fault in the bytes of the request that hyper does not refuse.
-    pub(crate) malformed: Cell<Option<io::Malformed>>,
-    /// A request's body was let go of before its end: hyper may still read a part of it, which is no head.
-    pub(crate) drains_body: Cell<bool>,
-    /// The connection has had as many requests as it may have: it ends with this answer.
+    /// The connection has had as many requests as it may have: it ends with this response.
     pub(crate) is_spent: Rc<Cell<bool>>,
     /// The requests on this connection so far.
     requests: Rc<Cell<u32>>,
-    /// Tells a client that waits for it to send the body; see [`Client::ask_for_body`].
-    pub(crate) on_body: RefCell<Option<Box<dyn FnOnce()>>>,
-    /// For one stream of several: how long its body may make us wait, which no connection's timer tells.
-    pub(crate) stream: Option<Stream>,
+    pub(crate) had_request: Cell<bool>,
+    /// The slot of its session, where it can become a tunnel.
+    tunnel: RefCell<Weak<dyn TunnelSlot>>,
+    /// Since when the pipeline waits for the next piece of the request's body.
+    pub(crate) awaits_body: Cell<Option<Instant>>,
+    /// Wakes the task that waits for that piece, which may be another one than the connection's.
+    pub(crate) body_waker: RefCell<Option<Waker>>,
+    pub(crate) http1: Http1State,
+    /// `None` for a connection.
+    pub(crate) stream: Option<StreamState>,
 }
 
-/// The state of one HTTP/2 stream.
-pub(crate) struct Stream {
-    /// Between two pieces of its body.
+/// The state of a connection of HTTP/1; of a stream it stays as it begins.
+#[derive(Default)]
+pub(crate) struct Http1State {
+    pub(crate) phase: Cell<Phase>,
+    /// Bytes that go out before anything else: interim responses.
+    pub(crate) inject: RefCell<Vec<u8>>,
+    /// Wakes the connection's task, where another one has something for it.
+    pub(crate) task: RefCell<Option<Waker>>,
+    /// The last request was HTTP/1.0: its response may end with the connection and nothing else.
+    pub(crate) is_http10: Cell<bool>,
+    /// The next piece of the request's body has not come in time: the body ends in an error.
+    pub(crate) body_expired: Cell<bool>,
+    /// A fault in the bytes of the request that hyper does not refuse.
+    pub(crate) malformed: Cell<Option<io::Malformed>>,
+    /// The body of a request was dropped before its end: hyper may still read a part of it, which is no head.
+    pub(crate) drains_body: Cell<bool>,
+}
+
+/// The state of one stream of HTTP/2.
+pub(crate) struct StreamState {
+    /// The time limit between two pieces of the request's body, which no timer of the connection has.
     pub(crate) body_idle: Duration,
-    /// Since when a piece of the answer has been offered to the client; none while we wait for the node.
+    /// Tells a client that waits for it to send the body; see [`Downstream::ask_for_body`].
+    on_body: RefCell<Option<Box<dyn FnOnce()>>>,
+    /// Since when a piece of the response has been offered to the client; none while the node is waited for.
     offered: Cell<Option<Instant>>,
-    /// When a piece of the answer was given to the client last.
+    /// When a piece of the response was given to the client last.
     gave: Cell<Option<Instant>>,
     open: OpenStream,
 }
@@ -164,8 +171,9 @@ pub(crate) struct Secured {
 }
 
 /// The phase of a connection, which decides on its timers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Phase {
+    #[default]
     /// Between requests, or in the middle of a head.
     Idle,
     /// From a head to the head of its answer.
@@ -210,62 +218,49 @@ pub(crate) trait TunnelRecord {
     fn ended(&self, by: &'static str);
 }
 
-impl Client {
+impl Downstream {
     pub(crate) fn new(
         peer: SocketAddr,
         listener: Arc<str>,
         leaving: Rc<Cell<bool>>,
         secured: Option<Rc<Secured>>,
-    ) -> Client {
+    ) -> Downstream {
         let text = peer.ip().to_canonical().to_string();
-        Client {
+        Downstream {
             peer,
             listener,
             leaving,
             secured,
             peer_text: HeaderValue::try_from(text).expect("an IP address is a field value"),
-            inject: RefCell::default(),
-            task: RefCell::default(),
-            tunnel: RefCell::new(Weak::<RefCell<Option<Tunnel>>>::new()),
-            phase: Cell::new(Phase::Idle),
-            had_request: Cell::new(false),
-            is_http10: Cell::new(false),
-            awaits_body: Cell::new(None),
-            body_expired: Cell::new(false),
-            body_waker: RefCell::default(),
-            malformed: Cell::new(None),
-            drains_body: Cell::new(false),
             is_spent: Rc::default(),
             requests: Rc::default(),
-            on_body: RefCell::default(),
+            had_request: Cell::new(false),
+            tunnel: RefCell::new(Weak::<RefCell<Option<Tunnel>>>::new()),
+            awaits_body: Cell::new(None),
+            body_waker: RefCell::default(),
+            http1: Http1State::default(),
             stream: None,
         }
     }
 
-    /// The client as one of its streams has it, counted as long as it lives.
-    pub(crate) fn for_stream(&self, streams: &Rc<Streams>, body_idle: Duration) -> Client {
-        Client {
+    /// Returns the downstream side of one of the connection's streams, which is counted as long as it lives.
+    pub(crate) fn for_stream(&self, streams: &Rc<Streams>, body_idle: Duration) -> Downstream {
+        Downstream {
             peer: self.peer,
             listener: Arc::clone(&self.listener),
             leaving: Rc::clone(&self.leaving),
             secured: self.secured.clone(),
             peer_text: self.peer_text.clone(),
-            inject: RefCell::default(),
-            task: RefCell::default(),
-            tunnel: RefCell::new(Weak::<RefCell<Option<Tunnel>>>::new()),
-            phase: Cell::new(Phase::Idle),
-            had_request: Cell::new(true),
-            is_http10: Cell::new(false),
-            awaits_body: Cell::new(None),
-            body_expired: Cell::new(false),
-            body_waker: RefCell::default(),
-            malformed: Cell::new(None),
-            drains_body: Cell::new(false),
             is_spent: Rc::clone(&self.is_spent),
             requests: Rc::clone(&self.requests),
-            on_body: RefCell::default(),
-            stream: Some(Stream {
+            had_request: Cell::new(true),
+            tunnel: RefCell::new(Weak::<RefCell<Option<Tunnel>>>::new()),
+            awaits_body: Cell::new(None),
+            body_waker: RefCell::default(),
+            http1: Http1State::default(),
+            stream: Some(StreamState {
                 body_idle,
+                on_body: RefCell::default(),
                 offered: Cell::new(None),
                 gave: Cell::new(None),
                 open: OpenStream::new(streams),
@@ -286,22 +281,31 @@ impl Client {
 
     /// Notes that a request of this version begins.
     pub(super) fn begin_request(&self, version: Version) {
-        self.phase.set(Phase::Request);
         self.had_request.set(true);
-        self.is_http10.set(version == Version::HTTP_10);
-        self.body_expired.set(false);
-        self.drains_body.set(false);
+        self.http1.phase.set(Phase::Request);
+        self.http1.is_http10.set(version == Version::HTTP_10);
+        self.http1.body_expired.set(false);
+        self.http1.drains_body.set(false);
     }
 
-    /// A body is read: a client that waits for `100 Continue` is told to send it. For HTTP/1 hyper does that.
-    /// Once the answer has begun it is too late.
+    /// Sets the step that tells the stream's client to send its body.
+    pub(crate) fn on_body(&self, tell: Box<dyn FnOnce()>) {
+        if let Some(stream) = &self.stream {
+            *stream.on_body.borrow_mut() = Some(tell);
+        }
+    }
+
+    /// Tells a client that waits for `100 Continue` to send its body, which is read now. For HTTP/1 hyper does that. Once
+    /// the response has begun it is too late.
     pub(super) fn ask_for_body(&self, has_answer: bool) {
-        if let Some(tell) = self.on_body.take().filter(|_| !has_answer) {
+        if let Some(stream) = &self.stream
+            && let Some(tell) = stream.on_body.take().filter(|_| !has_answer)
+        {
             tell();
         }
     }
 
-    /// Has whoever waits for the next piece of a request's body look again.
+    /// Wakes the task that waits for the next piece of the request's body.
     pub(crate) fn wake_body(&self) {
         if let Some(waker) = self.body_waker.take() {
             waker.wake();
@@ -383,10 +387,10 @@ impl Client {
 
     /// Sends an interim answer, unless the client does not take them: they are only hints.
     pub(crate) fn interim(&self, answer: &[u8]) {
-        let mut inject = self.inject.borrow_mut();
+        let mut inject = self.http1.inject.borrow_mut();
         if inject.len() + answer.len() <= MAX_INTERIM {
             inject.extend_from_slice(answer);
-            if let Some(task) = &*self.task.borrow() {
+            if let Some(task) = &*self.http1.task.borrow() {
                 task.wake_by_ref();
             }
         }
