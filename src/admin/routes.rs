@@ -79,8 +79,11 @@ async fn change(
     match *segments {
         ["api", "cache", "purge"] => {
             let order = purge_order(&read_body(body).await?).map_err(bad_purge)?;
-            control.purge(order).map_err(bad_purge)?;
-            Ok(as_json(&CommandResult::success().with_detail("purged")))
+            let purged = order.to_string();
+            let responses = control.purge(order).await.map_err(bad_purge)?;
+            let noun = if responses == 1 { "response" } else { "responses" };
+            let result = CommandResult { responses: Some(responses), ..CommandResult::success() };
+            Ok(as_json(&result.with_detail(format!("purged {purged}: {responses} stored {noun}"))))
         }
         ["api", "reload"] => match place.working(control.reload()).await {
             Ok(said) => Ok(as_json(&CommandResult::success().with_detail(said))),

@@ -74,6 +74,15 @@ pub(crate) struct Cache {
     struck: Notify,
 }
 
+/// Wakes the sweeper when it is dropped.
+struct Sweep(Arc<Cache>);
+
+impl Drop for Sweep {
+    fn drop(&mut self) {
+        self.0.struck.notify_one();
+    }
+}
+
 /// The result of a look-up.
 #[derive(Debug)]
 pub(crate) enum Known {
@@ -192,10 +201,13 @@ impl Cache {
         self.store.begin(&order.uri, order.key, self.group(order).variant)
     }
 
-    /// Puts a purge in force, at once for every request that comes later.
-    pub(crate) fn purge(&self, purge: &Purge, soft: bool) {
-        self.store.purge(purge, soft);
-        self.struck.notify_one();
+    /// Puts a purge in force, at once for every request that comes later. Returns a function that counts the stored
+    /// responses that it has struck: it looks at all of them, so it is for a thread that may block. They leave memory
+    /// once it has been called or dropped.
+    pub(crate) fn purge(self: &Arc<Self>, purge: &Purge, soft: bool) -> impl FnOnce() -> u64 + Send + 'static {
+        let struck = self.store.purge(purge, soft);
+        let sweep = Sweep(Arc::clone(self));
+        move || sweep.0.store.count(&struck)
     }
 
     /// Forgets the responses to a URI whose resource has changed (RFC 9111 4.4), those that are being fetched included,

@@ -133,6 +133,13 @@ pub(super) struct Store {
     slack: u64,
 }
 
+/// A purge on its own, and the rules that were in force before it: what it alone has struck can be counted by these.
+pub(super) struct Struck {
+    epoch: Epoch,
+    alone: Rules,
+    before: Arc<Rules>,
+}
+
 /// The fetches that run.
 #[derive(Default)]
 struct Running {
@@ -431,17 +438,37 @@ impl Store {
     }
 
     /// Puts a purge in force.
-    pub(super) fn purge(&self, purge: &Purge, soft: bool) {
+    ///
+    /// Returns the rules to count the struck responses by.
+    pub(super) fn purge(&self, purge: &Purge, soft: bool) -> Struck {
         let _one = lock(&self.changing);
-        let known = self.rules.load();
-        let rules = match known.len() < MAX_RULES {
-            true => known.with(purge, soft),
+        let before = self.rules.load_full();
+        let purge = match before.len() < MAX_RULES {
+            true => purge,
             // An operator's; too many to look through, and to keep: rather too much goes than too little.
-            false => known.with(&Purge::All, soft),
+            false => &Purge::All,
         };
+        let rules = before.with(purge, soft);
         let epoch = rules.epoch;
         self.rules.store(Arc::new(rules));
         self.epoch.store(epoch, Ordering::Release);
+        Struck { epoch, alone: Rules::default().with(purge, false), before }
+    }
+
+    /// Returns how many stored responses a purge has struck. It looks at all of them.
+    pub(super) fn count(&self, struck: &Struck) -> u64 {
+        let is_struck = |uri: &str, stored: &Stored| {
+            let checked = stored.checked.load(Ordering::Relaxed);
+            let came_later = checked >= struck.epoch && !stored.is_soft_purged.load(Ordering::Relaxed);
+            !came_later
+                && struck.alone.judge(uri, &stored.tags, 0) == Verdict::Gone
+                && struck.before.judge(uri, &stored.tags, checked) != Verdict::Gone
+        };
+        let counts = self.table.iter().map(|(_, entry)| match &*entry {
+            Entry::Object(object) => object.variants.iter().filter(|stored| is_struck(&object.uri, stored)).count(),
+            Entry::Marker(_) => 0,
+        });
+        counts.sum::<usize>() as u64
     }
 
     /// Removes what purges have struck, and then the rules that nobody needs any more. Gives whether

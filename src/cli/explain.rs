@@ -23,7 +23,7 @@ use std::process::ExitCode;
 
 #[derive(clap::Args)]
 pub(super) struct Options {
-    /// The configuration file [default: config/ringway.yaml, else /etc/ringway/ringway.yaml]
+    /// The configuration file [default: ringway.yaml, else config/ringway.yaml, else /etc/ringway/ringway.yaml]
     #[arg(long, short, value_name = "FILE")]
     config: Option<PathBuf>,
     /// The request's method

@@ -34,8 +34,9 @@ enum Command {
     /// configuration, SIGUSR2 replaces the binary without refusing a connection.
     Run(ConfigFile),
     /// Validate a configuration whole and print every error with its place.
-    Check(ConfigFile),
-    /// Start three nodes and the proxy on loopback, take a tour with real requests, and stay up.
+    Check(CheckedFile),
+    /// Start three nodes and the proxy on loopback, take a tour with real requests, and stay up. With `--nodes`,
+    /// start the nodes alone.
     Demo(demo::Options),
     /// Show each node's share of the keys, a key's owner, or what a change would move.
     Ring(ring::Options),
@@ -62,7 +63,14 @@ enum Command {
 
 #[derive(clap::Args)]
 struct ConfigFile {
-    /// The configuration file [default: config/ringway.yaml, else /etc/ringway/ringway.yaml]
+    /// The configuration file [default: ringway.yaml, else config/ringway.yaml, else /etc/ringway/ringway.yaml]
+    #[arg(long, short, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+#[derive(clap::Args)]
+struct CheckedFile {
+    /// The configuration file, or `-` for standard input [default: ringway.yaml, else config/ringway.yaml, else /etc/ringway/ringway.yaml]
     #[arg(long, short, value_name = "FILE")]
     config: Option<PathBuf>,
 }
@@ -104,7 +112,7 @@ type Outcome = Result<ExitCode, Box<dyn std::error::Error>>;
 
 /// Reads the configuration that `--config` means; prints what is wrong with it and gives nothing.
 fn load(file: Option<PathBuf>) -> Option<(Config, Report)> {
-    Config::load(&config::locate(file)).map_err(|report| eprint!("{report}")).ok()
+    config::locate(file).and_then(|file| Config::load(&file)).map_err(|report| eprint!("{report}")).ok()
 }
 
 fn is_broken_pipe(error: &(dyn std::error::Error + 'static)) -> bool {

@@ -1,7 +1,7 @@
 //! `ringway run`
 
 use super::Outcome;
-use crate::config::{self, Config};
+use crate::config::{self, Config, ProcessLogFormat};
 use crate::server::{self, Inherited};
 use crate::telemetry::process_log;
 use std::path::PathBuf;
@@ -14,16 +14,20 @@ const LAST_MOMENT: Duration = Duration::from_millis(200);
 
 pub(super) fn run(file: Option<PathBuf>) -> Outcome {
     let inherited = Inherited::take()?;
-    let file = config::locate(file);
-    let (config, report) = match Config::read(&file).and_then(|text| Config::of(&file, &text)) {
+    let loaded = config::locate(file).and_then(|file| Config::read(&file).and_then(|text| Config::of(&file, &text)));
+    let (config, report) = match loaded {
         Ok(loaded) => loaded,
         Err(report) => {
             eprint!("{report}");
             return Ok(ExitCode::FAILURE);
         }
     };
-    eprint!("{report}");
-    process_log::init()?;
+    let is_json = config.settings.process_log.format == ProcessLogFormat::Json;
+    process_log::init(is_json)?;
+    match is_json && report.warnings() > 0 {
+        true => tracing::warn!("{report}"),
+        false => eprint!("{report}"),
+    }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let outcome = runtime.block_on(serve(config, inherited));
     // A new binary that is just being started is not waited for.

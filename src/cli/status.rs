@@ -94,48 +94,110 @@ fn print_pool(out: &mut impl Write, pool: &PoolStatus, colours: &Colours) -> io:
         let text = format!("the name server tells of no nodes, the last ones stay: {error}");
         writeln!(out, "  {}", colours.show(false, &text))?;
     }
-    writeln!(
-        out,
-        "  {:20} {:24} {:>6} {:>8}  {:6} {:>9} {:>6}  health",
-        "node", "address", "weight", "share", "state", "in flight", "idle"
-    )?;
-    for node in &pool.nodes {
-        let state = node.state.word();
-        writeln!(
-            out,
-            "  {:20} {:24} {:>6} {:>6.2} %  {} {:>9} {:>6}  {}",
-            node.id,
-            node.address.as_deref().unwrap_or_default(),
-            node.weight,
-            node.share * 100.0,
-            colours.show(node.state == NodeState::Up, &format!("{state:6}")),
-            node.in_flight,
-            node.idle_connections,
-            colours.show(node.healthy, &health(node))
-        )?;
+    print_nodes(out, &pool.nodes, colours)
+}
+
+/// Prints nodes as a table, each column as wide as its widest cell.
+fn print_nodes(out: &mut impl Write, nodes: &[NodeStatus], colours: &Colours) -> io::Result<()> {
+    let titles = ["node", "address", "weight", "share", "state", "in flight", "idle"].map(str::to_owned);
+    let rows: Vec<[String; 7]> = std::iter::once(titles).chain(nodes.iter().map(cells)).collect();
+    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or_default();
+    let widths: [usize; 7] = std::array::from_fn(width);
+    for (row, node) in rows.iter().zip(std::iter::once(None).chain(nodes.iter().map(Some))) {
+        let mut cells: [String; 7] = std::array::from_fn(|column| match column {
+            0 | 1 | 4 => format!("{:width$}", row[column], width = widths[column]),
+            _ => format!("{:>width$}", row[column], width = widths[column]),
+        });
+        let Some(node) = node else {
+            writeln!(out, "  {}  health", cells.join("  "))?;
+            continue;
+        };
+        cells[4] = colours.show(node.state == NodeState::Up, &cells[4]);
+        let health = match health(node) {
+            (Some(is_well), text) => colours.show(is_well, &text),
+            (None, text) => text,
+        };
+        writeln!(out, "  {}  {health}", cells.join("  "))?;
         if let Some(drain) = &node.drain {
-            writeln!(out, "  {:20} drains: {}", "", progress(drain))?;
+            writeln!(out, "  {:width$}  drains: {}", "", progress(drain), width = widths[0])?;
         }
     }
     Ok(())
+}
+
+/// Returns the cells of a node's row.
+fn cells(node: &NodeStatus) -> [String; 7] {
+    [
+        node.id.clone(),
+        node.address.clone().unwrap_or_else(|| "-".to_owned()),
+        node.weight.to_string(),
+        format!("{:.2} %", node.share * 100.0),
+        node.state.word().to_owned(),
+        node.in_flight.to_string(),
+        node.idle_connections.to_string(),
+    ]
 }
 
 fn mebibytes(bytes: u64) -> f64 {
     bytes as f64 / f64::from(1 << 20)
 }
 
-/// Returns the health of a node in a few words.
-fn health(node: &NodeStatus) -> String {
-    let error = node.health_check.as_ref().and_then(|checks| checks.error.as_ref());
-    match (node.ejected_for_seconds, error) {
+/// Returns whether a node is well, and why, in a few words; `None` where no check has asked it and no request has
+/// failed.
+fn health(node: &NodeStatus) -> (Option<bool>, String) {
+    let checks = node.health_check.as_ref();
+    let is_checked = checks.is_some_and(|checks| checks.seconds_ago.is_some());
+    let ramp = match node.slow_start {
+        part if part < 1.0 => format!("; {:.0} % of its slow start", part * 100.0),
+        _ => String::new(),
+    };
+    let note = match (node.ejected_for_seconds, checks.and_then(|checks| checks.error.as_ref())) {
         (Some(seconds), _) if seconds > 0.0 => format!("out for {seconds:.0} s: requests failed"),
         (Some(_), _) => "a request will try it".to_owned(),
         (None, Some(error)) if !node.healthy => format!("checks fail: {error}"),
         (None, Some(error)) => format!("well; the last check failed: {error}"),
         (None, None) if !node.healthy => "not checked well yet".to_owned(),
-        (None, None) if node.slow_start < 1.0 => {
-            format!("well; {:.0} % of its slow start", node.slow_start * 100.0)
-        }
-        (None, None) => "well".to_owned(),
+        (None, None) if !is_checked => return (None, format!("not checked{ramp}")),
+        (None, None) => format!("well{ramp}"),
+    };
+    (Some(node.healthy), note)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    /// The columns of numbers and words begin where their titles do, however long the ids are.
+    #[test]
+    fn the_columns_of_nodes_are_aligned() {
+        let node = |id: &str, weight: u32, check: Json| -> NodeStatus {
+            let mut node = json!({
+                "id": id, "address": "127.0.0.1:9001", "weight": weight, "share": 0.5, "state": "up",
+                "file_state": "up", "in_flight": 12, "idle_connections": 3, "healthy": true,
+                "failures_in_a_row": 0, "slow_start": 1.0,
+            });
+            if !check.is_null() {
+                node["health_check"] = check;
+            }
+            serde_json::from_value(node).unwrap()
+        };
+        let check = |error: Json, seconds_ago: Json| json!({ "passed_in_a_row": 0, "failed_in_a_row": 0, "error": error, "seconds_ago": seconds_ago });
+        let nodes = [
+            node("a", 1, Json::Null),
+            node("a-node-with-a-rather-long-name", 100, check(Json::Null, json!(0.5))),
+            node("b", 7, check("status 500".into(), json!(0.5))),
+            node("c", 7, check(Json::Null, Json::Null)),
+        ];
+        let mut out = Vec::new();
+        print_nodes(&mut out, &nodes, &Colours::new(false)).unwrap();
+        let expected = "  \
+  node                            address         weight    share  state  in flight  idle  health
+  a                               127.0.0.1:9001       1  50.00 %  up            12     3  not checked
+  a-node-with-a-rather-long-name  127.0.0.1:9001     100  50.00 %  up            12     3  well
+  b                               127.0.0.1:9001       7  50.00 %  up            12     3  well; the last check failed: status 500
+  c                               127.0.0.1:9001       7  50.00 %  up            12     3  not checked
+";
+        assert_eq!(String::from_utf8(out).unwrap(), expected);
     }
 }

@@ -25,7 +25,12 @@ pub(super) fn read_any(path: &Path, most: u64) -> io::Result<Vec<u8>> {
     read_from(std::fs::File::open(path)?, most)
 }
 
-fn read_from(file: std::fs::File, most: u64) -> io::Result<Vec<u8>> {
+/// Reads standard input to its end, at most so many bytes.
+pub(super) fn read_stdin(most: u64) -> io::Result<Vec<u8>> {
+    read_from(io::stdin().lock(), most)
+}
+
+fn read_from(file: impl Read, most: u64) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     file.take(most + 1).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > most {

@@ -3,23 +3,27 @@
 //! `tree` keeps the places, `read` gives the tree types, `model` is the table of every key,
 //! `validate` looks at what single keys cannot know, `secrets` reads the files that they name.
 
+mod changes;
 mod diagnostics;
 pub(crate) mod file;
+mod hash_source;
 mod model;
 pub(crate) mod read;
 mod secrets;
+mod syntax;
 mod tree;
 mod units;
 mod validate;
 pub(crate) mod values;
 
+pub(crate) use changes::changes;
 pub use diagnostics::Report;
 pub(crate) use model::{
     AddressFamily, AffinityCookie, AffinityMode, CacheKey, CheckKind, ClientDirectives, Discovery, FieldRules,
     FingerprintKind, GrpcCheck, HealthCheck, IgnoredDirective, Initially, Limits, Listener, LogFormat, NodeState,
-    OnConcurrent, OnGone, OnStoreFailure, OnUnknown, OutlierEjection, Pool, PoolConnections, Protocol, ProxyProtocol,
-    RateLimit, Retries, Route, RouteCache, RouteIdempotency, Scheme, Settings, StoreKind, Timeouts,
-    UnderscoresInHeaders,
+    OnConcurrent, OnGone, OnStoreFailure, OnUnknown, OutlierEjection, Pool, PoolConnections, ProcessLogFormat,
+    Protocol, ProxyProtocol, RateLimit, Retries, Route, RouteCache, RouteIdempotency, Scheme, Settings, StoreKind,
+    Timeouts, UnderscoresInHeaders,
 };
 
 pub(crate) use validate::MAX_POINTS;
@@ -37,8 +41,8 @@ use std::time::SystemTime;
 /// The largest file that is read at all.
 const MAX_FILE_BYTES: u64 = 16 << 20;
 
-/// Where `--config` looks when it is not given.
-const DEFAULT_FILES: [&str; 2] = ["config/ringway.yaml", "/etc/ringway/ringway.yaml"];
+/// The files that are looked for where `--config` is not given, in this order.
+const DEFAULT_FILES: [&str; 3] = ["ringway.yaml", "config/ringway.yaml", "/etc/ringway/ringway.yaml"];
 
 /// A configuration that was found valid.
 #[derive(Clone, Debug)]
@@ -92,6 +96,13 @@ impl Config {
     /// Reads and validates a file, or whatever else has its name. The report of a success holds warnings at most.
     pub(crate) fn load(file: &Path) -> Result<(Config, Report), Report> {
         let text = text(file::read_any(file, MAX_FILE_BYTES)).map_err(|message| Report::unreadable(file, message))?;
+        Config::of(file, &text)
+    }
+
+    /// Reads and validates standard input; relative paths in it are taken from the current folder.
+    pub(crate) fn load_stdin() -> Result<(Config, Report), Report> {
+        let file = Path::new("<stdin>");
+        let text = text(file::read_stdin(MAX_FILE_BYTES)).map_err(|message| Report::unreadable(file, message))?;
         Config::of(file, &text)
     }
 
@@ -152,11 +163,13 @@ impl Config {
     }
 }
 
-/// Returns the file that `--config` means.
-pub(crate) fn locate(given: Option<PathBuf>) -> PathBuf {
-    given.unwrap_or_else(|| {
-        let found = DEFAULT_FILES.iter().map(Path::new).find(|file| file.exists());
-        found.unwrap_or(Path::new(DEFAULT_FILES[0])).to_owned()
+/// Returns the file that `--config` means, or a report that says where one was looked for.
+pub(crate) fn locate(given: Option<PathBuf>) -> Result<PathBuf, Report> {
+    let found = || DEFAULT_FILES.iter().map(PathBuf::from).find(|file| file.exists());
+    given.or_else(found).ok_or_else(|| {
+        let looked = DEFAULT_FILES.map(|file| format!("`{file}`")).join(", ");
+        let message = format!("there is no configuration: none of {looked} exists; name one with `--config FILE`");
+        Report::unreadable(Path::new("ringway"), message)
     })
 }
 

@@ -1,6 +1,8 @@
+//! What single files of `tests/config` cannot say; the cases of errors and warnings are there.
+
 use super::*;
 
-const SMALL: &str = "
+pub(super) const SMALL: &str = "
 listeners:
   - { name: http, address: 127.0.0.1:8080 }
 pools:
@@ -11,7 +13,7 @@ routes:
   - { name: site, path_prefix: /, pool: app, hash_on: [uri] }
 ";
 
-fn parse(text: &str) -> Result<(Config, Report), Report> {
+pub(super) fn parse(text: &str) -> Result<(Config, Report), Report> {
     let environment = |name: &str| (name == "EDGE").then(|| "blue".to_owned());
     Config::parse(Path::new("ringway.yaml"), text, &environment)
 }
@@ -31,45 +33,6 @@ fn a_small_file_has_all_defaults() {
     let pool = settings.pools.get("app").unwrap();
     assert_eq!((pool.ring.virtual_nodes, pool.ring.seed.0.as_str()), (256, "ringway"));
     assert_eq!(pool.timeouts.tunnel.as_secs(), 3600);
-}
-
-#[test]
-fn every_error_of_a_run_is_told_with_its_place() {
-    let text = "
-listeners:
-  - { name: http, adress: 127.0.0.1:8080, address: 127.0.0.1 }
-limits:
-  header_timeout: 5
-  conections: 7
-pools:
-  app:
-    nodes:
-      - { id: a, address: 127.0.0.1:1 }
-      - { id: a, address: 127.0.0.1:2, state: dwn }
-routes:
-  - { name: site, path_prefix: /, pool: ap }
-  - { name: site, path: x, respond: { status: 999 } }
-  - { name: both, pool: app, redirect: { to: /x } }
-  - { name: both2, pool: app, pool: app }
-  - { name: moved, redirect: { to: /x, status: 304 } }
-";
-    let report = errors(text);
-    for expected in [
-        "ringway.yaml:3:19: unknown key `adress`; did you mean `address`?\n  3 |   - { name: http, adress: 127.0.0.1:8080, address: 127.0.0.1 }\n    |                   ^^^^^^\n",
-        "ringway.yaml:3:52: expected an address like `127.0.0.1:8080` or `[::]:8080`, found `127.0.0.1`",
-        "ringway.yaml:5:19: expected a duration like `250ms`, `2s`, `5m` or `1h`, found `5`",
-        "ringway.yaml:6:3: unknown key `conections`; did you mean `connections`?",
-        "ringway.yaml:11:15: the node id `a` is used twice; it was first given in line 10",
-        "ringway.yaml:11:47: expected one of up, drain, down (did you mean `down`?), found `dwn`",
-        "ringway.yaml:13:41: there is no pool `ap`; did you mean `app`?",
-        "ringway.yaml:14:25: expected a path that begins with `/`, without a query, found `x`",
-        "ringway.yaml:14:47: expected a status code from 200 to 599, found `999`",
-        "ringway.yaml:15:13: expected exactly one of `pool`, `redirect` and `respond` in the route `both`, found several",
-        "ringway.yaml:16:31: the key `pool` stands here twice; it was first given in line 16",
-        "ringway.yaml:17:48: expected 301, 302, 303, 307 or 308, found `304`",
-    ] {
-        assert!(report.contains(expected), "missing: {expected}\nin:\n{report}");
-    }
 }
 
 #[test]
@@ -130,30 +93,6 @@ fn anchors_repeat_a_block() {
 }
 
 #[test]
-fn an_open_admin_listener_needs_a_token() {
-    let report = errors(&format!("{SMALL}admin: {{ address: 0.0.0.0:9900 }}\n"));
-    assert!(report.contains("is not a loopback address"), "{report}");
-    let report = errors(&format!("{SMALL}admin: {{ address: 0.0.0.0:9900, token_file: /nowhere }}\n"));
-    assert!(report.contains("cannot read `/nowhere`"), "{report}");
-}
-
-#[test]
-fn framing_fields_cannot_be_set() {
-    for name in ["content-length", "Connection", "transfer-encoding", "bad name"] {
-        let text =
-            format!("{SMALL}  - {{ name: r, path: /, pool: app, request_headers: {{ set: {{ \"{name}\": x }} }} }}\n");
-        assert_eq!(parse(&text).unwrap_err().errors(), 1, "{name}");
-    }
-}
-
-#[test]
-fn values_out_of_range_name_the_range() {
-    let report = errors(&format!("{SMALL}workers: 5000\nlimits: {{ header_bytes: 1KiB }}\n"));
-    assert!(report.contains("expected a value from 0 to 1024, found `5000`"), "{report}");
-    assert!(report.contains("expected a value from 8KiB to 1MiB, found `1KiB`"), "{report}");
-}
-
-#[test]
 fn an_old_name_of_a_key_is_taken_with_a_warning() {
     for (old, new, value) in [("oddities", "http2_glitches", "7"), ("held_body", "request_buffer", "7KiB")] {
         let (config, report) = parse(&format!("limits:\n  {old}: {value}{SMALL}")).unwrap();
@@ -168,14 +107,6 @@ fn an_old_name_of_a_key_is_taken_with_a_warning() {
     // No error proposes an old name.
     let misspelt = errors(&format!("limits:\n  odditie: 7{SMALL}"));
     assert!(misspelt.contains("unknown key `odditie`") && !misspelt.contains("oddities"), "{misspelt}");
-}
-
-#[test]
-fn warnings_do_not_fail() {
-    let text = format!("{SMALL}  - {{ name: late, path: /x, pool: app }}\n");
-    let (_, report) = parse(&text).unwrap();
-    assert!(report.to_string().contains("warning: the route `late` is never reached"), "{report}");
-    assert_eq!((report.errors(), report.warnings()), (0, 1));
 }
 
 /// The schema and the effective configuration come from the same table as the reader.

@@ -1,9 +1,12 @@
 //! YAML text to a tree of values that know their place in the file.
 //!
-//! The tree keeps what serde would throw away: the line and column of every key and value. Its
-//! size is bounded, aliases included, so that a hostile file is refused instead of unfolded.
+//! The reader of the configuration is our own, and not serde's: serde stops at the first error and forgets where a
+//! value stood, and a user wants every error of a file in one run, with its line and column (a value that is wrong is
+//! reported, and the reading goes on). The tree keeps these places. Its size is bounded, aliases included, so that a
+//! hostile file is refused instead of unfolded.
 
 use super::diagnostics::{Diagnostic, Diagnostics, Span};
+use super::syntax;
 use granit_parser::{Event, Parser, ScalarStyle};
 use std::collections::HashMap;
 
@@ -60,6 +63,7 @@ impl Node {
 /// diagnostic then; equal keys are reported and the tree goes on with the first of them.
 pub(crate) fn parse(text: &str, diagnostics: &mut Diagnostics) -> Option<Node> {
     let mut builder = Builder {
+        text,
         events: Parser::new_from_str(text),
         diagnostics,
         anchors: HashMap::new(),
@@ -77,6 +81,7 @@ pub(crate) fn parse(text: &str, diagnostics: &mut Diagnostics) -> Option<Node> {
 }
 
 struct Builder<'a, 'text> {
+    text: &'text str,
     events: Parser<'text, granit_parser::StrInput<'text>>,
     diagnostics: &'a mut Diagnostics,
     anchors: HashMap<usize, Node>,
@@ -111,10 +116,7 @@ impl<'text> Builder<'_, 'text> {
                 self.end = Span::from_parser(&span);
                 Ok((event, self.end))
             }
-            Some(Err(error)) => {
-                let at = error.marker();
-                Err(Diagnostic::error(Span::at(at.line(), at.col() + 1), format!("not valid YAML: {}", error.info())))
-            }
+            Some(Err(error)) => Err(syntax::diagnose(self.text, &error)),
             None => Err(Diagnostic::error(self.end, "the file ends in the middle of a value")),
         }
     }

@@ -62,7 +62,7 @@ fn affinity_cookie(route: &Route, cookie: &AffinityCookie, diagnostics: &mut Dia
             format!("`affinity_cookie` needs a `pool`, which the route `{}` does not have", route.name.value),
         );
     }
-    let always = route.hash_on.iter().find(|source| source.is_always_present());
+    let always = route.hash_on.iter().find(|source| source.traits().is_always_present);
     match (cookie.mode, &cookie.secret_file, always) {
         (AffinityMode::Soft, _, Some(source)) => {
             let message = format!(
@@ -168,9 +168,7 @@ fn validate_pool(name: &Spanned<String>, pool: &Pool, diagnostics: &mut Diagnost
 /// Clients that choose their keys, and know the seed, choose their nodes.
 fn chosen_keys(settings: &Settings, route: &Route, diagnostics: &mut Diagnostics) {
     let Some(pool) = route.pool.as_ref().and_then(|pool| settings.pools.get(pool)) else { return };
-    let is_chosen =
-        |source: &&HashSource| matches!(source, HashSource::Header(_) | HashSource::Cookie(_) | HashSource::Query(_));
-    if let Some(source) = route.hash_on.iter().find(is_chosen)
+    if let Some(source) = route.hash_on.iter().find(|source| source.traits().is_chosen_by_client)
         && pool.ring.seed.is_public()
         && pool.ring.seed_file.is_none()
     {
@@ -322,14 +320,12 @@ fn route_idempotency(settings: &Settings, route: &Route, rules: &RouteIdempotenc
         diagnostics.error(at, message);
     }
     for source in &rules.scope {
-        let tells_apart = match source {
-            HashSource::Host | HashSource::Path | HashSource::Uri => false,
-            HashSource::Header(field) => !of_every_request.contains(&field.as_str()),
-            HashSource::Cookie(_) | HashSource::Query(_) | HashSource::ClientIp => true,
-        };
-        if !tells_apart {
+        let is_of_every_request =
+            matches!(source, HashSource::Header(field) if of_every_request.contains(&field.as_str()));
+        if is_of_every_request || !source.traits().tells_callers_apart {
             let message = format!(
-                "expected header:NAME, cookie:NAME, query:NAME or client_ip in `scope` of the route `{name}`, found {source}: it does not tell callers apart"
+                "expected one of {} in `scope` of the route `{name}`, found {source}: it does not tell callers apart",
+                HashSource::forms(|traits| traits.tells_callers_apart)
             );
             diagnostics.error(at, message);
         }

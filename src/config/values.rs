@@ -1,5 +1,6 @@
 //! The scalar settings: text with a grammar of its own.
 
+pub(crate) use super::hash_source::HashSource;
 use super::read::{Field, Reader};
 use super::tree::Node;
 use super::units;
@@ -29,9 +30,13 @@ macro_rules! scalar {
     };
 }
 
-scalar!(String, "a text", json!({ "type": ["string", "number", "boolean"] }), |text| Ok(text.to_owned()), |value| {
-    value.as_str().into()
-});
+scalar!(
+    String,
+    "a text",
+    json!({ "title": "text", "type": ["string", "number", "boolean"] }),
+    |text| Ok(text.to_owned()),
+    |value| value.as_str().into()
+);
 
 scalar!(
     bool,
@@ -59,7 +64,12 @@ scalar!(
 scalar!(
     Duration,
     "a duration like `250ms`, `2s`, `5m` or `1h`",
-    json!({ "type": "string", "pattern": "^(0|([0-9]+(ms|s|m|h|d))+)$" }),
+    json!({
+        "title": "duration",
+        "type": "string",
+        "pattern": "^(0|([0-9]+(ms|s|m|h|d))+)$",
+        "examples": ["250ms", "2s", "1h30m", "7d"],
+    }),
     |text| units::duration(text),
     |value| format_duration(*value).into()
 );
@@ -93,7 +103,12 @@ impl fmt::Display for Size {
 scalar!(
     Size,
     "a size like `64KiB`, `10MiB` or `1GiB`",
-    json!({ "type": "string", "pattern": "^(0|[0-9]+(B|[KMGT]iB|[kKMG]B))$" }),
+    json!({
+        "title": "size",
+        "type": "string",
+        "pattern": "^(0|[0-9]+(B|[KMGT]iB|[kKMG]B))$",
+        "examples": ["64KiB", "512MiB", "512MB", "1GiB"],
+    }),
     |text| units::size(text).map(Size),
     |value| value.to_string().into()
 );
@@ -101,7 +116,7 @@ scalar!(
 scalar!(
     SocketAddr,
     "an address like `127.0.0.1:8080` or `[::]:8080`",
-    json!({ "type": "string" }),
+    json!({ "title": "address", "type": "string", "examples": ["127.0.0.1:8080", "[::]:8080"] }),
     |text| text.parse().map_err(|_| "an address like `127.0.0.1:8080` or `[::]:8080`".to_owned()),
     |value| value.to_string().into()
 );
@@ -109,7 +124,7 @@ scalar!(
 scalar!(
     IpNet,
     "a network like `10.0.0.0/8`",
-    json!({ "type": "string" }),
+    json!({ "title": "network", "type": "string", "examples": ["10.0.0.0/8", "fd00::/8", "192.0.2.7"] }),
     |text| {
         let address = text.parse::<IpAddr>().map(IpNet::from);
         text.parse::<IpNet>()
@@ -123,7 +138,7 @@ scalar!(
 scalar!(
     Method,
     "a method like `GET`",
-    json!({ "type": "string" }),
+    json!({ "title": "method", "type": "string", "examples": ["GET"] }),
     |text| Method::from_bytes(text.as_bytes()).map_err(|_| "a method like `GET`".to_owned()),
     |value| value.as_str().into()
 );
@@ -131,7 +146,7 @@ scalar!(
 scalar!(
     HeaderName,
     "a field name like `x-edge`",
-    json!({ "type": "string" }),
+    json!({ "title": "field name", "type": "string", "examples": ["x-edge"] }),
     |text| HeaderName::from_bytes(text.as_bytes()).map_err(|_| "a field name like `x-edge`".to_owned()),
     |value| value.as_str().into()
 );
@@ -139,7 +154,7 @@ scalar!(
 scalar!(
     HeaderValue,
     "a field value",
-    json!({ "type": ["string", "number", "boolean"] }),
+    json!({ "title": "field value", "type": ["string", "number", "boolean"], "examples": ["max-age=60"] }),
     |text| HeaderValue::from_str(text.trim()).map_err(|_| "a field value of visible ASCII characters".to_owned()),
     |value| value.to_str().unwrap_or_default().into()
 );
@@ -147,7 +162,7 @@ scalar!(
 scalar!(
     StatusCode,
     "a status code",
-    json!({ "type": "integer", "minimum": 200, "maximum": 599 }),
+    json!({ "title": "status code", "type": "integer", "minimum": 200, "maximum": 599 }),
     |text| match text.parse::<u16>() {
         Ok(code) if (200..600).contains(&code) => StatusCode::from_u16(code).map_err(|_| "a status code".to_owned()),
         _ => Err("a status code from 200 to 599".to_owned()),
@@ -207,9 +222,13 @@ impl NodeAddress {
     }
 }
 
-scalar!(NodeAddress, NodeAddress::EXPECTED, json!({ "type": "string" }), |text| NodeAddress::parse(text), |value| {
-    value.to_string().into()
-});
+scalar!(
+    NodeAddress,
+    NodeAddress::EXPECTED,
+    json!({ "title": "node address", "type": "string", "examples": ["10.0.0.11:8080", "app.internal:8080"] }),
+    |text| NodeAddress::parse(text),
+    |value| value.to_string().into()
+);
 
 /// A share, in thousandths of a percent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -238,7 +257,12 @@ impl fmt::Display for Percent {
 scalar!(
     Percent,
     Percent::EXPECTED,
-    json!({ "type": "string", "pattern": "^[0-9]+(\\.[0-9]{1,3})? *%$" }),
+    json!({
+        "title": "share",
+        "type": "string",
+        "pattern": "^[0-9]+(\\.[0-9]{1,3})? *%$",
+        "examples": ["20%", "12.5%"],
+    }),
     |text| Percent::parse(text),
     |value| value.to_string().into()
 );
@@ -264,7 +288,7 @@ impl Factor {
 scalar!(
     Factor,
     Factor::EXPECTED,
-    json!({ "type": "number", "minimum": 1, "maximum": 100 }),
+    json!({ "title": "factor", "type": "number", "minimum": 1, "maximum": 100, "examples": [1.25] }),
     |text| Factor::parse(text),
     |value| (f64::from(value.0) / 1000.0).into()
 );
@@ -317,7 +341,12 @@ impl fmt::Display for StatusRange {
 scalar!(
     StatusRange,
     StatusRange::EXPECTED,
-    json!({ "type": ["integer", "string"], "pattern": "^[2-5][0-9]{2}(-[2-5][0-9]{2})?$" }),
+    json!({
+        "title": "status or range",
+        "type": ["integer", "string"],
+        "pattern": "^[2-5][0-9]{2}(-[2-5][0-9]{2})?$",
+        "examples": [204, "200-399"],
+    }),
     |text| StatusRange::parse(text),
     |value| value.to_string().into()
 );
@@ -365,7 +394,12 @@ impl fmt::Display for RetryOn {
 scalar!(
     RetryOn,
     RetryOn::EXPECTED,
-    json!({ "type": ["integer", "string"], "pattern": "^(connect_failure|reset|timeout|[45][0-9]{2})$" }),
+    json!({
+        "title": "failure",
+        "type": ["integer", "string"],
+        "pattern": "^(connect_failure|reset|timeout|[45][0-9]{2})$",
+        "examples": ["connect_failure", 503],
+    }),
     |text| RetryOn::parse(text),
     |value| value.to_string().into()
 );
@@ -377,7 +411,7 @@ pub(crate) struct CheckPath(pub(crate) String);
 scalar!(
     CheckPath,
     "a path that begins with `/`",
-    json!({ "type": "string", "pattern": "^/" }),
+    json!({ "title": "target", "type": "string", "pattern": "^/", "examples": ["/healthz?deep=1"] }),
     |text| match text.starts_with('/') && !text.contains('#') && text.parse::<http::uri::PathAndQuery>().is_ok() {
         true => Ok(CheckPath(text.to_owned())),
         false => Err("a path that begins with `/`, percent-encoded where it must be".to_owned()),
@@ -392,7 +426,7 @@ pub(crate) struct ServerName(pub(crate) rustls::pki_types::ServerName<'static>);
 scalar!(
     ServerName,
     "a host name or an IP address",
-    json!({ "type": "string" }),
+    json!({ "title": "server name", "type": "string", "examples": ["app.internal"] }),
     |text| rustls::pki_types::ServerName::try_from(text.to_owned())
         .map(ServerName)
         .map_err(|_| "a host name or an IP address".to_owned()),
@@ -410,14 +444,13 @@ impl RingSeed {
     }
 }
 
-scalar!(RingSeed, "a text", json!({ "type": "string" }), |text| Ok(RingSeed(text.to_owned())), |value| if value
-    .is_public()
-{
-    "ringway"
-} else {
-    "(hidden)"
-}
-.into());
+scalar!(
+    RingSeed,
+    "a text",
+    json!({ "title": "text", "type": "string" }),
+    |text| Ok(RingSeed(text.to_owned())),
+    |value| if value.is_public() { "ringway" } else { "(hidden)" }.into()
+);
 
 /// A TCP port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -426,7 +459,7 @@ pub(crate) struct Port(pub(crate) u16);
 scalar!(
     Port,
     "a port from 1 to 65535",
-    json!({ "type": "integer", "minimum": 1, "maximum": 65535 }),
+    json!({ "title": "port", "type": "integer", "minimum": 1, "maximum": 65535 }),
     |text| match text.parse() {
         Ok(port @ 1..) => Ok(Port(port)),
         _ => Err("a port from 1 to 65535".to_owned()),
@@ -475,9 +508,13 @@ impl fmt::Display for DnsName {
     }
 }
 
-scalar!(DnsName, DnsName::EXPECTED, json!({ "type": "string" }), |text| DnsName::parse(text), |value| {
-    value.to_string().into()
-});
+scalar!(
+    DnsName,
+    DnsName::EXPECTED,
+    json!({ "title": "DNS name", "type": "string", "examples": ["app.internal:8080", "_http._tcp.app.internal"] }),
+    |text| DnsName::parse(text),
+    |value| value.to_string().into()
+);
 
 /// Which hosts a route is for.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -517,9 +554,13 @@ impl fmt::Display for HostPattern {
     }
 }
 
-scalar!(HostPattern, HostPattern::EXPECTED, json!({ "type": "string" }), |text| HostPattern::parse(text), |value| {
-    value.to_string().into()
-});
+scalar!(
+    HostPattern,
+    HostPattern::EXPECTED,
+    json!({ "title": "host", "type": "string", "examples": ["api.example.com", "*.example.com"] }),
+    |text| HostPattern::parse(text),
+    |value| value.to_string().into()
+);
 
 /// A path as requests are compared with it: normalised like theirs.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -528,7 +569,7 @@ pub(crate) struct RoutePath(pub(crate) String);
 scalar!(
     RoutePath,
     "a path that begins with `/`",
-    json!({ "type": "string", "pattern": "^/" }),
+    json!({ "title": "path", "type": "string", "pattern": "^/", "examples": ["/assets"] }),
     |text| match text.starts_with('/') && text.bytes().all(|b| b.is_ascii_graphic() && !matches!(b, b'?' | b'#')) {
         true => target::normalize_path(text)
             .map(|path| RoutePath(path.into_owned()))
@@ -536,77 +577,4 @@ scalar!(
         false => Err("a path that begins with `/`, without a query".to_owned()),
     },
     |value| value.0.as_str().into()
-);
-
-/// Where a request's hash key comes from.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum HashSource {
-    /// The value of this cookie.
-    Cookie(String),
-    /// The first value of this field.
-    Header(HeaderName),
-    /// The first value of this query parameter.
-    Query(String),
-    /// The client's address.
-    ClientIp,
-    /// The normalised host.
-    Host,
-    /// The normalised path.
-    Path,
-    /// The normalised path and the query.
-    Uri,
-}
-
-impl HashSource {
-    const EXPECTED: &str = "one of cookie:NAME, header:NAME, query:NAME, client_ip, host, path, uri";
-
-    /// Returns whether every request has this source.
-    pub(super) fn is_always_present(&self) -> bool {
-        matches!(self, HashSource::ClientIp | HashSource::Host | HashSource::Path | HashSource::Uri)
-    }
-
-    fn parse(text: &str) -> Result<HashSource, String> {
-        let expected = || Self::EXPECTED.to_owned();
-        match text.split_once(':') {
-            Some(("cookie", name)) if is_token(name) => Ok(HashSource::Cookie(name.to_owned())),
-            Some(("header", name)) => {
-                HeaderName::from_bytes(name.as_bytes()).map(HashSource::Header).map_err(|_| expected())
-            }
-            Some(("query", name)) if !name.is_empty() => Ok(HashSource::Query(name.to_owned())),
-            Some(_) => Err(expected()),
-            None => match text {
-                "client_ip" => Ok(HashSource::ClientIp),
-                "host" => Ok(HashSource::Host),
-                "path" => Ok(HashSource::Path),
-                "uri" => Ok(HashSource::Uri),
-                _ => Err(expected()),
-            },
-        }
-    }
-}
-
-fn is_token(name: &str) -> bool {
-    HeaderName::from_bytes(name.as_bytes()).is_ok()
-}
-
-impl fmt::Display for HashSource {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            HashSource::Cookie(name) => write!(f, "cookie:{name}"),
-            HashSource::Header(name) => write!(f, "header:{name}"),
-            HashSource::Query(name) => write!(f, "query:{name}"),
-            HashSource::ClientIp => f.write_str("client_ip"),
-            HashSource::Host => f.write_str("host"),
-            HashSource::Path => f.write_str("path"),
-            HashSource::Uri => f.write_str("uri"),
-        }
-    }
-}
-
-scalar!(
-    HashSource,
-    HashSource::EXPECTED,
-    json!({ "type": "string", "pattern": "^(cookie:.+|header:.+|query:.+|client_ip|host|path|uri)$" }),
-    |text| HashSource::parse(text),
-    |value| value.to_string().into()
 );

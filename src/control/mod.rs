@@ -3,6 +3,7 @@
 mod status;
 
 use crate::config::NodeState;
+use std::fmt;
 use std::net::SocketAddr;
 use std::pin::Pin;
 
@@ -33,9 +34,9 @@ pub(crate) trait Control: Send + Sync {
     fn set_node_state(&self, pool: &str, id: &str, state: NodeState) -> Option<bool>;
     /// Reads the configuration anew; gives what to say of it, or why the old one serves on.
     fn reload(&self) -> Pin<Box<dyn Future<Output = Result<String, String>> + Send + '_>>;
-    /// Strikes what the cache holds: in force for every request that comes later. Gives why the order
-    /// makes no sense, where it does not.
-    fn purge(&self, order: PurgeOrder) -> Result<(), String>;
+    /// Removes stored responses from the cache: in force for every request that comes later. Returns how many it has
+    /// struck, or why the order makes no sense.
+    fn purge(&self, order: PurgeOrder) -> Asked<'_, u64>;
     /// Returns the records of requests with an `Idempotency-Key`; or why the store cannot tell.
     fn idempotency<'a>(&'a self, key: &'a str) -> Asked<'a, Vec<RecordStatus>>;
     /// Releases a record that has ended, so that the next request with its key runs; `by` is who says so.
@@ -63,6 +64,18 @@ pub(crate) struct PurgeOrder {
     pub(crate) what: PurgeTarget,
     /// Stale, instead of gone.
     pub(crate) soft: bool,
+}
+
+impl fmt::Display for PurgeOrder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.what {
+            PurgeTarget::Url(url) => write!(f, "the URL `{url}`")?,
+            PurgeTarget::Prefix(prefix) => write!(f, "the prefix `{prefix}`")?,
+            PurgeTarget::Tag(tag) => write!(f, "the tag `{tag}`")?,
+            PurgeTarget::All => f.write_str("everything")?,
+        }
+        f.write_str(if self.soft { ", soft" } else { "" })
+    }
 }
 
 /// Which responses are meant.

@@ -213,6 +213,9 @@ pub(crate) struct CommandResult {
     /// The state that the node has now.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) state: Option<String>,
+    /// The stored responses that a purge has struck.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) responses: Option<u64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) detail: Option<String>,
 }

@@ -151,7 +151,7 @@ metrics! {
             "Reloads of the configuration.",
             "Alert on `result=\"failure\"`: the old configuration serves on.";
         upgrades: IntCounterVec, "ringway_upgrades_total", ["result"],
-            "New binaries that were to take over; one that did counts in the process that has ended.",
+            "New binaries that were to take over; one that did is counted by its own process, which counts on from the one before.",
             "Alert on `result=\"failure\"`: the old binary serves on.";
     }
     elsewhere {

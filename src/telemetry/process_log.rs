@@ -3,31 +3,39 @@
 
 use super::lines::{Destination, Lines};
 use super::metrics::PROCESS_LOG_DROPPED;
+use serde_json::{Map, Value};
+use std::fmt;
 use std::io::{self, IsTerminal, Write};
 use std::sync::OnceLock;
 use std::time::Duration;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+use tracing::field::{Field, Visit};
+use tracing::{Event, Subscriber};
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::format::Writer;
+use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
+use tracing_subscriber::registry::LookupSpan;
 
 /// Messages that may wait to be written.
 const QUEUE: usize = 4096;
 
 static LINES: OnceLock<Lines> = OnceLock::new();
 
-/// Begins to log. `RUST_LOG` chooses what.
+/// Begins to log; with `is_json` each event is a JSON object on a line of its own. `RUST_LOG` chooses the level.
 ///
 /// # Errors
 ///
 /// Fails where no thread can be started.
-pub(crate) fn init() -> io::Result<()> {
+pub(crate) fn init(is_json: bool) -> io::Result<()> {
     let lines = Lines::open("log", Destination::Stderr, QUEUE, |lines| PROCESS_LOG_DROPPED.inc_by(lines), |_| ())?;
     let lines = LINES.get_or_init(|| lines);
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(|| Message(lines))
-        .with_ansi(io::stderr().is_terminal())
-        .with_target(false)
-        .init();
+    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(|| Message(lines));
+    match is_json {
+        true => subscriber.event_format(JsonEvents).init(),
+        false => subscriber.with_ansi(io::stderr().is_terminal()).with_target(false).init(),
+    }
     // Also what a panic says must not wait for a reader.
     std::panic::set_hook(Box::new(|panic| {
         let thread = std::thread::current();
@@ -42,6 +50,58 @@ pub(crate) fn init() -> io::Result<()> {
 pub(crate) fn flush(within: Duration) {
     if let Some(lines) = LINES.get() {
         lines.flush(within);
+    }
+}
+
+/// The format of an event as a JSON object: `time`, `level`, `message` and the event's own fields.
+struct JsonEvents;
+
+impl<S, N> FormatEvent<S, N> for JsonEvents
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+{
+    fn format_event(&self, _: &FmtContext<'_, S, N>, mut writer: Writer<'_>, event: &Event<'_>) -> fmt::Result {
+        let time = OffsetDateTime::now_utc().format(&Rfc3339).unwrap_or_default();
+        let level = event.metadata().level().as_str().to_ascii_lowercase();
+        let mut object = Object(Map::from_iter([("time".to_owned(), time.into()), ("level".to_owned(), level.into())]));
+        event.record(&mut object);
+        writeln!(writer, "{}", Value::Object(object.0))
+    }
+}
+
+/// The fields of an event.
+struct Object(Map<String, Value>);
+
+impl Object {
+    fn put(&mut self, field: &Field, value: impl Into<Value>) {
+        self.0.insert(field.name().to_owned(), value.into());
+    }
+}
+
+impl Visit for Object {
+    fn record_bool(&mut self, field: &Field, value: bool) {
+        self.put(field, value);
+    }
+
+    fn record_i64(&mut self, field: &Field, value: i64) {
+        self.put(field, value);
+    }
+
+    fn record_u64(&mut self, field: &Field, value: u64) {
+        self.put(field, value);
+    }
+
+    fn record_f64(&mut self, field: &Field, value: f64) {
+        self.put(field, value);
+    }
+
+    fn record_str(&mut self, field: &Field, value: &str) {
+        self.put(field, value);
+    }
+
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        self.put(field, format!("{value:?}"));
     }
 }
 

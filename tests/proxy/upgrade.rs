@@ -91,10 +91,14 @@ fn a_new_binary_takes_over_and_nobody_notices() {
             })
         })
         .collect();
+    let mut upgrades = 0.0;
     for _ in 0..4 {
         let before = asked.load(Ordering::SeqCst);
         proxy.upgrade();
         eventually("requests after it", || asked.load(Ordering::SeqCst) > before + 20);
+        upgrades += 1.0;
+        // The process that is scraped now has counted it.
+        assert_eq!(proxy.metric("ringway_upgrades_total{result=\"success\"}"), upgrades);
     }
     stop.store(true, Ordering::SeqCst);
     for client in load {

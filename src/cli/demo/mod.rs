@@ -1,6 +1,7 @@
 //! `ringway demo`: three nodes, the proxy before them, and a tour that checks what it says.
 
 mod client;
+mod echo;
 mod nodes;
 mod tour;
 
@@ -17,13 +18,43 @@ use tokio::signal::unix::{SignalKind, signal};
 #[derive(clap::Args)]
 pub(super) struct Options {
     /// Exit after the tour, with 1 if a step did not hold
-    #[arg(long)]
+    #[arg(long, conflicts_with = "nodes")]
     once: bool,
+    /// Start three nodes alone, for a configuration of your own: each answers with its name, what it has received,
+    /// and how often it has run a payment
+    #[arg(long)]
+    nodes: bool,
+    /// The first node's port; the others have the next ones
+    #[arg(long, requires = "nodes", default_value_t = 9001)]
+    port: u16,
 }
 
 pub(super) fn run(options: &Options) -> Outcome {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(demo(options.once))
+    match options.nodes {
+        true => runtime.block_on(async {
+            echo::serve(options.port).await?;
+            end().await?;
+            Ok(ExitCode::SUCCESS)
+        }),
+        false => runtime.block_on(demo(options.once)),
+    }
+}
+
+/// Waits until the process is told to end.
+async fn end() -> io::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    tokio::select! {
+        interrupted = tokio::signal::ctrl_c() => interrupted,
+        _ = terminate.recv() => Ok(()),
+    }
+}
+
+/// Returns this program as a shell finds it: as it was called, which need not be by a name on the path.
+fn program() -> String {
+    let called = std::env::args().next().filter(|name| !name.is_empty()).unwrap_or_else(|| "ringway".to_owned());
+    let is_plain = called.chars().all(|c| c.is_ascii_alphanumeric() || "/._-+".contains(c));
+    if is_plain { called } else { format!("'{}'", called.replace('\'', r"'\''")) }
 }
 
 /// What the tour plays with.
@@ -62,16 +93,12 @@ async fn demo(once: bool) -> Outcome {
         println!(
             "  curl -i -H 'authorization: me' -H 'idempotency-key: 1' -d amount=5 http://{proxy}/payments   # twice"
         );
-        println!("  ringway purge --all --admin http://{}", running.admin());
-        println!("  ringway status --admin http://{}", running.admin());
+        println!("  {} purge --all --admin http://{}", program(), running.admin());
+        println!("  {} status --admin http://{}", program(), running.admin());
         println!("  $EDITOR {}      # a change takes effect at once", stage.file.path().display());
         println!("  curl http://{}/metrics", running.admin());
         println!("\nCtrl-C ends it.");
-        let mut terminate = signal(SignalKind::terminate())?;
-        tokio::select! {
-            interrupted = tokio::signal::ctrl_c() => interrupted?,
-            _ = terminate.recv() => {}
-        }
+        end().await?;
     }
     running.stop();
     Ok(if held { ExitCode::SUCCESS } else { ExitCode::FAILURE })

@@ -39,6 +39,8 @@ settings! {
         limits: Limits = block;
         /// A line for every request.
         access_log: AccessLog = block;
+        /// The log of what the proxy itself does, on stderr; `RUST_LOG` chooses the level.
+        process_log: ProcessLog = block;
         /// What the responses kept by all routes that cache may take.
         cache: Cache = block;
         /// Where the results of requests with an `Idempotency-Key` are kept; opened only if a route uses it.
@@ -141,6 +143,24 @@ settings! {
         format: LogFormat = "json";
         /// `stdout`, `stderr` or a file that lines are appended to.
         path: String = "stdout";
+    }
+}
+
+choices! {
+    /// How an event of the process log looks.
+    ProcessLogFormat {
+        /// For people; a message may have several lines.
+        Text = "text",
+        /// A JSON object a line.
+        Json = "json",
+    }
+}
+
+settings! {
+    /// The process log.
+    ProcessLog {
+        /// `text`, or `json`: an object for each event, on a line of its own. A change needs a restart.
+        format: ProcessLogFormat = "text";
     }
 }
 

@@ -28,7 +28,7 @@ settings! {
         redirect: Option<Redirect> = absent;
         /// A fixed answer.
         respond: Option<Respond> = absent;
-        /// The sources of the hash key: `cookie:NAME`, `header:NAME`, `query:NAME`, `client_ip`, `host`, `path` or `uri`. The first one that the request has decides; without any, requests are spread at random.
+        /// The sources of the hash key. The first one that the request has decides; without any, requests are spread at random.
         hash_on: Vec<HashSource> = absent;
         /// A cookie that keeps a client with its node; goes before `hash_on`.
         affinity_cookie: Option<AffinityCookie> = absent;

@@ -110,18 +110,21 @@ impl Control for Handle {
         })
     }
 
-    fn purge(&self, order: PurgeOrder) -> Result<(), String> {
-        let PurgeOrder { what, soft } = order;
-        let purge = match what {
-            PurgeTarget::All => Purge::All,
-            PurgeTarget::Tag(tag) => Purge::Tag(tag),
-            PurgeTarget::Prefix(prefix) => Purge::Prefix(purge::prefix(&prefix)?),
-            PurgeTarget::Url(url) => Purge::Url(purge::urls(&self.snapshot.load(), &url)?),
-        };
-        tracing::info!(?purge, soft, "the cache was purged");
-        self.metrics.cache_purges.with_label_values(&[purge.kind()]).inc();
-        self.cache.purge(&purge, soft);
-        Ok(())
+    fn purge(&self, order: PurgeOrder) -> Asked<'_, u64> {
+        Box::pin(async move {
+            let purge = match &order.what {
+                PurgeTarget::All => Purge::All,
+                PurgeTarget::Tag(tag) => Purge::Tag(tag.clone()),
+                PurgeTarget::Prefix(prefix) => Purge::Prefix(purge::prefix(prefix)?),
+                PurgeTarget::Url(url) => Purge::Url(purge::urls(&self.snapshot.load(), url)?),
+            };
+            self.metrics.cache_purges.with_label_values(&[purge.kind()]).inc();
+            let count = self.cache.purge(&purge, order.soft);
+            // A large table takes a while to look through.
+            let responses = tokio::task::spawn_blocking(count).await.unwrap_or_default();
+            tracing::info!(responses, "the cache was purged: {order}");
+            Ok(responses)
+        })
     }
 
     fn idempotency<'a>(&'a self, key: &'a str) -> Asked<'a, Vec<RecordStatus>> {

@@ -52,6 +52,9 @@ pub(in crate::server) struct Offer {
     pub(in crate::server) metrics: Option<Listening>,
     /// The idempotency store, where one is open: the next process must have the same.
     pub(in crate::server) store: Option<String>,
+    /// The upgrades that have succeeded so far: the next process counts on from there.
+    #[serde(default)]
+    pub(in crate::server) upgrades: u64,
 }
 
 /// The sockets of one address.

@@ -18,6 +18,8 @@ pub(crate) struct Inherited {
     pub(in crate::server) metrics: Option<Given>,
     /// The idempotency store that the predecessor has open.
     pub(in crate::server) store: Option<String>,
+    /// The upgrades that had succeeded before this one.
+    pub(in crate::server) upgrades: u64,
     pub(in crate::server) predecessor: Option<Predecessor>,
 }
 
@@ -65,7 +67,7 @@ impl Inherited {
 
 fn from_predecessor() -> io::Result<Inherited> {
     let mut line = Line::from_stdin()?;
-    let Said::Offer(Offer { listeners, admin, metrics, store }) = line.hear()? else {
+    let Said::Offer(Offer { listeners, admin, metrics, store, upgrades }) = line.hear()? else {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "it does not begin with an offer"));
     };
     let mut open = Vec::new();
@@ -79,7 +81,7 @@ fn from_predecessor() -> io::Result<Inherited> {
         Ok(line.take(sockets)?.pop().map(|listener| Given { configured, listener }))
     };
     let (admin, metrics) = (given(admin)?, given(metrics)?);
-    Ok(Inherited { open, admin, metrics, store, predecessor: Some(Predecessor(line)) })
+    Ok(Inherited { open, admin, metrics, store, upgrades, predecessor: Some(Predecessor(line)) })
 }
 
 /// A socket a unit; which listener it is for is known by its address.

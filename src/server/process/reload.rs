@@ -8,13 +8,14 @@ use super::handle::{Handle, Trigger};
 use super::log::open_log;
 use super::store::StoreUnavailable;
 use super::systemd;
-use crate::config::{Config, FileStamp, Report, Settings};
+use crate::config::{Config, FileStamp, Report, Settings, changes};
 use crate::idempotency::Records;
 use crate::proxy::{Parts, Snapshot};
 use crate::server::listener::open::{self, BindError, Open};
 use crate::server::worker::Stage;
 use crate::telemetry::access_log::Sink;
 use crate::upstream::BadPool;
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError};
@@ -139,7 +140,28 @@ pub(super) async fn run(handle: Arc<Handle>, mut triggers: mpsc::Receiver<Trigge
     }
 }
 
-fn reload(handle: &Handle, config: Config, report: &Report) -> Result<Vec<&'static str>, ReloadError> {
+/// A configuration that has come into force.
+struct Reloaded {
+    /// The parts that differ from the configuration before, in words.
+    changes: Vec<String>,
+    /// The settings whose change a running process cannot follow.
+    needs_restart: Vec<&'static str>,
+}
+
+impl fmt::Display for Reloaded {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.changes.is_empty() {
+            true => f.write_str("reloaded; nothing has changed")?,
+            false => write!(f, "reloaded; {}", self.changes.join("; "))?,
+        }
+        match self.needs_restart.is_empty() {
+            true => Ok(()),
+            false => write!(f, "; a restart is needed for {}", self.needs_restart.join(", ")),
+        }
+    }
+}
+
+fn reload(handle: &Handle, config: Config, report: &Report) -> Result<Reloaded, ReloadError> {
     if report.warnings() > 0 {
         tracing::warn!("{report}");
     }
@@ -158,6 +180,7 @@ fn reload(handle: &Handle, config: Config, report: &Report) -> Result<Vec<&'stat
     if let Some(pool) = emptied(handle, &config, &old) {
         return Err(ReloadError::NoNodes(pool));
     }
+    let changes = changes(&old.config, &config);
     let snapshot = handle.build(config, log, records.as_ref(), &old, false)?;
     let next = open::diff(&now, &snapshot.config.settings.listeners, handle.workers)?;
 
@@ -171,7 +194,7 @@ fn reload(handle: &Handle, config: Config, report: &Report) -> Result<Vec<&'stat
         tracing::info!(listener = &*new.name, address = %new.bound, "listening");
     }
     handle.open.send_replace(next);
-    Ok(needs_restart)
+    Ok(Reloaded { changes, needs_restart })
 }
 
 /// The pool that would lose all its nodes because a name server does not tell of any.
@@ -208,6 +231,9 @@ fn needs_restart(old: &Settings, new: &Settings) -> Vec<&'static str> {
     if metrics(old) != metrics(new) {
         names.push("metrics.address");
     }
+    if old.process_log != new.process_log {
+        names.push("process_log");
+    }
     names
 }
 
@@ -234,7 +260,7 @@ impl Handle {
     }
 
     /// Writes down what became of a reload; gives what to tell who asked for it.
-    fn remember(&self, result: Result<Vec<&'static str>, ReloadError>) -> Result<String, String> {
+    fn remember(&self, result: Result<Reloaded, ReloadError>) -> Result<String, String> {
         let mut last = self.last_reload.lock().unwrap_or_else(PoisonError::into_inner);
         last.at = SystemTime::now();
         last.count += 1;
@@ -252,15 +278,12 @@ impl Handle {
             self.hints.try_again();
         }
         match result {
-            Ok(needs_restart) => {
+            Ok(reloaded) => {
                 self.metrics.config_reloads.with_label_values(&["success"]).inc();
                 last.error = None;
-                let mut said = "reloaded".to_owned();
-                if !needs_restart.is_empty() {
-                    said = format!("reloaded; a restart is needed for {}", needs_restart.join(", "));
-                }
+                let said = reloaded.to_string();
                 tracing::info!("{said}");
-                last.needs_restart = needs_restart;
+                last.needs_restart = reloaded.needs_restart;
                 Ok(said)
             }
             Err(error) => {

@@ -181,6 +181,8 @@ pub(crate) async fn start(config: Config, mut inherited: Inherited) -> Result<Ru
     match inherited.predecessor {
         // It tells the service manager which process is the service now; where it has ended meanwhile, all is here.
         Some(predecessor) => {
+            // The old process leaves, and its metrics with it: this one is scraped from now on.
+            handle.metrics.upgrades.with_label_values(&["success"]).inc_by(inherited.upgrades + 1);
             if let Err(error) = predecessor.accepting() {
                 tracing::warn!(%error, "the old process does not hear that this one serves");
                 systemd::ready("serving");

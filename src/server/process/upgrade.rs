@@ -43,7 +43,6 @@ pub(super) async fn run(handle: Arc<Handle>) {
     let outcome = tokio::task::spawn_blocking(move || start_and_hand_over(&giving)).await;
     match outcome.unwrap_or(Err(UpgradeError::Panic)) {
         Ok(pid) => {
-            handle.metrics.upgrades.with_label_values(&["success"]).inc();
             tracing::info!(pid, took = ?began.elapsed(), "the new binary serves; this one ends");
             systemd::main_pid(pid);
             handle.is_replaced.store(true, Ordering::SeqCst);
@@ -100,7 +99,8 @@ fn hand_over(handle: &Arc<Handle>, line: &mut Line) -> io::Result<()> {
     let (admin, metrics) = (handle.admin.listening(), handle.metrics_listener.as_ref());
     let metrics = metrics.map(|listener| listener.listening());
     let store = handle.records.get().map(|records| records.kind.to_string());
-    line.say(&Said::Offer(Offer { listeners: listeners.collect(), admin: Some(admin), metrics, store }))?;
+    let upgrades = handle.metrics.upgrades.with_label_values(&["success"]).get();
+    line.say(&Said::Offer(Offer { listeners: listeners.collect(), admin: Some(admin), metrics, store, upgrades }))?;
     for open in &open {
         line.give(open.sockets())?;
     }

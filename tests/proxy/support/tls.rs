@@ -74,6 +74,29 @@ impl Authority {
         pair
     }
 
+    /// Makes the files that a configuration names, in its folder: certificates of this authority, and secrets.
+    pub fn provide(&self, folder: &Path, yaml: &str) {
+        let values = |key: &str| {
+            let key = format!("{key}: ");
+            let found = yaml.match_indices(&key).map(|(at, _)| at + key.len());
+            let end = |c: char| c.is_whitespace() || matches!(c, ',' | '}');
+            found.map(|at| folder.join(yaml[at..].split(end).next().unwrap())).collect::<Vec<PathBuf>>()
+        };
+        let write = |path: &Path, text: &str| {
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            write_private(path, text);
+        };
+        for (chain, key) in values("chain_file").iter().zip(values("key_file")) {
+            let pair = self.issue("provided", &["localhost"]);
+            write(chain, &std::fs::read_to_string(pair.chain).unwrap());
+            write(&key, &std::fs::read_to_string(pair.key).unwrap());
+        }
+        values("ca_file").iter().for_each(|path| write(path, &self.pem));
+        for key in ["secret_file", "seed_file", "token_file"] {
+            values(key).iter().for_each(|path| write(path, &"5e".repeat(32)));
+        }
+    }
+
     /// A client that trusts this authority, and shows a certificate if it has one.
     pub fn client(&self, own: Option<&Pair>) -> TlsClient {
         self.client_with(own, &[&rustls::version::TLS13, &rustls::version::TLS12])
