@@ -4,7 +4,7 @@
 //! Only compiled for tests and fuzzers. It stands here because the rooms are private.
 
 use crate::cache::directives::ResponseDirectives;
-use crate::cache::policy::{Asker, Policy, Reuse, Timing, reuse, stands_in, storable};
+use crate::cache::policy::{CachePolicy, RequestTraits, Reuse, Timing, reuse, stands_in, storable};
 use crate::cache::{Part, Ranges, RequestDirectives, content_range, multipart, ranges};
 use crate::config::read::Spanned;
 use crate::config::{AffinityMode, Config, Secrets};
@@ -256,14 +256,14 @@ pub fn cache_control(data: &[u8]) {
     let numbers = [said.max_age, said.s_maxage, said.stale_while_revalidate, said.stale_if_error];
     let numbers = numbers.into_iter().chain([asked.max_age, asked.min_fresh, asked.max_stale]);
     assert!(numbers.flatten().all(|seconds| seconds <= MAX_SECONDS), "{said:?} {asked:?}");
-    let asker = Asker {
+    let traits = RequestTraits {
         is_post: false,
         has_authorization: request.contains_key(AUTHORIZATION),
         has_cookie: request.contains_key(COOKIE),
         no_store: asked.no_store,
     };
-    let strict = Policy { honours_clients: true, ..Policy::plain() };
-    let generous = Policy {
+    let strict = CachePolicy { honours_clients: true, ..CachePolicy::plain() };
+    let generous = CachePolicy {
         default_ttl: 3_600_000,
         negative_ttl: 60_000,
         stale_while_revalidate: 600_000,
@@ -273,10 +273,10 @@ pub fn cache_control(data: &[u8]) {
     };
     let timing = Timing { asked: 1_000, came: 2_000, came_at: NOW };
     for policy in [strict, generous] {
-        for asker in [asker, Asker { is_post: true, ..asker }] {
+        for traits in [traits, RequestTraits { is_post: true, ..traits }] {
             let status = status.unwrap_or(StatusCode::OK);
-            let Ok((terms, withheld)) = storable(asker, status, &response, timing, &policy) else { continue };
-            assert!(!asker.no_store && !said.private && (!said.no_store || said.must_understand), "{said:?}");
+            let Ok((terms, withheld)) = storable(traits, status, &response, timing, &policy) else { continue };
+            assert!(!traits.no_store && !said.private && (!said.no_store || said.must_understand), "{said:?}");
             assert_eq!(withheld, said.withheld);
             assert!(terms.lifetime >= 0 && terms.born <= timing.came, "{terms:?}");
             assert_eq!(terms.always_validate, said.no_cache);

@@ -1,11 +1,11 @@
 //! Fetches, and their results: a response for all, one for its own client, a confirmation, a stand-in.
 
-use super::fill::{Lead, Outcome};
+use super::fill::{FetchLeader, FetchOutcome};
 use super::key::Key;
 use super::least_rate::LeastRate;
-use super::object::{HeadFinding, Shared, Stored};
-use super::policy::{self, Asker, Milliseconds, Policy, Refusal, Terms, Timing};
-use super::store::{Address, Begun, CacheHit, Found};
+use super::object::{HeadFinding, SharedResponse, Stored};
+use super::policy::{self, CachePolicy, Milliseconds, Refusal, RequestTraits, Terms, Timing};
+use super::store::{Address, CacheHit, FetchToken, Found};
 use super::streaming_body::{Pace, StreamingBody, StreamingReader};
 use super::vary::{Selecting, Varies};
 use super::{Cache, PASS};
@@ -32,7 +32,7 @@ const SUSPICIOUS_HEAD: usize = 4 << 10;
 const READER_TICK: Duration = Duration::from_secs(1);
 
 /// Where responses come from: one fetch a call.
-pub(crate) trait Origin {
+pub(crate) trait FetchOrigin {
     type Body: HttpBody<Data = Bytes> + Unpin;
     type Failure;
 
@@ -48,12 +48,12 @@ pub(crate) struct Order {
     pub(crate) has_parts: bool,
     /// The fields of the request, by which responses are chosen.
     pub(crate) request: RequestFields,
-    pub(crate) asker: Asker,
-    pub(crate) policy: Arc<Policy>,
+    pub(crate) traits: RequestTraits,
+    pub(crate) policy: Arc<CachePolicy>,
 }
 
 /// The result of a fetch for the request that led it.
-pub(crate) enum Led<B, F> {
+pub(crate) enum LeaderResult<B, F> {
     /// A response that is not stored.
     Private(Response<B>),
     /// One whose body is arriving, to be stored as far as is known.
@@ -65,25 +65,25 @@ pub(crate) enum Led<B, F> {
     },
     /// A stored one that the node has confirmed, or that somebody else has brought meanwhile.
     Confirmed {
-        stored: Shared,
+        stored: SharedResponse,
         /// The node was asked.
         asked: bool,
     },
     /// A stale one, for the node has failed.
-    StandIn(Shared),
+    StandIn(SharedResponse),
     Failed(F),
 }
 
 /// A body that is to be read to its end, whoever is still there to see it.
 pub(crate) struct Arriving<B> {
-    lead: Lead,
+    lead: FetchLeader,
     growing: Growth,
     body: B,
 }
 
 /// What becomes of a stored response whose fields have been told anew.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Fate {
+enum UpdateResult {
     /// It is stored under the new fields.
     Kept,
     /// They are for the client alone that asked; what is stored stays as it was.
@@ -108,7 +108,7 @@ impl Order {
 
     /// The group of a request before it is known by what its responses vary.
     pub(super) fn base_group(&self) -> Key {
-        let Asker { has_authorization, has_cookie, .. } = self.asker;
+        let RequestTraits { has_authorization, has_cookie, .. } = self.traits;
         self.key.derive(|part| part(&[u8::from(has_authorization), u8::from(has_cookie)]))
     }
 
@@ -155,13 +155,13 @@ pub(crate) fn is_failure(status: StatusCode) -> bool {
 impl Cache {
     /// Fetches for all who wait, up to the head of the response; what arrives after that is to be
     /// handed to [`Cache::receive`]. `must_ask` tells that the client wants no stored response.
-    pub(crate) async fn fetch<O: Origin>(
+    pub(crate) async fn fetch<O: FetchOrigin>(
         &self,
-        lead: Lead,
+        lead: FetchLeader,
         order: &Order,
         origin: &mut O,
         must_ask: bool,
-    ) -> (Led<O::Body, O::Failure>, Option<Arriving<O::Body>>) {
+    ) -> (LeaderResult<O::Body, O::Failure>, Option<Arriving<O::Body>>) {
         // Looked up once more: a purge may have come before this fetch began, or a response.
         let mut base = match self.store.look_up(order.key, &order.request) {
             Found::Response(held) => Some(held),
@@ -170,8 +170,8 @@ impl Cache {
         if let Some(held) = base.as_ref().filter(|held| !must_ask && held.is_fresh(self.now())) {
             held.note_use(self.now());
             let stored = held.share();
-            lead.settle(Outcome::Stored { stored: Arc::clone(&stored), asked: false });
-            return (Led::Confirmed { stored, asked: false }, None);
+            lead.settle(FetchOutcome::Stored { stored: Arc::clone(&stored), asked: false });
+            return (LeaderResult::Confirmed { stored, asked: false }, None);
         }
         loop {
             let asked = self.now();
@@ -182,11 +182,11 @@ impl Cache {
                 Err(failure) => {
                     let Some(stale) = base.as_ref().and_then(|held| self.stand_in(&lead, order, held, timing.came))
                     else {
-                        lead.settle(Outcome::Released);
-                        return (Led::Failed(failure), None);
+                        lead.settle(FetchOutcome::Released);
+                        return (LeaderResult::Failed(failure), None);
                     };
-                    lead.settle(Outcome::StandIn(Arc::clone(&stale)));
-                    return (Led::StandIn(stale), None);
+                    lead.settle(FetchOutcome::StandIn(Arc::clone(&stale)));
+                    return (LeaderResult::StandIn(stale), None);
                 }
             };
             if let Some(held) = base.take() {
@@ -197,13 +197,13 @@ impl Cache {
                     }
                     let (told, _) = response.into_parts();
                     let stored = self.confirm(lead, order, &held, &told, timing);
-                    return (Led::Confirmed { stored, asked: true }, None);
+                    return (LeaderResult::Confirmed { stored, asked: true }, None);
                 }
                 if is_failure(response.status())
                     && let Some(stale) = self.stand_in(&lead, order, &held, timing.came)
                 {
-                    lead.settle(Outcome::StandIn(Arc::clone(&stale)));
-                    return (Led::StandIn(stale), None);
+                    lead.settle(FetchOutcome::StandIn(Arc::clone(&stale)));
+                    return (LeaderResult::StandIn(stale), None);
                 }
             }
             return self.deliver(lead, order, response, timing);
@@ -212,27 +212,40 @@ impl Cache {
 
     /// Returns the stored response that stands in for a failed node, unless it was purged, changed or superseded
     /// meanwhile.
-    fn stand_in(&self, lead: &Lead, order: &Order, held: &CacheHit, now: Milliseconds) -> Option<Shared> {
-        let is_gone = lead.begun.is_outdated() || self.store.is_gone(&order.uri, held);
+    fn stand_in(
+        &self,
+        lead: &FetchLeader,
+        order: &Order,
+        held: &CacheHit,
+        now: Milliseconds,
+    ) -> Option<SharedResponse> {
+        let is_gone = lead.token.is_outdated() || self.store.is_gone(&order.uri, held);
         if is_gone { None } else { held.stand_in(now) }
     }
 
     /// The node has confirmed what is stored: its fields are updated, and it is fresh again.
-    fn confirm(&self, lead: Lead, order: &Order, held: &CacheHit, told: &response::Parts, timing: Timing) -> Shared {
-        let (stored, fate) = self.freshened(order, held, told, timing, &lead.begun);
+    fn confirm(
+        &self,
+        lead: FetchLeader,
+        order: &Order,
+        held: &CacheHit,
+        told: &response::Parts,
+        timing: Timing,
+    ) -> SharedResponse {
+        let (stored, update) = self.freshened(order, held, told, timing, &lead.token);
         stored.note_use(timing.came);
-        let is_kept = match fate {
-            Fate::Kept => self.store.put(order.address(), stored.clone(), &lead.begun, Some(held)),
-            Fate::Private => false,
-            Fate::Gone => {
-                self.store.supersede(order.key, &lead.begun, |stored| stored.is_for(&order.request));
+        let is_kept = match update {
+            UpdateResult::Kept => self.store.put(order.address(), stored.clone(), &lead.token, Some(held)),
+            UpdateResult::Private => false,
+            UpdateResult::Gone => {
+                self.store.supersede(order.key, &lead.token, |stored| stored.is_for(&order.request));
                 false
             }
         };
         let stored = Arc::new(stored);
         match is_kept && stored.may_be_shared() {
-            true => lead.settle(Outcome::Stored { stored: Arc::clone(&stored), asked: true }),
-            false => lead.settle(Outcome::Released),
+            true => lead.settle(FetchOutcome::Stored { stored: Arc::clone(&stored), asked: true }),
+            false => lead.settle(FetchOutcome::Released),
         }
         stored
     }
@@ -244,8 +257,8 @@ impl Cache {
         held: &Stored,
         told: &response::Parts,
         timing: Timing,
-        begun: &Begun,
-    ) -> (Stored, Fate) {
+        token: &FetchToken,
+    ) -> (Stored, UpdateResult) {
         let freshened = |told: &HeaderMap| {
             let mut fields = held.freshened_fields(told);
             if !told.contains_key(DATE) {
@@ -256,27 +269,33 @@ impl Cache {
         };
         let said = freshened(&deciding(&told.headers, &told.extensions));
         // Whose request it was decides whether the fields may be everybody's.
-        let asker = Asker { is_post: false, no_store: false, ..order.asker };
-        let judged = policy::storable(asker, held.status, &said, timing, &order.policy);
+        let traits = RequestTraits { is_post: false, no_store: false, ..order.traits };
+        let judged = policy::storable(traits, held.status, &said, timing, &order.policy);
         let is_chosen_alike = match (Varies::of(&said, &order.request), &held.varies) {
             (Varies::No, None) => true,
             (Varies::By(now), Some(then)) => now.is_by_the_fields_of(then),
             _ => false,
         };
-        let fate = match &judged {
-            Ok(_) if is_chosen_alike => Fate::Kept,
-            Err(Refusal::NeverUsable) => Fate::Private,
-            Err(refusal) if policy::is_askers_own(asker, held.status, *refusal) => Fate::Private,
-            _ => Fate::Gone,
+        let update = match &judged {
+            Ok(_) if is_chosen_alike => UpdateResult::Kept,
+            Err(Refusal::NeverUsable) => UpdateResult::Private,
+            Err(refusal) if policy::is_private_to_request(traits, held.status, *refusal) => UpdateResult::Private,
+            _ => UpdateResult::Gone,
         };
         let admission = judged.unwrap_or_else(|_| (once(timing), Vec::new()));
         let fields = freshened(&told.headers);
-        let stored = Stored::new(held.status, fields, admission, &order.request, timing.came_at, begun.moment());
-        (stored.take_body_of(held), fate)
+        let stored = Stored::new(held.status, fields, admission, &order.request, timing.came_at, token.moment());
+        (stored.take_body_of(held), update)
     }
 
     /// The answer to a HEAD tells what a GET would find (RFC 9111 4.3.5).
-    pub(crate) fn learn_from_head(&self, order: &Order, told: &response::Parts, asked: Milliseconds, begun: &Begun) {
+    pub(crate) fn learn_from_head(
+        &self,
+        order: &Order,
+        told: &response::Parts,
+        asked: Milliseconds,
+        token: &FetchToken,
+    ) {
         let Found::Response(held) = self.store.look_up(order.key, &order.request) else { return };
         if told.status != held.status {
             return;
@@ -286,11 +305,11 @@ impl Cache {
             HeadFinding::Differs => held.is_soft_purged.store(true, Relaxed),
             HeadFinding::Same => {
                 let timing = Timing { asked, came: self.now(), came_at: date::now() };
-                let (stored, fate) = self.freshened(order, &held, told, timing, begun);
+                let (stored, update) = self.freshened(order, &held, told, timing, token);
                 // A soft-purged response is fresh again only once it has been validated itself.
                 stored.is_soft_purged.store(held.is_soft_purged.load(Relaxed), Relaxed);
-                if fate == Fate::Kept {
-                    self.store.put(order.address(), stored, begun, Some(&held));
+                if update == UpdateResult::Kept {
+                    self.store.put(order.address(), stored, token, Some(&held));
                 }
             }
         }
@@ -298,46 +317,46 @@ impl Cache {
 
     /// An answer that is not stored ends the stored one that it supersedes, unless that is its asker's own doing. Returns
     /// whether one is left.
-    fn supersede(&self, order: &Order, begun: &Begun, status: StatusCode, refusal: Refusal) -> bool {
+    fn supersede(&self, order: &Order, token: &FetchToken, status: StatusCode, refusal: Refusal) -> bool {
         let is_own = |stored: StatusCode| {
-            order.is_suspicious(status) || !policy::supersedes(order.asker, status, refusal, stored)
+            order.is_suspicious(status) || !policy::supersedes(order.traits, status, refusal, stored)
         };
-        if !order.asker.is_post && !is_own(status) {
+        if !order.traits.is_post && !is_own(status) {
             let is_superseded = |stored: &Stored| stored.is_for(&order.request) && !is_own(stored.status);
-            self.store.supersede(order.key, begun, is_superseded);
+            self.store.supersede(order.key, token, is_superseded);
         }
         matches!(self.store.look_up(order.key, &order.request), Found::Response(_))
     }
 
     /// The same for an answer that its client alone has got, to a GET with conditions of its own.
-    pub(crate) fn note_private(&self, order: &Order, begun: &Begun, told: &response::Parts, asked: Milliseconds) {
+    pub(crate) fn note_private(&self, order: &Order, token: &FetchToken, told: &response::Parts, asked: Milliseconds) {
         if matches!(told.status, StatusCode::PARTIAL_CONTENT | StatusCode::NOT_MODIFIED) {
             return;
         }
         let timing = Timing { asked, came: self.now(), came_at: date::now() };
         if let Err(refusal) = self.admit(order, told, content_length(&told.headers), timing) {
-            self.supersede(order, begun, told.status, refusal);
+            self.supersede(order, token, told.status, refusal);
         }
     }
 
     /// Takes a response to all who may have it.
     fn deliver<B, F>(
         &self,
-        mut lead: Lead,
+        mut lead: FetchLeader,
         order: &Order,
         response: Response<B>,
         timing: Timing,
-    ) -> (Led<B, F>, Option<Arriving<B>>) {
+    ) -> (LeaderResult<B, F>, Option<Arriving<B>>) {
         let (head, body) = response.into_parts();
         let length = content_length(&head.headers);
         let (admission, selecting) = match self.admit(order, &head, length, timing) {
             Ok(admitted) => admitted,
             Err(refusal) => {
                 tracing::debug!(uri = order.uri, ?refusal, "not stored");
-                let is_one_left = self.supersede(order, &lead.begun, head.status, refusal);
+                let is_one_left = self.supersede(order, &lead.token, head.status, refusal);
                 self.note_refusal(&lead, order, head.status, refusal, is_one_left);
-                lead.settle(Outcome::Released);
-                return (Led::Private(Response::from_parts(head, body)), None);
+                lead.settle(FetchOutcome::Released);
+                return (LeaderResult::Private(Response::from_parts(head, body)), None);
             }
         };
         let terms = admission.0;
@@ -346,7 +365,7 @@ impl Cache {
             // From now on requests know by what to group.
             Some(selecting) => {
                 lead.answer_to(variant_group(base, &selecting));
-                lead.begun.is_for(variant_group(order.key, &selecting));
+                lead.token.is_for(variant_group(order.key, &selecting));
                 self.store.mark(base, Milliseconds::MIN, Some(selecting));
             }
             None if self.store.marker(base, |marker| marker.varies.is_some()) == Some(true) => {
@@ -365,11 +384,11 @@ impl Cache {
         let said = deciding(&head.headers, &head.extensions).into_owned();
         // A body of unknown length is too large or not only at its end.
         let is_stored =
-            length.is_some_and(|length| self.has_room_for(length)) && !self.is_beaten(order, &said, &lead.begun);
-        let stored = Stored::new(head.status, said, admission, &order.request, timing.came_at, lead.begun.moment());
+            length.is_some_and(|length| self.has_room_for(length)) && !self.is_beaten(order, &said, &lead.token);
+        let stored = Stored::new(head.status, said, admission, &order.request, timing.came_at, lead.token.moment());
         let growing = lead.grow(stored, length, order.policy.max_object, is_shared);
         let reader = growing.read().expect("nothing has arrived yet that could be too much");
-        (Led::Streaming { reader, own, is_stored }, Some(Arriving { lead, growing: Growth(growing), body }))
+        (LeaderResult::Streaming { reader, own, is_stored }, Some(Arriving { lead, growing: Growth(growing), body }))
     }
 
     /// Returns whether a body of that length finds room in the store, and on its way there.
@@ -384,10 +403,10 @@ impl Cache {
         order: &Order,
         response: Response<B>,
         asked: Milliseconds,
-        begun: Begun,
-    ) -> (Led<B, F>, Option<Arriving<B>>) {
+        token: FetchToken,
+    ) -> (LeaderResult<B, F>, Option<Arriving<B>>) {
         let timing = Timing { asked, came: self.now(), came_at: date::now() };
-        self.deliver(self.fills.solo(&order.uri, order.base_group(), begun), order, response, timing)
+        self.deliver(self.fills.solo(&order.uri, order.base_group(), token), order, response, timing)
     }
 
     /// Takes the body of a response to those who read it and then into the store.
@@ -397,14 +416,14 @@ impl Cache {
         let whole = self.pump(&lead, order, body, growing).await;
         if let Some(body) = growing.end(whole) {
             let stored = Stored::clone(&growing.head).with_body(body);
-            self.store.put(order.address(), stored, &lead.begun, None);
+            self.store.put(order.address(), stored, &lead.token, None);
         } else {
             if growing.is_too_large() {
                 self.store.mark(lead.narrowest(), self.now() + PASS, None);
             }
             // A body without readers is not read to its end.
             if whole || growing.is_too_large() {
-                self.supersede(order, &lead.begun, growing.head.status, Refusal::TooLarge);
+                self.supersede(order, &lead.token, growing.head.status, Refusal::TooLarge);
             }
         }
     }
@@ -422,7 +441,7 @@ impl Cache {
             return Err(Refusal::Status);
         }
         let said = deciding(&head.headers, &head.extensions);
-        let admission = policy::storable(order.asker, head.status, &said, timing, &order.policy)?;
+        let admission = policy::storable(order.traits, head.status, &said, timing, &order.policy)?;
         if length.is_some_and(|length| length > order.policy.max_object) {
             return Err(Refusal::TooLarge);
         }
@@ -435,12 +454,12 @@ impl Cache {
 
     /// Remembers that requests like this one need not wait for one another, unless its own fields may
     /// be the reason. `is_one_left` tells that others have a stored response to wait with.
-    fn note_refusal(&self, lead: &Lead, order: &Order, status: StatusCode, refusal: Refusal, is_one_left: bool) {
+    fn note_refusal(&self, lead: &FetchLeader, order: &Order, status: StatusCode, refusal: Refusal, is_one_left: bool) {
         let is_own = match is_one_left {
-            true => policy::is_askers_own(order.asker, status, refusal),
-            false => policy::is_askers_own_status(order.asker, status) || order.asker.no_store,
+            true => policy::is_private_to_request(order.traits, status, refusal),
+            false => policy::is_askers_own_status(order.traits, status) || order.traits.no_store,
         };
-        if !is_own && !order.is_suspicious(status) && !order.asker.is_post {
+        if !is_own && !order.is_suspicious(status) && !order.traits.is_post {
             self.store.mark(lead.key, self.now() + PASS, None);
         }
     }
@@ -464,7 +483,7 @@ impl Cache {
     /// Reads a body to its end; gives whether it was whole.
     async fn pump<B: HttpBody<Data = Bytes> + Unpin>(
         &self,
-        lead: &Lead,
+        lead: &FetchLeader,
         order: &Order,
         mut body: B,
         growing: &StreamingBody,
@@ -485,7 +504,7 @@ impl Cache {
             }
             if is_joinable && growing.is_outgrown() {
                 lead.leave();
-                lead.begun.retire();
+                lead.token.retire();
                 is_joinable = false;
             }
         }

@@ -7,9 +7,9 @@
 
 use super::key::Key;
 use super::lock;
-use super::object::{Shared, Stored};
+use super::object::{SharedResponse, Stored};
 use super::purge::Epoch;
-use super::store::Begun;
+use super::store::FetchToken;
 use super::streaming_body::StreamingBody;
 use crate::http::budget::Budget;
 use std::collections::HashMap;
@@ -48,49 +48,49 @@ pub(crate) struct Fill {
     pub(super) epoch: Epoch,
     /// Set when what it asks for has changed since then.
     pub(super) is_outdated: Arc<AtomicBool>,
-    state: Mutex<State>,
+    state: Mutex<FillState>,
 }
 
-struct State {
-    stage: Stage,
+struct FillState {
+    stage: FillStage,
     waiting: HashMap<u64, Waker>,
     /// The number of the next who waits.
     next: u64,
 }
 
-enum Stage {
+enum FillStage {
     Fetching,
-    Known(Outcome),
+    Known(FetchOutcome),
 }
 
 /// The result of a fetch, for the requests that waited.
 #[derive(Clone)]
-pub(crate) enum Outcome {
+pub(crate) enum FetchOutcome {
     /// A response whose body is arriving.
     Streaming(Arc<StreamingBody>),
     /// A stored response: confirmed by the node, or there already.
-    Stored { stored: Shared, asked: bool },
+    Stored { stored: SharedResponse, asked: bool },
     /// A stale response that stands in for a node that failed.
-    StandIn(Shared),
+    StandIn(SharedResponse),
     /// Nothing that could be shared.
     Released,
 }
 
 /// What becomes of a request that comes while a key is, or is not, being fetched.
 pub(crate) enum Joined {
-    Lead(Lead),
+    Leader(FetchLeader),
     Wait(Arc<Fill>),
 }
 
 /// The right and the duty to fetch. Dropped without an outcome, it releases those who wait.
-pub(crate) struct Lead {
+pub(crate) struct FetchLeader {
     fills: Arc<Fills>,
     /// The group that it leads.
     pub(super) key: Key,
     /// The group that its response turned out to be for.
     narrower: Option<Key>,
     pub(super) fill: Arc<Fill>,
-    pub(crate) begun: Begun,
+    pub(crate) token: FetchToken,
 }
 
 impl Fills {
@@ -103,7 +103,7 @@ impl Fills {
         self: &Arc<Self>,
         key: Key,
         uri: &str,
-        begin: impl FnOnce() -> Begun,
+        begin: impl FnOnce() -> FetchToken,
         is_useless: impl FnOnce(&Fill) -> bool,
     ) -> Joined {
         let mut shard = self.shard(key);
@@ -114,44 +114,44 @@ impl Fills {
         }
         let lead = self.solo(uri, key, begin());
         shard.insert(key, Arc::clone(&lead.fill));
-        Joined::Lead(lead)
+        Joined::Leader(lead)
     }
 
     /// Leads without anybody who could wait.
-    pub(super) fn solo(self: &Arc<Self>, uri: &str, key: Key, begun: Begun) -> Lead {
-        let state = Mutex::new(State { stage: Stage::Fetching, waiting: HashMap::new(), next: 0 });
-        let (epoch, is_outdated) = (begun.epoch, begun.outdated());
+    pub(super) fn solo(self: &Arc<Self>, uri: &str, key: Key, token: FetchToken) -> FetchLeader {
+        let state = Mutex::new(FillState { stage: FillStage::Fetching, waiting: HashMap::new(), next: 0 });
+        let (epoch, is_outdated) = (token.epoch, token.outdated());
         let fill = Arc::new(Fill { uri: uri.to_owned(), epoch, is_outdated, state });
-        Lead { fills: Arc::clone(self), key, narrower: None, fill, begun }
+        FetchLeader { fills: Arc::clone(self), key, narrower: None, fill, token }
     }
 }
 
 impl Fill {
     /// Waits until the lead knows what it has.
-    pub(crate) fn outcome(self: Arc<Self>) -> Waiting {
+    pub(crate) fn outcome(self: Arc<Self>) -> FillWaiter {
         let number = {
             let mut state = lock(&self.state);
             state.next += 1;
             state.next
         };
-        Waiting { fill: self, number }
+        FillWaiter { fill: self, number }
     }
 
     /// The head of what is arriving.
-    pub(super) fn head(&self) -> Option<Shared> {
+    pub(super) fn head(&self) -> Option<SharedResponse> {
         match &lock(&self.state).stage {
-            Stage::Known(Outcome::Streaming(growing)) => Some(Arc::clone(&growing.head)),
+            FillStage::Known(FetchOutcome::Streaming(growing)) => Some(Arc::clone(&growing.head)),
             _ => None,
         }
     }
 
-    fn tell(&self, outcome: Outcome) {
+    fn tell(&self, outcome: FetchOutcome) {
         let waiting = {
             let mut state = lock(&self.state);
-            if matches!(state.stage, Stage::Known(_)) {
+            if matches!(state.stage, FillStage::Known(_)) {
                 return;
             }
-            state.stage = Stage::Known(outcome);
+            state.stage = FillStage::Known(outcome);
             std::mem::take(&mut state.waiting)
         };
         waiting.into_values().for_each(Waker::wake);
@@ -159,19 +159,19 @@ impl Fill {
 }
 
 /// One who waits for a fetch; forgotten when dropped.
-pub(crate) struct Waiting {
+pub(crate) struct FillWaiter {
     fill: Arc<Fill>,
     number: u64,
 }
 
-impl Future for Waiting {
-    type Output = Outcome;
+impl Future for FillWaiter {
+    type Output = FetchOutcome;
 
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Outcome> {
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<FetchOutcome> {
         let mut state = lock(&self.fill.state);
         match &state.stage {
-            Stage::Known(outcome) => Poll::Ready(outcome.clone()),
-            Stage::Fetching => {
+            FillStage::Known(outcome) => Poll::Ready(outcome.clone()),
+            FillStage::Fetching => {
                 state.waiting.insert(self.number, cx.waker().clone());
                 Poll::Pending
             }
@@ -179,15 +179,15 @@ impl Future for Waiting {
     }
 }
 
-impl Drop for Waiting {
+impl Drop for FillWaiter {
     fn drop(&mut self) {
         lock(&self.fill.state).waiting.remove(&self.number);
     }
 }
 
-impl Lead {
+impl FetchLeader {
     /// Lets go all who wait, at once.
-    pub(crate) fn settle(self, outcome: Outcome) {
+    pub(crate) fn settle(self, outcome: FetchOutcome) {
         self.leave();
         self.fill.tell(outcome);
     }
@@ -198,10 +198,10 @@ impl Lead {
         let growing =
             Arc::new(StreamingBody::new(head, length, largest, (&self.fills.growing, self.fills.budget.nothing())));
         match is_shared {
-            true => self.fill.tell(Outcome::Streaming(Arc::clone(&growing))),
+            true => self.fill.tell(FetchOutcome::Streaming(Arc::clone(&growing))),
             false => {
                 self.leave();
-                self.fill.tell(Outcome::Released);
+                self.fill.tell(FetchOutcome::Released);
             }
         }
         growing
@@ -232,9 +232,9 @@ impl Lead {
     }
 }
 
-impl Drop for Lead {
+impl Drop for FetchLeader {
     fn drop(&mut self) {
         self.leave();
-        self.fill.tell(Outcome::Released);
+        self.fill.tell(FetchOutcome::Released);
     }
 }

@@ -74,7 +74,7 @@ fn finish(hasher: &SipHasher13) -> Key {
 
 /// The target of a request, in the normal form of the whole proxy.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Target<'a> {
+pub(crate) struct TargetUri<'a> {
     /// The scheme that the client used.
     pub(crate) scheme: &'a str,
     /// Lower case, with a port that is not the scheme's own.
@@ -159,13 +159,13 @@ impl KeyRules {
     }
 
     /// The key that is made of the URI alone.
-    pub(crate) fn of_uri(&self, target: Target<'_>) -> Key {
+    pub(crate) fn of_uri(&self, target: TargetUri<'_>) -> Key {
         let mut hasher = self.begin(target);
         part(&mut hasher, b"");
         finish(&hasher)
     }
 
-    fn begin(&self, target: Target<'_>) -> SipHasher13 {
+    fn begin(&self, target: TargetUri<'_>) -> SipHasher13 {
         let mut hasher = hasher();
         part(&mut hasher, target.scheme.as_bytes());
         part(&mut hasher, target.authority.as_bytes());
@@ -174,7 +174,7 @@ impl KeyRules {
         hasher
     }
 
-    pub(crate) fn key(&self, target: Target<'_>, fields: &RequestFields) -> Key {
+    pub(crate) fn key(&self, target: TargetUri<'_>, fields: &RequestFields) -> Key {
         let mut hasher = self.begin(target);
         part(&mut hasher, self.route.as_bytes());
         for name in &self.headers {
@@ -214,8 +214,8 @@ impl KeyRules {
     }
 
     /// Returns the URI that stored responses are purged by.
-    pub(crate) fn uri(&self, target: Target<'_>) -> String {
-        let Target { scheme, authority, path, .. } = target;
+    pub(crate) fn uri(&self, target: TargetUri<'_>) -> String {
+        let TargetUri { scheme, authority, path, .. } = target;
         match self.query(target.query) {
             Some(query) => [scheme, "://", authority, path, "?", &query].concat(),
             None => [scheme, "://", authority, path].concat(),
@@ -242,8 +242,8 @@ mod tests {
     use super::*;
     use http::HeaderValue;
 
-    fn target(query: Option<&'static str>) -> Target<'static> {
-        Target { scheme: "http", authority: "example.com", path: "/a", query }
+    fn target(query: Option<&'static str>) -> TargetUri<'static> {
+        TargetUri { scheme: "http", authority: "example.com", path: "/a", query }
     }
 
     fn rules(ignored: &[&str], only: &[&str], sorted: bool) -> KeyRules {
@@ -276,10 +276,10 @@ mod tests {
         let base = plain.key(target(None), &none);
         assert_eq!(plain.key(target(None), &none), base);
         for other in [
-            Target { scheme: "https", ..target(None) },
-            Target { authority: "example.com:8080", ..target(None) },
-            Target { authority: "example.org", ..target(None) },
-            Target { path: "/b", ..target(None) },
+            TargetUri { scheme: "https", ..target(None) },
+            TargetUri { authority: "example.com:8080", ..target(None) },
+            TargetUri { authority: "example.org", ..target(None) },
+            TargetUri { path: "/b", ..target(None) },
             target(Some("")),
             target(Some("a")),
         ] {

@@ -7,7 +7,7 @@
 //!   arrives. `fetch`: what a fetch comes to.
 //! - `status`: what is told of it all.
 //!
-//! The room is handed an [`Origin`] and knows nothing of pools or clients.
+//! The room is handed an [`FetchOrigin`] and knows nothing of pools or clients.
 
 mod body;
 mod conditional;
@@ -30,15 +30,15 @@ mod vary;
 pub(crate) use body::{Body, Part, Reader};
 pub(crate) use conditional::{CONDITIONS, NOT_IN_304, is_same_for_range, is_unmodified};
 pub(crate) use directives::RequestDirectives;
-pub(crate) use fetch::{Arriving, Led, Order, Origin, is_failure};
-pub(crate) use fill::{Fill, Joined, Lead, Outcome};
-pub(crate) use key::{BypassCookies, Key, KeyRules, Target};
+pub(crate) use fetch::{Arriving, FetchOrigin, LeaderResult, Order, is_failure};
+pub(crate) use fill::{FetchLeader, FetchOutcome, Fill, Joined};
+pub(crate) use key::{BypassCookies, Key, KeyRules, TargetUri};
 pub(crate) use object::Stored;
-pub(crate) use policy::{Asker, Milliseconds, Policy, Reuse, milliseconds};
+pub(crate) use policy::{CachePolicy, Milliseconds, RequestTraits, Reuse, milliseconds};
 pub(crate) use purge::Purge;
 pub(crate) use range::{Ranges, content_range, multipart, ranges};
 pub(crate) use status::{CacheStatus, ForwardReason};
-pub(crate) use store::{Begun, CacheHit};
+pub(crate) use store::{CacheHit, FetchToken};
 pub(crate) use streaming_body::{SMALL_WINDOW, StreamingReader, Unfinished};
 
 use crate::http::budget::Budget;
@@ -174,7 +174,7 @@ impl Cache {
     }
 
     /// Leads a fetch that nobody else waits for.
-    pub(crate) fn go_alone(&self, group: Group, order: &Order) -> Lead {
+    pub(crate) fn go_alone(&self, group: Group, order: &Order) -> FetchLeader {
         self.fills.solo(&order.uri, group.key, self.store.begin(&order.uri, order.key, group.variant))
     }
 
@@ -192,12 +192,12 @@ impl Cache {
     }
 
     /// Returns whether a fetch, had it brought these fields, would have been beaten by a purge or a change.
-    pub(crate) fn is_beaten(&self, order: &Order, fields: &HeaderMap, begun: &Begun) -> bool {
-        begun.is_outdated() || self.store.is_struck(&order.uri, &object::tags(fields), begun.epoch)
+    pub(crate) fn is_beaten(&self, order: &Order, fields: &HeaderMap, token: &FetchToken) -> bool {
+        token.is_outdated() || self.store.is_struck(&order.uri, &object::tags(fields), token.epoch)
     }
 
     /// Begins a fetch that nobody waits for.
-    pub(crate) fn begin(&self, order: &Order) -> Begun {
+    pub(crate) fn begin(&self, order: &Order) -> FetchToken {
         self.store.begin(&order.uri, order.key, self.group(order).variant)
     }
 
@@ -212,7 +212,7 @@ impl Cache {
 
     /// Forgets the responses to a URI whose resource has changed (RFC 9111 4.4), those that are being fetched included,
     /// but for the fetch that has changed it. `key` is the one that is made of the URI alone.
-    pub(crate) fn invalidate(&self, key: Key, uri: &str, but: Option<&Begun>) {
+    pub(crate) fn invalidate(&self, key: Key, uri: &str, but: Option<&FetchToken>) {
         self.store.invalidate(key, uri, but);
     }
 

@@ -55,7 +55,7 @@ const USE_TICK: Milliseconds = 64;
 
 /// The entry under a key.
 #[derive(Debug)]
-pub(super) enum Entry {
+pub(super) enum StoredEntry {
     Object(Object),
     Marker(Marker),
 }
@@ -325,17 +325,17 @@ impl Stored {
     }
 }
 
-impl Entry {
+impl StoredEntry {
     /// Returns the bytes that it takes in memory.
     pub(super) fn weight(&self) -> u32 {
         let size = match self {
-            Entry::Object(object) => {
+            StoredEntry::Object(object) => {
                 let variants = &object.variants;
                 let bodies: usize = variants.iter().map(Stored::size).sum();
                 let listed = if object.is_listed { LISTED } else { 0 };
                 object.uri.len() + bodies + OVERHEAD * variants.len().max(1) + listed
             }
-            Entry::Marker(marker) => MARKER + marker.varies.as_ref().map_or(0, Selecting::size),
+            StoredEntry::Marker(marker) => MARKER + marker.varies.as_ref().map_or(0, Selecting::size),
         };
         u32::try_from(size).unwrap_or(u32::MAX)
     }
@@ -403,4 +403,4 @@ pub(super) fn tags(fields: &HeaderMap) -> Box<[u64]> {
 }
 
 /// Shared by everybody who reads it.
-pub(crate) type Shared = Arc<Stored>;
+pub(crate) type SharedResponse = Arc<Stored>;

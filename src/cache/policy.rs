@@ -17,7 +17,7 @@ const HEURISTIC_FRACTION: i64 = 10;
 
 /// The cache rules of a route.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Policy {
+pub(crate) struct CachePolicy {
     pub(crate) default_ttl: Milliseconds,
     pub(crate) negative_ttl: Milliseconds,
     /// The longest freshness that is only guessed; 0 for none.
@@ -36,12 +36,12 @@ pub(crate) struct Policy {
     pub(crate) least_rate: LeastRate,
 }
 
-impl Policy {
+impl CachePolicy {
     /// `largest` is what the whole cache takes.
-    pub(crate) fn of(route: &RouteCache, largest: u64, limits: &Limits) -> Policy {
+    pub(crate) fn of(route: &RouteCache, largest: u64, limits: &Limits) -> CachePolicy {
         let overrides = route.r#override.as_ref();
         let ignores = |directive| overrides.is_some_and(|overrides| overrides.ignore.contains(&directive));
-        Policy {
+        CachePolicy {
             default_ttl: milliseconds(route.default_ttl),
             negative_ttl: milliseconds(route.negative_ttl),
             heuristic_max: milliseconds(route.heuristic_max),
@@ -63,10 +63,10 @@ impl Policy {
 }
 
 #[cfg(any(test, fuzzing))]
-impl Policy {
+impl CachePolicy {
     /// Returns a policy that adds nothing to what responses say.
-    pub(crate) fn plain() -> Policy {
-        Policy {
+    pub(crate) fn plain() -> CachePolicy {
+        CachePolicy {
             default_ttl: 0,
             negative_ttl: 0,
             heuristic_max: 86_400_000,
@@ -93,7 +93,7 @@ pub(super) fn in_milliseconds(seconds: u32) -> Milliseconds {
 
 /// The traits of the request that a response answers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Asker {
+pub(crate) struct RequestTraits {
     /// Another method than GET and HEAD; its response is stored only where `Content-Location` names its own URI.
     pub(crate) is_post: bool,
     pub(crate) has_authorization: bool,
@@ -150,11 +150,11 @@ pub(crate) struct Terms {
 
 /// Returns whether a response may be stored, and on which terms, without which fields (RFC 9111 3).
 pub(crate) fn storable(
-    asker: Asker,
+    traits: RequestTraits,
     status: StatusCode,
     fields: &HeaderMap,
     timing: Timing,
-    policy: &Policy,
+    policy: &CachePolicy,
 ) -> Result<(Terms, Vec<HeaderName>), Refusal> {
     let said = ResponseDirectives::of(fields).without(policy.ignored);
     if matches!(status, StatusCode::PARTIAL_CONTENT | StatusCode::NOT_MODIFIED) {
@@ -164,14 +164,14 @@ pub(crate) fn storable(
         return Err(Refusal::Status);
     }
     // A cache that understands the status is to ignore the `no-store` beside `must-understand`.
-    if asker.no_store || (said.no_store && !said.must_understand) {
+    if traits.no_store || (said.no_store && !said.must_understand) {
         return Err(Refusal::NoStore);
     }
     if said.private {
         return Err(Refusal::Private);
     }
     let is_shared = said.public || said.must_revalidate || said.s_maxage.is_some();
-    if asker.has_authorization && !is_shared {
+    if traits.has_authorization && !is_shared {
         return Err(Refusal::Authorization);
     }
     let withholds_cookie = said.withheld.contains(&SET_COOKIE);
@@ -179,15 +179,15 @@ pub(crate) fn storable(
         return Err(Refusal::SetCookie);
     }
     // The answer to another method must say itself that reads may have it.
-    let configured = policy.ttl.filter(|_| status.as_u16() < 400 && !asker.is_post);
+    let configured = policy.ttl.filter(|_| status.as_u16() < 400 && !traits.is_post);
     let explicit = configured.or_else(|| explicit_lifetime(&said, fields, timing));
     let lifetime = match explicit {
         Some(lifetime) => lifetime,
-        None if asker.is_post => return Err(Refusal::NeverUsable),
+        None if traits.is_post => return Err(Refusal::NeverUsable),
         None if said.no_cache => 0,
         // It may be about whoever the cookie stands for; only the origin can say that it is not.
-        None if asker.has_cookie && !said.public => return Err(Refusal::NeverUsable),
-        None if asker.has_cookie => 0,
+        None if traits.has_cookie && !said.public => return Err(Refusal::NeverUsable),
+        None if traits.has_cookie => 0,
         None => implied_lifetime(&said, status, fields, timing, policy),
     };
     let may_be_kept = explicit.is_some() || said.public || said.no_cache || is_heuristically_cacheable(status);
@@ -238,7 +238,7 @@ fn implied_lifetime(
     status: StatusCode,
     fields: &HeaderMap,
     timing: Timing,
-    policy: &Policy,
+    policy: &CachePolicy,
 ) -> Milliseconds {
     if !is_heuristically_cacheable(status) && !said.public {
         return 0;
@@ -348,32 +348,32 @@ pub(crate) fn reuse(
 }
 
 /// Returns whether a status is an asker's own doing: such an answer says nothing of what others would be given.
-pub(crate) fn is_askers_own_status(asker: Asker, status: StatusCode) -> bool {
+pub(crate) fn is_askers_own_status(traits: RequestTraits, status: StatusCode) -> bool {
     match status.as_u16() {
         400 | 402 | 405..=409 | 411..=429 | 431 => true,
-        401 | 403 => asker.has_authorization || asker.has_cookie,
+        401 | 403 => traits.has_authorization || traits.has_cookie,
         _ => false,
     }
 }
 
 /// Returns whether it may be an asker's own doing that the answer to it cannot be stored. Such an answer ends nothing
 /// that is stored, or any client could end a page for all.
-pub(crate) fn is_askers_own(asker: Asker, status: StatusCode, refusal: Refusal) -> bool {
-    asker.no_store
-        || is_askers_own_status(asker, status)
+pub(crate) fn is_private_to_request(traits: RequestTraits, status: StatusCode, refusal: Refusal) -> bool {
+    traits.no_store
+        || is_askers_own_status(traits, status)
         || match refusal {
-            Refusal::Private | Refusal::SetCookie => asker.has_authorization || asker.has_cookie,
+            Refusal::Private | Refusal::SetCookie => traits.has_authorization || traits.has_cookie,
             // A response to credentials is for these alone; but a resource that is gone is gone for all.
             Refusal::Authorization => status.is_success(),
-            Refusal::NeverUsable => asker.has_cookie && status.is_success(),
+            Refusal::NeverUsable => traits.has_cookie && status.is_success(),
             Refusal::Status | Refusal::NoStore | Refusal::Vary | Refusal::TooLarge => false,
         }
 }
 
 /// Returns whether an answer that cannot be stored ends the stored response that it supersedes.
-pub(crate) fn supersedes(asker: Asker, status: StatusCode, refusal: Refusal, stored: StatusCode) -> bool {
+pub(crate) fn supersedes(traits: RequestTraits, status: StatusCode, refusal: Refusal, stored: StatusCode) -> bool {
     // A server that fails says nothing of its resource; but one error takes the place of another.
-    !is_askers_own(asker, status, refusal) && (!status.is_server_error() || stored.is_server_error())
+    !is_private_to_request(traits, status, refusal) && (!status.is_server_error() || stored.is_server_error())
 }
 
 /// Returns whether a stale response may stand in for a node that fails.

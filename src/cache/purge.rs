@@ -73,7 +73,7 @@ pub(super) enum Verdict {
 
 /// The purges in force.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Rules {
+pub(super) struct PurgeRules {
     /// The number of the last one; never goes back.
     pub(super) epoch: Epoch,
     all: Strokes,
@@ -88,9 +88,9 @@ pub(super) struct Rules {
     pub(super) last_tag: Epoch,
 }
 
-impl Rules {
+impl PurgeRules {
     /// Returns the rules with one more.
-    pub(super) fn with(&self, purge: &Purge, soft: bool) -> Rules {
+    pub(super) fn with(&self, purge: &Purge, soft: bool) -> PurgeRules {
         let mut rules = self.clone();
         rules.epoch += 1;
         let epoch = rules.epoch;
@@ -100,7 +100,7 @@ impl Rules {
             Purge::All => {
                 let mut all = rules.all;
                 all.strike(epoch, soft);
-                rules = Rules { epoch, all, last_tag: epoch, ..Rules::default() };
+                rules = PurgeRules { epoch, all, last_tag: epoch, ..PurgeRules::default() };
             }
             Purge::Url(urls) => {
                 for url in urls {
@@ -131,7 +131,7 @@ impl Rules {
     }
 
     /// Returns the rules without those up to an epoch.
-    pub(super) fn after(&self, epoch: Epoch) -> Rules {
+    pub(super) fn after(&self, epoch: Epoch) -> PurgeRules {
         let mut rules = self.clone();
         let stays = |strokes: &Strokes| strokes.last() > epoch;
         rules.urls.retain(|_, strokes| stays(strokes));
@@ -199,11 +199,11 @@ mod tests {
             (Purge::Tag("news".into()), true),
             (Purge::Tag("new".into()), false),
         ] {
-            let hard = Rules::default().with(&purge, false);
+            let hard = PurgeRules::default().with(&purge, false);
             let verdict = if gone { Verdict::Gone } else { Verdict::Untouched };
             assert_eq!(hard.judge(uri, &tags, 0), verdict, "{purge:?}");
             assert_eq!(hard.judge(uri, &tags, 1), Verdict::Untouched, "{purge:?} came before");
-            let soft = Rules::default().with(&purge, true);
+            let soft = PurgeRules::default().with(&purge, true);
             assert_eq!(soft.judge(uri, &tags, 0) == Verdict::Stale, gone, "{purge:?}");
         }
     }
@@ -214,7 +214,7 @@ mod tests {
         #[test]
         fn a_purge_beats_what_began_before_it(events in proptest::collection::vec((0..3u8, any::<bool>()), 1..30)) {
             let uri = "http://a/b";
-            let mut rules = Rules::default();
+            let mut rules = PurgeRules::default();
             // The epoch at which each fetch began, and whether a purge has come since.
             let mut fetches: Vec<(Epoch, bool, bool)> = Vec::new();
             for (what, soft) in events {

@@ -2,9 +2,9 @@
 
 use super::key::Key;
 use super::lock;
-use super::object::{Entry, Marker, Object, Shared, Stored};
+use super::object::{Marker, Object, SharedResponse, Stored, StoredEntry};
 use super::policy::Milliseconds;
-use super::purge::{Epoch, Purge, Rules, Turn, Verdict};
+use super::purge::{Epoch, Purge, PurgeRules, Turn, Verdict};
 use super::uris::{UriHash, Uris};
 use super::vary::Selecting;
 use crate::http::head::RequestFields;
@@ -76,18 +76,18 @@ pub(super) enum Found {
 /// A response in the store, held by whoever found it.
 #[derive(Debug)]
 pub(crate) struct CacheHit {
-    entry: Arc<Entry>,
+    entry: Arc<StoredEntry>,
     index: usize,
 }
 
 impl CacheHit {
     /// A copy that many may hold; its body is shared.
-    pub(super) fn share(&self) -> Shared {
+    pub(super) fn share(&self) -> SharedResponse {
         Arc::new(Stored::clone(self))
     }
 
     /// The node has just failed: a copy that stands in for it, where it may.
-    pub(crate) fn stand_in(&self, now: Milliseconds) -> Option<Shared> {
+    pub(crate) fn stand_in(&self, now: Milliseconds) -> Option<SharedResponse> {
         self.pause(now);
         self.note_use(now);
         self.stands_in(now).then(|| self.share())
@@ -99,8 +99,8 @@ impl std::ops::Deref for CacheHit {
 
     fn deref(&self) -> &Stored {
         match &*self.entry {
-            Entry::Object(object) => &object.variants[self.index],
-            Entry::Marker(_) => unreachable!("only objects are held"),
+            StoredEntry::Object(object) => &object.variants[self.index],
+            StoredEntry::Marker(_) => unreachable!("only objects are held"),
         }
     }
 }
@@ -116,8 +116,8 @@ pub(super) struct Address<'a> {
 
 /// The store. What it holds is bounded by weight; the least recently used goes first.
 pub(super) struct Store {
-    table: moka::sync::Cache<u128, Arc<Entry>, AsIs>,
-    rules: ArcSwap<Rules>,
+    table: moka::sync::Cache<u128, Arc<StoredEntry>, AsIs>,
+    rules: ArcSwap<PurgeRules>,
     /// `rules.epoch`, for the look that every hit takes.
     epoch: AtomicU64,
     /// One purge, or one clean-up, at a time.
@@ -136,8 +136,8 @@ pub(super) struct Store {
 /// A purge on its own, and the rules that were in force before it: what it alone has struck can be counted by these.
 pub(super) struct Struck {
     epoch: Epoch,
-    alone: Rules,
-    before: Arc<Rules>,
+    alone: PurgeRules,
+    before: Arc<PurgeRules>,
 }
 
 /// The fetches that run.
@@ -182,7 +182,7 @@ impl Running {
 }
 
 /// A fetch that has begun and not ended: rules that came later are kept for it.
-pub(crate) struct Begun {
+pub(crate) struct FetchToken {
     store: Arc<Store>,
     pub(crate) epoch: Epoch,
     pub(super) turn: Turn,
@@ -191,7 +191,7 @@ pub(crate) struct Begun {
     is_outdated: Arc<AtomicBool>,
 }
 
-impl Begun {
+impl FetchToken {
     /// Returns the place of the fetch among purges, and among fetches and changes.
     pub(super) fn moment(&self) -> (Epoch, Turn) {
         (self.epoch, self.turn)
@@ -223,7 +223,7 @@ impl Begun {
     }
 }
 
-impl Drop for Begun {
+impl Drop for FetchToken {
     fn drop(&mut self) {
         self.retire();
     }
@@ -235,12 +235,12 @@ impl Store {
         let held = Arc::clone(&uris);
         let table = moka::sync::Cache::builder()
             .max_capacity(memory - memory / RESERVE)
-            .weigher(|_, entry: &Arc<Entry>| entry.weight())
+            .weigher(|_, entry: &Arc<StoredEntry>| entry.weight())
             // What was stored is there until it has been the least used: nothing new is turned away.
             .eviction_policy(EvictionPolicy::lru())
-            .eviction_listener(move |key: Arc<u128>, entry: Arc<Entry>, cause| {
+            .eviction_listener(move |key: Arc<u128>, entry: Arc<StoredEntry>, cause| {
                 // Also told of what another entry has replaced.
-                if let Entry::Object(object) = &*entry
+                if let StoredEntry::Object(object) = &*entry
                     && object.is_listed
                 {
                     held.remove(UriHash::of(&object.uri), Key::from_bits(*key));
@@ -267,7 +267,7 @@ impl Store {
     /// Looks for a response to a request. Takes no lock that anybody waits for.
     pub(super) fn look_up(&self, key: Key, request: &RequestFields) -> Found {
         let Some(entry) = self.table.get(&key.bits()) else { return Found::Nothing };
-        let Entry::Object(object) = &*entry else { return Found::Nothing };
+        let StoredEntry::Object(object) = &*entry else { return Found::Nothing };
         let chosen = object.variants.iter().position(|stored| stored.is_for(request));
         let Some(index) = chosen.filter(|&index| !self.is_gone(&object.uri, &object.variants[index])) else {
             let newest = object.variants.iter().find_map(|stored| stored.varies.as_deref());
@@ -298,18 +298,18 @@ impl Store {
     /// Reads the marker of a key.
     pub(super) fn marker<T>(&self, key: Key, read: impl FnOnce(&Marker) -> T) -> Option<T> {
         match &*self.table.get(&marked(key).bits())? {
-            Entry::Marker(marker) => Some(read(marker)),
-            Entry::Object(_) => None,
+            StoredEntry::Marker(marker) => Some(read(marker)),
+            StoredEntry::Object(_) => None,
         }
     }
 
     pub(super) fn mark(&self, key: Key, pass_until: Milliseconds, varies: Option<Selecting>) {
-        self.insert(marked(key), Arc::new(Entry::Marker(Marker { pass_until, varies })));
+        self.insert(marked(key), Arc::new(StoredEntry::Marker(Marker { pass_until, varies })));
     }
 
     /// Begins a fetch: purges and changes from now on beat what it brings.
     /// `variant` stands for the requests that its response is for, as far as that is known.
-    pub(super) fn begin(self: &Arc<Self>, uri: &str, key: Key, variant: Key) -> Begun {
+    pub(super) fn begin(self: &Arc<Self>, uri: &str, key: Key, variant: Key) -> FetchToken {
         let (uri, is_outdated): (_, Arc<AtomicBool>) = (UriHash::of(uri), Arc::default());
         let mut running = lock(&self.running);
         let epoch = self.epoch.load(Ordering::Acquire);
@@ -321,12 +321,12 @@ impl Store {
             variant,
             is_outdated: Arc::clone(&is_outdated),
         });
-        Begun { store: Arc::clone(self), epoch, turn, uri, variant: Cell::new(variant), is_outdated }
+        FetchToken { store: Arc::clone(self), epoch, turn, uri, variant: Cell::new(variant), is_outdated }
     }
 
     /// Forgets what is stored of a URI, and what is being fetched for it, but by one fetch. `key` is the one that is made
     /// of the URI alone.
-    pub(super) fn invalidate(&self, key: Key, uri: &str, but: Option<&Begun>) {
+    pub(super) fn invalidate(&self, key: Key, uri: &str, but: Option<&FetchToken>) {
         let uri = UriHash::of(uri);
         // First the fetches: what they have stored by then is found under its key.
         lock(&self.running).strike(uri, |fetch| but.is_none_or(|but| but.turn != fetch.turn));
@@ -337,16 +337,16 @@ impl Store {
 
     /// Forgets the responses of a URI that an answer has superseded which is not stored itself: those for which
     /// `is_superseded` returns true, where they were asked for earlier, and what earlier fetches bring.
-    pub(super) fn supersede(&self, key: Key, begun: &Begun, is_superseded: impl Fn(&Stored) -> bool) {
-        let known = begun.variant.get();
+    pub(super) fn supersede(&self, key: Key, token: &FetchToken, is_superseded: impl Fn(&Stored) -> bool) {
+        let known = token.variant.get();
         let is_alike = |fetch: &Watched| fetch.variant == known || fetch.variant == key || known == key;
-        let is_older = |fetch: &Watched| fetch.turn < begun.turn && fetch.key == key && is_alike(fetch);
-        let are_some_running = lock(&self.running).strike(begun.uri, is_older);
+        let is_older = |fetch: &Watched| fetch.turn < token.turn && fetch.key == key && is_alike(fetch);
+        let are_some_running = lock(&self.running).strike(token.uri, is_older);
         // Nearly always there is nothing to forget.
         if !are_some_running && !self.table.contains_key(&key.bits()) {
             return;
         }
-        self.retain(key, |_, stored| !(stored.is_from_before(begun.turn) && is_superseded(stored)));
+        self.retain(key, |_, stored| !(stored.is_from_before(token.turn) && is_superseded(stored)));
     }
 
     /// Returns whether any tag was purged after a fetch began.
@@ -366,12 +366,12 @@ impl Store {
 
     /// Stores a response, in place of those that it replaces. `confirmed` is the one whose body it has
     /// kept. Gives whether it was stored.
-    pub(super) fn put(&self, at: Address<'_>, stored: Stored, begun: &Begun, confirmed: Option<&Stored>) -> bool {
+    pub(super) fn put(&self, at: Address<'_>, stored: Stored, token: &FetchToken, confirmed: Option<&Stored>) -> bool {
         let Address { key, uri, is_listed } = at;
         let mut weight = None;
         // Before the look at changes: one that comes after that look finds the key here.
         if is_listed {
-            self.uris.add(begun.uri, key);
+            self.uris.add(token.uri, key);
         }
         // All changes of a key happen one after the other.
         self.table.entry(key.bits()).and_compute_with(|known| {
@@ -380,13 +380,13 @@ impl Store {
                 let since = older.checked.load(Ordering::Relaxed);
                 struck(&older.tags, since) || struck(&stored.tags, since)
             });
-            if struck(&stored.tags, begun.epoch) || revived || begun.is_outdated() {
+            if struck(&stored.tags, token.epoch) || revived || token.is_outdated() {
                 return Op::Nop;
             }
             let known = known.map(moka::Entry::into_value);
             // What was asked for later is newer; and a confirmation is about what it has confirmed.
             let replaced = match known.as_deref() {
-                Some(Entry::Object(object)) => object.variants.iter().find(|other| other.varies == stored.varies),
+                Some(StoredEntry::Object(object)) => object.variants.iter().find(|other| other.varies == stored.varies),
                 _ => None,
             };
             let is_late = match (replaced, confirmed) {
@@ -398,10 +398,10 @@ impl Store {
                 return Op::Nop;
             }
             let object = match known.as_deref() {
-                Some(Entry::Object(object)) => object.with(stored, |other| !self.is_gone(uri, other)),
+                Some(StoredEntry::Object(object)) => object.with(stored, |other| !self.is_gone(uri, other)),
                 _ => Object { uri: uri.into(), is_listed, variants: SmallVec::from_iter([stored]) },
             };
-            let entry = Entry::Object(object);
+            let entry = StoredEntry::Object(object);
             weight = Some(entry.weight());
             Op::Put(Arc::new(entry))
         });
@@ -409,7 +409,7 @@ impl Store {
         // the epoch at which it began.
         let Some(weight) = weight else {
             if is_listed {
-                self.uris.remove(begun.uri, key);
+                self.uris.remove(token.uri, key);
             }
             return false;
         };
@@ -417,7 +417,7 @@ impl Store {
         true
     }
 
-    fn insert(&self, key: Key, entry: Arc<Entry>) {
+    fn insert(&self, key: Key, entry: Arc<StoredEntry>) {
         let weight = entry.weight();
         self.table.insert(key.bits(), entry);
         self.make_room(weight.into());
@@ -452,7 +452,7 @@ impl Store {
         let epoch = rules.epoch;
         self.rules.store(Arc::new(rules));
         self.epoch.store(epoch, Ordering::Release);
-        Struck { epoch, alone: Rules::default().with(purge, false), before }
+        Struck { epoch, alone: PurgeRules::default().with(purge, false), before }
     }
 
     /// Returns how many stored responses a purge has struck. It looks at all of them.
@@ -465,8 +465,10 @@ impl Store {
                 && struck.before.judge(uri, &stored.tags, checked) != Verdict::Gone
         };
         let counts = self.table.iter().map(|(_, entry)| match &*entry {
-            Entry::Object(object) => object.variants.iter().filter(|stored| is_struck(&object.uri, stored)).count(),
-            Entry::Marker(_) => 0,
+            StoredEntry::Object(object) => {
+                object.variants.iter().filter(|stored| is_struck(&object.uri, stored)).count()
+            }
+            StoredEntry::Marker(_) => 0,
         });
         counts.sum::<usize>() as u64
     }
@@ -478,7 +480,7 @@ impl Store {
         // No fetch is left that began before the last rule: whatever it could store is stored.
         let is_last = lock(&self.running).epochs.values().all(|&began| began >= epoch);
         for (key, entry) in &self.table {
-            if let Entry::Object(object) = &*entry
+            if let StoredEntry::Object(object) = &*entry
                 && object.variants.iter().any(|stored| self.is_gone(&object.uri, stored))
             {
                 self.retain(Key::from_bits(*key), |object, stored| !self.is_gone(&object.uri, stored));
@@ -500,7 +502,7 @@ impl Store {
     fn retain(&self, key: Key, stays: impl Fn(&Object, &Stored) -> bool) {
         self.table.entry(key.bits()).and_compute_with(|known| {
             let Some(known) = known.map(moka::Entry::into_value) else { return Op::Nop };
-            let Entry::Object(object) = &*known else { return Op::Nop };
+            let StoredEntry::Object(object) = &*known else { return Op::Nop };
             let variants: SmallVec<[Stored; 1]> =
                 object.variants.iter().filter(|stored| stays(object, stored)).cloned().collect();
             match variants.len() {
@@ -511,7 +513,7 @@ impl Store {
                         self.uris.add(UriHash::of(&object.uri), key);
                     }
                     let (uri, is_listed) = (object.uri.clone(), object.is_listed);
-                    Op::Put(Arc::new(Entry::Object(Object { uri, is_listed, variants })))
+                    Op::Put(Arc::new(StoredEntry::Object(Object { uri, is_listed, variants })))
                 }
             }
         });

@@ -3,7 +3,7 @@
 use super::body::Body;
 use super::least_rate::LeastRate;
 use super::lock;
-use super::object::{Shared, Stored};
+use super::object::{SharedResponse, Stored};
 use crate::http::budget::Share;
 use bytes::Bytes;
 use std::collections::VecDeque;
@@ -27,7 +27,7 @@ const SHARE: u64 = 4;
 
 /// A response whose body is arriving.
 pub(crate) struct StreamingBody {
-    pub(crate) head: Shared,
+    pub(crate) head: SharedResponse,
     /// The length that the node has announced.
     pub(crate) length: Option<u64>,
     largest: u64,
@@ -48,17 +48,17 @@ struct Flow {
     received: u64,
     /// What all pieces have cost so far, those that are missing included.
     cost: u64,
-    end: Option<End>,
+    end: Option<BodyEnd>,
     /// It will not be stored.
     outgrown: bool,
     /// It never could be, whatever else arrives.
     too_large: bool,
-    readers: Vec<Option<Place>>,
+    readers: Vec<Option<ReaderPosition>>,
     /// Waits for readers that are behind.
     producer: Option<Waker>,
 }
 
-enum End {
+enum BodyEnd {
     Whole,
     /// Whole, and joined; the pieces are gone.
     Stored(Body),
@@ -66,14 +66,14 @@ enum End {
 }
 
 /// Where a reader is.
-struct Place {
+struct ReaderPosition {
     piece: usize,
     /// Bytes before that piece.
     read: u64,
     leave: Leave,
     left: Option<Unfinished>,
     /// Waits to hear that it should leave.
-    asker: Option<Waker>,
+    traits: Option<Waker>,
     /// For how long others have waited for it, and the bytes that it has taken since they began to.
     waited: Duration,
     taken: u64,
@@ -94,7 +94,7 @@ impl Flow {
         before - self.held
     }
 
-    fn keeping_up(&self) -> impl Iterator<Item = &Place> {
+    fn keeping_up(&self) -> impl Iterator<Item = &ReaderPosition> {
         self.readers.iter().flatten().filter(|place| place.left.is_none())
     }
 
@@ -106,11 +106,12 @@ impl Flow {
         if first <= half && !is_spent {
             return;
         }
-        let is_behind = |place: &&mut Place| place.left.is_none() && place.leave == Leave::Can && place.piece < half;
+        let is_behind =
+            |place: &&mut ReaderPosition| place.left.is_none() && place.leave == Leave::Can && place.piece < half;
         for place in self.readers.iter_mut().flatten().filter(is_behind) {
             place.leave = Leave::Asked;
-            if let Some(asker) = place.asker.take() {
-                asker.wake();
+            if let Some(traits) = place.traits.take() {
+                traits.wake();
             }
         }
     }
@@ -122,7 +123,7 @@ impl Flow {
         if self.keeping_up().nth(1).is_none() {
             return;
         }
-        let is_slowest = |place: &&mut Place| place.left.is_none() && place.piece == slowest;
+        let is_slowest = |place: &&mut ReaderPosition| place.left.is_none() && place.piece == slowest;
         for place in self.readers.iter_mut().flatten().filter(is_slowest) {
             if place.waited.is_zero() {
                 place.taken = 0;
@@ -150,7 +151,7 @@ enum Leave {
     Asked,
 }
 
-impl Place {
+impl ReaderPosition {
     fn leave(&mut self, why: Unfinished) {
         self.left = Some(why);
         if let Some(waker) = self.waker.take() {
@@ -285,10 +286,10 @@ impl StreamingBody {
                     self.all.fetch_sub(std::mem::take(&mut flow.held), Ordering::Relaxed);
                     flow.share.shrink(0);
                     flow.pieces.clear();
-                    End::Stored(body.clone())
+                    BodyEnd::Stored(body.clone())
                 }
-                None if whole => End::Whole,
-                None => End::Broken,
+                None if whole => BodyEnd::Whole,
+                None => BodyEnd::Broken,
             });
             flow.wake_readers()
         };
@@ -302,12 +303,12 @@ impl StreamingBody {
         if flow.outgrown {
             return None;
         }
-        let place = Place {
+        let place = ReaderPosition {
             piece: 0,
             read: 0,
             leave: Leave::Cannot,
             left: None,
-            asker: None,
+            traits: None,
             waited: Duration::ZERO,
             taken: 0,
             waker: None,
@@ -357,7 +358,7 @@ impl StreamingReader {
     /// Returns the next piece; `None` at the end.
     pub(crate) fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Unfinished>>> {
         let mut flow = lock(&self.growing.flow);
-        if let Some(End::Stored(body)) = &flow.end {
+        if let Some(BodyEnd::Stored(body)) = &flow.end {
             let piece = body.piece(self.read, body.len());
             self.read += piece.as_ref().map_or(0, |piece| piece.len() as u64);
             return Poll::Ready(piece.map(Ok));
@@ -369,8 +370,8 @@ impl StreamingReader {
         let at = place.piece - flow.dropped;
         let Some(piece) = flow.pieces.get(at).cloned() else {
             return match flow.end {
-                Some(End::Whole | End::Stored(_)) => Poll::Ready(None),
-                Some(End::Broken) => Poll::Ready(Some(Err(Unfinished::Truncated))),
+                Some(BodyEnd::Whole | BodyEnd::Stored(_)) => Poll::Ready(None),
+                Some(BodyEnd::Broken) => Poll::Ready(Some(Err(Unfinished::Truncated))),
                 None => {
                     if let Some(place) = &mut flow.readers[self.index] {
                         place.waker = Some(cx.waker().clone());
@@ -423,7 +424,7 @@ impl Departure {
         match &mut lock(&self.growing.flow).readers[self.index] {
             Some(place) if place.leave == Leave::Asked => Poll::Ready(()),
             Some(place) => {
-                place.asker = Some(cx.waker().clone());
+                place.traits = Some(cx.waker().clone());
                 Poll::Pending
             }
             None => Poll::Pending,
@@ -448,7 +449,7 @@ impl Departure {
         self.end(|place| place.leave = Leave::Cannot);
     }
 
-    fn end(self, change: impl FnOnce(&mut Place)) {
+    fn end(self, change: impl FnOnce(&mut ReaderPosition)) {
         let producer = {
             let mut flow = lock(&self.growing.flow);
             if let Some(place) = &mut flow.readers[self.index] {

@@ -100,7 +100,7 @@ struct Scripted<'a> {
     world: &'a mut World,
 }
 
-impl Origin for Scripted<'_> {
+impl FetchOrigin for Scripted<'_> {
     type Body = Full<Bytes>;
     type Failure = Infallible;
 
@@ -127,11 +127,11 @@ impl Origin for Scripted<'_> {
 fn order() -> Order {
     Order {
         key: KeyRules::default()
-            .key(Target { scheme: "http", authority: "a", path: "/b", query: None }, &HeaderMap::new().into()),
+            .key(TargetUri { scheme: "http", authority: "a", path: "/b", query: None }, &HeaderMap::new().into()),
         uri: URI.to_owned(),
         has_parts: false,
         request: HeaderMap::new().into(),
-        asker: Asker::default(),
+        traits: RequestTraits::default(),
         policy: Arc::new(policy()),
     }
 }
@@ -151,7 +151,7 @@ impl World {
 
     /// A HEAD that is forwarded.
     fn head(&mut self, has_tag: bool) {
-        let (order, begun) = (order(), self.cache.begin(&order()));
+        let (order, token) = (order(), self.cache.begin(&order()));
         let (status, directives, _) = SAYINGS[self.saying];
         let mut told = Response::builder().status(status).header("cache-control", directives);
         if has_tag {
@@ -160,7 +160,7 @@ impl World {
             self.log.push(Happened::Head { version, saying, at });
         }
         let (told, ()) = told.body(()).unwrap().into_parts();
-        self.cache.learn_from_head(&order, &told, self.cache.now(), &begun);
+        self.cache.learn_from_head(&order, &told, self.cache.now(), &token);
     }
 
     /// One request, as the proxy takes it. What comes from the store must be allowed then.
@@ -178,9 +178,9 @@ impl World {
             }
         }
         // A fetch that runs is waited with, which tells nothing new here.
-        if let Joined::Lead(lead) = cache.join(cache.group(&order), &order) {
+        if let Joined::Leader(lead) = cache.join(cache.group(&order), &order) {
             let (led, arriving) = cache.fetch(lead, &order, &mut Scripted { world: self }, false).await;
-            if let Led::StandIn(stored) = led {
+            if let LeaderResult::StandIn(stored) = led {
                 let version = version_of(&stored);
                 assert!(version < ERROR, "an error stands in");
                 assert!(self.is_good(version), "{version} stands in: {:?}", self.log);
@@ -289,7 +289,7 @@ fn changes_find_what_is_stored_whatever_goes_on_beside_them() {
     let cache = Arc::new(Cache::new(200_000, &Budget::new(1 << 20), || {}));
     let order_of = |number: usize, country: usize| {
         let path = format!("/{number}");
-        let target = Target { scheme: "http", authority: "a", path: &path, query: None };
+        let target = TargetUri { scheme: "http", authority: "a", path: &path, query: None };
         let key = KeyRules::default().for_route_only(&country.to_string()).key(target, &HeaderMap::new().into());
         Order { key, uri: format!("http://a{path}"), has_parts: true, ..order() }
     };
@@ -306,8 +306,8 @@ fn changes_find_what_is_stored_whatever_goes_on_beside_them() {
                     if random.u8(..3) > 0 {
                         let answer = Response::builder().header("cache-control", "max-age=60");
                         let answer = answer.body(Full::from("x".repeat(random.usize(..2000)))).unwrap();
-                        let begun = cache.begin(&order);
-                        let (_, arriving) = cache.adopt::<_, Infallible>(&order, answer, 0, begun);
+                        let token = cache.begin(&order);
+                        let (_, arriving) = cache.adopt::<_, Infallible>(&order, answer, 0, token);
                         runtime.block_on(cache.receive(&order, arriving.unwrap()));
                     } else {
                         cache.invalidate(Key::from_bits(0), &order.uri, None);
@@ -374,7 +374,7 @@ fn two_threads_never_bring_back_what_was_purged() {
 fn what_is_kept_beside_a_response_is_small() {
     // Counted by the weight that the table goes by.
     let terms = policy::storable(
-        Asker::default(),
+        RequestTraits::default(),
         StatusCode::OK,
         &HeaderMap::from_iter([(http::header::CACHE_CONTROL, http::HeaderValue::from_static("max-age=1"))]),
         policy::Timing { asked: 0, came: 0, came_at: 0 },
@@ -382,5 +382,5 @@ fn what_is_kept_beside_a_response_is_small() {
     );
     let stored = Stored::new(StatusCode::OK, HeaderMap::new(), terms.unwrap(), &HeaderMap::new().into(), 0, (0, 0));
     assert!(std::mem::size_of_val(&stored) <= 152, "{}", std::mem::size_of_val(&stored));
-    assert!(std::mem::size_of::<object::Entry>() <= 192, "{}", std::mem::size_of::<object::Entry>());
+    assert!(std::mem::size_of::<object::StoredEntry>() <= 192, "{}", std::mem::size_of::<object::StoredEntry>());
 }

@@ -5,12 +5,12 @@ use super::affinity::{Affinity, Session};
 use super::hash_key::KeySource;
 use super::request::Form;
 use super::route::{Query, Table};
-use crate::cache::{BypassCookies, Target};
+use crate::cache::{BypassCookies, TargetUri};
 use crate::config::OnGone;
 use crate::http::head::{RequestFields, RequestHead};
 use crate::idempotency::Subject;
 use crate::ring::Ring;
-use crate::upstream::Wanted;
+use crate::upstream::NodePreference;
 use http::HeaderValue;
 
 /// Returns the place of a request's route in the order of the file; `None` where no route matches.
@@ -30,8 +30,13 @@ pub(crate) fn subject(namespace: &str, head: &RequestHead, form: &Form<'_>, key:
 }
 
 /// Returns the parts of a request that its cache key is made of.
-pub(crate) fn cache_target<'a>(form: &'a Form<'_>, fields: &RequestFields) -> Target<'a> {
-    Target { scheme: fields.facts.scheme(), authority: &form.authority, path: &form.path, query: form.query.as_deref() }
+pub(crate) fn cache_target<'a>(form: &'a Form<'_>, fields: &RequestFields) -> TargetUri<'a> {
+    TargetUri {
+        scheme: fields.facts.scheme(),
+        authority: &form.authority,
+        path: &form.path,
+        query: form.query.as_deref(),
+    }
 }
 
 /// Why a read passes the cache by.
@@ -63,7 +68,7 @@ pub(crate) struct Candidates<'a> {
 /// The nodes that are asked, in which order, and the affinity cookie that the response brings.
 #[derive(Clone, Debug)]
 pub(crate) struct Choice {
-    pub(crate) wanted: Wanted,
+    pub(crate) wanted: NodePreference,
     pub(crate) by: ChosenBy,
     /// The end of the strict session that the request came with, in seconds since 1970.
     pub(super) session_end: Option<u64>,
@@ -98,7 +103,7 @@ pub(super) enum CookieRule {
 
 impl Choice {
     fn of(hash: u64, by: ChosenBy, cookie: CookieRule) -> Choice {
-        Choice { wanted: Wanted { hash, pinned: None, may_leave: true }, by, session_end: None, cookie }
+        Choice { wanted: NodePreference { hash, pinned: None, may_leave: true }, by, session_end: None, cookie }
     }
 }
 
@@ -127,7 +132,7 @@ pub(crate) fn choice(
                 let choice =
                     by_hash(if fresh { CookieRule::IfMoved { secure } } else { CookieRule::Strict { secure } });
                 let may_leave = affinity.on_gone == OnGone::Next;
-                let wanted = Wanted { pinned: Some(index), may_leave, ..choice.wanted };
+                let wanted = NodePreference { pinned: Some(index), may_leave, ..choice.wanted };
                 Choice { wanted, session_end: Some(end), ..choice }
             }
         },

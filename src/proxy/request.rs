@@ -176,8 +176,8 @@ impl<'a> Form<'a> {
 
 /// Joins the pieces in which HTTP/2 may send a Cookie field (RFC 9113 8.2.3): nodes know it as one.
 pub(super) fn join_cookie_fields(fields: &mut HeaderMap) {
-    let mut crumbs = fields.get_all(COOKIE).iter();
-    let (Some(_), Some(_)) = (crumbs.next(), crumbs.next()) else { return };
+    let mut cookie_fields = fields.get_all(COOKIE).iter();
+    let (Some(_), Some(_)) = (cookie_fields.next(), cookie_fields.next()) else { return };
     let all: Vec<&[u8]> = fields.get_all(COOKIE).iter().map(HeaderValue::as_bytes).collect();
     // Values that were valid apart are so together.
     if let Ok(joined) = HeaderValue::from_bytes(&all.join(&b"; "[..])) {
@@ -229,7 +229,7 @@ mod tests {
     use super::super::hash_key::{ScopeSources, find_key};
     use super::super::route::{Query, Table};
     use super::*;
-    use crate::cache::{KeyRules, Target};
+    use crate::cache::{KeyRules, TargetUri};
     use crate::config::Config;
     use crate::config::values::HashSource;
     use crate::http::head::RequestFields;
@@ -317,7 +317,7 @@ mod tests {
             let (Some((one_head, one_node)), Some((other_head, other_node))) = (enter_head(&one), enter_head(&other))
             else { return Ok(()) };
             let form = Form::default();
-            let target = Target { scheme: "http", authority: "a", path: "/", query: None };
+            let target = TargetUri { scheme: "http", authority: "a", path: "/", query: None };
             for name in PROTECTED {
                 let field: HeaderName = name.parse().unwrap();
                 let (ours, theirs) = (lines(&one_node, name), lines(&other_node, name));

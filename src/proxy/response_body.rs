@@ -15,7 +15,7 @@ use tokio::task::AbortHandle;
 
 /// The body of an answer. When it has ended, the exchange has.
 pub(crate) struct ResponseBody {
-    kind: Kind,
+    kind: BodyKind,
     /// The share of the buffers that this response alone takes.
     _held: Option<Share>,
     /// How the answer broke off; told one poll later, for hyper forgets what it has not flushed yet
@@ -24,7 +24,7 @@ pub(crate) struct ResponseBody {
     exchange: Rc<Exchange>,
 }
 
-enum Kind {
+enum BodyKind {
     Empty,
     Full(Bytes),
     Stored(Box<Reader>),
@@ -37,7 +37,7 @@ enum Kind {
 
 /// The part of a body that one client gets, while the body still arrives in the store.
 pub(crate) struct Passage {
-    source: Source,
+    source: PassageSource,
     /// The rest of the body, for a reader that others have left behind.
     rest: Option<Rest>,
     /// Bytes before the part that is wanted.
@@ -46,7 +46,7 @@ pub(crate) struct Passage {
     left: Option<u64>,
 }
 
-enum Source {
+enum PassageSource {
     Shared(StreamingReader),
     Own(Box<OwnRest>),
 }
@@ -92,12 +92,12 @@ impl Passage {
     /// Returns the whole body.
     pub(super) fn whole(reader: StreamingReader, rest: Option<Rest>) -> Passage {
         let left = reader.growing().length;
-        Passage { source: Source::Shared(reader), rest, skip: 0, left }
+        Passage { source: PassageSource::Shared(reader), rest, skip: 0, left }
     }
 
     /// Returns the part from one position up to another.
     pub(super) fn part(reader: StreamingReader, rest: Option<Rest>, (from, end): (u64, u64)) -> Passage {
-        Passage { source: Source::Shared(reader), rest, skip: from, left: Some(end - from) }
+        Passage { source: PassageSource::Shared(reader), rest, skip: from, left: Some(end - from) }
     }
 
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Interrupted>>> {
@@ -126,7 +126,7 @@ impl Passage {
         let broken = |broken| Poll::Ready(Some(Err(Interrupted::ByNode(broken))));
         loop {
             match &mut self.source {
-                Source::Shared(reader) => match ready!(reader.poll_piece(cx)) {
+                PassageSource::Shared(reader) => match ready!(reader.poll_piece(cx)) {
                     Some(Ok(piece)) => return Poll::Ready(Some(Ok(piece))),
                     None => return Poll::Ready(None),
                     Some(Err(Unfinished::TooSlow)) => return Poll::Ready(Some(Err(Interrupted::TooSlow))),
@@ -138,10 +138,10 @@ impl Passage {
                         };
                         // It kept reading while the rest was asked for.
                         self.skip += at - own.at;
-                        self.source = Source::Own(Box::new(own));
+                        self.source = PassageSource::Own(Box::new(own));
                     }
                 },
-                Source::Own(own) => {
+                PassageSource::Own(own) => {
                     if let Some(asking) = self.rest.as_mut().and_then(|rest| rest.asking.as_mut()) {
                         let found = ready!(asking.as_mut().poll(cx));
                         if let Some(rest) = &mut self.rest {
@@ -178,7 +178,7 @@ impl Passage {
 impl ResponseBody {
     /// Returns the body of a node's response.
     pub(crate) fn answer(body: AnswerBody, exchange: &Rc<Exchange>) -> ResponseBody {
-        let kind = if body.is_end_stream() { Kind::Empty } else { Kind::Answer(Box::new(body)) };
+        let kind = if body.is_end_stream() { BodyKind::Empty } else { BodyKind::Answer(Box::new(body)) };
         ResponseBody::new(kind, exchange)
     }
 
@@ -192,24 +192,24 @@ impl ResponseBody {
 
     /// Returns parts of a stored body.
     pub(super) fn parts(reader: Reader, exchange: &Rc<Exchange>) -> ResponseBody {
-        ResponseBody::new(Kind::Stored(Box::new(reader)), exchange)
+        ResponseBody::new(BodyKind::Stored(Box::new(reader)), exchange)
     }
 
     /// Returns a body that is still arriving in the store.
     pub(super) fn arriving(passage: Passage, exchange: &Rc<Exchange>) -> ResponseBody {
-        ResponseBody::new(Kind::Arriving(Box::new(passage)), exchange)
+        ResponseBody::new(BodyKind::Arriving(Box::new(passage)), exchange)
     }
 
     /// Returns a body in memory, with the share of the buffers that it takes.
     pub(super) fn whole(whole: BufferedBody, share: Option<Share>, exchange: &Rc<Exchange>) -> ResponseBody {
-        let kind = if whole.is_over() { Kind::Empty } else { Kind::Whole(Box::new(whole)) };
+        let kind = if whole.is_over() { BodyKind::Empty } else { BodyKind::Whole(Box::new(whole)) };
         ResponseBody::new(kind, exchange).holding(share)
     }
 
     /// Returns the beginning of a node's response, which was read already, and the rest of it.
     pub(super) fn rest(beginning: Bytes, rest: AnswerBody, share: Share, exchange: &Rc<Exchange>) -> ResponseBody {
         let beginning = BufferedBody::new(beginning, None);
-        ResponseBody::new(Kind::Rest(Box::new((beginning, rest))), exchange).holding(Some(share))
+        ResponseBody::new(BodyKind::Rest(Box::new((beginning, rest))), exchange).holding(Some(share))
     }
 
     fn holding(mut self, share: Option<Share>) -> ResponseBody {
@@ -219,20 +219,20 @@ impl ResponseBody {
 
     /// Leaves the body out, as in an answer to HEAD: over HTTP/2 hyper would send it.
     pub(super) fn leave_out(&mut self) {
-        self.kind = Kind::Empty;
+        self.kind = BodyKind::Empty;
         self.exchange.ended("completed");
     }
 
     pub(crate) fn empty(exchange: &Rc<Exchange>) -> ResponseBody {
-        ResponseBody::new(Kind::Empty, exchange)
+        ResponseBody::new(BodyKind::Empty, exchange)
     }
 
     pub(super) fn full(bytes: Bytes, exchange: &Rc<Exchange>) -> ResponseBody {
-        ResponseBody::new(if bytes.is_empty() { Kind::Empty } else { Kind::Full(bytes) }, exchange)
+        ResponseBody::new(if bytes.is_empty() { BodyKind::Empty } else { BodyKind::Full(bytes) }, exchange)
     }
 
-    fn new(kind: Kind, exchange: &Rc<Exchange>) -> ResponseBody {
-        if matches!(kind, Kind::Empty) {
+    fn new(kind: BodyKind, exchange: &Rc<Exchange>) -> ResponseBody {
+        if matches!(kind, BodyKind::Empty) {
             exchange.ended("completed");
         }
         ResponseBody { kind, _held: None, broken: None, exchange: Rc::clone(exchange) }
@@ -256,18 +256,18 @@ impl http_body::Body for ResponseBody {
         }
         this.exchange.offer(false);
         let is_from_node = match &this.kind {
-            Kind::Answer(_) | Kind::Rest(_) => true,
-            Kind::Arriving(passage) => matches!(passage.source, Source::Own(_)),
-            Kind::Empty | Kind::Full(_) | Kind::Stored(_) | Kind::Whole(_) => false,
+            BodyKind::Answer(_) | BodyKind::Rest(_) => true,
+            BodyKind::Arriving(passage) => matches!(passage.source, PassageSource::Own(_)),
+            BodyKind::Empty | BodyKind::Full(_) | BodyKind::Stored(_) | BodyKind::Whole(_) => false,
         };
         if is_from_node {
             ready!(this.exchange.poll_room(cx));
         }
         let frame = match &mut this.kind {
-            Kind::Empty => None,
-            Kind::Full(bytes) => Some(Ok(Frame::data(std::mem::take(bytes)))),
-            Kind::Stored(reader) => reader.next().map(|piece| Ok(Frame::data(piece))),
-            Kind::Arriving(passage) => match ready!(passage.poll_frame(cx)) {
+            BodyKind::Empty => None,
+            BodyKind::Full(bytes) => Some(Ok(Frame::data(std::mem::take(bytes)))),
+            BodyKind::Stored(reader) => reader.next().map(|piece| Ok(Frame::data(piece))),
+            BodyKind::Arriving(passage) => match ready!(passage.poll_frame(cx)) {
                 None => None,
                 Some(Ok(frame)) => Some(Ok(frame)),
                 Some(Err(Interrupted::ByNode(broken))) => Some(Err(broken)),
@@ -276,9 +276,9 @@ impl http_body::Body for ResponseBody {
                     Some(Err(Broken::Stalled))
                 }
             },
-            Kind::Answer(body) => ready!(Pin::new(&mut **body).poll_frame(cx)),
-            Kind::Whole(whole) => whole.next(),
-            Kind::Rest(parts) => match parts.0.next() {
+            BodyKind::Answer(body) => ready!(Pin::new(&mut **body).poll_frame(cx)),
+            BodyKind::Whole(whole) => whole.next(),
+            BodyKind::Rest(parts) => match parts.0.next() {
                 None => ready!(Pin::new(&mut parts.1).poll_frame(cx)),
                 piece => piece,
             },
@@ -307,25 +307,25 @@ impl http_body::Body for ResponseBody {
 
     fn is_end_stream(&self) -> bool {
         match &self.kind {
-            Kind::Empty => true,
-            Kind::Full(bytes) => bytes.is_empty(),
-            Kind::Stored(reader) => reader.left() == 0,
-            Kind::Arriving(passage) => passage.left == Some(0),
-            Kind::Answer(body) => body.is_end_stream(),
-            Kind::Whole(whole) => whole.is_over(),
-            Kind::Rest(parts) => parts.0.is_over() && parts.1.is_end_stream(),
+            BodyKind::Empty => true,
+            BodyKind::Full(bytes) => bytes.is_empty(),
+            BodyKind::Stored(reader) => reader.left() == 0,
+            BodyKind::Arriving(passage) => passage.left == Some(0),
+            BodyKind::Answer(body) => body.is_end_stream(),
+            BodyKind::Whole(whole) => whole.is_over(),
+            BodyKind::Rest(parts) => parts.0.is_over() && parts.1.is_end_stream(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match &self.kind {
-            Kind::Empty => SizeHint::with_exact(0),
-            Kind::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
-            Kind::Stored(reader) => SizeHint::with_exact(reader.left()),
-            Kind::Arriving(passage) => passage.left.map_or_else(SizeHint::default, SizeHint::with_exact),
-            Kind::Answer(body) => body.size_hint(),
-            Kind::Whole(whole) => whole.length().map_or_else(SizeHint::default, SizeHint::with_exact),
-            Kind::Rest(parts) => match parts.1.size_hint().exact() {
+            BodyKind::Empty => SizeHint::with_exact(0),
+            BodyKind::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
+            BodyKind::Stored(reader) => SizeHint::with_exact(reader.left()),
+            BodyKind::Arriving(passage) => passage.left.map_or_else(SizeHint::default, SizeHint::with_exact),
+            BodyKind::Answer(body) => body.size_hint(),
+            BodyKind::Whole(whole) => whole.length().map_or_else(SizeHint::default, SizeHint::with_exact),
+            BodyKind::Rest(parts) => match parts.1.size_hint().exact() {
                 Some(rest) => SizeHint::with_exact(rest + parts.0.data.len() as u64),
                 None => SizeHint::default(),
             },

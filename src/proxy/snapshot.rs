@@ -50,7 +50,7 @@ pub(crate) struct Route {
 /// The cache rules of a route.
 pub(crate) struct CacheRules {
     pub(crate) key: KeyRules,
-    pub(crate) policy: Arc<cache::Policy>,
+    pub(crate) policy: Arc<cache::CachePolicy>,
     pub(super) lock_timeout: Duration,
     pub(super) bypass_cookies: BypassCookies,
     /// By [`CacheResult`].
@@ -110,7 +110,7 @@ impl CacheRules {
         let largest = config.settings.cache.max_object.0;
         CacheRules {
             key: if config.settings.routes.iter().any(parts_reads) { key.for_route_only(route) } else { key },
-            policy: Arc::new(cache::Policy::of(settings, largest, &config.settings.limits)),
+            policy: Arc::new(cache::CachePolicy::of(settings, largest, &config.settings.limits)),
             lock_timeout: settings.lock_timeout,
             bypass_cookies: BypassCookies::of(settings.bypass_cookies.iter().map(|name| name.as_str())),
             counters: CacheResult::ALL.map(|result| metrics.cache_requests.with_label_values(&[route, result.label()])),

@@ -5,7 +5,7 @@ use crate::cache::Cache;
 use crate::http::budget::Budget;
 use crate::proxy::{RequestRecorder, Snapshot, WorkerContext};
 use crate::server::connection::address_limit::Addresses;
-use crate::server::connection::limit::Places;
+use crate::server::connection::limit::ConnectionPermits;
 use crate::server::connection::{self, context::Context};
 use crate::server::listener::open::{Open, Uses};
 use crate::server::listener::socket_set::{is_exhaustion, refuse_syns};
@@ -51,14 +51,14 @@ pub(in crate::server) enum Stage {
 
 /// The state that all workers share.
 #[derive(Clone)]
-pub(in crate::server) struct Shared {
+pub(in crate::server) struct WorkerShared {
     /// The number of workers.
     pub(in crate::server) workers: usize,
     pub(in crate::server) snapshot: Arc<ArcSwap<Snapshot>>,
     pub(in crate::server) metrics: Arc<Metrics>,
     pub(in crate::server) cache: Arc<Cache>,
     pub(in crate::server) budget: Arc<Budget>,
-    pub(in crate::server) places: Arc<Places>,
+    pub(in crate::server) permits: Arc<ConnectionPermits>,
     pub(in crate::server) addresses: Arc<Addresses>,
     pub(in crate::server) stage: watch::Receiver<Stage>,
     /// The listeners in force; none while draining.
@@ -66,7 +66,7 @@ pub(in crate::server) struct Shared {
 }
 
 /// Runs a worker until the stage says stop or, while draining, until no connection is left.
-pub(in crate::server) fn run(number: usize, shared: Shared) {
+pub(in crate::server) fn run(number: usize, shared: WorkerShared) {
     let mut runtime = Builder::new_current_thread();
     runtime.enable_io().enable_time().event_interval(TASKS_BETWEEN_EVENTS);
     let runtime = runtime.build_local(LocalOptions::default());
@@ -78,7 +78,7 @@ pub(in crate::server) fn run(number: usize, shared: Shared) {
 
 struct Worker {
     number: usize,
-    shared: Shared,
+    shared: WorkerShared,
     context: Rc<WorkerContext>,
     /// The sockets that this worker accepts from.
     accepting: Vec<(Open, Rc<Context>)>,
@@ -88,7 +88,7 @@ struct Worker {
 }
 
 impl Worker {
-    fn new(number: usize, shared: Shared) -> Worker {
+    fn new(number: usize, shared: WorkerShared) -> Worker {
         let recorder = RequestRecorder::new(Arc::clone(&shared.metrics));
         let (snapshot, cache) = (Arc::clone(&shared.snapshot), Arc::clone(&shared.cache));
         let context = Rc::new(WorkerContext::new(snapshot, cache, Arc::clone(&shared.budget), recorder));
@@ -176,7 +176,7 @@ impl Worker {
             match socket.and_then(TcpListener::from_std) {
                 Ok(listener) => {
                     let acceptor = Acceptor {
-                        places: Arc::clone(&self.shared.places),
+                        permits: Arc::clone(&self.shared.permits),
                         context: Rc::clone(&context),
                         uses: open.uses(),
                         in_force: self.shared.open.clone(),
@@ -195,7 +195,7 @@ impl Worker {
 }
 
 struct Acceptor {
-    places: Arc<Places>,
+    permits: Arc<ConnectionPermits>,
     context: Rc<Context>,
     uses: Uses,
     in_force: watch::Receiver<Vec<Open>>,
@@ -207,7 +207,7 @@ struct Acceptor {
 
 impl Acceptor {
     /// Accepts until the listener leaves, and then what the kernel had accepted already. Over the
-    /// limit a connection waits for a place before the next one is accepted.
+    /// limit a connection waits for a permit before the next one is accepted.
     async fn accept_all(self, listener: TcpListener) {
         let mut turns = 0u32;
         loop {
@@ -266,13 +266,13 @@ impl Acceptor {
     }
 
     async fn serve(&self, stream: TcpStream, peer: std::net::SocketAddr) {
-        let place = tokio::select! {
+        let permit = tokio::select! {
             biased;
-            place = self.places.take() => place,
+            permit = self.permits.take() => permit,
             // A listener that is going away keeps no client waiting.
-            () = self.context.left() => self.places.try_take(),
+            () = self.context.left() => self.permits.try_take(),
         };
-        let Some(place) = place else { return };
+        let Some(permit) = permit else { return };
         // Answers are written whole; waiting for more would only delay them.
         let _ = stream.set_nodelay(true);
         self.accepted.inc();
@@ -280,7 +280,7 @@ impl Acceptor {
         let (context, here) = (Rc::clone(&self.context), Rc::clone(&self.here));
         tokio::task::spawn_local(async move {
             connection::serve(context, stream, peer).await;
-            drop((place, counted, here));
+            drop((permit, counted, here));
         });
     }
 }

@@ -37,10 +37,10 @@ pub(crate) trait ClientPart {
 /// dropped before, the connection closes, which tells the node.
 pub(crate) struct AnswerBody {
     incoming: NodeBody,
-    source: Option<Source>,
+    source: Option<ResponseSource>,
 }
 
-struct Source {
+struct ResponseSource {
     carrier: Carrier,
     in_flight: InFlight,
     started: Instant,
@@ -94,7 +94,10 @@ impl AnswerBody {
         keep: Keep,
         client: Weak<dyn ClientPart>,
     ) -> AnswerBody {
-        AnswerBody { incoming, source: Some(Source { carrier, in_flight, started, idle_timeout, until, keep, client }) }
+        AnswerBody {
+            incoming,
+            source: Some(ResponseSource { carrier, in_flight, started, idle_timeout, until, keep, client }),
+        }
     }
 
     /// Ends an answer that has no body at once.
@@ -105,7 +108,7 @@ impl AnswerBody {
     }
 
     fn finish(&mut self, cx: &mut Context<'_>) {
-        let Some(Source { carrier, mut in_flight, started, keep, .. }) = self.source.take() else { return };
+        let Some(ResponseSource { carrier, mut in_flight, started, keep, .. }) = self.source.take() else { return };
         in_flight.finished();
         let now = carrier.last_activity();
         in_flight.node().duration.observe(now.saturating_duration_since(started).as_secs_f64());
@@ -117,7 +120,7 @@ impl AnswerBody {
     }
 
     fn is_cut_short(&self) -> bool {
-        let is_stream = matches!(&self.source, Some(Source { carrier: Carrier::Shared(_), .. }));
+        let is_stream = matches!(&self.source, Some(ResponseSource { carrier: Carrier::Shared(_), .. }));
         is_stream && !self.incoming.is_end_stream()
     }
 
@@ -184,7 +187,7 @@ impl Body for AnswerBody {
                 if let Some(trailers) = frame.trailers_mut() {
                     fields::sanitise_trailers(trailers, fields::is_barred_from_trailers);
                 }
-                if let Some(Source { carrier: Carrier::Shared(link), .. }) = &mut self.source {
+                if let Some(ResponseSource { carrier: Carrier::Shared(link), .. }) = &mut self.source {
                     link.note_activity();
                 }
                 if self.incoming.is_end_stream() {

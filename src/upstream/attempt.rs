@@ -5,7 +5,7 @@ use super::answer::Carrier;
 use super::connections::NodeConnections;
 use super::deadlines::Deadlines;
 use super::interim::Interim;
-use super::link::{Link, Outcome, Patience};
+use super::link::{AttemptLimits, Link, SendResult};
 use super::observer::Observer;
 use super::pool::{Node, Pool};
 use super::retry::{RetrySafety, Setback};
@@ -80,24 +80,24 @@ impl<O: Observer> Attempt<'_, O> {
             }
             let on_interim = observer.wants_interim().then_some(|interim: Interim| observer.interim(&interim));
             let before = link.sent();
-            let outcome = link.send(request, self.patience(started), on_interim, || observer.is_client_slow()).await;
+            let outcome = link.send(request, self.limits(started), on_interim, || observer.is_client_slow()).await;
             let is_client_slow = observer.is_client_slow();
             if self.retries == RetrySafety::AtMostOnce {
-                reach.sent = !matches!(outcome, Outcome::NotSent(_));
+                reach.sent = !matches!(outcome, SendResult::NotSent(_));
                 reach.whole = length.is_some_and(|length| link.sent() - before >= length);
             }
             let (failure, sent) = match outcome {
-                Outcome::Answer(head) => return AttemptResult::Response(head, Carrier::Own(link)),
-                Outcome::NotSent(_) if !is_new && request.is_some() => {
+                SendResult::Answer(head) => return AttemptResult::Response(head, Carrier::Own(link)),
+                SendResult::NotSent(_) if !is_new && request.is_some() => {
                     wants_new = true;
                     continue;
                 }
-                Outcome::Stale(failure) if self.retries == RetrySafety::ByMethod => {
+                SendResult::Stale(failure) if self.retries == RetrySafety::ByMethod => {
                     return failed(failure, Setback::StaleConnection, false);
                 }
-                Outcome::NotSent(failure) => (failure, false),
-                Outcome::Unprocessed { .. } => (Failure::Terminated, true),
-                Outcome::Stale(failure) | Outcome::SentNoAnswer(failure) => (failure, true),
+                SendResult::NotSent(failure) => (failure, false),
+                SendResult::Unprocessed { .. } => (Failure::Terminated, true),
+                SendResult::Stale(failure) | SendResult::SentNoAnswer(failure) => (failure, true),
             };
             return self.judge(failure, sent, is_client_slow, link.last_activity());
         }
@@ -124,7 +124,7 @@ impl<O: Observer> Attempt<'_, O> {
                 }
                 None => {
                     let (began, timeout) = (Instant::now(), self.connect_timeout());
-                    match links.connect(&self.node.runtime, &self.node.target, timeout).await {
+                    match links.connect(&self.node.runtime, &self.node.endpoint, timeout).await {
                         Ok(link) => {
                             observer.connected(began.elapsed());
                             link
@@ -139,29 +139,29 @@ impl<O: Observer> Attempt<'_, O> {
             let started = if is_new { Instant::now() } else { self.started };
             observer.cannot_hear_interim();
             let is_slow = || observer.is_client_slow();
-            let outcome = link.send(&self.node.target, request, self.patience(started), is_new, is_slow).await;
+            let outcome = link.send(&self.node.endpoint, request, self.limits(started), is_new, is_slow).await;
             let is_client_slow = is_slow();
             if self.retries == RetrySafety::AtMostOnce {
-                reach.sent = !matches!(outcome, Outcome::NotSent(_) | Outcome::Unprocessed { .. });
+                reach.sent = !matches!(outcome, SendResult::NotSent(_) | SendResult::Unprocessed { .. });
                 // The connection does not tell how much of a stream was sent: all of it, as far as is known.
                 reach.whole = reach.sent;
             }
             let (failure, sent) = match outcome {
-                Outcome::Answer(head) => return AttemptResult::Response(head, Carrier::Shared(link)),
-                Outcome::NotSent(_) if !is_new && request.is_some() => {
+                SendResult::Answer(head) => return AttemptResult::Response(head, Carrier::Shared(link)),
+                SendResult::NotSent(_) if !is_new && request.is_some() => {
                     wants_new = true;
                     continue;
                 }
                 // The request of a client that has failed goes to no other node.
-                Outcome::Unprocessed { is_refusal } if !observer.has_body_failed() => {
+                SendResult::Unprocessed { is_refusal } if !observer.has_body_failed() => {
                     return failed(Failure::Terminated, Setback::UnprocessedStream, is_refusal);
                 }
-                Outcome::Stale(failure) if self.retries == RetrySafety::ByMethod && !observer.has_body_failed() => {
+                SendResult::Stale(failure) if self.retries == RetrySafety::ByMethod && !observer.has_body_failed() => {
                     return failed(failure, Setback::StaleConnection, false);
                 }
-                Outcome::NotSent(failure) => (failure, false),
-                Outcome::Unprocessed { .. } => (Failure::Terminated, true),
-                Outcome::Stale(failure) | Outcome::SentNoAnswer(failure) => (failure, true),
+                SendResult::NotSent(failure) => (failure, false),
+                SendResult::Unprocessed { .. } => (Failure::Terminated, true),
+                SendResult::Stale(failure) | SendResult::SentNoAnswer(failure) => (failure, true),
             };
             // hyper resets a stream whose body breaks, and says no more than that.
             return self.judge(failure, sent, is_client_slow, link.last_activity());
@@ -172,7 +172,7 @@ impl<O: Observer> Attempt<'_, O> {
     async fn connect(&self) -> Result<Box<Link>, AttemptResult> {
         let (started, timeout) = (Instant::now(), self.connect_timeout());
         // Boxed, for most requests find a kept connection.
-        let link = Box::pin(Link::connect(&self.node.target, timeout)).await;
+        let link = Box::pin(Link::connect(&self.node.endpoint, timeout)).await;
         let link = link.map_err(|failure| self.not_connected(failure, timeout))?;
         self.observer.connected(started.elapsed());
         Ok(link)
@@ -208,8 +208,8 @@ impl<O: Observer> Attempt<'_, O> {
         (self.retries == RetrySafety::AtMostOnce).then_some(FRESH)
     }
 
-    fn patience(&self, started: Instant) -> Patience {
-        Patience { started, first_byte: self.pool.timeouts.first_byte, until: self.deadlines.until }
+    fn limits(&self, started: Instant) -> AttemptLimits {
+        AttemptLimits { started, first_byte: self.pool.timeouts.first_byte, until: self.deadlines.until }
     }
 
     /// Returns the time to connect within, shortened by the end of the whole request.

@@ -1,8 +1,8 @@
 //! Builds the pools of a configuration: names are resolved, nodes found again, and rings built or kept.
 
-use super::connect::Target;
+use super::connect::Endpoint;
 use super::discovery::Found;
-use super::pick::Rules;
+use super::pick::PickRules;
 use super::pool::{Node, Pool, Totals};
 use super::registry::Registry;
 use super::retry::RetryRules;
@@ -77,7 +77,7 @@ impl Pool {
             _ => Arc::new(Ring::build(Seed::new(&ring_settings.0), ring_settings.1, &members)),
         };
         let named = settings.tls.as_ref().and_then(|tls| tls.server_name.as_ref()).map(|name| name.value.0.clone());
-        let target = |address: SocketAddr, others: Arc<[SocketAddr]>, host: Option<&str>| Target {
+        let endpoint = |address: SocketAddr, others: Arc<[SocketAddr]>, host: Option<&str>| Endpoint {
             address,
             others,
             host: host.map(|host| host.trim_end_matches('.').into()),
@@ -86,9 +86,9 @@ impl Pool {
         };
         let nodes = nodes.into_iter().map(|(id, place, weight, state, host)| {
             let Location { address, others, named, unresolved } = place;
-            let target = target(address, others, host);
-            let runtime = registry.node(&group, &id, &target);
-            Node { salt: ring.hash_key(id.as_bytes()), runtime, id, target, weight, state, named, unresolved }
+            let endpoint = endpoint(address, others, host);
+            let runtime = registry.node(&group, &id, &endpoint);
+            Node { salt: ring.hash_key(id.as_bytes()), runtime, id, endpoint, weight, state, named, unresolved }
         });
         Ok(Pool {
             nodes: nodes.collect(),
@@ -103,7 +103,7 @@ impl Pool {
             retries: RetryRules::of(settings.retries.as_ref()),
             slow_start: settings.slow_start,
             protocol: settings.protocol,
-            rules: Rules {
+            rules: PickRules {
                 max_per_node: settings.connections.max_per_node,
                 bounded_load: settings.ring.bounded_load.map(config::values::Factor::thousandths),
                 panic_threshold: settings.panic_threshold.ratio(),
@@ -151,7 +151,7 @@ impl Location {
     }
 
     fn of(node: &Node) -> Location {
-        let Target { address, others, .. } = &node.target;
+        let Endpoint { address, others, .. } = &node.endpoint;
         Location { address: *address, others: Arc::clone(others), named: node.named.clone(), unresolved: None }
     }
 
@@ -236,7 +236,7 @@ mod tests {
         let mut before = built("127.0.0.1:80").nodes.remove(0);
         let localhost = NodeAddress { host: "127.0.0.1".into(), port: 80 };
         assert_eq!(Location::resolve(&localhost, Some(&before)).address, before.address());
-        before.target.address = "192.0.2.1:80".parse().unwrap();
+        before.endpoint.address = "192.0.2.1:80".parse().unwrap();
         assert_eq!(Location::resolve(&localhost, Some(&before)).address, "127.0.0.1:80".parse().unwrap(), "it is gone");
     }
 }

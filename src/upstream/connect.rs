@@ -18,7 +18,7 @@ const STAGGER: Duration = Duration::from_millis(250);
 
 /// Where a node is, and how it is spoken with.
 #[derive(Clone)]
-pub(crate) struct Target {
+pub(crate) struct Endpoint {
     pub(crate) address: SocketAddr,
     /// The other addresses of the node's name, which are tried where this one does not answer.
     pub(crate) others: Arc<[SocketAddr]>,
@@ -29,7 +29,7 @@ pub(crate) struct Target {
     pub(crate) tls: Option<(Arc<ClientTls>, ServerName<'static>)>,
 }
 
-impl Target {
+impl Endpoint {
     /// All but the address, in a form that can be compared.
     pub(super) fn manner(&self) -> Vec<u8> {
         let mut manner = self.protocol.word().as_bytes().to_vec();
@@ -41,9 +41,9 @@ impl Target {
     }
 
     /// Returns the same at another port.
-    pub(super) fn at(&self, port: u16) -> Target {
+    pub(super) fn at(&self, port: u16) -> Endpoint {
         let at = |address: &SocketAddr| SocketAddr::new(address.ip(), port);
-        Target { address: at(&self.address), others: self.others.iter().map(at).collect(), ..self.clone() }
+        Endpoint { address: at(&self.address), others: self.others.iter().map(at).collect(), ..self.clone() }
     }
 
     /// Connects, and shakes hands where TLS is spoken. How long that may take is the caller's to say.

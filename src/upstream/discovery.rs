@@ -40,27 +40,27 @@ pub(crate) struct Found {
 pub(crate) struct Discovered {
     runtime: Handle,
     changed: Arc<Notify>,
-    targets: Mutex<Vec<Target>>,
+    targets: Mutex<Vec<Subscription>>,
     /// Looks again for names of the file that cannot be resolved.
     resolving: Mutex<Option<AbortHandle>>,
 }
 
 /// One thing that is asked for, for as long as a configuration wants it.
-struct Target {
+struct Subscription {
     settings: Discovery,
-    state: Arc<Mutex<State>>,
+    state: Arc<Mutex<SubscriptionState>>,
     task: AbortHandle,
 }
 
 /// What is known of it.
 #[derive(Clone, Debug, Default)]
-struct State {
+struct SubscriptionState {
     nodes: Vec<Found>,
     /// Why the last answer changed nothing.
     failure: Option<String>,
 }
 
-impl Drop for Target {
+impl Drop for Subscription {
     fn drop(&mut self) {
         self.task.abort();
     }
@@ -86,7 +86,7 @@ impl Discovered {
     /// Asks for what is not known yet, once and for all of it at a time; what it comes to is there afterwards. What does not
     /// answer in time is asked for again later.
     pub(crate) async fn prepare(&self, wanted: impl Iterator<Item = &Discovery>) {
-        let mut askers: Vec<Asker> = Vec::new();
+        let mut askers: Vec<Resolving> = Vec::new();
         for settings in wanted {
             let is_known = self.targets().iter().any(|target| target.settings == *settings);
             if is_known || askers.iter().any(|asker| asker.settings == *settings) {
@@ -94,10 +94,11 @@ impl Discovered {
             }
             // What is asked for in another way now was known before.
             let known = self.targets().iter().find(|target| target.settings.dns == settings.dns).map(|target| {
-                let State { nodes, .. } = lock(&target.state).clone();
-                State { nodes, failure: None }
+                let SubscriptionState { nodes, .. } = lock(&target.state).clone();
+                SubscriptionState { nodes, failure: None }
             });
-            askers.push(Asker { settings: settings.clone(), state: Arc::new(Mutex::new(known.unwrap_or_default())) });
+            askers
+                .push(Resolving { settings: settings.clone(), state: Arc::new(Mutex::new(known.unwrap_or_default())) });
         }
         let mut first_questions = JoinSet::new();
         for asker in askers {
@@ -116,7 +117,7 @@ impl Discovered {
             let Ok(asker) = asked else { continue };
             let (settings, state) = (asker.settings.clone(), Arc::clone(&asker.state));
             let task = self.runtime.spawn(asker.keep_asking(Arc::clone(&self.changed))).abort_handle();
-            self.targets().push(Target { settings, state, task });
+            self.targets().push(Subscription { settings, state, task });
         }
     }
 
@@ -140,13 +141,13 @@ impl Discovered {
         self.changed.notified().await;
     }
 
-    fn state(&self, settings: &Discovery) -> State {
+    fn state(&self, settings: &Discovery) -> SubscriptionState {
         let targets = self.targets();
         let target = targets.iter().find(|target| target.settings == *settings);
         target.map(|target| lock(&target.state).clone()).unwrap_or_default()
     }
 
-    fn targets(&self) -> MutexGuard<'_, Vec<Target>> {
+    fn targets(&self) -> MutexGuard<'_, Vec<Subscription>> {
         lock(&self.targets)
     }
 }
@@ -174,12 +175,12 @@ fn resolves(name: &(String, u16)) -> bool {
 }
 
 /// Asks for one thing.
-struct Asker {
+struct Resolving {
     settings: Discovery,
-    state: Arc<Mutex<State>>,
+    state: Arc<Mutex<SubscriptionState>>,
 }
 
-impl Asker {
+impl Resolving {
     async fn keep_asking(self, changed: Arc<Notify>) {
         loop {
             // Without any node there is nothing to wait for.

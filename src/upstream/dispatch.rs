@@ -32,7 +32,7 @@ use super::pick::PickError;
 use super::pool::{Picked, Pool, Tried};
 use super::replay_body::ReplayBody;
 use super::retry::{RetrySafety, Setback};
-use super::{AnswerBody, Failure, Outgoing, Wanted};
+use super::{AnswerBody, Failure, NodePreference, Outgoing};
 use crate::config::Protocol;
 use crate::http::budget::Budget;
 use crate::http::problem::{Problem, ProblemKind};
@@ -44,7 +44,7 @@ use std::time::Instant;
 /// A request on its way to the nodes of a pool.
 pub(crate) struct Dispatch {
     pub(crate) pool: Arc<Pool>,
-    pub(crate) wanted: Wanted,
+    pub(crate) wanted: NodePreference,
     /// Here until it is sent.
     pub(crate) request: Option<Request<Outgoing>>,
     pub(crate) deadlines: Deadlines,
@@ -120,7 +120,7 @@ impl Spare {
 impl Dispatch {
     pub(crate) fn new(
         pool: Arc<Pool>,
-        wanted: Wanted,
+        wanted: NodePreference,
         request: Request<Outgoing>,
         deadlines: Deadlines,
         retries: RetrySafety,
@@ -263,7 +263,7 @@ impl Dispatch {
     }
 
     /// Returns a copy of a request that may be sent more than once. Requests without a body come back by other ways
-    /// where a kept connection was stale, or a stream was not processed; see [`Outcome`](super::link::Outcome).
+    /// where a kept connection was stale, or a stream was not processed; see [`SendResult`](super::link::Outcome).
     fn spare(&mut self, budget: &Arc<Budget>) -> Option<Spare> {
         let (pool, retries) = (&self.pool, self.retries);
         let reaches_further = pool.retries.reach_beyond_sending() && pool.nodes.len() > 1;
@@ -395,7 +395,7 @@ mod tests {
         let mut request = Request::new(Outgoing::from(BufferedBody::new("body".into(), None)));
         (*request.method_mut(), *request.uri_mut()) = (Method::POST, Uri::from_static("/path"));
         request.headers_mut().insert(HOST, HeaderValue::from_static("orders.example"));
-        let wanted = Wanted { hash: 0, pinned: Some(pinned), may_leave: true };
+        let wanted = NodePreference { hash: 0, pinned: Some(pinned), may_leave: true };
         Dispatch::new(Arc::clone(pool), wanted, request, Deadlines::from_now(pool), retries)
     }
 

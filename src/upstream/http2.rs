@@ -3,8 +3,8 @@
 //! A connection is a task of its own worker, which ends when nobody wants it any more. What hyper gives back of
 //! a request was not sent; whatever else goes wrong may have reached the node.
 
-use super::connect::Target;
-use super::link::{Outcome, Patience};
+use super::connect::Endpoint;
+use super::link::{AttemptLimits, SendResult};
 use super::node::NodeRuntime;
 use super::{BodyError, Failure, Outgoing};
 use crate::io::OnThisThread;
@@ -41,7 +41,7 @@ const PING_TIMEOUT: Duration = Duration::from_secs(10);
 /// One worker's connections.
 #[derive(Default)]
 pub(crate) struct SharedLinks {
-    by_node: RefCell<HashMap<u64, Vec<Rc<Shared>>, foldhash::fast::RandomState>>,
+    by_node: RefCell<HashMap<u64, Vec<Rc<SharedConnection>>, foldhash::fast::RandomState>>,
     /// Nodes that somebody connects to; the others wait for what comes of it.
     connecting: RefCell<HashMap<u64, Rc<Notify>, foldhash::fast::RandomState>>,
 }
@@ -65,7 +65,7 @@ impl Drop for Connecting<'_> {
 }
 
 /// A connection that requests share.
-struct Shared {
+struct SharedConnection {
     sender: SendRequest<Outgoing>,
     streams: Cell<u32>,
     /// As many as the node allows at a time.
@@ -78,20 +78,20 @@ struct Shared {
 
 /// One request on such a connection.
 pub(crate) struct SharedLink {
-    shared: Rc<Shared>,
+    shared: Rc<SharedConnection>,
     /// Where the request has a body, which may stay on the connection for longer than the answer.
-    place: Option<Rc<Place>>,
+    permit: Option<Rc<StreamPermit>>,
     last_activity: Instant,
     timer: Pin<Box<Sleep>>,
 }
 
 impl SharedLinks {
-    /// A place on a connection that has one; with `within`, on one that was in use so short a time ago. While
+    /// Returns a stream on a connection that has room; with `within`, on one that was in use so short a time ago. While
     /// another one is being made, those that are full have to do.
     pub(crate) fn take(&self, node: &NodeRuntime, within: Option<Duration>) -> Option<Box<SharedLink>> {
         let by_node = self.by_node.borrow();
         let may_be_full = self.connecting.borrow().contains_key(&node.serial);
-        let is_fresh = |shared: &&Rc<Shared>| {
+        let is_fresh = |shared: &&Rc<SharedConnection>| {
             within.is_none_or(|within| shared.streams.get() > 0 || shared.used.get().elapsed() < within)
         };
         let open = by_node.get(&node.serial)?.iter().filter(|shared| shared.sender.is_ready()).filter(is_fresh);
@@ -112,18 +112,18 @@ impl SharedLinks {
         true
     }
 
-    /// Returns a new connection, and a place on it.
+    /// Returns a stream on a new connection.
     pub(crate) async fn connect(
         &self,
         node: &Arc<NodeRuntime>,
-        target: &Target,
+        endpoint: &Endpoint,
         timeout: Duration,
     ) -> Result<Box<SharedLink>, Failure> {
         let told: Rc<Notify> = Rc::default();
         self.connecting.borrow_mut().insert(node.serial, Rc::clone(&told));
         let _connecting = Connecting { links: self, serial: node.serial, told };
         let connecting = async {
-            let stream = target.connect().await.map_err(|(failure, _)| failure)?;
+            let stream = endpoint.connect().await.map_err(|(failure, _)| failure)?;
             if stream.is_tls() && stream.alpn_protocol() != Some(b"h2") {
                 return Err(Failure::TlsProtocol);
             }
@@ -156,7 +156,7 @@ impl SharedLinks {
                 tracing::debug!(%error, "a connection to a node ended");
             }
         });
-        let shared = Rc::new(Shared {
+        let shared = Rc::new(SharedConnection {
             sender,
             streams: Cell::new(0),
             most,
@@ -182,7 +182,7 @@ impl SharedLinks {
     }
 }
 
-impl Shared {
+impl SharedConnection {
     /// A request has ended.
     fn leave(&self) {
         let streams = self.streams.get() - 1;
@@ -201,41 +201,41 @@ impl Shared {
     }
 }
 
-impl Drop for Shared {
+impl Drop for SharedConnection {
     fn drop(&mut self) {
         self.rest(false);
     }
 }
 
 impl SharedLink {
-    fn on(shared: &Rc<Shared>) -> Box<SharedLink> {
+    fn on(shared: &Rc<SharedConnection>) -> Box<SharedLink> {
         shared.streams.set(shared.streams.get() + 1);
         shared.rest(false);
         let timer = Box::pin(tokio::time::sleep(Duration::from_secs(3600)));
-        Box::new(SharedLink { shared: Rc::clone(shared), place: None, last_activity: Instant::now(), timer })
+        Box::new(SharedLink { shared: Rc::clone(shared), permit: None, last_activity: Instant::now(), timer })
     }
 
     /// Sends a request and waits for the head of its answer.
     pub(crate) async fn send(
         &mut self,
-        target: &Target,
+        endpoint: &Endpoint,
         request: &mut Option<Request<Outgoing>>,
-        patience: Patience,
+        limits: AttemptLimits,
         is_new: bool,
         waits_for_client: impl Fn() -> bool,
-    ) -> Outcome {
-        let Some(mut taken) = request.take() else { return Outcome::NotSent(Failure::RequestBody) };
+    ) -> SendResult {
+        let Some(mut taken) = request.take() else { return SendResult::NotSent(Failure::RequestBody) };
         let plain = (taken.uri().clone(), taken.headers().clone());
         let (method, is_bare) = (taken.method().clone(), matches!(taken.body(), Outgoing::Empty));
-        if dress(&mut taken, target).is_none() {
-            return Outcome::NotSent(Failure::RequestBody);
+        if dress(&mut taken, endpoint).is_none() {
+            return SendResult::NotSent(Failure::RequestBody);
         }
         if !is_bare {
-            let place = self.place.get_or_insert_with(|| Rc::new(Place(Rc::clone(&self.shared))));
+            let permit = self.permit.get_or_insert_with(|| Rc::new(StreamPermit(Rc::clone(&self.shared))));
             let body = std::mem::replace(taken.body_mut(), Outgoing::Empty);
-            *taken.body_mut() = Outgoing::Stream(Box::pin(Placed { body, _place: Rc::clone(place) }));
+            *taken.body_mut() = Outgoing::Stream(Box::pin(PermittedBody { body, _permit: Rc::clone(permit) }));
         }
-        self.last_activity = patience.started;
+        self.last_activity = limits.started;
         let mut sender = self.shared.sender.clone();
         let mut answer = pin!(sender.try_send_request(taken));
         let result = poll_fn(|cx| {
@@ -245,7 +245,7 @@ impl SharedLink {
             if waits_for_client() {
                 self.last_activity = Instant::now();
             }
-            match self.is_late(cx, patience.first_byte, patience.until) {
+            match self.is_late(cx, limits.first_byte, limits.until) {
                 true => Poll::Ready(None),
                 false => Poll::Pending,
             }
@@ -253,12 +253,12 @@ impl SharedLink {
         .await;
         self.last_activity = if result.is_some() { Instant::now() } else { self.last_activity };
         match result {
-            Some(Ok(head)) => Outcome::Answer(head),
+            Some(Ok(head)) => SendResult::Answer(head),
             Some(Err(mut error)) => {
                 if let Some(mut unsent) = error.take_message() {
                     (*unsent.uri_mut(), *unsent.headers_mut()) = plain;
                     *request = Some(unsent);
-                    return Outcome::NotSent(Failure::Terminated);
+                    return SendResult::NotSent(Failure::Terminated);
                 }
                 if is_bare {
                     // All of it is still here.
@@ -268,13 +268,13 @@ impl SharedLink {
                     *request = Some(again);
                 }
                 match ended(error.error()) {
-                    Ended::Refused => Outcome::Unprocessed { is_refusal: true },
-                    Ended::BeyondGoaway => Outcome::Unprocessed { is_refusal: false },
-                    Ended::Connection if !is_new => Outcome::Stale(Failure::Terminated),
-                    Ended::Connection | Ended::Stream => Outcome::SentNoAnswer(Failure::Terminated),
+                    Ended::Refused => SendResult::Unprocessed { is_refusal: true },
+                    Ended::BeyondGoaway => SendResult::Unprocessed { is_refusal: false },
+                    Ended::Connection if !is_new => SendResult::Stale(Failure::Terminated),
+                    Ended::Connection | Ended::Stream => SendResult::SentNoAnswer(Failure::Terminated),
                 }
             }
-            None => Outcome::SentNoAnswer(Failure::Timeout),
+            None => SendResult::SentNoAnswer(Failure::Timeout),
         }
     }
 
@@ -296,28 +296,28 @@ impl SharedLink {
 
 impl Drop for SharedLink {
     fn drop(&mut self) {
-        if self.place.is_none() {
+        if self.permit.is_none() {
             self.shared.leave();
         }
     }
 }
 
-/// A place on a connection, given back when the answer and the request's body have both let go of it.
-struct Place(Rc<Shared>);
+/// A permit for a stream of a connection, given back when the response and the request's body are both dropped.
+struct StreamPermit(Rc<SharedConnection>);
 
-impl Drop for Place {
+impl Drop for StreamPermit {
     fn drop(&mut self) {
         self.0.leave();
     }
 }
 
-/// A request's body with its place.
-struct Placed {
+/// A request's body with its permit.
+struct PermittedBody {
     body: Outgoing,
-    _place: Rc<Place>,
+    _permit: Rc<StreamPermit>,
 }
 
-impl Body for Placed {
+impl Body for PermittedBody {
     type Data = Bytes;
     type Error = BodyError;
 
@@ -359,14 +359,14 @@ fn ended(error: &hyper::Error) -> Ended {
 }
 
 /// Rewrites a request for HTTP/2: the host in the target, and no connection-specific field (RFC 9113 8.2.2).
-fn dress(request: &mut Request<Outgoing>, target: &Target) -> Option<()> {
+fn dress(request: &mut Request<Outgoing>, endpoint: &Endpoint) -> Option<()> {
     let host = request.headers_mut().remove(HOST);
     let authority = match host.as_ref().map(HeaderValue::as_bytes) {
         Some(host) => Authority::try_from(host).ok()?,
-        None => Authority::try_from(target.address.to_string()).ok()?,
+        None => Authority::try_from(endpoint.address.to_string()).ok()?,
     };
     let path = request.uri().path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
-    let scheme = if target.tls.is_some() { Scheme::HTTPS } else { Scheme::HTTP };
+    let scheme = if endpoint.tls.is_some() { Scheme::HTTPS } else { Scheme::HTTP };
     *request.uri_mut() = Uri::builder().scheme(scheme).authority(authority).path_and_query(path).build().ok()?;
     request.headers_mut().remove(CONNECTION);
     request.headers_mut().remove(TRANSFER_ENCODING);

@@ -5,7 +5,7 @@
 //! own client's connection. While a link is idle nobody drives it; before it is used again the
 //! socket is asked whether anything has happened.
 
-use super::connect::Target;
+use super::connect::Endpoint;
 use super::interim::{Interim, Scanner};
 use super::retry::is_idempotent;
 use super::{Failure, NodeBody, Outgoing};
@@ -28,7 +28,7 @@ use tokio::time::Sleep;
 const MAX_BUFFER: usize = 64 << 10;
 
 /// The result of one attempt.
-pub(crate) enum Outcome {
+pub(crate) enum SendResult {
     /// No byte of the request left this process: it may be tried elsewhere, whatever it is, if it
     /// has come back whole.
     NotSent(Failure),
@@ -46,7 +46,7 @@ pub(crate) enum Outcome {
 
 /// The time limits of an attempt.
 #[derive(Clone, Copy)]
-pub(crate) struct Patience {
+pub(crate) struct AttemptLimits {
     /// When the attempt began.
     pub(crate) started: Instant,
     /// From the last byte sent to the answer's head; zero for ever.
@@ -129,14 +129,14 @@ impl Written {
 
 impl Link {
     /// Connects to a node.
-    pub(crate) async fn connect(target: &Target, timeout: Duration) -> Result<Box<Link>, Failure> {
-        let connecting = target.connect();
+    pub(crate) async fn connect(endpoint: &Endpoint, timeout: Duration) -> Result<Box<Link>, Failure> {
+        let connecting = endpoint.connect();
         let connected = match timeout.is_zero() {
             true => connecting.await,
             false => tokio::time::timeout(timeout, connecting).await.map_err(|_| Failure::ConnectTimeout)?,
         };
         let stream = connected.map_err(|(failure, error)| {
-            tracing::debug!(error, address = %target.address, "no connection to a node");
+            tracing::debug!(error, address = %endpoint.address, "no connection to a node");
             failure
         })?;
         let now = Instant::now();
@@ -164,17 +164,17 @@ impl Link {
     pub(crate) async fn send(
         &mut self,
         request: &mut Option<Request<Outgoing>>,
-        patience: Patience,
+        limits: AttemptLimits,
         on_interim: Option<impl Fn(Interim)>,
         waits_for_client: impl Fn() -> bool,
-    ) -> Outcome {
-        let Some(taken) = request.take() else { return Outcome::NotSent(Failure::RequestBody) };
+    ) -> SendResult {
+        let Some(taken) = request.take() else { return SendResult::NotSent(Failure::RequestBody) };
         let sent_before = self.socket.sent.get();
         // Sent before, it is kept from an earlier request.
         let may_repeat = sent_before > 0 && is_idempotent(taken.method()) && matches!(taken.body(), Outgoing::Empty);
         self.socket.written.borrow_mut().begin(may_repeat);
         self.socket.has_received.set(false);
-        self.socket.last_activity.set(patience.started);
+        self.socket.last_activity.set(limits.started);
         if on_interim.is_some() {
             self.socket.interim.borrow_mut().begin();
         }
@@ -190,8 +190,8 @@ impl Link {
                 Poll::Pending if self.closed => Poll::Ready(None),
                 Poll::Pending => {
                     // A node is not slow as long as the client is.
-                    let first_byte = if waits_for_client() { Duration::ZERO } else { patience.first_byte };
-                    match self.is_late(cx, first_byte, patience.until) {
+                    let first_byte = if waits_for_client() { Duration::ZERO } else { limits.first_byte };
+                    match self.is_late(cx, first_byte, limits.until) {
                         true => Poll::Ready(None),
                         false => Poll::Pending,
                     }
@@ -204,8 +204,8 @@ impl Link {
             Some(Ok(head)) => {
                 let framing = Framing::of(head.headers(), head.body());
                 return match self.socket.messages.borrow_mut().framed(framing) {
-                    Ok(()) => Outcome::Answer(head),
-                    Err(_) => Outcome::SentNoAnswer(Failure::Malformed),
+                    Ok(()) => SendResult::Answer(head),
+                    Err(_) => SendResult::SentNoAnswer(Failure::Malformed),
                 };
             }
             Some(Err(mut error)) => {
@@ -223,14 +223,14 @@ impl Link {
             None => Failure::Timeout,
         };
         match () {
-            () if self.socket.sent.get() == sent_before => Outcome::NotSent(failure),
+            () if self.socket.sent.get() == sent_before => SendResult::NotSent(failure),
             () if sent_before > 0 && failure == Failure::Terminated && !self.socket.has_received.get() => {
                 if request.is_none() {
                     *request = self.socket.written.borrow().request();
                 }
-                Outcome::Stale(failure)
+                SendResult::Stale(failure)
             }
-            () => Outcome::SentNoAnswer(failure),
+            () => SendResult::SentNoAnswer(failure),
         }
     }
 

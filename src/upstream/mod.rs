@@ -55,7 +55,7 @@ pub(crate) use node_response::NodeResponse;
 pub(crate) use observer::{NoClient, Observer};
 pub(crate) use pool::{Node, Pool};
 pub(crate) use probe::Probes;
-pub(crate) use registry::{Registry, Said};
+pub(crate) use registry::{Registry, StateOverride};
 pub(crate) use retry::RetrySafety;
 
 use crate::http::buffered_body::BufferedBody;
@@ -64,10 +64,10 @@ use std::pin::Pin;
 
 /// Which nodes a request may go to.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Wanted {
+pub(crate) struct NodePreference {
     /// Where its key lies on the circle.
     pub(crate) hash: u64,
-    /// The node of a strict session, by its place in the pool's list; it comes before the ring.
+    /// The node of a strict session, by its index in the pool's list; it comes before the ring.
     pub(crate) pinned: Option<usize>,
     /// A pinned session may go to another node.
     pub(crate) may_leave: bool,

@@ -138,7 +138,7 @@ impl NodeRuntime {
         }
     }
 
-    /// Takes one of the node's places; `None` where all are taken, or somebody else tries it already.
+    /// Takes one of the node's permits; `None` where all are taken, or another request tries the node already.
     pub(super) fn begin(self: &Arc<Self>, limit: u32, is_trial: bool, now: Millis) -> Option<InFlight> {
         if is_trial && !self.circuit.begin_trial(now) {
             return None;
@@ -201,7 +201,7 @@ impl NodeRuntime {
     }
 }
 
-/// A place among a node's requests in flight, given back when dropped; what becomes of the request is
+/// A permit for one of a node's requests in flight, given back when dropped; the result of the request is
 /// told to it.
 pub(crate) struct InFlight {
     node: Arc<NodeRuntime>,

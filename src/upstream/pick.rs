@@ -68,7 +68,7 @@ impl Skip {
 
 /// The rules of a pool for picking a node.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Rules {
+pub(super) struct PickRules {
     pub(super) max_per_node: u32,
     /// In thousandths of the average.
     pub(super) bounded_load: Option<u32>,
@@ -98,8 +98,12 @@ pub(crate) enum PickError {
 }
 
 /// Goes through the nodes in the order of a key.
-pub(super) fn pick(order: impl Iterator<Item = usize>, nodes: &impl Nodes, rules: &Rules) -> Result<Pick, PickError> {
-    let mut moment = Moment { nodes, rules, panic: None, totals: None };
+pub(super) fn pick(
+    order: impl Iterator<Item = usize>,
+    nodes: &impl Nodes,
+    rules: &PickRules,
+) -> Result<Pick, PickError> {
+    let mut moment = Survey { nodes, rules, panic: None, totals: None };
     let mut spilled = None;
     let mut second_best: Option<(usize, bool)> = None;
     let mut full = false;
@@ -136,8 +140,8 @@ pub(super) fn pick(order: impl Iterator<Item = usize>, nodes: &impl Nodes, rules
 }
 
 /// Returns the node of a strict session: it takes its sessions also while it drains, and whatever its load.
-pub(super) fn pick_pinned(node: usize, nodes: &impl Nodes, rules: &Rules) -> Result<Pick, Skip> {
-    let mut moment = Moment { nodes, rules, panic: None, totals: None };
+pub(super) fn pick_pinned(node: usize, nodes: &impl Nodes, rules: &PickRules) -> Result<Pick, Skip> {
+    let mut moment = Survey { nodes, rules, panic: None, totals: None };
     if nodes.state(node) == NodeState::Down {
         return Err(Skip::Down);
     }
@@ -165,15 +169,15 @@ enum Passed {
 }
 
 /// The nodes, and what is found out of all of them only where it is needed.
-struct Moment<'a, N> {
+struct Survey<'a, N> {
     nodes: &'a N,
-    rules: &'a Rules,
+    rules: &'a PickRules,
     panic: Option<bool>,
     /// As [`Nodes::totals`] has them.
     totals: Option<(u64, u64)>,
 }
 
-impl<N: Nodes> Moment<'_, N> {
+impl<N: Nodes> Survey<'_, N> {
     /// Returns whether a node takes the request; `true` where it tries the node.
     fn look(&mut self, node: usize) -> Result<bool, Passed> {
         match self.nodes.state(node) {

@@ -1,11 +1,11 @@
 //! A pool as one configuration has it: its ring, its nodes, its rules, and the choice of a node.
 
-use super::Wanted;
+use super::NodePreference;
 use super::clock::{Millis, millis};
-use super::connect::Target;
+use super::connect::Endpoint;
 use super::group::Group;
 use super::node::{InFlight, NodeRuntime};
-use super::pick::{self, Nodes, Pick, PickError, Rules, Skip};
+use super::pick::{self, Nodes, Pick, PickError, PickRules, Skip};
 use super::retry::RetryRules;
 use crate::config::{HealthCheck, NodeState, OutlierEjection, PoolConnections, Protocol, Timeouts};
 use crate::ring::Ring;
@@ -31,7 +31,7 @@ pub(crate) struct Pool {
     pub(crate) retries: RetryRules,
     pub(crate) slow_start: Duration,
     pub(crate) protocol: Protocol,
-    pub(super) rules: Rules,
+    pub(super) rules: PickRules,
     pub(super) totals: Totals,
     pub(crate) group: Arc<Group>,
 }
@@ -50,7 +50,7 @@ pub(super) struct Totals {
 /// A node as one configuration has it.
 pub(crate) struct Node {
     pub(crate) id: Arc<str>,
-    pub(crate) target: Target,
+    pub(crate) endpoint: Endpoint,
     pub(crate) weight: u32,
     /// As the file has it; what is in force is the runtime's to say.
     pub(crate) state: NodeState,
@@ -63,29 +63,29 @@ pub(crate) struct Node {
     pub(super) salt: u64,
 }
 
-/// A node that takes a request, and its place there.
+/// A node that takes a request, and the permit for it.
 pub(crate) struct Picked {
-    /// Its place in the pool's list.
+    /// Its index in the pool's list.
     pub(crate) node: usize,
     pub(crate) in_flight: InFlight,
     /// So few nodes are well that all of them are tried.
     pub(crate) in_panic: bool,
 }
 
-/// The nodes that a request has tried, by their places in the pool's list.
+/// The nodes that a request has tried, by their indices in the pool's list.
 pub(crate) type Tried = SmallVec<[usize; 4]>;
 
 impl Node {
     pub(crate) fn address(&self) -> SocketAddr {
-        self.target.address
+        self.endpoint.address
     }
 }
 
 impl Pool {
-    /// Chooses the node that takes a request, and takes a place there. Those that were tried are passed
+    /// Chooses the node that takes a request, and takes a permit there. Those that were tried are passed
     /// over.
-    pub(crate) fn pick(&self, wanted: &Wanted, tried: &[usize], now: Instant) -> Result<Picked, PickError> {
-        let moment = Moment { pool: self, hash: wanted.hash, now: millis(now) };
+    pub(crate) fn pick(&self, wanted: &NodePreference, tried: &[usize], now: Instant) -> Result<Picked, PickError> {
+        let moment = PoolState { pool: self, hash: wanted.hash, now: millis(now) };
         let mut lost: Tried = SmallVec::new();
         let mut spilled = None;
         if let Some(node) = wanted.pinned.filter(|node| !tried.contains(node)) {
@@ -134,7 +134,7 @@ impl Pool {
 
     /// Returns the node that a key would meet now.
     pub(crate) fn taker(&self, hash: u64, now: Instant) -> Option<&Node> {
-        let moment = Moment { pool: self, hash, now: millis(now) };
+        let moment = PoolState { pool: self, hash, now: millis(now) };
         let pick = pick::pick(self.ring.walk(hash), &moment, &self.rules).ok()?;
         Some(&self.nodes[pick.node])
     }
@@ -156,18 +156,18 @@ impl Pool {
 
     /// Returns whether so few nodes are well that health is ignored.
     pub(crate) fn is_panic(&self, now: Millis) -> bool {
-        pick::is_panic(&Moment { pool: self, hash: 0, now }, self.rules.panic_threshold)
+        pick::is_panic(&PoolState { pool: self, hash: 0, now }, self.rules.panic_threshold)
     }
 }
 
 /// A pool's nodes as a key finds them.
-struct Moment<'a> {
+struct PoolState<'a> {
     pool: &'a Pool,
     hash: u64,
     now: Millis,
 }
 
-impl Nodes for Moment<'_> {
+impl Nodes for PoolState<'_> {
     fn count(&self) -> usize {
         self.pool.nodes.len()
     }

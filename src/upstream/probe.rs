@@ -2,7 +2,7 @@
 //! admin listener, however many workers there are.
 
 use super::NodeBody;
-use super::connect::Target;
+use super::connect::Endpoint;
 use super::node::NodeRuntime;
 use super::pool::{Node, Pool};
 use crate::config::{CheckKind, GrpcCheck, HealthCheck, Protocol};
@@ -45,10 +45,10 @@ struct Probe {
 impl Probe {
     /// Returns whether it does what this node's checks should.
     fn is(&self, check: &HealthCheck, node: &Node) -> bool {
-        let tls = node.target.tls.as_ref();
+        let tls = node.endpoint.tls.as_ref();
         *self.check == *check
-            && self.host == node.target.host
-            && self.protocol == node.target.protocol
+            && self.host == node.endpoint.host
+            && self.protocol == node.endpoint.protocol
             && self.tls.as_ref() == tls
             && !self.task.is_finished()
     }
@@ -77,9 +77,9 @@ impl Probes {
             let kept = before.remove(&serial).filter(|probe| probe.is(check, node));
             let probe = kept.unwrap_or_else(|| {
                 let (runtime, check) = (Arc::clone(&node.runtime), Arc::clone(check));
-                let target = check.port.map_or_else(|| node.target.clone(), |port| node.target.at(port.0));
-                let (host, protocol, tls) = (target.host.clone(), target.protocol, target.tls.clone());
-                let task = self.runtime.spawn(watch(runtime, Arc::clone(&check), target)).abort_handle();
+                let endpoint = check.port.map_or_else(|| node.endpoint.clone(), |port| node.endpoint.at(port.0));
+                let (host, protocol, tls) = (endpoint.host.clone(), endpoint.protocol, endpoint.tls.clone());
+                let task = self.runtime.spawn(watch(runtime, Arc::clone(&check), endpoint)).abort_handle();
                 Probe { check, host, protocol, tls, task }
             });
             running.insert(serial, probe);
@@ -95,12 +95,12 @@ fn each<'a>(
 }
 
 /// Checks one node for as long as nobody stops it.
-async fn watch(node: Arc<NodeRuntime>, check: Arc<HealthCheck>, target: Target) {
+async fn watch(node: Arc<NodeRuntime>, check: Arc<HealthCheck>, endpoint: Endpoint) {
     // The first one comes soon, and not of all nodes at once.
     let mut at = Instant::now() + part_of(check.interval / 10);
     loop {
         tokio::time::sleep_until(at).await;
-        let asked = tokio::time::timeout(check.timeout, ask(&check, &target)).await;
+        let asked = tokio::time::timeout(check.timeout, ask(&check, &endpoint)).await;
         let result = asked.unwrap_or_else(|_| Err(format!("no answer within {:?}", check.timeout)));
         node.checked(result, &check);
         at = (at + check.interval - part_of(check.interval / 10)).max(Instant::now());
@@ -113,19 +113,19 @@ fn part_of(whole: Duration) -> Duration {
 }
 
 /// One check; gives why it failed.
-async fn ask(check: &HealthCheck, target: &Target) -> Result<(), String> {
-    let stream = target.connect().await.map_err(|(_, error)| error)?;
+async fn ask(check: &HealthCheck, endpoint: &Endpoint) -> Result<(), String> {
+    let stream = endpoint.connect().await.map_err(|(_, error)| error)?;
     match check.kind {
         CheckKind::Tcp => Ok(()),
         CheckKind::Http if let Some(grpc) = &check.grpc => {
-            ask_grpc(grpc, request(check, target)?, target, stream).await
+            ask_grpc(grpc, request(check, endpoint)?, endpoint, stream).await
         }
-        CheckKind::Http if target.protocol == Protocol::Http2 => ask_http2(check, target, stream).await,
+        CheckKind::Http if endpoint.protocol == Protocol::Http2 => ask_http2(check, endpoint, stream).await,
         CheckKind::Http => {
             let told = |error: hyper::Error| error.to_string();
             let (mut sender, connection) =
                 Builder::new().max_buf_size(MAX_HEAD).handshake(TokioIo::new(stream)).await.map_err(told)?;
-            let request = request(check, target)?;
+            let request = request(check, endpoint)?;
             let answer = async {
                 let response = sender.send_request(request).await.map_err(told)?;
                 judge(check, response).await
@@ -145,17 +145,17 @@ async fn ask(check: &HealthCheck, target: &Target) -> Result<(), String> {
 }
 
 /// The same over HTTP/2.
-async fn ask_http2(check: &HealthCheck, target: &Target, stream: Stream) -> Result<(), String> {
+async fn ask_http2(check: &HealthCheck, endpoint: &Endpoint, stream: Stream) -> Result<(), String> {
     let told = |error: hyper::Error| error.to_string();
     let handshake = hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream));
     let (mut sender, connection) = handshake.await.map_err(told)?;
     // Ends with the sender, or with this check.
     let connection = tokio::spawn(connection);
     let _guard = AbortAtEnd(connection.abort_handle());
-    let (mut head, body) = request(check, target)?.into_parts();
+    let (mut head, body) = request(check, endpoint)?.into_parts();
     let host = head.headers.remove(HOST).unwrap_or(HeaderValue::from_static("localhost"));
     head.headers.remove(CONNECTION);
-    let scheme = if target.tls.is_some() { "https" } else { "http" };
+    let scheme = if endpoint.tls.is_some() { "https" } else { "http" };
     let uri = Uri::builder().scheme(scheme).authority(host.as_bytes()).path_and_query(check.path.0.as_str()).build();
     head.uri = uri.map_err(|error| error.to_string())?;
     let response = sender.send_request(Request::from_parts(head, body)).await.map_err(told)?;
@@ -166,7 +166,7 @@ async fn ask_http2(check: &HealthCheck, target: &Target, stream: Stream) -> Resu
 async fn ask_grpc(
     grpc: &GrpcCheck,
     request: Request<Empty<Bytes>>,
-    target: &Target,
+    endpoint: &Endpoint,
     stream: Stream,
 ) -> Result<(), String> {
     let told = |error: hyper::Error| error.to_string();
@@ -180,7 +180,7 @@ async fn ask_grpc(
     head.headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
     head.headers.insert(TE, HeaderValue::from_static("trailers"));
     head.method = Method::POST;
-    let scheme = if target.tls.is_some() { "https" } else { "http" };
+    let scheme = if endpoint.tls.is_some() { "https" } else { "http" };
     let uri = Uri::builder().scheme(scheme).authority(host.as_bytes()).path_and_query(GRPC_CHECK).build();
     head.uri = uri.map_err(|error| error.to_string())?;
     let call = Full::new(Bytes::from(grpc_call(&grpc.service)));
@@ -243,10 +243,10 @@ impl Drop for AbortAtEnd {
     }
 }
 
-fn request(check: &HealthCheck, target: &Target) -> Result<Request<Empty<Bytes>>, String> {
-    let port = target.address.port();
-    let name = target.host.as_ref().filter(|name| name.parse::<std::net::IpAddr>().is_err());
-    let own = name.map_or_else(|| target.address.to_string(), |name| format!("{name}:{port}"));
+fn request(check: &HealthCheck, endpoint: &Endpoint) -> Result<Request<Empty<Bytes>>, String> {
+    let port = endpoint.address.port();
+    let name = endpoint.host.as_ref().filter(|name| name.parse::<std::net::IpAddr>().is_err());
+    let own = name.map_or_else(|| endpoint.address.to_string(), |name| format!("{name}:{port}"));
     let own = || HeaderValue::try_from(own).map_err(|error| error.to_string());
     let host = check.host.clone().map_or_else(own, Ok)?;
     let agent = concat!("ringway/", env!("CARGO_PKG_VERSION"), " (health check)");

@@ -4,31 +4,31 @@ use std::sync::atomic::{AtomicU32, Ordering, fence};
 use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
 
-/// The requests that wait for the same place, in the order of their arrival.
+/// The requests that wait for the same permit, in the order of their arrival.
 #[derive(Debug, Default)]
 pub(crate) struct Queue {
     waiting: AtomicU32,
     room: Notify,
 }
 
-/// A place in a queue, given back when dropped.
-pub(crate) struct Waiting<'a>(&'a Queue);
+/// A ticket of a waiting request, given back when dropped.
+pub(crate) struct QueueTicket<'a>(&'a Queue);
 
 impl Queue {
     pub(crate) fn waiting(&self) -> u32 {
-        // Pairs with the counter of requests in flight: whoever frees a place sees who waits, or who
-        // begins to wait sees the place.
+        // Pairs with the counter of requests in flight: a request that frees a permit sees the waiting one, or the one
+        // that begins to wait sees the permit.
         self.waiting.load(Ordering::SeqCst)
     }
 
     /// Joins the queue, if fewer than `limit` wait there.
-    pub(crate) fn join(&self, limit: u32) -> Option<Waiting<'_>> {
+    pub(crate) fn join(&self, limit: u32) -> Option<QueueTicket<'_>> {
         let joined = |waiting: u32| (waiting < limit).then_some(waiting + 1);
         let has_joined = self.waiting.fetch_update(Ordering::SeqCst, Ordering::SeqCst, joined).is_ok();
         // What is looked at next must not be what was there before.
         fence(Ordering::SeqCst);
-        // Made only where the place is taken, for it is given back when dropped.
-        has_joined.then(|| Waiting(self))
+        // Made only where it was counted, for dropping it counts down.
+        has_joined.then(|| QueueTicket(self))
     }
 
     /// Wakes one waiting request. Returns whether there was one.
@@ -40,20 +40,20 @@ impl Queue {
         anybody
     }
 
-    /// Wakes all waiting requests, so that each looks for a place again.
+    /// Wakes all waiting requests, so that each looks for a permit again.
     pub(super) fn stir(&self) {
         self.room.notify_waiters();
     }
 }
 
-impl<'a> Waiting<'a> {
+impl<'a> QueueTicket<'a> {
     /// Resolves when there may be room; whoever has asked for it hears of all that happens from then on.
     pub(crate) fn room(&self) -> Notified<'a> {
         self.0.room.notified()
     }
 }
 
-impl Drop for Waiting<'_> {
+impl Drop for QueueTicket<'_> {
     fn drop(&mut self) {
         self.0.waiting.fetch_sub(1, Ordering::SeqCst);
     }

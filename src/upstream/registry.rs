@@ -1,7 +1,7 @@
 //! The nodes and pools that are known to the process, by their stable names: a new configuration finds
 //! here again what outlives the old one.
 
-use super::connect::Target;
+use super::connect::Endpoint;
 use super::group::Group;
 use super::node::NodeRuntime;
 use super::pool::Pool;
@@ -38,7 +38,7 @@ pub(crate) struct Registry {
 
 /// The state that an operator has given a node, as one process hands it to the next.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub(crate) struct Said {
+pub(crate) struct StateOverride {
     pool: String,
     node: String,
     /// The state in the file at that time.
@@ -75,9 +75,9 @@ impl Registry {
     }
 
     /// The state of a node, new where it is not known yet.
-    pub(super) fn node(&self, group: &Arc<Group>, id: &Arc<str>, target: &Target) -> Arc<NodeRuntime> {
+    pub(super) fn node(&self, group: &Arc<Group>, id: &Arc<str>, endpoint: &Endpoint) -> Arc<NodeRuntime> {
         let mut nodes = lock(&self.nodes);
-        let entry = nodes.entry((Arc::clone(&group.name), Arc::clone(id), target.address, target.manner()));
+        let entry = nodes.entry((Arc::clone(&group.name), Arc::clone(id), endpoint.address, endpoint.manner()));
         Arc::clone(entry.or_insert_with(|| {
             let serial = self.next.fetch_add(1, Ordering::Relaxed);
             Arc::new(NodeRuntime::new(serial, Arc::clone(group), Arc::clone(id), Arc::clone(&self.metrics)))
@@ -145,9 +145,9 @@ impl Registry {
     }
 
     /// All that was said of nodes and holds.
-    pub(crate) fn said(&self) -> Vec<Said> {
+    pub(crate) fn said(&self) -> Vec<StateOverride> {
         let overrides = lock(&self.overrides);
-        let said = overrides.iter().map(|((pool, node), held)| Said {
+        let said = overrides.iter().map(|((pool, node), held)| StateOverride {
             pool: (**pool).to_owned(),
             node: (**node).to_owned(),
             file: held.file.word().to_owned(),
@@ -157,7 +157,7 @@ impl Registry {
     }
 
     /// Takes over what was said to another process, where the file still says of the node what it said then.
-    pub(crate) fn take_over(&self, pools: &[Arc<Pool>], all: &[Said]) {
+    pub(crate) fn take_over(&self, pools: &[Arc<Pool>], all: &[StateOverride]) {
         for said in all {
             let pool = pools.iter().find(|pool| *pool.name == *said.pool);
             let node = pool.and_then(|pool| pool.nodes.iter().find(|node| *node.id == *said.node));

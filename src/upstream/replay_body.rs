@@ -12,9 +12,9 @@ use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
 /// The part of a body that is kept while attempts may follow.
-pub(crate) struct ReplayBody(Rc<RefCell<Source>>);
+pub(crate) struct ReplayBody(Rc<RefCell<ReplaySource>>);
 
-struct Source {
+struct ReplaySource {
     body: Pin<Box<dyn Body<Data = Bytes, Error = BodyError>>>,
     /// A copy: what came may be a small part of a large buffer.
     read: Vec<u8>,
@@ -36,7 +36,8 @@ impl ReplayBody {
         if body.size_hint().lower() > limit {
             return Err(Outgoing::Stream(body));
         }
-        let source = Source { body, read: Vec::new(), trailers: None, limit, share, is_over: false, ended: false };
+        let source =
+            ReplaySource { body, read: Vec::new(), trailers: None, limit, share, is_over: false, ended: false };
         Ok(ReplayBody(Rc::new(RefCell::new(source))))
     }
 
@@ -51,7 +52,7 @@ impl ReplayBody {
     }
 }
 
-impl Source {
+impl ReplaySource {
     fn poll_more(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let frame = ready!(self.body.as_mut().poll_frame(cx));
         match &frame {
@@ -89,7 +90,7 @@ impl Source {
 
 /// A body as one attempt reads it: first what was read before, then what comes.
 struct Replay {
-    source: Rc<RefCell<Source>>,
+    source: Rc<RefCell<ReplaySource>>,
     /// The bytes of the kept part that this attempt has sent.
     sent: usize,
     gave_trailers: bool,

@@ -5,8 +5,8 @@ use proptest::prelude::*;
 const NOW: i64 = 1_700_000_000;
 const TIMING: Timing = Timing { asked: 0, came: 0, came_at: NOW };
 
-pub(in crate::cache) fn policy() -> Policy {
-    Policy { stale_if_error: 3_600_000, ..Policy::plain() }
+pub(in crate::cache) fn policy() -> CachePolicy {
+    CachePolicy { stale_if_error: 3_600_000, ..CachePolicy::plain() }
 }
 
 /// Fields from lines; `@` stands for a date that many seconds from now.
@@ -23,14 +23,14 @@ fn fields(lines: &str) -> HeaderMap {
     fields
 }
 
-fn judge(asker: Asker, status: u16, lines: &str) -> Result<Terms, Refusal> {
+fn judge(traits: RequestTraits, status: u16, lines: &str) -> Result<Terms, Refusal> {
     let status = StatusCode::from_u16(status).unwrap();
-    storable(asker, status, &fields(lines), TIMING, &policy()).map(|(terms, _)| terms)
+    storable(traits, status, &fields(lines), TIMING, &policy()).map(|(terms, _)| terms)
 }
 
 /// Seconds of freshness left when it came; `None` where it is not stored.
 fn fresh_for(status: u16, lines: &str) -> Option<i64> {
-    judge(Asker::default(), status, lines).ok().map(|terms| (terms.born + terms.lifetime).max(0) / 1000)
+    judge(RequestTraits::default(), status, lines).ok().map(|terms| (terms.born + terms.lifetime).max(0) / 1000)
 }
 
 #[test]
@@ -82,13 +82,13 @@ fn freshness_comes_from_where_the_rfc_says() {
 
 #[test]
 fn configured_lifetimes_stand_in_where_nothing_is_said() {
-    let policy = Policy { default_ttl: 5000, negative_ttl: 2000, ..policy() };
-    let lifetime = |asker, status, lines: &str| {
-        storable(asker, StatusCode::from_u16(status).unwrap(), &fields(lines), TIMING, &policy)
+    let policy = CachePolicy { default_ttl: 5000, negative_ttl: 2000, ..policy() };
+    let lifetime = |traits, status, lines: &str| {
+        storable(traits, StatusCode::from_u16(status).unwrap(), &fields(lines), TIMING, &policy)
             .ok()
             .map(|(terms, _)| terms.lifetime)
     };
-    let anyone = Asker::default();
+    let anyone = RequestTraits::default();
     assert_eq!(lifetime(anyone, 200, ""), Some(5000));
     assert_eq!(lifetime(anyone, 404, ""), Some(2000));
     assert_eq!(lifetime(anyone, 201, ""), None);
@@ -96,7 +96,7 @@ fn configured_lifetimes_stand_in_where_nothing_is_said() {
     assert_eq!(lifetime(anyone, 200, "cache-control: max-age=1"), Some(1000));
     assert_eq!(lifetime(anyone, 200, "last-modified: @-100 | date: @0"), Some(10_000));
     assert_eq!(lifetime(anyone, 200, "cache-control: no-cache | etag: \"x\""), Some(0));
-    let with_cookie = Asker { has_cookie: true, ..anyone };
+    let with_cookie = RequestTraits { has_cookie: true, ..anyone };
     assert_eq!(lifetime(with_cookie, 200, ""), None);
     assert_eq!(lifetime(with_cookie, 200, "last-modified: @-100 | date: @0"), None);
     assert_eq!(lifetime(with_cookie, 200, "last-modified: @-100 | date: @0 | cache-control: public"), Some(0));
@@ -106,28 +106,31 @@ fn configured_lifetimes_stand_in_where_nothing_is_said() {
 
 #[test]
 fn what_is_guessed_is_bounded_and_can_be_turned_off() {
-    let lifetime = |policy: &Policy, lines: &str| {
-        storable(Asker::default(), StatusCode::OK, &fields(lines), TIMING, policy).ok().map(|(terms, _)| terms.lifetime)
+    let lifetime = |policy: &CachePolicy, lines: &str| {
+        storable(RequestTraits::default(), StatusCode::OK, &fields(lines), TIMING, policy)
+            .ok()
+            .map(|(terms, _)| terms.lifetime)
     };
     let old = "last-modified: @-1000000000 | date: @0";
     assert_eq!(lifetime(&policy(), old), Some(86_400_000));
-    assert_eq!(lifetime(&Policy { heuristic_max: 5000, ..policy() }, old), Some(5000));
-    assert_eq!(lifetime(&Policy { heuristic_max: 0, ..policy() }, old), Some(0), "kept to be validated");
-    assert_eq!(lifetime(&Policy { heuristic_max: 0, default_ttl: 7000, ..policy() }, old), Some(7000));
-    assert_eq!(lifetime(&Policy { heuristic_max: 5000, ..policy() }, "cache-control: max-age=9"), Some(9000));
+    assert_eq!(lifetime(&CachePolicy { heuristic_max: 5000, ..policy() }, old), Some(5000));
+    assert_eq!(lifetime(&CachePolicy { heuristic_max: 0, ..policy() }, old), Some(0), "kept to be validated");
+    assert_eq!(lifetime(&CachePolicy { heuristic_max: 0, default_ttl: 7000, ..policy() }, old), Some(7000));
+    assert_eq!(lifetime(&CachePolicy { heuristic_max: 5000, ..policy() }, "cache-control: max-age=9"), Some(9000));
 }
 
 #[test]
 fn an_override_stands_before_what_is_said() {
-    let with = |policy: Policy, asker, status, lines: &str| {
+    let with = |policy: CachePolicy, traits, status, lines: &str| {
         let status = StatusCode::from_u16(status).unwrap();
-        storable(asker, status, &fields(lines), TIMING, &policy).map(|(terms, _)| terms.lifetime / 1000)
+        storable(traits, status, &fields(lines), TIMING, &policy).map(|(terms, _)| terms.lifetime / 1000)
     };
-    let anyone = Asker::default();
-    let (caller, user) = (Asker { has_authorization: true, ..anyone }, Asker { has_cookie: true, ..anyone });
-    let ttl = || Policy { ttl: Some(7000), ..policy() };
-    let ignoring = || Policy { ignored: Ignored { private: true, no_cache: true, no_store: true }, ..policy() };
-    for (policy, asker, status, lines, expected) in [
+    let anyone = RequestTraits::default();
+    let (caller, user) =
+        (RequestTraits { has_authorization: true, ..anyone }, RequestTraits { has_cookie: true, ..anyone });
+    let ttl = || CachePolicy { ttl: Some(7000), ..policy() };
+    let ignoring = || CachePolicy { ignored: Ignored { private: true, no_cache: true, no_store: true }, ..policy() };
+    for (policy, traits, status, lines, expected) in [
         (ttl(), anyone, 200, "cache-control: max-age=1", Ok(7)),
         (ttl(), anyone, 302, "", Ok(7)),
         (ttl(), anyone, 200, "expires: 0", Ok(7)),
@@ -140,16 +143,16 @@ fn an_override_stands_before_what_is_said() {
         (ignoring(), caller, 200, "cache-control: private, max-age=3", Err(Refusal::Authorization)),
         (ignoring(), anyone, 200, "cache-control: private, max-age=3 | set-cookie: a=b", Err(Refusal::SetCookie)),
     ] {
-        assert_eq!(with(policy, asker, status, lines), expected, "{status} {lines}");
+        assert_eq!(with(policy, traits, status, lines), expected, "{status} {lines}");
     }
 }
 
 #[test]
 fn s_maxage_forbids_less_where_the_route_allows_it() {
     let with = |said: &str| {
-        let policy = Policy { allows_stale_with_s_maxage: true, stale_while_revalidate: 60_000, ..policy() };
+        let policy = CachePolicy { allows_stale_with_s_maxage: true, stale_while_revalidate: 60_000, ..policy() };
         let lines = fields(&format!("cache-control: {said} | etag: \"x\""));
-        let (terms, _) = storable(Asker::default(), StatusCode::OK, &lines, TIMING, &policy).unwrap();
+        let (terms, _) = storable(RequestTraits::default(), StatusCode::OK, &lines, TIMING, &policy).unwrap();
         (terms.stale_while_revalidate, terms.stale_if_error)
     };
     for (said, expected) in [
@@ -179,7 +182,7 @@ fn only_answers_that_others_would_get_end_what_is_stored() {
     for status in (200..600).map(|status| StatusCode::from_u16(status).unwrap()) {
         for refusal in refusals {
             for flags in 0..8u8 {
-                let asker = Asker {
+                let traits = RequestTraits {
                     is_post: false,
                     has_authorization: flags & 1 > 0,
                     has_cookie: flags & 2 > 0,
@@ -192,14 +195,14 @@ fn only_answers_that_others_would_get_end_what_is_stored() {
                     _ => false,
                 };
                 let own = own
-                    || asker.no_store
+                    || traits.no_store
                     || (refusal == Refusal::Authorization && status.is_success())
                     || (credentials && matches!(refusal, Refusal::Private | Refusal::SetCookie))
-                    || (asker.has_cookie && refusal == Refusal::NeverUsable && status.is_success());
-                let ends = supersedes(asker, status, refusal, StatusCode::OK);
-                assert_eq!(ends, !own && status.as_u16() < 500, "{asker:?} {status} {refusal:?}");
-                let ends = supersedes(asker, status, refusal, StatusCode::BAD_GATEWAY);
-                assert_eq!(ends, !own, "{asker:?} {status} {refusal:?}");
+                    || (traits.has_cookie && refusal == Refusal::NeverUsable && status.is_success());
+                let ends = supersedes(traits, status, refusal, StatusCode::OK);
+                assert_eq!(ends, !own && status.as_u16() < 500, "{traits:?} {status} {refusal:?}");
+                let ends = supersedes(traits, status, refusal, StatusCode::BAD_GATEWAY);
+                assert_eq!(ends, !own, "{traits:?} {status} {refusal:?}");
             }
         }
     }
@@ -207,22 +210,22 @@ fn only_answers_that_others_would_get_end_what_is_stored() {
 
 #[test]
 fn what_answers_one_caller_is_kept_from_the_others() {
-    let caller = Asker { has_authorization: true, ..Asker::default() };
+    let caller = RequestTraits { has_authorization: true, ..RequestTraits::default() };
     for (said, stored) in
         [("max-age=9", false), ("public, max-age=9", true), ("must-revalidate, max-age=9", true), ("s-maxage=9", true)]
     {
         let judged = judge(caller, 200, &format!("cache-control: {said}"));
         assert_eq!(judged.is_ok(), stored, "3.5 {said}");
     }
-    let quiet = Asker { no_store: true, ..Asker::default() };
+    let quiet = RequestTraits { no_store: true, ..RequestTraits::default() };
     assert_eq!(judge(quiet, 200, "cache-control: max-age=9").unwrap_err(), Refusal::NoStore);
-    let post = Asker { is_post: true, ..Asker::default() };
+    let post = RequestTraits { is_post: true, ..RequestTraits::default() };
     assert!(judge(post, 200, "cache-control: max-age=9").is_ok());
     assert_eq!(judge(post, 200, "last-modified: @-1000 | date: @0").unwrap_err(), Refusal::NeverUsable);
 }
 
 fn terms(said: &str) -> Terms {
-    judge(Asker::default(), 200, &format!("cache-control: {said} | etag: \"x\"")).unwrap()
+    judge(RequestTraits::default(), 200, &format!("cache-control: {said} | etag: \"x\"")).unwrap()
 }
 
 fn asking(said: &str) -> RequestDirectives {
@@ -309,8 +312,8 @@ proptest! {
         let said: Vec<&str> = said.into_iter().map(|index| SAYINGS[index]).collect();
         let has = |name: &str| said.contains(&name);
         let lines = format!("cache-control: {} | age: {age} | etag: \"x\"", said.join(", "));
-        let asker = Asker { has_authorization: authorized, ..Asker::default() };
-        let judged = judge(asker, 200, &lines);
+        let traits = RequestTraits { has_authorization: authorized, ..RequestTraits::default() };
+        let judged = judge(traits, 200, &lines);
         if has("no-store") || has("private") {
             prop_assert!(judged.is_err());
         }

@@ -3,7 +3,7 @@
 
 use super::request::{caching_route, has_override, order};
 use super::serving::{ReplyBuilder, ServedFrom};
-use crate::cache::{Begun, Cache, Key, KeyRules, Led, Order, Target};
+use crate::cache::{Cache, FetchToken, Key, KeyRules, LeaderResult, Order, TargetUri};
 use crate::http::head::{RequestFields, RequestHead};
 use crate::http::method::is_safe;
 use crate::http::problem::Problem;
@@ -76,19 +76,19 @@ impl Invalidation {
         let query =
             upstream_request.dispatch.request.as_ref().and_then(|request| request.uri().query().map(str::to_owned));
         let (asked, status) = (cache.now(), upstream_request.cache_status);
-        let begun = cache.begin(&self.order);
+        let token = cache.begin(&self.order);
         let answer = Box::pin(async { upstream_request.fetch().await }).await;
         let reply = match answer {
             Err(problem) => Reply::problem(&problem, upstream_request.exchange()),
             Ok(response) => {
-                self.carry_out(&worker, response.status(), response.headers(), Some(&begun));
+                self.carry_out(&worker, response.status(), response.headers(), Some(&token));
                 let may_serve_reads = self.may_serve_reads
                     && response.status() == StatusCode::OK
                     && self.is_own(response.headers(), query.as_deref())
-                    && !cache.is_beaten(&self.order, response.headers(), &begun);
+                    && !cache.is_beaten(&self.order, response.headers(), &token);
                 match may_serve_reads {
                     true => {
-                        let (led, arriving) = cache.adopt::<_, Problem>(&self.order, response, asked, begun);
+                        let (led, arriving) = cache.adopt::<_, Problem>(&self.order, response, asked, token);
                         if let Some(arriving) = arriving {
                             let (cache, order) = (Arc::clone(&cache), Rc::clone(&self.order));
                             tokio::task::spawn_local(async move { cache.receive(&order, arriving).await });
@@ -109,17 +109,17 @@ impl Invalidation {
         worker: &WorkerContext,
         status: StatusCode,
         answer: &HeaderMap,
-        begun: Option<&Begun>,
+        token: Option<&FetchToken>,
     ) {
         if !(status.is_success() || status.is_redirection()) {
             return;
         }
         for (key, uri) in &self.targets {
-            worker.cache.invalidate(*key, uri, begun);
+            worker.cache.invalidate(*key, uri, token);
         }
         for name in [LOCATION, CONTENT_LOCATION] {
             if let Some(reference) = text(answer, &name) {
-                self.base.invalidate(worker, reference, &self.order.request, begun);
+                self.base.invalidate(worker, reference, &self.order.request, token);
             }
         }
     }
@@ -130,17 +130,17 @@ impl Invalidation {
 }
 
 /// Returns the client's part of a response that reads may be answered with.
-fn adopted(upstream_request: &UpstreamRequest, led: Led<AnswerBody, Problem>, cache: &Cache) -> Reply {
+fn adopted(upstream_request: &UpstreamRequest, led: LeaderResult<AnswerBody, Problem>, cache: &Cache) -> Reply {
     match led {
-        Led::Streaming { reader, own, .. } => {
+        LeaderResult::Streaming { reader, own, .. } => {
             // Conditions and ranges are for reads.
             let (fields, now) = (HeaderMap::new(), cache.now());
             let exchange = upstream_request.exchange();
             let replies = ReplyBuilder { method: &Method::POST, fields: &fields, rules: None, exchange, now };
             replies.serve_arriving(reader, Some(own), ServedFrom::AdoptedPost, None)
         }
-        Led::Private(response) => upstream_request.context.reply(response),
-        Led::Confirmed { .. } | Led::StandIn(_) | Led::Failed(_) => {
+        LeaderResult::Private(response) => upstream_request.context.reply(response),
+        LeaderResult::Confirmed { .. } | LeaderResult::StandIn(_) | LeaderResult::Failed(_) => {
             unreachable!("a response that is adopted is there already")
         }
     }
@@ -148,7 +148,7 @@ fn adopted(upstream_request: &UpstreamRequest, led: Led<AnswerBody, Problem>, ca
 
 /// Returns what a change of a resource invalidates: its URI, with the query as the route takes it and as it stands, and
 /// the keys that are made of these alone.
-fn targets(rules: &KeyRules, target: Target<'_>) -> [(Key, String); 2] {
+fn targets(rules: &KeyRules, target: TargetUri<'_>) -> [(Key, String); 2] {
     [rules, &KeyRules::default()].map(|rules| (rules.of_uri(target), rules.uri(target)))
 }
 
@@ -196,12 +196,13 @@ impl BaseUri {
     }
 
     /// Forgets what is stored of a URI of the same origin, but for what the change itself brings.
-    fn invalidate(&self, worker: &WorkerContext, reference: &str, fields: &RequestFields, but: Option<&Begun>) {
+    fn invalidate(&self, worker: &WorkerContext, reference: &str, fields: &RequestFields, but: Option<&FetchToken>) {
         let Some((path, query)) = self.resolve(reference) else { return };
         let snapshot = worker.snapshot();
         let Some(route) = caching_route(&snapshot, &self.host, &path, fields) else { return };
         let Some(rules) = &route.cache else { return };
-        let target = Target { scheme: self.scheme, authority: &self.authority, path: &path, query: query.as_deref() };
+        let target =
+            TargetUri { scheme: self.scheme, authority: &self.authority, path: &path, query: query.as_deref() };
         for (key, uri) in targets(&rules.key, target) {
             worker.cache.invalidate(key, &uri, but);
         }

@@ -4,8 +4,8 @@
 use super::request::{OVERRIDES, has_override};
 use super::serving::{ReplyBuilder, ServedFrom};
 use crate::cache::{
-    Arriving, CONDITIONS, Cache, CacheStatus, Fill, ForwardReason, Group, Joined, Known, Lead, Led, Order, Origin,
-    Outcome, SMALL_WINDOW, Stored, StreamingReader, is_failure,
+    Arriving, CONDITIONS, Cache, CacheStatus, FetchLeader, FetchOrigin, FetchOutcome, Fill, ForwardReason, Group,
+    Joined, Known, LeaderResult, Order, SMALL_WINDOW, Stored, StreamingReader, is_failure,
 };
 use crate::http::fields::X_FORWARDED_HOST;
 use crate::http::problem::Problem;
@@ -17,7 +17,8 @@ use crate::proxy::response_body::{AskedRest, OwnRest, Rest};
 use crate::proxy::snapshot::{CacheResult, Route};
 use crate::proxy::upstream::{UpstreamContext, UpstreamRequest};
 use crate::upstream::{
-    AnswerBody, Deadlines, Dispatch, DispatchError, NoClient, NodeConnections, Outgoing, Pool, RetrySafety, Wanted,
+    AnswerBody, Deadlines, Dispatch, DispatchError, NoClient, NodeConnections, NodePreference, Outgoing, Pool,
+    RetrySafety,
 };
 use http::header::{
     CONNECTION, CONTENT_LENGTH, CONTENT_RANGE, ETAG, EXPECT, FORWARDED, HOST, IF_RANGE, RANGE, TE, TRANSFER_ENCODING,
@@ -50,7 +51,7 @@ pub(super) struct Miss {
 #[derive(Clone)]
 struct Fetch {
     pool: Arc<Pool>,
-    wanted: Wanted,
+    wanted: NodePreference,
     route: Arc<Route>,
     /// The head as the node gets it.
     head: request::Parts,
@@ -107,7 +108,7 @@ struct ClientOrigin {
     context: UpstreamContext,
 }
 
-impl Origin for ClientOrigin {
+impl FetchOrigin for ClientOrigin {
     type Body = AnswerBody;
     type Failure = Problem;
 
@@ -123,7 +124,7 @@ struct BackgroundOrigin {
     until: Option<Instant>,
 }
 
-impl Origin for BackgroundOrigin {
+impl FetchOrigin for BackgroundOrigin {
     type Body = AnswerBody;
     type Failure = DispatchError;
 
@@ -148,7 +149,7 @@ async fn fetch_for(
 
 /// Validates a stored response, while the client has it already. The fetch has no client: it goes on when the one that
 /// has met the stale response has left, and nothing of it is in that one's log.
-pub(super) fn validate_in_background(upstream_request: UpstreamRequest, order: Order, lead: Lead) {
+pub(super) fn validate_in_background(upstream_request: UpstreamRequest, order: Order, lead: FetchLeader) {
     let (fetch, context, _) = Fetch::new(upstream_request);
     let (cache, connections) = (Arc::clone(&context.worker.cache), Rc::clone(&context.worker.connections));
     let until = Deadlines::from_now(&fetch.pool).until;
@@ -157,13 +158,13 @@ pub(super) fn validate_in_background(upstream_request: UpstreamRequest, order: O
 }
 
 /// Fetches to the end of the body in a task, also when the client has left; `tell` gets the leader's result.
-fn fetch_in_a_task<O: Origin + 'static>(
+fn fetch_in_a_task<O: FetchOrigin + 'static>(
     cache: Arc<Cache>,
     order: Rc<Order>,
-    lead: Lead,
+    lead: FetchLeader,
     mut origin: O,
     must_ask: bool,
-    tell: impl FnOnce(Led<O::Body, O::Failure>) + 'static,
+    tell: impl FnOnce(LeaderResult<O::Body, O::Failure>) + 'static,
 ) {
     tokio::task::spawn_local(async move {
         let (led, arriving) = cache.fetch(lead, &order, &mut origin, must_ask).await;
@@ -178,7 +179,7 @@ fn fetch_in_a_task<O: Origin + 'static>(
 
 /// The result of the wait for another request's fetch.
 enum Waited {
-    For(Outcome),
+    For(FetchOutcome),
     TooLong,
 }
 
@@ -217,17 +218,17 @@ impl Miss {
             let group = self.cache().group(&self.order);
             // Only a GET brings what others can use; and what was not for this request a moment ago will
             // not be now.
-            let is_alone = self.method == Method::HEAD || self.order.asker.no_store;
+            let is_alone = self.method == Method::HEAD || self.order.traits.no_store;
             if group.passes || is_alone || mismatched == Some(group) {
                 return self.pass(group).await;
             }
             let fill = match self.cache().join(group, &self.order) {
-                Joined::Lead(lead) => return self.lead(lead).await,
+                Joined::Leader(lead) => return self.lead(lead).await,
                 Joined::Wait(fill) => fill,
             };
             let deadline = *deadline.get_or_insert_with(|| Instant::now() + lock_timeout);
             match wait(fill, deadline).await {
-                Waited::For(Outcome::Streaming(growing)) if growing.head.is_for(&self.order.request) => {
+                Waited::For(FetchOutcome::Streaming(growing)) if growing.head.is_for(&self.order.request) => {
                     match growing.read() {
                         Some(reader) => {
                             let (from, rest) = (ServedFrom::CollapsedFetch { why: self.why }, self.rest(&reader));
@@ -236,23 +237,23 @@ impl Miss {
                         None => return self.pass(group).await,
                     }
                 }
-                Waited::For(Outcome::Stored { stored, asked }) if stored.is_for(&self.order.request) => {
+                Waited::For(FetchOutcome::Stored { stored, asked }) if stored.is_for(&self.order.request) => {
                     return self.stored(&stored, asked, true);
                 }
-                Waited::For(Outcome::StandIn(stored)) if stored.is_for(&self.order.request) => {
+                Waited::For(FetchOutcome::StandIn(stored)) if stored.is_for(&self.order.request) => {
                     return self.stand_in(&stored);
                 }
                 // It was for other fields; those by which it was chosen are known now.
-                Waited::For(Outcome::Streaming(_) | Outcome::Stored { .. } | Outcome::StandIn(_)) => {
+                Waited::For(FetchOutcome::Streaming(_) | FetchOutcome::Stored { .. } | FetchOutcome::StandIn(_)) => {
                     mismatched = Some(group);
                 }
-                Waited::For(Outcome::Released) | Waited::TooLong => return self.pass(group).await,
+                Waited::For(FetchOutcome::Released) | Waited::TooLong => return self.pass(group).await,
             }
         }
     }
 
     /// Fetches for all who want the same, in a task of its own: it ends well even if this client leaves.
-    async fn lead(&self, lead: Lead) -> Reply {
+    async fn lead(&self, lead: FetchLeader) -> Reply {
         let (tell, told) = oneshot::channel();
         // Nobody may be there to hear it any more.
         let (cache, order) = (Arc::clone(self.cache()), Rc::clone(&self.order));
@@ -265,7 +266,7 @@ impl Miss {
 
     /// Asks the nodes for this request alone.
     async fn pass(&self, group: Group) -> Reply {
-        if self.method == Method::GET && self.is_plain() && !self.order.asker.no_store {
+        if self.method == Method::GET && self.is_plain() && !self.order.traits.no_store {
             let mut origin = self.origin();
             let lead = self.cache().go_alone(group, &self.order);
             let (led, arriving) = self.cache().fetch(lead, &self.order, &mut origin, self.must_ask()).await;
@@ -284,9 +285,9 @@ impl Miss {
 
     /// Asks just what the client asked.
     async fn ask_as_it_is(&self) -> Reply {
-        let (begun, asked) = (self.cache().begin(&self.order), self.cache().now());
+        let (token, asked) = (self.cache().begin(&self.order), self.cache().now());
         // A HEAD tells the store something, so it must be one that anybody could have sent.
-        let tells = self.method == Method::HEAD && self.is_plain() && !self.order.asker.no_store;
+        let tells = self.method == Method::HEAD && self.is_plain() && !self.order.traits.no_store;
         let request = if tells { self.fetch.shared(Method::HEAD, None) } else { self.fetch.own() };
         let answer = fetch_for(&self.fetch, &self.context, request).await;
         let failed = answer.as_ref().map_or(true, |response| is_failure(response.status()));
@@ -300,9 +301,9 @@ impl Miss {
             Ok(response) => {
                 let (head, body) = response.into_parts();
                 if tells {
-                    self.cache().learn_from_head(&self.order, &head, asked, &begun);
+                    self.cache().learn_from_head(&self.order, &head, asked, &token);
                 } else if self.method == Method::GET && !has_override(&self.fetch.head.headers) {
-                    self.cache().note_private(&self.order, &begun, &head, asked);
+                    self.cache().note_private(&self.order, &token, &head, asked);
                 }
                 self.note(CacheResult::Pass);
                 self.private(Response::from_parts(head, body))
@@ -356,24 +357,24 @@ impl Miss {
         self.why == ForwardReason::Request
     }
 
-    async fn respond(&self, led: Led<AnswerBody, Problem>, alone: bool) -> Reply {
+    async fn respond(&self, led: LeaderResult<AnswerBody, Problem>, alone: bool) -> Reply {
         match led {
             // The whole was asked for to be stored; a part of what is not stored is asked for again.
-            Led::Private(response) if !alone && self.fetch.head.headers.contains_key(RANGE) => {
+            LeaderResult::Private(response) if !alone && self.fetch.head.headers.contains_key(RANGE) => {
                 drop(response);
                 self.ask_as_it_is().await
             }
-            Led::Private(response) => {
+            LeaderResult::Private(response) => {
                 self.note(if alone { CacheResult::Pass } else { CacheResult::Miss });
                 self.private(response)
             }
-            Led::Streaming { reader, own, is_stored } => {
+            LeaderResult::Streaming { reader, own, is_stored } => {
                 let (from, rest) = (ServedFrom::OwnFetch { why: self.why, is_stored }, self.rest(&reader));
                 self.replies().serve_arriving(reader, Some(own), from, rest)
             }
-            Led::Confirmed { stored, asked } => self.stored(&stored, asked, false),
-            Led::StandIn(stored) => self.stand_in(&stored),
-            Led::Failed(problem) => {
+            LeaderResult::Confirmed { stored, asked } => self.stored(&stored, asked, false),
+            LeaderResult::StandIn(stored) => self.stand_in(&stored),
+            LeaderResult::Failed(problem) => {
                 self.note(CacheResult::Miss);
                 self.problem(&problem)
             }

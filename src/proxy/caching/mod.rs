@@ -64,7 +64,7 @@ pub(super) fn begin(routed: &RoutedRequest<'_>, caching: &Arc<Route>, head: Requ
                 if !is_private && !held.is_pausing(now) && !directives.no_store {
                     let order = order(rules, key, target, &head.method, fields);
                     // One validation at a time is enough.
-                    if let Joined::Lead(lead) = worker.cache.join(worker.cache.group(&order), &order)
+                    if let Joined::Leader(lead) = worker.cache.join(worker.cache.group(&order), &order)
                         && let Ok(upstream_request) = routed.upstream_request(head)
                     {
                         validate_in_background(upstream_request, order, lead);

@@ -1,6 +1,6 @@
 //! The traits of a request that decide what the cache does with it: its route, its key, and who asks.
 
-use crate::cache::{Asker, Key, Order, RequestDirectives, Target};
+use crate::cache::{Key, Order, RequestDirectives, RequestTraits, TargetUri};
 use crate::http::head::{RequestFields, RequestHead};
 use crate::http::method::is_safe;
 use crate::proxy::forward::RoutedRequest;
@@ -41,7 +41,7 @@ pub(super) fn is_read(method: &Method) -> bool {
 pub(super) fn order(
     rules: &CacheRules,
     key: Key,
-    target: Target<'_>,
+    target: TargetUri<'_>,
     method: &Method,
     fields: &RequestFields,
 ) -> Order {
@@ -51,7 +51,7 @@ pub(super) fn order(
         uri: rules.key.uri(target),
         has_parts: rules.key.has_parts(),
         request: fields.clone(),
-        asker: Asker {
+        traits: RequestTraits {
             is_post: !is_read(method),
             has_authorization: plain.contains_key(AUTHORIZATION),
             has_cookie: plain.contains_key(COOKIE),

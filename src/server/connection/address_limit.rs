@@ -19,14 +19,14 @@ pub(in crate::server) struct Addresses {
 }
 
 /// One connection of an address.
-pub(in crate::server) struct Seat {
+pub(in crate::server) struct AddressPermit {
     addresses: Arc<Addresses>,
     address: IpAddr,
 }
 
 impl Addresses {
     /// A seat for another connection of an address that may have `limit` of them; `None` over it.
-    pub(in crate::server) fn take(self: &Arc<Self>, address: IpAddr, limit: u32) -> Option<Seat> {
+    pub(in crate::server) fn take(self: &Arc<Self>, address: IpAddr, limit: u32) -> Option<AddressPermit> {
         let address = network_of(address);
         let has_room = self.change(address, |counts| {
             let count = counts.entry(address).or_default();
@@ -34,7 +34,7 @@ impl Addresses {
             *count += u32::from(has_room);
             has_room
         });
-        has_room.then(|| Seat { addresses: Arc::clone(self), address })
+        has_room.then(|| AddressPermit { addresses: Arc::clone(self), address })
     }
 
     fn change<T>(&self, address: IpAddr, change: impl FnOnce(&mut Counts) -> T) -> T {
@@ -43,7 +43,7 @@ impl Addresses {
     }
 }
 
-impl Drop for Seat {
+impl Drop for AddressPermit {
     fn drop(&mut self) {
         self.addresses.change(self.address, |counts| match counts.get_mut(&self.address) {
             Some(1) | None => drop(counts.remove(&self.address)),

@@ -1,6 +1,6 @@
 //! The beginning of a connection, before its first request: a PROXY protocol header, and the TLS handshake.
 
-use super::address_limit::Seat;
+use super::address_limit::AddressPermit;
 use super::context::{Context, Handshake, is_readable, refuse};
 use super::proxy_protocol;
 use crate::config::ProxyProtocol;
@@ -33,15 +33,15 @@ pub(super) async fn handshake(
     mut socket: TcpStream,
     mut peer: SocketAddr,
     deadline: Instant,
-) -> Option<(Stream, Rc<Downstream>, Option<Seat>)> {
+) -> Option<(Stream, Rc<Downstream>, Option<AddressPermit>)> {
     let Handshake { proxy_protocol, tls } = Handshake::of(context);
     if let Some(protocol) = proxy_protocol {
         peer = source(context, &protocol, &mut socket, peer, deadline).await?;
     }
-    let seat = seat(context, peer)?;
+    let address_permit = address_permit(context, peer)?;
     let client =
         |secured| Rc::new(Downstream::new(peer, Arc::clone(&context.name), Rc::clone(&context.leaving), secured));
-    let Some(tls) = tls else { return Some((Stream::tcp(socket), client(None), seat)) };
+    let Some(tls) = tls else { return Some((Stream::tcp(socket), client(None), address_permit)) };
     let mut stream = Stream::tcp(socket);
     if !is_readable(context, &mut stream, deadline).await {
         return None;
@@ -73,24 +73,24 @@ pub(super) async fn handshake(
     let secured = secured(&tls, &stream);
     context.worker.recorder.handshaken(&context.name, secured.is_some());
     let secured = secured?;
-    Some((Stream::tls(stream), client(Some(Rc::new(secured))), seat))
+    Some((Stream::tls(stream), client(Some(Rc::new(secured))), address_permit))
 }
 
 /// Returns the connection's place among those of its address; nothing where that has as many as it may. Proxies that
 /// are trusted speak for many.
-fn seat(context: &Context, peer: SocketAddr) -> Option<Option<Seat>> {
+fn address_permit(context: &Context, peer: SocketAddr) -> Option<Option<AddressPermit>> {
     let snapshot = context.worker.snapshot();
     let settings = &snapshot.config.settings;
     let limit = settings.limits.connections_per_address;
     if limit == 0 || is_trusted(peer.ip(), &settings.trusted_proxies) {
         return Some(None);
     }
-    let seat = context.addresses.take(peer.ip(), limit);
-    if seat.is_none() {
+    let address_permit = context.addresses.take(peer.ip(), limit);
+    if address_permit.is_none() {
         tracing::debug!(%peer, limit, "closed: its address has as many connections as one may have");
         context.worker.recorder.aborted(Abort::AddressLimit);
     }
-    seat.map(Some)
+    address_permit.map(Some)
 }
 
 async fn tls_handshake(context: &Context, tls: &ServerTls, socket: TcpStream) -> io::Result<TlsStream<TcpStream>> {

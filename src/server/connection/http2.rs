@@ -51,7 +51,7 @@ pub(super) async fn serve(context: &Rc<context::Context>, stream: Stream, client
     let meter = FloodMeter::new(PREFACE.len(), CONNECTION_WINDOW - FIRST_WINDOW, glitches(context, client, limits));
     let wire = Http2Io::new(stream, Notes { meter, streams: Rc::clone(&streams), recorder, share });
     let (out, wire_of_streams) = (wire.handle(), wire.stream_handle());
-    let tasks = Tasks::default();
+    let tasks = StreamTasks::default();
     let service = {
         let (worker, client, streams) = (Rc::clone(&context.worker), Rc::clone(client), Rc::clone(&streams));
         let (body_idle, begun) = (limits.body_idle_timeout, Rc::clone(&tasks.begun));
@@ -62,7 +62,7 @@ pub(super) async fn serve(context: &Rc<context::Context>, stream: Stream, client
                 stream.on_body(Box::new(wire_of_streams.continuing(number)));
             }
             *begun.borrow_mut() = Some(Rc::downgrade(&stream));
-            Patient::new(match websocket::asked_for(&mut request) {
+            DeferredResponse::new(match websocket::asked_for(&mut request) {
                 None => proxy::answer(&worker, &stream, request),
                 Some(upgrade) => {
                     let slot = Rc::new(RefCell::new(None));
@@ -189,7 +189,7 @@ fn glitches(context: &context::Context, client: &Downstream, limits: &Limits) ->
 /// The tasks of a connection's streams, so that one can be ended whose client takes nothing of its answer: while
 /// the client's window is shut, hyper asks for no more of the body, and no timer of ours would run.
 #[derive(Clone)]
-struct Tasks {
+struct StreamTasks {
     /// The stream whose task is made next: hyper makes it as soon as it has called the service.
     begun: Rc<RefCell<Option<Weak<Downstream>>>>,
     all: Rc<RefCell<Vec<Running>>>,
@@ -199,13 +199,17 @@ struct Tasks {
 /// A stream and its task.
 type Running = (Weak<Downstream>, AbortHandle);
 
-impl Default for Tasks {
-    fn default() -> Tasks {
-        Tasks { begun: Rc::default(), all: Rc::default(), next_look: Rc::new(Cell::new(Instant::now() + LOOK_EVERY)) }
+impl Default for StreamTasks {
+    fn default() -> StreamTasks {
+        StreamTasks {
+            begun: Rc::default(),
+            all: Rc::default(),
+            next_look: Rc::new(Cell::new(Instant::now() + LOOK_EVERY)),
+        }
     }
 }
 
-impl<F: Future<Output = ()> + 'static> hyper::rt::Executor<F> for Tasks {
+impl<F: Future<Output = ()> + 'static> hyper::rt::Executor<F> for StreamTasks {
     fn execute(&self, future: F) {
         let task = tokio::task::spawn_local(future).abort_handle();
         if let Some(stream) = self.begun.borrow_mut().take() {
@@ -214,7 +218,7 @@ impl<F: Future<Output = ()> + 'static> hyper::rt::Executor<F> for Tasks {
     }
 }
 
-impl Tasks {
+impl StreamTasks {
     /// Ends all streams: what has not reached a node yet never will.
     fn end_all(&self) {
         self.all.borrow_mut().drain(..).for_each(|(_, task)| task.abort());
@@ -236,18 +240,18 @@ impl Tasks {
 
 /// An answer that takes its time only after the frames that have come with its request were read: a client that
 /// resets it at once (CVE-2023-44487) is not to reach a node.
-struct Patient {
+struct DeferredResponse {
     answering: ResponseFuture,
     was_polled: bool,
 }
 
-impl Patient {
-    fn new(answering: ResponseFuture) -> Patient {
-        Patient { answering, was_polled: false }
+impl DeferredResponse {
+    fn new(answering: ResponseFuture) -> DeferredResponse {
+        DeferredResponse { answering, was_polled: false }
     }
 }
 
-impl Future for Patient {
+impl Future for DeferredResponse {
     type Output = Result<Response<ResponseBody>, Infallible>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {

@@ -41,7 +41,7 @@ const PROTOCOL_ERROR: u32 = 0x1;
 pub(super) struct Http2Io(Rc<RefCell<Inner>>);
 
 /// The wire as its owner has it.
-pub(super) struct Handle(Rc<RefCell<Inner>>);
+pub(super) struct WireHandle(Rc<RefCell<Inner>>);
 
 /// The same for a request on it.
 pub(super) struct StreamHandle(Weak<RefCell<Inner>>);
@@ -116,8 +116,8 @@ impl Http2Io {
         })))
     }
 
-    pub(super) fn handle(&self) -> Handle {
-        Handle(Rc::clone(&self.0))
+    pub(super) fn handle(&self) -> WireHandle {
+        WireHandle(Rc::clone(&self.0))
     }
 
     pub(super) fn stream_handle(&self) -> StreamHandle {
@@ -178,7 +178,7 @@ impl Inner {
     }
 }
 
-impl Handle {
+impl WireHandle {
     /// Sends all that is held.
     pub(super) fn poll_drain(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.0.borrow_mut().poll_drain(cx)

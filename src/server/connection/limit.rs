@@ -4,39 +4,39 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// The places for client connections.
-pub(in crate::server) struct Places {
+/// The permits for client connections.
+pub(in crate::server) struct ConnectionPermits {
     free: Arc<Semaphore>,
-    /// Places that a smaller limit has taken away while they were in use: they are given up as they
+    /// Permits that a smaller limit has taken away while they were in use: they are given up as they
     /// come back.
     debt: AtomicUsize,
 }
 
-/// One connection's place.
-pub(in crate::server) struct Place {
-    places: Arc<Places>,
+/// The permit of one connection.
+pub(in crate::server) struct ConnectionPermit {
+    permits: Arc<ConnectionPermits>,
     permit: Option<OwnedSemaphorePermit>,
 }
 
-impl Places {
-    pub(in crate::server) fn new(limit: u32) -> Arc<Places> {
-        Arc::new(Places { free: Arc::new(Semaphore::new(limit as usize)), debt: AtomicUsize::new(0) })
+impl ConnectionPermits {
+    pub(in crate::server) fn new(limit: u32) -> Arc<ConnectionPermits> {
+        Arc::new(ConnectionPermits { free: Arc::new(Semaphore::new(limit as usize)), debt: AtomicUsize::new(0) })
     }
 
     pub(in crate::server) fn free(&self) -> usize {
         self.free.available_permits()
     }
 
-    /// Waits for a place.
-    pub(in crate::server) async fn take(self: &Arc<Self>) -> Option<Place> {
+    /// Waits for a permit, and takes it.
+    pub(in crate::server) async fn take(self: &Arc<Self>) -> Option<ConnectionPermit> {
         let permit = Arc::clone(&self.free).acquire_owned().await.ok()?;
-        Some(Place { places: Arc::clone(self), permit: Some(permit) })
+        Some(ConnectionPermit { permits: Arc::clone(self), permit: Some(permit) })
     }
 
-    /// Takes a place if one is free.
-    pub(in crate::server) fn try_take(self: &Arc<Self>) -> Option<Place> {
+    /// Takes a permit if one is free.
+    pub(in crate::server) fn try_take(self: &Arc<Self>) -> Option<ConnectionPermit> {
         let permit = Arc::clone(&self.free).try_acquire_owned().ok()?;
-        Some(Place { places: Arc::clone(self), permit: Some(permit) })
+        Some(ConnectionPermit { permits: Arc::clone(self), permit: Some(permit) })
     }
 
     /// Follows a limit that has changed.
@@ -61,10 +61,10 @@ impl Places {
     }
 }
 
-impl Drop for Place {
+impl Drop for ConnectionPermit {
     fn drop(&mut self) {
         if let Some(permit) = self.permit.take()
-            && self.places.pay(1) == 1
+            && self.permits.pay(1) == 1
         {
             permit.forget();
         }
@@ -77,21 +77,21 @@ mod tests {
 
     #[tokio::test]
     async fn a_limit_holds_through_every_change() {
-        let places = Places::new(3);
+        let permits = ConnectionPermits::new(3);
         let mut taken = Vec::new();
         for _ in 0..3 {
-            taken.push(places.take().await.unwrap());
+            taken.push(permits.take().await.unwrap());
         }
-        places.resize(3, 1);
-        places.resize(1, 2);
+        permits.resize(3, 1);
+        permits.resize(1, 2);
         // Two may be in use now: of the three that are, one is given up.
         taken.pop();
-        assert_eq!(places.free(), 0);
+        assert_eq!(permits.free(), 0);
         taken.pop();
-        assert_eq!(places.free(), 1);
+        assert_eq!(permits.free(), 1);
         taken.clear();
-        assert_eq!(places.free(), 2);
-        places.resize(2, 5);
-        assert_eq!(places.free(), 5);
+        assert_eq!(permits.free(), 2);
+        permits.resize(2, 5);
+        assert_eq!(permits.free(), 5);
     }
 }

@@ -50,7 +50,10 @@ const HYPERS_FIELDS: u32 = 100;
 pub(in crate::server) async fn serve(context: Rc<Context>, socket: TcpStream, peer: SocketAddr) {
     let limits = |context: &Context| context.worker.snapshot().config.settings.limits.clone();
     let mut deadline = Instant::now() + limits(&context).header_timeout;
-    let Some((mut stream, client, _seat)) = Box::pin(handshake(&context, socket, peer, deadline)).await else { return };
+    let Some((mut stream, client, _address_permit)) = Box::pin(handshake(&context, socket, peer, deadline)).await
+    else {
+        return;
+    };
     while is_readable(&context, &mut stream, deadline).await {
         let limits = limits(&context);
         if !client.had_request.get() && speaks_http2(&mut stream, deadline).await {
@@ -78,7 +81,7 @@ async fn speaks_http2(stream: &mut Stream, deadline: Instant) -> bool {
 }
 
 /// Why hyper is done with a connection.
-enum End {
+enum SessionEnd {
     Closed(hyper::Result<()>),
     /// Idle long enough to do without hyper.
     Park,
@@ -121,23 +124,23 @@ async fn session(
         let end = poll_fn(|cx| {
             loop {
                 if let Poll::Ready(result) = Pin::new(&mut connection).poll(cx) {
-                    return Poll::Ready(End::Closed(result));
+                    return Poll::Ready(SessionEnd::Closed(result));
                 }
                 let is_waiting = client.http1.phase.get() != Phase::Idle && client.awaits_body.get().is_none();
                 if is_waiting {
                     match watch.poll_look(cx) {
-                        Poll::Ready(Seen::End) => return Poll::Ready(End::Abandon),
+                        Poll::Ready(Seen::End) => return Poll::Ready(SessionEnd::Abandon),
                         Poll::Ready(Seen::Bytes) => continue,
                         Poll::Pending => {}
                     }
                 }
                 match timers(client, &pulse, limits, timer.as_mut(), cx) {
                     Poll::Pending => return Poll::Pending,
-                    Poll::Ready(Expired::Park) => return Poll::Ready(End::Park),
-                    Poll::Ready(Expired::Head) => return Poll::Ready(End::HeadTimeout),
+                    Poll::Ready(Expired::Park) => return Poll::Ready(SessionEnd::Park),
+                    Poll::Ready(Expired::Head) => return Poll::Ready(SessionEnd::HeadTimeout),
                     Poll::Ready(Expired::Write) => {
                         context.worker.recorder.aborted(Abort::Write);
-                        return Poll::Ready(End::Abandon);
+                        return Poll::Ready(SessionEnd::Abandon);
                     }
                     // The body ends in an error, which the pipeline answers.
                     Poll::Ready(Expired::Body) => {
@@ -157,19 +160,19 @@ async fn session(
         stream.unread(&parts.read_buf);
         match end {
             // A part of a head was read together with the request before it.
-            End::Park if stream.has_unread() => {}
-            End::Park => return Some(stream),
-            End::HeadTimeout => {
+            SessionEnd::Park if stream.has_unread() => {}
+            SessionEnd::Park => return Some(stream),
+            SessionEnd::HeadTimeout => {
                 context.worker.recorder.aborted(Abort::Head);
                 let detail = "the request's head did not arrive in time";
                 let problem = Problem::new(ProblemKind::RequestTimeout, detail);
                 refuse(context, stream, client, &problem).await;
                 return None;
             }
-            End::Abandon => {
+            SessionEnd::Abandon => {
                 return None;
             }
-            End::Closed(result) => {
+            SessionEnd::Closed(result) => {
                 close(context, stream, client, &pulse, (result, is_first_line)).await;
                 return None;
             }

@@ -1,6 +1,6 @@
 //! An operator's URLs in the form in which stored responses are found.
 
-use crate::cache::Target;
+use crate::cache::TargetUri;
 use crate::http::target::{normalize_path, normalize_query, parse_authority, respell_query};
 use crate::proxy::Snapshot;
 
@@ -18,7 +18,7 @@ pub(super) fn urls(snapshot: &Snapshot, url: &str) -> Result<Vec<String>, String
     let mut found = vec![[&*origin, &path, query.map_or("", |_| "?"), &spelt].concat()];
     for rules in snapshot.routes.iter().filter_map(|route| route.cache.as_ref()) {
         let (scheme, authority) = origin.split_once("://").unwrap_or_default();
-        let uri = rules.key.uri(Target { scheme, authority, path: &path, query });
+        let uri = rules.key.uri(TargetUri { scheme, authority, path: &path, query });
         found.push(if origin.is_empty() { uri.trim_start_matches("://").to_owned() } else { uri });
     }
     found.sort_unstable();

@@ -53,7 +53,7 @@ impl Control for Handle {
             listeners: self.open.borrow().iter().map(listener).collect(),
             connections: ConnectionsStatus {
                 limit: snapshot.config.settings.limits.connections,
-                free: self.places.free(),
+                free: self.permits.free(),
             },
             cache: cache_status(&self.cache, &self.metrics),
             idempotency: self.records.get().map(|records| IdempotencyStatus {

@@ -7,12 +7,12 @@ use crate::config::FileStamp;
 use crate::control::{Control, ReloadStatus};
 use crate::http::budget::Budget;
 use crate::proxy::Snapshot;
-use crate::server::connection::limit::Places;
+use crate::server::connection::limit::ConnectionPermits;
 use crate::server::listener::admin_socket::AdminSocket;
 use crate::server::listener::open::Open;
 use crate::server::worker::Stage;
 use crate::telemetry::metrics::Metrics;
-use crate::upstream::{Discovered, Probes, Registry, Said};
+use crate::upstream::{Discovered, Probes, Registry, StateOverride};
 use arc_swap::ArcSwap;
 use rustix::process::Pid;
 use std::path::PathBuf;
@@ -45,7 +45,7 @@ pub(in crate::server) struct Handle {
     pub(in crate::server) refused: Mutex<Vec<(PathBuf, FileStamp)>>,
     pub(in crate::server) started: Instant,
     pub(in crate::server) workers: usize,
-    pub(in crate::server) places: Arc<Places>,
+    pub(in crate::server) permits: Arc<ConnectionPermits>,
     /// Notified when the admin API asks the process to drain.
     pub(in crate::server) drain_asked: tokio::sync::Notify,
     pub(in crate::server) admin: AdminSocket,
@@ -74,7 +74,7 @@ impl Handle {
     }
 
     /// All that was said of nodes, for the new process; from here on nothing more is taken here.
-    pub(in crate::server) fn give_states(&self) -> Vec<Said> {
+    pub(in crate::server) fn give_states(&self) -> Vec<StateOverride> {
         let mut given = self.states_given.lock().unwrap_or_else(PoisonError::into_inner);
         *given = true;
         self.registry.said()
@@ -94,7 +94,7 @@ impl Handle {
         self.discovered.follow(new.config.discoveries());
         self.discovered.resolve_later(new.unresolved());
         let (before, after) = (old.config.settings.limits.connections, new.config.settings.limits.connections);
-        self.places.resize(before, after);
+        self.permits.resize(before, after);
         self.budget.set_limit(new.config.settings.limits.buffered_bytes.0);
         self.retain_series();
     }

@@ -11,7 +11,7 @@
 //!
 //! Whoever goes away before that leaves everything as it was: the sockets are open in both.
 
-use crate::upstream::Said as SaidOfNode;
+use crate::upstream::StateOverride;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
     recvmsg, sendmsg,
@@ -37,10 +37,10 @@ const MOST: u32 = 64 << 20;
 
 /// What is said. Its form must stay what it is, for the next version reads what this one writes; more may be added.
 #[derive(Debug, Serialize, Deserialize)]
-pub(in crate::server) enum Said {
+pub(in crate::server) enum HandoverMessage {
     Offer(Offer),
     Ready,
-    Go { nodes: Vec<SaidOfNode> },
+    Go { nodes: Vec<StateOverride> },
     Serving,
 }
 
@@ -91,14 +91,14 @@ impl Line {
         Ok(Line(stream))
     }
 
-    pub(in crate::server) fn say(&mut self, said: &Said) -> io::Result<()> {
+    pub(in crate::server) fn say(&mut self, said: &HandoverMessage) -> io::Result<()> {
         let text = serde_json::to_vec(said)?;
         let length = u32::try_from(text.len()).map_err(|_| io::ErrorKind::InvalidData)?;
         self.0.write_all(&length.to_be_bytes())?;
         self.0.write_all(&text)
     }
 
-    pub(in crate::server) fn hear(&mut self) -> io::Result<Said> {
+    pub(in crate::server) fn hear(&mut self) -> io::Result<HandoverMessage> {
         let mut length = [0; 4];
         self.0.read_exact(&mut length)?;
         let length = u32::from_be_bytes(length);
@@ -163,15 +163,15 @@ mod tests {
         let configured = "127.0.0.1:80".parse().unwrap();
         let offer =
             Offer { listeners: vec![Listening { configured, sockets: 150, was_narrowed: false }], ..Offer::default() };
-        own.say(&Said::Offer(offer)).unwrap();
+        own.say(&HandoverMessage::Offer(offer)).unwrap();
         own.give(&sockets).unwrap();
-        own.say(&Said::Ready).unwrap();
+        own.say(&HandoverMessage::Ready).unwrap();
         drop(sockets);
-        let Said::Offer(offer) = other.hear().unwrap() else { panic!() };
+        let HandoverMessage::Offer(offer) = other.hear().unwrap() else { panic!() };
         assert_eq!((offer.listeners[0].configured, offer.listeners[0].sockets), (configured, 150));
         let taken = other.take(150).unwrap();
         assert_eq!(addresses(&taken), expected);
-        assert!(matches!(other.hear().unwrap(), Said::Ready));
+        assert!(matches!(other.hear().unwrap(), HandoverMessage::Ready));
         drop(own);
         assert!(other.hear().is_err() && other.take(1).is_err());
     }

@@ -1,10 +1,10 @@
 //! What a process need not open itself: listening sockets that its predecessor hands to it (a new binary), or that
 //! systemd holds for it (socket activation).
 
-use super::handover::{Line, Listening, Offer, Said, VARIABLE};
+use super::handover::{HandoverMessage, Line, Listening, Offer, VARIABLE};
 use crate::server::listener::open::Open;
 use crate::server::listener::socket_set::bound_unsent;
-use crate::upstream::Said as SaidOfNode;
+use crate::upstream::StateOverride;
 use listenfd::ListenFd;
 use socket2::SockRef;
 use std::io;
@@ -67,7 +67,7 @@ impl Inherited {
 
 fn from_predecessor() -> io::Result<Inherited> {
     let mut line = Line::from_stdin()?;
-    let Said::Offer(Offer { listeners, admin, metrics, store, upgrades }) = line.hear()? else {
+    let HandoverMessage::Offer(Offer { listeners, admin, metrics, store, upgrades }) = line.hear()? else {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "it does not begin with an offer"));
     };
     let mut open = Vec::new();
@@ -100,16 +100,16 @@ fn from_systemd() -> io::Result<Inherited> {
 
 impl Predecessor {
     /// Says that all is built. Gives what was said of nodes, once the other takes no more of that.
-    pub(in crate::server) fn built(&mut self) -> io::Result<Vec<SaidOfNode>> {
-        self.0.say(&Said::Ready)?;
+    pub(in crate::server) fn built(&mut self) -> io::Result<Vec<StateOverride>> {
+        self.0.say(&HandoverMessage::Ready)?;
         match self.0.hear()? {
-            Said::Go { nodes } => Ok(nodes),
+            HandoverMessage::Go { nodes } => Ok(nodes),
             _ => Err(io::ErrorKind::InvalidData.into()),
         }
     }
 
     /// Says that it accepts connections.
     pub(in crate::server) fn accepting(mut self) -> io::Result<()> {
-        self.0.say(&Said::Serving)
+        self.0.say(&HandoverMessage::Serving)
     }
 }

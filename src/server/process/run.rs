@@ -15,11 +15,11 @@ use crate::cache::Cache;
 use crate::config::Config;
 use crate::http::budget::Budget;
 use crate::proxy::{Parts, Snapshot};
-use crate::server::connection::limit::Places;
+use crate::server::connection::limit::ConnectionPermits;
 use crate::server::control::gauges;
 use crate::server::listener::admin_socket::AdminSocket;
 use crate::server::listener::open::{self, BindError};
-use crate::server::worker::{self, Shared, Stage};
+use crate::server::worker::{self, Stage, WorkerShared};
 use crate::telemetry::metrics::Metrics;
 use crate::upstream::{BadPool, Discovered, Probes, Registry};
 use arc_swap::ArcSwap;
@@ -155,7 +155,7 @@ pub(crate) async fn start(config: Config, mut inherited: Inherited) -> Result<Ru
         refused: Mutex::default(),
         started: Instant::now(),
         workers,
-        places: Places::new(settings.limits.connections),
+        permits: ConnectionPermits::new(settings.limits.connections),
         drain_asked: tokio::sync::Notify::new(),
         admin,
         metrics_listener,
@@ -199,13 +199,13 @@ pub(crate) async fn start(config: Config, mut inherited: Inherited) -> Result<Ru
 }
 
 fn start_workers(handle: &Handle) -> io::Result<Vec<JoinHandle<()>>> {
-    let shared = Shared {
+    let shared = WorkerShared {
         workers: handle.workers,
         snapshot: Arc::clone(&handle.snapshot),
         metrics: Arc::clone(&handle.metrics),
         cache: Arc::clone(&handle.cache),
         budget: Arc::clone(&handle.budget),
-        places: Arc::clone(&handle.places),
+        permits: Arc::clone(&handle.permits),
         addresses: Arc::default(),
         stage: handle.stage.subscribe(),
         open: handle.open.subscribe(),

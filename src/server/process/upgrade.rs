@@ -2,7 +2,7 @@
 //! it serves. A new one that does not come so far changes nothing.
 
 use super::handle::Handle;
-use super::handover::{Line, Listening, Offer, PATIENCE, Said, VARIABLE};
+use super::handover::{HandoverMessage, Line, Listening, Offer, PATIENCE, VARIABLE};
 use super::systemd;
 use crate::server::worker::Stage;
 use rustix::process::Pid;
@@ -100,24 +100,30 @@ fn hand_over(handle: &Arc<Handle>, line: &mut Line) -> io::Result<()> {
     let metrics = metrics.map(|listener| listener.listening());
     let store = handle.records.get().map(|records| records.kind.to_string());
     let upgrades = handle.metrics.upgrades.with_label_values(&["success"]).get();
-    line.say(&Said::Offer(Offer { listeners: listeners.collect(), admin: Some(admin), metrics, store, upgrades }))?;
+    line.say(&HandoverMessage::Offer(Offer {
+        listeners: listeners.collect(),
+        admin: Some(admin),
+        metrics,
+        store,
+        upgrades,
+    }))?;
     for open in &open {
         line.give(open.sockets())?;
     }
     for listener in std::iter::once(&handle.admin).chain(&handle.metrics_listener) {
         line.give(std::slice::from_ref(listener.socket()))?;
     }
-    expect(line, |said| matches!(said, Said::Ready))?;
+    expect(line, |said| matches!(said, HandoverMessage::Ready))?;
     if *handle.stage.borrow() != Stage::Serving {
         return Err(io::Error::other("this process was told to stop meanwhile"));
     }
     // What is said of nodes from here on is said to the new process.
     handle.close_admin();
-    line.say(&Said::Go { nodes: handle.give_states() })?;
-    expect(line, |said| matches!(said, Said::Serving))
+    line.say(&HandoverMessage::Go { nodes: handle.give_states() })?;
+    expect(line, |said| matches!(said, HandoverMessage::Serving))
 }
 
-fn expect(line: &mut Line, is_right: impl Fn(&Said) -> bool) -> io::Result<()> {
+fn expect(line: &mut Line, is_right: impl Fn(&HandoverMessage) -> bool) -> io::Result<()> {
     match line.hear()? {
         said if is_right(&said) => Ok(()),
         said => Err(io::Error::new(io::ErrorKind::InvalidData, format!("it says {said:?}"))),

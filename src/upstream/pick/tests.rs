@@ -34,16 +34,16 @@ impl Nodes for Vec<Known> {
     }
 }
 
-const PLAIN: Rules = Rules { max_per_node: 100, bounded_load: None, panic_threshold: 0.0 };
+const PLAIN: PickRules = PickRules { max_per_node: 100, bounded_load: None, panic_threshold: 0.0 };
 
-fn found(nodes: &[Known], rules: &Rules) -> Result<(usize, Option<Skip>), PickError> {
+fn found(nodes: &[Known], rules: &PickRules) -> Result<(usize, Option<Skip>), PickError> {
     let nodes = nodes.to_vec();
     pick(0..nodes.len(), &nodes, rules).map(|pick| (pick.node, pick.spilled))
 }
 
 #[test]
 fn each_reason_passes_a_node_over() {
-    let rules = Rules { bounded_load: Some(1250), ..PLAIN };
+    let rules = PickRules { bounded_load: Some(1250), ..PLAIN };
     for (first, reason) in [
         (Known { state: NodeState::Down, ..WELL }, Skip::Down),
         (Known { state: NodeState::Drain, ..WELL }, Skip::Drain),
@@ -70,7 +70,7 @@ fn a_node_on_its_slow_start_is_better_than_none() {
 
 #[test]
 fn where_nobody_is_under_the_bound_the_least_loaded_takes_it() {
-    let rules = Rules { bounded_load: Some(1000), max_per_node: 1000, panic_threshold: 0.0 };
+    let rules = PickRules { bounded_load: Some(1000), max_per_node: 1000, panic_threshold: 0.0 };
     // The one under its bound is on its slow start; of the others the one with the least to do counts.
     let nodes = [
         Known { load: 40, ..WELL },
@@ -78,14 +78,14 @@ fn where_nobody_is_under_the_bound_the_least_loaded_takes_it() {
         Known { load: 1, weight: 6, has_key: false, ..WELL },
     ];
     assert_eq!(found(&nodes, &rules), Ok((2, Some(Skip::BoundedLoad))));
-    assert_eq!(found(&nodes[..2], &Rules { bounded_load: Some(1), ..rules }), Ok((1, Some(Skip::BoundedLoad))));
+    assert_eq!(found(&nodes[..2], &PickRules { bounded_load: Some(1), ..rules }), Ok((1, Some(Skip::BoundedLoad))));
     let second = [nodes[1].clone(), nodes[0].clone()];
-    assert_eq!(found(&second, &Rules { bounded_load: Some(1), ..rules }), Ok((0, None)), "the owner itself");
+    assert_eq!(found(&second, &PickRules { bounded_load: Some(1), ..rules }), Ok((0, None)), "the owner itself");
 }
 
 #[test]
 fn bounds_are_by_weight() {
-    let rules = Rules { bounded_load: Some(1250), ..PLAIN };
+    let rules = PickRules { bounded_load: Some(1250), ..PLAIN };
     // Three quarters of the weight: at most ceil(1.25 * 3 / 4 * all), this one included.
     let nodes = |heavy, light| [Known { load: heavy, weight: 3, ..WELL }, Known { load: light, ..WELL }];
     assert_eq!(found(&nodes(14, 0), &rules), Ok((0, None)), "the fifteenth of at most 15");
@@ -95,7 +95,7 @@ fn bounds_are_by_weight() {
 
 #[test]
 fn in_panic_health_is_ignored_but_not_what_people_said() {
-    let rules = Rules { panic_threshold: 0.5, ..PLAIN };
+    let rules = PickRules { panic_threshold: 0.5, ..PLAIN };
     let sick = Known { fitness: Err(Skip::Unhealthy), ..WELL };
     assert_eq!(found(&[sick.clone(), WELL, WELL], &rules), Ok((1, Some(Skip::Unhealthy))), "two of three are well");
     assert_eq!(found(&[sick.clone(), sick.clone(), WELL], &rules), Ok((0, None)), "one of three is");
@@ -106,7 +106,7 @@ fn in_panic_health_is_ignored_but_not_what_people_said() {
 
 #[test]
 fn a_session_stays_with_its_node_while_it_drains_and_over_its_bound() {
-    let rules = Rules { bounded_load: Some(1000), ..PLAIN };
+    let rules = PickRules { bounded_load: Some(1000), ..PLAIN };
     let pinned = |known| pick_pinned(0, &vec![known, WELL], &rules).map(|pick| pick.node);
     assert_eq!(pinned(Known { state: NodeState::Drain, load: 99, has_key: false, ..WELL }), Ok(0));
     assert_eq!(pinned(Known { load: 100, ..WELL }), Err(Skip::Full));
@@ -141,7 +141,7 @@ proptest! {
         hash in prop_oneof![any::<u64>(), Just(0), Just(u64::MAX)],
         limit in 1u32..12,
     ) {
-        let rules = Rules { max_per_node: limit, bounded_load: None, panic_threshold: 0.0 };
+        let rules = PickRules { max_per_node: limit, bounded_load: None, panic_threshold: 0.0 };
         let ring = ring(&nodes);
         let order: Vec<usize> = ring.walk(hash).collect();
         let usable = |&&node: &&usize| {
@@ -165,7 +165,7 @@ proptest! {
     fn bounded_load_starves_no_node_with_room(
         nodes in prop::collection::vec(known(), 1..8), hash: u64, factor in 1000u32..3000,
     ) {
-        let rules = Rules { max_per_node: u32::MAX, bounded_load: Some(factor), panic_threshold: 0.0 };
+        let rules = PickRules { max_per_node: u32::MAX, bounded_load: Some(factor), panic_threshold: 0.0 };
         let eligible: Vec<usize> = (0..nodes.len())
             .filter(|&node| nodes[node].state == NodeState::Up && nodes[node].fitness.is_ok())
             .collect();

@@ -5,26 +5,26 @@ const HEAD: usize = 9;
 
 /// The types of frames (RFC 9113 6, RFC 9218 7).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Kind(pub(super) u8);
+pub(super) struct FrameKind(pub(super) u8);
 
-impl Kind {
-    pub(super) const DATA: Kind = Kind(0);
-    pub(super) const HEADERS: Kind = Kind(1);
-    pub(super) const PRIORITY: Kind = Kind(2);
-    pub(super) const RST_STREAM: Kind = Kind(3);
-    pub(super) const SETTINGS: Kind = Kind(4);
-    pub(super) const PING: Kind = Kind(6);
-    pub(super) const GOAWAY: Kind = Kind(7);
-    pub(super) const WINDOW_UPDATE: Kind = Kind(8);
-    pub(super) const CONTINUATION: Kind = Kind(9);
-    pub(super) const PRIORITY_UPDATE: Kind = Kind(16);
+impl FrameKind {
+    pub(super) const DATA: FrameKind = FrameKind(0);
+    pub(super) const HEADERS: FrameKind = FrameKind(1);
+    pub(super) const PRIORITY: FrameKind = FrameKind(2);
+    pub(super) const RST_STREAM: FrameKind = FrameKind(3);
+    pub(super) const SETTINGS: FrameKind = FrameKind(4);
+    pub(super) const PING: FrameKind = FrameKind(6);
+    pub(super) const GOAWAY: FrameKind = FrameKind(7);
+    pub(super) const WINDOW_UPDATE: FrameKind = FrameKind(8);
+    pub(super) const CONTINUATION: FrameKind = FrameKind(9);
+    pub(super) const PRIORITY_UPDATE: FrameKind = FrameKind(16);
 }
 
 /// A frame, by its head and the first bytes behind it.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Frame {
     pub(super) length: u32,
-    pub(super) kind: Kind,
+    pub(super) kind: FrameKind,
     pub(super) flags: u8,
     pub(super) stream: u32,
     first: [u8; 4],
@@ -39,7 +39,7 @@ impl Frame {
     fn of(head: &[u8; HEAD]) -> Frame {
         Frame {
             length: u32::from_be_bytes([0, head[0], head[1], head[2]]),
-            kind: Kind(head[3]),
+            kind: FrameKind(head[3]),
             flags: head[4],
             stream: u32::from_be_bytes([head[5], head[6], head[7], head[8]]) & 0x7fff_ffff,
             first: [0; 4],
@@ -49,8 +49,8 @@ impl Frame {
     /// Returns how many of the bytes behind the head tell something.
     fn telling(&self) -> usize {
         let wanted = match self.kind {
-            Kind::RST_STREAM | Kind::WINDOW_UPDATE | Kind::SETTINGS => 4,
-            Kind::DATA if self.flags & Frame::PADDED != 0 => 1,
+            FrameKind::RST_STREAM | FrameKind::WINDOW_UPDATE | FrameKind::SETTINGS => 4,
+            FrameKind::DATA if self.flags & Frame::PADDED != 0 => 1,
             _ => 0,
         };
         wanted.min(self.length as usize)
@@ -153,10 +153,10 @@ impl Frames {
             self.frame = Some((frame, known));
             return;
         }
-        self.in_head = matches!(frame.kind, Kind::HEADERS | Kind::CONTINUATION);
+        self.in_head = matches!(frame.kind, FrameKind::HEADERS | FrameKind::CONTINUATION);
         if self.in_head {
             self.head_open = !frame.ends_head();
-            self.heads += u64::from(frame.kind == Kind::HEADERS);
+            self.heads += u64::from(frame.kind == FrameKind::HEADERS);
         }
         each(frame);
     }

@@ -7,7 +7,7 @@
 
 mod frames;
 
-use frames::{Frame, Frames, Kind};
+use frames::{Frame, FrameKind, Frames};
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
@@ -280,15 +280,16 @@ impl FloodMeter {
 
     /// Returns the glitch in a frame of the client.
     fn glitch(&mut self, frame: Frame) -> Option<Glitch> {
-        self.has_goaway |= frame.kind == Kind::GOAWAY;
+        self.has_goaway |= frame.kind == FrameKind::GOAWAY;
         // Settings come in the order of their numbers, by custom.
-        self.has_table |= frame.kind == Kind::SETTINGS && frame.length > 0 && frame.first_word() == HEADER_TABLE_SIZE;
+        self.has_table |=
+            frame.kind == FrameKind::SETTINGS && frame.length > 0 && frame.first_word() == HEADER_TABLE_SIZE;
         match frame.kind {
-            Kind::DATA => {
+            FrameKind::DATA => {
                 self.data += u64::from(frame.length);
                 (frame.content() == 0 && !frame.ends_stream()).then_some(Glitch::EmptyData)
             }
-            Kind::HEADERS => {
+            FrameKind::HEADERS => {
                 self.heads += u64::from(frame.length) + A_STREAM;
                 if frame.stream > self.last_stream {
                     self.last_stream = frame.stream;
@@ -297,22 +298,22 @@ impl FloodMeter {
                 self.earn(CREDIT_OF_REQUEST);
                 None
             }
-            Kind::CONTINUATION => {
+            FrameKind::CONTINUATION => {
                 self.heads += u64::from(frame.length);
                 let is_small = !frame.ends_head() && frame.length < SMALL_PIECE;
                 Some(if is_small { Glitch::Continuation } else { Glitch::LongHead })
             }
-            Kind::RST_STREAM => Some(Glitch::Reset),
+            FrameKind::RST_STREAM => Some(Glitch::Reset),
             // What can only have the stream reset is told before it is.
-            Kind::WINDOW_UPDATE if frame.stream != 0 && !FAIR_UPDATE.contains(&frame.first_word()) => {
+            FrameKind::WINDOW_UPDATE if frame.stream != 0 && !FAIR_UPDATE.contains(&frame.first_word()) => {
                 Some(Glitch::WindowUpdate)
             }
-            Kind::WINDOW_UPDATE if frame.first_word() >= TINY_UPDATE => None,
+            FrameKind::WINDOW_UPDATE if frame.first_word() >= TINY_UPDATE => None,
             _ if self.pays() => None,
-            Kind::PING => Some(Glitch::Ping),
-            Kind::SETTINGS => Some(Glitch::Settings),
-            Kind::PRIORITY | Kind::PRIORITY_UPDATE => Some(Glitch::Priority),
-            Kind::WINDOW_UPDATE => Some(Glitch::WindowUpdate),
+            FrameKind::PING => Some(Glitch::Ping),
+            FrameKind::SETTINGS => Some(Glitch::Settings),
+            FrameKind::PRIORITY | FrameKind::PRIORITY_UPDATE => Some(Glitch::Priority),
+            FrameKind::WINDOW_UPDATE => Some(Glitch::WindowUpdate),
             _ => Some(Glitch::Unknown),
         }
     }
@@ -320,12 +321,12 @@ impl FloodMeter {
     /// Returns whether a frame for the client resets a stream by the client's own doing.
     fn was_made(&mut self, frame: Frame) -> bool {
         match frame.kind {
-            Kind::RST_STREAM => {
+            FrameKind::RST_STREAM => {
                 // PROTOCOL_ERROR, FLOW_CONTROL_ERROR, STREAM_CLOSED, FRAME_SIZE_ERROR (RFC 9113 7).
                 return matches!(frame.first_word(), 1 | 3 | 5 | 6);
             }
-            Kind::DATA | Kind::HEADERS => {
-                if frame.kind == Kind::DATA {
+            FrameKind::DATA | FrameKind::HEADERS => {
+                if frame.kind == FrameKind::DATA {
                     self.sent += u64::from(frame.length);
                 }
                 self.earn(CREDIT_OF_ANSWER);
@@ -334,8 +335,8 @@ impl FloodMeter {
                 }
             }
             // Each will be acknowledged; an acknowledgement is not.
-            Kind::PING | Kind::SETTINGS if frame.flags & Frame::ACK == 0 => self.earn(1),
-            Kind::WINDOW_UPDATE if frame.stream == 0 => self.given_back += u64::from(frame.first_word()),
+            FrameKind::PING | FrameKind::SETTINGS if frame.flags & Frame::ACK == 0 => self.earn(1),
+            FrameKind::WINDOW_UPDATE if frame.stream == 0 => self.given_back += u64::from(frame.first_word()),
             _ => {}
         }
         false
