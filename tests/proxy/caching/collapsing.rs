@@ -271,3 +271,58 @@ fn a_connection_is_reused_after_a_hit_and_after_a_miss() {
     client.stream.read_to_string(&mut rest).unwrap();
     assert!(rest.ends_with("#0"));
 }
+
+#[test]
+fn a_response_that_begins_to_vary_does_not_hang_those_who_wait() {
+    let gate = Barrier::default();
+    let open = gate.clone();
+    let origin = Origin::start(move |ask, peer| match (ask.number, ask.field("x-kind")) {
+        (0, _) => peer.reply(200, "cache-control: max-age=1", "plain"),
+        (1, Some("slow")) => {
+            peer.send("HTTP/1.1 200 OK\r\ncache-control: max-age=60\r\nvary: x-kind\r\ncontent-length: 4\r\n\r\nsl");
+            open.wait();
+            peer.send("ow");
+        }
+        (_, kind) => peer.reply(200, "cache-control: max-age=60 | vary: x-kind", kind.unwrap_or("none")),
+    });
+    let proxy = origin.cached("lock_timeout: 1m");
+    proxy.get("/");
+    let mut leader = proxy.connect();
+    eventually("a fetch by the leader", || {
+        leader = proxy.connect();
+        leader.send("GET / HTTP/1.1\r\nhost: example.com\r\nx-kind: slow\r\n\r\n");
+        leader.head().contains("x-kind")
+    });
+    for kind in ["b", "c", "b"] {
+        assert_eq!(proxy.get_with("/", &format!("x-kind: {kind}")).text(), kind);
+    }
+    assert_eq!(proxy.get("/elsewhere").status, 200, "the worker serves on");
+    gate.open();
+    assert_eq!(leader.exactly(4), b"slow");
+}
+
+#[test]
+fn a_body_that_has_become_stale_while_it_arrives_is_not_joined() {
+    let gate = Barrier::default();
+    let open = gate.clone();
+    let origin = Origin::start(move |ask, peer| {
+        if ask.number > 0 {
+            return peer.reply(200, "cache-control: max-age=60", "second");
+        }
+        peer.send("HTTP/1.1 200 OK\r\ncache-control: max-age=1, must-revalidate\r\ncontent-length: 5\r\n\r\nfi");
+        open.wait();
+        peer.send("rst");
+    });
+    let proxy = origin.cached("");
+    let mut early = proxy.connect();
+    early.send("GET / HTTP/1.1\r\nhost: example.com\r\n\r\n");
+    early.head();
+    eventually("a fetch of its own", || {
+        let mut late = proxy.connect();
+        late.send("GET / HTTP/1.1\r\nhost: example.com\r\n\r\n");
+        late.head();
+        late.exactly(2) == b"se"
+    });
+    gate.open();
+    assert_eq!(early.exactly(5), b"first");
+}

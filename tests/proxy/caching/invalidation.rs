@@ -132,3 +132,74 @@ fn a_change_whose_client_has_left_is_a_change() {
         eventually("the end of the change", || !is_hit(&proxy, "/", ""));
     }
 }
+
+#[test]
+fn changes_do_not_pile_up_while_a_fetch_hangs() {
+    let gate = Barrier::default();
+    let open = gate.clone();
+    let origin = Origin::start(move |ask, peer| {
+        if ask.path() == "/hangs" {
+            open.wait();
+        }
+        peer.reply(200, "cache-control: max-age=60", "");
+    });
+    let proxy = origin.cached("");
+    let mut hanging = proxy.connect();
+    hanging.send("GET /hangs HTTP/1.1\r\nhost: example.com\r\n\r\n");
+    origin.wait_for(1);
+    warm(&proxy, "/kept");
+    let mut client = proxy.connect();
+    for number in 0..2_000 {
+        client.request(format!("POST /{number} HTTP/1.1\r\nhost: example.com\r\ncontent-length: 0\r\n\r\n"));
+    }
+    assert!(is_hit(&proxy, "/kept", ""));
+    client.request("POST /hangs HTTP/1.1\r\nhost: example.com\r\ncontent-length: 0\r\n\r\n".replace("/hangs", "/kept"));
+    assert!(!is_hit(&proxy, "/kept", ""));
+    gate.open();
+    assert_eq!(hanging.answer().status, 200);
+}
+
+#[test]
+fn a_change_beats_the_fetch_that_began_before_it() {
+    let gate = Barrier::default();
+    let open = gate.clone();
+    let origin = Origin::start(move |ask, peer| match (ask.method(), ask.number) {
+        ("GET", 0) => {
+            open.wait();
+            peer.reply(200, "cache-control: max-age=60", "old");
+        }
+        ("GET", _) => peer.reply(200, "cache-control: max-age=60", "new"),
+        _ => peer.reply(204, "", ""),
+    });
+    let proxy = origin.cached("");
+    let mut early = proxy.connect();
+    early.send("GET / HTTP/1.1\r\nhost: example.com\r\n\r\n");
+    origin.wait_for(1);
+    assert_eq!(proxy.send("PUT", "/", "content-length: 0").status, 204);
+    assert_eq!(proxy.get("/").text(), "new", "whoever comes after the change does not wait for what is older");
+    gate.open();
+    assert_eq!(early.answer().text(), "old");
+    assert_eq!(proxy.get("/").text(), "new");
+}
+
+#[test]
+fn a_request_without_a_host_changes_nothing_elsewhere() {
+    let origin = Origin::numbering("cache-control: max-age=60");
+    let proxy = origin.cached("key: { headers: [x-country] }");
+    warm(&proxy, "/");
+    let answer = proxy.connect().request("POST / HTTP/1.0\r\ncontent-length: 0\r\n\r\n");
+    assert_eq!(answer.status, 200);
+    assert!(is_hit(&proxy, "/", ""));
+}
+
+#[test]
+fn many_changes_do_not_empty_the_cache() {
+    let origin = Origin::numbering("cache-control: max-age=60");
+    let proxy = origin.cached("key: { headers: [x-country] }");
+    warm(&proxy, "/kept");
+    let mut client = proxy.connect();
+    for number in 0..5_000 {
+        client.request(format!("POST /{number} HTTP/1.1\r\nhost: example.com\r\ncontent-length: 0\r\n\r\n"));
+    }
+    assert!(is_hit(&proxy, "/kept", ""));
+}

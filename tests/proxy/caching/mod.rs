@@ -2,7 +2,6 @@
 
 mod collapsing;
 mod invalidation;
-mod mended;
 mod poisoning;
 mod policy;
 mod purging;
@@ -14,7 +13,7 @@ mod slow_readers;
 mod superseded;
 mod vary;
 
-use crate::support::{Proxy, eventually};
+use crate::support::{Origin, Proxy, eventually};
 
 /// Returns the `Cache-Status` of a GET with these fields.
 fn status(proxy: &Proxy, path: &str, fields: &str) -> String {
@@ -28,4 +27,13 @@ fn is_hit(proxy: &Proxy, path: &str, fields: &str) -> bool {
 /// Waits until no request is being answered, and no response is on its way to the store.
 fn settled(proxy: &Proxy) {
     eventually("the end of all fetches", || proxy.metric("ringway_requests_in_flight") == 0.0);
+}
+
+/// Waits until a path's stored response is stale: until a request goes to the origin.
+fn outlive(origin: &Origin, proxy: &Proxy, path: &str) {
+    let asked = origin.asked();
+    eventually("staleness", || {
+        proxy.get(path);
+        origin.asked() > asked
+    });
 }

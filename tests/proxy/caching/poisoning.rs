@@ -1,7 +1,8 @@
 //! What no client may do to the others: bypass, fill or split the cache by what is not in the key.
 
+use super::is_hit;
 use super::serving::warm;
-use crate::support::{Origin, Proxy};
+use crate::support::{Origin, Proxy, eventually};
 
 /// An origin that shows everything that it was told, before a proxy; a stranger asks first, then
 /// somebody else. Gives what the second one got.
@@ -134,4 +135,30 @@ fn hosts_share_nothing() {
             assert_eq!(proxy.get_with("/", &format!("host: {host}")).text(), host);
         }
     }
+}
+
+#[test]
+fn routes_that_part_by_a_field_share_nothing() {
+    let (beta, site) = (
+        Origin::numbering("cache-control: max-age=60 | x-from: beta"),
+        Origin::numbering("cache-control: max-age=60 | x-from: site"),
+    );
+    let pools = format!(
+        "pools:\n  beta: {{ nodes: [{{ id: b, address: \"{}\" }}] }}\n  site: {{ nodes: [{{ id: s, address: \"{}\" }}] }}\n",
+        beta.address(),
+        site.address()
+    );
+    let proxy = Proxy::start(&format!(
+        "{pools}routes:\n  - {{ name: beta, path_prefix: /, headers: {{ x-beta: \"1\" }}, pool: beta, cache: {{}} }}\n  - {{ name: site, path_prefix: /, pool: site, cache: {{}} }}\n"
+    ));
+    for _ in 0..2 {
+        assert_eq!(proxy.get_with("/", "x-beta: 1").field("x-from").as_deref(), Some("beta"));
+        assert_eq!(proxy.get("/").field("x-from").as_deref(), Some("site"));
+    }
+    eventually("a hit", || is_hit(&proxy, "/", "x-beta: 1") && is_hit(&proxy, "/", ""));
+    proxy.purge(r#"{"url": "/"}"#);
+    assert!(!is_hit(&proxy, "/", "x-beta: 1") && !is_hit(&proxy, "/", ""), "a purge strikes both");
+    eventually("a hit", || is_hit(&proxy, "/", "x-beta: 1"));
+    proxy.send("POST", "/", "content-length: 0");
+    assert!(!is_hit(&proxy, "/", "x-beta: 1"), "a change too");
 }

@@ -273,3 +273,54 @@ fn a_purge_strikes_every_spelling() {
         }
     }
 }
+
+#[test]
+fn a_purge_beats_what_a_post_brings() {
+    let gate = Barrier::default();
+    let open = gate.clone();
+    let origin = Origin::start(move |ask, peer| match ask.method() {
+        "POST" => {
+            open.wait();
+            peer.reply(200, "cache-control: max-age=60 | content-location: /", "posted");
+        }
+        _ => peer.reply(200, "cache-control: max-age=60", "read"),
+    });
+    let proxy = origin.cached("");
+    let mut client = proxy.connect();
+    client.send("POST / HTTP/1.1\r\nhost: example.com\r\ncontent-length: 0\r\n\r\n");
+    origin.wait_for(1);
+    proxy.purge(r#"{"all": true}"#);
+    gate.open();
+    assert_eq!(client.answer().text(), "posted");
+    assert_eq!(proxy.get("/").text(), "read");
+}
+
+#[test]
+fn a_304_with_other_tags_does_not_revive_what_was_purged() {
+    let (gate, began) = (Barrier::default(), Barrier::default());
+    let (open, begin) = (gate.clone(), began.clone());
+    let origin = Origin::start(move |ask, peer| match ask.field("if-none-match") {
+        None if ask.number == 0 => peer.reply(200, "cache-control: no-cache | etag: \"e\" | cache-tag: a", "old"),
+        None => peer.reply(200, "cache-control: max-age=60", "new"),
+        Some(_) => {
+            begin.open();
+            open.wait();
+            peer.reply(304, "cache-control: max-age=60 | etag: \"e\" | cache-tag: b", "");
+        }
+    });
+    let proxy = origin.cached("");
+    proxy.get("/");
+    eventually("the end of the fetch", || proxy.metric("ringway_requests_in_flight") == 0.0);
+    let mut client = proxy.connect();
+    eventually("a validation", || {
+        client = Client::connect(proxy.address);
+        client.send("GET / HTTP/1.1\r\nhost: example.com\r\n\r\n");
+        eventually("the next request", || origin.asked() >= 2);
+        origin.last().field("if-none-match").is_some()
+    });
+    began.wait();
+    proxy.purge(r#"{"tag": "a"}"#);
+    gate.open();
+    client.answer();
+    assert_eq!(proxy.get("/").text(), "new");
+}

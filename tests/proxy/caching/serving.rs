@@ -407,3 +407,32 @@ fn the_log_tells_what_the_cache_did() {
         eventually(result, || proxy.output().contains(result));
     }
 }
+
+#[test]
+fn a_failing_node_is_left_alone_while_stale_is_good_enough() {
+    let origin = Origin::start(|ask, peer| match ask.number {
+        0 => {
+            peer.reply(200, "cache-control: max-age=0, stale-while-revalidate=60, stale-if-error=0 | etag: \"e\"", "x")
+        }
+        _ => peer.reply(503, "", ""),
+    });
+    let proxy = origin.cached("");
+    proxy.get("/");
+    eventually("a failed validation", || {
+        proxy.get("/");
+        origin.asked() == 2
+    });
+    eventually("the end of the validation", || proxy.metric("ringway_requests_in_flight") == 0.0);
+    for _ in 0..100 {
+        assert_eq!(proxy.get("/").text(), "x");
+    }
+    assert!(origin.asked() <= 8, "{} requests", origin.asked());
+}
+
+#[test]
+fn a_head_of_nothing_has_no_length() {
+    let origin = Origin::telling(&[(204, "cache-control: max-age=60", "")]);
+    let proxy = origin.cached("");
+    warm(&proxy, "/");
+    assert_eq!(proxy.send("HEAD", "/", "").field("content-length"), None);
+}

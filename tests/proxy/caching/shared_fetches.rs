@@ -117,3 +117,33 @@ fn stored_is_said_only_of_what_is_stored() {
     gate.open();
     assert_eq!(client.answer().field("cache-status").as_deref(), Some("ringway; fwd=uri-miss"));
 }
+
+#[test]
+fn what_a_cookie_brought_without_freshness_is_nobody_elses() {
+    let origin = Origin::start(|ask, peer| match ask.field("cookie") {
+        Some(cookie) => peer.reply(200, "etag: \"e\"", cookie),
+        None => peer.reply(500, "", "broken"),
+    });
+    let proxy = origin.cached("stale_while_revalidate: 1h");
+    for _ in 0..3 {
+        assert_eq!(proxy.get_with("/", "cookie: sid=alice").text(), "sid=alice");
+    }
+    assert_eq!(proxy.get("/").text(), "broken");
+}
+
+#[test]
+fn what_a_validation_tells_one_caller_is_not_told_to_all() {
+    let origin = Origin::start(|ask, peer| match (ask.field("if-none-match"), ask.field("authorization")) {
+        (None, _) => peer.reply(200, "cache-control: max-age=1 | etag: \"e\"", "body"),
+        (Some(_), Some(who)) => {
+            peer.reply(304, &format!("cache-control: max-age=60 | etag: \"e\" | x-user: {who}"), "")
+        }
+        (Some(_), None) => peer.reply(304, "cache-control: max-age=60 | etag: \"e\"", ""),
+    });
+    let proxy = origin.cached("");
+    proxy.get("/");
+    eventually("a validation", || proxy.get_with("/", "authorization: alice").field("x-user").is_some());
+    let other = proxy.get("/");
+    assert_eq!((other.field("x-user"), other.text().as_str()), (None, "body"));
+    assert!(other.field("cache-status").unwrap().contains("fwd-status=304"), "{other:?}");
+}

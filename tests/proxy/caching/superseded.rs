@@ -1,7 +1,7 @@
 //! Newer answers end, mark or freshen the stored response that they supersede: HEAD, answers that cannot be stored, errors.
 
 use super::serving::warm;
-use super::{is_hit, settled};
+use super::{is_hit, outlive, settled};
 use crate::support::{Barrier, Origin, eventually};
 
 #[test]
@@ -339,4 +339,63 @@ fn a_stored_error_stands_in_for_nothing() {
     eventually("staleness", || proxy.get("/").text() != "old");
     assert_eq!(proxy.get("/").text(), "newest");
     assert_eq!(proxy.get("/").text(), "well", "nobody waits for a node that is well");
+}
+
+#[test]
+fn a_head_by_other_means_teaches_nothing() {
+    let origin = Origin::start(|ask, peer| match (ask.method(), ask.field("x-original-url")) {
+        ("HEAD", Some(_)) => peer.send("HTTP/1.1 200 OK\r\ncache-control: max-age=9999\r\nx-evil: 1\r\n\r\n"),
+        ("HEAD", None) => peer.send("HTTP/1.1 200 OK\r\ncache-control: max-age=1\r\n\r\n"),
+        _ => peer.reply(200, "cache-control: max-age=1 | etag: \"e\"", "body"),
+    });
+    let proxy = origin.cached("");
+    proxy.get("/");
+    let asked = origin.asked();
+    eventually("a HEAD that is forwarded", || {
+        proxy.send("HEAD", "/", "x-original-url: /evil");
+        origin.asked() > asked
+    });
+    assert_eq!(origin.last().field("x-original-url"), None);
+    assert_eq!(proxy.get("/").field("x-evil"), None);
+}
+
+#[test]
+fn a_304_that_forbids_storing_ends_it() {
+    for told in ["cache-control: no-store", "cache-control: private", "cache-control: max-age=60 | vary: *"] {
+        let fields = told.to_owned();
+        let origin = Origin::start(move |ask, peer| match ask.field("if-none-match") {
+            None => peer.reply(
+                200,
+                "cache-control: max-age=1, stale-while-revalidate=0 | etag: \"e\"",
+                &format!("#{}", ask.number),
+            ),
+            Some(_) => peer.reply(304, &format!("{fields} | etag: \"e\""), ""),
+        });
+        let proxy = origin.cached("");
+        proxy.get("/");
+        outlive(&origin, &proxy, "/");
+        eventually("a fetch of the whole", || proxy.get("/").text() != "#0");
+    }
+}
+
+#[test]
+fn a_late_older_response_does_not_replace_a_newer_one() {
+    let gate = Barrier::default();
+    let open = gate.clone();
+    let origin = Origin::start(move |ask, peer| {
+        if ask.number == 0 {
+            open.wait();
+        }
+        peer.reply(200, "cache-control: max-age=60", &format!("#{}", ask.number));
+    });
+    let proxy = origin.cached("lock_timeout: 100ms");
+    let mut early = proxy.connect();
+    early.send("GET / HTTP/1.1\r\nhost: example.com\r\n\r\n");
+    origin.wait_for(1);
+    assert_eq!(proxy.get("/").text(), "#1");
+    eventually("a hit", || is_hit(&proxy, "/", ""));
+    gate.open();
+    assert_eq!(early.answer().text(), "#0");
+    eventually("the end of the fetch", || proxy.metric("ringway_requests_in_flight") == 0.0);
+    assert_eq!(proxy.get("/").text(), "#1");
 }

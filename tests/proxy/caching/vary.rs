@@ -1,6 +1,6 @@
 //! Which requests a stored response answers (RFC 9110 12.5.5), and how many variants of a URI are kept.
 
-use super::settled;
+use super::{is_hit, settled};
 use crate::support::http2::Http2;
 use crate::support::{Origin, eventually};
 
@@ -97,4 +97,21 @@ fn made_up_variants_do_not_empty_a_uri() {
     }
     settled(&proxy);
     assert!(get("de").field("age").is_some());
+}
+
+#[test]
+fn fields_named_in_connection_count_for_nothing() {
+    let origin = Origin::start(|ask, peer| {
+        let language = ask.field("accept-language").unwrap_or("none");
+        peer.reply(200, "cache-control: max-age=60 | vary: accept-language", language);
+    });
+    let proxy = origin.cached("");
+    let sly =
+        "GET / HTTP/1.1\r\nhost: example.com\r\naccept-language: de\r\nconnection: close, accept-language\r\n\r\n";
+    assert_eq!(proxy.connect().request(sly).text(), "none");
+    eventually("a hit", || is_hit(&proxy, "/", ""));
+    assert_eq!(proxy.get_with("/", "accept-language: de").text(), "de");
+    // What is refused on a miss is refused on a hit.
+    let refused = proxy.connect().request("GET / HTTP/1.1\r\nhost: example.com\r\nconnection: host\r\n\r\n");
+    assert_eq!((refused.status, refused.problem().as_str()), (400, "bad-connection-option"));
 }
