@@ -3,21 +3,22 @@
 //! Requests that a browser was tricked into sending are refused: the Host must be one that the
 //! listener answers to, and an Origin must be the listener's own.
 
+mod body;
+mod event_stream;
 mod places;
 mod routes;
 mod socket;
 
 use crate::control::{Access, Control};
 use crate::http::problem::{Problem, ProblemKind};
-use bytes::Bytes;
+use body::Body;
 use http::header::{AUTHORIZATION, CONNECTION, HOST, ORIGIN};
 use http::{HeaderMap, HeaderValue, Request, Response};
-use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::server::conn::http1::{Builder, Connection};
 use hyper::service::{HttpService, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use places::Places;
+use places::{Place, Places};
 use socket::Patient;
 use socket2::{Domain, Protocol, Socket, Type};
 use std::convert::Infallible;
@@ -81,13 +82,13 @@ pub(crate) async fn serve(
         };
         let control = Arc::clone(&control);
         let place = Arc::new(Places::take(&places));
-        let told = place.told();
+        let (told, is_reading) = (place.told(), place.is_reading());
         let serving = async move {
             let leaving = paused.clone();
             let service = service_fn(move |request| {
                 let (control, leaving, place) = (Arc::clone(&control), leaving.clone(), Arc::clone(&place));
                 async move {
-                    let mut answer = answer(&*control, reach, request, peer, &place).await;
+                    let mut answer = answer(&*control, reach, request, peer, (&place, &leaving)).await;
                     if *leaving.borrow() {
                         answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
                     }
@@ -98,7 +99,7 @@ pub(crate) async fn serve(
                 .timer(TokioTimer::new())
                 .header_read_timeout(HEADER_TIMEOUT)
                 .max_buf_size(64 << 10)
-                .serve_connection(TokioIo::new(Patient::new(stream, WRITE_TIMEOUT)), service);
+                .serve_connection(TokioIo::new(Patient::new(stream, WRITE_TIMEOUT, is_reading)), service);
             if let Err(error) = until_paused(pin!(served), paused).await {
                 tracing::debug!(%error, "an admin connection ended early");
             }
@@ -119,7 +120,7 @@ async fn until_paused<S>(
     mut paused: watch::Receiver<bool>,
 ) -> hyper::Result<()>
 where
-    S: HttpService<Incoming, ResBody = Full<Bytes>>,
+    S: HttpService<Incoming, ResBody = Body>,
     S::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
     tokio::select! {
@@ -138,8 +139,8 @@ async fn answer(
     reach: Reach,
     request: Request<Incoming>,
     peer: SocketAddr,
-    place: &places::Place,
-) -> Response<Full<Bytes>> {
+    connection: (&Arc<Place>, &watch::Receiver<bool>),
+) -> Response<Body> {
     let path = request.uri().path();
     let is_probe = matches!(path, "/livez" | "/readyz");
     let allowed = match reach {
@@ -148,13 +149,13 @@ async fn answer(
         Reach::Everything => control.access().check(request.headers(), is_probe),
     };
     let answered = match allowed {
-        Ok(()) => routes::answer(control, request, peer, place).await,
+        Ok(()) => routes::answer(control, request, peer, connection).await,
         Err(problem) => Err(problem),
     };
     answered.unwrap_or_else(|problem| {
         let (mut fields, body) = problem.render();
         fields.remove(crate::http::fields::PROXY_STATUS);
-        let mut response = Response::new(Full::new(body));
+        let mut response = Response::new(Body::from(body));
         *response.status_mut() = problem.status();
         *response.headers_mut() = fields;
         response

@@ -4,20 +4,36 @@
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
 /// Connections at a time; administrators and scrapers are few.
 const MAX_CONNECTIONS: usize = 256;
+/// Connections at a time that read a stream of events.
+const MAX_READERS: usize = 32;
 
 /// The connections of one listener; those first whose clients have been waited for longest.
 #[derive(Default)]
-pub(super) struct Places(Mutex<VecDeque<Arc<State>>>);
+pub(super) struct Places {
+    all: Mutex<VecDeque<Arc<State>>>,
+    readers: Readers,
+}
+
+/// The places of those who read a stream.
+struct Readers(Arc<Semaphore>);
+
+impl Default for Readers {
+    fn default() -> Readers {
+        Readers(Arc::new(Semaphore::new(MAX_READERS)))
+    }
+}
 
 /// One connection.
 #[derive(Default)]
 pub(super) struct State {
     /// The proxy works on its request: its client is not waited for.
     is_working: AtomicBool,
+    /// It reads a stream.
+    is_reading: Arc<AtomicBool>,
     /// Told when it has to go.
     leave: Arc<Notify>,
 }
@@ -32,7 +48,7 @@ impl Places {
     /// Takes a place. Where there are too many connections, another one has to go.
     pub(super) fn take(places: &Arc<Places>) -> Place {
         let state: Arc<State> = Arc::default();
-        let mut all = places.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = places.all.lock().unwrap_or_else(PoisonError::into_inner);
         if all.len() >= MAX_CONNECTIONS {
             let waits = |state: &Arc<State>| !state.is_working.load(Ordering::Relaxed);
             if let Some(gone) = all.iter().position(waits).and_then(|at| all.remove(at)) {
@@ -50,14 +66,32 @@ impl Place {
     pub(super) async fn working<T>(&self, work: impl Future<Output = T>) -> T {
         self.state.is_working.store(true, Ordering::Relaxed);
         let done = work.await;
-        let mut all = self.places.0.lock().unwrap_or_else(PoisonError::into_inner);
+        self.await_client();
+        done
+    }
+
+    /// Lets the connection read a stream; `None` where there are too many readers.
+    pub(super) fn read(self: &Arc<Self>) -> Option<Reading> {
+        let permit = Arc::clone(&self.places.readers.0).try_acquire_owned().ok()?;
+        self.state.is_working.store(true, Ordering::Relaxed);
+        self.state.is_reading.store(true, Ordering::Relaxed);
+        Some(Reading { place: Arc::clone(self), _permit: permit })
+    }
+
+    /// Returns whether the connection reads a stream, as it changes.
+    pub(super) fn is_reading(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.state.is_reading)
+    }
+
+    /// Waits for the client from now on.
+    fn await_client(&self) {
+        let mut all = self.places.all.lock().unwrap_or_else(PoisonError::into_inner);
         // From now on its client is waited for, if it still has its place.
         if let Some(at) = all.iter().position(|state| Arc::ptr_eq(state, &self.state)) {
             all.remove(at);
             all.push_back(Arc::clone(&self.state));
         }
         self.state.is_working.store(false, Ordering::Relaxed);
-        done
     }
 
     /// Notified when the connection has to go.
@@ -66,9 +100,22 @@ impl Place {
     }
 }
 
+/// A connection that reads a stream, until this is dropped.
+pub(super) struct Reading {
+    place: Arc<Place>,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Drop for Reading {
+    fn drop(&mut self) {
+        self.place.state.is_reading.store(false, Ordering::Relaxed);
+        self.place.await_client();
+    }
+}
+
 impl Drop for Place {
     fn drop(&mut self) {
-        let mut all = self.places.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = self.places.all.lock().unwrap_or_else(PoisonError::into_inner);
         all.retain(|state| !Arc::ptr_eq(state, &self.state));
     }
 }
@@ -79,15 +126,27 @@ mod tests {
     use std::time::Duration;
 
     #[tokio::test]
+    async fn readers_are_bounded_and_stay() {
+        let places: Arc<Places> = Arc::default();
+        let all: Vec<Arc<Place>> = (0..MAX_CONNECTIONS).map(|_| Arc::new(Places::take(&places))).collect();
+        let readers: Vec<Reading> = all.iter().filter_map(Place::read).collect();
+        assert_eq!(readers.len(), MAX_READERS);
+        let another = Places::take(&places);
+        all[MAX_READERS].told().notified().await;
+        drop((readers, another));
+        assert!(all[0].read().is_some());
+    }
+
+    #[tokio::test]
     async fn the_oldest_goes_whose_client_is_waited_for() {
         let places: Arc<Places> = Arc::default();
         let all: Vec<Place> = (0..MAX_CONNECTIONS).map(|_| Places::take(&places)).collect();
         all[0].state.is_working.store(true, Ordering::Relaxed);
         let another = Places::take(&places);
         all[1].told().notified().await;
-        assert_eq!(places.0.lock().unwrap().len(), MAX_CONNECTIONS);
+        assert_eq!(places.all.lock().unwrap().len(), MAX_CONNECTIONS);
         drop((all, another));
-        assert!(places.0.lock().unwrap().is_empty());
+        assert!(places.all.lock().unwrap().is_empty());
     }
     /// Its client is waited for again from the end of the work.
     #[tokio::test]

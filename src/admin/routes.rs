@@ -1,6 +1,8 @@
 //! The admin API's paths.
 
 use super::BODY_TIMEOUT;
+use super::body::Body;
+use super::event_stream;
 use super::places::Place;
 use crate::config::NodeState;
 use crate::control::{CommandResult, Control, PurgeOrder, PurgeTarget, Release};
@@ -8,13 +10,15 @@ use crate::http::problem::{Problem, ProblemKind};
 use bytes::Bytes;
 use http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use http::{HeaderValue, Method, Request, Response, StatusCode};
-use http_body_util::{BodyExt, Full, Limited};
+use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
 use percent_encoding::percent_decode_str;
 use serde::Serialize;
 use serde_json::Value as Json;
 use std::borrow::Cow;
 use std::net::SocketAddr;
+use std::sync::Arc;
+use tokio::sync::watch;
 
 /// The largest body of a request here.
 const MAX_BODY: usize = 64 << 10;
@@ -23,13 +27,17 @@ pub(super) async fn answer(
     control: &dyn Control,
     mut request: Request<Incoming>,
     peer: SocketAddr,
-    place: &Place,
-) -> Result<Response<Full<Bytes>>, Problem> {
+    (place, paused): (&Arc<Place>, &watch::Receiver<bool>),
+) -> Result<Response<Body>, Problem> {
     let path = request.uri().path().to_owned();
     let segments: Option<Vec<Cow<'_, str>>> =
         path.split('/').skip(1).map(|segment| percent_decode_str(segment).decode_utf8().ok()).collect();
     let segments = segments.ok_or_else(not_found)?;
     let segments: Vec<&str> = segments.iter().map(AsRef::as_ref).collect();
+    if *request.method() == Method::GET && *segments == ["api", "events"] {
+        let reading = place.read().ok_or_else(too_many_readers)?;
+        return Ok(event_stream::respond(control.events(), request.headers(), reading, paused.clone()));
+    }
     match *request.method() {
         Method::GET | Method::HEAD => place.working(read(control, &request, &segments)).await,
         Method::POST => change(control, &segments, request.body_mut(), place).await,
@@ -42,7 +50,7 @@ async fn read(
     control: &dyn Control,
     request: &Request<Incoming>,
     segments: &[&str],
-) -> Result<Response<Full<Bytes>>, Problem> {
+) -> Result<Response<Body>, Problem> {
     match *segments {
         ["livez"] => Ok(text(StatusCode::OK, "ok\n")),
         ["readyz"] if control.is_ready() => Ok(text(StatusCode::OK, "ready\n")),
@@ -62,6 +70,7 @@ async fn read(
             Some(key) => control.idempotency(&key).await.map(|found| as_json(&found)).map_err(store_failed),
             None => Err(missing_key()),
         },
+        ["api", "events"] => Err(wrong_method("GET")),
         ["api", "idempotency", _] => Err(wrong_method("DELETE")),
         ["api", "reload" | "drain"]
         | ["api", "cache", "purge"]
@@ -75,7 +84,7 @@ async fn change(
     segments: &[&str],
     body: &mut Incoming,
     place: &Place,
-) -> Result<Response<Full<Bytes>>, Problem> {
+) -> Result<Response<Body>, Problem> {
     match *segments {
         ["api", "cache", "purge"] => {
             let order = purge_order(&read_body(body).await?).map_err(bad_purge)?;
@@ -111,11 +120,12 @@ async fn change(
             }
         }
         ["api", "idempotency", _] => Err(wrong_method("DELETE")),
+        ["api", "events"] => Err(wrong_method("GET")),
         _ => Err(not_found()),
     }
 }
 
-async fn remove(control: &dyn Control, segments: &[&str], peer: SocketAddr) -> Result<Response<Full<Bytes>>, Problem> {
+async fn remove(control: &dyn Control, segments: &[&str], peer: SocketAddr) -> Result<Response<Body>, Problem> {
     let ["api", "idempotency", id] = *segments else { return Err(wrong_method("GET, HEAD, POST")) };
     match control.release(id, peer).await.map_err(store_failed)? {
         Release::Released => {
@@ -131,6 +141,11 @@ async fn remove(control: &dyn Control, segments: &[&str], peer: SocketAddr) -> R
             Err(Problem::new(ProblemKind::NoSuchRecord, detail))
         }
     }
+}
+
+fn too_many_readers() -> Problem {
+    let detail = "as many clients read events as may; end one of them, or ask again later";
+    Problem::new(ProblemKind::TooManyReaders, detail).retry_after(5)
 }
 
 fn missing_key() -> Problem {
@@ -208,18 +223,18 @@ fn parameter(request: &Request<Incoming>, name: &str) -> Option<String> {
     Some(percent_encoding::percent_decode_str(&raw.replace('+', " ")).decode_utf8_lossy().into_owned())
 }
 
-fn as_json(value: &impl Serialize) -> Response<Full<Bytes>> {
+fn as_json(value: &impl Serialize) -> Response<Body> {
     let mut body = serde_json::to_vec_pretty(value).unwrap_or_default();
     body.push(b'\n');
     respond(StatusCode::OK, "application/json", body.into())
 }
 
-fn text(status: StatusCode, body: &'static str) -> Response<Full<Bytes>> {
+fn text(status: StatusCode, body: &'static str) -> Response<Body> {
     respond(status, "text/plain; charset=utf-8", Bytes::from_static(body.as_bytes()))
 }
 
-fn respond(status: StatusCode, media_type: &'static str, body: Bytes) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::new(body));
+fn respond(status: StatusCode, media_type: &'static str, body: Bytes) -> Response<Body> {
+    let mut response = Response::new(Body::from(body));
     *response.status_mut() = status;
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(media_type));
     response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));

@@ -2,6 +2,8 @@
 
 use std::io::{self, ErrorKind};
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -15,16 +17,20 @@ pub(super) struct Patient {
     patience: Duration,
     timer: Pin<Box<Sleep>>,
     is_waiting: bool,
+    /// The client reads a stream, whose end no request marks.
+    is_reading: Arc<AtomicBool>,
 }
 
 impl Patient {
-    pub(super) fn new(stream: TcpStream, patience: Duration) -> Patient {
-        Patient { stream, patience, timer: Box::pin(sleep(patience)), is_waiting: false }
+    pub(super) fn new(stream: TcpStream, patience: Duration, is_reading: Arc<AtomicBool>) -> Patient {
+        Patient { stream, patience, timer: Box::pin(sleep(patience)), is_waiting: false, is_reading }
     }
 
-    /// The time runs from the first write that has to wait until something is read again.
+    /// The time runs from the first write that has to wait until something is read again; in a stream, until a write
+    /// does not have to wait.
     fn wait<T>(&mut self, written: Poll<io::Result<T>>, cx: &mut Context<'_>) -> Poll<io::Result<T>> {
         if written.is_ready() {
+            self.is_waiting &= !self.is_reading.load(Ordering::Relaxed);
             return written;
         }
         if !self.is_waiting {

@@ -143,6 +143,13 @@ impl Report {
         Some(format!("{}{others}", self.headline(first)))
     }
 
+    /// Returns the place of the first error: the file, and a line and a column from 1 where it has them.
+    pub(crate) fn first_place(&self) -> Option<(&Path, Option<(usize, usize)>)> {
+        let (first, _) = self.findings.iter().find(|(found, _)| found.severity == Severity::Error)?;
+        let Span { line, column, .. } = first.span;
+        Some((&self.file, (line != 0).then_some((line, column))))
+    }
+
     fn headline(&self, found: &Diagnostic) -> String {
         let file = self.file.display();
         let Span { line, column, .. } = found.span;

@@ -1,12 +1,17 @@
 //! The one handle on a running proxy: the server implements it, the admin listener holds it.
 
+mod events;
 mod status;
 
 use crate::config::NodeState;
 use std::fmt;
 use std::net::SocketAddr;
 use std::pin::Pin;
+use std::sync::Arc;
 
+#[cfg(test)]
+pub(crate) use events::CAPACITY as RING;
+pub(crate) use events::{Event, Events, NewEvents, RecordedEvent};
 pub(crate) use status::{
     CacheStatus, CommandResult, ConfigStatus, ConnectionsStatus, DiscoveryStatus, DrainStatus, EffectiveConfig,
     HealthCheckStatus, IdempotencyStatus, KeyOwners, ListenerStatus, NodeStatus, PoolStatus, RecordStatus,
@@ -41,6 +46,8 @@ pub(crate) trait Control: Send + Sync {
     fn idempotency<'a>(&'a self, key: &'a str) -> Asked<'a, Vec<RecordStatus>>;
     /// Releases a record that has ended, so that the next request with its key runs; `by` is who says so.
     fn release<'a>(&'a self, id: &'a str, by: SocketAddr) -> Asked<'a, Release>;
+    /// Returns the events of the process.
+    fn events(&self) -> Arc<Events>;
     /// Begins to drain, as SIGTERM does.
     fn drain(&self);
 }

@@ -185,7 +185,7 @@ impl Records {
         let (times, retake) = (Times { ttl: policy.ttl, lease: policy.lease }, policy.retries_unknown);
         // A later answer would not allow a byte to be sent.
         let patience = PATIENCE.min(policy.lease / 2);
-        let turn = ask(&self.durations.claim, patience, |done| {
+        let turn = ask(&self.calls.claim, patience, |done| {
             let made = move |reply: Result<ClaimReply, StoreError>| {
                 done(match reply {
                     Ok(ClaimReply { claimed: Claimed::Found(found), .. }) => {

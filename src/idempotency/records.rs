@@ -7,9 +7,10 @@ use super::open_claims::{Abandoned, OpenClaims, Unsettled};
 use super::record::{Finish, Record, State, Token};
 use super::store::{Authorised, Completion, Found, Listed, Release, Store, StoreError, Tended};
 use super::stores::{self, Kind, OpenError};
+use crate::control::{Event, Events};
 use prometheus::{Histogram, HistogramVec};
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::{Notify, oneshot};
@@ -30,7 +31,7 @@ const LOST_TTL: Duration = Duration::from_secs(24 * 3600);
 pub(crate) struct Records {
     pub(crate) kind: Kind,
     pub(super) store: Box<dyn Store>,
-    pub(super) durations: Durations,
+    pub(super) calls: Calls,
     /// The number of the last claim.
     pub(super) last: AtomicU64,
     /// In milliseconds.
@@ -46,30 +47,64 @@ struct Waiting {
     ended: Arc<Notify>,
 }
 
-/// The durations of the store's calls, by kind.
-pub(super) struct Durations {
-    pub(super) claim: Histogram,
-    complete: Histogram,
-    release: Histogram,
-    look_up: Histogram,
-    find: Histogram,
-    authorise: Histogram,
-    beat: Histogram,
-    tend: Histogram,
+/// The kinds of calls of the store.
+pub(super) struct Calls {
+    pub(super) claim: Call,
+    complete: Call,
+    release: Call,
+    look_up: Call,
+    find: Call,
+    authorise: Call,
+    beat: Call,
+    tend: Call,
 }
 
-impl Durations {
-    fn of(family: &HistogramVec) -> Durations {
-        let op = |name| family.with_label_values(&[name]);
-        Durations {
-            claim: op("claim"),
-            complete: op("complete"),
-            release: op("release"),
-            look_up: op("look_up"),
-            find: op("find"),
-            authorise: op("authorise"),
-            beat: op("beat"),
-            tend: op("expire"),
+/// One kind of call.
+pub(super) struct Call {
+    duration: Histogram,
+    /// Present for calls that always write: others succeed while a disk is full.
+    writing: Option<Arc<Writing>>,
+}
+
+/// Whether the store can be written, as the last write tells.
+struct Writing {
+    store: String,
+    has_failed: AtomicBool,
+    events: Arc<Events>,
+}
+
+impl Calls {
+    fn of(family: &HistogramVec, kind: &Kind, events: &Arc<Events>) -> Calls {
+        let has_failed = AtomicBool::new(false);
+        let writing = Arc::new(Writing { store: kind.to_string(), has_failed, events: Arc::clone(events) });
+        let reads = |name| Call { duration: family.with_label_values(&[name]), writing: None };
+        let writes = |name| Call { writing: Some(Arc::clone(&writing)), ..reads(name) };
+        Calls {
+            claim: writes("claim"),
+            complete: writes("complete"),
+            release: writes("release"),
+            look_up: reads("look_up"),
+            find: reads("find"),
+            authorise: writes("authorise"),
+            beat: writes("beat"),
+            tend: reads("expire"),
+        }
+    }
+}
+
+impl Writing {
+    /// Takes the result of a write; records an event where it begins or ceases to fail.
+    fn note(&self, failure: Option<&StoreError>) {
+        // Neither says anything of the store itself.
+        if matches!(failure, Some(StoreError::Overloaded | StoreError::Released)) {
+            return;
+        }
+        let has_failed = failure.is_some();
+        if self.has_failed.load(Ordering::Relaxed) != has_failed
+            && self.has_failed.swap(has_failed, Ordering::Relaxed) != has_failed
+        {
+            let error = failure.map(ToString::to_string);
+            self.events.record(Event::Store { store: self.store.clone(), working: !has_failed, error });
         }
     }
 }
@@ -79,11 +114,11 @@ impl Records {
     ///
     /// # Errors
     /// A local store is not there or not usable.
-    pub(crate) fn open(kind: Kind, durations: &HistogramVec) -> Result<Arc<Records>, OpenError> {
+    pub(crate) fn open(kind: Kind, durations: &HistogramVec, events: &Arc<Events>) -> Result<Arc<Records>, OpenError> {
         Ok(Arc::new(Records {
             store: stores::open(&kind)?,
+            calls: Calls::of(durations, &kind, events),
             kind,
-            durations: Durations::of(durations),
             last: AtomicU64::new(0),
             shortest_lease: AtomicU64::new(millis(ROUND) * 3),
             waiting: Mutex::default(),
@@ -117,7 +152,7 @@ impl Records {
     }
 
     pub(super) async fn look_up(&self, id: Id) -> Result<Option<Found>, StoreError> {
-        let mut found = ask(&self.durations.look_up, PATIENCE, |done| self.store.look_up(id, done)).await?;
+        let mut found = ask(&self.calls.look_up, PATIENCE, |done| self.store.look_up(id, done)).await?;
         if let Some(found) = &mut found {
             self.correct(&mut found.record);
         }
@@ -147,14 +182,14 @@ impl Records {
 
     /// Returns all records with a key.
     pub(crate) async fn find(&self, key: &str) -> Result<Vec<Listed>, StoreError> {
-        let mut listed = ask(&self.durations.find, PATIENCE, |done| self.store.find(key.to_owned(), done)).await?;
+        let mut listed = ask(&self.calls.find, PATIENCE, |done| self.store.find(key.to_owned(), done)).await?;
         listed.iter_mut().for_each(|listed| self.correct(&mut listed.record));
         Ok(listed)
     }
 
     /// Removes a record that has ended, so that the next request runs.
     pub(crate) async fn authorise(&self, id: Id) -> Result<Authorised, StoreError> {
-        ask(&self.durations.authorise, PATIENCE, |done| self.store.authorise(id, done)).await
+        ask(&self.calls.authorise, PATIENCE, |done| self.store.authorise(id, done)).await
     }
 
     /// Shows that this process lives, ends what is left over, and forgets what has expired; for as long
@@ -171,7 +206,7 @@ impl Records {
             if self.claims.are_held() && last_beat.elapsed() >= lease / 3 {
                 last_beat = Instant::now();
                 // The writing thread has told of what is wrong with the store.
-                let _ = ask(&self.durations.beat, PATIENCE, |done| self.store.beat(done)).await;
+                let _ = ask(&self.calls.beat, PATIENCE, |done| self.store.beat(done)).await;
             }
             self.settle_what_is_left();
         }
@@ -180,7 +215,7 @@ impl Records {
     async fn keep_tidy(self: &Arc<Self>) {
         let mut last_search = Instant::now();
         loop {
-            let tended = ask(&self.durations.tend, PATIENCE, |done| self.store.tend(done)).await;
+            let tended = ask(&self.calls.tend, PATIENCE, |done| self.store.tend(done)).await;
             if !matches!(tended, Ok(Tended { more: true, .. })) {
                 tokio::time::sleep(ROUND).await;
             }
@@ -194,7 +229,7 @@ impl Records {
     /// Ends running records of this process that no task holds: copies of claims that came to life after their
     /// tombstone. Their runs were never allowed to send, which nothing proves any more.
     pub(super) async fn end_lost_claims(self: &Arc<Self>) {
-        let Ok(running) = ask(&self.durations.find, PATIENCE, |done| self.store.running(done)).await else { return };
+        let Ok(running) = ask(&self.calls.find, PATIENCE, |done| self.store.running(done)).await else { return };
         for (id, token) in running.into_iter().filter(|(_, token)| !self.claims.contains(*token)) {
             tracing::warn!(%id, "a claim of this process was found running that no request holds; its outcome is unknown");
             self.abandon(token, Unsettled { id, end: Abandoned::Unknown, ttl: LOST_TTL, is_told: false });
@@ -235,11 +270,11 @@ impl Records {
     }
 
     pub(super) async fn release(&self, release: Release, patience: Duration) -> Result<bool, StoreError> {
-        ask(&self.durations.release, patience, |done| self.store.release(release, done)).await
+        ask(&self.calls.release, patience, |done| self.store.release(release, done)).await
     }
 
     pub(super) async fn complete(&self, completion: Completion, patience: Duration) -> Result<bool, StoreError> {
-        ask(&self.durations.complete, patience, |done| self.store.complete(completion, done)).await
+        ask(&self.calls.complete, patience, |done| self.store.complete(completion, done)).await
     }
 
     /// Wakes the requests that wait for the end of a run.
@@ -252,17 +287,30 @@ impl Records {
 
 /// Calls the store and waits for what it says.
 pub(super) async fn ask<T: Send + 'static>(
-    duration: &Histogram,
+    call: &Call,
     patience: Duration,
-    call: impl FnOnce(Box<dyn FnOnce(Result<T, StoreError>) + Send>),
+    begin: impl FnOnce(Box<dyn FnOnce(Result<T, StoreError>) + Send>),
 ) -> Result<T, StoreError> {
     let began = Instant::now();
     let (tell, told) = oneshot::channel();
     // Nobody may be there to hear it any more.
-    call(Box::new(move |result| drop(tell.send(result))));
+    begin(Box::new(move |result| drop(tell.send(result))));
     let told = tokio::time::timeout(patience, told).await;
-    duration.observe(began.elapsed().as_secs_f64());
-    told.map_err(|_| StoreError::TooSlow)?.map_err(|_| StoreError::Ended)?
+    call.duration.observe(began.elapsed().as_secs_f64());
+    let result = match told {
+        Err(_) => Err(StoreError::TooSlow),
+        Ok(answer) => answer.unwrap_or(Err(StoreError::Ended)),
+    };
+    // A request that is in a hurry says nothing of the store by that.
+    if let Some(writing) = call.writing.as_ref().filter(|_| told_in_time(&result, patience)) {
+        writing.note(result.as_ref().err());
+    }
+    result
+}
+
+/// Returns whether a call had the time that a store may take.
+fn told_in_time<T>(result: &Result<T, StoreError>, patience: Duration) -> bool {
+    !matches!(result, Err(StoreError::TooSlow)) || patience >= PATIENCE
 }
 
 pub(super) fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -211,7 +211,7 @@ mod tests {
             "listeners: [{{ name: l, address: 127.0.0.1:1 }}]\npools: {{ p: {{ nodes: [{{ id: n, address: \"{address}\" }}] }} }}\nroutes: []"
         );
         let (config, _) = Config::parse(Path::new("t.yaml"), &text, &|_| None).unwrap();
-        let registry = Registry::new(Arc::new(Metrics::new()));
+        let registry = Registry::new(Arc::new(Metrics::new()), crate::control::Events::new());
         let settings = config.settings.pools.get("p").unwrap();
         Pool::build("p", settings, &[], (&registry, &config.secrets), None).unwrap()
     }

@@ -384,7 +384,7 @@ mod tests {
             nodes.join(", ")
         );
         let (config, _) = Config::parse(Path::new("t.yaml"), &text, &|_| None).unwrap();
-        let registry = Registry::new(Arc::new(Metrics::new()));
+        let registry = Registry::new(Arc::new(Metrics::new()), crate::control::Events::new());
         let settings = config.settings.pools.get("p").unwrap();
         let pool = Arc::new(Pool::build("p", settings, &[], (&registry, &config.secrets), None).unwrap());
         registry.adopt(&[Arc::clone(&pool)]);

@@ -7,6 +7,7 @@ use super::pick::Skip;
 use super::queue::Queue;
 use super::retry::RetryBudget;
 use crate::config::{NodeState, OutlierEjection};
+use crate::control::{Event, Events};
 use crate::telemetry::metrics::Metrics;
 use prometheus::IntCounter;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -23,6 +24,7 @@ pub(crate) struct Group {
     spills: [IntCounter; Skip::ALL.len()],
     pub(crate) retries_denied: IntCounter,
     metrics: Arc<Metrics>,
+    pub(super) events: Arc<Events>,
     is_gone: AtomicBool,
     members: Mutex<Members>,
 }
@@ -35,7 +37,7 @@ struct Members {
 }
 
 impl Group {
-    pub(super) fn new(name: &Arc<str>, metrics: &Arc<Metrics>) -> Group {
+    pub(super) fn new(name: &Arc<str>, metrics: &Arc<Metrics>, events: &Arc<Events>) -> Group {
         let spills = &metrics.ring_spills;
         Group {
             name: Arc::clone(name),
@@ -44,6 +46,7 @@ impl Group {
             spills: Skip::ALL.map(|skip| spills.with_label_values(&[&**name, skip.label()])),
             retries_denied: metrics.upstream_retries_denied.with_label_values(&[&**name]),
             metrics: Arc::clone(metrics),
+            events: Arc::clone(events),
             is_gone: AtomicBool::new(false),
             members: Mutex::default(),
         }
@@ -74,7 +77,9 @@ impl Group {
         for node in out.iter().take(out.len().saturating_sub(most)) {
             node.circuit.close(now);
             let (pool, node) = (&*self.name, &*node.id);
-            tracing::info!(pool, node, "the node takes requests again: too few others are left");
+            let reason = "too few others are left";
+            tracing::info!(pool, node, "the node takes requests again: {reason}");
+            self.ejection(node, false, reason, None);
         }
     }
 
@@ -126,6 +131,13 @@ impl Group {
         };
         let (pool, node, length) = (&*self.name, &*node.id, Duration::from_millis(length));
         tracing::warn!(pool, node, ?length, "the node takes no requests for a while: {reason}");
+        self.ejection(node, true, reason, Some(length.as_secs_f64()));
+    }
+
+    /// Records that a node was taken out, or is back.
+    pub(super) fn ejection(&self, node: &str, ejected: bool, reason: &str, seconds: Option<f64>) {
+        let [pool, node, reason] = [&*self.name, node, reason].map(str::to_owned);
+        self.events.record(Event::NodeEjection { pool, node, ejected, reason, seconds });
     }
 
     fn members(&self) -> std::sync::MutexGuard<'_, Members> {

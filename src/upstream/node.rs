@@ -9,6 +9,7 @@ use super::queue::Queue;
 use super::ramp::Ramp;
 use super::sessions::Sessions;
 use crate::config::{HealthCheck, NodeState};
+use crate::control::Event;
 use crate::telemetry::metrics::Metrics;
 use prometheus::{Histogram, IntCounter};
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
@@ -179,6 +180,12 @@ impl NodeRuntime {
         self.group.queue.stir();
     }
 
+    /// Records the verdict of the health checks.
+    fn verdict(&self, healthy: bool, error: Option<String>) {
+        let [pool, node] = [&*self.group.name, &*self.id].map(str::to_owned);
+        self.group.events.record(Event::NodeHealth { pool, node, healthy, error });
+    }
+
     /// Takes the result of a check: why it failed, if it did.
     pub(super) fn checked(&self, result: Result<(), String>, rules: &HealthCheck) {
         let now = millis(Instant::now());
@@ -187,6 +194,7 @@ impl NodeRuntime {
         match self.health.record(result, rules, self.group.is_all_unhealthy(), now) {
             Some(true) => {
                 tracing::info!(pool, node, "the node is well again: its health checks pass");
+                self.verdict(true, None);
                 // It has been away: what its requests came to before says little.
                 self.circuit.half_open(now);
                 self.ramp.begin(now);
@@ -194,6 +202,7 @@ impl NodeRuntime {
             }
             Some(false) => {
                 tracing::warn!(pool, node, failure, "the node takes no requests: its health checks fail");
+                self.verdict(false, Some(failure));
                 self.group.hold_bound();
             }
             None => {}
@@ -242,6 +251,7 @@ impl InFlight {
                 node = &*self.node.id,
                 "a request tried the node: it is back"
             );
+            self.node.group.ejection(&self.node.id, false, "a request tried it", None);
         }
     }
 

@@ -6,6 +6,7 @@ use super::group::Group;
 use super::node::NodeRuntime;
 use super::pool::Pool;
 use crate::config::NodeState;
+use crate::control::Events;
 use crate::telemetry::metrics::Metrics;
 use serde::{Deserialize, Serialize};
 use std::collections::{HashMap, HashSet};
@@ -27,6 +28,7 @@ const LONGEST_ABSENCE: Duration = Duration::from_secs(3600);
 /// Everything that outlives a configuration. The same id under another address is a new node.
 pub(crate) struct Registry {
     metrics: Arc<Metrics>,
+    events: Arc<Events>,
     next: AtomicU64,
     groups: Mutex<HashMap<Arc<str>, Arc<Group>>>,
     nodes: Mutex<HashMap<Identity, Arc<NodeRuntime>>>,
@@ -56,9 +58,10 @@ struct Override {
 }
 
 impl Registry {
-    pub(crate) fn new(metrics: Arc<Metrics>) -> Registry {
+    pub(crate) fn new(metrics: Arc<Metrics>, events: Arc<Events>) -> Registry {
         Registry {
             metrics,
+            events,
             next: AtomicU64::new(0),
             groups: Mutex::default(),
             nodes: Mutex::default(),
@@ -71,7 +74,7 @@ impl Registry {
     pub(super) fn group(&self, pool: &Arc<str>) -> Arc<Group> {
         let mut groups = lock(&self.groups);
         let entry = groups.entry(Arc::clone(pool));
-        Arc::clone(entry.or_insert_with(|| Arc::new(Group::new(pool, &self.metrics))))
+        Arc::clone(entry.or_insert_with(|| Arc::new(Group::new(pool, &self.metrics, &self.events))))
     }
 
     /// The state of a node, new where it is not known yet.

@@ -12,6 +12,7 @@ mod deploy;
 mod docs;
 mod drain;
 mod early_answers;
+mod events;
 mod facts;
 mod fields;
 mod floods;

@@ -20,7 +20,8 @@ fn asked(number: u8) -> Asked {
 
 fn records(kind: Kind) -> Arc<Records> {
     let options = prometheus::HistogramOpts::new("d", "d");
-    Records::open(kind, &prometheus::HistogramVec::new(options, &["op"]).unwrap()).unwrap()
+    Records::open(kind, &prometheus::HistogramVec::new(options, &["op"]).unwrap(), &crate::control::Events::new())
+        .unwrap()
 }
 
 async fn first(records: &Arc<Records>, number: u8) -> Claim {

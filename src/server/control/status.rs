@@ -5,8 +5,8 @@ use crate::cache::{Cache, Purge};
 use crate::config::{self, NodeState};
 use crate::control::{
     Access, Asked, CacheStatus, ConfigStatus, ConnectionsStatus, Control, DiscoveryStatus, DrainStatus,
-    EffectiveConfig, HealthCheckStatus, IdempotencyStatus, KeyOwners, ListenerStatus, NodeStatus, PoolStatus,
-    PurgeOrder, PurgeTarget, RecordStatus, Release, Status,
+    EffectiveConfig, Event, Events, HealthCheckStatus, IdempotencyStatus, KeyOwners, ListenerStatus, NodeStatus,
+    PoolStatus, PurgeOrder, PurgeTarget, RecordStatus, Release, Status,
 };
 use crate::idempotency::{Authorised, Id, Listed};
 use crate::server::listener::open::Open;
@@ -97,6 +97,7 @@ impl Control for Handle {
         let set = found.is_some_and(|pool| self.registry.set_state(pool, id, state));
         if set {
             tracing::info!(pool, node = id, state = state.word(), "the state of a node was set");
+            self.events.record(Event::NodeState { pool: pool.to_owned(), node: id.to_owned(), state });
         }
         Some(set)
     }
@@ -112,6 +113,12 @@ impl Control for Handle {
 
     fn purge(&self, order: PurgeOrder) -> Asked<'_, u64> {
         Box::pin(async move {
+            let (by, value) = match &order.what {
+                PurgeTarget::All => ("all", None),
+                PurgeTarget::Tag(value) => ("tag", Some(value)),
+                PurgeTarget::Prefix(value) => ("prefix", Some(value)),
+                PurgeTarget::Url(value) => ("url", Some(value)),
+            };
             let purge = match &order.what {
                 PurgeTarget::All => Purge::All,
                 PurgeTarget::Tag(tag) => Purge::Tag(tag.clone()),
@@ -122,6 +129,8 @@ impl Control for Handle {
             let count = self.cache.purge(&purge, order.soft);
             // A large table takes a while to look through.
             let responses = tokio::task::spawn_blocking(count).await.unwrap_or_default();
+            let (by, value) = (by.to_owned(), value.cloned());
+            self.events.record(Event::Purge { by, value, soft: order.soft, responses });
             tracing::info!(responses, "the cache was purged: {order}");
             Ok(responses)
         })
@@ -144,12 +153,17 @@ impl Control for Handle {
             Ok(match authorised {
                 Authorised::Released => {
                     tracing::warn!(%id, %by, "an idempotency record was released: the next request with its key runs");
+                    self.events.record(Event::RecordReleased { id: id.to_string(), by: by.to_string() });
                     Release::Released
                 }
                 Authorised::Running => Release::Running,
                 Authorised::Absent => Release::Absent,
             })
         })
+    }
+
+    fn events(&self) -> Arc<Events> {
+        Arc::clone(&self.events)
     }
 
     fn drain(&self) {

@@ -4,7 +4,7 @@ use super::hints::Hints;
 use super::store::Store;
 use crate::cache::Cache;
 use crate::config::FileStamp;
-use crate::control::{Control, ReloadStatus};
+use crate::control::{Control, Event, Events, ReloadStatus};
 use crate::http::budget::Budget;
 use crate::proxy::Snapshot;
 use crate::server::connection::limit::ConnectionPermits;
@@ -12,9 +12,11 @@ use crate::server::listener::admin_socket::AdminSocket;
 use crate::server::listener::open::Open;
 use crate::server::worker::Stage;
 use crate::telemetry::metrics::Metrics;
+use crate::tls::Certificate;
 use crate::upstream::{Discovered, Probes, Registry, StateOverride};
 use arc_swap::ArcSwap;
 use rustix::process::Pid;
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -25,6 +27,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 pub(in crate::server) struct Handle {
     pub(in crate::server) snapshot: Arc<ArcSwap<Snapshot>>,
     pub(in crate::server) metrics: Arc<Metrics>,
+    pub(in crate::server) events: Arc<Events>,
     pub(in crate::server) registry: Registry,
     pub(in crate::server) probes: Probes,
     pub(in crate::server) discovered: Arc<Discovered>,
@@ -90,6 +93,7 @@ impl Handle {
         self.registry.adopt(&snapshot.pools);
         let old = self.snapshot.swap(Arc::new(snapshot));
         let new = self.snapshot.load();
+        self.certificates_in_force(Some(&old));
         self.probes.follow(&new.pools);
         self.discovered.follow(new.config.discoveries());
         self.discovered.resolve_later(new.unresolved());
@@ -97,6 +101,20 @@ impl Handle {
         self.permits.resize(before, after);
         self.budget.set_limit(new.config.settings.limits.buffered_bytes.0);
         self.retain_series();
+    }
+
+    /// Records the certificates that the configuration in force has and an earlier one had not.
+    pub(in crate::server) fn certificates_in_force(&self, earlier: Option<&Snapshot>) {
+        let all = |snapshot: &Snapshot| -> BTreeSet<(String, String, i64)> {
+            let certificates = snapshot.config.secrets.tls.values().flat_map(|tls| tls.certificates());
+            let key =
+                |it: &Arc<Certificate>| (it.names.dns.first().unwrap_or(&it.file).clone(), it.file.clone(), it.expiry);
+            certificates.map(key).collect()
+        };
+        let (new, old) = (all(&self.snapshot.load()), earlier.map(all).unwrap_or_default());
+        for (name, file, expires) in new.difference(&old).cloned() {
+            self.events.record(Event::Certificate { name, file, expires });
+        }
     }
 
     /// Removes the series of routes, listeners, pools and nodes that the configuration in force does not have.

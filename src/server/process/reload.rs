@@ -9,6 +9,7 @@ use super::log::open_log;
 use super::store::StoreUnavailable;
 use super::systemd;
 use crate::config::{Config, FileStamp, Report, Settings, changes};
+use crate::control::Event;
 use crate::idempotency::Records;
 use crate::proxy::{Parts, Snapshot};
 use crate::server::listener::open::{self, BindError, Open};
@@ -172,7 +173,7 @@ fn reload(handle: &Handle, config: Config, report: &Report) -> Result<Reloaded, 
         false => open_log(&config, &handle.metrics).map_err(|error| ReloadError::AccessLog(error.to_string()))?,
     };
     let now: Vec<Open> = handle.open.borrow().clone();
-    let records = handle.records.open_for(&config, &handle.metrics)?;
+    let records = handle.records.open_for(&config, &handle.metrics, &handle.events)?;
     if handle.records.is_another(&config) {
         needs_restart.push("idempotency_store");
     }
@@ -185,7 +186,7 @@ fn reload(handle: &Handle, config: Config, report: &Report) -> Result<Reloaded, 
     let next = open::diff(&now, &snapshot.config.settings.listeners, handle.workers)?;
 
     // Nothing fails from here on.
-    handle.records.adopt(records);
+    handle.records.adopt(records, &handle.events);
     handle.adopt(snapshot);
     for gone in now.iter().filter(|open| !next.iter().any(|other| other.is(open))) {
         tracing::info!(listener = &*gone.name, address = %gone.bound, "not listening any more");
@@ -283,6 +284,7 @@ impl Handle {
                 last.error = None;
                 let said = reloaded.to_string();
                 tracing::info!("{said}");
+                self.reloaded(None, &reloaded.needs_restart);
                 last.needs_restart = reloaded.needs_restart;
                 Ok(said)
             }
@@ -296,10 +298,28 @@ impl Handle {
                     }
                     _ => tracing::error!("not reloaded, the old configuration serves on: {said}"),
                 }
+                self.reloaded(Some(&error), &[]);
                 last.error = Some(said.clone());
                 Err(said)
             }
         }
+    }
+
+    /// Records the result of a reload.
+    fn reloaded(&self, error: Option<&ReloadError>, needs_restart: &[&str]) {
+        let place = match error {
+            Some(ReloadError::Invalid(report)) => report.first_place(),
+            _ => None,
+        };
+        let (line, column) = place.and_then(|(_, at)| at).unzip();
+        self.events.record(Event::Reload {
+            success: error.is_none(),
+            error: error.map(ToString::to_string),
+            file: place.map(|(file, _)| file.display().to_string()),
+            line,
+            column,
+            needs_restart: needs_restart.iter().map(|name| (*name).to_owned()).collect(),
+        });
     }
 
     /// Does something that files may have wait, away from everybody else; `None` where it takes too long, or still

@@ -13,6 +13,7 @@ use super::upgrade;
 use crate::admin::Reach;
 use crate::cache::Cache;
 use crate::config::Config;
+use crate::control::{Event, Events};
 use crate::http::budget::Budget;
 use crate::proxy::{Parts, Snapshot};
 use crate::server::connection::limit::ConnectionPermits;
@@ -72,7 +73,8 @@ pub(crate) async fn start(config: Config, mut inherited: Inherited) -> Result<Ru
     let settings = config.settings.clone();
     let file = config.file.clone();
     let metrics = Arc::new(Metrics::new());
-    let registry = Registry::new(Arc::clone(&metrics));
+    let events = Events::new();
+    let registry = Registry::new(Arc::clone(&metrics), Arc::clone(&events));
     let workers = match settings.workers {
         0 => std::thread::available_parallelism().map_or(1, usize::from),
         given => given as usize,
@@ -81,7 +83,7 @@ pub(crate) async fn start(config: Config, mut inherited: Inherited) -> Result<Ru
 
     let log = open_log(&config, &metrics)?;
     let records = Store::default();
-    let opened = records.open_for(&config, &metrics)?;
+    let opened = records.open_for(&config, &metrics, &events)?;
     if let (Some(records), Some(before)) = (&opened, &inherited.store)
         && records.kind.to_string() != *before
     {
@@ -100,7 +102,7 @@ pub(crate) async fn start(config: Config, mut inherited: Inherited) -> Result<Ru
         is_same: false,
     };
     let built = Snapshot::build(config, parts)?;
-    records.adopt(opened);
+    records.adopt(opened, &events);
     registry.adopt(&built.pools);
     probes.follow(&built.pools);
     discovered.resolve_later(built.unresolved());
@@ -139,6 +141,7 @@ pub(crate) async fn start(config: Config, mut inherited: Inherited) -> Result<Ru
     let handle = Arc::new(Handle {
         snapshot,
         metrics,
+        events,
         registry,
         probes,
         discovered,
@@ -166,6 +169,7 @@ pub(crate) async fn start(config: Config, mut inherited: Inherited) -> Result<Ru
         states_given: Mutex::new(false),
         replaced: tokio::sync::Notify::new(),
     });
+    handle.certificates_in_force(None);
     // Should it have changed since it was loaded, the first event finds out.
     handle.note(Some(&source));
     tokio::spawn(reload::run(Arc::clone(&handle), waiting));
@@ -258,6 +262,7 @@ impl Running {
     pub(crate) async fn drain(mut self) -> bool {
         let limits = self.handle.snapshot.load().config.settings.limits.clone();
         self.handle.stage.send_replace(Stage::Leaving);
+        self.handle.events.record(Event::Drain { timeout_seconds: limits.drain_timeout.as_secs_f64() });
         // Where another process serves already, nobody needs to look away first.
         let is_replaced = self.handle.is_replaced.load(Ordering::SeqCst);
         if !is_replaced {

@@ -1,6 +1,7 @@
 //! The idempotency store of the process: opened when the first route uses it, and open from then on.
 
 use crate::config::{Config, StoreKind};
+use crate::control::{Event, Events};
 use crate::idempotency::{Kind, OpenError, Records};
 use crate::telemetry::metrics::{Metrics, Sample, elsewhere};
 use std::sync::{Arc, OnceLock};
@@ -32,22 +33,24 @@ impl Store {
         &self,
         config: &Config,
         metrics: &Metrics,
+        events: &Arc<Events>,
     ) -> Result<Option<Arc<Records>>, StoreUnavailable> {
         if self.get().is_some() || config.settings.routes.iter().all(|route| route.idempotency.is_none()) {
             return Ok(self.get().cloned());
         }
         let kind = kind_of(config);
-        let opened = Records::open(kind.clone(), &metrics.idempotency_store_duration);
+        let opened = Records::open(kind.clone(), &metrics.idempotency_store_duration, events);
         opened.map(Some).map_err(|cause| StoreUnavailable { kind, cause })
     }
 
     /// Keeps a store that was opened, from now on. Must be called inside a tokio runtime, which then
     /// carries its upkeep, and by one caller at a time.
-    pub(super) fn adopt(&self, records: Option<Arc<Records>>) {
+    pub(super) fn adopt(&self, records: Option<Arc<Records>>, events: &Arc<Events>) {
         if let Some(records) = records
             && self.0.set(Arc::clone(&records)).is_ok()
         {
             tracing::info!(store = %records.kind, records = records.count(), "the idempotency store is open");
+            events.record(Event::Store { store: records.kind.to_string(), working: true, error: None });
             tokio::spawn(records.keep());
         }
     }

@@ -4,6 +4,7 @@
 use super::handle::Handle;
 use super::handover::{HandoverMessage, Line, Listening, Offer, PATIENCE, VARIABLE};
 use super::systemd;
+use crate::control::Event;
 use crate::server::worker::Stage;
 use rustix::process::Pid;
 use std::ffi::OsString;
@@ -43,6 +44,7 @@ pub(super) async fn run(handle: Arc<Handle>) {
     let outcome = tokio::task::spawn_blocking(move || start_and_hand_over(&giving)).await;
     match outcome.unwrap_or(Err(UpgradeError::Panic)) {
         Ok(pid) => {
+            handle.events.record(Event::Upgrade { success: true, error: None });
             tracing::info!(pid, took = ?began.elapsed(), "the new binary serves; this one ends");
             systemd::main_pid(pid);
             handle.is_replaced.store(true, Ordering::SeqCst);
@@ -50,6 +52,7 @@ pub(super) async fn run(handle: Arc<Handle>) {
         }
         Err(error) => {
             handle.metrics.upgrades.with_label_values(&["failure"]).inc();
+            handle.events.record(Event::Upgrade { success: false, error: Some(error.to_string()) });
             tracing::error!(%error, "not upgraded, the old binary serves on");
             *handle.states_given.lock().unwrap_or_else(PoisonError::into_inner) = false;
             handle.open_admin();

@@ -3,6 +3,7 @@
 use super::*;
 use crate::support::eventually;
 use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
+use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -35,6 +36,15 @@ fn on_a_full_disk_nothing_is_forwarded_and_what_is_known_is_replayed() {
     assert_eq!(proxy.ask(charge("/", "new", "")).text(), "charge 1");
     assert!(is_replay(&proxy.ask(charge("/", "new", ""))));
     proxy.logs("the idempotency store works again");
+    let mut events = Client::connect(proxy.admin);
+    events.send(format!("GET /api/events HTTP/1.1\r\nhost: {}\r\n\r\n", proxy.admin));
+    let (mut seen, mut lines) = (Vec::new(), BufReader::new(events.stream.try_clone().unwrap()).lines());
+    while seen.len() < 3 {
+        let line = lines.next().unwrap().unwrap();
+        let event = line.strip_prefix("data: ").map(|data| serde_json::from_str::<serde_json::Value>(data).unwrap());
+        seen.extend(event.filter(|event| event["kind"] == "store").map(|event| event["working"] == true));
+    }
+    assert_eq!(seen, [true, false, true], "opened, failed, works again");
 }
 
 #[test]

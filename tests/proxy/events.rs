@@ -1,0 +1,172 @@
+//! The stream of events of the admin listener.
+
+use crate::support::{Authority, Client, Does, Node, PATIENCE, Proxy, Service, eventually};
+use serde_json::Value;
+use std::io::{BufRead, BufReader};
+use std::net::TcpStream;
+use std::time::Instant;
+
+/// A reader of the stream.
+struct Reader {
+    lines: BufReader<TcpStream>,
+    /// The fields of the last event.
+    id: Option<String>,
+    name: String,
+}
+
+impl Reader {
+    fn open(proxy: &Proxy, last: Option<&str>) -> Reader {
+        let mut client = Client::connect(proxy.admin);
+        let last = last.map_or(String::new(), |id| format!("last-event-id: {id}\r\n"));
+        client.send(format!("GET /api/events HTTP/1.1\r\nhost: {}\r\n{last}\r\n", proxy.admin));
+        let stream = client.stream.try_clone().unwrap();
+        let mut reader = Reader { lines: BufReader::new(stream), id: None, name: String::new() };
+        let mut head = String::new();
+        while !head.ends_with("\r\n\r\n") {
+            assert!(reader.lines.read_line(&mut head).unwrap() > 0, "{head}");
+        }
+        assert!(head.starts_with("HTTP/1.1 200 ") && head.contains("content-type: text/event-stream\r\n"), "{head}");
+        reader
+    }
+
+    /// Returns the data of the next event; `None` at the end of the stream.
+    fn next(&mut self) -> Option<Value> {
+        let (mut data, began) = (None, Instant::now());
+        self.id = None;
+        loop {
+            assert!(began.elapsed() < PATIENCE, "no event came but signs of life");
+            let mut line = String::new();
+            if self.lines.read_line(&mut line).ok()? == 0 {
+                return None;
+            }
+            match line.trim_end_matches(['\r', '\n']).split_once(": ") {
+                Some(("id", id)) => self.id = Some(id.to_owned()),
+                Some(("event", name)) => self.name = name.to_owned(),
+                Some(("data", json)) => data = Some(serde_json::from_str(json).unwrap()),
+                // Sizes of chunks, comments and `retry` stand between events.
+                _ if data.is_some() => return data,
+                _ => {}
+            }
+        }
+    }
+
+    /// Returns the next event of a kind.
+    fn find(&mut self, kind: &str) -> Value {
+        loop {
+            let event = self.next().unwrap_or_else(|| panic!("the stream ended without `{kind}`"));
+            assert_eq!(event["kind"], *self.name);
+            if event["kind"] == kind {
+                return event;
+            }
+        }
+    }
+}
+
+#[test]
+fn what_operators_do_is_told_in_order() {
+    let node = Node::echo();
+    let proxy = Proxy::before(&[node.address]);
+    let mut reader = Reader::open(&proxy, None);
+    proxy.admin_post("/api/pools/app/nodes/n0/drain", "");
+    let drained = reader.find("node_state");
+    assert_eq!((&drained["pool"], &drained["node"], &drained["state"]), (&"app".into(), &"n0".into(), &"drain".into()));
+    assert!(drained["time"].as_str().unwrap().ends_with('Z'), "{drained}");
+    proxy.purge(r#"{"tag": "news", "soft": true}"#);
+    let purged = reader.find("purge");
+    assert_eq!((&purged["by"], &purged["value"], &purged["soft"]), (&"tag".into(), &"news".into(), &true.into()));
+    assert_eq!(purged["sequence"].as_u64(), drained["sequence"].as_u64().map(|sequence| sequence + 1));
+    proxy.reconfigure(&Proxy::pool(&[node.address], ""));
+    assert_eq!(reader.find("reload")["success"], true);
+    std::fs::write(proxy.folder().join("ringway.yaml"), "\n\nroutes: 7\n").unwrap();
+    let refused = reader.find("reload");
+    assert_eq!((&refused["success"], &refused["line"], &refused["column"]), (&false.into(), &3.into(), &1.into()));
+    assert!(refused["file"].as_str().unwrap().ends_with("ringway.yaml"), "{refused}");
+    assert!(refused["error"].as_str().unwrap().contains("ringway.yaml:3:1: "), "{refused}");
+}
+
+#[test]
+fn health_and_ejection_of_nodes_are_told() {
+    let mut nodes = Service::several(2);
+    let settings = "    outlier_ejection: { consecutive_failures: 2, base_time: 200ms }\n    health_check: { interval: 50ms, unhealthy_after: 2, healthy_after: 1 }\n";
+    let proxy = Proxy::start(&Proxy::pool(&Service::addresses(&nodes), settings));
+    let mut reader = Reader::open(&proxy, None);
+    nodes[0].does(Does::Answer(503));
+    for path in proxy.paths_of("n0", 2) {
+        proxy.get(&path);
+    }
+    let out = reader.find("node_ejection");
+    assert_eq!((&out["node"], &out["ejected"], &out["seconds"]), (&"n0".into(), &true.into(), &0.2.into()));
+    nodes[0].does(Does::Answer(200));
+    let path = proxy.paths_of("n0", 1).remove(0);
+    eventually("a request has tried the node", || {
+        proxy.get(&path);
+        proxy.node("n0")["ejected_for_seconds"].is_null()
+    });
+    assert_eq!(reader.find("node_ejection")["ejected"], false);
+    nodes[1].kill();
+    let bad = reader.find("node_health");
+    assert_eq!((&bad["node"], &bad["healthy"]), (&"n1".into(), &false.into()));
+    assert!(bad["error"].is_string(), "{bad}");
+    nodes[1].revive();
+    assert_eq!(reader.find("node_health")["healthy"], true);
+}
+
+#[test]
+fn certificates_are_told_when_they_come_into_force() {
+    let (authority, node) = (Authority::new(), Node::echo());
+    let pair = authority.issue("edge", &["edge.example"]);
+    let proxy = Proxy::start_both(&pair, &Proxy::pool(&[node.address], ""));
+    let mut reader = Reader::open(&proxy, None);
+    let first = reader.find("certificate");
+    assert_eq!(first["name"], "edge.example");
+    authority.issue_later("edge", &["edge.example"]);
+    let second = reader.find("certificate");
+    assert_ne!(second["expires"], first["expires"]);
+}
+
+#[test]
+fn a_reader_goes_on_after_the_last_event_that_it_has_seen() {
+    let node = Node::echo();
+    let proxy = Proxy::before(&[node.address]);
+    for tag in ["a", "b", "c"] {
+        proxy.purge(&format!(r#"{{"tag": "{tag}"}}"#));
+    }
+    let mut reader = Reader::open(&proxy, None);
+    let ids: Vec<(Value, String)> =
+        (0..3).map(|_| (reader.find("purge")["value"].clone(), reader.id.clone().unwrap())).collect();
+    assert_eq!((&ids[0].0, &ids[2].0), (&"a".into(), &"c".into()));
+    let mut again = Reader::open(&proxy, Some(&ids[1].1));
+    assert_eq!(again.next().unwrap()["value"], "c");
+    // An id of another process: everything that is kept.
+    let mut other = Reader::open(&proxy, Some("1-2"));
+    assert_eq!(other.find("purge")["value"], "a");
+}
+
+#[test]
+fn readers_are_bounded_and_other_requests_are_answered() {
+    let node = Node::echo();
+    let proxy = Proxy::before(&[node.address]);
+    let mut readers: Vec<Reader> = (0..32).map(|_| Reader::open(&proxy, None)).collect();
+    let refused = proxy.admin_get("/api/events");
+    assert_eq!((refused.status, refused.problem().as_str()), (503, "too-many-readers"));
+    assert!(refused.field("retry-after").is_some());
+    assert_eq!(proxy.admin_get("/api/status").status, 200);
+    assert_eq!(proxy.admin_post("/api/events", "").problem(), "method-not-allowed");
+    readers.pop();
+    eventually("there is room for a reader", || {
+        let mut client = Client::connect(proxy.admin);
+        client.send(format!("GET /api/events HTTP/1.1\r\nhost: {}\r\n\r\n", proxy.admin));
+        client.head().starts_with("HTTP/1.1 200 ")
+    });
+}
+
+#[test]
+fn the_end_of_the_process_is_told_and_ends_the_stream() {
+    let node = Node::echo();
+    let mut proxy = Proxy::before(&[node.address]);
+    let mut reader = Reader::open(&proxy, None);
+    proxy.signal("TERM");
+    assert!(reader.find("drain")["timeout_seconds"].as_f64() > Some(0.0));
+    while reader.next().is_some() {}
+    eventually("the process has ended", || proxy.has_ended());
+}
