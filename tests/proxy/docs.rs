@@ -301,7 +301,7 @@ fn every_transcript_is_true() {
     std::fs::create_dir(folder.path().join("config")).unwrap();
     for entry in std::fs::read_dir(root().join("config")).unwrap() {
         let path = entry.unwrap().path();
-        if path.is_file() {
+        if path.extension().is_some_and(|extension| extension == "yaml") {
             let text = std::fs::read_to_string(&path).unwrap();
             authority.provide(&folder.path().join("config"), &text);
             std::fs::write(folder.path().join("config").join(path.file_name().unwrap()), text).unwrap();
