@@ -158,12 +158,7 @@ impl Dispatch {
         let pool = Arc::clone(&self.pool);
         let mut tried = Tried::new();
         let mut started = self.deadlines.started;
-        // Those that wait for room come first.
-        let first = match pool.group.queue.waiting() {
-            0 => pool.pick(&self.wanted, &tried, started),
-            _ => Err(PickError::Full),
-        };
-        let mut picked = match first {
+        let mut picked = match self.pick_first() {
             Ok(picked) => picked,
             Err(error) => {
                 let picked = Box::pin(self.wait_for_room(error)).await?;
@@ -228,6 +223,14 @@ impl Dispatch {
                 }
                 (None, Err(failure)) => return Err(DispatchError::Failed(failure)),
             }
+        }
+    }
+
+    /// Returns the node for the first attempt, unless requests wait for room: those come first.
+    fn pick_first(&self) -> Result<Picked, PickError> {
+        match self.pool.group.queue.waiting() {
+            0 => self.pool.pick(&self.wanted, &[], self.deadlines.started),
+            _ => Err(PickError::Full),
         }
     }
 

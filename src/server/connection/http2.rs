@@ -3,15 +3,16 @@
 
 use super::context;
 use super::flood::{FloodMeter, Verdict};
-use super::http2_io::{Http2Io, Notes};
+use super::http2_io::{Http2Io, Notes, StreamHandle, WireHandle};
 use super::websocket;
 use crate::config::Limits;
 use crate::http::forwarded::is_trusted;
 use crate::io::Stream;
-use crate::proxy::{self, Downstream, ResponseBody, ResponseFuture, Streams};
+use crate::proxy::{self, Downstream, ResponseBody, ResponseFuture, Streams, WorkerContext};
 use crate::telemetry::metrics::Abort;
-use http::Response;
 use http::header::EXPECT;
+use http::{Request, Response};
+use hyper::body::Incoming;
 use hyper::server::conn::http2::Builder;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
@@ -23,6 +24,7 @@ use std::rc::{Rc, Weak};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 use tokio::task::AbortHandle;
+use tokio::time::Sleep;
 
 /// The preface of a cleartext connection that speaks HTTP/2 with prior knowledge (RFC 9113 3.4).
 pub(super) const PREFACE: [u8; 24] = *b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -32,7 +34,7 @@ const MAX_STREAMS: u32 = 128;
 /// The bytes that a client may send of one body, and of all bodies, before they are read.
 const STREAM_WINDOW: u32 = 256 << 10;
 const CONNECTION_WINDOW: u32 = 1 << 20;
-/// The window of a connection before anybody makes it larger (RFC 9113 6.9.2).
+/// The window of a connection before WINDOW_UPDATE makes it larger (RFC 9113 6.9.2).
 const FIRST_WINDOW: u32 = 65_535;
 /// The bytes of a response that are held for a client which does not read.
 const SEND_BUFFER: usize = 128 << 10;
@@ -50,31 +52,57 @@ pub(super) async fn serve(context: &Rc<context::Context>, stream: Stream, client
     let recorder = Rc::clone(&context.worker.recorder);
     let meter = FloodMeter::new(PREFACE.len(), CONNECTION_WINDOW - FIRST_WINDOW, glitches(context, client, limits));
     let wire = Http2Io::new(stream, Notes { meter, streams: Rc::clone(&streams), recorder, share });
-    let (out, wire_of_streams) = (wire.handle(), wire.stream_handle());
     let tasks = StreamTasks::default();
-    let service = {
-        let (worker, client, streams) = (Rc::clone(&context.worker), Rc::clone(client), Rc::clone(&streams));
-        let (body_idle, begun) = (limits.body_idle_timeout, Rc::clone(&tasks.begun));
-        service_fn(move |mut request| {
-            client.had_request.set(true);
-            let stream = Rc::new(client.for_stream(&streams, body_idle));
-            if let (Some(number), true) = (wire_of_streams.accept(), request.headers().contains_key(EXPECT)) {
-                stream.on_body(Box::new(wire_of_streams.continuing(number)));
-            }
-            *begun.borrow_mut() = Some(Rc::downgrade(&stream));
-            DeferredResponse::new(match websocket::asked_for(&mut request) {
-                None => proxy::answer(&worker, &stream, request),
-                Some(upgrade) => {
-                    let slot = Rc::new(RefCell::new(None));
-                    let weak = Rc::downgrade(&slot);
-                    stream.switches_at(weak);
-                    let response = proxy::answer(&worker, &stream, request);
-                    ResponseFuture::Upgrade(Box::pin(websocket::switch(response, (stream, slot), upgrade)))
-                }
-            })
-        })
+    let mut session = Session {
+        context,
+        client,
+        limits,
+        streams: Rc::clone(&streams),
+        out: wire.handle(),
+        tasks: tasks.clone(),
+        idle_since: Some(Instant::now()),
+        told_to_end: None,
+        has_ended: false,
+        is_starved: false,
     };
-    let mut builder = Builder::new(tasks.clone());
+    let service = StreamService {
+        worker: Rc::clone(&context.worker),
+        client: Rc::clone(client),
+        streams,
+        body_idle: limits.body_idle_timeout,
+        begun: Rc::clone(&tasks.begun),
+        wire: wire.stream_handle(),
+    };
+    let service = service_fn(move |request| service.answer(request));
+    let mut connection = Box::pin(builder(tasks, limits).serve_connection(TokioIo::new(wire), service));
+    let mut drain = pin!(context.left());
+    let mut timer = pin!(tokio::time::sleep(limits.header_timeout));
+    poll_fn(|cx| {
+        session.streams.watch(cx);
+        session.out.take_turn();
+        loop {
+            if !session.has_ended
+                && let Poll::Ready(ended) = connection.as_mut().poll(cx)
+            {
+                session.note_end(ended.is_ok());
+            }
+            match session.step(cx, drain.as_mut(), timer.as_mut()) {
+                Next::Wait => return Poll::Pending,
+                Next::Again => {}
+                Next::GoAway => connection.as_mut().graceful_shutdown(),
+                Next::End => return Poll::Ready(()),
+            }
+        }
+    })
+    .await;
+    // hyper drops the wire, which then ends well: a reset would take the last response from a client that still sends.
+    drop(connection);
+    session.out.close().await;
+}
+
+/// Returns the settings of hyper's connection.
+fn builder(tasks: StreamTasks, limits: &Limits) -> Builder<StreamTasks> {
+    let mut builder = Builder::new(tasks);
     builder
         .max_concurrent_streams(MAX_STREAMS)
         .initial_stream_window_size(STREAM_WINDOW)
@@ -84,99 +112,181 @@ pub(super) async fn serve(context: &Rc<context::Context>, stream: Stream, client
         .max_local_error_reset_streams(None)
         .enable_connect_protocol()
         .max_header_list_size(u32::try_from(limits.header_bytes.0).unwrap_or(u32::MAX));
-    let mut connection = Box::pin(builder.serve_connection(TokioIo::new(wire), service));
+    builder
+}
 
-    let mut drain = pin!(context.left());
-    let mut timer = pin!(tokio::time::sleep(limits.header_timeout));
-    let (mut idle_since, mut told_to_end, mut has_ended) = (Some(Instant::now()), None, false);
-    let mut is_starved = false;
-    poll_fn(|cx| {
-        streams.watch(cx);
-        out.take_turn();
-        loop {
-            if !has_ended && let Poll::Ready(ended) = connection.as_mut().poll(cx) {
-                has_ended = true;
-                if ended.is_ok() && told_to_end.is_none() {
-                    // hyper gives up without a word where a CONNECT has a length.
-                    out.end_in_error();
-                }
-            }
-            // One write for all frames that hyper has produced in this poll.
-            let is_out = match out.poll_drain(cx) {
-                Poll::Ready(Ok(())) => true,
-                Poll::Ready(Err(_)) => return Poll::Ready(()),
-                Poll::Pending => false,
-            };
-            out.tell_sent(is_out);
-            if has_ended && is_out {
-                return Poll::Ready(());
-            }
-            let verdict = out.verdict();
-            if verdict == Verdict::Hostile {
-                tracing::debug!(peer = %client.peer, "an HTTP/2 connection is cut: it is too odd");
-                context.worker.recorder.aborted(Abort::Http2Glitches);
-                out.rebuke();
-                tasks.end_all();
-                return Poll::Ready(());
-            }
-            let must_end = client.is_spent.get() || verdict == Verdict::Odd;
-            if told_to_end.is_none() && (must_end || drain.as_mut().poll(cx).is_ready()) {
-                connection.as_mut().graceful_shutdown();
-                told_to_end = Some(Instant::now());
-                continue;
-            }
-            idle_since = if streams.are_none() { idle_since.or_else(|| Some(Instant::now())) } else { None };
-            let idle_limit = match (told_to_end, client.had_request.get()) {
-                (Some(_), _) => GRACE,
-                (None, true) => limits.keep_alive_timeout,
-                (None, false) => limits.header_timeout,
-            };
-            let idle_end =
-                idle_since.map(|since| told_to_end.map_or(since, |told: Instant| told.max(since)) + idle_limit);
-            let write_end = out.blocked_since().map(|since| since + limits.write_timeout);
-            let head_end = out.head_since().map(|since| since + limits.header_timeout);
-            let was_starved = is_starved;
-            is_starved = out.is_starved();
-            if was_starved && !is_starved && !has_ended {
-                // What has come meanwhile tells nobody again.
-                continue;
-            }
-            let again = is_starved.then(|| Instant::now() + ASK_AGAIN);
-            let look = (!streams.are_none()).then(|| tasks.next_look.get());
-            let ends = idle_end.into_iter().chain(write_end).chain(head_end);
-            let Some(deadline) = ends.chain(look).chain(again).min() else { return Poll::Pending };
-            if timer.deadline().into_std() != deadline {
-                timer.as_mut().reset(deadline.into());
-            }
-            if timer.as_mut().poll(cx).is_pending() {
-                return Poll::Pending;
-            }
-            let now = Instant::now();
-            if look.is_some_and(|look| look <= now) {
-                tasks.end_stalled(now, limits.write_timeout);
-            }
-            if write_end.is_some_and(|end| end <= now) {
-                context.worker.recorder.aborted(Abort::Write);
-                return Poll::Ready(());
-            }
-            if head_end.is_some_and(|end| end <= now) {
-                context.worker.recorder.aborted(Abort::Head);
-                return Poll::Ready(());
-            }
-            if idle_end.is_some_and(|end| end <= now) {
-                if told_to_end.is_some() {
-                    return Poll::Ready(());
-                }
-                connection.as_mut().graceful_shutdown();
-                told_to_end = Some(now);
-            }
+/// Answers the requests of a connection, each with a downstream of its own.
+struct StreamService {
+    worker: Rc<WorkerContext>,
+    client: Rc<Downstream>,
+    streams: Rc<Streams>,
+    body_idle: Duration,
+    begun: Rc<RefCell<Option<Weak<Downstream>>>>,
+    wire: StreamHandle,
+}
+
+impl StreamService {
+    fn answer(&self, mut request: Request<Incoming>) -> DeferredResponse {
+        self.client.had_request.set(true);
+        let stream = Rc::new(self.client.for_stream(&self.streams, self.body_idle));
+        if let (Some(number), true) = (self.wire.accept(), request.headers().contains_key(EXPECT)) {
+            stream.on_body(Box::new(self.wire.continuing(number)));
         }
-    })
-    .await;
-    // hyper lets go of the wire, which then ends well: a client that still sends must not have our last words
-    // taken from it by a reset.
-    drop(connection);
-    out.close().await;
+        *self.begun.borrow_mut() = Some(Rc::downgrade(&stream));
+        DeferredResponse::new(match websocket::asked_for(&mut request) {
+            None => proxy::answer(&self.worker, &stream, request),
+            Some(upgrade) => {
+                let slot = Rc::new(RefCell::new(None));
+                let weak = Rc::downgrade(&slot);
+                stream.switches_at(weak);
+                let response = proxy::answer(&self.worker, &stream, request);
+                ResponseFuture::Upgrade(Box::pin(websocket::switch(response, (stream, slot), upgrade)))
+            }
+        })
+    }
+}
+
+/// The next action of a connection's task.
+enum Next {
+    /// Wait until the task is woken.
+    Wait,
+    /// Poll hyper again.
+    Again,
+    /// Send GOAWAY, and poll hyper again.
+    GoAway,
+    /// End the connection.
+    End,
+}
+
+/// The timers and the end of one connection, beside hyper's.
+struct Session<'a> {
+    context: &'a context::Context,
+    client: &'a Downstream,
+    limits: &'a Limits,
+    streams: Rc<Streams>,
+    out: WireHandle,
+    tasks: StreamTasks,
+    /// Since when the connection has no stream.
+    idle_since: Option<Instant>,
+    /// When GOAWAY was sent.
+    told_to_end: Option<Instant>,
+    /// hyper has ended; the wire may still hold some bytes.
+    has_ended: bool,
+    is_starved: bool,
+}
+
+/// The ends of the waits of a connection; `None` where there is no such wait.
+struct Waits {
+    idle: Option<Instant>,
+    write: Option<Instant>,
+    head: Option<Instant>,
+    /// When streams are looked for whose clients read nothing.
+    look: Option<Instant>,
+}
+
+impl Session<'_> {
+    /// Notes that hyper has ended.
+    fn note_end(&mut self, is_well: bool) {
+        self.has_ended = true;
+        if is_well && self.told_to_end.is_none() {
+            // hyper gives up without a word where a CONNECT has a length.
+            self.out.end_in_error();
+        }
+    }
+
+    /// Writes the frames that hyper has made, and judges the connection by its meter, its drain and its timers.
+    fn step(
+        &mut self,
+        cx: &mut Context<'_>,
+        drain: Pin<&mut impl Future<Output = ()>>,
+        timer: Pin<&mut Sleep>,
+    ) -> Next {
+        // One write for all frames that hyper has produced in this poll.
+        let is_out = match self.out.poll_drain(cx) {
+            Poll::Ready(Ok(())) => true,
+            Poll::Ready(Err(_)) => return Next::End,
+            Poll::Pending => false,
+        };
+        self.out.tell_sent(is_out);
+        if self.has_ended && is_out {
+            return Next::End;
+        }
+        let verdict = self.out.verdict();
+        if verdict == Verdict::Hostile {
+            tracing::debug!(peer = %self.client.peer, "an HTTP/2 connection is cut: it is too odd");
+            self.context.worker.recorder.aborted(Abort::Http2Glitches);
+            self.out.rebuke();
+            self.tasks.end_all();
+            return Next::End;
+        }
+        let must_end = self.client.is_spent.get() || verdict == Verdict::Odd;
+        if self.told_to_end.is_none() && (must_end || drain.poll(cx).is_ready()) {
+            self.told_to_end = Some(Instant::now());
+            return Next::GoAway;
+        }
+        self.poll_waits(cx, timer)
+    }
+
+    /// Waits for the first end of a wait.
+    fn poll_waits(&mut self, cx: &mut Context<'_>, mut timer: Pin<&mut Sleep>) -> Next {
+        let waits = self.waits();
+        let was_starved = std::mem::replace(&mut self.is_starved, self.out.is_starved());
+        if was_starved && !self.is_starved && !self.has_ended {
+            // Bytes that have come meanwhile wake no task again.
+            return Next::Again;
+        }
+        let again = self.is_starved.then(|| Instant::now() + ASK_AGAIN);
+        let ends = waits.idle.into_iter().chain(waits.write).chain(waits.head);
+        let Some(deadline) = ends.chain(waits.look).chain(again).min() else { return Next::Wait };
+        if timer.deadline().into_std() != deadline {
+            timer.as_mut().reset(deadline.into());
+        }
+        if timer.poll(cx).is_pending() {
+            return Next::Wait;
+        }
+        self.expire(&waits, Instant::now())
+    }
+
+    fn waits(&mut self) -> Waits {
+        let is_idle = self.streams.are_none();
+        self.idle_since = if is_idle { self.idle_since.or_else(|| Some(Instant::now())) } else { None };
+        let idle_limit = match (self.told_to_end, self.client.had_request.get()) {
+            (Some(_), _) => GRACE,
+            (None, true) => self.limits.keep_alive_timeout,
+            (None, false) => self.limits.header_timeout,
+        };
+        let told_to_end = self.told_to_end;
+        Waits {
+            idle: self.idle_since.map(|since| told_to_end.map_or(since, |told| told.max(since)) + idle_limit),
+            write: self.out.blocked_since().map(|since| since + self.limits.write_timeout),
+            head: self.out.head_since().map(|since| since + self.limits.header_timeout),
+            look: (!is_idle).then(|| self.tasks.next_look.get()),
+        }
+    }
+
+    /// Acts on the waits that are over.
+    fn expire(&mut self, waits: &Waits, now: Instant) -> Next {
+        let is_over = |end: Option<Instant>| end.is_some_and(|end| end <= now);
+        if is_over(waits.look) {
+            self.tasks.end_stalled(now, self.limits.write_timeout);
+        }
+        if is_over(waits.write) {
+            self.context.worker.recorder.aborted(Abort::Write);
+            return Next::End;
+        }
+        if is_over(waits.head) {
+            self.context.worker.recorder.aborted(Abort::Head);
+            return Next::End;
+        }
+        match (is_over(waits.idle), self.told_to_end) {
+            (true, Some(_)) => Next::End,
+            (true, None) => {
+                self.told_to_end = Some(now);
+                Next::GoAway
+            }
+            (false, _) => Next::Again,
+        }
+    }
 }
 
 /// How odd a client may be. A proxy that is trusted speaks for many, whom one stranger must not take the connection

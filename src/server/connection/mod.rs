@@ -111,15 +111,7 @@ async fn session(
             owner.http1.malformed.set(framed.framed(framing).err());
             proxy::answer(&worker, &owner, request)
         });
-        let mut builder = Builder::new();
-        let head = limits.header_bytes.0 as usize;
-        // With half_close hyper leaves it to us to notice a client that has gone.
-        builder.max_buf_size(head).max_header_size(head).half_close(true);
-        if limits.headers != HYPERS_FIELDS {
-            builder.max_headers(limits.headers as usize);
-        }
-        let mut connection = builder.serve_connection(TokioIo::new(wire), service);
-
+        let mut connection = builder(limits).serve_connection(TokioIo::new(wire), service);
         let mut timer = pin!(tokio::time::sleep(PARK_AFTER));
         let end = poll_fn(|cx| {
             loop {
@@ -134,19 +126,11 @@ async fn session(
                         Poll::Pending => {}
                     }
                 }
-                match timers(client, &pulse, limits, timer.as_mut(), cx) {
-                    Poll::Pending => return Poll::Pending,
-                    Poll::Ready(Expired::Park) => return Poll::Ready(SessionEnd::Park),
-                    Poll::Ready(Expired::Head) => return Poll::Ready(SessionEnd::HeadTimeout),
-                    Poll::Ready(Expired::Write) => {
-                        context.worker.recorder.aborted(Abort::Write);
-                        return Poll::Ready(SessionEnd::Abandon);
-                    }
-                    // The body ends in an error, which the pipeline answers.
-                    Poll::Ready(Expired::Body) => {
-                        client.http1.body_expired.set(true);
-                        client.wake_body();
-                    }
+                let Poll::Ready(expired) = timers(client, &pulse, limits, timer.as_mut(), cx) else {
+                    return Poll::Pending;
+                };
+                if let Some(end) = expire(expired, context, client) {
+                    return Poll::Ready(end);
                 }
             }
         })
@@ -155,7 +139,7 @@ async fn session(
         let parts = connection.into_parts();
         drop(parts.io);
         let first_line = memchr::memchr(b'\n', &parts.read_buf);
-        let is_first_line = first_line.is_none_or(|length| length >= head);
+        let is_first_line = first_line.is_none_or(|length| length >= limits.header_bytes.0 as usize);
         stream = watch.into_stream()?;
         stream.unread(&parts.read_buf);
         match end {
@@ -176,6 +160,36 @@ async fn session(
                 close(context, stream, client, &pulse, (result, is_first_line)).await;
                 return None;
             }
+        }
+    }
+}
+
+/// Returns the settings of hyper's connection.
+fn builder(limits: &Limits) -> Builder {
+    let mut builder = Builder::new();
+    let head = limits.header_bytes.0 as usize;
+    // With half_close hyper leaves it to us to notice a client that has gone.
+    builder.max_buf_size(head).max_header_size(head).half_close(true);
+    if limits.headers != HYPERS_FIELDS {
+        builder.max_headers(limits.headers as usize);
+    }
+    builder
+}
+
+/// Acts on a timer that has run out. Returns the end of the session, where it is one.
+fn expire(expired: Expired, context: &Context, client: &Downstream) -> Option<SessionEnd> {
+    match expired {
+        Expired::Park => Some(SessionEnd::Park),
+        Expired::Head => Some(SessionEnd::HeadTimeout),
+        Expired::Write => {
+            context.worker.recorder.aborted(Abort::Write);
+            Some(SessionEnd::Abandon)
+        }
+        // The body ends in an error, which the pipeline answers.
+        Expired::Body => {
+            client.http1.body_expired.set(true);
+            client.wake_body();
+            None
         }
     }
 }

@@ -63,28 +63,12 @@ pub(super) async fn run(handle: Arc<Handle>, mut triggers: mpsc::Receiver<Trigge
         let first = tokio::select! {
             trigger = triggers.recv() => trigger,
             () = handle.discovered.changed() => {
-                let worker = Arc::clone(&handle);
-                // Nothing of it waits for anybody, but a large ring takes its time.
-                match tokio::task::spawn_blocking(move || rebuild(&worker)).await {
-                    Ok(Ok(())) => {}
-                    Ok(Err(error)) => {
-                        handle.retain_series();
-                        tracing::error!(%error, "the nodes that were found are not in force; the last ones stay");
-                    }
-                    Err(_) => tracing::error!("a change of nodes ended in a panic"),
-                }
+                adopt_found_nodes(&handle).await;
                 continue;
             }
         };
         let Some(first) = first else { return };
-        let mut batch = vec![first];
-        let deadline = tokio::time::Instant::now() + PATIENCE;
-        while tokio::time::Instant::now() < deadline {
-            match tokio::time::timeout(QUIET, triggers.recv()).await {
-                Ok(Some(trigger)) => batch.push(trigger),
-                Ok(None) | Err(_) => break,
-            }
-        }
+        let batch = batch(first, &mut triggers).await;
         if *handle.stage.borrow() >= Stage::Draining {
             // Nothing is opened any more; those who ask see the channel close.
             continue;
@@ -139,6 +123,33 @@ pub(super) async fn run(handle: Arc<Handle>, mut triggers: mpsc::Receiver<Trigge
             }
         }
     }
+}
+
+/// Puts the nodes in force that name servers have told.
+async fn adopt_found_nodes(handle: &Arc<Handle>) {
+    let own = Arc::clone(handle);
+    // No request waits for it, but a large ring takes its time.
+    match tokio::task::spawn_blocking(move || rebuild(&own)).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => {
+            handle.retain_series();
+            tracing::error!(%error, "the nodes that were found are not in force; the last ones stay");
+        }
+        Err(_) => tracing::error!("a change of nodes ended in a panic"),
+    }
+}
+
+/// Returns a trigger with those that follow closely: one reload is for all of them.
+async fn batch(first: Trigger, triggers: &mut mpsc::Receiver<Trigger>) -> Vec<Trigger> {
+    let mut batch = vec![first];
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    while tokio::time::Instant::now() < deadline {
+        match tokio::time::timeout(QUIET, triggers.recv()).await {
+            Ok(Some(trigger)) => batch.push(trigger),
+            Ok(None) | Err(_) => break,
+        }
+    }
+    batch
 }
 
 /// A configuration that has come into force.

@@ -3,7 +3,7 @@
 
 use super::follow;
 use super::handle::{Handle, LastReload, Trigger};
-use super::inherited::Inherited;
+use super::inherited::{Inherited, Predecessor};
 use super::log::{LogError, open_log};
 use super::nofile;
 use super::reload;
@@ -12,14 +12,15 @@ use super::systemd;
 use super::upgrade;
 use crate::admin::Reach;
 use crate::cache::Cache;
-use crate::config::Config;
+use crate::config::{Config, Settings};
 use crate::control::{Event, Events};
 use crate::http::budget::Budget;
+use crate::idempotency::Records;
 use crate::proxy::{Parts, Snapshot};
 use crate::server::connection::limit::ConnectionPermits;
 use crate::server::control::gauges;
 use crate::server::listener::admin_socket::AdminSocket;
-use crate::server::listener::open::{self, BindError};
+use crate::server::listener::open::{self, BindError, Open};
 use crate::server::worker::{self, Stage, WorkerShared};
 use crate::telemetry::metrics::Metrics;
 use crate::upstream::{BadPool, Discovered, Probes, Registry};
@@ -69,9 +70,39 @@ pub(crate) struct Running {
 /// Binds everything and starts to serve. Must be called inside a tokio runtime, which then carries
 /// the admin listeners and reloads. What is inherited is not bound anew.
 pub(crate) async fn start(config: Config, mut inherited: Inherited) -> Result<Running, StartError> {
-    let source = config.source.clone();
+    let (source, file) = (config.source.clone(), config.file.clone());
+    let (handle, waiting) = build(config, &mut inherited).await?;
+    // Should it have changed since it was loaded, the first event finds out.
+    handle.note(Some(&source));
+    tokio::spawn(reload::run(Arc::clone(&handle), waiting));
+    if let Some(predecessor) = &mut inherited.predecessor {
+        let said = predecessor.built().map_err(StartError::Handover)?;
+        handle.registry.take_over(&handle.snapshot.load().pools, &said);
+    }
+    handle.open_admin();
+    if let Some(metrics) = &handle.metrics_listener {
+        tracing::info!(address = %metrics.bound, "metrics and probes");
+    }
+    let threads = start_workers(&handle).map_err(StartError::Thread)?;
+    if inherited.predecessor.is_some() {
+        // The old process leaves, and its metrics with it: this one is scraped from now on.
+        handle.metrics.upgrades.with_label_values(&["success"]).inc_by(inherited.upgrades + 1);
+    }
+    announce(inherited.predecessor);
+    if file.exists() {
+        tokio::spawn(follow::run(Arc::clone(&handle)));
+    }
+    // The file may have changed before the watch began.
+    let _ = handle.triggers.try_send(Trigger::File);
+    Ok(Running { handle, threads })
+}
+
+/// Returns the state of a process that has bound its sockets, and the triggers of its reloads.
+async fn build(
+    config: Config,
+    inherited: &mut Inherited,
+) -> Result<(Arc<Handle>, mpsc::Receiver<Trigger>), StartError> {
     let settings = config.settings.clone();
-    let file = config.file.clone();
     let metrics = Arc::new(Metrics::new());
     let events = Events::new();
     let registry = Registry::new(Arc::clone(&metrics), Arc::clone(&events));
@@ -80,15 +111,9 @@ pub(crate) async fn start(config: Config, mut inherited: Inherited) -> Result<Ru
         given => given as usize,
     };
     nofile::raise(settings.limits.connections);
-
     let log = open_log(&config, &metrics)?;
     let records = Store::default();
-    let opened = records.open_for(&config, &metrics, &events)?;
-    if let (Some(records), Some(before)) = (&opened, &inherited.store)
-        && records.kind.to_string() != *before
-    {
-        return Err(StartError::AnotherStore { before: before.clone(), now: records.kind.to_string() });
-    }
+    let opened = open_store(&records, &config, (&metrics, &events), inherited)?;
     let runtime = tokio::runtime::Handle::current();
     let (probes, discovered) = (Probes::new(runtime.clone()), Arc::new(Discovered::new(runtime)));
     discovered.prepare(config.discoveries()).await;
@@ -107,35 +132,10 @@ pub(crate) async fn start(config: Config, mut inherited: Inherited) -> Result<Ru
     probes.follow(&built.pools);
     discovered.resolve_later(built.unresolved());
     let snapshot = Arc::new(ArcSwap::from_pointee(built));
-    let evictions = metrics.cache_evictions.clone();
-    let budget = Budget::new(settings.limits.buffered_bytes.0);
-    let cache = Arc::new(Cache::new(settings.cache.memory.0, &budget, move || evictions.inc()));
-    tokio::spawn(Arc::clone(&cache).keep_clean());
+    let (cache, budget) = start_cache(&settings, &metrics);
     let last_reload = Arc::new(Mutex::new(LastReload::first()));
-    gauges::state(&metrics, &last_reload);
-    gauges::nodes(&metrics, &snapshot);
-    gauges::certificates(&metrics, &snapshot);
-    gauges::cache(&metrics, &cache);
-    gauges::budget(&metrics, &budget);
-    records.gauges(&metrics);
-    let address = settings.admin.address.value;
-    let given = Inherited::for_address(&mut inherited.admin, &mut inherited.open, address);
-    let admin = AdminSocket::bind("admin", address, Reach::Everything, given)?;
-    let metrics_listener = match &settings.metrics {
-        Some(metrics) => {
-            let address = metrics.address.value;
-            let given = Inherited::for_address(&mut inherited.metrics, &mut inherited.open, address);
-            Some(AdminSocket::bind("metrics", address, Reach::ReadOnly, given)?)
-        }
-        None => None,
-    };
-    let (open, _) = watch::channel(open::diff(&inherited.open, &settings.listeners, workers)?);
-    for unused in
-        inherited.open.iter().filter(|open| !settings.listeners.iter().any(|it| it.address.value == open.configured))
-    {
-        tracing::warn!(address = %unused.bound, "a socket was handed over that no listener of the file is for");
-    }
-    inherited.open.clear();
+    let (admin, metrics_listener) = bind_admin(&settings, inherited)?;
+    let open = bind_listeners(&settings, inherited, workers)?;
     let (triggers, waiting) = mpsc::channel(TRIGGERS);
     let (stage, _) = watch::channel(Stage::Serving);
     let handle = Arc::new(Handle {
@@ -169,24 +169,87 @@ pub(crate) async fn start(config: Config, mut inherited: Inherited) -> Result<Ru
         states_given: Mutex::new(false),
         replaced: tokio::sync::Notify::new(),
     });
+    register_gauges(&handle);
     handle.certificates_in_force(None);
-    // Should it have changed since it was loaded, the first event finds out.
-    handle.note(Some(&source));
-    tokio::spawn(reload::run(Arc::clone(&handle), waiting));
-    if let Some(predecessor) = &mut inherited.predecessor {
-        let said = predecessor.built().map_err(StartError::Handover)?;
-        handle.registry.take_over(&handle.snapshot.load().pools, &said);
+    Ok((handle, waiting))
+}
+
+/// Registers the gauges that are read at scrape time.
+fn register_gauges(handle: &Handle) {
+    let metrics = &handle.metrics;
+    gauges::state(metrics, &handle.last_reload);
+    gauges::nodes(metrics, &handle.snapshot);
+    gauges::certificates(metrics, &handle.snapshot);
+    gauges::cache(metrics, &handle.cache);
+    gauges::budget(metrics, &handle.budget);
+    handle.records.gauges(metrics);
+}
+
+/// Opens the idempotency store, where a route uses one: the same as the process before had.
+fn open_store(
+    records: &Store,
+    config: &Config,
+    (metrics, events): (&Metrics, &Arc<Events>),
+    inherited: &Inherited,
+) -> Result<Option<Arc<Records>>, StartError> {
+    let opened = records.open_for(config, metrics, events)?;
+    if let (Some(records), Some(before)) = (&opened, &inherited.store)
+        && records.kind.to_string() != *before
+    {
+        return Err(StartError::AnotherStore { before: before.clone(), now: records.kind.to_string() });
     }
-    handle.open_admin();
-    if let Some(metrics) = &handle.metrics_listener {
-        tracing::info!(address = %metrics.bound, "metrics and probes");
+    Ok(opened)
+}
+
+/// Returns the cache, whose expired responses a task removes, and the budget for the buffers of the process.
+fn start_cache(settings: &Settings, metrics: &Metrics) -> (Arc<Cache>, Arc<Budget>) {
+    let evictions = metrics.cache_evictions.clone();
+    let budget = Budget::new(settings.limits.buffered_bytes.0);
+    let cache = Arc::new(Cache::new(settings.cache.memory.0, &budget, move || evictions.inc()));
+    tokio::spawn(Arc::clone(&cache).keep_clean());
+    (cache, budget)
+}
+
+/// Binds the admin listener, and the one for metrics where there is one.
+fn bind_admin(
+    settings: &Settings,
+    inherited: &mut Inherited,
+) -> Result<(AdminSocket, Option<AdminSocket>), StartError> {
+    let address = settings.admin.address.value;
+    let given = Inherited::for_address(&mut inherited.admin, &mut inherited.open, address);
+    let admin = AdminSocket::bind("admin", address, Reach::Everything, given)?;
+    let metrics_listener = match &settings.metrics {
+        Some(metrics) => {
+            let address = metrics.address.value;
+            let given = Inherited::for_address(&mut inherited.metrics, &mut inherited.open, address);
+            Some(AdminSocket::bind("metrics", address, Reach::ReadOnly, given)?)
+        }
+        None => None,
+    };
+    Ok((admin, metrics_listener))
+}
+
+/// Binds the sockets of the listeners. Inherited ones that no listener is for are closed.
+fn bind_listeners(
+    settings: &Settings,
+    inherited: &mut Inherited,
+    workers: usize,
+) -> Result<watch::Sender<Vec<Open>>, StartError> {
+    let (open, _) = watch::channel(open::diff(&inherited.open, &settings.listeners, workers)?);
+    for unused in
+        inherited.open.iter().filter(|open| !settings.listeners.iter().any(|it| it.address.value == open.configured))
+    {
+        tracing::warn!(address = %unused.bound, "a socket was handed over that no listener of the file is for");
     }
-    let threads = start_workers(&handle).map_err(StartError::Thread)?;
-    match inherited.predecessor {
-        // It tells the service manager which process is the service now; where it has ended meanwhile, all is here.
+    inherited.open.clear();
+    Ok(open)
+}
+
+/// Tells that this process serves: its predecessor, which passes it on to the service manager, or the manager itself.
+fn announce(predecessor: Option<Predecessor>) {
+    match predecessor {
+        // Where it has ended meanwhile, this process tells the service manager.
         Some(predecessor) => {
-            // The old process leaves, and its metrics with it: this one is scraped from now on.
-            handle.metrics.upgrades.with_label_values(&["success"]).inc_by(inherited.upgrades + 1);
             if let Err(error) = predecessor.accepting() {
                 tracing::warn!(%error, "the old process does not hear that this one serves");
                 systemd::ready("serving");
@@ -194,12 +257,6 @@ pub(crate) async fn start(config: Config, mut inherited: Inherited) -> Result<Ru
         }
         None => systemd::ready("serving"),
     }
-    if file.exists() {
-        tokio::spawn(follow::run(Arc::clone(&handle)));
-    }
-    // The file may have changed before the watch began.
-    let _ = handle.triggers.try_send(Trigger::File);
-    Ok(Running { handle, threads })
 }
 
 fn start_workers(handle: &Handle) -> io::Result<Vec<JoinHandle<()>>> {
