@@ -25,7 +25,7 @@ use std::task::Poll;
 use std::time::{Duration, Instant};
 
 /// Errors that a request may have brought about by its own fields, when its head is longer than this,
-/// are believed by nobody else.
+/// are not believed by other requests.
 const SUSPICIOUS_HEAD: usize = 4 << 10;
 
 /// The interval at which slow readers are looked for while a fetch waits for them.
@@ -63,7 +63,7 @@ pub(crate) enum LeaderResult<B, F> {
         own: HeaderMap,
         is_stored: bool,
     },
-    /// A stored one that the node has confirmed, or that somebody else has brought meanwhile.
+    /// A stored one that the node has confirmed, or that another fetch has brought meanwhile.
     Confirmed {
         stored: SharedResponse,
         /// The node was asked.
@@ -74,7 +74,7 @@ pub(crate) enum LeaderResult<B, F> {
     Failed(F),
 }
 
-/// A body that is to be read to its end, whoever is still there to see it.
+/// A body that is to be read to its end, also when its client has left.
 pub(crate) struct Arriving<B> {
     lead: FetchLeader,
     growing: Growth,
@@ -92,7 +92,7 @@ enum UpdateResult {
     Gone,
 }
 
-/// A growing body that does not leave its readers waiting when nobody feeds it any more.
+/// A growing body that does not leave its readers waiting when its fetch has ended.
 struct Growth(Arc<StreamingBody>);
 
 impl Drop for Growth {

@@ -117,7 +117,7 @@ impl Fills {
         Joined::Leader(lead)
     }
 
-    /// Leads without anybody who could wait.
+    /// Returns a leader for whom no request can wait.
     pub(super) fn solo(self: &Arc<Self>, uri: &str, key: Key, token: FetchToken) -> FetchLeader {
         let state = Mutex::new(FillState { stage: FillStage::Fetching, waiting: HashMap::new(), next: 0 });
         let (epoch, is_outdated) = (token.epoch, token.outdated());
@@ -192,7 +192,7 @@ impl FetchLeader {
         self.fill.tell(outcome);
     }
 
-    /// Lets all read the body as it arrives. Whoever comes later joins them. Where the response
+    /// Lets all read the body as it arrives. Later requests join them. Where the response
     /// cannot be shared as it is, those who wait are released instead.
     pub(super) fn grow(&self, head: Stored, length: Option<u64>, largest: u64, is_shared: bool) -> Arc<StreamingBody> {
         let growing =
@@ -221,7 +221,7 @@ impl FetchLeader {
         }
     }
 
-    /// Takes the fetch out of the table; nobody joins any more.
+    /// Takes the fetch out of the table; no request joins it any more.
     pub(super) fn leave(&self) {
         for key in std::iter::once(self.key).chain(self.narrower) {
             let mut shard = self.fills.shard(key);

@@ -11,7 +11,7 @@ use std::borrow::Cow;
 use std::hash::Hasher;
 use std::sync::LazyLock;
 
-/// A key: 128 bits of a hash that is keyed anew in every process, so that nobody outside can make
+/// A key: 128 bits of a hash that is keyed anew in every process, so that no client can make
 /// two requests meet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Key(u128);

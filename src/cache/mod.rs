@@ -56,7 +56,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// How long a key whose response cannot be shared is passed without waiting for anybody.
+/// How long a key whose response cannot be shared is passed without waiting for a fetch.
 const PASS: Milliseconds = 10_000;
 
 /// Between two sweeps.
@@ -97,9 +97,9 @@ pub(crate) enum Known {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Group {
     key: Key,
-    /// Equal for all requests that choose the same response, whoever sends them.
+    /// Equal for all requests that choose the same response, of any client.
     variant: Key,
-    /// Their responses were not shareable a moment ago: nobody waits.
+    /// Their responses were not shareable a moment ago: no request waits.
     pub(crate) passes: bool,
 }
 
@@ -130,7 +130,7 @@ impl Cache {
         self.at(Instant::now())
     }
 
-    /// Looks for a response. Takes no lock that anybody waits for, and makes no text.
+    /// Looks for a response. Takes no lock that waits, and makes no text.
     pub(crate) fn look_up(&self, key: Key, request: &RequestFields) -> Known {
         match self.store.look_up(key, request) {
             Found::Response(held) => Known::Response(held),
@@ -173,7 +173,7 @@ impl Cache {
         )
     }
 
-    /// Leads a fetch that nobody else waits for.
+    /// Leads a fetch that no other request waits for.
     pub(crate) fn go_alone(&self, group: Group, order: &Order) -> FetchLeader {
         self.fills.solo(&order.uri, group.key, self.store.begin(&order.uri, order.key, group.variant))
     }
@@ -196,7 +196,7 @@ impl Cache {
         token.is_outdated() || self.store.is_struck(&order.uri, &object::tags(fields), token.epoch)
     }
 
-    /// Begins a fetch that nobody waits for.
+    /// Begins a fetch that no request waits for.
     pub(crate) fn begin(&self, order: &Order) -> FetchToken {
         self.store.begin(&order.uri, order.key, self.group(order).variant)
     }

@@ -72,7 +72,7 @@ pub(super) struct Object {
 /// The hints of a key for the next requests.
 #[derive(Debug)]
 pub(super) struct Marker {
-    /// Until when its requests wait for nobody.
+    /// The time until which its requests wait for no fetch.
     pub(super) pass_until: Milliseconds,
     /// The fields that chose between the responses that were seen last.
     pub(super) varies: Option<Selecting>,
@@ -129,7 +129,7 @@ impl Stored {
         (epoch, turn): (Epoch, Turn),
     ) -> Stored {
         let tags = tags(&fields);
-        // Whoever has a clock says when a message without a date came (RFC 9110 6.6.1).
+        // A recipient with a clock says when a message without a date came (RFC 9110 6.6.1).
         if !fields.contains_key(DATE)
             && let Some(date) = crate::http::date::format(came_at)
         {

@@ -210,7 +210,7 @@ mod tests {
 
     proptest! {
         /// Any order of purges and fetches: a response is gone exactly where a hard purge came after
-        /// its fetch began, also when rules that nobody needs any more have been dropped.
+        /// its fetch began, also when rules that no fetch needs any more have been dropped.
         #[test]
         fn a_purge_beats_what_began_before_it(events in proptest::collection::vec((0..3u8, any::<bool>()), 1..30)) {
             let uri = "http://a/b";

@@ -40,7 +40,7 @@ pub(crate) enum CacheStatus {
     Hit { ttl: i64 },
     /// The store had something stale that stood in for the node.
     StandIn { ttl: i64 },
-    /// Nothing was there, and the client wanted nobody to be asked.
+    /// Nothing was there, and the client wanted no node to be asked.
     Refused,
     Forwarded {
         why: ForwardReason,

@@ -73,7 +73,7 @@ pub(super) enum Found {
     Nothing,
 }
 
-/// A response in the store, held by whoever found it.
+/// A response in the store, held by the request that has found it.
 #[derive(Debug)]
 pub(crate) struct CacheHit {
     entry: Arc<StoredEntry>,
@@ -217,7 +217,7 @@ impl FetchToken {
         }
     }
 
-    /// Nothing of it will be stored: nobody needs to keep anything for it.
+    /// Nothing of it will be stored: nothing needs to be kept for it.
     pub(super) fn retire(&self) {
         lock(&self.store.running).end(self.uri, self.turn);
     }
@@ -264,7 +264,7 @@ impl Store {
         }
     }
 
-    /// Looks for a response to a request. Takes no lock that anybody waits for.
+    /// Looks for a response to a request. Takes no lock that waits.
     pub(super) fn look_up(&self, key: Key, request: &RequestFields) -> Found {
         let Some(entry) = self.table.get(&key.bits()) else { return Found::Nothing };
         let StoredEntry::Object(object) = &*entry else { return Found::Nothing };
@@ -473,7 +473,7 @@ impl Store {
         counts.sum::<usize>() as u64
     }
 
-    /// Removes what purges have struck, and then the rules that nobody needs any more. Gives whether
+    /// Removes what purges have struck, and then the rules that no fetch needs any more. Gives whether
     /// there is more to do later.
     pub(super) fn sweep(&self) -> bool {
         let epoch = self.epoch.load(Ordering::Acquire);

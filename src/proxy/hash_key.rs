@@ -39,7 +39,7 @@ pub(crate) fn find_key<'a>(
 }
 
 /// What tells the callers of a route apart: sources by their names, in an order of their own. To write
-/// them in another one changes nobody's identity.
+/// them in another one changes no caller's identity.
 pub(crate) struct ScopeSources(Vec<(String, HashSource)>);
 
 impl ScopeSources {

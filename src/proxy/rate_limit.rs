@@ -38,7 +38,7 @@ pub(crate) struct RateLimit {
     period: Duration,
     burst: u32,
     policy: HeaderValue,
-    /// Keys are kept as hashes that nobody can foretell.
+    /// Keys are kept as hashes that no caller can foretell.
     hasher: RandomState,
     /// There are more keys than `max_keys`: new ones share the places.
     is_crowded: AtomicBool,

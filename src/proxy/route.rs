@@ -39,7 +39,7 @@ struct Paths {
     exact: Map<Vec<usize>>,
     /// By the prefix without its last `/`.
     prefixes: Map<Vec<usize>>,
-    /// How many segments the longest prefix has: further into a path nobody needs to look.
+    /// How many segments the longest prefix has: the rest of a path decides nothing.
     deepest: usize,
 }
 

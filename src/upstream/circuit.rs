@@ -75,14 +75,14 @@ impl Circuit {
         began != 0 && now.saturating_sub(began) < TRIAL
     }
 
-    /// Takes the place of the one trial; `false` where somebody else has it.
+    /// Takes the permit of the one trial; `false` where another request has it.
     pub(super) fn begin_trial(&self, now: Millis) -> bool {
         let began = self.trial.load(Ordering::Relaxed);
         let is_free = began == 0 || now.saturating_sub(began) >= TRIAL;
         is_free && self.trial.compare_exchange(began, now, Ordering::AcqRel, Ordering::Relaxed).is_ok()
     }
 
-    /// Gives the place of the trial back that began then, if it still has it.
+    /// Gives the permit of the trial back that began then, if it still has it.
     pub(super) fn end_trial(&self, began: Millis) {
         let _ = self.trial.compare_exchange(began, 0, Ordering::AcqRel, Ordering::Relaxed);
     }

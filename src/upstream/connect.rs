@@ -117,7 +117,7 @@ mod tests {
         assert_eq!(refused.kind(), io::ErrorKind::ConnectionRefused);
     }
 
-    /// One that takes nobody in holds the next one up for a moment only.
+    /// One that takes no connection holds the next one up for a moment only.
     #[tokio::test]
     async fn a_silent_address_is_not_waited_for() {
         let full = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();

@@ -121,7 +121,7 @@ impl Discovered {
         }
     }
 
-    /// Stops asking for what nobody wants any more.
+    /// Ends the subscriptions that no configuration wants any more.
     pub(crate) fn follow<'a>(&self, wanted: impl Iterator<Item = &'a Discovery> + Clone) {
         self.targets().retain(|target| wanted.clone().any(|settings| *settings == target.settings));
     }

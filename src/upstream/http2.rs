@@ -1,6 +1,6 @@
 //! HTTP/2 with nodes: connections that many requests share, and one request on one of them.
 //!
-//! A connection is a task of its own worker, which ends when nobody wants it any more. What hyper gives back of
+//! A connection is a task of its own worker, which ends when no request holds it any more. What hyper gives back of
 //! a request was not sent; whatever else goes wrong may have reached the node.
 
 use super::connect::Endpoint;
@@ -42,11 +42,11 @@ const PING_TIMEOUT: Duration = Duration::from_secs(10);
 #[derive(Default)]
 pub(crate) struct SharedLinks {
     by_node: RefCell<HashMap<u64, Vec<Rc<SharedConnection>>, foldhash::fast::RandomState>>,
-    /// Nodes that somebody connects to; the others wait for what comes of it.
+    /// Nodes to which a request connects; the other requests wait for the result.
     connecting: RefCell<HashMap<u64, Rc<Notify>, foldhash::fast::RandomState>>,
 }
 
-/// Somebody connects; when that has ended, well or not, those who wait for it are told.
+/// A connection that is being made; at its end, well or not, the requests that wait for it are woken.
 struct Connecting<'a> {
     links: &'a SharedLinks,
     serial: u64,
@@ -99,8 +99,8 @@ impl SharedLinks {
         (may_be_full || least.streams.get() < least.most.get()).then(|| SharedLink::on(least))
     }
 
-    /// Waits for the connection that somebody makes to the node just now, as long as one may take; `false` where
-    /// nobody does.
+    /// Waits for the connection that another request makes to the node just now, as long as one may take; `false` where
+    /// there is none.
     pub(crate) async fn wait(&self, node: &NodeRuntime, timeout: Duration) -> bool {
         let told = self.connecting.borrow().get(&node.serial).cloned();
         let Some(told) = told else { return false };

@@ -1,8 +1,8 @@
 //! One connection to a node, and one request on it.
 //!
-//! A link is not a task: whoever uses it drives it, first for the answer's head and then, inside
-//! [`AnswerBody`](super::AnswerBody), for the body. So a pass-through request wakes nobody but its
-//! own client's connection. While a link is idle nobody drives it; before it is used again the
+//! A link is not a task: its user drives it, first for the answer's head and then, inside
+//! [`AnswerBody`](super::AnswerBody), for the body. So a pass-through request wakes no task but that of its
+//! own client's connection. An idle link is not driven; before it is used again the
 //! socket is asked whether anything has happened.
 
 use super::connect::Endpoint;
@@ -251,7 +251,7 @@ impl Link {
         !self.closed && self.sender.is_ready()
     }
 
-    /// Returns whether nothing has arrived on an idle link: no end, no error, no byte that nobody asked for.
+    /// Returns whether nothing has arrived on an idle link: no end, no error, no byte out of turn.
     ///
     /// What the reactor has not heard of by now came after the request that wants the link; only
     /// where it has heard of something, or does not know, is the kernel asked. What TLS says to itself,

@@ -121,7 +121,7 @@ impl Pool {
                 }
                 return Ok(picked);
             }
-            // Somebody was faster.
+            // Another request was faster.
             lost.push(pick.node);
             spilled = spilled.or(pick.spilled).or(Some(Skip::Full));
         }

@@ -94,7 +94,7 @@ fn each<'a>(
     nodes.map(move |node| (check, node))
 }
 
-/// Checks one node for as long as nobody stops it.
+/// Checks one node until the task is aborted.
 async fn watch(node: Arc<NodeRuntime>, check: Arc<HealthCheck>, endpoint: Endpoint) {
     // The first one comes soon, and not of all nodes at once.
     let mut at = Instant::now() + part_of(check.interval / 10);
@@ -234,7 +234,7 @@ fn serving_status(answer: &[u8]) -> Option<u8> {
     }
 }
 
-/// Ends a task with whoever wanted it.
+/// Aborts a task when dropped.
 struct AbortAtEnd(AbortHandle);
 
 impl Drop for AbortAtEnd {

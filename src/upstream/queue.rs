@@ -47,7 +47,7 @@ impl Queue {
 }
 
 impl<'a> QueueTicket<'a> {
-    /// Resolves when there may be room; whoever has asked for it hears of all that happens from then on.
+    /// Resolves when there may be room; a request that has asked for it hears of all that happens from then on.
     pub(crate) fn room(&self) -> Notified<'a> {
         self.0.room.notified()
     }

@@ -34,7 +34,7 @@ pub(crate) struct Registry {
     nodes: Mutex<HashMap<Identity, Arc<NodeRuntime>>>,
     /// The serials of the nodes in force.
     in_force: Mutex<HashSet<u64>>,
-    /// What somebody has said of a node, by pool and id; it holds until the file says something new.
+    /// The states that operators have given nodes, by pool and id; it holds until the file says something new.
     overrides: Mutex<HashMap<PoolAndId, Override>>,
 }
 

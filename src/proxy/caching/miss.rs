@@ -255,7 +255,7 @@ impl Miss {
     /// Fetches for all who want the same, in a task of its own: it ends well even if this client leaves.
     async fn lead(&self, lead: FetchLeader) -> Reply {
         let (tell, told) = oneshot::channel();
-        // Nobody may be there to hear it any more.
+        // The client may have left.
         let (cache, order) = (Arc::clone(self.cache()), Rc::clone(&self.order));
         fetch_in_a_task(cache, order, lead, self.origin(), self.must_ask(), |led| drop(tell.send(led)));
         match told.await {
@@ -286,7 +286,7 @@ impl Miss {
     /// Asks just what the client asked.
     async fn ask_as_it_is(&self) -> Reply {
         let (token, asked) = (self.cache().begin(&self.order), self.cache().now());
-        // A HEAD tells the store something, so it must be one that anybody could have sent.
+        // A HEAD tells the store something, so it must be one that any client could have sent.
         let tells = self.method == Method::HEAD && self.is_plain() && !self.order.traits.no_store;
         let request = if tells { self.fetch.shared(Method::HEAD, None) } else { self.fetch.own() };
         let answer = fetch_for(&self.fetch, &self.context, request).await;

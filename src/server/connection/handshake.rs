@@ -76,7 +76,7 @@ pub(super) async fn handshake(
     Some((Stream::tls(stream), client(Some(Rc::new(secured))), address_permit))
 }
 
-/// Returns the connection's place among those of its address; nothing where that has as many as it may. Proxies that
+/// Returns the connection's permit among those of its address; nothing where that has as many as it may. Proxies that
 /// are trusted speak for many.
 fn address_permit(context: &Context, peer: SocketAddr) -> Option<Option<AddressPermit>> {
     let snapshot = context.worker.snapshot();
@@ -134,7 +134,7 @@ async fn source(
 }
 
 /// What the handshake has told; `None` where the client's certificate has ended since: a session that resumes
-/// brings it along without anybody looking at it again.
+/// brings it along without another check.
 fn secured(tls: &ServerTls, stream: &TlsStream<TcpStream>) -> Option<Secured> {
     let session = stream.get_ref().1;
     let name = session.server_name();

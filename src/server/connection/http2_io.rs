@@ -1,5 +1,5 @@
 //! The wire beneath an HTTP/2 connection. The h2 crate writes every frame by itself, and TLS would seal each in
-//! a record of its own; here they are gathered, and go out when whoever polls the connection has polled it.
+//! a record of its own; here they are gathered, and go out when the connection was polled.
 //!
 //! A flush is acknowledged at once for that reason: the owner drains after every poll, and a shutdown waits
 //! until all is out. What is held is bounded; over it a write waits.

@@ -17,7 +17,7 @@ pub(super) async fn run(client: impl AsyncRead + AsyncWrite, tunnel: Tunnel) {
     let (node_read, node_write) = tokio::io::split(node);
     let up = carry(client_read, node_write, &life, half_closed_idle, record.request_bytes());
     let down = carry(node_read, client_write, &life, half_closed_idle, record.response_bytes());
-    // A side that fails takes the other one with it: there is nobody left to talk to.
+    // A side that fails takes the other one with it: there is no peer left.
     let both = async {
         let up = async { up.await.map_err(|_| "client") };
         let down = async { down.await.map_err(|_| "upstream") };

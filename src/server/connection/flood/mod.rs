@@ -53,7 +53,7 @@ pub(crate) enum Glitch {
     /// A piece of a body with nothing in it.
     EmptyData,
     WindowUpdate,
-    /// A frame that nobody knows.
+    /// A frame of an unknown type.
     Unknown,
     /// A request that cannot be read.
     Malformed,
