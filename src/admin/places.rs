@@ -1,9 +1,10 @@
 //! The connections of an admin listener. There is always room for another one: where there are many, the one goes whose
 //! client has been waited for longest.
 
+use parking_lot::Mutex;
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
 /// Connections at a time; administrators and scrapers are few.
@@ -48,7 +49,7 @@ impl Places {
     /// Takes a place. Where there are too many connections, another one has to go.
     pub(super) fn take(places: &Arc<Places>) -> Place {
         let state: Arc<State> = Arc::default();
-        let mut all = places.all.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = places.all.lock();
         if all.len() >= MAX_CONNECTIONS {
             let waits = |state: &Arc<State>| !state.is_working.load(Ordering::Relaxed);
             if let Some(gone) = all.iter().position(waits).and_then(|at| all.remove(at)) {
@@ -85,7 +86,7 @@ impl Place {
 
     /// Waits for the client from now on.
     fn await_client(&self) {
-        let mut all = self.places.all.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = self.places.all.lock();
         // From now on its client is waited for, if it still has its place.
         if let Some(at) = all.iter().position(|state| Arc::ptr_eq(state, &self.state)) {
             all.remove(at);
@@ -115,7 +116,7 @@ impl Drop for Reading {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        let mut all = self.places.all.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = self.places.all.lock();
         all.retain(|state| !Arc::ptr_eq(state, &self.state));
     }
 }
@@ -144,9 +145,9 @@ mod tests {
         all[0].state.is_working.store(true, Ordering::Relaxed);
         let another = Places::take(&places);
         all[1].told().notified().await;
-        assert_eq!(places.all.lock().unwrap().len(), MAX_CONNECTIONS);
+        assert_eq!(places.all.lock().len(), MAX_CONNECTIONS);
         drop((all, another));
-        assert!(places.all.lock().unwrap().is_empty());
+        assert!(places.all.lock().is_empty());
     }
     /// Its client is waited for again from the end of the work.
     #[tokio::test]

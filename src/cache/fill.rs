@@ -6,16 +6,16 @@
 //! the node by itself.
 
 use super::key::Key;
-use super::lock;
 use super::object::{SharedResponse, Stored};
 use super::purge::Epoch;
 use super::store::FetchToken;
 use super::streaming_body::StreamingBody;
 use crate::http::budget::Budget;
+use parking_lot::{Mutex, MutexGuard};
 use std::collections::HashMap;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
-use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::{Context, Poll, Waker};
 
 /// Locks that fetches of different keys rarely share.
@@ -95,7 +95,7 @@ pub(crate) struct FetchLeader {
 
 impl Fills {
     fn shard(&self, key: Key) -> MutexGuard<'_, HashMap<Key, Arc<Fill>>> {
-        lock(&self.shards[(key.bits() >> 64) as usize % SHARDS])
+        self.shards[(key.bits() >> 64) as usize % SHARDS].lock()
     }
 
     /// Waits with the fetch that runs, unless it has become useless; leads otherwise.
@@ -130,7 +130,7 @@ impl Fill {
     /// Waits until the lead knows what it has.
     pub(crate) fn outcome(self: Arc<Self>) -> FillWaiter {
         let number = {
-            let mut state = lock(&self.state);
+            let mut state = self.state.lock();
             state.next += 1;
             state.next
         };
@@ -139,7 +139,7 @@ impl Fill {
 
     /// The head of what is arriving.
     pub(super) fn head(&self) -> Option<SharedResponse> {
-        match &lock(&self.state).stage {
+        match &self.state.lock().stage {
             FillStage::Known(FetchOutcome::Streaming(growing)) => Some(Arc::clone(&growing.head)),
             _ => None,
         }
@@ -147,7 +147,7 @@ impl Fill {
 
     fn tell(&self, outcome: FetchOutcome) {
         let waiting = {
-            let mut state = lock(&self.state);
+            let mut state = self.state.lock();
             if matches!(state.stage, FillStage::Known(_)) {
                 return;
             }
@@ -168,7 +168,7 @@ impl Future for FillWaiter {
     type Output = FetchOutcome;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<FetchOutcome> {
-        let mut state = lock(&self.fill.state);
+        let mut state = self.fill.state.lock();
         match &state.stage {
             FillStage::Known(outcome) => Poll::Ready(outcome.clone()),
             FillStage::Fetching => {
@@ -181,7 +181,7 @@ impl Future for FillWaiter {
 
 impl Drop for FillWaiter {
     fn drop(&mut self) {
-        lock(&self.fill.state).waiting.remove(&self.number);
+        self.fill.state.lock().waiting.remove(&self.number);
     }
 }
 

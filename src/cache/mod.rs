@@ -45,16 +45,11 @@ use crate::http::budget::Budget;
 use crate::http::head::RequestFields;
 use fill::Fills;
 use http::HeaderMap;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use store::{Found, Store};
 use tokio::sync::Notify;
-
-/// Locks a mutex. What a panic left behind it is whole: nothing here changes in steps.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 /// How long a key whose response cannot be shared is passed without waiting for a fetch.
 const PASS: Milliseconds = 10_000;

@@ -5,8 +5,9 @@
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue};
+use parking_lot::Mutex;
 use std::collections::HashMap;
-use std::sync::{LazyLock, Mutex, OnceLock, PoisonError};
+use std::sync::{LazyLock, OnceLock};
 
 const MAX_NAMES: usize = 1024;
 /// Stands for a name that is kept as text before its value.
@@ -21,7 +22,7 @@ static NUMBERS: LazyLock<Mutex<HashMap<HeaderName, u16>>> = LazyLock::new(Mutex:
 
 /// Returns the number of a name; `None` where there are too many already.
 fn number(name: &HeaderName) -> Option<u16> {
-    let mut numbers = NUMBERS.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut numbers = NUMBERS.lock();
     if let Some(&known) = numbers.get(name) {
         return Some(known);
     }

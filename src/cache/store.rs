@@ -1,7 +1,6 @@
 //! The table of stored responses, weighed by the memory that they take.
 
 use super::key::Key;
-use super::lock;
 use super::object::{Marker, Object, SharedResponse, Stored, StoredEntry};
 use super::policy::Milliseconds;
 use super::purge::{Epoch, Purge, PurgeRules, Turn, Verdict};
@@ -12,12 +11,13 @@ use arc_swap::ArcSwap;
 use moka::notification::RemovalCause;
 use moka::ops::compute::Op;
 use moka::policy::EvictionPolicy;
+use parking_lot::Mutex;
 use smallvec::SmallVec;
 use std::cell::Cell;
 use std::collections::{BTreeMap, HashMap};
 use std::hash::{BuildHasher, Hasher};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
 
 /// So much may be added before the table is asked to make room.
 const SLACK: u64 = 1 << 20;
@@ -210,7 +210,7 @@ impl FetchToken {
     /// It is known now by what its response was chosen.
     pub(super) fn is_for(&self, variant: Key) {
         self.variant.set(variant);
-        let mut running = lock(&self.store.running);
+        let mut running = self.store.running.lock();
         let fetches = running.by_uri.get_mut(&self.uri).into_iter().flatten();
         for fetch in fetches.filter(|fetch| fetch.turn == self.turn) {
             fetch.variant = variant;
@@ -219,7 +219,7 @@ impl FetchToken {
 
     /// Nothing of it will be stored: nothing needs to be kept for it.
     pub(super) fn retire(&self) {
-        lock(&self.store.running).end(self.uri, self.turn);
+        self.store.running.lock().end(self.uri, self.turn);
     }
 }
 
@@ -311,7 +311,7 @@ impl Store {
     /// `variant` stands for the requests that its response is for, as far as that is known.
     pub(super) fn begin(self: &Arc<Self>, uri: &str, key: Key, variant: Key) -> FetchToken {
         let (uri, is_outdated): (_, Arc<AtomicBool>) = (UriHash::of(uri), Arc::default());
-        let mut running = lock(&self.running);
+        let mut running = self.running.lock();
         let epoch = self.epoch.load(Ordering::Acquire);
         let turn = self.turn.fetch_add(1, Ordering::Relaxed);
         running.epochs.insert(turn, epoch);
@@ -329,7 +329,7 @@ impl Store {
     pub(super) fn invalidate(&self, key: Key, uri: &str, but: Option<&FetchToken>) {
         let uri = UriHash::of(uri);
         // First the fetches: what they have stored by then is found under its key.
-        lock(&self.running).strike(uri, |fetch| but.is_none_or(|but| but.turn != fetch.turn));
+        self.running.lock().strike(uri, |fetch| but.is_none_or(|but| but.turn != fetch.turn));
         for key in self.uris.keys(uri).into_iter().chain([key]) {
             self.remove(key);
         }
@@ -341,7 +341,7 @@ impl Store {
         let known = token.variant.get();
         let is_alike = |fetch: &Watched| fetch.variant == known || fetch.variant == key || known == key;
         let is_older = |fetch: &Watched| fetch.turn < token.turn && fetch.key == key && is_alike(fetch);
-        let are_some_running = lock(&self.running).strike(token.uri, is_older);
+        let are_some_running = self.running.lock().strike(token.uri, is_older);
         // Nearly always there is nothing to forget.
         if !are_some_running && !self.table.contains_key(&key.bits()) {
             return;
@@ -441,7 +441,7 @@ impl Store {
     ///
     /// Returns the rules to count the struck responses by.
     pub(super) fn purge(&self, purge: &Purge, soft: bool) -> Struck {
-        let _one = lock(&self.changing);
+        let _one = self.changing.lock();
         let before = self.rules.load_full();
         let purge = match before.len() < MAX_RULES {
             true => purge,
@@ -478,7 +478,7 @@ impl Store {
     pub(super) fn sweep(&self) -> bool {
         let epoch = self.epoch.load(Ordering::Acquire);
         // No fetch is left that began before the last rule: whatever it could store is stored.
-        let is_last = lock(&self.running).epochs.values().all(|&began| began >= epoch);
+        let is_last = self.running.lock().epochs.values().all(|&began| began >= epoch);
         for (key, entry) in &self.table {
             if let StoredEntry::Object(object) = &*entry
                 && object.variants.iter().any(|stored| self.is_gone(&object.uri, stored))
@@ -491,7 +491,7 @@ impl Store {
             // Those of the sweep before: whoever found something just before it was removed has looked
             // at the rules by now.
             let done = self.swept.swap(epoch, Ordering::Relaxed);
-            let _one = lock(&self.changing);
+            let _one = self.changing.lock();
             let rules = self.rules.load().after(done);
             self.rules.store(Arc::new(rules));
         }

@@ -2,13 +2,13 @@
 
 use super::body::Body;
 use super::least_rate::LeastRate;
-use super::lock;
 use super::object::{SharedResponse, Stored};
 use crate::http::budget::Share;
 use bytes::Bytes;
+use parking_lot::Mutex;
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
@@ -201,7 +201,7 @@ impl StreamingBody {
     /// Adds what has arrived. It is copied once, so that no large buffer is kept for a small piece.
     pub(super) fn push(&self, piece: &[u8], memory: u64) {
         let wakers = {
-            let mut flow = lock(&self.flow);
+            let mut flow = self.flow.lock();
             let cost = cost(piece);
             flow.received += piece.len() as u64;
             flow.cost += cost;
@@ -222,7 +222,7 @@ impl StreamingBody {
 
     /// Waits until there is room for more.
     pub(super) fn poll_room(&self, cx: &mut Context<'_>, memory: u64) -> Poll<Pace> {
-        let mut flow = lock(&self.flow);
+        let mut flow = self.flow.lock();
         if !flow.outgrown {
             return Poll::Ready(Pace::GoOn);
         }
@@ -253,23 +253,23 @@ impl StreamingBody {
 
     /// Notes for how long its slowest readers were waited for; see [`LeastRate`].
     pub(super) fn waited(&self, time: Duration, least: LeastRate) {
-        lock(&self.flow).waited(time, least);
+        self.flow.lock().waited(time, least);
     }
 
     /// Returns whether the body will not be stored.
     pub(super) fn is_outgrown(&self) -> bool {
-        lock(&self.flow).outgrown
+        self.flow.lock().outgrown
     }
 
     /// Returns whether that is so because of its size alone.
     pub(super) fn is_too_large(&self) -> bool {
-        lock(&self.flow).too_large
+        self.flow.lock().too_large
     }
 
     /// The body is whole, or it never will be. Gives the body, where it can be stored.
     pub(super) fn end(&self, whole: bool) -> Option<Body> {
         let pieces = {
-            let flow = lock(&self.flow);
+            let flow = self.flow.lock();
             if flow.end.is_some() {
                 return None;
             }
@@ -279,7 +279,7 @@ impl StreamingBody {
         // Joined outside the lock; readers go on meanwhile.
         let body = pieces.map(|pieces| Body::of(pieces.into_iter()));
         let wakers = {
-            let mut flow = lock(&self.flow);
+            let mut flow = self.flow.lock();
             let whole = whole && self.length.is_none_or(|length| length == flow.received);
             flow.end = Some(match &body {
                 Some(body) => {
@@ -299,7 +299,7 @@ impl StreamingBody {
 
     /// Begins to read, from the start. `None` where the start is gone already.
     pub(crate) fn read(self: &Arc<Self>) -> Option<StreamingReader> {
-        let mut flow = lock(&self.flow);
+        let mut flow = self.flow.lock();
         if flow.outgrown {
             return None;
         }
@@ -330,7 +330,7 @@ impl StreamingBody {
 
 impl Drop for StreamingBody {
     fn drop(&mut self) {
-        let flow = lock(&self.flow);
+        let flow = self.flow.lock();
         self.all.fetch_sub(flow.held, Ordering::Relaxed);
     }
 }
@@ -357,7 +357,7 @@ pub(crate) enum Unfinished {
 impl StreamingReader {
     /// Returns the next piece; `None` at the end.
     pub(crate) fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Unfinished>>> {
-        let mut flow = lock(&self.growing.flow);
+        let mut flow = self.growing.flow.lock();
         if let Some(BodyEnd::Stored(body)) = &flow.end {
             let piece = body.piece(self.read, body.len());
             self.read += piece.as_ref().map_or(0, |piece| piece.len() as u64);
@@ -400,7 +400,7 @@ impl StreamingReader {
 
     /// The way of this reader to leave the others, where it can fetch the rest by itself.
     pub(crate) fn departure(&self) -> Departure {
-        if let Some(place) = &mut lock(&self.growing.flow).readers[self.index] {
+        if let Some(place) = &mut self.growing.flow.lock().readers[self.index] {
             place.leave = Leave::Can;
         }
         Departure { growing: Arc::clone(&self.growing), index: self.index }
@@ -421,7 +421,7 @@ pub(crate) struct Departure {
 impl Departure {
     /// Waits until the reader is asked to leave.
     pub(crate) fn poll_asked(&self, cx: &mut Context<'_>) -> Poll<()> {
-        match &mut lock(&self.growing.flow).readers[self.index] {
+        match &mut self.growing.flow.lock().readers[self.index] {
             Some(place) if place.leave == Leave::Asked => Poll::Ready(()),
             Some(place) => {
                 place.traits = Some(cx.waker().clone());
@@ -433,7 +433,7 @@ impl Departure {
 
     /// The position of the next byte that the reader takes.
     pub(crate) fn position(&self) -> u64 {
-        match &lock(&self.growing.flow).readers[self.index] {
+        match &self.growing.flow.lock().readers[self.index] {
             Some(place) => place.read,
             None => 0,
         }
@@ -451,7 +451,7 @@ impl Departure {
 
     fn end(self, change: impl FnOnce(&mut ReaderPosition)) {
         let producer = {
-            let mut flow = lock(&self.growing.flow);
+            let mut flow = self.growing.flow.lock();
             if let Some(place) = &mut flow.readers[self.index] {
                 change(place);
             }
@@ -466,7 +466,7 @@ impl Departure {
 impl Drop for StreamingReader {
     fn drop(&mut self) {
         let producer = {
-            let mut flow = lock(&self.growing.flow);
+            let mut flow = self.growing.flow.lock();
             flow.readers[self.index] = None;
             flow.producer.take()
         };

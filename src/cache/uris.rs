@@ -2,11 +2,10 @@
 //! strikes all of them. The key that is made of the URI alone needs no list.
 
 use super::key::{Key, hash_text};
-use super::lock;
+use parking_lot::{Mutex, MutexGuard};
 use smallvec::SmallVec;
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
-use std::sync::{Mutex, MutexGuard};
 
 /// Locks that URIs rarely share.
 const SHARDS: usize = 16;
@@ -33,7 +32,7 @@ type Shard = BTreeMap<(UriHash, u128), u32>;
 
 impl Uris {
     fn shard(&self, uri: UriHash) -> MutexGuard<'_, Shard> {
-        lock(&self.shards[uri.0 as usize % SHARDS])
+        self.shards[uri.0 as usize % SHARDS].lock()
     }
 
     /// Counts an entry that is about to be stored.
@@ -59,6 +58,6 @@ impl Uris {
 
     #[cfg(test)]
     pub(super) fn len(&self) -> usize {
-        self.shards.iter().map(|shard| lock(shard).len()).sum()
+        self.shards.iter().map(|shard| shard.lock().len()).sum()
     }
 }

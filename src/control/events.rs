@@ -2,9 +2,10 @@
 
 use super::status::node_state;
 use crate::config::NodeState;
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 use tokio::sync::watch;
 
@@ -125,7 +126,7 @@ impl Events {
         let format =
             time::macros::format_description!("[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:3]Z");
         let time = time::OffsetDateTime::from(SystemTime::now()).format(&format).unwrap_or_default();
-        let mut ring = self.ring.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut ring = self.ring.lock();
         let sequence = *self.last.borrow() + 1;
         if ring.len() >= CAPACITY {
             ring.pop_front();
@@ -137,7 +138,7 @@ impl Events {
 
     /// Returns the events after a number, at most so many.
     pub(crate) fn after(&self, sequence: u64, most: usize) -> NewEvents {
-        let ring = self.ring.lock().unwrap_or_else(PoisonError::into_inner);
+        let ring = self.ring.lock();
         let first = ring.front().map_or(sequence + 1, |event| event.sequence);
         let skipped = usize::try_from((sequence + 1).saturating_sub(first)).unwrap_or(usize::MAX);
         NewEvents {

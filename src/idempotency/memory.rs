@@ -8,8 +8,9 @@ use super::store::{
     Authorised, BATCH, ClaimReply, Claimed, Completion, Done, Found, Listed, NewClaim, Release, Store, StoreError,
     Tended,
 };
+use parking_lot::{Mutex, MutexGuard};
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 /// New claims are refused beyond this; nothing is forgotten to make room, for that would run requests
 /// again.
@@ -90,7 +91,7 @@ impl Memory {
     }
 
     fn records(&self) -> MutexGuard<'_, Records> {
-        self.records.lock().unwrap_or_else(PoisonError::into_inner)
+        self.records.lock()
     }
 }
 

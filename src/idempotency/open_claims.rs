@@ -3,8 +3,8 @@
 
 use super::identity::Id;
 use super::record::{ReleaseWay, Token};
+use parking_lot::{Mutex, MutexGuard};
 use std::collections::{HashMap, HashSet};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 /// Claims whose end the store has not heard; beyond that, new claims are refused.
@@ -44,7 +44,7 @@ struct Claims {
 
 impl OpenClaims {
     fn lock(&self) -> MutexGuard<'_, Claims> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 
     /// Enters a claim before it is sent to the store. Returns whether there is room for it.

@@ -8,10 +8,11 @@ use super::record::{Finish, Record, State, Token};
 use super::store::{Authorised, Completion, Found, Listed, Release, Store, StoreError, Tended};
 use super::stores::{self, Kind, OpenError};
 use crate::control::{Event, Events};
+use parking_lot::Mutex;
 use prometheus::{Histogram, HistogramVec};
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::{Notify, oneshot};
 
@@ -279,7 +280,7 @@ impl Records {
 
     /// Wakes the requests that wait for the end of a run.
     pub(super) fn tell(&self, id: Id) {
-        if let Some(waiting) = locked(&self.waiting).get(&id) {
+        if let Some(waiting) = self.waiting.lock().get(&id) {
             waiting.ended.notify_waiters();
         }
     }
@@ -313,10 +314,6 @@ fn told_in_time<T>(result: &Result<T, StoreError>, patience: Duration) -> bool {
     !matches!(result, Err(StoreError::TooSlow)) || patience >= PATIENCE
 }
 
-pub(super) fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 /// One who waits for the end of a run.
 struct Waiter<'a> {
     records: &'a Records,
@@ -326,7 +323,7 @@ struct Waiter<'a> {
 
 impl<'a> Waiter<'a> {
     fn enter(records: &'a Records, id: Id) -> Waiter<'a> {
-        let mut waiting = locked(&records.waiting);
+        let mut waiting = records.waiting.lock();
         let entry = waiting.entry(id).or_default();
         entry.waiters += 1;
         Waiter { records, id, ended: Arc::clone(&entry.ended) }
@@ -335,7 +332,7 @@ impl<'a> Waiter<'a> {
 
 impl Drop for Waiter<'_> {
     fn drop(&mut self) {
-        let mut waiting = locked(&self.records.waiting);
+        let mut waiting = self.records.waiting.lock();
         if let Some(entry) = waiting.get_mut(&self.id) {
             entry.waiters -= 1;
             if entry.waiters == 0 {

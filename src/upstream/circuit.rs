@@ -7,8 +7,8 @@
 
 use super::clock::Millis;
 use crate::config::OutlierEjection;
+use parking_lot::Mutex;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
 
 /// So long may a trial keep others from trying: its client may be slow, which says nothing of the node.
 const TRIAL: u64 = 5_000;
@@ -103,7 +103,7 @@ impl Circuit {
     /// Opens it, or leaves it open for longer; gives for how long, in milliseconds.
     pub(super) fn open(&self, rules: &OutlierEjection, now: Millis) -> u64 {
         let base = (rules.base_time.as_millis() as u64).max(1);
-        let mut history = self.history.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut history = self.history.lock();
         if self.is_closed() {
             history.opened = now;
         }
@@ -123,7 +123,7 @@ impl Circuit {
 
     /// Closes it; gives when it opened.
     pub(super) fn close(&self, now: Millis) -> Millis {
-        let mut history = self.history.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut history = self.history.lock();
         history.closed = now;
         self.failures.store(0, Ordering::Relaxed);
         self.until.store(0, Ordering::Relaxed);

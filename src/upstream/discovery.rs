@@ -10,9 +10,10 @@ use hickory_resolver::net::NetError;
 use hickory_resolver::net::runtime::TokioRuntimeProvider;
 use hickory_resolver::proto::rr::{RData, RecordType};
 use hickory_resolver::{Resolver, TokioResolver};
+use parking_lot::{Mutex, MutexGuard};
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
@@ -78,7 +79,7 @@ impl Discovered {
         let changed = Arc::clone(&self.changed);
         let again = (!names.is_empty())
             .then(|| self.runtime.spawn(resolve_later(names, (AGAIN, resolves), changed)).abort_handle());
-        if let Some(before) = std::mem::replace(&mut *lock(&self.resolving), again) {
+        if let Some(before) = std::mem::replace(&mut *self.resolving.lock(), again) {
             before.abort();
         }
     }
@@ -94,7 +95,7 @@ impl Discovered {
             }
             // What is asked for in another way now was known before.
             let known = self.targets().iter().find(|target| target.settings.dns == settings.dns).map(|target| {
-                let SubscriptionState { nodes, .. } = lock(&target.state).clone();
+                let SubscriptionState { nodes, .. } = target.state.lock().clone();
                 SubscriptionState { nodes, failure: None }
             });
             askers
@@ -144,11 +145,11 @@ impl Discovered {
     fn state(&self, settings: &Discovery) -> SubscriptionState {
         let targets = self.targets();
         let target = targets.iter().find(|target| target.settings == *settings);
-        target.map(|target| lock(&target.state).clone()).unwrap_or_default()
+        target.map(|target| target.state.lock().clone()).unwrap_or_default()
     }
 
     fn targets(&self) -> MutexGuard<'_, Vec<Subscription>> {
-        lock(&self.targets)
+        self.targets.lock()
     }
 }
 
@@ -184,7 +185,7 @@ impl Resolving {
     async fn keep_asking(self, changed: Arc<Notify>) {
         loop {
             // Without any node there is nothing to wait for.
-            let refresh = match lock(&self.state).nodes.is_empty() {
+            let refresh = match self.state.lock().nodes.is_empty() {
                 true => self.settings.refresh.min(SOON),
                 false => self.settings.refresh,
             };
@@ -201,7 +202,7 @@ impl Resolving {
         let name = &self.settings.dns.value;
         let answer = tokio::time::timeout(self.settings.timeout, look_up(&self.settings)).await;
         let answer = answer.unwrap_or_else(|_| Err(format!("no answer within {:?}", self.settings.timeout)));
-        let mut state = lock(&self.state);
+        let mut state = self.state.lock();
         let failure = match answer {
             Ok((mut nodes, missing)) if !nodes.is_empty() || missing.is_some() => {
                 // What one family has told of stays, while it cannot be asked for.
@@ -230,7 +231,7 @@ impl Resolving {
 
     /// Remembers that an answer changes nothing, and says so once.
     fn fail(&self, failure: String) {
-        let (name, mut state) = (&self.settings.dns.value, lock(&self.state));
+        let (name, mut state) = (&self.settings.dns.value, self.state.lock());
         if state.failure.as_ref() != Some(&failure) {
             let kept = state.nodes.len();
             tracing::warn!(%name, failure, kept, "the name server tells of no nodes; the last ones stay");
@@ -356,10 +357,6 @@ fn sorted(found: impl Iterator<Item = (SocketAddr, u32)>) -> Vec<Found> {
 /// nodes that have not changed would move.
 fn bounded(weight: u16) -> u32 {
     u32::from(weight).clamp(1, MAX_WEIGHT)
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

@@ -9,9 +9,10 @@ use super::retry::RetryBudget;
 use crate::config::{NodeState, OutlierEjection};
 use crate::control::{Event, Events};
 use crate::telemetry::metrics::Metrics;
+use parking_lot::Mutex;
 use prometheus::IntCounter;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 /// A pool's own state, kept by its name.
@@ -140,8 +141,8 @@ impl Group {
         self.events.record(Event::NodeEjection { pool, node, ejected, reason, seconds });
     }
 
-    fn members(&self) -> std::sync::MutexGuard<'_, Members> {
-        self.members.lock().unwrap_or_else(PoisonError::into_inner)
+    fn members(&self) -> parking_lot::MutexGuard<'_, Members> {
+        self.members.lock()
     }
 }
 

@@ -5,8 +5,8 @@
 
 use super::clock::Millis;
 use crate::config::{HealthCheck, Initially};
+use parking_lot::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
 
 /// The health of one node.
 #[derive(Debug, Default)]
@@ -56,7 +56,7 @@ impl Health {
 
     /// The result of the health checks.
     pub(super) fn checks(&self) -> Checks {
-        self.checks.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.checks.lock().clone()
     }
 
     /// A node that is new.
@@ -74,7 +74,7 @@ impl Health {
 
     /// Notes that the node is checked no more.
     pub(super) fn forget(&self) {
-        if self.checks.lock().unwrap_or_else(PoisonError::into_inner).at.is_some() || !self.is_healthy() {
+        if self.checks.lock().at.is_some() || !self.is_healthy() {
             self.set(|checks| *checks = Checks::default());
         }
     }
@@ -91,7 +91,7 @@ impl Health {
     }
 
     fn set<T>(&self, change: impl FnOnce(&mut Checks) -> T) -> T {
-        let mut checks = self.checks.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut checks = self.checks.lock();
         let told = change(&mut checks);
         self.unhealthy.store(checks.is_bad, Ordering::Relaxed);
         told

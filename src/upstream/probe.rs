@@ -14,10 +14,11 @@ use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri};
 use http_body_util::{BodyExt, Empty, Full, Limited};
 use hyper::client::conn::http1::Builder;
 use hyper_util::rt::{TokioExecutor, TokioIo};
+use parking_lot::Mutex;
 use rustls::pki_types::ServerName;
 use std::collections::HashMap;
 use std::pin::pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::task::AbortHandle;
@@ -70,7 +71,7 @@ impl Probes {
     /// Checks the nodes of these pools from now on. Nodes whose checks are as they were keep their
     /// rhythm.
     pub(crate) fn follow(&self, pools: &[Arc<Pool>]) {
-        let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut running = self.running.lock();
         let mut before = std::mem::take(&mut *running);
         for (check, node) in pools.iter().filter_map(|pool| Some((pool.health_check.as_ref()?, pool))).flat_map(each) {
             let serial = node.runtime.serial;

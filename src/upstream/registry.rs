@@ -8,11 +8,12 @@ use super::pool::Pool;
 use crate::config::NodeState;
 use crate::control::Events;
 use crate::telemetry::metrics::Metrics;
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Pool, id, address, and how it is spoken with: what was settled in another way is not to be trusted now.
@@ -72,14 +73,14 @@ impl Registry {
 
     /// The state of a pool, new where it is not known yet.
     pub(super) fn group(&self, pool: &Arc<str>) -> Arc<Group> {
-        let mut groups = lock(&self.groups);
+        let mut groups = self.groups.lock();
         let entry = groups.entry(Arc::clone(pool));
         Arc::clone(entry.or_insert_with(|| Arc::new(Group::new(pool, &self.metrics, &self.events))))
     }
 
     /// The state of a node, new where it is not known yet.
     pub(super) fn node(&self, group: &Arc<Group>, id: &Arc<str>, endpoint: &Endpoint) -> Arc<NodeRuntime> {
-        let mut nodes = lock(&self.nodes);
+        let mut nodes = self.nodes.lock();
         let entry = nodes.entry((Arc::clone(&group.name), Arc::clone(id), endpoint.address, endpoint.manner()));
         Arc::clone(entry.or_insert_with(|| {
             let serial = self.next.fetch_add(1, Ordering::Relaxed);
@@ -90,7 +91,7 @@ impl Registry {
     /// Puts the states of a configuration in force and forgets nodes that are not in it. Called once,
     /// when that configuration takes over.
     pub(crate) fn adopt(&self, pools: &[Arc<Pool>]) {
-        let mut overrides = lock(&self.overrides);
+        let mut overrides = self.overrides.lock();
         let all = || pools.iter().flat_map(|pool| pool.nodes.iter().map(move |node| (pool, node)));
         let mut absent = 0;
         overrides.retain(|(pool, id), held| {
@@ -109,7 +110,7 @@ impl Registry {
                 }
             }
         });
-        let mut in_force = lock(&self.in_force);
+        let mut in_force = self.in_force.lock();
         for pool in pools {
             // Where all nodes are new, none has keys that it could get back one by one.
             let is_new = |serial: &u64| !in_force.contains(serial);
@@ -131,14 +132,14 @@ impl Registry {
             pool.group.adopt(members, &pool.ejection);
         }
         *in_force = all().map(|(_, node)| node.runtime.serial).collect();
-        lock(&self.nodes).retain(|_, node| {
+        self.nodes.lock().retain(|_, node| {
             let stays = in_force.contains(&node.serial);
             if !stays {
                 node.leave();
             }
             stays
         });
-        lock(&self.groups).retain(|name, group| {
+        self.groups.lock().retain(|name, group| {
             let stays = pools.iter().any(|pool| pool.name == *name);
             if !stays {
                 group.leave();
@@ -149,7 +150,7 @@ impl Registry {
 
     /// All that was said of nodes and holds.
     pub(crate) fn said(&self) -> Vec<StateOverride> {
-        let overrides = lock(&self.overrides);
+        let overrides = self.overrides.lock();
         let said = overrides.iter().map(|((pool, node), held)| StateOverride {
             pool: (**pool).to_owned(),
             node: (**node).to_owned(),
@@ -175,15 +176,11 @@ impl Registry {
     /// Says whether a node takes requests, until the file says something new about it.
     pub(crate) fn set_state(&self, pool: &Pool, id: &str, state: NodeState) -> bool {
         let Some(node) = pool.nodes.iter().find(|node| &*node.id == id) else { return false };
-        let mut overrides = lock(&self.overrides);
+        let mut overrides = self.overrides.lock();
         overrides
             .insert((Arc::clone(&pool.name), Arc::clone(&node.id)), Override { file: node.state, state, absent: None });
         node.runtime.set_state(state);
         pool.group.hold_bound();
         true
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -8,10 +8,11 @@ use hyper::body::{Bytes, Incoming};
 use hyper::server::conn::http1::Builder;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
+use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use tokio::net::TcpListener;
 
 /// The nodes, as the configurations in `config/` name them.
@@ -60,7 +61,7 @@ async fn answer(request: Request<Incoming>, node: Arc<EchoNode>) -> Result<Respo
     let _ = writeln!(text, "\na body of {length} bytes");
     if let Some(key) = head.headers.get("idempotency-key") {
         let key = String::from_utf8_lossy(key.as_bytes()).into_owned();
-        let mut payments = node.payments.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut payments = node.payments.lock();
         let runs = payments.entry(key.clone()).or_default();
         *runs += 1;
         let times = if *runs == 1 { "once".to_owned() } else { format!("{runs} times") };

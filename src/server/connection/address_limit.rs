@@ -1,10 +1,11 @@
 //! The limit on open connections of each client address, over all workers.
 
 use crate::http::forwarded::network_of;
+use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 /// As many locks as keep workers out of each other's way.
 const SHARDS: usize = 16;
@@ -39,7 +40,7 @@ impl Addresses {
 
     fn change<T>(&self, address: IpAddr, change: impl FnOnce(&mut Counts) -> T) -> T {
         let shard = self.hasher.hash_one(address) as usize % SHARDS;
-        change(&mut self.shards[shard].lock().unwrap_or_else(PoisonError::into_inner))
+        change(&mut self.shards[shard].lock())
     }
 }
 
@@ -73,6 +74,6 @@ mod tests {
         assert!(take("2001:db8:0:0:ffff::1").is_none(), "the same /64");
         assert!(take("2001:db8:0:1::1").is_some());
         drop((second, third, six));
-        assert!(addresses.shards.iter().all(|shard| shard.lock().unwrap().is_empty()), "nobody is remembered for ever");
+        assert!(addresses.shards.iter().all(|shard| shard.lock().is_empty()), "nobody is remembered for ever");
     }
 }

@@ -7,8 +7,9 @@ use crate::server::process::handle::LastReload;
 use crate::telemetry::metrics::{Metrics, Sample, elsewhere};
 use crate::upstream::{Node, Pool, millis};
 use arc_swap::ArcSwap;
+use parking_lot::Mutex;
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Instant;
 
 /// Gauges of what the cache holds.
@@ -36,7 +37,7 @@ pub(in crate::server) fn state(metrics: &Metrics, reloads: &Arc<Mutex<LastReload
     let last = |read: fn(&LastReload) -> f64| {
         let reloads = Arc::clone(reloads);
         move |samples: &mut Vec<Sample>| {
-            let value = read(&reloads.lock().unwrap_or_else(PoisonError::into_inner));
+            let value = read(&reloads.lock());
             samples.push(Sample { labels: Vec::new(), value });
         }
     };

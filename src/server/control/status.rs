@@ -16,8 +16,8 @@ use crate::telemetry::metrics::{Metrics, totals};
 use crate::upstream::{Node, Pool, millis};
 use std::net::SocketAddr;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, PoisonError};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use tokio::sync::oneshot;
 
@@ -66,7 +66,7 @@ impl Control for Handle {
                 routes: snapshot.routes.len(),
                 pools: snapshot.pools.len(),
             },
-            last_reload: self.last_reload.lock().unwrap_or_else(PoisonError::into_inner).status(),
+            last_reload: self.last_reload.lock().status(),
         }
     }
 
@@ -88,7 +88,7 @@ impl Control for Handle {
     }
 
     fn set_node_state(&self, pool: &str, id: &str, state: NodeState) -> Option<bool> {
-        let given = self.states_given.lock().unwrap_or_else(PoisonError::into_inner);
+        let given = self.states_given.lock();
         if *given {
             return None;
         }

@@ -5,9 +5,10 @@ use super::open::BindError;
 use crate::admin::{self, Reach};
 use crate::control::Control;
 use crate::server::process::handover::Listening;
+use parking_lot::Mutex;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 
@@ -48,7 +49,7 @@ impl AdminSocket {
 
     /// Answers, in this runtime, until it is told to stop.
     pub(in crate::server) fn serve(&self, runtime: &Handle, control: Arc<dyn Control>) -> io::Result<()> {
-        let mut answering = self.answering.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut answering = self.answering.lock();
         if answering.is_none() {
             let socket = self.socket.try_clone()?;
             let _inside = runtime.enter();
@@ -62,7 +63,7 @@ impl AdminSocket {
 
     /// Accepts no more; what has been asked is answered, and connections end with that.
     pub(in crate::server) fn pause(&self) {
-        if let Some(pause) = self.answering.lock().unwrap_or_else(PoisonError::into_inner).take() {
+        if let Some(pause) = self.answering.lock().take() {
             pause.send_replace(true);
         }
     }

@@ -10,8 +10,8 @@ use crate::config::FileStamp;
 use notify::{RecommendedWatcher, RecursiveMode, Watcher};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Between two looks.
@@ -137,7 +137,7 @@ impl Follower {
 
     /// Watches the folders on the way to the file, as they are now.
     fn watch(&mut self, folders: BTreeSet<PathBuf>, names: BTreeSet<PathBuf>) {
-        *self.handle.hints.names.lock().unwrap_or_else(PoisonError::into_inner) = names;
+        *self.handle.hints.names.lock() = names;
         let Some(watcher) = &mut self.watcher else { return };
         for gone in self.watched.difference(&folders) {
             // It may be gone from the disk too.

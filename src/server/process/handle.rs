@@ -15,11 +15,12 @@ use crate::telemetry::metrics::Metrics;
 use crate::tls::Certificate;
 use crate::upstream::{Discovered, Probes, Registry, StateOverride};
 use arc_swap::ArcSwap;
+use parking_lot::Mutex;
 use rustix::process::Pid;
 use std::collections::BTreeSet;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -78,7 +79,7 @@ impl Handle {
 
     /// All that was said of nodes, for the new process; from here on nothing more is taken here.
     pub(in crate::server) fn give_states(&self) -> Vec<StateOverride> {
-        let mut given = self.states_given.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut given = self.states_given.lock();
         *given = true;
         self.registry.said()
     }

@@ -1,10 +1,10 @@
 //! The kernel's events about the configuration file.
 
 use notify::event::{AccessKind, AccessMode, EventKind, ModifyKind, RenameMode};
+use parking_lot::Mutex;
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 
@@ -43,7 +43,7 @@ impl Hints {
 
     /// Takes an event in.
     pub(super) fn take(&self, event: &notify::Event) {
-        let names = self.names.lock().unwrap_or_else(PoisonError::into_inner);
+        let names = self.names.lock();
         if !event.paths.iter().any(|path| names.contains(path)) {
             return;
         }

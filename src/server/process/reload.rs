@@ -18,8 +18,8 @@ use crate::telemetry::access_log::Sink;
 use crate::upstream::BadPool;
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::mpsc;
 
@@ -273,7 +273,7 @@ impl Handle {
 
     /// Writes down what became of a reload; gives what to tell who asked for it.
     fn remember(&self, result: Result<Reloaded, ReloadError>) -> Result<String, String> {
-        let mut last = self.last_reload.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut last = self.last_reload.lock();
         last.at = SystemTime::now();
         last.count += 1;
         let refused = match &result {
@@ -282,7 +282,7 @@ impl Handle {
             Err(_) => None,
         };
         if let Some(refused) = refused {
-            *self.refused.lock().unwrap_or_else(PoisonError::into_inner) = refused;
+            *self.refused.lock() = refused;
         }
         if matches!(result, Err(ReloadError::Slow | ReloadError::NoNodes(_))) {
             // Neither says anything of the file.
@@ -374,7 +374,7 @@ impl Handle {
 
     /// Returns the content of the file when it was last read.
     fn content(&self) -> Option<String> {
-        self.content.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.content.lock().clone()
     }
 
     /// Validates what was read, and reads the files that it names.
@@ -394,16 +394,16 @@ impl Handle {
     /// Returns whether the file's content is another one than what was read last, for better or worse.
     fn is_news(&self, read: &Option<Result<String, Report>>) -> bool {
         let now = read.as_ref().and_then(|read| read.as_deref().ok());
-        self.content.lock().unwrap_or_else(PoisonError::into_inner).as_deref() != now
+        self.content.lock().as_deref() != now
     }
 
     /// The files that a configuration names which was refused, and what they were then.
     pub(super) fn refused_files(&self) -> Vec<(PathBuf, FileStamp)> {
-        self.refused.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.refused.lock().clone()
     }
 
     /// Remembers what the file said.
     pub(super) fn note(&self, text: Option<&str>) {
-        *self.content.lock().unwrap_or_else(PoisonError::into_inner) = text.map(str::to_owned);
+        *self.content.lock() = text.map(str::to_owned);
     }
 }

@@ -25,11 +25,12 @@ use crate::server::worker::{self, Stage, WorkerShared};
 use crate::telemetry::metrics::Metrics;
 use crate::upstream::{BadPool, Discovered, Probes, Registry};
 use arc_swap::ArcSwap;
+use parking_lot::Mutex;
 use rustix::process::{Signal, kill_process};
 use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, watch};
@@ -362,7 +363,7 @@ impl Running {
             log.flush(LAST_MOMENT);
         }
         // One that has not taken over has nothing to do once this process ends.
-        if let Some(pid) = self.handle.starting.lock().unwrap_or_else(PoisonError::into_inner).take() {
+        if let Some(pid) = self.handle.starting.lock().take() {
             let _ = kill_process(pid, Signal::KILL);
         }
     }

@@ -10,8 +10,8 @@ use rustix::process::Pid;
 use std::ffi::OsString;
 use std::io;
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 /// The time that a process which has hung up may take to end, so that its exit status can be told.
@@ -54,7 +54,7 @@ pub(super) async fn run(handle: Arc<Handle>) {
             handle.metrics.upgrades.with_label_values(&["failure"]).inc();
             handle.events.record(Event::Upgrade { success: false, error: Some(error.to_string()) });
             tracing::error!(%error, "not upgraded, the old binary serves on");
-            *handle.states_given.lock().unwrap_or_else(PoisonError::into_inner) = false;
+            *handle.states_given.lock() = false;
             handle.open_admin();
             handle.is_upgrading.store(false, Ordering::SeqCst);
         }
@@ -65,7 +65,7 @@ pub(super) async fn run(handle: Arc<Handle>) {
 fn start_and_hand_over(handle: &Arc<Handle>) -> Result<u32, UpgradeError> {
     let (mut line, other) = Line::pair().map_err(UpgradeError::Handover)?;
     let mut child = start(other.into())?;
-    let starting = |pid| *handle.starting.lock().unwrap_or_else(PoisonError::into_inner) = pid;
+    let starting = |pid| *handle.starting.lock() = pid;
     starting(Some(Pid::from_child(&child)));
     let handed_over = hand_over(handle, &mut line);
     starting(None);
