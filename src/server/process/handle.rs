@@ -1,5 +1,6 @@
 //! The handle on a running proxy: what outlives a configuration, and what its parts tell each other by it.
 
+use super::background::Background;
 use super::hints::Hints;
 use super::store::Store;
 use crate::cache::Cache;
@@ -29,6 +30,7 @@ pub(in crate::server) struct Handle {
     pub(in crate::server) snapshot: Arc<ArcSwap<Snapshot>>,
     pub(in crate::server) metrics: Arc<Metrics>,
     pub(in crate::server) events: Arc<Events>,
+    pub(in crate::server) background: Background,
     pub(in crate::server) registry: Registry,
     pub(in crate::server) probes: Probes,
     pub(in crate::server) discovered: Arc<Discovered>,

@@ -1,5 +1,6 @@
 //! The life of the process: start, signals and stop, reloads, upgrades of the binary, and what is inherited by them.
 
+pub(super) mod background;
 mod follow;
 pub(super) mod handle;
 pub(super) mod handover;

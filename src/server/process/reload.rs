@@ -197,7 +197,7 @@ fn reload(handle: &Handle, config: Config, report: &Report) -> Result<Reloaded, 
     let next = open::diff(&now, &snapshot.config.settings.listeners, handle.workers)?;
 
     // Nothing fails from here on.
-    handle.records.adopt(records, &handle.events);
+    handle.records.adopt(records, &handle.events, &handle.background);
     handle.adopt(snapshot);
     for gone in now.iter().filter(|open| !next.iter().any(|other| other.is(open))) {
         tracing::info!(listener = &*gone.name, address = %gone.bound, "not listening any more");

@@ -1,6 +1,7 @@
 //! Starting a proxy, and ending it: workers first, then the admin listener; on the way out the
 //! other way round.
 
+use super::background::Background;
 use super::follow;
 use super::handle::{Handle, LastReload, Trigger};
 use super::inherited::{Inherited, Predecessor};
@@ -50,7 +51,7 @@ pub(crate) enum StartError {
     Bind(#[from] BindError),
     #[error(transparent)]
     AccessLog(#[from] LogError),
-    #[error("cannot start a worker: {0}")]
+    #[error("cannot start a thread: {0}")]
     Thread(io::Error),
     #[error(transparent)]
     Store(#[from] StoreUnavailable),
@@ -115,8 +116,9 @@ async fn build(
     let log = open_log(&config, &metrics)?;
     let records = Store::default();
     let opened = open_store(&records, &config, (&metrics, &events), inherited)?;
-    let runtime = tokio::runtime::Handle::current();
-    let (probes, discovered) = (Probes::new(runtime.clone()), Arc::new(Discovered::new(runtime)));
+    let background = Background::start().map_err(StartError::Thread)?;
+    let runtime = background.runtime();
+    let (probes, discovered) = (Probes::new(runtime.clone()), Arc::new(Discovered::new(runtime.clone())));
     discovered.prepare(config.discoveries()).await;
     let parts = Parts {
         registry: &registry,
@@ -128,12 +130,12 @@ async fn build(
         is_same: false,
     };
     let built = Snapshot::build(config, parts)?;
-    records.adopt(opened, &events);
+    records.adopt(opened, &events, &background);
     registry.adopt(&built.pools);
     probes.follow(&built.pools);
     discovered.resolve_later(built.unresolved());
     let snapshot = Arc::new(ArcSwap::from_pointee(built));
-    let (cache, budget) = start_cache(&settings, &metrics);
+    let (cache, budget) = start_cache(&settings, &metrics, &background);
     let last_reload = Arc::new(Mutex::new(LastReload::first()));
     let (admin, metrics_listener) = bind_admin(&settings, inherited)?;
     let open = bind_listeners(&settings, inherited, workers)?;
@@ -143,6 +145,7 @@ async fn build(
         snapshot,
         metrics,
         events,
+        background,
         registry,
         probes,
         discovered,
@@ -203,11 +206,11 @@ fn open_store(
 }
 
 /// Returns the cache, whose expired responses a task removes, and the budget for the buffers of the process.
-fn start_cache(settings: &Settings, metrics: &Metrics) -> (Arc<Cache>, Arc<Budget>) {
+fn start_cache(settings: &Settings, metrics: &Metrics, background: &Background) -> (Arc<Cache>, Arc<Budget>) {
     let evictions = metrics.cache_evictions.clone();
     let budget = Budget::new(settings.limits.buffered_bytes.0);
     let cache = Arc::new(Cache::new(settings.cache.memory.0, &budget, move || evictions.inc()));
-    tokio::spawn(Arc::clone(&cache).keep_clean());
+    background.spawn("upkeep of the cache", Arc::clone(&cache).keep_clean());
     (cache, budget)
 }
 
@@ -359,6 +362,7 @@ impl Running {
             }
         }
         self.handle.records.settle();
+        self.handle.background.end(LAST_MOMENT);
         if let Some(log) = &self.handle.snapshot.load().log {
             log.flush(LAST_MOMENT);
         }

@@ -1,5 +1,6 @@
 //! The idempotency store of the process: opened when the first route uses it, and open from then on.
 
+use super::background::Background;
 use crate::config::{Config, StoreKind};
 use crate::control::{Event, Events};
 use crate::idempotency::{Kind, OpenError, Records};
@@ -43,15 +44,15 @@ impl Store {
         opened.map(Some).map_err(|cause| StoreUnavailable { kind, cause })
     }
 
-    /// Keeps a store that was opened, from now on. Must be called inside a tokio runtime, which then
-    /// carries its upkeep, and by one caller at a time.
-    pub(super) fn adopt(&self, records: Option<Arc<Records>>, events: &Arc<Events>) {
+    /// Keeps a store that was opened, from now on; its upkeep is work in the background. Must be called by one caller at
+    /// a time.
+    pub(super) fn adopt(&self, records: Option<Arc<Records>>, events: &Arc<Events>, background: &Background) {
         if let Some(records) = records
             && self.0.set(Arc::clone(&records)).is_ok()
         {
             tracing::info!(store = %records.kind, records = records.count(), "the idempotency store is open");
             events.record(Event::Store { store: records.kind.to_string(), working: true, error: None });
-            tokio::spawn(records.keep());
+            background.spawn("upkeep of the idempotency store", records.keep());
         }
     }
 
