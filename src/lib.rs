@@ -21,6 +21,9 @@ mod cache;
 pub mod cli;
 pub mod config;
 mod control;
+#[cfg(test)]
+#[path = "../tests/engines/mod.rs"]
+mod engines;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 pub mod fuzz;

@@ -20,7 +20,7 @@ const ORDER: &[&[&str]] = &[
     &["config"],
     &["ring", "tls", "telemetry"],
     &["http", "io"],
-    &["reference"],
+    &["reference", "engines"],
 ];
 
 /// The circles that there are: a parent and its child, and no other.

@@ -2,12 +2,16 @@
 
 use super::Outcome;
 use crate::config::{self, Config};
+use crate::idempotency::inspect;
+use crate::server::store_of;
 use std::io::{Write, stdout};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 /// Validates a file, or standard input where `-` stands for it.
-pub(super) fn run(file: Option<PathBuf>) -> Outcome {
+///
+/// `connects`: also talks to the stores, and prints what their settings promise.
+pub(super) fn run(file: Option<PathBuf>, connects: bool) -> Outcome {
     let is_stdin = file.as_deref().is_some_and(|file| file == Path::new("-"));
     let mut out = stdout().lock();
     let file = match config::locate(file) {
@@ -19,10 +23,11 @@ pub(super) fn run(file: Option<PathBuf>) -> Outcome {
         }
     };
     let loaded = if is_stdin { Config::load_stdin() } else { Config::load(&file) };
-    let (report, valid) = match loaded {
-        Ok((_, report)) => (report, true),
-        Err(report) => (report, false),
+    let (report, config) = match loaded {
+        Ok((config, report)) => (report, Some(config)),
+        Err(report) => (report, None),
     };
+    let valid = config.is_some();
     write!(out, "{report}")?;
     let warnings = match report.warnings() {
         0 => String::new(),
@@ -34,5 +39,31 @@ pub(super) fn run(file: Option<PathBuf>) -> Outcome {
         (false, 1) => writeln!(out, "{}: 1 error{warnings}", file.display())?,
         (false, errors) => writeln!(out, "{}: {errors} errors{warnings}", file.display())?,
     }
-    Ok(if valid { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    match config {
+        Some(config) if connects => connect(&config, &mut out),
+        Some(_) => Ok(ExitCode::SUCCESS),
+        None => Ok(ExitCode::FAILURE),
+    }
+}
+
+/// Talks to the stores that routes use, and prints what their settings promise.
+fn connect(config: &Config, out: &mut impl Write) -> Outcome {
+    if config.settings.routes.iter().all(|route| route.idempotency.is_none()) {
+        writeln!(out, "no route uses the idempotency store")?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let kind = store_of(config)?;
+    match inspect(&kind) {
+        Ok(sentences) => {
+            writeln!(out, "idempotency store ({kind}):")?;
+            for sentence in sentences {
+                writeln!(out, "  {sentence}")?;
+            }
+            Ok(ExitCode::SUCCESS)
+        }
+        Err(reason) => {
+            writeln!(out, "idempotency store ({kind}): error: {reason}")?;
+            Ok(ExitCode::FAILURE)
+        }
+    }
 }

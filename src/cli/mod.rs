@@ -11,6 +11,7 @@ mod ring;
 mod run;
 mod schema;
 mod status;
+mod store;
 
 use crate::config::{self, Config, Report};
 use clap::{CommandFactory, Parser, Subcommand};
@@ -54,6 +55,8 @@ enum Command {
     Drain(node::DrainOptions),
     /// Say whether a node takes requests, until the file says something new about it.
     Node(node::NodeOptions),
+    /// Print the tables of a shared idempotency store, move records between stores, or take a new store for the right one.
+    Store(store::Options),
     /// Print completions for a shell.
     Completions {
         /// The shell
@@ -73,13 +76,16 @@ struct CheckedFile {
     /// The configuration file, or `-` for standard input [default: ringway.yaml, else config/ringway.yaml, else /etc/ringway/ringway.yaml]
     #[arg(long, short, value_name = "FILE")]
     config: Option<PathBuf>,
+    /// Also talk to the stores, and print the promise that their settings allow
+    #[arg(long)]
+    connect: bool,
 }
 
 /// Runs the command that the process was started with.
 pub fn main() -> ExitCode {
     let result = match Arguments::parse().command {
         Command::Run(file) => run::run(file.config),
-        Command::Check(file) => check::run(file.config),
+        Command::Check(file) => check::run(file.config, file.connect),
         Command::Demo(options) => demo::run(&options),
         Command::Ring(options) => ring::run(options),
         Command::Explain(options) => explain::run(options),
@@ -89,6 +95,7 @@ pub fn main() -> ExitCode {
         Command::Purge(options) => purge::run(&options),
         Command::Drain(options) => node::drain(&options),
         Command::Node(options) => node::run(&options),
+        Command::Store(options) => store::run(options),
         Command::Completions { shell } => {
             // To a buffer first: `generate` panics where its reader has gone.
             let mut script = Vec::new();

@@ -68,6 +68,10 @@ pub(crate) struct Secrets {
     pub(crate) pool_tls: HashMap<String, Arc<ClientTls>>,
     /// The seeds of rings from `ring.seed_file`, by the pool's name.
     pub(crate) ring_seeds: HashMap<String, String>,
+    /// The URL of the idempotency store, from `idempotency_store.url_file`.
+    pub(crate) store_url: Option<String>,
+    /// The authorities of `idempotency_store.ca_file`.
+    pub(crate) store_authorities: Option<rustls::RootCertStore>,
     /// All files that were read, and what they were then.
     pub(crate) files: Vec<(PathBuf, FileStamp)>,
 }

@@ -29,6 +29,12 @@ pub(super) fn read(settings: &Settings, folder: &Path, diagnostics: &mut Diagnos
     if let Some(file) = &settings.admin.token_file {
         secrets.admin_token = files.token(file);
     }
+    if let Some(file) = &settings.idempotency_store.url_file {
+        secrets.store_url = files.store_url(file);
+    }
+    if let Some(file) = &settings.idempotency_store.ca_file {
+        secrets.store_authorities = files.authorities(file);
+    }
     for cookie in settings.routes.iter().filter_map(|route| route.affinity_cookie.as_ref()) {
         if let Some(file) = &cookie.secret_file
             && let Some(lines) = files.secrets(file)
@@ -101,6 +107,29 @@ impl Files<'_> {
             return None;
         }
         Some(token.to_owned())
+    }
+
+    /// Returns the URL of a database: the first line of its file.
+    fn store_url(&mut self, file: &Spanned<String>) -> Option<String> {
+        let text = self.text(file)?;
+        self.warn_of_readers(file, "the URL with its password");
+        let Some(url) = text.lines().map(str::trim).find(|line| !line.is_empty()) else {
+            let message =
+                format!("expected a URL like `postgres://user:password@host:5432/database` in `{}`", file.value);
+            self.diagnostics.error(file.span, message);
+            return None;
+        };
+        #[cfg(feature = "postgres")]
+        if let Err(error) = url.parse::<tokio_postgres::Config>() {
+            let cause = std::error::Error::source(&error).map_or_else(String::new, |cause| format!(": {cause}"));
+            self.diagnostics.error(file.span, format!("the URL in `{}` is not valid: {error}{cause}", file.value));
+        }
+        Some(url.to_owned())
+    }
+
+    fn authorities(&mut self, file: &Spanned<String>) -> Option<rustls::RootCertStore> {
+        let found = authorities(&self.bytes(file)?);
+        found.map_err(|error| self.diagnostics.error(file.span, format!("`{}`: {error}", file.value))).ok()
     }
 
     /// Secrets, one a line, the newest first.

@@ -2,8 +2,8 @@
 
 use super::diagnostics::{Diagnostics, Span};
 use super::model::{
-    AffinityCookie, AffinityMode, FieldRules, Pool, RateLimit, Route, RouteCache, RouteIdempotency, Settings,
-    StoreKind, UnderscoresInHeaders,
+    AffinityCookie, AffinityMode, FieldRules, IdempotencyStore, Pool, RateLimit, Route, RouteCache, RouteIdempotency,
+    Settings, StoreKind, UnderscoresInHeaders,
 };
 use super::read::{Spanned, did_you_mean};
 use super::values::HashSource;
@@ -27,6 +27,7 @@ pub(super) fn validate(settings: &Settings, diagnostics: &mut Diagnostics) {
     }
     routes(settings, diagnostics);
     unused_pools(settings, diagnostics);
+    idempotency_store(&settings.idempotency_store, diagnostics);
     admin(settings, diagnostics);
     for route in &settings.routes {
         if let Some(limit) = &route.rate_limit {
@@ -34,6 +35,22 @@ pub(super) fn validate(settings: &Settings, diagnostics: &mut Diagnostics) {
         }
         if let Some(cookie) = &route.affinity_cookie {
             affinity_cookie(route, cookie, diagnostics);
+        }
+    }
+}
+
+fn idempotency_store(store: &IdempotencyStore, diagnostics: &mut Diagnostics) {
+    let is_postgres = store.kind.value == StoreKind::Postgres;
+    if is_postgres && !cfg!(feature = "postgres") {
+        diagnostics.error(store.kind.span, "this Ringway was built without PostgreSQL (the feature `postgres`)");
+    }
+    if is_postgres && store.url_file.is_none() {
+        let message = "`kind: postgres` needs `url_file`, a file with `postgres://user:password@host:5432/database`";
+        diagnostics.error(store.kind.span, message);
+    }
+    for (key, file) in [("url_file", &store.url_file), ("ca_file", &store.ca_file)] {
+        if let Some(file) = file.as_ref().filter(|_| !is_postgres) {
+            diagnostics.error(file.span, format!("`{key}` belongs to `kind: postgres`"));
         }
     }
 }
@@ -374,7 +391,7 @@ fn route_idempotency(settings: &Settings, route: &Route, rules: &RouteIdempotenc
             diagnostics.warning(at, message);
         }
     }
-    if settings.idempotency_store.kind == StoreKind::Memory {
+    if settings.idempotency_store.kind.value == StoreKind::Memory {
         let message = format!(
             "the idempotency store is `memory`: a restart forgets what the route `{name}` has run, and runs it again"
         );

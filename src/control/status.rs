@@ -58,6 +58,10 @@ pub(crate) struct CacheStatus {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct IdempotencyStatus {
     pub(crate) store: String,
+    /// The store takes writes.
+    pub(crate) up: bool,
+    /// What can be lost and when, under the settings that were found on the store.
+    pub(crate) promise: Vec<String>,
     /// `None` while the store cannot tell.
     pub(crate) records: Option<u64>,
     /// By result.
@@ -191,6 +195,8 @@ pub(crate) struct RecordStatus {
     /// In seconds; `None` for a request that still runs.
     pub(crate) expires_in: Option<f64>,
     pub(crate) fingerprint: String,
+    /// The process that made the claim: its host and number where the store knows them, else a random number.
+    pub(crate) holder: String,
 }
 
 /// The configuration in force, defaults filled in and secrets hidden. Its shape is that of the file.

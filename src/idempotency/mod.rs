@@ -9,13 +9,18 @@
 mod canonical;
 mod claim;
 mod clock;
+mod copy;
 mod fingerprint;
 mod identity;
 mod key;
 mod memory;
 mod open_claims;
+#[cfg(feature = "postgres")]
+mod postgres;
 mod record;
 mod records;
+#[cfg(feature = "postgres")]
+mod remote;
 mod request;
 mod response;
 mod run;
@@ -26,6 +31,7 @@ mod stores;
 
 pub(crate) use claim::{Claim, Settled};
 pub(crate) use clock::BootTime;
+pub(crate) use copy::copy;
 pub(crate) use fingerprint::{Fingerprint, Fingerprinting};
 pub(crate) use identity::{Id, Scope, Subject};
 pub(crate) use key::key_of;
@@ -34,7 +40,7 @@ pub(crate) use request::{Asked, Policy};
 pub(crate) use response::StoredResponse;
 pub(crate) use run::{Origin, Outcome, Pieces, Refused, Sent, Started, run, start};
 pub(crate) use store::{Authorised, Listed};
-pub(crate) use stores::{Kind, OpenError};
+pub(crate) use stores::{Kind, OpenError, adopt, inspect, schema};
 
 /// The line in the log for every record that becomes UNKNOWN.
 fn warn_unknown(id: Id, subject: &Subject, why: &str) {

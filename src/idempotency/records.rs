@@ -33,6 +33,7 @@ pub(crate) struct Records {
     pub(crate) kind: Kind,
     pub(super) store: Box<dyn Store>,
     pub(super) calls: Calls,
+    writing: Arc<Writing>,
     /// The number of the last claim.
     pub(super) last: AtomicU64,
     /// In milliseconds.
@@ -62,7 +63,9 @@ pub(super) struct Calls {
 
 /// One kind of call.
 pub(super) struct Call {
-    duration: Histogram,
+    /// The duration, in both metrics that tell it.
+    by_op: Histogram,
+    by_store: Histogram,
     /// Present for calls that always write: others succeed while a disk is full.
     writing: Option<Arc<Writing>>,
 }
@@ -75,11 +78,13 @@ struct Writing {
 }
 
 impl Calls {
-    fn of(family: &HistogramVec, kind: &Kind, events: &Arc<Events>) -> Calls {
-        let has_failed = AtomicBool::new(false);
-        let writing = Arc::new(Writing { store: kind.to_string(), has_failed, events: Arc::clone(events) });
-        let reads = |name| Call { duration: family.with_label_values(&[name]), writing: None };
-        let writes = |name| Call { writing: Some(Arc::clone(&writing)), ..reads(name) };
+    fn of(by_op: &HistogramVec, by_store: &HistogramVec, writing: &Arc<Writing>) -> Calls {
+        let reads = |name| Call {
+            by_op: by_op.with_label_values(&[name]),
+            by_store: by_store.with_label_values(&["idempotency", name]),
+            writing: None,
+        };
+        let writes = |name| Call { writing: Some(Arc::clone(writing)), ..reads(name) };
         Calls {
             claim: writes("claim"),
             complete: writes("complete"),
@@ -115,10 +120,18 @@ impl Records {
     ///
     /// # Errors
     /// A local store is not there or not usable.
-    pub(crate) fn open(kind: Kind, durations: &HistogramVec, events: &Arc<Events>) -> Result<Arc<Records>, OpenError> {
+    pub(crate) fn open(
+        kind: Kind,
+        by_op: &HistogramVec,
+        by_store: &HistogramVec,
+        events: &Arc<Events>,
+    ) -> Result<Arc<Records>, OpenError> {
+        let has_failed = AtomicBool::new(false);
+        let writing = Arc::new(Writing { store: kind.to_string(), has_failed, events: Arc::clone(events) });
         Ok(Arc::new(Records {
             store: stores::open(&kind)?,
-            calls: Calls::of(durations, &kind, events),
+            calls: Calls::of(by_op, by_store, &writing),
+            writing,
             kind,
             last: AtomicU64::new(0),
             shortest_lease: AtomicU64::new(millis(ROUND) * 3),
@@ -130,6 +143,24 @@ impl Records {
     #[cfg(test)]
     pub(super) fn store(&self) -> &dyn Store {
         &*self.store
+    }
+
+    /// Returns whether writes reach the store, as far as is known.
+    pub(crate) fn is_up(&self) -> bool {
+        self.store.is_up().unwrap_or_else(|| !self.writing.has_failed.load(Ordering::Relaxed))
+    }
+
+    /// Returns what can be lost and when, in sentences.
+    pub(crate) fn promise(&self) -> Vec<String> {
+        let found = self.store.promise();
+        if found.is_empty() { stores::promise_of(&self.kind) } else { found }
+    }
+
+    /// Goes on under another configuration of the same store.
+    pub(crate) fn reconfigure(&self, kind: &Kind) {
+        if self.kind.may_be(kind) {
+            self.store.reconfigure(kind.settings());
+        }
     }
 
     /// Returns whether the store has heard how every claim ended that is not open any more.
@@ -218,7 +249,7 @@ impl Records {
         loop {
             let tended = ask(&self.calls.tend, PATIENCE, |done| self.store.tend(done)).await;
             if !matches!(tended, Ok(Tended { more: true, .. })) {
-                tokio::time::sleep(ROUND).await;
+                tokio::time::sleep(self.store.tend_interval()).await;
             }
             if last_search.elapsed() >= SEARCH {
                 self.end_lost_claims().await;
@@ -297,7 +328,9 @@ pub(super) async fn ask<T: Send + 'static>(
     // Nobody may be there to hear it any more.
     begin(Box::new(move |result| drop(tell.send(result))));
     let told = tokio::time::timeout(patience, told).await;
-    call.duration.observe(began.elapsed().as_secs_f64());
+    let took = began.elapsed().as_secs_f64();
+    call.by_op.observe(took);
+    call.by_store.observe(took);
     let result = match told {
         Err(_) => Err(StoreError::TooSlow),
         Ok(answer) => answer.unwrap_or(Err(StoreError::Ended)),

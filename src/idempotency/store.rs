@@ -10,6 +10,7 @@ use super::fingerprint::Fingerprint;
 use super::identity::{Id, Subject};
 use super::record::{Finish, Holder, Millis, Record, ReleaseWay, State, Token};
 use super::response::StoredResponse;
+use std::any::Any;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -40,6 +41,20 @@ pub(crate) trait Store: Send + Sync {
     fn find(&self, key: String, done: Done<Vec<Listed>>);
     /// Returns how many records there are, where the store knows.
     fn count(&self) -> Option<u64>;
+    /// Returns whether writes reach the store; nothing where only their results can tell.
+    fn is_up(&self) -> Option<bool> {
+        None
+    }
+    /// Returns what can be lost and when, under the settings that were found on the store, in sentences.
+    fn promise(&self) -> Vec<String> {
+        Vec::new()
+    }
+    /// Goes on under another configuration of the same store: another address, another password.
+    fn reconfigure(&self, _settings: &(dyn Any + Send + Sync)) {}
+    /// Returns the time between two rounds of upkeep.
+    fn tend_interval(&self) -> Duration {
+        Duration::from_millis(500)
+    }
 }
 
 /// How many records [`Store::find`] gives at most, and [`Store::tend`] removes at a time.
@@ -182,6 +197,10 @@ pub(crate) enum StoreError {
     /// The change may be there, or not: it broke off while it was made durable.
     #[error("{0}")]
     Torn(String),
+    /// The store cannot be reached; nothing was sent to it.
+    #[cfg(feature = "postgres")]
+    #[error("the store cannot be reached: {0}")]
+    Away(String),
     /// The claim was released before this copy of it arrived.
     #[error("the claim was released before it arrived")]
     Released,

@@ -2,17 +2,70 @@
 
 use super::clock::Clock;
 use super::memory::{self, Memory};
+#[cfg(feature = "postgres")]
+use super::postgres;
 use super::sqlite::{FileError, Sqlite};
 use super::store::Store;
+use std::any::Any;
 use std::fmt;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// A kind of store, and where it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     Sqlite(PathBuf),
     Memory,
+    #[cfg(feature = "postgres")]
+    Postgres(postgres::Settings),
+}
+
+impl Kind {
+    /// Returns whether another configuration may mean the same store. Of a remote store the store's own identity
+    /// decides, for its address and its password may change.
+    pub(crate) fn may_be(&self, other: &Kind) -> bool {
+        match (self, other) {
+            #[cfg(feature = "postgres")]
+            (Kind::Postgres(_), Kind::Postgres(_)) => true,
+            _ => self == other,
+        }
+    }
+
+    /// Returns a store in PostgreSQL. `authorities` are trusted for TLS instead of the system's.
+    ///
+    /// # Errors
+    /// The URL is not valid, or this program was built without PostgreSQL.
+    #[cfg(feature = "postgres")]
+    pub(crate) fn postgres(
+        url: &str,
+        authorities: Option<rustls::RootCertStore>,
+        identity_file: &Path,
+    ) -> Result<Kind, OpenError> {
+        postgres::settings(url, authorities, identity_file).map(Kind::Postgres).map_err(OpenError::Settings)
+    }
+
+    #[cfg(not(feature = "postgres"))]
+    pub(crate) fn postgres(_: &str, _: Option<rustls::RootCertStore>, _: &Path) -> Result<Kind, OpenError> {
+        Err(OpenError::Settings("this Ringway was built without the feature `postgres`".to_owned()))
+    }
+
+    /// Returns the settings that a remote store may take over while it works.
+    pub(super) fn settings(&self) -> &(dyn Any + Send + Sync) {
+        match self {
+            #[cfg(feature = "postgres")]
+            Kind::Postgres(settings) => settings,
+            local => local,
+        }
+    }
+
+    /// Returns the store's name for a successor of this process, which must use the same one.
+    pub(crate) fn name(&self) -> String {
+        match self {
+            #[cfg(feature = "postgres")]
+            Kind::Postgres(_) => "postgres".to_owned(),
+            local => local.to_string(),
+        }
+    }
 }
 
 impl fmt::Display for Kind {
@@ -20,6 +73,8 @@ impl fmt::Display for Kind {
         match self {
             Kind::Sqlite(path) => path.display().fmt(f),
             Kind::Memory => f.write_str("memory"),
+            #[cfg(feature = "postgres")]
+            Kind::Postgres(settings) => settings.fmt(f),
         }
     }
 }
@@ -31,6 +86,8 @@ pub(crate) enum OpenError {
     System(#[from] io::Error),
     #[error("{0}")]
     File(#[from] FileError),
+    #[error("{0}")]
+    Settings(String),
 }
 
 /// Opens a store under a number of its own.
@@ -42,5 +99,61 @@ pub(super) fn open(kind: &Kind) -> Result<Box<dyn Store>, OpenError> {
     Ok(match kind {
         Kind::Sqlite(path) => Box::new(Sqlite::open(path, holder, Clock::new())?),
         Kind::Memory => Box::new(Memory::new(holder, Clock::new(), memory::MAX_BYTES)),
+        #[cfg(feature = "postgres")]
+        Kind::Postgres(settings) => Box::new(postgres::start(settings, holder)?),
     })
+}
+
+/// Returns what a store promises, in sentences. Changes nothing.
+///
+/// # Errors
+/// The store cannot be reached, or is not to be used.
+pub(crate) fn inspect(kind: &Kind) -> Result<Vec<String>, String> {
+    match kind {
+        Kind::Memory => Ok(promise_of(kind)),
+        Kind::Sqlite(path) => super::sqlite::inspect(path).map(|()| promise_of(kind)),
+        #[cfg(feature = "postgres")]
+        Kind::Postgres(settings) => postgres::inspect(settings),
+    }
+}
+
+/// Returns what a local store promises.
+pub(super) fn promise_of(kind: &Kind) -> Vec<String> {
+    let sentences: &[&str] = match kind {
+        Kind::Memory => &[
+            "memory: at most once while this process lives; a restart or an upgrade forgets all records, and a repeated \
+             request runs again.",
+        ],
+        Kind::Sqlite(_) => &[
+            "SQLite with a write-ahead log and `synchronous = FULL`: a claim is on the disk before its request is sent, a \
+             result before its client gets it.",
+            "A proxy that is killed, or a machine that crashes, loses nothing that the disk has acknowledged; a machine \
+             or a disk that is lost takes its records along.",
+            "At most once on this machine: proxies of other machines do not see these records. Share a PostgreSQL store \
+             for that.",
+        ],
+        #[cfg(feature = "postgres")]
+        Kind::Postgres(_) => &[],
+    };
+    sentences.iter().map(|&sentence| sentence.to_owned()).collect()
+}
+
+/// Takes the store at the configured address for the right one.
+///
+/// # Errors
+/// It is a local store, or it cannot be reached.
+pub(crate) fn adopt(kind: &Kind) -> Result<Vec<String>, String> {
+    match kind {
+        Kind::Sqlite(_) | Kind::Memory => Err("only a store that machines share is adopted".to_owned()),
+        #[cfg(feature = "postgres")]
+        Kind::Postgres(settings) => postgres::adopt(settings),
+    }
+}
+
+/// Returns the statements that make the tables of a PostgreSQL store.
+pub(crate) fn schema() -> String {
+    #[cfg(feature = "postgres")]
+    return postgres::script();
+    #[cfg(not(feature = "postgres"))]
+    "-- this Ringway was built without PostgreSQL\n".to_owned()
 }

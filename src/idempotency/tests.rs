@@ -23,8 +23,8 @@ use std::sync::mpsc::channel;
 use std::time::Duration;
 
 const HOUR: Duration = Duration::from_secs(3600);
-/// Kept for 100 ms, and 10 ms of grace.
-const TTL: Duration = Duration::from_millis(100);
+/// Kept for 100 s, and 10 s of grace.
+const TTL: Duration = Duration::from_secs(100);
 
 fn call<T: Send + 'static>(ask: impl FnOnce(Done<T>)) -> Result<T, StoreError> {
     let (tell, told) = channel();
@@ -409,7 +409,7 @@ fn a_full_memory_takes_no_claims_and_forgets_nothing() {
     assert!(matches!(claim_with(&store, new_claim(0, token(99), 0, HOUR)), Ok(Claimed::Found(_))));
     assert_eq!(call(|done| store.complete(completion(0, token(0), Finish::Done), done)), Ok(true));
     assert_eq!(call(|done| store.complete(completion(1, token(1), Finish::Unknown), done)), Ok(true));
-    time.store(110, Ordering::Relaxed);
+    time.store(110_000, Ordering::Relaxed);
     assert_eq!(call(|done| store.tend(done)), Ok(Tended { expired: 2, more: false }));
     assert_eq!(claim(made), Ok(Claimed::First), "expired records make room");
 }

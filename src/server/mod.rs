@@ -14,3 +14,4 @@ mod worker;
 
 pub(crate) use process::inherited::Inherited;
 pub(crate) use process::run::start;
+pub(crate) use process::store::store_of;

@@ -141,6 +141,9 @@ metrics! {
         idempotency_store_duration: HistogramVec, "ringway_idempotency_store_duration_seconds", ["op"],
             "Time that calls to the idempotency store take, until what they changed is durable.",
             "Every request with a key waits for it. Alert where it nears your clients' patience.";
+        store_duration: HistogramVec, "ringway_store_duration_seconds", ["store", "op"],
+            "Time that calls to a store take: `idempotency` is the idempotency store.",
+            "Tells a slow store from a slow node. Compare `op=\"claim\"` with the commits of the engine itself.";
         rate_limited: IntCounterVec, "ringway_rate_limited_total", ["route"],
             "Requests that were too many for the rate limit of their route.",
             "Shows a client that asks too often, or a limit that is too low.";
@@ -170,6 +173,9 @@ metrics! {
         IDEMPOTENCY_RECORDS: Gauge, "ringway_idempotency_records", [],
             "Records in the idempotency store.",
             "Growth of the store; it levels off after the longest `ttl`.";
+        STORE_UP: Gauge, "ringway_store_up", ["store"],
+            "Whether a store takes writes: `idempotency` is the idempotency store.",
+            "Alert on 0: new keys are refused, or forwarded unprotected, as `on_store_failure` says.";
         LAST_RELOAD_SUCCESS: Gauge, "ringway_config_last_reload_success", [],
             "Whether the configuration file, as it was read last, is in force.",
             "Alert on 0 for longer than an edit takes.";

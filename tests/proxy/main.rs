@@ -12,6 +12,8 @@ mod deploy;
 mod docs;
 mod drain;
 mod early_answers;
+#[path = "../engines/mod.rs"]
+mod engines;
 mod events;
 mod facts;
 mod fields;
@@ -39,6 +41,7 @@ mod routes;
 mod scale;
 mod sessions;
 mod stalls;
+mod stores;
 mod support;
 mod timers;
 mod tls;

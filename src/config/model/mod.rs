@@ -181,15 +181,23 @@ choices! {
         Sqlite = "sqlite",
         /// The memory of the process: a restart forgets everything.
         Memory = "memory",
+        /// A PostgreSQL database, which several proxies share.
+        Postgres = "postgres",
     }
 }
 
 settings! {
     /// Where the results of requests with an `Idempotency-Key` are kept.
     IdempotencyStore {
-        /// `sqlite` (a file, durable) or `memory` (forgets on restart, and runs again). A change needs a restart.
-        kind: StoreKind = "sqlite";
+        /// `sqlite` (a file, durable), `memory` (forgets on restart, and runs again) or `postgres` (a database that the proxies of a fleet share). A change needs a restart.
+        kind: Spanned<StoreKind> = "sqlite";
         /// The file of `sqlite`, on a local file system; its folder is made where there is none. A change needs a restart.
         path: String = "data/idempotency.db";
+        /// For `postgres`: a file with the URL of the database, `postgres://user:password@host:5432/database`. Several hosts, separated by commas, are tried in turn for one that takes writes. A change of address or password needs no restart.
+        url_file: Option<Spanned<String>> = absent;
+        /// For `postgres`: a file with the authorities, in PEM, that the server's certificate may come from; those of the system by default.
+        ca_file: Option<Spanned<String>> = absent;
+        /// For `postgres`: a local file that keeps the identity of the database, so that another one, or one that was restarted empty, is refused.
+        identity_file: String = "data/idempotency-store.id";
     }
 }

@@ -73,6 +73,17 @@ impl Drop for Holders {
     }
 }
 
+/// Returns whether a process has the store open.
+pub(super) fn is_in_use(store: &Path) -> bool {
+    let mut folder = store.as_os_str().to_owned();
+    folder.push("-holders");
+    let locks = fs::read_dir(folder).into_iter().flatten().flatten();
+    locks.into_iter().any(|lock| {
+        let opened = OpenOptions::new().write(true).open(lock.path());
+        opened.is_ok_and(|file| matches!(file.try_lock(), Err(TryLockError::WouldBlock)))
+    })
+}
+
 fn file_of(folder: &Path, holder: Holder) -> PathBuf {
     folder.join(format!("{holder:016x}.lock"))
 }

@@ -4,11 +4,13 @@
 //! one reads beside it. A connection on which anything failed is given up and opened anew, so that the
 //! store recovers when the disk does.
 
+mod archive;
 mod file;
 mod holders;
 mod lane;
 mod rows;
 
+pub(super) use archive::{archive, inspect};
 pub(crate) use file::FileError;
 
 use super::clock::{BootTime, Clock};

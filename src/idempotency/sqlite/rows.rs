@@ -2,6 +2,7 @@
 //! every request say so in SQL; a property holds them to the same as the function.
 
 use super::Desk;
+use crate::idempotency::copy::{Archived, PAGE};
 use crate::idempotency::fingerprint::Fingerprint;
 use crate::idempotency::identity::{Id, Subject};
 use crate::idempotency::record::{
@@ -206,6 +207,72 @@ pub(super) fn find(connection: &Connection, key: &str, now: Millis) -> Result<Ve
     let listed = statement
         .query_map(found, |row| Ok(Listed::at(now, Id(row.get(8)?), subject(row, 10)?, record(row)?, row.get(9)?)))?;
     listed.collect()
+}
+
+/// Returns the next records after an identity, in order.
+pub(super) fn page(connection: &Connection, after: Option<Id>) -> Result<Vec<Archived>> {
+    let mut statement = connection.prepare_cached(
+        "SELECT state, holder, number, fingerprint, created, expires, dead_holder, dead_number, id, lease,
+                namespace, method, authority, path, key, status, fields, body, trailers
+         FROM records WHERE id > ?1 AND state <> 4 ORDER BY id LIMIT ?2",
+    )?;
+    let after = after.map_or_else(Vec::new, |id| id.0.to_vec());
+    let page = statement.query_map(params![after, PAGE], |row| {
+        let status: Option<u16> = row.get(15)?;
+        let response = match status {
+            Some(status) => Some(StoredResponse {
+                status,
+                fields: bytes(row, 16)?,
+                body: bytes(row, 17)?,
+                trailers: bytes(row, 18)?,
+            }),
+            None => None,
+        };
+        Ok(Archived {
+            id: Id(row.get(8)?),
+            subject: subject(row, 10)?,
+            record: record(row)?,
+            lease: row.get(9)?,
+            response,
+        })
+    })?;
+    page.collect()
+}
+
+/// Adds a record of another store, where there is none. Returns how many it added.
+pub(super) fn add(connection: &Connection, archived: &Archived) -> Result<u64> {
+    let Archived { id, subject, record, lease, response } = archived;
+    let Subject { namespace, method, authority, path, key } = subject;
+    let added = connection
+        .prepare_cached(
+            "INSERT INTO records (id, state, holder, number, lease, created, expires, fingerprint,
+                                  namespace, method, authority, path, key, dead_holder, dead_number,
+                                  status, fields, body, trailers)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19)
+             ON CONFLICT (id) DO NOTHING",
+        )?
+        .execute(params![
+            id.0,
+            record.state.code(),
+            signed(record.token.holder),
+            signed(record.token.number),
+            lease,
+            signed(record.created),
+            signed(record.expires),
+            record.fingerprint.0,
+            namespace,
+            method,
+            authority,
+            path,
+            key,
+            record.dead.map(|token| signed(token.holder)),
+            record.dead.map(|token| signed(token.number)),
+            response.as_ref().map(|response| response.status),
+            response.as_ref().map(|response| &response.fields[..]),
+            response.as_ref().map(|response| &response.body[..]),
+            response.as_ref().map(|response| &response.trailers[..]),
+        ])?;
+    Ok(added as u64)
 }
 
 /// Enters a process among those that share the file.

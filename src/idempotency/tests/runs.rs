@@ -20,8 +20,8 @@ fn asked(number: u8) -> Asked {
 
 fn records(kind: Kind) -> Arc<Records> {
     let options = prometheus::HistogramOpts::new("d", "d");
-    Records::open(kind, &prometheus::HistogramVec::new(options, &["op"]).unwrap(), &crate::control::Events::new())
-        .unwrap()
+    let family = |labels| prometheus::HistogramVec::new(options.clone(), labels).unwrap();
+    Records::open(kind, &family(&["op"]), &family(&["store", "op"]), &crate::control::Events::new()).unwrap()
 }
 
 async fn first(records: &Arc<Records>, number: u8) -> Claim {

@@ -58,6 +58,8 @@ impl Control for Handle {
             cache: cache_status(&self.cache, &self.metrics),
             idempotency: self.records.get().map(|records| IdempotencyStatus {
                 store: records.kind.to_string(),
+                up: records.is_up(),
+                promise: records.promise(),
                 records: records.count(),
                 requests: totals(&self.metrics.idempotency_requests, "result"),
             }),
@@ -199,6 +201,7 @@ fn record_status(listed: &Listed) -> RecordStatus {
         status: listed.status,
         age: listed.age.as_secs_f64(),
         expires_in: listed.expires_in.map(|left| left.as_secs_f64()),
+        holder: listed.holder_name.clone().unwrap_or_else(|| format!("{:016x}", listed.record.token.holder)),
         fingerprint: listed.record.fingerprint.to_string(),
     }
 }

@@ -10,6 +10,6 @@ mod log;
 mod nofile;
 mod reload;
 pub(super) mod run;
-mod store;
+pub(super) mod store;
 mod systemd;
 mod upgrade;

@@ -198,6 +198,7 @@ fn reload(handle: &Handle, config: Config, report: &Report) -> Result<Reloaded, 
 
     // Nothing fails from here on.
     handle.records.adopt(records, &handle.events, &handle.background);
+    handle.records.reconfigure(&snapshot.config);
     handle.adopt(snapshot);
     for gone in now.iter().filter(|open| !next.iter().any(|other| other.is(open))) {
         tracing::info!(listener = &*gone.name, address = %gone.bound, "not listening any more");

@@ -198,9 +198,9 @@ fn open_store(
 ) -> Result<Option<Arc<Records>>, StartError> {
     let opened = records.open_for(config, metrics, events)?;
     if let (Some(records), Some(before)) = (&opened, &inherited.store)
-        && records.kind.to_string() != *before
+        && records.kind.name() != *before
     {
-        return Err(StartError::AnotherStore { before: before.clone(), now: records.kind.to_string() });
+        return Err(StartError::AnotherStore { before: before.clone(), now: records.kind.name() });
     }
     Ok(opened)
 }

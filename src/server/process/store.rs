@@ -19,7 +19,7 @@ pub(in crate::server) struct Store(Arc<OnceLock<Arc<Records>>>);
 #[derive(Debug, thiserror::Error)]
 #[error("cannot open the idempotency store `{kind}`: {cause}")]
 pub(crate) struct StoreUnavailable {
-    kind: Kind,
+    kind: String,
     cause: OpenError,
 }
 
@@ -39,9 +39,10 @@ impl Store {
         if self.get().is_some() || config.settings.routes.iter().all(|route| route.idempotency.is_none()) {
             return Ok(self.get().cloned());
         }
-        let kind = kind_of(config);
-        let opened = Records::open(kind.clone(), &metrics.idempotency_store_duration, events);
-        opened.map(Some).map_err(|cause| StoreUnavailable { kind, cause })
+        let kind = store_of(config)?;
+        let (by_op, by_store) = (&metrics.idempotency_store_duration, &metrics.store_duration);
+        let opened = Records::open(kind.clone(), by_op, by_store, events);
+        opened.map(Some).map_err(|cause| StoreUnavailable { kind: kind.to_string(), cause })
     }
 
     /// Keeps a store that was opened, from now on; its upkeep is work in the background. Must be called by one caller at
@@ -67,7 +68,14 @@ impl Store {
 
     /// Returns whether the configuration asks for another store than the one that is open.
     pub(super) fn is_another(&self, config: &Config) -> bool {
-        self.get().is_some_and(|records| records.kind != kind_of(config))
+        self.get().is_some_and(|records| !store_of(config).is_ok_and(|kind| records.kind.may_be(&kind)))
+    }
+
+    /// Lets a store that is open go on under a new configuration: another address or password of the same store.
+    pub(super) fn reconfigure(&self, config: &Config) {
+        if let (Some(records), Ok(kind)) = (self.get(), store_of(config)) {
+            records.reconfigure(&kind);
+        }
     }
 
     /// The gauge of what it holds.
@@ -78,13 +86,30 @@ impl Store {
                 samples.push(Sample { labels: Vec::new(), value: count as f64 });
             }
         });
+        let store = self.clone();
+        metrics.gauge(elsewhere::STORE_UP, move |samples| {
+            if let Some(records) = store.get() {
+                let labels = vec!["idempotency".to_owned()];
+                samples.push(Sample { labels, value: f64::from(u8::from(records.is_up())) });
+            }
+        });
     }
 }
 
-fn kind_of(config: &Config) -> Kind {
+/// Returns the store that a configuration asks for.
+///
+/// # Errors
+/// Its settings make no sense.
+pub(crate) fn store_of(config: &Config) -> Result<Kind, StoreUnavailable> {
     let settings = &config.settings.idempotency_store;
-    match settings.kind {
-        StoreKind::Sqlite => Kind::Sqlite(config.path(&settings.path)),
-        StoreKind::Memory => Kind::Memory,
+    match settings.kind.value {
+        StoreKind::Sqlite => Ok(Kind::Sqlite(config.path(&settings.path))),
+        StoreKind::Memory => Ok(Kind::Memory),
+        StoreKind::Postgres => {
+            let url = config.secrets.store_url.clone().unwrap_or_default();
+            let identity_file = config.path(&settings.identity_file);
+            Kind::postgres(&url, config.secrets.store_authorities.clone(), &identity_file)
+                .map_err(|cause| StoreUnavailable { kind: "postgres".to_owned(), cause })
+        }
     }
 }

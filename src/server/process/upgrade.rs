@@ -101,7 +101,7 @@ fn hand_over(handle: &Arc<Handle>, line: &mut Line) -> io::Result<()> {
     });
     let (admin, metrics) = (handle.admin.listening(), handle.metrics_listener.as_ref());
     let metrics = metrics.map(|listener| listener.listening());
-    let store = handle.records.get().map(|records| records.kind.to_string());
+    let store = handle.records.get().map(|records| records.kind.name());
     let upgrades = handle.metrics.upgrades.with_label_values(&["success"]).get();
     line.say(&HandoverMessage::Offer(Offer {
         listeners: listeners.collect(),

@@ -92,6 +92,7 @@ impl Authority {
             write(&key, &std::fs::read_to_string(pair.key).unwrap());
         }
         values("ca_file").iter().for_each(|path| write(path, &self.pem));
+        values("url_file").iter().for_each(|path| write(path, "postgres://ringway:word@db1:5432,db2:5432/ringway"));
         for key in ["secret_file", "seed_file", "token_file"] {
             values(key).iter().for_each(|path| write(path, &"5e".repeat(32)));
         }

@@ -1,0 +1,82 @@
+//! The way of records from one store to another, offline: `ringway store copy`.
+//!
+//! Records keep their identity, state, token, times and result. One that was running has no holder any more: it
+//! arrives as unknown. Records that the target has already stay as they are there. Tombstones stay behind.
+
+use super::clock::Clock;
+use super::identity::{Id, Subject};
+use super::record::{Event, Record, Transition, transition};
+use super::response::StoredResponse;
+use super::stores::Kind;
+
+/// The number of records that are moved at a time.
+pub(super) const PAGE: i64 = 500;
+
+/// A record with all that belongs to it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Archived {
+    pub(super) id: Id,
+    pub(super) subject: Subject,
+    pub(super) record: Record,
+    /// In milliseconds.
+    pub(super) lease: i64,
+    pub(super) response: Option<StoredResponse>,
+}
+
+/// A store that no process works on.
+pub(super) trait Archive {
+    /// Returns how many records there are.
+    fn count(&mut self) -> Result<u64, String>;
+    /// Returns the next records after an identity, in order; none at the end.
+    fn read(&mut self, after: Option<Id>) -> Result<Vec<Archived>, String>;
+    /// Adds records that are not there, durably. Returns how many it added.
+    fn write(&mut self, records: &[Archived]) -> Result<u64, String>;
+}
+
+/// The result of a copy.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Copied {
+    pub(crate) read: u64,
+    pub(crate) added: u64,
+    /// Requests that ran when their process ended.
+    pub(crate) unknown: u64,
+}
+
+/// Copies all records. `progress` hears how many of how many were read.
+///
+/// # Errors
+/// A sentence for operators. What was copied by then stays; a second copy goes on.
+pub(crate) fn copy(from: &Kind, to: &Kind, mut progress: impl FnMut(u64, u64)) -> Result<Copied, String> {
+    if from == to {
+        return Err("both are the same store".to_owned());
+    }
+    let named = |kind: &Kind, error: String| format!("{kind}: {error}");
+    let mut source = archive(from, false).map_err(|error| named(from, error))?;
+    let mut target = archive(to, true).map_err(|error| named(to, error))?;
+    let all = source.count().map_err(|error| named(from, error))?;
+    let (mut copied, mut last, now) = (Copied::default(), None, Clock::new().now());
+    loop {
+        let mut page = source.read(last).map_err(|error| named(from, error))?;
+        let Some(end) = page.last() else { return Ok(copied) };
+        last = Some(end.id);
+        copied.read += page.len() as u64;
+        for archived in &mut page {
+            let event = Event::HolderDied(archived.record.token.holder);
+            if let Transition::Becomes(record) = transition(Some(&archived.record), event, now) {
+                archived.record = record;
+                copied.unknown += 1;
+            }
+        }
+        copied.added += target.write(&page).map_err(|error| named(to, error))?;
+        progress(copied.read, all.max(copied.read));
+    }
+}
+
+fn archive(kind: &Kind, is_target: bool) -> Result<Box<dyn Archive>, String> {
+    match kind {
+        Kind::Memory => Err("it forgets when its process ends: there is nothing to copy".to_owned()),
+        Kind::Sqlite(path) => super::sqlite::archive(path, is_target),
+        #[cfg(feature = "postgres")]
+        Kind::Postgres(settings) => super::postgres::archive(settings, is_target),
+    }
+}

@@ -1,0 +1,703 @@
+//! The calls that wait, carried out together: those that write in one transaction and one round trip.
+//!
+//! A transaction is torn where its outcome is unknown: the connection broke or was silent, or the server warned (a wait
+//! for the standby that was cancelled). Its calls are sent again, as writes.
+
+use super::Postgres;
+use super::connection::{Connection, explain};
+use super::rows::{self, Param, Read, kept, signed};
+use crate::idempotency::clock::BootTime;
+use crate::idempotency::identity::{Id, Subject};
+use crate::idempotency::record::{Event, Finish, ReleaseWay, State, Token, Transition, transition};
+use crate::idempotency::remote::{Call, Pending, SILENCE};
+use crate::idempotency::store::{
+    Authorised, BATCH, ClaimReply, Claimed, Completion, Found, NewClaim, Release, StoreError, Tended,
+};
+use crate::idempotency::warn_unknown;
+use std::collections::{HashMap, HashSet};
+use std::future::{Future, poll_fn};
+use std::pin::Pin;
+use std::task::Poll;
+use tokio_postgres::error::SqlState;
+use tokio_postgres::types::Type;
+use tokio_postgres::{Client, Error, Row};
+
+/// How often a claim looks at a record that others change meanwhile.
+const LOOKS: usize = 5;
+
+/// Why calls were not carried out.
+enum Trouble {
+    /// The connection is of no use any more; what was sent on it may have been carried out.
+    Broken(String),
+    /// The server refused a statement: nothing was carried out.
+    Refused(StoreError),
+}
+
+impl Trouble {
+    fn of(error: &Error) -> Trouble {
+        let text = explain(error);
+        let Some(code) = error.code() else { return Trouble::Broken(text) };
+        // Connection exceptions, shutdowns, and servers that have become read-only at a failover.
+        let is_away = code.code().starts_with("08")
+            || code.code().starts_with("57P")
+            || matches!(*code, SqlState::READ_ONLY_SQL_TRANSACTION | SqlState::QUERY_CANCELED);
+        match is_away {
+            true => Trouble::Broken(text),
+            false if matches!(*code, SqlState::DISK_FULL | SqlState::OUT_OF_MEMORY) => {
+                Trouble::Refused(StoreError::Full)
+            }
+            false => Trouble::Refused(StoreError::Failed(text)),
+        }
+    }
+}
+
+/// Carries out calls, and removes those that it has answered.
+pub(super) async fn carry_out(
+    engine: &Postgres,
+    connection: &mut Connection,
+    calls: &mut Vec<Pending>,
+) -> Result<(), String> {
+    let batch = Batch { engine, connection };
+    let carried_out = async {
+        batch.read(calls).await?;
+        batch.write(calls).await?;
+        batch.operate(calls).await
+    };
+    match carried_out.await {
+        Ok(()) => Ok(()),
+        Err(Trouble::Broken(reason)) => Err(reason),
+        Err(Trouble::Refused(error)) => Err(error.to_string()),
+    }
+}
+
+struct Batch<'a> {
+    engine: &'a Postgres,
+    connection: &'a Connection,
+}
+
+/// A statement of a pipeline.
+type Statement<'a> = Pin<Box<dyn Future<Output = Result<Vec<Row>, Error>> + 'a>>;
+
+/// Sends statements without waiting between them. Returns their rows, or the first error.
+async fn pipelined(mut statements: Vec<Statement<'_>>) -> Result<Vec<Vec<Row>>, Error> {
+    let mut results: Vec<Option<Vec<Row>>> = statements.iter().map(|_| None).collect();
+    poll_fn(|cx| {
+        let mut is_ready = true;
+        for (statement, result) in statements.iter_mut().zip(&mut results) {
+            if result.is_none() {
+                match statement.as_mut().poll(cx) {
+                    Poll::Ready(rows) => *result = Some(rows?),
+                    Poll::Pending => is_ready = false,
+                }
+            }
+        }
+        if is_ready { Poll::Ready(Ok(())) } else { Poll::Pending }
+    })
+    .await?;
+    Ok(results.into_iter().map(Option::unwrap_or_default).collect())
+}
+
+fn simple<'a>(client: &'a Client, text: &'a str) -> Statement<'a> {
+    Box::pin(async move { client.batch_execute(text).await.map(|()| Vec::new()) })
+}
+
+fn query<'a>(client: &'a Client, text: &'a str, params: Vec<Param<'a>>) -> Statement<'a> {
+    Box::pin(async move { client.query_typed(text, &params).await })
+}
+
+/// Waits for an answer of the server, as long as it may be silent.
+async fn within<T>(answer: impl Future<Output = Result<T, Error>>) -> Result<T, Trouble> {
+    match tokio::time::timeout(SILENCE, answer).await {
+        Ok(answer) => answer.map_err(|error| Trouble::of(&error)),
+        Err(_) => Err(Trouble::Broken("the server was silent for a second".to_owned())),
+    }
+}
+
+/// The parameters of many claims, column by column.
+#[derive(Default)]
+struct Claims<'a> {
+    ids: Vec<&'a [u8]>,
+    holders: Vec<i64>,
+    numbers: Vec<i64>,
+    leases: Vec<i64>,
+    ttls: Vec<i64>,
+    fingerprints: Vec<&'a [u8]>,
+    namespaces: Vec<&'a str>,
+    methods: Vec<&'a str>,
+    authorities: Vec<&'a str>,
+    paths: Vec<&'a str>,
+    keys: Vec<&'a str>,
+}
+
+impl<'a> Claims<'a> {
+    fn push(&mut self, claim: &'a NewClaim) {
+        let Subject { namespace, method, authority, path, key } = &*claim.subject;
+        self.ids.push(&claim.id.0);
+        self.holders.push(signed(claim.token.holder));
+        self.numbers.push(signed(claim.token.number));
+        self.leases.push(lease(claim));
+        self.ttls.push(kept(claim.ttl));
+        self.fingerprints.push(&claim.fingerprint.0);
+        self.namespaces.push(namespace);
+        self.methods.push(method);
+        self.authorities.push(authority);
+        self.paths.push(path);
+        self.keys.push(key);
+    }
+
+    fn params(&'a self) -> Vec<Param<'a>> {
+        vec![
+            (&self.ids, Type::BYTEA_ARRAY),
+            (&self.holders, Type::INT8_ARRAY),
+            (&self.numbers, Type::INT8_ARRAY),
+            (&self.leases, Type::INT8_ARRAY),
+            (&self.ttls, Type::INT8_ARRAY),
+            (&self.fingerprints, Type::BYTEA_ARRAY),
+            (&self.namespaces, Type::TEXT_ARRAY),
+            (&self.methods, Type::TEXT_ARRAY),
+            (&self.authorities, Type::TEXT_ARRAY),
+            (&self.paths, Type::TEXT_ARRAY),
+            (&self.keys, Type::TEXT_ARRAY),
+        ]
+    }
+}
+
+/// The parameters of many completions.
+#[derive(Default)]
+struct Completions<'a> {
+    ids: Vec<&'a [u8]>,
+    holders: Vec<i64>,
+    numbers: Vec<i64>,
+    states: Vec<i16>,
+    ttls: Vec<i64>,
+    statuses: Vec<Option<i32>>,
+    fields: Vec<Option<&'a [u8]>>,
+    bodies: Vec<Option<&'a [u8]>>,
+    trailers: Vec<Option<&'a [u8]>>,
+}
+
+impl<'a> Completions<'a> {
+    fn push(&mut self, completion: &'a Completion) {
+        let Completion { id, token, finish, response, ttl } = completion;
+        let response = response.as_ref().filter(|_| *finish == Finish::Done);
+        self.ids.push(&id.0);
+        self.holders.push(signed(token.holder));
+        self.numbers.push(signed(token.number));
+        self.states.push(finish.state().code());
+        self.ttls.push(kept(*ttl));
+        self.statuses.push(response.map(|response| response.status.into()));
+        self.fields.push(response.map(|response| &response.fields[..]));
+        self.bodies.push(response.map(|response| &response.body[..]));
+        self.trailers.push(response.map(|response| &response.trailers[..]));
+    }
+
+    fn params(&'a self) -> Vec<Param<'a>> {
+        vec![
+            (&self.ids, Type::BYTEA_ARRAY),
+            (&self.holders, Type::INT8_ARRAY),
+            (&self.numbers, Type::INT8_ARRAY),
+            (&self.states, Type::INT2_ARRAY),
+            (&self.ttls, Type::INT8_ARRAY),
+            (&self.statuses, Type::INT4_ARRAY),
+            (&self.fields, Type::BYTEA_ARRAY),
+            (&self.bodies, Type::BYTEA_ARRAY),
+            (&self.trailers, Type::BYTEA_ARRAY),
+        ]
+    }
+}
+
+/// The parameters of one claim or release, which live as long as its statement.
+struct One {
+    id: Vec<u8>,
+    holder: i64,
+    number: i64,
+    lease: i64,
+    ttl: i64,
+    fingerprint: Vec<u8>,
+}
+
+impl One {
+    fn claim(claim: &NewClaim) -> One {
+        let fingerprint = claim.fingerprint.0.to_vec();
+        One { lease: lease(claim), fingerprint, ..One::of(claim.id, claim.token, kept(claim.ttl)) }
+    }
+
+    fn of(id: Id, token: Token, ttl: i64) -> One {
+        let (holder, number) = (signed(token.holder), signed(token.number));
+        One { id: id.0.to_vec(), holder, number, lease: 0, ttl, fingerprint: vec![0; 32] }
+    }
+
+    /// The identity and the token.
+    fn token(&self) -> Vec<Param<'_>> {
+        vec![(&self.id, Type::BYTEA), (&self.holder, Type::INT8), (&self.number, Type::INT8)]
+    }
+
+    fn tombstone(&self) -> Vec<Param<'_>> {
+        let mut params = self.token();
+        params.push((&self.fingerprint, Type::BYTEA));
+        params
+    }
+
+    fn times(&self) -> Vec<Param<'_>> {
+        let mut params = self.token();
+        params.push((&self.ttl, Type::INT8));
+        params
+    }
+}
+
+/// Returns a statement's parameters for the texts of a subject.
+fn texts(subject: &Subject) -> [Param<'_>; 5] {
+    let Subject { namespace, method, authority, path, key } = subject;
+    [namespace, method, authority, path, key].map(|text| (text as _, Type::TEXT))
+}
+
+fn lease(claim: &NewClaim) -> i64 {
+    i64::try_from(claim.lease.as_millis()).unwrap_or(i64::MAX)
+}
+
+/// Returns the identity and the token that a call of the transaction is about.
+fn subject_of(call: &Call) -> Option<(Id, Token)> {
+    match call {
+        Call::Claim(claim, _) => Some((claim.id, claim.token)),
+        Call::Complete(completion, _) => Some((completion.id, completion.token)),
+        Call::Release(release, _) => Some((release.id, release.token)),
+        _ => None,
+    }
+}
+
+fn is_write(call: &Call) -> bool {
+    matches!(call, Call::Claim(..) | Call::Complete(..) | Call::Release(..) | Call::Beat(_))
+}
+
+impl Batch<'_> {
+    fn client(&self) -> &Client {
+        &self.connection.client
+    }
+
+    /// Answers look-ups and searches.
+    async fn read(&self, calls: &mut Vec<Pending>) -> Result<(), Trouble> {
+        let ids: Vec<&[u8]> = calls
+            .iter()
+            .filter_map(|pending| match &pending.call {
+                Call::LookUp(id, _) => Some(&id.0[..]),
+                _ => None,
+            })
+            .collect();
+        if !ids.is_empty() {
+            let rows = within(self.client().query_typed(rows::READ, &[(&ids, Type::BYTEA_ARRAY)])).await?;
+            let mut found: HashMap<Id, Found> = HashMap::new();
+            for row in &rows {
+                let read = Read::of(row).map_err(|error| Trouble::of(&error))?;
+                if read.found.record.state != State::Tombstone {
+                    found.insert(read.id, read.found);
+                }
+            }
+            for pending in calls.extract_if(.., |pending| matches!(pending.call, Call::LookUp(..))) {
+                if let Call::LookUp(id, done) = pending.call {
+                    done(Ok(found.get(&id).cloned()));
+                }
+            }
+        }
+        while let Some(at) = calls.iter().position(|pending| matches!(pending.call, Call::Find(..))) {
+            let Call::Find(key, _) = &calls[at].call else { break };
+            let (mut first, mut last) = ([0; Id::LENGTH], [0xff; Id::LENGTH]);
+            first[..Id::PREFIX].copy_from_slice(&Id::prefix(key));
+            last[..Id::PREFIX].copy_from_slice(&Id::prefix(key));
+            let (first, last, limit) = (&first[..], &last[..], i64::from(BATCH));
+            let params: [Param<'_>; 4] =
+                [(&first, Type::BYTEA), (&last, Type::BYTEA), (key, Type::TEXT), (&limit, Type::INT8)];
+            let rows = within(self.client().query_typed(rows::FIND, &params)).await?;
+            let listed = rows.iter().map(rows::listed).collect::<Result<Vec<_>, Error>>();
+            let listed = listed.map_err(|error| Trouble::of(&error))?;
+            if let Call::Find(_, done) = calls.swap_remove(at).call {
+                done(Ok(listed));
+            }
+        }
+        Ok(())
+    }
+
+    /// Carries out claims, completions, releases and heartbeats in one transaction; each alone where one of them fails.
+    async fn write(&self, calls: &mut Vec<Pending>) -> Result<(), Trouble> {
+        let mut writes: Vec<Pending> = calls.extract_if(.., |pending| is_write(&pending.call)).collect();
+        if writes.is_empty() {
+            return Ok(());
+        }
+        writes.sort_by_key(|pending| subject_of(&pending.call));
+        let written = self.transact(&mut writes).await;
+        let result = match written {
+            Err(Trouble::Refused(_)) if writes.len() > 1 => self.write_each(&mut writes).await,
+            Err(Trouble::Refused(error)) => {
+                tracing::error!(%error, "a call to the idempotency store failed");
+                writes.drain(..).for_each(|pending| pending.call.fail(error.clone()));
+                Ok(())
+            }
+            result => result,
+        };
+        calls.extend(writes);
+        result
+    }
+
+    async fn write_each(&self, writes: &mut Vec<Pending>) -> Result<(), Trouble> {
+        let mut rest: Vec<Pending> = std::mem::take(writes);
+        while let Some(pending) = rest.pop() {
+            let mut one = vec![pending];
+            match self.transact(&mut one).await {
+                Err(Trouble::Refused(error)) => {
+                    tracing::error!(%error, "a call to the idempotency store failed");
+                    one.drain(..).for_each(|pending| pending.call.fail(error.clone()));
+                }
+                Err(broken) => {
+                    writes.extend(one);
+                    writes.extend(rest);
+                    return Err(broken);
+                }
+                Ok(()) => writes.extend(one),
+            }
+        }
+        Ok(())
+    }
+
+    /// One transaction for all writes. Calls that stay are sent again.
+    async fn transact(&self, writes: &mut Vec<Pending>) -> Result<(), Trouble> {
+        let sent = BootTime::now();
+        let warnings = self.connection.warnings();
+        let carried_out = within(self.send(writes)).await;
+        let is_torn = warnings != self.connection.warnings();
+        if is_torn || matches!(carried_out, Err(Trouble::Broken(_))) {
+            writes.iter_mut().for_each(|pending| pending.is_resent = true);
+        }
+        let changed = carried_out?;
+        if is_torn {
+            return Ok(());
+        }
+        let mut contested = Vec::new();
+        for pending in writes.drain(..) {
+            let is_changed = subject_of(&pending.call).is_some_and(|subject| changed.contains(&subject));
+            match pending.call {
+                Call::Claim(claim, done) if is_changed => {
+                    // A copy cannot tell whether the first one took the place of an unknown outcome.
+                    let is_again = pending.is_resent && claim.retake;
+                    let claimed = if is_again { Claimed::Again } else { Claimed::First };
+                    done(Ok(ClaimReply { claimed, sent, is_resent: pending.is_resent }));
+                }
+                Call::Claim(..) => contested.push(pending),
+                Call::Complete(_, done) | Call::Release(_, done) => done(Ok(is_changed)),
+                Call::Beat(done) => done(Ok(())),
+                _ => {}
+            }
+        }
+        let settled = self.contest(&mut contested).await;
+        *writes = contested;
+        settled
+    }
+
+    /// Sends the transaction of all writes. Returns the claims that were changed as the calls have it.
+    async fn send(&self, writes: &[Pending]) -> Result<HashSet<(Id, Token)>, Error> {
+        let client = self.client();
+        let (mut claims, mut completions) = (Claims::default(), Completions::default());
+        let (mut ids, mut holders, mut numbers): (Vec<&[u8]>, Vec<i64>, Vec<i64>) = Default::default();
+        let mut again: Vec<(One, &NewClaim)> = Vec::new();
+        let mut traces: Vec<(One, ReleaseWay)> = Vec::new();
+        let mut beats = false;
+        for pending in writes {
+            match &pending.call {
+                Call::Claim(claim, _) if pending.is_resent => again.push((One::claim(claim), claim)),
+                Call::Claim(claim, _) => claims.push(claim),
+                Call::Complete(completion, _) => completions.push(completion),
+                Call::Release(Release { id, token, way: ReleaseWay::Plain, .. }, _) => {
+                    ids.push(&id.0);
+                    holders.push(signed(token.holder));
+                    numbers.push(signed(token.number));
+                }
+                Call::Release(Release { id, token, way, ttl }, _) => {
+                    traces.push((One::of(*id, *token, kept(*ttl)), *way));
+                }
+                _ => beats = true,
+            }
+        }
+        // Each batch of claims renews the heartbeat.
+        beats |= !claims.ids.is_empty() || !again.is_empty();
+        let own = signed(self.engine.holder);
+        // A heartbeat alone need not wait for a standby.
+        let only_beats = writes.iter().all(|pending| matches!(pending.call, Call::Beat(_)));
+        let begin = if only_beats { rows::BEGIN_UPKEEP } else { rows::BEGIN };
+        let mut statements = vec![simple(client, begin)];
+        if beats {
+            statements.push(query(client, rows::BEAT, vec![(&own, Type::INT8), (&self.engine.name, Type::TEXT)]));
+        }
+        if !claims.ids.is_empty() {
+            statements.push(query(client, rows::CLAIM, claims.params()));
+        }
+        for (one, claim) in &again {
+            let mut params = one.token();
+            params.extend([(&one.lease as _, Type::INT8), (&one.ttl as _, Type::INT8)]);
+            params.push((&one.fingerprint, Type::BYTEA));
+            params.extend(texts(&claim.subject));
+            statements.push(query(client, rows::CLAIM_AGAIN, params));
+        }
+        if !completions.ids.is_empty() {
+            statements.push(query(client, rows::COMPLETE, completions.params()));
+        }
+        if !ids.is_empty() {
+            let params: Vec<Param<'_>> =
+                vec![(&ids, Type::BYTEA_ARRAY), (&holders, Type::INT8_ARRAY), (&numbers, Type::INT8_ARRAY)];
+            statements.push(query(client, rows::RELEASE, params));
+        }
+        for (one, way) in &traces {
+            if *way == ReleaseWay::Retaken {
+                statements.push(query(client, rows::END_RETAKEN, one.times()));
+                statements.push(query(client, rows::NOTE_RETAKEN, one.token()));
+                statements.push(query(client, rows::ENTOMB_ABSENT, one.tombstone()));
+            } else {
+                statements.push(query(client, rows::OPEN, one.token()));
+                statements.push(query(client, rows::ENTOMB, one.tombstone()));
+            }
+        }
+        statements.push(simple(client, "COMMIT"));
+        let results = pipelined(statements).await?;
+        // Statements without a result to speak of return no rows.
+        results.iter().flatten().map(rows::claim_of).collect()
+    }
+
+    /// Settles claims that met a record: most find it, some take its place.
+    async fn contest(&self, claims: &mut Vec<Pending>) -> Result<(), Trouble> {
+        for _ in 0..LOOKS {
+            if claims.is_empty() {
+                return Ok(());
+            }
+            let ids: Vec<&[u8]> = claims
+                .iter()
+                .filter_map(|pending| match &pending.call {
+                    Call::Claim(claim, _) => Some(&claim.id.0[..]),
+                    _ => None,
+                })
+                .collect();
+            let rows = within(self.client().query_typed(rows::READ, &[(&ids, Type::BYTEA_ARRAY)])).await?;
+            let mut there: HashMap<Id, Read> = HashMap::new();
+            for row in &rows {
+                let read = Read::of(row).map_err(|error| Trouble::of(&error))?;
+                there.insert(read.id, read);
+            }
+            let mut rest = std::mem::take(claims).into_iter();
+            while let Some(pending) = rest.next() {
+                let Call::Claim(claim, _) = &pending.call else { continue };
+                let Some(read) = there.get(&claim.id) else {
+                    // It has gone meanwhile: the claim is made anew.
+                    claims.push(pending);
+                    continue;
+                };
+                match self.meet(claim, read).await {
+                    Ok(Met::Found) => answer(pending, Ok(Claimed::Found(read.found.clone())), BootTime::now()),
+                    Ok(Met::Dead) => pending.call.fail(StoreError::Released),
+                    Ok(Met::Took { is_again, sent }) => {
+                        // Another claim of this batch meets it, not what was there.
+                        there.remove(&claim.id);
+                        let claimed = if is_again { Claimed::Again } else { Claimed::First };
+                        answer(pending, Ok(claimed), sent);
+                    }
+                    Ok(Met::Torn) => claims.push(Pending { is_resent: true, ..pending }),
+                    Ok(Met::Changed) => claims.push(pending),
+                    Err(trouble) => {
+                        claims.push(Pending { is_resent: true, ..pending });
+                        claims.extend(rest);
+                        return Err(trouble);
+                    }
+                }
+            }
+            // Those that found nothing, and those that are torn, are sent with the next batch.
+            if claims.iter().all(|pending| {
+                matches!(&pending.call, Call::Claim(claim, _) if pending.is_resent || !there.contains_key(&claim.id))
+            }) {
+                return Ok(());
+            }
+        }
+        let error = StoreError::Failed("others change the record all the time".to_owned());
+        claims.drain(..).for_each(|pending| pending.call.fail(error.clone()));
+        Ok(())
+    }
+
+    /// Lets a claim meet the record that was read.
+    async fn meet(&self, claim: &NewClaim, read: &Read) -> Result<Met, Trouble> {
+        let record = read.found.record;
+        let is_dead = record.state == State::Running
+            && record.token.holder != self.engine.holder
+            && read.silence.is_none_or(|silence| silence >= read.lease);
+        if is_dead {
+            self.bury(read).await?;
+            return Ok(Met::Changed);
+        }
+        let event = Event::Claim {
+            token: claim.token,
+            fingerprint: claim.fingerprint,
+            retake: claim.retake,
+            expires: read.now.saturating_add(kept(claim.ttl).cast_unsigned()),
+        };
+        let Transition::Becomes(next) = transition(Some(&record), event, read.now) else {
+            return Ok(if record.state == State::Tombstone { Met::Dead } else { Met::Found });
+        };
+        let sent = BootTime::now();
+        let warnings = self.connection.warnings();
+        let one = One { fingerprint: next.fingerprint.0.to_vec(), ..One::claim(claim) };
+        let (keeps_dead, keeps_created) = (next.dead.is_some(), record.is_open_to(claim.token));
+        let mut params: Vec<Param<'_>> = vec![(&one.id, Type::BYTEA), (&read.version, Type::TEXT)];
+        params.extend([(&one.holder as _, Type::INT8), (&one.number as _, Type::INT8)]);
+        params.extend([(&one.lease as _, Type::INT8), (&one.ttl as _, Type::INT8)]);
+        params.push((&one.fingerprint, Type::BYTEA));
+        params.extend(texts(&claim.subject));
+        params.extend([(&keeps_dead as _, Type::BOOL), (&keeps_created as _, Type::BOOL)]);
+        let (client, own) = (self.client(), signed(self.engine.holder));
+        let taken = within(pipelined(vec![
+            simple(client, rows::BEGIN),
+            query(client, rows::BEAT, vec![(&own, Type::INT8), (&self.engine.name, Type::TEXT)]),
+            query(client, rows::TAKE, params),
+            simple(client, "COMMIT"),
+        ]));
+        let is_taken = taken.await?.iter().any(|rows| !rows.is_empty());
+        Ok(match is_taken {
+            _ if warnings != self.connection.warnings() => Met::Torn,
+            true => Met::Took { is_again: Claimed::over(Some(&record), claim, read.now) == Claimed::Again, sent },
+            false => Met::Changed,
+        })
+    }
+
+    /// Makes a record unknown whose holder is dead or silent, unless it has changed.
+    async fn bury(&self, read: &Read) -> Result<(), Trouble> {
+        let id = &read.id.0[..];
+        let params: [Param<'_>; 2] = [(&id, Type::BYTEA), (&read.version, Type::TEXT)];
+        let rows = within(self.client().query_typed(rows::BURY, &params)).await?;
+        for row in &rows {
+            let subject = rows::subject(row, 0).map_err(|error| Trouble::of(&error))?;
+            warn_unknown(read.id, &subject, "the proxy that held the claim has been silent for its whole lease");
+        }
+        Ok(())
+    }
+
+    /// Carries out the calls of operators and of upkeep, each by itself.
+    async fn operate(&self, calls: &mut Vec<Pending>) -> Result<(), Trouble> {
+        while let Some(at) = calls
+            .iter()
+            .position(|pending| matches!(pending.call, Call::Authorise(..) | Call::Tend(_) | Call::Running(_)))
+        {
+            match &calls[at].call {
+                Call::Authorise(id, _) => {
+                    let authorised = self.authorise(*id).await?;
+                    if let Call::Authorise(_, done) = calls.swap_remove(at).call {
+                        done(Ok(authorised));
+                    }
+                }
+                Call::Tend(_) => {
+                    let tended = self.tend().await?;
+                    if let Call::Tend(done) = calls.swap_remove(at).call {
+                        done(Ok(tended));
+                    }
+                }
+                _ => {
+                    let running = self.running().await?;
+                    if let Call::Running(done) = calls.swap_remove(at).call {
+                        done(Ok(running));
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn authorise(&self, id: Id) -> Result<Authorised, Trouble> {
+        for _ in 0..LOOKS {
+            let ids = [&id.0[..]];
+            let rows = within(self.client().query_typed(rows::READ, &[(&&ids[..], Type::BYTEA_ARRAY)])).await?;
+            let read = rows.first().map(Read::of).transpose().map_err(|error| Trouble::of(&error))?;
+            let Some(read) = read.filter(|read| read.found.record.state != State::Tombstone) else {
+                return Ok(Authorised::Absent);
+            };
+            let record = read.found.record;
+            if record.state == State::Running {
+                let is_own = record.token.holder == self.engine.holder;
+                if is_own || read.silence.is_some_and(|silence| silence < read.lease) {
+                    return Ok(Authorised::Running);
+                }
+                self.bury(&read).await?;
+                continue;
+            }
+            let id = ids[0];
+            let params: Vec<Param<'_>> = vec![(&id, Type::BYTEA), (&read.version, Type::TEXT)];
+            let client = self.client();
+            let deleted = within(pipelined(vec![
+                simple(client, rows::BEGIN),
+                query(client, rows::DELETE, params),
+                simple(client, "COMMIT"),
+            ]));
+            if deleted.await?.iter().any(|rows| !rows.is_empty()) {
+                return Ok(Authorised::Released);
+            }
+        }
+        Ok(Authorised::Running)
+    }
+
+    /// Removes expired records and buries silent ones, unless another proxy does at this moment.
+    async fn tend(&self) -> Result<Tended, Trouble> {
+        let client = self.client();
+        let (own, limit) = (signed(self.engine.holder), i64::from(BATCH));
+        within(client.batch_execute(rows::BEGIN_UPKEEP)).await?;
+        let lock: [Param<'_>; 1] = [(&super::UPKEEP_LOCK, Type::INT8)];
+        let is_ours = within(client.query_typed_one(rows::LOCK_UPKEEP, &lock)).await?;
+        if !is_ours.try_get::<_, bool>(0).map_err(|error| Trouble::of(&error))? {
+            within(client.batch_execute("ROLLBACK")).await?;
+            return Ok(Tended { expired: 0, more: false });
+        }
+        let done = within(pipelined(vec![
+            query(client, rows::EXPIRE, vec![(&limit, Type::INT8)]),
+            query(client, rows::BURY_SILENT, vec![(&own, Type::INT8), (&limit, Type::INT8)]),
+            query(client, rows::FORGET_HOLDERS, vec![(&own, Type::INT8)]),
+            query(client, rows::COUNT, Vec::new()),
+            simple(client, "COMMIT"),
+        ]));
+        let done = done.await?;
+        for row in &done[1] {
+            let (id, subject) = (rows::id(row, 0), rows::subject(row, 1));
+            if let (Ok(id), Ok(subject)) = (id, subject) {
+                warn_unknown(
+                    id,
+                    &subject,
+                    "the proxy that held the claim is gone, or has been silent for its whole lease",
+                );
+            }
+        }
+        if let Some(count) = done[3].first().and_then(|row| row.try_get::<_, i64>(0).ok()) {
+            self.engine.status.counted(u64::try_from(count).unwrap_or_default());
+        }
+        let (expired, buried) = (done[0].len(), done[1].len());
+        Ok(Tended { expired, more: expired.max(buried) >= BATCH as usize })
+    }
+
+    async fn running(&self) -> Result<Vec<(Id, Token)>, Trouble> {
+        let (own, limit) = (signed(self.engine.holder), i64::from(BATCH));
+        let params: [Param<'_>; 2] = [(&own, Type::INT8), (&limit, Type::INT8)];
+        let rows = within(self.client().query_typed(rows::RUNNING, &params)).await?;
+        let running = rows
+            .iter()
+            .map(|row| Ok((rows::id(row, 0)?, Token { holder: self.engine.holder, number: rows::number(row, 1)? })));
+        running.collect::<Result<_, Error>>().map_err(|error| Trouble::of(&error))
+    }
+}
+
+/// The result of a claim's meeting a record.
+enum Met {
+    /// The record stays.
+    Found,
+    /// The record is the claim's own tombstone.
+    Dead,
+    /// The claim took its place.
+    Took { is_again: bool, sent: BootTime },
+    /// It may have.
+    Torn,
+    /// The record is another one now.
+    Changed,
+}
+
+fn answer(pending: Pending, claimed: Result<Claimed, StoreError>, sent: BootTime) {
+    let is_resent = pending.is_resent;
+    if let Call::Claim(_, done) = pending.call {
+        done(claimed.map(|claimed| ClaimReply { claimed, sent, is_resent }));
+    }
+}

@@ -1,0 +1,208 @@
+//! A connection to PostgreSQL: to a server that takes writes if there is one, and only to the store that is known.
+
+use super::{Settings, promise, schema};
+use crate::idempotency::remote::{IdentityFile, Known};
+use crate::idempotency::remote::{SILENCE, Status, Use};
+use std::cell::Cell;
+use std::future::poll_fn;
+use std::rc::Rc;
+use std::time::Duration;
+use tokio::sync::Notify;
+use tokio_postgres::config::TargetSessionAttrs;
+use tokio_postgres::error::{Severity, SqlState};
+use tokio_postgres::{AsyncMessage, Client, Error};
+use tokio_postgres_rustls::MakeRustlsConnect;
+
+/// The time after which the kernel gives up a connection whose bytes are not acknowledged.
+const TCP_USER_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// A connection, and the task that drives it.
+pub(super) struct Connection {
+    pub(super) client: Client,
+    tls: MakeRustlsConnect,
+    /// Notices of the severity WARNING so far.
+    warnings: Rc<Cell<u64>>,
+    ended: Rc<Notify>,
+}
+
+impl Connection {
+    /// Returns how many warnings the server has sent: the wait for a standby that was cancelled is one.
+    pub(super) fn warnings(&self) -> u64 {
+        self.warnings.get()
+    }
+
+    /// Returns when the connection has ended.
+    pub(super) async fn closed(&self) {
+        if !self.client.is_closed() {
+            self.ended.notified().await;
+        }
+    }
+
+    /// Asks the server to end what it works on for this connection, which holds locks until then.
+    pub(super) fn cancel(&self) {
+        let (token, tls) = (self.client.cancel_token(), self.tls.clone());
+        tokio::task::spawn_local(async move {
+            let _ = tokio::time::timeout(SILENCE, token.cancel_query(tls)).await;
+        });
+    }
+}
+
+/// Connects to a server, and makes sure that it holds the store.
+///
+/// # Errors
+/// A sentence for operators.
+pub(super) async fn connect(settings: &Settings, what_for: Use, status: &Status) -> Result<Connection, String> {
+    let connection = match open(settings, TargetSessionAttrs::ReadWrite).await {
+        Ok(connection) => connection,
+        // Results can be replayed from a standby.
+        Err(error) if what_for == Use::Reading => {
+            open(settings, TargetSessionAttrs::Any).await.map_err(|_| explain(&error))?
+        }
+        Err(error) => return Err(explain(&error)),
+    };
+    let checked = tokio::time::timeout(2 * SILENCE, check(&connection.client, settings, what_for));
+    checked.await.map_err(|_| "the server does not answer".to_owned())??;
+    if what_for == Use::Writing {
+        let found = tokio::time::timeout(SILENCE, promise::find(&connection.client));
+        if let Ok(Ok(found)) = found.await {
+            status.promises(promise::sentences(&found));
+        }
+    }
+    Ok(connection)
+}
+
+/// Connects to the first host that has these attributes.
+pub(super) async fn open(settings: &Settings, wanted: TargetSessionAttrs) -> Result<Connection, Error> {
+    let mut config = (*settings.config).clone();
+    config.target_session_attrs(wanted).connect_timeout(SILENCE).tcp_user_timeout(TCP_USER_TIMEOUT);
+    if config.get_application_name().is_none() {
+        config.application_name("ringway");
+    }
+    let tls = MakeRustlsConnect::new((*settings.tls).clone());
+    let (client, mut driver) = config.connect(tls.clone()).await?;
+    let (warnings, ended) = (Rc::new(Cell::new(0)), Rc::new(Notify::new()));
+    let (counted, told) = (Rc::clone(&warnings), Rc::clone(&ended));
+    tokio::task::spawn_local(async move {
+        while let Some(Ok(message)) = poll_fn(|cx| driver.poll_message(cx)).await {
+            if let AsyncMessage::Notice(notice) = message
+                && matches!(notice.parsed_severity(), Some(Severity::Warning))
+            {
+                tracing::warn!(message = notice.message(), "PostgreSQL warns");
+                counted.set(counted.get() + 1);
+            }
+        }
+        told.notify_one();
+    });
+    Ok(Connection { client, tls, warnings, ended })
+}
+
+/// Makes the tables where there are none, and compares the store's identity with the one that is known here.
+async fn check(client: &Client, settings: &Settings, what_for: Use) -> Result<(), String> {
+    let file = IdentityFile::new(&settings.identity_file);
+    let known = file.read().map_err(|error| file_error(settings, &error))?;
+    let (found, version) = match identity(client).await {
+        Ok(found) => found,
+        Err(error) if error.code() == Some(&SqlState::UNDEFINED_TABLE) => match &known {
+            Known::Nothing => create(client).await?,
+            Known::This(_) => return Err(EMPTY.to_owned()),
+        },
+        Err(error) => return Err(explain(&error)),
+    };
+    compare(&found, version, &known)?;
+    if known == Known::Nothing && what_for == Use::Writing {
+        file.write(&found).map_err(|error| file_error(settings, &error))?;
+    }
+    Ok(())
+}
+
+/// The database that is known lacks the tables.
+pub(super) const EMPTY: &str = "the database has no tables of Ringway, though this machine knows a store: it was restarted \
+     empty, or it is another database; a request that the lost store remembered would run again. If that is meant, run \
+     `ringway store adopt`";
+
+/// Compares the store that was found with the one that is known.
+///
+/// # Errors
+/// It is another one, or its tables have another version.
+pub(super) fn compare(found: &str, version: i32, known: &Known) -> Result<(), String> {
+    if version != schema::VERSION {
+        return Err(format!(
+            "the tables have version {version}, and this Ringway knows version {}: run one that fits",
+            schema::VERSION
+        ));
+    }
+    match known {
+        Known::This(known) if known != found => Err(format!(
+            "the database holds another store ({found}) than the one that this machine knows ({known}): the address leads \
+             to a wrong database, or the store was made anew; if that is meant, run `ringway store adopt`"
+        )),
+        _ => Ok(()),
+    }
+}
+
+fn file_error(settings: &Settings, error: &std::io::Error) -> String {
+    format!("the file `{}`, which names the store that is known here: {error}", settings.identity_file.display())
+}
+
+/// Returns the identity of the store, and the version of its tables.
+pub(super) async fn identity(client: &Client) -> Result<(String, i32), Error> {
+    let row = client.query_typed_one("SELECT identity, version FROM ringway_store", &[]).await?;
+    Ok((row.try_get(0)?, row.try_get(1)?))
+}
+
+/// Makes the tables. Where another proxy makes them at the same time, one of the two does.
+///
+/// # Errors
+/// A sentence for operators.
+pub(super) async fn create(client: &Client) -> Result<(String, i32), String> {
+    let (lock, tables, name) = (super::LOCK, schema::DDL, schema::NAME);
+    let script = format!("BEGIN; SELECT pg_advisory_xact_lock({lock}); {tables} {name} COMMIT;");
+    let created = client.batch_execute(&script).await;
+    if let Err(error) = created {
+        let _ = client.batch_execute("ROLLBACK").await;
+        return Err(match error.code() {
+            Some(code) if *code == SqlState::INSUFFICIENT_PRIVILEGE => format!(
+                "the database has no tables of Ringway, and the role may not make them ({error}); run \
+                 `ringway store schema | psql` as one that may"
+            ),
+            _ => explain(&error),
+        });
+    }
+    tracing::info!("the tables of the idempotency store were made");
+    identity(client).await.map_err(|error| explain(&error))
+}
+
+/// Returns an error with its cause, in one sentence.
+pub(super) fn explain(error: &Error) -> String {
+    use std::error::Error as _;
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(next) = cause {
+        let next_text = next.to_string();
+        if !text.contains(&next_text) {
+            text = format!("{text}: {next_text}");
+        }
+        cause = next.source();
+    }
+    text
+}
+
+/// Returns the hosts and the database of a configuration, without its secrets.
+pub(super) fn place(config: &tokio_postgres::Config) -> String {
+    use tokio_postgres::config::Host;
+    let ports = config.get_ports();
+    let hosts: Vec<String> = config
+        .get_hosts()
+        .iter()
+        .enumerate()
+        .map(|(index, host)| {
+            let port = ports.get(index).or(ports.first()).copied().unwrap_or(5432);
+            match host {
+                Host::Tcp(name) => format!("{name}:{port}"),
+                Host::Unix(path) => format!("{}:{port}", path.display()),
+            }
+        })
+        .collect();
+    let database = config.get_dbname().or(config.get_user()).unwrap_or_default();
+    format!("{}/{database}", hosts.join(","))
+}

@@ -1,0 +1,55 @@
+//! The local file with the identity of the remote store that this machine knows.
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+/// The identity of the remote store that this machine knows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(in crate::idempotency) enum Known {
+    /// No remote store was used here before.
+    Nothing,
+    This(String),
+}
+
+/// The local file that keeps it, so that a process refuses another store after its own restart, too.
+pub(in crate::idempotency) struct IdentityFile {
+    path: PathBuf,
+}
+
+impl IdentityFile {
+    pub(in crate::idempotency) fn new(path: &Path) -> IdentityFile {
+        IdentityFile { path: path.to_owned() }
+    }
+
+    /// Reads the identity.
+    ///
+    /// # Errors
+    /// The file is there and cannot be read, or is empty.
+    pub(in crate::idempotency) fn read(&self) -> io::Result<Known> {
+        match fs::read_to_string(&self.path) {
+            Ok(text) if text.trim().is_empty() => Err(io::Error::other("it is empty")),
+            Ok(text) => Ok(Known::This(text.trim().to_owned())),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Known::Nothing),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Writes the identity durably: beside the file first, then in its place.
+    ///
+    /// # Errors
+    /// The folder or the file cannot be written.
+    pub(in crate::idempotency) fn write(&self, identity: &str) -> io::Result<()> {
+        let folder = self.path.parent().filter(|folder| !folder.as_os_str().is_empty());
+        if let Some(folder) = folder {
+            DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+        }
+        let beside = self.path.with_extension("new");
+        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&beside)?;
+        writeln!(file, "{identity}")?;
+        file.sync_all()?;
+        fs::rename(&beside, &self.path)?;
+        File::open(folder.unwrap_or(Path::new(".")))?.sync_all()
+    }
+}

@@ -1,0 +1,64 @@
+//! The file of a store that no process has open, for a copy.
+
+use super::file::{StoreFile, Use};
+use super::{holders, rows};
+use crate::idempotency::copy::{Archive, Archived};
+use crate::idempotency::identity::Id;
+use rusqlite::Connection;
+use std::path::Path;
+
+/// Opens the file; makes it where it is to be the target.
+///
+/// # Errors
+/// It is not there, not a store, or a process has it open.
+pub(in crate::idempotency) fn archive(path: &Path, is_target: bool) -> Result<Box<dyn Archive>, String> {
+    if !is_target && !path.exists() {
+        return Err("there is no such file".to_owned());
+    }
+    let file = StoreFile::prepare(path).map_err(|error| error.to_string())?;
+    if holders::is_in_use(&file.path) {
+        return Err("a running Ringway has it open; stop it first: what it writes meanwhile would be missed".to_owned());
+    }
+    let connection = file.connect(Use::Writing).map_err(|error| error.to_string())?;
+    Ok(Box::new(SqliteArchive { connection }))
+}
+
+/// Looks at a file, and changes nothing.
+///
+/// # Errors
+/// It is there, and is not a store, or its folder cannot be written.
+pub(in crate::idempotency) fn inspect(path: &Path) -> Result<(), String> {
+    if path.exists() {
+        let file = StoreFile::prepare(path).map_err(|error| error.to_string())?;
+        return file.connect(Use::Reading).map(drop).map_err(|error| error.to_string());
+    }
+    Ok(())
+}
+
+struct SqliteArchive {
+    connection: Connection,
+}
+
+impl Archive for SqliteArchive {
+    fn count(&mut self) -> Result<u64, String> {
+        rows::extent(&self.connection).map_err(|error| error.to_string())
+    }
+
+    fn read(&mut self, after: Option<Id>) -> Result<Vec<Archived>, String> {
+        rows::page(&self.connection, after).map_err(|error| error.to_string())
+    }
+
+    fn write(&mut self, records: &[Archived]) -> Result<u64, String> {
+        let mut write = || {
+            let transaction = self.connection.transaction()?;
+            let mut added = 0;
+            for archived in records {
+                added += rows::add(&transaction, archived)?;
+            }
+            rows::extend(&transaction, added.cast_signed())?;
+            transaction.commit()?;
+            Ok(added)
+        };
+        write().map_err(|error: rusqlite::Error| error.to_string())
+    }
+}

@@ -1,0 +1,105 @@
+//! Several proxies on one store: one run for all, one answer for all.
+
+use super::*;
+use crate::engines::{PgBouncer, Postgres};
+use crate::idempotency::{held, is_replay, seen};
+use crate::support::eventually;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+#[test]
+fn many_clients_of_three_proxies_run_each_key_once() {
+    let Some(server) = Postgres::shared() else { return };
+    let Some(pooler) = PgBouncer::before(server) else { return };
+    server.database("sharing");
+    let (direct, pooled) = (Place::new(&server.url("sharing")), Place::new(&pooler.url("sharing")));
+    let node = Counting::start();
+    let proxies = [
+        direct.proxy(node.address(), "on_concurrent: wait"),
+        direct.proxy(node.address(), "on_concurrent: wait"),
+        pooled.proxy(node.address(), "on_concurrent: wait"),
+    ];
+    for proxy in &proxies {
+        eventually("a connection", || is_up(proxy));
+    }
+    let keys: Vec<String> = (0..60).map(|number| format!("key-{number}")).collect();
+    let answers = Mutex::new(HashMap::<String, Vec<_>>::new());
+    let next = AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        for _ in 0..12 {
+            scope.spawn(|| {
+                loop {
+                    let turn = next.fetch_add(1, Ordering::Relaxed);
+                    let Some(key) = keys.get(turn / 6) else { break };
+                    let answer = proxies[turn % 3].ask(pay(key));
+                    answers.lock().unwrap().entry(key.clone()).or_default().push(seen(&answer));
+                }
+            });
+        }
+    });
+    for (key, answers) in answers.into_inner().unwrap() {
+        assert_eq!(node.of(&key), 1, "{key}");
+        assert!(answers[0].0.contains("201"), "{answers:?}");
+        assert!(answers.iter().all(|answer| *answer == answers[0]), "{key}: {answers:?}");
+    }
+}
+
+#[test]
+fn a_key_that_runs_elsewhere_is_refused_and_one_that_a_dead_proxy_held_is_unknown() {
+    let Some(server) = Postgres::shared() else { return };
+    let place = Place::new(&server.database("dead"));
+    let (origin, began, gate) = held(|peer| peer.reply(200, "", "late"));
+    let mut holder = place.proxy(origin.address(), "lease: 1s");
+    let other = place.proxy(origin.address(), "lease: 1s");
+    eventually("both connections", || is_up(&holder) && is_up(&other));
+    let mut client = holder.connect();
+    client.send(pay("k"));
+    began.wait();
+    let refused = other.ask(pay("k"));
+    assert_eq!((refused.status, refused.problem().as_str()), (409, "request-in-progress"));
+    let record = &other.records("k")[0];
+    assert_eq!(record["state"], "running");
+    let name = record["holder"].as_str().unwrap();
+    assert!(name.ends_with(&format!("/{}", holder.pid())), "{name}");
+    holder.signal("KILL");
+    eventually("the end", || holder.has_ended());
+    eventually("the burial", || other.ask(pay("k")).problem() == "outcome-unknown");
+    other.logs("the outcome of a request is unknown");
+    gate.open();
+}
+
+#[test]
+fn the_api_of_every_proxy_lists_and_releases_the_records_of_all() {
+    let Some(server) = Postgres::shared() else { return };
+    let place = Place::new(&server.database("api"));
+    let node = Counting::start();
+    let [one, other] = [place.proxy(node.address(), ""), place.proxy(node.address(), "")];
+    eventually("both connections", || is_up(&one) && is_up(&other));
+    assert_eq!(one.ask(pay("k")).status, 201);
+    let replayed = other.ask(pay("k"));
+    assert!(is_replay(&replayed) && replayed.text() == "charged k as 0");
+    let mismatch = other.ask(charge("/pay", "k", "another body"));
+    assert_eq!((mismatch.status, mismatch.problem().as_str()), (422, "idempotency-key-reused"));
+    let records = other.records("k");
+    assert_eq!((records.len(), &records[0]["state"], &records[0]["status"]), (1, &"done".into(), &201.into()));
+    assert!(records[0]["expires_in"].as_f64().unwrap() > 86_000.0);
+    let id = records[0]["id"].as_str().unwrap();
+    assert_eq!(other.admin_delete(&format!("/api/idempotency/{id}")).status, 200);
+    assert!(one.records("k").is_empty());
+    assert_eq!(one.ask(pay("k")).text(), "charged k as 1", "as the operator said");
+    let promise = one.admin_get("/api/status").json()["idempotency"]["promise"].to_string();
+    assert!(promise.contains("replication lag"), "{promise}");
+}
+
+#[test]
+fn results_expire_by_the_clock_of_the_server() {
+    let Some(server) = Postgres::shared() else { return };
+    let place = Place::new(&server.database("expiry"));
+    let node = Counting::start();
+    let proxy = place.proxy(node.address(), "ttl: 1h");
+    eventually("a connection", || is_up(&proxy));
+    assert_eq!(proxy.ask(pay("k")).status, 201);
+    server.execute("expiry", "UPDATE ringway_records SET expires = expires - interval '2 hours'");
+    assert_eq!(proxy.ask(pay("k")).text(), "charged k as 1");
+    server.execute("expiry", "UPDATE ringway_records SET expires = expires - interval '2 hours'");
+    eventually("upkeep", || server.execute("expiry", "SELECT count(*) FROM ringway_records") == "0");
+}
