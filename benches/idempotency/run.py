@@ -4,6 +4,7 @@
     run.py                       # pass, first and replay, side by side
     run.py --fsync-delay 5       # the same on a disk whose every sync takes 5 ms longer
     run.py --records 1000000     # and with so many records in the store
+    run.py --store postgres      # the same with a PostgreSQL of its own, beside its statements driven bare
     run.py --smoke               # does the script work?
 
 Three kinds of POST go to one Ringway before one nginx: `pass` has no key, `first`
@@ -19,8 +20,13 @@ shared commit cannot win ten times, and does with --fsync-delay.
 With --records it fills the store, and tells how long the proxy takes to start, what
 a replay costs then, and how much memory the process has more than before.
 
-It needs Linux, Python 3.9 and the Debian packages wrk, nginx, and gcc for
---fsync-delay. The store is in a folder under target/, which must be on a disk. Exit
+With --store postgres it starts a server in the same folder. In the same run pgbench
+drives the same statements bare, over one connection, as many claims and results a
+transaction as the proxy's own transactions have had; and single transactions of one
+claim, which tell what a commit takes.
+
+It needs Linux, Python 3.9 and the Debian packages wrk, nginx, gcc for --fsync-delay,
+and postgresql for --store postgres. The store is in a folder under target/, which must be on a disk. Exit
 codes: 0 done, 1 a broken run or failed requests, 2 wrong usage, 3 a program is
 missing.
 """
@@ -30,6 +36,7 @@ import contextlib
 import http.client
 import json
 import os
+import shutil
 import sqlite3
 import statistics
 import subprocess
@@ -57,7 +64,7 @@ workers: @WORKERS@
 listeners: [{ name: http, address: "127.0.0.1:@PORT@" }]
 admin: { address: "127.0.0.1:@ADMIN@" }
 access_log: { format: "off" }
-idempotency_store: { path: "@STORE@" }
+idempotency_store: @STORE@
 pools:
   app:
     nodes: [{ id: origin, address: "127.0.0.1:@ORIGIN@" }]
@@ -113,8 +120,11 @@ def start_proxy(stack, ports, folder, args):
     """Starts the proxy; gives it and the seconds until it answered."""
     folder.mkdir(exist_ok=True)
     config = folder / "ringway.yaml"
+    store = f'{{ path: "{folder / "data" / "store.db"}" }}'
+    if args.store == "postgres":
+        store = f'{{ kind: postgres, url_file: "{args.url_file}", identity_file: "{folder / "store.id"}" }}'
     config.write_text(harness.fill(RINGWAY, PORT=ports["ringway"], ADMIN=ports["admin"], WORKERS=args.workers,
-                                ORIGIN=ports["origin"], STORE=folder / "data" / "store.db"))
+                                ORIGIN=ports["origin"], STORE=store))
     begin = time.monotonic()
     server = harness.start(stack, "ringway", [args.binary.absolute(), "run", "--config", config], folder)
     while time.monotonic() - begin < READY_SECONDS and server.process.poll() is None:
@@ -191,6 +201,8 @@ def fill(path, count):
 def bench(args):
     good = True
     with contextlib.ExitStack() as stack:
+        if args.store == "postgres":
+            return bench_postgres(stack, args)
         (ROOT / "target").mkdir(exist_ok=True)
         folder = args.folder or ROOT / "target"
         base = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-idempotency-", dir=folder)))
@@ -229,6 +241,132 @@ def bench(args):
         if args.records:
             good = with_records(stack, ports, base, script, server, args) and good
     return good
+
+
+BARE = """\
+\\set r random(1, 1000000000000000)
+BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL synchronous_commit = on;
+INSERT INTO ringway_records (id, state, holder, number, lease, created, touched, expires, fingerprint, namespace, method,
+    authority, path, key)
+    SELECT decode(md5(:r::text || g) || md5(g::text || :r), 'hex'), 0, :r, g, 10000, now(), now(), now() + interval '1 day',
+        decode(repeat('5e', 32), 'hex'), 'default', 'POST', '127.0.0.1:8080', '/charges', 'first-1234-' || :r || g
+    FROM generate_series(1, @BATCH@) g ON CONFLICT (id) DO NOTHING;
+COMMIT;
+"""
+BARE_RESULT = """\
+BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL synchronous_commit = on;
+UPDATE ringway_records r SET state = 1, status = 201, fields = repeat('x', 150)::bytea, body = repeat('y', 70)::bytea,
+    trailers = '', touched = now(), expires = now() + interval '1 day'
+    FROM generate_series(1, @BATCH@) g
+    WHERE r.id = decode(md5(:r::text || g) || md5(g::text || :r), 'hex') AND r.holder = :r AND r.number = g AND r.state = 0;
+COMMIT;
+"""
+
+
+class Database:
+    """A server in a folder of the bench."""
+
+    def __init__(self, stack, base):
+        versions = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
+        if not versions:
+            sys.exit("error: `initdb` is missing (Debian: postgresql)")
+        self.programs, self.base, self.port = versions[-1], base, harness.free_ports(["postgres"])["postgres"]
+        folder = base / "postgres"
+        folder.mkdir()
+        self.user = ["setpriv", "--reuid=postgres", "--regid=postgres", "--init-groups"] if os.geteuid() == 0 else []
+        if self.user:
+            shutil.chown(folder, "postgres", "postgres")
+        data = folder / "data"
+        words = [*self.user, self.programs / "initdb", "-A", "trust", "-U", "ringway", "--locale=C", "-E", "UTF8", "-D", data]
+        subprocess.run(words, check=True, stdout=subprocess.DEVNULL)
+        words = [*self.user, self.programs / "postgres", "-D", data, "-p", str(self.port), "-c", "listen_addresses=127.0.0.1",
+                 "-c", f"unix_socket_directories={folder}"]
+        harness.start(stack, "postgres", words, base / "server")
+        until = time.monotonic() + READY_SECONDS
+        while time.monotonic() < until and self.ask("SELECT 1") != "1":
+            time.sleep(0.05)
+
+    def words(self, program, *more):
+        return [program, "-h", "127.0.0.1", "-p", str(self.port), "-U", "ringway", *more, "postgres"]
+
+    def ask(self, text):
+        words = self.words("psql", "-X", "-A", "-t", "-q", "-c", text)
+        return subprocess.run(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True).stdout.strip()
+
+    def commits(self):
+        return int(self.ask("SELECT xact_commit FROM pg_stat_database WHERE datname = 'postgres'"))
+
+    def drive(self, script, seconds):
+        """Transactions a second of one connection, and the milliseconds that one run of the script takes."""
+        file = self.base / "bare.sql"
+        file.write_text(script)
+        words = self.words(self.programs / "pgbench", "-n", "-c", "1", "-T", str(seconds), "-f", str(file))
+        told = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True).stdout
+        rate = float(next(line.split("=")[1].split()[0] for line in told.splitlines() if line.startswith("tps")))
+        return rate, 1000 / rate
+
+
+def claim_seconds(admin):
+    """The sum and the number of the claims' durations so far."""
+    client = http.client.HTTPConnection("127.0.0.1", admin, timeout=20)
+    with contextlib.closing(client):
+        client.request("GET", "/metrics")
+        lines = client.getresponse().read().decode().splitlines()
+    name = "ringway_store_duration_seconds"
+    found = {line.split("{")[0]: float(line.split()[-1]) for line in lines if line.startswith(name) and 'op="claim"' in line
+             and "_bucket" not in line}
+    return found.get(f"{name}_sum", 0.0), found.get(f"{name}_count", 0.0)
+
+
+def bench_postgres(stack, args):
+    (ROOT / "target").mkdir(exist_ok=True)
+    base = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-idempotency-", dir=args.folder or ROOT / "target")))
+    base.chmod(0o755)
+    script = base / "requests.lua"
+    script.write_text(WRK_SCRIPT)
+    ports = harness.free_ports(["origin", "admin", "ringway"])
+    for name in ("origin", "server"):
+        (base / name).mkdir()
+    config = base / "origin" / "config"
+    config.write_text(harness.fill(harness.NGINX, SERVERS=harness.fill(ORIGIN, PORT=ports["origin"])))
+    harness.start(stack, "origin", harness.nginx_command(config), base / "origin")
+    database = Database(stack, base)
+    args.url_file = base / "store.url"
+    args.url_file.write_text(f"postgres://ringway@127.0.0.1:{database.port}/postgres?sslmode=disable")
+    args.url_file.chmod(0o600)
+    server, _ = start_proxy(stack, ports, base / "ringway", args)
+    for number in range(10):
+        ask(ports["ringway"], f"ready-{number}")
+    # The proxy's own transactions tell how many claims and results share one.
+    before = database.commits()
+    first = measure(server, ports["ringway"], script, "first", f"count-{os.getpid()}-", args)
+    time.sleep(1.5)  # the server's statistics come late
+    batch = max(1, round(2 * first["rps"] * args.seconds / max(1, database.commits() - before)))
+    results = rounds(server, ports["ringway"], script, args)
+    bare, _ = database.drive(harness.fill(BARE + BARE_RESULT, BATCH=batch), args.seconds)
+    # One client at a time: what a claim and a replay take.
+    alone = argparse.Namespace(**{**vars(args), "connections": 1})
+    _, commit = database.drive(harness.fill(BARE, BATCH=1), args.seconds)
+    _, trip = database.drive("SELECT 1;", args.seconds)
+    began = claim_seconds(ports["admin"])
+    measure(server, ports["ringway"], script, "first", f"alone-{os.getpid()}-", alone)
+    ended = claim_seconds(ports["admin"])
+    claim = 1000 * (ended[0] - began[0]) / max(1.0, ended[1] - began[1])
+    latency = {kind: 1000 / measure(server, ports["ringway"], script, kind, f"warm-{os.getpid()}-", alone)["rps"]
+               for kind in ("pass", "replay")}
+    plain = results["pass"]["cpu_us"]
+    print(f"\nmedians of {args.rounds} x {args.seconds} s, {args.connections} connections, {args.workers} worker(s); "
+          f"the same statements bare, {batch} a transaction: {bare * batch:.0f}/s")
+    print(f"{'kind':>8} {'CPU us/request':>15} {'of pass':>8} {'requests/s':>11} {'of bare':>8} {'errors':>7}")
+    for kind, one in results.items():
+        print(f"{kind:>8} {one['cpu_us']:15.2f} {one['cpu_us'] / plain:8.2f} {one['rps']:11.0f} "
+              f"{one['rps'] / (bare * batch):8.2f} {one['errors']:7}")
+    print(f"one client: a claim takes {claim:.2f} ms, a bare commit {commit:.2f}, a round trip {trip:.3f}, "
+          f"a pass {latency['pass']:.3f}, a replay {latency['replay']:.3f}")
+    goal("first requests at half the rate of bare statements", results["first"]["rps"] >= 0.5 * bare * batch)
+    goal("a claim takes at most two commits", claim <= 2 * commit)
+    goal("a replay takes at most 1.5 of a pass and a round trip", latency["replay"] <= 1.5 * latency["pass"] + trip)
+    return not any(one["errors"] for one in results.values())
 
 
 def with_records(stack, ports, base, script, server, args):
@@ -271,6 +409,7 @@ def parse_args():
     add("--workers", type=positive, default=1, help=shown)
     add("--keys", type=positive, default=1000, help=f"that `replay` repeats ({shown})")
     add("--records", type=positive, help="measure with so many records in the store, too")
+    add("--store", choices=("sqlite", "postgres"), default="sqlite", help=shown)
     add("--fsync-delay", type=positive, metavar="MS", help="make every sync of a file take longer")
     add("--folder", type=Path, help="where the store is (default: target/)")
     add("--smoke", action="store_true", help="1 round of 1 second: proves only that it works")

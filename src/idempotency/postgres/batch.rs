@@ -366,7 +366,7 @@ impl Batch<'_> {
         if is_torn || matches!(carried_out, Err(Trouble::Broken(_))) {
             writes.iter_mut().for_each(|pending| pending.is_resent = true);
         }
-        let changed = carried_out?;
+        let Sent { changed, found } = carried_out?;
         if is_torn {
             return Ok(());
         }
@@ -386,13 +386,13 @@ impl Batch<'_> {
                 _ => {}
             }
         }
-        let settled = self.contest(&mut contested).await;
+        let settled = self.contest(&mut contested, found).await;
         *writes = contested;
         settled
     }
 
-    /// Sends the transaction of all writes. Returns the claims that were changed as the calls have it.
-    async fn send(&self, writes: &[Pending]) -> Result<HashSet<(Id, Token)>, Error> {
+    /// Sends the transaction of all writes.
+    async fn send(&self, writes: &[Pending]) -> Result<Sent, Error> {
         let client = self.client();
         let (mut claims, mut completions) = (Claims::default(), Completions::default());
         let (mut ids, mut holders, mut numbers): (Vec<&[u8]>, Vec<i64>, Vec<i64>) = Default::default();
@@ -416,17 +416,21 @@ impl Batch<'_> {
             }
         }
         // Each batch of claims renews the heartbeat.
-        beats |= !claims.ids.is_empty() || !again.is_empty();
+        beats |= !again.is_empty();
         let own = signed(self.engine.holder);
         // A heartbeat alone need not wait for a standby.
         let only_beats = writes.iter().all(|pending| matches!(pending.call, Call::Beat(_)));
         let begin = if only_beats { rows::BEGIN_UPKEEP } else { rows::BEGIN };
+        // The identities whose records claims may meet.
+        let met: Vec<&[u8]> = claims.ids.iter().copied().chain(again.iter().map(|(one, _)| &one.id[..])).collect();
         let mut statements = vec![simple(client, begin)];
         if beats {
             statements.push(query(client, rows::BEAT, vec![(&own, Type::INT8), (&self.engine.name, Type::TEXT)]));
         }
         if !claims.ids.is_empty() {
-            statements.push(query(client, rows::CLAIM, claims.params()));
+            let mut params = claims.params();
+            params.extend([(&own as _, Type::INT8), (&self.engine.name as _, Type::TEXT)]);
+            statements.push(query(client, rows::CLAIM, params));
         }
         for (one, claim) in &again {
             let mut params = one.token();
@@ -434,6 +438,10 @@ impl Batch<'_> {
             params.push((&one.fingerprint, Type::BYTEA));
             params.extend(texts(&claim.subject));
             statements.push(query(client, rows::CLAIM_AGAIN, params));
+        }
+        let look = (!met.is_empty()).then_some(statements.len());
+        if look.is_some() {
+            statements.push(query(client, rows::READ_OTHERS, vec![(&met, Type::BYTEA_ARRAY)]));
         }
         if !completions.ids.is_empty() {
             statements.push(query(client, rows::COMPLETE, completions.params()));
@@ -454,13 +462,17 @@ impl Batch<'_> {
             }
         }
         statements.push(simple(client, "COMMIT"));
-        let results = pipelined(statements).await?;
+        let mut results = pipelined(statements).await?;
+        let found = look.map(|at| std::mem::take(&mut results[at])).unwrap_or_default();
         // Statements without a result to speak of return no rows.
-        results.iter().flatten().map(rows::claim_of).collect()
+        let changed = results.iter().flatten().map(rows::claim_of).collect::<Result<_, Error>>()?;
+        Ok(Sent { changed, found })
     }
 
-    /// Settles claims that met a record: most find it, some take its place.
-    async fn contest(&self, claims: &mut Vec<Pending>) -> Result<(), Trouble> {
+    /// Settles claims that met a record: most find it, some take its place. `found` are the records as the transaction
+    /// saw them.
+    async fn contest(&self, claims: &mut Vec<Pending>, found: Vec<Row>) -> Result<(), Trouble> {
+        let mut found = Some(found);
         for _ in 0..LOOKS {
             if claims.is_empty() {
                 return Ok(());
@@ -472,7 +484,10 @@ impl Batch<'_> {
                     _ => None,
                 })
                 .collect();
-            let rows = within(self.client().query_typed(rows::READ, &[(&ids, Type::BYTEA_ARRAY)])).await?;
+            let rows = match found.take() {
+                Some(found) if !found.is_empty() => found,
+                _ => within(self.client().query_typed(rows::READ, &[(&ids, Type::BYTEA_ARRAY)])).await?,
+            };
             let mut there: HashMap<Id, Read> = HashMap::new();
             for row in &rows {
                 let read = Read::of(row).map_err(|error| Trouble::of(&error))?;
@@ -679,6 +694,14 @@ impl Batch<'_> {
             .map(|row| Ok((rows::id(row, 0)?, Token { holder: self.engine.holder, number: rows::number(row, 1)? })));
         running.collect::<Result<_, Error>>().map_err(|error| Trouble::of(&error))
     }
+}
+
+/// The result of a transaction.
+struct Sent {
+    /// The claims that were changed as the calls have it.
+    changed: HashSet<(Id, Token)>,
+    /// The records that new claims have met.
+    found: Vec<Row>,
 }
 
 /// The result of a claim's meeting a record.
