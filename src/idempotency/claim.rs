@@ -199,6 +199,7 @@ impl Records {
                                 let way = if retake { ReleaseWay::Retaken } else { ReleaseWay::Entombed };
                                 let end = Abandoned::Released(way);
                                 let unsettled = Unsettled { id: mine.id, end, ttl: times.ttl, is_told: false };
+                                records.claims.was_not_granted(token);
                                 records.claims.abandon(token, unsettled);
                             }
                             _ => records.claims.leave(token),

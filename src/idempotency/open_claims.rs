@@ -4,7 +4,7 @@
 use super::identity::Id;
 use super::record::{ReleaseWay, Token};
 use parking_lot::{Mutex, MutexGuard};
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::Duration;
 
 /// Claims whose end the store has not heard; beyond that, new claims are refused.
@@ -40,6 +40,8 @@ struct Claims {
     /// Claims that were sent to the store, or are held by a task.
     held: HashSet<Token>,
     unsettled: HashMap<Token, Unsettled>,
+    /// The last claims that were never granted, and whose fate was unknown: copies of them may come to life.
+    ungranted: VecDeque<Token>,
 }
 
 impl OpenClaims {
@@ -65,6 +67,20 @@ impl OpenClaims {
         let mut claims = self.lock();
         claims.held.remove(&token);
         claims.unsettled.insert(token, unsettled);
+    }
+
+    /// Notes that a claim was never granted, before it is abandoned.
+    pub(super) fn was_not_granted(&self, token: Token) {
+        let mut claims = self.lock();
+        if claims.ungranted.len() == MAX_UNSETTLED {
+            claims.ungranted.pop_front();
+        }
+        claims.ungranted.push_back(token);
+    }
+
+    /// Returns whether it is known that no request was sent under a claim.
+    pub(super) fn is_ungranted(&self, token: Token) -> bool {
+        self.lock().ungranted.contains(&token)
     }
 
     /// Returns the end of a claim that no task holds, where the store has not heard of it.

@@ -4,7 +4,7 @@
 use super::clock::millis;
 use super::identity::Id;
 use super::open_claims::{Abandoned, OpenClaims, Unsettled};
-use super::record::{Finish, Record, State, Token};
+use super::record::{Finish, Record, ReleaseWay, State, Token};
 use super::store::{Authorised, Completion, Found, Listed, Release, Store, StoreError, Tended};
 use super::stores::{self, Kind, OpenError};
 use crate::control::{Event, Events};
@@ -259,12 +259,16 @@ impl Records {
     }
 
     /// Ends running records of this process that no task holds: copies of claims that came to life after their
-    /// tombstone. Their runs were never allowed to send, which nothing proves any more.
+    /// tombstone. One that was never granted is released, for nothing was sent under it; of any other nothing is known.
     pub(super) async fn end_lost_claims(self: &Arc<Self>) {
         let Ok(running) = ask(&self.calls.find, PATIENCE, |done| self.store.running(done)).await else { return };
         for (id, token) in running.into_iter().filter(|(_, token)| !self.claims.contains(*token)) {
-            tracing::warn!(%id, "a claim of this process was found running that no request holds; its outcome is unknown");
-            self.abandon(token, Unsettled { id, end: Abandoned::Unknown, ttl: LOST_TTL, is_told: false });
+            let end = match self.claims.is_ungranted(token) {
+                true => Abandoned::Released(ReleaseWay::Entombed),
+                false => Abandoned::Unknown,
+            };
+            tracing::warn!(%id, ?end, "a claim of this process was found running that no request holds");
+            self.abandon(token, Unsettled { id, end, ttl: LOST_TTL, is_told: false });
         }
     }
 

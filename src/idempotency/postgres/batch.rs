@@ -18,6 +18,7 @@ use std::collections::{HashMap, HashSet};
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::task::Poll;
+use std::time::Duration;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::Type;
 use tokio_postgres::{Client, Error, Row};
@@ -107,10 +108,19 @@ fn query<'a>(client: &'a Client, text: &'a str, params: Vec<Param<'a>>) -> State
 
 /// Waits for an answer of the server, as long as it may be silent.
 async fn within<T>(answer: impl Future<Output = Result<T, Error>>) -> Result<T, Trouble> {
-    match tokio::time::timeout(SILENCE, answer).await {
+    within_for(SILENCE, answer).await
+}
+
+async fn within_for<T>(silence: Duration, answer: impl Future<Output = Result<T, Error>>) -> Result<T, Trouble> {
+    match tokio::time::timeout(silence, answer).await {
         Ok(answer) => answer.map_err(|error| Trouble::of(&error)),
-        Err(_) => Err(Trouble::Broken("the server was silent for a second".to_owned())),
+        Err(_) => Err(Trouble::Broken("the server does not answer".to_owned())),
     }
+}
+
+/// Returns for how long the server may be silent after so many bytes of results: they travel at 4 MiB a second at least.
+fn silence_for(bytes: usize) -> Duration {
+    SILENCE + Duration::from_millis(bytes as u64 / 4096)
 }
 
 /// The parameters of many claims, column by column.
@@ -361,7 +371,8 @@ impl Batch<'_> {
     async fn transact(&self, writes: &mut Vec<Pending>) -> Result<(), Trouble> {
         let sent = BootTime::now();
         let warnings = self.connection.warnings();
-        let carried_out = within(self.send(writes)).await;
+        let bytes: usize = writes.iter().map(|pending| pending.call.size()).sum();
+        let carried_out = within_for(silence_for(bytes), self.send(writes)).await;
         let is_torn = warnings != self.connection.warnings();
         if is_torn || matches!(carried_out, Err(Trouble::Broken(_))) {
             writes.iter_mut().for_each(|pending| pending.is_resent = true);

@@ -44,7 +44,7 @@ impl Call {
     }
 
     /// Returns the memory that the call's texts and bodies take, in bytes.
-    pub(super) fn size(&self) -> usize {
+    pub(in crate::idempotency) fn size(&self) -> usize {
         match self {
             Call::Complete(completion, _) => completion.response.as_ref().map_or(0, |response| response.size()),
             _ => 0,

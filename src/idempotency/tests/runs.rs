@@ -208,3 +208,21 @@ async fn who_waits_hears_of_the_end_at_once() {
     let _running = first(&records, 2).await;
     assert!(matches!(start(&records, &asked(2), &short).await, Started::Refused(Refused::Running)));
 }
+
+#[tokio::test]
+async fn a_running_record_that_no_request_holds_is_ended_by_upkeep() {
+    let records = records(Kind::Memory);
+    let held = first(&records, 0).await;
+    let token = |number| Token { holder: records.store().holder(), number };
+    // Copies of claims that come to life: of one that was granted once, and of one that never was.
+    records.claims.was_not_granted(token(1001));
+    for (number, claimed) in [(1, 1000), (2, 1001)] {
+        let claim = new_claim(number, token(claimed), 0, HOUR);
+        assert_eq!(claim_with(records.store(), claim), Ok(Claimed::First));
+    }
+    records.end_lost_claims().await;
+    assert_eq!(state(&records, 0).await, Some(State::Running), "a request works on it");
+    assert_eq!(state(&records, 1).await, Some(State::Unknown));
+    assert_eq!(state(&records, 2).await, None, "nothing was sent under it");
+    held.settle(End::Released).await;
+}

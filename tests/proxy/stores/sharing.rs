@@ -103,3 +103,21 @@ fn results_expire_by_the_clock_of_the_server() {
     server.execute("expiry", "UPDATE ringway_records SET expires = expires - interval '2 hours'");
     eventually("upkeep", || server.execute("expiry", "SELECT count(*) FROM ringway_records") == "0");
 }
+
+#[test]
+fn a_large_result_is_kept_whole_for_every_proxy() {
+    let Some(server) = Postgres::shared() else { return };
+    let place = Place::new(&server.database("large"));
+    let body = "0123456789abcdef".repeat(12 << 16);
+    let node = Origin::start({
+        let body = body.clone();
+        move |_, peer| peer.reply(200, "", &body)
+    });
+    let [one, other] = [(); 2].map(|()| place.proxy(node.address(), "max_response: 16MiB"));
+    eventually("both connections", || is_up(&one) && is_up(&other));
+    let first = one.ask(pay("k"));
+    assert_eq!((first.status, first.body.len()), (200, body.len()));
+    let replayed = other.ask(pay("k"));
+    assert!(is_replay(&replayed) && replayed.body == body.as_bytes());
+    assert_eq!(node.asked(), 1);
+}
