@@ -78,6 +78,14 @@ fn print(out: &mut impl Write, status: &Status, pools: &[PoolStatus], colours: b
         mebibytes(cache.memory),
         cache.requests.get("hit").copied().unwrap_or_default()
     )?;
+    if let Some(store) = &status.idempotency {
+        let word = colours.show(store.up, if store.up { "works" } else { "takes no claims" });
+        let records = store.records.map(|records| format!(", {records} records")).unwrap_or_default();
+        writeln!(out, "store   {} ({word}{records})", store.store)?;
+        for sentence in &store.promise {
+            writeln!(out, "        {sentence}")?;
+        }
+    }
     pools.iter().try_for_each(|pool| print_pool(out, pool, &colours))
 }
 

@@ -42,6 +42,22 @@ fn check_connect_prints_the_promise_and_refuses_a_store_that_is_not_to_be_used()
 }
 
 #[test]
+fn status_prints_the_store_and_its_promise() {
+    let Some(server) = Postgres::shared() else { return };
+    let place = Place::new(&server.database("status"));
+    let node = Counting::start();
+    let proxy = place.proxy(node.address(), "");
+    eventually("a connection", || is_up(&proxy));
+    let admin = format!("http://{}", proxy.admin);
+    let (is_good, told) = ringway(&["status", "--admin", &admin], None);
+    let place = format!("store   postgres 127.0.0.1:{}/status (works", server.port);
+    assert!(is_good && told.contains(&place) && told.contains("replication lag"), "{told}");
+    let local = Proxy::start(&crate::idempotency::configuration(&[node.address()], "", "timeouts: { connect: 1s }"));
+    let (_, told) = ringway(&["status", "--admin", &format!("http://{}", local.admin)], None);
+    assert!(told.contains("At most once on this machine"), "{told}");
+}
+
+#[test]
 fn the_printed_schema_serves_a_role_that_may_make_no_tables() {
     let Some(server) = Postgres::shared() else { return };
     server.database("schema");
