@@ -664,6 +664,8 @@ impl Batch<'_> {
     async fn tend(&self) -> Result<Tended, Trouble> {
         let client = self.client();
         let (own, limit) = (signed(self.engine.holder), i64::from(BATCH));
+        let count = within(client.query_typed_one(rows::COUNT, &[])).await?;
+        self.engine.status.counted(rows::number(&count, 0).map_err(|error| Trouble::of(&error))?);
         within(client.batch_execute(rows::BEGIN_UPKEEP)).await?;
         let lock: [Param<'_>; 1] = [(&super::UPKEEP_LOCK, Type::INT8)];
         let is_ours = within(client.query_typed_one(rows::LOCK_UPKEEP, &lock)).await?;
@@ -675,7 +677,6 @@ impl Batch<'_> {
             query(client, rows::EXPIRE, vec![(&limit, Type::INT8)]),
             query(client, rows::BURY_SILENT, vec![(&own, Type::INT8), (&limit, Type::INT8)]),
             query(client, rows::FORGET_HOLDERS, vec![(&own, Type::INT8)]),
-            query(client, rows::COUNT, Vec::new()),
             simple(client, "COMMIT"),
         ]));
         let done = done.await?;
@@ -688,9 +689,6 @@ impl Batch<'_> {
                     "the proxy that held the claim is gone, or has been silent for its whole lease",
                 );
             }
-        }
-        if let Some(count) = done[3].first().and_then(|row| row.try_get::<_, i64>(0).ok()) {
-            self.engine.status.counted(u64::try_from(count).unwrap_or_default());
         }
         let (expired, buried) = (done[0].len(), done[1].len());
         Ok(Tended { expired, more: expired.max(buried) >= BATCH as usize })

@@ -79,6 +79,9 @@ fn the_api_of_every_proxy_lists_and_releases_the_records_of_all() {
     assert!(is_replay(&replayed) && replayed.text() == "charged k as 0");
     let mismatch = other.ask(charge("/pay", "k", "another body"));
     assert_eq!((mismatch.status, mismatch.problem().as_str()), (422, "idempotency-key-reused"));
+    for proxy in [&one, &other] {
+        eventually("the count", || proxy.metric("ringway_idempotency_records") == 1.0);
+    }
     let records = other.records("k");
     assert_eq!((records.len(), &records[0]["state"], &records[0]["status"]), (1, &"done".into(), &201.into()));
     assert!(records[0]["expires_in"].as_f64().unwrap() > 86_000.0);
