@@ -5,12 +5,13 @@ _default:
 
 # The demo: three nodes, the proxy, a tour.
 demo:
-    cargo run --release -- demo
+    cargo run --profile quick -- demo
 
 # Format, lints and documentation, as CI wants them.
 lint:
     cargo fmt --check
-    cargo clippy --locked --all-targets -- -D warnings
+    cargo clippy --locked --all-targets --features fuzzing -- -D warnings
+    cargo clippy --locked -- -D warnings
     RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-private-items
 
 # All tests, or those whose names hold a word: `just test reload`.

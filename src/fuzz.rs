@@ -1,7 +1,7 @@
 //! What the fuzzers of `fuzz/` run: one function a target, from bytes as a stranger sends them to the
 //! parser that meets them, with what must hold whatever the bytes are.
 //!
-//! Only compiled for tests and fuzzers. It stands here because the rooms are private.
+//! Only compiled for tests and with the feature `fuzzing`. It stands here because the rooms are private.
 
 use crate::cache::directives::ResponseDirectives;
 use crate::cache::policy::{CachePolicy, RequestTraits, Reuse, Timing, reuse, stands_in, storable};
@@ -478,6 +478,19 @@ mod tests {
     fn names(folder: &Path) -> BTreeSet<String> {
         let entries = fs::read_dir(folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
         entries.map(|entry| entry.unwrap().path().file_stem().unwrap().to_str().unwrap().to_owned()).collect()
+    }
+
+    /// A target calls the function of its name and does nothing else, so that `--features fuzzing` compiles all of it.
+    #[test]
+    fn every_target_calls_its_function() {
+        let fuzz = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz");
+        let manifest = fs::read_to_string(fuzz.join("Cargo.toml")).unwrap();
+        for (name, _) in TARGETS {
+            let text = fs::read_to_string(fuzz.join("fuzz_targets").join(name).with_extension("rs")).unwrap();
+            let call = format!("fuzz_target!(|data: &[u8]| ringway::fuzz::{name}(data));");
+            assert_eq!(text, format!("#![no_main]\n\nuse libfuzzer_sys::fuzz_target;\n\n{call}\n"));
+            assert!(manifest.contains(&format!("name = \"{name}\"\npath = \"fuzz_targets/{name}.rs\"\n")), "{name}");
+        }
     }
 
     /// Seeds have an extension; what a fuzzer has put beside them has none.

@@ -24,7 +24,7 @@ mod control;
 #[cfg(test)]
 #[path = "../tests/engines/mod.rs"]
 mod engines;
-#[cfg(any(test, fuzzing))]
+#[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub mod fuzz;
 mod http;

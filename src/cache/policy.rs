@@ -62,7 +62,7 @@ impl CachePolicy {
     }
 }
 
-#[cfg(any(test, fuzzing))]
+#[cfg(any(test, feature = "fuzzing"))]
 impl CachePolicy {
     /// Returns a policy that adds nothing to what responses say.
     pub(crate) fn plain() -> CachePolicy {

@@ -130,7 +130,7 @@ impl Report {
     }
 
     /// Where the findings stand: their lines and columns.
-    #[cfg(any(test, fuzzing))]
+    #[cfg(any(test, feature = "fuzzing"))]
     pub(crate) fn places(&self) -> impl Iterator<Item = (usize, usize)> {
         self.findings.iter().map(|(found, _)| (found.span.line, found.span.column))
     }

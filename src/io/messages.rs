@@ -178,7 +178,7 @@ impl Messages {
     }
 
     /// Returns whether a head has ended whose framing is not known yet.
-    #[cfg(any(test, fuzzing))]
+    #[cfg(any(test, feature = "fuzzing"))]
     pub(crate) fn is_waiting(&self) -> bool {
         matches!(self.at, At::Waiting { .. })
     }

@@ -258,7 +258,9 @@ fn arguments(words: &[String]) -> Option<Vec<&str>> {
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     match words.as_slice() {
         ["ringway", rest @ ..] => Some(rest.to_vec()),
-        ["cargo", "run", "--release", "--", rest @ ..] => Some(rest.to_vec()),
+        ["cargo", "run", "--release", "--", rest @ ..] | ["cargo", "run", "--profile", "quick", "--", rest @ ..] => {
+            Some(rest.to_vec())
+        }
         _ => None,
     }
 }

@@ -8,7 +8,7 @@ mod handshake;
 mod http1_io;
 mod http2;
 mod http2_io;
-#[cfg(any(test, fuzzing))]
+#[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod interleavings;
 pub(super) mod limit;
 pub(crate) mod proxy_protocol;
