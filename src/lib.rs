@@ -14,11 +14,12 @@
 //! - [`config`]: YAML to validated settings with the place of every error.
 //! - `telemetry`: metrics, access log, trace context; called by all, calls none.
 //! - `http`: what HTTP itself says. `tls`: what TLS says: certificates, tickets, trust. `io`: what both ends do
-//!   with a socket.
+//!   with a socket. `clock`: the clocks, which a test can set.
 
 mod admin;
 mod cache;
 pub mod cli;
+mod clock;
 pub mod config;
 mod control;
 #[cfg(test)]

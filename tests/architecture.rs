@@ -20,6 +20,7 @@ const ORDER: &[&[&str]] = &[
     &["config"],
     &["ring", "tls", "telemetry"],
     &["http", "io"],
+    &["clock"],
     &["reference", "engines"],
 ];
 

@@ -9,7 +9,7 @@ use super::store::{Address, CacheHit, FetchToken, Found};
 use super::streaming_body::{Pace, StreamingBody, StreamingReader};
 use super::vary::{Selecting, Varies};
 use super::{Cache, PASS};
-use crate::http::date;
+use crate::clock;
 use crate::http::fields::{NamedByConnection, content_length};
 use crate::http::head::RequestFields;
 use bytes::Bytes;
@@ -176,7 +176,7 @@ impl Cache {
         loop {
             let asked = self.now();
             let answer = origin.fetch(base.as_deref()).await;
-            let timing = Timing { asked, came: self.now(), came_at: date::now() };
+            let timing = Timing { asked, came: self.now(), came_at: clock::unix_seconds().cast_signed() };
             let response = match answer {
                 Ok(response) => response,
                 Err(failure) => {
@@ -304,7 +304,7 @@ impl Cache {
             HeadFinding::Nothing => {}
             HeadFinding::Differs => held.is_soft_purged.store(true, Relaxed),
             HeadFinding::Same => {
-                let timing = Timing { asked, came: self.now(), came_at: date::now() };
+                let timing = Timing { asked, came: self.now(), came_at: clock::unix_seconds().cast_signed() };
                 let (stored, update) = self.freshened(order, &held, told, timing, token);
                 // A soft-purged response is fresh again only once it has been validated itself.
                 stored.is_soft_purged.store(held.is_soft_purged.load(Relaxed), Relaxed);
@@ -333,7 +333,7 @@ impl Cache {
         if matches!(told.status, StatusCode::PARTIAL_CONTENT | StatusCode::NOT_MODIFIED) {
             return;
         }
-        let timing = Timing { asked, came: self.now(), came_at: date::now() };
+        let timing = Timing { asked, came: self.now(), came_at: clock::unix_seconds().cast_signed() };
         if let Err(refusal) = self.admit(order, told, content_length(&told.headers), timing) {
             self.supersede(order, token, told.status, refusal);
         }
@@ -405,7 +405,7 @@ impl Cache {
         asked: Milliseconds,
         token: FetchToken,
     ) -> (LeaderResult<B, F>, Option<Arriving<B>>) {
-        let timing = Timing { asked, came: self.now(), came_at: date::now() };
+        let timing = Timing { asked, came: self.now(), came_at: clock::unix_seconds().cast_signed() };
         self.deliver(self.fills.solo(&order.uri, order.base_group(), token), order, response, timing)
     }
 

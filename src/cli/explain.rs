@@ -2,11 +2,11 @@
 
 use super::{Outcome, load};
 use crate::cache::{BypassCookies, KeyRules};
+use crate::clock;
 use crate::config::values::Size;
 use crate::config::{
     self, AffinityMode, ClientDirectives, Config, NodeState, OnConcurrent, OnStoreFailure, OnUnknown, RateLimit, Route,
 };
-use crate::http::date;
 use crate::http::head::{Peer, RequestFields, RequestHead};
 use crate::http::method::is_safe;
 use crate::http::target;
@@ -242,7 +242,7 @@ fn explain_node(
     let find = |id: &str| pool.listed().iter().position(|node| node.id.as_str() == id);
     let affinity = route.affinity_cookie.as_ref().map(|cookie| Affinity::new(cookie, &config.secrets));
     let candidates = Candidates { pool: name.as_str(), ring: &ring, affinity: affinity.as_ref(), find: &find };
-    let now = date::unix_seconds();
+    let now = clock::unix_seconds();
     if let Some(affinity) = &affinity
         && pool.discovery.is_some()
         && let Session::Strict { node, .. } = affinity.read(fields.plain(), name.as_str(), now)

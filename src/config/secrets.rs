@@ -5,11 +5,11 @@ use super::diagnostics::Diagnostics;
 use super::model::{CertificateFiles, ClientAuth, ListenerTls, MinVersion, PoolTls, Protocol, Settings, SniMismatch};
 use super::read::Spanned;
 use super::{FileStamp, Secrets};
+use crate::clock;
 use crate::tls::{Certificate, ClientTls, ServerMaterial, ServerTls, TlsVersion, Trust, authorities};
 use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 /// The shortest secret that is taken: 128 bits in hexadecimal digits.
 const MIN_SECRET: usize = 32;
@@ -245,7 +245,7 @@ impl Files<'_> {
     }
 
     fn warn_of_the_end(&mut self, files: &CertificateFiles, certificate: &Certificate) {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs().cast_signed());
+        let now = clock::unix_seconds().cast_signed();
         if certificate.begins > now {
             let days = (certificate.begins - now) / 86_400 + 1;
             let message = format!("the certificate in `{}` is valid only in {days} days", files.chain_file.value);

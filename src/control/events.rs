@@ -1,12 +1,12 @@
 //! The events of a running proxy: a bounded ring of what has changed, for the admin API's readers.
 
 use super::status::node_state;
+use crate::clock;
 use crate::config::NodeState;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
 use tokio::sync::watch;
 
 /// The most events that are kept; the oldest go first.
@@ -115,8 +115,7 @@ pub(crate) struct NewEvents {
 
 impl Events {
     pub(crate) fn new() -> Arc<Events> {
-        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let epoch = u64::try_from(since.as_millis()).unwrap_or(u64::MAX);
+        let epoch = u64::try_from(clock::since_1970().as_millis()).unwrap_or(u64::MAX);
         Arc::new(Events { epoch, ring: Mutex::default(), last: watch::Sender::new(0) })
     }
 
@@ -125,7 +124,7 @@ impl Events {
         event.bound();
         let format =
             time::macros::format_description!("[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:3]Z");
-        let time = time::OffsetDateTime::from(SystemTime::now()).format(&format).unwrap_or_default();
+        let time = time::OffsetDateTime::from(clock::wall()).format(&format).unwrap_or_default();
         let mut ring = self.ring.lock();
         let sequence = *self.last.borrow() + 1;
         if ring.len() >= CAPACITY {

@@ -52,16 +52,6 @@ pub(crate) fn format(seconds: i64) -> Option<HeaderValue> {
     HeaderValue::try_from(httpdate::fmt_http_date(time)).ok()
 }
 
-/// Returns the time now.
-pub(crate) fn now() -> i64 {
-    since_1970(SystemTime::now())
-}
-
-/// Returns the seconds since 1970, for what expires by the wall clock: cookies, tickets.
-pub(crate) fn unix_seconds() -> u64 {
-    now().try_into().unwrap_or_default()
-}
-
 fn since_1970(time: SystemTime) -> i64 {
     match time.duration_since(UNIX_EPOCH) {
         Ok(since) => i64::try_from(since.as_secs()).unwrap_or(i64::MAX),

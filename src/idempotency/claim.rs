@@ -1,7 +1,6 @@
 //! The right to run a request, and the duty to say how it ended: kept whatever becomes of the task that
 //! holds it.
 
-use super::clock::BootTime;
 use super::open_claims::{Abandoned, Unsettled};
 use super::record::{Finish, ReleaseWay, Token};
 use super::records::{PATIENCE, Records, ask};
@@ -9,6 +8,7 @@ use super::request::{Asked, Policy};
 use super::response::StoredResponse;
 use super::store::{ClaimReply, Claimed, Completion, Found, NewClaim, Release, StoreError};
 use super::warn_unknown;
+use crate::clock::BootTime;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};

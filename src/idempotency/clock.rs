@@ -5,34 +5,15 @@
 //! clock has been elsewhere for long, it is believed: it was wrong when the process began.
 
 use super::record::Millis;
-use rustix::time::{ClockId, clock_gettime};
+use crate::clock;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 /// The most that a record outlives its time to live, for clocks that differ a little.
 const MAX_GRACE: Duration = Duration::from_secs(60);
 
 /// For how long the wall's clock must differ by the same before it is believed.
 const TRUST: Duration = Duration::from_secs(3600);
-
-/// A time of CLOCK_BOOTTIME, which goes on while the machine sleeps or the process is stopped, and is never set.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct BootTime(Millis);
-
-impl BootTime {
-    /// Returns the present time.
-    pub(crate) fn now() -> BootTime {
-        BootTime(running())
-    }
-}
-
-impl std::ops::Add<Duration> for BootTime {
-    type Output = BootTime;
-
-    fn add(self, duration: Duration) -> BootTime {
-        BootTime(self.0.saturating_add(millis(duration)))
-    }
-}
 
 /// Milliseconds since 1970.
 #[derive(Debug)]
@@ -113,13 +94,11 @@ impl Clock {
 }
 
 fn wall() -> Millis {
-    millis(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default())
+    millis(clock::since_1970())
 }
 
-/// For how long the machine has been running, asleep or not.
 fn running() -> Millis {
-    let time = clock_gettime(ClockId::Boottime);
-    time.tv_sec.unsigned_abs() * 1000 + time.tv_nsec.unsigned_abs() / 1_000_000
+    millis(clock::since_boot())
 }
 
 /// Returns for how long a record outlives its time to live.

@@ -1,6 +1,6 @@
 //! A store in memory: for tests, and for those who accept that a restart forgets everything.
 
-use super::clock::{BootTime, Clock};
+use super::clock::Clock;
 use super::identity::{Id, Subject};
 use super::record::{Event, Finish, Holder, Millis, Record, State, Token, Transition, transition};
 use super::response::StoredResponse;
@@ -8,6 +8,7 @@ use super::store::{
     Authorised, BATCH, ClaimReply, Claimed, Completion, Done, Found, Listed, NewClaim, Release, Store, StoreError,
     Tended,
 };
+use crate::clock::BootTime;
 use parking_lot::{Mutex, MutexGuard};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;

@@ -30,7 +30,6 @@ mod store_identity;
 mod stores;
 
 pub(crate) use claim::{Claim, Settled};
-pub(crate) use clock::BootTime;
 pub(crate) use copy::copy;
 pub(crate) use fingerprint::{Fingerprint, Fingerprinting};
 pub(crate) use identity::{Id, Scope, Subject};

@@ -1,12 +1,12 @@
 //! One request's way through the records: its turn, its one run, and how that ended.
 
 use super::claim::{Claim, End, Settled, Turn};
-use super::clock::BootTime;
 use super::record::State;
 use super::records::Records;
 use super::request::{Asked, Policy};
 use super::response::StoredResponse;
 use super::store::StoreError;
+use crate::clock::BootTime;
 use crate::http::budget::Share;
 use bytes::{Bytes, BytesMut};
 use http::{Extensions, HeaderMap, Response, StatusCode};

@@ -5,11 +5,11 @@
 //! process: every answer about another's record is what the store knows, not what this process does. The store's own
 //! clock decides about times: calls carry durations.
 
-use super::clock::BootTime;
 use super::fingerprint::Fingerprint;
 use super::identity::{Id, Subject};
 use super::record::{Finish, Holder, Millis, Record, ReleaseWay, State, Token};
 use super::response::StoredResponse;
+use crate::clock::BootTime;
 use std::any::Any;
 use std::sync::Arc;
 use std::time::Duration;

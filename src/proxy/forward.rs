@@ -14,8 +14,8 @@ use super::snapshot::Route;
 use super::step::Step;
 use super::upstream::{ExchangeObserver, UpstreamContext, UpstreamRequest};
 use super::worker_context::WorkerContext;
+use crate::clock;
 use crate::config::Protocol;
-use crate::http::date;
 use crate::http::fields;
 use crate::http::head::{RequestFields, RequestHead, Underscores};
 use crate::http::problem::{Problem, ProblemKind};
@@ -111,7 +111,7 @@ impl RoutedRequest<'_> {
         let candidates = Candidates { pool: &pool.name, ring: &pool.ring, affinity, find: &find };
         let key = find_key(&self.route.hash_on, &self.form, fields);
         // Only a cookie has an end.
-        let now = if affinity.is_some() { date::unix_seconds() } else { 0 };
+        let now = if affinity.is_some() { clock::unix_seconds() } else { 0 };
         plan::choice(&candidates, fields, key.as_ref(), now, random)
     }
 

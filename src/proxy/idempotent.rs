@@ -18,13 +18,14 @@ use super::snapshot::{IdempotencyResult, IdempotencyRules, Route, Snapshot};
 use super::step::Step;
 use super::upstream::{NewCookie, UpstreamRequest};
 use crate::cache::{CacheStatus, ForwardReason};
+use crate::clock::{self, BootTime};
 use crate::http::budget::Share;
 use crate::http::buffered_body::BufferedBody;
 use crate::http::date;
 use crate::http::head::RequestHead;
 use crate::http::problem::{Problem, ProblemKind};
 use crate::idempotency::{
-    Asked, BootTime, Claim, Fingerprint, Fingerprinting, Id, Origin, Outcome, Pieces, Refused, Sent, Settled, Started,
+    Asked, Claim, Fingerprint, Fingerprinting, Id, Origin, Outcome, Pieces, Refused, Sent, Settled, Started,
     StoredResponse, Subject, key_of, run, start,
 };
 use crate::upstream::{AnswerBody, Outgoing};
@@ -280,7 +281,7 @@ impl Keyed {
         let fields = response.headers_mut();
         add_route_fields(fields, self.upstream_request.exchange(), self.upstream_request.cache_status);
         if !fields.contains_key(DATE)
-            && let Some(now) = date::format(date::now())
+            && let Some(now) = date::format(clock::unix_seconds().cast_signed())
         {
             fields.insert(DATE, now);
         }

@@ -13,13 +13,12 @@ use super::response_body::ResponseBody;
 use super::snapshot::Route;
 use super::worker_context::WorkerContext;
 use crate::cache::CacheStatus;
-use crate::http::date;
+use crate::clock::{self, BootTime, steady_millis};
 use crate::http::fields;
 use crate::http::problem::{Problem, ProblemKind};
-use crate::idempotency::BootTime;
 use crate::upstream::{
     AnswerBody, ClientPart, Deadlines, Dispatch, DispatchError, Failure, Interim, Node, NodeResponse, Observer,
-    Outgoing, Pool, RetrySafety, millis,
+    Outgoing, Pool, RetrySafety,
 };
 use http::header::{CONNECTION, UPGRADE};
 use http::{HeaderValue, Response, StatusCode};
@@ -210,10 +209,11 @@ impl UpstreamContext {
         let holder = self.choice.wanted.pinned.map(|index| &pool.nodes[index]);
         let is_holder = holder.is_some_and(|holder| holder.id == node.id);
         if let (true, Some(end)) = (is_holder, self.choice.session_end) {
-            node.runtime.sessions.used(end, date::unix_seconds());
+            node.runtime.sessions.used(end, clock::unix_seconds());
         }
         // A session whose node was only full, or failed once, is its own all the same.
-        let stays = |holder: &Node| !response.has_lost_pinned && holder.runtime.takes_sessions(millis(Instant::now()));
+        let stays =
+            |holder: &Node| !response.has_lost_pinned && holder.runtime.takes_sessions(steady_millis(Instant::now()));
         if holder.is_some_and(|holder| !is_holder && stays(holder)) {
             return None;
         }
@@ -224,7 +224,7 @@ impl UpstreamContext {
             CookieRule::Strict { secure } | CookieRule::IfMoved { secure } => *secure,
         };
         let affinity = self.route.affinity.as_ref()?;
-        let now = date::unix_seconds();
+        let now = clock::unix_seconds();
         node.runtime.sessions.issued(now + affinity.ttl);
         affinity.strict_cookie(&node.id, &pool.name, secure, now)
     }

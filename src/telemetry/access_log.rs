@@ -2,12 +2,13 @@
 //! writing thread; where that falls behind, lines are dropped and counted, and no request waits.
 
 use super::lines::{Destination, Lines};
+use crate::clock;
 use prometheus::IntCounter;
 use serde::Serialize;
 use std::cell::RefCell;
 use std::io::{self, Write};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 use time::OffsetDateTime;
 use time::macros::format_description;
 
@@ -156,7 +157,7 @@ fn write_common(out: &mut Vec<u8>, entry: &Entry<'_>) {
 }
 
 fn now() -> OffsetDateTime {
-    OffsetDateTime::from(SystemTime::now())
+    OffsetDateTime::from(clock::wall())
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@
 //! clocks differ. The domain holds all that a resumption would skip, the demand for a client's
 //! certificate before all: a ticket from one listener opens at no other that asks for more.
 
-use crate::http::date;
+use crate::clock;
 use chacha20poly1305::aead::{Aead, Payload};
 use chacha20poly1305::{KeyInit, XChaCha20Poly1305, XNonce};
 use rustls::server::ProducesTickets;
@@ -39,7 +39,7 @@ pub(super) fn process_secret() -> Option<Vec<u8>> {
 
 impl Tickets {
     pub(super) fn new(secrets: Vec<Vec<u8>>, domain: Vec<u8>) -> Tickets {
-        Tickets { secrets, domain, now: date::unix_seconds }
+        Tickets { secrets, domain, now: clock::unix_seconds }
     }
 
     fn period(&self) -> u64 {

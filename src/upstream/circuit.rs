@@ -5,7 +5,7 @@
 //! and closes the circuit, or fails and opens it for longer. While it is not closed, nothing but such
 //! a trial counts: what was on its way before says nothing new.
 
-use super::clock::Millis;
+use crate::clock::SteadyMillis;
 use crate::config::OutlierEjection;
 use parking_lot::Mutex;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -31,9 +31,9 @@ struct History {
     /// Openings in a row.
     times: u32,
     /// When it first opened of those.
-    opened: Millis,
+    opened: SteadyMillis,
     /// When it last closed; 0 where it did not since it opened.
-    closed: Millis,
+    closed: SteadyMillis,
 }
 
 /// Whether requests may go to a node, as far as earlier ones tell.
@@ -46,7 +46,7 @@ pub(crate) enum Fitness {
 }
 
 impl Circuit {
-    pub(super) fn fitness(&self, now: Millis) -> Fitness {
+    pub(super) fn fitness(&self, now: SteadyMillis) -> Fitness {
         match self.until.load(Ordering::Relaxed) {
             0 => Fitness::Closed,
             until if until > now || self.is_tried(now) => Fitness::Open,
@@ -59,7 +59,7 @@ impl Circuit {
     }
 
     /// Returns how long it stays open, in milliseconds; `None` where it is closed.
-    pub(super) fn left(&self, now: Millis) -> Option<u64> {
+    pub(super) fn left(&self, now: SteadyMillis) -> Option<u64> {
         let until = self.until.load(Ordering::Relaxed);
         (until != 0).then(|| until.saturating_sub(now))
     }
@@ -70,20 +70,20 @@ impl Circuit {
     }
 
     /// Returns whether a trial request is on its way to the node.
-    fn is_tried(&self, now: Millis) -> bool {
+    fn is_tried(&self, now: SteadyMillis) -> bool {
         let began = self.trial.load(Ordering::Relaxed);
         began != 0 && now.saturating_sub(began) < TRIAL
     }
 
     /// Takes the permit of the one trial; `false` where another request has it.
-    pub(super) fn begin_trial(&self, now: Millis) -> bool {
+    pub(super) fn begin_trial(&self, now: SteadyMillis) -> bool {
         let began = self.trial.load(Ordering::Relaxed);
         let is_free = began == 0 || now.saturating_sub(began) >= TRIAL;
         is_free && self.trial.compare_exchange(began, now, Ordering::AcqRel, Ordering::Relaxed).is_ok()
     }
 
     /// Gives the permit of the trial back that began then, if it still has it.
-    pub(super) fn end_trial(&self, began: Millis) {
+    pub(super) fn end_trial(&self, began: SteadyMillis) {
         let _ = self.trial.compare_exchange(began, 0, Ordering::AcqRel, Ordering::Relaxed);
     }
 
@@ -101,7 +101,7 @@ impl Circuit {
     }
 
     /// Opens it, or leaves it open for longer; gives for how long, in milliseconds.
-    pub(super) fn open(&self, rules: &OutlierEjection, now: Millis) -> u64 {
+    pub(super) fn open(&self, rules: &OutlierEjection, now: SteadyMillis) -> u64 {
         let base = (rules.base_time.as_millis() as u64).max(1);
         let mut history = self.history.lock();
         if self.is_closed() {
@@ -116,13 +116,13 @@ impl Circuit {
     }
 
     /// Lets a request try the node at once: something else says that it is back.
-    pub(super) fn half_open(&self, now: Millis) {
-        let shorter = |until: Millis| (until > now).then_some(now);
+    pub(super) fn half_open(&self, now: SteadyMillis) {
+        let shorter = |until: SteadyMillis| (until > now).then_some(now);
         let _ = self.until.fetch_update(Ordering::Relaxed, Ordering::Relaxed, shorter);
     }
 
     /// Closes it; gives when it opened.
-    pub(super) fn close(&self, now: Millis) -> Millis {
+    pub(super) fn close(&self, now: SteadyMillis) -> SteadyMillis {
         let mut history = self.history.lock();
         history.closed = now;
         self.failures.store(0, Ordering::Relaxed);
@@ -133,7 +133,7 @@ impl Circuit {
 
 impl History {
     /// One opening is forgotten for every `base` that the circuit has been closed since.
-    fn times_at(self, now: Millis, base: u64) -> u32 {
+    fn times_at(self, now: SteadyMillis, base: u64) -> u32 {
         match self.closed {
             0 => self.times,
             closed => {

@@ -1,7 +1,7 @@
 //! The time limits of a request to the nodes of a pool.
 
 use super::pool::Pool;
-use crate::idempotency::BootTime;
+use crate::clock::BootTime;
 use std::time::Instant;
 
 /// The time limits of a request over all attempts. Those of one attempt are the pool's.

@@ -22,7 +22,6 @@
 //! where it has not run for sure.
 
 use super::attempt::{Attempt, AttemptResult, Reach};
-use super::clock::millis;
 use super::connections::NodeConnections;
 use super::deadlines::Deadlines;
 use super::node::InFlight;
@@ -33,6 +32,7 @@ use super::pool::{Picked, Pool, Tried};
 use super::replay_body::ReplayBody;
 use super::retry::{RetrySafety, Setback};
 use super::{AnswerBody, Failure, NodePreference, Outgoing};
+use crate::clock::steady_millis;
 use crate::config::Protocol;
 use crate::http::budget::Budget;
 use crate::http::problem::{Problem, ProblemKind};
@@ -247,7 +247,7 @@ impl Dispatch {
         if !is_here
             || !pool.retries.cover(setback, may_run_twice)
             || self.deadlines.until.is_some_and(|until| now >= until)
-            || !(is_within || so_far.in_panic || pool.is_panic(millis(now)))
+            || !(is_within || so_far.in_panic || pool.is_panic(steady_millis(now)))
         {
             return None;
         }
@@ -255,7 +255,7 @@ impl Dispatch {
             Err(_) if setback.leaves_the_node() && is_within => pool.pick(&self.wanted, &[], now).ok()?,
             picked => picked.ok()?,
         };
-        if !pool.group.budget.withdraw(millis(now)) {
+        if !pool.group.budget.withdraw(steady_millis(now)) {
             pool.group.retries_denied.inc();
             return None;
         }

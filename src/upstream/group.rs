@@ -1,11 +1,11 @@
 //! What the nodes of a pool share beyond one configuration: who is out, what retries may cost, and
 //! who waits for room.
 
-use super::clock::millis;
 use super::node::NodeRuntime;
 use super::pick::Skip;
 use super::queue::Queue;
 use super::retry::RetryBudget;
+use crate::clock::steady_millis;
 use crate::config::{NodeState, OutlierEjection};
 use crate::control::{Event, Events};
 use crate::telemetry::metrics::Metrics;
@@ -56,7 +56,7 @@ impl Group {
     /// Puts the nodes of a configuration in force.
     pub(super) fn adopt(&self, nodes: Vec<Weak<NodeRuntime>>, ejection: &OutlierEjection) {
         if ejection.consecutive_failures == 0 {
-            let now = millis(Instant::now());
+            let now = steady_millis(Instant::now());
             for node in nodes.iter().filter_map(Weak::upgrade).filter(|node| !node.circuit.is_closed()) {
                 node.circuit.close(now);
             }
@@ -69,7 +69,7 @@ impl Group {
     /// Brings nodes back where more are out than may be: those that would be back soonest. Called whenever there are fewer
     /// nodes to be counted against.
     pub(super) fn hold_bound(&self) {
-        let now = millis(Instant::now());
+        let now = steady_millis(Instant::now());
         let members = self.members();
         let Some(rules) = &members.ejection else { return };
         let (all, mut out) = members.counted();
@@ -111,7 +111,7 @@ impl Group {
 
     /// A request to a node has failed: takes the node out where it was one too many.
     pub(super) fn failed(&self, node: &NodeRuntime, was_trial: bool) {
-        let now = millis(Instant::now());
+        let now = steady_millis(Instant::now());
         let members = self.members();
         let Some(rules) = &members.ejection else { return };
         let (reason, length) = match was_trial {

@@ -3,7 +3,7 @@
 //! A verdict changes only after several checks in a row say so, in either direction. It belongs to
 //! the node and not to a configuration: a reload changes neither verdict nor counts.
 
-use super::clock::Millis;
+use crate::clock::SteadyMillis;
 use crate::config::{HealthCheck, Initially};
 use parking_lot::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -26,13 +26,19 @@ pub(crate) struct Checks {
     /// Why the last one failed.
     pub(crate) failure: Option<String>,
     /// When the last one ended.
-    pub(crate) at: Option<Millis>,
+    pub(crate) at: Option<SteadyMillis>,
 }
 
 impl Checks {
     /// Counts a check; gives the verdict where it changes. `is_last` tells that no node of the pool is
     /// well: one that answers is then better than none.
-    fn record(&mut self, result: Result<(), String>, rules: &HealthCheck, is_last: bool, now: Millis) -> Option<bool> {
+    fn record(
+        &mut self,
+        result: Result<(), String>,
+        rules: &HealthCheck,
+        is_last: bool,
+        now: SteadyMillis,
+    ) -> Option<bool> {
         self.at = Some(now);
         match result {
             Ok(()) => (self.passed, self.failed) = (self.passed.saturating_add(1), 0),
@@ -85,7 +91,7 @@ impl Health {
         result: Result<(), String>,
         rules: &HealthCheck,
         is_last: bool,
-        now: Millis,
+        now: SteadyMillis,
     ) -> Option<bool> {
         self.set(|checks| checks.record(result, rules, is_last, now))
     }

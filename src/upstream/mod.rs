@@ -17,7 +17,6 @@ mod answer;
 mod attempt;
 mod build;
 mod circuit;
-mod clock;
 mod connect;
 mod connections;
 mod deadlines;
@@ -44,7 +43,6 @@ mod sessions;
 
 pub(crate) use answer::{AnswerBody, Broken, ClientPart};
 pub(crate) use build::{BadPool, Earlier, ring_of, seed_of};
-pub(crate) use clock::millis;
 pub(crate) use connections::NodeConnections;
 pub(crate) use deadlines::Deadlines;
 pub(crate) use discovery::Discovered;

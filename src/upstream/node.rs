@@ -1,13 +1,13 @@
 //! The part of a node that outlives a configuration: its state, health and load, and its requests in flight.
 
 use super::circuit::{Circuit, Fitness};
-use super::clock::{Millis, millis};
 use super::group::Group;
 use super::health::{Checks, Health};
 use super::pick::Skip;
 use super::queue::Queue;
 use super::ramp::Ramp;
 use super::sessions::Sessions;
+use crate::clock::{SteadyMillis, steady_millis};
 use crate::config::{HealthCheck, NodeState};
 use crate::control::Event;
 use crate::telemetry::metrics::Metrics;
@@ -44,7 +44,7 @@ pub(crate) struct NodeRuntime {
 }
 
 /// The shortest time between two such lines in the log.
-const WARN_EVERY: Millis = 10_000;
+const WARN_EVERY: SteadyMillis = 10_000;
 
 impl NodeRuntime {
     /// A node takes nothing before the configuration that knows it is in force.
@@ -87,7 +87,7 @@ impl NodeRuntime {
     pub(super) fn set_state(&self, state: NodeState) {
         let before = self.state.swap(state_code(state), Ordering::Relaxed);
         if state == NodeState::Up && before != state_code(NodeState::Up) {
-            self.ramp.begin(millis(Instant::now()));
+            self.ramp.begin(steady_millis(Instant::now()));
             self.stir();
         }
     }
@@ -103,12 +103,12 @@ impl NodeRuntime {
     }
 
     /// Returns whether the node is well: its checks pass, and it is not out because its requests failed.
-    pub(crate) fn is_healthy(&self, now: Millis) -> bool {
+    pub(crate) fn is_healthy(&self, now: SteadyMillis) -> bool {
         self.health.is_healthy() && self.circuit.left(now).is_none_or(|left| left == 0)
     }
 
     /// Returns whether the sessions that it holds may stay with it.
-    pub(crate) fn takes_sessions(&self, now: Millis) -> bool {
+    pub(crate) fn takes_sessions(&self, now: SteadyMillis) -> bool {
         self.state() != NodeState::Down && self.is_healthy(now)
     }
 
@@ -118,17 +118,17 @@ impl NodeRuntime {
     }
 
     /// Failures in a row, and how long it is out for the last ones, in milliseconds.
-    pub(crate) fn ejection(&self, now: Millis) -> (u32, Option<u64>) {
+    pub(crate) fn ejection(&self, now: SteadyMillis) -> (u32, Option<u64>) {
         (self.circuit.failures(), self.circuit.left(now))
     }
 
     /// Returns the progress of its slow start, from 0 to 1.
-    pub(crate) fn ramp_progress(&self, now: Millis, length: Duration) -> f64 {
+    pub(crate) fn ramp_progress(&self, now: SteadyMillis, length: Duration) -> f64 {
         self.ramp.progress(now, length)
     }
 
     /// Returns whether requests may go to it as far as its health tells; `true` for one that tries it.
-    pub(super) fn fitness(&self, now: Millis) -> Result<bool, Skip> {
+    pub(super) fn fitness(&self, now: SteadyMillis) -> Result<bool, Skip> {
         if !self.health.is_healthy() {
             return Err(Skip::Unhealthy);
         }
@@ -140,7 +140,7 @@ impl NodeRuntime {
     }
 
     /// Takes one of the node's permits; `None` where all are taken, or another request tries the node already.
-    pub(super) fn begin(self: &Arc<Self>, limit: u32, is_trial: bool, now: Millis) -> Option<InFlight> {
+    pub(super) fn begin(self: &Arc<Self>, limit: u32, is_trial: bool, now: SteadyMillis) -> Option<InFlight> {
         if is_trial && !self.circuit.begin_trial(now) {
             return None;
         }
@@ -154,7 +154,7 @@ impl NodeRuntime {
 
     /// Returns whether a warning about the node is due: one in a while says as much as one for every request.
     pub(crate) fn may_warn(&self, now: Instant) -> bool {
-        let now = millis(now);
+        let now = steady_millis(now);
         let last = self.warned.load(Ordering::Relaxed);
         let is_due = last == 0 || now.saturating_sub(last) >= WARN_EVERY;
         is_due && self.warned.compare_exchange(last, now.max(1), Ordering::Relaxed, Ordering::Relaxed).is_ok()
@@ -188,7 +188,7 @@ impl NodeRuntime {
 
     /// Takes the result of a check: why it failed, if it did.
     pub(super) fn checked(&self, result: Result<(), String>, rules: &HealthCheck) {
-        let now = millis(Instant::now());
+        let now = steady_millis(Instant::now());
         let failure = result.as_ref().err().cloned().unwrap_or_default();
         let (pool, node) = (&*self.group.name, &*self.id);
         match self.health.record(result, rules, self.group.is_all_unhealthy(), now) {
@@ -215,7 +215,7 @@ impl NodeRuntime {
 pub(crate) struct InFlight {
     node: Arc<NodeRuntime>,
     /// When it began to try the node, if that is what it does.
-    trial: Option<Millis>,
+    trial: Option<SteadyMillis>,
     has_failed: bool,
     /// The outcome of the attempt, counted at its end.
     outcome: Option<&'static str>,
@@ -241,7 +241,7 @@ impl InFlight {
     /// The node has begun to answer as a node that works does.
     pub(crate) fn answered(&mut self) {
         if let Some(began) = self.trial.take() {
-            let now = millis(Instant::now());
+            let now = steady_millis(Instant::now());
             let opened = self.node.circuit.close(now);
             self.node.circuit.end_trial(began);
             self.node.ramp.begin_since(opened, now);

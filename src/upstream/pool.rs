@@ -1,12 +1,12 @@
 //! A pool as one configuration has it: its ring, its nodes, its rules, and the choice of a node.
 
 use super::NodePreference;
-use super::clock::{Millis, millis};
 use super::connect::Endpoint;
 use super::group::Group;
 use super::node::{InFlight, NodeRuntime};
 use super::pick::{self, Nodes, Pick, PickError, PickRules, Skip};
 use super::retry::RetryRules;
+use crate::clock::{SteadyMillis, steady_millis};
 use crate::config::{HealthCheck, NodeState, OutlierEjection, PoolConnections, Protocol, Timeouts};
 use crate::ring::Ring;
 use smallvec::SmallVec;
@@ -85,7 +85,7 @@ impl Pool {
     /// Chooses the node that takes a request, and takes a permit there. Those that were tried are passed
     /// over.
     pub(crate) fn pick(&self, wanted: &NodePreference, tried: &[usize], now: Instant) -> Result<Picked, PickError> {
-        let moment = PoolState { pool: self, hash: wanted.hash, now: millis(now) };
+        let moment = PoolState { pool: self, hash: wanted.hash, now: steady_millis(now) };
         let mut lost: Tried = SmallVec::new();
         let mut spilled = None;
         if let Some(node) = wanted.pinned.filter(|node| !tried.contains(node)) {
@@ -127,14 +127,14 @@ impl Pool {
         }
     }
 
-    fn take(&self, pick: Pick, now: Millis) -> Option<Picked> {
+    fn take(&self, pick: Pick, now: SteadyMillis) -> Option<Picked> {
         let in_flight = self.nodes[pick.node].runtime.begin(self.rules.max_per_node, pick.is_trial, now)?;
         Some(Picked { node: pick.node, in_flight, in_panic: pick.in_panic })
     }
 
     /// Returns the node that a key would meet now.
     pub(crate) fn taker(&self, hash: u64, now: Instant) -> Option<&Node> {
-        let moment = PoolState { pool: self, hash, now: millis(now) };
+        let moment = PoolState { pool: self, hash, now: steady_millis(now) };
         let pick = pick::pick(self.ring.walk(hash), &moment, &self.rules).ok()?;
         Some(&self.nodes[pick.node])
     }
@@ -146,7 +146,7 @@ impl Pool {
 
     /// Returns whether any node takes requests at all.
     pub(crate) fn is_usable(&self, now: Instant) -> bool {
-        let now = millis(now);
+        let now = steady_millis(now);
         let takes =
             |node: &&Node| node.runtime.state() == NodeState::Up && node.weight > 0 && node.unresolved.is_none();
         let mut up = self.nodes.iter().filter(takes).peekable();
@@ -155,7 +155,7 @@ impl Pool {
     }
 
     /// Returns whether so few nodes are well that health is ignored.
-    pub(crate) fn is_panic(&self, now: Millis) -> bool {
+    pub(crate) fn is_panic(&self, now: SteadyMillis) -> bool {
         pick::is_panic(&PoolState { pool: self, hash: 0, now }, self.rules.panic_threshold)
     }
 }
@@ -164,7 +164,7 @@ impl Pool {
 struct PoolState<'a> {
     pool: &'a Pool,
     hash: u64,
-    now: Millis,
+    now: SteadyMillis,
 }
 
 impl Nodes for PoolState<'_> {

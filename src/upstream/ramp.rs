@@ -3,7 +3,7 @@
 //! Each key has a place of its own on the ramp of each node, made of both their hashes: once the ramp
 //! has passed it the key is the node's, and stays. So a key moves once; no coin is thrown a request.
 
-use super::clock::Millis;
+use crate::clock::SteadyMillis;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -15,19 +15,19 @@ pub(super) struct Ramp {
 }
 
 impl Ramp {
-    pub(super) fn begin(&self, now: Millis) {
+    pub(super) fn begin(&self, now: SteadyMillis) {
         self.since.store(now, Ordering::Relaxed);
     }
 
     /// Begins, unless it has begun since `then`.
-    pub(super) fn begin_since(&self, then: Millis, now: Millis) {
+    pub(super) fn begin_since(&self, then: SteadyMillis, now: SteadyMillis) {
         if self.since.load(Ordering::Relaxed) <= then {
             self.begin(now);
         }
     }
 
     /// Returns the progress of the slow start, from 0 to 1, where the whole takes `length`.
-    pub(super) fn progress(&self, now: Millis, length: Duration) -> f64 {
+    pub(super) fn progress(&self, now: SteadyMillis, length: Duration) -> f64 {
         match self.since.load(Ordering::Relaxed) {
             0 => 1.0,
             since => match length.as_millis() as f64 {
@@ -38,7 +38,7 @@ impl Ramp {
     }
 
     /// Returns whether the node has this key by now.
-    pub(super) fn has_reached(&self, key: u64, node: u64, now: Millis, length: Duration) -> bool {
+    pub(super) fn has_reached(&self, key: u64, node: u64, now: SteadyMillis, length: Duration) -> bool {
         let progress = self.progress(now, length);
         progress >= 1.0 || place(key, node) < progress
     }

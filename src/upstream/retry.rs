@@ -1,6 +1,6 @@
 //! Retries: which failed requests may be tried at the next node, and the budget for that.
 
-use super::clock::Millis;
+use crate::clock::SteadyMillis;
 use crate::config::Retries;
 use crate::config::values::{Percent, RetryOn};
 use http::{Method, StatusCode};
@@ -138,7 +138,7 @@ impl RetryBudget {
     }
 
     /// Takes what one retry costs; `false` where there is not so much.
-    pub(crate) fn withdraw(&self, now: Millis) -> bool {
+    pub(crate) fn withdraw(&self, now: SteadyMillis) -> bool {
         let paid = self.paid.fetch_max(now, Ordering::Relaxed);
         self.add(now.saturating_sub(paid).saturating_mul(PER_MILLISECOND));
         let take = |tokens: u64| tokens.checked_sub(TOKEN);
@@ -146,7 +146,7 @@ impl RetryBudget {
     }
 
     /// Returns how many retries there are, in tokens.
-    pub(crate) fn tokens(&self, now: Millis) -> f64 {
+    pub(crate) fn tokens(&self, now: SteadyMillis) -> f64 {
         let due = now.saturating_sub(self.paid.load(Ordering::Relaxed)).saturating_mul(PER_MILLISECOND);
         self.tokens.load(Ordering::Relaxed).saturating_add(due).min(CAPACITY) as f64 / TOKEN as f64
     }

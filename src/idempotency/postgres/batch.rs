@@ -6,7 +6,7 @@
 use super::Postgres;
 use super::connection::{Connection, explain};
 use super::rows::{self, Param, Read, kept, signed};
-use crate::idempotency::clock::BootTime;
+use crate::clock::BootTime;
 use crate::idempotency::identity::{Id, Subject};
 use crate::idempotency::record::{Event, Finish, ReleaseWay, State, Token, Transition, transition};
 use crate::idempotency::remote::{Call, Pending, SILENCE};

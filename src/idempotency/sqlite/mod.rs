@@ -13,10 +13,11 @@ mod rows;
 pub(super) use archive::{archive, inspect};
 pub(crate) use file::FileError;
 
-use super::clock::{BootTime, Clock};
+use super::clock::Clock;
 use super::identity::Id;
 use super::record::{Holder, Token};
 use super::store::{Authorised, ClaimReply, Completion, Done, Found, Listed, NewClaim, Release, Store, Tended};
+use crate::clock::BootTime;
 use file::{Sides, StoreFile, Use};
 use holders::Holders;
 use lane::{Carrier, Failure, Job, Lane};

@@ -1,6 +1,7 @@
 //! Runs, against nodes of every kind and stores that fail.
 
 use super::*;
+use crate::clock::BootTime;
 
 fn policy() -> Policy {
     Policy {

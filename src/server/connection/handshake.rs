@@ -3,6 +3,7 @@
 use super::address_limit::AddressPermit;
 use super::context::{Context, Handshake, is_readable, refuse};
 use super::proxy_protocol;
+use crate::clock;
 use crate::config::ProxyProtocol;
 use crate::http::forwarded::is_trusted;
 use crate::http::problem::{Problem, ProblemKind};
@@ -19,7 +20,7 @@ use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Poll;
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::Instant;
 use tokio::net::TcpStream;
 use tokio_rustls::LazyConfigAcceptor;
 use tokio_rustls::server::TlsStream;
@@ -140,7 +141,7 @@ fn secured(tls: &ServerTls, stream: &TlsStream<TcpStream>) -> Option<Secured> {
     let name = session.server_name();
     let shown = session.peer_certificates().and_then(|chain| chain.first());
     let identity = shown.map(identity);
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs().cast_signed());
+    let now = clock::unix_seconds().cast_signed();
     if identity.as_ref().is_some_and(|identity| identity.as_ref().is_none_or(|identity| identity.expiry < now)) {
         tracing::debug!("refused: the client's certificate has expired or cannot be read");
         return None;

@@ -1,11 +1,12 @@
 //! Gauges of the state in force: read at each scrape, so that a removed node or pool has no series.
 
 use crate::cache::Cache;
+use crate::clock::steady_millis;
 use crate::http::budget::Budget;
 use crate::proxy::Snapshot;
 use crate::server::process::handle::LastReload;
 use crate::telemetry::metrics::{Metrics, Sample, elsewhere};
-use crate::upstream::{Node, Pool, millis};
+use crate::upstream::{Node, Pool};
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
@@ -81,7 +82,7 @@ pub(in crate::server) fn nodes(metrics: &Metrics, snapshot: &Arc<ArcSwap<Snapsho
     };
     metrics.gauge(
         elsewhere::NODE_HEALTHY,
-        each_node(|node, _, add| add(&[], f64::from(u8::from(node.runtime.is_healthy(millis(Instant::now())))))),
+        each_node(|node, _, add| add(&[], f64::from(u8::from(node.runtime.is_healthy(steady_millis(Instant::now())))))),
     );
     metrics.gauge(elsewhere::NODE_IN_FLIGHT, each_node(|node, _, add| add(&[], f64::from(node.runtime.in_flight()))));
     metrics.gauge(elsewhere::RING_SHARE, each_node(|_, share, add| add(&[], share)));
@@ -101,6 +102,9 @@ pub(in crate::server) fn nodes(metrics: &Metrics, snapshot: &Arc<ArcSwap<Snapsho
         }
     };
     metrics.gauge(elsewhere::UPSTREAM_QUEUED, each_pool(|pool| f64::from(pool.queued())));
-    metrics.gauge(elsewhere::RETRY_TOKENS, each_pool(|pool| pool.group.budget.tokens(millis(Instant::now()))));
-    metrics.gauge(elsewhere::POOL_PANIC, each_pool(|pool| f64::from(u8::from(pool.is_panic(millis(Instant::now()))))));
+    metrics.gauge(elsewhere::RETRY_TOKENS, each_pool(|pool| pool.group.budget.tokens(steady_millis(Instant::now()))));
+    metrics.gauge(
+        elsewhere::POOL_PANIC,
+        each_pool(|pool| f64::from(u8::from(pool.is_panic(steady_millis(Instant::now()))))),
+    );
 }

@@ -2,6 +2,7 @@
 
 use super::purge;
 use crate::cache::{Cache, Purge};
+use crate::clock::{self, steady_millis};
 use crate::config::{self, NodeState};
 use crate::control::{
     Access, Asked, CacheStatus, ConfigStatus, ConnectionsStatus, Control, DiscoveryStatus, DrainStatus,
@@ -13,12 +14,12 @@ use crate::server::listener::open::Open;
 use crate::server::process::handle::{Handle, Trigger};
 use crate::server::worker::Stage;
 use crate::telemetry::metrics::{Metrics, totals};
-use crate::upstream::{Node, Pool, millis};
+use crate::upstream::{Node, Pool};
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::Instant;
 use tokio::sync::oneshot;
 
 impl Control for Handle {
@@ -220,14 +221,14 @@ fn cache_status(cache: &Cache, metrics: &Metrics) -> CacheStatus {
 
 fn pool_status(pool: &Pool, discovery: Option<DiscoveryStatus>) -> PoolStatus {
     let (now, shares) = (Instant::now(), pool.ring.shares());
-    let nodes = pool.nodes.iter().zip(shares).map(|(node, share)| node_status(pool, node, share, millis(now)));
+    let nodes = pool.nodes.iter().zip(shares).map(|(node, share)| node_status(pool, node, share, steady_millis(now)));
     PoolStatus {
         name: pool.name.to_string(),
         points: pool.ring.points(),
         usable: pool.is_usable(now),
-        panic: pool.is_panic(millis(now)),
+        panic: pool.is_panic(steady_millis(now)),
         queued: pool.queued(),
-        retry_tokens: pool.group.budget.tokens(millis(now)),
+        retry_tokens: pool.group.budget.tokens(steady_millis(now)),
         nodes: nodes.collect(),
         discovery,
     }
@@ -247,7 +248,7 @@ fn node_status(pool: &Pool, node: &Node, share: f64, now: u64) -> NodeStatus {
         }
     });
     let drain = (runtime.state() == NodeState::Drain).then(|| {
-        let wall = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        let wall = clock::unix_seconds();
         let left = runtime.sessions.left(wall);
         DrainStatus {
             done: runtime.in_flight() == 0 && left == 0,

@@ -4,6 +4,7 @@ use super::background::Background;
 use super::hints::Hints;
 use super::store::Store;
 use crate::cache::Cache;
+use crate::clock;
 use crate::config::FileStamp;
 use crate::control::{Control, Event, Events, ReloadStatus};
 use crate::http::budget::Budget;
@@ -161,7 +162,7 @@ pub(in crate::server) struct LastReload {
 
 impl LastReload {
     pub(in crate::server) fn first() -> LastReload {
-        LastReload { at: SystemTime::now(), count: 0, failures: 0, error: None, needs_restart: Vec::new() }
+        LastReload { at: clock::wall(), count: 0, failures: 0, error: None, needs_restart: Vec::new() }
     }
 
     pub(in crate::server) fn status(&self) -> ReloadStatus {

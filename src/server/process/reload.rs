@@ -8,6 +8,7 @@ use super::handle::{Handle, Trigger};
 use super::log::open_log;
 use super::store::StoreUnavailable;
 use super::systemd;
+use crate::clock;
 use crate::config::{Config, FileStamp, Report, Settings, changes};
 use crate::control::Event;
 use crate::idempotency::Records;
@@ -20,7 +21,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 
 /// Triggers that come this close together are one reload.
@@ -275,7 +276,7 @@ impl Handle {
     /// Writes down what became of a reload; gives what to tell who asked for it.
     fn remember(&self, result: Result<Reloaded, ReloadError>) -> Result<String, String> {
         let mut last = self.last_reload.lock();
-        last.at = SystemTime::now();
+        last.at = clock::wall();
         last.count += 1;
         let refused = match &result {
             Err(ReloadError::Invalid(report)) => Some(report.files().to_vec()),

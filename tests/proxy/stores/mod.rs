@@ -6,10 +6,10 @@ mod operating;
 mod sharing;
 
 use crate::idempotency::{charge, configuration};
-use crate::support::{Origin, Proxy};
+use crate::support::{Barrier, Origin, Proxy};
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 /// The file with a store's URL, and the file by which proxies of one machine know the store.
@@ -54,6 +54,15 @@ impl Place {
         Proxy::start(&self.text(node, settings))
     }
 
+    /// The same, with the wall's clock off by so many seconds.
+    pub fn proxy_off_by(&self, seconds: i64, node: SocketAddr, settings: &str) -> Proxy {
+        let listeners = "listeners: [{ name: http, address: \"127.0.0.1:0\" }]\nadmin: { address: \"127.0.0.1:0\" }\n";
+        let text = listeners.to_owned() + &self.text(node, settings);
+        Proxy::start_as(Path::new(env!("CARGO_BIN_EXE_ringway")), &text, |command| {
+            command.env("RINGWAY_CLOCK_OFFSET", seconds.to_string());
+        })
+    }
+
     pub fn text(&self, node: SocketAddr, settings: &str) -> String {
         self.block("") + &configuration(&[node], settings, "timeouts: { connect: 1s, first_byte: 10s }")
     }
@@ -73,11 +82,19 @@ pub struct Counting {
 
 impl Counting {
     pub fn start() -> Counting {
+        Counting::start_with(Barrier::default())
+    }
+
+    /// Starts a node that answers a key which begins with `slow` only once the gate is open.
+    pub fn start_with(gate: Barrier) -> Counting {
         let counts: Arc<Mutex<HashMap<String, u32>>> = Arc::default();
         let told = Arc::clone(&counts);
         let origin = Origin::start(move |ask, peer| {
             let key = String::from_utf8_lossy(&ask.body).into_owned();
             *told.lock().unwrap().entry(key.clone()).or_default() += 1;
+            if key.starts_with("slow") {
+                gate.wait();
+            }
             peer.reply(201, "content-type: text/plain", &format!("charged {key} as {}", ask.number));
         });
         Counting { origin, counts }

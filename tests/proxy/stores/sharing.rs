@@ -3,7 +3,7 @@
 use super::*;
 use crate::engines::{PgBouncer, Postgres};
 use crate::idempotency::{held, is_replay, seen};
-use crate::support::eventually;
+use crate::support::{Barrier, eventually};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 #[test]
@@ -123,4 +123,65 @@ fn a_large_result_is_kept_whole_for_every_proxy() {
     let replayed = other.ask(pay("k"));
     assert!(is_replay(&replayed) && replayed.body == body.as_bytes());
     assert_eq!(node.asked(), 1);
+}
+
+#[test]
+fn proxies_whose_clocks_disagree_by_days_agree_on_every_record() {
+    let Some(server) = Postgres::shared() else { return };
+    let place = Place::new(&server.database("clocks"));
+    let gate = Barrier::default();
+    let node = Counting::start_with(gate.clone());
+    let proxies = [86_400, 0, -86_400].map(|off| place.proxy_off_by(off, node.address(), "ttl: 1h, lease: 1s"));
+    let times = proxies.each_ref().map(|proxy| {
+        eventually("a connection", || is_up(proxy));
+        proxy.admin_get("/api/status").json()["last_reload"]["time"].as_str().unwrap()[..10].to_owned()
+    });
+    assert!(times[0] > times[1] && times[1] > times[2], "the clocks do not disagree: {times:?}");
+
+    // Each key runs at one of them, whose answer all of them tell.
+    let keys: Vec<String> = (0..12).map(|number| format!("key-{number}")).collect();
+    let replayed = |first: usize, key: &str, is_first: bool| {
+        let answers: Vec<_> = (first..first + 3).map(|turn| proxies[turn % 3].ask(pay(key))).collect();
+        assert!(answers.iter().all(|answer| seen(answer) == seen(&answers[0])), "{key}");
+        assert_eq!(answers[0].status, 201, "{key}: {}", answers[0].text());
+        assert_eq!(answers.iter().filter(|answer| is_replay(answer)).count(), 3 - usize::from(is_first), "{key}");
+        assert_eq!(node.of(key), 1, "{key}");
+    };
+    keys.iter().enumerate().for_each(|(turn, key)| replayed(turn, key, true));
+    for proxy in &proxies {
+        let left = proxy.records("key-0")[0]["expires_in"].as_f64().unwrap();
+        assert!((3500.0..=3660.0).contains(&left), "{left}");
+    }
+    server.execute("clocks", "UPDATE ringway_records SET expires = expires - interval '50 minutes'");
+
+    // Each of them runs a key for several leases, during which all of them look for dead holders and for expired records.
+    let slow = ["slow-0", "slow-1", "slow-2"];
+    let mut clients = [0, 1, 2].map(|turn| {
+        let mut client = proxies[turn].connect();
+        client.send(pay(slow[turn]));
+        client
+    });
+    eventually("the runs", || slow.iter().all(|key| node.of(key) == 1));
+    let beats = "SELECT count(*) FROM ringway_holders WHERE beat >
+                 (SELECT max(touched) FROM ringway_records WHERE state = 0) + interval '2500 milliseconds'";
+    eventually("the heartbeats", || server.execute("clocks", beats) == "3");
+    for proxy in &proxies {
+        for key in slow {
+            let refused = proxy.ask(pay(key));
+            assert_eq!((refused.status, refused.problem().as_str()), (409, "request-in-progress"), "{key}");
+        }
+    }
+    gate.open();
+    for client in &mut clients {
+        assert_eq!(client.answer().status, 201);
+    }
+    keys.iter().map(String::as_str).chain(slow).enumerate().for_each(|(turn, key)| replayed(turn, key, false));
+
+    // The end of a record is the same for all of them, too.
+    server.execute("clocks", "UPDATE ringway_records SET expires = expires - interval '2 hours'");
+    for (turn, key) in keys.iter().enumerate() {
+        let answers: Vec<_> = (turn..turn + 3).map(|turn| proxies[turn % 3].ask(pay(key))).collect();
+        assert!(answers.iter().all(|answer| seen(answer) == seen(&answers[0])), "{key}");
+        assert_eq!(node.of(key), 2, "{key}");
+    }
 }
