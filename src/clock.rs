@@ -86,6 +86,6 @@ mod tests {
         assert_eq!(shifted(noon, 86_400), noon + Duration::from_secs(86_400));
         assert_eq!(shifted(noon, -60), noon - Duration::from_secs(60));
         assert_eq!("+86400".parse(), Ok(86_400));
-        assert_eq!(shifted(noon, i64::MIN), noon, "a time that cannot be told");
+        assert_eq!(shifted(noon, i64::MAX), noon, "a time that cannot be told");
     }
 }
