@@ -1,6 +1,6 @@
 //! What client, node, access log and metrics tell of the same requests is the same, to the request and the byte.
 
-use crate::support::{Client, Node, Proxy, eventually};
+use crate::support::{Client, Origin, Proxy, eventually};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
@@ -19,9 +19,9 @@ struct Seen {
 /// What the node does with a request, by the first segment of its path.
 const DEEDS: [&str; 6] = ["whole", "chunked", "error", "cut", "reset", "none"];
 
-fn node(received: &Arc<Mutex<HashMap<String, usize>>>) -> Node {
+fn node(received: &Arc<Mutex<HashMap<String, usize>>>) -> Origin {
     let received = Arc::clone(received);
-    Node::start(move |peer| {
+    Origin::by_connection(move |peer| {
         while let Some(head) = peer.request() {
             let body = peer.body_of(&head);
             let path = head.split(' ').nth(1).unwrap().to_owned();

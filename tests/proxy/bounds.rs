@@ -1,13 +1,13 @@
 //! What one client, or all together, may hold: connections of an address, bodies that drip, memory.
 
 use crate::support::http2::{DATA, END_STREAM, Frames, Http2};
-use crate::support::{Barrier, Node, Proxy, eventually};
+use crate::support::{Barrier, Origin, Proxy, eventually};
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::sync::Arc;
 use std::time::Duration;
 
-fn proxy(node: &Node, limits: &str) -> Proxy {
+fn proxy(node: &Origin, limits: &str) -> Proxy {
     Proxy::start(&format!("limits: {{ {limits} }}\n{}", Proxy::pool(&[node.address], "")))
 }
 
@@ -19,7 +19,7 @@ const POST: &str = "POST /slow HTTP/1.1\r\nhost: a\r\n";
 
 #[test]
 fn an_address_has_only_so_many_connections() {
-    let node = Node::echo();
+    let node = Origin::echo();
     let proxy = proxy(&node, "connections_per_address: 3");
     let mut open: Vec<_> = (0..3).map(|_| proxy.connect()).collect();
     for client in &mut open {
@@ -43,7 +43,7 @@ fn an_address_has_only_so_many_connections() {
 
 #[test]
 fn proxies_that_are_trusted_may_have_any_number_of_connections() {
-    let node = Node::echo();
+    let node = Origin::echo();
     let text = "limits: { connections_per_address: 1 }\ntrusted_proxies: [127.0.0.0/8]\n";
     let proxy = Proxy::start(&format!("{text}{}", Proxy::pool(&[node.address], "")));
     let mut open: Vec<_> = (0..5).map(|_| proxy.connect()).collect();
@@ -65,7 +65,7 @@ fn drip(stream: &TcpStream, byte: &'static [u8]) -> std::thread::JoinHandle<()> 
 
 #[test]
 fn a_body_that_drips_gets_408_and_reaches_no_node() {
-    let node = Node::echo();
+    let node = Origin::echo();
     let proxy = proxy(&node, "body_idle_timeout: 200ms, body_min_rate: 500B");
     let mut client = proxy.connect();
     client.send(format!("{POST}content-length: 1000\r\n\r\n"));
@@ -80,7 +80,7 @@ fn a_body_that_drips_gets_408_and_reaches_no_node() {
 
 #[test]
 fn a_stream_of_chunks_that_drips_is_cut_off() {
-    let node = Node::start(|peer| {
+    let node = Origin::by_connection(|peer| {
         while let Some(head) = peer.request() {
             let _ = head;
             peer.client.exactly_or_less(100_000);
@@ -97,7 +97,7 @@ fn a_stream_of_chunks_that_drips_is_cut_off() {
 
 #[test]
 fn a_dripping_stream_of_http2_is_answered_408() {
-    let node = Node::echo();
+    let node = Origin::echo();
     let proxy = proxy(&node, "body_idle_timeout: 200ms, body_min_rate: 500B");
     let mut frames = Frames::connect(proxy.address);
     let head =
@@ -127,7 +127,7 @@ fn a_dripping_stream_of_http2_is_answered_408() {
 fn a_slow_stream_of_grpc_is_left_alone() {
     let barrier = Arc::new(Barrier::default());
     let held = Arc::clone(&barrier);
-    let node = Node::start(move |peer| {
+    let node = Origin::by_connection(move |peer| {
         while peer.request().is_some() {
             held.wait();
             peer.answer("done");
@@ -149,7 +149,7 @@ fn a_slow_stream_of_grpc_is_left_alone() {
 /// A body that is awaited reaches its node as it was, whatever pieces it came in.
 #[test]
 fn small_bodies_are_awaited_and_large_ones_stream() {
-    let node = Node::echo();
+    let node = Origin::echo();
     for limits in ["request_buffer: 64KiB", "request_buffer: 0B", "request_buffer: 16MiB"] {
         let proxy = proxy(&node, limits);
         for length in [1usize, 5_000, 65_536, 300_000] {
@@ -172,7 +172,7 @@ fn small_bodies_are_awaited_and_large_ones_stream() {
 
 #[test]
 fn no_node_is_asked_before_a_small_body_is_there() {
-    let node = Node::echo();
+    let node = Origin::echo();
     let proxy = proxy(&node, "header_timeout: 10s");
     let mut client = proxy.connect();
     client.send(format!("{POST}content-length: 10\r\n\r\n12345"));
@@ -187,7 +187,7 @@ fn no_node_is_asked_before_a_small_body_is_there() {
 fn what_http2_clients_send_stays_within_the_budget() {
     let barrier = Arc::new(Barrier::default());
     let held = Arc::clone(&barrier);
-    let node = Node::start(move |peer| {
+    let node = Origin::by_connection(move |peer| {
         // What the kernel holds is not the proxy's.
         socket2::SockRef::from(&peer.client.stream).set_recv_buffer_size(256 << 10).unwrap();
         while let Some(head) = peer.request() {
@@ -229,7 +229,7 @@ fn what_http2_clients_send_stays_within_the_budget() {
 /// A body that would be stored is passed on, and not, where the process holds as much as it may.
 #[test]
 fn fills_stay_within_the_budget() {
-    let node = Node::start(|peer| {
+    let node = Origin::by_connection(|peer| {
         while let Some(head) = peer.request() {
             let length = if head.contains("/small") { 1000 } else { 3 << 20 };
             peer.send(format!("HTTP/1.1 200 OK\r\ncache-control: max-age=60\r\ncontent-length: {length}\r\n\r\n"));
@@ -254,7 +254,7 @@ fn fills_stay_within_the_budget() {
 /// An upload ends although its client was told of the end of the stream only at the last.
 #[test]
 fn an_upload_over_http2_ends_where_its_stream_does() {
-    let node = Node::echo();
+    let node = Origin::echo();
     let proxy = Proxy::before(&[node.address]);
     let mut frames = Frames::connect(proxy.address);
     let head = [(":method", "POST"), (":scheme", "http"), (":path", "/"), (":authority", "a"), ("content-length", "3")];
@@ -268,7 +268,7 @@ fn an_upload_over_http2_ends_where_its_stream_does() {
 /// A client that asks for much over one connection and reads none of it has the proxy hold little of it.
 #[test]
 fn answers_that_nobody_reads_do_not_pile_up() {
-    let node = Node::start(|peer| {
+    let node = Origin::by_connection(|peer| {
         while peer.request().is_some() {
             peer.send(format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n", 8 << 20));
             peer.send(vec![b'x'; 8 << 20]);

@@ -1,6 +1,6 @@
 //! A browser: WebSockets from Chromium, over HTTP/1.1 in the clear and over a stream of HTTP/2.
 
-use crate::support::{Authority, Barrier, Node, Peer, Proxy, eventually, have};
+use crate::support::{Authority, Barrier, Origin, Peer, Proxy, eventually, have};
 use base64::Engine as _;
 use sha1::{Digest, Sha1};
 use std::process::{Command, Stdio};
@@ -18,9 +18,9 @@ socket.onerror = () => told('an error');
 </script>";
 
 /// Serves the page, and echoes what a socket says first (RFC 6455).
-fn site() -> Node {
+fn site() -> Origin {
     let answered = Mutex::new(Barrier::default());
-    Node::start(move |peer| {
+    Origin::by_connection(move |peer| {
         while let Some(head) = peer.request() {
             match head.split(' ').nth(1).unwrap_or_default() {
                 "/socket" => return echo(peer, &head),

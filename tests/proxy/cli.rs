@@ -1,6 +1,6 @@
 //! The command line, with its exit codes.
 
-use crate::support::{Authority, Node, Proxy, eventually};
+use crate::support::{Authority, Origin, Proxy, eventually};
 use std::io::Write;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
@@ -270,7 +270,7 @@ fn check_warns_of_a_cookie_that_is_never_issued_and_wants_a_secret() {
 
 #[test]
 fn a_running_proxy_is_asked_and_told() {
-    let node = Node::echo();
+    let node = Origin::echo();
     let mut proxy = Proxy::before(&[node.address]);
     let admin = format!("http://{}", proxy.admin);
     let told = |arguments: &[&str]| ringway(&[arguments, &["--admin", &admin]].concat());

@@ -1,16 +1,16 @@
 //! The way out: nothing that was asked is dropped.
 
-use crate::support::{Node, Proxy, eventually};
+use crate::support::{Origin, Proxy, eventually};
 use std::net::TcpStream;
 use std::sync::Mutex;
 use std::sync::mpsc::{Sender, channel};
 use std::time::{Duration, Instant};
 
 /// A node that answers when it is told to.
-fn patient_node() -> (Node, Sender<()>) {
+fn patient_node() -> (Origin, Sender<()>) {
     let (go, wait) = channel();
     let wait = Mutex::new(wait);
-    let node = Node::start(move |peer| {
+    let node = Origin::by_connection(move |peer| {
         while peer.request().is_some() {
             let _ = wait.lock().unwrap().recv();
             peer.answer("at last");
@@ -40,7 +40,7 @@ fn a_request_in_flight_is_answered_and_told_to_close() {
 
 #[test]
 fn a_connection_without_a_request_gets_its_chance() {
-    let node = Node::echo();
+    let node = Origin::echo();
     let mut proxy = Proxy::before(&[node.address]);
     let (mut fresh, mut kept, mut silent) = (proxy.connect(), proxy.connect(), proxy.connect());
     assert_eq!(kept.request("GET /before HTTP/1.1\r\nhost: a\r\n\r\n").field("connection"), None);
@@ -57,7 +57,7 @@ fn a_connection_without_a_request_gets_its_chance() {
 
 #[test]
 fn load_balancers_get_time_to_look_away() {
-    let node = Node::echo();
+    let node = Origin::echo();
     let mut proxy = Proxy::start(&format!("limits: {{ drain_delay: 700ms }}\n{}", Proxy::pool(&[node.address], "")));
     proxy.signal("TERM");
     let started = Instant::now();

@@ -1,13 +1,13 @@
 //! Answers that come before the whole request, over HTTP/2.
 
 use crate::support::http2::{DATA, END_STREAM, Frames, HEADERS, PING, RST_STREAM, WINDOW_UPDATE, post_head, status_of};
-use crate::support::{Node, Proxy};
+use crate::support::{Origin, Proxy};
 
 /// Early answers end, and the rest of the request is read for a while before its stream is reset without an error: a
 /// reset at once would have curl 7.88 lose the answer.
 #[test]
 fn an_early_answer_is_not_followed_by_a_reset_at_once() {
-    let node = Node::start(|peer| {
+    let node = Origin::by_connection(|peer| {
         while let Some(head) = peer.request() {
             peer.send("HTTP/1.1 403 Forbidden\r\ncontent-length: 2\r\n\r\nno");
             if head.contains("transfer-encoding") || head.contains("content-length") {

@@ -1,6 +1,6 @@
 //! The stream of events of the admin listener.
 
-use crate::support::{Authority, Client, Does, Node, PATIENCE, Proxy, Service, eventually};
+use crate::support::{Authority, Client, Does, Origin, PATIENCE, Proxy, eventually};
 use serde_json::Value;
 use std::io::{BufRead, BufReader};
 use std::net::TcpStream;
@@ -64,7 +64,7 @@ impl Reader {
 
 #[test]
 fn what_operators_do_is_told_in_order() {
-    let node = Node::echo();
+    let node = Origin::echo();
     let proxy = Proxy::before(&[node.address]);
     let mut reader = Reader::open(&proxy, None);
     proxy.admin_post("/api/pools/app/nodes/n0/drain", "");
@@ -86,9 +86,9 @@ fn what_operators_do_is_told_in_order() {
 
 #[test]
 fn health_and_ejection_of_nodes_are_told() {
-    let mut nodes = Service::several(2);
+    let mut nodes = Origin::several(2);
     let settings = "    outlier_ejection: { consecutive_failures: 2, base_time: 200ms }\n    health_check: { interval: 50ms, unhealthy_after: 2, healthy_after: 1 }\n";
-    let proxy = Proxy::start(&Proxy::pool(&Service::addresses(&nodes), settings));
+    let proxy = Proxy::start(&Proxy::pool(&Origin::addresses(&nodes), settings));
     let mut reader = Reader::open(&proxy, None);
     nodes[0].does(Does::Answer(503));
     for path in proxy.paths_of("n0", 2) {
@@ -113,7 +113,7 @@ fn health_and_ejection_of_nodes_are_told() {
 
 #[test]
 fn certificates_are_told_when_they_come_into_force() {
-    let (authority, node) = (Authority::new(), Node::echo());
+    let (authority, node) = (Authority::new(), Origin::echo());
     let pair = authority.issue("edge", &["edge.example"]);
     let proxy = Proxy::start_both(&pair, &Proxy::pool(&[node.address], ""));
     let mut reader = Reader::open(&proxy, None);
@@ -126,7 +126,7 @@ fn certificates_are_told_when_they_come_into_force() {
 
 #[test]
 fn a_reader_goes_on_after_the_last_event_that_it_has_seen() {
-    let node = Node::echo();
+    let node = Origin::echo();
     let proxy = Proxy::before(&[node.address]);
     for tag in ["a", "b", "c"] {
         proxy.purge(&format!(r#"{{"tag": "{tag}"}}"#));
@@ -144,7 +144,7 @@ fn a_reader_goes_on_after_the_last_event_that_it_has_seen() {
 
 #[test]
 fn readers_are_bounded_and_other_requests_are_answered() {
-    let node = Node::echo();
+    let node = Origin::echo();
     let proxy = Proxy::before(&[node.address]);
     let mut readers: Vec<Reader> = (0..32).map(|_| Reader::open(&proxy, None)).collect();
     let refused = proxy.admin_get("/api/events");
@@ -162,7 +162,7 @@ fn readers_are_bounded_and_other_requests_are_answered() {
 
 #[test]
 fn the_end_of_the_process_is_told_and_ends_the_stream() {
-    let node = Node::echo();
+    let node = Origin::echo();
     let mut proxy = Proxy::before(&[node.address]);
     let mut reader = Reader::open(&proxy, None);
     proxy.signal("TERM");

@@ -2,7 +2,7 @@
 //! who the client is are the facts, whatever the client says.
 
 use crate::support::http2::{DATA, END_STREAM, Frames, HEADERS, RST_STREAM, status_of};
-use crate::support::{Authority, Node, Origin, Pair, Proxy, TlsClient};
+use crate::support::{Authority, Origin, Pair, Proxy, TlsClient};
 use std::net::SocketAddr;
 
 /// A proxy with a listener `mtls` that asks for client certificates, one `http` in the clear, and some clients.
@@ -68,7 +68,7 @@ fn the_page_of_one_certificate_is_no_hit_for_another() {
         [("vary: X-Client-Cert-Subject", "cache: {}"), ("", "cache: { key: { headers: [x-client-cert-subject] } }")]
     {
         let origin = pages(vary);
-        let edge = Edge::start(&route(origin.address(), cache));
+        let edge = Edge::start(&route(origin.address, cache));
         for _ in 0..2 {
             ends(&edge.ask(&edge.alice, ""), "page of CN=alice");
             ends(&edge.ask(&edge.bob, CLAIM), "page of CN=bob");
@@ -81,7 +81,7 @@ fn the_page_of_one_certificate_is_no_hit_for_another() {
 
 #[test]
 fn routes_match_what_the_certificate_says() {
-    let node = Node::echo();
+    let node = Origin::echo();
     let edge = Edge::start(&format!(
         "pools: {{ app: {{ nodes: [{{ id: a, address: \"{}\" }}] }} }}\nroutes:\n  - {{ name: alice, headers: {{ x-client-cert-subject: CN=alice }}, respond: {{ status: 200, body: \"for alice\" }} }}\n  - {{ name: any, headers: {{ x-client-cert-subject: \"*\" }}, respond: {{ status: 200, body: \"for another\" }} }}\n  - {{ name: rest, respond: {{ status: 200, body: \"for strangers\" }} }}\n",
         node.address
@@ -95,7 +95,7 @@ fn routes_match_what_the_certificate_says() {
 
 #[test]
 fn scopes_limits_and_hash_keys_read_the_certificate() {
-    let node = Node::echo();
+    let node = Origin::echo();
     let keyed = "idempotency: { scope: [\"header:x-client-cert-subject\"] }";
     let edge = Edge::start(&format!("idempotency_store: {{ kind: memory }}\n{}", route(node.address, keyed)));
     let pay = |client: &TlsClient, claim: &str| edge.send(client, "POST", &format!("idempotency-key: k\r\n{claim}"));
@@ -116,7 +116,7 @@ fn scopes_limits_and_hash_keys_read_the_certificate() {
         assert_eq!(status(told), expected, "without a certificate the address counts");
     }
 
-    let nodes: Vec<Node> = (0..2).map(|_| Node::echo()).collect();
+    let nodes: Vec<Origin> = (0..2).map(|_| Origin::echo()).collect();
     let addresses: Vec<SocketAddr> = nodes.iter().map(|node| node.address).collect();
     let by_certificate =
         Proxy::pool(&addresses, "").replace("hash_on: [uri] }", "hash_on: [\"header:x-client-cert-subject\"] }");
@@ -130,7 +130,7 @@ fn scopes_limits_and_hash_keys_read_the_certificate() {
 
 #[test]
 fn a_field_that_connection_names_counts_nowhere() {
-    let node = Node::echo();
+    let node = Origin::echo();
     let limited = "rate_limit: { requests: 2, per: 1h, key: [\"header:x-api-key\", client_ip] }";
     let proxy = Proxy::start(&route(node.address, limited));
     for (n, expected) in [200, 200, 429, 429].into_iter().enumerate() {
@@ -149,7 +149,7 @@ fn a_field_that_connection_names_counts_nowhere() {
 
 #[test]
 fn a_key_by_the_chain_of_proxies_reads_what_the_node_sees() {
-    let node = Node::echo();
+    let node = Origin::echo();
     let limited = "rate_limit: { requests: 2, per: 1h, key: [\"header:x-forwarded-for\"] }";
     let strangers = Proxy::start(&route(node.address, limited));
     for (n, expected) in [200, 200, 429].into_iter().enumerate() {
@@ -167,7 +167,7 @@ fn a_key_by_the_chain_of_proxies_reads_what_the_node_sees() {
 
 #[test]
 fn names_with_underscores_go_no_further() {
-    let node = Node::echo();
+    let node = Origin::echo();
     let fields = "X_Forwarded_For: 1.2.3.4\r\nTransfer_Encoding: chunked\r\nX_Mine: 1\r\nx.forwarded.for: 1.2.3.4\r\n";
     let proxy = Proxy::before(&[node.address]);
     let head = proxy.get_with("/", fields).text();
@@ -186,7 +186,7 @@ const TRAILERS: &str = "X-Forwarded-For: 1.2.3.4\r\nCookie: a=1\r\nIdempotency-K
 
 #[test]
 fn trailers_obey_the_rules_of_fields() {
-    let node = Node::start(|peer| {
+    let node = Origin::by_connection(|peer| {
         while let Some(head) = peer.request() {
             let body = String::from_utf8(peer.body_of(&head)).unwrap();
             peer.send(format!(
@@ -220,7 +220,7 @@ fn trailers_obey_the_rules_of_fields() {
 
 #[test]
 fn trailers_about_the_connection_do_not_hurt_nodes_of_http2() {
-    let node = crate::support::Node2::start();
+    let node = crate::support::Origin::http2();
     let proxy = Proxy::start(&Proxy::pool(&[node.address], "\n    protocol: http2"));
     for trailer in ["Connection: close", "Transfer-Encoding: chunked", "Keep-Alive: 1", "X-Sum: 9"] {
         let answer = proxy.connect().request(format!(
@@ -233,7 +233,7 @@ fn trailers_about_the_connection_do_not_hurt_nodes_of_http2() {
 
 #[test]
 fn what_trusted_proxies_say_is_read_by_its_grammar() {
-    let node = Node::echo();
+    let node = Origin::echo();
     let proxy = Proxy::start(&format!(
         "trusted_proxies: [127.0.0.0/8]\npools: {{ app: {{ nodes: [{{ id: a, address: \"{}\" }}] }} }}\nroutes:\n  - {{ name: clear, path: /to-https, scheme: http, redirect: {{ to: \"https://{{host}}{{path}}\", status: 308 }} }}\n  - {{ name: all, pool: app, rate_limit: {{ requests: 1, per: 1h, key: [client_ip] }} }}\n",
         node.address
@@ -274,7 +274,7 @@ fn status_over_http2(proxy: &Proxy, fields: &[(&str, &str)]) -> String {
 
 #[test]
 fn malformed_fields_of_http2_are_refused() {
-    let node = Node::echo();
+    let node = Origin::echo();
     let proxy = Proxy::before(&[node.address]);
     let base = |path: &'static str| vec![(":method", "GET"), (":scheme", "http"), (":authority", "a"), (":path", path)];
     let with = |path: &'static str, more: (&'static str, &'static str)| [base(path), vec![more]].concat();
@@ -293,7 +293,7 @@ fn malformed_fields_of_http2_are_refused() {
 
 #[test]
 fn equal_lengths_over_http2_are_one() {
-    let node = Node::echo();
+    let node = Origin::echo();
     let proxy = Proxy::before(&[node.address]);
     for (lengths, expected) in [(["2", "2"], true), (["2", "3"], false)] {
         let mut frames = Frames::connect(proxy.address);
@@ -324,8 +324,8 @@ fn placing(proxy: &Proxy) -> String {
 #[test]
 fn a_seed_from_a_file_places_keys_and_is_not_shown() {
     let nodes = [
-        Node::saying("HTTP/1.1 200 OK\r\ncontent-length: 1\r\n\r\na"),
-        Node::saying("HTTP/1.1 200 OK\r\ncontent-length: 1\r\n\r\nb"),
+        Origin::saying("HTTP/1.1 200 OK\r\ncontent-length: 1\r\n\r\na"),
+        Origin::saying("HTTP/1.1 200 OK\r\ncontent-length: 1\r\n\r\nb"),
     ];
     let addresses = nodes.each_ref().map(|node| node.address);
     let folder = tempfile::tempdir().unwrap();

@@ -1,6 +1,6 @@
 //! What a node is told about the client, and what nobody may make the proxy say.
 
-use crate::support::{Node, Proxy};
+use crate::support::{Origin, Proxy};
 
 /// The head that the node gets for these request lines.
 fn forwarded(proxy: &Proxy, lines: &str) -> String {
@@ -16,7 +16,7 @@ fn values<'a>(head: &'a str, name: &str) -> Vec<&'a str> {
 
 #[test]
 fn an_untrusted_client_cannot_say_who_it_is() {
-    let node = Node::echo();
+    let node = Origin::echo();
     let proxy = Proxy::before(&[node.address]);
     let head = forwarded(
         &proxy,
@@ -34,7 +34,7 @@ fn an_untrusted_client_cannot_say_who_it_is() {
 
 #[test]
 fn a_trusted_proxy_is_believed() {
-    let node = Node::echo();
+    let node = Origin::echo();
     let proxy = Proxy::start(&format!("trusted_proxies: [127.0.0.0/8]\n{}", Proxy::pool(&[node.address], "")));
     let head = forwarded(
         &proxy,
@@ -48,7 +48,7 @@ fn a_trusted_proxy_is_believed() {
 
 #[test]
 fn the_forwarded_host_never_routes() {
-    let node = Node::echo();
+    let node = Origin::echo();
     let proxy = Proxy::start(&format!(
         "trusted_proxies: [127.0.0.0/8]\npools: {{ app: {{ nodes: [{{ id: a, address: \"{}\" }}] }} }}\nroutes:\n  - {{ name: secret, hosts: [secret.example], pool: app }}\n",
         node.address
@@ -59,7 +59,7 @@ fn the_forwarded_host_never_routes() {
 
 #[test]
 fn every_request_has_an_id_and_a_trace() {
-    let node = Node::echo();
+    let node = Origin::echo();
     let proxy = Proxy::before(&[node.address]);
     let head = forwarded(&proxy, "");
     let (id, trace) = (values(&head, "x-request-id")[0], values(&head, "traceparent")[0]);
@@ -75,7 +75,7 @@ fn every_request_has_an_id_and_a_trace() {
 
 #[test]
 fn fields_of_one_connection_go_no_further() {
-    let node = Node::saying(
+    let node = Origin::saying(
         "HTTP/1.1 200 OK\r\nconnection: x-mine, keep-alive\r\nx-mine: 1\r\nkeep-alive: timeout=5\r\nproxy-connection: keep-alive\r\nx-kept: 1\r\ncontent-length: 0\r\n\r\n",
     );
     let proxy = Proxy::before(&[node.address]);
@@ -94,7 +94,7 @@ fn fields_of_one_connection_go_no_further() {
 
 #[test]
 fn a_route_changes_fields_and_paths() {
-    let node = Node::start(|peer| {
+    let node = Origin::by_connection(|peer| {
         while let Some(head) = peer.request() {
             peer.send(format!(
                 "HTTP/1.1 200 OK\r\nserver: node\r\nx-power: 1\r\ncontent-length: {}\r\n\r\n{head}",

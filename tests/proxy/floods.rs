@@ -4,7 +4,7 @@ use crate::support::http2::{
     CONTINUATION, DATA, END_HEADERS, END_STREAM, Frames, GOAWAY, HEADERS, Http2, PING, PRIORITY, RST_STREAM, SETTINGS,
     WINDOW_UPDATE, block, frame,
 };
-use crate::support::{Node, Proxy, eventually};
+use crate::support::{Origin, Proxy, eventually};
 
 const ENHANCE_YOUR_CALM: u32 = 0xb;
 const GET: [(&str, &str); 4] = [(":method", "GET"), (":scheme", "http"), (":path", "/"), (":authority", "a")];
@@ -23,7 +23,7 @@ type Piece = fn(u32) -> Vec<u8>;
 
 #[test]
 fn every_flood_is_cut_and_counted_by_its_kind() {
-    let node = Node::echo();
+    let node = Origin::echo();
     let proxy = Proxy::before(&[node.address]);
     let floods: [(&str, Piece); 8] = [
         ("ping", |_| frame(PING, 0, 0, &[0; 8]).repeat(50)),
@@ -57,7 +57,7 @@ fn every_flood_is_cut_and_counted_by_its_kind() {
 /// CVE-2023-44487: requests that are taken back at once never reach a node.
 #[test]
 fn requests_that_are_reset_at_once_reach_no_node() {
-    let node = Node::echo();
+    let node = Origin::echo();
     let proxy = Proxy::before(&[node.address]);
     for _ in 0..5 {
         let reason = Frames::connect(proxy.address).flood(|n| {
@@ -77,7 +77,7 @@ fn requests_that_are_reset_at_once_reach_no_node() {
 /// CVE-2025-8671: the proxy is brought to reset what the client has asked for.
 #[test]
 fn resets_that_the_proxy_is_brought_to_count_as_the_clients() {
-    let node = Node::echo();
+    let node = Origin::echo();
     let proxy = Proxy::before(&[node.address]);
     let reason = Frames::connect(proxy.address).flood(|n| {
         let stream = 2 * n + 1;
@@ -103,7 +103,7 @@ fn resets_that_the_proxy_is_brought_to_count_as_the_clients() {
 /// A proxy that is trusted speaks for many: what one stranger does through it costs the others nothing.
 #[test]
 fn a_trusted_proxy_is_not_cut() {
-    let node = Node::echo();
+    let node = Origin::echo();
     let proxy = Proxy::start(&format!("trusted_proxies: [127.0.0.1]\n{}", Proxy::pool(&[node.address], "")));
     let mut frames = Frames::connect(proxy.address);
     for n in 0..500 {
@@ -120,7 +120,7 @@ fn a_trusted_proxy_is_not_cut() {
 
 #[test]
 fn half_of_the_glitches_end_a_connection_well() {
-    let node = Node::echo();
+    let node = Origin::echo();
     let proxy = Proxy::before(&[node.address]);
     let mut frames = Frames::connect(proxy.address);
     (0..130).for_each(|_| frames.send(PING, 0, 0, &[0; 8]));
@@ -142,7 +142,7 @@ fn half_of_the_glitches_end_a_connection_well() {
 
 #[test]
 fn the_limit_of_glitches_is_the_configurations() {
-    let node = Node::echo();
+    let node = Origin::echo();
     let proxy = Proxy::start(&format!("limits: {{ http2_glitches: 0 }}\n{}", Proxy::pool(&[node.address], "")));
     let mut frames = Frames::connect(proxy.address);
     let pings = frame(PING, 0, 0, &[0; 8]).repeat(100);
@@ -161,7 +161,7 @@ fn the_limit_of_glitches_is_the_configurations() {
 /// Pieces of cookies are fields like others when fields are counted.
 #[test]
 fn crumbs_of_cookies_are_counted() {
-    let node = Node::echo();
+    let node = Origin::echo();
     let proxy = Proxy::before(&[node.address]);
     for (count, status) in [(90, 200), (120, 431)] {
         let crumbs = vec!["cookie: a=b"; count].join(" | ");
@@ -175,7 +175,7 @@ fn crumbs_of_cookies_are_counted() {
 /// A few bytes that stand for megabytes of fields.
 #[test]
 fn an_hpack_bomb_gets_no_further() {
-    let node = Node::echo();
+    let node = Origin::echo();
     let proxy = Proxy::before(&[node.address]);
     let before = proxy.memory();
     for _ in 0..20 {
@@ -197,7 +197,7 @@ fn an_hpack_bomb_gets_no_further() {
 /// A head that never ends holds its connection no longer than any other head.
 #[test]
 fn a_head_that_does_not_end_is_cut_off_although_another_stream_is_open() {
-    let node = Node::start(|peer| while peer.request().is_some() {});
+    let node = Origin::by_connection(|peer| while peer.request().is_some() {});
     let limits = "limits: { header_timeout: 500ms }\n";
     let proxy = Proxy::start(&format!("{limits}{}", Proxy::pool(&[node.address], "")));
     let mut frames = Frames::connect(proxy.address);
@@ -209,7 +209,7 @@ fn a_head_that_does_not_end_is_cut_off_although_another_stream_is_open() {
 
 #[test]
 fn heads_that_cannot_be_read_are_counted() {
-    let node = Node::echo();
+    let node = Origin::echo();
     let proxy = Proxy::before(&[node.address]);
     let answer = proxy.connect().request("NOT HTTP AT ALL\r\n\r\n");
     assert_eq!(answer.status, 400);

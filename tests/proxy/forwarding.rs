@@ -1,11 +1,11 @@
 //! Bodies, framing and interim answers, both ways.
 
-use crate::support::{Node, Proxy, eventually};
+use crate::support::{Origin, Proxy, eventually};
 use std::sync::mpsc::channel;
 
 #[test]
 fn a_connection_is_kept_on_both_sides() {
-    let node = Node::echo();
+    let node = Origin::echo();
     let proxy = Proxy::start(&format!("workers: 1\n{}", Proxy::pool(&[node.address], "")));
     let mut client = proxy.connect();
     for n in 0..5 {
@@ -18,7 +18,7 @@ fn a_connection_is_kept_on_both_sides() {
 
 #[test]
 fn pipelined_requests_are_answered_in_order() {
-    let node = Node::echo();
+    let node = Origin::echo();
     let proxy = Proxy::before(&[node.address]);
     let mut client = proxy.connect();
     client
@@ -30,7 +30,7 @@ fn pipelined_requests_are_answered_in_order() {
 
 #[test]
 fn bodies_go_up_as_they_are() {
-    let node = Node::echo();
+    let node = Origin::echo();
     let proxy = Proxy::before(&[node.address]);
     let mut client = proxy.connect();
     let sized = client.request("POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 5\r\n\r\nhello");
@@ -47,7 +47,7 @@ fn bodies_go_up_as_they_are() {
 
 #[test]
 fn trailers_go_both_ways() {
-    let node = Node::start(|peer| {
+    let node = Origin::by_connection(|peer| {
         while let Some(head) = peer.request() {
             let body = String::from_utf8(peer.body_of(&head)).unwrap();
             assert_eq!(body, "hellox-sum: 1\n");
@@ -69,7 +69,7 @@ fn answers_without_a_body_have_none() {
         ("304 Not Modified", "etag: \"1\"\r\n"),
         ("304 Not Modified", "content-length: 77\r\n"),
     ] {
-        let node = Node::saying(format!("HTTP/1.1 {status}\r\n{lines}\r\n"));
+        let node = Origin::saying(format!("HTTP/1.1 {status}\r\n{lines}\r\n"));
         let proxy = Proxy::before(&[node.address]);
         let mut client = proxy.connect();
         for _ in 0..2 {
@@ -83,7 +83,7 @@ fn answers_without_a_body_have_none() {
 
 #[test]
 fn head_keeps_the_length_and_has_no_body() {
-    let node = Node::saying("HTTP/1.1 200 OK\r\ncontent-length: 1234\r\n\r\n");
+    let node = Origin::saying("HTTP/1.1 200 OK\r\ncontent-length: 1234\r\n\r\n");
     let proxy = Proxy::before(&[node.address]);
     let mut client = proxy.connect();
     for _ in 0..2 {
@@ -96,7 +96,7 @@ fn head_keeps_the_length_and_has_no_body() {
 
 #[test]
 fn a_close_delimited_answer_is_reframed() {
-    let node = Node::start(|peer| {
+    let node = Origin::by_connection(|peer| {
         peer.request();
         peer.send("HTTP/1.1 200 OK\r\n\r\nuntil the end");
     });
@@ -112,7 +112,7 @@ fn a_close_delimited_answer_is_reframed() {
 
 #[test]
 fn an_http_1_0_client_gets_no_chunks_and_no_interim_answer() {
-    let node = Node::saying(
+    let node = Origin::saying(
         "HTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\nHTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n",
     );
     let proxy = Proxy::before(&[node.address]);
@@ -129,7 +129,7 @@ fn an_http_1_0_client_gets_no_chunks_and_no_interim_answer() {
 
 #[test]
 fn an_http_1_0_client_may_keep_its_connection() {
-    let node = Node::echo();
+    let node = Origin::echo();
     let proxy = Proxy::before(&[node.address]);
     let mut client = proxy.connect();
     for _ in 0..2 {
@@ -142,7 +142,7 @@ fn an_http_1_0_client_may_keep_its_connection() {
 fn early_hints_arrive_before_the_answer() {
     let (go, wait) = channel::<()>();
     let wait = std::sync::Mutex::new(wait);
-    let node = Node::start(move |peer| {
+    let node = Origin::by_connection(move |peer| {
         peer.request();
         peer.send(
             "HTTP/1.1 103 Early Hints\r\nlink: </style.css>; rel=preload\r\nconnection: x-hop\r\nx-hop: 1\r\n\r\n",
@@ -165,7 +165,7 @@ fn early_hints_arrive_before_the_answer() {
 /// The client's body is asked for only when the node asks.
 #[test]
 fn continue_comes_from_the_node() {
-    let node = Node::start(|peer| {
+    let node = Origin::by_connection(|peer| {
         let head = peer.request().unwrap();
         assert!(head.contains("expect: 100-continue"), "{head}");
         peer.send("HTTP/1.1 100 Continue\r\n\r\n");
@@ -182,7 +182,7 @@ fn continue_comes_from_the_node() {
 
 #[test]
 fn a_final_answer_spares_the_client_its_body() {
-    let node = Node::start(|peer| {
+    let node = Origin::by_connection(|peer| {
         peer.request();
         peer.send("HTTP/1.1 403 Forbidden\r\ncontent-length: 2\r\n\r\nno");
         peer.client.has_ended();
@@ -196,7 +196,7 @@ fn a_final_answer_spares_the_client_its_body() {
 
 #[test]
 fn a_node_that_ignores_the_expectation_gets_the_body_anyway() {
-    let node = Node::echo();
+    let node = Origin::echo();
     let proxy = Proxy::before(&[node.address]);
     let mut client = proxy.connect();
     client.send("POST / HTTP/1.1\r\nhost: a\r\nexpect: 100-continue\r\ncontent-length: 5\r\n\r\n");
@@ -210,7 +210,7 @@ fn a_node_that_ignores_the_expectation_gets_the_body_anyway() {
 fn back_pressure_goes_both_ways() {
     let (_held, never) = channel::<()>();
     let never = std::sync::Mutex::new(never);
-    let node = Node::start(move |peer| {
+    let node = Origin::by_connection(move |peer| {
         let head = peer.request().unwrap();
         if head.starts_with("GET") {
             let block = vec![b'x'; 1 << 20];
@@ -249,7 +249,7 @@ fn back_pressure_goes_both_ways() {
 fn a_client_that_leaves_ends_the_request_at_the_node() {
     let (told, ended) = channel();
     let told = std::sync::Mutex::new(told);
-    let node = Node::start(move |peer| {
+    let node = Origin::by_connection(move |peer| {
         peer.request();
         peer.send("HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\npart");
         let _ = told.lock().unwrap().send(peer.client.has_ended());
@@ -266,7 +266,7 @@ fn a_client_that_leaves_ends_the_request_at_the_node() {
 
 #[test]
 fn options_asterisk_and_max_forwards() {
-    let node = Node::echo();
+    let node = Origin::echo();
     let proxy = Proxy::before(&[node.address]);
     let mut client = proxy.connect();
     let last = client.request("OPTIONS / HTTP/1.1\r\nhost: a\r\nmax-forwards: 0\r\n\r\n");
@@ -279,7 +279,7 @@ fn options_asterisk_and_max_forwards() {
 /// Whatever the method: what a request brings goes to the node.
 #[test]
 fn a_get_with_a_body_keeps_it() {
-    let node = Node::echo();
+    let node = Origin::echo();
     let proxy = Proxy::before(&[node.address]);
     let mut client = proxy.connect();
     let sized = client.request("GET /_search HTTP/1.1\r\nhost: a\r\ncontent-length: 5\r\n\r\nquery");

@@ -3,10 +3,10 @@
 //! be trusted ends. `malformed.rs` has the plainly malformed requests, `http2.rs` those of HTTP/2.
 
 use crate::support::http2::{DATA, END_STREAM, Frames, HEADERS, Http2};
-use crate::support::{Client, Node, Proxy, eventually};
+use crate::support::{Client, Origin, Proxy, eventually};
 
 /// What a node got, however many requests it takes them for.
-fn seen(node: &Node) -> String {
+fn seen(node: &Origin) -> String {
     node.requests().join("\n---\n").to_ascii_lowercase()
 }
 
@@ -121,7 +121,7 @@ const FROM_CLIENTS: &[Case] = &[
 #[test]
 fn from_clients_over_http1() {
     for Case { name, bytes, status, forbidden } in FROM_CLIENTS {
-        let node = Node::echo();
+        let node = Origin::echo();
         let proxy = Proxy::before(&[node.address]);
         let mut client = Client::connect(proxy.address);
         client.send(bytes);
@@ -162,7 +162,7 @@ fn from_clients_over_http2() {
         ),
         ("RFC 9113 8.3.1: an absolute target in the path", vec![(":path", "http://b/smuggled")], "", "host: b"),
     ] {
-        let node = Node::echo();
+        let node = Origin::echo();
         let proxy = Proxy::before(&[node.address]);
         let mut frames = Frames::connect(proxy.address);
         let all = [&plain[..], &fields[..]].concat();
@@ -245,7 +245,7 @@ fn from_nodes() {
             200,
         ),
     ] {
-        let node = Node::start(move |peer| {
+        let node = Origin::by_connection(move |peer| {
             while let Some(head) = peer.request() {
                 match head.contains("/after") {
                     true => peer.answer("after"),
@@ -280,7 +280,7 @@ fn from_nodes() {
 fn bytes_behind_an_upgrade_wait_for_the_101() {
     let gate = crate::support::Barrier::default();
     let held = gate.clone();
-    let node = Node::start(move |peer| {
+    let node = Origin::by_connection(move |peer| {
         peer.request();
         held.wait();
         peer.send("HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n");
@@ -300,7 +300,7 @@ fn bytes_behind_an_upgrade_wait_for_the_101() {
 /// HTTP/2 frames that are not what they should be end the connection, and what was well goes on elsewhere.
 #[test]
 fn frames_out_of_turn() {
-    let node = Node::echo();
+    let node = Origin::echo();
     let proxy = Proxy::before(&[node.address]);
     let head = [(":method", "GET"), (":scheme", "http"), (":path", "/"), (":authority", "a")];
     for (name, kind, flags, stream, payload) in [
@@ -326,7 +326,7 @@ fn frames_out_of_turn() {
 /// Equal lengths are one also where no body follows, and a 204 has none.
 #[test]
 fn lengths_without_a_body() {
-    let node = Node::start(|peer| {
+    let node = Origin::by_connection(|peer| {
         while let Some(head) = peer.request() {
             match head.contains("/none") {
                 true => peer.send("HTTP/1.1 204 No Content\r\ncontent-length: 5\r\n\r\n"),

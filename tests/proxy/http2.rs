@@ -3,7 +3,7 @@
 use crate::support::http2::{
     DATA, END_STREAM, Frames, GOAWAY, HEADERS, Http2, PING, RST_STREAM, SETTINGS, WINDOW_UPDATE, post_head, status_of,
 };
-use crate::support::{Authority, Barrier, Client, Does, Node, Origin, Proxy, Service, eventually, have};
+use crate::support::{Authority, Barrier, Client, Does, Origin, Proxy, eventually, have};
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 #[test]
 fn a_request_goes_to_the_node_as_http1() {
-    let node = Node::echo();
+    let node = Origin::echo();
     let proxy = Proxy::before(&[node.address]);
     let client = Http2::connect(proxy.address);
     let answer = client.ask("GET", "/a?b=c", "cookie: a=1 | cookie: b=2 | te: trailers", "").unwrap();
@@ -36,7 +36,7 @@ fn a_request_goes_to_the_node_as_http1() {
 
 #[test]
 fn many_streams_at_a_time() {
-    let node = Node::start(|peer| {
+    let node = Origin::by_connection(|peer| {
         while let Some(head) = peer.request() {
             let path = head.split(' ').nth(1).unwrap().to_owned();
             peer.answer(&path.repeat(1000));
@@ -53,7 +53,7 @@ fn many_streams_at_a_time() {
 
 #[test]
 fn large_bodies_both_ways() {
-    let node = Node::echo();
+    let node = Origin::echo();
     let proxy = Proxy::before(&[node.address]);
     let client = Http2::connect(proxy.address);
     let body = "0123456789abcdef".repeat(1 << 19);
@@ -83,7 +83,7 @@ fn everything_else_is_as_over_http1() {
 fn a_client_that_gives_a_stream_up_frees_its_node() {
     let gone = Arc::new(AtomicBool::new(false));
     let seen = Arc::clone(&gone);
-    let node = Node::start(move |peer| {
+    let node = Origin::by_connection(move |peer| {
         peer.request();
         peer.client.has_ended();
         seen.store(true, Ordering::SeqCst);
@@ -96,7 +96,7 @@ fn a_client_that_gives_a_stream_up_frees_its_node() {
 
 #[test]
 fn a_body_that_stops_is_not_waited_for() {
-    let node = Node::echo();
+    let node = Origin::echo();
     let proxy = Proxy::start(&format!("limits: {{ body_idle_timeout: 300ms }}\n{}", Proxy::pool(&[node.address], "")));
     let mut frames = Frames::connect(proxy.address);
     let head = [(":method", "POST"), (":scheme", "http"), (":path", "/"), (":authority", "a")];
@@ -112,14 +112,14 @@ fn a_body_that_stops_is_not_waited_for() {
 /// A drain lets streams end, and tells clients to go elsewhere.
 #[test]
 fn a_drain_says_goaway_and_lets_streams_end() {
-    let node = Service::start("n0");
+    let node = Origin::named("n0");
     let mut proxy = Proxy::before(&[node.address]);
     let gate = Barrier::default();
     node.does(Does::Wait(gate.clone()));
     let client = Http2::connect(proxy.address);
     std::thread::scope(|scope| {
         let answer = scope.spawn(|| client.get("/"));
-        eventually("the request", || node.served() == 1);
+        eventually("the request", || node.asked() == 1);
         proxy.signal("TERM");
         eventually("the listener to close", || std::net::TcpStream::connect(proxy.address).is_err());
         gate.open();
@@ -132,7 +132,7 @@ fn a_drain_says_goaway_and_lets_streams_end() {
 /// Long connections end after so many requests, over both versions, and lose none of them.
 #[test]
 fn a_connection_has_only_so_many_requests() {
-    let node = Node::echo();
+    let node = Origin::echo();
     let proxy =
         Proxy::start(&format!("limits: {{ requests_per_connection: 3 }}\n{}", Proxy::pool(&[node.address], "")));
     let client = Http2::connect(proxy.address);
@@ -147,7 +147,7 @@ fn a_connection_has_only_so_many_requests() {
 
 #[test]
 fn an_idle_connection_ends() {
-    let node = Node::echo();
+    let node = Origin::echo();
     let proxy = Proxy::start(&format!(
         "limits: {{ keep_alive_timeout: 300ms, header_timeout: 400ms }}\n{}",
         Proxy::pool(&[node.address], "")
@@ -166,7 +166,7 @@ fn an_idle_connection_ends() {
 /// A connection that begins byte by byte is understood all the same.
 #[test]
 fn beginnings_in_pieces() {
-    let node = Node::echo();
+    let node = Origin::echo();
     let proxy = Proxy::before(&[node.address]);
     let mut client = Client::connect(proxy.address);
     for byte in b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0" {
@@ -185,7 +185,7 @@ fn beginnings_in_pieces() {
 /// Each malformed request (RFC 9113 8.1.1, 8.2, 8.3) ends its stream or its connection, and reaches no node.
 #[test]
 fn what_is_malformed_goes_no_further() {
-    let node = Node::echo();
+    let node = Origin::echo();
     let proxy = Proxy::before(&[node.address]);
     let (method, scheme, path, authority) =
         ((":method", "GET"), (":scheme", "http"), (":path", "/"), (":authority", "a"));
@@ -244,7 +244,7 @@ fn a_body_must_be_as_long_as_it_says() {
     for data in [&b"abcdefghij"[..], b"abc"] {
         let whole = Arc::new(AtomicBool::new(false));
         let seen = Arc::clone(&whole);
-        let node = Node::start(move |peer| {
+        let node = Origin::by_connection(move |peer| {
             if let Some(head) = peer.request() {
                 let said = head.to_ascii_lowercase().contains("content-length: 5");
                 // Waits for five bytes, or the end of the connection.
@@ -275,7 +275,7 @@ fn curl_and_h2load_agree() {
     if !have("curl", "curl") || !have("h2load", "nghttp2-client") {
         return;
     }
-    let (authority, node) = (Authority::new(), Node::echo());
+    let (authority, node) = (Authority::new(), Origin::echo());
     let pair = authority.issue("edge", &["edge.example"]);
     let rest = format!("access_log: {{ format: \"off\" }}\n{}", Proxy::pool(&[node.address], ""));
     let proxy = Proxy::start_both(&pair, &rest);
@@ -307,7 +307,7 @@ fn curl_and_h2load_agree() {
 /// A WebSocket over a stream (RFC 8441): the node sees the handshake of HTTP/1.1, and bytes pass both ways.
 #[test]
 fn a_websocket_is_a_stream() {
-    let node = Node::start(|peer| {
+    let node = Origin::by_connection(|peer| {
         let head = peer.request().unwrap();
         if head.contains("/plain") {
             peer.answer("no socket");
@@ -371,7 +371,7 @@ fn a_websocket_is_a_stream() {
 /// A socket that says much in small pieces is no flood, and what it has said is held by nobody.
 #[test]
 fn a_websocket_may_say_much_in_small_pieces() {
-    let node = Node::start(|peer| {
+    let node = Origin::by_connection(|peer| {
         peer.request().unwrap();
         peer.send("HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n");
         for _ in 0..100 {
@@ -409,7 +409,7 @@ fn a_websocket_may_say_much_in_small_pieces() {
 /// A client that opens no window for its answer does not hold its node for ever; its other streams go on.
 #[test]
 fn a_stream_whose_client_takes_nothing_is_reset() {
-    let large = Node::saying(format!("HTTP/1.1 200 OK\r\ncontent-length: 1000000\r\n\r\n{}", "x".repeat(1_000_000)));
+    let large = Origin::saying(format!("HTTP/1.1 200 OK\r\ncontent-length: 1000000\r\n\r\n{}", "x".repeat(1_000_000)));
     let proxy = Proxy::start(&format!("limits: {{ write_timeout: 300ms }}\n{}", Proxy::pool(&[large.address], "")));
     let mut frames = Frames::connect(proxy.address);
     // SETTINGS_INITIAL_WINDOW_SIZE: 0.
@@ -446,7 +446,7 @@ fn an_answer_to_head_has_no_data() {
 /// A client that waits for `100 Continue` gets it when its body is read, and not when it is not.
 #[test]
 fn an_expectation_is_answered_over_http2() {
-    let node = Node::echo();
+    let node = Origin::echo();
     let proxy = Proxy::start(&format!(
         "idempotency_store: {{ kind: memory }}\npools: {{ app: {{ nodes: [{{ id: n, address: \"{}\" }}] }} }}\nroutes:\n  - {{ name: keyed, headers: {{ idempotency-key: \"*\" }}, pool: app, idempotency: {{ scope: [] }} }}\n  - {{ name: refused, headers: {{ x-no: \"1\" }}, respond: {{ status: 404 }} }}\n  - {{ name: all, pool: app }}\n",
         node.address
@@ -470,7 +470,7 @@ fn an_expectation_is_answered_over_http2() {
 /// After the answer has begun there is no interim one.
 #[test]
 fn an_expectation_comes_too_late_behind_the_answer() {
-    let node = Node::start(|peer| {
+    let node = Origin::by_connection(|peer| {
         peer.request();
         peer.send("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n1\r\na\r\n");
         peer.client.has_ended();
@@ -497,7 +497,7 @@ fn an_expectation_comes_too_late_behind_the_answer() {
 /// No connection ends without a word, whatever hyper makes of a request.
 #[test]
 fn a_connect_with_a_length_is_told_so() {
-    let node = Node::echo();
+    let node = Origin::echo();
     let proxy = Proxy::before(&[node.address]);
     let mut frames = Frames::connect(proxy.address);
     frames.headers(0, 1, &[(":method", "CONNECT"), (":authority", "a:443"), ("content-length", "5")]);
@@ -509,7 +509,7 @@ fn a_connect_with_a_length_is_told_so() {
 /// hyper's to say: no interim answer comes before that.
 #[test]
 fn an_interim_answer_does_not_come_before_the_size_of_the_table() {
-    let node = Node::echo();
+    let node = Origin::echo();
     let proxy = Proxy::before(&[node.address]);
     let mut frames = Frames::connect(proxy.address);
     frames.send(SETTINGS, 0, 0, &[0, 1, 0, 0, 0, 0]);

@@ -1,7 +1,7 @@
 //! Nodes that speak HTTP/2: shared connections, trailers both ways, and what happens when they fail.
 
 use crate::support::http2::{Frames, HEADERS, Http2, RST_STREAM};
-use crate::support::{Authority, Client, Front, Nginx, Node, Node2, Proxy, eventually};
+use crate::support::{Authority, Client, Front, Nginx, Origin, Proxy, eventually};
 use bytes::Bytes;
 use http_body_util::BodyExt;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -19,11 +19,11 @@ fn ask(proxy: &Proxy, method: &str, path: &str, body: &str) -> crate::support::A
 
 #[test]
 fn clients_of_either_version_share_connections() {
-    let node = Node2::start();
+    let node = Origin::http2();
     let proxy = Proxy::start(&format!("workers: 1\n{}", Proxy::pool(&[node.address], HTTP2)));
     let answer = ask(&proxy, "POST", "/echo?a=b", "hello");
     assert_eq!((answer.status, answer.text().as_str(), answer.field("x-node").as_deref()), (200, "hello", Some("two")));
-    let head = node.heads()[0].to_ascii_lowercase();
+    let head = node.requests()[0].to_ascii_lowercase();
     assert!(head.starts_with("post http://shop.example/echo?a=b"), "{head}");
     for (field, expected) in [
         ("\"via\": \"1.1 ringway\"", true),
@@ -51,7 +51,7 @@ fn clients_of_either_version_share_connections() {
 /// As gRPC needs it: `te: trailers` there, trailers back, and pieces as they come in both directions.
 #[test]
 fn grpc_passes_both_ways() {
-    let node = Node2::start();
+    let node = Origin::http2();
     let proxy = Proxy::before(&[node.address]);
     drop(proxy);
     let proxy = Proxy::start(&Proxy::pool(&[node.address], HTTP2));
@@ -62,7 +62,7 @@ fn grpc_passes_both_ways() {
         let (mut sender, connection) = builder.handshake(hyper_util::rt::TokioIo::new(stream)).await.unwrap();
         tokio::spawn(connection);
         for path in ["/unary", "/stream"] {
-            let (feed, body) = crate::support::pieces();
+            let (feed, body) = crate::support::http2::pieces();
             let request = http::Request::post(format!("http://shop.example{path}"))
                 .header("te", "trailers")
                 .header("content-type", "application/grpc")
@@ -92,12 +92,12 @@ fn grpc_passes_both_ways() {
             assert_eq!(trailers["grpc-status"], "0");
         }
     });
-    assert!(node.heads().iter().all(|head| head.contains("\"te\": \"trailers\"")), "{:?}", node.heads());
+    assert!(node.requests().iter().all(|head| head.contains("\"te\": \"trailers\"")), "{:?}", node.requests());
 }
 
 #[test]
 fn failures_are_judged_as_over_http1() {
-    let (node, other) = (Node2::start(), Node2::start());
+    let (node, other) = (Origin::http2(), Origin::http2());
     let pool = format!(
         "{HTTP2}    timeouts: {{ first_byte: 200ms }}\n    retries: {{}}\n    outlier_ejection: {{ consecutive_failures: 0 }}\n"
     );
@@ -118,7 +118,7 @@ fn failures_are_judged_as_over_http1() {
     for path in proxy.paths_of("n0", 5) {
         assert_eq!(ask(&proxy, "POST", &path, "x").text(), "x");
     }
-    let asked = || node.heads().len() + other.heads().len();
+    let asked = || node.requests().len() + other.requests().len();
     let proxy = Proxy::start(&Proxy::pool(&[node.address, other.address], &pool));
     let before = asked();
     assert_eq!(ask(&proxy, "GET", "/reset", "").status, 502);
@@ -129,10 +129,10 @@ fn failures_are_judged_as_over_http1() {
 
 #[test]
 fn checks_and_tls_speak_http2_too() {
-    let (authority, node) = (Authority::new(), Node2::start());
+    let (authority, node) = (Authority::new(), Origin::http2());
     let checks = "    health_check: { interval: 50ms, expect_body: well }\n";
     let proxy = Proxy::start(&Proxy::pool(&[node.address], &format!("{HTTP2}{checks}")));
-    eventually("checks", || node.heads().len() > 3);
+    eventually("checks", || node.checked() > 3);
     assert_eq!(proxy.node("n0")["healthy"], true);
     assert!(proxy.node("n0")["health_check"]["error"].is_null());
 
@@ -148,7 +148,7 @@ fn checks_and_tls_speak_http2_too() {
     let front = Front::speaking(b"h2", node.address, &authority.issue("node", &["app.internal"]), None);
     let proxy = Proxy::start(&Proxy::pool(&[front.address], &format!("{HTTP2}{tls}")));
     assert_eq!(ask(&proxy, "POST", "/", "over TLS").text(), "over TLS");
-    assert!(node.heads().iter().any(|head| head.contains("https://shop.example/")));
+    assert!(node.requests().iter().any(|head| head.contains("https://shop.example/")));
 }
 
 #[test]
@@ -169,8 +169,8 @@ fn nginx_as_a_node_in_the_clear() {
 /// What clients do to their own bodies says nothing of a node.
 #[test]
 fn a_body_that_breaks_is_its_clients_fault() {
-    let node = Node2::start();
-    let other = Node2::start();
+    let node = Origin::http2();
+    let other = Origin::http2();
     let pool = format!("{HTTP2}    outlier_ejection: {{ consecutive_failures: 1 }}\n");
     let proxy = Proxy::start(&format!(
         "limits: {{ request_body: 1KiB }}\n{}",
@@ -190,7 +190,7 @@ fn a_body_that_breaks_is_its_clients_fault() {
 /// What was settled in another way is not used any more: connections from before a change of TLS are left behind.
 #[test]
 fn a_reload_that_changes_tls_leaves_old_connections_behind() {
-    let (authority, node) = (Authority::new(), Node2::start());
+    let (authority, node) = (Authority::new(), Origin::http2());
     let front = Front::speaking(b"h2", node.address, &authority.issue("node", &["app.internal"]), None);
     let verified =
         format!("{HTTP2}    tls: {{ ca_file: \"{}\", server_name: app.internal }}\n", authority.file().display());
@@ -216,7 +216,7 @@ fn a_reload_that_changes_tls_leaves_old_connections_behind() {
 fn a_client_that_leaves_cancels_its_stream() {
     let reasons: Arc<Mutex<Vec<u32>>> = Arc::default();
     let told = Arc::clone(&reasons);
-    let node = Node::start(move |peer| {
+    let node = Origin::by_connection(move |peer| {
         let mut frames = Frames::accept(peer);
         while let Some(frame) = frames.next() {
             match frame.kind {
@@ -241,7 +241,7 @@ fn a_client_that_leaves_cancels_its_stream() {
 /// and nothing else.
 #[test]
 fn what_a_node_leaves_unread_keeps_no_request() {
-    let node = Node::start(|peer| {
+    let node = Origin::by_connection(|peer| {
         let mut frames = Frames::accept(peer);
         while let Some(stream) = frames.request() {
             peer.note("asked");
@@ -264,7 +264,7 @@ fn what_a_node_leaves_unread_keeps_no_request() {
 #[test]
 fn requests_of_a_stale_connection_share_the_next_one() {
     let first = AtomicBool::new(true);
-    let node = Node::start(move |peer| {
+    let node = Origin::by_connection(move |peer| {
         let mut frames = Frames::accept(peer);
         let is_first = first.swap(false, Ordering::SeqCst);
         let mut asked = 0;
@@ -296,7 +296,7 @@ fn trailers_about_the_connection_do_not_hurt_clients_of_http2() {
         let text = format!(
             "HTTP/1.1 200 OK\r\ntrailer: x-sum\r\ntransfer-encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n{trailer}\r\nX-Sum: 9\r\n\r\n"
         );
-        let node = Node::saying(text);
+        let node = Origin::saying(text);
         let answer = Http2::connect(Proxy::before(&[node.address]).address).get("/");
         assert_eq!((answer.status, answer.text().as_str()), (200, "ok"), "{trailer}");
     }

@@ -1,7 +1,7 @@
 //! Requests that are wrong: each as raw bytes, with its answer and what becomes of the connection.
 //! Nothing of them, and nothing hidden in them, reaches a node.
 
-use crate::support::{Client, Node, Proxy};
+use crate::support::{Client, Origin, Proxy};
 
 /// What would be forwarded if a request could be hidden in another one.
 const HIDDEN: &str = "GET /hidden HTTP/1.1\r\nhost: example.com\r\n\r\n";
@@ -23,7 +23,7 @@ fn chunked(body: &str) -> String {
 /// The same wherever the request is cut, and behind another one.
 #[test]
 fn malformed_chunks_are_found_wherever_they_are_cut() {
-    let node = Node::start(|peer| {
+    let node = Origin::by_connection(|peer| {
         while let Some(head) = peer.request() {
             peer.body_of(&head);
             peer.answer("ok");
@@ -50,7 +50,7 @@ fn malformed_chunks_are_found_wherever_they_are_cut() {
 
 #[test]
 fn what_is_refused_closes_and_reaches_no_node() {
-    let node = Node::echo();
+    let node = Origin::echo();
     let proxy = Proxy::start(&format!("limits: {{ request_body: 1KiB }}\n{}", Proxy::pool(&[node.address], "")));
     let long = "x".repeat(70_000);
     let fields: String = (0..101).map(|n| format!("x-{n}: 1\r\n")).collect();
@@ -230,7 +230,7 @@ fn what_is_refused_closes_and_reaches_no_node() {
 
 #[test]
 fn a_body_that_grows_over_the_limit_is_refused() {
-    let node = Node::echo();
+    let node = Origin::echo();
     let proxy = Proxy::start(&format!("limits: {{ request_body: 1KiB }}\n{}", Proxy::pool(&[node.address], "")));
     let mut client = proxy.connect();
     client.send("POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n");
@@ -247,7 +247,7 @@ fn a_body_that_grows_over_the_limit_is_refused() {
 fn chunked_with_a_content_length_is_reframed_and_closed() {
     for lines in ["content-length: 3\r\ntransfer-encoding: chunked", "transfer-encoding: chunked\r\ncontent-length: 3"]
     {
-        let node = Node::echo();
+        let node = Origin::echo();
         let proxy = Proxy::before(&[node.address]);
         let mut client = proxy.connect();
         let answer =
@@ -263,7 +263,7 @@ fn chunked_with_a_content_length_is_reframed_and_closed() {
 /// RFC 9112 2.2 lets a bare LF end a line. It is read like CRLF and forwarded as CRLF.
 #[test]
 fn a_bare_line_feed_is_a_line_end_and_nothing_else() {
-    let node = Node::echo();
+    let node = Origin::echo();
     let proxy = Proxy::before(&[node.address]);
     let answer = proxy.connect().request("GET /a HTTP/1.1\nhost: a\nx-one: 1\n\n");
     assert_eq!(answer.status, 200);
@@ -274,7 +274,7 @@ fn a_bare_line_feed_is_a_line_end_and_nothing_else() {
 /// A method may have a `#`, and a fragment comes in pieces, too.
 #[test]
 fn a_fragment_is_one_wherever_it_is_cut() {
-    let node = Node::echo();
+    let node = Origin::echo();
     let proxy = Proxy::before(&[node.address]);
     let line = "GET /a#b HTTP/1.1\r\nhost: a\r\n\r\n";
     for cut in 1..12 {
@@ -291,7 +291,7 @@ fn a_fragment_is_one_wherever_it_is_cut() {
 /// Behind another request, too; and what only looks like one stays as it is.
 #[test]
 fn a_fragment_is_looked_for_in_targets_alone() {
-    let node = Node::start(|peer| {
+    let node = Origin::by_connection(|peer| {
         while let Some(head) = peer.request() {
             let body = String::from_utf8(peer.body_of(&head)).unwrap();
             peer.answer(&format!("{head}|{body}"));
@@ -321,7 +321,7 @@ fn a_fragment_is_looked_for_in_targets_alone() {
 /// RFC 9112 3.2.4: the last proxy before the node makes `*` of it.
 #[test]
 fn options_for_a_whole_server_go_on_as_such() {
-    let node = Node::echo();
+    let node = Origin::echo();
     let proxy = Proxy::before(&[node.address]);
     for (target, expected) in
         [("http://a", "OPTIONS * "), ("*", "OPTIONS * "), ("http://a/", "OPTIONS / "), ("http://a/b", "OPTIONS /b ")]
@@ -360,7 +360,7 @@ fn a_redirection_that_needs_a_host_gets_one_or_400() {
 /// An HTTP/1.0 client that keeps its connection is told where an answer ends, or that the connection does.
 #[test]
 fn an_http_1_0_client_is_not_kept_waiting_for_a_length() {
-    let node = Node::saying("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n");
+    let node = Origin::saying("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n");
     let proxy = Proxy::before(&[node.address]);
     let answer = proxy.connect().request("GET / HTTP/1.0\r\nhost: a\r\nconnection: keep-alive\r\n\r\n");
     assert_eq!((answer.status, answer.text().as_str()), (200, "ok"));
@@ -369,7 +369,7 @@ fn an_http_1_0_client_is_not_kept_waiting_for_a_length() {
 
 #[test]
 fn the_authority_of_an_absolute_target_replaces_host() {
-    let node = Node::echo();
+    let node = Origin::echo();
     let proxy = Proxy::before(&[node.address]);
     let answer = proxy.connect().request("GET http://Real.Example:80/a?b HTTP/1.1\r\nhost: other.example\r\n\r\n");
     assert_eq!(answer.status, 200);
@@ -380,7 +380,7 @@ fn the_authority_of_an_absolute_target_replaces_host() {
 
 #[test]
 fn a_good_request_behind_a_bad_one_is_not_answered() {
-    let node = Node::echo();
+    let node = Origin::echo();
     let proxy = Proxy::before(&[node.address]);
     let mut client = proxy.connect();
     let answer = client.request(format!("GET / HTTP/1.1\r\nhost: a\r\nhost: b\r\n\r\n{HIDDEN}"));
@@ -391,7 +391,7 @@ fn a_good_request_behind_a_bad_one_is_not_answered() {
 
 #[test]
 fn a_bad_request_behind_a_good_one_gets_its_own_answer() {
-    let node = Node::echo();
+    let node = Origin::echo();
     let proxy = Proxy::before(&[node.address]);
     let mut client: Client = proxy.connect();
     client.send("GET /good HTTP/1.1\r\nhost: a\r\n\r\nG@T / HTTP/1.1\r\n\r\n");

@@ -1,6 +1,6 @@
 //! Any sequence of reloads, bad files and states set by hand, compared with a simple model.
 
-use crate::support::{Client, Node, Proxy};
+use crate::support::{Client, Origin, Proxy};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use std::collections::BTreeMap;
@@ -72,7 +72,7 @@ fn post(proxy: &Proxy, path: &str) -> u16 {
 
 #[test]
 fn states_reloads_and_metrics_agree_with_a_model() {
-    let node = Node::echo();
+    let node = Origin::echo();
     let start = [Some((1, 0)), None, None, None];
     let proxy = Proxy::start_whole(&file(node.address, &start));
     let path = proxy.folder().join("ringway.yaml");

@@ -1,6 +1,6 @@
 //! Nodes that misbehave, and what the client is told.
 
-use crate::support::{Authority, Node, Proxy, eventually};
+use crate::support::{Authority, Origin, Proxy, eventually};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use std::io::{Read, Write};
@@ -8,13 +8,13 @@ use std::net::TcpListener;
 use std::time::{Duration, Instant};
 
 /// The status, the problem and the Proxy-Status of a GET before one such node.
-fn told(node: &Node, pool: &str) -> (u16, String, String) {
+fn told(node: &Origin, pool: &str) -> (u16, String, String) {
     let proxy = Proxy::start(&Proxy::pool(&[node.address], pool));
     let answer = proxy.get("/");
     (answer.status, answer.problem(), answer.field("proxy-status").unwrap_or_default())
 }
 
-fn expect(node: &Node, pool: &str, status: u16, error: &str) {
+fn expect(node: &Origin, pool: &str, status: u16, error: &str) {
     let (found, _, proxy_status) = told(node, pool);
     assert_eq!((found, proxy_status.as_str()), (status, format!("ringway; error={error}").as_str()));
 }
@@ -26,7 +26,7 @@ fn nobody() -> std::net::SocketAddr {
 
 #[test]
 fn a_node_that_refuses_is_skipped() {
-    let node = Node::echo();
+    let node = Origin::echo();
     let proxy = Proxy::start(&format!("workers: 1\n{}", Proxy::pool(&[nobody(), node.address], "")));
     for n in 0..20 {
         assert_eq!(proxy.get(&format!("/{n}")).status, 200);
@@ -39,7 +39,7 @@ fn a_node_that_refuses_is_skipped() {
 /// Whatever the method: nothing was sent.
 #[test]
 fn a_post_moves_on_where_nothing_was_sent() {
-    let node = Node::echo();
+    let node = Origin::echo();
     let proxy = Proxy::before(&[nobody(), node.address]);
     for n in 0..10 {
         let answer =
@@ -68,11 +68,11 @@ fn no_node_at_all() {
 
 #[test]
 fn a_reset_after_the_request_is_not_tried_again() {
-    let node = Node::start(|peer| {
+    let node = Origin::by_connection(|peer| {
         peer.request();
         peer.reset();
     });
-    let other = Node::start(|peer| {
+    let other = Origin::by_connection(|peer| {
         peer.request();
         peer.reset();
     });
@@ -89,7 +89,7 @@ fn a_reset_after_the_request_is_not_tried_again() {
 
 #[test]
 fn a_node_that_closes_without_a_word() {
-    let node = Node::start(|peer| {
+    let node = Origin::by_connection(|peer| {
         peer.request();
     });
     expect(&node, "", 502, "connection_terminated");
@@ -97,7 +97,7 @@ fn a_node_that_closes_without_a_word() {
 
 #[test]
 fn a_node_that_hangs() {
-    let node = Node::start(|peer| {
+    let node = Origin::by_connection(|peer| {
         peer.request();
         peer.client.has_ended();
     });
@@ -112,7 +112,7 @@ fn a_node_that_hangs() {
 
 #[test]
 fn a_node_slower_than_the_whole_request_may_take() {
-    let node = Node::start(|peer| {
+    let node = Origin::by_connection(|peer| {
         peer.request();
         peer.client.has_ended();
     });
@@ -122,13 +122,14 @@ fn a_node_slower_than_the_whole_request_may_take() {
 /// The time for the first byte runs from the last byte sent: a long upload is not a slow node.
 #[test]
 fn a_long_upload_is_not_a_slow_node() {
-    let node = Node::echo();
-    let proxy = Proxy::start(&Proxy::pool(&[node.address], "    timeouts: { first_byte: 400ms }\n"));
+    let node = Origin::echo();
+    let pool = Proxy::pool(&[node.address], "    timeouts: { first_byte: 400ms }\n");
+    let proxy = Proxy::start(&format!("limits: {{ header_timeout: 300ms }}\n{pool}"));
     let mut client = proxy.connect();
-    client.send("POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 8\r\n\r\n");
-    for _ in 0..8 {
+    client.send("POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 4\r\n\r\n");
+    for _ in 0..4 {
         // The upload itself is what takes long here.
-        std::thread::sleep(Duration::from_millis(100));
+        proxy.header_timeout_passes();
         client.send("x");
     }
     assert_eq!(client.answer().status, 200);
@@ -141,7 +142,7 @@ fn a_short_answer_looks_short() {
         "HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nshort",
         "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nshort\r\n",
     ] {
-        let node = Node::start(move |peer| {
+        let node = Origin::by_connection(move |peer| {
             peer.request();
             peer.send(answer);
         });
@@ -158,7 +159,7 @@ fn a_short_answer_looks_short() {
 
 #[test]
 fn an_answer_that_stalls_is_cut() {
-    let node = Node::start(|peer| {
+    let node = Origin::by_connection(|peer| {
         peer.request();
         peer.send("HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nshort");
         peer.client.has_ended();
@@ -178,7 +179,7 @@ fn surplus_bytes_are_nobodys_answer() {
         format!("HTTP/1.1 204 No Content\r\n\r\n{surplus}"),
         format!("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n{surplus}"),
     ] {
-        let node = Node::saying(answer);
+        let node = Origin::saying(answer);
         let proxy = Proxy::start(&format!("workers: 1\n{}", Proxy::pool(&[node.address], "")));
         let mut client = proxy.connect();
         for _ in 0..4 {
@@ -201,14 +202,14 @@ fn nonsense_is_a_bad_gateway() {
         "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked, gzip\r\n\r\n",
         "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n",
     ] {
-        let node = Node::saying(nonsense);
+        let node = Origin::saying(nonsense);
         expect(&node, "", 502, "http_protocol_error");
     }
 }
 
 #[test]
 fn a_head_without_end_is_a_bad_gateway() {
-    let node = Node::start(|peer| {
+    let node = Origin::by_connection(|peer| {
         peer.request();
         peer.send("HTTP/1.1 200 OK\r\n");
         for n in 0..10_000 {
@@ -221,7 +222,7 @@ fn a_head_without_end_is_a_bad_gateway() {
 /// The node closes after each answer without saying so. No client sees it, whatever the method.
 #[test]
 fn a_kept_connection_that_the_node_closed_is_replaced() {
-    let node = Node::start(|peer| {
+    let node = Origin::by_connection(|peer| {
         let head = peer.request().unwrap();
         peer.body_of(&head);
         peer.answer("once");
@@ -250,7 +251,7 @@ fn closed_by_node(port: u16) -> bool {
 
 #[test]
 fn an_idle_connection_ends_in_time() {
-    let node = Node::echo();
+    let node = Origin::echo();
     let proxy = Proxy::start(&Proxy::pool(&[node.address], "    connections: { idle_timeout: 200ms }\n"));
     assert_eq!(proxy.get("/").status, 200);
     let idle = "ringway_upstream_connections{node=\"n0\",pool=\"app\",state=\"idle\"}";
@@ -261,7 +262,7 @@ fn an_idle_connection_ends_in_time() {
 
 #[test]
 fn no_connection_is_kept_where_none_may_be() {
-    let node = Node::echo();
+    let node = Origin::echo();
     let proxy = Proxy::start(&Proxy::pool(&[node.address], "    connections: { max_idle_per_node: 0 }\n"));
     for _ in 0..3 {
         assert_eq!(proxy.get("/").status, 200);
@@ -271,7 +272,7 @@ fn no_connection_is_kept_where_none_may_be() {
 
 #[test]
 fn a_full_node_is_skipped_and_full_nodes_are_said() {
-    let node = Node::start(|peer| {
+    let node = Origin::by_connection(|peer| {
         while let Some(head) = peer.request() {
             if head.starts_with("GET /hang") {
                 peer.client.has_ended();
@@ -294,7 +295,7 @@ fn a_full_node_is_skipped_and_full_nodes_are_said() {
 
 #[test]
 fn a_node_that_is_down_or_drains_gets_nothing() {
-    let (up, other) = (Node::echo(), Node::echo());
+    let (up, other) = (Origin::echo(), Origin::echo());
     for state in ["down", "drain"] {
         let proxy = Proxy::start(&format!(
             "pools:\n  app:\n    nodes:\n      - {{ id: a, address: \"{}\" }}\n      - {{ id: b, address: \"{}\", state: {state} }}\nroutes:\n  - {{ name: site, pool: app, hash_on: [uri] }}\n",
@@ -309,7 +310,7 @@ fn a_node_that_is_down_or_drains_gets_nothing() {
 
 #[test]
 fn an_early_answer_to_a_long_upload_arrives() {
-    let node = Node::start(|peer| {
+    let node = Origin::by_connection(|peer| {
         peer.request();
         peer.send("HTTP/1.1 403 Forbidden\r\ncontent-length: 2\r\nconnection: close\r\n\r\nno");
         // Leaves with the body unread, as servers do.
@@ -328,7 +329,7 @@ fn an_early_answer_to_a_long_upload_arrives() {
 fn a_refusal_and_a_close_during_an_upload_is_the_answer() {
     let authority = Authority::new();
     let pair = authority.issue("node", &["node.internal"]);
-    let plain = Node::start(|peer| {
+    let plain = Origin::by_connection(|peer| {
         peer.request();
         peer.send(REFUSAL);
     });
@@ -388,7 +389,7 @@ fn tls_refuser(pair: &crate::support::Pair) -> std::net::SocketAddr {
 #[test]
 fn a_length_beside_chunks_is_not_believed() {
     for length in [2, 1000] {
-        let node = Node::saying(format!(
+        let node = Origin::saying(format!(
             "HTTP/1.1 200 OK\r\ncontent-length: {length}\r\ntransfer-encoding: chunked\r\n\r\n5\r\nwhole\r\n0\r\n\r\n"
         ));
         let proxy = Proxy::before(&[node.address]);
@@ -400,8 +401,8 @@ fn a_length_beside_chunks_is_not_believed() {
 /// A node that accepts and closes at once was sent nothing: any request may go to the next one.
 #[test]
 fn a_node_that_closes_at_once_is_skipped() {
-    let closing = Node::start(|_| {});
-    let node = Node::echo();
+    let closing = Origin::by_connection(|_| {});
+    let node = Origin::echo();
     let proxy = Proxy::before(&[closing.address, node.address]);
     let answers: Vec<u16> =
         (0..20).map(|n| proxy.connect().request(format!("GET /{n} HTTP/1.1\r\nhost: a\r\n\r\n")).status).collect();
@@ -412,12 +413,13 @@ fn a_node_that_closes_at_once_is_skipped() {
 
 #[test]
 fn a_client_that_pauses_is_not_a_slow_node() {
-    let node = Node::echo();
-    let proxy = Proxy::start(&Proxy::pool(&[node.address], "    timeouts: { first_byte: 300ms }\n"));
+    let node = Origin::echo();
+    let pool = Proxy::pool(&[node.address], "    timeouts: { first_byte: 300ms }\n");
+    let proxy = Proxy::start(&format!("limits: {{ header_timeout: 900ms }}\n{pool}"));
     let mut client = proxy.connect();
     client.send("POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 4\r\n\r\nha");
     // Longer than the node may take.
-    std::thread::sleep(Duration::from_millis(900));
+    proxy.header_timeout_passes();
     client.send("lf");
     let answer = client.answer();
     assert!(answer.status == 200 && answer.text().ends_with("half"), "{answer:?}");
@@ -426,7 +428,7 @@ fn a_client_that_pauses_is_not_a_slow_node() {
 /// HTTP/1.0 has no other way to tell a short answer from a whole one.
 #[test]
 fn a_short_answer_is_a_reset_for_http_1_0() {
-    let node = Node::start(|peer| {
+    let node = Origin::by_connection(|peer| {
         peer.request();
         peer.send("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nshort\r\n");
     });

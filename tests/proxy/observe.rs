@@ -1,12 +1,12 @@
 //! Metrics, the access log, the admin listener and the metrics listener.
 
-use crate::support::{Client, Node, Proxy, eventually, have};
+use crate::support::{Client, Origin, Proxy, eventually, have};
 use std::io::Write;
 use std::process::{Command, Stdio};
 
 #[test]
 fn requests_are_counted_where_they_went() {
-    let node = Node::echo();
+    let node = Origin::echo();
     let proxy = Proxy::before(&[node.address]);
     let mut client = proxy.connect();
     for _ in 0..3 {
@@ -39,7 +39,7 @@ fn promtool_accepts_the_metrics() {
     if !have("promtool", "prometheus") {
         return;
     }
-    let node = Node::echo();
+    let node = Origin::echo();
     let proxy = Proxy::before(&[node.address]);
     proxy.get("/");
     proxy.connect().request("G@T / HTTP/1.1\r\n\r\n");
@@ -64,7 +64,7 @@ fn log_lines(proxy: &Proxy, count: usize) -> Vec<String> {
 
 #[test]
 fn the_json_log_tells_each_request() {
-    let node = Node::echo();
+    let node = Origin::echo();
     let proxy = Proxy::start(&format!("access_log: {{ format: json }}\n{}", Proxy::pool(&[node.address], "")));
     let mut client = proxy.connect();
     client.request(
@@ -99,7 +99,7 @@ fn the_json_log_tells_each_request() {
 
 #[test]
 fn the_log_says_who_ended_a_request() {
-    let node = Node::start(|peer| {
+    let node = Origin::by_connection(|peer| {
         let Some(head) = peer.request() else { return };
         if head.contains("/cut") {
             peer.send("HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\ncut");
@@ -122,7 +122,7 @@ fn the_log_says_who_ended_a_request() {
 
 #[test]
 fn the_common_log_goes_to_a_file() {
-    let node = Node::echo();
+    let node = Origin::echo();
     let proxy = Proxy::start(&format!(
         "access_log: {{ format: common, path: access.log }}\n{}",
         Proxy::pool(&[node.address], "")
@@ -136,7 +136,7 @@ fn the_common_log_goes_to_a_file() {
 
 #[test]
 fn the_admin_listener_tells_what_runs() {
-    let node = Node::echo();
+    let node = Origin::echo();
     let proxy = Proxy::before(&[node.address]);
     assert_eq!((proxy.admin_get("/livez").status, proxy.admin_get("/readyz").status), (200, 200));
     let status = proxy.admin_get("/api/status").json();
@@ -154,7 +154,7 @@ fn the_admin_listener_tells_what_runs() {
 
 #[test]
 fn the_admin_listener_refuses_strangers() {
-    let node = Node::echo();
+    let node = Origin::echo();
     let folder = tempfile::tempdir().unwrap();
     let token = folder.path().join("token");
     std::fs::write(&token, "correct-horse-battery\n").unwrap();
@@ -188,7 +188,7 @@ fn the_admin_listener_refuses_strangers() {
 
 #[test]
 fn the_metrics_listener_is_read_only() {
-    let node = Node::echo();
+    let node = Origin::echo();
     let proxy = Proxy::start(&format!("metrics: {{ address: \"127.0.0.1:0\" }}\n{}", Proxy::pool(&[node.address], "")));
     proxy.logs("metrics and probes");
     let log = proxy.log();
@@ -208,7 +208,7 @@ fn the_metrics_listener_is_read_only() {
 /// One pool's outage is no reason for load balancers to turn all traffic away.
 #[test]
 fn a_proxy_with_one_usable_pool_is_ready() {
-    let node = Node::echo();
+    let node = Origin::echo();
     let proxy = Proxy::start(&format!(
         "pools: {{ good: {{ nodes: [{{ id: a, address: \"{}\" }}] }}, bad: {{ nodes: [{{ id: b, address: \"127.0.0.1:1\", state: down }}] }} }}\nroutes:\n  - {{ name: bad, path_prefix: /bad, pool: bad }}\n  - {{ name: good, pool: good }}\n",
         node.address
@@ -218,7 +218,7 @@ fn a_proxy_with_one_usable_pool_is_ready() {
 
 #[test]
 fn an_answer_to_a_head_is_complete_whoever_gives_it() {
-    let node = Node::echo();
+    let node = Origin::echo();
     let dead = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let text = Proxy::pool(&[node.address], "").replace("pools:\n", &format!("pools:\n  dead: {{ nodes: [{{ id: d, address: \"{dead}\" }}] }}\n")).replace(
         "routes:\n",
@@ -238,7 +238,7 @@ fn an_answer_to_a_head_is_complete_whoever_gives_it() {
 
 #[test]
 fn every_attempt_and_every_request_counts_once_and_has_a_duration() {
-    let node = Node::start(|peer| {
+    let node = Origin::by_connection(|peer| {
         while let Some(head) = peer.request() {
             match head.contains("/stalls") {
                 true => {
@@ -271,7 +271,7 @@ fn every_attempt_and_every_request_counts_once_and_has_a_duration() {
 
 #[test]
 fn nodes_whose_ids_need_spelling_can_be_addressed() {
-    let node = Node::echo();
+    let node = Origin::echo();
     for id in ["a/b", "a?b", "a#b", "a<b", "a%2Fb"] {
         let proxy = Proxy::start(&Proxy::pool(&[node.address], "").replace("id: n0", &format!("id: \"{id}\"")));
         let admin = format!("http://{}", proxy.admin);

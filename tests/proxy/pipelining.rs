@@ -1,6 +1,6 @@
 //! What a client sends is what the proxy reads, in order, once: whatever arrives when, over TLS and without.
 
-use crate::support::{Authority, Client, Node, Node2, PATIENCE, Pair, Proxy, eventually, have};
+use crate::support::{Authority, Client, Origin, PATIENCE, Pair, Proxy, eventually, have};
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::path::Path;
@@ -27,9 +27,9 @@ struct GateState {
 
 impl Gate {
     /// A node that notes each request with its body, waits for a permit and says the request back.
-    fn node(self: &Arc<Gate>) -> Node {
+    fn node(self: &Arc<Gate>) -> Origin {
         let gate = Arc::clone(self);
-        Node::start(move |peer| {
+        Origin::by_connection(move |peer| {
             while let Some(head) = peer.request() {
                 let body = peer.body_of(&head);
                 let line = head.lines().next().unwrap().trim_end_matches(" HTTP/1.1");
@@ -105,7 +105,7 @@ impl Wire for rustls::StreamOwned<rustls::ClientConnection, TcpStream> {
 /// A proxy of one worker with a listener in the clear and one with TLS.
 struct Setting {
     gate: Arc<Gate>,
-    _node: Node,
+    _node: Origin,
     proxy: Proxy,
     authority: Authority,
     _pair: Pair,
@@ -404,7 +404,7 @@ fn a_client_that_leaves_is_noticed_while_the_node_works() {
 /// is answered that was not asked.
 #[test]
 fn the_rest_of_a_body_is_no_request_after_an_early_answer() {
-    let (node, other) = (Node2::start(), Node::echo());
+    let (node, other) = (Origin::http2(), Origin::echo());
     let authority = Authority::new();
     let pair = authority.issue("edge", &["a"]);
     for (is_tls, pause) in [(true, 1200), (false, 1200), (true, 0), (false, 0)] {

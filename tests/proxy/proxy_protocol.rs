@@ -1,9 +1,9 @@
 //! The PROXY protocol: who is believed, and what is understood.
 
-use crate::support::{Client, Node, Proxy};
+use crate::support::{Client, Origin, Proxy};
 use std::io::Write;
 
-fn start(node: &Node, trusted: &str) -> Proxy {
+fn start(node: &Origin, trusted: &str) -> Proxy {
     Proxy::start_whole(&format!(
         "listeners: [{{ name: http, address: \"127.0.0.1:0\", proxy_protocol: {{ trusted: [{trusted}] }} }}]\nadmin: {{ address: \"127.0.0.1:0\" }}\naccess_log: {{ format: \"off\" }}\nlimits: {{ header_timeout: 1s }}\n{}",
         Proxy::pool(&[node.address], "")
@@ -19,7 +19,7 @@ fn binary(command: u8, family: u8, addresses: &[u8]) -> Vec<u8> {
 
 #[test]
 fn the_source_becomes_the_peer() {
-    let node = Node::echo();
+    let node = Origin::echo();
     let proxy = start(&node, "127.0.0.0/8");
     let v4 = [192, 0, 2, 7, 198, 51, 100, 1, 0x12, 0x34, 0, 80];
     let v6 = [[0x20, 1, 0xd, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 9], [0; 16]].concat();
@@ -48,7 +48,7 @@ fn the_source_becomes_the_peer() {
 /// The address that it names, and not the load balancer's, is looked up among the trusted proxies.
 #[test]
 fn a_source_that_is_trusted_may_forward() {
-    let node = Node::echo();
+    let node = Origin::echo();
     let proxy = Proxy::start_whole(&format!(
         "trusted_proxies: [192.0.2.0/24]\nlisteners: [{{ name: http, address: \"127.0.0.1:0\", proxy_protocol: {{ trusted: [127.0.0.1] }} }}]\nadmin: {{ address: \"127.0.0.1:0\" }}\naccess_log: {{ format: \"off\" }}\n{}",
         Proxy::pool(&[node.address], "")
@@ -64,7 +64,7 @@ fn a_source_that_is_trusted_may_forward() {
 
 #[test]
 fn strangers_and_nonsense_are_refused() {
-    let node = Node::echo();
+    let node = Origin::echo();
     let proxy = start(&node, "127.0.0.0/8");
     for bytes in [
         GET.as_bytes().to_vec(),

@@ -1,10 +1,10 @@
 //! How often a client may ask on a route, and what it is told of that.
 
 use crate::support::http2::Http2;
-use crate::support::{Answer, Client, Node, Proxy, eventually};
+use crate::support::{Answer, Client, Origin, Proxy, eventually};
 
 /// A proxy with one route, and its node.
-fn proxy(node: &Node, route: &str) -> Proxy {
+fn proxy(node: &Origin, route: &str) -> Proxy {
     Proxy::start(&format!(
         "trusted_proxies: [127.0.0.1]\npools: {{ app: {{ nodes: [{{ id: n0, address: \"{}\" }}] }} }}\nidempotency_store: {{ kind: memory }}\nroutes: [{{ name: site, pool: app, {route} }}]\n",
         node.address
@@ -17,7 +17,7 @@ fn from(proxy: &Proxy, address: &str, path: &str) -> Answer {
 
 #[test]
 fn a_client_that_asks_too_often_is_told_when_it_may_again() {
-    let node = Node::echo();
+    let node = Origin::echo();
     let proxy = proxy(&node, "rate_limit: { requests: 3, per: 1h }");
     let told: Vec<_> = (0..4)
         .map(|_| {
@@ -43,7 +43,7 @@ fn a_client_that_asks_too_often_is_told_when_it_may_again() {
 
 #[test]
 fn the_time_brings_requests_back() {
-    let node = Node::echo();
+    let node = Origin::echo();
     let proxy = proxy(&node, "rate_limit: { requests: 20, per: 1s, burst: 1 }");
     assert_eq!(proxy.get("/").status, 200);
     eventually("a refusal", || proxy.get("/").status == 429);
@@ -52,7 +52,7 @@ fn the_time_brings_requests_back() {
 
 #[test]
 fn clients_are_told_apart_by_what_the_route_says() {
-    let node = Node::echo();
+    let node = Origin::echo();
     let proxy = proxy(&node, "rate_limit: { requests: 1, per: 1h, key: [header:x-api-key, query:key] }");
     assert_eq!(proxy.get_with("/", "x-api-key: a").status, 200);
     assert_eq!(proxy.get_with("/", "x-api-key: a").status, 429);
@@ -69,7 +69,7 @@ fn clients_are_told_apart_by_what_the_route_says() {
 #[test]
 fn hits_count_or_not_as_configured() {
     for (counts, expected) in [("true", [200, 200, 429, 429, 429]), ("false", [200, 200, 200, 200, 429])] {
-        let node = Node::saying("HTTP/1.1 200 OK\r\ncache-control: max-age=60\r\ncontent-length: 2\r\n\r\nok");
+        let node = Origin::saying("HTTP/1.1 200 OK\r\ncache-control: max-age=60\r\ncontent-length: 2\r\n\r\nok");
         let route = format!("cache: {{}}, rate_limit: {{ requests: 2, per: 1h, cache_hits: {counts} }}");
         let proxy = proxy(&node, &route);
         let statuses: Vec<u16> = ["/a", "/a", "/a", "/b", "/c"].iter().map(|path| proxy.get(path).status).collect();
@@ -80,7 +80,7 @@ fn hits_count_or_not_as_configured() {
 #[test]
 fn replays_count_or_not_as_configured() {
     for (counts, expected) in [("true", [200, 200, 429, 429]), ("false", [200, 200, 200, 429])] {
-        let node = Node::saying("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok");
+        let node = Origin::saying("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok");
         let route = format!("idempotency: {{}}, rate_limit: {{ requests: 2, per: 1h, replays: {counts} }}");
         let proxy = proxy(&node, &route);
         let pay = |key: &str| {
@@ -95,7 +95,7 @@ fn replays_count_or_not_as_configured() {
 /// A request that was refused has not run: its key is free.
 #[test]
 fn a_refused_payment_may_be_made_again() {
-    let node = Node::saying("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok");
+    let node = Origin::saying("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok");
     let proxy = proxy(&node, "idempotency: {}, rate_limit: { requests: 5, per: 1s, burst: 1, replays: false }");
     let pay = |key: &str| {
         proxy.send("POST", "/pay", &format!("authorization: me | idempotency-key: {key} | content-length: 0"))
@@ -125,7 +125,7 @@ fn routes_without_a_pool_and_http2_are_limited_too() {
 
 #[test]
 fn a_reload_that_leaves_a_limit_alone_forgets_nothing() {
-    let node = Node::echo();
+    let node = Origin::echo();
     let text = |more: &str| {
         format!(
             "pools: {{ app: {{ nodes: [{{ id: n0, address: \"{}\" }}] }} }}\nroutes: [{{ name: site, pool: app, rate_limit: {{ requests: 2, per: 1h{more} }} }}]\n",
@@ -143,7 +143,7 @@ fn a_reload_that_leaves_a_limit_alone_forgets_nothing() {
 /// The connection of a client that was refused goes on.
 #[test]
 fn a_refusal_costs_no_connection() {
-    let node = Node::echo();
+    let node = Origin::echo();
     let proxy = proxy(&node, "rate_limit: { requests: 1, per: 1h }");
     let mut client = Client::connect(proxy.address);
     let mut ask = || client.request("GET / HTTP/1.1\r\nhost: a\r\n\r\n").status;

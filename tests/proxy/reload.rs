@@ -1,6 +1,6 @@
 //! A new configuration while the old one serves.
 
-use crate::support::{Client, Node, Proxy, eventually};
+use crate::support::{Client, Origin, Proxy, eventually};
 use std::collections::BTreeMap;
 use std::fs;
 use std::net::{SocketAddr, TcpStream};
@@ -34,11 +34,11 @@ impl Proxy {
     }
 }
 
-fn named(name: &str) -> Node {
-    Node::saying(format!("HTTP/1.1 200 OK\r\nx-node: {name}\r\ncontent-length: 0\r\n\r\n"))
+fn named(name: &str) -> Origin {
+    Origin::saying(format!("HTTP/1.1 200 OK\r\nx-node: {name}\r\ncontent-length: 0\r\n\r\n"))
 }
 
-fn pool(nodes: &[(&str, &Node)]) -> String {
+fn pool(nodes: &[(&str, &Origin)]) -> String {
     let list: String =
         nodes.iter().map(|(id, node)| format!("      - {{ id: {id}, address: \"{}\" }}\n", node.address)).collect();
     format!(
@@ -150,7 +150,7 @@ fn a_config_map_is_followed() {
     let (a, b) = (named("a"), named("b"));
     let proxy = Proxy::start_whole(&pool(&[("a", &a)]));
     let folder = proxy.folder();
-    let version = |name: &str, node: (&str, &Node)| {
+    let version = |name: &str, node: (&str, &Origin)| {
         fs::create_dir(folder.join(name)).unwrap();
         fs::write(folder.join(name).join("ringway.yaml"), pool(&[node])).unwrap();
     };
@@ -201,7 +201,7 @@ fn listeners_come_and_go() {
 
 #[test]
 fn what_is_in_flight_stays() {
-    let slow = Node::start(|peer| {
+    let slow = Origin::by_connection(|peer| {
         while let Some(head) = peer.request() {
             if head.contains("websocket") {
                 peer.send("HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n");

@@ -1,11 +1,11 @@
 //! Routes and the ring, seen from outside.
 
-use crate::support::{Node, Proxy};
+use crate::support::{Origin, Proxy};
 use std::process::Command;
 
 #[test]
 fn a_route_answers_redirects_or_forwards() {
-    let node = Node::echo();
+    let node = Origin::echo();
     let proxy = Proxy::start(&format!(
         "pools: {{ app: {{ nodes: [{{ id: a, address: \"{}\" }}] }} }}
 routes:
@@ -38,8 +38,9 @@ routes:
 /// The same key goes to the same node, and `ringway ring` and the API know which.
 #[test]
 fn the_ring_is_the_same_everywhere() {
-    let nodes: Vec<Node> =
-        (0..3).map(|n| Node::saying(format!("HTTP/1.1 200 OK\r\nx-node: n{n}\r\ncontent-length: 0\r\n\r\n"))).collect();
+    let nodes: Vec<Origin> = (0..3)
+        .map(|n| Origin::saying(format!("HTTP/1.1 200 OK\r\nx-node: n{n}\r\ncontent-length: 0\r\n\r\n")))
+        .collect();
     let addresses: Vec<_> = nodes.iter().map(|node| node.address).collect();
     let text =
         Proxy::pool(&addresses, "").replace("hash_on: [uri]", "hash_on: [header:x-user, query:tenant, client_ip]");
@@ -76,7 +77,7 @@ fn the_ring_is_the_same_everywhere() {
 
 #[test]
 fn without_a_key_the_load_spreads() {
-    let nodes = [Node::echo(), Node::echo()];
+    let nodes = [Origin::echo(), Origin::echo()];
     let text = Proxy::pool(&[nodes[0].address, nodes[1].address], "").replace(", hash_on: [uri]", "");
     let proxy = Proxy::start(&text);
     let mut client = proxy.connect();

@@ -1,6 +1,6 @@
 //! Session affinity by cookie.
 
-use crate::support::{Client, Node, Proxy, eventually};
+use crate::support::{Client, Origin, Proxy, eventually};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
@@ -8,12 +8,12 @@ use std::path::Path;
 const SECRET: &str = "0123456789abcdef0123456789abcdef";
 
 struct Pool {
-    nodes: Vec<Node>,
+    nodes: Vec<Origin>,
 }
 
 impl Pool {
     fn new(count: usize) -> Pool {
-        let say = |n| Node::saying(format!("HTTP/1.1 200 OK\r\nx-node: n{n}\r\ncontent-length: 0\r\n\r\n"));
+        let say = |n| Origin::saying(format!("HTTP/1.1 200 OK\r\nx-node: n{n}\r\ncontent-length: 0\r\n\r\n"));
         Pool { nodes: (0..count).map(say).collect() }
     }
 
@@ -207,7 +207,7 @@ fn a_node_that_does_not_answer_is_down_for_its_sessions() {
     for (on_gone, expected) in [("reject", 503), ("next", 200)] {
         let (_folder, settings) = strict(&format!("on_gone: {on_gone}"));
         // A node that is there when the cookie is made, and not afterwards.
-        let live = Node::saying("HTTP/1.1 200 OK\r\nx-node: n1\r\ncontent-length: 0\r\n\r\n");
+        let live = Origin::saying("HTTP/1.1 200 OK\r\nx-node: n1\r\ncontent-length: 0\r\n\r\n");
         let whole = text(&[pool.nodes[0].address, live.address], &settings);
         let proxy = Proxy::start_whole(&whole);
         let mut first = visit(&proxy, "");

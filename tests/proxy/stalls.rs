@@ -1,6 +1,6 @@
 //! Nothing that a reader, a file or a name server does not do may hold up a request, a probe or the end.
 
-use crate::support::{Client, Node, Proxy, eventually};
+use crate::support::{Client, Origin, Proxy, eventually};
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
 use std::process::{Child, Command, Stdio};
@@ -26,7 +26,7 @@ fn end(proxy: &mut Proxy) -> Duration {
 #[test]
 fn a_reader_of_the_access_log_that_stalls_holds_up_nothing() {
     for workers in [1, 2] {
-        let node = Node::echo();
+        let node = Origin::echo();
         let folder = tempfile::tempdir().unwrap();
         let path = fifo(folder.path(), "log");
         let _reader = std::fs::OpenOptions::new().read(true).write(true).open(&path).unwrap();
@@ -65,7 +65,7 @@ fn a_reader_of_the_access_log_that_stalls_holds_up_nothing() {
 
 #[test]
 fn an_access_log_is_opened_anew_whatever_the_file_says() {
-    let node = Node::echo();
+    let node = Origin::echo();
     let proxy = Proxy::start(&format!(
         "access_log: {{ format: common, path: access.log }}\n{}",
         Proxy::pool(&[node.address], "")
@@ -85,7 +85,7 @@ fn an_access_log_is_opened_anew_whatever_the_file_says() {
 
 #[test]
 fn lines_that_a_failing_log_loses_are_counted() {
-    let node = Node::echo();
+    let node = Origin::echo();
     // Every write to it fails.
     let proxy = Proxy::start(&format!(
         "access_log: {{ format: common, path: /dev/full }}\n{}",
@@ -172,7 +172,7 @@ fn a_stderr_that_nobody_reads_holds_up_nothing() {
 
 #[test]
 fn clients_that_do_not_read_or_do_not_finish_leave_room_for_probes() {
-    let node = Node::echo();
+    let node = Origin::echo();
     let proxy = Proxy::start(&format!("metrics: {{ address: \"127.0.0.1:0\" }}\n{}", Proxy::pool(&[node.address], "")));
     let metrics: SocketAddr = {
         proxy.logs("metrics and probes");
@@ -205,7 +205,7 @@ fn clients_that_do_not_read_or_do_not_finish_leave_room_for_probes() {
 
 #[test]
 fn name_servers_that_do_not_answer_are_waited_for_together() {
-    let node = Node::echo();
+    let node = Origin::echo();
     // It takes questions and answers none.
     let server = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
     let address = server.local_addr().unwrap();
@@ -236,7 +236,7 @@ fn name_servers_that_do_not_answer_are_waited_for_together() {
 
 #[test]
 fn a_removed_listener_keeps_nobody_waiting_for_a_place() {
-    let node = Node::echo();
+    let node = Origin::echo();
     let text = |listeners: &str| {
         format!(
             "listeners: [{listeners}]\nadmin: {{ address: \"127.0.0.1:0\" }}\naccess_log: {{ format: \"off\" }}\nlimits: {{ connections: 2 }}\n{}",

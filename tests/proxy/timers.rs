@@ -1,18 +1,18 @@
 //! Every phase of a connection ends in time, with an answer where a request had begun.
 
 use crate::support::http2::{DATA, END_STREAM, Frames, HEADERS};
-use crate::support::{Node, Node2, Proxy, eventually};
+use crate::support::{Origin, Proxy, eventually};
 use std::io::Write;
 use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant};
 
-fn proxy(node: &Node, limits: &str) -> Proxy {
+fn proxy(node: &Origin, limits: &str) -> Proxy {
     Proxy::start(&format!("limits: {{ {limits} }}\n{}", Proxy::pool(&[node.address], "")))
 }
 
 #[test]
 fn a_silent_connection_closes_without_a_word() {
-    let node = Node::echo();
+    let node = Origin::echo();
     let proxy = proxy(&node, "header_timeout: 300ms");
     let started = Instant::now();
     assert!(proxy.connect().is_closed());
@@ -21,7 +21,7 @@ fn a_silent_connection_closes_without_a_word() {
 
 #[test]
 fn a_head_that_trickles_gets_408() {
-    let node = Node::echo();
+    let node = Origin::echo();
     let proxy = proxy(&node, "header_timeout: 500ms");
     let mut client = proxy.connect();
     let mut stream = client.stream.try_clone().unwrap();
@@ -48,7 +48,7 @@ fn a_head_that_trickles_gets_408() {
 
 #[test]
 fn the_second_head_on_a_connection_is_timed_too() {
-    let node = Node::echo();
+    let node = Origin::echo();
     let proxy = proxy(&node, "header_timeout: 400ms");
     let mut client = proxy.connect();
     assert_eq!(client.request("GET / HTTP/1.1\r\nhost: a\r\n\r\n").status, 200);
@@ -59,7 +59,7 @@ fn the_second_head_on_a_connection_is_timed_too() {
 /// The beginning of a second head came with the first request.
 #[test]
 fn a_head_that_began_behind_another_request_is_timed_too() {
-    let node = Node::echo();
+    let node = Origin::echo();
     let proxy = proxy(&node, "header_timeout: 400ms");
     let mut client = proxy.connect();
     assert_eq!(client.request("GET / HTTP/1.1\r\nhost: a\r\n\r\nGET / HT").status, 200);
@@ -68,7 +68,7 @@ fn a_head_that_began_behind_another_request_is_timed_too() {
 
 #[test]
 fn a_body_that_stops_gets_408() {
-    let node = Node::echo();
+    let node = Origin::echo();
     let proxy = proxy(&node, "body_idle_timeout: 300ms");
     for framing in ["content-length: 10\r\n\r\nhalf", "transfer-encoding: chunked\r\n\r\n4\r\nhalf\r\n"] {
         let mut client = proxy.connect();
@@ -80,7 +80,7 @@ fn a_body_that_stops_gets_408() {
 
 #[test]
 fn an_idle_connection_closes_without_a_word() {
-    let node = Node::echo();
+    let node = Origin::echo();
     for idle in ["300ms", "1500ms"] {
         let proxy = proxy(&node, &format!("keep_alive_timeout: {idle}"));
         let mut client = proxy.connect();
@@ -92,20 +92,20 @@ fn an_idle_connection_closes_without_a_word() {
 /// A connection that was idle long enough to lose its buffers goes on as if nothing had been.
 #[test]
 fn a_parked_connection_wakes_up() {
-    let node = Node::echo();
-    let proxy = proxy(&node, "keep_alive_timeout: 30s");
+    let node = Origin::echo();
+    let proxy = proxy(&node, "keep_alive_timeout: 30s, header_timeout: 1300ms");
     let mut client = proxy.connect();
     for _ in 0..3 {
         assert_eq!(client.request("GET / HTTP/1.1\r\nhost: a\r\n\r\n").status, 200);
         // Longer than the second after which it is parked.
-        std::thread::sleep(Duration::from_millis(1300));
+        proxy.header_timeout_passes();
     }
     assert_eq!(client.request("GET / HTTP/1.1\r\nhost: a\r\n\r\n").status, 200);
 }
 
 #[test]
 fn a_client_that_takes_nothing_is_dropped() {
-    let node = Node::start(|peer| {
+    let node = Origin::by_connection(|peer| {
         peer.request();
         peer.send(format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n", 64 << 20));
         let block = vec![b'x'; 1 << 20];
@@ -124,7 +124,7 @@ fn a_client_that_takes_nothing_is_dropped() {
 /// The same towards a node of HTTP/2, where another task waits for the body.
 #[test]
 fn a_body_that_stops_gets_408_before_a_node_of_http2() {
-    let node = Node2::start();
+    let node = Origin::http2();
     let pool = Proxy::pool(&[node.address], "    protocol: http2\n");
     let proxy = Proxy::start(&format!("limits: {{ body_idle_timeout: 300ms }}\n{pool}"));
     let mut client = proxy.connect();
@@ -140,7 +140,7 @@ fn the_rest_of_a_body_begins_no_head() {
     let go = Arc::new(Barrier::new(2));
     let node = {
         let go = Arc::clone(&go);
-        Node::start(move |peer| {
+        Origin::by_connection(move |peer| {
             peer.request();
             go.wait();
             peer.answer("early");
@@ -161,7 +161,7 @@ fn the_rest_of_a_body_begins_no_head() {
 /// A connection that stops in the middle of what may be HTTP/2 has no more time than any other.
 #[test]
 fn half_a_preface_has_one_head_timeout() {
-    let node = Node::echo();
+    let node = Origin::echo();
     let proxy = proxy(&node, "header_timeout: 1s");
     let mut client = proxy.connect();
     let begin = Instant::now();
@@ -174,7 +174,7 @@ fn half_a_preface_has_one_head_timeout() {
 #[test]
 fn a_listening_client_is_not_taken_for_a_stalled_one() {
     for over_http2 in [false, true] {
-        let node = Node::start(|peer| {
+        let node = Origin::by_connection(|peer| {
             peer.request();
             peer.send("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n");
             for _ in 0..10 {
@@ -215,7 +215,7 @@ fn a_listening_client_is_not_taken_for_a_stalled_one() {
 /// A body of chunks that was read whole leaves nothing behind that could be taken for the next head's beginning.
 #[test]
 fn a_head_behind_a_chunked_body_is_timed_too() {
-    let node = Node::start(|peer| {
+    let node = Origin::by_connection(|peer| {
         while let Some(head) = peer.request() {
             peer.body_of(&head);
             peer.answer("ok");

@@ -1,6 +1,6 @@
 //! TLS towards clients: versions, certificates by name, resumption, client certificates, files that change.
 
-use crate::support::{Authority, Client, Node, Pair, Proxy, eventually, have, write_private};
+use crate::support::{Authority, Client, Origin, Pair, Proxy, eventually, have, write_private};
 use rustls::ProtocolVersion;
 use std::io::{Read, Write};
 use std::process::Command;
@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 /// A listener with these certificates and settings before an echo node; one for cleartext beside it where `more`
 /// says so.
-fn text(node: &Node, certificates: &[&Pair], tls: &str, more: &str) -> String {
+fn text(node: &Origin, certificates: &[&Pair], tls: &str, more: &str) -> String {
     let list: Vec<String> = certificates.iter().map(|pair| pair.setting()).collect();
     format!(
         "listeners:\n  - {{ name: https, address: \"127.0.0.1:0\", tls: {{ certificates: [{}]{tls} }} }}\n{more}admin: {{ address: \"127.0.0.1:0\" }}\naccess_log: {{ format: \"off\" }}\n{}",
@@ -17,13 +17,13 @@ fn text(node: &Node, certificates: &[&Pair], tls: &str, more: &str) -> String {
     )
 }
 
-fn start(node: &Node, certificates: &[&Pair], tls: &str) -> Proxy {
+fn start(node: &Origin, certificates: &[&Pair], tls: &str) -> Proxy {
     Proxy::start_whole(&text(node, certificates, tls, ""))
 }
 
 #[test]
 fn versions_are_spoken_from_the_lowest_one_on() {
-    let (authority, node) = (Authority::new(), Node::echo());
+    let (authority, node) = (Authority::new(), Origin::echo());
     let pair = authority.issue("edge", &["edge.example"]);
     let only12 = authority.client_with(None, &[&rustls::version::TLS12]);
     let proxy = start(&node, &[&pair], "");
@@ -44,7 +44,7 @@ fn versions_are_spoken_from_the_lowest_one_on() {
 /// cover is misdirected.
 #[test]
 fn certificates_are_chosen_by_name_and_hold_requests_to_it() {
-    let (authority, node) = (Authority::new(), Node::echo());
+    let (authority, node) = (Authority::new(), Origin::echo());
     let (first, star) =
         (authority.issue("first", &["a.example"]), authority.issue("star", &["*.b.example", "c.example"]));
     let proxy = start(&node, &[&first, &star], "");
@@ -76,7 +76,7 @@ fn certificates_are_chosen_by_name_and_hold_requests_to_it() {
 /// New files are used without anybody asking, and those that do not fit change nothing.
 #[test]
 fn certificates_are_followed() {
-    let (authority, node) = (Authority::new(), Node::echo());
+    let (authority, node) = (Authority::new(), Origin::echo());
     let pair = authority.issue("edge", &["edge.example"]);
     let proxy = start(&node, &[&pair], "");
     let served = || authority.client(None).get(proxy.address, "edge.example", "edge.example").unwrap().certificate;
@@ -103,7 +103,7 @@ fn certificates_are_followed() {
 /// Sessions resume at every proxy with the same secret, and nowhere else.
 #[test]
 fn sessions_resume_across_proxies_that_share_a_secret() {
-    let (authority, node) = (Authority::new(), Node::echo());
+    let (authority, node) = (Authority::new(), Origin::echo());
     let pair = authority.issue("edge", &["edge.example"]);
     let folder = tempfile::tempdir().unwrap();
     let secret = |name: &str, text: &str| {
@@ -135,7 +135,7 @@ fn sessions_resume_across_proxies_that_share_a_secret() {
 /// The subject goes to the node in a field that clients cannot forge.
 #[test]
 fn client_certificates() {
-    let (authority, strangers, node) = (Authority::new(), Authority::new(), Node::echo());
+    let (authority, strangers, node) = (Authority::new(), Authority::new(), Origin::echo());
     let pair = authority.issue("edge", &["edge.example"]);
     let (own, foreign) = (authority.issue("alice", &["alice"]), strangers.issue("mallory", &["mallory"]));
     let asks = format!(", client_ca_file: \"{}\"", authority.file().display());
@@ -176,7 +176,7 @@ fn client_certificates() {
 
 #[test]
 fn without_tls_nobody_has_a_subject_either() {
-    let node = Node::echo();
+    let node = Origin::echo();
     let proxy = Proxy::before(&[node.address]);
     assert!(!proxy.get_with("/", "x-client-cert-subject: CN=root").text().contains("CN=root"));
     assert_eq!(proxy.get_with("/", "connection: x-client-cert-subject").status, 400);
@@ -185,9 +185,10 @@ fn without_tls_nobody_has_a_subject_either() {
 /// Large bodies, several requests on a connection, a pause that parks it, and pipelined ones.
 #[test]
 fn a_connection_is_used_for_long() {
-    let (authority, node) = (Authority::new(), Node::echo());
+    let (authority, node) = (Authority::new(), Origin::echo());
     let pair = authority.issue("edge", &["edge.example"]);
-    let proxy = start(&node, &[&pair], "");
+    let text = text(&node, &[&pair], "", "").replace("access_log", "limits: { header_timeout: 1300ms }\naccess_log");
+    let proxy = Proxy::start_whole(&text);
     let mut stream = authority.client(None).connect(proxy.address, "edge.example").unwrap();
     let body = "0123456789abcdef".repeat(1 << 18);
     let mut rest = Vec::new();
@@ -198,7 +199,7 @@ fn a_connection_is_used_for_long() {
         let answer = read_answer(&mut stream, &mut rest);
         assert!(answer.ends_with(&body) && answer.starts_with("HTTP/1.1 200"));
         // Longer than a connection is kept with hyper.
-        std::thread::sleep(Duration::from_millis(1300));
+        proxy.header_timeout_passes();
     }
     let get = |path: &str| format!("GET {path} HTTP/1.1\r\nhost: edge.example\r\n\r\n");
     stream.write_all([get("/a"), get("/b"), get("/c")].concat().as_bytes()).unwrap();
@@ -230,7 +231,7 @@ fn read_answer(stream: &mut impl Read, rest: &mut Vec<u8>) -> String {
 fn a_client_that_leaves_is_noticed() {
     let (authority, gone) = (Authority::new(), std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false)));
     let seen = std::sync::Arc::clone(&gone);
-    let node = Node::start(move |peer| {
+    let node = Origin::by_connection(move |peer| {
         peer.request();
         peer.client.has_ended();
         seen.store(true, std::sync::atomic::Ordering::SeqCst);
@@ -249,7 +250,7 @@ fn a_client_that_leaves_is_noticed() {
 #[test]
 fn a_tunnel_goes_through_tls() {
     let authority = Authority::new();
-    let node = Node::start(|peer| {
+    let node = Origin::by_connection(|peer| {
         peer.request();
         peer.send("HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\nhello");
         let bytes = peer.client.exactly(4);
@@ -269,7 +270,7 @@ fn a_tunnel_goes_through_tls() {
 /// Who speaks HTTP where TLS is spoken is told so; who says nothing is not waited for.
 #[test]
 fn what_is_no_handshake() {
-    let (authority, node) = (Authority::new(), Node::echo());
+    let (authority, node) = (Authority::new(), Origin::echo());
     let pair = authority.issue("edge", &["edge.example"]);
     let proxy = Proxy::start_whole(
         &text(&node, &[&pair], "", "").replace("access_log", "limits: { header_timeout: 300ms }\naccess_log"),
@@ -292,7 +293,7 @@ fn what_is_no_handshake() {
 /// The way from http to https, and HSTS, as routes say it.
 #[test]
 fn cleartext_is_redirected_as_routes_say() {
-    let (authority, node) = (Authority::new(), Node::echo());
+    let (authority, node) = (Authority::new(), Origin::echo());
     let pair = authority.issue("edge", &["edge.example"]);
     let whole = text(&node, &[&pair], "", "  - { name: http, address: \"127.0.0.1:0\" }\n").replace(
         "routes:\n",
@@ -314,7 +315,7 @@ fn cleartext_is_redirected_as_routes_say() {
 /// What `check` says of files.
 #[test]
 fn files_are_checked_with_the_place_that_names_them() {
-    let (authority, node) = (Authority::new(), Node::echo());
+    let (authority, node) = (Authority::new(), Origin::echo());
     let (pair, other) = (authority.issue("edge", &["edge.example"]), authority.issue("other", &["other.example"]));
     let folder = tempfile::tempdir().unwrap();
     let check = |text: &str| {
@@ -365,7 +366,7 @@ fn curl_and_openssl_agree() {
     if !have("curl", "curl") || !have("openssl", "openssl") {
         return;
     }
-    let (authority, node) = (Authority::new(), Node::echo());
+    let (authority, node) = (Authority::new(), Origin::echo());
     let (pair, own) = (authority.issue("edge", &["edge.example"]), authority.issue("alice", &["alice"]));
     let asks = format!(", client_ca_file: \"{}\", client_auth: optional", authority.file().display());
     let proxy = start(&node, &[&pair], &asks);
@@ -412,7 +413,7 @@ fn curl_and_openssl_agree() {
 /// `curl -0` offers nothing newer.
 #[test]
 fn a_client_may_offer_http_1_0() {
-    let (authority, node) = (Authority::new(), Node::echo());
+    let (authority, node) = (Authority::new(), Origin::echo());
     let pair = authority.issue("edge", &["edge.example"]);
     let proxy = start(&node, &[&pair], "");
     if !have("curl", "curl") {

@@ -1,6 +1,6 @@
 //! TLS with nodes: whom the proxy believes, what it shows, and what it says when a node is not who it should be.
 
-use crate::support::{Authority, Front, Nginx, Node, Pair, Proxy, Service, eventually};
+use crate::support::{Authority, Front, Nginx, Origin, Pair, Proxy, eventually};
 
 fn tls(authority: &Authority, more: &str) -> String {
     format!("    tls: {{ ca_file: \"{}\"{more} }}\n", authority.file().display())
@@ -12,7 +12,7 @@ fn own(pair: &Pair) -> String {
 
 #[test]
 fn requests_go_over_tls_on_kept_connections() {
-    let (authority, node) = (Authority::new(), Node::echo());
+    let (authority, node) = (Authority::new(), Origin::echo());
     let front = Front::before(node.address, &authority.issue("node", &["app.internal"]), None);
     let proxy = Proxy::start(&format!(
         "workers: 1\n{}",
@@ -32,7 +32,7 @@ fn requests_go_over_tls_on_kept_connections() {
 /// The name is checked, and so is who says so; nothing is sent to a node that is somebody else.
 #[test]
 fn a_node_that_is_not_who_it_should_be_gets_nothing() {
-    let (authority, strangers, node) = (Authority::new(), Authority::new(), Node::echo());
+    let (authority, strangers, node) = (Authority::new(), Authority::new(), Origin::echo());
     let right = authority.issue("node", &["app.internal"]);
     let forged = strangers.issue("forged", &["app.internal"]);
     let by_address = authority.issue("address", &["127.0.0.1"]);
@@ -63,7 +63,7 @@ fn a_node_that_is_not_who_it_should_be_gets_nothing() {
 /// The answer and the log say what is wrong with a certificate.
 #[test]
 fn a_bad_certificate_is_named() {
-    let (authority, strangers, node) = (Authority::new(), Authority::new(), Node::echo());
+    let (authority, strangers, node) = (Authority::new(), Authority::new(), Origin::echo());
     let named = ", server_name: app.internal";
     for (pair, more, text) in [
         (authority.issue_expired("old", &["app.internal"]), named, "has expired"),
@@ -86,10 +86,10 @@ fn a_bad_certificate_is_named() {
 /// Nothing was sent, so the next node is asked, whatever the method.
 #[test]
 fn a_handshake_that_fails_is_no_connection() {
-    let (authority, strangers, node) = (Authority::new(), Authority::new(), Node::echo());
+    let (authority, strangers, node) = (Authority::new(), Authority::new(), Origin::echo());
     let right = Front::before(node.address, &authority.issue("node", &["app.internal"]), None);
     let forged = Front::before(node.address, &strangers.issue("forged", &["app.internal"]), None);
-    let plain = Node::saying("HTTP/1.1 200 OK\r\n\r\n");
+    let plain = Origin::saying("HTTP/1.1 200 OK\r\n\r\n");
     for wrong in [forged.address, plain.address] {
         let settings =
             format!("    timeouts: {{ connect: 200ms }}\n{}", tls(&authority, ", server_name: app.internal"));
@@ -105,7 +105,7 @@ fn a_handshake_that_fails_is_no_connection() {
 
 #[test]
 fn a_node_may_ask_for_a_certificate() {
-    let (authority, node) = (Authority::new(), Node::echo());
+    let (authority, node) = (Authority::new(), Origin::echo());
     let pair = authority.issue("node", &["app.internal"]);
     let front = Front::before(node.address, &pair, Some(&authority));
     let shown = own(&authority.issue("proxy", &["proxy"]));
@@ -118,7 +118,7 @@ fn a_node_may_ask_for_a_certificate() {
 
 #[test]
 fn checks_and_tunnels_go_over_tls_too() {
-    let (authority, mut service) = (Authority::new(), Service::start("n0"));
+    let (authority, mut service) = (Authority::new(), Origin::named("n0"));
     let pair = authority.issue("node", &["app.internal"]);
     let front = Front::before(service.address, &pair, None);
     let settings = tls(&authority, ", server_name: app.internal");
@@ -128,7 +128,7 @@ fn checks_and_tunnels_go_over_tls_too() {
     service.kill();
     eventually("a check that fails", || proxy.node("n0")["healthy"] == false);
 
-    let node = Node::start(|peer| {
+    let node = Origin::by_connection(|peer| {
         peer.request();
         peer.send("HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\nhello");
         let bytes = peer.client.exactly(4);

@@ -1,13 +1,13 @@
 //! Upgrades: a tunnel begins with the node's 101 and not before.
 
-use crate::support::{Client, Node, Proxy, eventually};
+use crate::support::{Client, Origin, Proxy, eventually};
 
 const UPGRADE: &str =
     "GET /chat HTTP/1.1\r\nhost: a\r\nconnection: Upgrade\r\nupgrade: websocket\r\nsec-websocket-key: k\r\n\r\n";
 
 /// Switches and then says everything back, in brackets.
-fn websocket_node() -> Node {
-    Node::start(|peer| {
+fn websocket_node() -> Origin {
+    Origin::by_connection(|peer| {
         let Some(head) = peer.request() else { return };
         if !head.contains("upgrade: websocket") {
             return peer.answer("no tunnel");
@@ -57,7 +57,7 @@ fn eager_bytes_go_through_the_tunnel_in_order() {
 /// Where the node refuses, those bytes are a request of their own, read by the proxy itself.
 #[test]
 fn bytes_behind_a_refused_upgrade_are_no_tunnel() {
-    let node = Node::echo();
+    let node = Origin::echo();
     let proxy = Proxy::start(&format!(
         "{}  - {{ name: never, path: /never, pool: app }}\n",
         Proxy::pool(&[node.address], "").replace("path_prefix: /,", "path: /chat,")
@@ -78,7 +78,7 @@ fn only_what_may_switch_is_asked_to() {
         "GET / HTTP/1.1\r\nhost: a\r\nupgrade: websocket\r\n\r\n",
         "GET / HTTP/1.0\r\nhost: a\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n",
     ] {
-        let node = Node::echo();
+        let node = Origin::echo();
         let proxy = Proxy::before(&[node.address]);
         let answer = proxy.connect().request(request);
         assert_eq!(answer.status, 200);
@@ -104,7 +104,7 @@ fn a_silent_tunnel_ends_in_time() {
 /// A tunnel of which one side has ended closes after `timeouts.idle`.
 #[test]
 fn half_a_tunnel_ends_in_time() {
-    let node = Node::start(|peer| {
+    let node = Origin::by_connection(|peer| {
         peer.request();
         peer.send("HTTP/1.1 101 Switching Protocols\r\nconnection: Upgrade\r\nupgrade: websocket\r\n\r\n");
         // It does not end, whatever the client does.
@@ -140,7 +140,7 @@ fn a_reset_ends_the_tunnel() {
 /// RFC 9110 7.8 knows no limit to GET: `docker exec` and `kubectl exec` upgrade a POST.
 #[test]
 fn a_post_may_switch_once_its_body_is_sent() {
-    let node = Node::start(|peer| {
+    let node = Origin::by_connection(|peer| {
         let Some(head) = peer.request() else { return };
         let body = peer.body_of(&head);
         peer.send("HTTP/1.1 101 Switching Protocols\r\nconnection: Upgrade\r\nupgrade: tcp\r\n\r\n");
@@ -173,7 +173,7 @@ fn a_post_may_switch_once_its_body_is_sent() {
 /// A 101 before the whole request was sent is none.
 #[test]
 fn a_101_in_the_middle_of_a_request_is_refused() {
-    let node = Node::start(|peer| {
+    let node = Origin::by_connection(|peer| {
         peer.request();
         peer.send("HTTP/1.1 101 Switching Protocols\r\nconnection: Upgrade\r\nupgrade: tcp\r\n\r\n");
         peer.client.has_ended();
@@ -187,7 +187,7 @@ fn a_101_in_the_middle_of_a_request_is_refused() {
 /// A client that leaves while its 101 cannot be written takes the node's place with it.
 #[test]
 fn a_101_that_nobody_takes_keeps_no_place() {
-    let node = Node::start(|peer| {
+    let node = Origin::by_connection(|peer| {
         peer.request();
         // Interim answers, which the client does not read, many times what its connection takes. The proxy holds a part
         // of them and drops the others.

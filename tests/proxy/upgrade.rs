@@ -1,7 +1,7 @@
 //! A new binary takes over while clients come, stay and wait: nobody notices.
 
 use crate::support::http2::Http2;
-use crate::support::{Barrier, Node, Proxy, eventually};
+use crate::support::{Barrier, Origin, Proxy, eventually};
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -58,7 +58,7 @@ fn failures(proxy: &Proxy) -> f64 {
 
 #[test]
 fn a_new_binary_takes_over_and_nobody_notices() {
-    let node = Node::echo();
+    let node = Origin::echo();
     let mut proxy = Proxy::start_whole(&text(&[node.address], "workers: 2\n"));
     let (address, stop) = (proxy.address, Arc::new(AtomicBool::new(false)));
     let asked: Arc<AtomicUsize> = Arc::default();
@@ -111,7 +111,7 @@ fn a_new_binary_takes_over_and_nobody_notices() {
 fn a_request_in_flight_ends_where_it_began() {
     let barrier = Barrier::default();
     let held = barrier.clone();
-    let node = Node::start(move |peer| {
+    let node = Origin::by_connection(move |peer| {
         while let Some(head) = peer.request() {
             if head.contains("/slow") {
                 held.wait();
@@ -136,7 +136,7 @@ fn a_request_in_flight_ends_where_it_began() {
 
 #[test]
 fn a_binary_that_does_not_start_changes_nothing() {
-    let node = Node::echo();
+    let node = Origin::echo();
     let place = Place::new();
     let mut proxy = Proxy::start_as(&place.program(), &text(&[node.address], ""), |_| ());
     let pid = proxy.pid();
@@ -171,7 +171,7 @@ fn a_binary_that_does_not_start_changes_nothing() {
 
 #[test]
 fn what_was_said_of_nodes_goes_along() {
-    let nodes = [Node::echo(), Node::echo(), Node::echo()];
+    let nodes = [Origin::echo(), Origin::echo(), Origin::echo()];
     let addresses: Vec<_> = nodes.iter().map(|node| node.address).collect();
     let mut proxy = Proxy::start_whole(&text(&addresses, ""));
     assert_eq!(proxy.admin_post("/api/pools/app/nodes/n1/down", "").status, 200);
@@ -196,7 +196,7 @@ fn a_listener_for_all_addresses_takes_ipv4_after_the_change() {
         eprintln!("skipped: this machine has no IPv6");
         return;
     }
-    let node = Node::echo();
+    let node = Origin::echo();
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let v4 = format!("{{ name: v4, address: \"0.0.0.0:{port}\" }}, ");
     let both = format!("listeners: [{v4}{{ name: v6, address: \"[::]:{port}\" }}]\n");
@@ -221,7 +221,7 @@ fn a_listener_for_all_addresses_takes_ipv4_after_the_change() {
 
 #[test]
 fn the_number_of_workers_may_change() {
-    let node = Node::echo();
+    let node = Origin::echo();
     let mut proxy = Proxy::start_whole(&text(&[node.address], "workers: 2\n"));
     let file = proxy.folder().join("ringway.yaml");
     for workers in [3, 1] {
@@ -240,7 +240,7 @@ fn the_number_of_workers_may_change() {
 fn kept_admin_connections_end_with_the_change() {
     let barrier = Barrier::default();
     let held = barrier.clone();
-    let node = Node::start(move |peer| {
+    let node = Origin::by_connection(move |peer| {
         while peer.request().is_some() {
             held.wait();
             peer.answer("done");
@@ -265,7 +265,7 @@ fn kept_admin_connections_end_with_the_change() {
 /// Who is told to stop while a new binary starts stops, and takes that one along.
 #[test]
 fn a_stop_in_the_middle_of_an_upgrade_is_a_stop() {
-    let node = Node::echo();
+    let node = Origin::echo();
     let place = Place::new();
     let mut proxy = Proxy::start_as(&place.program(), &text(&[node.address], ""), |_| ());
     let (pid, told) = (proxy.pid(), place.folder.path().join("pid"));
@@ -285,7 +285,7 @@ fn a_stop_in_the_middle_of_an_upgrade_is_a_stop() {
 /// With two stores at a time a payment could run twice.
 #[test]
 fn the_store_does_not_change_by_an_upgrade() {
-    let node = Node::echo();
+    let node = Origin::echo();
     let folder = tempfile::tempdir().unwrap();
     let store = |name: &str| format!("idempotency_store: {{ path: \"{}/{name}\" }}\n", folder.path().display());
     let base = text(&[node.address], "").replace("hash_on: [uri]", "hash_on: [uri], idempotency: {}");
@@ -305,7 +305,7 @@ const KEYED: &str =
 fn a_payment_runs_once_across_the_change() {
     let barrier = Barrier::default();
     let held = barrier.clone();
-    let node = Node::start(move |peer| {
+    let node = Origin::by_connection(move |peer| {
         while let Some(head) = peer.request() {
             peer.body_of(&head);
             held.wait();
@@ -339,7 +339,7 @@ fn a_payment_runs_once_across_the_change() {
 /// Socket activation: the socket is open, and takes connections, before the proxy is there.
 #[test]
 fn a_socket_of_systemd_is_taken_and_handed_on() {
-    let node = Node::echo();
+    let node = Origin::echo();
     let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = socket.local_addr().unwrap();
     let mut early = crate::support::Client::connect(address);
@@ -366,7 +366,7 @@ fn a_socket_of_systemd_is_taken_and_handed_on() {
 /// What a service manager is told (sd_notify).
 #[test]
 fn a_service_manager_is_told_of_every_step() {
-    let node = Node::echo();
+    let node = Origin::echo();
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("notify");
     let manager = UnixDatagram::bind(&path).unwrap();

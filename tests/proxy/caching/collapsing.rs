@@ -1,7 +1,7 @@
 //! One fetch for all who want the same.
 
 use super::serving::warm;
-use crate::support::{Barrier, Client, Node, Origin, Proxy, eventually};
+use crate::support::{Barrier, Client, Origin, Proxy, eventually};
 use std::io::{Read, Write};
 use std::time::{Duration, Instant};
 
@@ -137,7 +137,7 @@ fn a_leader_that_leaves_does_not_end_the_fetch() {
 fn a_body_that_ends_short_is_not_stored_and_all_see_it() {
     let gate = Barrier::default();
     let open = gate.clone();
-    let node = Node::start(move |peer| {
+    let node = Origin::by_connection(move |peer| {
         if peer.request().is_some() {
             peer.send("HTTP/1.1 200 OK\r\ncache-control: max-age=60\r\ncontent-length: 10\r\n\r\n01234");
             open.wait();

@@ -145,8 +145,7 @@ fn routes_that_part_by_a_field_share_nothing() {
     );
     let pools = format!(
         "pools:\n  beta: {{ nodes: [{{ id: b, address: \"{}\" }}] }}\n  site: {{ nodes: [{{ id: s, address: \"{}\" }}] }}\n",
-        beta.address(),
-        site.address()
+        beta.address, site.address
     );
     let proxy = Proxy::start(&format!(
         "{pools}routes:\n  - {{ name: beta, path_prefix: /, headers: {{ x-beta: \"1\" }}, pool: beta, cache: {{}} }}\n  - {{ name: site, path_prefix: /, pool: site, cache: {{}} }}\n"

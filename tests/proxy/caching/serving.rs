@@ -1,6 +1,6 @@
 //! What clients get from the store: age, status, conditions, staleness, variants, keys, limits.
 
-use crate::support::{Barrier, Node, Origin, Proxy, eventually};
+use crate::support::{Barrier, Origin, Proxy, eventually};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -162,7 +162,7 @@ fn a_stale_response_stands_in_for_a_node_that_is_silent_or_gone() {
     proxy.get("/");
     eventually("a stand-in for a node that times out", stands_in);
     gate.open();
-    let address = origin.address();
+    let address = origin.address;
     drop(origin);
     eventually("the end of the node", || std::net::TcpStream::connect(address).is_err());
     let refused = "ringway_upstream_requests_total{node=\"n0\",outcome=\"connection_refused\",pool=\"app\"}";
@@ -322,7 +322,7 @@ fn another_size_of_memory_waits_for_a_restart() {
 fn memory_holds_under_a_churn_of_mixed_sizes() {
     let served = Arc::new(AtomicUsize::new(0));
     let counter = Arc::clone(&served);
-    let node = Node::start(move |peer| {
+    let node = Origin::by_connection(move |peer| {
         while let Some(head) = peer.request() {
             let number: usize = head.split(' ').nth(1).unwrap()[1..].parse().unwrap();
             let size = [100, 3_000, 40_000, 900_000][number % 4];

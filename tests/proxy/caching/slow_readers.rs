@@ -1,6 +1,6 @@
 //! Clients of different speed that share one body: nobody is cut because another one is faster.
 
-use crate::support::{Ask, Barrier, Client, Node, Origin, Peer, Proxy, eventually};
+use crate::support::{Ask, Barrier, Client, Origin, Peer, Proxy, eventually};
 use std::io::Read;
 use std::time::Duration;
 
@@ -188,7 +188,7 @@ fn who_reads_too_slowly_for_others_is_cut_as_its_own_fault() {
 fn nobody_joins_a_body_that_is_too_large() {
     let (gate, first) = (Barrier::default(), Barrier::default());
     let (open, sent) = (gate.clone(), first.clone());
-    let node = Node::start(move |peer| {
+    let node = Origin::by_connection(move |peer| {
         while peer.request().is_some() {
             let large = vec![b'x'; 3000];
             peer.send("HTTP/1.1 200 OK\r\ncache-control: max-age=60\r\ntransfer-encoding: chunked\r\n\r\n");

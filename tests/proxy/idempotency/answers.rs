@@ -1,9 +1,9 @@
 //! Whatever a node answers, a repetition gets it again as it was.
 
 use super::*;
-use crate::support::{Barrier, Node, eventually};
+use crate::support::{Barrier, Origin, eventually};
 
-fn twice(node: &Node, request: &str) -> (Answer, Answer) {
+fn twice(node: &Origin, request: &str) -> (Answer, Answer) {
     let proxy = payments(&[node.address], "");
     let final_answer = |client: &mut Client| {
         let mut answer = client.answer();
@@ -34,7 +34,7 @@ fn answers_of_every_form_come_back_as_they_were() {
         "HTTP/1.1 299 Odd\r\ncontent-length: 1\r\n\r\nx",
         "HTTP/1.1 303 See Other\r\nlocation: /x\r\ncontent-length: 0\r\n\r\n",
     ] {
-        let node = Node::saying(answer);
+        let node = Origin::saying(answer);
         let (first, again) = twice(&node, &charge("/", "k", "amount=5"));
         assert_eq!(seen(&again), seen(&first), "{answer}");
         assert!(first.field("date").is_some(), "{answer}");
@@ -43,7 +43,7 @@ fn answers_of_every_form_come_back_as_they_were() {
 
 #[test]
 fn a_client_of_another_version_gets_the_same_result() {
-    let node = Node::saying("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n3\r\none\r\n0\r\n\r\n");
+    let node = Origin::saying("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n3\r\none\r\n0\r\n\r\n");
     let proxy = payments(&[node.address], "");
     let old = charge("/", "k", "x").replace("HTTP/1.1", "HTTP/1.0");
     let (first, again) = (proxy.ask(&old), proxy.ask(charge("/", "k", "x")));
@@ -54,7 +54,7 @@ fn a_client_of_another_version_gets_the_same_result() {
 
 #[test]
 fn a_body_that_ends_with_the_connection_comes_back_whole() {
-    let node = Node::start(|peer| {
+    let node = Origin::by_connection(|peer| {
         if let Some(head) = peer.request() {
             peer.body_of(&head);
             peer.send("HTTP/1.1 200 OK\r\nconnection: close\r\n\r\nuntil the end");
@@ -66,7 +66,7 @@ fn a_body_that_ends_with_the_connection_comes_back_whole() {
 
 #[test]
 fn fields_after_the_body_come_back() {
-    let node = Node::saying(
+    let node = Origin::saying(
         "HTTP/1.1 200 OK\r\ntrailer: x-sum\r\ntransfer-encoding: chunked\r\n\r\n4\r\nbody\r\n0\r\nx-sum: 9\r\n\r\n",
     );
     let lines = "authorization: a\r\nidempotency-key: k\r\nte: trailers\r\nconnection: te\r\n";
@@ -77,7 +77,7 @@ fn fields_after_the_body_come_back() {
 
 #[test]
 fn interim_answers_reach_the_first_client() {
-    let node = Node::saying(
+    let node = Origin::saying(
         "HTTP/1.1 103 Early Hints\r\nlink: </a.css>\r\n\r\nHTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok",
     );
     let proxy = payments(&[node.address], "");
@@ -94,7 +94,7 @@ fn interim_answers_reach_the_first_client() {
 fn interim_answers_do_not_wait_for_the_end_of_the_run() {
     let gate = Barrier::default();
     let open = gate.clone();
-    let node = Node::start(move |peer| {
+    let node = Origin::by_connection(move |peer| {
         while let Some(head) = peer.request() {
             peer.body_of(&head);
             peer.send("HTTP/1.1 103 Early Hints\r\nlink: </a.css>\r\n\r\n");
@@ -115,7 +115,7 @@ fn interim_answers_do_not_wait_for_the_end_of_the_run() {
 
 #[test]
 fn the_node_gets_the_body_as_it_was() {
-    let node = Node::echo();
+    let node = Origin::echo();
     let proxy = payments(&[node.address], "");
     let chunked =
         "POST / HTTP/1.1\r\nhost: a\r\nauthorization: x\r\nidempotency-key: chunked\r\ntransfer-encoding: chunked\r\n";
@@ -141,7 +141,7 @@ fn the_node_gets_the_body_as_it_was() {
 
 #[test]
 fn a_large_body_within_the_bound_goes_both_ways() {
-    let node = Node::start(|peer| {
+    let node = Origin::by_connection(|peer| {
         while let Some(head) = peer.request() {
             let body = peer.body_of(&head);
             peer.answer(&String::from_utf8(body).unwrap());
@@ -159,7 +159,7 @@ fn a_large_body_within_the_bound_goes_both_ways() {
 #[test]
 fn a_connection_goes_on_after_every_kind_of_answer() {
     let origin = charging();
-    let proxy = payments(&[origin.address()], "");
+    let proxy = payments(&[origin.address], "");
     let mut client = proxy.connect();
     assert_eq!(client.request(charge("/", "k", "a")).status, 201);
     assert_eq!(client.request(charge("/", "k", "a")).status, 201);
@@ -172,7 +172,7 @@ fn the_routes_fields_are_applied_once_and_the_session_cookie_never_stored() {
     let origin = Origin::start(|_, peer| peer.reply(200, "server: node | set-cookie: own=1", "ok"));
     let rules = "hash_on: [path], idempotency: {}, affinity_cookie: { mode: strict, secret_file: affinity.key },
       response_headers: { set: { x-edge: \"1\" }, remove: [server] } }";
-    let text = Proxy::pool(&[origin.address()], "").replace("hash_on: [uri] }", rules);
+    let text = Proxy::pool(&[origin.address], "").replace("hash_on: [uri] }", rules);
     let folder = tempfile::tempdir().unwrap();
     let secret = folder.path().join("affinity.key");
     std::fs::write(&secret, "0123456789abcdef0123456789abcdef").unwrap();
@@ -192,7 +192,7 @@ fn a_payment_makes_what_is_cached_untrue_once() {
         peer.reply(200, "cache-control: max-age=60", &format!("#{}", ask.number));
     });
     let rules = "hash_on: [path], cache: {}, idempotency: {} }";
-    let proxy = Proxy::start(&Proxy::pool(&[origin.address()], "").replace("hash_on: [uri] }", rules));
+    let proxy = Proxy::start(&Proxy::pool(&[origin.address], "").replace("hash_on: [uri] }", rules));
     let read = || proxy.get("/").text();
     assert_eq!(read(), "#0");
     eventually("a hit", || proxy.get("/").field("cache-status").unwrap().contains("; hit"));

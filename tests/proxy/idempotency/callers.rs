@@ -9,7 +9,7 @@ fn with(lines: &str) -> String {
 #[test]
 fn equal_keys_of_two_callers_are_two_requests() {
     let origin = charging();
-    let proxy = payments(&[origin.address()], "");
+    let proxy = payments(&[origin.address], "");
     let callers = [
         "authorization: Bearer aaaa\r\n",
         "authorization: Bearer aaab\r\n",
@@ -30,7 +30,7 @@ fn equal_keys_of_two_callers_are_two_requests() {
 #[test]
 fn a_caller_that_nothing_tells_apart_is_refused() {
     let origin = charging();
-    let proxy = payments(&[origin.address()], "scope: [\"header:x-tenant\", \"cookie:session\", \"query:t\"]");
+    let proxy = payments(&[origin.address], "scope: [\"header:x-tenant\", \"cookie:session\", \"query:t\"]");
     for lines in ["", "x-tenant:\r\n", "cookie: session=\r\n", "authorization: Bearer a\r\n"] {
         let answer = proxy.ask(with(lines));
         assert_eq!((answer.status, answer.problem().as_str()), (400, "scope-missing"), "{lines}");
@@ -50,7 +50,7 @@ fn a_caller_that_nothing_tells_apart_is_refused() {
 #[test]
 fn without_a_scope_all_callers_are_one() {
     let origin = charging();
-    let proxy = payments(&[origin.address()], "scope: []");
+    let proxy = payments(&[origin.address], "scope: []");
     assert_eq!(proxy.ask(with("authorization: Bearer a\r\n")).text(), "charge 0");
     assert!(is_replay(&proxy.ask(with("authorization: Bearer b\r\n"))));
     assert!(is_replay(&proxy.ask(with(""))));
@@ -60,7 +60,7 @@ fn without_a_scope_all_callers_are_one() {
 fn the_callers_address_may_be_the_scope() {
     let origin = charging();
     let settings = "scope: [client_ip]";
-    let text = configuration(&[origin.address()], settings, "timeouts: { first_byte: 10s }");
+    let text = configuration(&[origin.address], settings, "timeouts: { first_byte: 10s }");
     let proxy = Proxy::start(&format!("trusted_proxies: [127.0.0.1]\n{text}"));
     for (number, address) in ["192.0.2.1", "192.0.2.2"].into_iter().enumerate() {
         let lines = format!("x-forwarded-for: {address}\r\n");
@@ -72,7 +72,7 @@ fn the_callers_address_may_be_the_scope() {
 #[test]
 fn every_visible_character_is_a_key_of_its_own() {
     let origin = charging();
-    let proxy = payments(&[origin.address()], "");
+    let proxy = payments(&[origin.address], "");
     let mut client = proxy.connect();
     for byte in 0x20..=0x7eu8 {
         let escape = if matches!(byte, b'"' | b'\\') { "\\" } else { "" };
@@ -93,7 +93,7 @@ fn every_visible_character_is_a_key_of_its_own() {
 #[test]
 fn method_host_and_path_are_part_of_what_is_asked() {
     let origin = charging();
-    let proxy = payments(&[origin.address()], "methods: [POST, PUT]");
+    let proxy = payments(&[origin.address], "methods: [POST, PUT]");
     let send = |method: &str, host: &str, path: &str| {
         let lines = "authorization: Bearer a\r\nidempotency-key: k\r\n";
         proxy.ask(request(method, path, lines, "").replace("example.com", host))
@@ -122,7 +122,7 @@ fn namespaces_keep_routes_apart_or_together() {
   - { name: b, path: /, headers: { x-route: b }, pool: app, idempotency: { namespace: one } }
   - { name: c, path: /, headers: { x-route: c }, pool: app, idempotency: { namespace: two } }
 ";
-    let text = Proxy::pool(&[origin.address()], "");
+    let text = Proxy::pool(&[origin.address], "");
     let proxy = Proxy::start(&format!("{}{routes}", text.split("routes:").next().unwrap()));
     let by = |route: &str| {
         let lines = format!("authorization: x\r\nidempotency-key: k\r\nx-route: {route}\r\n");

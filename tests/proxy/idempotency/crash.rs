@@ -75,7 +75,7 @@ fn no_kill_makes_a_request_run_twice_or_changes_an_answer() {
     });
     let folder = tempfile::tempdir().unwrap();
     let store = format!("idempotency_store: {{ path: {}/s.db }}\n", folder.path().display());
-    let text = format!("{store}{}", configuration(&[origin.address()], "", "timeouts: { first_byte: 10s }"));
+    let text = format!("{store}{}", configuration(&[origin.address], "", "timeouts: { first_byte: 10s }"));
 
     let mut proxy = Proxy::start(&text);
     let address = Arc::new(Mutex::new(proxy.address));

@@ -21,7 +21,7 @@ fn store_of(proxy: &Proxy) -> std::path::PathBuf {
 #[test]
 fn on_a_full_disk_nothing_is_forwarded_and_what_is_known_is_replayed() {
     let origin = charging();
-    let proxy = payments(&[origin.address()], "");
+    let proxy = payments(&[origin.address], "");
     let first = proxy.ask(charge("/", "old", ""));
     disk_full(&proxy, true);
     for _ in 0..3 {
@@ -50,7 +50,7 @@ fn on_a_full_disk_nothing_is_forwarded_and_what_is_known_is_replayed() {
 #[test]
 fn with_forward_requests_go_on_without_protection_and_are_counted() {
     let origin = charging();
-    let proxy = payments(&[origin.address()], "on_store_failure: forward");
+    let proxy = payments(&[origin.address], "on_store_failure: forward");
     disk_full(&proxy, true);
     assert_eq!(proxy.ask(charge("/", "k", "body")).text(), "charge 0");
     assert_eq!(proxy.ask(charge("/", "k", "body")).text(), "charge 1");
@@ -61,7 +61,7 @@ fn with_forward_requests_go_on_without_protection_and_are_counted() {
 #[test]
 fn with_forward_a_request_without_an_answer_is_not_called_a_failure() {
     let origin = Origin::start(|_, peer| peer.hang_up());
-    let proxy = payments(&[origin.address()], "on_store_failure: forward");
+    let proxy = payments(&[origin.address], "on_store_failure: forward");
     disk_full(&proxy, true);
     let answer = proxy.ask(charge("/", "k", "body"));
     assert_eq!((answer.status, answer.problem().as_str()), (409, "outcome-unknown"), "it may have run");
@@ -70,7 +70,7 @@ fn with_forward_a_request_without_an_answer_is_not_called_a_failure() {
 #[test]
 fn a_result_that_cannot_be_stored_is_passed_on_and_stays_unknown() {
     let (origin, began, gate) = held(|peer| peer.reply(200, "", "true"));
-    let proxy = payments(&[origin.address()], "lease: 300ms");
+    let proxy = payments(&[origin.address], "lease: 300ms");
     let mut client = proxy.connect();
     client.send(charge("/", "k", ""));
     began.wait();
@@ -90,7 +90,7 @@ fn a_result_that_cannot_be_stored_is_passed_on_and_stays_unknown() {
 #[test]
 fn a_result_is_stored_when_the_disk_recovers_in_time() {
     let (origin, began, gate) = held(|peer| peer.reply(200, "", "true"));
-    let proxy = payments(&[origin.address()], "lease: 20s");
+    let proxy = payments(&[origin.address], "lease: 20s");
     let mut client = proxy.connect();
     client.send(charge("/", "k", ""));
     began.wait();
@@ -105,7 +105,7 @@ fn a_result_is_stored_when_the_disk_recovers_in_time() {
 #[test]
 fn a_locked_file_is_waited_for_and_then_refused() {
     let origin = charging();
-    let proxy = payments(&[origin.address()], "");
+    let proxy = payments(&[origin.address], "");
     let first = proxy.ask(charge("/", "old", ""));
     let other = rusqlite::Connection::open(store_of(&proxy)).unwrap();
     other.execute_batch("BEGIN IMMEDIATE").unwrap();
@@ -125,7 +125,7 @@ fn a_file_that_is_damaged_or_gone_never_runs_a_request_again() {
         ("removed", |path| std::fs::remove_file(path).unwrap()),
     ] {
         let origin = charging();
-        let proxy = payments(&[origin.address()], "");
+        let proxy = payments(&[origin.address], "");
         assert_eq!(proxy.ask(charge("/", "k", "")).status, 201);
         damage(&store_of(&proxy));
         for _ in 0..3 {
@@ -188,7 +188,7 @@ fn a_file_that_may_not_be_written_is_a_clear_error_at_start() {
 #[test]
 fn a_reload_that_cannot_open_the_store_changes_nothing() {
     let origin = charging();
-    let proxy = Proxy::start(&Proxy::pool(&[origin.address()], ""));
+    let proxy = Proxy::start(&Proxy::pool(&[origin.address], ""));
     std::fs::write(proxy.folder().join("data"), "in the way").unwrap();
     let file = proxy.folder().join("ringway.yaml");
     let with = std::fs::read_to_string(&file).unwrap().replace("hash_on: [uri] }", "hash_on: [uri], idempotency: {} }");

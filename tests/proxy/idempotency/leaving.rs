@@ -6,7 +6,7 @@ use crate::support::eventually;
 #[test]
 fn the_answer_of_a_client_that_left_is_stored() {
     let (origin, began, gate) = held(|peer| peer.reply(200, "", "for nobody"));
-    let proxy = payments(&[origin.address()], "");
+    let proxy = payments(&[origin.address], "");
     let mut client = proxy.connect();
     client.send(charge("/", "k", "body"));
     began.wait();
@@ -22,7 +22,7 @@ fn the_answer_of_a_client_that_left_is_stored() {
 #[test]
 fn a_client_that_leaves_in_its_body_leaves_nothing() {
     let origin = charging();
-    let proxy = payments(&[origin.address()], "");
+    let proxy = payments(&[origin.address], "");
     let mut client = proxy.connect();
     client.send(charge("/", "k", "the whole body").strip_suffix("body").unwrap());
     eventually("the request", || proxy.metric("ringway_requests_in_flight") == 1.0);
@@ -35,7 +35,7 @@ fn a_client_that_leaves_in_its_body_leaves_nothing() {
 #[test]
 fn a_drain_that_cannot_wait_leaves_unknown() {
     let (origin, began, gate) = held(|_| {});
-    let text = configuration(&[origin.address()], "", "timeouts: { first_byte: 1m }");
+    let text = configuration(&[origin.address], "", "timeouts: { first_byte: 1m }");
     let mut proxy = Proxy::start(&format!("limits: {{ drain_timeout: 100ms }}\n{text}"));
     let mut client = proxy.connect();
     client.send(charge("/", "k", ""));
@@ -56,7 +56,7 @@ fn a_replay_needs_no_node() {
     let folder = tempfile::tempdir().unwrap();
     let secret = folder.path().join("affinity.key");
     std::fs::write(&secret, "0123456789abcdef0123456789abcdef").unwrap();
-    let text = Proxy::pool(&[origin.address()], "").replace("hash_on: [uri] }", rules);
+    let text = Proxy::pool(&[origin.address], "").replace("hash_on: [uri] }", rules);
     let proxy = Proxy::start(&text.replace("SECRET", secret.to_str().unwrap()));
     let first = proxy.ask(charge("/", "k", ""));
     let cookie = first.field("set-cookie").unwrap();
@@ -75,7 +75,7 @@ fn a_replay_needs_no_node() {
 #[test]
 fn a_drain_waits_for_the_run_of_a_client_that_left() {
     let (origin, began, gate) = held(|peer| peer.reply(200, "", "in the end"));
-    let mut proxy = payments(&[origin.address()], "");
+    let mut proxy = payments(&[origin.address], "");
     let mut client = proxy.connect();
     client.send(charge("/", "k", ""));
     began.wait();
@@ -93,7 +93,7 @@ fn a_drain_waits_for_the_run_of_a_client_that_left() {
 #[test]
 fn records_expire_after_their_time() {
     let origin = charging();
-    let proxy = payments(&[origin.address()], "ttl: 300ms");
+    let proxy = payments(&[origin.address], "ttl: 300ms");
     assert_eq!(proxy.ask(charge("/", "k", "")).text(), "charge 0");
     eventually("its expiry", || proxy.ask(charge("/", "k", "")).text() == "charge 1");
     eventually("its removal", || proxy.metric("ringway_idempotency_records") == 0.0);
@@ -110,7 +110,7 @@ fn a_reload_keeps_what_runs_and_what_is_stored_and_a_new_name_changes_nothing() 
         }
         peer.reply(200, "", &format!("#{}", ask.number));
     });
-    let proxy = payments(&[origin.address()], "");
+    let proxy = payments(&[origin.address], "");
     let stored = proxy.ask(charge("/fast", "k", ""));
     let mut running = proxy.connect();
     running.send(charge("/slow", "k", ""));
@@ -139,7 +139,7 @@ fn a_restart_keeps_what_is_stored_and_kill_leaves_unknown() {
     });
     let folder = tempfile::tempdir().unwrap();
     let store = format!("idempotency_store: {{ path: {}/s.db }}\n", folder.path().display());
-    let text = format!("{store}{}", configuration(&[origin.address()], "", "timeouts: { first_byte: 1m }"));
+    let text = format!("{store}{}", configuration(&[origin.address], "", "timeouts: { first_byte: 1m }"));
     let proxy = Proxy::start(&text);
     let stored = proxy.ask(charge("/fast", "k", ""));
     let mut running = proxy.connect();

@@ -1,13 +1,13 @@
 //! What operators see and do: records, releases, explanations, warnings, a store for two.
 
 use super::*;
-use crate::support::{Node, eventually};
+use crate::support::{Origin, eventually};
 use std::process::Command;
 
 #[test]
 fn the_records_of_a_key_are_listed_and_never_their_bodies() {
     let origin = charging();
-    let proxy = payments(&[origin.address()], "");
+    let proxy = payments(&[origin.address], "");
     assert_eq!(proxy.records("none"), Vec::<serde_json::Value>::new());
     proxy.ask(charge("/pay", "\"a key\"", "secret-card-number"));
     proxy.ask(charge("/other", "\"a key\"", ""));
@@ -44,7 +44,7 @@ fn an_operator_releases_what_is_unknown() {
         0 => peer.hang_up(),
         number => peer.reply(200, "", &format!("#{number}")),
     });
-    let proxy = payments(&[origin.address()], "");
+    let proxy = payments(&[origin.address], "");
     assert_eq!(proxy.ask(charge("/", "k", "")).problem(), "outcome-unknown");
     let id = proxy.records("k")[0]["id"].as_str().unwrap().to_owned();
     let path = format!("/api/idempotency/{id}");
@@ -65,7 +65,7 @@ fn an_operator_releases_what_is_unknown() {
 #[test]
 fn nobody_releases_a_record_through_a_page_or_the_metrics_listener() {
     let origin = Origin::start(|_, peer| peer.hang_up());
-    let text = configuration(&[origin.address()], "", "timeouts: { idle: 10s }");
+    let text = configuration(&[origin.address], "", "timeouts: { idle: 10s }");
     let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let metrics = free.local_addr().unwrap();
     drop(free);
@@ -93,7 +93,7 @@ fn what_runs_cannot_be_released() {
         open.wait();
         peer.reply(200, "", "done");
     });
-    let proxy = payments(&[origin.address()], "");
+    let proxy = payments(&[origin.address], "");
     let mut client = proxy.connect();
     client.send(charge("/", "k", ""));
     origin.wait_for(1);
@@ -107,7 +107,7 @@ fn what_runs_cannot_be_released() {
 #[test]
 fn a_purge_of_the_cache_leaves_records_alone() {
     let origin = charging();
-    let proxy = payments(&[origin.address()], "");
+    let proxy = payments(&[origin.address], "");
     proxy.ask(charge("/", "k", ""));
     proxy.purge(r#"{"all": true}"#);
     assert!(is_replay(&proxy.ask(charge("/", "k", ""))));
@@ -127,7 +127,7 @@ fn two_proxies_share_a_file() {
     let folder = tempfile::tempdir().unwrap();
     let store = format!("idempotency_store: {{ path: {}/s.db }}\n", folder.path().display());
     let pool = "timeouts: { first_byte: 1m }";
-    let text = |settings: &str| format!("{store}{}", configuration(&[origin.address()], settings, pool));
+    let text = |settings: &str| format!("{store}{}", configuration(&[origin.address], settings, pool));
     let (one, two) = (Proxy::start(&text("")), Proxy::start(&text("")));
     let waiting = Proxy::start(&text("on_concurrent: wait, wait: 20s"));
     let first = one.ask(charge("/fast", "k", ""));
@@ -156,7 +156,7 @@ fn a_proxy_that_died_is_noticed_by_the_other_at_once() {
     let origin = Origin::start(move |_, _| open.wait());
     let folder = tempfile::tempdir().unwrap();
     let store = format!("idempotency_store: {{ path: {}/s.db }}\n", folder.path().display());
-    let text = format!("{store}{}", configuration(&[origin.address()], "lease: 1h", "timeouts: { first_byte: 1m }"));
+    let text = format!("{store}{}", configuration(&[origin.address], "lease: 1h", "timeouts: { first_byte: 1m }"));
     let (one, two) = (Proxy::start(&text), Proxy::start(&text));
     let mut client = one.connect();
     client.send(charge("/", "k", ""));
@@ -178,7 +178,7 @@ fn a_proxy_that_is_stopped_is_silent_and_its_late_result_counts() {
     });
     let folder = tempfile::tempdir().unwrap();
     let store = format!("idempotency_store: {{ path: {}/s.db }}\n", folder.path().display());
-    let text = format!("{store}{}", configuration(&[origin.address()], "lease: 2s", "timeouts: { first_byte: 1m }"));
+    let text = format!("{store}{}", configuration(&[origin.address], "lease: 2s", "timeouts: { first_byte: 1m }"));
     let (one, two) = (Proxy::start(&text), Proxy::start(&text));
     let mut client = one.connect();
     client.send(charge("/", "k", ""));
@@ -209,7 +209,7 @@ fn a_proxy_that_is_stopped_is_silent_and_its_late_result_counts() {
 
 #[test]
 fn what_is_held_back_is_bounded() {
-    let node = Node::echo();
+    let node = Origin::echo();
     let text = configuration(&[node.address], "max_request: 8MiB, max_response: 8MiB", "timeouts: { idle: 10s }");
     let proxy = Proxy::start(&format!("limits: {{ buffered_bytes: 1MiB }}\n{text}"));
     let answer = proxy.ask(charge("/", "k", &"x".repeat(1 << 20)));
@@ -231,7 +231,7 @@ fn what_is_held_back_is_bounded() {
 
 #[test]
 fn an_answer_is_held_back_until_its_client_has_taken_it() {
-    let node = Node::saying(format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{}", 8 << 20, "x".repeat(8 << 20)));
+    let node = Origin::saying(format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{}", 8 << 20, "x".repeat(8 << 20)));
     let proxy = payments(&[node.address], "max_response: 8MiB");
     assert_eq!(proxy.ask(charge("/", "k", "")).status, 200);
     eventually("the release of the buffers", || proxy.metric("ringway_buffered_bytes") == 0.0);
@@ -247,7 +247,7 @@ fn an_answer_is_held_back_until_its_client_has_taken_it() {
 #[test]
 fn an_announced_body_takes_no_room_before_it_comes() {
     let origin = charging();
-    let text = configuration(&[origin.address()], "max_request: 64MiB", "timeouts: { idle: 10s }");
+    let text = configuration(&[origin.address], "max_request: 64MiB", "timeouts: { idle: 10s }");
     let proxy = Proxy::start(&format!("limits: {{ buffered_bytes: 8MiB }}\n{text}"));
     let slow: Vec<Client> = (0..20)
         .map(|_| {
@@ -265,7 +265,7 @@ fn an_announced_body_takes_no_room_before_it_comes() {
 #[test]
 fn the_memory_works_and_forgets() {
     let origin = charging();
-    let text = configuration(&[origin.address()], "", "timeouts: { idle: 10s }");
+    let text = configuration(&[origin.address], "", "timeouts: { idle: 10s }");
     let text = format!("idempotency_store: {{ kind: memory }}\n{text}");
     let proxy = Proxy::start(&text);
     let first = proxy.ask(charge("/", "k", ""));
@@ -279,7 +279,7 @@ fn the_memory_works_and_forgets() {
 #[test]
 fn a_store_opens_only_where_a_route_uses_it() {
     let origin = charging();
-    let proxy = Proxy::start(&Proxy::pool(&[origin.address()], ""));
+    let proxy = Proxy::start(&Proxy::pool(&[origin.address], ""));
     assert!(!proxy.folder().join("data").exists());
     assert_eq!(proxy.admin_get("/api/status").json()["idempotency"], serde_json::Value::Null);
     assert_eq!(proxy.records("k"), Vec::<serde_json::Value>::new());
@@ -368,7 +368,7 @@ fn explain_shows_the_rules_that_apply() {
 #[test]
 fn the_access_log_tells_what_became_of_the_key() {
     let origin = charging();
-    let text = configuration(&[origin.address()], "", "timeouts: { idle: 10s }");
+    let text = configuration(&[origin.address], "", "timeouts: { idle: 10s }");
     let proxy = Proxy::start(&format!("access_log: {{ format: json }}\n{text}"));
     proxy.ask(charge("/", "k", ""));
     proxy.ask(charge("/", "k", ""));

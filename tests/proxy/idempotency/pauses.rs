@@ -80,7 +80,7 @@ fn a_process_that_was_stopped_before_it_sent_does_not_send_after_its_claim_was_l
     proxy.signal("STOP");
     // Another process of this machine takes it for dead, and an operator lets the request run again.
     let origin = charging();
-    let other = Proxy::start(&store_of(&proxy, origin.address()));
+    let other = Proxy::start(&store_of(&proxy, origin.address));
     eventually("the burial", || other.records("k").first().is_some_and(|record| record["state"] == "unknown"));
     let id = other.records("k")[0]["id"].as_str().unwrap().to_owned();
     assert_eq!(other.admin_delete(&format!("/api/idempotency/{id}")).status, 200);

@@ -1,13 +1,15 @@
 //! The contract's table, row by row.
 
 use super::*;
-use crate::support::{Node, eventually};
+use crate::support::{Origin, eventually};
 use std::net::TcpListener;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 #[test]
 fn the_first_is_forwarded_with_its_key_and_repetitions_are_replayed() {
     let origin = charging();
-    let proxy = payments(&[origin.address()], "");
+    let proxy = payments(&[origin.address], "");
     let first = proxy.ask(charge("/pay?a=1", "\"k 1\"", "amount=5"));
     assert_eq!((first.status, first.text().as_str()), (201, "charge 0"));
     assert_eq!(first.field("idempotent-replayed"), None);
@@ -26,7 +28,7 @@ fn the_first_is_forwarded_with_its_key_and_repetitions_are_replayed() {
 #[test]
 fn a_repetition_while_the_first_runs_gets_409() {
     let (origin, began, gate) = held(|peer| peer.reply(200, "", "late"));
-    let proxy = payments(&[origin.address()], "");
+    let proxy = payments(&[origin.address], "");
     let mut first = proxy.connect();
     first.send(charge("/", "k", ""));
     began.wait();
@@ -43,7 +45,7 @@ fn a_repetition_while_the_first_runs_gets_409() {
 #[test]
 fn with_wait_the_repetition_gets_the_result() {
     let (origin, began, gate) = held(|peer| peer.reply(200, "", "late"));
-    let proxy = payments(&[origin.address()], "on_concurrent: wait");
+    let proxy = payments(&[origin.address], "on_concurrent: wait");
     let mut first = proxy.connect();
     first.send(charge("/", "k", ""));
     began.wait();
@@ -67,7 +69,7 @@ fn with_wait_it_waits_only_so_long() {
     let gate = Barrier::default();
     let open = gate.clone();
     let origin = Origin::start(move |_, _| open.wait());
-    let proxy = payments(&[origin.address()], "on_concurrent: wait, wait: 50ms");
+    let proxy = payments(&[origin.address], "on_concurrent: wait, wait: 50ms");
     let mut first = proxy.connect();
     first.send(charge("/", "k", ""));
     origin.wait_for(1);
@@ -78,7 +80,7 @@ fn with_wait_it_waits_only_so_long() {
 #[test]
 fn who_waits_learns_that_the_outcome_is_unknown() {
     let (origin, began, gate) = held(|peer| peer.hang_up());
-    let proxy = payments(&[origin.address()], "on_concurrent: wait");
+    let proxy = payments(&[origin.address], "on_concurrent: wait");
     let (mut first, mut waiter) = (proxy.connect(), proxy.connect());
     first.send(charge("/", "k", ""));
     began.wait();
@@ -101,14 +103,14 @@ fn who_waits_runs_when_the_first_is_released_with_all_its_time() {
         }
         _ => peer.reply(200, "", "ran"),
     });
-    let text = configuration(&[origin.address()], "on_concurrent: wait", "timeouts: { total: 1s }");
-    let proxy = Proxy::start(&text);
+    let text = configuration(&[origin.address], "on_concurrent: wait", "timeouts: { total: 1s }");
+    let proxy = Proxy::start(&format!("limits: {{ header_timeout: 800ms }}\n{text}"));
     let (mut first, mut waiter) = (proxy.connect(), proxy.connect());
     first.send(charge("/", "k", ""));
     began.wait();
     waiter.send(charge("/", "k", ""));
     eventually("the wait", || proxy.metric("ringway_requests_in_flight") == 2.0);
-    std::thread::sleep(std::time::Duration::from_millis(800));
+    proxy.header_timeout_passes();
     gate.open();
     assert_eq!(first.answer().status, 429);
     // A second after it came, and it has not run for that long: the time is the node's.
@@ -118,7 +120,7 @@ fn who_waits_runs_when_the_first_is_released_with_all_its_time() {
 #[test]
 fn the_same_key_for_another_request_gets_422() {
     let origin = charging();
-    let proxy = payments(&[origin.address()], "");
+    let proxy = payments(&[origin.address], "");
     let with = |query: &str, content_type: &str, body: &str| {
         let lines = format!("authorization: Bearer alice\r\nidempotency-key: k\r\n{content_type}");
         proxy.ask(request("POST", &format!("/pay{query}"), &lines, body))
@@ -145,19 +147,19 @@ fn the_same_key_for_another_request_gets_422() {
 fn a_missing_key_is_refused_only_where_it_is_required() {
     let origin = charging();
     let keyless = || request("POST", "/", "authorization: Bearer alice\r\n", "x");
-    let proxy = payments(&[origin.address()], "required: true");
+    let proxy = payments(&[origin.address], "required: true");
     let answer = proxy.ask(keyless());
     assert_eq!((answer.status, answer.problem().as_str()), (400, "idempotency-key-missing"));
     assert_eq!((origin.asked(), proxy.idempotency("missing")), (0, 1.0));
     assert_eq!(proxy.get("/").status, 201, "other methods are not concerned");
-    let lenient = payments(&[origin.address()], "");
+    let lenient = payments(&[origin.address], "");
     assert_eq!([lenient.ask(keyless()).text(), lenient.ask(keyless()).text()], ["charge 1", "charge 2"]);
 }
 
 #[test]
 fn fields_that_are_no_key_are_refused() {
     let origin = charging();
-    let proxy = payments(&[origin.address()], "");
+    let proxy = payments(&[origin.address], "");
     let long = format!("idempotency-key: {}\r\n", "k".repeat(256));
     for lines in [
         "idempotency-key:\r\n",
@@ -198,7 +200,7 @@ fn a_node_that_refuses_is_followed_by_the_next() {
     let address = closed.local_addr().unwrap();
     drop(closed);
     let origin = charging();
-    let proxy = payments(&[address, origin.address()], "");
+    let proxy = payments(&[address, origin.address], "");
     for number in 0..8 {
         let answer = proxy.ask(charge(&format!("/{number}"), "k", ""));
         assert_eq!(answer.status, 201);
@@ -218,7 +220,7 @@ fn statuses_that_say_that_nothing_was_done_release_the_key() {
         (429, "release_on: []", true),
     ] {
         let origin = Origin::start(move |ask, peer| peer.reply(status, "retry-after: 7", &format!("#{}", ask.number)));
-        let proxy = payments(&[origin.address()], settings);
+        let proxy = payments(&[origin.address], settings);
         let answers = [proxy.ask(charge("/", "k", "")), proxy.ask(charge("/", "k", ""))];
         let last = if stored { "#0" } else { "#1" };
         assert_eq!(answers.each_ref().map(|answer| answer.status), [status, status]);
@@ -231,7 +233,7 @@ fn statuses_that_say_that_nothing_was_done_release_the_key() {
 #[test]
 fn a_408_before_the_whole_request_was_written_releases_the_key() {
     // It answers by the head alone, and takes no more: the body is more than the kernel holds.
-    let node = Node::start(|peer| {
+    let node = Origin::by_connection(|peer| {
         socket2::SockRef::from(&peer.client.stream).set_recv_buffer_size(4096).unwrap();
         peer.request();
         peer.reply(408, "connection: close", "too slow");
@@ -244,7 +246,7 @@ fn a_408_before_the_whole_request_was_written_releases_the_key() {
     assert!(proxy.records("k").is_empty());
 
     let origin = Origin::start(|_, peer| peer.reply(408, "", "whole"));
-    let proxy = payments(&[origin.address()], "");
+    let proxy = payments(&[origin.address], "");
     assert_eq!(proxy.ask(charge("/", "k", "body")).status, 408);
     assert!(is_replay(&proxy.ask(charge("/", "k", "body"))), "after the whole request it is an answer like others");
 }
@@ -253,7 +255,7 @@ fn a_408_before_the_whole_request_was_written_releases_the_key() {
 fn any_other_answer_is_stored() {
     for status in [200, 201, 204, 301, 303, 400, 401, 403, 404, 409, 422, 500, 501, 503] {
         let origin = Origin::start(move |ask, peer| peer.reply(status, "x-a: b", &format!("#{}", ask.number)));
-        let proxy = payments(&[origin.address()], "");
+        let proxy = payments(&[origin.address], "");
         let first = proxy.ask(charge("/", "k", "body"));
         let again = proxy.ask(charge("/", "k", "body"));
         assert!(is_replay(&again), "{status}");
@@ -263,18 +265,18 @@ fn any_other_answer_is_stored() {
 }
 
 /// What a node does to a request that it has read, or not.
-fn misbehaviours() -> Vec<(&'static str, Node)> {
+fn misbehaviours() -> Vec<(&'static str, Origin)> {
     vec![
         (
             "resets before it reads the body",
-            Node::start(|peer| {
+            Origin::by_connection(|peer| {
                 peer.request();
                 peer.reset();
             }),
         ),
         (
             "resets after it has read all",
-            Node::start(|peer| {
+            Origin::by_connection(|peer| {
                 let head = peer.request().unwrap_or_default();
                 peer.body_of(&head);
                 peer.reset();
@@ -282,14 +284,14 @@ fn misbehaviours() -> Vec<(&'static str, Node)> {
         ),
         (
             "closes without an answer",
-            Node::start(|peer| {
+            Origin::by_connection(|peer| {
                 let head = peer.request().unwrap_or_default();
                 peer.body_of(&head);
             }),
         ),
         (
             "answers half a head",
-            Node::start(|peer| {
+            Origin::by_connection(|peer| {
                 let head = peer.request().unwrap_or_default();
                 peer.body_of(&head);
                 peer.send("HTTP/1.1 200 OK\r\ncontent-le");
@@ -297,7 +299,7 @@ fn misbehaviours() -> Vec<(&'static str, Node)> {
         ),
         (
             "answers half a body",
-            Node::start(|peer| {
+            Origin::by_connection(|peer| {
                 let head = peer.request().unwrap_or_default();
                 peer.body_of(&head);
                 peer.send("HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nhalf");
@@ -305,19 +307,19 @@ fn misbehaviours() -> Vec<(&'static str, Node)> {
         ),
         (
             "ends its chunks early",
-            Node::start(|peer| {
+            Origin::by_connection(|peer| {
                 let head = peer.request().unwrap_or_default();
                 peer.body_of(&head);
                 peer.send("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n4\r\nhalf\r\n");
             }),
         ),
-        ("answers nonsense", Node::saying("HTTP/1.1 2000 no\r\n\r\n")),
-        ("switches protocols", Node::saying("HTTP/1.1 101 S\r\nconnection: upgrade\r\nupgrade: x\r\n\r\n")),
-        ("is a gateway that has no answer", Node::saying("HTTP/1.1 502 X\r\ncontent-length: 3\r\n\r\nbad")),
-        ("is a gateway that had no time", Node::saying("HTTP/1.1 504 X\r\ncontent-length: 3\r\n\r\nlate")),
+        ("answers nonsense", Origin::saying("HTTP/1.1 2000 no\r\n\r\n")),
+        ("switches protocols", Origin::saying("HTTP/1.1 101 S\r\nconnection: upgrade\r\nupgrade: x\r\n\r\n")),
+        ("is a gateway that has no answer", Origin::saying("HTTP/1.1 502 X\r\ncontent-length: 3\r\n\r\nbad")),
+        ("is a gateway that had no time", Origin::saying("HTTP/1.1 504 X\r\ncontent-length: 3\r\n\r\nlate")),
         (
             "never answers",
-            Node::start(|peer| {
+            Origin::by_connection(|peer| {
                 let head = peer.request().unwrap_or_default();
                 peer.body_of(&head);
                 peer.request();
@@ -325,7 +327,7 @@ fn misbehaviours() -> Vec<(&'static str, Node)> {
         ),
         (
             "says that it goes on, and does not",
-            Node::start(|peer| {
+            Origin::by_connection(|peer| {
                 peer.request();
                 peer.send("HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\n");
             }),
@@ -361,7 +363,7 @@ fn with_retry_what_is_unknown_runs_again_with_its_key() {
         0 => peer.hang_up(),
         number => peer.reply(200, "", &format!("#{number}")),
     });
-    let proxy = payments(&[origin.address()], "on_unknown: retry");
+    let proxy = payments(&[origin.address], "on_unknown: retry");
     let first = proxy.ask(charge("/", "k", ""));
     assert_eq!((first.status, first.problem().as_str()), (409, "outcome-unknown"));
     assert!(first.field("retry-after").is_some(), "it will be forwarded again");
@@ -387,7 +389,7 @@ fn a_repetition_that_is_released_leaves_the_outcome_unknown() {
                 format!("idempotency_store: {{ kind: {store}, path: records.db }}\n{}", Proxy::pool(&[address], ""))
                     .replace("hash_on: [uri] }", &route)
             };
-            let proxy = Proxy::start(&text(origin.address(), "retry"));
+            let proxy = Proxy::start(&text(origin.address, "retry"));
             assert_eq!(proxy.ask(charge("/", "k", "")).problem(), "outcome-unknown");
             if is_dead {
                 proxy.reconfigure(&text(dead, "retry"));
@@ -396,7 +398,7 @@ fn a_repetition_that_is_released_leaves_the_outcome_unknown() {
             assert_eq!(repeated.status, if is_dead { 502 } else { 429 }, "{store} {repeated:?}");
             assert_eq!(proxy.records("k")[0]["state"], "unknown", "{store}");
             assert_eq!(proxy.ask(charge("/", "k", "other")).problem(), "idempotency-key-reused", "{store}");
-            proxy.reconfigure(&text(origin.address(), "reject"));
+            proxy.reconfigure(&text(origin.address, "reject"));
             assert_eq!(proxy.ask(charge("/", "k", "")).problem(), "outcome-unknown", "{store}: it does not run again");
             assert_eq!(origin.asked(), if is_dead { 1 } else { 2 });
         }
@@ -408,7 +410,7 @@ fn a_large_answer_is_passed_on_and_its_repetitions_get_409() {
     for framing in ["content-length: 3000\r\n\r\n", "transfer-encoding: chunked\r\n\r\n"] {
         let body = "x".repeat(3000);
         let sent = if framing.starts_with("content") { body.clone() } else { format!("bb8\r\n{body}\r\n0\r\n\r\n") };
-        let node = Node::saying(format!("HTTP/1.1 200 OK\r\nx-a: b\r\n{framing}{sent}"));
+        let node = Origin::saying(format!("HTTP/1.1 200 OK\r\nx-a: b\r\n{framing}{sent}"));
         let proxy = payments(&[node.address], "max_response: 2999B");
         let first = proxy.ask(charge("/", "k", ""));
         assert_eq!((first.status, first.text()), (200, body), "{framing}");
@@ -421,7 +423,7 @@ fn a_large_answer_is_passed_on_and_its_repetitions_get_409() {
         assert_eq!((node.requests().len(), proxy.idempotency("too_large")), (1, 3.0));
         assert_eq!(proxy.records("k")[0]["state"], "done_without_body");
     }
-    let exact = Node::saying(format!("HTTP/1.1 200 OK\r\ncontent-length: 3000\r\n\r\n{}", "x".repeat(3000)));
+    let exact = Origin::saying(format!("HTTP/1.1 200 OK\r\ncontent-length: 3000\r\n\r\n{}", "x".repeat(3000)));
     let proxy = payments(&[exact.address], "max_response: 3000B");
     proxy.ask(charge("/", "k", ""));
     assert!(is_replay(&proxy.ask(charge("/", "k", ""))));
@@ -430,7 +432,7 @@ fn a_large_answer_is_passed_on_and_its_repetitions_get_409() {
 #[test]
 fn a_large_request_is_refused_before_anything_is_forwarded() {
     let origin = charging();
-    let proxy = payments(&[origin.address()], "max_request: 10B");
+    let proxy = payments(&[origin.address], "max_request: 10B");
     assert_eq!(proxy.ask(charge("/", "k", "0123456789")).status, 201);
     assert_eq!(proxy.ask(charge("/", "l", "0123456789a")).problem(), "content-too-large");
     let chunked =
@@ -443,8 +445,8 @@ fn a_large_request_is_refused_before_anything_is_forwarded() {
 #[test]
 fn a_kept_connection_is_used_only_within_a_second() {
     let origin = charging();
-    let text = configuration(&[origin.address()], "", "timeouts: { idle: 10s }");
-    let proxy = Proxy::start(&format!("workers: 1\n{text}"));
+    let text = configuration(&[origin.address], "", "timeouts: { idle: 10s }");
+    let proxy = Proxy::start(&format!("workers: 1\nlimits: {{ header_timeout: 1100ms }}\n{text}"));
     let connections = || proxy.metric("ringway_upstream_connections{node=\"n0\",pool=\"app\",state=\"idle\"}");
     let mut keys = 0..;
     let mut pay = || proxy.ask(charge("/", &keys.next().unwrap().to_string(), ""));
@@ -459,7 +461,7 @@ fn a_kept_connection_is_used_only_within_a_second() {
     let (before, within) = quick.unwrap();
     assert_eq!(within, before);
     // A node may close what has been idle at any moment; one that just answered is alive.
-    std::thread::sleep(std::time::Duration::from_millis(1100));
+    proxy.header_timeout_passes();
     pay();
     assert_eq!(connections(), within + 1.0);
     assert_eq!(proxy.get("/").status, 201);
@@ -469,16 +471,19 @@ fn a_kept_connection_is_used_only_within_a_second() {
 #[test]
 fn a_dead_kept_connection_does_not_make_a_payment_unknown() {
     // Answers one request a connection, and closes it without saying so.
-    let node = Node::start(|peer| {
+    let closed = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&closed);
+    let node = Origin::by_connection(move |peer| {
         if let Some(head) = peer.request() {
             peer.body_of(&head);
             peer.answer("ok");
             peer.hang_up();
+            count.fetch_add(1, Ordering::SeqCst);
         }
     });
     let proxy = payments(&[node.address], "");
     for number in 0..50 {
-        std::thread::sleep(std::time::Duration::from_millis(5));
+        eventually("the end of the last connection", || closed.load(Ordering::SeqCst) == node.connections());
         let answer = proxy.ask(charge("/", &format!("k{number}"), ""));
         assert!(answer.status == 200 || answer.status == 409, "{answer:?}");
     }
@@ -500,7 +505,7 @@ fn a_canonical_fingerprint_takes_what_means_the_same_for_the_same() {
     };
     for is_canonical in [true, false] {
         let origin = charging();
-        let proxy = payments(&[origin.address()], if is_canonical { "fingerprint: canonical" } else { "" });
+        let proxy = payments(&[origin.address], if is_canonical { "fingerprint: canonical" } else { "" });
         let json = "application/json";
         assert_eq!(ask(&proxy, "a", json, r#"{"amount":5,"to":{"x":1,"y":2}}"#).status, 201);
         let again = ask(&proxy, "a", json, "{ \"to\": {\"y\":2, \"x\":1},\n \"amount\": 5 }");
@@ -526,7 +531,7 @@ fn a_canonical_fingerprint_takes_what_means_the_same_for_the_same() {
 #[test]
 fn the_key_may_stand_in_another_field() {
     let origin = charging();
-    let proxy = payments(&[origin.address()], "key_header: x-request-key, required: true");
+    let proxy = payments(&[origin.address], "key_header: x-request-key, required: true");
     let ask = |lines: &str| proxy.ask(request("POST", "/", &format!("authorization: a\r\n{lines}"), ""));
     assert_eq!(ask("x-request-key: k\r\n").status, 201);
     assert_eq!(origin.last().field("x-request-key"), Some("k"));

@@ -1,6 +1,6 @@
 //! Nodes that a name server tells of, by a name server that is a script.
 
-use crate::support::{Proxy, Service, eventually};
+use crate::support::{Origin, Proxy, eventually};
 use std::collections::HashMap;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -154,7 +154,7 @@ const fn local(last: u8) -> Ipv4Addr {
 
 #[test]
 fn nodes_come_and_go_as_the_name_server_says() {
-    let node = Service::start("n");
+    let node = Origin::named("n");
     let port = node.address.port();
     let server = NameServer::start();
     server.addresses("app.test", &[local(1)]);
@@ -162,7 +162,7 @@ fn nodes_come_and_go_as_the_name_server_says() {
     let one = format!("127.0.0.1:{port}");
     assert_eq!(ids(&proxy), [one.as_str()], "known before the first request");
     assert_eq!(proxy.get("/").status, 200);
-    let warm = node.served();
+    let warm = node.asked();
 
     server.addresses("app.test", &[local(2), local(1)]);
     eventually("the other node", || ids(&proxy).len() == 2);
@@ -170,7 +170,7 @@ fn nodes_come_and_go_as_the_name_server_says() {
     assert_eq!(proxy.metric("ringway_config_reloads_total{result=\"success\"}"), 0.0, "no reload of the file");
     // Only the first one listens: the other's keys move on, and nobody sees it.
     assert!((0..20).all(|number| proxy.get(&format!("/{number}")).status == 200));
-    assert!(node.served() > warm);
+    assert!(node.asked() > warm);
 
     server.addresses("app.test", &[local(1)]);
     eventually("it to go", || ids(&proxy) == [one.as_str()]);
@@ -180,7 +180,7 @@ fn nodes_come_and_go_as_the_name_server_says() {
 /// Whatever is wrong with the answer, the last nodes stay, and it is said why.
 #[test]
 fn an_answer_that_fails_or_is_empty_takes_nobody_away() {
-    let node = Service::start("n");
+    let node = Origin::named("n");
     let port = node.address.port();
     let server = NameServer::start();
     server.addresses("app.test", &[local(1)]);
@@ -201,7 +201,7 @@ fn an_answer_that_fails_or_is_empty_takes_nobody_away() {
 /// A name server that is out of order when the proxy starts: it serves what it can, and goes on asking.
 #[test]
 fn a_start_without_a_name_server() {
-    let node = Service::start("n");
+    let node = Origin::named("n");
     let server = NameServer::start();
     server.says("app.test", Says::Nothing);
     let proxy = Proxy::start(&pool(&server, &format!("app.test:{}", node.address.port()), ""));
@@ -213,7 +213,7 @@ fn a_start_without_a_name_server() {
 /// Addresses of both families; the file's own nodes beside them; states set by hand hold.
 #[test]
 fn both_families_beside_the_files_own() {
-    let (node, own) = (Service::start("n"), Service::start("own"));
+    let (node, own) = (Origin::named("n"), Origin::named("own"));
     let port = node.address.port();
     let server = NameServer::start();
     let both = [Record::A(local(1)), Record::Aaaa(Ipv6Addr::LOCALHOST)];
@@ -238,7 +238,7 @@ fn both_families_beside_the_files_own() {
 /// Where one family cannot be asked for, the other one is enough, and the first one's last nodes stay.
 #[test]
 fn one_family_is_enough() {
-    let node = Service::start("n");
+    let node = Origin::named("n");
     let port = node.address.port();
     for is_silent in [false, true] {
         let server = NameServer::start();
@@ -266,7 +266,7 @@ fn one_family_is_enough() {
 /// A name of the file that cannot be resolved takes its own node away, and neither the start nor a reload.
 #[test]
 fn a_name_that_cannot_be_resolved_is_a_node_that_is_down() {
-    let node = Service::start("n");
+    let node = Origin::named("n");
     let text = format!(
         "pools:\n  app:\n    nodes:\n      - {{ id: n0, address: \"nowhere.invalid:80\" }}\n      - {{ id: n1, address: \"{}\" }}\nroutes:\n  - {{ name: site, path_prefix: /, pool: app, hash_on: [uri] }}\n",
         node.address
@@ -290,7 +290,7 @@ fn a_name_that_cannot_be_resolved_is_a_node_that_is_down() {
 /// SRV: ports, weights and the lowest priority.
 #[test]
 fn services_have_ports_and_weights() {
-    let nodes = Service::several(3);
+    let nodes = Origin::several(3);
     let server = NameServer::start();
     let port = |node: usize| nodes[node].address.port();
     server.says(
@@ -317,7 +317,7 @@ fn services_have_ports_and_weights() {
 /// To ask in another way is no reason to forget what was found; to ask for what is not there is an error.
 #[test]
 fn a_reload_takes_no_nodes_away_that_nobody_took_away() {
-    let node = Service::start("n");
+    let node = Origin::named("n");
     let server = NameServer::start();
     let dns = format!("app.test:{}", node.address.port());
     server.addresses("app.test", &[local(1)]);
@@ -343,7 +343,7 @@ fn a_reload_takes_no_nodes_away_that_nobody_took_away() {
 /// Who leaves or joins changes nobody else's keys: the weights of services are taken as they are.
 #[test]
 fn services_that_come_and_go_move_nobody_elses_keys() {
-    let nodes = Service::several(3);
+    let nodes = Origin::several(3);
     let record = |node: usize, weight: u16| Record::Srv(1, weight, nodes[node].address.port(), "a.app.test");
     // Whether the weights were the same before, and however large the newcomer's is.
     for weights in [[10, 20, 15], [10, 10, 20], [5, 5, 2000]] {
@@ -365,7 +365,7 @@ fn services_that_come_and_go_move_nobody_elses_keys() {
 /// What an operator has said of a node holds although one answer does not tell of it.
 #[test]
 fn a_node_that_was_drained_stays_so_when_it_comes_back() {
-    let node = Service::start("n");
+    let node = Origin::named("n");
     let port = node.address.port();
     let server = NameServer::start();
     server.addresses("app.test", &[local(1), local(2)]);

@@ -2,7 +2,7 @@
 
 use super::with_sessions;
 use crate::support::http2::{DATA, END_HEADERS, Frames, HEADERS};
-use crate::support::{Client, Does, Node, Proxy, Service, eventually};
+use crate::support::{Client, Does, Origin, Proxy, eventually};
 use std::time::{Duration, Instant};
 
 fn ejected(proxy: &Proxy, id: &str) -> Option<f64> {
@@ -25,14 +25,14 @@ fn what_speaks_against_a_node() {
         (Does::Answer(429), false),
         (Does::Answer(404), false),
     ] {
-        let nodes = Service::several(2);
-        let proxy = Proxy::start(&Proxy::pool(&Service::addresses(&nodes), timeouts));
+        let nodes = Origin::several(2);
+        let proxy = Proxy::start(&Proxy::pool(&Origin::addresses(&nodes), timeouts));
         nodes[0].does(does);
         for path in proxy.paths_of("n0", 6) {
             proxy.get(&path);
         }
         assert_eq!(ejected(&proxy, "n0").is_some(), counts);
-        assert_eq!(nodes[0].served(), if counts { 3 } else { 6 });
+        assert_eq!(nodes[0].asked(), if counts { 3 } else { 6 });
         assert_eq!(
             proxy.metric("ringway_ring_spills_total{pool=\"app\",reason=\"ejected\"}"),
             if counts { 3.0 } else { 0.0 }
@@ -42,8 +42,8 @@ fn what_speaks_against_a_node() {
 
 #[test]
 fn a_dead_node_is_out_after_five_and_nobody_sees_it() {
-    let mut nodes = Service::several(2);
-    let proxy = Proxy::start(&Proxy::pool(&Service::addresses(&nodes), ""));
+    let mut nodes = Origin::several(2);
+    let proxy = Proxy::start(&Proxy::pool(&Origin::addresses(&nodes), ""));
     let paths = proxy.paths_of("n0", 12);
     nodes[0].kill();
     for path in &paths {
@@ -59,21 +59,21 @@ fn a_dead_node_is_out_after_five_and_nobody_sees_it() {
 
 #[test]
 fn success_in_between_begins_the_count_anew() {
-    let nodes = Service::several(2);
-    let proxy = Proxy::start(&Proxy::pool(&Service::addresses(&nodes), ""));
+    let nodes = Origin::several(2);
+    let proxy = Proxy::start(&Proxy::pool(&Origin::addresses(&nodes), ""));
     for (number, path) in proxy.paths_of("n0", 30).iter().enumerate() {
         nodes[0].does(if number % 5 == 4 { Does::Answer(200) } else { Does::Answer(503) });
         proxy.get(path);
     }
-    assert_eq!((nodes[0].served(), ejected(&proxy, "n0")), (30, None));
+    assert_eq!((nodes[0].asked(), ejected(&proxy, "n0")), (30, None));
 }
 
 /// When the time is over one request tries the node; the others go elsewhere until it has answered.
 #[test]
 fn one_request_tries_a_node_that_was_out() {
-    let nodes = Service::several(2);
+    let nodes = Origin::several(2);
     let pool = "    outlier_ejection: { consecutive_failures: 1, base_time: 200ms }\n";
-    let proxy = Proxy::start(&Proxy::pool(&Service::addresses(&nodes), pool));
+    let proxy = Proxy::start(&Proxy::pool(&Origin::addresses(&nodes), pool));
     let paths = proxy.paths_of("n0", 8);
     nodes[0].does(Does::Reset);
     proxy.get(&paths[0]);
@@ -83,14 +83,14 @@ fn one_request_tries_a_node_that_was_out() {
     eventually("the end of the first time", || ejected(&proxy, "n0") == Some(0.0));
     proxy.get(&paths[0]);
     assert!(ejected(&proxy, "n0").unwrap() > 0.2, "{:?}", ejected(&proxy, "n0"));
-    assert_eq!(nodes[0].served(), 2);
+    assert_eq!(nodes[0].asked(), 2);
 
     eventually("the end of the second time", || ejected(&proxy, "n0") == Some(0.0));
     let gate = crate::support::Barrier::default();
     nodes[0].does(Does::Wait(gate.clone()));
     let mut trial = proxy.connect();
     trial.send(format!("GET {} HTTP/1.1\r\nhost: a\r\n\r\n", paths[0]));
-    eventually("the trial", || nodes[0].served() == 3);
+    eventually("the trial", || nodes[0].asked() == 3);
     for path in &paths[1..] {
         assert_eq!(proxy.get(path).text(), "n1", "somebody else tries it");
     }
@@ -103,9 +103,9 @@ fn one_request_tries_a_node_that_was_out() {
 /// A client that goes away in the middle of a trial leaves the node to the next one.
 #[test]
 fn a_trial_that_nobody_waits_for_is_no_verdict() {
-    let nodes = Service::several(2);
+    let nodes = Origin::several(2);
     let pool = "    outlier_ejection: { consecutive_failures: 1, base_time: 50ms }\n";
-    let proxy = Proxy::start(&Proxy::pool(&Service::addresses(&nodes), pool));
+    let proxy = Proxy::start(&Proxy::pool(&Origin::addresses(&nodes), pool));
     let path = &proxy.paths_of("n0", 1)[0];
     nodes[0].does(Does::Reset);
     proxy.get(path);
@@ -113,7 +113,7 @@ fn a_trial_that_nobody_waits_for_is_no_verdict() {
     nodes[0].does(Does::Hang);
     let mut trial = proxy.connect();
     trial.send(format!("GET {path} HTTP/1.1\r\nhost: a\r\n\r\n"));
-    eventually("the trial", || nodes[0].served() == 2);
+    eventually("the trial", || nodes[0].asked() == 2);
     drop(trial);
     nodes[0].does(Does::Answer(200));
     eventually("another trial", || proxy.get(path).text() == "n0");
@@ -121,10 +121,10 @@ fn a_trial_that_nobody_waits_for_is_no_verdict() {
 
 #[test]
 fn only_a_share_of_the_nodes_may_be_out() {
-    let mut nodes = Service::several(4);
+    let mut nodes = Origin::several(4);
     let proxy =
-        Proxy::start(&Proxy::pool(&Service::addresses(&nodes), "    outlier_ejection: { consecutive_failures: 1 }\n"));
-    nodes.iter_mut().for_each(Service::kill);
+        Proxy::start(&Proxy::pool(&Origin::addresses(&nodes), "    outlier_ejection: { consecutive_failures: 1 }\n"));
+    nodes.iter_mut().for_each(Origin::kill);
     for number in 0..40 {
         assert_eq!(proxy.get(&format!("/{number}")).status, 502);
     }
@@ -138,22 +138,22 @@ fn only_a_share_of_the_nodes_may_be_out() {
 
 #[test]
 fn a_lone_node_is_never_out() {
-    let node = Service::start("n0");
+    let node = Origin::named("n0");
     let proxy = Proxy::start(&Proxy::pool(&[node.address], ""));
     node.does(Does::Answer(503));
     for _ in 0..10 {
         assert_eq!(proxy.get("/").status, 503);
     }
-    assert_eq!(node.served(), 10);
+    assert_eq!(node.asked(), 10);
     assert_eq!(proxy.admin_get("/readyz").status, 200);
 }
 
 /// A client cannot have a node taken out by being slow itself.
 #[test]
 fn slow_clients_are_not_the_nodes_fault() {
-    let nodes = Service::several(2);
+    let nodes = Origin::several(2);
     let pool = "    timeouts: { total: 100ms, first_byte: 50ms }\n    outlier_ejection: { consecutive_failures: 1 }\n";
-    let proxy = Proxy::start(&Proxy::pool(&Service::addresses(&nodes), pool));
+    let proxy = Proxy::start(&Proxy::pool(&Origin::addresses(&nodes), pool));
     let path = &proxy.paths_of("n0", 1)[0];
     for _ in 0..3 {
         let mut client = proxy.connect();
@@ -174,8 +174,8 @@ fn slow_clients_are_not_the_nodes_fault() {
 /// A reload changes neither what is known of a node nor how long it is out.
 #[test]
 fn a_reload_keeps_who_is_out() {
-    let mut nodes = Service::several(2);
-    let text = Proxy::pool(&Service::addresses(&nodes), "    outlier_ejection: { consecutive_failures: 2 }\n");
+    let mut nodes = Origin::several(2);
+    let text = Proxy::pool(&Origin::addresses(&nodes), "    outlier_ejection: { consecutive_failures: 2 }\n");
     let proxy = Proxy::start(&text);
     let paths = proxy.paths_of("n0", 3);
     nodes[0].kill();
@@ -193,9 +193,9 @@ fn a_reload_keeps_who_is_out() {
 /// In panic health counts for nothing: all nodes that are up are tried.
 #[test]
 fn in_panic_all_nodes_that_are_up_are_tried() {
-    let mut nodes = Service::several(4);
+    let mut nodes = Origin::several(4);
     let pool = "    panic_threshold: 50%\n    outlier_ejection: { consecutive_failures: 0 }\n    health_check: { interval: 50ms, unhealthy_after: 1, healthy_after: 1 }\n";
-    let proxy = Proxy::start(&Proxy::pool(&Service::addresses(&nodes), pool));
+    let proxy = Proxy::start(&Proxy::pool(&Origin::addresses(&nodes), pool));
     for node in &nodes {
         node.answers_checks(Does::Answer(500));
     }
@@ -222,7 +222,7 @@ fn in_panic_all_nodes_that_are_up_are_tried() {
 #[test]
 fn strict_sessions_of_a_node_that_is_out() {
     for (on_gone, status) in [("reject", 503), ("next", 200)] {
-        let mut nodes = Service::several(2);
+        let mut nodes = Origin::several(2);
         let checks = "    health_check: { interval: 50ms, unhealthy_after: 1 }\n";
         let (proxy, _folder) = with_sessions(&nodes, checks, &format!(", on_gone: {on_gone}"));
         let first = proxy.get("/");
@@ -242,9 +242,9 @@ fn strict_sessions_of_a_node_that_is_out() {
 /// Whatever fails, the proxy's own part of an answer stays quick.
 #[test]
 fn half_open_connections_are_left_behind() {
-    let nodes = Service::several(2);
+    let nodes = Origin::several(2);
     let pool = "    timeouts: { first_byte: 100ms }\n    retries: { on: [connect_failure, timeout] }\n    outlier_ejection: { consecutive_failures: 2 }\n";
-    let proxy = Proxy::start(&Proxy::pool(&Service::addresses(&nodes), pool));
+    let proxy = Proxy::start(&Proxy::pool(&Origin::addresses(&nodes), pool));
     let paths = proxy.paths_of("n0", 20);
     proxy.get(&paths[0]);
     nodes[0].does(Does::Hang);
@@ -260,9 +260,9 @@ fn half_open_connections_are_left_behind() {
 /// A request that has no time left, or whose client is slow to read, says nothing of its node.
 #[test]
 fn the_end_of_a_requests_own_time_is_not_the_nodes_fault() {
-    let nodes = Service::several(2);
+    let nodes = Origin::several(2);
     let pool = "    timeouts: { total: 150ms, first_byte: 10s, idle: 0s }\n    outlier_ejection: { consecutive_failures: 1 }\n";
-    let proxy = Proxy::start(&Proxy::pool(&Service::addresses(&nodes), pool));
+    let proxy = Proxy::start(&Proxy::pool(&Origin::addresses(&nodes), pool));
     let path = &proxy.paths_of("n0", 1)[0];
     nodes[0].does(Does::Late(Duration::from_millis(400)));
     assert_eq!(proxy.get(path).status, 504);
@@ -272,8 +272,7 @@ fn the_end_of_a_requests_own_time_is_not_the_nodes_fault() {
 /// Failures are in a row only if nothing went well in between, and a tunnel that opens went well.
 #[test]
 fn tunnels_count_as_success() {
-    use crate::support::Node;
-    let node = Node::start(|peer| {
+    let node = Origin::by_connection(|peer| {
         while let Some(head) = peer.request() {
             if head.contains("upgrade: websocket") {
                 peer.send("HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n");
@@ -283,7 +282,7 @@ fn tunnels_count_as_success() {
             peer.send("HTTP/1.1 503 X\r\ncontent-length: 0\r\n\r\n");
         }
     });
-    let other = Service::start("n1");
+    let other = Origin::named("n1");
     let proxy = Proxy::start(&Proxy::pool(
         &[node.address, other.address],
         "    outlier_ejection: { consecutive_failures: 2 }\n",
@@ -301,8 +300,8 @@ fn tunnels_count_as_success() {
 /// To turn ejection off brings everybody back.
 #[test]
 fn a_reload_without_ejection_brings_nodes_back() {
-    let mut nodes = Service::several(2);
-    let text = Proxy::pool(&Service::addresses(&nodes), "    outlier_ejection: { consecutive_failures: 1 }\n");
+    let mut nodes = Origin::several(2);
+    let text = Proxy::pool(&Origin::addresses(&nodes), "    outlier_ejection: { consecutive_failures: 1 }\n");
     let proxy = Proxy::start(&text);
     let path = &proxy.paths_of("n0", 1)[0];
     nodes[0].kill();
@@ -315,9 +314,9 @@ fn a_reload_without_ejection_brings_nodes_back() {
 }
 
 /// A node that answers before it has the body, and then says no more.
-fn early(protocol: &str) -> Node {
+fn early(protocol: &str) -> Origin {
     match protocol {
-        "http1" => Node::start(|peer| {
+        "http1" => Origin::by_connection(|peer| {
             peer.request();
             peer.send("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n1\r\na\r\n");
             while !peer.client.has_ended() {
@@ -325,7 +324,7 @@ fn early(protocol: &str) -> Node {
                 peer.client.exactly(waiting);
             }
         }),
-        _ => Node::start(|peer| {
+        _ => Origin::by_connection(|peer| {
             let mut frames = Frames::accept(peer);
             while let Some(frame) = frames.next() {
                 if frame.kind == HEADERS {
@@ -399,14 +398,14 @@ fn idle_calls_do_not_eject_their_node() {
 #[test]
 fn a_node_that_is_out_comes_back_where_no_other_is_left() {
     for way in ["down", "drain", "removed", "unhealthy"] {
-        let nodes = Service::several(2);
+        let nodes = Origin::several(2);
         let checks = if way == "unhealthy" {
             "    health_check: { interval: 50ms, timeout: 40ms, unhealthy_after: 1 }\n"
         } else {
             ""
         };
         let more = format!("    outlier_ejection: {{ consecutive_failures: 2, base_time: 60s }}\n{checks}");
-        let proxy = Proxy::start(&Proxy::pool(&Service::addresses(&nodes), &more));
+        let proxy = Proxy::start(&Proxy::pool(&Origin::addresses(&nodes), &more));
         eventually("nodes that are well", || {
             proxy.node("n0")["healthy"] == true && proxy.node("n1")["healthy"] == true
         });
@@ -421,7 +420,7 @@ fn a_node_that_is_out_comes_back_where_no_other_is_left() {
             "down" | "drain" => {
                 assert_eq!(proxy.admin_post(&format!("/api/pools/app/nodes/n1/{way}"), "").status, 200);
             }
-            "removed" => proxy.reconfigure(&Proxy::pool(&Service::addresses(&nodes)[..1], &more)),
+            "removed" => proxy.reconfigure(&Proxy::pool(&Origin::addresses(&nodes)[..1], &more)),
             _ => nodes[1].answers_checks(Does::Hang),
         }
         eventually("the node to be back", || ejected(&proxy, "n0").is_none());

@@ -1,6 +1,6 @@
 //! Active checks: what they ask, what they find, and what a reload leaves alone.
 
-use crate::support::{Does, Proxy, Service, eventually};
+use crate::support::{Does, Origin, Proxy, eventually};
 use std::time::{Duration, Instant};
 
 /// Checks that decide quickly.
@@ -16,8 +16,8 @@ fn becomes(proxy: &Proxy, id: &str, well: bool) {
 
 #[test]
 fn a_node_whose_checks_fail_takes_nothing_until_they_pass() {
-    let nodes = Service::several(2);
-    let proxy = Proxy::start(&Proxy::pool(&Service::addresses(&nodes), QUICK));
+    let nodes = Origin::several(2);
+    let proxy = Proxy::start(&Proxy::pool(&Origin::addresses(&nodes), QUICK));
     let paths = proxy.paths_of("n0", 20);
     eventually("checks of both", || nodes.iter().all(|node| node.checked() > 2));
 
@@ -25,11 +25,11 @@ fn a_node_whose_checks_fail_takes_nothing_until_they_pass() {
     becomes(&proxy, "n0", false);
     assert_eq!(proxy.metric("ringway_node_healthy{node=\"n0\",pool=\"app\"}"), 0.0);
     assert_eq!(proxy.node("n0")["health_check"]["error"], "the status is 500");
-    let before = nodes[0].served();
+    let before = nodes[0].asked();
     for path in &paths {
         assert_eq!(proxy.get(path).text(), "n1");
     }
-    assert_eq!(nodes[0].served(), before, "a sick node was asked");
+    assert_eq!(nodes[0].asked(), before, "a sick node was asked");
     assert_eq!(proxy.metric("ringway_ring_spills_total{pool=\"app\",reason=\"unhealthy\"}"), 20.0);
 
     nodes[0].answers_checks(Does::Answer(204));
@@ -41,14 +41,14 @@ fn a_node_whose_checks_fail_takes_nothing_until_they_pass() {
 /// It answers its checks and fails its requests, or the reverse: each is found by its own means.
 #[test]
 fn a_node_that_lies_to_its_checks_is_found_by_its_requests() {
-    let nodes = Service::several(2);
+    let nodes = Origin::several(2);
     let pool = "    health_check: { interval: 50ms }\n    retries: {}\n";
-    let proxy = Proxy::start(&Proxy::pool(&Service::addresses(&nodes), pool));
+    let proxy = Proxy::start(&Proxy::pool(&Origin::addresses(&nodes), pool));
     nodes[0].does(Does::Answer(503));
     for path in proxy.paths_of("n0", 10) {
         assert_eq!(proxy.get(&path).text(), "n1", "the client does not see it");
     }
-    assert_eq!(nodes[0].served(), 5, "it is out after five failures");
+    assert_eq!(nodes[0].asked(), 5, "it is out after five failures");
     let checked = nodes[0].checked();
     eventually("more checks", || nodes[0].checked() > checked + 5);
     assert!(proxy.node("n0")["ejected_for_seconds"].as_f64().unwrap() > 20.0, "checks that pass do not bring it back");
@@ -62,10 +62,10 @@ fn a_node_that_lies_to_its_checks_is_found_by_its_requests() {
 /// All nodes down is 503, and one that answers is taken at once.
 #[test]
 fn an_outage_of_all_ends_with_the_first_check_that_passes() {
-    let mut nodes = Service::several(2);
+    let mut nodes = Origin::several(2);
     let pool = "    health_check: { interval: 100ms, timeout: 50ms, healthy_after: 50, unhealthy_after: 2 }\n";
-    let proxy = Proxy::start(&Proxy::pool(&Service::addresses(&nodes), pool));
-    nodes.iter_mut().for_each(Service::kill);
+    let proxy = Proxy::start(&Proxy::pool(&Origin::addresses(&nodes), pool));
+    nodes.iter_mut().for_each(Origin::kill);
     becomes(&proxy, "n0", false);
     becomes(&proxy, "n1", false);
     let answer = proxy.get("/");
@@ -82,9 +82,9 @@ fn an_outage_of_all_ends_with_the_first_check_that_passes() {
 
 #[test]
 fn a_dead_node_is_out_within_its_checks() {
-    let mut nodes = Service::several(2);
+    let mut nodes = Origin::several(2);
     let pool = "    health_check: { interval: 200ms, unhealthy_after: 3 }\n";
-    let proxy = Proxy::start(&Proxy::pool(&Service::addresses(&nodes), pool));
+    let proxy = Proxy::start(&Proxy::pool(&Origin::addresses(&nodes), pool));
     eventually("checks", || nodes[0].checked() > 1);
     nodes[0].kill();
     let died = Instant::now();
@@ -95,7 +95,7 @@ fn a_dead_node_is_out_within_its_checks() {
 
 #[test]
 fn what_is_asked_and_expected() {
-    let node = Service::start("n0");
+    let node = Origin::named("n0");
     let pool =
         "    health_check: { interval: 50ms, expect_status: [204, 300-302], unhealthy_after: 1, healthy_after: 1 }\n";
     let proxy = Proxy::start(&Proxy::pool(&[node.address], pool));
@@ -117,11 +117,11 @@ fn what_is_asked_and_expected() {
 
 #[test]
 fn a_check_looks_like_one() {
-    let seen = crate::support::Node::saying("HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n");
+    let seen = Origin::saying("HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n");
     let pool = "    health_check: { interval: 50ms, path: \"/up?deep=1\", host: check.example }\n";
     let proxy = Proxy::start(&Proxy::pool(&[seen.address], pool));
-    eventually("a check", || !seen.requests().is_empty());
-    let head = seen.requests()[0].to_ascii_lowercase();
+    eventually("a check", || !seen.checks().is_empty());
+    let head = seen.checks()[0].to_ascii_lowercase();
     assert!(head.starts_with("get /up?deep=1 http/1.1\r\n"), "{head}");
     assert!(head.contains("host: check.example") && head.contains("user-agent: ringway/"), "{head}");
     assert!(head.contains("connection: close"), "{head}");
@@ -130,7 +130,7 @@ fn a_check_looks_like_one() {
 
 #[test]
 fn connections_alone_may_be_checked_and_at_another_port() {
-    let (mut node, mut other) = (Service::start("n0"), Service::start("health"));
+    let (mut node, mut other) = (Origin::named("n0"), Origin::named("health"));
     node.answers_checks(Does::Hang);
     let pool = "    health_check: { kind: tcp, interval: 50ms, unhealthy_after: 1, healthy_after: 1 }\n";
     let proxy = Proxy::start(&Proxy::pool(&[node.address], pool));
@@ -155,10 +155,10 @@ fn connections_alone_may_be_checked_and_at_another_port() {
 
 #[test]
 fn a_new_node_may_have_to_pass_first() {
-    let nodes = Service::several(2);
+    let nodes = Origin::several(2);
     nodes[1].answers_checks(Does::Hang);
     let pool = "    health_check: { interval: 50ms, timeout: 5s, initially: down }\n";
-    let proxy = Proxy::start(&Proxy::pool(&Service::addresses(&nodes), pool));
+    let proxy = Proxy::start(&Proxy::pool(&Origin::addresses(&nodes), pool));
     becomes(&proxy, "n0", true);
     assert!(!healthy(&proxy, "n1"), "nothing is known of it");
     for path in proxy.paths_of("n1", 5) {
@@ -171,7 +171,7 @@ fn a_new_node_may_have_to_pass_first() {
 /// One prober a process, however many workers; and a node that hangs is not asked twice at a time.
 #[test]
 fn one_prober_asks() {
-    let node = Service::start("n0");
+    let node = Origin::named("n0");
     let text = Proxy::pool(&[node.address], "    health_check: { interval: 100ms }\n");
     let started = Instant::now();
     let proxy = Proxy::start(&format!("workers: 8\n{text}"));
@@ -185,9 +185,9 @@ fn one_prober_asks() {
 /// Verdicts, counts and rhythm are the node's own; only a new address begins anew.
 #[test]
 fn a_reload_keeps_what_is_known() {
-    let nodes = Service::several(2);
+    let nodes = Origin::several(2);
     let pool = "    health_check: { interval: 100ms, unhealthy_after: 2, healthy_after: 30 }\n";
-    let text = Proxy::pool(&Service::addresses(&nodes), pool);
+    let text = Proxy::pool(&Origin::addresses(&nodes), pool);
     let proxy = Proxy::start(&text);
     nodes[0].answers_checks(Does::Answer(500));
     becomes(&proxy, "n0", false);
@@ -206,7 +206,7 @@ fn a_reload_keeps_what_is_known() {
     assert!(healthy(&proxy, "n1"));
     assert_eq!(proxy.node("n1")["health_check"]["failed_in_a_row"], 0);
 
-    let moved = Service::start("n0");
+    let moved = Origin::named("n0");
     proxy.reconfigure(&Proxy::pool(&[moved.address, nodes[1].address], pool));
     assert!(healthy(&proxy, "n0"), "the same id elsewhere is a new node");
     proxy.reconfigure(&Proxy::pool(&[nodes[0].address, nodes[1].address], ""));
@@ -217,9 +217,9 @@ fn a_reload_keeps_what_is_known() {
 /// Up and down all the time: requests never see it.
 #[test]
 fn a_node_that_flaps_is_nobodys_business() {
-    let mut nodes = Service::several(3);
+    let mut nodes = Origin::several(3);
     let pool = "    health_check: { interval: 20ms, unhealthy_after: 1, healthy_after: 1 }\n    retries: {}\n    outlier_ejection: { base_time: 50ms }\n";
-    let proxy = Proxy::start(&Proxy::pool(&Service::addresses(&nodes), pool));
+    let proxy = Proxy::start(&Proxy::pool(&Origin::addresses(&nodes), pool));
     let paths = proxy.paths_of("n0", 10);
     let mut client = proxy.connect();
     for round in 0..10 {
@@ -232,17 +232,17 @@ fn a_node_that_flaps_is_nobodys_business() {
             assert_eq!(answer.status, 200, "{answer:?}");
         }
     }
-    assert!(nodes[1].served() + nodes[2].served() > 0);
+    assert!(nodes[1].asked() + nodes[2].asked() > 0);
 }
 
 #[test]
 fn a_check_asks_by_the_configured_name_and_with_more_fields() {
-    let seen = crate::support::Node::saying("HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n");
+    let seen = Origin::saying("HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n");
     let pool = "    health_check: { interval: 50ms, headers: { x-check: \"1\", authorization: \"Bearer t\" } }\n";
     let named = Proxy::pool(&[seen.address], pool).replace("127.0.0.1", "localhost");
     let proxy = Proxy::start(&named);
-    eventually("a check", || !seen.requests().is_empty());
-    let head = seen.requests()[0].to_ascii_lowercase();
+    eventually("a check", || !seen.checks().is_empty());
+    let head = seen.checks()[0].to_ascii_lowercase();
     let host = format!("host: localhost:{}", seen.address.port());
     for expected in [host.as_str(), "x-check: 1", "authorization: bearer t"] {
         assert!(head.contains(expected), "{expected}: {head}");
@@ -253,7 +253,7 @@ fn a_check_asks_by_the_configured_name_and_with_more_fields() {
 /// The health service of gRPC: of a whole node, of one of its services, of one that it does not know.
 #[test]
 fn grpc_nodes_are_asked_in_their_own_way() {
-    let node = crate::support::Node2::start();
+    let node = Origin::http2();
     for (service, well, why) in [
         ("", true, ""),
         ("sick", false, "the service is not serving (status 2)"),
@@ -268,5 +268,5 @@ fn grpc_nodes_are_asked_in_their_own_way() {
         let told = proxy.node("n0").to_string();
         assert!(told.contains(why), "{service}: {told}");
     }
-    assert!(node.heads()[0].starts_with("POST http://127.0.0.1"), "{:?}", node.heads()[0]);
+    assert!(node.checks()[0].starts_with("POST http://127.0.0.1"), "{:?}", node.checks()[0]);
 }

@@ -1,11 +1,11 @@
 //! Networks that fail: a partition that heals, connections that are cut in the middle.
 
-use crate::support::{Node, Proxy, Service, Wire, eventually};
+use crate::support::{Origin, Proxy, Wire, eventually};
 
 /// Packets to one node vanish and come again: clients see nothing of it, neither then nor after.
 #[test]
 fn a_partition_heals() {
-    let nodes = Service::several(2);
+    let nodes = Origin::several(2);
     let wire = Wire::to(nodes[0].address);
     let pool = "    timeouts: { first_byte: 200ms }\n    retries: { on: [connect_failure, reset, timeout] }\n    outlier_ejection: { consecutive_failures: 2, base_time: 100ms }\n    health_check: { interval: 50ms, timeout: 50ms, unhealthy_after: 2, healthy_after: 1 }\n";
     let proxy = Proxy::start(&Proxy::pool(&[wire.address, nodes[1].address], pool));
@@ -26,8 +26,8 @@ fn a_partition_heals() {
 fn connections_are_cut_in_the_middle() {
     let body = "x".repeat(100_000);
     let far =
-        Node::saying(format!("HTTP/1.1 200 OK\r\ncache-control: max-age=60\r\ncontent-length: 100000\r\n\r\n{body}"));
-    let near = Node::saying("HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nnear");
+        Origin::saying(format!("HTTP/1.1 200 OK\r\ncache-control: max-age=60\r\ncontent-length: 100000\r\n\r\n{body}"));
+    let near = Origin::saying("HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nnear");
     let wire = Wire::to(far.address);
     wire.cut_after(30_000);
     let text = Proxy::pool(&[wire.address, near.address], "    outlier_ejection: { consecutive_failures: 3 }\n")

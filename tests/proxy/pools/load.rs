@@ -1,7 +1,7 @@
 //! Limits, queues and bounded load.
 
 use super::{begin_session, with_sessions};
-use crate::support::{Barrier, Client, Does, Proxy, Service, eventually};
+use crate::support::{Barrier, Client, Does, Origin, Proxy, eventually};
 use std::time::{Duration, Instant};
 
 fn asks(proxy: &Proxy, path: &str) -> Client {
@@ -13,10 +13,10 @@ fn asks(proxy: &Proxy, path: &str) -> Client {
 /// A node that is full is passed over as long as any has room.
 #[test]
 fn a_full_node_is_passed_over_while_any_has_room() {
-    let nodes = Service::several(2);
+    let nodes = Origin::several(2);
     let proxy = Proxy::start(&format!(
         "workers: 4\n{}",
-        Proxy::pool(&Service::addresses(&nodes), "    connections: { max_per_node: 3 }\n")
+        Proxy::pool(&Origin::addresses(&nodes), "    connections: { max_per_node: 3 }\n")
     ));
     let gate = Barrier::default();
     nodes.iter().for_each(|node| node.does(Does::Wait(gate.clone())));
@@ -37,9 +37,9 @@ fn a_full_node_is_passed_over_while_any_has_room() {
 /// only so long.
 #[test]
 fn a_queue_is_bounded_in_length_and_time() {
-    let nodes = Service::several(1);
+    let nodes = Origin::several(1);
     let pool = "    connections: { max_per_node: 1, max_queued: 2, queue_timeout: 20s }\n";
-    let text = format!("workers: 2\n{}", Proxy::pool(&Service::addresses(&nodes), pool));
+    let text = format!("workers: 2\n{}", Proxy::pool(&Origin::addresses(&nodes), pool));
     let proxy = Proxy::start(&text);
     let gate = Barrier::default();
     nodes[0].does(Does::Wait(gate.clone()));
@@ -78,9 +78,9 @@ fn a_queue_is_bounded_in_length_and_time() {
 /// Many more than fit, through a queue over several workers: all are served, and none too many at once.
 #[test]
 fn a_crowd_goes_through_the_queue() {
-    let nodes = Service::several(2);
+    let nodes = Origin::several(2);
     let pool = "    connections: { max_per_node: 2, max_queued: 100, queue_timeout: 20s }\n";
-    let proxy = Proxy::start(&format!("workers: 3\n{}", Proxy::pool(&Service::addresses(&nodes), pool)));
+    let proxy = Proxy::start(&format!("workers: 3\n{}", Proxy::pool(&Origin::addresses(&nodes), pool)));
     nodes.iter().for_each(|node| node.does(Does::Late(Duration::from_millis(2))));
     std::thread::scope(|scope| {
         for client in 0..20 {
@@ -95,13 +95,13 @@ fn a_crowd_goes_through_the_queue() {
         }
     });
     assert!(nodes.iter().all(|node| node.most_at_once() <= 2));
-    assert_eq!(nodes.iter().map(Service::served).sum::<usize>(), 400);
+    assert_eq!(nodes.iter().map(Origin::asked).sum::<usize>(), 400);
 }
 
 /// A strict session waits for its own node, and not for another.
 #[test]
 fn a_session_waits_for_its_own_node() {
-    let nodes = Service::several(2);
+    let nodes = Origin::several(2);
     let pool = "    connections: { max_per_node: 1, max_queued: 10, queue_timeout: 10s }\n";
     let (proxy, _folder) = with_sessions(&nodes, pool, "");
     let path = &proxy.paths_of("n0", 1)[0];
@@ -123,18 +123,18 @@ fn a_session_waits_for_its_own_node() {
 #[test]
 fn a_hot_key_spills_over_its_nodes_bound() {
     for (ring, most) in [("", 12), ("    ring: { bounded_load: 1.25 }\n", 4)] {
-        let nodes = Service::several(4);
-        let proxy = Proxy::start(&format!("workers: 2\n{}", Proxy::pool(&Service::addresses(&nodes), ring)));
+        let nodes = Origin::several(4);
+        let proxy = Proxy::start(&format!("workers: 2\n{}", Proxy::pool(&Origin::addresses(&nodes), ring)));
         let gate = Barrier::default();
         nodes.iter().for_each(|node| node.does(Does::Wait(gate.clone())));
         let path = &proxy.paths_of("n0", 1)[0];
         let mut waiting = Vec::new();
         for number in 1..=12 {
             waiting.push(asks(&proxy, path));
-            eventually("it to arrive", || nodes.iter().map(Service::at_once).sum::<usize>() == number);
+            eventually("it to arrive", || nodes.iter().map(Origin::at_once).sum::<usize>() == number);
         }
         // ceil(1.25 * 12 / 4) of twelve.
-        let load: Vec<usize> = nodes.iter().map(Service::at_once).collect();
+        let load: Vec<usize> = nodes.iter().map(Origin::at_once).collect();
         assert_eq!((load[0], load.iter().max()), (most, Some(&most)), "{load:?}");
         let spills = proxy.metric("ringway_ring_spills_total{pool=\"app\",reason=\"bounded_load\"}");
         assert_eq!(spills, (12 - most) as f64);
@@ -147,7 +147,7 @@ fn a_hot_key_spills_over_its_nodes_bound() {
 /// A thousand nodes, most of them away: a key finds the first that is there.
 #[test]
 fn a_thousand_nodes() {
-    let nodes = Service::several(3);
+    let nodes = Origin::several(3);
     let list: Vec<String> = (0..1000)
         .map(|number| {
             let state = if number % 100 == 7 { "up" } else { "down" };
@@ -161,7 +161,7 @@ fn a_thousand_nodes() {
     for number in 0..200 {
         assert_eq!(proxy.get(&format!("/{number}")).status, 200);
     }
-    eventually("checks of all", || nodes.iter().map(Service::checked).sum::<usize>() >= 1000);
+    eventually("checks of all", || nodes.iter().map(Origin::checked).sum::<usize>() >= 1000);
     let spills = proxy.metric("ringway_ring_spills_total{pool=\"app\",reason=\"down\"}");
     assert!(spills > 150.0, "{spills}");
 }
@@ -169,9 +169,9 @@ fn a_thousand_nodes() {
 /// Who waits is not overtaken by who comes later.
 #[test]
 fn nobody_overtakes_those_who_wait() {
-    let nodes = Service::several(1);
+    let nodes = Origin::several(1);
     let pool = "    connections: { max_per_node: 1, max_queued: 50, queue_timeout: 20s }\n";
-    let proxy = Proxy::start(&format!("workers: 2\n{}", Proxy::pool(&Service::addresses(&nodes), pool)));
+    let proxy = Proxy::start(&format!("workers: 2\n{}", Proxy::pool(&Origin::addresses(&nodes), pool)));
     let gate = Barrier::default();
     nodes[0].does(Does::Wait(gate.clone()));
     let queued = || proxy.metric("ringway_upstream_queued{pool=\"app\"}");
@@ -183,14 +183,15 @@ fn nobody_overtakes_those_who_wait() {
     }
     gate.open();
     assert!(waiting.iter_mut().all(|client| client.answer().status == 200));
-    let order: Vec<String> = nodes[0].heads().iter().map(|head| head.split(' ').nth(1).unwrap().to_owned()).collect();
+    let order: Vec<String> =
+        nodes[0].requests().iter().map(|head| head.split(' ').nth(1).unwrap().to_owned()).collect();
     assert_eq!(order, (0..8).map(|number| format!("/{number}")).collect::<Vec<_>>());
 }
 
 /// A strict session that meets its node full is served elsewhere, and is not moved for it.
 #[test]
 fn a_session_is_not_moved_because_its_node_was_full() {
-    let nodes = Service::several(2);
+    let nodes = Origin::several(2);
     let (proxy, _folder) = with_sessions(&nodes, "    connections: { max_per_node: 1 }\n", ", on_gone: next");
     let path = &proxy.paths_of("n0", 1)[0];
     let cookie = begin_session(&proxy, path);

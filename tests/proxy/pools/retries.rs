@@ -1,7 +1,7 @@
 //! What is tried again, and at what cost.
 
 use crate::support::http2::Frames;
-use crate::support::{Does, Node, Peer, Proxy, Service, eventually};
+use crate::support::{Ask, Does, Origin, Peer, Proxy, eventually};
 use std::net::TcpListener;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -23,8 +23,8 @@ fn what_may_run_twice_is_tried_at_the_next_node() {
         (Does::Answer(502), 502, "502"),
         (Does::Answer(503), 503, "503"),
     ] {
-        let nodes = Service::several(2);
-        let proxy = Proxy::start(&Proxy::pool(&Service::addresses(&nodes), &pool));
+        let nodes = Origin::several(2);
+        let proxy = Proxy::start(&Proxy::pool(&Origin::addresses(&nodes), &pool));
         let path = &proxy.paths_of("n0", 1)[0];
         nodes[0].does(does);
         for (method, moves_on) in [
@@ -36,18 +36,18 @@ fn what_may_run_twice_is_tried_at_the_next_node() {
             ("POST", false),
             ("PATCH", false),
         ] {
-            let before = nodes[1].served();
+            let before = nodes[1].asked();
             let answer = proxy.connect().request(format!(
                 "{method} {path} HTTP/1.1\r\nhost: a\r\ncontent-length: 5\r\nconnection: close\r\n\r\nhello"
             ));
             assert_eq!(answer.status, if moves_on { 200 } else { status }, "{method} {answer:?}");
-            assert_eq!(nodes[1].served() - before, usize::from(moves_on), "{method}");
+            assert_eq!(nodes[1].asked() - before, usize::from(moves_on), "{method}");
             if moves_on {
-                assert!(nodes[1].heads().last().unwrap().ends_with("hello"), "the body came whole");
+                assert_eq!(nodes[1].last().body, b"hello", "the body came whole");
             }
         }
         assert_eq!(retries(&proxy, reason), 5.0);
-        assert_eq!(nodes[0].served(), 7);
+        assert_eq!(nodes[0].asked(), 7);
     }
 }
 
@@ -62,16 +62,16 @@ fn what_is_not_said_is_not_tried_again() {
         ("", Does::Reset, 502),
         ("", Does::Answer(503), 503),
     ] {
-        let nodes = Service::several(2);
-        let proxy = Proxy::start(&Proxy::pool(&Service::addresses(&nodes), pool));
+        let nodes = Origin::several(2);
+        let proxy = Proxy::start(&Proxy::pool(&Origin::addresses(&nodes), pool));
         nodes[0].does(does);
         let path = &proxy.paths_of("n0", 1)[0];
         assert_eq!(proxy.get(path).status, status, "{pool}");
-        assert_eq!(nodes[1].served(), 0);
+        assert_eq!(nodes[1].asked(), 0);
     }
     // Nor where no connection was made, if the file leaves it out.
-    let mut nodes = Service::several(2);
-    let proxy = Proxy::start(&Proxy::pool(&Service::addresses(&nodes), "    retries: { on: [reset] }\n"));
+    let mut nodes = Origin::several(2);
+    let proxy = Proxy::start(&Proxy::pool(&Origin::addresses(&nodes), "    retries: { on: [reset] }\n"));
     let path = &proxy.paths_of("n0", 1)[0];
     nodes[0].kill();
     assert_eq!(proxy.get(path).status, 502);
@@ -79,33 +79,33 @@ fn what_is_not_said_is_not_tried_again() {
 
 #[test]
 fn each_attempt_is_at_another_node() {
-    let nodes = Service::several(5);
+    let nodes = Origin::several(5);
     let proxy =
-        Proxy::start(&Proxy::pool(&Service::addresses(&nodes), &format!("    retries: {{ attempts: 3 }}\n{QUIET}")));
+        Proxy::start(&Proxy::pool(&Origin::addresses(&nodes), &format!("    retries: {{ attempts: 3 }}\n{QUIET}")));
     nodes.iter().for_each(|node| node.does(Does::Answer(503)));
     let answer = proxy.get("/x");
     let order = proxy.admin_get("/api/pools/app/ring?key=/x").json()["order"].clone();
     assert_eq!((answer.status, answer.text().as_str()), (503, order[3].as_str().unwrap()), "the last one's answer");
-    let mut asked: Vec<usize> = nodes.iter().map(Service::served).collect();
+    let mut asked: Vec<usize> = nodes.iter().map(Origin::asked).collect();
     asked.sort_unstable();
     assert_eq!(asked, [0, 1, 1, 1, 1]);
 }
 
 #[test]
 fn with_no_other_node_the_answer_that_is_there_is_given() {
-    let node = Service::start("n0");
+    let node = Origin::named("n0");
     let proxy = Proxy::start(&Proxy::pool(&[node.address], "    retries: {}\n"));
     node.does(Does::Answer(503));
     let answer = proxy.get("/");
-    assert_eq!((answer.status, answer.text().as_str(), node.served()), (503, "n0", 1));
+    assert_eq!((answer.status, answer.text().as_str(), node.asked()), (503, "n0", 1));
 }
 
 /// A body that is larger than what is held goes out once.
 #[test]
 fn a_large_body_is_not_sent_again() {
-    let nodes = Service::several(2);
+    let nodes = Origin::several(2);
     let pool = format!("    retries: {{ max_body: 1KiB, on: [connect_failure, 503] }}\n{QUIET}");
-    let proxy = Proxy::start(&Proxy::pool(&Service::addresses(&nodes), &pool));
+    let proxy = Proxy::start(&Proxy::pool(&Origin::addresses(&nodes), &pool));
     let path = &proxy.paths_of("n0", 1)[0];
     nodes[0].does(Does::Answer(503));
     let put = |head: &str, body: &str| {
@@ -120,17 +120,14 @@ fn a_large_body_is_not_sent_again() {
     let chunked = |body: &str| format!("{:x}\r\n{body}\r\n0\r\n\r\n", body.len());
     assert_eq!(put("transfer-encoding: chunked\r\n", &chunked(&small)), 200);
     assert_eq!(put("transfer-encoding: chunked\r\n", &chunked(&large)), 503);
-    let sent: Vec<usize> = nodes[1]
-        .heads()
-        .iter()
-        .map(|head| head.matches('x').count() - head.split("\n\n").next().unwrap().matches('x').count())
-        .collect();
+    let xs = |ask: Ask| ask.body.iter().filter(|byte| **byte == b'x').count();
+    let sent: Vec<usize> = nodes[1].asks().into_iter().map(xs).collect();
     assert_eq!(sent, [1024, 1024], "whole each time");
 
     // What may be held is bounded for the whole process.
     proxy.reconfigure(&format!(
         "limits: {{ buffered_bytes: 1MiB }}\n{}",
-        Proxy::pool(&Service::addresses(&nodes), &format!("    retries: {{ max_body: 4MiB }}\n{QUIET}"))
+        Proxy::pool(&Origin::addresses(&nodes), &format!("    retries: {{ max_body: 4MiB }}\n{QUIET}"))
     ));
     assert_eq!(put(&format!("content-length: {}\r\n", 2 << 20), &"x".repeat(2 << 20)), 503);
     assert_eq!(put("content-length: 1024\r\n", &small), 200);
@@ -141,9 +138,9 @@ fn a_large_body_is_not_sent_again() {
 /// multiple of it.
 #[test]
 fn an_outage_is_not_multiplied() {
-    let nodes = Service::several(4);
+    let nodes = Origin::several(4);
     let proxy =
-        Proxy::start(&Proxy::pool(&Service::addresses(&nodes), &format!("    retries: {{ attempts: 3 }}\n{QUIET}")));
+        Proxy::start(&Proxy::pool(&Origin::addresses(&nodes), &format!("    retries: {{ attempts: 3 }}\n{QUIET}")));
     nodes.iter().for_each(|node| node.does(Does::Answer(503)));
     let started = Instant::now();
     std::thread::scope(|scope| {
@@ -158,7 +155,7 @@ fn an_outage_is_not_multiplied() {
             });
         }
     });
-    let attempts: usize = nodes.iter().map(Service::served).sum();
+    let attempts: usize = nodes.iter().map(Origin::asked).sum();
     let allowed = 1000.0 * 1.2 + 10.0 + started.elapsed().as_secs_f64() + 1.0;
     assert!(attempts as f64 <= allowed, "{attempts} attempts for 1000 requests, {allowed} allowed");
     assert!(attempts > 1150, "and the budget was used: {attempts}");
@@ -168,11 +165,11 @@ fn an_outage_is_not_multiplied() {
 /// The whole request has its time, retries included.
 #[test]
 fn the_deadline_is_for_all_attempts() {
-    let nodes = Service::several(3);
+    let nodes = Origin::several(3);
     let pool = format!(
         "    timeouts: {{ first_byte: 150ms, total: 400ms }}\n    retries: {{ attempts: 10, on: [timeout] }}\n{QUIET}"
     );
-    let proxy = Proxy::start(&Proxy::pool(&Service::addresses(&nodes), &pool));
+    let proxy = Proxy::start(&Proxy::pool(&Origin::addresses(&nodes), &pool));
     nodes.iter().for_each(|node| node.does(Does::Hang));
     let started = Instant::now();
     let answer = proxy.get("/");
@@ -184,9 +181,9 @@ fn the_deadline_is_for_all_attempts() {
 /// A POST that no node got moves on, whatever comes of it; one that a node got does not.
 #[test]
 fn a_post_is_never_run_twice() {
-    let mut nodes = Service::several(3);
+    let mut nodes = Origin::several(3);
     let proxy =
-        Proxy::start(&Proxy::pool(&Service::addresses(&nodes), &format!("    retries: {{ attempts: 5 }}\n{QUIET}")));
+        Proxy::start(&Proxy::pool(&Origin::addresses(&nodes), &format!("    retries: {{ attempts: 5 }}\n{QUIET}")));
     let path = &proxy.paths_of("n0", 1)[0];
     let post = || proxy.connect().request(format!("POST {path} HTTP/1.1\r\nhost: a\r\ncontent-length: 3\r\n\r\npay"));
     // A kept connection that has died since is no reason to fail.
@@ -195,18 +192,18 @@ fn a_post_is_never_run_twice() {
     assert_eq!(post().status, 200);
     nodes[0].revive();
     nodes[0].does(Does::Reset);
-    let others = || nodes[1].served() + nodes[2].served();
+    let others = || nodes[1].asked() + nodes[2].asked();
     let before = others();
     assert_eq!(post().status, 502);
-    assert_eq!((others(), nodes[0].served()), (before, 2));
+    assert_eq!((others(), nodes[0].asked()), (before, 2));
 }
 
 /// Requests that must run once are not tried again after they were sent, whatever the pool says.
 #[test]
 fn an_idempotency_key_goes_before_retries() {
-    let nodes = Service::several(2);
+    let nodes = Origin::several(2);
     let text = Proxy::pool(
-        &Service::addresses(&nodes),
+        &Origin::addresses(&nodes),
         &format!("    retries: {{ on: [connect_failure, reset, 503] }}\n{QUIET}"),
     )
     .replace("hash_on: [uri] }", "hash_on: [path], idempotency: { methods: [PUT], scope: [] } }");
@@ -220,21 +217,21 @@ fn an_idempotency_key_goes_before_retries() {
     assert_eq!(put("k1").problem(), "outcome-unknown");
     nodes.iter().for_each(|node| node.does(Does::Answer(503)));
     assert_eq!(put("k2").status, 503);
-    assert_eq!(nodes[0].served() + nodes[1].served(), 2);
+    assert_eq!(nodes[0].asked() + nodes[1].asked(), 2);
 }
 
 /// A fill of the cache is a GET like any other.
 #[test]
 fn the_cache_is_filled_by_the_next_node() {
-    let nodes = Service::several(2);
-    let text = Proxy::pool(&Service::addresses(&nodes), "    retries: {}\n")
+    let nodes = Origin::several(2);
+    let text = Proxy::pool(&Origin::addresses(&nodes), "    retries: {}\n")
         .replace("hash_on: [uri] }", "hash_on: [uri], cache: { default_ttl: 1m } }");
     let proxy = Proxy::start(&text);
     let path = &proxy.paths_of("n0", 1)[0];
     nodes[0].does(Does::Reset);
     assert_eq!(proxy.get(path).text(), "n1");
     assert_eq!(proxy.get(path).field("cache-status").unwrap().split(';').nth(1).unwrap().trim(), "hit");
-    assert_eq!((nodes[0].served(), nodes[1].served()), (1, 1));
+    assert_eq!((nodes[0].asked(), nodes[1].asked()), (1, 1));
 }
 
 /// A connection that is never established costs `timeouts.connect`, and then the next node is asked.
@@ -254,7 +251,7 @@ fn a_node_that_does_not_accept_is_passed() {
             socket
         })
         .collect();
-    let node = Node::echo();
+    let node = Origin::echo();
     let pool = "    timeouts: { connect: 100ms }\n";
     let proxy = Proxy::start(&Proxy::pool(&[address, node.address], pool));
     let paths = proxy.paths_of("n0", 8);
@@ -267,9 +264,9 @@ fn a_node_that_does_not_accept_is_passed() {
 }
 
 /// What a node does with one connection after another.
-fn in_turn(scripts: Vec<fn(&mut Peer)>) -> Node {
+fn in_turn(scripts: Vec<fn(&mut Peer)>) -> Origin {
     let number = AtomicUsize::new(0);
-    Node::start(move |peer| scripts[number.fetch_add(1, Ordering::SeqCst).min(scripts.len() - 1)](peer))
+    Origin::by_connection(move |peer| scripts[number.fetch_add(1, Ordering::SeqCst).min(scripts.len() - 1)](peer))
 }
 
 /// One request is answered; the next one is read, and the connection ends without a word.

@@ -1,7 +1,7 @@
 //! Nodes that join, come back or drain: keys move once, and it is seen when a drain is done.
 
 use super::{begin_session, with_sessions};
-use crate::support::{Proxy, Service, eventually};
+use crate::support::{Origin, Proxy, eventually};
 use std::time::{Duration, Instant};
 
 fn home(proxy: &Proxy, path: &str) -> String {
@@ -11,8 +11,8 @@ fn home(proxy: &Proxy, path: &str) -> String {
 /// Each key goes home once and stays; none moves that is not the node's own.
 #[test]
 fn keys_come_home_one_by_one() {
-    let nodes = Service::several(2);
-    let proxy = Proxy::start(&Proxy::pool(&Service::addresses(&nodes), "    slow_start: 2s\n"));
+    let nodes = Origin::several(2);
+    let proxy = Proxy::start(&Proxy::pool(&Origin::addresses(&nodes), "    slow_start: 2s\n"));
     let paths = proxy.paths_of("n0", 60);
     let others = proxy.paths_of("n1", 10);
     assert!(paths.iter().all(|path| home(&proxy, path) == "n0"), "where all nodes are new, none has a ramp");
@@ -42,8 +42,8 @@ fn keys_come_home_one_by_one() {
 /// A node that a reload adds has a ramp, whose clock the next reload leaves alone.
 #[test]
 fn a_reload_leaves_the_ramp_alone() {
-    let nodes = Service::several(3);
-    let addresses = Service::addresses(&nodes);
+    let nodes = Origin::several(3);
+    let addresses = Origin::addresses(&nodes);
     let proxy = Proxy::start(&Proxy::pool(&addresses[..2], "    slow_start: 1h\n"));
     let text = Proxy::pool(&addresses, "    slow_start: 1h\n");
     proxy.reconfigure(&text);
@@ -63,7 +63,7 @@ fn a_reload_leaves_the_ramp_alone() {
 /// It is seen how far a drain is, and when the last session has left.
 #[test]
 fn a_drain_tells_when_it_is_done() {
-    let nodes = Service::several(2);
+    let nodes = Origin::several(2);
     let (proxy, _folder) = with_sessions(&nodes, "", ", ttl: 3s");
     let path = &proxy.paths_of("n0", 1)[0];
     let cookie = begin_session(&proxy, path);

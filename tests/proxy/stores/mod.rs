@@ -101,7 +101,7 @@ impl Counting {
     }
 
     pub fn address(&self) -> SocketAddr {
-        self.origin.address()
+        self.origin.address
     }
 
     /// How often a key was charged.

@@ -48,8 +48,8 @@ fn a_key_that_runs_elsewhere_is_refused_and_one_that_a_dead_proxy_held_is_unknow
     let Some(server) = Postgres::shared() else { return };
     let place = Place::new(&server.database("dead"));
     let (origin, began, gate) = held(|peer| peer.reply(200, "", "late"));
-    let mut holder = place.proxy(origin.address(), "lease: 1s");
-    let other = place.proxy(origin.address(), "lease: 1s");
+    let mut holder = place.proxy(origin.address, "lease: 1s");
+    let other = place.proxy(origin.address, "lease: 1s");
     eventually("both connections", || is_up(&holder) && is_up(&other));
     let mut client = holder.connect();
     client.send(pay("k"));
@@ -116,7 +116,7 @@ fn a_large_result_is_kept_whole_for_every_proxy() {
         let body = body.clone();
         move |_, peer| peer.reply(200, "", &body)
     });
-    let [one, other] = [(); 2].map(|()| place.proxy(node.address(), "max_response: 16MiB"));
+    let [one, other] = [(); 2].map(|()| place.proxy(node.address, "max_response: 16MiB"));
     eventually("both connections", || is_up(&one) && is_up(&other));
     let first = one.ask(pay("k"));
     assert_eq!((first.status, first.body.len()), (200, body.len()));

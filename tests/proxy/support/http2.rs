@@ -271,3 +271,23 @@ impl Frames {
         }
     }
 }
+
+/// A body that is fed piece by piece; it ends when its feeder is dropped.
+pub fn pieces() -> (tokio::sync::mpsc::UnboundedSender<Bytes>, Pieces) {
+    let (feed, pieces) = tokio::sync::mpsc::unbounded_channel();
+    (feed, Pieces(pieces))
+}
+
+pub struct Pieces(tokio::sync::mpsc::UnboundedReceiver<Bytes>);
+
+impl http_body::Body for Pieces {
+    type Data = Bytes;
+    type Error = std::convert::Infallible;
+
+    fn poll_frame(
+        mut self: std::pin::Pin<&mut Self>,
+        cx: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Option<Result<http_body::Frame<Bytes>, std::convert::Infallible>>> {
+        self.0.poll_recv(cx).map(|piece| piece.map(|piece| Ok(http_body::Frame::data(piece))))
+    }
+}

@@ -1,24 +1,27 @@
-//! A proxy in a process of its own, scripted nodes, services that fail and come back, and a client that
+//! A proxy in a process of its own, a scripted origin that can fail and come back, and a client that
 //! sends bytes as they are.
 
+mod barrier;
 mod client;
+mod conduct;
 pub mod http2;
+mod http2_origin;
 mod nginx;
-mod node;
-mod node2;
 mod origin;
+mod peer;
 mod proxy;
-mod service;
 mod tls;
+mod wire;
 
+pub use barrier::Barrier;
 pub use client::{Answer, Client};
+pub use conduct::Does;
 pub use nginx::Nginx;
-pub use node::{Node, Peer};
-pub use node2::{Node2, pieces};
-pub use origin::{Ask, Barrier, Origin};
+pub use origin::{Ask, Origin};
+pub use peer::Peer;
 pub use proxy::Proxy;
-pub use service::{Does, Service, Wire};
 pub use tls::{Authority, Front, Pair, TlsClient, write_private};
+pub use wire::Wire;
 
 use std::time::{Duration, Instant};
 

@@ -180,6 +180,12 @@ impl Proxy {
         line.map_or(0.0, |value| value.parse().unwrap())
     }
 
+    /// Waits until the proxy has closed a silent connection for its `limits.header_timeout`: the time has passed by
+    /// the proxy's own clock.
+    pub fn header_timeout_passes(&self) {
+        assert!(Client::connect(self.address).is_closed());
+    }
+
     pub fn pid(&self) -> u32 {
         self.successor.unwrap_or_else(|| self.child.id())
     }

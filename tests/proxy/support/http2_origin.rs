@@ -1,3 +1,6 @@
+//! An origin that speaks HTTP/2 in the clear.
+
+use super::Peer;
 use bytes::Bytes;
 use http::{HeaderMap, Request, Response};
 use http_body::Frame;
@@ -6,60 +9,31 @@ use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
+use std::cell::RefCell;
 use std::convert::Infallible;
-use std::net::SocketAddr;
-use std::sync::Arc;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
-pub type Body2 = BoxBody<Bytes, Infallible>;
+type Body = BoxBody<Bytes, Infallible>;
 
-/// A node that speaks HTTP/2 in the clear: it echoes bodies and trailers as they come, or does what its path says.
-pub struct Node2 {
-    pub address: SocketAddr,
-    connections: Arc<AtomicUsize>,
-    heads: Arc<Mutex<Vec<String>>>,
-}
-
-impl Node2 {
-    pub fn start() -> Node2 {
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        listener.set_nonblocking(true).unwrap();
-        let node =
-            Node2 { address: listener.local_addr().unwrap(), connections: Arc::default(), heads: Arc::default() };
-        let (connections, heads) = (Arc::clone(&node.connections), Arc::clone(&node.heads));
-        std::thread::spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-            runtime.block_on(async move {
-                let listener = tokio::net::TcpListener::from_std(listener).unwrap();
-                while let Ok((socket, _)) = listener.accept().await {
-                    connections.fetch_add(1, Ordering::SeqCst);
-                    let heads = Arc::clone(&heads);
-                    tokio::spawn(async move {
-                        let service = service_fn(move |request| answer(request, Arc::clone(&heads)));
-                        let builder = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
-                        let _ = builder.serve_connection(TokioIo::new(socket), service).await;
-                    });
-                }
-            });
+/// Serves one connection: echoes bodies and trailers as they come, or does what the path says.
+pub(super) fn serve(peer: &mut Peer) {
+    let socket = peer.client.stream.try_clone().unwrap();
+    socket.set_nonblocking(true).unwrap();
+    // A timeout of the peer's own reads means nothing to the runtime.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let peer = RefCell::new(peer);
+    runtime.block_on(async {
+        let socket = tokio::net::TcpStream::from_std(socket).unwrap();
+        let service = service_fn(|request: Request<Incoming>| {
+            let (head, body) = request.into_parts();
+            peer.borrow_mut().note(&format!("{} {} {:?}", head.method, head.uri, head.headers));
+            answer(head.uri.path().to_owned(), body)
         });
-        node
-    }
-
-    pub fn connections(&self) -> usize {
-        self.connections.load(Ordering::SeqCst)
-    }
-
-    /// Requests that have arrived: method, target and fields.
-    pub fn heads(&self) -> Vec<String> {
-        self.heads.lock().unwrap().clone()
-    }
+        let builder = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+        let _ = builder.serve_connection(TokioIo::new(socket), service).await;
+    });
 }
 
-async fn answer(request: Request<Incoming>, heads: Arc<Mutex<Vec<String>>>) -> Result<Response<Body2>, std::io::Error> {
-    let (head, body) = request.into_parts();
-    heads.lock().unwrap().push(format!("{} {} {:?}", head.method, head.uri, head.headers));
-    let path = head.uri.path().to_owned();
+async fn answer(path: String, body: Incoming) -> Result<Response<Body>, std::io::Error> {
     let response = Response::builder().header("x-node", "two").header("content-type", "application/grpc");
     match path.as_str() {
         "/healthz" => Ok(response.body(full("well")).unwrap()),
@@ -97,7 +71,7 @@ async fn answer(request: Request<Incoming>, heads: Arc<Mutex<Vec<String>>>) -> R
     }
 }
 
-fn full(text: &'static str) -> Body2 {
+fn full(text: &'static str) -> Body {
     Full::new(Bytes::from_static(text.as_bytes())).boxed()
 }
 
@@ -127,25 +101,5 @@ impl http_body::Body for Echo {
                 Poll::Ready(Some(Ok(Frame::trailers(status()))))
             }
         }
-    }
-}
-
-/// A body that is fed piece by piece; it ends when its feeder is dropped.
-pub fn pieces() -> (tokio::sync::mpsc::UnboundedSender<Bytes>, Pieces) {
-    let (feed, pieces) = tokio::sync::mpsc::unbounded_channel();
-    (feed, Pieces(pieces))
-}
-
-pub struct Pieces(tokio::sync::mpsc::UnboundedReceiver<Bytes>);
-
-impl http_body::Body for Pieces {
-    type Data = Bytes;
-    type Error = Infallible;
-
-    fn poll_frame(
-        mut self: std::pin::Pin<&mut Self>,
-        cx: &mut std::task::Context<'_>,
-    ) -> std::task::Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        self.0.poll_recv(cx).map(|piece| piece.map(|piece| Ok(Frame::data(piece))))
     }
 }
