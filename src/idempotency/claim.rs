@@ -13,6 +13,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+/// The time that a look-up may take after a claim has failed.
+const REPLAY_WITHIN: Duration = Duration::from_millis(500);
 /// Between two tries to store a result: at first, and at most.
 const RETRY: [Duration; 2] = [Duration::from_millis(20), Duration::from_millis(500)];
 
@@ -216,7 +218,7 @@ impl Records {
                 Ok(Turn::Found(found))
             }
             // A store that only fails to write can still replay.
-            Err(error) => match self.look_up(asked.id).await {
+            Err(error) => match self.look_up_within(asked.id, REPLAY_WITHIN).await {
                 Ok(Some(found)) if found.record.token != token => Ok(Turn::Found(found)),
                 _ => Err(error),
             },

@@ -1,7 +1,8 @@
 //! The way of records from one store to another, offline: `ringway store copy`.
 //!
 //! Records keep their identity, state, token, times and result. One that was running has no holder any more: it
-//! arrives as unknown. Records that the target has already stay as they are there. Tombstones stay behind.
+//! arrives as unknown. Records that the target has already stay as they are there, unless the source knows
+//! more: the target's has expired, or is an unknown outcome of the same run. Tombstones stay behind.
 
 use super::clock::Clock;
 use super::identity::{Id, Subject};
@@ -10,7 +11,7 @@ use super::response::StoredResponse;
 use super::stores::Kind;
 
 /// The number of records that are moved at a time.
-pub(super) const PAGE: i64 = 500;
+pub(super) const PAGE: i64 = 50;
 
 /// A record with all that belongs to it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,6 +32,10 @@ pub(super) trait Archive {
     fn read(&mut self, after: Option<Id>) -> Result<Vec<Archived>, String>;
     /// Adds records that are not there, durably. Returns how many it added.
     fn write(&mut self, records: &[Archived]) -> Result<u64, String>;
+    /// Ends the copy, at the target.
+    fn finish(&mut self) -> Result<(), String> {
+        Ok(())
+    }
 }
 
 /// The result of a copy.
@@ -57,7 +62,9 @@ pub(crate) fn copy(from: &Kind, to: &Kind, mut progress: impl FnMut(u64, u64)) -
     let (mut copied, mut last, now) = (Copied::default(), None, Clock::new().now());
     loop {
         let mut page = source.read(last).map_err(|error| named(from, error))?;
-        let Some(end) = page.last() else { return Ok(copied) };
+        let Some(end) = page.last() else {
+            return target.finish().map(|()| copied).map_err(|error| named(to, error));
+        };
         last = Some(end.id);
         copied.read += page.len() as u64;
         for archived in &mut page {

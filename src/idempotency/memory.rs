@@ -194,8 +194,10 @@ impl Store for Memory {
     }
 
     fn look_up(&self, id: Id, done: Done<Option<Found>>) {
+        let now = self.clock.now();
         let records = self.records();
-        let found = records.by_id.get(&id).filter(|entry| entry.record.state != State::Tombstone);
+        let living = |entry: &&Entry| entry.record.state != State::Tombstone && !entry.record.is_over(now);
+        let found = records.by_id.get(&id).filter(living);
         let found = found.map(|entry| Found { record: entry.record, response: entry.response.clone() });
         drop(records);
         done(Ok(found));

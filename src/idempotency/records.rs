@@ -20,6 +20,8 @@ use tokio::sync::{Notify, oneshot};
 pub(super) const PATIENCE: Duration = Duration::from_secs(5);
 /// The period at which waiting requests look for results of other processes.
 const POLL: Duration = Duration::from_millis(250);
+/// Before a claim is sent again whose record was not found.
+const BREATH: Duration = Duration::from_millis(20);
 /// Between two rounds of upkeep.
 const ROUND: Duration = Duration::from_millis(500);
 const SHORTEST_ROUND: Duration = Duration::from_millis(20);
@@ -184,7 +186,11 @@ impl Records {
     }
 
     pub(super) async fn look_up(&self, id: Id) -> Result<Option<Found>, StoreError> {
-        let mut found = ask(&self.calls.look_up, PATIENCE, |done| self.store.look_up(id, done)).await?;
+        self.look_up_within(id, PATIENCE).await
+    }
+
+    pub(super) async fn look_up_within(&self, id: Id, patience: Duration) -> Result<Option<Found>, StoreError> {
+        let mut found = ask(&self.calls.look_up, patience, |done| self.store.look_up(id, done)).await?;
         if let Some(found) = &mut found {
             self.correct(&mut found.record);
         }
@@ -199,7 +205,13 @@ impl Records {
             let ended = waiter.ended.notified();
             match self.look_up(id).await {
                 Ok(Some(found)) if found.record.state == State::Running => {}
-                Ok(_) => return true,
+                Ok(Some(_)) => return true,
+                // Released, or not here yet: a standby may be behind. The claim that follows decides; it is not sent
+                // all the time.
+                Ok(None) => {
+                    tokio::time::sleep(BREATH).await;
+                    return true;
+                }
                 // It may answer later.
                 Err(_) => {}
             }

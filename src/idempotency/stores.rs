@@ -26,7 +26,7 @@ impl Kind {
     pub(crate) fn may_be(&self, other: &Kind) -> bool {
         match (self, other) {
             #[cfg(feature = "postgres")]
-            (Kind::Postgres(_), Kind::Postgres(_)) => true,
+            (Kind::Postgres(one), Kind::Postgres(other)) => one.identity_file == other.identity_file,
             _ => self == other,
         }
     }
@@ -62,7 +62,8 @@ impl Kind {
     pub(crate) fn name(&self) -> String {
         match self {
             #[cfg(feature = "postgres")]
-            Kind::Postgres(_) => "postgres".to_owned(),
+            // What the successor reads there is the store that this process has worked on.
+            Kind::Postgres(settings) => format!("postgres, known by `{}`", settings.identity_file.display()),
             local => local.to_string(),
         }
     }

@@ -87,10 +87,11 @@ pub(crate) struct SharedLink {
 
 impl SharedLinks {
     /// Returns a stream on a connection that has room; with `within`, on one that was in use so short a time ago. While
-    /// another one is being made, those that are full have to do.
+    /// another one is being made, those that are full have to do; but not for a request that must not wait in a
+    /// connection, where its claim would grow old unseen.
     pub(crate) fn take(&self, node: &NodeRuntime, within: Option<Duration>) -> Option<Box<SharedLink>> {
         let by_node = self.by_node.borrow();
-        let may_be_full = self.connecting.borrow().contains_key(&node.serial);
+        let may_be_full = within.is_none() && self.connecting.borrow().contains_key(&node.serial);
         let is_fresh = |shared: &&Rc<SharedConnection>| {
             within.is_none_or(|within| shared.streams.get() > 0 || shared.used.get().elapsed() < within)
         };

@@ -23,6 +23,9 @@ use tokio_postgres::error::SqlState;
 use tokio_postgres::types::Type;
 use tokio_postgres::{Client, Error, Row};
 
+/// For how long the server may be silent before stored results arrive, which may be large.
+const RESULTS: Duration = Duration::from_secs(4);
+
 /// How often a claim looks at a record that others change meanwhile.
 const LOOKS: usize = 5;
 
@@ -38,10 +41,19 @@ impl Trouble {
     fn of(error: &Error) -> Trouble {
         let text = explain(error);
         let Some(code) = error.code() else { return Trouble::Broken(text) };
+        if *code == SqlState::DIVISION_BY_ZERO {
+            return Trouble::Broken(
+                "the connection leads to another store than when it was made; if that is meant, run `ringway store adopt`"
+                    .to_owned(),
+            );
+        }
         // Connection exceptions, shutdowns, and servers that have become read-only at a failover.
         let is_away = code.code().starts_with("08")
             || code.code().starts_with("57P")
-            || matches!(*code, SqlState::READ_ONLY_SQL_TRANSACTION | SqlState::QUERY_CANCELED);
+            || matches!(
+                *code,
+                SqlState::READ_ONLY_SQL_TRANSACTION | SqlState::QUERY_CANCELED | SqlState::UNDEFINED_TABLE
+            );
         match is_away {
             true => Trouble::Broken(text),
             false if matches!(*code, SqlState::DISK_FULL | SqlState::OUT_OF_MEMORY) => {
@@ -294,13 +306,23 @@ impl Batch<'_> {
             })
             .collect();
         if !ids.is_empty() {
-            let rows = within(self.client().query_typed(rows::READ, &[(&ids, Type::BYTEA_ARRAY)])).await?;
+            let rows = within_for(RESULTS, self.client().query_typed(rows::READ, &[(&ids, Type::BYTEA_ARRAY)])).await;
+            let reads = rows.and_then(|rows| reads_of(&rows));
             let mut found: HashMap<Id, Found> = HashMap::new();
-            for row in &rows {
-                let read = Read::of(row).map_err(|error| Trouble::of(&error))?;
-                if read.found.record.state != State::Tombstone {
-                    found.insert(read.id, read.found);
+            match reads {
+                Ok(reads) => found.extend(
+                    reads
+                        .into_iter()
+                        .filter(|read| {
+                            read.found.record.state != State::Tombstone && !read.found.record.is_over(read.now)
+                        })
+                        .map(|read| (read.id, read.found)),
+                ),
+                Err(Trouble::Refused(error)) => {
+                    let refused = calls.extract_if(.., |pending| matches!(pending.call, Call::LookUp(..)));
+                    refused.for_each(|pending| pending.refuse(&error));
                 }
+                Err(broken) => return Err(broken),
             }
             for pending in calls.extract_if(.., |pending| matches!(pending.call, Call::LookUp(..))) {
                 if let Call::LookUp(id, done) = pending.call {
@@ -316,11 +338,18 @@ impl Batch<'_> {
             let (first, last, limit) = (&first[..], &last[..], i64::from(BATCH));
             let params: [Param<'_>; 4] =
                 [(&first, Type::BYTEA), (&last, Type::BYTEA), (key, Type::TEXT), (&limit, Type::INT8)];
-            let rows = within(self.client().query_typed(rows::FIND, &params)).await?;
-            let listed = rows.iter().map(rows::listed).collect::<Result<Vec<_>, Error>>();
-            let listed = listed.map_err(|error| Trouble::of(&error))?;
-            if let Call::Find(_, done) = calls.swap_remove(at).call {
-                done(Ok(listed));
+            let rows = within(self.client().query_typed(rows::FIND, &params)).await;
+            let listed = rows.and_then(|rows| {
+                rows.iter().map(rows::listed).collect::<Result<Vec<_>, Error>>().map_err(|error| Trouble::of(&error))
+            });
+            match (listed, calls.swap_remove(at)) {
+                (Ok(listed), Pending { call: Call::Find(_, done), .. }) => done(Ok(listed)),
+                (Err(Trouble::Refused(error)), pending) => pending.refuse(&error),
+                (Err(broken), pending) => {
+                    calls.push(pending);
+                    return Err(broken);
+                }
+                _ => {}
             }
         }
         Ok(())
@@ -338,7 +367,7 @@ impl Batch<'_> {
             Err(Trouble::Refused(_)) if writes.len() > 1 => self.write_each(&mut writes).await,
             Err(Trouble::Refused(error)) => {
                 tracing::error!(%error, "a call to the idempotency store failed");
-                writes.drain(..).for_each(|pending| pending.call.fail(error.clone()));
+                writes.drain(..).for_each(|pending| pending.refuse(&error));
                 Ok(())
             }
             result => result,
@@ -354,7 +383,7 @@ impl Batch<'_> {
             match self.transact(&mut one).await {
                 Err(Trouble::Refused(error)) => {
                     tracing::error!(%error, "a call to the idempotency store failed");
-                    one.drain(..).for_each(|pending| pending.call.fail(error.clone()));
+                    one.drain(..).for_each(|pending| pending.refuse(&error));
                 }
                 Err(broken) => {
                     writes.extend(one);
@@ -426,15 +455,16 @@ impl Batch<'_> {
                 _ => beats = true,
             }
         }
-        // Each batch of claims renews the heartbeat.
-        beats |= !again.is_empty();
+        // Each batch of claims renews the heartbeat; and what is sent again waits for the standby, by a write.
+        beats |= !again.is_empty() || writes.iter().any(|pending| pending.is_resent);
         let own = signed(self.engine.holder);
         // A heartbeat alone need not wait for a standby.
         let only_beats = writes.iter().all(|pending| matches!(pending.call, Call::Beat(_)));
         let begin = if only_beats { rows::BEGIN_UPKEEP } else { rows::BEGIN };
         // The identities whose records claims may meet.
         let met: Vec<&[u8]> = claims.ids.iter().copied().chain(again.iter().map(|(one, _)| &one.id[..])).collect();
-        let mut statements = vec![simple(client, begin)];
+        let identity = &self.connection.identity;
+        let mut statements = vec![simple(client, begin), query(client, rows::SAME_STORE, vec![(identity, Type::TEXT)])];
         if beats {
             statements.push(query(client, rows::BEAT, vec![(&own, Type::INT8), (&self.engine.name, Type::TEXT)]));
         }
@@ -499,11 +529,8 @@ impl Batch<'_> {
                 Some(found) if !found.is_empty() => found,
                 _ => within(self.client().query_typed(rows::READ, &[(&ids, Type::BYTEA_ARRAY)])).await?,
             };
-            let mut there: HashMap<Id, Read> = HashMap::new();
-            for row in &rows {
-                let read = Read::of(row).map_err(|error| Trouble::of(&error))?;
-                there.insert(read.id, read);
-            }
+            let mut there: HashMap<Id, Read> = reads_of(&rows)?.into_iter().map(|read| (read.id, read)).collect();
+            let mut recent = Vec::new();
             let mut rest = std::mem::take(claims).into_iter();
             while let Some(pending) = rest.next() {
                 let Call::Claim(claim, _) = &pending.call else { continue };
@@ -513,6 +540,9 @@ impl Batch<'_> {
                     continue;
                 };
                 match self.meet(claim, read).await {
+                    Ok(Met::Found) if self.connection.has_standbys && read.is_result() && read.is_recent => {
+                        recent.push((pending, read.found.clone()));
+                    }
                     Ok(Met::Found) => answer(pending, Ok(Claimed::Found(read.found.clone())), BootTime::now()),
                     Ok(Met::Dead) => pending.call.fail(StoreError::Released),
                     Ok(Met::Took { is_again, sent }) => {
@@ -530,6 +560,7 @@ impl Batch<'_> {
                     }
                 }
             }
+            self.confirm(recent, claims).await?;
             // Those that found nothing, and those that are torn, are sent with the next batch.
             if claims.iter().all(|pending| {
                 matches!(&pending.call, Call::Claim(claim, _) if pending.is_resent || !there.contains_key(&claim.id))
@@ -538,8 +569,32 @@ impl Batch<'_> {
             }
         }
         let error = StoreError::Failed("others change the record all the time".to_owned());
-        claims.drain(..).for_each(|pending| pending.call.fail(error.clone()));
+        claims.drain(..).for_each(|pending| pending.refuse(&error));
         Ok(())
+    }
+
+    /// Answers claims that have found a result which a standby may not have yet: after a commit that waits for it. Without
+    /// that, a result that one client got could be lost with the primary.
+    async fn confirm(&self, recent: Vec<(Pending, Found)>, claims: &mut Vec<Pending>) -> Result<(), Trouble> {
+        if recent.is_empty() {
+            return Ok(());
+        }
+        let (client, own) = (self.client(), signed(self.engine.holder));
+        let warnings = self.connection.warnings();
+        let confirmed = within(pipelined(vec![
+            simple(client, rows::BEGIN),
+            query(client, rows::BEAT, vec![(&own, Type::INT8), (&self.engine.name, Type::TEXT)]),
+            simple(client, "COMMIT"),
+        ]));
+        let confirmed = confirmed.await;
+        let is_confirmed = confirmed.is_ok() && warnings == self.connection.warnings();
+        for (pending, found) in recent {
+            match is_confirmed {
+                true => answer(pending, Ok(Claimed::Found(found)), BootTime::now()),
+                false => claims.push(pending),
+            }
+        }
+        confirmed.map(drop)
     }
 
     /// Lets a claim meet the record that was read.
@@ -574,6 +629,7 @@ impl Batch<'_> {
         let (client, own) = (self.client(), signed(self.engine.holder));
         let taken = within(pipelined(vec![
             simple(client, rows::BEGIN),
+            query(client, rows::SAME_STORE, vec![(&self.connection.identity, Type::TEXT)]),
             query(client, rows::BEAT, vec![(&own, Type::INT8), (&self.engine.name, Type::TEXT)]),
             query(client, rows::TAKE, params),
             simple(client, "COMMIT"),
@@ -604,26 +660,46 @@ impl Batch<'_> {
             .iter()
             .position(|pending| matches!(pending.call, Call::Authorise(..) | Call::Tend(_) | Call::Running(_)))
         {
-            match &calls[at].call {
-                Call::Authorise(id, _) => {
-                    let authorised = self.authorise(*id).await?;
-                    if let Call::Authorise(_, done) = calls.swap_remove(at).call {
-                        done(Ok(authorised));
+            // Broken off, it may have been carried out.
+            let mut pending = calls.swap_remove(at);
+            pending.is_resent = true;
+            let trouble = match &pending.call {
+                Call::Authorise(id, _) => match self.authorise(*id).await {
+                    Ok(authorised) => {
+                        if let Call::Authorise(_, done) = pending.call {
+                            done(Ok(authorised));
+                        }
+                        continue;
                     }
-                }
-                Call::Tend(_) => {
-                    let tended = self.tend().await?;
-                    if let Call::Tend(done) = calls.swap_remove(at).call {
-                        done(Ok(tended));
+                    Err(trouble) => trouble,
+                },
+                Call::Tend(_) => match self.tend().await {
+                    Ok(tended) => {
+                        if let Call::Tend(done) = pending.call {
+                            done(Ok(tended));
+                        }
+                        continue;
                     }
-                }
-                _ => {
-                    let running = self.running().await?;
-                    if let Call::Running(done) = calls.swap_remove(at).call {
-                        done(Ok(running));
+                    Err(trouble) => trouble,
+                },
+                _ => match self.running().await {
+                    Ok(running) => {
+                        if let Call::Running(done) = pending.call {
+                            done(Ok(running));
+                        }
+                        continue;
                     }
-                }
-            }
+                    Err(trouble) => trouble,
+                },
+            };
+            let Trouble::Refused(error) = trouble else {
+                calls.push(pending);
+                return Err(trouble);
+            };
+            // A transaction that upkeep has begun is not to stay open.
+            within(self.client().batch_execute("ROLLBACK")).await?;
+            tracing::error!(%error, "a call to the idempotency store failed");
+            pending.refuse(&error);
         }
         Ok(())
     }
@@ -673,9 +749,13 @@ impl Batch<'_> {
             within(client.batch_execute("ROLLBACK")).await?;
             return Ok(Tended { expired: 0, more: false });
         }
+        let silent: [Param<'_>; 2] = [(&own, Type::INT8), (&limit, Type::INT8)];
+        let silent = within(client.query_typed(rows::LOCK_SILENT, &silent)).await?;
+        let silent = silent.iter().map(|row| row.try_get::<_, Vec<u8>>(0)).collect::<Result<Vec<_>, Error>>();
+        let silent = silent.map_err(|error| Trouble::of(&error))?;
         let done = within(pipelined(vec![
             query(client, rows::EXPIRE, vec![(&limit, Type::INT8)]),
-            query(client, rows::BURY_SILENT, vec![(&own, Type::INT8), (&limit, Type::INT8)]),
+            query(client, rows::BURY_SILENT, vec![(&own, Type::INT8), (&silent, Type::BYTEA_ARRAY)]),
             query(client, rows::FORGET_HOLDERS, vec![(&own, Type::INT8)]),
             simple(client, "COMMIT"),
         ]));
@@ -703,6 +783,11 @@ impl Batch<'_> {
             .map(|row| Ok((rows::id(row, 0)?, Token { holder: self.engine.holder, number: rows::number(row, 1)? })));
         running.collect::<Result<_, Error>>().map_err(|error| Trouble::of(&error))
     }
+}
+
+/// Reads the rows of records.
+fn reads_of(rows: &[Row]) -> Result<Vec<Read>, Trouble> {
+    rows.iter().map(Read::of).collect::<Result<_, Error>>().map_err(|error| Trouble::of(&error))
 }
 
 /// The result of a transaction.

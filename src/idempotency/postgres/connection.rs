@@ -8,9 +8,9 @@ use std::future::poll_fn;
 use std::rc::Rc;
 use std::time::Duration;
 use tokio::sync::Notify;
-use tokio_postgres::config::TargetSessionAttrs;
+use tokio_postgres::config::{Host, TargetSessionAttrs};
 use tokio_postgres::error::{Severity, SqlState};
-use tokio_postgres::{AsyncMessage, Client, Error};
+use tokio_postgres::{AsyncMessage, Client, Config, Error};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 /// The time after which the kernel gives up a connection whose bytes are not acknowledged.
@@ -23,6 +23,12 @@ pub(super) struct Connection {
     /// Notices of the severity WARNING so far.
     warnings: Rc<Cell<u64>>,
     ended: Rc<Notify>,
+    /// The store that it leads to.
+    pub(super) identity: String,
+    /// The server takes writes.
+    is_writable: bool,
+    /// Commits wait for standbys.
+    pub(super) has_standbys: bool,
 }
 
 impl Connection {
@@ -31,10 +37,19 @@ impl Connection {
         self.warnings.get()
     }
 
-    /// Returns when the connection has ended.
-    pub(super) async fn closed(&self) {
-        if !self.client.is_closed() {
-            self.ended.notified().await;
+    /// Returns when the connection has ended, or when a better server is there: one that takes writes.
+    pub(super) async fn closed(&self, status: &Status) {
+        if self.client.is_closed() {
+            return;
+        }
+        let better = async {
+            while self.is_writable || !status.is_up() {
+                tokio::time::sleep(SILENCE).await;
+            }
+        };
+        tokio::select! {
+            () = self.ended.notified() => {}
+            () = better => {}
         }
     }
 
@@ -47,37 +62,81 @@ impl Connection {
     }
 }
 
-/// Connects to a server, and makes sure that it holds the store.
+/// Connects to a server, and makes sure that it holds the store. `used` is the store that this process has worked on.
 ///
 /// # Errors
 /// A sentence for operators.
-pub(super) async fn connect(settings: &Settings, what_for: Use, status: &Status) -> Result<Connection, String> {
-    let connection = match open(settings, TargetSessionAttrs::ReadWrite).await {
+pub(super) async fn connect(
+    settings: &Settings,
+    what_for: Use,
+    used: Option<&str>,
+    status: &Status,
+) -> Result<Connection, String> {
+    let mut connection = match open(settings, TargetSessionAttrs::ReadWrite).await {
         Ok(connection) => connection,
         // Results can be replayed from a standby.
         Err(error) if what_for == Use::Reading => {
-            open(settings, TargetSessionAttrs::Any).await.map_err(|_| explain(&error))?
+            let standby = open(settings, TargetSessionAttrs::Any).await.map_err(|_| error)?;
+            Connection { is_writable: false, ..standby }
         }
-        Err(error) => return Err(explain(&error)),
+        Err(error) => return Err(error),
     };
-    let checked = tokio::time::timeout(2 * SILENCE, check(&connection.client, settings, what_for));
-    checked.await.map_err(|_| "the server does not answer".to_owned())??;
+    let checked = tokio::time::timeout(2 * SILENCE, check(&connection.client, settings, what_for, used));
+    connection.identity = checked.await.map_err(|_| "the server does not answer".to_owned())??;
     if what_for == Use::Writing {
         let found = tokio::time::timeout(SILENCE, promise::find(&connection.client));
         if let Ok(Ok(found)) = found.await {
+            connection.has_standbys = !found.standbys.trim().is_empty();
             status.promises(promise::sentences(&found));
         }
     }
     Ok(connection)
 }
 
-/// Connects to the first host that has these attributes.
-pub(super) async fn open(settings: &Settings, wanted: TargetSessionAttrs) -> Result<Connection, Error> {
-    let mut config = (*settings.config).clone();
-    config.target_session_attrs(wanted).connect_timeout(SILENCE).tcp_user_timeout(TCP_USER_TIMEOUT);
-    if config.get_application_name().is_none() {
-        config.application_name("ringway");
+/// Connects to the first host that has these attributes. Each host has a second for all that it takes.
+///
+/// # Errors
+/// A sentence for operators: what each host said.
+pub(super) async fn open(settings: &Settings, wanted: TargetSessionAttrs) -> Result<Connection, String> {
+    let mut refusals = Vec::new();
+    for config in hosts(&settings.config, wanted) {
+        let host = place(&config);
+        match tokio::time::timeout(2 * SILENCE, open_one(settings, &config)).await {
+            Ok(Ok(connection)) => return Ok(connection),
+            Ok(Err(error)) => refusals.push(format!("{host}: {}", explain(&error))),
+            Err(_) => refusals.push(format!("{host}: it does not answer")),
+        }
     }
+    Err(refusals.join("; "))
+}
+
+/// Returns a configuration for each host.
+fn hosts(config: &Config, wanted: TargetSessionAttrs) -> Vec<Config> {
+    let (ports, addresses) = (config.get_ports(), config.get_hostaddrs());
+    let one = |(index, host): (usize, &Host)| {
+        let mut one = Config::new();
+        match host {
+            Host::Tcp(name) => one.host(name),
+            Host::Unix(path) => one.host_path(path),
+        };
+        if let Some(address) = addresses.get(index) {
+            one.hostaddr(*address);
+        }
+        one.port(ports.get(index).or(ports.first()).copied().unwrap_or(5432));
+        config.get_user().map(|user| one.user(user));
+        config.get_password().map(|password| one.password(password));
+        config.get_dbname().map(|name| one.dbname(name));
+        config.get_options().map(|options| one.options(options));
+        one.application_name(config.get_application_name().unwrap_or("ringway"));
+        one.ssl_mode(config.get_ssl_mode()).ssl_negotiation(config.get_ssl_negotiation());
+        one.channel_binding(config.get_channel_binding());
+        one.target_session_attrs(wanted).connect_timeout(SILENCE).tcp_user_timeout(TCP_USER_TIMEOUT);
+        one
+    };
+    config.get_hosts().iter().enumerate().map(one).collect()
+}
+
+async fn open_one(settings: &Settings, config: &Config) -> Result<Connection, Error> {
     let tls = MakeRustlsConnect::new((*settings.tls).clone());
     let (client, mut driver) = config.connect(tls.clone()).await?;
     let (warnings, ended) = (Rc::new(Cell::new(0)), Rc::new(Notify::new()));
@@ -93,13 +152,21 @@ pub(super) async fn open(settings: &Settings, wanted: TargetSessionAttrs) -> Res
         }
         told.notify_one();
     });
-    Ok(Connection { client, tls, warnings, ended })
+    let identity = String::new();
+    Ok(Connection { client, tls, warnings, ended, identity, is_writable: true, has_standbys: false })
 }
 
-/// Makes the tables where there are none, and compares the store's identity with the one that is known here.
-async fn check(client: &Client, settings: &Settings, what_for: Use) -> Result<(), String> {
+/// Makes the tables where there are none, and compares the store's identity with the one that is known here. Returns the
+/// identity.
+async fn check(client: &Client, settings: &Settings, what_for: Use, used: Option<&str>) -> Result<String, String> {
     let file = IdentityFile::new(&settings.identity_file);
     let known = file.read().map_err(|error| file_error(settings, &error))?;
+    // The file may have been lost; a process knows the store that it has worked on.
+    let is_lost = known == Known::Nothing;
+    let known = match used {
+        Some(used) if is_lost => Known::This(used.to_owned()),
+        _ => known,
+    };
     let (found, version) = match identity(client).await {
         Ok(found) => found,
         Err(error) if error.code() == Some(&SqlState::UNDEFINED_TABLE) => match &known {
@@ -109,10 +176,10 @@ async fn check(client: &Client, settings: &Settings, what_for: Use) -> Result<()
         Err(error) => return Err(explain(&error)),
     };
     compare(&found, version, &known)?;
-    if known == Known::Nothing && what_for == Use::Writing {
+    if is_lost && what_for == Use::Writing {
         file.write(&found).map_err(|error| file_error(settings, &error))?;
     }
-    Ok(())
+    Ok(found)
 }
 
 /// The database that is known lacks the tables.
@@ -188,8 +255,7 @@ pub(super) fn explain(error: &Error) -> String {
 }
 
 /// Returns the hosts and the database of a configuration, without its secrets.
-pub(super) fn place(config: &tokio_postgres::Config) -> String {
-    use tokio_postgres::config::Host;
+pub(super) fn place(config: &Config) -> String {
     let ports = config.get_ports();
     let hosts: Vec<String> = config
         .get_hosts()

@@ -21,11 +21,12 @@ use super::record::Holder;
 use super::remote::{Engine, Pending, Remote, Status, Use};
 use crate::tls::{ClientTls, Trust};
 use connection::Connection;
+use std::cell::RefCell;
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use tokio_postgres::config::SslMode;
+use tokio_postgres::config::{Host, SslMode};
 
 /// The advisory lock for making the tables; the next number is for upkeep. "RW" and a number.
 const LOCK: i64 = 0x5257_0001;
@@ -70,9 +71,16 @@ pub(crate) fn settings(
     authorities: Option<rustls::RootCertStore>,
     identity_file: &Path,
 ) -> Result<Settings, String> {
-    let config: tokio_postgres::Config = url.parse().map_err(|error| connection::explain(&error))?;
-    if config.get_hosts().is_empty() {
-        return Err("it names no host, like `postgres://user:password@host:5432/database`".to_owned());
+    const EXPECTED: &str = "expected a URL like `postgres://user:password@host:5432/database`, with special characters \
+         of the password percent-encoded (`@` is `%40`)";
+    // The parser's own words would show the password.
+    let config: tokio_postgres::Config = match url.starts_with("postgres://") || url.starts_with("postgresql://") {
+        true => url.parse().map_err(|_| EXPECTED.to_owned())?,
+        false => return Err(EXPECTED.to_owned()),
+    };
+    let is_odd = |host: &Host| matches!(host, Host::Tcp(name) if name.contains(['@', '/', ':', '?']));
+    if config.get_hosts().is_empty() || config.get_hosts().iter().any(is_odd) {
+        return Err(EXPECTED.to_owned());
     }
     let trust = match authorities {
         // No handshake will ask whom to trust.
@@ -90,7 +98,12 @@ pub(crate) fn settings(
 /// No thread can be started.
 pub(super) fn start(settings: &Settings, holder: Holder) -> io::Result<Remote<Settings>> {
     let name = holder_name();
-    Remote::start("postgres", holder, settings.clone(), move |status| Postgres { holder, name, status })
+    Remote::start("postgres", holder, settings.clone(), move |status| Postgres {
+        holder,
+        name,
+        status,
+        used: RefCell::default(),
+    })
 }
 
 /// Returns the name by which operators know this process: its host and number.
@@ -104,6 +117,8 @@ struct Postgres {
     holder: Holder,
     name: String,
     status: Arc<Status>,
+    /// The store that this process has worked on.
+    used: RefCell<Option<String>>,
 }
 
 impl Engine for Postgres {
@@ -111,7 +126,10 @@ impl Engine for Postgres {
     type Connection = Connection;
 
     async fn connect(&self, settings: &Settings, what_for: Use) -> Result<Connection, String> {
-        connection::connect(settings, what_for, &self.status).await
+        let used = self.used.borrow().clone();
+        let connection = connection::connect(settings, what_for, used.as_deref(), &self.status).await?;
+        *self.used.borrow_mut() = Some(connection.identity.clone());
+        Ok(connection)
     }
 
     async fn carry_out(&self, connection: &mut Connection, calls: &mut Vec<Pending>) -> Result<(), String> {
@@ -123,6 +141,6 @@ impl Engine for Postgres {
     }
 
     async fn closed(&self, connection: &Connection) {
-        connection.closed().await;
+        connection.closed(&self.status).await;
     }
 }

@@ -21,8 +21,7 @@ pub(crate) type Operated = Result<Vec<String>, String>;
 /// The store cannot be reached, or is not to be used.
 pub(crate) fn inspect(settings: &Settings) -> Operated {
     alone(async {
-        let connection =
-            connection::open(settings, TargetSessionAttrs::ReadWrite).await.map_err(|error| explain(&error))?;
+        let connection = connection::open(settings, TargetSessionAttrs::ReadWrite).await?;
         let found = promise::find(&connection.client).await.map_err(|error| explain(&error))?;
         let mut sentences = promise::sentences(&found);
         let known = IdentityFile::new(&settings.identity_file).read().map_err(|error| error.to_string())?;
@@ -49,8 +48,7 @@ pub(crate) fn inspect(settings: &Settings) -> Operated {
 /// The store cannot be reached, or its tables cannot be made, or the local file cannot be written.
 pub(crate) fn adopt(settings: &Settings) -> Operated {
     alone(async {
-        let connection =
-            connection::open(settings, TargetSessionAttrs::ReadWrite).await.map_err(|error| explain(&error))?;
+        let connection = connection::open(settings, TargetSessionAttrs::ReadWrite).await?;
         let (found, version) = match connection::identity(&connection.client).await {
             Err(error) if error.code() == Some(&SqlState::UNDEFINED_TABLE) => {
                 connection::create(&connection.client).await?
@@ -82,7 +80,7 @@ pub(in crate::idempotency) fn archive(settings: &Settings, is_target: bool) -> R
     let tasks = tokio::task::LocalSet::new();
     let connection = tasks.block_on(&runtime, async {
         let wanted = if is_target { TargetSessionAttrs::ReadWrite } else { TargetSessionAttrs::Any };
-        let connection = connection::open(settings, wanted).await.map_err(|error| explain(&error))?;
+        let connection = connection::open(settings, wanted).await?;
         match connection::identity(&connection.client).await {
             Err(error) if error.code() == Some(&SqlState::UNDEFINED_TABLE) && is_target => {
                 connection::create(&connection.client).await?;
@@ -90,7 +88,14 @@ pub(in crate::idempotency) fn archive(settings: &Settings, is_target: bool) -> R
             Ok((found, version)) => connection::compare(&found, version, &Known::Nothing)?,
             Err(error) => return Err(explain(&error)),
         }
-        Ok::<_, String>(connection)
+        let works = connection.client.query_typed_one(rows::IS_IN_USE, &[]).await;
+        match works.and_then(|row| row.try_get::<_, bool>(0)) {
+            Ok(false) => Ok(connection),
+            Ok(true) => {
+                Err("a proxy works on it; stop all of them first: what they write meanwhile would be missed".to_owned())
+            }
+            Err(error) => Err(explain(&error)),
+        }
     })?;
     Ok(Box::new(PostgresArchive { runtime, tasks, connection }))
 }

@@ -21,10 +21,16 @@ pub(super) type Param<'a> = (&'a (dyn ToSql + Sync), Type);
 /// The start of every transaction that grants or ends a claim: it waits for the synchronous standby, whatever the role's
 /// default is, and hears where that wait was cancelled.
 pub(super) const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED; \
-     SET LOCAL synchronous_commit = on; SET LOCAL client_min_messages = warning";
+     SET LOCAL synchronous_commit = on; SET LOCAL client_min_messages = warning; SET LOCAL lock_timeout = '400ms'; \
+     SET LOCAL statement_timeout = 0; SET LOCAL idle_in_transaction_session_timeout = '5s'";
+
+/// Fails where the connection leads to another store than when it was made: a pooler may have been told of another
+/// server, or the tables were made anew.
+pub(super) const SAME_STORE: &str = "SELECT 1 WHERE 1 / (SELECT count(*) FROM ringway_store WHERE identity = $1) = 0";
 
 /// The start of a transaction that may be lost: upkeep is repeated.
-pub(super) const BEGIN_UPKEEP: &str = "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL synchronous_commit = local";
+pub(super) const BEGIN_UPKEEP: &str = "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL synchronous_commit = local; \
+     SET LOCAL lock_timeout = '400ms'; SET LOCAL statement_timeout = 0; SET LOCAL idle_in_transaction_session_timeout = '5s'";
 
 pub(super) const BEAT: &str = "INSERT INTO ringway_holders (holder, beat, name) VALUES ($1, clock_timestamp(), $2)
      ON CONFLICT (holder) DO UPDATE SET beat = clock_timestamp()";
@@ -136,7 +142,7 @@ pub(super) const READ: &str = "SELECT r.id, r.state, r.holder, r.number, r.finge
             (extract(epoch FROM r.created) * 1000)::int8, (extract(epoch FROM r.expires) * 1000)::int8,
             r.dead_holder, r.dead_number, r.status, r.fields, r.body, r.trailers, r.xmin::text, r.lease,
             (extract(epoch FROM clock_timestamp()) * 1000)::int8,
-            (extract(epoch FROM clock_timestamp() - h.beat) * 1000)::int8
+            (extract(epoch FROM clock_timestamp() - h.beat) * 1000)::int8, now() - r.touched < interval '1 minute'
      FROM ringway_records r LEFT JOIN ringway_holders h ON h.holder = r.holder
      WHERE r.id = ANY($1)";
 
@@ -145,7 +151,7 @@ pub(super) const READ_OTHERS: &str = "SELECT r.id, r.state, r.holder, r.number, 
             (extract(epoch FROM r.created) * 1000)::int8, (extract(epoch FROM r.expires) * 1000)::int8,
             r.dead_holder, r.dead_number, r.status, r.fields, r.body, r.trailers, r.xmin::text, r.lease,
             (extract(epoch FROM clock_timestamp()) * 1000)::int8,
-            (extract(epoch FROM clock_timestamp() - h.beat) * 1000)::int8
+            (extract(epoch FROM clock_timestamp() - h.beat) * 1000)::int8, now() - r.touched < interval '1 minute'
      FROM ringway_records r LEFT JOIN ringway_holders h ON h.holder = r.holder
      WHERE r.id = ANY($1) AND r.touched <> now()";
 
@@ -169,14 +175,19 @@ pub(super) const EXPIRE: &str = "DELETE FROM ringway_records WHERE id IN
           FOR UPDATE SKIP LOCKED)
      RETURNING state";
 
-/// Makes running records unknown whose holders are dead, or have been silent for the lease of the record.
+/// Locks running records whose holders seem dead, or silent for the lease of the record.
+pub(super) const LOCK_SILENT: &str = "SELECT c.id, c.holder, c.number
+     FROM ringway_records c LEFT JOIN ringway_holders h ON h.holder = c.holder
+     WHERE c.state = 0 AND c.holder <> $1
+           AND (h.beat IS NULL OR now() - h.beat >= c.lease * interval '1 millisecond')
+     LIMIT $2 FOR UPDATE OF c SKIP LOCKED";
+
+/// Makes those of them unknown that are: looked at anew, for a lock may have come after another claim.
 pub(super) const BURY_SILENT: &str = "UPDATE ringway_records r
      SET state = 3, touched = now(), expires = greatest(r.expires, now() + (r.expires - r.created))
-     WHERE r.id IN
-         (SELECT c.id FROM ringway_records c LEFT JOIN ringway_holders h ON h.holder = c.holder
-          WHERE c.state = 0 AND c.holder <> $1
-                AND (h.beat IS NULL OR now() - h.beat >= c.lease * interval '1 millisecond')
-          LIMIT $2 FOR UPDATE OF c SKIP LOCKED)
+     WHERE r.id = ANY($2) AND r.state = 0 AND r.holder <> $1
+           AND NOT EXISTS (SELECT FROM ringway_holders h WHERE h.holder = r.holder
+                           AND clock_timestamp() - h.beat < r.lease * interval '1 millisecond')
      RETURNING r.id, r.namespace, r.method, r.authority, r.path, r.key";
 
 /// Forgets processes that have long been silent and hold nothing.
@@ -197,13 +208,29 @@ pub(super) const PAGE: &str = "SELECT r.id, r.state, r.holder, r.number, r.finge
             r.namespace, r.method, r.authority, r.path, r.key
      FROM ringway_records r WHERE r.id > $1 AND r.state <> 4 ORDER BY r.id LIMIT $2";
 
-/// Adds a record of another store, where there is none.
+/// Adds a record of another store, where there is none, or one that says less: an expired one, a tombstone, or an unknown
+/// outcome of the same run.
 pub(super) const ADD: &str = "INSERT INTO ringway_records
      (id, state, holder, number, lease, created, touched, expires, fingerprint, namespace, method, authority, path, key,
       dead_holder, dead_number, status, fields, body, trailers)
      VALUES ($1, $2, $3, $4, $5, to_timestamp($6::int8 / 1000.0), now(), to_timestamp($7::int8 / 1000.0), $8,
              $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19)
-     ON CONFLICT (id) DO NOTHING RETURNING id";
+     ON CONFLICT (id) DO UPDATE
+     SET state = excluded.state, holder = excluded.holder, number = excluded.number, lease = excluded.lease,
+         created = excluded.created, touched = now(), expires = excluded.expires, fingerprint = excluded.fingerprint,
+         namespace = excluded.namespace, method = excluded.method, authority = excluded.authority,
+         path = excluded.path, key = excluded.key, dead_holder = excluded.dead_holder,
+         dead_number = excluded.dead_number, status = excluded.status, fields = excluded.fields, body = excluded.body,
+         trailers = excluded.trailers
+     WHERE ringway_records.state = 4 OR ringway_records.state <> 0 AND ringway_records.expires <= now()
+           OR ringway_records.state = 3 AND ringway_records.holder = excluded.holder
+              AND ringway_records.number = excluded.number AND excluded.state <> 3
+     RETURNING id";
+
+/// Whether a proxy that lives holds claims.
+pub(super) const IS_IN_USE: &str = "SELECT EXISTS (SELECT FROM ringway_records r
+     JOIN ringway_holders h ON h.holder = r.holder
+     WHERE r.state = 0 AND now() - h.beat < r.lease * interval '1 millisecond')";
 
 /// PostgreSQL's numbers have a sign; these are bits.
 pub(super) fn signed(number: u64) -> i64 {
@@ -265,9 +292,16 @@ pub(super) struct Read {
     pub(super) now: Millis,
     /// For how long its holder has been silent; nothing where there is no such holder.
     pub(super) silence: Option<Duration>,
+    /// It was written in the last minute: a standby may not have it yet.
+    pub(super) is_recent: bool,
 }
 
 impl Read {
+    /// Returns whether it has the result of a run.
+    pub(super) fn is_result(&self) -> bool {
+        matches!(self.found.record.state, State::Done | State::DoneWithoutBody)
+    }
+
     pub(super) fn of(row: &Row) -> Result<Read, Error> {
         let (record, response) = (record(row)?, response(row)?);
         let duration = |millis: i64| Duration::from_millis(u64::try_from(millis).unwrap_or_default());
@@ -278,6 +312,7 @@ impl Read {
             lease: duration(row.try_get(14)?),
             now: number(row, 15)?,
             silence: row.try_get::<_, Option<i64>>(16)?.map(duration),
+            is_recent: row.try_get(17)?,
         })
     }
 }

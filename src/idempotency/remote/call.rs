@@ -70,6 +70,14 @@ impl Pending {
         Pending { call, is_resent: false, give_up: Instant::now() + patience }
     }
 
+    /// Answers a call that the store has refused. Of one that was sent before, an earlier copy may have been carried out.
+    pub(in crate::idempotency) fn refuse(self, error: &StoreError) {
+        self.call.fail(match self.is_resent {
+            true => StoreError::Torn(error.to_string()),
+            false => error.clone(),
+        });
+    }
+
     /// Answers a call that could not be carried out in time.
     pub(super) fn give_up(self, reason: &str) {
         self.call.fail(match self.is_resent {

@@ -45,7 +45,7 @@ impl IdentityFile {
         if let Some(folder) = folder {
             DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
         }
-        let beside = self.path.with_extension("new");
+        let beside = self.path.with_extension(format!("new{}", std::process::id()));
         let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&beside)?;
         writeln!(file, "{identity}")?;
         file.sync_all()?;

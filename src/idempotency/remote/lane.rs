@@ -3,7 +3,7 @@
 use super::{ATTEMPT, BATCH, BATCH_BYTES, Engine, Pending, State, Status, Use};
 use std::pin::pin;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, watch};
 use tokio::time::sleep_until;
 
@@ -53,14 +53,23 @@ impl<E: Engine> Lane<'_, E> {
             if waiting.is_empty() {
                 self.is_here();
             }
-            match self.serve(&mut connection, &mut waiting).await {
+            let mut has_served = false;
+            match self.serve(&mut connection, &mut waiting, &mut has_served).await {
                 Some(reason) if waiting.is_empty() => {
                     tracing::debug!(store = self.name, reason, "a connection of the store is replaced");
+                    self.is_unknown();
                 }
-                Some(reason) => self.is_away(&reason),
+                Some(reason) => {
+                    self.is_away(&reason);
+                    // One that has served nothing is an attempt that failed.
+                    if !has_served {
+                        outage = Some(reason);
+                    }
+                }
                 None => return end(waiting),
             }
-            attempt_at = Instant::now();
+            let pause = if outage.is_some() { ATTEMPT } else { Duration::ZERO };
+            attempt_at = Instant::now() + pause;
         }
     }
 
@@ -95,6 +104,7 @@ impl<E: Engine> Lane<'_, E> {
                 },
                 () = sleep_until(hold_until.into()), if is_held => {
                     is_held = false;
+                    self.is_away(reason);
                     give_up(waiting, reason, |pending| !pending.is_resent);
                 }
                 () = sleep_until(next_end.unwrap_or(hold_until).into()), if next_end.is_some() => {
@@ -106,7 +116,12 @@ impl<E: Engine> Lane<'_, E> {
     }
 
     /// Carries out calls until the connection ends. Returns why it did; nothing where the store has no user any more.
-    async fn serve(&mut self, connection: &mut E::Connection, waiting: &mut Vec<Pending>) -> Option<Outage> {
+    async fn serve(
+        &mut self,
+        connection: &mut E::Connection,
+        waiting: &mut Vec<Pending>,
+        has_served: &mut bool,
+    ) -> Option<Outage> {
         loop {
             if waiting.is_empty() {
                 tokio::select! {
@@ -129,6 +144,7 @@ impl<E: Engine> Lane<'_, E> {
                     return Some(reason);
                 }
                 if waiting.is_empty() {
+                    *has_served = true;
                     self.is_here();
                 }
             }
@@ -140,6 +156,13 @@ impl<E: Engine> Lane<'_, E> {
         if self.what_for == Use::Writing && self.status.set(State::Up) != State::Up {
             let promise = self.status.promise().join(" ");
             tracing::info!(store = self.name, promise, "the idempotency store takes claims");
+        }
+    }
+
+    /// Notes that nothing is known until the next connection.
+    fn is_unknown(&self) {
+        if self.what_for == Use::Writing {
+            self.status.set(State::Unknown);
         }
     }
 

@@ -1,11 +1,15 @@
 //! The file of a store that no process has open, for a copy.
 
-use super::file::{StoreFile, Use};
+use super::file::{self, StoreFile, Use};
 use super::{holders, rows};
+use crate::idempotency::clock::Clock;
 use crate::idempotency::copy::{Archive, Archived};
 use crate::idempotency::identity::Id;
 use rusqlite::Connection;
 use std::path::Path;
+
+/// Counts the records anew, without tombstones.
+const COUNT: &str = "UPDATE extent SET records = (SELECT count(*) FROM records WHERE state <> 4)";
 
 /// Opens the file; makes it where it is to be the target.
 ///
@@ -26,13 +30,12 @@ pub(in crate::idempotency) fn archive(path: &Path, is_target: bool) -> Result<Bo
 /// Looks at a file, and changes nothing.
 ///
 /// # Errors
-/// It is there, and is not a store, or its folder cannot be written.
+/// It is there, and is not a store that this Ringway knows.
 pub(in crate::idempotency) fn inspect(path: &Path) -> Result<(), String> {
-    if path.exists() {
-        let file = StoreFile::prepare(path).map_err(|error| error.to_string())?;
-        return file.connect(Use::Reading).map(drop).map_err(|error| error.to_string());
+    if !path.exists() {
+        return Ok(());
     }
-    Ok(())
+    file::look_at(path).map_err(|error| error.to_string())
 }
 
 struct SqliteArchive {
@@ -48,14 +51,18 @@ impl Archive for SqliteArchive {
         rows::page(&self.connection, after).map_err(|error| error.to_string())
     }
 
+    fn finish(&mut self) -> Result<(), String> {
+        self.connection.execute(COUNT, []).map(drop).map_err(|error| error.to_string())
+    }
+
     fn write(&mut self, records: &[Archived]) -> Result<u64, String> {
+        let now = Clock::new().now();
         let mut write = || {
             let transaction = self.connection.transaction()?;
             let mut added = 0;
             for archived in records {
-                added += rows::add(&transaction, archived)?;
+                added += rows::add(&transaction, archived, now)?;
             }
-            rows::extend(&transaction, added.cast_signed())?;
             transaction.commit()?;
             Ok(added)
         };

@@ -212,6 +212,21 @@ impl StoreFile {
     }
 }
 
+/// Reads the version of a file, and changes nothing.
+///
+/// # Errors
+/// The file is not a store, or has a newer version.
+pub(super) fn look_at(path: &Path) -> Result<(), FileError> {
+    let connection = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
+    let pragma = |name: &str| connection.pragma_query_value(None, name, |row| row.get::<_, i64>(0));
+    match (pragma("application_id")?, pragma("user_version")?) {
+        (APPLICATION, ..=VERSION) => Ok(()),
+        (APPLICATION, version) => Err(FileError::Newer(version)),
+        _ if path.metadata()?.len() == 0 => Ok(()),
+        _ => Err(FileError::Foreign),
+    }
+}
+
 /// Gives the file a version, and an identity of its own.
 fn name(connection: &Connection) -> Result<(), FileError> {
     connection.execute("INSERT INTO store VALUES (?1)", [new_identity()?])?;

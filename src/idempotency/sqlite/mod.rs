@@ -118,7 +118,8 @@ impl Store for Sqlite {
     }
 
     fn look_up(&self, id: Id, done: Done<Option<Found>>) {
-        self.reader.submit(move |connection| rows::look_up(connection, id), done);
+        let now = self.clock.now();
+        self.reader.submit(move |connection| rows::look_up(connection, id, now), done);
     }
 
     fn find(&self, key: String, done: Done<Vec<Listed>>) {

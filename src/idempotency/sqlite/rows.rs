@@ -165,9 +165,9 @@ pub(super) fn authorise(desk: &mut Desk, id: Id) -> Result<Authorised> {
     Ok(Authorised::Released)
 }
 
-pub(super) fn look_up(connection: &Connection, id: Id) -> Result<Option<Found>> {
+pub(super) fn look_up(connection: &Connection, id: Id, now: Millis) -> Result<Option<Found>> {
     let found = read(connection, id)?.map(|(found, _)| found);
-    Ok(found.filter(|found| found.record.state != State::Tombstone))
+    Ok(found.filter(|found| found.record.state != State::Tombstone && !found.record.is_over(now)))
 }
 
 /// Returns a record and its claim's lease.
@@ -239,8 +239,9 @@ pub(super) fn page(connection: &Connection, after: Option<Id>) -> Result<Vec<Arc
     page.collect()
 }
 
-/// Adds a record of another store, where there is none. Returns how many it added.
-pub(super) fn add(connection: &Connection, archived: &Archived) -> Result<u64> {
+/// Adds a record of another store, where there is none, or one that says less: an expired one, a tombstone, or an unknown
+/// outcome of the same run. Returns how many it added.
+pub(super) fn add(connection: &Connection, archived: &Archived, now: Millis) -> Result<u64> {
     let Archived { id, subject, record, lease, response } = archived;
     let Subject { namespace, method, authority, path, key } = subject;
     let added = connection
@@ -249,7 +250,16 @@ pub(super) fn add(connection: &Connection, archived: &Archived) -> Result<u64> {
                                   namespace, method, authority, path, key, dead_holder, dead_number,
                                   status, fields, body, trailers)
              VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19)
-             ON CONFLICT (id) DO NOTHING",
+             ON CONFLICT (id) DO UPDATE
+             SET state = excluded.state, holder = excluded.holder, number = excluded.number, lease = excluded.lease,
+                 created = excluded.created, expires = excluded.expires, fingerprint = excluded.fingerprint,
+                 namespace = excluded.namespace, method = excluded.method, authority = excluded.authority,
+                 path = excluded.path, key = excluded.key, dead_holder = excluded.dead_holder,
+                 dead_number = excluded.dead_number, status = excluded.status, fields = excluded.fields,
+                 body = excluded.body, trailers = excluded.trailers
+             WHERE records.state = 4 OR (records.state <> 0 AND records.expires <= ?20)
+                   OR (records.state = 3 AND records.holder = excluded.holder AND records.number = excluded.number
+                       AND excluded.state <> 3)",
         )?
         .execute(params![
             id.0,
@@ -271,6 +281,7 @@ pub(super) fn add(connection: &Connection, archived: &Archived) -> Result<u64> {
             response.as_ref().map(|response| &response.fields[..]),
             response.as_ref().map(|response| &response.body[..]),
             response.as_ref().map(|response| &response.trailers[..]),
+            signed(now),
         ])?;
     Ok(added as u64)
 }

@@ -192,3 +192,90 @@ fn a_server_without_room_refuses_new_keys_and_gives_true_answers() {
     assert_eq!(proxy.ask(pay("half")).problem(), "outcome-unknown");
     assert_eq!(node.of("half"), 1);
 }
+
+#[test]
+fn a_connection_that_comes_to_lead_to_another_store_grants_nothing() {
+    let Some(server) = Postgres::shared() else { return };
+    let place = Place::new(&server.database("swapped"));
+    let node = Counting::start();
+    let proxy = place.proxy(node.address(), "");
+    eventually("a connection", || is_up(&proxy));
+    assert_eq!(proxy.ask(pay("k")).status, 201);
+    // The tables are made anew under an open connection; and the file that names the store is lost.
+    let anew = "TRUNCATE ringway_records, ringway_holders; UPDATE ringway_store SET identity = gen_random_uuid()::text";
+    server.execute("swapped", anew);
+    std::fs::remove_file(place.identity_file()).unwrap();
+    for _ in 0..3 {
+        assert_eq!(proxy.ask(pay("k")).problem(), "store-unavailable");
+    }
+    proxy.logs("ringway store adopt");
+    eventually("the metric", || !is_up(&proxy));
+    assert_eq!(node.of("k"), 1);
+}
+
+#[test]
+fn a_host_that_accepts_and_is_silent_is_passed_over() {
+    let Some(server) = Postgres::shared() else { return };
+    server.database("silent");
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let place = Place::new(&url_of(&[silent.local_addr().unwrap().port(), server.port], "silent"));
+    let node = Counting::start();
+    let proxy = place.proxy(node.address(), "");
+    assert_eq!(proxy.ask(pay("k")).problem(), "store-unavailable", "not yet");
+    assert!(!is_up(&proxy));
+    eventually("the other host", || is_up(&proxy));
+    assert_eq!(proxy.ask(pay("k")).status, 201);
+}
+
+#[test]
+fn a_row_that_is_locked_holds_up_no_other_key() {
+    let Some(server) = Postgres::shared() else { return };
+    let place = Place::new(&server.database("locked"));
+    let node = Counting::start();
+    let proxy = place.proxy(node.address(), "ttl: 1h, on_unknown: retry");
+    eventually("a connection", || is_up(&proxy));
+    assert_eq!(proxy.ask(pay("locked")).status, 201);
+    server.execute("locked", "UPDATE ringway_records SET expires = now() - interval '1 minute'");
+    std::thread::scope(|scope| {
+        let lock = "BEGIN; SELECT pg_sleep(3) FROM (SELECT 1 FROM ringway_records FOR UPDATE) locked; COMMIT";
+        let locked = scope.spawn(|| server.execute("locked", lock));
+        let waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND datname = 'locked'";
+        eventually("the lock", || server.execute("postgres", waits) == "1");
+        let asked = scope.spawn(|| proxy.ask(pay("locked")));
+        for number in 0..10 {
+            assert_eq!(proxy.ask(pay(&format!("free-{number}"))).status, 201);
+        }
+        assert!(!locked.is_finished(), "the other keys did not wait");
+        asked.join().unwrap();
+        locked.join().unwrap();
+    });
+    eventually("its turn", || proxy.ask(pay("locked")).status == 201);
+}
+
+#[test]
+fn a_password_is_never_shown() {
+    let Some(server) = Postgres::shared() else { return };
+    let node = Counting::start();
+    for url in [
+        "postgresql+psycopg://app:hunter2secret@db/pay?sslmode=require",
+        "postgres://app:pa@ss-hunter2secret@127.0.0.1/pay?sslmode=disable",
+        "postgres://app:hunter2secret@127.0.0.1:1/pay?sslmode=disable&unknown=1",
+        &format!("postgres://app:hunter2secret@127.0.0.1:{}/pay?sslmode=disable", server.port),
+    ] {
+        let place = Place::new(url);
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("ringway.yaml");
+        let text = place.text(node.address(), "");
+        std::fs::write(&file, format!("listeners: [{{ name: http, address: \"127.0.0.1:0\" }}]\n{text}")).unwrap();
+        let ringway = |arguments: &[&str]| {
+            let ran = Command::new(env!("CARGO_BIN_EXE_ringway")).args(arguments).arg(&file).output().unwrap();
+            String::from_utf8_lossy(&ran.stdout).into_owned() + &String::from_utf8_lossy(&ran.stderr)
+        };
+        for arguments in
+            [&["check", "--config"][..], &["check", "--connect", "--config"], &["store", "adopt", "--config"]]
+        {
+            let told = ringway(arguments);
+            assert!(!told.contains("hunter2"), "{told}");
+        }
+    }
+}
