@@ -1,6 +1,7 @@
 //! Stores against the rule, against each other, and against processes that die.
 
 mod conformance;
+mod histories;
 mod runs;
 
 use super::claim::End;
@@ -82,144 +83,9 @@ fn finishes() -> impl Strategy<Value = Finish> {
     prop_oneof![Just(Finish::Done), Just(Finish::DoneWithoutBody), Just(Finish::Unknown)]
 }
 
-#[derive(Clone, Debug)]
-enum Event {
-    /// A proxy wants to run a request.
-    Claim {
-        proxy: usize,
-        id: u8,
-        lease_is_over: bool,
-    },
-    /// One of a proxy's runs ends, however late.
-    Complete {
-        proxy: usize,
-        run: usize,
-        finish: Finish,
-    },
-    /// One of a proxy's runs turns out to have sent nothing.
-    Release {
-        proxy: usize,
-        run: usize,
-    },
-    Beat {
-        proxy: usize,
-    },
-    Tend {
-        proxy: usize,
-    },
-    /// SIGKILL, and a start.
-    Crash {
-        proxy: usize,
-    },
-}
-
-fn events() -> impl Strategy<Value = Event> {
-    let (proxy, run) = (0..2usize, 0..8usize);
-    prop_oneof![
-        4 => (proxy.clone(), 0..2u8, any::<bool>())
-            .prop_map(|(proxy, id, lease_is_over)| Event::Claim { proxy, id, lease_is_over }),
-        3 => (proxy.clone(), run.clone(), finishes())
-            .prop_map(|(proxy, run, finish)| Event::Complete { proxy, run, finish }),
-        1 => (proxy.clone(), run).prop_map(|(proxy, run)| Event::Release { proxy, run }),
-        1 => proxy.clone().prop_map(|proxy| Event::Beat { proxy }),
-        1 => proxy.clone().prop_map(|proxy| Event::Tend { proxy }),
-        2 => proxy.prop_map(|proxy| Event::Crash { proxy }),
-    ]
-}
-
 /// A claim whose record does not expire in a test.
 fn lasting(claim: NewClaim) -> NewClaim {
     NewClaim { ttl: HOUR, ..claim }
-}
-
-/// A proxy's store, and the runs that it has begun.
-struct Process {
-    store: Option<Sqlite>,
-    runs: Vec<(u8, Token)>,
-}
-
-impl Process {
-    fn start(path: &Path, holder: u64) -> Process {
-        Process { store: Some(sqlite(path, holder)), runs: Vec::new() }
-    }
-
-    fn store(&self) -> &Sqlite {
-        self.store.as_ref().unwrap()
-    }
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(48))]
-
-    /// Two proxies on one file, either of which may die, come back, be late or be taken for dead while
-    /// it lives: what may have run is never run again, and a result, once known, stays.
-    #[test]
-    fn at_most_one_run_in_every_history(history in proptest::collection::vec(events(), 0..40)) {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("store.db");
-        let mut proxies = [Process::start(&path, 1), Process::start(&path, 2)];
-        let (mut holders, mut number) = (2, 0);
-        let mut may_have_run: HashMap<u8, Token> = HashMap::new();
-        let mut results: HashMap<u8, StoredResponse> = HashMap::new();
-        for event in history {
-            match event {
-                Event::Claim { proxy, id: of, lease_is_over } => {
-                    number += 1;
-                    let process = &mut proxies[proxy];
-                    let token = Token { holder: process.store().holder(), number };
-                    let lease = if lease_is_over { Duration::ZERO } else { HOUR };
-                    match claim_with(process.store(), lasting(new_claim(of, token, 0, lease))).unwrap() {
-                        Claimed::Again => prop_assert!(false, "nobody asks for another run"),
-                        Claimed::First => {
-                            prop_assert_eq!(may_have_run.insert(of, token), None, "a second run");
-                            process.runs.push((of, token));
-                        }
-                        Claimed::Found(found) => {
-                            prop_assert_eq!(Some(&found.record.token), may_have_run.get(&of));
-                            prop_assert_eq!(found.response.as_ref(), results.get(&of));
-                            prop_assert_eq!(found.record.state == State::Done, results.contains_key(&of));
-                        }
-                    }
-                }
-                Event::Complete { proxy, run, finish } => {
-                    let process = &proxies[proxy];
-                    if let Some(&(of, token)) = process.runs.get(run) {
-                        let completion = Completion { ttl: HOUR, ..completion(of, token, finish) };
-                        if call(|done| process.store().complete(completion.clone(), done)).unwrap() {
-                            prop_assert_eq!(Some(&token), may_have_run.get(&of));
-                            if let Some(response) = completion.response {
-                                let before = results.insert(of, response.clone());
-                                prop_assert!(before.is_none_or(|before| before == response), "a result was replaced");
-                            }
-                        }
-                    }
-                }
-                Event::Release { proxy, run } => {
-                    let process = &proxies[proxy];
-                    if let Some(&(of, token)) = process.runs.get(run)
-                        && call(|done| process.store().release(release_of(of, token, ReleaseWay::Plain), done)).unwrap()
-                    {
-                        prop_assert_eq!(may_have_run.remove(&of), Some(token));
-                        prop_assert!(!results.contains_key(&of), "a result was released");
-                    }
-                }
-                Event::Beat { proxy } => call(|done| proxies[proxy].store().beat(done)).unwrap(),
-                Event::Tend { proxy } => drop(call(|done| proxies[proxy].store().tend(done)).unwrap()),
-                Event::Crash { proxy } => {
-                    holders += 1;
-                    proxies[proxy].store = None;
-                    proxies[proxy] = Process::start(&path, holders);
-                    // Nothing of a process that is gone is said to run.
-                    for number in 0..2 {
-                        let found = call(|done| proxies[proxy].store().look_up(id(number), done)).unwrap();
-                        let living: Vec<u64> = proxies.iter().map(|process| process.store().holder()).collect();
-                        prop_assert!(found.is_none_or(|found| found.record.state != State::Running
-                            || living.contains(&found.record.token.holder)));
-                    }
-                }
-            }
-        }
-    }
 }
 
 #[test]

@@ -7,7 +7,7 @@ use crate::engines::{PgBouncer, Postgres};
 use std::sync::OnceLock;
 
 /// A kind of store under test.
-trait Kit {
+pub(super) trait Kit {
     /// Opens the store for a process.
     fn open(&self, holder: u64) -> Box<dyn Store>;
     /// Lets the store's clock go on.
@@ -18,6 +18,16 @@ trait Kit {
     fn is_exact(&self) -> bool {
         true
     }
+    /// Returns whether the store sees at once that a process has died, not by its silence.
+    fn notices_deaths(&self) -> bool {
+        true
+    }
+    /// Returns the lease of a claim whose holder is silent from the first moment.
+    fn ended_lease(&self) -> Duration {
+        Duration::ZERO
+    }
+    /// Ends the lease of such a claim, where the store does not take one that has ended.
+    fn end_lease(&self, _token: Token) {}
 }
 
 struct MemoryKit(Arc<AtomicU64>);
@@ -36,9 +46,15 @@ impl Kit for MemoryKit {
     }
 }
 
-struct SqliteKit {
+pub(super) struct SqliteKit {
     folder: tempfile::TempDir,
     time: Arc<AtomicU64>,
+}
+
+impl SqliteKit {
+    pub(super) fn start() -> SqliteKit {
+        SqliteKit { folder: tempfile::tempdir().unwrap(), time: Arc::new(AtomicU64::new(1_000_000)) }
+    }
 }
 
 impl Kit for SqliteKit {
@@ -58,7 +74,7 @@ impl Kit for SqliteKit {
 
 /// A database of its own on the server that tests share.
 #[cfg(feature = "postgres")]
-struct PostgresKit {
+pub(super) struct PostgresKit {
     server: &'static Postgres,
     database: String,
     url: String,
@@ -67,7 +83,7 @@ struct PostgresKit {
 
 #[cfg(feature = "postgres")]
 impl PostgresKit {
-    fn start(pooler: Option<&PgBouncer>) -> Option<PostgresKit> {
+    pub(super) fn start(pooler: Option<&PgBouncer>) -> Option<PostgresKit> {
         static NUMBER: AtomicU64 = AtomicU64::new(0);
         let server = Postgres::shared()?;
         let database = format!("conformance{}", NUMBER.fetch_add(1, Ordering::Relaxed));
@@ -103,6 +119,21 @@ impl Kit for PostgresKit {
     fn is_exact(&self) -> bool {
         false
     }
+
+    fn notices_deaths(&self) -> bool {
+        false
+    }
+
+    /// A lease is the patience with the server, too.
+    fn ended_lease(&self) -> Duration {
+        HOUR
+    }
+
+    fn end_lease(&self, token: Token) {
+        let (holder, number) = (token.holder.cast_signed(), token.number.cast_signed());
+        let statement = format!("UPDATE ringway_records SET lease = 0 WHERE (holder, number) = ({holder}, {number})");
+        self.server.execute(&self.database, &statement);
+    }
 }
 
 /// Returns the kits of the engines that are on this machine.
@@ -111,8 +142,7 @@ fn kits() -> Vec<Box<dyn Kit>> {
 }
 
 fn local_kits() -> Vec<Box<dyn Kit>> {
-    let time = || Arc::new(AtomicU64::new(1_000_000));
-    vec![Box::new(MemoryKit(time())), Box::new(SqliteKit { folder: tempfile::tempdir().unwrap(), time: time() })]
+    vec![Box::new(MemoryKit(Arc::new(AtomicU64::new(1_000_000)))), Box::new(SqliteKit::start())]
 }
 
 #[cfg(not(feature = "postgres"))]
