@@ -313,6 +313,26 @@ fn route_idempotency(settings: &Settings, route: &Route, rules: &RouteIdempotenc
     if namespace.is_empty() || namespace.len() > 128 || !namespace.bytes().all(|byte| byte.is_ascii_graphic()) {
         diagnostics.error(namespace.span, "expected a namespace of 1 to 128 visible ASCII characters");
     }
+    idempotency_methods(route, rules, diagnostics);
+    idempotency_key_header(settings, route, rules, diagnostics);
+    idempotency_scope(route, rules, diagnostics);
+    idempotency_release(route, rules, diagnostics);
+    if rules.scope.is_empty() {
+        let message =
+            format!("`scope: []` on the route `{name}`: all callers are one, and whoever knows a key gets its result");
+        diagnostics.warning(at, message);
+    }
+    idempotency_sizes(settings, route, rules, diagnostics);
+    if settings.idempotency_store.kind.value == StoreKind::Memory {
+        let message = format!(
+            "the idempotency store is `memory`: a restart forgets what the route `{name}` has run, and runs it again"
+        );
+        diagnostics.warning(at, message);
+    }
+}
+
+fn idempotency_methods(route: &Route, rules: &RouteIdempotency, diagnostics: &mut Diagnostics) {
+    let (at, name) = (route.name.span, &route.name.value);
     for method in rules.methods.iter().filter(|method| method::is_safe(method) || *method == Method::CONNECT) {
         let message =
             format!("expected methods that change something under `idempotency` of the route `{name}`, found {method}");
@@ -328,14 +348,36 @@ fn route_idempotency(settings: &Settings, route: &Route, rules: &RouteIdempotenc
         let message = format!("`idempotency` of the route `{name}` is for none of the methods that the route takes");
         diagnostics.warning(at, message);
     }
+}
+
+fn idempotency_key_header(settings: &Settings, route: &Route, rules: &RouteIdempotency, diagnostics: &mut Diagnostics) {
+    let (at, name) = (route.name.span, &route.name.value);
     let key_header = &rules.key_header;
-    let of_every_request = [key_header.as_str(), "idempotency-key", "host", "content-length", "content-type"];
     let means_something_else = [HOST, CONTENT_LENGTH, CONTENT_TYPE, AUTHORIZATION, COOKIE].contains(key_header);
     if means_something_else || fields::is_hop_by_hop(key_header) || head::is_claim(key_header.as_str()) {
         let message =
             format!("expected a field of its own in `key_header` of the route `{name}`, found `{key_header}`");
         diagnostics.error(at, message);
     }
+    if key_header.as_str().contains('_') && settings.limits.underscores_in_headers != UnderscoresInHeaders::Allow {
+        let message = format!(
+            "the `key_header` of the route `{name}` has an underscore, and no request has such a field while `limits.underscores_in_headers` is `{}`",
+            settings.limits.underscores_in_headers.word()
+        );
+        diagnostics.error(at, message);
+    }
+    let key = rules.key_header.as_str();
+    let changed = route.request_headers.set.entries.iter().map(|(field, _)| (field.as_str(), field.span));
+    let removed = route.request_headers.remove.iter().map(|field| (field.value.as_str(), field.span));
+    for (_, span) in changed.chain(removed).filter(|(field, _)| field.eq_ignore_ascii_case(key)) {
+        diagnostics.error(span, format!("the node must get the `{key}` of its client on the route `{name}`"));
+    }
+}
+
+fn idempotency_scope(route: &Route, rules: &RouteIdempotency, diagnostics: &mut Diagnostics) {
+    let (at, name) = (route.name.span, &route.name.value);
+    let key_header = &rules.key_header;
+    let of_every_request = [key_header.as_str(), "idempotency-key", "host", "content-length", "content-type"];
     for source in &rules.scope {
         let is_of_every_request =
             matches!(source, HashSource::Header(field) if of_every_request.contains(&field.as_str()));
@@ -347,13 +389,10 @@ fn route_idempotency(settings: &Settings, route: &Route, rules: &RouteIdempotenc
             diagnostics.error(at, message);
         }
     }
-    if key_header.as_str().contains('_') && settings.limits.underscores_in_headers != UnderscoresInHeaders::Allow {
-        let message = format!(
-            "the `key_header` of the route `{name}` has an underscore, and no request has such a field while `limits.underscores_in_headers` is `{}`",
-            settings.limits.underscores_in_headers.word()
-        );
-        diagnostics.error(at, message);
-    }
+}
+
+fn idempotency_release(route: &Route, rules: &RouteIdempotency, diagnostics: &mut Diagnostics) {
+    let (at, name) = (route.name.span, &route.name.value);
     for status in &rules.release_on {
         let message = |what| format!("{} in `release_on` of the route `{name}` {what}", status.as_u16());
         match status.as_u16() {
@@ -364,17 +403,10 @@ fn route_idempotency(settings: &Settings, route: &Route, rules: &RouteIdempotenc
             _ => {}
         }
     }
-    let key = rules.key_header.as_str();
-    let changed = route.request_headers.set.entries.iter().map(|(field, _)| (field.as_str(), field.span));
-    let removed = route.request_headers.remove.iter().map(|field| (field.value.as_str(), field.span));
-    for (_, span) in changed.chain(removed).filter(|(field, _)| field.eq_ignore_ascii_case(key)) {
-        diagnostics.error(span, format!("the node must get the `{key}` of its client on the route `{name}`"));
-    }
-    if rules.scope.is_empty() {
-        let message =
-            format!("`scope: []` on the route `{name}`: all callers are one, and whoever knows a key gets its result");
-        diagnostics.warning(at, message);
-    }
+}
+
+fn idempotency_sizes(settings: &Settings, route: &Route, rules: &RouteIdempotency, diagnostics: &mut Diagnostics) {
+    let (at, name) = (route.name.span, &route.name.value);
     if rules.max_request > settings.limits.request_body {
         let message = format!(
             "the route `{name}` takes bodies up to {}, as `limits.request_body` allows no more",
@@ -390,12 +422,6 @@ fn route_idempotency(settings: &Settings, route: &Route, rules: &RouteIdempotenc
             );
             diagnostics.warning(at, message);
         }
-    }
-    if settings.idempotency_store.kind.value == StoreKind::Memory {
-        let message = format!(
-            "the idempotency store is `memory`: a restart forgets what the route `{name}` has run, and runs it again"
-        );
-        diagnostics.warning(at, message);
     }
 }
 
