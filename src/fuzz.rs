@@ -358,7 +358,7 @@ pub fn range(data: &[u8]) {
     assert!(parts.iter().all(|&part| HeaderValue::try_from(content_range(part, length)).is_ok()));
 }
 
-/// Lines with values of `Cookie`: nobody without the secret makes a strict cookie that opens, and a soft key
+/// Lines with values of `Cookie`: without the secret no client makes a strict cookie that opens, and a soft key
 /// is one of the shape that the proxy issues.
 pub fn cookie(data: &[u8]) {
     static SOFT: LazyLock<Affinity> = LazyLock::new(|| affinity(AffinityMode::Soft));

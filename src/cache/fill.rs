@@ -1,6 +1,6 @@
 //! One fetch for all who want the same thing (collapsed forwarding).
 //!
-//! Who comes first leads: a task of its own fetches, whoever of the readers stays or leaves. The
+//! Who comes first leads: a task of its own fetches, and readers may leave. The
 //! others wait until the lead knows what it has, and then all go on at once: to read the growing
 //! body, to take what a validation has confirmed, or, where the response is for one only, each to
 //! the node by itself.

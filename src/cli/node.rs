@@ -60,7 +60,7 @@ fn set_state(target: &Target, pool: &str, node: &str, state: &str) -> Outcome {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Tells of a drain until it is done; 1 where somebody ends it before.
+/// Prints the progress of a drain until it is done. Returns 1 where another operator ends it before.
 fn follow(target: &Target, pool: &str, node: &str) -> Outcome {
     let mut told = String::new();
     loop {

@@ -20,7 +20,7 @@ pub(crate) fn read(path: &Path, most: u64) -> io::Result<Vec<u8>> {
     read_from(file, most)
 }
 
-/// Reads whatever has this name, at most so many bytes.
+/// Reads the file, pipe or device of this name, at most so many bytes.
 pub(super) fn read_any(path: &Path, most: u64) -> io::Result<Vec<u8>> {
     read_from(std::fs::File::open(path)?, most)
 }

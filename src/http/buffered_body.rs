@@ -22,7 +22,7 @@ impl BufferedBody {
         BufferedBody { data, trailers, was_cut: false }
     }
 
-    /// Returns the next part of it; never an error, whatever the error would be.
+    /// Returns the next part of it, and never an error.
     pub(crate) fn next<E>(&mut self) -> Option<Result<Frame<Bytes>, E>> {
         if !self.data.is_empty() {
             // In pieces: who takes them holds little, and the rest stays here, where it is counted.

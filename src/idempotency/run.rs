@@ -102,7 +102,7 @@ pub(crate) enum Outcome<B, F> {
     NotSent(F),
 }
 
-/// Runs a request that was claimed. The answer is read to its end, whoever waits for it; how the run
+/// Runs a request that was claimed. The answer is read to its end, also where its client has left; how the run
 /// ended is durable when this returns, unless the outcome says otherwise.
 pub(crate) async fn run<O: Origin>(
     mut claim: Claim,

@@ -1,7 +1,7 @@
 //! Where records are kept: what every store promises.
 //!
 //! Each call is one atomic step, and what it changed is durable when `done` hears of it. A call that
-//! nobody waits for any more is carried out all the same. Nothing here assumes that there is only one
+//! no caller waits for any more is carried out all the same. Nothing here assumes that there is only one
 //! process: every answer about another's record is what the store knows, not what this process does. The store's own
 //! clock decides about times: calls carry durations.
 

@@ -3,7 +3,7 @@
 //! A connection can be looked at before it is read: to learn whether the peer has left, or which
 //! protocol it speaks. TLS shows nothing without a read, so the bytes that a look takes off the
 //! transport wait inside the [`Stream`], in front of everything that follows. They are appended,
-//! never replaced, and no other place holds bytes of the peer: whoever is handed the `Stream` reads
+//! never replaced, and no other place holds bytes of the peer: the owner of the `Stream` reads
 //! every byte that the peer has sent, in order, once.
 
 use super::poll_write_gathered;

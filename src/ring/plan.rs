@@ -15,9 +15,9 @@ pub struct Change {
 /// A part of the key space that goes from one node to another.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Transfer {
-    /// The id of the node that owned the keys; `None` where nobody did.
+    /// The id of the node that owned the keys; `None` where no node did.
     pub from: Option<String>,
-    /// The id of the node that will own them; `None` where nobody will.
+    /// The id of the node that will own them; `None` where no node will.
     pub to: Option<String>,
     /// The part of all keys, from 0 to 1.
     pub share: f64,

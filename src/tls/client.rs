@@ -75,7 +75,7 @@ fn system() -> Result<RootCertStore, Error> {
     }
 }
 
-/// Takes whatever a node shows, and checks only that it has the key to it.
+/// Takes any certificate that a node shows, and checks only that it has the key to it.
 #[derive(Debug)]
 struct Anybody(Arc<CryptoProvider>);
 

@@ -1,7 +1,7 @@
 //! HTTP/2 with nodes: connections that many requests share, and one request on one of them.
 //!
 //! A connection is a task of its own worker, which ends when no request holds it any more. What hyper gives back of
-//! a request was not sent; whatever else goes wrong may have reached the node.
+//! a request was not sent; a request that failed in any other way may have reached the node.
 
 use super::connect::Endpoint;
 use super::link::{AttemptLimits, SendResult};

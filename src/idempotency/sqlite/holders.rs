@@ -20,7 +20,7 @@ pub(super) struct Holders {
 }
 
 impl Holders {
-    /// Enters this process, by a number that nobody else has.
+    /// Enters this process, by a number that no other process has.
     pub(super) fn enter(store: &Path, own: Holder) -> io::Result<Holders> {
         let mut folder = store.as_os_str().to_owned();
         folder.push("-holders");

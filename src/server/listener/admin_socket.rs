@@ -18,7 +18,7 @@ pub(in crate::server) struct AdminSocket {
     pub(in crate::server) bound: SocketAddr,
     reach: Reach,
     socket: TcpListener,
-    /// Tells those who answer to pause; `None` while nobody does.
+    /// Tells the thread that answers to pause; `None` while no thread answers.
     answering: Mutex<Option<watch::Sender<bool>>>,
 }
 

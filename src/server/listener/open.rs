@@ -22,7 +22,7 @@ pub(in crate::server) struct Open {
 }
 
 impl Open {
-    /// Sockets of an address that were opened by somebody else; its name is the configuration's to say.
+    /// Sockets of an address that another process opened; the configuration gives the address its name.
     pub(in crate::server) fn of(configured: SocketAddr, sockets: Vec<TcpListener>) -> io::Result<Open> {
         let first = sockets.first().ok_or(io::ErrorKind::InvalidInput)?;
         let bound = first.local_addr()?;

@@ -2,7 +2,7 @@
 //! first bound.
 //!
 //! The kernel spreads new connections over the members of a SO_REUSEPORT group. A member that
-//! closes resets the connections in its queue, and one that nobody accepts from swallows its
+//! closes resets the connections in its queue, and one that no worker accepts from swallows its
 //! share: so a set lives and ends as a whole.
 
 use rustix::io::Errno;

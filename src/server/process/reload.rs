@@ -58,7 +58,7 @@ enum ReloadError {
     Panic,
 }
 
-/// Reloads for as long as somebody can ask for it.
+/// Reloads for as long as a sender of requests to reload is left.
 pub(super) async fn run(handle: Arc<Handle>, mut triggers: mpsc::Receiver<Trigger>) {
     loop {
         let first = tokio::select! {

@@ -313,7 +313,7 @@ impl Running {
         self.handle.replaced.notified().await;
     }
 
-    /// Waits until somebody asks for a drain through the admin API.
+    /// Waits until the admin API is asked for a drain.
     pub(crate) async fn drain_asked(&self) {
         self.handle.drain_asked.notified().await;
     }
