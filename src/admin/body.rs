@@ -1,6 +1,6 @@
 //! The body of a response of the admin listener: whole, or a stream of pieces.
 
-use super::places::Reading;
+use super::connections::Reading;
 use bytes::Bytes;
 use http_body::{Frame, SizeHint};
 use http_body_util::Full;

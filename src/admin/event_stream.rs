@@ -1,7 +1,7 @@
 //! `GET /api/events`: the events of the proxy as server-sent events (WHATWG HTML 9.2).
 
 use super::body::{self, Body};
-use super::places::Reading;
+use super::connections::Reading;
 use crate::control::{Events, NewEvents, RecordedEvent};
 use bytes::Bytes;
 use http::header::{CACHE_CONTROL, CONTENT_TYPE};
@@ -95,7 +95,7 @@ fn add(text: &mut String, epoch: u64, event: &RecordedEvent) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::admin::places::Places;
+    use crate::admin::connections::AdminConnections;
     use crate::control::{Event, RING};
     use http_body_util::BodyExt;
 
@@ -110,7 +110,7 @@ mod tests {
     /// The ring goes on without a reader that takes nothing; it is told how many events it has lost.
     #[tokio::test]
     async fn a_slow_reader_loses_events_and_is_told_how_many() {
-        let (events, place) = (Events::new(), Arc::new(Places::take(&Arc::default())));
+        let (events, place) = (Events::new(), Arc::new(AdminConnections::take(&Arc::default())));
         let (_pause, paused) = watch::channel(false);
         let reading = place.read().unwrap();
         let mut body = respond(Arc::clone(&events), &HeaderMap::new(), reading, paused).into_body();
@@ -137,7 +137,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_quiet_stream_has_a_heartbeat_and_ends_with_the_listener() {
-        let (events, place) = (Events::new(), Arc::new(Places::take(&Arc::default())));
+        let (events, place) = (Events::new(), Arc::new(AdminConnections::take(&Arc::default())));
         let (pause, paused) = watch::channel(false);
         let mut body = respond(events, &HeaderMap::new(), place.read().unwrap(), paused).into_body();
         let began = tokio::time::Instant::now();

@@ -4,21 +4,21 @@
 //! listener answers to, and an Origin must be the listener's own.
 
 mod body;
+mod connections;
 mod event_stream;
-mod places;
 mod routes;
 mod socket;
 
 use crate::control::{Access, Control};
 use crate::http::problem::{Problem, ProblemKind};
 use body::Body;
+use connections::{AdminConnection, AdminConnections};
 use http::header::{AUTHORIZATION, CONNECTION, HOST, ORIGIN};
 use http::{HeaderMap, HeaderValue, Request, Response};
 use hyper::body::Incoming;
 use hyper::server::conn::http1::{Builder, Connection};
 use hyper::service::{HttpService, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use places::{Place, Places};
 use socket::Patient;
 use socket2::{Domain, Protocol, Socket, Type};
 use std::convert::Infallible;
@@ -65,7 +65,7 @@ pub(crate) async fn serve(
     reach: Reach,
     mut pause: watch::Receiver<bool>,
 ) {
-    let places = Arc::new(Places::default());
+    let places = Arc::new(AdminConnections::default());
     loop {
         let paused = pause.clone();
         let accepted = tokio::select! {
@@ -81,7 +81,7 @@ pub(crate) async fn serve(
             }
         };
         let control = Arc::clone(&control);
-        let place = Arc::new(Places::take(&places));
+        let place = Arc::new(AdminConnections::take(&places));
         let (told, is_reading) = (place.told(), place.is_reading());
         let serving = async move {
             let leaving = paused.clone();
@@ -139,7 +139,7 @@ async fn answer(
     reach: Reach,
     request: Request<Incoming>,
     peer: SocketAddr,
-    connection: (&Arc<Place>, &watch::Receiver<bool>),
+    connection: (&Arc<AdminConnection>, &watch::Receiver<bool>),
 ) -> Response<Body> {
     let path = request.uri().path();
     let is_probe = matches!(path, "/livez" | "/readyz");

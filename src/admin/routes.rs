@@ -2,8 +2,8 @@
 
 use super::BODY_TIMEOUT;
 use super::body::Body;
+use super::connections::AdminConnection;
 use super::event_stream;
-use super::places::Place;
 use crate::config::NodeState;
 use crate::control::{CommandResult, Control, PurgeOrder, PurgeTarget, Release};
 use crate::http::problem::{Problem, ProblemKind};
@@ -27,7 +27,7 @@ pub(super) async fn answer(
     control: &dyn Control,
     mut request: Request<Incoming>,
     peer: SocketAddr,
-    (place, paused): (&Arc<Place>, &watch::Receiver<bool>),
+    (place, paused): (&Arc<AdminConnection>, &watch::Receiver<bool>),
 ) -> Result<Response<Body>, Problem> {
     let path = request.uri().path().to_owned();
     let segments: Option<Vec<Cow<'_, str>>> =
@@ -83,7 +83,7 @@ async fn change(
     control: &dyn Control,
     segments: &[&str],
     body: &mut Incoming,
-    place: &Place,
+    place: &AdminConnection,
 ) -> Result<Response<Body>, Problem> {
     match *segments {
         ["api", "cache", "purge"] => {

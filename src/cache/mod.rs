@@ -48,7 +48,7 @@ use http::HeaderMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
-use store::{Found, Store};
+use store::{EntryStore, Found};
 use tokio::sync::Notify;
 
 /// How long a key whose response cannot be shared is passed without waiting for a fetch.
@@ -59,7 +59,7 @@ const SWEEP_PAUSE: Duration = Duration::from_secs(1);
 
 /// The cache of the whole process; it outlives configurations.
 pub(crate) struct Cache {
-    store: Arc<Store>,
+    store: Arc<EntryStore>,
     fills: Arc<Fills>,
     memory: u64,
     started: Instant,
@@ -103,7 +103,7 @@ impl Cache {
     /// room for another.
     pub(crate) fn new(memory: u64, budget: &Arc<Budget>, evicted: impl Fn() + Send + Sync + 'static) -> Cache {
         Cache {
-            store: Arc::new(Store::new(memory, evicted)),
+            store: Arc::new(EntryStore::new(memory, evicted)),
             fills: Arc::new(Fills::new(budget)),
             memory,
             started: Instant::now(),

@@ -115,7 +115,7 @@ pub(super) struct Address<'a> {
 }
 
 /// The store. What it holds is bounded by weight; the least recently used goes first.
-pub(super) struct Store {
+pub(super) struct EntryStore {
     table: moka::sync::Cache<u128, Arc<StoredEntry>, AsIs>,
     rules: ArcSwap<PurgeRules>,
     /// `rules.epoch`, for the look that every hit takes.
@@ -183,7 +183,7 @@ impl Running {
 
 /// A fetch that has begun and not ended: rules that came later are kept for it.
 pub(crate) struct FetchToken {
-    store: Arc<Store>,
+    store: Arc<EntryStore>,
     pub(crate) epoch: Epoch,
     pub(super) turn: Turn,
     uri: UriHash,
@@ -229,8 +229,8 @@ impl Drop for FetchToken {
     }
 }
 
-impl Store {
-    pub(super) fn new(memory: u64, evicted: impl Fn() + Send + Sync + 'static) -> Store {
+impl EntryStore {
+    pub(super) fn new(memory: u64, evicted: impl Fn() + Send + Sync + 'static) -> EntryStore {
         let uris = Arc::new(Uris::default());
         let held = Arc::clone(&uris);
         let table = moka::sync::Cache::builder()
@@ -250,7 +250,7 @@ impl Store {
                 }
             })
             .build_with_hasher(AsIs);
-        Store {
+        EntryStore {
             table,
             rules: ArcSwap::default(),
             epoch: AtomicU64::new(0),

@@ -41,19 +41,19 @@ pub(crate) trait Control: Send + Sync {
     fn reload(&self) -> Pin<Box<dyn Future<Output = Result<String, String>> + Send + '_>>;
     /// Removes stored responses from the cache: in force for every request that comes later. Returns how many it has
     /// struck, or why the order makes no sense.
-    fn purge(&self, order: PurgeOrder) -> Asked<'_, u64>;
+    fn purge(&self, order: PurgeOrder) -> Reply<'_, u64>;
     /// Returns the records of requests with an `Idempotency-Key`; or why the store cannot tell.
-    fn idempotency<'a>(&'a self, key: &'a str) -> Asked<'a, Vec<RecordStatus>>;
+    fn idempotency<'a>(&'a self, key: &'a str) -> Reply<'a, Vec<RecordStatus>>;
     /// Releases a record that has ended, so that the next request with its key runs; `by` is who says so.
-    fn release<'a>(&'a self, id: &'a str, by: SocketAddr) -> Asked<'a, Release>;
+    fn release<'a>(&'a self, id: &'a str, by: SocketAddr) -> Reply<'a, Release>;
     /// Returns the events of the process.
     fn events(&self) -> Arc<Events>;
     /// Begins to drain, as SIGTERM does.
     fn drain(&self);
 }
 
-/// The answer of a store that may fail.
-pub(crate) type Asked<'a, T> = Pin<Box<dyn Future<Output = Result<T, String>> + Send + 'a>>;
+/// The reply to a call that the process carries out in the background, or the error as text.
+pub(crate) type Reply<'a, T> = Pin<Box<dyn Future<Output = Result<T, String>> + Send + 'a>>;
 
 /// The result of a release.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

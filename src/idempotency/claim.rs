@@ -4,7 +4,7 @@
 use super::open_claims::{Abandoned, Unsettled};
 use super::record::{Finish, ReleaseWay, Token};
 use super::records::{PATIENCE, Records, ask};
-use super::request::{Asked, Policy};
+use super::request::{KeyedRequest, Policy};
 use super::response::StoredResponse;
 use super::store::{ClaimReply, Claimed, Completion, Found, NewClaim, Release, StoreError};
 use super::warn_unknown;
@@ -41,7 +41,7 @@ pub(crate) enum Settled {
 /// The right to run a request, and the duty to say how it ended.
 pub(crate) struct Claim {
     records: Arc<Records>,
-    asked: Asked,
+    asked: KeyedRequest,
     token: Token,
     ttl: Duration,
     lease: Duration,
@@ -55,7 +55,7 @@ pub(crate) struct Claim {
 
 impl Claim {
     /// Returns the claim that the store has made.
-    fn new(records: Arc<Records>, asked: Asked, token: Token, policy: &Times, reply: &ClaimReply) -> Claim {
+    fn new(records: Arc<Records>, asked: KeyedRequest, token: Token, policy: &Times, reply: &ClaimReply) -> Claim {
         records.opened(policy.lease);
         let way = match (&reply.claimed, reply.is_resent) {
             // An earlier run of the request may have been carried out; the end of this run does not change that.
@@ -103,7 +103,7 @@ impl Claim {
             // Dropped, the claim goes on trying, without the result.
             Settled::Failed => self.may_have_run = !matches!(end, End::Released),
         }
-        let Asked { id, subject, .. } = &self.asked;
+        let KeyedRequest { id, subject, .. } = &self.asked;
         match (&end, settled) {
             (End::Released, Settled::Durable) if self.way == ReleaseWay::Retaken => {
                 warn_unknown(*id, subject, "an earlier run of it may have been carried out");
@@ -168,7 +168,7 @@ struct Times {
 impl Records {
     /// Claims a request. Returns the claim, or the record of an earlier request with its key. A claim whose waiting
     /// request is gone releases itself.
-    pub(crate) async fn claim(self: &Arc<Self>, asked: &Asked, policy: &Policy) -> Result<Turn, StoreError> {
+    pub(crate) async fn claim(self: &Arc<Self>, asked: &KeyedRequest, policy: &Policy) -> Result<Turn, StoreError> {
         let number = self.last.fetch_add(1, Ordering::Relaxed) + 1;
         let token = Token { holder: self.store.holder(), number };
         if !self.claims.enter(token) {

@@ -35,7 +35,7 @@ pub(crate) use fingerprint::{Fingerprint, Fingerprinting};
 pub(crate) use identity::{Id, Scope, Subject};
 pub(crate) use key::key_of;
 pub(crate) use records::Records;
-pub(crate) use request::{Asked, Policy};
+pub(crate) use request::{KeyedRequest, Policy};
 pub(crate) use response::StoredResponse;
 pub(crate) use run::{Origin, Outcome, Pieces, Refused, Sent, Started, run, start};
 pub(crate) use store::{Authorised, Listed};

@@ -6,9 +6,9 @@ use http::StatusCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// A request with a key.
+/// A request with an idempotency key: its identity and its fingerprint.
 #[derive(Clone, Debug)]
-pub(crate) struct Asked {
+pub(crate) struct KeyedRequest {
     pub(crate) id: Id,
     pub(crate) subject: Arc<Subject>,
     pub(crate) fingerprint: Fingerprint,

@@ -3,7 +3,7 @@
 use super::claim::{Claim, End, Settled, Turn};
 use super::record::State;
 use super::records::Records;
-use super::request::{Asked, Policy};
+use super::request::{KeyedRequest, Policy};
 use super::response::StoredResponse;
 use super::store::StoreError;
 use crate::clock::BootTime;
@@ -63,7 +63,7 @@ pub(crate) enum Refused {
 
 /// Finds out whether a request is the first of its key; waits for the run of another one if the route
 /// says so.
-pub(crate) async fn start(records: &Arc<Records>, asked: &Asked, policy: &Policy) -> Started {
+pub(crate) async fn start(records: &Arc<Records>, asked: &KeyedRequest, policy: &Policy) -> Started {
     let deadline = policy.wait.map(|wait| Instant::now() + wait);
     loop {
         let found = match records.claim(asked, policy).await {

@@ -25,7 +25,7 @@ use crate::http::date;
 use crate::http::head::RequestHead;
 use crate::http::problem::{Problem, ProblemKind};
 use crate::idempotency::{
-    Asked, Claim, Fingerprint, Fingerprinting, Id, Origin, Outcome, Pieces, Refused, Sent, Settled, Started,
+    Claim, Fingerprint, Fingerprinting, Id, KeyedRequest, Origin, Outcome, Pieces, Refused, Sent, Settled, Started,
     StoredResponse, Subject, key_of, run, start,
 };
 use crate::upstream::{AnswerBody, Outgoing};
@@ -139,7 +139,7 @@ impl Keyed {
         let (id, subject, fingerprint) =
             (self.id, Arc::clone(&self.subject), self.fingerprint.clone().finish(&body.data));
         self.give(body);
-        let asked = Asked { id, subject, fingerprint };
+        let asked = KeyedRequest { id, subject, fingerprint };
         match start(&self.rules.records, &asked, &self.rules.policy).await {
             Started::First(claim) => {
                 self.note(IdempotencyResult::First);

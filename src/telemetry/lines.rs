@@ -138,11 +138,11 @@ impl<F: Fn(&io::Error)> Writer<F> {
             rest = &rest[piece.len()..];
             match self.write_piece(piece) {
                 Ok(()) => self.is_failing = false,
-                Err(Failure::GivenUp(lost)) => {
+                Err(WriteError::GivenUp(lost)) => {
                     (self.lost)(lost + count(rest));
                     return self.reopen_if_asked();
                 }
-                Err(Failure::Broken(error, lost)) => {
+                Err(WriteError::Broken(error, lost)) => {
                     (self.lost)(lost);
                     if !std::mem::replace(&mut self.is_failing, true) {
                         (self.failing)(&error);
@@ -174,7 +174,7 @@ impl<F: Fn(&io::Error)> Writer<F> {
     }
 
     /// Writes lines whole, or none of the last one of them that does not fit.
-    fn write_piece(&mut self, piece: &[u8]) -> Result<(), Failure> {
+    fn write_piece(&mut self, piece: &[u8]) -> Result<(), WriteError> {
         let begun = self.out.length();
         let mut written = 0;
         let failure = loop {
@@ -182,7 +182,7 @@ impl<F: Fn(&io::Error)> Writer<F> {
                 return Ok(());
             }
             match self.write_some(&piece[written..]) {
-                Ok(0) => break Failure::Broken(ErrorKind::WriteZero.into(), 0),
+                Ok(0) => break WriteError::Broken(ErrorKind::WriteZero.into(), 0),
                 Ok(length) => written += length,
                 Err(failure) => break failure,
             }
@@ -191,35 +191,35 @@ impl<F: Fn(&io::Error)> Writer<F> {
         self.out.take_back(begun, written, written - whole);
         let lost = count(&piece[whole..]);
         Err(match failure {
-            Failure::GivenUp(_) => Failure::GivenUp(lost),
-            Failure::Broken(error, _) => Failure::Broken(error, lost),
+            WriteError::GivenUp(_) => WriteError::GivenUp(lost),
+            WriteError::Broken(error, _) => WriteError::Broken(error, lost),
         })
     }
 
-    fn write_some(&mut self, piece: &[u8]) -> Result<usize, Failure> {
+    fn write_some(&mut self, piece: &[u8]) -> Result<usize, WriteError> {
         let since = Instant::now();
         loop {
             if !self.out.is_regular {
                 while !is_writable(self.out.file.as_fd(), LOOK) {
                     if self.gives_up(since) {
-                        return Err(Failure::GivenUp(0));
+                        return Err(WriteError::GivenUp(0));
                     }
                 }
             }
             match self.out.write(piece) {
                 Err(error) if matches!(error.kind(), ErrorKind::Interrupted | ErrorKind::WouldBlock) => {
                     if self.gives_up(since) {
-                        return Err(Failure::GivenUp(0));
+                        return Err(WriteError::GivenUp(0));
                     }
                 }
-                written => return written.map_err(|error| Failure::Broken(error, 0)),
+                written => return written.map_err(|error| WriteError::Broken(error, 0)),
             }
         }
     }
 }
 
 /// Why a piece was not written, and how many of its lines are lost.
-enum Failure {
+enum WriteError {
     /// The destination takes nothing, and is waited for no longer.
     GivenUp(u64),
     Broken(io::Error, u64),

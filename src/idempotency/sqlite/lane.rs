@@ -48,28 +48,28 @@ pub(super) trait Carrier: Send + 'static {
     type Db;
     /// Whether it pays to wait for more calls when there are many: one commit is for all of them.
     const GATHERS: bool;
-    fn carry_out(&mut self, jobs: &mut [Box<dyn Job<Self::Db>>]) -> Result<(), Failure>;
+    fn carry_out(&mut self, jobs: &mut [Box<dyn Job<Self::Db>>]) -> Result<(), JobFailure>;
 }
 
 /// Why nothing was carried out.
-pub(super) struct Failure {
+pub(super) struct JobFailure {
     pub(super) error: StoreError,
     /// It was one of the calls, which says nothing of the others.
     pub(super) is_of_one: bool,
 }
 
-impl Failure {
-    pub(super) fn of_all(error: impl fmt::Display) -> Failure {
-        Failure { error: StoreError::Failed(error.to_string()), is_of_one: false }
+impl JobFailure {
+    pub(super) fn of_all(error: impl fmt::Display) -> JobFailure {
+        JobFailure { error: StoreError::Failed(error.to_string()), is_of_one: false }
     }
 
-    pub(super) fn of_one(error: impl fmt::Display) -> Failure {
-        Failure { is_of_one: true, ..Failure::of_all(error) }
+    pub(super) fn of_one(error: impl fmt::Display) -> JobFailure {
+        JobFailure { is_of_one: true, ..JobFailure::of_all(error) }
     }
 
     /// All may be there, or nothing.
-    pub(super) fn torn(error: impl fmt::Display) -> Failure {
-        Failure { error: StoreError::Torn(error.to_string()), is_of_one: false }
+    pub(super) fn torn(error: impl fmt::Display) -> JobFailure {
+        JobFailure { error: StoreError::Torn(error.to_string()), is_of_one: false }
     }
 }
 
@@ -127,14 +127,14 @@ fn work<C: Carrier>(mut carrier: C, jobs: &Receiver<Box<dyn Job<C::Db>>>) {
         before = batch.len();
         match carrier.carry_out(&mut batch) {
             // A row that cannot be read must not be everybody's misfortune.
-            Err(Failure { is_of_one: true, .. }) if batch.len() > 1 => {
+            Err(JobFailure { is_of_one: true, .. }) if batch.len() > 1 => {
                 let mut all = Ok(());
                 for mut job in batch.drain(..) {
                     let outcome = match &all {
                         Ok(()) => carrier.carry_out(std::slice::from_mut(&mut job)),
-                        Err(error) => Err(Failure { error: StoreError::clone(error), is_of_one: false }),
+                        Err(error) => Err(JobFailure { error: StoreError::clone(error), is_of_one: false }),
                     };
-                    if let Err(Failure { error, is_of_one: false }) = &outcome {
+                    if let Err(JobFailure { error, is_of_one: false }) = &outcome {
                         all = Err(error.clone());
                     }
                     job.settle(outcome.map_err(|failure| failure.error));

@@ -20,7 +20,7 @@ use super::store::{Authorised, ClaimReply, Completion, Done, Found, Listed, NewC
 use crate::clock::BootTime;
 use file::{Sides, StoreFile, Use};
 use holders::Holders;
-use lane::{Carrier, Failure, Job, Lane};
+use lane::{Carrier, Job, JobFailure, Lane};
 use rusqlite::Connection;
 use std::path::Path;
 use std::sync::Arc;
@@ -148,19 +148,19 @@ impl Carrier for Writer {
     type Db = Desk;
     const GATHERS: bool = true;
 
-    fn carry_out(&mut self, jobs: &mut [Box<dyn Job<Desk>>]) -> Result<(), Failure> {
-        let committed = self.prepare(jobs).and_then(|count| self.commit(count).map_err(Failure::torn));
+    fn carry_out(&mut self, jobs: &mut [Box<dyn Job<Desk>>]) -> Result<(), JobFailure> {
+        let committed = self.prepare(jobs).and_then(|count| self.commit(count).map_err(JobFailure::torn));
         if committed.is_err() {
             // Others must not wait for what is left of it.
             let _ = self.desk.connection.execute_batch("ROLLBACK");
             self.desk.last_beat = None;
         }
         match (&committed, self.is_out) {
-            (Err(Failure { error, is_of_one: true }), _) => {
+            (Err(JobFailure { error, is_of_one: true }), _) => {
                 tracing::error!(%error, path = %self.file.path.display(), "a call to the idempotency store failed");
             }
             (Ok(()), true) => tracing::info!(path = %self.file.path.display(), "the idempotency store works again"),
-            (Err(Failure { error, .. }), false) => {
+            (Err(JobFailure { error, .. }), false) => {
                 tracing::error!(%error, path = %self.file.path.display(), "the idempotency store is out of order");
             }
             _ => {}
@@ -173,14 +173,14 @@ impl Carrier for Writer {
 
 impl Writer {
     /// Does everything but make it durable; gives how many records there are then, if that changes.
-    fn prepare(&mut self, jobs: &mut [Box<dyn Job<Desk>>]) -> Result<Option<u64>, Failure> {
-        self.begin().map_err(Failure::of_all)?;
+    fn prepare(&mut self, jobs: &mut [Box<dyn Job<Desk>>]) -> Result<Option<u64>, JobFailure> {
+        self.begin().map_err(JobFailure::of_all)?;
         for job in jobs {
-            job.run(&mut self.desk).map_err(Failure::of_one)?;
+            job.run(&mut self.desk).map_err(JobFailure::of_one)?;
         }
         match self.desk.added {
             0 => Ok(None),
-            added => rows::extend(&self.desk.connection, added).map(Some).map_err(Failure::of_all),
+            added => rows::extend(&self.desk.connection, added).map(Some).map_err(JobFailure::of_all),
         }
     }
 
@@ -216,7 +216,7 @@ impl Carrier for Reader {
     type Db = Connection;
     const GATHERS: bool = false;
 
-    fn carry_out(&mut self, jobs: &mut [Box<dyn Job<Connection>>]) -> Result<(), Failure> {
+    fn carry_out(&mut self, jobs: &mut [Box<dyn Job<Connection>>]) -> Result<(), JobFailure> {
         let read = self.read(jobs);
         if read.is_err() {
             self.connection = None;
@@ -226,11 +226,11 @@ impl Carrier for Reader {
 }
 
 impl Reader {
-    fn read(&mut self, jobs: &mut [Box<dyn Job<Connection>>]) -> Result<(), Failure> {
+    fn read(&mut self, jobs: &mut [Box<dyn Job<Connection>>]) -> Result<(), JobFailure> {
         let connection = match &mut self.connection {
             Some(connection) => connection,
-            none => none.insert(self.file.connect(Use::Reading).map_err(Failure::of_all)?),
+            none => none.insert(self.file.connect(Use::Reading).map_err(JobFailure::of_all)?),
         };
-        jobs.iter_mut().try_for_each(|job| job.run(connection)).map_err(Failure::of_one)
+        jobs.iter_mut().try_for_each(|job| job.run(connection)).map_err(JobFailure::of_one)
     }
 }

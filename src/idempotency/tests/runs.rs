@@ -15,8 +15,8 @@ fn policy() -> Policy {
     }
 }
 
-fn asked(number: u8) -> Asked {
-    Asked { id: id(number), subject: Arc::new(subject(number)), fingerprint: Fingerprint([0; 32]) }
+fn asked(number: u8) -> KeyedRequest {
+    KeyedRequest { id: id(number), subject: Arc::new(subject(number)), fingerprint: Fingerprint([0; 32]) }
 }
 
 fn records(kind: Kind) -> Arc<Records> {

@@ -5,9 +5,9 @@ use crate::cache::{Cache, Purge};
 use crate::clock::{self, steady_millis};
 use crate::config::{self, NodeState};
 use crate::control::{
-    Access, Asked, CacheStatus, ConfigStatus, ConnectionsStatus, Control, DiscoveryStatus, DrainStatus,
-    EffectiveConfig, Event, Events, HealthCheckStatus, IdempotencyStatus, KeyOwners, ListenerStatus, NodeStatus,
-    PoolStatus, PurgeOrder, PurgeTarget, RecordStatus, Release, Status,
+    Access, CacheStatus, ConfigStatus, ConnectionsStatus, Control, DiscoveryStatus, DrainStatus, EffectiveConfig,
+    Event, Events, HealthCheckStatus, IdempotencyStatus, KeyOwners, ListenerStatus, NodeStatus, PoolStatus, PurgeOrder,
+    PurgeTarget, RecordStatus, Release, Reply, Status,
 };
 use crate::idempotency::{Authorised, Id, Listed};
 use crate::server::listener::open::Open;
@@ -109,12 +109,12 @@ impl Control for Handle {
         Box::pin(async {
             let (answer, told) = oneshot::channel();
             let gone = |_| "the proxy is stopping".to_owned();
-            self.triggers.send(Trigger::Asked(answer)).await.map_err(|_| gone(()))?;
+            self.triggers.send(Trigger::AdminApi(answer)).await.map_err(|_| gone(()))?;
             told.await.unwrap_or_else(|_| Err(gone(())))
         })
     }
 
-    fn purge(&self, order: PurgeOrder) -> Asked<'_, u64> {
+    fn purge(&self, order: PurgeOrder) -> Reply<'_, u64> {
         Box::pin(async move {
             let (by, value) = match &order.what {
                 PurgeTarget::All => ("all", None),
@@ -139,7 +139,7 @@ impl Control for Handle {
         })
     }
 
-    fn idempotency<'a>(&'a self, key: &'a str) -> Asked<'a, Vec<RecordStatus>> {
+    fn idempotency<'a>(&'a self, key: &'a str) -> Reply<'a, Vec<RecordStatus>> {
         Box::pin(async move {
             let Some(records) = self.records.get() else { return Ok(Vec::new()) };
             let found = records.find(key).await.map_err(|error| error.to_string())?;
@@ -147,7 +147,7 @@ impl Control for Handle {
         })
     }
 
-    fn release<'a>(&'a self, id: &'a str, by: SocketAddr) -> Asked<'a, Release> {
+    fn release<'a>(&'a self, id: &'a str, by: SocketAddr) -> Reply<'a, Release> {
         Box::pin(async move {
             let (Some(records), Some(id)) = (self.records.get(), Id::parse(id)) else { return Ok(Release::Absent) };
             // Said before, for the store may carry it out when nobody waits for it any more.

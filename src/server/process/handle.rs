@@ -2,7 +2,7 @@
 
 use super::background::Background;
 use super::hints::Hints;
-use super::store::Store;
+use super::store::OpenStore;
 use crate::cache::Cache;
 use crate::clock;
 use crate::config::FileStamp;
@@ -37,7 +37,7 @@ pub(in crate::server) struct Handle {
     pub(in crate::server) discovered: Arc<Discovered>,
     pub(in crate::server) cache: Arc<Cache>,
     pub(in crate::server) budget: Arc<Budget>,
-    pub(in crate::server) records: Store,
+    pub(in crate::server) records: OpenStore,
     pub(in crate::server) stage: watch::Sender<Stage>,
     pub(in crate::server) open: watch::Sender<Vec<Open>>,
     pub(in crate::server) triggers: mpsc::Sender<Trigger>,
@@ -145,7 +145,7 @@ pub(in crate::server) enum Trigger {
     /// SIGHUP; files of logs are opened anew.
     Signal,
     /// A request of the admin API, which waits for the result.
-    Asked(oneshot::Sender<Result<String, String>>),
+    AdminApi(oneshot::Sender<Result<String, String>>),
 }
 
 /// The result of the last reload.

@@ -95,7 +95,7 @@ pub(super) async fn run(handle: Arc<Handle>, mut triggers: mpsc::Receiver<Trigge
             continue;
         }
         systemd::reloading();
-        let is_asked = batch.iter().any(|trigger| matches!(trigger, Trigger::Asked(_)));
+        let is_asked = batch.iter().any(|trigger| matches!(trigger, Trigger::AdminApi(_)));
         // Without a content that was read before there is nothing but what is being written.
         let parsed = match handle.hints.is_written() && (is_asked || read.is_none()) {
             true => Err(ReloadError::Written),
@@ -118,7 +118,7 @@ pub(super) async fn run(handle: Arc<Handle>, mut triggers: mpsc::Receiver<Trigge
         let told = handle.remember(result);
         systemd::ready(told.as_ref().map_or_else(String::as_str, String::as_str));
         for trigger in batch {
-            if let Trigger::Asked(answer) = trigger {
+            if let Trigger::AdminApi(answer) = trigger {
                 // Who asked may have gone.
                 let _ = answer.send(told.clone());
             }

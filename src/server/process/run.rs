@@ -8,7 +8,7 @@ use super::inherited::{Inherited, Predecessor};
 use super::log::{LogError, open_log};
 use super::nofile;
 use super::reload;
-use super::store::{Store, StoreUnavailable};
+use super::store::{OpenStore, StoreUnavailable};
 use super::systemd;
 use super::upgrade;
 use crate::admin::Reach;
@@ -114,7 +114,7 @@ async fn build(
     };
     nofile::raise(settings.limits.connections);
     let log = open_log(&config, &metrics)?;
-    let records = Store::default();
+    let records = OpenStore::default();
     let opened = open_store(&records, &config, (&metrics, &events), inherited)?;
     let background = Background::start().map_err(StartError::Thread)?;
     let runtime = background.runtime();
@@ -191,7 +191,7 @@ fn register_gauges(handle: &Handle) {
 
 /// Opens the idempotency store, where a route uses one: the same as the process before had.
 fn open_store(
-    records: &Store,
+    records: &OpenStore,
     config: &Config,
     (metrics, events): (&Metrics, &Arc<Events>),
     inherited: &Inherited,

@@ -13,7 +13,7 @@ const LAST_MOMENT: Duration = Duration::from_secs(1);
 
 /// The store, once a route uses it.
 #[derive(Clone, Default)]
-pub(in crate::server) struct Store(Arc<OnceLock<Arc<Records>>>);
+pub(in crate::server) struct OpenStore(Arc<OnceLock<Arc<Records>>>);
 
 /// A store that cannot be opened.
 #[derive(Debug, thiserror::Error)]
@@ -23,7 +23,7 @@ pub(crate) struct StoreUnavailable {
     cause: OpenError,
 }
 
-impl Store {
+impl OpenStore {
     pub(in crate::server) fn get(&self) -> Option<&Arc<Records>> {
         self.0.get()
     }

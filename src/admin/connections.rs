@@ -14,12 +14,12 @@ const MAX_READERS: usize = 32;
 
 /// The connections of one listener; those first whose clients have been waited for longest.
 #[derive(Default)]
-pub(super) struct Places {
+pub(super) struct AdminConnections {
     all: Mutex<VecDeque<Arc<State>>>,
     readers: Readers,
 }
 
-/// The places of those who read a stream.
+/// The connections of those who read a stream.
 struct Readers(Arc<Semaphore>);
 
 impl Default for Readers {
@@ -28,7 +28,7 @@ impl Default for Readers {
     }
 }
 
-/// One connection.
+/// The state of one connection.
 #[derive(Default)]
 pub(super) struct State {
     /// The proxy works on its request: its client is not waited for.
@@ -39,17 +39,17 @@ pub(super) struct State {
     leave: Arc<Notify>,
 }
 
-/// A connection's place, as long as it lives.
-pub(super) struct Place {
-    places: Arc<Places>,
+/// One connection among the others of its listener, for as long as it lives.
+pub(super) struct AdminConnection {
+    connections: Arc<AdminConnections>,
     state: Arc<State>,
 }
 
-impl Places {
-    /// Takes a place. Where there are too many connections, another one has to go.
-    pub(super) fn take(places: &Arc<Places>) -> Place {
+impl AdminConnections {
+    /// Returns an entry for a new connection. Where there are too many, another one has to go.
+    pub(super) fn take(connections: &Arc<AdminConnections>) -> AdminConnection {
         let state: Arc<State> = Arc::default();
-        let mut all = places.all.lock();
+        let mut all = connections.all.lock();
         if all.len() >= MAX_CONNECTIONS {
             let waits = |state: &Arc<State>| !state.is_working.load(Ordering::Relaxed);
             if let Some(gone) = all.iter().position(waits).and_then(|at| all.remove(at)) {
@@ -58,11 +58,11 @@ impl Places {
         }
         all.push_back(Arc::clone(&state));
         drop(all);
-        Place { places: Arc::clone(places), state }
+        AdminConnection { connections: Arc::clone(connections), state }
     }
 }
 
-impl Place {
+impl AdminConnection {
     /// Keeps the connection while the proxy works on its request.
     pub(super) async fn working<T>(&self, work: impl Future<Output = T>) -> T {
         self.state.is_working.store(true, Ordering::Relaxed);
@@ -73,10 +73,10 @@ impl Place {
 
     /// Lets the connection read a stream; `None` where there are too many readers.
     pub(super) fn read(self: &Arc<Self>) -> Option<Reading> {
-        let permit = Arc::clone(&self.places.readers.0).try_acquire_owned().ok()?;
+        let permit = Arc::clone(&self.connections.readers.0).try_acquire_owned().ok()?;
         self.state.is_working.store(true, Ordering::Relaxed);
         self.state.is_reading.store(true, Ordering::Relaxed);
-        Some(Reading { place: Arc::clone(self), _permit: permit })
+        Some(Reading { connection: Arc::clone(self), _permit: permit })
     }
 
     /// Returns whether the connection reads a stream, as it changes.
@@ -86,8 +86,8 @@ impl Place {
 
     /// Waits for the client from now on.
     fn await_client(&self) {
-        let mut all = self.places.all.lock();
-        // From now on its client is waited for, if it still has its place.
+        let mut all = self.connections.all.lock();
+        // From now on its client is waited for, if it still has its connection.
         if let Some(at) = all.iter().position(|state| Arc::ptr_eq(state, &self.state)) {
             all.remove(at);
             all.push_back(Arc::clone(&self.state));
@@ -103,20 +103,20 @@ impl Place {
 
 /// A connection that reads a stream, until this is dropped.
 pub(super) struct Reading {
-    place: Arc<Place>,
+    connection: Arc<AdminConnection>,
     _permit: OwnedSemaphorePermit,
 }
 
 impl Drop for Reading {
     fn drop(&mut self) {
-        self.place.state.is_reading.store(false, Ordering::Relaxed);
-        self.place.await_client();
+        self.connection.state.is_reading.store(false, Ordering::Relaxed);
+        self.connection.await_client();
     }
 }
 
-impl Drop for Place {
+impl Drop for AdminConnection {
     fn drop(&mut self) {
-        let mut all = self.places.all.lock();
+        let mut all = self.connections.all.lock();
         all.retain(|state| !Arc::ptr_eq(state, &self.state));
     }
 }
@@ -128,11 +128,12 @@ mod tests {
 
     #[tokio::test]
     async fn readers_are_bounded_and_stay() {
-        let places: Arc<Places> = Arc::default();
-        let all: Vec<Arc<Place>> = (0..MAX_CONNECTIONS).map(|_| Arc::new(Places::take(&places))).collect();
-        let readers: Vec<Reading> = all.iter().filter_map(Place::read).collect();
+        let connections: Arc<AdminConnections> = Arc::default();
+        let all: Vec<Arc<AdminConnection>> =
+            (0..MAX_CONNECTIONS).map(|_| Arc::new(AdminConnections::take(&connections))).collect();
+        let readers: Vec<Reading> = all.iter().filter_map(AdminConnection::read).collect();
         assert_eq!(readers.len(), MAX_READERS);
-        let another = Places::take(&places);
+        let another = AdminConnections::take(&connections);
         all[MAX_READERS].told().notified().await;
         drop((readers, another));
         assert!(all[0].read().is_some());
@@ -140,24 +141,24 @@ mod tests {
 
     #[tokio::test]
     async fn the_oldest_goes_whose_client_is_waited_for() {
-        let places: Arc<Places> = Arc::default();
-        let all: Vec<Place> = (0..MAX_CONNECTIONS).map(|_| Places::take(&places)).collect();
+        let connections: Arc<AdminConnections> = Arc::default();
+        let all: Vec<AdminConnection> = (0..MAX_CONNECTIONS).map(|_| AdminConnections::take(&connections)).collect();
         all[0].state.is_working.store(true, Ordering::Relaxed);
-        let another = Places::take(&places);
+        let another = AdminConnections::take(&connections);
         all[1].told().notified().await;
-        assert_eq!(places.all.lock().len(), MAX_CONNECTIONS);
+        assert_eq!(connections.all.lock().len(), MAX_CONNECTIONS);
         drop((all, another));
-        assert!(places.all.lock().is_empty());
+        assert!(connections.all.lock().is_empty());
     }
     /// Its client is waited for again from the end of the work.
     #[tokio::test]
     async fn one_that_was_worked_for_goes_last() {
-        let places: Arc<Places> = Arc::default();
-        let all: Vec<Place> = (0..MAX_CONNECTIONS).map(|_| Places::take(&places)).collect();
+        let connections: Arc<AdminConnections> = Arc::default();
+        let all: Vec<AdminConnection> = (0..MAX_CONNECTIONS).map(|_| AdminConnections::take(&connections)).collect();
         all[0].working(async {}).await;
-        let another = Places::take(&places);
-        let must_go = async |place: &Place| {
-            let told = place.told();
+        let another = AdminConnections::take(&connections);
+        let must_go = async |connection: &AdminConnection| {
+            let told = connection.told();
             tokio::time::timeout(Duration::ZERO, told.notified()).await.is_ok()
         };
         assert_eq!((must_go(&all[0]).await, must_go(&all[1]).await), (false, true));
