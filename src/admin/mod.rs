@@ -65,7 +65,7 @@ pub(crate) async fn serve(
     reach: Reach,
     mut pause: watch::Receiver<bool>,
 ) {
-    let places = Arc::new(AdminConnections::default());
+    let connections = Arc::new(AdminConnections::default());
     loop {
         let paused = pause.clone();
         let accepted = tokio::select! {
@@ -81,14 +81,14 @@ pub(crate) async fn serve(
             }
         };
         let control = Arc::clone(&control);
-        let place = Arc::new(AdminConnections::take(&places));
-        let (told, is_reading) = (place.told(), place.is_reading());
+        let entry = Arc::new(AdminConnections::take(&connections));
+        let (told, is_reading) = (entry.told(), entry.is_reading());
         let serving = async move {
             let leaving = paused.clone();
             let service = service_fn(move |request| {
-                let (control, leaving, place) = (Arc::clone(&control), leaving.clone(), Arc::clone(&place));
+                let (control, leaving, entry) = (Arc::clone(&control), leaving.clone(), Arc::clone(&entry));
                 async move {
-                    let mut answer = answer(&*control, reach, request, peer, (&place, &leaving)).await;
+                    let mut answer = answer(&*control, reach, request, peer, (&entry, &leaving)).await;
                     if *leaving.borrow() {
                         answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
                     }
