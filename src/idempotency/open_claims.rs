@@ -3,8 +3,9 @@
 
 use super::identity::Id;
 use super::record::{ReleaseWay, Token};
+use foldhash::{HashMap, HashSet};
 use parking_lot::{Mutex, MutexGuard};
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::VecDeque;
 use std::time::Duration;
 
 /// Claims whose end the store has not heard; beyond that, new claims are refused.

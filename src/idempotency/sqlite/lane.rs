@@ -25,21 +25,28 @@ pub(super) trait Job<D>: Send {
     fn settle(self: Box<Self>, outcome: Result<(), StoreError>);
 }
 
-struct Call<T, F> {
+struct Call<T, U, F, G> {
     work: F,
+    /// Makes the answer of the result.
+    finish: G,
     result: Option<T>,
-    done: Done<T>,
+    done: Done<U>,
 }
 
-impl<D, T: Send, F: FnMut(&mut D) -> rusqlite::Result<T> + Send> Job<D> for Call<T, F> {
+impl<D, T, U, F, G> Job<D> for Call<T, U, F, G>
+where
+    T: Send,
+    F: FnMut(&mut D) -> rusqlite::Result<T> + Send,
+    G: FnOnce(T) -> Result<U, StoreError> + Send,
+{
     fn run(&mut self, db: &mut D) -> rusqlite::Result<()> {
         self.result = Some((self.work)(db)?);
         Ok(())
     }
 
     fn settle(self: Box<Self>, outcome: Result<(), StoreError>) {
-        let Call { result, done, .. } = *self;
-        done(outcome.and_then(|()| result.ok_or(StoreError::Ended)));
+        let Call { result, finish, done, .. } = *self;
+        done(outcome.and_then(|()| result.ok_or(StoreError::Ended)).and_then(finish));
     }
 }
 
@@ -93,8 +100,18 @@ impl<D: 'static> Lane<D> {
         work: impl FnMut(&mut D) -> rusqlite::Result<T> + Send + 'static,
         done: Done<T>,
     ) {
+        self.submit_then(work, Ok, done);
+    }
+
+    /// Queues a call whose answer is made of its result.
+    pub(super) fn submit_then<T: Send + 'static, U: 'static>(
+        &self,
+        work: impl FnMut(&mut D) -> rusqlite::Result<T> + Send + 'static,
+        finish: impl FnOnce(T) -> Result<U, StoreError> + Send + 'static,
+        done: Done<U>,
+    ) {
         let Some(queue) = &self.queue else { return done(Err(StoreError::Ended)) };
-        match queue.try_send(Box::new(Call { work, result: None, done })) {
+        match queue.try_send(Box::new(Call { work, finish, result: None, done })) {
             Ok(()) => {}
             Err(TrySendError::Full(job)) => job.settle(Err(StoreError::Overloaded)),
             Err(TrySendError::Disconnected(job)) => job.settle(Err(StoreError::Ended)),

@@ -80,10 +80,8 @@ impl Store for Sqlite {
 
     fn claim(&self, claim: NewClaim, done: Done<ClaimReply>) {
         let sent = BootTime::now();
-        let tell = move |result: Result<Result<_, _>, _>| {
-            done(result.flatten().map(|claimed| ClaimReply { claimed, sent, is_resent: false }));
-        };
-        self.writer.submit(move |desk| rows::claim(desk, &claim), Box::new(tell));
+        let reply = move |claimed: Result<_, _>| claimed.map(|claimed| ClaimReply { claimed, sent, is_resent: false });
+        self.writer.submit_then(move |desk| rows::claim(desk, &claim), reply, done);
     }
 
     fn complete(&self, completion: Completion, done: Done<bool>) {
