@@ -72,6 +72,10 @@ pub(crate) struct Secrets {
     pub(crate) store_url: Option<String>,
     /// The authorities of `idempotency_store.ca_file`.
     pub(crate) store_authorities: Option<rustls::RootCertStore>,
+    /// The password of `idempotency_store.password_file`.
+    pub(crate) store_password: Option<String>,
+    /// How servers are met, by `idempotency_store.tls`.
+    pub(crate) store_tls: Option<Arc<ClientTls>>,
     /// All files that were read, and what they were then.
     pub(crate) files: Vec<(PathBuf, FileStamp)>,
 }

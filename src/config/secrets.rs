@@ -1,7 +1,7 @@
 //! The files that the configuration names: tokens, secrets, certificates and keys. They are read with it,
 //! so that what is wrong with them is told with the place that names them.
 
-use super::diagnostics::Diagnostics;
+use super::diagnostics::{Diagnostics, Span};
 use super::model::{CertificateFiles, ClientAuth, ListenerTls, MinVersion, PoolTls, Protocol, Settings, SniMismatch};
 use super::read::Spanned;
 use super::{FileStamp, Secrets};
@@ -35,6 +35,13 @@ pub(super) fn read(settings: &Settings, folder: &Path, diagnostics: &mut Diagnos
     if let Some(file) = &settings.idempotency_store.ca_file {
         secrets.store_authorities = files.authorities(file);
     }
+    if let Some(file) = &settings.idempotency_store.password_file {
+        secrets.store_password = files.password(file);
+    }
+    if let Some(tls) = &settings.idempotency_store.tls {
+        let subject = Subject { name: "the idempotency store".to_owned(), span: settings.idempotency_store.kind.span };
+        secrets.store_tls = files.client(&subject, tls, &[]).map(Arc::new);
+    }
     for cookie in settings.routes.iter().filter_map(|route| route.affinity_cookie.as_ref()) {
         if let Some(file) = &cookie.secret_file
             && let Some(lines) = files.secrets(file)
@@ -56,13 +63,33 @@ pub(super) fn read(settings: &Settings, folder: &Path, diagnostics: &mut Diagnos
             secrets.ring_seeds.insert(name.value.clone(), seed);
         }
         if let Some(tls) = &pool.tls
-            && let Some(tls) = files.client(name, tls, pool.protocol)
+            && let Some(tls) = files.client(&Subject::pool(name), tls, &[offered(pool.protocol)])
         {
             secrets.pool_tls.insert(name.value.clone(), Arc::new(tls));
         }
     }
     secrets.files = files.read;
     secrets
+}
+
+/// The owner of a `tls` block, for messages.
+struct Subject {
+    name: String,
+    span: Span,
+}
+
+impl Subject {
+    fn pool(name: &Spanned<String>) -> Subject {
+        Subject { name: format!("the pool `{}`", name.value), span: name.span }
+    }
+}
+
+/// Returns the protocol that nodes are offered by ALPN.
+fn offered(protocol: Protocol) -> &'static [u8] {
+    match protocol {
+        Protocol::Http1 => b"http/1.1",
+        Protocol::Http2 => b"h2",
+    }
 }
 
 struct Files<'a> {
@@ -134,6 +161,17 @@ impl Files<'_> {
         Some(url.to_owned())
     }
 
+    /// Returns a password: the first line of its file.
+    fn password(&mut self, file: &Spanned<String>) -> Option<String> {
+        let text = self.text(file)?;
+        self.warn_of_readers(file, "the password");
+        let password = text.lines().next().map(str::trim).filter(|line| !line.is_empty());
+        if password.is_none() {
+            self.diagnostics.error(file.span, format!("expected a password in the first line of `{}`", file.value));
+        }
+        password.map(str::to_owned)
+    }
+
     fn authorities(&mut self, file: &Spanned<String>) -> Option<rustls::RootCertStore> {
         let found = authorities(&self.bytes(file)?);
         found.map_err(|error| self.diagnostics.error(file.span, format!("`{}`: {error}", file.value))).ok()
@@ -190,17 +228,17 @@ impl Files<'_> {
         made.map_err(|error| self.diagnostics.error(listener.span, format!("`tls` does not work: {error}"))).ok()
     }
 
-    /// What the nodes of a pool are met with.
-    fn client(&mut self, pool: &Spanned<String>, tls: &PoolTls, protocol: Protocol) -> Option<ClientTls> {
+    /// What the nodes of a pool, or the servers of a store, are met with.
+    fn client(&mut self, of: &Subject, tls: &PoolTls, protocols: &[&[u8]]) -> Option<ClientTls> {
         let mut digest = Sha256::new();
         digest.update([u8::from(tls.verify)]);
         let trust = match &tls.ca_file {
             _ if !tls.verify => {
                 let message = format!(
-                    "`tls.verify` of the pool `{}` is false: whoever answers at a node's address is taken for it",
-                    pool.value
+                    "`tls.verify` of {} is false: whoever answers at a node's address is taken for it",
+                    of.name
                 );
-                self.diagnostics.warning(pool.span, message);
+                self.diagnostics.warning(of.span, message);
                 Trust::Anybody
             }
             Some(file) => {
@@ -223,15 +261,9 @@ impl Files<'_> {
         for certificate in own.iter().flat_map(|own| &own.key.cert) {
             digest.update(certificate);
         }
-        digest.update(protocol.word());
-        let offered: &[u8] = match protocol {
-            Protocol::Http1 => b"http/1.1",
-            Protocol::Http2 => b"h2",
-        };
-        let made = ClientTls::new(trust, own.as_ref(), &[offered], digest.finalize().to_vec());
-        let told = |error| {
-            self.diagnostics.error(pool.span, format!("`tls` of the pool `{}` does not work: {error}", pool.value))
-        };
+        protocols.iter().for_each(|protocol| digest.update(protocol));
+        let made = ClientTls::new(trust, own.as_ref(), protocols, digest.finalize().to_vec());
+        let told = |error| self.diagnostics.error(of.span, format!("`tls` of {} does not work: {error}", of.name));
         made.map_err(told).ok()
     }
 

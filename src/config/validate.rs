@@ -48,10 +48,34 @@ fn idempotency_store(store: &IdempotencyStore, diagnostics: &mut Diagnostics) {
         let message = "`kind: postgres` needs `url_file`, a file with `postgres://user:password@host:5432/database`";
         diagnostics.error(store.kind.span, message);
     }
-    for (key, file) in [("url_file", &store.url_file), ("ca_file", &store.ca_file)] {
-        if let Some(file) = file.as_ref().filter(|_| !is_postgres) {
-            diagnostics.error(file.span, format!("`{key}` belongs to `kind: postgres`"));
+    let is_redis = store.kind.value == StoreKind::Redis;
+    if is_redis && !cfg!(feature = "redis") {
+        diagnostics.error(store.kind.span, "this Ringway was built without Redis (the feature `redis`)");
+    }
+    if is_redis && store.address.is_none() {
+        diagnostics.error(store.kind.span, "`kind: redis` needs `address`, like `10.0.0.9:6379`, or a list of them");
+    }
+    for (key, kind, value) in [
+        ("url_file", StoreKind::Postgres, &store.url_file),
+        ("ca_file", StoreKind::Postgres, &store.ca_file),
+        ("username", StoreKind::Redis, &store.username),
+        ("password_file", StoreKind::Redis, &store.password_file),
+    ] {
+        if let Some(value) = value.as_ref().filter(|_| store.kind.value != kind) {
+            let hint = if is_redis && key == "ca_file" { "; write `tls: { ca_file: FILE }`" } else { "" };
+            diagnostics.error(value.span, format!("`{key}` belongs to `kind: {}`{hint}", kind.word()));
         }
+    }
+    if let Some(address) = store.address.as_ref().filter(|_| !is_redis) {
+        diagnostics.error(address.span, "`address` belongs to `kind: redis`");
+    }
+    for (key, is_set) in [("tls", store.tls.is_some()), ("durability", store.durability.replicas > 0)] {
+        if is_set && !is_redis {
+            diagnostics.error(store.kind.span, format!("`{key}` belongs to `kind: redis`"));
+        }
+    }
+    if store.username.is_some() && store.password_file.is_none() {
+        diagnostics.error(store.kind.span, "`username` needs `password_file`");
     }
 }
 

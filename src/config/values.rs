@@ -2,7 +2,7 @@
 
 pub(crate) use super::hash_source::HashSource;
 use super::read::{Field, Reader};
-use super::tree::Node;
+use super::tree::{Node, Value};
 use super::units;
 use crate::http::target;
 use http::{HeaderName, HeaderValue, Method, StatusCode};
@@ -229,6 +229,33 @@ scalar!(
     |text| NodeAddress::parse(text),
     |value| value.to_string().into()
 );
+
+/// Where a server listens that has replicas: an address, or a list of them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct ServerAddresses(pub(crate) Vec<NodeAddress>);
+
+impl Field for ServerAddresses {
+    fn read(node: &Node, reader: &mut Reader<'_>) -> Option<Self> {
+        let addresses = match &node.value {
+            Value::Sequence(_) => Vec::read(node, reader)?,
+            _ => vec![NodeAddress::read(node, reader)?],
+        };
+        if addresses.is_empty() {
+            reader.diagnostics.error(node.span, format!("expected {}, found an empty list", NodeAddress::EXPECTED));
+        }
+        Some(ServerAddresses(addresses))
+    }
+    fn schema() -> Json {
+        json!({
+            "title": "server addresses",
+            "type": ["string", "array"],
+            "examples": ["10.0.0.9:6379", ["10.0.0.9:6379", "10.0.0.10:6379"]],
+        })
+    }
+    fn show(&self) -> Json {
+        self.0.show()
+    }
+}
 
 /// A share, in thousandths of a percent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -85,5 +85,7 @@ fn archive(kind: &Kind, is_target: bool) -> Result<Box<dyn Archive>, String> {
         Kind::Sqlite(path) => super::sqlite::archive(path, is_target),
         #[cfg(feature = "postgres")]
         Kind::Postgres(settings) => super::postgres::archive(settings, is_target),
+        #[cfg(feature = "redis")]
+        Kind::Redis(settings) => super::redis::archive(settings, is_target),
     }
 }

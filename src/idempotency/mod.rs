@@ -19,7 +19,9 @@ mod open_claims;
 mod postgres;
 mod record;
 mod records;
-#[cfg(feature = "postgres")]
+#[cfg(feature = "redis")]
+mod redis;
+#[cfg(any(feature = "postgres", feature = "redis"))]
 mod remote;
 mod request;
 mod response;
@@ -35,6 +37,8 @@ pub(crate) use fingerprint::{Fingerprint, Fingerprinting};
 pub(crate) use identity::{Id, Scope, Subject};
 pub(crate) use key::key_of;
 pub(crate) use records::Records;
+#[cfg(feature = "redis")]
+pub(crate) use redis::{Settings as RedisSettings, TlsSettings as RedisTls};
 pub(crate) use request::{KeyedRequest, Policy};
 pub(crate) use response::StoredResponse;
 pub(crate) use run::{Origin, Outcome, Pieces, Refused, Sent, Started, run, start};

@@ -198,7 +198,7 @@ pub(crate) enum StoreError {
     #[error("{0}")]
     Torn(String),
     /// The store cannot be reached; nothing was sent to it.
-    #[cfg(feature = "postgres")]
+    #[cfg(any(feature = "postgres", feature = "redis"))]
     #[error("the store cannot be reached: {0}")]
     Away(String),
     /// The claim was released before this copy of it arrived.

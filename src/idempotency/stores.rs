@@ -4,6 +4,8 @@ use super::clock::Clock;
 use super::memory::{self, Memory};
 #[cfg(feature = "postgres")]
 use super::postgres;
+#[cfg(feature = "redis")]
+use super::redis;
 use super::sqlite::{FileError, Sqlite};
 use super::store::Store;
 use std::any::Any;
@@ -18,6 +20,8 @@ pub(crate) enum Kind {
     Memory,
     #[cfg(feature = "postgres")]
     Postgres(postgres::Settings),
+    #[cfg(feature = "redis")]
+    Redis(redis::Settings),
 }
 
 impl Kind {
@@ -27,6 +31,10 @@ impl Kind {
         match (self, other) {
             #[cfg(feature = "postgres")]
             (Kind::Postgres(one), Kind::Postgres(other)) => one.identity_file == other.identity_file,
+            #[cfg(feature = "redis")]
+            (Kind::Redis(one), Kind::Redis(other)) => {
+                (&one.identity_file, &one.fleet) == (&other.identity_file, &other.fleet)
+            }
             _ => self == other,
         }
     }
@@ -54,6 +62,8 @@ impl Kind {
         match self {
             #[cfg(feature = "postgres")]
             Kind::Postgres(settings) => settings,
+            #[cfg(feature = "redis")]
+            Kind::Redis(settings) => settings,
             local => local,
         }
     }
@@ -64,6 +74,8 @@ impl Kind {
             #[cfg(feature = "postgres")]
             // What the successor reads there is the store that this process has worked on.
             Kind::Postgres(settings) => format!("postgres, known by `{}`", settings.identity_file.display()),
+            #[cfg(feature = "redis")]
+            Kind::Redis(settings) => format!("redis, known by `{}`", settings.identity_file.display()),
             local => local.to_string(),
         }
     }
@@ -76,6 +88,8 @@ impl fmt::Display for Kind {
             Kind::Memory => f.write_str("memory"),
             #[cfg(feature = "postgres")]
             Kind::Postgres(settings) => settings.fmt(f),
+            #[cfg(feature = "redis")]
+            Kind::Redis(settings) => settings.fmt(f),
         }
     }
 }
@@ -102,6 +116,8 @@ pub(super) fn open(kind: &Kind) -> Result<Box<dyn Store>, OpenError> {
         Kind::Memory => Box::new(Memory::new(holder, Clock::new(), memory::MAX_BYTES)),
         #[cfg(feature = "postgres")]
         Kind::Postgres(settings) => Box::new(postgres::start(settings, holder)?),
+        #[cfg(feature = "redis")]
+        Kind::Redis(settings) => Box::new(redis::start(settings, holder)?),
     })
 }
 
@@ -115,6 +131,8 @@ pub(crate) fn inspect(kind: &Kind) -> Result<Vec<String>, String> {
         Kind::Sqlite(path) => super::sqlite::inspect(path).map(|()| promise_of(kind)),
         #[cfg(feature = "postgres")]
         Kind::Postgres(settings) => postgres::inspect(settings),
+        #[cfg(feature = "redis")]
+        Kind::Redis(settings) => redis::inspect(settings),
     }
 }
 
@@ -130,11 +148,13 @@ pub(super) fn promise_of(kind: &Kind) -> Vec<String> {
              result before its client gets it.",
             "A proxy that is killed, or a machine that crashes, loses nothing that the disk has acknowledged; a machine \
              or a disk that is lost takes its records along.",
-            "At most once on this machine: proxies of other machines do not see these records. Share a PostgreSQL store \
-             for that.",
+            "At most once on this machine: proxies of other machines do not see these records. Share a PostgreSQL \
+             or Redis store for that.",
         ],
         #[cfg(feature = "postgres")]
         Kind::Postgres(_) => &[],
+        #[cfg(feature = "redis")]
+        Kind::Redis(_) => &[],
     };
     sentences.iter().map(|&sentence| sentence.to_owned()).collect()
 }
@@ -148,6 +168,8 @@ pub(crate) fn adopt(kind: &Kind) -> Result<Vec<String>, String> {
         Kind::Sqlite(_) | Kind::Memory => Err("only a store that machines share is adopted".to_owned()),
         #[cfg(feature = "postgres")]
         Kind::Postgres(settings) => postgres::adopt(settings),
+        #[cfg(feature = "redis")]
+        Kind::Redis(settings) => redis::adopt(settings),
     }
 }
 

@@ -5,10 +5,12 @@
 mod link;
 mod pgbouncer;
 mod postgres;
+mod redis;
 
 pub(crate) use link::Link;
 pub(crate) use pgbouncer::PgBouncer;
 pub(crate) use postgres::Postgres;
+pub(crate) use redis::Redis;
 
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};

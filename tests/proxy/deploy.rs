@@ -49,3 +49,26 @@ fn the_service_starts_what_there_is() {
     let said = String::from_utf8_lossy(&told.stderr).into_owned();
     assert!(said.contains("/nowhere.yaml") && !said.contains("Usage"), "{said}");
 }
+
+/// The example of a fleet: its configuration is valid with the environment of both ways to start it.
+#[test]
+fn the_fleet_starts_with_the_commands_and_with_the_containers() {
+    let fleet = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/fleet");
+    let told = Command::new(fleet.join("proxy.sh"))
+        .args(["1", "check"])
+        .env("RINGWAY", env!("CARGO_BIN_EXE_ringway"))
+        .output()
+        .unwrap();
+    assert!(told.status.success(), "{told:?}");
+    let text = std::fs::read_to_string(fleet.join("compose.yaml")).unwrap();
+    let environment = text.lines().filter_map(|line| line.trim().strip_prefix("RINGWAY_")?.split_once(": "));
+    let environment = environment.map(|(name, value)| (format!("RINGWAY_{name}"), value.trim_matches('"').to_owned()));
+    let told = Command::new(env!("CARGO_BIN_EXE_ringway"))
+        .args(["check", "--config"])
+        .arg(fleet.join("ringway.yaml"))
+        .envs(environment)
+        .output()
+        .unwrap();
+    assert!(told.status.success(), "{told:?}");
+    assert_eq!(text.matches("RINGWAY_").count(), 5, "each variable once");
+}

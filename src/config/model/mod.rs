@@ -17,7 +17,7 @@ pub(crate) use route::{
 };
 
 use super::read::{Named, Spanned, choices, settings};
-use super::values::Size;
+use super::values::{ServerAddresses, Size};
 use ipnet::IpNet;
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -183,13 +183,15 @@ choices! {
         Memory = "memory",
         /// A PostgreSQL database, which several proxies share.
         Postgres = "postgres",
+        /// A Redis or Valkey server, which several proxies share.
+        Redis = "redis",
     }
 }
 
 settings! {
     /// Where the results of requests with an `Idempotency-Key` are kept.
     IdempotencyStore {
-        /// `sqlite` (a file, durable), `memory` (forgets on restart, and runs again) or `postgres` (a database that the proxies of a fleet share). A change needs a restart.
+        /// `sqlite` (a file, durable), `memory` (forgets on restart, and runs again), `postgres` or `redis` (servers that the proxies of a fleet share). A change needs a restart.
         kind: Spanned<StoreKind> = "sqlite";
         /// The file of `sqlite`, on a local file system; its folder is made where there is none. A change needs a restart.
         path: String = "data/idempotency.db";
@@ -197,7 +199,25 @@ settings! {
         url_file: Option<Spanned<String>> = absent;
         /// For `postgres`: a file with the authorities, in PEM, that the server's certificate may come from; those of the system by default.
         ca_file: Option<Spanned<String>> = absent;
-        /// For `postgres`: a local file that keeps the identity of the database, so that another one, or one that was restarted empty, is refused.
+        /// For `redis`: the address of the server, or a list of addresses, one of which takes writes. A change of address, login or TLS needs no restart.
+        address: Option<Spanned<ServerAddresses>> = absent;
+        /// For `redis`: the user of the server's access control list; without the key the default one.
+        username: Option<Spanned<String>> = absent;
+        /// For `redis`: a file with the password.
+        password_file: Option<Spanned<String>> = absent;
+        /// For `redis`: speaks TLS with the server. Off without the block; `tls: {}` trusts the system's authorities.
+        tls: Option<PoolTls> = absent;
+        /// For `redis`: what must have a claim before its request is sent.
+        durability: Durability = block;
+        /// For `postgres` and `redis`: a local file that keeps the identity of the store, so that another one, or one that was restarted empty, is refused.
         identity_file: String = "data/idempotency-store.id";
+    }
+}
+
+settings! {
+    /// What must have a claim before its request is sent.
+    Durability {
+        /// How many replicas must acknowledge each claim and each result (`WAIT`). With fewer connected, new keys are refused. 0 does not survive a failover.
+        replicas: u32 = "0" within "0" to "16";
     }
 }

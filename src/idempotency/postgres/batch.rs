@@ -9,7 +9,7 @@ use super::rows::{self, Param, Read, kept, signed};
 use crate::clock::BootTime;
 use crate::idempotency::identity::{Id, Subject};
 use crate::idempotency::record::{Event, Finish, ReleaseWay, State, Token, Transition, transition};
-use crate::idempotency::remote::{Call, Pending, SILENCE};
+use crate::idempotency::remote::{Call, Pending, SILENCE, silence_for};
 use crate::idempotency::store::{
     Authorised, BATCH, ClaimReply, Claimed, Completion, Found, NewClaim, Release, StoreError, Tended,
 };
@@ -128,11 +128,6 @@ async fn within_for<T>(silence: Duration, answer: impl Future<Output = Result<T,
         Ok(answer) => answer.map_err(|error| Trouble::of(&error)),
         Err(_) => Err(Trouble::Broken("the server does not answer".to_owned())),
     }
-}
-
-/// Returns for how long the server may be silent after so many bytes of results: they travel at 4 MiB a second at least.
-fn silence_for(bytes: usize) -> Duration {
-    SILENCE + Duration::from_millis(bytes as u64 / 4096)
 }
 
 /// The parameters of many claims, column by column.

@@ -18,7 +18,7 @@ pub(super) use operate::{adopt, inspect};
 pub(super) use schema::script;
 
 use super::record::Holder;
-use super::remote::{Engine, Pending, Remote, Status, Use};
+use super::remote::{Engine, Pending, Remote, Status, Use, holder_name};
 use crate::tls::{ClientTls, Trust};
 use connection::Connection;
 use std::cell::RefCell;
@@ -104,12 +104,6 @@ pub(super) fn start(settings: &Settings, holder: Holder) -> io::Result<Remote<Se
         status,
         used: RefCell::default(),
     })
-}
-
-/// Returns the name by which operators know this process: its host and number.
-fn holder_name() -> String {
-    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
-    format!("{host}/{}", std::process::id())
 }
 
 /// The protocol of a store in PostgreSQL.

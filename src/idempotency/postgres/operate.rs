@@ -5,8 +5,7 @@ use super::rows::{self, Param, signed};
 use super::{Settings, promise};
 use crate::idempotency::copy::{Archive, Archived, PAGE};
 use crate::idempotency::identity::Id;
-use crate::idempotency::remote::{IdentityFile, Known};
-use std::io;
+use crate::idempotency::remote::{IdentityFile, Known, alone};
 use tokio_postgres::config::TargetSessionAttrs;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::Type;
@@ -174,11 +173,4 @@ async fn add(client: &Client, archived: &Archived) -> Result<u64, Error> {
         (&trailers, Type::BYTEA),
     ];
     Ok(client.query_typed(rows::ADD, &params).await?.len() as u64)
-}
-
-/// Runs a future on a runtime of its own.
-pub(super) fn alone<T>(future: impl Future<Output = Result<T, String>>) -> Result<T, String> {
-    let runtime = |error: io::Error| error.to_string();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(runtime)?;
-    tokio::task::LocalSet::new().block_on(&runtime, future)
 }

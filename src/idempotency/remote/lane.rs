@@ -51,7 +51,7 @@ impl<E: Engine> Lane<'_, E> {
             outage = None;
             // Calls of unknown fate show whether the store confirms anything.
             if waiting.is_empty() {
-                self.is_here();
+                self.look(&connection);
             }
             let mut has_served = false;
             match self.serve(&mut connection, &mut waiting, &mut has_served).await {
@@ -145,9 +145,17 @@ impl<E: Engine> Lane<'_, E> {
                 }
                 if waiting.is_empty() {
                     *has_served = true;
-                    self.is_here();
+                    self.look(connection);
                 }
             }
+        }
+    }
+
+    /// Notes whether the store takes claims on a connection that works.
+    fn look(&self, connection: &E::Connection) {
+        match self.engine.refusal(connection) {
+            None => self.is_here(),
+            Some(reason) => self.is_away(&reason),
         }
     }
 

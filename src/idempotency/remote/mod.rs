@@ -63,6 +63,11 @@ pub(super) trait Engine: 'static {
     /// replaced after an error, which is a sentence for operators.
     async fn carry_out(&self, connection: &mut Self::Connection, calls: &mut Vec<Pending>) -> Result<(), String>;
 
+    /// Returns why new claims are refused on a connection that works, in a sentence for operators.
+    fn refusal(&self, _connection: &Self::Connection) -> Option<String> {
+        None
+    }
+
     /// Returns when the connection has ended by itself.
     async fn closed(&self, connection: &Self::Connection);
 }
@@ -117,6 +122,24 @@ pub(super) struct Remote<S> {
     reads: mpsc::Sender<Pending>,
     settings: watch::Sender<S>,
     status: Arc<Status>,
+}
+
+/// Returns for how long the server may be silent after so many bytes of results: they travel at 4 MiB a second at least.
+pub(super) fn silence_for(bytes: usize) -> Duration {
+    SILENCE + Duration::from_millis(bytes as u64 / 4096)
+}
+
+/// Returns the name by which operators know this process: its host and number.
+pub(super) fn holder_name() -> String {
+    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    format!("{host}/{}", std::process::id())
+}
+
+/// Runs a future on a runtime of its own.
+pub(super) fn alone<T>(future: impl Future<Output = Result<T, String>>) -> Result<T, String> {
+    let runtime = |error: io::Error| error.to_string();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(runtime)?;
+    tokio::task::LocalSet::new().block_on(&runtime, future)
 }
 
 impl<S: Clone + Send + Sync + 'static> Remote<S> {

@@ -1,6 +1,8 @@
 //! The promises of a store, over every kind of them, from a factory.
 
 use super::*;
+#[cfg(feature = "redis")]
+use crate::engines::Redis;
 #[cfg(feature = "postgres")]
 use crate::engines::{PgBouncer, Postgres};
 #[cfg(feature = "postgres")]
@@ -136,6 +138,54 @@ impl Kit for PostgresKit {
     }
 }
 
+/// A prefix of its own on the server that tests share.
+#[cfg(feature = "redis")]
+struct RedisKit {
+    server: &'static Redis,
+    settings: RedisSettings,
+    _folder: tempfile::TempDir,
+}
+
+#[cfg(feature = "redis")]
+impl RedisKit {
+    fn start() -> Option<RedisKit> {
+        static NUMBER: AtomicU64 = AtomicU64::new(0);
+        let server = Redis::shared()?;
+        let folder = tempfile::tempdir().unwrap();
+        let settings = RedisSettings {
+            addresses: vec![format!("127.0.0.1:{}", server.port)],
+            username: None,
+            password: None,
+            tls: None,
+            replicas: 0,
+            fleet: format!("conformance{}", NUMBER.fetch_add(1, Ordering::Relaxed)),
+            identity_file: folder.path().join("store.id"),
+        };
+        Some(RedisKit { server, settings, _folder: folder })
+    }
+}
+
+#[cfg(feature = "redis")]
+impl Kit for RedisKit {
+    fn open(&self, holder: u64) -> Box<dyn Store> {
+        let store = redis::start(&self.settings, holder).unwrap();
+        crate::engines::until("a connection", || store.is_up() == Some(true));
+        Box::new(store)
+    }
+
+    fn pass(&self, by: Duration) {
+        self.server.pass(&format!("ringway:{}:", self.settings.fleet), by.as_millis());
+    }
+
+    fn is_shared(&self) -> bool {
+        true
+    }
+
+    fn is_exact(&self) -> bool {
+        false
+    }
+}
+
 /// Returns the kits of the engines that are on this machine.
 fn kits() -> Vec<Box<dyn Kit>> {
     local_kits().into_iter().chain(remote_kits()).collect()
@@ -145,14 +195,19 @@ fn local_kits() -> Vec<Box<dyn Kit>> {
     vec![Box::new(MemoryKit(Arc::new(AtomicU64::new(1_000_000)))), Box::new(SqliteKit::start())]
 }
 
-#[cfg(not(feature = "postgres"))]
 fn remote_kits() -> Vec<Box<dyn Kit>> {
-    Vec::new()
+    #[allow(unused_mut, reason = "without features there are no remote stores")]
+    let mut kits: Vec<Box<dyn Kit>> = Vec::new();
+    #[cfg(feature = "postgres")]
+    kits.extend(postgres_kits());
+    #[cfg(feature = "redis")]
+    kits.extend(RedisKit::start().map(|kit| Box::new(kit) as Box<dyn Kit>));
+    kits
 }
 
 /// PostgreSQL, with and without a pooler.
 #[cfg(feature = "postgres")]
-fn remote_kits() -> Vec<Box<dyn Kit>> {
+fn postgres_kits() -> Vec<Box<dyn Kit>> {
     static POOLER: OnceLock<Option<PgBouncer>> = OnceLock::new();
     let pooler = POOLER.get_or_init(|| Postgres::shared().and_then(PgBouncer::before));
     let direct = PostgresKit::start(None);

@@ -4,6 +4,8 @@ use super::background::Background;
 use crate::config::{Config, StoreKind};
 use crate::control::{Event, Events};
 use crate::idempotency::{Kind, OpenError, Records};
+#[cfg(feature = "redis")]
+use crate::idempotency::{RedisSettings, RedisTls};
 use crate::telemetry::metrics::{Metrics, Sample, elsewhere};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
@@ -111,5 +113,32 @@ pub(crate) fn store_of(config: &Config) -> Result<Kind, StoreUnavailable> {
             Kind::postgres(&url, config.secrets.store_authorities.clone(), &identity_file)
                 .map_err(|cause| StoreUnavailable { kind: "postgres".to_owned(), cause })
         }
+        StoreKind::Redis => redis(config),
     }
+}
+
+#[cfg(feature = "redis")]
+fn redis(config: &Config) -> Result<Kind, StoreUnavailable> {
+    let settings = &config.settings.idempotency_store;
+    let addresses = settings.address.as_ref().map(|addresses| addresses.value.0.as_slice()).unwrap_or_default();
+    let tls = config.secrets.store_tls.as_ref().map(|tls| RedisTls {
+        config: Arc::clone(&tls.config),
+        server_name: settings.tls.as_ref().and_then(|tls| Some(tls.server_name.as_ref()?.value.0.clone())),
+        digest: tls.digest.clone(),
+    });
+    Ok(Kind::Redis(RedisSettings {
+        addresses: addresses.iter().map(ToString::to_string).collect(),
+        username: settings.username.as_ref().map(|username| username.value.clone()),
+        password: config.secrets.store_password.clone(),
+        tls,
+        replicas: settings.durability.replicas,
+        fleet: "default".to_owned(),
+        identity_file: config.path(&settings.identity_file),
+    }))
+}
+
+#[cfg(not(feature = "redis"))]
+fn redis(_: &Config) -> Result<Kind, StoreUnavailable> {
+    let cause = OpenError::Settings("this Ringway was built without the feature `redis`".to_owned());
+    Err(StoreUnavailable { kind: "redis".to_owned(), cause })
 }

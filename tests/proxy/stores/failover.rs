@@ -5,7 +5,6 @@ use super::*;
 use crate::engines::{Link, Postgres};
 use crate::support::eventually;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
 
 /// A primary with a standby, the link over which it streams, and a place that names both.
 fn pair(settings: &[&str]) -> Option<(Postgres, Postgres, Link, Place)> {
@@ -17,33 +16,6 @@ fn pair(settings: &[&str]) -> Option<(Postgres, Postgres, Link, Place)> {
     eventually("the standby", || primary.execute("postgres", is_streaming) == "1");
     let place = Place::new(&url_of(&[primary.port, standby.port], "pay"));
     Some((primary, standby, link, place))
-}
-
-/// Clients that repeat each key at alternating proxies until its result or its unknown outcome is there.
-fn pay_through(proxies: &[Proxy], prefix: &str, clients: usize, is_over: &AtomicBool) -> usize {
-    std::thread::scope(|scope| {
-        let clients: Vec<_> = (0..clients)
-            .map(|client| {
-                scope.spawn(move || {
-                    let mut number = 0;
-                    while !is_over.load(Ordering::Relaxed) {
-                        let key = format!("{prefix}-{client}-{number}");
-                        let deadline = Instant::now() + Duration::from_secs(40);
-                        for proxy in proxies.iter().cycle().skip(client + number) {
-                            let answer = proxy.ask(pay(&key));
-                            if answer.status == 201 || (answer.status == 409 && answer.problem() == "outcome-unknown") {
-                                break;
-                            }
-                            assert!(Instant::now() < deadline, "{key}: {answer:?}");
-                        }
-                        number += 1;
-                    }
-                    number
-                })
-            })
-            .collect();
-        clients.into_iter().map(|client| client.join().unwrap()).sum()
-    })
 }
 
 #[test]

@@ -2,7 +2,9 @@
 
 mod failover;
 mod failures;
+mod histories;
 mod operating;
+mod redis;
 mod sharing;
 
 use crate::idempotency::{charge, configuration};
@@ -10,7 +12,9 @@ use crate::support::{Barrier, Origin, Proxy};
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 /// The file with a store's URL, and the file by which proxies of one machine know the store.
 pub struct Place {
@@ -128,4 +132,31 @@ pub fn pay(key: &str) -> String {
 /// Whether the store takes writes, as the proxy's metrics say.
 pub fn is_up(proxy: &Proxy) -> bool {
     proxy.metric("ringway_store_up{store=\"idempotency\"}") == 1.0
+}
+
+/// Clients that repeat each key at alternating proxies until its result or its unknown outcome is there.
+pub fn pay_through(proxies: &[Proxy], prefix: &str, clients: usize, is_over: &AtomicBool) -> usize {
+    std::thread::scope(|scope| {
+        let clients: Vec<_> = (0..clients)
+            .map(|client| {
+                scope.spawn(move || {
+                    let mut number = 0;
+                    while !is_over.load(Ordering::Relaxed) {
+                        let key = format!("{prefix}-{client}-{number}");
+                        let deadline = Instant::now() + Duration::from_secs(40);
+                        for proxy in proxies.iter().cycle().skip(client + number) {
+                            let answer = proxy.ask(pay(&key));
+                            if answer.status == 201 || (answer.status == 409 && answer.problem() == "outcome-unknown") {
+                                break;
+                            }
+                            assert!(Instant::now() < deadline, "{key}: {answer:?}");
+                        }
+                        number += 1;
+                    }
+                    number
+                })
+            })
+            .collect();
+        clients.into_iter().map(|client| client.join().unwrap()).sum()
+    })
 }

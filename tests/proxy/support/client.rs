@@ -189,6 +189,7 @@ impl Client {
                 true
             }
             Err(error) if error.kind() == ErrorKind::ConnectionReset => false,
+            Err(error) if error.kind() == ErrorKind::Interrupted => self.read_more(),
             Err(error) => panic!("nothing more came: {error}; so far {:?}", String::from_utf8_lossy(&self.buffer)),
         }
     }

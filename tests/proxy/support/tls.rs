@@ -93,7 +93,7 @@ impl Authority {
         }
         values("ca_file").iter().for_each(|path| write(path, &self.pem));
         values("url_file").iter().for_each(|path| write(path, "postgres://ringway:word@db1:5432,db2:5432/ringway"));
-        for key in ["secret_file", "seed_file", "token_file"] {
+        for key in ["secret_file", "seed_file", "token_file", "password_file"] {
             values(key).iter().for_each(|path| write(path, &"5e".repeat(32)));
         }
     }
