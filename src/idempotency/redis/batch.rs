@@ -12,7 +12,7 @@ use super::values::{self, Strange, holder_text, list, number, token_text};
 use crate::clock::BootTime;
 use crate::idempotency::clock::{grace, millis};
 use crate::idempotency::identity::Id;
-use crate::idempotency::record::{Finish, ReleaseWay, State};
+use crate::idempotency::record::{Finish, ReleaseWay};
 use crate::idempotency::remote::{Call, Pending};
 use crate::idempotency::store::{Authorised, BATCH, ClaimReply, Claimed, StoreError, Tended};
 use crate::idempotency::warn_unknown;
@@ -143,13 +143,8 @@ impl Batch<'_> {
                 command
             }
             Call::LookUp(id, _) => {
-                let mut key = self.connection.key("r:");
-                key.extend_from_slice(&id.0);
-                let mut command = ::redis::cmd("HMGET");
-                command.arg(key);
-                for field in ["s", "t", "f", "c", "e", "d", "st", "fi", "bo", "tr"] {
-                    command.arg(field);
-                }
+                let mut command = self.connection.script(Script::LookUp);
+                command.arg(&id.0);
                 command
             }
             Call::Find(key, _) => {
@@ -254,12 +249,10 @@ impl Batch<'_> {
                     broken = Some(reason);
                     calls.push(pending);
                 }
-                Some(Trouble::Refused(error)) if !pending.is_resent => {
+                Some(Trouble::Refused(error)) => {
                     tracing::error!(%error, "a call to the idempotency store failed");
-                    pending.call.fail(error);
+                    pending.refuse(&error);
                 }
-                // An earlier copy of it may have been carried out.
-                Some(Trouble::Refused(error)) => pending.call.fail(StoreError::Torn(error.to_string())),
                 Some(Trouble::Torn(text)) => {
                     tracing::error!(error = text, "a call to the idempotency store failed");
                     pending.call.fail(StoreError::Torn(text));
@@ -337,10 +330,7 @@ fn strange(_: Strange) -> StoreError {
 
 fn answer_read(call: Call, reply: &Value) {
     match call {
-        Call::LookUp(_, done) => {
-            let found = values::found(reply).map_err(strange);
-            done(found.map(|found| found.filter(|found| found.record.state != State::Tombstone)));
-        }
+        Call::LookUp(_, done) => done(values::found(reply).map_err(strange)),
         Call::Find(_, done) => done(values::listed(reply).map_err(strange)),
         Call::Running(done) => done(Ok(list(reply).iter().filter_map(values::running).collect())),
         call => call.fail(strange(Strange)),

@@ -47,6 +47,8 @@ scripts! {
     Tend = "tend", " flags=allow-oom";
     /// Lists the running records of this process.
     Running = "running", " flags=no-writes";
+    /// Reads a record.
+    LookUp = "look_up", " flags=no-writes";
     /// Lists the records of a key.
     Find = "find", " flags=no-writes";
     /// Reads records for a copy.

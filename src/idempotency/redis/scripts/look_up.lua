@@ -1,0 +1,6 @@
+-- The record of an identity, unless its time is up: id. Returns nothing where there is none.
+local r = read(ARGV[2])
+if not r or r.s == '4' or is_over(r) then
+  return false
+end
+return redis.call('HMGET', prefix .. 'r:' .. ARGV[2], 's', 't', 'f', 'c', 'e', 'd', 'st', 'fi', 'bo', 'tr')
