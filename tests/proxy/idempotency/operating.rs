@@ -323,7 +323,8 @@ fn check_says_what_is_wrong_and_what_is_risky() {
         ("", "namespace: \"\"", "expected a namespace"),
         ("", "on_unknown: again", "expected"),
         ("", "leaase: 1s", "did you mean `lease`?"),
-        ("idempotency_store: { kind: redis }\n", "", "expected"),
+        ("idempotency_store: { kind: mysql }\n", "", "expected"),
+        ("idempotency_store: { kind: redis }\n", "", "needs `address`"),
     ] {
         let (valid, said) = run(&["check"], &file(store, rules));
         assert!(!valid && said.contains(expected), "{rules}: {said}");
