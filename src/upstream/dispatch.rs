@@ -266,7 +266,7 @@ impl Dispatch {
     }
 
     /// Returns a copy of a request that may be sent more than once. Requests without a body come back by other ways
-    /// where a kept connection was stale, or a stream was not processed; see [`SendResult`](super::link::Outcome).
+    /// where a kept connection was stale, or a stream was not processed; see [`SendResult`](super::link::SendResult).
     fn spare(&mut self, budget: &Arc<Budget>) -> Option<Spare> {
         let (pool, retries) = (&self.pool, self.retries);
         let reaches_further = pool.retries.reach_beyond_sending() && pool.nodes.len() > 1;

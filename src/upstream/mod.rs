@@ -10,7 +10,7 @@
 //! `connections` are those of a worker: `connect`, `link`, `idle`, `answer` and `interim` are about one connection,
 //! `http2` about those that requests share; `replay_body` keeps a body that may have to be sent again.
 //!
-//! The result of an attempt is a [`link::Outcome`], for everything above rests on the difference
+//! The result of an attempt is a [`link::SendResult`], for everything above rests on the difference
 //! between a request that was never sent and one that may have run.
 
 mod answer;
