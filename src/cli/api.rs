@@ -48,7 +48,7 @@ pub(super) enum ApiError {
     Runtime(io::Error),
 }
 
-/// What is read of a problem document.
+/// The members of a problem document that are read.
 #[derive(Deserialize)]
 struct Refusal {
     detail: String,
@@ -63,7 +63,7 @@ impl Target {
         self.call(Method::POST, path, String::new())
     }
 
-    /// Gives a command, and prints what the proxy says of it.
+    /// Sends a command, and prints the proxy's answer.
     pub(super) fn command(&self, path: &str) -> Outcome {
         report(&self.post(path)?)
     }

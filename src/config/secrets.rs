@@ -228,7 +228,7 @@ impl Files<'_> {
         made.map_err(|error| self.diagnostics.error(listener.span, format!("`tls` does not work: {error}"))).ok()
     }
 
-    /// What the nodes of a pool, or the servers of a store, are met with.
+    /// Returns the TLS settings towards the nodes of a pool or the servers of a store.
     fn client(&mut self, of: &Subject, tls: &PoolTls, protocols: &[&[u8]]) -> Option<ClientTls> {
         let mut digest = Sha256::new();
         digest.update([u8::from(tls.verify)]);

@@ -1,4 +1,4 @@
-//! What single files of `tests/config` cannot say; the cases of errors and warnings are there.
+//! Cases that single files of `tests/config` cannot show; those of errors and warnings are there.
 
 use super::*;
 

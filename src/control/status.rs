@@ -60,7 +60,7 @@ pub(crate) struct IdempotencyStatus {
     pub(crate) store: String,
     /// The store takes writes.
     pub(crate) up: bool,
-    /// What can be lost and when, under the settings that were found on the store.
+    /// The promise of the store under the settings that were found on it: the losses that are possible, and when.
     pub(crate) promise: Vec<String>,
     /// `None` while the store cannot tell.
     pub(crate) records: Option<u64>,

@@ -1,10 +1,11 @@
 //! At most once: a request with an `Idempotency-Key` runs one time, and its repetitions get the same
 //! answer.
 //!
-//! `key`, `identity`, `fingerprint` and `record` are pure: what makes two requests the same, and how
-//! what is known of one may change. `store` says what a store promises; `memory` and `sqlite` are two,
-//! and `stores` opens one. `open_claims` lists the claims of this process. `records` is what a process knows of its store and its own claims, `claim` is one of them, `run` takes
-//! a request through all this. The node is an [`Origin`] that is handed in.
+//! `key`, `identity`, `fingerprint` and `record` are pure: the sameness of two requests, and the transitions of a
+//! record. `store` is the promise of every store, and `stores` opens one: `memory`, `sqlite`, and behind the adapter
+//! `remote` `postgres` and `redis`. `open_claims` lists the claims of this process, `records` joins them and the store,
+//! `claim` is one of them, and `run` takes a request through all this. The node is an [`Origin`] that is handed in.
+//! `copy` moves the records of one store to another.
 
 mod canonical;
 mod claim;

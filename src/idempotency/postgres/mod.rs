@@ -1,17 +1,16 @@
 //! A store in PostgreSQL, which the proxies of a fleet share.
 //!
 //! `connection` finds the server that takes writes and the store that is known, `batch` carries out the calls that wait
-//! in one transaction, `rows` are its statements, `promise` says what the server's settings allow. Statements have no
+//! in one transaction, `rows` are its statements and `params` their parameters, `promise` says what the server's settings allow. Statements have no
 //! names, so that PgBouncer may stand between in transaction mode.
 
 mod batch;
 mod connection;
 mod operate;
+mod params;
 mod promise;
 mod rows;
 mod schema;
-#[cfg(test)]
-mod tests;
 
 pub(super) use operate::archive;
 pub(super) use operate::{adopt, inspect};

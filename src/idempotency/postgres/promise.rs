@@ -1,4 +1,4 @@
-//! What can be lost and when, by the settings that are found on the server.
+//! The promise of the store: the losses that are possible under the settings found on the server, and when.
 
 use tokio_postgres::{Client, Error};
 

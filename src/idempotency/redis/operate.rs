@@ -1,4 +1,4 @@
-//! What an operator asks of a store: whether it is the right one, what it promises, and to take it for the right one.
+//! The commands of operators: to inspect a store, to adopt it, and to copy its records.
 
 use super::Settings;
 use super::connection::{self, Connection};
