@@ -15,6 +15,7 @@ pub(crate) use redis::Redis;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
@@ -34,9 +35,18 @@ pub(crate) fn program(name: &str, folders: &[&str]) -> Option<PathBuf> {
     found
 }
 
-/// Returns a port that was free a moment ago.
+/// Returns a port that is free, and below those that the kernel gives to others: an engine that is killed finds it free
+/// when it comes back.
 pub(crate) fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let first = std::process::id() * 61 % 9000;
+    loop {
+        let step = u32::from(NEXT.fetch_add(1, Ordering::Relaxed));
+        let port = u16::try_from(20_000 + (first + step) % 9000).unwrap();
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
 }
 
 /// Waits until a condition holds.
