@@ -1,35 +1,35 @@
-//! The clocks of the process: the only file that reads the wall's time.
+//! The clocks of the process: the only file that reads the wall clock.
 //!
-//! - [`wall`] and [`unix_seconds`]: the time of day, for dates, tickets, cookies and logs. It may be set, back as well
-//!   as forth, so a decision that must not err uses a clock that is never set.
-//! - [`BootTime`]: goes on while the machine sleeps, for claims that others time too.
+//! - [`wall`] and [`unix_seconds`]: the time of day, for dates, tickets, cookies and logs. It may be set forwards or
+//!   backwards, so a decision that must be right uses a clock that is never set.
+//! - [`BootTime`]: continues while the machine sleeps, for claims that other processes time too.
 //! - [`steady_millis`]: an [`Instant`] as a number that fits into an atomic. Deadlines use [`Instant`] itself.
 //!
-//! Debug builds read `RINGWAY_CLOCK_OFFSET`, in seconds and with a sign: the wall's time of the process is off by as
-//! much. So a test runs proxies whose clocks disagree. (The checks of certificates inside rustls use the real time.)
+//! Debug builds read `RINGWAY_CLOCK_OFFSET`, a signed number of seconds that is added to the wall clock of the process,
+//! so that a test runs proxies whose clocks disagree. (The checks of certificates inside rustls use the real time.)
 
 use rustix::time::{ClockId, clock_gettime};
 use std::sync::{LazyLock, OnceLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-/// Returns the wall's time.
+/// Returns the time of the wall clock.
 pub(crate) fn wall() -> SystemTime {
     #[expect(clippy::disallowed_methods, reason = "here is the place")]
     let time = SystemTime::now();
     if cfg!(debug_assertions) { shifted(time, *OFFSET) } else { time }
 }
 
-/// Returns the wall's time in seconds since 1970, for dates and for what expires by the wall's clock.
+/// Returns the time of the wall clock in seconds since 1970.
 pub(crate) fn unix_seconds() -> u64 {
     since_1970().as_secs()
 }
 
-/// Returns the wall's time since 1970.
+/// Returns the time of the wall clock since 1970.
 pub(crate) fn since_1970() -> Duration {
     wall().duration_since(UNIX_EPOCH).unwrap_or_default()
 }
 
-/// The number of seconds by which a test has the wall's clock be off.
+/// The offset of the wall clock in a test, in seconds.
 static OFFSET: LazyLock<i64> = LazyLock::new(|| {
     let text = std::env::var("RINGWAY_CLOCK_OFFSET");
     text.ok().and_then(|text| text.parse().ok()).unwrap_or(0)
@@ -41,7 +41,7 @@ fn shifted(time: SystemTime, seconds: i64) -> SystemTime {
     shifted.unwrap_or(time)
 }
 
-/// A time of CLOCK_BOOTTIME, which goes on while the machine sleeps or the process is stopped, and is never set.
+/// A time of CLOCK_BOOTTIME, which continues while the machine sleeps or the process is stopped, and is never set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct BootTime(Duration);
 
@@ -60,7 +60,7 @@ impl std::ops::Add<Duration> for BootTime {
     }
 }
 
-/// Returns the time for which the machine has been running, asleep or not.
+/// Returns the time since the machine was booted, including sleep.
 pub(crate) fn since_boot() -> Duration {
     let time = clock_gettime(ClockId::Boottime);
     Duration::new(time.tv_sec.unsigned_abs(), u32::try_from(time.tv_nsec).unwrap_or_default())
@@ -69,7 +69,7 @@ pub(crate) fn since_boot() -> Duration {
 /// Milliseconds since the first call of [`steady_millis`]; never 0, which stands for "never".
 pub(crate) type SteadyMillis = u64;
 
-/// Returns an instant as a number. Instants before the first call are that call's own.
+/// Returns an instant as a number. Instants before the first call count as the time of that call.
 pub(crate) fn steady_millis(at: Instant) -> SteadyMillis {
     static FIRST: OnceLock<Instant> = OnceLock::new();
     let since = at.saturating_duration_since(*FIRST.get_or_init(|| at));

@@ -1,14 +1,14 @@
-//! The differences between two configurations, in words, for who has asked for a reload.
+//! The differences between two configurations, in words, for the log and the admin API.
 
 use super::model::Settings;
 use super::{Config, Secrets};
 
-/// The most names that are told of a kind of change.
+/// The most names that are listed per kind of change.
 const MOST_NAMES: usize = 3;
 
 /// Returns the parts that differ between two configurations, each in a few words; none where nothing has changed.
 pub(crate) fn changes(old: &Config, new: &Config) -> Vec<String> {
-    // In full, so that the compiler asks for a new part here.
+    // Destructured completely, so that the compiler requires a new part here.
     let Settings {
         workers,
         trusted_proxies,
@@ -53,7 +53,7 @@ pub(crate) fn changes(old: &Config, new: &Config) -> Vec<String> {
     changes
 }
 
-/// Returns the changes of a list with names: how many entries are new, gone and changed, with some of their names.
+/// Returns the changes of a named list: the numbers of new, removed and changed entries, with some of their names.
 fn entries<T: PartialEq>(kind: &str, old: &[(String, T)], new: &[(String, T)]) -> Option<String> {
     let of = |list: &'_ [(String, T)]| -> std::collections::HashMap<String, usize> {
         list.iter().enumerate().map(|(place, (name, _))| (name.clone(), place)).collect()
@@ -76,7 +76,7 @@ fn entries<T: PartialEq>(kind: &str, old: &[(String, T)], new: &[(String, T)]) -
     (!parts.is_empty()).then(|| format!("{kind}: {}", parts.join(", ")))
 }
 
-/// Returns whether the entries that stand in both lists stand there in another order.
+/// Returns whether the entries that are in both lists have another order.
 fn is_reordered<T>(old: &[(String, T)], new: &[(String, T)]) -> bool {
     let names =
         |list: &'_ [(String, T)]| list.iter().map(|(name, _)| name.clone()).collect::<std::collections::HashSet<_>>();
@@ -94,7 +94,7 @@ fn told(verb: &str, names: Vec<&str>) -> Option<String> {
     }
 }
 
-/// Returns how many named files are new, gone or another state of themselves.
+/// Returns the number of named files that are new, removed or changed.
 fn files(old: &Secrets, new: &Secrets) -> usize {
     let gone = old.files.iter().filter(|(path, _)| !new.files.iter().any(|(other, _)| other == path)).count();
     let news = new.files.iter().filter(|file| !old.files.contains(file)).count();

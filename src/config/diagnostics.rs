@@ -1,9 +1,9 @@
-//! What is wrong with a file, and where: `FILE:LINE:COLUMN: message`, the line and a caret.
+//! Diagnostics of a file: `FILE:LINE:COLUMN: message`, the line and a caret.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-/// A place in a file. Lines and columns count from 1; columns count characters.
+/// A position in a file. Lines and columns count from 1; columns count characters.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Span {
     pub(crate) line: usize,
@@ -27,14 +27,14 @@ impl Span {
     }
 }
 
-/// Whether a finding keeps a configuration from being used.
+/// The severity of a diagnostic: an error prevents the use of the configuration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Severity {
     Error,
     Warning,
 }
 
-/// One finding.
+/// One diagnostic.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Diagnostic {
     pub(crate) span: Span,
@@ -52,7 +52,7 @@ impl Diagnostic {
     }
 }
 
-/// The findings of one run, gathered so that a user sees all of them at once.
+/// The diagnostics of one run, collected so that a user sees all of them at once.
 #[derive(Debug, Default)]
 pub(crate) struct Diagnostics {
     found: Vec<Diagnostic>,
@@ -71,7 +71,7 @@ impl Diagnostics {
         self.push(Diagnostic::warning(span, message));
     }
 
-    /// Forgets what was found before: a syntax error stands alone, for the rest follows from it.
+    /// Replaces all diagnostics by one: after a syntax error all others would be consequences of it.
     pub(crate) fn only(&mut self, diagnostic: Diagnostic) {
         self.found = vec![diagnostic];
     }
@@ -80,10 +80,10 @@ impl Diagnostics {
         self.found.iter().any(|found| found.severity == Severity::Error)
     }
 
-    /// Joins the findings with the text that they are about.
+    /// Returns the report: the diagnostics with the text that they refer to.
     pub(crate) fn report(mut self, file: &Path, text: &str) -> Report {
         self.found.sort_by_key(|found| found.span);
-        // In YAML a carriage return alone ends a line too.
+        // In YAML a lone carriage return ends a line too.
         let text = text.replace("\r\n", "\n");
         let lines: Vec<&str> = text.split_terminator(['\n', '\r']).collect();
         let findings = self
@@ -98,38 +98,38 @@ impl Diagnostics {
     }
 }
 
-/// The findings about one file, ready to be shown.
+/// The diagnostics of one file, ready to print.
 #[derive(Debug)]
 pub struct Report {
     file: PathBuf,
     findings: Vec<(Diagnostic, Option<String>)>,
-    /// The files that the configuration names, and what they were when they were read.
+    /// The files that the configuration names, with their state at the time of reading.
     pub(super) files: Vec<(PathBuf, super::FileStamp)>,
 }
 
 impl Report {
-    /// The files that the configuration names, and what they were when they were read.
+    /// Returns the files that the configuration names, with their state at the time of reading.
     pub(crate) fn files(&self) -> &[(PathBuf, super::FileStamp)] {
         &self.files
     }
 
-    /// Returns a report on a file that could not be read at all.
+    /// Returns a report on a file that could not be read.
     pub(crate) fn unreadable(file: &Path, message: String) -> Report {
         let diagnostic = Diagnostic { span: Span::default(), severity: Severity::Error, message };
         Report { file: file.to_owned(), findings: vec![(diagnostic, None)], files: Vec::new() }
     }
 
-    /// Returns how many findings keep the file from being used.
+    /// Returns the number of errors.
     pub fn errors(&self) -> usize {
         self.findings.iter().filter(|(found, _)| found.severity == Severity::Error).count()
     }
 
-    /// Returns how many findings are only advice.
+    /// Returns the number of warnings.
     pub fn warnings(&self) -> usize {
         self.findings.len() - self.errors()
     }
 
-    /// Where the findings stand: their lines and columns.
+    /// Returns the lines and columns of the diagnostics.
     #[cfg(any(test, feature = "fuzzing"))]
     pub(crate) fn places(&self) -> impl Iterator<Item = (usize, usize)> {
         self.findings.iter().map(|(found, _)| (found.span.line, found.span.column))
@@ -177,8 +177,8 @@ impl fmt::Display for Report {
     }
 }
 
-/// The part of a long line around a column, so that a report stays readable; tabs become spaces,
-/// so that the caret stands where it should.
+/// Returns the part of a long line around a column, so that a report stays readable. Tabs become spaces, so that the
+/// caret is below the right column.
 fn window(line: &str, column: usize) -> (String, usize) {
     const WIDTH: usize = 120;
     let column = column.max(1);

@@ -1,17 +1,17 @@
-//! Files are read as a whole, and only files: whatever else has a name may have its reader wait for ever.
+//! Reads of complete regular files: reading a FIFO or a device could block forever.
 
 use std::fs::OpenOptions;
 use std::io::{self, ErrorKind, Read};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-/// Reads a regular file of at most so many bytes.
+/// Returns the content of a regular file of at most `most` bytes.
 ///
 /// # Errors
 ///
-/// Fails where there is no such file, where it is none (a FIFO, a folder, a device), and where it is larger.
+/// Fails where the file does not exist, is not a regular file (a FIFO, a folder, a device), or is larger.
 pub(crate) fn read(path: &Path, most: u64) -> io::Result<Vec<u8>> {
-    // To open a FIFO would wait for its writer.
+    // Without it, opening a FIFO would wait for its writer.
     let flags = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
     let file = OpenOptions::new().read(true).custom_flags(flags).open(path)?;
     if !file.metadata()?.is_file() {
@@ -20,12 +20,12 @@ pub(crate) fn read(path: &Path, most: u64) -> io::Result<Vec<u8>> {
     read_from(file, most)
 }
 
-/// Reads the file, pipe or device of this name, at most so many bytes.
+/// Returns the content of a file, pipe or device, of at most `most` bytes.
 pub(super) fn read_any(path: &Path, most: u64) -> io::Result<Vec<u8>> {
     read_from(std::fs::File::open(path)?, most)
 }
 
-/// Reads standard input to its end, at most so many bytes.
+/// Returns standard input up to its end, of at most `most` bytes.
 pub(super) fn read_stdin(most: u64) -> io::Result<Vec<u8>> {
     read_from(io::stdin().lock(), most)
 }

@@ -1,7 +1,7 @@
-//! The configuration: one YAML file to validated, typed settings, with the place of every error.
+//! The configuration: from one YAML file to validated, typed settings, with the position of every error.
 //!
-//! `tree` keeps the places, `read` gives the tree types, `model` is the table of every key,
-//! `validate` looks at what single keys cannot know, `secrets` reads the files that they name.
+//! `tree` keeps the positions, `read` makes typed settings of the tree, `model` is the table of all keys, `validate`
+//! has the rules that concern several settings, `secrets` reads the files that they name.
 
 mod changes;
 mod diagnostics;
@@ -38,33 +38,33 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
 
-/// The largest file that is read at all.
+/// The largest configuration file, in bytes.
 const MAX_FILE_BYTES: u64 = 16 << 20;
 
-/// The files that are looked for where `--config` is not given, in this order.
+/// The files that are tried, in this order, without `--config`.
 const DEFAULT_FILES: [&str; 3] = ["ringway.yaml", "config/ringway.yaml", "/etc/ringway/ringway.yaml"];
 
-/// A configuration that was found valid.
+/// A valid configuration.
 #[derive(Clone, Debug)]
 pub(crate) struct Config {
-    /// The file it came from.
+    /// The file that it was read from.
     pub(crate) file: PathBuf,
-    /// What the file said.
+    /// The text of the file.
     pub(crate) source: Arc<str>,
     pub(crate) settings: Settings,
     pub(crate) secrets: Secrets,
 }
 
-/// What the files that the configuration names hold.
+/// The contents of the files that the configuration names.
 #[derive(Clone, Default)]
 pub(crate) struct Secrets {
     /// `admin.token_file`.
     pub(crate) admin_token: Option<String>,
     /// The lines of each `affinity_cookie.secret_file`, the newest first.
     pub(crate) affinity: HashMap<String, Vec<String>>,
-    /// What the files of each listener with TLS hold, by the listener's name.
+    /// The TLS settings of each listener, by its name.
     pub(crate) tls: HashMap<String, Arc<ServerTls>>,
-    /// What nodes are met with, by the pool's name.
+    /// The TLS settings to the nodes of each pool, by its name.
     pub(crate) pool_tls: HashMap<String, Arc<ClientTls>>,
     /// The seeds of rings from `ring.seed_file`, by the pool's name.
     pub(crate) ring_seeds: HashMap<String, String>,
@@ -74,14 +74,14 @@ pub(crate) struct Secrets {
     pub(crate) store_authorities: Option<rustls::RootCertStore>,
     /// The password of `idempotency_store.password_file`.
     pub(crate) store_password: Option<String>,
-    /// How servers are met, by `idempotency_store.tls`.
+    /// The TLS settings to the servers of the store, from `idempotency_store.tls`.
     pub(crate) store_tls: Option<Arc<ClientTls>>,
-    /// All files that were read, and what they were then.
+    /// All files that were read, with their state at the time of reading.
     pub(crate) files: Vec<(PathBuf, FileStamp)>,
 }
 
-/// What tells one state of a file from another without reading it: when it was changed, how long it is
-/// and which one it is; nothing where it is not there.
+/// The state of a file, by which a change is detected without reading it: modification time, length and inode; `None`
+/// where it does not exist.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct FileStamp(Option<(SystemTime, u64, u64)>);
 
@@ -93,7 +93,7 @@ impl FileStamp {
     }
 }
 
-/// Secrets do not show up where a configuration is printed.
+/// Hides secrets where a configuration is printed.
 impl fmt::Debug for Secrets {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Secrets(..)")
@@ -101,30 +101,30 @@ impl fmt::Debug for Secrets {
 }
 
 impl Config {
-    /// Reads and validates a file, or whatever else has its name. The report of a success holds warnings at most.
+    /// Reads and validates a file, pipe or device. A successful report has at most warnings.
     pub(crate) fn load(file: &Path) -> Result<(Config, Report), Report> {
         let text = text(file::read_any(file, MAX_FILE_BYTES)).map_err(|message| Report::unreadable(file, message))?;
         Config::of(file, &text)
     }
 
-    /// Reads and validates standard input; relative paths in it are taken from the current folder.
+    /// Reads and validates standard input; relative paths in it start at the current folder.
     pub(crate) fn load_stdin() -> Result<(Config, Report), Report> {
         let file = Path::new("<stdin>");
         let text = text(file::read_stdin(MAX_FILE_BYTES)).map_err(|message| Report::unreadable(file, message))?;
         Config::of(file, &text)
     }
 
-    /// Reads a file without looking at what it says. One that is to be followed must be a regular file.
+    /// Returns the text of a file without parsing it. A file that is to be watched must be a regular one.
     pub(crate) fn read(file: &Path) -> Result<String, Report> {
         text(file::read(file, MAX_FILE_BYTES)).map_err(|message| Report::unreadable(file, message))
     }
 
-    /// Validates what was read from a file.
+    /// Validates the text of a file.
     pub(crate) fn of(file: &Path, text: &str) -> Result<(Config, Report), Report> {
         Config::parse(file, text, &|name| std::env::var(name).ok())
     }
 
-    /// Validates a text; relative paths in it are taken from the folder of `file`.
+    /// Validates a text; relative paths in it start at the folder of `file`.
     pub(crate) fn parse(
         file: &Path,
         text: &str,
@@ -152,12 +152,12 @@ impl Config {
         }
     }
 
-    /// What the pools ask name servers for.
+    /// Returns the DNS names that pools discover nodes by.
     pub(crate) fn discoveries(&self) -> impl Iterator<Item = &Discovery> + Clone {
         self.settings.pools.iter().filter_map(|(_, pool)| pool.discovery.as_ref())
     }
 
-    /// Returns the fields in which routes expect idempotency keys.
+    /// Returns the request fields in which routes expect idempotency keys.
     pub(crate) fn key_headers(&self) -> Vec<HeaderName> {
         let rules = self.settings.routes.iter().filter_map(|route| route.idempotency.as_ref());
         let mut names: Vec<HeaderName> = rules.map(|rules| rules.key_header.clone()).collect();
@@ -165,13 +165,13 @@ impl Config {
         names
     }
 
-    /// Returns a path of the file, relative ones from the file's own folder.
+    /// Returns a path of the configuration; relative ones start at the folder of the file.
     pub(crate) fn path(&self, path: &str) -> PathBuf {
         folder_of(&self.file).join(path)
     }
 }
 
-/// Returns the file that `--config` means, or a report that says where one was looked for.
+/// Returns the file of `--config`, or the first existing default one; a report of the tried names where there is none.
 pub(crate) fn locate(given: Option<PathBuf>) -> Result<PathBuf, Report> {
     let found = || DEFAULT_FILES.iter().map(PathBuf::from).find(|file| file.exists());
     given.or_else(found).ok_or_else(|| {
@@ -189,8 +189,8 @@ pub(crate) fn schema() -> serde_json::Value {
     schema
 }
 
-/// Returns the settings in force, as JSON. Secrets stand in files, which are only named, or in the environment: what
-/// comes from there is shown as `${NAME}`.
+/// Returns the settings in force, as JSON. Secrets are in files, which are only named, or in environment variables,
+/// which are shown as `${NAME}`.
 pub(crate) fn effective(config: &Config) -> serde_json::Value {
     let mut hidden: Vec<&str> = Vec::new();
     let mut shown = config.settings.show();
@@ -202,14 +202,14 @@ pub(crate) fn effective(config: &Config) -> serde_json::Value {
         };
         match settings_of(&config.source, &environment) {
             Some(settings) => shown = settings.show(),
-            // A port or a duration, which is no secret.
+            // A value such as a port or a duration is not a secret.
             None => drop(hidden.pop()),
         }
     }
     shown
 }
 
-/// Returns the variables of the environment that a text names.
+/// Returns the environment variables that a text names.
 fn variables(text: &str) -> Vec<&str> {
     let mut names: Vec<&str> = text
         .match_indices("${")

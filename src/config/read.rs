@@ -1,12 +1,12 @@
-//! From the tree to typed settings: one table a block gives the reader, the defaults, the JSON
-//! Schema and the effective configuration, so that they cannot disagree.
+//! From the tree to typed settings: each block has one table from which the reader, the defaults, the JSON Schema and
+//! the effective configuration are made, so that they cannot differ.
 
 use super::diagnostics::{Diagnostics, Span};
 use super::tree::{Node, Value};
 use serde_json::{Value as Json, json};
 use std::ops::Deref;
 
-/// What a reader needs beside the tree: where findings go, and the environment.
+/// The context of the reader: the diagnostics and the environment.
 pub(crate) struct Reader<'a> {
     pub(crate) diagnostics: &'a mut Diagnostics,
     pub(crate) environment: &'a dyn Fn(&str) -> Option<String>,
@@ -55,7 +55,7 @@ impl Reader<'_> {
         Some(out)
     }
 
-    /// Reads a scalar by its own grammar.
+    /// Reads a scalar with its own grammar.
     pub(crate) fn scalar<T>(
         &mut self,
         node: &Node,
@@ -73,18 +73,17 @@ impl Reader<'_> {
     }
 }
 
-/// A setting's type: how it is read, described and shown.
+/// The type of a setting: its reader, schema and display.
 pub(crate) trait Field: Sized {
-    /// Reads the value; what is wrong with it is reported and gives `None`.
+    /// Returns the value; `None` where it is invalid, which is reported.
     fn read(node: &Node, reader: &mut Reader<'_>) -> Option<Self>;
     /// Returns the JSON Schema of the value.
     fn schema() -> Json;
-    /// The value as it is in force.
+    /// Returns the value in the effective configuration.
     fn show(&self) -> Json;
 }
 
-/// A value that remembers its place, for checks that look at several settings. Two of them are equal
-/// where their values are.
+/// A value with its position, for rules that concern several settings. Equality is that of the values.
 #[derive(Clone, Debug)]
 pub(crate) struct Spanned<T> {
     pub(crate) value: T,
@@ -141,7 +140,7 @@ impl<T: Field> Field for Box<T> {
     }
 }
 
-/// A list goes on behind an entry that is wrong, so that all of them are found.
+/// Reading continues after an invalid entry, so that all errors are found.
 impl<T: Field> Field for Vec<T> {
     fn read(node: &Node, reader: &mut Reader<'_>) -> Option<Self> {
         let Value::Sequence(items) = &node.value else {
@@ -158,9 +157,9 @@ impl<T: Field> Field for Vec<T> {
     }
 }
 
-/// A mapping from names that the user chose, in the order of the file.
+/// A mapping from names that the user chooses, in the order of the file.
 ///
-/// A name whose value is wrong keeps its place with `None`: what refers to it is not wrong too.
+/// A name with an invalid value is kept with `None`, so that references to it are no further errors.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Named<T> {
     pub(crate) entries: Vec<(Spanned<String>, Option<T>)>,
@@ -209,7 +208,7 @@ impl<T: Field> Field for Named<T> {
     }
 }
 
-/// A mapping that is being read by its known keys.
+/// A mapping whose known keys are read.
 pub(crate) struct Block<'a> {
     entries: &'a [(Node, Node)],
     known: &'a [Key],
@@ -219,7 +218,7 @@ pub(crate) struct Block<'a> {
 /// A key of a block.
 pub(crate) struct Key {
     pub(crate) name: &'static str,
-    /// Its name in the version before.
+    /// Its former name.
     pub(crate) formerly: Option<&'static str>,
 }
 
@@ -229,7 +228,7 @@ fn find<'a>(entries: &'a [(Node, Node)], name: &str) -> Option<&'a Node> {
 }
 
 impl<'a> Block<'a> {
-    /// Reports the keys that are unknown, with the one that was probably meant, and those with an old name.
+    /// Reports unknown keys, with the most similar known one, and keys with a former name.
     pub(crate) fn open(node: &'a Node, known: &'a [Key], reader: &mut Reader<'_>) -> Option<Block<'a>> {
         let Value::Mapping(entries) = &node.value else {
             reader.diagnostics.error(node.span, format!("expected a mapping, found {}", node.kind()));
@@ -264,7 +263,7 @@ impl<'a> Block<'a> {
         Some(Block { entries, known, span: node.span })
     }
 
-    /// Returns the value of a key, which may stand under its old name.
+    /// Returns the value of a key, also by its former name.
     pub(crate) fn get(&self, name: &str) -> Option<&'a Node> {
         let formerly = || self.known.iter().find(|key| key.name == name).and_then(|key| key.formerly);
         find(self.entries, name).or_else(|| find(self.entries, formerly()?))
@@ -275,7 +274,7 @@ impl<'a> Block<'a> {
     }
 }
 
-/// The candidate that a misspelt word is probably meant to be.
+/// Returns the candidate that is most similar to a misspelt word.
 pub(crate) fn did_you_mean<'a>(word: &str, candidates: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     candidates
         .map(|candidate| (strsim::damerau_levenshtein(&word.to_lowercase(), candidate), candidate))
@@ -284,7 +283,7 @@ pub(crate) fn did_you_mean<'a>(word: &str, candidates: impl Iterator<Item = &'a 
         .map(|(_, candidate)| candidate)
 }
 
-/// Reads a default's text: defaults are written as a user would write them.
+/// Returns a default value from its text: defaults are written as in the file.
 pub(crate) fn default_value<T: Field>(text: &str) -> T {
     let mut diagnostics = Diagnostics::default();
     let node = super::tree::parse(text, &mut diagnostics).expect("a default is valid YAML");
@@ -292,7 +291,7 @@ pub(crate) fn default_value<T: Field>(text: &str) -> T {
     T::read(&node, &mut reader).expect("a default is a valid value")
 }
 
-/// Returns the key that a field of a settings block stands for: a word of Rust is written with `r#` there.
+/// Returns the key of a field of a settings block: Rust keywords are written with `r#`.
 pub(crate) const fn key(field: &'static str) -> &'static str {
     match field.as_bytes() {
         [b'r', b'#', ..] => field.split_at(2).1,
@@ -300,9 +299,9 @@ pub(crate) const fn key(field: &'static str) -> &'static str {
     }
 }
 
-/// Declares a block of settings. After `=` stands what holds where the key is absent: `required`,
-/// `absent` (the type's empty value), `block` (all defaults of that block) or the default as text. After `formerly`
-/// stands the name that a key had in the version before, which is still taken, with a warning.
+/// Declares a block of settings. The value after `=` applies where the key is absent: `required`, `absent` (the type's
+/// empty value), `block` (all defaults of that block) or the default as text. After `formerly` comes the former name of
+/// a key, which is accepted with a warning.
 macro_rules! settings {
     (
         $(#[doc = $about:literal])*
@@ -398,7 +397,7 @@ macro_rules! settings {
 }
 pub(crate) use settings;
 
-/// Declares a choice between words.
+/// Declares an enum of words.
 macro_rules! choices {
     ($(#[doc = $about:literal])* $name:ident { $( $(#[doc = $doc:literal])* $variant:ident = $word:literal, )* }) => {
         $(#[doc = $about])*
@@ -408,13 +407,13 @@ macro_rules! choices {
         impl $name {
             const WORDS: &[&str] = &[$($word),*];
 
-            /// The choice that a word of the file stands for.
+            /// Returns the variant of a word in the file.
             #[allow(dead_code, reason = "not every choice is made outside the file too")]
             pub(crate) fn from_word(word: &str) -> Option<Self> {
                 match word { $( $word => Some($name::$variant), )* _ => None }
             }
 
-            /// The word that stands for it in the file.
+            /// Returns the word of a variant in the file.
             pub(crate) fn word(self) -> &'static str {
                 match self { $( $name::$variant => $word, )* }
             }
@@ -442,7 +441,7 @@ macro_rules! choices {
 }
 pub(crate) use choices;
 
-/// Keeps a value that lies between two others, both included.
+/// Reports a value outside of a range, both bounds included.
 pub(crate) fn within<T: Field + PartialOrd>(
     value: Option<T>,
     node: &Node,
@@ -465,7 +464,7 @@ pub(crate) fn describe(schema: &mut Json, doc: &str) {
     }
 }
 
-/// Returns the schema of a key's old name.
+/// Returns the schema of a key's former name.
 pub(crate) fn deprecated(schema: &Json, name: &str) -> Json {
     let mut schema = schema.clone();
     schema["description"] = format!("The old name of `{name}`.").into();

@@ -1,5 +1,5 @@
-//! The files that the configuration names: tokens, secrets, certificates and keys. They are read with it,
-//! so that what is wrong with them is told with the place that names them.
+//! The files that the configuration names: tokens, secrets, certificates and keys. They are read with it, so that their
+//! errors are reported at the position that names them.
 
 use super::diagnostics::{Diagnostics, Span};
 use super::model::{CertificateFiles, ClientAuth, ListenerTls, MinVersion, PoolTls, Protocol, Settings, SniMismatch};
@@ -11,18 +11,18 @@ use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// The shortest secret that is taken: 128 bits in hexadecimal digits.
+/// The shortest secret: 128 bits in hexadecimal digits.
 const MIN_SECRET: usize = 32;
 const MIN_TOKEN: usize = 16;
-/// The largest file that is read.
+/// The largest file, in bytes.
 const MAX_BYTES: u64 = 16 << 20;
-/// Certificates that end within this time earn a warning, in seconds.
+/// Certificates that end within this time cause a warning, in seconds.
 const SOON: i64 = 14 * 86_400;
 
-/// What listeners with TLS speak, the best first.
+/// The protocols that listeners with TLS offer, in order of preference.
 const PROTOCOLS: &[&[u8]] = &[b"h2", b"http/1.1", b"http/1.0"];
 
-/// Reads all files that the settings name; relative paths are taken from `folder`.
+/// Reads all files that the settings name; relative paths start at `folder`.
 pub(super) fn read(settings: &Settings, folder: &Path, diagnostics: &mut Diagnostics) -> Secrets {
     let mut files = Files { folder, diagnostics, read: Vec::new() };
     let mut secrets = Secrets::default();
@@ -84,7 +84,7 @@ impl Subject {
     }
 }
 
-/// Returns the protocol that nodes are offered by ALPN.
+/// Returns the ALPN protocols that are offered to nodes.
 fn offered(protocol: Protocol) -> &'static [u8] {
     match protocol {
         Protocol::Http1 => b"http/1.1",
@@ -101,14 +101,14 @@ struct Files<'a> {
 impl Files<'_> {
     fn bytes(&mut self, file: &Spanned<String>) -> Option<Vec<u8>> {
         let path = self.folder.join(&file.value);
-        // Before it is read: a change meanwhile shows later.
+        // Taken before the file is read, so that a change meanwhile is detected later.
         let stamp = FileStamp::of(&path);
         let bytes = super::file::read(&path, MAX_BYTES);
         if let Err(error) = &bytes {
             self.diagnostics.error(file.span, format!("cannot read `{}`: {error}", path.display()));
         }
         self.read.push((path, stamp));
-        // Some editors begin a file with a mark of its encoding.
+        // Some editors begin a file with a byte order mark.
         let mut bytes = bytes.ok()?;
         if bytes.starts_with(b"\xef\xbb\xbf") {
             bytes.drain(..3);
@@ -146,7 +146,7 @@ impl Files<'_> {
             self.diagnostics.error(file.span, message);
             return None;
         };
-        // Whatever it is, it may hold a password: it is not shown.
+        // The text is not shown, as it may contain a password.
         #[cfg(feature = "postgres")]
         if !(url.starts_with("postgres://") || url.starts_with("postgresql://"))
             || url.parse::<tokio_postgres::Config>().is_err()
@@ -177,7 +177,7 @@ impl Files<'_> {
         found.map_err(|error| self.diagnostics.error(file.span, format!("`{}`: {error}", file.value))).ok()
     }
 
-    /// Secrets, one a line, the newest first.
+    /// Returns secrets, one per line, the newest first.
     fn secrets(&mut self, file: &Spanned<String>) -> Option<Vec<String>> {
         let text = self.text(file)?;
         self.warn_of_readers(file, "what is secret");
@@ -191,7 +191,7 @@ impl Files<'_> {
         Some(lines)
     }
 
-    /// What a listener shakes hands with.
+    /// Returns the TLS settings of a listener.
     fn server(&mut self, listener: &Spanned<String>, tls: &ListenerTls) -> Option<ServerTls> {
         if tls.certificates.is_empty() {
             self.diagnostics.error(listener.span, "`tls` needs at least one of `certificates`");
@@ -303,7 +303,7 @@ impl Files<'_> {
     fn warn_of_readers(&mut self, file: &Spanned<String>, what: &str) {
         use std::os::unix::fs::PermissionsExt;
         let mode = std::fs::metadata(self.folder.join(&file.value)).map_or(0, |metadata| metadata.permissions().mode());
-        // Its group may read it: that of the user that the proxy runs as, where root owns the key.
+        // The group of the file may read it: for a key of root, the group of the user that runs the proxy.
         if mode & 0o027 != 0 {
             let message = format!(
                 "{what} in `{}` can be read by anybody, or changed by its group (mode {:03o}); chmod 600 or 640 it",

@@ -1,9 +1,9 @@
-//! Errors of YAML's grammar in the words of a user who wrote a configuration, at the place that is to be changed.
+//! Syntax errors of YAML, explained in the user's terms at the position to correct.
 
 use super::diagnostics::{Diagnostic, Span};
 use granit_parser::{ErrorKind, ScanError};
 
-/// Returns the diagnostic for what the parser has refused in a text.
+/// Returns the diagnostic for an error of the parser.
 pub(super) fn diagnose(text: &str, error: &ScanError) -> Diagnostic {
     let at = error.marker();
     let place = Span::at(at.line(), at.col() + 1);
@@ -68,7 +68,7 @@ fn indented_by_tab(text: &str, from: usize) -> Option<Span> {
     })
 }
 
-/// Returns the characters of a place's line, from the one before the place.
+/// Returns the characters of a line, from the one before the position.
 fn line_from_before(text: &str, place: Span) -> impl Iterator<Item = char> {
     let line = text.lines().nth(place.line.wrapping_sub(1)).unwrap_or_default();
     line.chars().skip(place.column.saturating_sub(2))

@@ -1,4 +1,4 @@
-//! Cases that single files of `tests/config` cannot show; those of errors and warnings are there.
+//! Cases that single files of `tests/config` cannot express; those of errors and warnings are there.
 
 use super::*;
 
@@ -100,11 +100,11 @@ fn an_old_name_of_a_key_is_taken_with_a_warning() {
         assert!(limits.http2_glitches == 7 || limits.request_buffer.0 == 7 << 10, "{limits:?}");
         let expected = format!("ringway.yaml:2:3: warning: `{old}` is called `{new}` now");
         assert!(report.to_string().contains(&expected), "{report}");
-        // Both at once contradict each other.
+        // Both keys at once contradict each other.
         let both = errors(&format!("limits:\n  {old}: {value}\n  {new}: {value}{SMALL}"));
         assert!(both.contains(&format!("ringway.yaml:2:3: `{old}` is the old name of `{new}`")), "{both}");
     }
-    // No error proposes an old name.
+    // No error proposes a former name.
     let misspelt = errors(&format!("limits:\n  odditie: 7{SMALL}"));
     assert!(misspelt.contains("unknown key `odditie`") && !misspelt.contains("oddities"), "{misspelt}");
 }

@@ -1,22 +1,22 @@
-//! YAML text to a tree of values that know their place in the file.
+//! YAML text to a tree of values with their positions in the file.
 //!
-//! The reader of the configuration is our own, and not serde's: serde stops at the first error and forgets where a
-//! value stood, and a user wants every error of a file in one run, with its line and column (a value that is wrong is
-//! reported, and the reading goes on). The tree keeps these places. Its size is bounded, aliases included, so that a
-//! hostile file is refused instead of unfolded.
+//! The reader of the configuration is our own, not serde's: serde stops at the first error and drops positions, and a
+//! user needs all errors of a file in one run, with line and column (an invalid value is reported, and reading
+//! continues). The size of the tree is bounded, including aliases, so that a hostile file is refused before it is
+//! expanded.
 
 use super::diagnostics::{Diagnostic, Diagnostics, Span};
 use super::syntax;
 use granit_parser::{Event, Parser, ScalarStyle};
 use std::collections::HashMap;
 
-/// The most nodes that a file may have, aliases unfolded: room for 50,000 routes.
+/// The most nodes of a file with its aliases expanded: room for 50,000 routes.
 const MAX_NODES: usize = 2_000_000;
-/// The most nodes that aliases may add: anchors are for repeating a block, not for multiplying it.
+/// The most nodes that aliases may add.
 const MAX_ALIASED_NODES: usize = 100_000;
 const MAX_DEPTH: usize = 64;
 
-/// A value and where it stands.
+/// A value and its position.
 #[derive(Clone, Debug)]
 pub(crate) struct Node {
     pub(crate) value: Value,
@@ -25,7 +25,7 @@ pub(crate) struct Node {
 
 #[derive(Clone, Debug)]
 pub(crate) enum Value {
-    /// The text and whether it was written without quotes.
+    /// A text; `plain` where it was written without quotes.
     Scalar {
         text: String,
         plain: bool,
@@ -35,7 +35,7 @@ pub(crate) enum Value {
 }
 
 impl Node {
-    /// What stands here, in words for a message.
+    /// Returns the kind of value, for messages.
     pub(crate) fn kind(&self) -> String {
         match &self.value {
             Value::Scalar { text, plain: true } if text.is_empty() || text == "~" || text == "null" => "nothing".into(),
@@ -59,8 +59,8 @@ impl Node {
     }
 }
 
-/// Parses one document. A syntax error, an oversized file or a second document is the only
-/// diagnostic then; equal keys are reported and the tree goes on with the first of them.
+/// Parses one document. After a syntax error, an oversized file or a second document, that error is the only
+/// diagnostic; duplicate keys are reported and the first one is kept.
 pub(crate) fn parse(text: &str, diagnostics: &mut Diagnostics) -> Option<Node> {
     let mut builder = Builder {
         text,
@@ -87,7 +87,7 @@ struct Builder<'a, 'text> {
     anchors: HashMap<usize, Node>,
     nodes: usize,
     aliased: usize,
-    /// Where the last event stood, for what is missing at the end.
+    /// The position of the last event, for errors of missing parts at the end.
     end: Span,
 }
 
@@ -175,7 +175,7 @@ impl<'text> Builder<'_, 'text> {
         }
     }
 
-    /// What an alias stands for, placed where the alias is.
+    /// Returns the value of an alias, with the position of the alias.
     fn alias(&mut self, anchor: usize, span: Span) -> Result<Node, Diagnostic> {
         let Some(target) = self.anchors.get(&anchor) else {
             return Err(Diagnostic::error(span, "this alias stands inside the value that it names"));

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-/// Parses a duration: a whole number with `ms`, `s`, `m`, `h` or `d`, or several of them in a row
-/// (`1h30m`). `0` needs no unit.
+/// Returns a duration from a whole number with `ms`, `s`, `m`, `h` or `d`, or several of them in a row (`1h30m`). `0`
+/// needs no unit.
 pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     const EXPECTED: &str = "a duration like `250ms`, `2s`, `5m` or `1h`";
     if text == "0" {
@@ -36,8 +36,8 @@ pub(crate) fn duration(text: &str) -> Result<Duration, String> {
 
 const MAX_MILLISECONDS: u64 = 100 * 365 * 86_400_000;
 
-/// Parses a size in bytes: a whole number with `B`, `KiB`, `MiB`, `GiB`, or the decimal `KB`,
-/// `MB`, `GB`. `0` needs no unit.
+/// Returns a size in bytes from a whole number with `B`, `KiB`, `MiB`, `GiB`, or the decimal `KB`, `MB`, `GB`. `0`
+/// needs no unit.
 pub(crate) fn size(text: &str) -> Result<u64, String> {
     const EXPECTED: &str = "a size like `64KiB`, `10MiB` or `1GiB`";
     if text == "0" {

@@ -1,4 +1,5 @@
-//! What a single key cannot know: names that point nowhere, equal ids, actions that exclude each other.
+//! The rules that concern several settings: references to missing names, duplicate ids, actions that exclude each
+//! other.
 
 use super::diagnostics::{Diagnostics, Span};
 use super::model::{
@@ -13,13 +14,13 @@ use http::header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, COOKIE, HOST};
 use std::collections::HashMap;
 use std::time::Duration;
 
-/// The most points that all nodes of a pool may have: 256 MiB of ring.
+/// The most points of a pool's ring: 256 MiB.
 pub(crate) const MAX_POINTS: u64 = 1 << 24;
 
-/// The longest time that a spent burst may take to be whole again.
+/// The longest time in which a spent burst may be replenished.
 const LONGEST_BURST: Duration = Duration::from_secs(365 * 24 * 3600);
 
-/// Looks at the settings as a whole.
+/// Validates the settings as a whole.
 pub(super) fn validate(settings: &Settings, diagnostics: &mut Diagnostics) {
     listeners(settings, diagnostics);
     for (name, pool) in settings.pools.iter() {
@@ -121,7 +122,7 @@ fn affinity_cookie(route: &Route, cookie: &AffinityCookie, diagnostics: &mut Dia
 }
 
 fn listeners(settings: &Settings, diagnostics: &mut Diagnostics) {
-    // A listener that could not be read is missing here too, but that has been told.
+    // A listener that could not be read is missing here too; its error is already reported.
     if settings.listeners.is_empty() && !diagnostics.has_errors() {
         diagnostics
             .error(Span::start(), "there is no listener; give at least one `name` and `address` under `listeners`");
@@ -206,7 +207,7 @@ fn validate_pool(name: &Spanned<String>, pool: &Pool, diagnostics: &mut Diagnost
     }
 }
 
-/// Clients that choose their keys, and know the seed, choose their nodes.
+/// Warns where clients can choose their node: they choose their keys and the seed is public.
 fn chosen_keys(settings: &Settings, route: &Route, diagnostics: &mut Diagnostics) {
     let Some(pool) = route.pool.as_ref().and_then(|pool| settings.pools.get(pool)) else { return };
     if let Some(source) = route.hash_on.iter().find(|source| source.traits().is_chosen_by_client)
@@ -316,10 +317,10 @@ fn validate_route(settings: &Settings, route: &Route, diagnostics: &mut Diagnost
     }
 }
 
-/// What `redirect.to` may hold of the request.
+/// The placeholders of `redirect.to`.
 const PLACEHOLDERS: [&str; 3] = ["{host}", "{path}", "{uri}"];
 
-/// The first thing in braces that is none of them.
+/// Returns the first placeholder in a text that is not defined.
 fn unknown_placeholder(text: &str) -> Option<&str> {
     let in_braces = text.match_indices('{').map(|(at, _)| {
         let end = text[at..].find('}').map_or(text.len(), |end| at + end + 1);
@@ -518,7 +519,7 @@ fn admin(settings: &Settings, diagnostics: &mut Diagnostics) {
     }
 }
 
-/// Reports each name that stood before.
+/// Reports duplicate names.
 fn unique<'a>(what: &str, names: impl Iterator<Item = (&'a str, Span)>, diagnostics: &mut Diagnostics) {
     let mut seen: HashMap<&str, Span> = HashMap::new();
     for (name, span) in names {

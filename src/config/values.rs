@@ -1,4 +1,4 @@
-//! The scalar settings: text with a grammar of its own.
+//! Scalar settings with a grammar of their own.
 
 pub(crate) use super::hash_source::HashSource;
 use super::read::{Field, Reader};
@@ -189,7 +189,7 @@ scalar!(
     |value| value.0.as_u16().into()
 );
 
-/// Where a node listens: an IP address or a name, and a port.
+/// The address of a node: an IP address or a name, and a port.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct NodeAddress {
     pub(crate) host: String,
@@ -230,7 +230,7 @@ scalar!(
     |value| value.to_string().into()
 );
 
-/// Where a server listens that has replicas: an address, or a list of them.
+/// The addresses of a server with replicas.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct ServerAddresses(pub(crate) Vec<NodeAddress>);
 
@@ -257,7 +257,7 @@ impl Field for ServerAddresses {
     }
 }
 
-/// A share, in thousandths of a percent.
+/// A percentage, in thousandths of a percent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Percent(u32);
 
@@ -269,7 +269,7 @@ impl Percent {
         number.filter(|&parts| parts <= 100_000).map(Percent).ok_or_else(|| Self::EXPECTED.to_owned())
     }
 
-    /// From 0 to 1.
+    /// Returns the share from 0 to 1.
     pub(crate) fn ratio(self) -> f64 {
         f64::from(self.0) / 100_000.0
     }
@@ -294,7 +294,7 @@ scalar!(
     |value| value.to_string().into()
 );
 
-/// How many times the average something may be, in thousandths.
+/// A multiple of the average, in thousandths.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Factor(u32);
 
@@ -331,7 +331,7 @@ fn thousandths(text: &str) -> Option<u32> {
     whole.parse::<u32>().ok()?.checked_mul(1000)?.checked_add(places.parse::<u32>().ok()? * scale)
 }
 
-/// A status code, or all from one to another.
+/// A status code, or a range of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct StatusRange {
     low: u16,
@@ -378,16 +378,16 @@ scalar!(
     |value| value.to_string().into()
 );
 
-/// What may make a request be tried again.
+/// A condition of a retry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum RetryOn {
     /// Nothing was sent.
     ConnectFailure,
-    /// The connection ended before the answer began.
+    /// The connection ended before the response began.
     Reset,
-    /// The answer did not begin in time.
+    /// The response did not begin in time.
     Timeout,
-    /// The node's answer has this status.
+    /// The response has this status.
     Status(StatusCode),
 }
 
@@ -431,7 +431,7 @@ scalar!(
     |value| value.to_string().into()
 );
 
-/// What a health check asks for: a path, and perhaps a query.
+/// The target of a health check: a path, and optionally a query.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct CheckPath(pub(crate) String);
 
@@ -460,12 +460,12 @@ scalar!(
     |value| value.0.to_str().into_owned().into()
 );
 
-/// The seed of a ring. One that is not the public default is a secret, which is not shown.
+/// The seed of a ring. Unless it is the public default it is a secret, which is not shown.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct RingSeed(pub(crate) String);
 
 impl RingSeed {
-    /// Returns whether this is the public default, the seed of every pool that sets none.
+    /// Returns whether this is the public default, which pools without a seed use.
     pub(crate) fn is_public(&self) -> bool {
         self.0 == "ringway"
     }
@@ -494,17 +494,17 @@ scalar!(
     |value| value.0.into()
 );
 
-/// What a name server is asked for.
+/// A DNS name that nodes are discovered by.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum DnsName {
-    /// The addresses of a name; the port is known.
+    /// The addresses of a name; the port is given.
     Addresses(NodeAddress),
     /// The SRV records of a service.
     Service(String),
 }
 
 impl DnsName {
-    /// Returns the host that its nodes stand for.
+    /// Returns the host name of its nodes.
     pub(crate) fn host(&self) -> &str {
         match self {
             DnsName::Addresses(address) => &address.host,
@@ -543,12 +543,12 @@ scalar!(
     |value| value.to_string().into()
 );
 
-/// Which hosts a route is for.
+/// The hosts of a route.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum HostPattern {
     /// `*`
     Any,
-    /// `*.example.com`: every name below, at any depth; holds `example.com`.
+    /// `*.example.com`: all names below, at any depth; contains `example.com`.
     Below(String),
     Exact(String),
 }
@@ -589,7 +589,7 @@ scalar!(
     |value| value.to_string().into()
 );
 
-/// A path as requests are compared with it: normalised like theirs.
+/// A path in the normal form in which requests are matched.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct RoutePath(pub(crate) String);
 

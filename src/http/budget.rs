@@ -1,4 +1,4 @@
-//! One bound for the bytes that the whole process holds back in buffers (`limits.buffered_bytes`).
+//! The bound of all bytes that the process buffers (`limits.buffered_bytes`).
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -10,7 +10,7 @@ pub(crate) struct Budget {
     held: AtomicU64,
 }
 
-/// A part of the budget, given back when dropped.
+/// A part of the budget, returned on drop.
 #[derive(Debug)]
 pub(crate) struct Share {
     budget: Arc<Budget>,
@@ -22,27 +22,27 @@ impl Budget {
         Arc::new(Budget { limit: AtomicU64::new(limit), held: AtomicU64::new(0) })
     }
 
-    /// Changes the bound; what is held already stays.
+    /// Changes the bound; existing shares stay.
     pub(crate) fn set_limit(&self, limit: u64) {
         self.limit.store(limit, Ordering::Relaxed);
     }
 
-    /// The bytes in use.
+    /// Returns the bytes in use.
     pub(crate) fn held(&self) -> u64 {
         self.held.load(Ordering::Relaxed)
     }
 
-    /// Returns whether half of what may be held is.
+    /// Returns whether half of the budget is in use.
     pub(crate) fn is_half_held(&self) -> bool {
         self.held() > self.limit.load(Ordering::Relaxed) / 2
     }
 
-    /// A share of nothing, which may grow.
+    /// Returns an empty share, which may grow.
     pub(crate) fn nothing(self: &Arc<Self>) -> Share {
         Share { budget: Arc::clone(self), bytes: 0 }
     }
 
-    /// A share of this size, if there is so much left.
+    /// Returns a share of this size, if the budget allows it.
     pub(crate) fn share(self: &Arc<Self>, bytes: u64) -> Option<Share> {
         let mut share = self.nothing();
         share.cover(bytes).then_some(share)
@@ -50,7 +50,7 @@ impl Budget {
 }
 
 impl Share {
-    /// Makes the share at least this large; `false` where the budget does not allow it.
+    /// Grows the share to at least this size; `false` where the budget does not allow it.
     pub(crate) fn cover(&mut self, bytes: u64) -> bool {
         let more = bytes.saturating_sub(self.bytes);
         let limit = self.budget.limit.load(Ordering::Relaxed);
@@ -64,7 +64,7 @@ impl Share {
         grown.is_ok()
     }
 
-    /// Gives back what is over this size.
+    /// Shrinks the share to this size.
     pub(crate) fn shrink(&mut self, bytes: u64) {
         let less = self.bytes.saturating_sub(bytes);
         if less > 0 {
@@ -73,17 +73,17 @@ impl Share {
         }
     }
 
-    /// Returns whether a share of this size could ever be.
+    /// Returns whether a share of this size is within the bound.
     pub(crate) fn may_cover(&self, bytes: u64) -> bool {
         bytes <= self.budget.limit.load(Ordering::Relaxed)
     }
 
-    /// Returns whether it is of any size.
+    /// Returns whether the share is not empty.
     pub(crate) fn is_held(&self) -> bool {
         self.bytes > 0
     }
 
-    /// The whole share, of which nothing stays here.
+    /// Moves the share out; an empty one stays.
     pub(crate) fn take(&mut self) -> Share {
         Share { budget: Arc::clone(&self.budget), bytes: std::mem::take(&mut self.bytes) }
     }

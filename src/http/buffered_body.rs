@@ -1,4 +1,4 @@
-//! A body that is in memory, with the fields that follow it.
+//! A body in memory, with its trailers.
 
 use bytes::Bytes;
 use http::HeaderMap;
@@ -6,10 +6,10 @@ use http_body::{Body, Frame, SizeHint};
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
-/// The most that is given at a time.
+/// The largest piece.
 const PIECE: usize = 64 << 10;
 
-/// A whole body.
+/// A complete body.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct BufferedBody {
     pub(crate) data: Bytes,
@@ -22,14 +22,14 @@ impl BufferedBody {
         BufferedBody { data, trailers, was_cut: false }
     }
 
-    /// Returns the next part of it, and never an error.
+    /// Returns the next piece; never an error.
     pub(crate) fn next<E>(&mut self) -> Option<Result<Frame<Bytes>, E>> {
         if !self.data.is_empty() {
-            // In pieces: who takes them holds little, and the rest stays here, where it is counted.
+            // In pieces: the reader buffers little, and the rest stays here, where it is counted.
             let piece = self.data.split_to(self.data.len().min(PIECE));
             let is_last_of_many = self.data.is_empty() && self.was_cut;
             self.was_cut |= !self.data.is_empty();
-            // The last one must not keep the others alive.
+            // Copied, as the last piece must not keep the others alive.
             return Some(Ok(Frame::data(if is_last_of_many { Bytes::copy_from_slice(&piece) } else { piece })));
         }
         self.trailers.take().map(|trailers| Ok(Frame::trailers(trailers)))
@@ -39,7 +39,7 @@ impl BufferedBody {
         self.data.is_empty() && self.trailers.is_none()
     }
 
-    /// Returns the length, where nothing follows: with trailers a body is sent in chunks.
+    /// Returns the length where there are no trailers: with trailers a body is sent in chunks.
     pub(crate) fn length(&self) -> Option<u64> {
         self.trailers.is_none().then_some(self.data.len() as u64)
     }

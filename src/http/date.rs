@@ -3,13 +3,13 @@
 use http::HeaderValue;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-/// Longer than any of the three formats.
+/// Longer than all three formats.
 const MAX_LENGTH: usize = 40;
 
 const DAYS: [&str; 7] = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"];
 
-/// Reads any of the three formats. The grammar is case-sensitive, but recipients are told to be
-/// lenient, so `gmt` and `AUG` pass; another zone or another shape does not.
+/// Returns the time of a date in any of the three formats. The grammar is case-sensitive, but recipients should be
+/// lenient, so `gmt` and `AUG` are accepted; other zones or formats are not.
 pub(crate) fn parse(value: &HeaderValue) -> Option<i64> {
     let text = value.to_str().ok()?.trim();
     if text.len() > MAX_LENGTH {
@@ -19,8 +19,7 @@ pub(crate) fn parse(value: &HeaderValue) -> Option<i64> {
     Some(since_1970(time))
 }
 
-/// A date whose day of the week is another one than the calendar's; it says nothing that the rest
-/// does not say better.
+/// Parses a date with a wrong day of the week, which is redundant.
 fn lenient(text: &str) -> Option<SystemTime> {
     let (day, rest) = text.split_at(text.find(|letter: char| !letter.is_ascii_alphabetic())?);
     let is_short = day.len() == 3;
@@ -32,7 +31,7 @@ fn lenient(text: &str) -> Option<SystemTime> {
     })
 }
 
-/// `THU, 18 AUG 2050 02:01:18 gmt` as the grammar writes it.
+/// Returns `THU, 18 AUG 2050 02:01:18 gmt` in the case of the grammar.
 fn proper_case(text: &str) -> String {
     let mut inside = false;
     let cased: String = text
@@ -46,7 +45,7 @@ fn proper_case(text: &str) -> String {
     cased.replace("Gmt", "GMT")
 }
 
-/// Writes the preferred format.
+/// Returns a date in the preferred format.
 pub(crate) fn format(seconds: i64) -> Option<HeaderValue> {
     let time = UNIX_EPOCH.checked_add(Duration::from_secs(u64::try_from(seconds).ok()?))?;
     HeaderValue::try_from(httpdate::fmt_http_date(time)).ok()

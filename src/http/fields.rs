@@ -1,4 +1,4 @@
-//! Rules for fields on their way through an intermediary (RFC 9110 7.6.1).
+//! Rules for the fields of a message that an intermediary forwards (RFC 9110 7.6.1).
 
 use http::header::{
     ACCEPT, ACCEPT_CHARSET, ACCEPT_ENCODING, ACCEPT_LANGUAGE, ACCEPT_RANGES, AGE, CACHE_CONTROL, CONNECTION,
@@ -22,8 +22,8 @@ pub(crate) const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent"
 pub(crate) const PROXY_STATUS: HeaderName = HeaderName::from_static("proxy-status");
 pub(crate) const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
 
-/// Fields that a request must not name in `Connection`: to have them removed would change what the
-/// request means, or take away what the proxy itself says about the client.
+/// Fields that a request must not name in `Connection`: their removal would change the meaning of the request, or
+/// remove facts about the client that the proxy adds.
 pub(super) const NEVER_HOP_BY_HOP: &[&str] = &[
     "host",
     "content-length",
@@ -41,15 +41,15 @@ pub(super) const NEVER_HOP_BY_HOP: &[&str] = &[
     "tracestate",
 ];
 
-/// Fields about one connection, which a configuration must not set and a message must not carry on.
+/// Returns whether a field is about a single connection: a configuration must not set it, and it is not forwarded.
 pub(crate) fn is_hop_by_hop(name: &HeaderName) -> bool {
     [&CONNECTION, &KEEP_ALIVE, &PROXY_CONNECTION, &TE, &TRAILER, &TRANSFER_ENCODING, &UPGRADE].contains(&name)
 }
 
-/// What a message said about its own connection, read before those fields were removed.
+/// The hop-by-hop facts of a request, read before those fields were removed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct HopByHop {
-    /// The protocol of `Upgrade`, where `Connection` names it too.
+    /// The protocol of `Upgrade`, where `Connection` names `upgrade` too.
     pub(crate) upgrade: Option<HeaderValue>,
     /// `TE: trailers`.
     pub(crate) trailers: bool,
@@ -59,8 +59,8 @@ pub(crate) struct HopByHop {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct ForbiddenOption(pub(crate) HeaderName);
 
-/// Removes the fields of this connection from a request, those that `Connection` names included. `protected` are more
-/// fields that it must not name.
+/// Removes the hop-by-hop fields of a request, including those that `Connection` names. `protected` are further fields
+/// that it must not name.
 pub(crate) fn strip_request(fields: &mut HeaderMap, protected: &[HeaderName]) -> Result<HopByHop, ForbiddenOption> {
     let mut found = HopByHop::default();
     if !says_only_whether_to_close(fields) {
@@ -82,32 +82,32 @@ pub(crate) fn strip_request(fields: &mut HeaderMap, protected: &[HeaderName]) ->
     Ok(found)
 }
 
-/// The facts of a response's hop-by-hop fields, read before these were removed.
+/// The hop-by-hop facts of a response, read before those fields were removed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct StrippedAnswer {
     /// The protocol that it switches to.
     pub(crate) upgrade: Option<HeaderValue>,
-    /// The fields that only `Connection` has made fields of the connection.
+    /// The fields that are hop-by-hop only because `Connection` names them.
     pub(crate) named: Option<NamedByConnection>,
 }
 
-/// Fields of an answer that its `Connection` has named. They go no further, but what they say of storing it holds.
+/// Fields of a response that its `Connection` names. They are not forwarded, but they count for storage.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct NamedByConnection(pub(crate) HeaderMap);
 
-/// Removes the fields of this connection from an answer.
+/// Removes the hop-by-hop fields of a response.
 pub(crate) fn strip_response(fields: &mut HeaderMap) -> StrippedAnswer {
     let mut stripped = StrippedAnswer::default();
     if !says_only_whether_to_close(fields) {
         let mut options = connection_options(fields);
-        // A node cannot have the framing taken away.
+        // A node cannot have the framing removed.
         options.retain(|option| option != "content-length");
         if options.contains(&UPGRADE) {
             stripped.upgrade = fields.get(UPGRADE).cloned();
         }
         let mut named = HeaderMap::new();
         for name in options.iter().filter(|name| !is_hop_by_hop(name)) {
-            // A name that stands twice is there once.
+            // A repeated name is kept once.
             if !named.contains_key(name) {
                 named.extend(fields.get_all(name).iter().map(|value| (name.clone(), value.clone())));
             }
@@ -119,7 +119,7 @@ pub(crate) fn strip_response(fields: &mut HeaderMap) -> StrippedAnswer {
     stripped
 }
 
-/// Returns whether `Connection` is absent or a plain `close` or `keep-alive`, as it nearly always is.
+/// Returns whether `Connection` is absent or a plain `close` or `keep-alive`, which is the usual case.
 fn says_only_whether_to_close(fields: &HeaderMap) -> bool {
     let mut values = fields.get_all(CONNECTION).iter();
     let plain = |value: &HeaderValue| {
@@ -140,7 +140,7 @@ fn connection_options(fields: &HeaderMap) -> Vec<HeaderName> {
 
 fn remove_named(fields: &mut HeaderMap, options: &[HeaderName]) {
     for option in options {
-        // `TE` and `Trailer` are read or carried on by rules of their own.
+        // `TE` and `Trailer` have rules of their own.
         if option != TE && option != TRAILER {
             fields.remove(option);
         }
@@ -149,7 +149,7 @@ fn remove_named(fields: &mut HeaderMap, options: &[HeaderName]) {
 
 fn strip_always(fields: &mut HeaderMap) {
     static NAMES: [HeaderName; 6] = [CONNECTION, KEEP_ALIVE, PROXY_CONNECTION, TE, TRANSFER_ENCODING, UPGRADE];
-    // One pass over the few fields there are is cheaper than looking each of these up.
+    // One pass over the few fields of a message is cheaper than a look-up of each of these.
     let mut present = [false; 6];
     for name in fields.keys() {
         for (found, candidate) in present.iter_mut().zip(&NAMES) {
@@ -161,9 +161,8 @@ fn strip_always(fields: &mut HeaderMap) {
     }
 }
 
-/// Fields that mean something only before the content (RFC 9110 6.5.1): of framing, routing, authentication, request
-/// modifiers, content, control and caching. Those of the connection and those that the proxy protects are told
-/// apart by their own rules.
+/// Fields that must not be in trailers (RFC 9110 6.5.1): framing, routing, authentication, request modifiers, content,
+/// control and caching. Hop-by-hop fields and those that the proxy protects have rules of their own.
 const NEVER_IN_TRAILERS: &[HeaderName] = &[
     ACCEPT,
     ACCEPT_CHARSET,
@@ -219,7 +218,7 @@ pub(crate) fn sanitise_trailers(trailers: &mut HeaderMap, is_barred: impl Fn(&He
     }
 }
 
-/// Returns whether a comma-separated list has a member, parameters and case apart.
+/// Returns whether a comma-separated list has a member, regardless of case and parameters.
 pub(crate) fn list_has(value: &HeaderValue, member: &str) -> bool {
     value.as_bytes().split(|&byte| byte == b',').any(|item| {
         let name = item.split(|&byte| byte == b';').next().unwrap_or_default();
@@ -227,7 +226,7 @@ pub(crate) fn list_has(value: &HeaderValue, member: &str) -> bool {
     })
 }
 
-/// The length that a message announces, where it is a number (RFC 9110 8.6: digits, and no sign).
+/// Returns the announced length, where it is a valid number (RFC 9110 8.6).
 pub(crate) fn content_length(fields: &HeaderMap) -> Option<u64> {
     parse_length(fields.get(CONTENT_LENGTH)?)
 }
@@ -237,16 +236,16 @@ fn parse_length(value: &HeaderValue) -> Option<u64> {
     if text.starts_with('+') { None } else { text.parse().ok() }
 }
 
-/// The values of Content-Length differ, or are no number.
+/// The values of Content-Length differ or are invalid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the message announces more than one length, or none that is a number")]
 pub(crate) struct BadLength;
 
 /// Replaces equal values of Content-Length, in several lines or in one, by a single one (RFC 9110 8.6). An error where
-/// they differ or are no number.
+/// they differ or are invalid.
 pub(crate) fn unify_content_length(fields: &mut HeaderMap) -> Result<(), BadLength> {
     let Some(first) = fields.get(CONTENT_LENGTH) else { return Ok(()) };
-    // A map has as many values as names where no field is repeated.
+    // A map with as many values as names has no repeated field.
     if first.as_bytes().iter().all(u8::is_ascii_digit) && fields.len() == fields.keys_len() {
         return if parse_length(first).is_some() { Ok(()) } else { Err(BadLength) };
     }
@@ -269,7 +268,7 @@ pub(crate) enum TransferCoding {
     Unsupported,
 }
 
-/// Reads `Transfer-Encoding` strictly: what is not exactly `chunked` is not understood here.
+/// Returns the transfer coding of a message; anything but exactly `chunked` is unsupported.
 pub(crate) fn transfer_coding(fields: &HeaderMap) -> TransferCoding {
     let mut values = fields.get_all(TRANSFER_ENCODING).iter();
     match (values.next(), values.next()) {

@@ -12,16 +12,16 @@ pub(crate) fn is_trusted(peer: IpAddr, trusted: &[IpNet]) -> bool {
     trusted.iter().any(|net| net.contains(&peer))
 }
 
-/// The origin of a request as trusted proxies tell it, in `X-Forwarded-*` or, where they send none of these,
-/// in `Forwarded` (RFC 7239).
+/// The origin of a request according to trusted proxies, from `X-Forwarded-*` or, without these, from `Forwarded` (RFC
+/// 7239).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Origin {
-    /// The client's address: the first one from the right that is no trusted proxy's. An entry that is no address
-    /// ends the walk, and the proxy that wrote it is taken for the client.
+    /// The client's address: the first one from the right that is not a trusted proxy's. An invalid entry ends the
+    /// search, and the proxy that added it counts as the client.
     pub(crate) address: IpAddr,
-    /// `true` where the client spoke TLS; `None` where no proxy says.
+    /// `true` where the client used TLS; `None` where no proxy forwards the scheme.
     pub(crate) is_secure: Option<bool>,
-    /// The addresses before the peer's own, as `X-Forwarded-For` lists them.
+    /// The addresses before the peer's own, as in `X-Forwarded-For`.
     pub(crate) chain: Option<HeaderValue>,
 }
 
@@ -51,7 +51,7 @@ impl Origin {
         if !lines.is_empty() {
             self.chain = HeaderValue::from_bytes(&lines.join(&b", "[..])).ok();
         }
-        // Each proxy of a chain may have added its own; the first one met the client.
+        // Each proxy of a chain may have added a scheme; the first one is the client's.
         let first = fields.get(X_FORWARDED_PROTO).and_then(|value| value.as_bytes().split(|&byte| byte == b',').next());
         self.is_secure = first.and_then(is_secure);
     }
@@ -82,7 +82,7 @@ impl Origin {
     }
 }
 
-/// Returns whether a scheme is one over TLS; `None` where it is no scheme of HTTP.
+/// Returns whether a scheme uses TLS; `None` for other schemes than HTTP's.
 fn is_secure(scheme: &[u8]) -> Option<bool> {
     let scheme = scheme.trim_ascii();
     let is = |name: &[u8]| scheme.eq_ignore_ascii_case(name);
@@ -115,7 +115,7 @@ fn parameter(element: &[u8], name: &[u8]) -> Option<Vec<u8>> {
     })
 }
 
-/// Who has one address of IPv6 has its whole /64.
+/// Returns the network of an address that one client can use: for IPv6 its /64.
 pub(crate) fn network_of(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V4(address) => IpAddr::V4(address),
@@ -123,7 +123,7 @@ pub(crate) fn network_of(address: IpAddr) -> IpAddr {
     }
 }
 
-/// Returns an address, with or without a port.
+/// Returns the address of an entry, with or without a port.
 fn parse_entry(entry: &[u8]) -> Option<IpAddr> {
     let entry = std::str::from_utf8(entry.trim_ascii()).ok()?;
     let bare = entry.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(entry);

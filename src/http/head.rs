@@ -1,9 +1,10 @@
-//! A request's head as every step after the entry reads it.
+//! The head of a request, as every step of the pipeline reads it.
 //!
-//! [`RequestHead::sanitise`] is the entry: it removes the fields of the connection and the claims of strangers, and
-//! resolves the facts about the client. From then on the names that the proxy itself tells nodes of
+//! [`RequestHead::sanitise`] comes first: it removes the hop-by-hop fields and the claims of untrusted peers, and
+//! determines the facts about the client. After it, the fields by which the proxy describes the client to nodes
 //! ([`is_fact`]) are read through [`RequestFields`], which answers from the facts, so that routing, limits, scopes,
-//! keys and Vary see what the node will see. The fields of the facts are written when a node is asked.
+//! keys and `Vary` use the values that the node gets. The fields of the facts are written when the request is sent to a
+//! node.
 
 use super::fields::{self, ForbiddenOption, HopByHop};
 use super::forwarded::{Origin, is_trusted};
@@ -16,13 +17,13 @@ use std::net::{IpAddr, Ipv4Addr};
 
 const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
 
-/// The peer that sent a request, and how far its word goes.
+/// The peer that sent a request, and its trust.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Peer<'a> {
     pub(crate) address: IpAddr,
-    /// The connection speaks TLS.
+    /// The connection uses TLS.
     pub(crate) is_secure: bool,
-    /// The subject of the certificate that the peer has shown.
+    /// The subject of the peer's certificate.
     pub(crate) certificate: Option<&'a HeaderValue>,
     pub(crate) trusted_proxies: &'a [IpNet],
     pub(crate) underscores: Underscores,
@@ -36,11 +37,11 @@ pub(crate) enum Underscores {
     #[default]
     Drop,
     Reject,
-    /// They pass, except those that would be taken for a field that the proxy protects.
+    /// They are kept, except those that could be taken for a field that the proxy protects.
     Allow,
 }
 
-/// The reason for which a head is refused.
+/// The reasons for which a head is refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum BadHead {
     #[error("the Connection field names `{}`, which is not about the connection", .0.0)]
@@ -51,7 +52,7 @@ pub(crate) enum BadHead {
     WhiteSpace(HeaderName),
 }
 
-/// A request's head without its fields of the connection, and without claims that its peer may not make.
+/// The head of a request without hop-by-hop fields, and without claims that its peer may not make.
 #[derive(Clone, Debug)]
 pub(crate) struct RequestHead {
     pub(crate) method: Method,
@@ -63,7 +64,7 @@ pub(crate) struct RequestHead {
 /// The fields of a request, with the facts about its client.
 #[derive(Clone, Debug)]
 pub(crate) struct RequestFields {
-    /// Never holds a name for which [`is_fact`] is true.
+    /// Never contains a name for which [`is_fact`] is true.
     map: HeaderMap,
     pub(crate) facts: Facts,
 }
@@ -73,13 +74,13 @@ pub(crate) struct RequestFields {
 pub(crate) struct Facts {
     /// The peer's address.
     pub(crate) peer: IpAddr,
-    /// The client's address: the peer's, or the one that trusted proxies tell.
+    /// The client's address: the peer's, or the one that trusted proxies forward.
     pub(crate) address: IpAddr,
-    /// `true` where the client spoke TLS, with this proxy or with a trusted one before it.
+    /// `true` where the client used TLS, to this proxy or to a trusted one in front of it.
     pub(crate) is_secure: bool,
     /// `TE: trailers`.
     pub(crate) takes_trailers: bool,
-    /// Boxed, for most requests have none of it.
+    /// Boxed, as most requests have none of these.
     more: Option<Box<More>>,
 }
 
@@ -92,7 +93,7 @@ struct More {
     forwarded_host: Option<HeaderValue>,
     /// The subject of the client's certificate.
     certificate: Option<HeaderValue>,
-    /// The protocol that the client wants to switch to.
+    /// The protocol of the `Upgrade` that the client requests.
     upgrade: Option<HeaderValue>,
 }
 
@@ -104,7 +105,7 @@ impl Default for Facts {
 }
 
 impl Facts {
-    /// Returns the scheme that the client used.
+    /// Returns the scheme of the client's request.
     pub(crate) fn scheme(&self) -> &'static str {
         if self.is_secure { "https" } else { "http" }
     }
@@ -114,7 +115,7 @@ impl Facts {
         if self.is_secure { 443 } else { 80 }
     }
 
-    /// Returns the protocol that the client wants to switch to.
+    /// Returns the protocol of the `Upgrade` that the client requests.
     pub(crate) fn upgrade(&self) -> Option<&HeaderValue> {
         self.more.as_ref()?.upgrade.as_ref()
     }
@@ -123,7 +124,7 @@ impl Facts {
         self.more.get_or_insert_default()
     }
 
-    /// Returns `X-Forwarded-For` as nodes get it.
+    /// Returns the value of `X-Forwarded-For` for nodes.
     pub(crate) fn chain(&self) -> Vec<u8> {
         let peer = self.peer.to_canonical().to_string();
         match self.more.as_ref().and_then(|more| more.forwarded_for.as_ref()) {
@@ -133,7 +134,7 @@ impl Facts {
     }
 }
 
-/// The groups of fields that a head has, of those that need more than a look at their names. Most heads have none.
+/// The groups of fields with special rules that a head has. Most heads have none.
 #[derive(Default)]
 pub(crate) struct Marks {
     /// `Content-Length`, `Transfer-Encoding` or `Expect`.
@@ -175,7 +176,7 @@ impl Marks {
     }
 }
 
-/// For each byte, `true` where a CGI server may read a name with it as another one, with `-` in its place.
+/// For each byte, `true` where a CGI server may read it as `-` in a name.
 static IS_ODD: [bool; 256] = {
     let mut table = [true; 256];
     let mut byte = 0;
@@ -227,8 +228,7 @@ impl Underscores {
 }
 
 impl RequestHead {
-    /// Returns the sanitised view of the head that a peer has sent; an error where the head is refused. `marks` are those
-    /// of its fields.
+    /// Returns the sanitised head of a peer's request; an error where it is refused. `marks` are those of its fields.
     pub(crate) fn sanitise(mut head: request::Parts, marks: &Marks, peer: Peer<'_>) -> Result<RequestHead, BadHead> {
         let map = &mut head.headers;
         if head.version == Version::HTTP_2
@@ -264,7 +264,8 @@ impl RequestHead {
 }
 
 impl Facts {
-    /// Takes claims out of a head: those of a trusted proxy become facts, or stay where they are none; all others go.
+    /// Removes claims from a head: those of a trusted proxy become facts, or stay where they are none; all others are
+    /// dropped.
     fn take_claims(&mut self, map: &mut HeaderMap, peer: Peer<'_>) {
         if is_trusted(self.peer, peer.trusted_proxies) {
             let origin = Origin::of(self.peer, map, peer.trusted_proxies);
@@ -299,7 +300,7 @@ fn drop_odd(map: &mut HeaderMap, underscores: Underscores) -> Result<(), BadHead
     Ok(())
 }
 
-/// Drops identifiers that the proxy will not take on: a node gets others in their place.
+/// Drops malformed identifiers; the node gets new ones in their place.
 fn drop_bad_traces(map: &mut HeaderMap) {
     for (name, is_good) in
         [(fields::X_REQUEST_ID, is_request_id as fn(&[u8]) -> bool), (fields::TRACEPARENT, is_traceparent)]
@@ -316,13 +317,13 @@ fn drop_bad_traces(map: &mut HeaderMap) {
 }
 
 impl RequestFields {
-    /// Returns the fields that are no facts.
+    /// Returns the fields that are not facts.
     pub(crate) fn plain(&self) -> &HeaderMap {
         &self.map
     }
 
-    /// Returns the fields of the node's request, with the facts written into them, and the protocol that the client wants
-    /// to switch to. `peer` is the peer's address.
+    /// Returns the fields of the request for a node, including the facts, and the protocol of an `Upgrade`. `peer` is
+    /// the address of the peer.
     pub(crate) fn for_node(self, peer: &HeaderValue) -> (HeaderMap, Option<HeaderValue>) {
         let RequestFields { map: mut fields, facts } = self;
         let scheme = HeaderValue::from_static(facts.scheme());
@@ -350,7 +351,7 @@ impl RequestFields {
         self.map.insert(HOST, host);
     }
 
-    /// Returns the lines of a field as the node will see them.
+    /// Returns the lines of a field, with the values that the node gets.
     pub(crate) fn values(&self, name: &HeaderName) -> Values<'_> {
         if is_fact(name) {
             return Values::Fact(self.fact(name));
@@ -358,7 +359,7 @@ impl RequestFields {
         Values::Lines(self.map.get_all(name).iter())
     }
 
-    /// Returns the first line of a field as the node will see it.
+    /// Returns the first line of a field, with the value that the node gets.
     pub(crate) fn value(&self, name: &HeaderName) -> Option<Cow<'_, [u8]>> {
         self.values(name).next()
     }
@@ -381,7 +382,7 @@ impl RequestFields {
 }
 
 impl From<HeaderMap> for RequestFields {
-    /// The fields of a request that no stranger has sent.
+    /// Returns fields that were not sent by a client.
     fn from(map: HeaderMap) -> RequestFields {
         RequestFields { map, facts: Facts::default() }
     }

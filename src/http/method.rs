@@ -2,11 +2,10 @@
 
 use http::Method;
 
-/// Those beside `GET`, `HEAD`, `OPTIONS` and `TRACE`. `PRI` is no method of a request.
+/// The safe methods besides `GET`, `HEAD`, `OPTIONS` and `TRACE`. `PRI` is not a method of requests.
 const OTHERS: [&str; 4] = ["PROPFIND", "QUERY", "REPORT", "SEARCH"];
 
-/// Returns whether a request of this method changes nothing, as its registration says. Methods that are not
-/// registered may change anything.
+/// Returns whether a method is safe by its registration. Unregistered methods count as unsafe.
 pub(crate) fn is_safe(method: &Method) -> bool {
     method.is_safe() || OTHERS.contains(&method.as_str())
 }

@@ -8,17 +8,17 @@ use http::{HeaderMap, HeaderValue, StatusCode};
 use serde_json::json;
 use std::borrow::Cow;
 
-/// An answer that the proxy gives itself.
+/// A problem document that the proxy answers with.
 #[derive(Clone, Debug)]
 pub(crate) struct Problem {
     pub(crate) kind: ProblemKind,
-    /// The explanation for a person, and what to do where something can be done.
+    /// The explanation for a person, with a next step where there is one.
     pub(crate) detail: Cow<'static, str>,
-    /// RFC 9209's error token, where it is not that of the kind.
+    /// RFC 9209's error token, where it differs from that of the kind.
     token: Option<&'static str>,
-    /// When the client may try again, in seconds.
+    /// The time after which the client may retry, in seconds.
     pub(crate) retry_after: Option<u32>,
-    /// The rest of the connection cannot be trusted.
+    /// The connection must be closed, as its framing is unknown.
     pub(crate) close: bool,
 }
 
@@ -27,12 +27,12 @@ impl Problem {
         Problem { kind, detail: detail.into(), token: None, retry_after: None, close: false }
     }
 
-    /// A request that cannot be understood; the connection closes, for what follows may be part of it.
+    /// Returns the problem of a malformed request; the connection is closed, as the following bytes may be part of it.
     pub(crate) fn bad_request(kind: ProblemKind, detail: impl Into<Cow<'static, str>>) -> Problem {
         Problem::new(kind, detail).closing()
     }
 
-    /// Sets the token of `Proxy-Status` to one that tells more than that of the kind.
+    /// Replaces the token of `Proxy-Status` by a more specific one.
     pub(crate) fn with_token(mut self, token: &'static str) -> Problem {
         self.token = Some(token);
         self
@@ -52,12 +52,12 @@ impl Problem {
         self.kind.row().status
     }
 
-    /// Returns the stable name behind `urn:ringway:problem:`.
+    /// Returns the stable name after `urn:ringway:problem:`.
     pub(crate) fn name(&self) -> &'static str {
         self.kind.row().name
     }
 
-    /// Returns the fields and the body of the answer.
+    /// Returns the fields and the body of the response.
     pub(crate) fn render(&self) -> (HeaderMap, Bytes) {
         let mut fields = HeaderMap::with_capacity(8);
         fields.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
@@ -83,7 +83,7 @@ impl Problem {
         (fields, Bytes::from(body.to_string()))
     }
 
-    /// The whole answer as bytes, for a connection that has no HTTP machinery any more. It closes.
+    /// Returns the complete response in bytes, for a connection without an HTTP layer. It closes the connection.
     pub(crate) fn to_http1(&self) -> Vec<u8> {
         let ((mut fields, body), status) = (self.render(), self.status());
         fields.insert(CONNECTION, HeaderValue::from_static("close"));

@@ -1,13 +1,13 @@
-//! The table of problem types: each kind's status, `type`, Proxy-Status token, meaning and remedy.
+//! The table of problem types: status, `type`, Proxy-Status token, meaning and remedy of each.
 //!
 //! `docs/errors.md` is made from it: `RINGWAY_BLESS=1 cargo test --lib reference`.
 
 use http::StatusCode;
 
-/// The listener whose clients meet a problem.
+/// The listeners that a problem occurs on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Side {
-    /// The listeners that clients use.
+    /// The listeners of clients.
     Clients,
     /// The admin and metrics listeners.
     Admin,
@@ -17,7 +17,7 @@ pub(crate) enum Side {
 /// One line of the table.
 pub(crate) struct Row {
     pub(crate) status: StatusCode,
-    /// The stable name behind `urn:ringway:problem:`.
+    /// The stable name after `urn:ringway:problem:`.
     pub(crate) name: &'static str,
     /// RFC 9209's error token; `None` on the admin listener, which sends no `Proxy-Status`.
     pub(crate) token: Option<&'static str>,
@@ -26,14 +26,14 @@ pub(crate) struct Row {
     /// The cause, in a few words.
     #[cfg_attr(not(test), expect(dead_code, reason = "a column of docs/errors.md"))]
     pub(crate) title: &'static str,
-    /// The action of an operator or a client's author.
+    /// The remedy for an operator or the author of a client.
     #[cfg_attr(not(test), expect(dead_code, reason = "a column of docs/errors.md"))]
     pub(crate) remedy: &'static str,
 }
 
 macro_rules! problem_kinds {
     ($($kind:ident: $status:ident, $name:literal, $token:expr, $side:ident, $title:literal, $remedy:literal;)*) => {
-        /// The type of a problem that the proxy answers with.
+        /// The type of a problem document.
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         pub(crate) enum ProblemKind {
             $($kind,)*
@@ -216,7 +216,7 @@ mod tests {
     use std::collections::{BTreeMap, BTreeSet};
     use std::path::Path;
 
-    /// RFC 9209's error types, and those that the registry has of it.
+    /// The error types of RFC 9209 and its registry.
     const TOKENS: &[&str] = &[
         "connection_limit_reached",
         "destination_not_found",
@@ -272,7 +272,7 @@ mod tests {
         }
     }
 
-    /// Pages list types in tables whose head says `urn:ringway:problem:`.
+    /// Pages list types in tables with `urn:ringway:problem:` in their head.
     #[test]
     fn documents_name_no_other_types() {
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));

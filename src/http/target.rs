@@ -1,10 +1,10 @@
-//! Host and path in one form, so that routing, forwarding and keys never read them differently
-//! (RFC 3986 6.2.2, RFC 9110 4.2.3).
+//! The normal form of hosts and paths, in which routing, forwarding and keys compare them (RFC 3986 6.2.2, RFC 9110
+//! 4.2.3).
 
 use std::borrow::Cow;
 use std::net::Ipv6Addr;
 
-/// A path or host that has no single meaning.
+/// The reasons for which a path or host is ambiguous.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum BadTarget {
     #[error("the path has a `%` that is not followed by two hexadecimal digits")]
@@ -15,7 +15,7 @@ pub(crate) enum BadTarget {
     Port,
 }
 
-/// Returns a query with its characters beyond ASCII percent-encoded. Borrows where there is nothing to do.
+/// Returns a query with its non-ASCII characters percent-encoded. Borrows where nothing changes.
 pub(crate) fn normalize_query(query: &str) -> Cow<'_, str> {
     if query.is_ascii() { Cow::Borrowed(query) } else { Cow::Owned(encode_beyond_ascii(query)) }
 }
@@ -25,8 +25,8 @@ fn encode_beyond_ascii(text: &str) -> String {
     percent_encoding::utf8_percent_encode(text, NONE).to_string()
 }
 
-/// Returns a query in the spelling that all of its spellings have in common: escapes of unreserved characters decoded,
-/// the others in upper case. What is no escape stays.
+/// Returns a query in its normal spelling: escapes of unreserved characters decoded, other escapes in upper case.
+/// Invalid escapes are kept.
 pub(crate) fn respell_query(query: &str) -> Cow<'_, str> {
     if !query.contains('%') {
         return normalize_query(query);
@@ -52,8 +52,8 @@ pub(crate) fn respell_query(query: &str) -> Cow<'_, str> {
     Cow::Owned(out)
 }
 
-/// Percent-encodes characters beyond ASCII, decodes escapes of unreserved characters, writes the others in upper case
-/// and resolves dot segments. Borrows where there is nothing to do.
+/// Returns a path in its normal form: non-ASCII characters percent-encoded, escapes of unreserved characters decoded,
+/// other escapes in upper case, dot segments resolved. Borrows where nothing changes.
 pub(crate) fn normalize_path(path: &str) -> Result<Cow<'_, str>, BadTarget> {
     if !path.is_ascii() {
         return Ok(Cow::Owned(normalize_path(&encode_beyond_ascii(path))?.into_owned()));
@@ -93,7 +93,7 @@ fn hex(digit: u8) -> Option<u8> {
     char::from(digit).to_digit(16).map(|value| value as u8)
 }
 
-/// RFC 3986 5.2.4 for an absolute path.
+/// Removes the dot segments of an absolute path (RFC 3986 5.2.4).
 fn resolve_dots(path: &str) -> String {
     let mut kept: Vec<&str> = Vec::new();
     let mut segments = path.split('/').skip(1).peekable();
@@ -122,19 +122,19 @@ fn resolve_dots(path: &str) -> String {
     out
 }
 
-/// An authority as requests name it, taken apart.
+/// A parsed authority.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Authority<'a> {
-    /// Lower case, without a trailing dot; an IPv6 address keeps its brackets.
+    /// In lower case, without a trailing dot; an IPv6 address keeps its brackets.
     pub(crate) host: Cow<'a, str>,
     /// The port, unless it is the scheme's default.
     pub(crate) port: Option<u16>,
-    /// Whether the text was in this form already.
+    /// The text had the normal form already.
     pub(crate) normal: bool,
 }
 
 impl Authority<'_> {
-    /// The authority as it is forwarded and used in keys.
+    /// Returns the authority as it is forwarded and used in keys.
     pub(crate) fn to_text(&self) -> String {
         match self.port {
             Some(port) => format!("{}:{port}", self.host),
@@ -143,8 +143,7 @@ impl Authority<'_> {
     }
 }
 
-/// Parses `host[:port]`. User information, white space and anything else that a host name or
-/// address cannot have is refused.
+/// Returns a parsed `host[:port]`; an error for user information, white space and all other invalid characters.
 pub(crate) fn parse_authority(text: &str, default_port: u16) -> Result<Authority<'_>, BadTarget> {
     let (host, port_text) = match text.strip_prefix('[') {
         Some(rest) => {

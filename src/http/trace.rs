@@ -1,19 +1,19 @@
-//! Identifiers that follow a request: `X-Request-Id` and W3C Trace Context's `traceparent`.
+//! Identifiers of a request: `X-Request-Id` and `traceparent` of W3C Trace Context.
 
 use bytes::Bytes;
 use http::HeaderValue;
 
 const HEX: &[u8; 16] = b"0123456789abcdef";
 
-/// The identifiers of one request on its way to a node.
+/// The identifiers of one request to a node.
 #[derive(Clone, Debug)]
 pub(crate) struct Ids {
     pub(crate) request_id: HeaderValue,
     pub(crate) traceparent: HeaderValue,
 }
 
-/// Continues the client's trace and keeps its request id where they are well-formed, and begins
-/// new ones where not. The proxy always is a span of its own.
+/// Returns the identifiers for the node: those of the client where they are well-formed, otherwise new ones. The proxy
+/// is always a span of its own.
 pub(crate) fn ids(
     request_id: Option<&HeaderValue>,
     traceparent: Option<&HeaderValue>,

@@ -1,12 +1,12 @@
 //! The consistent-hash ring: pure data, no I/O, no clock.
 //!
-//! Every node owns `virtual_nodes` points per unit of weight on a circle of 64-bit hashes; a key
-//! belongs to the node of the first point clockwise from the key's own hash (Karger et al., 1997).
-//! A point depends only on the pool's seed, the node's id and the point's number, so a node that
-//! leaves takes nothing but its own points away: no other key changes its owner.
+//! Every node owns `virtual_nodes` points per unit of weight on a circle of 64-bit hashes; a key belongs to the node of
+//! the first point clockwise from the key's own hash (Karger et al., 1997). A point depends only on the pool's seed,
+//! the node's id and the point's number, so a node that leaves removes only its own points: no other key changes its
+//! owner.
 //!
-//! Both kinds of hash are SipHash-2-4 under keys that come from the seed: proxies with the same
-//! file agree, and a client that does not know the seed cannot aim a key at a node.
+//! Both kinds of hash are SipHash-2-4 with keys derived from the seed: proxies with the same file agree, and a client
+//! that does not know the seed cannot choose a key for a node.
 
 mod plan;
 mod walk;
@@ -18,19 +18,19 @@ use sha2::{Digest, Sha256};
 use siphasher::sip::SipHasher24;
 use std::hash::Hasher;
 
-/// A node as the ring sees it: who it is and how large its part should be.
+/// A member of the ring: its identity and its weight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Member<'a> {
-    /// The node's identity; its place in a list or its address plays no part.
+    /// The identity of the node; its position in a list and its address do not matter.
     pub id: &'a str,
-    /// How many times `virtual_nodes` points it gets; 0 means no keys.
+    /// A multiple of `virtual_nodes` points; 0 means no keys.
     pub weight: u32,
 }
 
-/// The two SipHash keys that a seed stands for.
+/// The two SipHash keys that are derived from a seed.
 ///
-/// Points and keys are hashed under different ones, so that no key can be made to fall exactly on
-/// a known node's point.
+/// Points and keys are hashed with different ones, so that no key can be chosen that falls exactly on a known node's
+/// point.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Seed {
     points: (u64, u64),
@@ -49,7 +49,7 @@ impl Seed {
         Seed { points: (word(0), word(8)), keys: (word(16), word(24)) }
     }
 
-    /// Where a key lies on the circle.
+    /// Returns the position of a key on the circle.
     pub fn hash_key(&self, key: &[u8]) -> u64 {
         let mut hasher = SipHasher24::new_with_keys(self.keys.0, self.keys.1);
         hasher.write(key);
@@ -64,15 +64,15 @@ impl Seed {
     }
 }
 
-/// The ring of one pool, built once and then only read. It takes at most 16 bytes a point.
+/// The ring of one pool: built once, then only read. It takes at most 16 bytes per point.
 #[derive(Clone, Debug)]
 pub struct Ring {
     seed: Seed,
     /// Sorted; `owners[i]` is the member whose point `hashes[i]` is.
     hashes: Box<[u64]>,
     owners: Box<[u32]>,
-    /// For each slice of the circle, the first point at or after its start: a look-up begins
-    /// there instead of searching the whole ring.
+    /// For each slice of the circle, the first point at or after its start, from which a look-up begins instead of
+    /// searching the whole ring.
     slices: Box<[u32]>,
     /// The bits by which a hash is shifted right to give its slice.
     shift: u32,
@@ -80,17 +80,15 @@ pub struct Ring {
 }
 
 impl Ring {
-    /// Builds the ring of these members. Their order has no influence on who owns a key, and
-    /// owners are told as indices into this very slice.
+    /// Returns the ring of these members. Their order has no influence on the owners of keys, and owners are indices
+    /// into this slice.
     ///
-    /// `virtual_nodes` times the sum of the weights must fit into 32 bits; the configuration
-    /// bounds it far below that.
+    /// `virtual_nodes` times the sum of the weights must fit into 32 bits; the configuration bounds it far below that.
     pub fn build(seed: Seed, virtual_nodes: u32, members: &[Member<'_>]) -> Ring {
         let mut by_id: Vec<u32> = (0..members.len() as u32).collect();
         by_id.sort_unstable_by_key(|&member| members[member as usize].id);
 
-        // Two points that share a hash are ordered by id, so that the outcome does not depend on
-        // the order of the file.
+        // Two points with the same hash are ordered by id, so that the result does not depend on the order of the file.
         let mut points: Vec<(u64, u32)> = Vec::new();
         for (rank, &member) in by_id.iter().enumerate() {
             let Member { id, weight } = members[member as usize];
@@ -105,7 +103,7 @@ impl Ring {
         Ring { seed, hashes, owners, slices, shift, members: members.len() }
     }
 
-    /// Where a key lies on the circle.
+    /// Returns the position of a key on the circle.
     pub fn hash_key(&self, key: &[u8]) -> u64 {
         self.seed.hash_key(key)
     }
@@ -115,12 +113,12 @@ impl Ring {
         self.point_at_or_after(hash).map(|point| self.owners[point] as usize)
     }
 
-    /// Returns the distinct members clockwise from a hash: its owner, then where its keys go next.
+    /// Returns the distinct members clockwise from a hash: its owner, then the next ones for its keys.
     pub fn walk(&self, hash: u64) -> Walk<'_> {
         Walk::new(self, self.point_at_or_after(hash))
     }
 
-    /// Returns the part of all keys that each member owns, exactly, in the order of the members.
+    /// Returns the exact share of all keys of each member, in the order of the members.
     pub fn shares(&self) -> Vec<f64> {
         let mut arcs = vec![0u128; self.members];
         for (point, &owner) in self.owners.iter().enumerate() {
@@ -132,17 +130,17 @@ impl Ring {
         arcs.into_iter().map(|arc| arc as f64 / 2f64.powi(64)).collect()
     }
 
-    /// Returns how many points the ring has.
+    /// Returns the number of points.
     pub fn points(&self) -> usize {
         self.hashes.len()
     }
 
-    /// Returns the memory that the points and their index take, in bytes.
+    /// Returns the memory of the points and their index, in bytes.
     pub fn size(&self) -> usize {
         self.hashes.len() * 8 + self.owners.len() * 4 + self.slices.len() * 4
     }
 
-    /// The length of the arc that ends in a point, its start excluded.
+    /// Returns the length of the arc that ends in a point, without its start.
     fn arc_before(&self, point: usize) -> u64 {
         let before = if point == 0 { self.hashes.len() - 1 } else { point - 1 };
         self.hashes[point].wrapping_sub(self.hashes[before])
@@ -155,13 +153,13 @@ impl Ring {
     }
 }
 
-/// Cuts the circle into a power of two of slices, at most one for every point, and notes where
-/// each begins among the sorted hashes.
+/// Returns the index of slices: the circle is divided into a power of two of them, at most one per point, each with its
+/// first position among the sorted hashes.
 fn slice_starts(hashes: &[u64]) -> (Box<[u32]>, u32) {
     if hashes.is_empty() {
         return (Box::default(), 63);
     }
-    // At least two, so that the shift stays below the width of a hash.
+    // At least two slices, so that the shift stays below the width of a hash.
     let bits = hashes.len().ilog2().max(1);
     let shift = 64 - bits;
     let mut starts = Vec::with_capacity(1 << bits);

@@ -1,4 +1,4 @@
-//! What a change of the members would move, computed exactly before it is rolled out.
+//! The keys that a change of the members would move, computed exactly before it is rolled out.
 
 use super::Ring;
 use std::collections::BTreeMap;
@@ -6,25 +6,26 @@ use std::collections::BTreeMap;
 /// The keys that change their owner between two rings with the same seed.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Change {
-    /// The part of all keys that moves, from 0 to 1.
+    /// The share of all keys that moves, from 0 to 1.
     pub moved: f64,
-    /// Who loses what to whom, the largest first.
+    /// The moves between pairs of nodes, the largest first.
     pub transfers: Vec<Transfer>,
 }
 
-/// A part of the key space that goes from one node to another.
+/// The keys that move from one node to another.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Transfer {
     /// The id of the node that owned the keys; `None` where no node did.
     pub from: Option<String>,
     /// The id of the node that will own them; `None` where no node will.
     pub to: Option<String>,
-    /// The part of all keys, from 0 to 1.
+    /// The share of all keys, from 0 to 1.
     pub share: f64,
 }
 
 impl Change {
-    /// Compares two rings arc by arc. The ids name the members of each ring in its own order.
+    /// Returns the change between two rings, compared arc by arc. The ids are the members of each ring in its own
+    /// order.
     pub fn between(before: (&Ring, &[&str]), after: (&Ring, &[&str])) -> Change {
         let mut bounds: Vec<u64> = before.0.hashes.iter().chain(&*after.0.hashes).copied().collect();
         bounds.sort_unstable();
@@ -33,7 +34,7 @@ impl Change {
         let owner = |(ring, ids): (&Ring, &[&str]), hash| ring.owner(hash).map(|member| ids[member].to_owned());
         let mut moved: BTreeMap<(Option<String>, Option<String>), u128> = BTreeMap::new();
         for (index, &bound) in bounds.iter().enumerate() {
-            // Every key on the arc that ends in a bound has the owner of the bound itself.
+            // Every key on an arc has the owner of the arc's end.
             let (from, to) = (owner(before, bound), owner(after, bound));
             if from != to {
                 let start = bounds[if index == 0 { bounds.len() - 1 } else { index - 1 }];

@@ -6,7 +6,7 @@ fn ring<'a>(seed: &str, virtual_nodes: u32, members: &[(&'a str, u32)]) -> (Ring
     (Ring::build(Seed::new(seed), virtual_nodes, &list), members.iter().map(|&(id, _)| id).collect())
 }
 
-/// Recorded once. A release that changes a line here moves the keys of everybody who upgrades.
+/// Recorded once. A release that changes a line here moves keys of every user who upgrades.
 #[test]
 fn golden_assignments_never_change() {
     let (plain, ids) = ring("ringway", 256, &[("app-1", 1), ("app-2", 2), ("app-3", 1), ("app-4", 1)]);
@@ -99,7 +99,7 @@ proptest! {
             let mut walk = before.walk(hash).map(|member| before_ids[member]);
             let old = walk.next().unwrap();
             let new = after_ids[after.owner(hash).unwrap()];
-            // Its keys go to the next node of the walk, everybody else's stay.
+            // The keys of the leaver go to the next node of the walk; all others stay.
             let expected = if old == members[leaver].0 { walk.next().unwrap() } else { old };
             prop_assert_eq!(new, expected);
         }

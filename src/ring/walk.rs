@@ -1,4 +1,4 @@
-//! Clockwise from a key: each member once, in the order in which the key would move to them.
+//! The members clockwise from a key: each once, in the order in which the key would move to them.
 
 use super::Ring;
 use smallvec::SmallVec;

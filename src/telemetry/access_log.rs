@@ -1,5 +1,5 @@
-//! The access log. A worker appends lines to a buffer of its own and hands full buffers to one
-//! writing thread; where that falls behind, lines are dropped and counted, and no request waits.
+//! The access log. A worker appends lines to its own buffer and hands full buffers to one writing thread; if that
+//! thread falls behind, lines are dropped and counted, and no request waits.
 
 use super::lines::{Destination, Lines};
 use crate::clock;
@@ -12,7 +12,7 @@ use std::time::Duration;
 use time::OffsetDateTime;
 use time::macros::format_description;
 
-/// Buffers that wait for the writing thread: with 32 KiB each, 8 MiB at most.
+/// The most buffers that wait for the writing thread: with 32 KiB each, 8 MiB.
 const QUEUE: usize = 256;
 const BUFFER_BYTES: usize = 32 << 10;
 
@@ -45,9 +45,9 @@ pub(crate) struct Entry<'a> {
     pub(crate) request_id: Option<&'a str>,
     pub(crate) user_agent: Option<&'a str>,
     pub(crate) error: Option<&'a str>,
-    /// The cache's result for the request.
+    /// The result of the cache.
     pub(crate) cache: Option<&'a str>,
-    /// The result for its `Idempotency-Key`.
+    /// The result for the `Idempotency-Key`.
     pub(crate) idempotency: Option<&'a str>,
     pub(crate) ended_by: &'a str,
 }
@@ -66,12 +66,12 @@ impl Sink {
         Ok(Sink { format, lines: Lines::open("access-log", destination, QUEUE, lost, failing)? })
     }
 
-    /// Opens the destination anew, after its file was rotated.
+    /// Reopens the destination after its file was rotated.
     pub(crate) fn reopen(&self) {
         self.lines.reopen();
     }
 
-    /// Waits until all lines are written, but not longer than this.
+    /// Waits until all lines are written, or until the timeout.
     pub(crate) fn flush(&self, within: Duration) -> bool {
         self.lines.flush(within)
     }
@@ -103,7 +103,7 @@ impl AccessLog {
         }
     }
 
-    /// Hands over what is there; called several times a second.
+    /// Hands the buffer to the writing thread; called several times a second.
     pub(crate) fn flush(&self) {
         let mut buffer = self.buffer.borrow_mut();
         if !buffer.is_empty() {
@@ -135,7 +135,7 @@ struct Line<'a> {
 fn write_json(out: &mut Vec<u8>, entry: &Entry<'_>) {
     let format = format_description!("[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:3]Z");
     let line = Line { time: now().format(&format).unwrap_or_default(), entry };
-    // Memory takes every write.
+    // Writing to memory cannot fail.
     let _ = serde_json::to_writer(&mut *out, &line);
     out.push(b'\n');
 }

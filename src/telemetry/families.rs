@@ -1,11 +1,11 @@
-//! What a family of metrics is: its line in the table, its registration, and the removal of its series.
+//! A family of metrics: its line in the table, its registration, and the removal of its series.
 
 use prometheus::core::{Collector, Desc, MetricVec, MetricVecBuilder};
 use prometheus::proto::{Gauge, LabelPair, Metric, MetricFamily, MetricType};
 use prometheus::{HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
 use std::collections::BTreeMap;
 
-/// From a tenth of a millisecond to a minute: a hit of the cache and a slow node's answer both fall inside.
+/// From 0.1 ms to a minute: from a hit of the cache to the response of a slow node.
 const DURATION_BUCKETS: [f64; 18] = [
     0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 10.0, 15.0, 30.0, 60.0,
 ];
@@ -24,7 +24,7 @@ pub(crate) struct Family {
     pub(crate) kind: Kind,
     pub(crate) labels: &'static [&'static str],
     pub(crate) help: &'static str,
-    /// Its use: the question that it answers, or the alert that it is for.
+    /// The question that it answers, or the alert that it is for.
     #[cfg_attr(not(test), expect(dead_code, reason = "a column of docs/metrics.md"))]
     pub(crate) purpose: &'static str,
 }
@@ -32,13 +32,13 @@ pub(crate) struct Family {
 /// The labels of one series.
 pub(super) type Labels = BTreeMap<String, String>;
 
-/// A type of collector that the table names.
+/// The collectors that the table uses.
 pub(super) trait Registered: Collector + Clone + Sized + 'static {
     const KIND: Kind;
     fn make(family: &Family) -> prometheus::Result<Self>;
     /// Removes the series whose labels are not to be kept.
     fn retain(&self, family: &Family, keep: &dyn Fn(&Labels) -> bool);
-    /// Makes a series that has one value in all labels.
+    /// Creates a series that has this value in all labels.
     #[cfg(test)]
     fn touch(&self, family: &Family, value: &str);
 }
@@ -96,7 +96,7 @@ fn retain<B: MetricVecBuilder>(family: &MetricVec<B>, names: &[&str], keep: impl
             metric.get_label().iter().map(|pair| (pair.name().to_owned(), pair.value().to_owned())).collect();
         if !keep(&labels) {
             let values: Vec<&str> = names.iter().map(|name| labels.get(*name).map_or("", String::as_str)).collect();
-            // Another thread may have removed it meanwhile, which is as well.
+            // Another thread may have removed it meanwhile.
             let _ = family.remove_label_values(&values);
         }
     }
@@ -113,7 +113,7 @@ pub(super) fn register<C: Collector + 'static>(registry: &Registry, collector: C
     registry.register(Box::new(collector)).expect("every metric is registered once");
 }
 
-/// One value of a gauge that is read at each scrape, and its labels' values.
+/// A value of a gauge that is read at each scrape, with the values of its labels.
 pub(crate) struct Sample {
     pub(crate) labels: Vec<String>,
     pub(crate) value: f64,

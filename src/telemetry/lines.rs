@@ -1,5 +1,5 @@
-//! A thread that writes lines, so that nobody else waits for where they go. What it cannot take, or cannot get rid of,
-//! is dropped and counted; a line arrives whole or not at all.
+//! A thread that writes lines, so that other threads never wait for their destination. Lines that it cannot write are
+//! dropped and counted; a line is written completely or not at all.
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::fs::{File, OpenOptions};
@@ -12,29 +12,29 @@ use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
-/// A pipe takes so much whole or not at all (pipe(7)).
+/// The most bytes that a pipe writes atomically (pipe(7)).
 const ATOMIC: usize = 4096;
-/// The interval at which a thread that waits for its destination checks whether it still should.
+/// The interval at which a thread that waits for its destination checks whether to give up.
 const LOOK: Duration = Duration::from_millis(100);
 /// The longest wait for the destination once all writers are gone.
 const LAST_MOMENT: Duration = Duration::from_secs(1);
 
-/// Where lines go.
+/// The destination of lines.
 #[derive(Clone, Debug)]
 pub(crate) enum Destination {
     Stdout,
     Stderr,
-    /// Appended to.
+    /// A file to append to.
     File(PathBuf),
 }
 
-/// The end of the thread that others write to; cheap to clone.
+/// The handle by which other threads write; cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Lines {
     queue: SyncSender<Message>,
-    /// Set where the destination is to be opened anew. The thread sees by it whether anybody is left who writes.
+    /// Set to reopen the destination. The thread sees by its weak reference whether any writer is left.
     reopen: Arc<AtomicBool>,
-    /// Told how many lines were lost.
+    /// Called with the number of lost lines.
     lost: Lost,
 }
 
@@ -42,13 +42,13 @@ type Lost = Arc<dyn Fn(u64) + Send + Sync>;
 
 enum Message {
     Lines(Vec<u8>),
-    /// Answered when all before it is written, or lost.
+    /// Answered once all lines before it are written or lost.
     Flush(SyncSender<()>),
 }
 
 impl Lines {
-    /// Opens the destination and starts the thread, before which so many pieces may wait. `lost` is told how many lines
-    /// were lost, `failing` why the destination fails, once a change.
+    /// Opens the destination and starts the thread, with a queue of a given length. `lost` gets the number of lost
+    /// lines, `failing` the error of the destination whenever it changes.
     pub(crate) fn open(
         name: &str,
         destination: Destination,
@@ -65,7 +65,7 @@ impl Lines {
         Ok(Lines { queue, reopen, lost })
     }
 
-    /// Hands over whole lines. Never waits.
+    /// Queues complete lines. Never waits.
     pub(crate) fn write(&self, lines: Vec<u8>) {
         let refused = match self.queue.try_send(Message::Lines(lines)) {
             Ok(()) => return,
@@ -76,14 +76,14 @@ impl Lines {
         }
     }
 
-    /// Has the destination opened anew: the file that has its name now.
+    /// Reopens the destination: the file that has its name now.
     pub(crate) fn reopen(&self) {
         self.reopen.store(true, Ordering::Release);
         // Wakes a thread that has nothing to write.
         let _ = self.queue.try_send(Message::Lines(Vec::new()));
     }
 
-    /// Waits until all lines are written, or lost, but not longer than this. Returns whether they were.
+    /// Waits until all lines are written or lost, or until the timeout. Returns whether it was reached in time.
     pub(crate) fn flush(&self, within: Duration) -> bool {
         let deadline = Instant::now() + within;
         let (done, told) = sync_channel(1);
@@ -104,11 +104,11 @@ fn count(lines: &[u8]) -> u64 {
     memchr::memchr_iter(b'\n', lines).count() as u64
 }
 
-/// The thread.
+/// The state of the thread.
 struct Writer<F> {
     destination: Destination,
     out: Out,
-    /// Gone when all writers are.
+    /// Upgradable while there is a writer.
     reopen: Weak<AtomicBool>,
     lost: Lost,
     is_failing: bool,
@@ -118,18 +118,18 @@ struct Writer<F> {
 impl<F: Fn(&io::Error)> Writer<F> {
     fn run(mut self, messages: &Receiver<Message>) {
         let mut has_given_up = false;
-        // Where all ends of it are gone, what waits is still taken.
+        // Once all writers are gone, the queued lines are still written.
         for message in messages {
             match message {
                 Message::Lines(lines) if has_given_up => (self.lost)(count(&lines)),
                 Message::Lines(lines) => has_given_up = !self.write(&lines),
-                // Who asked may have given up.
+                // The caller may have given up.
                 Message::Flush(done) => drop(done.try_send(())),
             }
         }
     }
 
-    /// Returns whether there is any use in writing more.
+    /// Writes lines. Returns whether the thread should go on.
     fn write(&mut self, lines: &[u8]) -> bool {
         self.reopen_if_asked();
         let mut rest = lines;
@@ -153,7 +153,7 @@ impl<F: Fn(&io::Error)> Writer<F> {
         true
     }
 
-    /// Returns whether that was asked for.
+    /// Reopens the destination if that was requested. Returns whether it was.
     fn reopen_if_asked(&mut self) -> bool {
         let is_asked = self.reopen.upgrade().is_some_and(|reopen| reopen.swap(false, Ordering::AcqRel));
         if is_asked {
@@ -165,7 +165,7 @@ impl<F: Fn(&io::Error)> Writer<F> {
         is_asked
     }
 
-    /// Returns whether the thread should wait for its destination no longer.
+    /// Returns whether the thread should stop waiting for its destination.
     fn gives_up(&self, since: Instant) -> bool {
         match self.reopen.upgrade() {
             Some(reopen) => reopen.load(Ordering::Acquire),
@@ -173,7 +173,7 @@ impl<F: Fn(&io::Error)> Writer<F> {
         }
     }
 
-    /// Writes lines whole, or none of the last one of them that does not fit.
+    /// Writes lines completely; a last line that does not fit is not begun.
     fn write_piece(&mut self, piece: &[u8]) -> Result<(), WriteError> {
         let begun = self.out.length();
         let mut written = 0;
@@ -218,9 +218,9 @@ impl<F: Fn(&io::Error)> Writer<F> {
     }
 }
 
-/// Why a piece was not written, and how many of its lines are lost.
+/// The reason for which a piece was not written, and the number of its lost lines.
 enum WriteError {
-    /// The destination takes nothing, and is waited for no longer.
+    /// The destination accepts nothing, and the wait is given up.
     GivenUp(u64),
     Broken(io::Error, u64),
 }
@@ -231,7 +231,7 @@ struct Out {
     is_regular: bool,
     /// It was opened here, to append.
     is_ours: bool,
-    /// The last line has no end.
+    /// The last line is incomplete.
     is_torn: bool,
 }
 
@@ -240,7 +240,7 @@ impl Out {
         let file = match destination {
             Destination::Stdout => File::from(io::stdout().as_fd().try_clone_to_owned()?),
             Destination::Stderr => File::from(io::stderr().as_fd().try_clone_to_owned()?),
-            // Opening a FIFO without a reader would block; so it is an error.
+            // Opening a FIFO without a reader would block, so it is an error.
             Destination::File(path) => {
                 let flags = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
                 OpenOptions::new().create(true).append(true).custom_flags(flags).open(path).map_err(|error| {
@@ -255,7 +255,7 @@ impl Out {
         Ok(Out { file, is_regular, is_ours, is_torn: false })
     }
 
-    /// The bytes of one write: whole lines. A line that is longer than a pipe takes at once goes alone.
+    /// Returns the bytes of one write: complete lines. A line longer than an atomic write goes alone.
     fn next_piece<'a>(&self, lines: &'a [u8]) -> &'a [u8] {
         if self.is_regular || lines.len() <= ATOMIC {
             return lines;
@@ -268,7 +268,7 @@ impl Out {
         if self.is_regular { self.file.metadata().ok().map(|found| found.len()) } else { None }
     }
 
-    /// Writes a part of a piece, no more than would have a pipe wait.
+    /// Writes a part of a piece, at most as much as a pipe accepts without blocking.
     fn write(&mut self, piece: &[u8]) -> io::Result<usize> {
         if self.is_torn {
             self.file.write_all(b"\n")?;
@@ -278,8 +278,8 @@ impl Out {
         self.file.write(&piece[..most])
     }
 
-    /// Takes back the beginning of a line whose end could not be written. Where that cannot be done, the next line
-    /// begins on a line of its own.
+    /// Removes the beginning of a line whose end could not be written. Where that is not possible, the next line begins
+    /// on a new line.
     fn take_back(&mut self, begun: Option<u64>, written: usize, torn: usize) {
         if torn == 0 {
             return;
@@ -294,7 +294,7 @@ impl Out {
 fn is_writable(file: BorrowedFd<'_>, within: Duration) -> bool {
     let mut wanted = [PollFd::new(&file, PollFlags::OUT)];
     let within = Timespec { tv_sec: 0, tv_nsec: within.subsec_nanos().into() };
-    // A failure of the destination shows at the next write.
+    // An error of the destination is returned by the next write.
     poll(&mut wanted, Some(&within)).is_ok_and(|ready| ready > 0)
 }
 
@@ -350,7 +350,7 @@ mod tests {
         sent += 5_000;
         assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
         assert!(lost.load(Ordering::SeqCst) > 0);
-        // It reads again; what arrives is whole, and what does not is counted.
+        // With a reader again, complete lines arrive and the lost ones are counted.
         let reading = std::thread::spawn(move || {
             let (mut text, mut piece) = (Vec::new(), [0; 65536]);
             while !text.ends_with(b"end\n") {
@@ -423,7 +423,7 @@ mod tests {
         out.take_back(Some(0), 11, 3);
         out.write(b"four\n").unwrap();
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "one\ntwo\nfour\n");
-        // Where another process has appended since, the torn line stays, on a line of its own.
+        // Where another process has appended since, the incomplete line stays, on a line of its own.
         let begun = out.length();
         out.write(b"fi").unwrap();
         OpenOptions::new().append(true).open(&path).unwrap().write_all(b"theirs\n").unwrap();

@@ -1,8 +1,8 @@
-//! The table of metrics. It makes the families, removes the series of what is no more, and is the source of
-//! `docs/metrics.md`: `RINGWAY_BLESS=1 cargo test --lib reference`.
+//! The table of metrics. The families, the removal of old series and `docs/metrics.md` are made from it:
+//! `RINGWAY_BLESS=1 cargo test --lib reference`.
 //!
-//! Counters on the request's way are relaxed atomics behind handles that are looked up once; gauges of other state are
-//! read at each scrape.
+//! Counters in the path of a request are relaxed atomics behind handles that are looked up once; gauges of other state
+//! are read at each scrape.
 
 use super::families::{Family, Labels, ReadGauge, Registered, register, registered};
 use prometheus::core::Collector;
@@ -40,7 +40,7 @@ macro_rules! metrics {
             };)*
         }
 
-        /// The families whose values are kept elsewhere, and mostly read at each scrape.
+        /// The families whose values are kept elsewhere, most of them read at each scrape.
         pub(crate) mod elsewhere {
             use crate::telemetry::families::{Family, Kind};
 
@@ -67,7 +67,7 @@ macro_rules! metrics {
                 $(self.$field.retain(&family::$field, keep);)*
             }
 
-            /// Makes a series that has one value in all labels, in every family.
+            /// Creates a series that has this value in all labels, in every family.
             #[cfg(test)]
             fn touch(&self, value: &str) {
                 $(self.$field.touch(&family::$field, value);)*
@@ -209,7 +209,7 @@ metrics! {
     }
 }
 
-/// Lines of the process's own log that were lost; they can be lost before there are other metrics.
+/// Lost lines of the process log; a static, as lines can be lost before the metrics exist.
 pub(super) static PROCESS_LOG_DROPPED: LazyLock<IntCounter> = LazyLock::new(|| {
     let Family { name, help, .. } = elsewhere::PROCESS_LOG_DROPPED;
     IntCounter::new(name, help).expect("metric names are valid")
@@ -218,7 +218,7 @@ pub(super) static PROCESS_LOG_DROPPED: LazyLock<IntCounter> = LazyLock::new(|| {
 impl Metrics {
     pub(crate) fn new() -> Metrics {
         let metrics = Metrics::registered();
-        // Both results are there from the beginning, so that a rate can be taken of the first one.
+        // Both series exist from the beginning, so that the rate of the first event is visible.
         for result in ["success", "failure"] {
             metrics.config_reloads.with_label_values(&[result]);
             metrics.upgrades.with_label_values(&[result]);
@@ -235,12 +235,12 @@ impl Metrics {
         metrics
     }
 
-    /// Adds a gauge whose values are read at every scrape: what is gone has no series any more.
+    /// Adds a gauge whose values are read at every scrape, so that absent values have no series.
     pub(crate) fn gauge(&self, family: Family, read: impl Fn(&mut Vec<Sample>) + Send + Sync + 'static) {
         register(&self.registry, ReadGauge::new(family, read));
     }
 
-    /// Removes the series of routes, listeners, pools and nodes that are no more, by their labels.
+    /// Removes the series of routes, listeners, pools and nodes that no longer exist, by their labels.
     pub(crate) fn retain(
         &self,
         is_route: impl Fn(&str) -> bool,
@@ -271,20 +271,20 @@ impl Metrics {
     }
 }
 
-/// Why the proxy ends a connection that does nothing forbidden by the protocol.
+/// The reasons for which the proxy aborts a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Abort {
-    /// Its address has as many connections as one may have.
+    /// The client's address has reached its limit of connections.
     AddressLimit,
-    /// Its TLS handshake, or its PROXY protocol header, did not come in time.
+    /// The TLS handshake or the PROXY protocol header took too long.
     Handshake,
-    /// A head did not come in time.
+    /// A request head took too long.
     Head,
-    /// A body stopped arriving, or came too slowly.
+    /// A request body stalled, or was slower than the least rate.
     Body,
-    /// The client took nothing of its answer.
+    /// The client stalled while reading its response.
     Write,
-    /// It did too much of what honest clients seldom do over HTTP/2.
+    /// The limit of HTTP/2 glitches was reached.
     Http2Glitches,
 }
 
@@ -305,7 +305,7 @@ impl Abort {
 }
 
 impl Metrics {
-    /// Counts a connection that is ended.
+    /// Counts an aborted connection.
     pub(crate) fn aborted(&self, reason: Abort) {
         self.connections_aborted.with_label_values(&[reason.label()]).inc();
     }
@@ -321,8 +321,7 @@ pub(crate) fn totals(family: &IntCounterVec, label: &str) -> BTreeMap<String, u6
     sums
 }
 
-/// Returns the label of a method: the registered ones by name, every other as `OTHER`, so that a client
-/// cannot make series.
+/// Returns the label of a method: registered ones by name, all others as `OTHER`, so that clients cannot create series.
 pub(crate) fn method_label(method: &http::Method) -> &'static str {
     match method.as_str() {
         "GET" => "GET",
@@ -359,7 +358,7 @@ mod tests {
         reference::compare("docs/metrics.md", &page);
     }
 
-    /// A family that is added to the table is also in the removal.
+    /// The removal of series covers every family of the table.
     #[test]
     fn series_of_what_is_no_more_are_removed_from_every_family() {
         let metrics = Metrics::new();

@@ -1,5 +1,4 @@
-//! What the proxy says about itself: metrics, the access log, its own log, trace context. Called by all rooms,
-//! calls none.
+//! Metrics, the access log, the process log and trace context. Used by all rooms, uses none.
 
 pub(crate) mod access_log;
 mod families;

@@ -1,5 +1,5 @@
-//! The proxy's own log. It goes to stderr, for stdout may carry the access log, by a thread of its own: where nobody
-//! reads stderr, its lines are dropped and counted, and nobody waits.
+//! The process log. It goes to stderr, as stdout may carry the access log, through a thread of its own: if the reader
+//! of stderr stalls, lines are dropped and counted, and no caller waits.
 
 use super::lines::{Destination, Lines};
 use super::metrics::PROCESS_LOG_DROPPED;
@@ -17,12 +17,12 @@ use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::registry::LookupSpan;
 
-/// Messages that may wait to be written.
+/// The most messages in the queue.
 const QUEUE: usize = 4096;
 
 static LINES: OnceLock<Lines> = OnceLock::new();
 
-/// Begins to log; with `is_json` each event is a JSON object on a line of its own. `RUST_LOG` chooses the level.
+/// Starts the log; with `is_json` each event is a JSON object on a line of its own. `RUST_LOG` sets the level.
 ///
 /// # Errors
 ///
@@ -36,17 +36,17 @@ pub(crate) fn init(is_json: bool) -> io::Result<()> {
         true => subscriber.event_format(JsonEvents).init(),
         false => subscriber.with_ansi(io::stderr().is_terminal()).with_target(false).init(),
     }
-    // Also what a panic says must not wait for a reader.
+    // The message of a panic must not wait for a reader either.
     std::panic::set_hook(Box::new(|panic| {
         let thread = std::thread::current();
         tracing::error!(thread = thread.name().unwrap_or_default(), "{panic}");
-        // It may be the last word of the process.
+        // It may be the last message of the process.
         flush(Duration::from_millis(100));
     }));
     Ok(())
 }
 
-/// Waits until what was logged is written, but not longer than this.
+/// Waits until all messages are written, or until the timeout.
 pub(crate) fn flush(within: Duration) {
     if let Some(lines) = LINES.get() {
         lines.flush(within);
@@ -105,7 +105,7 @@ impl Visit for Object {
     }
 }
 
-/// One message, which comes in one piece.
+/// One message, which is written at once.
 struct Message(&'static Lines);
 
 impl Write for Message {

@@ -1,4 +1,4 @@
-//! Certificates from PEM files, and what is to be known of them.
+//! Certificates from PEM files, and their properties.
 
 use super::Names;
 use rustls::RootCertStore;
@@ -17,13 +17,13 @@ pub(crate) struct Certificate {
     pub(crate) file: String,
     pub(crate) key: Arc<CertifiedKey>,
     pub(crate) names: Arc<Names>,
-    /// When it begins to be valid, in seconds since 1970.
+    /// The begin of its validity, in seconds since 1970.
     pub(crate) begins: i64,
-    /// When it ends, in seconds since 1970.
+    /// The end of its validity, in seconds since 1970.
     pub(crate) expiry: i64,
 }
 
-/// The fault of a file of certificates or keys.
+/// An error in a file of certificates or keys.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum MaterialError {
     #[error("no certificate in PEM form is there")]
@@ -41,7 +41,7 @@ pub(crate) enum MaterialError {
 }
 
 impl Certificate {
-    /// Reads a chain, the host's own certificate first, and its key.
+    /// Returns the certificate of a chain, the host's own first, and its key.
     pub(crate) fn load(file: &str, chain: &[u8], key: &[u8]) -> Result<Certificate, MaterialError> {
         let chain = certificates(chain)?;
         let key = PrivateKeyDer::from_pem_slice(key).map_err(|error| match error {
@@ -54,7 +54,7 @@ impl Certificate {
     }
 }
 
-/// The authorities of a file, as those whose certificates are trusted.
+/// Returns the certificate authorities of a file.
 pub(crate) fn authorities(pem: &[u8]) -> Result<RootCertStore, MaterialError> {
     let mut store = RootCertStore::empty();
     for certificate in certificates(pem)? {
@@ -63,17 +63,17 @@ pub(crate) fn authorities(pem: &[u8]) -> Result<RootCertStore, MaterialError> {
     Ok(store)
 }
 
-/// Whose a certificate is, and how long.
+/// The subject of a certificate and the end of its validity.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Identity {
-    /// The distinguished name of its subject (RFC 4514), in ASCII: nothing in a value can be taken for another
-    /// attribute.
+    /// The distinguished name of the subject (RFC 4514), in ASCII and escaped, so that no value can be taken for
+    /// another attribute.
     pub(crate) subject: String,
-    /// When it ends, in seconds since 1970.
+    /// The end of its validity, in seconds since 1970.
     pub(crate) expiry: i64,
 }
 
-/// Reads whose certificate it is; `None` where it cannot be read.
+/// Returns the identity of a certificate; `None` where it cannot be parsed.
 pub(crate) fn identity(certificate: &CertificateDer<'_>) -> Option<Identity> {
     let (_, parsed) = x509_parser::parse_x509_certificate(certificate).ok()?;
     // The most specific part comes first (RFC 4514 2.1).
@@ -96,7 +96,7 @@ pub(crate) fn identity(certificate: &CertificateDer<'_>) -> Option<Identity> {
     Some(Identity { subject: parts?.join(","), expiry: parsed.validity().not_after.timestamp() })
 }
 
-/// Returns the text of a value, in whichever of the alphabets of X.509 it is written; `None` where it is none.
+/// Returns the text of a value in any of the string types of X.509; `None` for other types.
 fn text_of(value: &Any<'_>) -> Option<String> {
     match value.tag() {
         Tag::BmpString => {
@@ -107,7 +107,7 @@ fn text_of(value: &Any<'_>) -> Option<String> {
                 None
             }
         }
-        // In practice it holds Latin-1.
+        // In practice it contains Latin-1.
         Tag::T61String => Some(value.data.iter().copied().map(char::from).collect()),
         _ => value.as_str().ok().map(str::to_owned),
     }
@@ -183,7 +183,7 @@ mod tests {
         let found = identity(params.self_signed(&key).unwrap().der()).unwrap();
         assert_eq!(found.subject, r"CN=joe\, OU=admins\0D\0Ax: \C3\A9\ ,O=Ex \+ Co");
         assert!(found.expiry > 1_800_000_000);
-        // Old alphabets are read as well.
+        // Legacy string types are supported.
         let mut params = rcgen::CertificateParams::new(vec!["a.example".to_owned()]).unwrap();
         params.distinguished_name = rcgen::DistinguishedName::new();
         let wide = rcgen::string::BmpString::try_from("J\u{f6}\u{160}").unwrap();

@@ -1,4 +1,4 @@
-//! TLS towards nodes: whom to trust, and what to show.
+//! TLS to nodes and stores: trust, and the client's own certificate.
 
 use super::certificate::Certificate;
 use rustls::client::WebPkiServerVerifier;
@@ -8,12 +8,12 @@ use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme};
 use std::sync::Arc;
 
-/// Whose certificates nodes may show.
+/// The certificates that nodes may present.
 pub(crate) enum Trust {
-    /// The authorities that the system trusts.
+    /// Those of the system's authorities.
     System,
     These(RootCertStore),
-    /// Anybody's.
+    /// Any certificate.
     Anybody,
 }
 
@@ -21,7 +21,7 @@ pub(crate) enum Trust {
 #[derive(Debug)]
 pub(crate) struct ClientTls {
     pub(crate) config: Arc<ClientConfig>,
-    /// What it was made of: two that agree in it do the same.
+    /// A digest of all inputs: settings with equal digests behave alike.
     pub(crate) digest: Vec<u8>,
 }
 
@@ -32,8 +32,8 @@ impl PartialEq for ClientTls {
 }
 
 impl ClientTls {
-    /// `own` is shown to nodes that ask for a certificate; `protocols` are offered by ALPN; `digest` stands for
-    /// the files that all of it comes from.
+    /// Returns the settings. `own` is presented to nodes that request a certificate; `protocols` are offered by ALPN;
+    /// `digest` identifies the files that all of it is made of.
     pub(crate) fn new(
         trust: Trust,
         own: Option<&Certificate>,
@@ -75,7 +75,7 @@ fn system() -> Result<RootCertStore, Error> {
     }
 }
 
-/// Takes any certificate that a node shows, and checks only that it has the key to it.
+/// A verifier that accepts any certificate, and checks only that the node has its key.
 #[derive(Debug)]
 struct Anybody(Arc<CryptoProvider>);
 

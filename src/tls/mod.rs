@@ -1,5 +1,5 @@
-//! What TLS itself says, shared by several rooms: certificates and the hosts that they cover, the choice
-//! among them by server name, session tickets, and whom to trust.
+//! TLS, shared by several rooms: certificates and the hosts that they cover, their selection by server name, session
+//! tickets, and trust.
 
 mod certificate;
 mod client;

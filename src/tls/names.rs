@@ -4,16 +4,16 @@ use std::net::IpAddr;
 use x509_parser::certificate::X509Certificate;
 use x509_parser::extensions::GeneralName;
 
-/// The names of a certificate's subject, from its alternative names alone.
+/// The alternative names of a certificate's subject.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Names {
-    /// In lower case; `*.example.com` stands for one label.
+    /// In lower case; the `*` of `*.example.com` stands for one label.
     pub(crate) dns: Vec<String>,
     addresses: Vec<IpAddr>,
 }
 
 impl Names {
-    /// These names and those of another certificate.
+    /// Returns the names of both certificates together.
     pub(super) fn and(&self, other: &Names) -> Names {
         let mut names = self.clone();
         names.dns.extend(other.dns.iter().cloned());
@@ -34,8 +34,8 @@ impl Names {
         names
     }
 
-    /// Returns whether a request for this host may come over a connection with this certificate. The host is
-    /// normalised: lower case, no port, no trailing dot; an IPv6 address may stand in brackets.
+    /// Returns whether a request for a host is allowed on a connection with this certificate. The host is normalised:
+    /// lower case, no port, no trailing dot; an IPv6 address may be in brackets.
     pub(crate) fn cover(&self, host: &str) -> bool {
         let bare = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(host);
         match bare.parse::<IpAddr>() {
@@ -45,7 +45,7 @@ impl Names {
     }
 }
 
-/// Returns whether a name of a certificate stands for a host.
+/// Returns whether a name of a certificate covers a host.
 fn is_match(name: &str, host: &str) -> bool {
     match name.strip_prefix("*.") {
         Some(parent) => host.split_once('.').is_some_and(|(label, rest)| !label.is_empty() && rest == parent),

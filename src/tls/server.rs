@@ -1,4 +1,4 @@
-//! TLS towards clients: which certificate, which versions, and whose client certificates.
+//! TLS to clients: the selection of the certificate, versions, and client certificates.
 
 use super::Names;
 use super::certificate::Certificate;
@@ -10,7 +10,7 @@ use rustls::{CipherSuite, RootCertStore};
 use std::collections::HashMap;
 use std::sync::Arc;
 
-/// The lowest version of TLS that is spoken.
+/// The lowest version of TLS.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum TlsVersion {
     Tls12,
@@ -20,15 +20,15 @@ pub(crate) enum TlsVersion {
 /// The contents of the files of one listener.
 #[derive(Debug)]
 pub(crate) struct ServerMaterial {
-    /// The first one is for clients that name no host, or one that no certificate covers.
+    /// The certificates; the first one is the default for clients without a server name, or with one that none covers.
     pub(crate) certificates: Vec<Arc<Certificate>>,
-    /// Whose certificates clients show; `None` asks for none.
+    /// The authorities of client certificates; without them none is requested.
     pub(crate) client_authorities: Option<Arc<RootCertStore>>,
-    /// A client may show no certificate.
+    /// A client may send no certificate.
     pub(crate) is_client_optional: bool,
-    /// What clients' authorities are made of: a part of the tickets' domain.
+    /// A digest of the clients' authorities, which is a part of the tickets' domain.
     pub(crate) client_digest: Vec<u8>,
-    /// What seals session tickets; the process's own without any.
+    /// The secrets that encrypt session tickets; the process's own without any.
     pub(crate) ticket_secrets: Vec<Vec<u8>>,
     /// Requests for hosts that the certificate does not cover are answered.
     pub(crate) allows_mismatch: bool,
@@ -37,16 +37,16 @@ pub(crate) struct ServerMaterial {
 /// The TLS settings of a listener.
 #[derive(Debug)]
 pub(crate) struct ServerTls {
-    /// Takes AES-128 where the client can.
+    /// Prefers AES-128 where the client offers it.
     ours: Arc<ServerConfig>,
-    /// Takes what the client likes best.
+    /// Follows the client's order of preference.
     theirs: Arc<ServerConfig>,
     chooser: Arc<Chooser>,
     allows_mismatch: bool,
 }
 
 impl ServerTls {
-    /// `protocols` are offered by ALPN, the best first; `domain` tells listeners apart.
+    /// Returns the settings. `protocols` are offered by ALPN, in order of preference; `domain` identifies the listener.
     pub(crate) fn new(
         material: ServerMaterial,
         least: TlsVersion,
@@ -87,17 +87,17 @@ impl ServerTls {
         Ok(ServerTls { ours: Arc::new(config), theirs, chooser, allows_mismatch })
     }
 
-    /// What to go on with for a client that offers these suites.
+    /// Returns the TLS configuration for the cipher suites that a client offers.
     ///
-    /// Most put AES-256 first for no need of their own; AES-128 with SHA-256 takes less CPU, above all
-    /// in the handshake. One that puts ChaCha20 first has no AES in hardware, and gets its wish.
+    /// Most clients prefer AES-256 without a need for it; AES-128 with SHA-256 takes less CPU, above all in the
+    /// handshake. A client that prefers ChaCha20 has no AES instructions, and its order is followed.
     pub(crate) fn config(&self, offered: &[CipherSuite]) -> &Arc<ServerConfig> {
         let favourite = offered.iter().find(|&&suite| is_aes(suite) || is_chacha(suite));
         if favourite.is_some_and(|&suite| is_chacha(suite)) { &self.theirs } else { &self.ours }
     }
 
-    /// The names that requests must be for from a client that names this host: those of every certificate that it may
-    /// have been shown. `None` where any are.
+    /// Returns the names that requests may have on a connection whose client sent this server name: those of every
+    /// certificate that it may have got. `None` allows any.
     pub(crate) fn wanted_names(&self, name: Option<&str>) -> Option<Arc<Names>> {
         let name = name.filter(|_| !self.allows_mismatch)?;
         let mut several = self.chooser.candidates(Some(name));
@@ -108,7 +108,7 @@ impl ServerTls {
         }))
     }
 
-    /// Returns all certificates, as the file lists them.
+    /// Returns all certificates, in the order of the file.
     pub(crate) fn certificates(&self) -> &[Arc<Certificate>] {
         &self.chooser.all
     }
@@ -142,16 +142,15 @@ fn is_chacha(suite: CipherSuite) -> bool {
     )
 }
 
-/// Chooses the certificate by the name that the client asks for: one of that very name, one with a
-/// star for it, the first one. Of several for the same name, or with the names of the first one, that one counts whose
-/// kind of key the client takes.
+/// Selects the certificate by the server name: an exact name, then a wildcard, then the first one. Among several with
+/// the same name, or with the names of the first one, the key type that the client supports decides.
 #[derive(Debug)]
 struct Chooser {
     all: Vec<Arc<Certificate>>,
     exact: HashMap<String, Vec<usize>>,
-    /// By what stands behind the star.
+    /// By the domain after `*.`.
     below: HashMap<String, Vec<usize>>,
-    /// The first one, and those with the same names.
+    /// The first certificate, and those with the same names.
     default: Vec<usize>,
 }
 
@@ -172,7 +171,7 @@ impl Chooser {
         Chooser { all, exact, below, default }
     }
 
-    /// Returns the certificates that a client may be shown that asks for this name.
+    /// Returns the certificates that a client with this server name may get.
     fn candidates(&self, name: Option<&str>) -> impl Iterator<Item = &Arc<Certificate>> {
         let by_name = name.and_then(|name| {
             let name = name.trim_end_matches('.').to_ascii_lowercase();
@@ -182,7 +181,7 @@ impl Chooser {
         by_name.unwrap_or(&self.default).iter().filter_map(|&index| self.all.get(index))
     }
 
-    /// Returns the first certificate for a name for which `is_taken` returns true, or else the first one for it.
+    /// Returns the first certificate for a name that `is_taken` accepts, or else the first one for it.
     fn choose(&self, name: Option<&str>, is_taken: impl Fn(&Certificate) -> bool) -> Option<&Arc<Certificate>> {
         self.candidates(name).find(|certificate| is_taken(certificate)).or_else(|| self.candidates(name).next())
     }
@@ -235,7 +234,7 @@ mod tests {
             assert_eq!(config.ignore_client_order, !is_theirs, "{offered:?}");
             let ours: Vec<CipherSuite> =
                 config.crypto_provider().cipher_suites.iter().map(|suite| suite.suite()).collect();
-            // All are there, and those that take the least come first.
+            // The list is complete, and the cheapest suites come first.
             assert_eq!(ours.len(), ring::default_provider().cipher_suites.len());
             assert!(ours[..3].iter().all(|&suite| is_aes_128(suite)), "{ours:?}");
             assert!(ours.iter().all(|&suite| is_aes(suite) != is_chacha(suite)), "{ours:?}");
@@ -260,7 +259,7 @@ mod tests {
             let chosen = chooser.choose(name, |_| true).unwrap();
             assert!(Arc::ptr_eq(chosen, &all[expected]), "{name:?}");
         }
-        // Of several for one name, the first one that the client takes; else the first one.
+        // Among several for one name, the first one that the client supports; else the first one.
         let second = |certificate: &Certificate| std::ptr::eq(certificate, &*all[2]);
         assert!(Arc::ptr_eq(chooser.choose(Some("a.example"), second).unwrap(), &all[2]));
         assert!(Arc::ptr_eq(chooser.choose(Some("a.example"), |_| false).unwrap(), &all[0]));

@@ -1,10 +1,9 @@
-//! Session tickets: a session that the server has sealed and its client keeps, so that any proxy with
-//! the same secret resumes it.
+//! Session tickets: encrypted sessions that clients keep, which any proxy with the same secret can resume.
 //!
-//! Keys change every twelve hours, by the clock: each is derived from a secret, the number of the
-//! half day, and the domain. Tickets of the half day before still open, and those of the next one, for
-//! clocks differ. The domain holds all that a resumption would skip, the demand for a client's
-//! certificate before all: a ticket from one listener opens at no other that asks for more.
+//! Keys change every twelve hours: each is derived from a secret, the number of the half day, and the domain. Tickets
+//! of the previous half day are accepted, and those of the next one, as clocks differ. The domain includes all that a
+//! resumption would skip, above all the requirement of a client certificate: a ticket of one listener is never accepted
+//! by another one with more requirements.
 
 use crate::clock;
 use chacha20poly1305::aead::{Aead, Payload};
@@ -14,20 +13,19 @@ use sha2::{Digest, Sha256};
 use std::fmt;
 use std::sync::OnceLock;
 
-/// The time for which one key seals, in seconds.
+/// The time for which a key encrypts, in seconds.
 const HALF_A_DAY: u64 = 12 * 3600;
 const NONCE: usize = 24;
 
-/// The keys that seal the session tickets of one listener.
+/// The keys of the session tickets of one listener.
 pub(super) struct Tickets {
-    /// The newest first; older ones still open.
+    /// The newest first; older ones still decrypt.
     secrets: Vec<Vec<u8>>,
     domain: Vec<u8>,
     now: fn() -> u64,
 }
 
-/// Returns the secret of a process that shares its tickets with no other; `None` where the system has no
-/// randomness to give.
+/// Returns a secret for a process that shares its tickets with no other; `None` where the system has no randomness.
 pub(super) fn process_secret() -> Option<Vec<u8>> {
     static SECRET: OnceLock<Option<[u8; 32]>> = OnceLock::new();
     let secret = SECRET.get_or_init(|| {
