@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-// Small, short-lived allocations on many cores are what a proxy does all day.
+// A proxy makes many small, short-lived allocations on many cores.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 

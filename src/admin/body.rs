@@ -1,4 +1,4 @@
-//! The body of a response of the admin listener: whole, or a stream of pieces.
+//! The body of a response of the admin listener: complete, or a stream of pieces.
 
 use super::connections::Reading;
 use bytes::Bytes;
@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 
 pub(super) enum Body {
     Whole(Full<Bytes>),
-    /// The connection counts as a reader's for as long as this lives.
+    /// The connection counts as a reader of a stream until this is dropped.
     Stream(mpsc::Receiver<Bytes>, #[expect(dead_code, reason = "counts by being there")] Reading),
 }
 

@@ -19,7 +19,7 @@ pub(super) struct AdminConnections {
     readers: Readers,
 }
 
-/// The connections of those who read a stream.
+/// The permits of connections that read a stream.
 struct Readers(Arc<Semaphore>);
 
 impl Default for Readers {
@@ -35,18 +35,18 @@ pub(super) struct State {
     is_working: AtomicBool,
     /// It reads a stream.
     is_reading: Arc<AtomicBool>,
-    /// Told when it has to go.
+    /// Notified when the connection must close.
     leave: Arc<Notify>,
 }
 
-/// One connection among the others of its listener, for as long as it lives.
+/// One connection of the listener; dropped at its end.
 pub(super) struct AdminConnection {
     connections: Arc<AdminConnections>,
     state: Arc<State>,
 }
 
 impl AdminConnections {
-    /// Returns an entry for a new connection. Where there are too many, another one has to go.
+    /// Returns the entry of a new connection. Above the limit another one is closed.
     pub(super) fn take(connections: &Arc<AdminConnections>) -> AdminConnection {
         let state: Arc<State> = Arc::default();
         let mut all = connections.all.lock();
@@ -79,7 +79,7 @@ impl AdminConnection {
         Some(Reading { connection: Arc::clone(self), _permit: permit })
     }
 
-    /// Returns whether the connection reads a stream, as it changes.
+    /// Returns the flag that tells whether the connection reads a stream.
     pub(super) fn is_reading(&self) -> Arc<AtomicBool> {
         Arc::clone(&self.state.is_reading)
     }
@@ -95,7 +95,7 @@ impl AdminConnection {
         self.state.is_working.store(false, Ordering::Relaxed);
     }
 
-    /// Notified when the connection has to go.
+    /// Returns what is notified when the connection must close.
     pub(super) fn told(&self) -> Arc<Notify> {
         Arc::clone(&self.state.leave)
     }

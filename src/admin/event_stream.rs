@@ -12,7 +12,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 
 const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
-/// The time after which a comment shows that the connection lives.
+/// The interval of comments that keep an idle stream alive.
 const HEARTBEAT: Duration = if cfg!(test) { Duration::from_millis(20) } else { Duration::from_secs(15) };
 /// Events that are written at once.
 const BATCH: usize = 16;
@@ -37,14 +37,14 @@ pub(super) fn respond(
     response
 }
 
-/// Returns the number of the last event that a client has seen; 0 where its `Last-Event-ID` is of another process.
+/// Returns the number of the last event that a client has received; 0 where its `Last-Event-ID` is of another process.
 fn position(epoch: u64, id: &str) -> u64 {
     let sequence = id.split_once('-').filter(|(of, _)| of.parse() == Ok(epoch)).map(|(_, sequence)| sequence);
     sequence.and_then(|sequence| sequence.parse().ok()).unwrap_or(0)
 }
 
-/// Writes events until the client has gone or the listener pauses. A client that takes nothing holds this up and
-/// nothing else: the ring goes on without it.
+/// Writes events until the client disconnects or the listener pauses. A slow client delays only this task: the ring of
+/// events does not wait for it.
 async fn write(events: Arc<Events>, begin: u64, sender: mpsc::Sender<Bytes>, mut paused: watch::Receiver<bool>) {
     let mut changed = events.subscribe();
     // The head goes out with the first bytes of the body.
@@ -72,10 +72,10 @@ async fn write(events: Arc<Events>, begin: u64, sender: mpsc::Sender<Bytes>, mut
             continue;
         }
         tokio::select! {
-            // The sender of the number lives as long as `events`.
+            // The sender of the number is a part of `events`.
             _ = changed.changed() => {}
             () = tokio::time::sleep(HEARTBEAT) => {
-                // A client that has not taken what came before needs no sign of life.
+                // A client that has not read the last piece needs no comment.
                 if let Err(mpsc::error::TrySendError::Closed(_)) = sender.try_send(Bytes::from_static(b": alive\n\n")) {
                     return;
                 }
@@ -107,7 +107,7 @@ mod tests {
         }
     }
 
-    /// The ring goes on without a reader that takes nothing; it is told how many events it has lost.
+    /// The ring does not wait for a slow reader, which gets the number of the events that it has lost.
     #[tokio::test]
     async fn a_slow_reader_loses_events_and_is_told_how_many() {
         let (events, place) = (Events::new(), Arc::new(AdminConnections::take(&Arc::default())));

@@ -58,7 +58,7 @@ pub(crate) fn bind(address: SocketAddr) -> io::Result<std::net::TcpListener> {
     Ok(socket.into())
 }
 
-/// Serves until it is told to pause: then connections end with their next answer.
+/// Serves until the listener pauses, whereupon connections close after their next response.
 pub(crate) async fn serve(
     listener: TcpListener,
     control: Arc<dyn Control>,
@@ -113,8 +113,8 @@ pub(crate) async fn serve(
     }
 }
 
-/// Serves a connection; once it is to pause, to the end of the next answer, if that is asked for soon: hyper would
-/// close a connection at once whose request is still on its way.
+/// Serves a connection. After the pause it serves one more request, if that arrives soon: hyper would close at once a
+/// connection whose request is still on its way.
 async fn until_paused<S>(
     mut connection: Pin<&mut Connection<TokioIo<Patient>, S>>,
     mut paused: watch::Receiver<bool>,
@@ -185,7 +185,7 @@ impl Access {
         }
     }
 
-    /// A name that an attacker's DNS could point here is not one of ours; addresses cannot be.
+    /// A host name could be rebound to this address by an attacker's DNS, so only configured names are accepted.
     fn answers_to(&self, host: &str) -> bool {
         let name = match host.rsplit_once(':') {
             Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) && !name.ends_with(':') => name,

@@ -158,7 +158,7 @@ fn store_failed(error: String) -> Problem {
     Problem::new(ProblemKind::StoreUnavailable, detail)
 }
 
-/// Returns the whole of a small body.
+/// Returns a small body, complete.
 async fn read_body(body: &mut Incoming) -> Result<Bytes, Problem> {
     let Ok(whole) = tokio::time::timeout(BODY_TIMEOUT, Limited::new(body, MAX_BODY).collect()).await else {
         let detail = format!("the body did not arrive within {BODY_TIMEOUT:?}");
@@ -170,7 +170,7 @@ async fn read_body(body: &mut Incoming) -> Result<Bytes, Problem> {
     })
 }
 
-/// What a purge's body asks for, or why it makes no sense.
+/// Returns the purge that a body requests, or the reason for which it is invalid.
 fn purge_order(body: &[u8]) -> Result<PurgeOrder, String> {
     const EXPECTED: &str = r#"expected a JSON object with one of "url", "prefix", "tag" (each a text) and "all": true, and perhaps "soft": true"#;
     let Ok(Json::Object(given)) = serde_json::from_slice(body) else { return Err(EXPECTED.to_owned()) };

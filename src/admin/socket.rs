@@ -1,4 +1,4 @@
-//! A client's connection that is waited for only so long to take what is written.
+//! A connection with a timeout for the data that the client has not read.
 
 use std::io::{self, ErrorKind};
 use std::pin::Pin;
@@ -10,8 +10,8 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, sleep};
 
-/// The connection. What is written must be taken within a time, all of it: one that takes a byte now and then does not
-/// hold its place for ever.
+/// The connection. Everything written must be read within the timeout, so that a client that reads a byte now and then
+/// does not keep its connection.
 pub(super) struct Patient {
     stream: TcpStream,
     patience: Duration,
@@ -47,7 +47,7 @@ impl AsyncRead for Patient {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = buffer.filled().len();
         let read = Pin::new(&mut self.stream).poll_read(cx, buffer);
-        // Another request begins: what was written before has been taken.
+        // Another request begins: the client has read the response before it.
         self.is_waiting &= buffer.filled().len() == before;
         read
     }

@@ -1,4 +1,4 @@
-//! The admin API, asked from the command line.
+//! The commands' client of the admin API.
 
 use super::Outcome;
 use super::http_client::{Answer, ClientError, send};
@@ -41,7 +41,7 @@ pub(super) enum ApiError {
     Unknown { url: String, status: u16, cause: serde_json::Error },
     #[error("{url} wants a token: give a file that holds it by --token-file")]
     Unauthorized { url: String },
-    /// The proxy says itself what is wrong.
+    /// The proxy has refused the request, with its own explanation.
     #[error("{0}")]
     Refused(String),
     #[error("cannot start a runtime: {0}")]

@@ -8,9 +8,9 @@ use std::io::{Write, stdout};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-/// Validates a file, or standard input where `-` stands for it.
+/// Validates a file, or standard input for `-`.
 ///
-/// `connects`: also talks to the stores, and prints what their settings promise.
+/// `connects`: connects to the stores too, and prints what their settings guarantee.
 pub(super) fn run(file: Option<PathBuf>, connects: bool) -> Outcome {
     let is_stdin = file.as_deref().is_some_and(|file| file == Path::new("-"));
     let mut out = stdout().lock();
@@ -46,7 +46,7 @@ pub(super) fn run(file: Option<PathBuf>, connects: bool) -> Outcome {
     }
 }
 
-/// Talks to the stores that routes use, and prints what their settings promise.
+/// Connects to the stores that routes use, and prints what their settings guarantee.
 fn connect(config: &Config, out: &mut impl Write) -> Outcome {
     if config.settings.routes.iter().all(|route| route.idempotency.is_none()) {
         writeln!(out, "no route uses the idempotency store")?;

@@ -23,14 +23,14 @@ use std::process::ExitCode;
 
 #[derive(clap::Args)]
 pub(super) struct Options {
-    /// The configuration file [default: ringway.yaml, else config/ringway.yaml, else /etc/ringway/ringway.yaml]
+    /// The configuration file [default: ringway.yaml, config/ringway.yaml or /etc/ringway/ringway.yaml]
     #[arg(long, short, value_name = "FILE")]
     config: Option<PathBuf>,
     /// The request's method
     method: String,
     /// The request's URL, with scheme and host
     url: String,
-    /// A field of the request; may be given several times
+    /// A field of the request; may be repeated
     #[arg(short = 'H', long = "header", value_name = "NAME: VALUE")]
     headers: Vec<String>,
     /// The address that the request comes from
@@ -295,8 +295,8 @@ fn explain_node(
     writeln!(out, "nodes        {}", order.join(" -> "))
 }
 
-/// Returns the request that the arguments describe. The URL's authority stands in the target, so that it
-/// counts like an absolute-form one; Host only has to be there.
+/// Returns the request that the arguments describe. The authority of the URL is in the target, as in the absolute form;
+/// `Host` only has to exist.
 fn request(options: &Options) -> Result<Request<()>, String> {
     let method =
         Method::from_bytes(options.method.as_bytes()).map_err(|_| format!("`{}` is not a method", options.method))?;

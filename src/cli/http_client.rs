@@ -1,4 +1,4 @@
-//! The HTTP client of the commands: one request on a connection of its own, and its whole response.
+//! The HTTP client of the commands: one request on its own connection, and its complete response.
 
 use bytes::Bytes;
 use http::header::{CONNECTION, HOST};

@@ -34,26 +34,26 @@ enum Command {
     /// Serve until SIGTERM or SIGINT; then drain, and exit. A second signal exits at once. SIGHUP reloads the
     /// configuration, SIGUSR2 replaces the binary without refusing a connection.
     Run(ConfigFile),
-    /// Validate a configuration whole and print every error with its place.
+    /// Validate a configuration and print every error with its line and column.
     Check(CheckedFile),
     /// Start three nodes and the proxy on loopback, take a tour with real requests, and stay up. With `--nodes`,
     /// start the nodes alone.
     Demo(demo::Options),
-    /// Show each node's share of the keys, a key's owner, or what a change would move.
+    /// Show each node's share of the keys, the owner of a key, or the keys that a change would move.
     Ring(ring::Options),
-    /// Show what would happen with a request: its route, its hash key, its node, and the cache's rules.
+    /// Explain how a request is handled: its route, hash key, node and cache rules.
     Explain(explain::Options),
     /// Print the configuration's JSON Schema, for editors.
     Schema,
-    /// Show what a running proxy does: listeners, pools, nodes, the last reload.
+    /// Show the state of a running proxy: listeners, pools, nodes, the last reload.
     Status(status::Options),
     /// Make a running proxy read its configuration anew; 1 if it refuses, and why.
     Reload(api::Target),
     /// Strike stored responses from the cache of a running proxy.
     Purge(purge::Options),
-    /// Drain a node (it takes no new keys), or without one the whole proxy, as SIGTERM does.
+    /// Drain a node (it gets no new keys), or without one the whole proxy, as SIGTERM does.
     Drain(node::DrainOptions),
-    /// Say whether a node takes requests, until the file says something new about it.
+    /// Set the state of a node, until the configuration file changes it.
     Node(node::NodeOptions),
     /// Print the tables of a shared idempotency store, move records between stores, or take a new store for the right one.
     Store(store::Options),
@@ -66,14 +66,15 @@ enum Command {
 
 #[derive(clap::Args)]
 struct ConfigFile {
-    /// The configuration file [default: ringway.yaml, else config/ringway.yaml, else /etc/ringway/ringway.yaml]
+    /// The configuration file [default: ringway.yaml, config/ringway.yaml or /etc/ringway/ringway.yaml]
     #[arg(long, short, value_name = "FILE")]
     config: Option<PathBuf>,
 }
 
 #[derive(clap::Args)]
 struct CheckedFile {
-    /// The configuration file, or `-` for standard input [default: ringway.yaml, else config/ringway.yaml, else /etc/ringway/ringway.yaml]
+    /// The configuration file, or `-` for standard input [default: ringway.yaml, config/ringway.yaml or
+    /// /etc/ringway/ringway.yaml]
     #[arg(long, short, value_name = "FILE")]
     config: Option<PathBuf>,
     /// Also talk to the stores, and print the promise that their settings allow
@@ -105,7 +106,7 @@ pub fn main() -> ExitCode {
     };
     match result {
         Ok(code) => code,
-        // Whoever reads our output has seen enough.
+        // The reader of the output has closed it.
         Err(error) if is_broken_pipe(&*error) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("ringway: {error}");
@@ -114,10 +115,10 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// What a command ends with: an exit code, or an error to print.
+/// The result of a command: an exit code, or an error to print.
 type Outcome = Result<ExitCode, Box<dyn std::error::Error>>;
 
-/// Reads the configuration that `--config` means; prints what is wrong with it and gives nothing.
+/// Returns the configuration of `--config`; `None` after printing its errors.
 fn load(file: Option<PathBuf>) -> Option<(Config, Report)> {
     config::locate(file).and_then(|file| Config::load(&file)).map_err(|report| eprint!("{report}")).ok()
 }

@@ -1,4 +1,4 @@
-//! `ringway node` and `ringway drain`: whether a node, or the whole proxy, takes requests.
+//! `ringway node` and `ringway drain`: the state of a node, or of the whole proxy.
 
 use super::Outcome;
 use super::api::Target;
@@ -8,7 +8,7 @@ use std::io::{Write, stdout};
 use std::process::ExitCode;
 use std::time::Duration;
 
-/// How often a drain is asked after.
+/// The interval at which the progress of a drain is requested.
 const EVERY: Duration = Duration::from_secs(1);
 
 #[derive(clap::Args)]
@@ -20,7 +20,7 @@ pub(super) struct DrainOptions {
     pool: Option<String>,
     /// The node's id
     node: Option<String>,
-    /// Show how far it is, and return when the last session has left
+    /// Show the progress, and return when the last session has left
     #[arg(long, requires = "node")]
     wait: bool,
 }
@@ -53,7 +53,7 @@ pub(super) fn drain(options: &DrainOptions) -> Outcome {
 }
 
 fn set_state(target: &Target, pool: &str, node: &str, state: &str) -> Outcome {
-    // Whatever their names hold.
+    // Percent-encoded, as names may contain any character.
     let [pool_name, node_id] = [pool, node].map(|name| utf8_percent_encode(name, NON_ALPHANUMERIC).to_string());
     let _: CommandResult = target.post(&format!("/api/pools/{pool_name}/nodes/{node_id}/{state}"))?;
     writeln!(stdout(), "{pool}/{node}: {state}")?;

@@ -15,7 +15,7 @@ pub(super) struct Options {
     /// Everything whose URL begins so
     #[arg(long)]
     prefix: Option<String>,
-    /// Everything that its origin has given this tag (Cache-Tag, Surrogate-Key)
+    /// All responses with this tag (Cache-Tag, Surrogate-Key)
     #[arg(long)]
     tag: Option<String>,
     /// Everything

@@ -11,7 +11,7 @@ use std::process::ExitCode;
 
 #[derive(clap::Args)]
 pub(super) struct Options {
-    /// The configuration file [default: ringway.yaml, else config/ringway.yaml, else /etc/ringway/ringway.yaml]
+    /// The configuration file [default: ringway.yaml, config/ringway.yaml or /etc/ringway/ringway.yaml]
     #[arg(long, short, value_name = "FILE")]
     config: Option<PathBuf>,
     /// The pool; needed where the file has several
@@ -23,10 +23,10 @@ pub(super) struct Options {
     /// Show the owner of every key in this file, a key a line
     #[arg(long, value_name = "FILE")]
     keys: Option<PathBuf>,
-    /// Show what moves if this node left
+    /// Show the keys that would move if this node left
     #[arg(long, value_name = "ID")]
     without: Vec<String>,
-    /// Show what moves if this node joined, or had this weight
+    /// Show the keys that would move if this node joined, or had this weight
     #[arg(long = "with", value_name = "ID[=WEIGHT]")]
     with_: Vec<String>,
     /// Print JSON

@@ -1,4 +1,4 @@
-//! `ringway status` and `ringway reload`: what a running proxy does, and whether it takes a new file.
+//! `ringway status` and `ringway reload`: the state of a running proxy, and the reload of its file.
 
 use super::Outcome;
 use super::api::Target;
@@ -21,7 +21,7 @@ pub(super) struct Options {
 pub(super) fn run(options: &Options) -> Outcome {
     let mut out = stdout().lock();
     if options.json {
-        // As the proxy tells it: it may be newer than this program.
+        // As the proxy sends it, which may be newer than this program.
         let [status, pools] = [options.target.get::<Json>("/api/status")?, options.target.get("/api/pools")?];
         writeln!(out, "{:#}", serde_json::json!({ "status": status, "pools": pools }))?;
     } else {
@@ -35,7 +35,7 @@ pub(super) fn reload(target: &Target) -> Outcome {
     target.command("/api/reload")
 }
 
-/// Words in green where all is well, else in red.
+/// Words in green for a good state, in red for a bad one.
 struct Colours {
     green: &'static str,
     red: &'static str,
@@ -150,8 +150,7 @@ fn mebibytes(bytes: u64) -> f64 {
     bytes as f64 / f64::from(1 << 20)
 }
 
-/// Returns whether a node is well, and why, in a few words; `None` where no check has asked it and no request has
-/// failed.
+/// Returns whether a node is healthy, and the reason in a few words; `None` without any check or failed request.
 fn health(node: &NodeStatus) -> (Option<bool>, String) {
     let checks = node.health_check.as_ref();
     let is_checked = checks.is_some_and(|checks| checks.seconds_ago.is_some());

@@ -18,10 +18,10 @@ pub(super) struct Options {
 enum StoreCommand {
     /// Print the statements that make the tables of a PostgreSQL store, for roles that may not make them themselves.
     Schema,
-    /// Move the records of a store that no proxy works on into another one. What the target has already stays.
+    /// Copy the records of a store that no proxy uses into another one. Existing records of the target are kept.
     ///
-    /// A store is `sqlite:FILE`, `postgres:FILE` (a file with the URL, as `url_file` names it) or `config:FILE` (the
-    /// store of a configuration).
+    /// A store is `sqlite:FILE`, `postgres:FILE` (a file with the URL, like `url_file`) or `config:FILE` (the store of
+    /// a configuration).
     Copy {
         /// The store to read
         #[arg(long, value_name = "STORE")]
@@ -30,10 +30,10 @@ enum StoreCommand {
         #[arg(long, value_name = "STORE")]
         to: String,
     },
-    /// Take the store at the configured address for the right one, after it was made anew or has moved. Requests that
-    /// only the store before remembered can run again.
+    /// Accept the store at the configured address as the right one, after it was created anew or has moved. Requests
+    /// that only the former store had recorded can run again.
     Adopt {
-        /// The configuration file [default: ringway.yaml, else config/ringway.yaml, else /etc/ringway/ringway.yaml]
+        /// The configuration file [default: ringway.yaml, config/ringway.yaml or /etc/ringway/ringway.yaml]
         #[arg(long, short, value_name = "FILE")]
         config: Option<PathBuf>,
     },
@@ -81,7 +81,7 @@ fn move_records(from: &str, to: &str) -> Outcome {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Returns the store that a word of the command line means.
+/// Returns the store of an argument.
 fn named(text: &str) -> Result<Kind, Box<dyn std::error::Error>> {
     match text.split_once(':') {
         Some(("sqlite", path)) => Ok(Kind::Sqlite(path.into())),
@@ -89,7 +89,7 @@ fn named(text: &str) -> Result<Kind, Box<dyn std::error::Error>> {
             let url = std::fs::read_to_string(path).map_err(|error| format!("cannot read `{path}`: {error}"))?;
             Ok(Kind::postgres(url.trim(), None, Path::new(""))?)
         }
-        // A password on the command line would be read by everybody on the machine.
+        // Every user of the machine could read a password on the command line.
         Some(("postgres", _)) => Err("put the URL into a file, and give `postgres:FILE`".into()),
         Some(("config", path)) => {
             let loaded = crate::config::Config::load(Path::new(path));

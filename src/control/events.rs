@@ -1,4 +1,4 @@
-//! The events of a running proxy: a bounded ring of what has changed, for the admin API's readers.
+//! The events of a running proxy: a bounded ring for the readers of the admin API.
 
 use super::status::node_state;
 use crate::clock;
@@ -46,14 +46,14 @@ pub(crate) enum Event {
     RecordReleased { id: String, by: String },
     /// The process drains, and ends.
     Drain { timeout_seconds: f64 },
-    /// A certificate has come into force; its end in seconds since 1970.
+    /// A certificate is in use; its end in seconds since 1970.
     Certificate { name: String, file: String, expires: i64 },
     /// The idempotency store has begun, ceased, or begun again to work.
     Store { store: String, working: bool, error: Option<String> },
 }
 
 impl Event {
-    /// Returns the word for the kind, as `kind` and as the name of a server-sent event.
+    /// Returns the word of the kind, for `kind` and as the name of a server-sent event.
     pub(crate) fn kind(&self) -> &'static str {
         match self {
             Event::Reload { .. } => "reload",
@@ -135,7 +135,7 @@ impl Events {
         self.last.send_replace(sequence);
     }
 
-    /// Returns the events after a number, at most so many.
+    /// Returns the events after a number, at most `most`.
     pub(crate) fn after(&self, sequence: u64, most: usize) -> NewEvents {
         let ring = self.ring.lock();
         let first = ring.front().map_or(sequence + 1, |event| event.sequence);

@@ -1,4 +1,4 @@
-//! The one handle on a running proxy: the server implements it, the admin listener holds it.
+//! The handle on a running proxy: the server implements it, the admin listener uses it.
 
 mod events;
 mod status;
@@ -20,7 +20,7 @@ pub(crate) use status::{
 
 /// The requests that a running proxy answers for the admin API.
 pub(crate) trait Control: Send + Sync {
-    /// Returns whether new requests are welcome: not draining, and there is a node that takes them.
+    /// Returns whether the proxy accepts new requests: it is not draining, and a node is available.
     fn is_ready(&self) -> bool;
     /// The clients that may use the admin listener.
     fn access(&self) -> Access;
@@ -32,19 +32,19 @@ pub(crate) trait Control: Send + Sync {
     fn config(&self) -> EffectiveConfig;
     /// Returns every pool with its nodes, their states, shares of the keys and load.
     fn pools(&self) -> Vec<PoolStatus>;
-    /// Returns the nodes of a key in their order; `None` where there is no such pool.
+    /// Returns the nodes of a key in their order; `None` where the pool does not exist.
     fn owners(&self, pool: &str, key: &str) -> Option<KeyOwners>;
-    /// Says whether a node takes requests, until the file says something new about it. Gives
-    /// whether there is such a node; `None` where it is to be said to the process that takes over.
+    /// Sets the state of a node, until the file changes it. Returns whether the node exists; `None` where a new process
+    /// is taking over, which must be addressed instead.
     fn set_node_state(&self, pool: &str, id: &str, state: NodeState) -> Option<bool>;
-    /// Reads the configuration anew; gives what to say of it, or why the old one serves on.
+    /// Reloads the configuration; returns a summary, or the reason for which the old one stays.
     fn reload(&self) -> Pin<Box<dyn Future<Output = Result<String, String>> + Send + '_>>;
-    /// Removes stored responses from the cache: in force for every request that comes later. Returns how many it has
-    /// struck, or why the order makes no sense.
+    /// Removes stored responses from the cache, in force for every later request. Returns their number, or the reason
+    /// for which the order is invalid.
     fn purge(&self, order: PurgeOrder) -> Reply<'_, u64>;
-    /// Returns the records of requests with an `Idempotency-Key`; or why the store cannot tell.
+    /// Returns the records of requests with an `Idempotency-Key`, or the reason for which the store cannot.
     fn idempotency<'a>(&'a self, key: &'a str) -> Reply<'a, Vec<RecordStatus>>;
-    /// Releases a record that has ended, so that the next request with its key runs; `by` is who says so.
+    /// Releases a record that has ended, so that the next request with its key runs; `by` is the operator's address.
     fn release<'a>(&'a self, id: &'a str, by: SocketAddr) -> Reply<'a, Release>;
     /// Returns the events of the process.
     fn events(&self) -> Arc<Events>;
@@ -85,7 +85,7 @@ impl fmt::Display for PurgeOrder {
     }
 }
 
-/// Which responses are meant.
+/// The stored responses to purge.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum PurgeTarget {
     Url(String),

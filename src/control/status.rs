@@ -62,7 +62,7 @@ pub(crate) struct IdempotencyStatus {
     pub(crate) up: bool,
     /// The promise of the store under the settings that were found on it: the losses that are possible, and when.
     pub(crate) promise: Vec<String>,
-    /// `None` while the store cannot tell.
+    /// `None` while the store is not available.
     pub(crate) records: Option<u64>,
     /// By result.
     pub(crate) requests: Counts,
@@ -195,7 +195,7 @@ pub(crate) struct RecordStatus {
     /// In seconds; `None` for a request that still runs.
     pub(crate) expires_in: Option<f64>,
     pub(crate) fingerprint: String,
-    /// The process that made the claim: its host and number where the store knows them, else a random number.
+    /// The process that made the claim: its host and process id where the store has them, else a random number.
     pub(crate) holder: String,
 }
 
@@ -219,7 +219,7 @@ pub(crate) struct CommandResult {
     /// The state that the node has now.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) state: Option<String>,
-    /// The stored responses that a purge has struck.
+    /// The number of purged responses.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) responses: Option<u64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -236,7 +236,7 @@ impl CommandResult {
     }
 }
 
-/// A node's state by its word in the file.
+/// The state of a node, by its word in the file.
 pub(super) mod node_state {
     use crate::config::NodeState;
     use serde::de::Error;

@@ -3,8 +3,8 @@
 //! - `listener`: the listening sockets of an address, and the socket of the admin API.
 //! - `worker`: one runtime per core, which accepts connections and hands them over.
 //! - `connection`: one accepted connection: its handshake, HTTP/1 and HTTP/2, its timers and limits, its tunnel.
-//! - `process`: start, reload, upgrade and stop, and the files that are followed.
-//! - `control`: what the admin API and the command line can ask of a running process.
+//! - `process`: start, reload, upgrade and stop, and the watched files.
+//! - `control`: the implementation of the handle for the admin API and the command line.
 
 pub(crate) mod connection;
 mod control;

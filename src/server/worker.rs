@@ -23,15 +23,15 @@ use tokio::sync::watch;
 /// The period at which a worker hands over its log lines and closes idle connections.
 const TICK: Duration = Duration::from_millis(200);
 const SWEEP_EVERY: u32 = 5;
-/// Tasks that may run before it is looked for what the sockets have: with many that are always ready (a flood), a
-/// larger number is what everybody else waits for.
+/// The number of tasks that run between two polls of the sockets: with many ready tasks (a flood), a larger number
+/// delays all other connections.
 const TASKS_BETWEEN_EVENTS: u32 = 8;
-/// Connections that are accepted before others have their turn.
+/// The number of connections that are accepted before other tasks run.
 const ACCEPTED_AT_ONCE: u32 = 8;
 /// A pause after the kernel had no descriptors left.
 const EXHAUSTED: Duration = Duration::from_millis(50);
 
-/// The longest wait for other threads to let go of the sockets of a listener that was removed.
+/// The longest wait for other threads to close the sockets of a removed listener.
 const LET_GO: Duration = Duration::from_secs(1);
 
 /// The time for the handshakes that have begun when a removed listener takes no more.
@@ -41,7 +41,7 @@ const HANDSHAKES: Duration = Duration::from_millis(50);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(in crate::server) enum Stage {
     Serving,
-    /// Not ready any more, for load balancers to see; serving as before.
+    /// Not ready any more, so that load balancers stop sending; still serving.
     Leaving,
     /// No new connections; every answer closes its connection.
     Draining,
@@ -65,7 +65,7 @@ pub(in crate::server) struct WorkerShared {
     pub(in crate::server) open: watch::Receiver<Vec<Open>>,
 }
 
-/// Runs a worker until the stage says stop or, while draining, until no connection is left.
+/// Runs a worker until it is stopped or, while draining, until it has no connection left.
 pub(in crate::server) fn run(number: usize, shared: WorkerShared) {
     let mut runtime = Builder::new_current_thread();
     runtime.enable_io().enable_time().event_interval(TASKS_BETWEEN_EVENTS);
@@ -147,12 +147,12 @@ impl Worker {
         }
     }
 
-    /// Writes the access log where the configuration in force says.
+    /// Uses the access log of the current configuration.
     fn follow_snapshot(&self) {
         self.context.recorder.log_to(self.context.snapshot().log.as_ref());
     }
 
-    /// Accepts from listeners that are new, and lets those that are gone drain.
+    /// Accepts from new listeners, and drains removed ones.
     fn follow_listeners(&mut self) {
         let wanted: Vec<Open> = self.shared.open.borrow().clone();
         self.accepting.retain(|(open, context)| {
@@ -206,8 +206,8 @@ struct Acceptor {
 }
 
 impl Acceptor {
-    /// Accepts until the listener leaves, and then what the kernel had accepted already. Over the
-    /// limit a connection waits for a permit before the next one is accepted.
+    /// Accepts until the listener is removed, and then the connections that are queued in the kernel. At the limit a
+    /// connection waits for a permit before the next one is accepted.
     async fn accept_all(self, listener: TcpListener) {
         let mut turns = 0u32;
         loop {
@@ -234,7 +234,7 @@ impl Acceptor {
         if is_removed {
             self.let_go(&listener).await;
         }
-        // No task runs between the last look at the queue and the close, which would reset the connections in it.
+        // No task runs between the last check of the queue and the close, which would reset the connections in it.
         let Ok(listener) = listener.into_std() else { return };
         while let Ok((stream, peer)) = listener.accept() {
             if let Ok(stream) = stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream)) {
@@ -243,8 +243,8 @@ impl Acceptor {
         }
     }
 
-    /// Serves the connections that still come to a listener which was removed, until its sockets can be closed without a
-    /// loss: another listener may have the address now, to which the kernel gives none before.
+    /// Serves the connections that still arrive at a removed listener, until its sockets can be closed without loss:
+    /// another listener may have the address now, which gets no connections before.
     async fn let_go(&self, listener: &TcpListener) {
         let until = Instant::now() + LET_GO;
         while self.uses.are_left() && Instant::now() < until {
@@ -273,7 +273,7 @@ impl Acceptor {
             () = self.context.left() => self.permits.try_take(),
         };
         let Some(permit) = permit else { return };
-        // Answers are written whole; waiting for more would only delay them.
+        // Responses are written in large pieces; Nagle's algorithm would only delay them.
         let _ = stream.set_nodelay(true);
         self.accepted.inc();
         let counted = Counted::new(&self.open);

@@ -1,5 +1,5 @@
-//! `ringway demo --nodes`: three nodes for a first configuration. Each answers any request with its name, what it has
-//! received, and how often it has run a payment.
+//! `ringway demo --nodes`: three nodes for a first configuration. Each answers any request with its name, the request,
+//! and the number of times that it has run a payment.
 
 use http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use http::{HeaderValue, Method, Request, Response};
@@ -21,11 +21,11 @@ const IDS: [&str; 3] = ["app-1", "app-2", "app-3"];
 /// A node and its books.
 struct EchoNode {
     id: &'static str,
-    /// How often each idempotency key has run here.
+    /// The number of runs of each idempotency key.
     payments: Mutex<BTreeMap<String, u64>>,
 }
 
-/// Serves until the process is told to end. With port 0 each node has any free port.
+/// Serves until the process is stopped. With port 0 each node gets any free port.
 pub(super) async fn serve(first_port: u16) -> Result<(), Box<dyn std::error::Error>> {
     for (id, offset) in IDS.into_iter().zip(0..) {
         let port = if first_port == 0 { 0 } else { first_port.checked_add(offset).ok_or("the --port is too large")? };

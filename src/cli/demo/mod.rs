@@ -1,4 +1,4 @@
-//! `ringway demo`: three nodes, the proxy before them, and a tour that checks what it says.
+//! `ringway demo`: three nodes, the proxy in front of them, and a tour that checks its own claims.
 
 mod client;
 mod echo;
@@ -17,14 +17,14 @@ use tokio::signal::unix::{SignalKind, signal};
 
 #[derive(clap::Args)]
 pub(super) struct Options {
-    /// Exit after the tour, with 1 if a step did not hold
+    /// Exit after the tour, with status 1 if a step failed
     #[arg(long, conflicts_with = "nodes")]
     once: bool,
-    /// Start three nodes alone, for a configuration of your own: each answers with its name, what it has received,
-    /// and how often it has run a payment
+    /// Start only three nodes, for a configuration of your own: each answers with its name, the request, and the number
+    /// of times that it has run a payment
     #[arg(long)]
     nodes: bool,
-    /// The first node's port; the others have the next ones
+    /// The port of the first node; the others use the next ones
     #[arg(long, requires = "nodes", default_value_t = 9001)]
     port: u16,
 }
@@ -41,7 +41,7 @@ pub(super) fn run(options: &Options) -> Outcome {
     }
 }
 
-/// Waits until the process is told to end.
+/// Waits until the process is stopped.
 async fn end() -> io::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     tokio::select! {
@@ -57,7 +57,7 @@ fn program() -> String {
     if is_plain { called } else { format!("'{}'", called.replace('\'', r"'\''")) }
 }
 
-/// What the tour plays with.
+/// The nodes, the proxy and the files of the tour.
 struct Stage {
     proxy: SocketAddr,
     admin: SocketAddr,
@@ -160,7 +160,7 @@ routes:
 
 impl Drop for DemoFile {
     fn drop(&mut self) {
-        // A folder that somebody removed already is gone as well.
+        // The folder may have been removed already.
         let _ = std::fs::remove_dir_all(&self.folder);
     }
 }

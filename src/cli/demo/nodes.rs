@@ -1,4 +1,4 @@
-//! The demo's nodes: real listeners that say who they are, and can be stopped and brought back.
+//! The demo's nodes: real listeners that answer with their name, and can be stopped and started.
 
 use bytes::Bytes;
 use http::{Request, Response};
@@ -31,7 +31,7 @@ impl DemoNode {
         Ok(DemoNode { id, address, served, task })
     }
 
-    /// Returns how many requests have reached the node, beside health checks.
+    /// Returns the number of requests to the node, without health checks.
     pub(super) fn served(&self) -> u64 {
         self.served.load(Ordering::Relaxed)
     }
@@ -39,7 +39,7 @@ impl DemoNode {
     /// Closes the node's listener and all its connections.
     pub(super) async fn stop(&mut self) {
         self.task.abort();
-        // Ends with the cancellation that was just asked for.
+        // Ends by the cancellation before.
         let _ = (&mut self.task).await;
     }
 
@@ -62,7 +62,7 @@ async fn serve(listener: TcpListener, id: &'static str, served: Arc<AtomicU64>) 
     }
 }
 
-/// Says the node's name and how many bytes the request brought.
+/// Answers with the node's name and the number of bytes in the request.
 async fn answer(
     request: Request<Incoming>,
     id: &'static str,

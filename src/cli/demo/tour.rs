@@ -1,4 +1,4 @@
-//! The tour: each step sends real requests, says what it saw, and whether that is what it should be.
+//! The tour: each step sends real requests, prints the results, and checks them.
 
 use super::Stage;
 use super::client::{admin, ambiguous, get, pay, purge, shop, upload};
@@ -11,13 +11,13 @@ use std::time::{Duration, Instant};
 use tokio::task::JoinSet;
 
 const USERS: usize = 300;
-/// How long a change of the file may take to be in force.
+/// The longest time until a change of the file is in force.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Who served each user.
+/// The node of each user.
 type Homes = BTreeMap<usize, String>;
 
-/// Prints what was seen, and remembers whether all of it held.
+/// Prints results, and records whether all of them were as expected.
 struct Told {
     held: bool,
 }
@@ -29,7 +29,7 @@ impl Told {
     }
 }
 
-/// Takes the tour. Gives whether every step held.
+/// Runs the tour. Returns whether every step succeeded.
 pub(super) async fn take(stage: &mut Stage) -> io::Result<bool> {
     let mut told = Told { held: true };
     let homes = everybody_has_a_home(stage, &mut told).await?;
@@ -201,12 +201,12 @@ async fn a_bad_file_changes_nothing(stage: &Stage, told: &mut Told) -> io::Resul
     Ok(())
 }
 
-/// Asks the admin API until the answer says something.
+/// Polls the admin API until the response contains a text.
 async fn wait_for(listener: SocketAddr, path: &str, text: &str) -> io::Result<()> {
     wait_until(listener, path, |answer| answer.contains(text)).await
 }
 
-/// Asks the admin API until the answer is as it should be.
+/// Polls the admin API until the response is as expected.
 async fn wait_until(listener: SocketAddr, path: &str, is_so: impl Fn(&str) -> bool) -> io::Result<()> {
     let deadline = Instant::now() + PATIENCE;
     loop {

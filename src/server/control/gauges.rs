@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
-/// Gauges of what the cache holds.
+/// Registers the gauges of the cache.
 pub(in crate::server) fn cache(metrics: &Metrics, cache: &Arc<Cache>) {
     let gauge = |family, read: fn((u64, u64)) -> u64| {
         let cache = Arc::clone(cache);
@@ -63,7 +63,7 @@ pub(in crate::server) fn certificates(metrics: &Metrics, snapshot: &Arc<ArcSwap<
 /// Reads a node and its share of the keys; is handed a function that adds a value, with more labels.
 type ReadNode = fn(&Node, f64, &mut dyn FnMut(&[&str], f64));
 
-/// Health, load and shares of nodes, and what their pools have.
+/// Registers the gauges of nodes (health, load, shares) and of their pools.
 pub(in crate::server) fn nodes(metrics: &Metrics, snapshot: &Arc<ArcSwap<Snapshot>>) {
     let each_node = |read: ReadNode| {
         let snapshot = Arc::clone(snapshot);

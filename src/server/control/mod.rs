@@ -1,4 +1,4 @@
-//! The running process as the admin API and the command line see it: its status, its gauges, and purges.
+//! The state of the running process for the admin API and the command line: status, gauges, and purges.
 
 pub(super) mod gauges;
 mod purge;

@@ -24,7 +24,7 @@ use tokio::sync::oneshot;
 
 impl Control for Handle {
     fn is_ready(&self) -> bool {
-        // Where another process has taken over, it is that one that new requests meet.
+        // After another process has taken over, new requests reach that one.
         let is_welcome = *self.stage.borrow() == Stage::Serving || self.is_replaced.load(Ordering::SeqCst);
         is_welcome && self.snapshot.load().is_usable()
     }
@@ -130,7 +130,7 @@ impl Control for Handle {
             };
             self.metrics.cache_purges.with_label_values(&[purge.kind()]).inc();
             let count = self.cache.purge(&purge, order.soft);
-            // A large table takes a while to look through.
+            // A scan of a large table takes a while.
             let responses = tokio::task::spawn_blocking(count).await.unwrap_or_default();
             let (by, value) = (by.to_owned(), value.cloned());
             self.events.record(Event::Purge { by, value, soft: order.soft, responses });
@@ -150,7 +150,7 @@ impl Control for Handle {
     fn release<'a>(&'a self, id: &'a str, by: SocketAddr) -> Reply<'a, Release> {
         Box::pin(async move {
             let (Some(records), Some(id)) = (self.records.get(), Id::parse(id)) else { return Ok(Release::Absent) };
-            // Said before, for the store may carry it out when nobody waits for it any more.
+            // Logged before, as the store may carry it out after the request has been abandoned.
             tracing::warn!(%id, %by, "an operator asks for the release of an idempotency record");
             let authorised = records.authorise(id).await.map_err(|error| error.to_string())?;
             Ok(match authorised {

@@ -1,5 +1,5 @@
-//! The sockets of the admin listener and of the one for metrics: kept beside those who accept from them, so that
-//! they can be handed to a new binary, and opened again where that fails.
+//! The sockets of the admin listener and of the metrics listener, kept apart from their accept loops, so that they can
+//! be handed to a new binary, and reopened where that fails.
 
 use super::open::BindError;
 use crate::admin::{self, Reach};
@@ -47,7 +47,7 @@ impl AdminSocket {
         Listening { configured: self.configured, sockets: 1, was_narrowed: false }
     }
 
-    /// Answers, in this runtime, until it is told to stop.
+    /// Serves, in this runtime, until the listener is paused.
     pub(in crate::server) fn serve(&self, runtime: &Handle, control: Arc<dyn Control>) -> io::Result<()> {
         let mut answering = self.answering.lock();
         if answering.is_none() {
@@ -61,7 +61,7 @@ impl AdminSocket {
         Ok(())
     }
 
-    /// Accepts no more; what has been asked is answered, and connections end with that.
+    /// Stops accepting; requests in flight are answered, and their connections close.
     pub(in crate::server) fn pause(&self) {
         if let Some(pause) = self.answering.lock().take() {
             pause.send_replace(true);

@@ -1,5 +1,5 @@
-//! The listening sockets in force, by address: bound once, handed to every worker, and let go of
-//! only when the configuration no longer names the address.
+//! The open listening sockets, by address: bound once, handed to every worker, and closed only when no configuration
+//! names the address any more.
 
 use super::socket_set::{Beside, SocketSet};
 use crate::config::Listener;
@@ -8,11 +8,11 @@ use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::sync::{Arc, Weak};
 
-/// One listener as the workers see it.
+/// One open listener.
 #[derive(Clone)]
 pub(in crate::server) struct Open {
     pub(in crate::server) name: Arc<str>,
-    /// As the file has it; what was bound may have another port where that is 0.
+    /// As in the file; with port 0 the bound one differs.
     pub(in crate::server) configured: SocketAddr,
     pub(in crate::server) bound: SocketAddr,
     /// It was bound for IPv6 alone, beside another listener for IPv4.
@@ -22,7 +22,7 @@ pub(in crate::server) struct Open {
 }
 
 impl Open {
-    /// Sockets of an address that another process opened; the configuration gives the address its name.
+    /// Returns the listener for sockets that another process has opened; the configuration has its name.
     pub(in crate::server) fn of(configured: SocketAddr, sockets: Vec<TcpListener>) -> io::Result<Open> {
         let first = sockets.first().ok_or(io::ErrorKind::InvalidInput)?;
         let bound = first.local_addr()?;
@@ -33,23 +33,23 @@ impl Open {
         &self.sockets
     }
 
-    /// What one of so many workers accepts from: its own member of the set; several, where the set is larger; one
-    /// together with others, where it is smaller.
+    /// Returns the sockets of a worker: one member of the set; several, where the set is larger; a shared one, where it
+    /// is smaller.
     pub(in crate::server) fn sockets_of(&self, worker: usize, workers: usize) -> Vec<io::Result<TcpListener>> {
         share(self.sockets.len(), worker, workers).map(|index| self.sockets[index].try_clone()).collect()
     }
 
-    /// Returns what tells whether its sockets are in use elsewhere.
+    /// Returns the count of the users of its sockets.
     pub(in crate::server) fn uses(&self) -> Uses {
         Uses(Arc::downgrade(&self.sockets))
     }
 
-    /// Returns whether it takes nothing that comes by IPv4.
+    /// Returns whether it does not accept IPv4.
     fn is_v6_only(&self) -> bool {
         self.sockets.first().is_some_and(|socket| SockRef::from(socket).only_v6().unwrap_or(false))
     }
 
-    /// Returns whether another one is the same set of sockets.
+    /// Returns whether another listener has the same set of sockets.
     pub(in crate::server) fn is(&self, other: &Open) -> bool {
         Arc::ptr_eq(&self.sockets, &other.sockets)
     }
@@ -64,7 +64,7 @@ impl Uses {
         listeners.iter().any(|open| Weak::ptr_eq(&self.0, &Arc::downgrade(&open.sockets)))
     }
 
-    /// Returns whether other threads have yet to let go of the sockets.
+    /// Returns whether other threads still use the sockets.
     pub(in crate::server) fn are_left(&self) -> bool {
         self.0.strong_count() > 0
     }
@@ -84,11 +84,11 @@ pub(crate) struct BindError {
     pub(crate) cause: io::Error,
 }
 
-/// Returns the listeners of a new configuration: those whose address is open already keep their sockets,
-/// the others are bound. Where one cannot be, nothing has changed.
+/// Returns the listeners of a new configuration: open addresses keep their sockets, the others are bound. On an error
+/// nothing has changed.
 pub(in crate::server) fn diff(now: &[Open], wanted: &[Listener], workers: usize) -> Result<Vec<Open>, BindError> {
     let mut unclaimed: Vec<&Open> = now.iter().collect();
-    // `[::]:80` takes IPv4 too, unless there is `0.0.0.0:80`.
+    // `[::]:80` accepts IPv4 too, unless there is `0.0.0.0:80`.
     let takes_v4 = |port| {
         let addresses = wanted.iter().map(|listener| listener.address.value);
         addresses.filter(|address| address.port() == port).any(|address| address.ip() == Ipv4Addr::UNSPECIFIED)

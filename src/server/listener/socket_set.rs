@@ -1,9 +1,8 @@
-//! The listening sockets of an address: one set, one socket a worker, fixed when the address is
-//! first bound.
+//! The listening sockets of an address: one set, one socket per worker, fixed when the address is first bound.
 //!
-//! The kernel spreads new connections over the members of a SO_REUSEPORT group. A member that
-//! closes resets the connections in its queue, and one that no worker accepts from swallows its
-//! share: so a set lives and ends as a whole.
+//! The kernel distributes new connections over the members of a SO_REUSEPORT group. A member that is closed resets the
+//! connections in its queue, and connections to one that no worker accepts from are lost: so the set is opened and
+//! closed as a whole.
 
 use rustix::io::Errno;
 use socket2::{Domain, Protocol, SockFilter, SockRef, Socket, Type};
@@ -11,8 +10,8 @@ use std::io::{self, ErrorKind};
 use std::net::{SocketAddr, TcpListener};
 
 const BACKLOG: i32 = 4096;
-/// What the kernel holds of an answer that its client does not take; without a bound megabytes of it go there at
-/// once, for hundreds of slow readers one after another, while everybody else waits.
+/// The bound of a socket's send buffer. Without it the kernel copies megabytes of a response at once, for hundreds of
+/// slow readers one after another, while all other connections wait.
 const UNSENT: u32 = 128 << 10;
 
 /// The sockets of one address.
@@ -25,7 +24,7 @@ impl SocketSet {
     /// Binds an address as many times as there are workers. Port 0 takes a free port, the same for
     /// all of them. `beside` are sockets of this process that may share the port.
     pub(in crate::server) fn bind(address: SocketAddr, workers: usize, beside: Beside) -> io::Result<SocketSet> {
-        // Sharing a port with a stranger would not fail but lose a part of the connections.
+        // Sharing a port with another program would not fail, but lose a part of the connections.
         match listening_socket(address, false, beside.is_v6_only) {
             Ok(free) => drop(free),
             Err(error) if error.kind() == ErrorKind::AddrInUse && beside.has_own => {}
@@ -41,12 +40,12 @@ impl SocketSet {
     }
 }
 
-/// The other listeners that share an address's port.
+/// The other listeners on the same port.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(in crate::server) struct Beside {
-    /// This process has sockets on the same port, which may be on their way out.
+    /// This process has sockets on the same port, which may be about to close.
     pub(in crate::server) has_own: bool,
-    /// Another listener takes what comes by IPv4.
+    /// Another listener accepts IPv4.
     pub(in crate::server) is_v6_only: bool,
 }
 
@@ -72,7 +71,7 @@ pub(in crate::server) fn refuse_syns(socket: &SockRef<'_>) -> io::Result<()> {
     const LOAD_BYTE: u16 = 0x30;
     const JUMP_IF_SET: u16 = 0x45;
     const RETURN: u16 = 0x06;
-    // The bytes of a packet that are kept: none of a SYN, all of others.
+    // The number of bytes of a packet to keep: none of a SYN, all of others.
     socket.attach_filter(&[
         SockFilter::new(LOAD_BYTE, 0, 0, FLAGS),
         SockFilter::new(JUMP_IF_SET, 0, 1, SYN),
@@ -81,12 +80,12 @@ pub(in crate::server) fn refuse_syns(socket: &SockRef<'_>) -> io::Result<()> {
     ])
 }
 
-/// Bounds what the kernel holds of answers; the connections of a listening socket have it from there.
+/// Bounds the send buffer; accepted connections inherit the bound.
 pub(in crate::server) fn bound_unsent(socket: &SockRef<'_>) -> io::Result<()> {
     socket.set_tcp_notsent_lowat(UNSENT)
 }
 
-/// Returns whether accepting failed for want of descriptors or memory, which passes.
+/// Returns whether accepting failed for a lack of descriptors or memory, which is temporary.
 pub(in crate::server) fn is_exhaustion(error: &io::Error) -> bool {
     let code = error.raw_os_error().map(Errno::from_raw_os_error);
     matches!(code, Some(Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM))

@@ -1,4 +1,4 @@
-//! The background work of the process: a thread with a runtime of its own for what no request and no administrator waits
+//! The background work of the process, on a thread with its own runtime: tasks that no request and no operator waits
 //! for (probes, name servers, upkeep of the cache and of the store).
 
 use parking_lot::Mutex;

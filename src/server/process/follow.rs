@@ -1,9 +1,8 @@
-//! Follows the configuration file, and the files that it names: a change counts once it is whole.
+//! Watches the configuration file and the files that it names; a change counts once the file is written completely.
 //!
-//! The kernel tells of changes (inotify), and what it tells decides when a file is whole: once its writer has closed
-//! it, or at once where it was renamed. Where nothing is told (another file system, a link in the middle of the name,
-//! a folder that was replaced), a look every second finds the change, and it counts once nothing has changed for a
-//! second.
+//! Notifications of the kernel (inotify) decide that: once the writer has closed the file, or at once after a rename.
+//! Where there are none (another file system, a symbolic link in the middle of the path, a replaced folder), a check
+//! every second finds the change, which counts after a second without a further one.
 
 use super::handle::{Handle, Trigger};
 use crate::config::FileStamp;
@@ -16,11 +15,11 @@ use std::time::{Duration, Instant};
 
 /// Between two looks.
 const EVERY: Duration = Duration::from_secs(1);
-/// The same while a change waits to be whole.
+/// The interval of checks while a change is not complete.
 const SOON: Duration = Duration::from_millis(250);
-/// The time without a change after which a change that the kernel has not told of is whole.
+/// The time without a further change after which a change without notification is complete.
 const STEADY: Duration = Duration::from_secs(1);
-/// The same where a writer has not closed the file: it may be gone.
+/// The same for a file that its writer has not closed: the writer may be gone.
 const UNCLOSED: Duration = Duration::from_secs(30);
 /// The time after which a reload that failed for a passing reason is tried again.
 const AGAIN: Duration = Duration::from_secs(10);
@@ -32,15 +31,15 @@ struct Follower {
     handle: Arc<Handle>,
     watcher: Option<RecommendedWatcher>,
     watched: BTreeSet<PathBuf>,
-    /// The last look: the configuration file, and those that it names.
+    /// The results of the last check: the configuration file, and those that it names.
     last: Vec<FileStamp>,
     steady_since: Instant,
-    /// The stamps for which a reload was asked last, and when.
+    /// The stamps for which a reload was requested last, and the time.
     tried: Vec<FileStamp>,
     tried_at: Instant,
 }
 
-/// The findings of one look.
+/// The results of one check.
 struct Look {
     /// The folders that lead to the file, and the names in them.
     folders: BTreeSet<PathBuf>,
@@ -50,7 +49,7 @@ struct Look {
     known: Vec<FileStamp>,
 }
 
-/// Follows the files for as long as the process lives. Must be called inside a tokio runtime.
+/// Watches the files for the life of the process. Must be called inside a tokio runtime.
 pub(super) async fn run(handle: Arc<Handle>) {
     let hints = Arc::clone(&handle.hints);
     let told = Arc::clone(&hints);
@@ -72,22 +71,22 @@ pub(super) async fn run(handle: Arc<Handle>) {
     };
     let mut pause = Duration::ZERO;
     loop {
-        // A name that is told of counts at once; all others wait for the next look.
+        // A notification counts at once; all other changes wait for the next check.
         let _ = tokio::time::timeout(pause, hints.told.notified()).await;
         pause = if follower.look().await { SOON } else { EVERY };
     }
 }
 
 impl Follower {
-    /// Looks once, and asks for a reload where a change is whole. Returns whether one is not whole yet.
+    /// Checks once, and requests a reload where a change is complete. Returns whether one is not complete yet.
     async fn look(&mut self) -> bool {
         let config = self.handle.snapshot.load();
         let (file, loaded) = (config.config.file.clone(), config.config.secrets.files.clone());
         drop(config);
         let refused = self.handle.refused_files();
-        // Each once: what was refused last counts.
+        // Each file once: the stamp of the last refused configuration counts.
         let named: BTreeMap<PathBuf, FileStamp> = loaded.into_iter().chain(refused).collect();
-        // A remote file system may keep the look waiting.
+        // A remote file system may block the check.
         let Some(found) = self.handle.in_time(move || look(&file, named)).await else { return false };
         self.watch(found.folders, found.names);
         if found.stamps != self.last {
@@ -100,7 +99,7 @@ impl Follower {
         if self.tried_at.elapsed() >= AGAIN && hints.try_again.swap(false, Ordering::AcqRel) {
             self.tried.clear();
         }
-        // A writer that has just closed the file may have changed it before the last look, which waited for the close.
+        // A writer that has just closed the file may have changed it before the last check, which waited for the close.
         let is_told = hints.is_whole.swap(false, Ordering::AcqRel);
         let is_file_new = is_told || self.tried.first() != Some(&file);
         let are_others_new = named != found.known && self.tried.get(1..) != Some(named);
@@ -123,12 +122,12 @@ impl Follower {
         if is_file_new && self.steady_since.elapsed() >= UNCLOSED {
             hints.is_written.store(false, Ordering::Release);
         }
-        // Where only the file is whole, the others are still to be tried.
+        // If only the configuration file is complete, the other files still have to be tried.
         let tried = match trigger {
             Trigger::Secrets => found.stamps.clone(),
             _ => std::iter::once(file).chain(self.tried.get(1..).unwrap_or_default().iter().copied()).collect(),
         };
-        // A full queue holds a trigger already; the next look finds out whether it was enough.
+        // A full queue has a trigger already; the next check finds out whether it was enough.
         if self.handle.triggers.try_send(trigger).is_ok() {
             (self.tried, self.tried_at) = (tried, Instant::now());
         }
@@ -155,8 +154,8 @@ fn look(file: &Path, named: BTreeMap<PathBuf, FileStamp>) -> Look {
     Look { folders, names, stamps, known: named.into_values().collect() }
 }
 
-/// The folders that a name leads through, link after link, and what is looked for in each: all as the kernel tells of
-/// them, by their canonical names.
+/// Returns the folders of a path, symbolic link after symbolic link, and the names to watch in each, by their canonical
+/// paths as in the kernel's notifications.
 fn way_to(file: &Path) -> (BTreeSet<PathBuf>, BTreeSet<PathBuf>) {
     let (mut folders, mut names) = (BTreeSet::new(), BTreeSet::new());
     let mut add = |folder: &Path, name: &std::ffi::OsStr| {
@@ -208,7 +207,7 @@ mod tests {
             assert!(names.contains(&at(name)), "{name}: {names:?}");
         }
         assert!(folders.contains(&base) && folders.contains(&at("deep")), "{folders:?}");
-        // Whatever the name begins with.
+        // With a relative path too.
         let (_, relative) = way_to(Path::new("Cargo.toml"));
         assert!(relative.iter().all(|name| name.is_absolute()), "{relative:?}");
         // A circle ends.

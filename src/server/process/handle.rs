@@ -1,4 +1,4 @@
-//! The handle on a running proxy: what outlives a configuration, and what its parts tell each other by it.
+//! The handle of a running proxy: the state that outlives a configuration, and the signals between its parts.
 
 use super::background::Background;
 use super::hints::Hints;
@@ -26,7 +26,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use tokio::sync::{mpsc, oneshot, watch};
 
-/// The handle on a running proxy: what outlives a configuration.
+/// The handle of a running proxy: the state that outlives a configuration.
 pub(in crate::server) struct Handle {
     pub(in crate::server) snapshot: Arc<ArcSwap<Snapshot>>,
     pub(in crate::server) metrics: Arc<Metrics>,
@@ -53,7 +53,7 @@ pub(in crate::server) struct Handle {
     pub(in crate::server) started: Instant,
     pub(in crate::server) workers: usize,
     pub(in crate::server) permits: Arc<ConnectionPermits>,
-    /// Notified when the admin API asks the process to drain.
+    /// Notified when the admin API requests a drain.
     pub(in crate::server) drain_asked: tokio::sync::Notify,
     pub(in crate::server) admin: AdminSocket,
     pub(in crate::server) metrics_listener: Option<AdminSocket>,
@@ -63,7 +63,7 @@ pub(in crate::server) struct Handle {
     pub(in crate::server) is_upgrading: AtomicBool,
     /// Its process, while it has not taken over.
     pub(in crate::server) starting: Mutex<Option<Pid>>,
-    /// It has taken over; and who is told then.
+    /// A new process has taken over, and its notification.
     pub(in crate::server) is_replaced: AtomicBool,
     pub(in crate::server) replaced: tokio::sync::Notify,
     /// The states of nodes were handed to the new process.
@@ -80,7 +80,7 @@ impl Handle {
         }
     }
 
-    /// All that was said of nodes, for the new process; from here on nothing more is taken here.
+    /// Returns the states of nodes that were set by the API, for the new process; further changes are refused here.
     pub(in crate::server) fn give_states(&self) -> Vec<StateOverride> {
         let mut given = self.states_given.lock();
         *given = true;

@@ -1,15 +1,15 @@
-//! The handover from one process to the next when the binary is replaced, and its protocol.
+//! The protocol of the handover from one process to the next when the binary is replaced.
 //!
-//! They talk over a pair of sockets whose one end is the new process's standard input:
+//! The messages go through a pair of sockets, one end of which is the new process's standard input:
 //!
 //! ```text
 //! old: Offer, and the listening sockets (SCM_RIGHTS)
-//! new: Ready       it has read its configuration and built all that it needs
-//! old: Go          what was said of nodes through the API; the old one answers no more of that
+//! new: Ready       it has read its configuration and built everything that it needs
+//! old: Go          the states of nodes that the API has set; the old one refuses further ones
 //! new: Serving     it accepts; the old one drains
 //! ```
 //!
-//! Whoever goes away before that leaves everything as it was: the sockets are open in both.
+//! If either process ends before that, nothing has changed: the sockets are open in both.
 
 use crate::upstream::StateOverride;
 use rustix::net::{
@@ -35,7 +35,7 @@ const BATCH: usize = 64;
 /// No message is longer.
 const MOST: u32 = 64 << 20;
 
-/// What is said. Its form must stay what it is, for the next version reads what this one writes; more may be added.
+/// The messages. Their form must be stable, as the next version reads the messages of this one; fields may be added.
 #[derive(Debug, Serialize, Deserialize)]
 pub(in crate::server) enum HandoverMessage {
     Offer(Offer),
@@ -126,7 +126,7 @@ impl Line {
         Ok(())
     }
 
-    /// Takes as many sockets as the other end gives.
+    /// Returns the received sockets.
     pub(in crate::server) fn take(&mut self, count: usize) -> io::Result<Vec<TcpListener>> {
         let mut taken = Vec::new();
         while taken.len() < count {

@@ -28,7 +28,7 @@ impl Hints {
         self.is_written.load(Ordering::Acquire)
     }
 
-    /// Has what was tried be tried again after a while.
+    /// Retries the last trigger after a while.
     pub(in crate::server) fn try_again(&self) {
         self.try_again.store(true, Ordering::Release);
     }
@@ -48,7 +48,7 @@ impl Hints {
             return;
         }
         match event.kind {
-            // It may have gone away; where another file has come in its place, that is told too.
+            // The file may be gone; another one in its place causes a notification too.
             EventKind::Modify(ModifyKind::Name(RenameMode::From | RenameMode::Both)) => {}
             EventKind::Access(AccessKind::Close(AccessMode::Write)) | EventKind::Modify(ModifyKind::Name(_)) => {
                 self.is_written.store(false, Ordering::Release);

@@ -1,5 +1,5 @@
-//! What a process need not open itself: listening sockets that its predecessor hands to it (a new binary), or that
-//! systemd holds for it (socket activation).
+//! Listening sockets that the process inherits: from its predecessor (a new binary), or from systemd (socket
+//! activation).
 
 use super::handover::{HandoverMessage, Line, Listening, Offer, VARIABLE};
 use crate::server::listener::open::Open;
@@ -10,7 +10,7 @@ use socket2::SockRef;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 
-/// The sockets and states that this process was given.
+/// The inherited sockets and states.
 #[derive(Default)]
 pub(crate) struct Inherited {
     pub(in crate::server) open: Vec<Open>,
@@ -32,7 +32,7 @@ pub(in crate::server) struct Given {
 /// The process that this one takes over from.
 pub(in crate::server) struct Predecessor(Line);
 
-/// Why a process cannot take what it was given.
+/// The reasons for which the inheritance is invalid.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum InheritError {
     #[error("cannot take over from the process that started this one: {0}")]
@@ -42,7 +42,7 @@ pub(crate) enum InheritError {
 }
 
 impl Inherited {
-    /// Takes what is there. To be called once, before anything else reads the standard input or opens a file.
+    /// Returns the inheritance. To be called once, before standard input is read or a file is opened.
     pub(crate) fn take() -> Result<Inherited, InheritError> {
         match std::env::var_os(VARIABLE) {
             Some(_) => from_predecessor().map_err(InheritError::Handover),
@@ -59,7 +59,7 @@ impl Inherited {
         if let Some(given) = given.take_if(|given| given.configured == address) {
             return Some(given.listener);
         }
-        // systemd does not say what its sockets are for.
+        // systemd does not name the purpose of its sockets.
         let index = open.iter().position(|open| open.configured == address)?;
         open.swap_remove(index).sockets().first().and_then(|socket| socket.try_clone().ok())
     }
@@ -84,7 +84,7 @@ fn from_predecessor() -> io::Result<Inherited> {
     Ok(Inherited { open, admin, metrics, store, upgrades, predecessor: Some(Predecessor(line)) })
 }
 
-/// A socket a unit; which listener it is for is known by its address.
+/// One socket per unit; its address identifies the listener.
 fn from_systemd() -> io::Result<Inherited> {
     let mut given = ListenFd::from_env();
     let mut open = Vec::new();
@@ -99,7 +99,7 @@ fn from_systemd() -> io::Result<Inherited> {
 }
 
 impl Predecessor {
-    /// Says that all is built. Gives what was said of nodes, once the other takes no more of that.
+    /// Reports that everything is built. Returns the states of nodes, once the predecessor refuses further ones.
     pub(in crate::server) fn built(&mut self) -> io::Result<Vec<StateOverride>> {
         self.0.say(&HandoverMessage::Ready)?;
         match self.0.hear()? {
@@ -108,7 +108,7 @@ impl Predecessor {
         }
     }
 
-    /// Says that it accepts connections.
+    /// Reports that the process accepts connections.
     pub(in crate::server) fn accepting(mut self) -> io::Result<()> {
         self.0.say(&HandoverMessage::Serving)
     }

@@ -1,4 +1,4 @@
-//! The access log that a configuration asks for.
+//! The access log of a configuration.
 
 use crate::config::{Config, LogFormat};
 use crate::telemetry::access_log::{Format, Sink};

@@ -1,4 +1,4 @@
-//! The life of the process: start, signals and stop, reloads, upgrades of the binary, and what is inherited by them.
+//! The life of the process: start, signals and stop, reloads, upgrades of the binary, and inheritance.
 
 pub(super) mod background;
 mod follow;

@@ -1,8 +1,8 @@
-//! A new configuration while the old one serves: parse, validate, build, one swap.
+//! Reload of the configuration: parse, validate, build, one swap.
 //!
-//! Everything that can fail happens before the swap, on a thread of its own; what then changes is
-//! one pointer. What outlives a configuration (nodes' load and state, kept connections, listening
-//! sockets, the access log) is held beside it and found again by name.
+//! Everything that can fail happens before the swap, on a thread of its own; the swap changes one pointer. State that
+//! outlives a configuration (load and state of nodes, kept connections, listening sockets, the access log) is kept
+//! beside it and found by name.
 
 use super::handle::{Handle, Trigger};
 use super::log::open_log;
@@ -32,7 +32,7 @@ const WRITER: Duration = Duration::from_secs(5);
 const STEADY: Duration = Duration::from_millis(20);
 /// The longest time for reading the files.
 const READING: Duration = Duration::from_secs(5);
-/// So long may a stream of triggers hold a reload back.
+/// The longest time for which further triggers delay a reload.
 const PATIENCE: Duration = Duration::from_millis(500);
 
 /// Why a new configuration does not come into force.
@@ -71,11 +71,11 @@ pub(super) async fn run(handle: Arc<Handle>, mut triggers: mpsc::Receiver<Trigge
         let Some(first) = first else { return };
         let batch = batch(first, &mut triggers).await;
         if *handle.stage.borrow() >= Stage::Draining {
-            // Nothing is opened any more; those who ask see the channel close.
+            // Nothing is opened any more; the requesters see that the channel is closed.
             continue;
         }
         if batch.iter().any(|trigger| matches!(trigger, Trigger::Signal)) {
-            // Whatever the file says: who rotates logs must not be kept waiting by it.
+            // Reopened regardless of the result of the reload, as log rotation waits for it.
             if let Some(log) = &handle.snapshot.load().log {
                 log.reopen();
             }
@@ -87,7 +87,7 @@ pub(super) async fn run(handle: Arc<Handle>, mut triggers: mpsc::Receiver<Trigge
             handle.hints.closed(WRITER).await;
         }
         let (read, is_steady) = match handle.hints.is_written() {
-            // The content that was read last is whole.
+            // The content that was read last is complete.
             true if is_forced => (handle.content().map(Ok), true),
             _ => handle.read(&file).await,
         };
@@ -96,7 +96,7 @@ pub(super) async fn run(handle: Arc<Handle>, mut triggers: mpsc::Receiver<Trigge
         }
         systemd::reloading();
         let is_asked = batch.iter().any(|trigger| matches!(trigger, Trigger::AdminApi(_)));
-        // Without a content that was read before there is nothing but what is being written.
+        // Without earlier content there is only the one that is being written.
         let parsed = match handle.hints.is_written() && (is_asked || read.is_none()) {
             true => Err(ReloadError::Written),
             false => handle.parse(file, read).await,
@@ -112,21 +112,21 @@ pub(super) async fn run(handle: Arc<Handle>, mut triggers: mpsc::Receiver<Trigge
         };
         if result.is_err() {
             handle.retain_series();
-            // What was asked for in vain is asked for no longer.
+            // Stops the lookups of names that are no longer needed.
             handle.discovered.follow(handle.snapshot.load().config.discoveries());
         }
         let told = handle.remember(result);
         systemd::ready(told.as_ref().map_or_else(String::as_str, String::as_str));
         for trigger in batch {
             if let Trigger::AdminApi(answer) = trigger {
-                // Who asked may have gone.
+                // The requester may be gone.
                 let _ = answer.send(told.clone());
             }
         }
     }
 }
 
-/// Puts the nodes in force that name servers have told.
+/// Applies the nodes that name servers have returned.
 async fn adopt_found_nodes(handle: &Arc<Handle>) {
     let own = Arc::clone(handle);
     // No request waits for it, but a large ring takes its time.
@@ -211,7 +211,7 @@ fn reload(handle: &Handle, config: Config, report: &Report) -> Result<Reloaded, 
     Ok(Reloaded { changes, needs_restart })
 }
 
-/// The pool that would lose all its nodes because a name server does not tell of any.
+/// Returns the pool that would lose all its nodes because its name server returns none.
 fn emptied(handle: &Handle, config: &Config, old: &Snapshot) -> Option<String> {
     let is_empty = |pool: &crate::config::Pool| {
         let found = pool.discovery.as_ref().map(|wanted| handle.discovered.nodes(wanted));
@@ -222,7 +222,7 @@ fn emptied(handle: &Handle, config: &Config, old: &Snapshot) -> Option<String> {
     pools.find(|(name, pool)| is_empty(pool) && had_nodes(name)).map(|(name, _)| name.value.clone())
 }
 
-/// Returns the same configuration with the nodes that name servers tell of now.
+/// Rebuilds the same configuration with the nodes that name servers return now.
 fn rebuild(handle: &Handle) -> Result<(), BadPool> {
     let old = handle.snapshot.load_full();
     handle.adopt(handle.build(old.config.clone(), old.log.clone(), handle.records.get(), &old, true)?);
@@ -251,7 +251,7 @@ fn needs_restart(old: &Settings, new: &Settings) -> Vec<&'static str> {
     names
 }
 
-/// Files are being read, for as long as this lives.
+/// Set while files are read.
 struct Reading(Arc<AtomicBool>);
 
 impl Drop for Reading {
@@ -273,7 +273,7 @@ impl Handle {
         Snapshot::build(config, Parts { registry, metrics, discovered, log, records, earlier: Some(earlier), is_same })
     }
 
-    /// Writes down what became of a reload; gives what to tell who asked for it.
+    /// Records the result of a reload; returns the reply to its requester.
     fn remember(&self, result: Result<Reloaded, ReloadError>) -> Result<String, String> {
         let mut last = self.last_reload.lock();
         last.at = clock::wall();
@@ -287,7 +287,7 @@ impl Handle {
             *self.refused.lock() = refused;
         }
         if matches!(result, Err(ReloadError::Slow | ReloadError::NoNodes(_))) {
-            // Neither says anything of the file.
+            // Neither says anything about the content of the file.
             self.note(None);
             self.hints.try_again();
         }
@@ -335,8 +335,7 @@ impl Handle {
         });
     }
 
-    /// Does something that files may have wait, away from everybody else; `None` where it takes too long, or still
-    /// waits since the last time.
+    /// Runs blocking work on files, on another thread; `None` where it takes too long, or an earlier one still runs.
     pub(super) async fn in_time<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
         if self.is_reading.swap(true, Ordering::AcqRel) {
             return None;
@@ -349,7 +348,7 @@ impl Handle {
         tokio::time::timeout(READING, done).await.ok()?.ok()
     }
 
-    /// The same, but waits for what else is being read.
+    /// Runs such work after an earlier one has ended.
     async fn read_in_time<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
         let deadline = Instant::now() + READING;
         while self.is_reading.load(Ordering::Acquire) && Instant::now() < deadline {
@@ -358,13 +357,13 @@ impl Handle {
         self.in_time(work).await
     }
 
-    /// Reads the file; `None` where that takes too long. Returns also whether it stayed as it was meanwhile.
+    /// Reads the file; `None` where that takes too long. Returns also whether it stayed the same meanwhile.
     async fn read(&self, file: &Path) -> (Option<Result<String, Report>>, bool) {
         let file = file.to_owned();
         let read = self.read_in_time(move || {
             let before = FileStamp::of(&file);
             let read = Config::read(&file);
-            // A writer of whom nothing was told yet.
+            // There may be a writer without a notification yet.
             std::thread::sleep(STEADY);
             (read, before == FileStamp::of(&file))
         });
@@ -379,32 +378,32 @@ impl Handle {
         self.content.lock().clone()
     }
 
-    /// Validates what was read, and reads the files that it names.
+    /// Validates the content, and reads the files that it names.
     async fn parse(
         &self,
         file: PathBuf,
         read: Option<Result<String, Report>>,
     ) -> Result<(Config, Report), ReloadError> {
         let Some(read) = read else { return Err(ReloadError::Slow) };
-        // The content that was read is remembered: the file may be replaced again meanwhile.
+        // The content is recorded now, as the file may be replaced meanwhile.
         self.note(read.as_deref().ok());
         let text = read.map_err(ReloadError::Invalid)?;
         let parsed = self.read_in_time(move || Config::of(&file, &text)).await;
         parsed.ok_or(ReloadError::Slow)?.map_err(ReloadError::Invalid)
     }
 
-    /// Returns whether the file's content is another one than what was read last, for better or worse.
+    /// Returns whether the content differs from the last one.
     fn is_news(&self, read: &Option<Result<String, Report>>) -> bool {
         let now = read.as_ref().and_then(|read| read.as_deref().ok());
         self.content.lock().as_deref() != now
     }
 
-    /// The files that a configuration names which was refused, and what they were then.
+    /// Returns the files that a refused configuration names, with their state at that time.
     pub(super) fn refused_files(&self) -> Vec<(PathBuf, FileStamp)> {
         self.refused.lock().clone()
     }
 
-    /// Remembers what the file said.
+    /// Records the content of the file.
     pub(super) fn note(&self, text: Option<&str>) {
         *self.content.lock() = text.map(str::to_owned);
     }

@@ -1,5 +1,4 @@
-//! Starting a proxy, and ending it: workers first, then the admin listener; on the way out the
-//! other way round.
+//! Start and end of a proxy: workers first, then the admin listener; in reverse order at the end.
 
 use super::background::Background;
 use super::follow;
@@ -36,7 +35,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, watch};
 
-/// The longest wait for workers that were told to stop, and for the reader of the access log.
+/// The longest wait for workers after they were stopped, and for the reader of the access log.
 const LAST_MOMENT: Duration = Duration::from_millis(300);
 
 /// Triggers of reloads that may wait: they are joined anyway.
@@ -69,8 +68,8 @@ pub(crate) struct Running {
     threads: Vec<JoinHandle<()>>,
 }
 
-/// Binds everything and starts to serve. Must be called inside a tokio runtime, which then carries
-/// the admin listeners and reloads. What is inherited is not bound anew.
+/// Binds all addresses and starts to serve. Must be called inside a tokio runtime, which then runs the admin listeners
+/// and reloads. Inherited sockets are not bound anew.
 pub(crate) async fn start(config: Config, mut inherited: Inherited) -> Result<Running, StartError> {
     let (source, file) = (config.source.clone(), config.file.clone());
     let (handle, waiting) = build(config, &mut inherited).await?;
@@ -214,7 +213,7 @@ fn start_cache(settings: &Settings, metrics: &Metrics, background: &Background) 
     (cache, budget)
 }
 
-/// Binds the admin listener, and the one for metrics where there is one.
+/// Binds the admin listener, and the metrics listener where it is configured.
 fn bind_admin(
     settings: &Settings,
     inherited: &mut Inherited,
@@ -252,7 +251,7 @@ fn bind_listeners(
 /// Tells that this process serves: its predecessor, which passes it on to the service manager, or the manager itself.
 fn announce(predecessor: Option<Predecessor>) {
     match predecessor {
-        // Where it has ended meanwhile, this process tells the service manager.
+        // If the predecessor has ended meanwhile, this process notifies the service manager.
         Some(predecessor) => {
             if let Err(error) = predecessor.accepting() {
                 tracing::warn!(%error, "the old process does not hear that this one serves");
@@ -299,7 +298,7 @@ impl Running {
 
     /// Reloads as after SIGHUP.
     pub(crate) fn reload(&self) {
-        // A full queue holds a trigger already.
+        // A full queue has a trigger already.
         let _ = self.handle.triggers.try_send(Trigger::Signal);
     }
 
@@ -313,18 +312,18 @@ impl Running {
         self.handle.replaced.notified().await;
     }
 
-    /// Waits until the admin API is asked for a drain.
+    /// Waits until the admin API requests a drain.
     pub(crate) async fn drain_asked(&self) {
         self.handle.drain_asked.notified().await;
     }
 
-    /// Stops taking requests, lets those in flight end, and returns when all is quiet or
-    /// `drain_timeout` is over. Gives whether everything had ended by then.
+    /// Stops accepting requests, and waits until those in flight have ended or `drain_timeout` is over. Returns whether
+    /// all have ended.
     pub(crate) async fn drain(mut self) -> bool {
         let limits = self.handle.snapshot.load().config.settings.limits.clone();
         self.handle.stage.send_replace(Stage::Leaving);
         self.handle.events.record(Event::Drain { timeout_seconds: limits.drain_timeout.as_secs_f64() });
-        // Where another process serves already, nobody needs to look away first.
+        // If another process serves already, there is no need to wait for load balancers.
         let is_replaced = self.handle.is_replaced.load(Ordering::SeqCst);
         if !is_replaced {
             systemd::stopping();
@@ -335,7 +334,7 @@ impl Running {
         }
         tracing::info!(timeout = ?limits.drain_timeout, "draining");
         self.handle.stage.send_replace(Stage::Draining);
-        // The workers accept what is queued and then let go of their part of the sockets.
+        // The workers accept the queued connections, and then close their part of the sockets.
         self.handle.open.send_replace(Vec::new());
         let deadline = Instant::now() + limits.drain_timeout;
         while !self.threads.iter().all(JoinHandle::is_finished) && Instant::now() < deadline {
@@ -346,7 +345,7 @@ impl Running {
         quiet
     }
 
-    /// Drops what is in flight.
+    /// Aborts the requests in flight.
     pub(crate) fn stop(&mut self) {
         self.handle.stage.send_replace(Stage::Stopped);
         let deadline = Instant::now() + LAST_MOMENT;

@@ -30,8 +30,8 @@ impl OpenStore {
         self.0.get()
     }
 
-    /// Opens the store if a route of the configuration uses it and it is not open yet. What is opened is
-    /// the process's own only once it is adopted.
+    /// Opens the store if a route of the configuration uses it and it is not open yet. The process keeps it only once
+    /// it is adopted.
     pub(super) fn open_for(
         &self,
         config: &Config,
@@ -59,8 +59,8 @@ impl OpenStore {
         }
     }
 
-    /// Waits a moment for the store to hear how the last runs ended; who finds this process dead would say
-    /// the same of them, but later.
+    /// Waits briefly for the store to record how the last runs ended; other proxies would record the same after the
+    /// death of this process, but later.
     pub(super) fn settle(&self) {
         let deadline = Instant::now() + LAST_MOMENT;
         while self.get().is_some_and(|records| !records.is_settled()) && Instant::now() < deadline {
@@ -68,7 +68,7 @@ impl OpenStore {
         }
     }
 
-    /// Returns whether the configuration asks for another store than the one that is open.
+    /// Returns whether the configuration has another store than the open one.
     pub(super) fn is_another(&self, config: &Config) -> bool {
         self.get().is_some_and(|records| !store_of(config).is_ok_and(|kind| records.kind.may_be(&kind)))
     }
@@ -80,7 +80,7 @@ impl OpenStore {
         }
     }
 
-    /// The gauge of what it holds.
+    /// Registers the gauge of its records.
     pub(super) fn gauges(&self, metrics: &Metrics) {
         let store = self.clone();
         metrics.gauge(elsewhere::IDEMPOTENCY_RECORDS, move |samples| {
@@ -98,10 +98,11 @@ impl OpenStore {
     }
 }
 
-/// Returns the store that a configuration asks for.
+/// Returns the store of a configuration.
 ///
 /// # Errors
-/// Its settings make no sense.
+///
+/// The settings are invalid.
 pub(crate) fn store_of(config: &Config) -> Result<Kind, StoreUnavailable> {
     let settings = &config.settings.idempotency_store;
     match settings.kind.value {

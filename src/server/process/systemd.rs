@@ -26,7 +26,7 @@ pub(super) fn main_pid(pid: u32) {
 }
 
 fn tell(states: &[NotifyState<'_>]) {
-    // Without a manager nothing is said.
+    // Without a service manager nothing is sent.
     if let Err(error) = sd_notify::notify(states) {
         tracing::warn!(%error, "cannot tell the service manager");
     }

@@ -1,5 +1,5 @@
-//! A new binary in place of this one: started beside it, given its listening sockets, and left alone with them once
-//! it serves. A new one that does not come so far changes nothing.
+//! The replacement of the binary: the new one is started beside this process, gets its listening sockets, and continues
+//! alone once it serves. If it fails before, nothing has changed.
 
 use super::handle::Handle;
 use super::handover::{HandoverMessage, Line, Listening, Offer, PATIENCE, VARIABLE};
@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-/// The time that a process which has hung up may take to end, so that its exit status can be told.
+/// The time until a process that has closed the connection ends, so that its exit status can be reported.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// Why the new binary does not take over.
@@ -32,8 +32,7 @@ enum UpgradeError {
     Panic,
 }
 
-/// Replaces this process's binary by what now stands where it was started from; tells `handle.replaced` where that
-/// has come about.
+/// Replaces the binary by the file at the path of its start; notifies `handle.replaced` after success.
 pub(super) async fn run(handle: Arc<Handle>) {
     if handle.is_upgrading.swap(true, Ordering::SeqCst) {
         return tracing::warn!("an upgrade is under way already");
@@ -72,7 +71,7 @@ fn start_and_hand_over(handle: &Arc<Handle>) -> Result<u32, UpgradeError> {
     match handed_over {
         Ok(()) => Ok(child.id()),
         Err(error) => {
-            // Its end of the line, too: whoever still reads there is to see that it is over.
+            // The other end of the connection must be closed too, so that its reader sees the end.
             drop(line);
             Err(fate_of(&mut child, error))
         }
@@ -85,7 +84,7 @@ fn start(input: Stdio) -> Result<Child, UpgradeError> {
     let program = arguments.next().unwrap_or_else(|| OsString::from("ringway"));
     let mut command = Command::new(&program);
     command.args(arguments).env(VARIABLE, "stdin").stdin(input);
-    // What systemd gave to this process is handed over, and not given again.
+    // The sockets of systemd are handed over, and not inherited a second time.
     for name in ["LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"] {
         command.env_remove(name);
     }
@@ -120,7 +119,7 @@ fn hand_over(handle: &Arc<Handle>, line: &mut Line) -> io::Result<()> {
     if *handle.stage.borrow() != Stage::Serving {
         return Err(io::Error::other("this process was told to stop meanwhile"));
     }
-    // What is said of nodes from here on is said to the new process.
+    // From here on, states of nodes are set in the new process.
     handle.close_admin();
     line.say(&HandoverMessage::Go { nodes: handle.give_states() })?;
     expect(line, |said| matches!(said, HandoverMessage::Serving))
@@ -133,7 +132,7 @@ fn expect(line: &mut Line, is_right: impl Fn(&HandoverMessage) -> bool) -> io::R
     }
 }
 
-/// What became of a process that does not take over; it is no more after this.
+/// Returns the error for a process that does not take over, after ending it.
 fn fate_of(child: &mut Child, error: io::Error) -> UpgradeError {
     let hung_up = matches!(
         error.kind(),
@@ -146,7 +145,7 @@ fn fate_of(child: &mut Child, error: io::Error) -> UpgradeError {
         }
         std::thread::sleep(Duration::from_millis(5));
     }
-    // It may be gone by now, which is what is wanted.
+    // It may have ended already.
     let _ = child.kill();
     let _ = child.wait();
     match error.kind() {
