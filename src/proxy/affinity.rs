@@ -1,8 +1,8 @@
-//! Session affinity by a cookie: soft (a random key that is hashed like any other) or strict (the
-//! node itself, sealed so that no client can pick one).
+//! Session affinity by a cookie: soft (a random key that is hashed like any other) or strict (the node itself,
+//! encrypted so that no client can choose one).
 //!
-//! A strict cookie is base64url of a version byte, a nonce of 24 bytes and the sealed expiry (seconds
-//! since 1970, big-endian) and node id, by XChaCha20-Poly1305 with the pool's name as associated data.
+//! A strict cookie is base64url of a version byte, a nonce of 24 bytes and the encrypted expiry (seconds since 1970,
+//! big-endian) and node id, by XChaCha20-Poly1305 with the pool's name as associated data.
 
 use super::hash_key::cookies;
 use crate::config::{AffinityCookie, AffinityMode, OnGone, Secrets};
@@ -31,11 +31,11 @@ pub(crate) struct Affinity {
 /// The session that a request's affinity cookie names.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Session {
-    /// No cookie, or none that holds.
+    /// No cookie, or no valid one.
     None,
     /// The key to hash.
     Soft(Vec<u8>),
-    /// The node, when the session ends (seconds since 1970), and whether most of it lies before it.
+    /// The node, the end of the session (seconds since 1970), and whether more than half of its time is left.
     Strict { node: String, end: u64, fresh: bool },
 }
 
@@ -61,7 +61,8 @@ impl Affinity {
         !self.keys.is_empty()
     }
 
-    /// Reads a request's cookie; of several the first that holds. `now` is in seconds since 1970.
+    /// Returns the session of a request's cookie; of several the first valid one counts. `now` is in seconds since
+    /// 1970.
     pub(crate) fn read(&self, fields: &HeaderMap, pool: &str, now: u64) -> Session {
         let mut found = cookies(fields, &self.name);
         let session = match self.is_strict() {

@@ -1,5 +1,4 @@
-//! A request's body on its way to the node: bounded, counted, and held back where the client
-//! waits for `100 Continue`.
+//! The body of a request to a node: bounded, counted, and delayed while the client waits for `100 Continue`.
 
 use super::client_body::BodyFault;
 use super::downstream::Downstream;
@@ -17,17 +16,17 @@ use std::task::{Context, Poll, Waker, ready};
 use std::time::{Duration, Instant};
 use tokio::time::Sleep;
 
-/// A client that waits for `100 Continue` gets it after this time even if the node says nothing:
-/// not every node knows the expectation.
+/// A client that waits for `100 Continue` gets it after this time even without a response of the node, as not every
+/// node supports the expectation.
 const CONTINUE_WAIT: Duration = Duration::from_secs(1);
 
-/// A piece of a body, its end, or why there is none.
+/// A piece of a body, its end, or its error.
 type Piece<E> = Option<Result<Frame<Bytes>, E>>;
 
-/// The body of a client's request, as its steps read it. What hyper gives of it is the exchange's, which lets go of
-/// it when the answer has ended, wherever this is then: a connection to a node that others share may still hold it.
+/// The body of a client's request, as the steps read it. The exchange owns hyper's body and drops it at the end of the
+/// response, as a connection to a node that others share may still have a reference to this one.
 pub(super) struct RequestBody {
-    /// Weak, for a node that takes no more of the body may hold it for as long as it likes.
+    /// Weak, as a node that reads no more of the body may keep it for any time.
     client: Weak<Downstream>,
     exchange: Weak<Exchange>,
     /// It was read to its end.
@@ -49,7 +48,7 @@ pub(super) struct BodyRules {
     pub(super) underscores: Underscores,
 }
 
-/// Delays the reading of a body until the node asks for it: the first read sends the client `100 Continue`.
+/// Delays the reading of a body until the node wants it: the first read sends the client `100 Continue`.
 pub(crate) struct Gate {
     open: Cell<bool>,
     waker: RefCell<Option<Waker>>,
@@ -116,7 +115,7 @@ impl RequestBody {
         Some(frame)
     }
 
-    /// Returns whether a stream's next piece has not come in time. The timer of a whole connection is its owner's.
+    /// Returns whether the next piece of a stream is overdue. The timer of a whole connection belongs to its owner.
     fn stalls(&mut self, client: &Downstream, is_waiting: bool, cx: &mut Context<'_>) -> bool {
         let Some(stream) = &client.stream else { return false };
         if !is_waiting {
@@ -127,7 +126,7 @@ impl RequestBody {
         let timer = self.stall.get_or_insert_with(|| Box::pin(tokio::time::sleep(idle)));
         while timer.as_mut().poll(cx).is_ready() {
             let armed = timer.deadline().into_std() - idle;
-            // Once the answer has begun, it is a sign of life as well.
+            // Once the response has begun, its progress counts too.
             let moved = client.gave_last().filter(|&moved| moved > armed);
             let starved = client.was_starved_since(armed).then(Instant::now);
             let Some(since) = moved.max(starved) else { return true };
@@ -187,7 +186,7 @@ impl Body for RequestBody {
                 Poll::Ready(Some(Ok(frame)))
             }
             Some(Err(fault)) => RequestBody::fault(&exchange, fault),
-            // A stream that is reset without an error has no end, and is not whole.
+            // A stream that is reset without an error has no end, so that the body is incomplete.
             None if client.stream.is_some() && !self.is_end_stream() => {
                 RequestBody::fault(&exchange, BodyFault::ClientGone)
             }
@@ -222,8 +221,8 @@ impl Drop for RequestBody {
     }
 }
 
-/// Why a body has failed, as hyper tells it to a node of HTTP/2: its stream is cancelled (RFC 9113 8.1), and nobody has
-/// made an error.
+/// The failure of a body, as hyper passes it to an HTTP/2 node: its stream is cancelled (RFC 9113 8.1) without an error
+/// of either side.
 #[derive(Debug)]
 struct BodyFailed {
     fault: BodyFault,

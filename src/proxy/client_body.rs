@@ -14,7 +14,7 @@ pub(crate) enum ClientBody {
     Hyper(Incoming),
 }
 
-/// Why a request's body did not arrive whole.
+/// The reasons for which a request's body did not arrive completely.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum BodyFault {
     #[error("the body is larger than allowed")]
@@ -60,7 +60,7 @@ impl Body for ClientBody {
     }
 }
 
-/// Returns whether the client left or sent a malformed body: hyper tells it in the io error inside.
+/// Returns whether the client left or sent a malformed body: the io error inside hyper's tells them apart.
 fn fault_of(error: &hyper::Error) -> BodyFault {
     let cause = std::error::Error::source(error).and_then(|source| source.downcast_ref::<io::Error>());
     match cause.map(io::Error::kind) {

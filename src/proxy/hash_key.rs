@@ -38,8 +38,8 @@ pub(crate) fn find_key<'a>(
     })
 }
 
-/// What tells the callers of a route apart: sources by their names, in an order of their own. To write
-/// them in another one changes no caller's identity.
+/// The sources of the caller's identity: by their names, in a canonical order, so that their order in the file does not
+/// change any identity.
 pub(crate) struct ScopeSources(Vec<(String, HashSource)>);
 
 impl ScopeSources {
@@ -66,7 +66,7 @@ impl ScopeSources {
     }
 }
 
-/// Returns all values of a source that tells callers apart.
+/// Returns all values of a source of the caller's identity.
 fn scope_values<'a>(source: &'a HashSource, form: &'a Form<'_>, fields: &'a RequestFields) -> Vec<Cow<'a, [u8]>> {
     match source {
         HashSource::Cookie(name) => cookies(fields.plain(), name).map(Cow::from).collect(),

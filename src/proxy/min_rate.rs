@@ -1,5 +1,5 @@
-//! The least rate at which a request's body must come. One that drips keeps a connection, and a node's, for as long
-//! as its sender likes, without ever being idle.
+//! The least rate of a request's body. A body that trickles would occupy a connection, and a node, for any time without
+//! ever being idle.
 
 use crate::config::Limits;
 use http::HeaderMap;
@@ -20,14 +20,14 @@ pub(super) struct MinRate {
 impl MinRate {
     /// For a request with these fields.
     pub(super) fn of(limits: &Limits, fields: &HeaderMap) -> MinRate {
-        // Calls of gRPC may last for hours, and say little.
+        // gRPC calls may last for hours with few messages.
         let is_grpc = fields.get(CONTENT_TYPE).is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"));
         let least = if is_grpc { 0 } else { limits.body_min_rate.0 };
         MinRate { least, grace: limits.body_idle_timeout, waited: Duration::ZERO }
     }
 
-    /// Notes for how long the next piece was waited for; gives whether the body, of which so many bytes have come,
-    /// comes too slowly.
+    /// Adds a wait for the next piece; returns whether the body, of which `received` bytes have arrived, is slower than
+    /// the least rate.
     pub(super) fn waited(&mut self, time: Duration, received: u64) -> bool {
         self.waited += time;
         let counted = self.waited.saturating_sub(self.grace);

@@ -18,7 +18,7 @@ pub(crate) fn route(table: &Table, head: &RequestHead, form: &Form<'_>) -> Optio
     table.find(Query { host: &form.host, path: &form.path, method: &head.method, fields: &head.fields })
 }
 
-/// Returns the request that an idempotency key stands for; the caller's scope makes it an identity.
+/// Returns the subject of an idempotency key; with the caller's scope it is the identity of a record.
 pub(crate) fn subject(namespace: &str, head: &RequestHead, form: &Form<'_>, key: String) -> Subject {
     Subject {
         namespace: namespace.to_owned(),
@@ -42,7 +42,7 @@ pub(crate) fn cache_target<'a>(form: &'a Form<'_>, fields: &RequestFields) -> Ta
 /// Why a read passes the cache by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum CacheBypass {
-    /// It has a body, of which the key knows nothing.
+    /// It has a body, which is not a part of the key.
     Body,
     /// It has a cookie of `bypass_cookies`.
     Cookie,
@@ -65,7 +65,7 @@ pub(crate) struct Candidates<'a> {
     pub(crate) find: &'a dyn Fn(&str) -> Option<usize>,
 }
 
-/// The nodes that are asked, in which order, and the affinity cookie that the response brings.
+/// The nodes of a request in order, and the affinity cookie of the response.
 #[derive(Clone, Debug)]
 pub(crate) struct Choice {
     pub(crate) wanted: NodePreference,
@@ -108,7 +108,7 @@ impl Choice {
 }
 
 /// Returns the choice of a node: by the affinity cookie, else by the hash key, else at random. `now` is in seconds
-/// since 1970; `random` gives a place on the ring.
+/// since 1970; `random` returns a position on the ring.
 pub(crate) fn choice(
     candidates: &Candidates<'_>,
     fields: &RequestFields,
@@ -169,7 +169,7 @@ routes: [{{ name: r, pool: p, affinity_cookie: {{ ttl: 1h, {settings} }} }}]"
         Affinity::new(config.settings.routes[0].affinity_cookie.as_ref().unwrap(), &config.secrets)
     }
 
-    /// The node's place, or that of the hash; the rule; whether the request may leave its node; and the cookie.
+    /// The position of the node or of the hash; the rule; whether the request may leave its node; and the cookie.
     #[test]
     fn a_cookie_goes_before_the_key_and_the_key_before_chance() {
         let ring = Ring::build(Seed::new("s"), 10, &[Member { id: "a", weight: 1 }, Member { id: "b", weight: 1 }]);

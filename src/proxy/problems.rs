@@ -13,7 +13,7 @@ pub(super) fn bad_chunk() -> Problem {
     Problem::bad_request(ProblemKind::BadChunk, "the request's chunked body is malformed")
 }
 
-/// 503 where no more can be held back.
+/// Returns the 503 for a spent budget of buffers.
 pub(super) fn over_budget() -> Problem {
     let detail = "the proxy holds as much in its buffers as `limits.buffered_bytes` allows; repeat the request later";
     Problem::new(ProblemKind::BuffersFull, detail).retry_after(1)

@@ -28,7 +28,7 @@ const RATELIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy")
 
 type Limiter = RateLimiter<u64, DashMapStateStore<u64>, DefaultClock, StateInformationMiddleware>;
 
-/// The limit of one route, with what every key has left of it.
+/// The limit of one route, with the remaining quota of every key.
 pub(crate) struct RateLimit {
     settings: config::RateLimit,
     name: String,
@@ -49,7 +49,7 @@ pub(crate) struct RateLimit {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Remainder {
     remaining: u32,
-    /// The seconds until the quota is full again or, where none is left, one more request is allowed.
+    /// The seconds until the quota is full again or, if it is spent, until one more request is allowed.
     seconds: u64,
 }
 
@@ -60,14 +60,14 @@ pub(super) struct Uncounted {
     key: u64,
 }
 
-/// The limit that a request was counted against, and what its key has left.
+/// The limit that a request was counted against, and the remaining quota of its key.
 pub(crate) struct Standing {
     limit: Arc<RateLimit>,
     remainder: Remainder,
 }
 
 impl RateLimit {
-    /// For a route of this name; where it had just this limit before, with what its keys have left.
+    /// Returns the limit of a route; if the route had the same one before, with the remaining quotas of its keys.
     pub(super) fn build(
         route: &str,
         settings: &config::RateLimit,
@@ -103,7 +103,7 @@ impl RateLimit {
         self.settings.replays
     }
 
-    /// Returns the request as it will be counted: by the first source that it has, else by its client's address.
+    /// Returns the request before it is counted: by the first source that is present, else by its client's address.
     pub(super) fn uncounted(self: &Arc<Self>, form: &Form<'_>, fields: &RequestFields) -> Uncounted {
         let found = find_key(&self.settings.key, form, fields);
         let key = match &found {
@@ -115,7 +115,7 @@ impl RateLimit {
         Uncounted { limit: Arc::clone(self), key }
     }
 
-    /// Counts a request of a key; gives what is left, and whether it may go on.
+    /// Counts a request of a key; returns the remaining quota, and whether the request is allowed.
     fn count(&self, key: u64) -> (Remainder, bool) {
         let places = u64::from(self.settings.max_keys);
         let key = if self.is_crowded.load(Ordering::Relaxed) { key % places } else { key };
@@ -132,7 +132,7 @@ impl RateLimit {
         }
     }
 
-    /// Forgets keys that have all of their requests back.
+    /// Drops keys whose quota is full again.
     pub(crate) fn tidy(&self) {
         self.limiter.retain_recent();
         self.limiter.shrink_to_fit();
@@ -141,7 +141,7 @@ impl RateLimit {
 }
 
 impl Uncounted {
-    /// Counts the request. Returns how its key stands now, and the problem that answers one request too many.
+    /// Counts the request. Returns the quota of its key, and the problem document where it is spent.
     pub(super) fn count(self) -> (Standing, Result<(), Problem>) {
         let (remainder, may_go_on) = self.limit.count(self.key);
         let refused = (!may_go_on).then(|| {
@@ -154,7 +154,7 @@ impl Uncounted {
 }
 
 impl Standing {
-    /// Adds the fields that tell a client how often it may ask (draft-ietf-httpapi-ratelimit-headers).
+    /// Adds the fields of the quota for clients (draft-ietf-httpapi-ratelimit-headers).
     pub(super) fn add_to(&self, fields: &mut HeaderMap) {
         fields.insert(RATELIMIT_POLICY, self.limit.policy.clone());
         let Remainder { remaining, seconds } = self.remainder;
@@ -168,7 +168,7 @@ fn seconds(time: Duration) -> u64 {
     time.as_secs() + u64::from(time.subsec_nanos() > 0)
 }
 
-/// `"route";q=100;w=60`; a window of no whole seconds is not told.
+/// `"route";q=100;w=60`; a window below a second is left out.
 fn policy(route: &str, settings: &config::RateLimit) -> HeaderValue {
     let window = (settings.per.subsec_nanos() == 0).then(|| settings.per.as_secs().cast_signed());
     let quota = ("q", i64::from(settings.requests));
@@ -247,7 +247,7 @@ mod tests {
         assert!(limit.is_crowded.load(Ordering::Relaxed));
         assert!((1000..2000).filter(|&key| limit.count(key).1).count() <= 10);
         assert!(limit.limiter.len() <= 110);
-        // Those who have all back are forgotten.
+        // Keys with a full quota are dropped.
         let quick = self::limit("{ requests: 1, per: 1ms, max_keys: 10 }");
         (0..100).for_each(|key| assert!(quick.count(key).1));
         std::thread::sleep(Duration::from_millis(5));

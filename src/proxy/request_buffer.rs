@@ -1,5 +1,5 @@
-//! A small request body, awaited whole before a node is asked: a client that sends it slowly then holds nothing of a
-//! node. Larger bodies, and those of unknown length, stream.
+//! A small request body that is read completely before a node gets the request, so that a slow client occupies no node.
+//! Larger bodies, and those of unknown length, stream.
 
 use crate::http::budget::Share;
 use crate::upstream::{BodyError, Outgoing};
@@ -12,17 +12,17 @@ use std::task::{Context, Poll, ready};
 /// The part of a body that has arrived, and the rest of it.
 struct Awaited {
     first: Option<Bytes>,
-    /// For what is here.
+    /// The share of the budget for the read bytes.
     _share: Share,
     rest: Outgoing,
 }
 
-/// Returns whether a body is one that is awaited: small for sure.
+/// Returns whether a body is certainly small enough to be buffered.
 pub(super) fn is_small(body: &Outgoing, limit: u64) -> bool {
     body.size_hint().exact().is_some_and(|length| (1..=limit).contains(&length))
 }
 
-/// Waits until a small body is here, or as much of it as the share may hold; what is left of it streams.
+/// Reads a small body completely, or as much of it as the share allows; the rest streams.
 pub(super) async fn wait_for(mut body: Outgoing, mut share: Share) -> Result<Outgoing, BodyError> {
     let length = body.size_hint().exact().unwrap_or_default();
     let mut here = Vec::new();
@@ -32,7 +32,7 @@ pub(super) async fn wait_for(mut body: Outgoing, mut share: Share) -> Result<Out
         // Trailers come behind the length, and stay where they are.
         let Ok(data) = frame.into_data() else { break };
         if data.len() as u64 == length {
-            // Most bodies come in one piece, which is given on as it is.
+            // Most bodies have one piece, which is passed on as it is.
             share.cover(length);
             first = Some(data);
             break;

@@ -1,8 +1,7 @@
-//! Which route a request takes: the first in the file that matches, found without looking at all.
+//! The route of a request: the first in the file that matches, found without a scan of all.
 //!
-//! Routes are filed by their host pattern and then by their path. A look-up gathers the routes
-//! filed under the request's own host and path, a handful, and takes the first that also agrees
-//! with method and fields.
+//! Routes are indexed by their host pattern and then by their path. A look-up collects the few routes for the request's
+//! host and path, and returns the first that also matches method and fields.
 
 use crate::config::values::HostPattern;
 use crate::config::{self};
@@ -39,7 +38,7 @@ struct Paths {
     exact: Map<Vec<usize>>,
     /// By the prefix without its last `/`.
     prefixes: Map<Vec<usize>>,
-    /// How many segments the longest prefix has: the rest of a path decides nothing.
+    /// The number of segments of the longest prefix: further ones of a path do not matter.
     deepest: usize,
 }
 
@@ -47,7 +46,7 @@ struct Paths {
 #[derive(Debug)]
 struct Conditions {
     methods: Vec<Method>,
-    /// Whether the client must speak TLS, or must not.
+    /// The client must use TLS (`true`) or must not (`false`).
     secure: Option<bool>,
     fields: Vec<(HeaderName, HeaderValue)>,
     /// The prefix was written with a `/` at its end, so that the bare path does not match.

@@ -1,4 +1,4 @@
-//! The context of a worker: what the steps of the pipeline share on its thread.
+//! The context of a worker: the state that the steps of the pipeline share on its thread.
 
 use super::exchange::RequestRecorder;
 use super::snapshot::Snapshot;
@@ -44,7 +44,7 @@ impl WorkerContext {
         }
     }
 
-    /// Returns whether nothing runs that must end well.
+    /// Returns whether no work is left that must be completed.
     pub(crate) fn is_quiet(&self) -> bool {
         Rc::strong_count(&self.tasks) == 1
     }
@@ -54,7 +54,7 @@ impl WorkerContext {
         Arc::clone(self.latest.borrow_mut().load())
     }
 
-    /// Returns what `work` makes of the configuration in force, without a shared counter.
+    /// Returns the result of a function on the current configuration, without a shared counter.
     pub(super) fn with_snapshot<T>(&self, work: impl FnOnce(&Arc<Snapshot>) -> T) -> T {
         work(self.latest.borrow_mut().load())
     }

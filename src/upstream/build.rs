@@ -131,7 +131,7 @@ pub(crate) fn seed_of<'a>(name: &str, settings: &'a config::Pool, secrets: &'a S
     secrets.ring_seeds.get(name).unwrap_or(&settings.ring.seed.0)
 }
 
-/// The name that a node must show: its host's, or its address where that is all there is.
+/// Returns the name that a node's certificate must cover: its host, or its address without one.
 fn name_of(host: Option<&str>, address: SocketAddr) -> ServerName<'static> {
     let named = host.and_then(|host| ServerName::try_from(host.to_owned()).ok());
     named.unwrap_or_else(|| ServerName::IpAddress(address.ip().into()))
@@ -161,7 +161,7 @@ impl Location {
         let found = (address.host.as_str(), address.port).to_socket_addrs();
         let mut all: Vec<SocketAddr> = match found {
             Ok(found) => found.collect(),
-            // A name server that is out of order takes no node away that it has told of.
+            // A name server that fails removes no node that it has returned before.
             Err(error) => match before.filter(|node| node.unresolved.is_none() && node.named == address.to_string()) {
                 Some(known) => return Location::of(known),
                 None => return Location { named: address.to_string(), ..Location::unresolved(error.to_string()) },
@@ -179,7 +179,7 @@ impl Location {
         Location { address, others: Arc::default(), named: String::new(), unresolved: Some(cause) }
     }
 
-    /// Says in the log when a name stops or begins to resolve.
+    /// Logs when a name stops or begins to resolve.
     fn tell(&self, (pool, node): (&str, &str), before: Option<&Node>) {
         let was_unresolved = before.map(|known| known.unresolved.is_some());
         match &self.unresolved {

@@ -1,16 +1,16 @@
-//! Passive health: a circuit that opens when requests to a node fail in a row (outlier ejection).
+//! Passive health: a circuit breaker that opens when consecutive requests to a node fail (outlier ejection).
 //!
-//! Closed, a node takes requests. Open, it takes none until a time is over, which grows with every
-//! opening in a row. After that it is half open: one request at a time tries it, until one succeeds
-//! and closes the circuit, or fails and opens it for longer. While it is not closed, nothing but such
-//! a trial counts: what was on its way before says nothing new.
+//! Closed, the node gets requests. Open, it gets none for a time, which grows with every consecutive opening. After
+//! that it is half open: one request at a time is sent to it, until one succeeds and closes the circuit, or fails and
+//! opens it for longer. While it is not closed, only such a trial counts: requests that were in flight before say
+//! nothing new.
 
 use crate::clock::SteadyMillis;
 use crate::config::OutlierEjection;
 use parking_lot::Mutex;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-/// So long may a trial keep others from trying: its client may be slow, which says nothing of the node.
+/// The longest time for which a trial blocks other trials: its client may be slow, which says nothing about the node.
 const TRIAL: u64 = 5_000;
 
 /// The circuit of one node.
@@ -20,12 +20,12 @@ pub(super) struct Circuit {
     failures: AtomicU32,
     /// Until when it is open; 0 where it is closed.
     until: AtomicU64,
-    /// When the trial began that is on its way; 0 where none is.
+    /// The begin of the trial in flight; 0 without one.
     trial: AtomicU64,
     history: Mutex<History>,
 }
 
-/// What the next opening's length depends on.
+/// The history that the length of the next opening depends on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct History {
     /// Openings in a row.
@@ -36,7 +36,7 @@ struct History {
     closed: SteadyMillis,
 }
 
-/// Whether requests may go to a node, as far as earlier ones tell.
+/// The ability of a node to get requests, according to earlier ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Fitness {
     Closed,
@@ -58,7 +58,7 @@ impl Circuit {
         self.until.load(Ordering::Relaxed) == 0
     }
 
-    /// Returns how long it stays open, in milliseconds; `None` where it is closed.
+    /// Returns the time until the circuit is half open, in milliseconds; `None` where it is closed.
     pub(super) fn left(&self, now: SteadyMillis) -> Option<u64> {
         let until = self.until.load(Ordering::Relaxed);
         (until != 0).then(|| until.saturating_sub(now))
@@ -69,7 +69,7 @@ impl Circuit {
         self.failures.load(Ordering::Relaxed)
     }
 
-    /// Returns whether a trial request is on its way to the node.
+    /// Returns whether a trial request is in flight.
     fn is_tried(&self, now: SteadyMillis) -> bool {
         let began = self.trial.load(Ordering::Relaxed);
         began != 0 && now.saturating_sub(began) < TRIAL
@@ -82,7 +82,7 @@ impl Circuit {
         is_free && self.trial.compare_exchange(began, now, Ordering::AcqRel, Ordering::Relaxed).is_ok()
     }
 
-    /// Gives the permit of the trial back that began then, if it still has it.
+    /// Returns the permit of the trial with this begin, if it still has it.
     pub(super) fn end_trial(&self, began: SteadyMillis) {
         let _ = self.trial.compare_exchange(began, 0, Ordering::AcqRel, Ordering::Relaxed);
     }
@@ -95,12 +95,12 @@ impl Circuit {
         }
     }
 
-    /// A request has failed; gives how many have in a row.
+    /// Counts a failed request; returns the number of consecutive ones.
     pub(super) fn failed(&self) -> u32 {
         self.failures.fetch_add(1, Ordering::Relaxed).saturating_add(1)
     }
 
-    /// Opens it, or leaves it open for longer; gives for how long, in milliseconds.
+    /// Opens the circuit, or keeps it open for longer; returns the time in milliseconds.
     pub(super) fn open(&self, rules: &OutlierEjection, now: SteadyMillis) -> u64 {
         let base = (rules.base_time.as_millis() as u64).max(1);
         let mut history = self.history.lock();
@@ -115,13 +115,13 @@ impl Circuit {
         length
     }
 
-    /// Lets a request try the node at once: something else says that it is back.
+    /// Allows a trial at once, as another sign shows that the node is back.
     pub(super) fn half_open(&self, now: SteadyMillis) {
         let shorter = |until: SteadyMillis| (until > now).then_some(now);
         let _ = self.until.fetch_update(Ordering::Relaxed, Ordering::Relaxed, shorter);
     }
 
-    /// Closes it; gives when it opened.
+    /// Closes the circuit; returns the time of its opening.
     pub(super) fn close(&self, now: SteadyMillis) -> SteadyMillis {
         let mut history = self.history.lock();
         history.closed = now;

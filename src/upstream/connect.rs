@@ -16,16 +16,16 @@ use tokio_rustls::TlsConnector;
 /// The time that one address of a name may take before the next one is tried beside it.
 const STAGGER: Duration = Duration::from_millis(250);
 
-/// Where a node is, and how it is spoken with.
+/// The address and the protocol of a node.
 #[derive(Clone)]
 pub(crate) struct Endpoint {
     pub(crate) address: SocketAddr,
-    /// The other addresses of the node's name, which are tried where this one does not answer.
+    /// The further addresses of the node's name, which are tried if this one does not answer.
     pub(crate) others: Arc<[SocketAddr]>,
-    /// The name that stands for it in the configuration.
+    /// The host name in the configuration.
     pub(crate) host: Option<Arc<str>>,
     pub(crate) protocol: Protocol,
-    /// With TLS: what it is met with, and the name that it must show.
+    /// With TLS: the settings, and the name that the certificate must cover.
     pub(crate) tls: Option<(Arc<ClientTls>, ServerName<'static>)>,
 }
 
@@ -46,7 +46,7 @@ impl Endpoint {
         Endpoint { address: at(&self.address), others: self.others.iter().map(at).collect(), ..self.clone() }
     }
 
-    /// Connects, and shakes hands where TLS is spoken. How long that may take is the caller's to say.
+    /// Connects, with a TLS handshake where TLS is used. The caller sets the timeout.
     pub(super) async fn connect(&self) -> Result<Stream, (Failure, String)> {
         let connected = match self.others.is_empty() {
             true => TcpStream::connect(self.address).await,
@@ -71,8 +71,8 @@ impl Endpoint {
     }
 }
 
-/// Connects to the first of several addresses that answers. The next one is tried where one fails, or has not answered
-/// for a moment (RFC 8305 5); the last failure is told where none answers.
+/// Connects to the first of several addresses that answers. The next one is tried after a failure, or if there is no
+/// answer for a moment (RFC 8305 5); if none answers, the last failure is returned.
 async fn connect_to_any(mut addresses: impl Iterator<Item = &SocketAddr>) -> io::Result<TcpStream> {
     let mut attempts = JoinSet::new();
     let mut failure = io::Error::from(io::ErrorKind::AddrNotAvailable);
@@ -117,7 +117,7 @@ mod tests {
         assert_eq!(refused.kind(), io::ErrorKind::ConnectionRefused);
     }
 
-    /// One that takes no connection holds the next one up for a moment only.
+    /// An address that does not answer delays the next one only briefly.
     #[tokio::test]
     async fn a_silent_address_is_not_waited_for() {
         let full = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();

@@ -1,7 +1,7 @@
-//! Nodes that a name server tells of: asked for at intervals, on the thread of the admin listener.
+//! Nodes that are discovered by DNS: look-ups at intervals, on the thread of the admin listener.
 //!
-//! What was found is kept by what was asked for. An answer that fails or is empty changes nothing: a
-//! name server that is out of order takes no node away.
+//! Results are kept by the settings of their look-up. An answer that fails or is empty changes nothing, so that a name
+//! server that fails removes no node.
 
 use crate::config::values::DnsName;
 use crate::config::{AddressFamily, Discovery};
@@ -21,7 +21,7 @@ use tokio::task::{AbortHandle, JoinSet};
 
 /// The largest weight, as in the file.
 const MAX_WEIGHT: u32 = 1000;
-/// The period at which a name is resolved that has given no node yet, if `refresh` is longer.
+/// The interval of look-ups of a name without any node yet, if `refresh` is longer.
 const SOON: Duration = Duration::from_secs(1);
 
 /// The period at which a name of the file is tried that could not be resolved.
@@ -37,7 +37,7 @@ pub(crate) struct Found {
     pub(crate) weight: u32,
 }
 
-/// All that is asked for, and what was found.
+/// All look-ups, and their results.
 pub(crate) struct Discovered {
     runtime: Handle,
     changed: Arc<Notify>,
@@ -46,14 +46,14 @@ pub(crate) struct Discovered {
     resolving: Mutex<Option<AbortHandle>>,
 }
 
-/// One thing that is asked for, for as long as a configuration wants it.
+/// One look-up, for as long as a configuration has it.
 struct Subscription {
     settings: Discovery,
     state: Arc<Mutex<SubscriptionState>>,
     task: AbortHandle,
 }
 
-/// What is known of it.
+/// Its latest results.
 #[derive(Clone, Debug, Default)]
 struct SubscriptionState {
     nodes: Vec<Found>,
@@ -68,13 +68,13 @@ impl Drop for Subscription {
 }
 
 impl Discovered {
-    /// Names will be asked for on this runtime.
+    /// Returns a table whose look-ups run on this runtime.
     pub(crate) fn new(runtime: Handle) -> Discovered {
         Discovered { runtime, changed: Arc::default(), targets: Mutex::default(), resolving: Mutex::default() }
     }
 
-    /// Looks again, every few seconds, for names that the configuration in force has and that cannot be resolved; when
-    /// one can, [`Discovered::changed`] tells.
+    /// Resolves names of the current configuration that could not be resolved, every few seconds;
+    /// [`Discovered::changed`] notifies when one can.
     pub(crate) fn resolve_later(&self, names: Vec<(String, u16)>) {
         let changed = Arc::clone(&self.changed);
         let again = (!names.is_empty())
@@ -84,8 +84,8 @@ impl Discovered {
         }
     }
 
-    /// Asks for what is not known yet, once and for all of it at a time; what it comes to is there afterwards. What does not
-    /// answer in time is asked for again later.
+    /// Runs the look-ups without results yet, all at once; their results are there afterwards. Those that take too long
+    /// are repeated later.
     pub(crate) async fn prepare(&self, wanted: impl Iterator<Item = &Discovery>) {
         let mut askers: Vec<Resolving> = Vec::new();
         for settings in wanted {
@@ -93,7 +93,7 @@ impl Discovered {
             if is_known || askers.iter().any(|asker| asker.settings == *settings) {
                 continue;
             }
-            // What is asked for in another way now was known before.
+            // A look-up with other settings begins with the results of the earlier one.
             let known = self.targets().iter().find(|target| target.settings.dns == settings.dns).map(|target| {
                 let SubscriptionState { nodes, .. } = target.state.lock().clone();
                 SubscriptionState { nodes, failure: None }
@@ -122,7 +122,7 @@ impl Discovered {
         }
     }
 
-    /// Ends the subscriptions that no configuration wants any more.
+    /// Ends the look-ups that no configuration has any more.
     pub(crate) fn follow<'a>(&self, wanted: impl Iterator<Item = &'a Discovery> + Clone) {
         self.targets().retain(|target| wanted.clone().any(|settings| *settings == target.settings));
     }
@@ -137,7 +137,7 @@ impl Discovered {
         self.state(settings).failure
     }
 
-    /// Resolves when something else was found than before.
+    /// Resolves when the results have changed.
     pub(crate) async fn changed(&self) {
         self.changed.notified().await;
     }
@@ -175,7 +175,7 @@ fn resolves(name: &(String, u16)) -> bool {
     (name.0.as_str(), name.1).to_socket_addrs().is_ok_and(|mut found| found.next().is_some())
 }
 
-/// Asks for one thing.
+/// The task of one look-up.
 struct Resolving {
     settings: Discovery,
     state: Arc<Mutex<SubscriptionState>>,
@@ -184,7 +184,7 @@ struct Resolving {
 impl Resolving {
     async fn keep_asking(self, changed: Arc<Notify>) {
         loop {
-            // Without any node there is nothing to wait for.
+            // Without any node the next look-up follows soon.
             let refresh = match self.state.lock().nodes.is_empty() {
                 true => self.settings.refresh.min(SOON),
                 false => self.settings.refresh,
@@ -197,7 +197,7 @@ impl Resolving {
         }
     }
 
-    /// Asks once; gives whether something else was found than before.
+    /// Looks up once; returns whether the results have changed.
     async fn ask(&self) -> bool {
         let name = &self.settings.dns.value;
         let answer = tokio::time::timeout(self.settings.timeout, look_up(&self.settings)).await;
@@ -205,7 +205,7 @@ impl Resolving {
         let mut state = self.state.lock();
         let failure = match answer {
             Ok((mut nodes, missing)) if !nodes.is_empty() || missing.is_some() => {
-                // What one family has told of stays, while it cannot be asked for.
+                // The nodes of one family stay while its look-up fails.
                 let kept =
                     state.nodes.iter().filter(|node| missing.is_some_and(|family| family.has(node.address.ip())));
                 nodes.extend(kept);
@@ -229,7 +229,7 @@ impl Resolving {
         false
     }
 
-    /// Remembers that an answer changes nothing, and says so once.
+    /// Records a failure, which changes nothing, and logs it once.
     fn fail(&self, failure: String) {
         let (name, mut state) = (&self.settings.dns.value, self.state.lock());
         if state.failure.as_ref() != Some(&failure) {
@@ -253,8 +253,7 @@ impl Family {
     }
 }
 
-/// Returns the nodes that an answer tells of, in the order of their addresses, and the family that could not be asked
-/// for.
+/// Returns the nodes of an answer, in the order of their addresses, and the family whose look-up failed.
 async fn look_up(settings: &Discovery) -> Result<(Vec<Found>, Option<Family>), String> {
     // Made anew each time: the servers of `/etc/resolv.conf` may have changed, and nothing is cached.
     let resolver = resolver(settings).map_err(|error| error.to_string())?;
@@ -272,7 +271,7 @@ async fn look_up(settings: &Discovery) -> Result<(Vec<Found>, Option<Family>), S
                     _ => None,
                 })
                 .collect();
-            // The lowest priority comes first; the others are for when it is gone (RFC 2782).
+            // Only the lowest priority is used; the others are fallbacks (RFC 2782).
             let first = services.iter().map(|service| service.priority).min();
             let (mut found, mut all_missing) = (Vec::new(), None);
             for service in services.into_iter().filter(|service| Some(service.priority) == first) {
@@ -302,12 +301,12 @@ fn resolver(settings: &Discovery) -> Result<TokioResolver, NetError> {
     };
     let options: &mut ResolverOpts = builder.options_mut();
     options.cache_size = 0;
-    // A question that is lost is asked again within the time.
+    // A lost query is repeated within the timeout.
     options.timeout = settings.timeout / 3;
     builder.build()
 }
 
-/// Returns all addresses of a name. Of two families one is enough; the other one is told where it cannot be asked for.
+/// Returns all addresses of a name. One family of two is enough; the other one is returned if its look-up fails.
 async fn addresses(
     resolver: &TokioResolver,
     name: &str,
@@ -317,7 +316,7 @@ async fn addresses(
         return Ok((vec![ip], None));
     }
     let of = |found: &[RData]| found.iter().filter_map(RData::ip_addr).collect();
-    // One family that is not answered must not cost the other one its answer.
+    // A family without an answer must not make the other one time out.
     let within = settings.timeout.mul_f64(0.7);
     let ask = async |kind| match tokio::time::timeout(within, records(resolver, name, kind)).await {
         Ok(answer) => answer,
@@ -353,8 +352,8 @@ fn sorted(found: impl Iterator<Item = (SocketAddr, u32)>) -> Vec<Found> {
     unique.into_iter().map(|(address, weight)| Found { address, weight }).collect()
 }
 
-/// A weight as the ring takes it: as it is, within what the file may say. Nobody's depends on another's, or keys of
-/// nodes that have not changed would move.
+/// Returns a weight for the ring, limited to the range of the file. It does not depend on the weights of other nodes,
+/// as otherwise keys of unchanged nodes would move.
 fn bounded(weight: u16) -> u32 {
     u32::from(weight).clamp(1, MAX_WEIGHT)
 }

@@ -1,5 +1,4 @@
-//! What the nodes of a pool share beyond one configuration: who is out, what retries may cost, and
-//! who waits for room.
+//! The state that the nodes of a pool share beyond one configuration: ejections, the retry budget, and the queue.
 
 use super::node::NodeRuntime;
 use super::pick::Skip;
@@ -84,7 +83,7 @@ impl Group {
         }
     }
 
-    /// A key met another node than its owner.
+    /// Counts a key that got another node than its owner.
     pub(super) fn spilled(&self, skip: Skip) {
         self.spills[skip as usize].inc();
     }
@@ -96,13 +95,13 @@ impl Group {
 
     /// Counts an attempt after a failed one.
     pub(crate) fn retried(&self, reason: &str) {
-        // What is removed has no series, and gets none again.
+        // A removed pool has no series, and must not get them back.
         if !self.is_gone.load(Ordering::Relaxed) {
             self.metrics.upstream_retries.with_label_values(&[&*self.name, reason]).inc();
         }
     }
 
-    /// Returns whether no node passes its checks.
+    /// Returns whether no node passes its health checks.
     pub(super) fn is_all_unhealthy(&self) -> bool {
         let members = self.members();
         let mut up = members.nodes.iter().filter_map(Weak::upgrade).filter(|node| node.state() == NodeState::Up);
@@ -127,7 +126,7 @@ impl Group {
                 }
                 ("its requests fail in a row", node.circuit.open(rules, now))
             }
-            // What was on its way when the node was taken out says nothing new.
+            // Failures of requests that were in flight before the ejection say nothing new.
             false => return,
         };
         let (pool, node, length) = (&*self.name, &*node.id, Duration::from_millis(length));
@@ -147,13 +146,13 @@ impl Group {
 }
 
 impl Members {
-    /// Returns whether one node more may be out.
+    /// Returns whether one more node may be ejected.
     fn may_lose_one(&self, rules: &OutlierEjection) -> bool {
         let (all, out) = self.counted();
         may_be_out(out.len() + 1, all, rules.max_ejected.ratio())
     }
 
-    /// Returns how many nodes could take requests, and which of them are out.
+    /// Returns the number of nodes that could take requests, and the ejected ones.
     fn counted(&self) -> (usize, Vec<Arc<NodeRuntime>>) {
         let up = self.nodes.iter().filter_map(Weak::upgrade).filter(|node| node.state() == NodeState::Up);
         let well: Vec<_> = up.filter(|node| node.health.is_healthy()).collect();
@@ -162,7 +161,7 @@ impl Members {
     }
 }
 
-/// Returns whether so many of `all` nodes are at most this share.
+/// Returns whether `out` of `all` nodes are at most this share.
 fn may_be_out(out: usize, all: usize, share: f64) -> bool {
     // Rounded against the dust of binary fractions: half of two is one.
     out as f64 <= all as f64 * share + 1e-9

@@ -1,7 +1,7 @@
-//! Active health: what the checks of a node have come to.
+//! Active health: the verdict of a node's health checks.
 //!
-//! A verdict changes only after several checks in a row say so, in either direction. It belongs to
-//! the node and not to a configuration: a reload changes neither verdict nor counts.
+//! The verdict changes only after several consecutive checks with the other result. It belongs to the node and not to a
+//! configuration: a reload changes neither verdict nor counts.
 
 use crate::clock::SteadyMillis;
 use crate::config::{HealthCheck, Initially};
@@ -30,8 +30,8 @@ pub(crate) struct Checks {
 }
 
 impl Checks {
-    /// Counts a check; gives the verdict where it changes. `is_last` tells that no node of the pool is
-    /// well: one that answers is then better than none.
+    /// Counts a check; returns the verdict where it changes. `is_last`: no node of the pool is healthy, so that one
+    /// passed check is enough.
     fn record(
         &mut self,
         result: Result<(), String>,
@@ -85,7 +85,7 @@ impl Health {
         }
     }
 
-    /// Counts a check; gives whether the node is well where that changes.
+    /// Counts a check; returns the health of the node where it changes.
     pub(super) fn record(
         &self,
         result: Result<(), String>,
@@ -148,7 +148,7 @@ mod tests {
     }
 
     proptest! {
-        /// The verdict is what the last long enough run of equal results says.
+        /// The verdict is the result of the last sufficiently long run of equal results.
         #[test]
         fn it_is_the_last_long_run_that_counts(
             results in prop::collection::vec(any::<bool>(), 0..40), up in 1u32..5, down in 1u32..5,

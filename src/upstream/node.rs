@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 /// A node's state that outlives reloads, shared by all workers.
 pub(crate) struct NodeRuntime {
-    /// Unique in the process: what a worker keeps its idle connections by.
+    /// Unique in the process; the key of a worker's idle connections.
     pub(crate) serial: u64,
     /// The nodes that share its pool.
     pub(crate) group: Arc<Group>,
@@ -33,13 +33,13 @@ pub(crate) struct NodeRuntime {
     pub(super) circuit: Circuit,
     pub(super) ramp: Ramp,
     pub(crate) sessions: Sessions,
-    /// Strict sessions that wait for room at this node and no other.
+    /// Strict sessions that wait for room at this node.
     pub(crate) queue: Queue,
     metrics: Arc<Metrics>,
     pub(super) duration: Histogram,
     /// The counter that nearly every attempt needs.
     answered: OnceLock<IntCounter>,
-    /// When the log was told last that something is wrong with it that is not its health.
+    /// The time of the last logged warning that does not concern its health.
     warned: AtomicU64,
 }
 
@@ -47,7 +47,7 @@ pub(crate) struct NodeRuntime {
 const WARN_EVERY: SteadyMillis = 10_000;
 
 impl NodeRuntime {
-    /// A node takes nothing before the configuration that knows it is in force.
+    /// Returns a node that gets no requests before its configuration is in force.
     pub(super) fn new(serial: u64, group: Arc<Group>, id: Arc<str>, metrics: Arc<Metrics>) -> NodeRuntime {
         NodeRuntime {
             serial,
@@ -69,7 +69,7 @@ impl NodeRuntime {
         }
     }
 
-    /// Returns whether the node takes requests: as the file says, or as an operator has said since.
+    /// Returns the administrative state: that of the file, or a later one of an operator.
     pub(crate) fn state(&self) -> NodeState {
         match self.state.load(Ordering::Relaxed) {
             0 => NodeState::Up,
@@ -102,12 +102,12 @@ impl NodeRuntime {
         self.idle.load(Ordering::Relaxed)
     }
 
-    /// Returns whether the node is well: its checks pass, and it is not out because its requests failed.
+    /// Returns whether the node passes its checks and is not ejected.
     pub(crate) fn is_healthy(&self, now: SteadyMillis) -> bool {
         self.health.is_healthy() && self.circuit.left(now).is_none_or(|left| left == 0)
     }
 
-    /// Returns whether the sessions that it holds may stay with it.
+    /// Returns whether the sessions of the node may stay with it.
     pub(crate) fn takes_sessions(&self, now: SteadyMillis) -> bool {
         self.state() != NodeState::Down && self.is_healthy(now)
     }
@@ -117,7 +117,7 @@ impl NodeRuntime {
         self.health.checks()
     }
 
-    /// Failures in a row, and how long it is out for the last ones, in milliseconds.
+    /// Returns the number of consecutive failures, and the remaining time of the ejection in milliseconds.
     pub(crate) fn ejection(&self, now: SteadyMillis) -> (u32, Option<u64>) {
         (self.circuit.failures(), self.circuit.left(now))
     }
@@ -127,7 +127,7 @@ impl NodeRuntime {
         self.ramp.progress(now, length)
     }
 
-    /// Returns whether requests may go to it as far as its health tells; `true` for one that tries it.
+    /// Returns whether requests may go to the node according to its health; `true` for a trial.
     pub(super) fn fitness(&self, now: SteadyMillis) -> Result<bool, Skip> {
         if !self.health.is_healthy() {
             return Err(Skip::Unhealthy);
@@ -152,7 +152,7 @@ impl NodeRuntime {
         Some(InFlight { node: Arc::clone(self), trial: is_trial.then_some(now), has_failed: false, outcome: None })
     }
 
-    /// Returns whether a warning about the node is due: one in a while says as much as one for every request.
+    /// Returns whether a warning about the node is due: warnings are rate limited.
     pub(crate) fn may_warn(&self, now: Instant) -> bool {
         let now = steady_millis(now);
         let last = self.warned.load(Ordering::Relaxed);
@@ -160,9 +160,9 @@ impl NodeRuntime {
         is_due && self.warned.compare_exchange(last, now.max(1), Ordering::Relaxed, Ordering::Relaxed).is_ok()
     }
 
-    /// Counts what became of an attempt.
+    /// Counts the outcome of an attempt.
     pub(crate) fn count(&self, outcome: &str) {
-        // What is removed has no series, and gets none again.
+        // A removed node has no series, and must not get them back.
         if self.is_gone.load(Ordering::Relaxed) {
             return;
         }
@@ -174,7 +174,7 @@ impl NodeRuntime {
         }
     }
 
-    /// The node may take requests again for which others wait.
+    /// Wakes requests that wait for the node.
     fn stir(&self) {
         self.queue.stir();
         self.group.queue.stir();
@@ -195,7 +195,7 @@ impl NodeRuntime {
             Some(true) => {
                 tracing::info!(pool, node, "the node is well again: its health checks pass");
                 self.verdict(true, None);
-                // It has been away: what its requests came to before says little.
+                // The node was unavailable, so that earlier failures say little.
                 self.circuit.half_open(now);
                 self.ramp.begin(now);
                 self.stir();
@@ -210,11 +210,10 @@ impl NodeRuntime {
     }
 }
 
-/// A permit for one of a node's requests in flight, given back when dropped; the result of the request is
-/// told to it.
+/// A permit for a request in flight to a node, returned on drop; it gets the result of the request.
 pub(crate) struct InFlight {
     node: Arc<NodeRuntime>,
-    /// When it began to try the node, if that is what it does.
+    /// The begin of the trial, for a trial request.
     trial: Option<SteadyMillis>,
     has_failed: bool,
     /// The outcome of the attempt, counted at its end.
@@ -255,14 +254,14 @@ impl InFlight {
         }
     }
 
-    /// The answer is whole, or as much of it as its client wanted.
+    /// Records a complete response, or one that the client has ended.
     pub(crate) fn finished(&mut self) {
         if !self.has_failed {
             self.node.circuit.succeeded();
         }
     }
 
-    /// The node has failed: no connection, no whole answer, or 502, 503 or 504.
+    /// Records a failure of the node: no connection, no complete response, or 502, 503 or 504.
     pub(crate) fn failed(&mut self) {
         if !std::mem::replace(&mut self.has_failed, true) {
             let trial = self.trial.take();

@@ -1,4 +1,4 @@
-//! The observer of a dispatch: it is told of the progress of a request, and answers for the client behind it.
+//! The observer of a dispatch: it follows the progress of a request on behalf of its client.
 
 use super::answer::ClientPart;
 use super::interim::Interim;
@@ -17,7 +17,7 @@ pub(crate) trait Observer {
     /// The head of a node's response is here, after this time.
     fn responded(&self, _time: Duration) {}
 
-    /// Returns whether interim responses are read. [`Observer::interim`] gets them then.
+    /// Returns whether interim responses are wanted; they are passed to [`Observer::interim`].
     fn wants_interim(&self) -> bool {
         false
     }
@@ -28,12 +28,12 @@ pub(crate) trait Observer {
     /// The request goes out on a connection whose interim responses are not read.
     fn cannot_hear_interim(&self) {}
 
-    /// Returns whether the request's body waits for its client. The node is not slow as long as that is so.
+    /// Returns whether the request's body waits for its client. The node does not count as slow meanwhile.
     fn is_client_slow(&self) -> bool {
         false
     }
 
-    /// Returns whether the request's body has failed: the failures that follow are not the node's.
+    /// Returns whether the request's body has failed. Later failures are not the node's.
     fn has_body_failed(&self) -> bool {
         false
     }

@@ -1,8 +1,8 @@
-//! Which node takes a request: the first eligible one in its key's order.
+//! The choice of a node for a request: the first eligible one in the order of its key.
 //!
-//! The decision is pure: it sees the nodes through [`Nodes`], and gives one of them or why there is
-//! none. Health, load and drains never change the ring; they only have nodes passed over, and only for
-//! as long as it takes: the key stays its owner's.
+//! The decision is pure: it reads the nodes through [`Nodes`], and returns one of them or the reason for which there is
+//! none. Health, load and drains never change the ring; nodes are only passed over while they last, and the owner of
+//! the key stays the same.
 
 use crate::config::NodeState;
 
@@ -10,12 +10,12 @@ use crate::config::NodeState;
 pub(super) trait Nodes {
     fn count(&self) -> usize;
     fn state(&self, node: usize) -> NodeState;
-    /// Returns whether requests may go to it as far as its health tells; `true` for one that tries it.
+    /// Returns whether requests may go to a node according to its health; `true` for a trial.
     fn fitness(&self, node: usize) -> Result<bool, Skip>;
     /// Requests in flight.
     fn load(&self, node: usize) -> u32;
     fn weight(&self, node: usize) -> u32;
-    /// Returns whether it has the key by now, or is on its slow start still.
+    /// Returns whether a node has the key in its slow start.
     fn has_reached_key(&self, node: usize) -> bool;
     /// Requests in flight on the nodes that take requests, and their weight; in panic on all that are up.
     fn totals(&self, in_panic: bool) -> (u64, u64) {
@@ -33,7 +33,7 @@ pub(super) trait Nodes {
 /// Why a node was passed over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Skip {
-    /// An operator said so, in the file or since.
+    /// Set to `down` by the file or by an operator.
     Down,
     Drain,
     /// Its health checks fail.
@@ -139,7 +139,7 @@ pub(super) fn pick(
     }
 }
 
-/// Returns the node of a strict session: it takes its sessions also while it drains, and whatever its load.
+/// Returns the node of a strict session, which keeps its sessions while it drains, whatever its load.
 pub(super) fn pick_pinned(node: usize, nodes: &impl Nodes, rules: &PickRules) -> Result<Pick, Skip> {
     let mut moment = Survey { nodes, rules, panic: None, totals: None };
     if nodes.state(node) == NodeState::Down {
@@ -152,7 +152,7 @@ pub(super) fn pick_pinned(node: usize, nodes: &impl Nodes, rules: &PickRules) ->
     }
 }
 
-/// Returns whether so few of the nodes are well that health is ignored.
+/// Returns whether so few nodes are healthy that health is ignored (panic mode).
 pub(super) fn is_panic(nodes: &impl Nodes, threshold: f64) -> bool {
     if threshold == 0.0 {
         return false;
@@ -162,13 +162,13 @@ pub(super) fn is_panic(nodes: &impl Nodes, threshold: f64) -> bool {
     (well as f64) < threshold * up().count() as f64
 }
 
-/// Why a node does not come first: for good, or only while there is a better one.
+/// The reason for which a node is passed over: always, or only while there is a better one.
 enum Passed {
     For(Skip),
     ForNow(Skip, bool),
 }
 
-/// The nodes, and what is found out of all of them only where it is needed.
+/// The nodes, with totals that are computed only when they are needed.
 struct Survey<'a, N> {
     nodes: &'a N,
     rules: &'a PickRules,
@@ -178,7 +178,7 @@ struct Survey<'a, N> {
 }
 
 impl<N: Nodes> Survey<'_, N> {
-    /// Returns whether a node takes the request; `true` where it tries the node.
+    /// Returns whether a node gets the request; `true` for a trial.
     fn look(&mut self, node: usize) -> Result<bool, Passed> {
         match self.nodes.state(node) {
             NodeState::Up => {}
@@ -208,10 +208,10 @@ impl<N: Nodes> Survey<'_, N> {
         })
     }
 
-    /// Returns how many requests a node may have: so many times its part of all (Mirrokni, Thorup and
-    /// Zadimoghaddam, 2016), and one at least.
+    /// Returns the most requests of a node: a multiple of its share of all (Mirrokni, Thorup and Zadimoghaddam, 2016),
+    /// and at least one.
     fn capacity(&mut self, node: usize, factor: u32) -> u64 {
-        // Whatever the others have, one is always allowed.
+        // One request is always allowed.
         if self.nodes.load(node) == 0 {
             return 1;
         }
@@ -223,7 +223,7 @@ impl<N: Nodes> Survey<'_, N> {
         u64::try_from(part.div_ceil(1000 * u128::from(weight.max(1)))).unwrap_or(u64::MAX).max(1)
     }
 
-    /// Returns whether one node has less to do than another, by weight.
+    /// Returns whether one node has fewer requests in flight than another, by weight.
     fn is_less_loaded(&self, one: usize, other: usize) -> bool {
         let part = |node, by| u64::from(self.nodes.load(node)) * u64::from(self.nodes.weight(by));
         part(one, other) < part(other, one)

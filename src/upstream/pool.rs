@@ -25,7 +25,7 @@ pub(crate) struct Pool {
     pub(crate) timeouts: Timeouts,
     pub(crate) connections: PoolConnections,
     pub(crate) health_check: Option<Arc<HealthCheck>>,
-    /// A name server tells of nodes, and may not tell of some of them for a while.
+    /// The node is discovered by DNS, and may be missing from an answer for a while.
     pub(super) is_discovered: bool,
     pub(crate) ejection: OutlierEjection,
     pub(crate) retries: RetryRules,
@@ -36,7 +36,7 @@ pub(crate) struct Pool {
     pub(crate) group: Arc<Group>,
 }
 
-/// A pool of so many nodes is counted for every request that needs it.
+/// Pools of at most this many nodes are counted for every request that needs it.
 const FEW: usize = 32;
 
 /// The load of a large pool's nodes at one moment.
@@ -52,7 +52,7 @@ pub(crate) struct Node {
     pub(crate) id: Arc<str>,
     pub(crate) endpoint: Endpoint,
     pub(crate) weight: u32,
-    /// As the file has it; what is in force is the runtime's to say.
+    /// The state in the file; the state in force is that of the runtime.
     pub(crate) state: NodeState,
     pub(crate) runtime: Arc<NodeRuntime>,
     /// The node's address as the file has it; empty for one that was found.
@@ -113,7 +113,7 @@ impl Pool {
                 Err(error) => return Err(error),
             };
             if let Some(picked) = self.take(pick, moment.now) {
-                // What is tried again has been counted as that.
+                // A retry has been counted as such.
                 if tried.is_empty()
                     && let Some(skip) = spilled.or(pick.spilled)
                 {
@@ -132,19 +132,19 @@ impl Pool {
         Some(Picked { node: pick.node, in_flight, in_panic: pick.in_panic })
     }
 
-    /// Returns the node that a key would meet now.
+    /// Returns the node that a key would get now.
     pub(crate) fn taker(&self, hash: u64, now: Instant) -> Option<&Node> {
         let moment = PoolState { pool: self, hash, now: steady_millis(now) };
         let pick = pick::pick(self.ring.walk(hash), &moment, &self.rules).ok()?;
         Some(&self.nodes[pick.node])
     }
 
-    /// Returns how many requests wait for room.
+    /// Returns the number of waiting requests.
     pub(crate) fn queued(&self) -> u32 {
         self.group.queue.waiting() + self.nodes.iter().map(|node| node.runtime.queue.waiting()).sum::<u32>()
     }
 
-    /// Returns whether any node takes requests at all.
+    /// Returns whether any node accepts requests.
     pub(crate) fn is_usable(&self, now: Instant) -> bool {
         let now = steady_millis(now);
         let takes =
@@ -154,7 +154,7 @@ impl Pool {
         up.any(|node| node.runtime.fitness(now).is_ok()) || (any_up && self.is_panic(now))
     }
 
-    /// Returns whether so few nodes are well that health is ignored.
+    /// Returns whether so few nodes are healthy that health is ignored (panic mode).
     pub(crate) fn is_panic(&self, now: SteadyMillis) -> bool {
         pick::is_panic(&PoolState { pool: self, hash: 0, now }, self.rules.panic_threshold)
     }
@@ -189,7 +189,7 @@ impl Nodes for PoolState<'_> {
         self.pool.nodes[node].weight
     }
 
-    /// In a large pool what was true a millisecond ago is good enough.
+    /// For a large pool the totals of a millisecond ago are good enough.
     fn totals(&self, in_panic: bool) -> (u64, u64) {
         if self.pool.nodes.len() <= FEW {
             return self.count_totals(in_panic);

@@ -11,13 +11,13 @@ pub(crate) struct Queue {
     room: Notify,
 }
 
-/// A ticket of a waiting request, given back when dropped.
+/// A ticket of a waiting request, returned on drop.
 pub(crate) struct QueueTicket<'a>(&'a Queue);
 
 impl Queue {
     pub(crate) fn waiting(&self) -> u32 {
-        // Pairs with the counter of requests in flight: a request that frees a permit sees the waiting one, or the one
-        // that begins to wait sees the permit.
+        // Pairs with the counter of requests in flight: either the request that frees a permit sees the waiting one, or
+        // the one that begins to wait sees the permit.
         self.waiting.load(Ordering::SeqCst)
     }
 
@@ -25,7 +25,7 @@ impl Queue {
     pub(crate) fn join(&self, limit: u32) -> Option<QueueTicket<'_>> {
         let joined = |waiting: u32| (waiting < limit).then_some(waiting + 1);
         let has_joined = self.waiting.fetch_update(Ordering::SeqCst, Ordering::SeqCst, joined).is_ok();
-        // What is looked at next must not be what was there before.
+        // Later reads must not be older than this.
         fence(Ordering::SeqCst);
         // Made only where it was counted, for dropping it counts down.
         has_joined.then(|| QueueTicket(self))
@@ -47,7 +47,7 @@ impl Queue {
 }
 
 impl<'a> QueueTicket<'a> {
-    /// Resolves when there may be room; a request that has asked for it hears of all that happens from then on.
+    /// Returns a future that resolves when there may be room; it receives all notifications from its creation on.
     pub(crate) fn room(&self) -> Notified<'a> {
         self.0.room.notified()
     }

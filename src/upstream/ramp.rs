@@ -26,7 +26,7 @@ impl Ramp {
         }
     }
 
-    /// Returns the progress of the slow start, from 0 to 1, where the whole takes `length`.
+    /// Returns the progress of the slow start, from 0 to 1, with a total time of `length`.
     pub(super) fn progress(&self, now: SteadyMillis, length: Duration) -> f64 {
         match self.since.load(Ordering::Relaxed) {
             0 => 1.0,
@@ -37,14 +37,14 @@ impl Ramp {
         }
     }
 
-    /// Returns whether the node has this key by now.
+    /// Returns whether the node has this key already.
     pub(super) fn has_reached(&self, key: u64, node: u64, now: SteadyMillis, length: Duration) -> bool {
         let progress = self.progress(now, length);
         progress >= 1.0 || place(key, node) < progress
     }
 }
 
-/// Where a key stands on a node's ramp, from 0 to 1; the mixing is SplitMix64's (Steele et al., 2014).
+/// Returns the position of a key on a node's ramp, from 0 to 1; the mixing is SplitMix64's (Steele et al., 2014).
 fn place(key: u64, node: u64) -> f64 {
     let mut mixed = (key ^ node).wrapping_add(0x9e37_79b9_7f4a_7c15);
     mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);

@@ -1,5 +1,4 @@
-//! The nodes and pools that are known to the process, by their stable names: a new configuration finds
-//! here again what outlives the old one.
+//! The nodes and pools of the process, by their stable names: a new configuration finds the state of the old one here.
 
 use super::connect::Endpoint;
 use super::group::Group;
@@ -16,7 +15,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-/// Pool, id, address, and how it is spoken with: what was settled in another way is not to be trusted now.
+/// Pool, id, address, and protocol: after a change of any of them, earlier results do not apply.
 type Identity = (Arc<str>, Arc<str>, SocketAddr, Vec<u8>);
 
 type PoolAndId = (Arc<str>, Arc<str>);
@@ -35,11 +34,11 @@ pub(crate) struct Registry {
     nodes: Mutex<HashMap<Identity, Arc<NodeRuntime>>>,
     /// The serials of the nodes in force.
     in_force: Mutex<HashSet<u64>>,
-    /// The states that operators have given nodes, by pool and id; it holds until the file says something new.
+    /// The states that operators have set, by pool and id; each holds until the file changes it.
     overrides: Mutex<HashMap<PoolAndId, Override>>,
 }
 
-/// The state that an operator has given a node, as one process hands it to the next.
+/// The state that an operator has set, as one process passes it to the next.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct StateOverride {
     pool: String,
@@ -54,7 +53,7 @@ struct Override {
     /// The state in the file at that time.
     file: NodeState,
     state: NodeState,
-    /// Since when no name server tells of it.
+    /// The time since when DNS answers do not contain the node.
     absent: Option<Instant>,
 }
 
@@ -71,14 +70,14 @@ impl Registry {
         }
     }
 
-    /// The state of a pool, new where it is not known yet.
+    /// Returns the state of a pool, a new one for an unknown pool.
     pub(super) fn group(&self, pool: &Arc<str>) -> Arc<Group> {
         let mut groups = self.groups.lock();
         let entry = groups.entry(Arc::clone(pool));
         Arc::clone(entry.or_insert_with(|| Arc::new(Group::new(pool, &self.metrics, &self.events))))
     }
 
-    /// The state of a node, new where it is not known yet.
+    /// Returns the state of a node, a new one for an unknown node.
     pub(super) fn node(&self, group: &Arc<Group>, id: &Arc<str>, endpoint: &Endpoint) -> Arc<NodeRuntime> {
         let mut nodes = self.nodes.lock();
         let entry = nodes.entry((Arc::clone(&group.name), Arc::clone(id), endpoint.address, endpoint.manner()));
@@ -88,8 +87,8 @@ impl Registry {
         }))
     }
 
-    /// Puts the states of a configuration in force and forgets nodes that are not in it. Called once,
-    /// when that configuration takes over.
+    /// Applies the states of a configuration and drops nodes that are not in it. Called once, when that configuration
+    /// takes over.
     pub(crate) fn adopt(&self, pools: &[Arc<Pool>]) {
         let mut overrides = self.overrides.lock();
         let all = || pools.iter().flat_map(|pool| pool.nodes.iter().map(move |node| (pool, node)));
@@ -100,7 +99,7 @@ impl Registry {
                     let is_recent = held.absent.take().is_none_or(|since| since.elapsed() < LONGEST_ABSENCE);
                     is_recent && node.state == held.file
                 }
-                // One answer of a name server that does not tell of a node ends nothing that was said of it.
+                // A single DNS answer without the node does not end the state that an operator has set.
                 None => {
                     absent += 1;
                     let is_recent = held.absent.get_or_insert_with(Instant::now).elapsed() < LONGEST_ABSENCE;
@@ -148,7 +147,7 @@ impl Registry {
         });
     }
 
-    /// All that was said of nodes and holds.
+    /// Returns all states that operators have set.
     pub(crate) fn said(&self) -> Vec<StateOverride> {
         let overrides = self.overrides.lock();
         let said = overrides.iter().map(|((pool, node), held)| StateOverride {
@@ -160,7 +159,7 @@ impl Registry {
         said.collect()
     }
 
-    /// Takes over what was said to another process, where the file still says of the node what it said then.
+    /// Takes over the states of another process, where the file still has the state that it had then.
     pub(crate) fn take_over(&self, pools: &[Arc<Pool>], all: &[StateOverride]) {
         for said in all {
             let pool = pools.iter().find(|pool| *pool.name == *said.pool);
@@ -173,7 +172,7 @@ impl Registry {
         }
     }
 
-    /// Says whether a node takes requests, until the file says something new about it.
+    /// Sets the state of a node, until the file changes it.
     pub(crate) fn set_state(&self, pool: &Pool, id: &str, state: NodeState) -> bool {
         let Some(node) = pool.nodes.iter().find(|node| &*node.id == id) else { return false };
         let mut overrides = self.overrides.lock();

@@ -1,5 +1,5 @@
-//! A request's body that may have to be sent again: what was read of it is kept, up to a bound and
-//! within the process's budget, and sent first the next time.
+//! A request body that may have to be sent again: the bytes read are kept, up to a bound and within the process's
+//! budget, and are sent first in the next attempt.
 
 use super::{BodyError, Outgoing};
 use crate::http::budget::Share;
@@ -16,18 +16,18 @@ pub(crate) struct ReplayBody(Rc<RefCell<ReplaySource>>);
 
 struct ReplaySource {
     body: Pin<Box<dyn Body<Data = Bytes, Error = BodyError>>>,
-    /// A copy: what came may be a small part of a large buffer.
+    /// A copy, as a piece may be a small part of a large buffer.
     read: Vec<u8>,
     trailers: Option<HeaderMap>,
     limit: u64,
     share: Share,
-    /// More came than is kept: what was is gone.
+    /// The body is larger than the bound, so that nothing is kept.
     is_over: bool,
     ended: bool,
 }
 
 impl ReplayBody {
-    /// Keeps a body of up to `limit` bytes; gives it back where it is larger for sure.
+    /// Returns a body that is kept up to `limit` bytes; the given one where it is certainly larger.
     pub(crate) fn new(
         body: Pin<Box<dyn Body<Data = Bytes, Error = BodyError>>>,
         limit: u64,
@@ -41,7 +41,7 @@ impl ReplayBody {
         Ok(ReplayBody(Rc::new(RefCell::new(source))))
     }
 
-    /// Returns whether all that was read is still here.
+    /// Returns whether all bytes read are kept.
     pub(crate) fn is_whole(&self) -> bool {
         !self.0.borrow().is_over
     }
@@ -57,7 +57,7 @@ impl ReplaySource {
         let frame = ready!(self.body.as_mut().poll_frame(cx));
         match &frame {
             Some(Ok(frame)) => self.keep(frame),
-            // What ended in an error is no whole body.
+            // A body that ended in an error is incomplete.
             Some(Err(_)) => self.let_go(),
             None => self.ended = true,
         }
@@ -71,7 +71,7 @@ impl ReplaySource {
         }
         if let Some(data) = frame.data_ref() {
             let length = (self.read.len() + data.len()) as u64;
-            // A vector that grows may be twice as large as what it holds.
+            // A growing vector may have twice the capacity of its content.
             match length <= self.limit && self.share.cover(2 * length) {
                 true => self.read.extend_from_slice(data),
                 false => self.let_go(),
@@ -88,7 +88,7 @@ impl ReplaySource {
     }
 }
 
-/// A body as one attempt reads it: first what was read before, then what comes.
+/// The body of one attempt: first the kept bytes, then the rest.
 struct Replay {
     source: Rc<RefCell<ReplaySource>>,
     /// The bytes of the kept part that this attempt has sent.
@@ -146,7 +146,7 @@ mod tests {
     use std::collections::VecDeque;
     use std::task::Waker;
 
-    /// A body of known pieces, and an error at the end of some.
+    /// A body of given pieces, with an error at the end of some.
     struct Pieces(VecDeque<Result<&'static str, &'static str>>);
 
     impl Body for Pieces {
@@ -164,7 +164,7 @@ mod tests {
         ReplayBody::new(body, limit, budget.nothing()).ok().unwrap()
     }
 
-    /// Reads up to so many pieces.
+    /// Reads up to `most` pieces.
     fn read(body: &mut Outgoing, most: usize) -> String {
         let mut text = String::new();
         for _ in 0..most {

@@ -12,7 +12,7 @@ pub(crate) struct RetryRules {
     /// After the first one.
     pub(crate) attempts: u32,
     pub(crate) budget: Percent,
-    /// The largest body that is held to be sent again.
+    /// The largest body that is kept for a retry.
     pub(crate) max_body: u64,
     on: Vec<RetryOn>,
 }
@@ -64,16 +64,15 @@ impl RetryRules {
         }
     }
 
-    /// Returns whether these rules have any attempt repeated that sent something on a connection of its own.
+    /// Returns whether these rules retry any attempt that sent something on a new connection.
     pub(super) fn reach_beyond_sending(&self) -> bool {
         self.attempts > 0 && self.on.iter().any(|on| *on != RetryOn::ConnectFailure)
     }
 
-    /// Returns whether a request is tried again after this. `repeatable` says that it may run twice and is all
-    /// still here.
+    /// Returns whether a request is retried after this. `repeatable`: it may run twice, and its body is complete.
     pub(super) fn cover(&self, setback: Setback, repeatable: bool) -> bool {
         let (needed, harmless) = match setback {
-            // Whatever `on` says: this is how connections are kept, and no fault.
+            // Regardless of `on`: kept connections end this way without a fault.
             Setback::StaleConnection => return self.attempts > 0 && repeatable,
             Setback::UnprocessedStream => return self.attempts > 0,
             Setback::NotSent => (RetryOn::ConnectFailure, true),
@@ -86,7 +85,7 @@ impl RetryRules {
 }
 
 impl Setback {
-    /// Returns whether the same node may be asked again, where there is no other.
+    /// Returns whether the same node may get the request again, where there is no other.
     pub(super) fn leaves_the_node(self) -> bool {
         matches!(self, Setback::StaleConnection | Setback::UnprocessedStream)
     }
@@ -101,7 +100,7 @@ impl Setback {
     }
 }
 
-/// Returns whether running such a request twice is running it once (RFC 9110 9.2.2).
+/// Returns whether a method is idempotent (RFC 9110 9.2.2).
 pub(super) fn is_idempotent(method: &Method) -> bool {
     matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS | Method::PUT | Method::DELETE | Method::TRACE)
 }
@@ -137,7 +136,7 @@ impl RetryBudget {
         }
     }
 
-    /// Takes what one retry costs; `false` where there is not so much.
+    /// Takes the cost of one retry; `false` where the budget does not have it.
     pub(crate) fn withdraw(&self, now: SteadyMillis) -> bool {
         let paid = self.paid.fetch_max(now, Ordering::Relaxed);
         self.add(now.saturating_sub(paid).saturating_mul(PER_MILLISECOND));
@@ -145,7 +144,7 @@ impl RetryBudget {
         self.tokens.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).is_ok()
     }
 
-    /// Returns how many retries there are, in tokens.
+    /// Returns the budget in tokens.
     pub(crate) fn tokens(&self, now: SteadyMillis) -> f64 {
         let due = now.saturating_sub(self.paid.load(Ordering::Relaxed)).saturating_mul(PER_MILLISECOND);
         self.tokens.load(Ordering::Relaxed).saturating_add(due).min(CAPACITY) as f64 / TOKEN as f64
@@ -213,7 +212,7 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever the order, an outage is not multiplied.
+        /// For any order of events, an outage is not multiplied.
         #[test]
         fn retries_stay_within_the_budget(steps in prop::collection::vec((any::<bool>(), 0u64..200), 1..300)) {
             let (budget, share) = (RetryBudget::default(), default_value("20%"));

@@ -1,5 +1,5 @@
-//! Who holds a strict session with a node, as far as a proxy can know: the cookies are the clients',
-//! but each ends at a time that was seen. So it is known when the last one has left a node that drains.
+//! The strict sessions of a node, as far as a proxy can know them: the cookies are with the clients, but each has an
+//! end. So a proxy knows when the last one has left a draining node.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -26,12 +26,12 @@ impl Sessions {
         self.seen.store(now, Ordering::Relaxed);
     }
 
-    /// Returns how long until the last one ends, in seconds; 0 where none is known.
+    /// Returns the time until the last one ends, in seconds; 0 without any.
     pub(crate) fn left(&self, now: u64) -> u64 {
         self.end.load(Ordering::Relaxed).saturating_sub(now)
     }
 
-    /// Returns how long ago a request came with one, in seconds.
+    /// Returns the time since the last request with one, in seconds.
     pub(crate) fn last_seen(&self, now: u64) -> Option<u64> {
         let seen = self.seen.load(Ordering::Relaxed);
         (seen != 0).then(|| now.saturating_sub(seen))

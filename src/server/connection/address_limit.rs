@@ -7,7 +7,7 @@ use std::hash::{BuildHasher, RandomState};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-/// As many locks as keep workers out of each other's way.
+/// The number of locks by which the table is divided.
 const SHARDS: usize = 16;
 
 type Counts = HashMap<IpAddr, u32>;

@@ -7,8 +7,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 /// The permits for client connections.
 pub(in crate::server) struct ConnectionPermits {
     free: Arc<Semaphore>,
-    /// Permits that a smaller limit has taken away while they were in use: they are given up as they
-    /// come back.
+    /// Permits that a smaller limit has removed while they were in use; they are dropped when they are returned.
     debt: AtomicUsize,
 }
 
@@ -52,7 +51,7 @@ impl ConnectionPermits {
         }
     }
 
-    /// Lowers the debt by at most that much; gives by how much.
+    /// Lowers the debt by at most that much; returns the difference.
     fn pay(&self, most: usize) -> usize {
         let lower = |debt: usize| Some(debt.saturating_sub(most));
         match self.debt.fetch_update(Ordering::Relaxed, Ordering::Relaxed, lower) {
@@ -84,7 +83,7 @@ mod tests {
         }
         permits.resize(3, 1);
         permits.resize(1, 2);
-        // Two may be in use now: of the three that are, one is given up.
+        // With a limit of two, one of the three permits in use is dropped when it is returned.
         taken.pop();
         assert_eq!(permits.free(), 0);
         taken.pop();

@@ -1,5 +1,5 @@
-//! The PROXY protocol, versions 1 and 2 (the specification is HAProxy's): a load balancer says at the
-//! beginning of a connection whom it speaks for.
+//! The PROXY protocol, versions 1 and 2 (HAProxy's specification): a load balancer begins a connection with the address
+//! of its client.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -9,10 +9,10 @@ use tokio::net::TcpStream;
 pub(crate) const SIGNATURE: &[u8; 12] = b"\r\n\r\n\0\r\nQUIT\n";
 /// The longest line of version 1, its end included.
 const MAX_LINE: usize = 107;
-/// The most that version 2 may say behind its first sixteen bytes; addresses take up to 216.
+/// The longest part of version 2 after its first sixteen bytes; addresses take up to 216.
 const MAX_ADDRESSES: usize = 4096;
 
-/// A header that says nothing that can be understood.
+/// An invalid header.
 #[derive(Debug, thiserror::Error)]
 pub(in crate::server) enum BadHeader {
     #[error("the connection does not begin with a PROXY protocol header")]
@@ -23,8 +23,8 @@ pub(in crate::server) enum BadHeader {
     Ended(#[from] io::Error),
 }
 
-/// Reads a header off a connection, and not a byte more. Gives whom the load balancer speaks for;
-/// nobody where it speaks for itself.
+/// Reads a header from a connection, and not one byte more. Returns the client's address; `None` for a connection of
+/// the load balancer itself.
 pub(in crate::server) async fn read(stream: &mut TcpStream) -> Result<Option<SocketAddr>, BadHeader> {
     let mut first = [0; SIGNATURE.len()];
     stream.read_exact(&mut first).await?;
@@ -35,7 +35,7 @@ pub(in crate::server) async fn read(stream: &mut TcpStream) -> Result<Option<Soc
         return Err(BadHeader::Missing);
     }
     let mut line = first.to_vec();
-    // Looked at before it is taken, as what comes behind it is not ours.
+    // Peeked before it is read, as the bytes after it are not part of it.
     while !line.ends_with(b"\n") {
         let mut next = [0; MAX_LINE];
         let room = MAX_LINE - line.len();
@@ -85,7 +85,7 @@ fn decimal(text: &str) -> Option<u16> {
     if valid { text.parse().ok() } else { None }
 }
 
-/// The command, the family and what they are followed by.
+/// Returns the client's address from the command, the family and the addresses of version 2.
 pub(crate) fn parse_binary(command: u8, family: u8, addresses: &[u8]) -> Option<Option<SocketAddr>> {
     match command {
         // LOCAL: the load balancer's own connection, a health check for one.
@@ -106,7 +106,7 @@ pub(crate) fn parse_binary(command: u8, family: u8, addresses: &[u8]) -> Option<
             port(34)?;
             Some(Some(SocketAddr::new(source.into(), port(32)?)))
         }
-        // Unspecified, datagrams and local sockets name no client that we could know.
+        // Unspecified addresses, datagrams and Unix sockets have no client address.
         0x00 | 0x12 | 0x22 | 0x31 | 0x32 => Some(None),
         _ => None,
     }

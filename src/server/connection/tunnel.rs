@@ -17,7 +17,7 @@ pub(super) async fn run(client: impl AsyncRead + AsyncWrite, tunnel: Tunnel) {
     let (node_read, node_write) = tokio::io::split(node);
     let up = carry(client_read, node_write, &life, half_closed_idle, record.request_bytes());
     let down = carry(node_read, client_write, &life, half_closed_idle, record.response_bytes());
-    // A side that fails takes the other one with it: there is no peer left.
+    // If one side fails, the other one is closed too.
     let both = async {
         let up = async { up.await.map_err(|_| "client") };
         let down = async { down.await.map_err(|_| "upstream") };
@@ -30,16 +30,16 @@ pub(super) async fn run(client: impl AsyncRead + AsyncWrite, tunnel: Tunnel) {
     record.ended(ended_by);
 }
 
-/// When a tunnel moved last, and for how long it may be still.
+/// The time of the last byte in a tunnel, and the longest time without one.
 struct Life {
     moved: Cell<Instant>,
-    /// Zero for ever.
+    /// Zero for no limit.
     limit: Cell<Duration>,
     changed: Notify,
 }
 
 impl Life {
-    /// One side has ended: the other one has less time from now on.
+    /// One side has ended: from now on the other one has a shorter limit.
     fn half_close(&self, limit: Duration) {
         self.moved.set(Instant::now());
         if !limit.is_zero() && (self.limit.get().is_zero() || limit < self.limit.get()) {
@@ -66,7 +66,7 @@ impl Life {
     }
 }
 
-/// Carries one direction to its end; then the other side is told.
+/// Copies one direction to its end, and then ends the other side's.
 async fn carry(
     mut from: impl AsyncRead + Unpin,
     mut to: impl AsyncWrite + Unpin,

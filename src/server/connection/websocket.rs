@@ -17,7 +17,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// A WebSocket handshake as HTTP/2 has it (RFC 8441), made into what HTTP/1.1 nodes know.
+/// Converts a WebSocket handshake of HTTP/2 (RFC 8441) into that of HTTP/1.1.
 pub(super) fn asked_for(request: &mut Request<Incoming>) -> Option<OnUpgrade> {
     let is_websocket = request.extensions().get::<Protocol>().is_some_and(|protocol| protocol.as_str() == "websocket");
     if request.method() != Method::CONNECT || !is_websocket {
@@ -33,7 +33,7 @@ pub(super) fn asked_for(request: &mut Request<Incoming>) -> Option<OnUpgrade> {
     Some(upgrade)
 }
 
-/// A tunnel's stream, whose bytes count like those of bodies and answers.
+/// The stream of a tunnel, whose bytes are counted like those of bodies.
 struct Counted {
     io: TokioIo<Upgraded>,
     stream: Rc<Downstream>,
@@ -68,7 +68,7 @@ impl AsyncWrite for Counted {
     }
 }
 
-/// Where the node has switched, the stream becomes the tunnel once its client has the answer.
+/// Returns the response to a WebSocket handshake; after a protocol switch of the node the stream becomes a tunnel.
 pub(super) async fn switch(
     response: ResponseFuture,
     (stream, slot): (Rc<Downstream>, Rc<RefCell<Option<Tunnel>>>),
@@ -81,13 +81,13 @@ pub(super) async fn switch(
             response.headers_mut().remove(name);
         }
         tokio::task::spawn_local(async move {
-            // A client that has gone meanwhile has no use for it.
+            // The client may have left meanwhile.
             if let Ok(upgraded) = upgrade.await {
                 tunnel::run(Counted { io: TokioIo::new(upgraded), stream }, tunnel).await;
             }
         });
     } else if response.status().is_success() {
-        // To a CONNECT it would say that the tunnel is there.
+        // In response to a CONNECT, a 2xx would mean that the tunnel is open.
         *response.status_mut() = StatusCode::BAD_GATEWAY;
     }
     response

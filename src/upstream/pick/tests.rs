@@ -71,7 +71,7 @@ fn a_node_on_its_slow_start_is_better_than_none() {
 #[test]
 fn where_nobody_is_under_the_bound_the_least_loaded_takes_it() {
     let rules = PickRules { bounded_load: Some(1000), max_per_node: 1000, panic_threshold: 0.0 };
-    // The one under its bound is on its slow start; of the others the one with the least to do counts.
+    // The one under its bound is on its slow start; of the others the least loaded one counts.
     let nodes = [
         Known { load: 40, ..WELL },
         Known { load: 60, weight: 2, ..WELL },
@@ -159,8 +159,7 @@ proptest! {
         }
     }
 
-    /// Whoever is under the bound is not passed over for it, and nobody gets over it while anybody is
-    /// under.
+    /// No node under the bound is passed over for it, and no node exceeds it while another one is under.
     #[test]
     fn bounded_load_starves_no_node_with_room(
         nodes in prop::collection::vec(known(), 1..8), hash: u64, factor in 1000u32..3000,

@@ -1,4 +1,4 @@
-//! The frames of an HTTP/2 connection, as far as their heads and first bytes tell (RFC 9113 4.1).
+//! The frames of an HTTP/2 connection, as far as their heads and first bytes are needed (RFC 9113 4.1).
 
 /// The length of a frame's head (RFC 9113 4.1).
 const HEAD: usize = 9;
@@ -46,7 +46,7 @@ impl Frame {
         }
     }
 
-    /// Returns how many of the bytes behind the head tell something.
+    /// Returns the number of bytes after the head that are needed.
     fn telling(&self) -> usize {
         let wanted = match self.kind {
             FrameKind::RST_STREAM | FrameKind::WINDOW_UPDATE | FrameKind::SETTINGS => 4,
@@ -86,7 +86,7 @@ pub(super) struct Frames {
     head: [u8; HEAD],
     /// The bytes of the head that have arrived.
     seen: usize,
-    /// The frame whose first bytes are awaited, and how many are there.
+    /// The frame whose first bytes are awaited, and the number of those received.
     frame: Option<(Frame, usize)>,
     /// Bytes of the frame that are still to come.
     left: usize,
@@ -99,23 +99,23 @@ pub(super) struct Frames {
 }
 
 impl Frames {
-    /// Returns the frames behind so many other bytes.
+    /// Returns a parser of the frames after a preface.
     pub(super) fn behind(preface: usize) -> Frames {
         Frames { preface, ..Frames::default() }
     }
 
-    /// The number of the head that is not whole yet.
+    /// Returns the number of the head that is incomplete.
     pub(super) fn open_head(&self) -> Option<u64> {
         let is_open = self.head_open || (self.in_head && self.left > 0);
         is_open.then_some(self.heads)
     }
 
-    /// Returns whether the last frame is whole.
+    /// Returns whether the last frame is complete.
     pub(super) fn is_at_boundary(&self) -> bool {
         self.seen == 0 && self.frame.is_none() && self.left == 0
     }
 
-    /// Takes the next bytes, and tells of each frame as soon as enough of it is known.
+    /// Parses the next bytes, and calls a function for each frame as soon as enough of it is received.
     pub(super) fn pass(&mut self, mut bytes: &[u8], mut each: impl FnMut(Frame)) {
         let skipped = self.preface.min(bytes.len());
         self.preface -= skipped;

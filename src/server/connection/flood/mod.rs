@@ -1,9 +1,9 @@
-//! The meter of an HTTP/2 connection: it reads the heads of the frames that pass, in both directions, and keeps
-//! one score of what honest clients seldom do.
+//! The flood meter of an HTTP/2 connection: it reads the heads of the frames in both directions, and keeps one score of
+//! behaviour that is rare in honest clients.
 //!
-//! Floods are made of frames that cost their sender next to nothing. What honest clients send of these goes with
-//! requests and answers, so each answer's frame pays for a few of them, and each answer that ends well takes some
-//! of the score back; time takes the rest. At half of the limit a connection is told to end, at the limit it does.
+//! Floods consist of frames that cost their sender next to nothing. Honest clients send them together with requests and
+//! responses, so each response frame pays for a few of them, and each response that ends well lowers the score; the
+//! rest decays with time. At half of the limit the connection gets GOAWAY, at the limit it is aborted.
 
 mod frames;
 
@@ -11,7 +11,7 @@ use frames::{Frame, FrameKind, Frames};
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
-/// A time in which the whole limit is forgotten.
+/// The time in which a score of the limit decays.
 const MEMORY: Duration = Duration::from_secs(10);
 /// The score counts in tenths of a point.
 const POINT: u64 = 10;
@@ -33,7 +33,7 @@ const FAIR_UPDATE: Range<u32> = 1..1 << 30;
 const A_STREAM: u64 = 64;
 /// SETTINGS_HEADER_TABLE_SIZE, and the upper half of its value.
 const HEADER_TABLE_SIZE: u32 = 1 << 16;
-/// A piece of a head that others follow is small below this.
+/// Pieces of a head with further ones after them are small below this size.
 const SMALL_PIECE: u32 = 1024;
 
 /// The kinds of glitches: frames that well-behaved clients seldom send.
@@ -117,7 +117,7 @@ impl Score {
         let Some(limit) = self.limit else { return };
         let passed = self.since.map_or(Duration::ZERO, |since| now.saturating_duration_since(since));
         let forgotten = u128::from(limit) * passed.as_micros() / MEMORY.as_micros();
-        // What is not forgotten yet waits: else many additions in a short time would never age.
+        // The remainder is kept, as otherwise many additions in a short time would never decay.
         if forgotten > 0 || self.since.is_none() {
             self.since = Some(now);
         }
@@ -144,26 +144,25 @@ pub(crate) struct FloodMeter {
     outward: Frames,
     score: Score,
     credit: u32,
-    /// The verdict stays what it was at its worst.
+    /// The worst verdict so far.
     verdict: Verdict,
     /// The highest stream that the client has begun.
     last_stream: u32,
-    /// The client has said that it opens no more streams.
+    /// The client has announced that it opens no more streams (GOAWAY).
     has_goaway: bool,
-    /// The client has asked for a table of fields of under 64 KiB (RFC 9113 6.5.2), which is told in front of the next
-    /// block of fields.
+    /// The client has requested a header table below 64 KiB (RFC 9113 6.5.2), which the next header block acknowledges.
     has_table: bool,
-    /// Streams that have come since it was asked last, of which no request is known yet.
+    /// Streams since the last call of `accept` that have no known request yet.
     unaccepted: u32,
     /// Bytes of bodies that have come.
     data: u64,
-    /// By how much the first update makes the window larger, over all streams.
+    /// The increase of the windows by their first updates, over all streams.
     raise: u64,
     /// Bytes of answers' bodies that were sent.
     sent: u64,
-    /// Bytes of heads that have come, and what the beginning of a stream takes beside them.
+    /// The received bytes of heads, with a charge for the begin of each stream.
     heads: u64,
-    /// What the client was told that it may send, beyond the window at the beginning.
+    /// The window updates to the client, beyond the initial window.
     given_back: u64,
 }
 
@@ -224,12 +223,12 @@ impl FloodMeter {
         self.verdict
     }
 
-    /// The highest stream that the client has begun, where what was sent so far ends with a whole frame.
+    /// Returns the highest stream of the client, where the bytes sent so far end with a complete frame.
     pub(crate) fn last_stream_at_boundary(&self) -> Option<u32> {
         self.outward.is_at_boundary().then_some(self.last_stream)
     }
 
-    /// Returns whether the client has said that it opens no more streams.
+    /// Returns whether the client has announced that it opens no more streams (GOAWAY).
     pub(crate) fn has_goaway(&self) -> bool {
         self.has_goaway
     }
@@ -239,19 +238,20 @@ impl FloodMeter {
         self.unaccepted = 0;
     }
 
-    /// A request has come. Returns its stream, where it cannot be another one's: the only one that came in this turn.
+    /// Counts a request. Returns its stream where it is certain: the only new one since the last call.
     pub(crate) fn accept(&mut self) -> Option<u32> {
         let is_only = self.unaccepted == 1 && !self.has_table;
         self.unaccepted = self.unaccepted.saturating_sub(1);
         is_only.then_some(self.last_stream)
     }
 
-    /// Returns how many bytes of answers' bodies were sent.
+    /// Returns the number of bytes of response bodies that were sent.
     pub(crate) fn sent(&self) -> u64 {
         self.sent
     }
 
-    /// Returns how many bytes of heads have come, streams included: these take far more work than those of bodies.
+    /// Returns the number of received bytes of heads, including the charge for streams: they take far more work than
+    /// bodies.
     pub(crate) fn head_bytes(&self) -> u64 {
         self.heads
     }
@@ -263,7 +263,7 @@ impl FloodMeter {
 
     /// Bytes of bodies that wait for their readers at most, of which `read` bytes were read.
     pub(crate) fn unread(&self, read: u64) -> u64 {
-        // Of what nobody will read any more, only what the client was told tells.
+        // For bytes that are dropped unread, only the window updates tell.
         let given_back = self.given_back.saturating_sub(self.raise);
         self.data.saturating_sub(read).min(self.data.saturating_sub(given_back))
     }
@@ -304,7 +304,7 @@ impl FloodMeter {
                 Some(if is_small { Glitch::Continuation } else { Glitch::LongHead })
             }
             FrameKind::RST_STREAM => Some(Glitch::Reset),
-            // What can only have the stream reset is told before it is.
+            // Updates that can only cause a reset of the stream are counted before it.
             FrameKind::WINDOW_UPDATE if frame.stream != 0 && !FAIR_UPDATE.contains(&frame.first_word()) => {
                 Some(Glitch::WindowUpdate)
             }
@@ -318,7 +318,7 @@ impl FloodMeter {
         }
     }
 
-    /// Returns whether a frame for the client resets a stream by the client's own doing.
+    /// Returns whether a frame to the client resets a stream because of the client's own behaviour.
     fn was_made(&mut self, frame: Frame) -> bool {
         match frame.kind {
             FrameKind::RST_STREAM => {

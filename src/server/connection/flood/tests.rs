@@ -76,12 +76,12 @@ fn half_of_the_limit_warns_and_the_limit_ends_it() {
 fn time_and_good_answers_take_glitches_back() {
     let start = Instant::now();
     let mut meter = strict();
-    // A client that gives up a few streams each second may do so for ever.
+    // A client that cancels a few streams each second may do so forever.
     for second in 0..1000 {
         (0..15).for_each(|_| meter.note(Glitch::Reset, start + Duration::from_secs(second)));
     }
     assert_eq!(meter.verdict(), Verdict::Fine);
-    // As may a busy one that gives up every third.
+    // So may a busy one that cancels every third stream.
     let end = frame(FrameKind::DATA, Frame::END_STREAM, 1, b"x").repeat(2);
     for _ in 0..10_000 {
         meter.note(Glitch::Reset, start + Duration::from_secs(1000));
@@ -99,7 +99,7 @@ fn answers_pay_for_control_frames() {
     meter.outward(&frame(FrameKind::DATA, 0, 1, b"x").repeat(3), |_| ());
     assert_eq!(odd(&mut meter, &update.repeat(6)), []);
     assert_eq!(odd(&mut meter, &update), [Glitch::WindowUpdate]);
-    // A ping of ours will be acknowledged, and an acknowledgement of ours pays for nothing.
+    // A ping of the proxy will be acknowledged, and an acknowledgement of the proxy pays for nothing.
     meter.outward(&frame(FrameKind::PING, 0, 0, &[0; 8]), |_| ());
     meter.outward(&frame(FrameKind::PING, Frame::ACK, 0, &[0; 8]).repeat(5), |_| ());
     assert_eq!(odd(&mut meter, &frame(FrameKind::PING, Frame::ACK, 0, &[0; 8]).repeat(2)), [Glitch::Ping]);
@@ -123,7 +123,7 @@ fn what_waits_unread_is_known() {
     let mut meter = strict();
     assert_eq!(odd(&mut meter, &piece.repeat(2000)), []);
     assert_eq!((meter.unread(0), meter.unread(1900)), (2000, 100));
-    // What was dropped unread is known by what may be sent again.
+    // Bytes that were dropped unread are known by the window updates.
     meter.outward(&frame(FrameKind::WINDOW_UPDATE, 0, 0, &1950u32.to_be_bytes()), |_| ());
     assert_eq!(meter.unread(1900), 50);
     // The first update only makes the window larger.
