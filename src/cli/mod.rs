@@ -36,8 +36,8 @@ enum Command {
     Run(ConfigFile),
     /// Validate a configuration and print every error with its line and column.
     Check(CheckedFile),
-    /// Start three nodes and the proxy on loopback, take a tour with real requests, and stay up. With `--nodes`,
-    /// start the nodes alone.
+    /// Start three nodes and the proxy on loopback, show a tour with real requests, and keep running. With `--nodes`,
+    /// start only the nodes.
     Demo(demo::Options),
     /// Show each node's share of the keys, the owner of a key, or the keys that a change would move.
     Ring(ring::Options),
@@ -47,15 +47,15 @@ enum Command {
     Schema,
     /// Show the state of a running proxy: listeners, pools, nodes, the last reload.
     Status(status::Options),
-    /// Make a running proxy read its configuration anew; 1 if it refuses, and why.
+    /// Reload the configuration of a running proxy; exits with 1 and the reason if it is refused.
     Reload(api::Target),
-    /// Strike stored responses from the cache of a running proxy.
+    /// Remove stored responses from the cache of a running proxy.
     Purge(purge::Options),
     /// Drain a node (it gets no new keys), or without one the whole proxy, as SIGTERM does.
     Drain(node::DrainOptions),
     /// Set the state of a node, until the configuration file changes it.
     Node(node::NodeOptions),
-    /// Print the tables of a shared idempotency store, move records between stores, or take a new store for the right one.
+    /// Print the tables of a shared idempotency store, copy records between stores, or adopt a new store.
     Store(store::Options),
     /// Print completions for a shell.
     Completions {
@@ -77,7 +77,7 @@ struct CheckedFile {
     /// /etc/ringway/ringway.yaml]
     #[arg(long, short, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Also talk to the stores, and print the promise that their settings allow
+    /// Connect to the stores too, and print what their settings guarantee
     #[arg(long)]
     connect: bool,
 }

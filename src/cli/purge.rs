@@ -1,4 +1,4 @@
-//! `ringway purge`: stored responses that are to go.
+//! `ringway purge`: the removal of stored responses.
 
 use super::Outcome;
 use super::api::Target;
@@ -12,16 +12,16 @@ pub(super) struct Options {
     /// One URL with all its variants; `/a` without a host means every host
     #[arg(long)]
     url: Option<String>,
-    /// Everything whose URL begins so
+    /// All responses whose URL begins with this
     #[arg(long)]
     prefix: Option<String>,
     /// All responses with this tag (Cache-Tag, Surrogate-Key)
     #[arg(long)]
     tag: Option<String>,
-    /// Everything
+    /// All stored responses
     #[arg(long)]
     all: bool,
-    /// Make it stale instead: it is validated before it is used again
+    /// Make them stale instead: they are validated before their next use
     #[arg(long)]
     soft: bool,
 }

@@ -17,10 +17,10 @@ pub(super) struct Options {
     /// The pool; needed where the file has several
     #[arg(long)]
     pool: Option<String>,
-    /// Show this key's owner and where it would go next
+    /// Show the nodes of this key in their order
     #[arg(long)]
     key: Option<String>,
-    /// Show the owner of every key in this file, a key a line
+    /// Show the owner of every key in this file, one key per line
     #[arg(long, value_name = "FILE")]
     keys: Option<PathBuf>,
     /// Show the keys that would move if this node left

@@ -16,7 +16,7 @@ pub(super) struct Options {
 
 #[derive(clap::Subcommand)]
 enum StoreCommand {
-    /// Print the statements that make the tables of a PostgreSQL store, for roles that may not make them themselves.
+    /// Print the SQL of the tables of a PostgreSQL store, for an administrator of the database.
     Schema,
     /// Copy the records of a store that no proxy uses into another one. Existing records of the target are kept.
     ///
