@@ -1,5 +1,5 @@
-//! Bodies without what carries no meaning in them: the order of keys and the white space of JSON, and the boundary of
-//! `multipart`. Clients that build a body anew for each repetition differ in these.
+//! Canonical forms of bodies, without differences that have no meaning: the order of keys and the white space of JSON,
+//! and the boundary of `multipart`. Clients that build the body anew for each retry differ in these.
 
 use http::header::CONTENT_TYPE;
 use http::{HeaderMap, HeaderValue};
@@ -20,7 +20,7 @@ pub(super) enum Format {
 }
 
 impl Format {
-    /// Reads the content type. `None` where it says of no format that is known here.
+    /// Returns the format of a content type; `None` for other formats.
     pub(super) fn of(fields: &HeaderMap) -> Option<Format> {
         let mut lines = fields.get_all(CONTENT_TYPE).iter().map(HeaderValue::as_bytes);
         let (Some(line), None) = (lines.next(), lines.next()) else { return None };
@@ -51,7 +51,7 @@ impl Format {
         Some(Format::Multipart { boundary, content_type })
     }
 
-    /// Returns a body in the form that all bodies of its meaning share; `None` where it is not of this format.
+    /// Returns the canonical form of a body; `None` where it is not of this format.
     pub(super) fn canonical(&self, body: &[u8]) -> Option<Vec<u8>> {
         match self {
             Format::Json => json(body),
@@ -102,7 +102,7 @@ fn json(body: &[u8]) -> Option<Vec<u8>> {
     Some(out)
 }
 
-/// Reads a text that is known to be JSON.
+/// A reader of a text that is valid JSON.
 struct Json<'a> {
     text: &'a str,
     at: usize,
@@ -207,7 +207,7 @@ impl Json<'_> {
         }
         if !members.is_sorted_by(|one, other| one.0 < other.0) {
             members.sort_by(|one, other| one.0.cmp(&other.0));
-            // Which of two equal names counts is for the node to say.
+            // The node decides which of two equal names counts.
             if members.windows(2).any(|pair| pair[0].0 == pair[1].0) {
                 return None;
             }

@@ -1,18 +1,18 @@
-//! The time by which records expire in a store of this machine, and the time of the pause rule.
+//! The time by which records expire in a store of this machine, and the time of the rule of the half lease.
 //!
-//! Two clocks are asked: the wall's, which may be set, and a steady one that began with it. A record lives
-//! for its time by both: it is entered by the later one, and judged by the earlier one. Where the wall's
-//! clock has been elsewhere for long, it is believed: it was wrong when the process began.
+//! Two clocks are read: the wall clock, which may be set, and a steady one that began with it. A record lives for its
+//! time by both: its expiry is computed by the later one, and checked by the earlier one. If the wall clock differs for
+//! long, it counts: it was wrong when the process began.
 
 use super::record::Millis;
 use crate::clock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-/// The most that a record outlives its time to live, for clocks that differ a little.
+/// The longest time for which a record outlives its time to live, as clocks differ a little.
 const MAX_GRACE: Duration = Duration::from_secs(60);
 
-/// For how long the wall's clock must differ by the same before it is believed.
+/// The time for which the wall clock must differ by the same amount before it counts.
 const TRUST: Duration = Duration::from_secs(3600);
 
 /// Milliseconds since 1970.
@@ -29,7 +29,7 @@ pub(crate) struct Clock {
 }
 
 impl Clock {
-    /// Returns a clock that shows what a test sets.
+    /// Returns a clock that a test sets.
     #[cfg(test)]
     pub(crate) fn set_by(time: std::sync::Arc<AtomicU64>) -> Clock {
         Clock { set: Some(time), ..Clock::new() }
@@ -50,7 +50,7 @@ impl Clock {
         }
     }
 
-    /// The time by which records are judged.
+    /// Returns the time by which expiry is checked.
     pub(crate) fn now(&self) -> Millis {
         #[cfg(test)]
         if let Some(set) = &self.set {
@@ -72,7 +72,7 @@ impl Clock {
         self.anchor.load(Ordering::Relaxed) + running()
     }
 
-    /// Returns the time at which a record that lives for `ttl` from now on may go: a tenth later, or a minute.
+    /// Returns the time at which a record with a time to live of `ttl` may be removed: a tenth later, at most a minute.
     pub(crate) fn expiry(&self, ttl: Duration) -> Millis {
         self.latest().saturating_add(millis(ttl + grace(ttl)))
     }
@@ -101,7 +101,7 @@ fn running() -> Millis {
     millis(clock::since_boot())
 }
 
-/// Returns for how long a record outlives its time to live.
+/// Returns the time for which a record outlives its time to live.
 pub(crate) fn grace(ttl: Duration) -> Duration {
     (ttl / 10).min(MAX_GRACE)
 }

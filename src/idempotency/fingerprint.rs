@@ -1,4 +1,4 @@
-//! What a request says: the same key with another fingerprint is another request by mistake.
+//! The fingerprint of a request: the same key with another fingerprint is a mistake of the client.
 
 use super::canonical::Format;
 use super::identity::add;
@@ -15,7 +15,7 @@ pub(crate) struct Fingerprint(pub(crate) [u8; 32]);
 #[derive(Clone)]
 pub(crate) struct Fingerprinting {
     hash: Sha256,
-    /// Where what carries no meaning is overlooked: the format, and the hash that goes before a body of it.
+    /// For a canonical fingerprint: the format, and the hash of the parts before the body.
     canonical: Option<(Format, Sha256)>,
     /// Tells the two kinds apart.
     is_exact: bool,
@@ -28,7 +28,7 @@ impl Fingerprint {
         Fingerprinting { hash: begin(query, types(fields)), canonical: None, is_exact: true }
     }
 
-    /// The same without what carries no meaning in formats that are known; see [`Format`].
+    /// Returns a fingerprint that ignores differences without meaning in known formats; see [`Format`].
     pub(crate) fn canonical(query: Option<&str>, fields: &HeaderMap) -> Fingerprinting {
         let canonical = Format::of(fields).map(|format| {
             let hash = match &format {
@@ -72,7 +72,7 @@ impl Fingerprinting {
             hash.update(canonical);
             return Fingerprint(hash.finalize().into());
         }
-        // A body that does not parse as its media type counts byte by byte, with the whole `Content-Type`.
+        // A body that does not parse as its media type is hashed byte by byte, with the complete `Content-Type`.
         if !self.is_exact {
             self.hash.update([2]);
         }
@@ -140,7 +140,7 @@ mod tests {
             )
         };
         assert_eq!(part("one"), part("other"));
-        // Its line ends are none that the format knows.
+        // Its line endings are not those of the format.
         let both = "--one\n\n1\n--one--\n--two\n\n1000\n--two--\n";
         let of = |boundary: &str| with(&format!("multipart/form-data; boundary={boundary}"), both);
         assert_ne!(of("one"), of("two"));

@@ -5,7 +5,7 @@
 use sha2::{Digest, Sha256};
 use std::fmt;
 
-/// A record's identity. It begins with a hash of the key, so that all records of a key stand together.
+/// The identity of a record. It begins with a hash of the key, so that all records of a key are adjacent.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct Id(pub(crate) [u8; Id::LENGTH]);
 
@@ -21,7 +21,7 @@ impl Id {
         prefix
     }
 
-    /// Reads what [`fmt::Display`] wrote: 64 hexadecimal digits.
+    /// Returns the identity from its text of 64 hexadecimal digits.
     pub(crate) fn parse(text: &str) -> Option<Id> {
         let mut id = [0; Id::LENGTH];
         if text.len() != 2 * Id::LENGTH || !text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
@@ -73,7 +73,7 @@ impl Subject {
     }
 }
 
-/// The digest of what tells callers apart.
+/// The digest of the sources that identify the caller.
 #[derive(Clone, Default)]
 pub(crate) struct Scope {
     hash: Sha256,
@@ -101,7 +101,7 @@ impl Scope {
     }
 }
 
-/// Adds a part so that no two lists of parts look the same.
+/// Adds a part with its length, so that no two lists of parts are equal.
 pub(super) fn add(hash: &mut Sha256, part: &[u8]) {
     hash.update((part.len() as u64).to_be_bytes());
     hash.update(part);

@@ -1,9 +1,8 @@
-//! The `Idempotency-Key` field: a string of structured fields (RFC 9651), or the bare word that many
-//! clients send.
+//! The `Idempotency-Key` field: a string of structured fields (RFC 9651), or the bare word that many clients send.
 
 use http::{HeaderMap, HeaderName};
 
-/// The field (draft-ietf-httpapi-idempotency-key-header), where a route names no other.
+/// The default field (draft-ietf-httpapi-idempotency-key-header).
 #[cfg(test)]
 pub(crate) const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 

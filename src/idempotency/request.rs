@@ -25,7 +25,7 @@ pub(crate) struct Policy {
     pub(crate) retries_unknown: bool,
     /// Requests run unprotected where the store fails.
     pub(crate) forwards_without_store: bool,
-    /// Statuses that say that nothing was done.
+    /// The statuses by which a node declares that it has done nothing.
     pub(crate) release_on: Vec<StatusCode>,
     /// The largest body that is stored.
     pub(crate) max_response: u64,

@@ -1,9 +1,9 @@
-//! A result as it is stored: what the client got, byte for byte.
+//! A stored result: the response to the client, byte for byte.
 
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
 
-/// A response, whole. Cheap to clone.
+/// A complete response. Cheap to clone.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct StoredResponse {
     pub(crate) status: u16,
@@ -29,7 +29,7 @@ impl StoredResponse {
         }
     }
 
-    /// Returns the response without its body, the body, and what followed it.
+    /// Returns the response without its body, the body, and the trailers.
     pub(crate) fn take_apart(self) -> Result<(Response<()>, Bytes, Option<HeaderMap>), Damaged> {
         let mut response = Response::new(());
         *response.status_mut() = StatusCode::from_u16(self.status).map_err(|_| Damaged)?;

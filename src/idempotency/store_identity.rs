@@ -1,4 +1,4 @@
-//! The identity of a store: a UUID that is kept in it, by which a process knows it again.
+//! The identity of a store: a UUID that is kept in it, by which a process recognises it.
 
 use std::io;
 

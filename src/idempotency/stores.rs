@@ -1,4 +1,4 @@
-//! The kinds of stores, and how one is opened.
+//! The kinds of stores, and their opening.
 
 use super::clock::Clock;
 use super::memory::{self, Memory};
@@ -25,8 +25,8 @@ pub(crate) enum Kind {
 }
 
 impl Kind {
-    /// Returns whether another configuration may mean the same store. Of a remote store the store's own identity
-    /// decides, for its address and its password may change.
+    /// Returns whether another configuration may be the same store. For a remote store its own identity decides, as its
+    /// address and password may change.
     pub(crate) fn may_be(&self, other: &Kind) -> bool {
         match (self, other) {
             #[cfg(feature = "postgres")]
@@ -72,7 +72,7 @@ impl Kind {
     pub(crate) fn name(&self) -> String {
         match self {
             #[cfg(feature = "postgres")]
-            // What the successor reads there is the store that this process has worked on.
+            // The successor recognises the store by its identity.
             Kind::Postgres(settings) => format!("postgres, known by `{}`", settings.identity_file.display()),
             #[cfg(feature = "redis")]
             Kind::Redis(settings) => format!("redis, known by `{}`", settings.identity_file.display()),
@@ -121,10 +121,11 @@ pub(super) fn open(kind: &Kind) -> Result<Box<dyn Store>, OpenError> {
     })
 }
 
-/// Returns what a store promises, in sentences. Changes nothing.
+/// Returns what a store guarantees, in sentences. Changes nothing.
 ///
 /// # Errors
-/// The store cannot be reached, or is not to be used.
+///
+/// The store cannot be reached, or must not be used.
 pub(crate) fn inspect(kind: &Kind) -> Result<Vec<String>, String> {
     match kind {
         Kind::Memory => Ok(promise_of(kind)),
@@ -136,7 +137,7 @@ pub(crate) fn inspect(kind: &Kind) -> Result<Vec<String>, String> {
     }
 }
 
-/// Returns what a local store promises.
+/// Returns what a local store guarantees.
 pub(super) fn promise_of(kind: &Kind) -> Vec<String> {
     let sentences: &[&str] = match kind {
         Kind::Memory => &[

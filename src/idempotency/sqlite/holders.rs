@@ -1,5 +1,5 @@
-//! Which processes live: each holds a lock on a file of its own for as long as it runs, whatever ends
-//! it, and counts its heartbeat up in the store.
+//! The processes that are alive: each holds a lock on a file of its own while it runs, however it ends, and increments
+//! its heartbeat in the store.
 
 use crate::idempotency::record::Holder;
 use std::collections::HashMap;
@@ -9,18 +9,18 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-/// The processes that share a store, as one of them sees it.
+/// The processes that share a store, as one of them sees them.
 pub(super) struct Holders {
     folder: PathBuf,
     pub(super) own: Holder,
     /// Locked until this process ends.
     _lock: File,
-    /// The last heartbeat of the others, and since when they have been silent.
+    /// The last heartbeat of the others, and the time since when they have been silent.
     beats: HashMap<Holder, (u64, Instant)>,
 }
 
 impl Holders {
-    /// Enters this process, by a number that no other process has.
+    /// Registers this process, with a number that no other process has.
     pub(super) fn enter(store: &Path, own: Holder) -> io::Result<Holders> {
         let mut folder = store.as_os_str().to_owned();
         folder.push("-holders");
@@ -34,8 +34,8 @@ impl Holders {
         Ok(Holders { folder, own, _lock: lock, beats: HashMap::new() })
     }
 
-    /// For how long another process has been silent, whose heartbeat stands at `beat`; `None` where it is
-    /// dead. One that has nothing to do may be silent: its silence counts from when it has.
+    /// Returns the time for which another process has been silent whose heartbeat is `beat`; `None` where it is dead.
+    /// An idle process may be silent: its silence counts from the time at which it has claims.
     pub(super) fn silence(&mut self, holder: Holder, beat: u64, is_idle: bool) -> Option<Duration> {
         if holder == self.own {
             return Some(Duration::ZERO);
@@ -68,7 +68,7 @@ impl Holders {
 
 impl Drop for Holders {
     fn drop(&mut self) {
-        // Nobody looks for it any more; and who does takes its absence for what it is.
+        // No other process needs the file; one that looks for it takes its absence for the death of this process.
         let _ = fs::remove_file(file_of(&self.folder, self.own));
     }
 }

@@ -1,4 +1,4 @@
-//! A thread with a connection, and the bounded queue before it. What waits is carried out together.
+//! A thread with a connection, and its bounded queue. Waiting calls are carried out together.
 
 use crate::idempotency::store::{Done, StoreError};
 use std::fmt;
@@ -13,15 +13,15 @@ const QUEUE: usize = 8192;
 /// The most that is carried out together.
 const BATCH: usize = 512;
 
-/// Where so many calls shared the last commit, those who come a moment later share this one.
+/// If the last commit had this many calls, the next one waits briefly for further calls.
 const CROWD: usize = 4;
 const MOMENT: Duration = Duration::from_micros(300);
 
-/// A call, with who waits for it.
+/// A call, with its caller.
 pub(super) trait Job<D>: Send {
     /// Does it; the result is kept until all is durable.
     fn run(&mut self, db: &mut D) -> rusqlite::Result<()>;
-    /// Tells who waits.
+    /// Returns the result to the caller.
     fn settle(self: Box<Self>, outcome: Result<(), StoreError>);
 }
 
@@ -50,10 +50,10 @@ where
     }
 }
 
-/// What a lane does with the calls that wait: all of them, or none.
+/// The worker of a queue: it carries out all waiting calls, or none.
 pub(super) trait Carrier: Send + 'static {
     type Db;
-    /// Whether it pays to wait for more calls when there are many: one commit is for all of them.
+    /// With many calls it waits for more: one commit is for all of them.
     const GATHERS: bool;
     fn carry_out(&mut self, jobs: &mut [Box<dyn Job<Self::Db>>]) -> Result<(), JobFailure>;
 }
@@ -61,7 +61,7 @@ pub(super) trait Carrier: Send + 'static {
 /// Why nothing was carried out.
 pub(super) struct JobFailure {
     pub(super) error: StoreError,
-    /// It was one of the calls, which says nothing of the others.
+    /// The failure concerns a single call.
     pub(super) is_of_one: bool,
 }
 
@@ -143,7 +143,7 @@ fn work<C: Carrier>(mut carrier: C, jobs: &Receiver<Box<dyn Job<C::Db>>>) {
         }
         before = batch.len();
         match carrier.carry_out(&mut batch) {
-            // A row that cannot be read must not be everybody's misfortune.
+            // A row that cannot be read must not fail the other calls.
             Err(JobFailure { is_of_one: true, .. }) if batch.len() > 1 => {
                 let mut all = Ok(());
                 for mut job in batch.drain(..) {

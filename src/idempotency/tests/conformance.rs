@@ -20,7 +20,7 @@ pub(super) trait Kit {
     fn is_exact(&self) -> bool {
         true
     }
-    /// Returns whether the store sees at once that a process has died, not by its silence.
+    /// Returns whether the store detects the death of a process at once, not by its silence.
     fn notices_deaths(&self) -> bool {
         true
     }
@@ -251,7 +251,7 @@ fn a_claim_that_is_sent_again_is_granted_again_until_it_is_released() {
         assert_eq!(claim(store, 0, mine(1)), Ok(Claimed::First));
         assert_eq!(claim(store, 0, mine(1)), Ok(Claimed::First), "its reply was lost");
         assert!(matches!(claim(store, 0, mine(2)), Ok(Claimed::Found(_))));
-        // Buried by others while its copy was under way.
+        // Entombed by others while its copy was in transit.
         assert!(complete(store, 0, mine(1), Finish::Unknown));
         assert_eq!(claim(store, 0, mine(1)), Ok(Claimed::First), "nothing was sent");
         assert_eq!(state_of(store, 0), Some(State::Running));
@@ -325,7 +325,7 @@ fn records_live_from_their_end_and_running_ones_do_not_expire() {
         assert_eq!(listed.len(), 1);
         assert!(listed[0].age >= HOUR && listed[0].expires_in.unwrap() <= TTL);
         assert!(matches!(claim(store, 0, mine(2)), Ok(Claimed::Found(found)) if found.response.is_some()));
-        // Completed again, it lives anew.
+        // Completed again, its time begins anew.
         assert!(complete(store, 0, mine(1), Finish::Done));
         kit.pass(TTL);
         assert_eq!(call(|done| store.tend(done)).unwrap().expired, 0);
@@ -379,7 +379,7 @@ fn steps() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// Returns everything that a store says about a step.
+/// Returns all replies of a store to a step.
 fn take(kit: &dyn Kit, store: &dyn Store, step: &Step) -> String {
     match *step {
         Step::Claim { id, number, print, retake } => {
@@ -403,7 +403,7 @@ fn take(kit: &dyn Kit, store: &dyn Store, step: &Step) -> String {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
 
-    /// The memory's records follow the rule by construction; all others by this.
+    /// The memory store follows the rule by construction; this test compares all others with it.
     #[test]
     fn every_local_store_does_what_the_memory_does(steps in proptest::collection::vec(steps(), 0..60)) {
         agree(&local_kits(), &steps)?;
@@ -420,7 +420,7 @@ proptest! {
     }
 }
 
-/// Takes steps in all stores, which must say what the first one says.
+/// Takes steps in all stores, whose replies must be equal.
 fn agree(kits: &[Box<dyn Kit>], steps: &[Step]) -> Result<(), TestCaseError> {
     let stores: Vec<_> = kits.iter().map(|kit| kit.open(1)).collect();
     for step in steps {
@@ -454,7 +454,7 @@ fn timeless(record: record::Record) -> record::Record {
     record::Record { created: 0, expires: 0, ..record }
 }
 
-/// Returns what a look-up tells of a record.
+/// Returns the result of a look-up of a record.
 fn seen(store: &dyn Store, number: u8) -> Option<Found> {
     let found = call(|done| store.look_up(id(number), done)).unwrap();
     found.map(|found| Found { record: timeless(found.record), response: found.response })

@@ -1,4 +1,4 @@
-//! Histories of proxies that share a store: what may have run is never run again, and a result, once known, stays.
+//! Histories of proxies that share a store: a request that may have run is never run again, and a known result stays.
 
 #[cfg(feature = "postgres")]
 use super::conformance::PostgresKit;
@@ -8,7 +8,7 @@ use std::ops::Range;
 
 #[derive(Clone, Debug)]
 enum Event {
-    /// A proxy wants to run a request.
+    /// A proxy claims a request.
     Claim { proxy: usize, id: u8, lease_is_over: bool },
     /// A copy of one of a proxy's claims arrives: sent again, or late.
     ClaimCopy { proxy: usize, run: usize },
@@ -16,9 +16,9 @@ enum Event {
     Complete { proxy: usize, run: usize, finish: Finish },
     /// One of a proxy's runs turns out to have sent nothing.
     Release { proxy: usize, run: usize, leaves_tombstone: bool },
-    /// A proxy shows that it lives.
+    /// A proxy sends its heartbeat.
     Beat { proxy: usize },
-    /// A proxy looks for expired records and dead holders.
+    /// A proxy runs the upkeep: expiry and dead holders.
     Tend { proxy: usize },
     /// SIGKILL, and a start.
     Crash { proxy: usize },
@@ -44,7 +44,7 @@ fn events(proxies: usize, number: Range<usize>) -> impl Strategy<Value = Vec<Eve
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
 
-    /// Two proxies on one file, either of which may die, come back, be late or be taken for dead while it lives.
+    /// Two proxies on one file, either of which may die, come back, be late or count as dead while it lives.
     #[test]
     fn at_most_one_run_in_every_history(history in events(2, 0..40)) {
         History::of(&SqliteKit::start(), 2).take_place(history)?;
@@ -70,7 +70,7 @@ proptest! {
 struct BegunRun {
     id: u8,
     token: Token,
-    /// Released without a tombstone: its claim was sent once, so that no copy of it can come.
+    /// Released without a tombstone: its claim was sent once, so that no copy of it can arrive.
     has_no_copies: bool,
     is_released: bool,
 }
@@ -96,7 +96,7 @@ impl Process {
     }
 }
 
-/// Proxies on one store, and what is known of each identity.
+/// Proxies on one store, and the known state of each identity.
 struct History<'a> {
     kit: &'a dyn Kit,
     proxies: Vec<Process>,
@@ -222,7 +222,7 @@ impl History<'_> {
         if !self.kit.notices_deaths() {
             return Ok(());
         }
-        // Nothing of a process that is gone is said to run.
+        // No record of a dead process is listed as running.
         let living: Vec<u64> = self.proxies.iter().map(|process| process.store().holder()).collect();
         for number in 0..2 {
             let found = call(|done| self.proxies[proxy].store().look_up(id(number), done)).unwrap();
