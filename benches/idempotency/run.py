@@ -5,6 +5,7 @@
     run.py --fsync-delay 5       # the same on a disk whose every sync takes 5 ms longer
     run.py --records 1000000     # and with so many records in the store
     run.py --store postgres      # the same with a PostgreSQL of its own, beside its statements driven bare
+    run.py --store redis         # the same with a Redis of its own, beside its scripts driven bare
     run.py --smoke               # does the script work?
 
 Three kinds of POST go to one Ringway before one nginx: `pass` has no key, `first`
@@ -20,13 +21,13 @@ shared commit cannot win ten times, and does with --fsync-delay.
 With --records it fills the store, and tells how long the proxy takes to start, what
 a replay costs then, and how much memory the process has more than before.
 
-With --store postgres it starts a server in the same folder. In the same run pgbench
-drives the same statements bare, over one connection, as many claims and results a
-transaction as the proxy's own transactions have had; and single transactions of one
-claim, which tell what a commit takes.
+With --store postgres or redis it starts a server in the same folder (Redis with every
+write on its disk before the answer). In the same run pgbench, or one connection of this
+script, drives the same statements or scripts bare, as many claims and results together
+as the proxy has sent; and single claims, which tell what a commit takes.
 
 It needs Linux, Python 3.9 and the Debian packages wrk, nginx, gcc for --fsync-delay,
-and postgresql for --store postgres. The store is in a folder under target/, which must be on a disk. Exit
+postgresql for --store postgres and redis-server for --store redis. The store is in a folder under target/, which must be on a disk. Exit
 codes: 0 done, 1 a broken run or failed requests, 2 wrong usage, 3 a program is
 missing.
 """
@@ -36,7 +37,9 @@ import contextlib
 import http.client
 import json
 import os
+import re
 import shutil
+import socket
 import sqlite3
 import statistics
 import subprocess
@@ -123,6 +126,8 @@ def start_proxy(stack, ports, folder, args):
     store = f'{{ path: "{folder / "data" / "store.db"}" }}'
     if args.store == "postgres":
         store = f'{{ kind: postgres, url_file: "{args.url_file}", identity_file: "{folder / "store.id"}" }}'
+    if args.store == "redis":
+        store = f'{{ kind: redis, address: "127.0.0.1:{args.store_port}", identity_file: "{folder / "store.id"}" }}'
     config.write_text(harness.fill(RINGWAY, PORT=ports["ringway"], ADMIN=ports["admin"], WORKERS=args.workers,
                                 ORIGIN=ports["origin"], STORE=store))
     begin = time.monotonic()
@@ -201,8 +206,8 @@ def fill(path, count):
 def bench(args):
     good = True
     with contextlib.ExitStack() as stack:
-        if args.store == "postgres":
-            return bench_postgres(stack, args)
+        if args.store != "sqlite":
+            return bench_remote(stack, args)
         (ROOT / "target").mkdir(exist_ok=True)
         folder = args.folder or ROOT / "target"
         base = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-idempotency-", dir=folder)))
@@ -318,7 +323,85 @@ def claim_seconds(admin):
     return found.get(f"{name}_sum", 0.0), found.get(f"{name}_count", 0.0)
 
 
-def bench_postgres(stack, args):
+class RedisServer:
+    """A server in a folder of the bench, whose every write is on its disk before it answers."""
+
+    def __init__(self, stack, base):
+        self.port = harness.free_ports(["redis"])["redis"]
+        folder = base / "redis"
+        folder.mkdir()
+        words = ["redis-server", "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(folder), "--save", "",
+                 "--appendonly", "yes", "--appendfsync", "always"]
+        harness.start(stack, "redis", words, base / "server")
+        harness.wait_for(lambda: self.call("PING") == b"+PONG\r\n", "the server is not ready")
+
+    def call(self, *words):
+        with socket.create_connection(("127.0.0.1", self.port), timeout=20) as link:
+            link.sendall(command(*words))
+            return link.recv(1 << 20)
+
+    def batches(self):
+        """The calls of scripts so far, and the pieces in which they came."""
+        calls = re.search(rb"cmdstat_evalsha:calls=(\d+)", self.call("INFO", "commandstats"))
+        reads = re.search(rb"total_reads_processed:(\d+)", self.call("INFO", "stats"))
+        return int(calls[1]) if calls else 0, int(reads[1])
+
+    def drive(self, batch, seconds, completes=True):
+        """Claims, and their results, a second of one connection that sends so many together."""
+        names = {name: self.load(name, flags) for name, flags in (("claim", ""), ("complete", " flags=allow-oom"))}
+        store = self.call("GET", "ringway:default:store").split(b"\r\n")[1]
+        common = ("EVALSHA", names["claim"], "1", "ringway:default:store", store)
+        result = ("EVALSHA", names["complete"], "1", "ringway:default:store", store)
+        pieces = []
+        for _ in range(400):
+            ids = [os.urandom(32) for _ in range(batch)]
+            token = os.urandom(16).hex()
+            claims = b"".join(command(*common, each, token, b"f" * 32, "0", "10000", "86400000", "default", "POST",
+                                      "127.0.0.1:8080", "/charges", f"first-1234-{each.hex()[:12]}", "bench/1") for each in ids)
+            pieces.append((claims, batch * len(b"*2\r\n:1\r\n$-1\r\n")))
+            if completes:
+                ends = b"".join(command(*result, each, token, "1", "86400000", "201", b"x" * 150, b"y" * 70, "") for each in ids)
+                pieces.append((ends, batch * len(b":1\r\n")))
+        done, begin = 0, time.monotonic()
+        with socket.create_connection(("127.0.0.1", self.port), timeout=20) as link:
+            link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            while done < len(pieces) and time.monotonic() - begin < seconds:
+                sent, length = pieces[done]
+                link.sendall(sent)
+                while length > 0:
+                    got = link.recv(1 << 20)
+                    if got.startswith(b"-"):
+                        raise harness.BenchError(f"the server refuses: {got[:200]}")
+                    length -= len(got)
+                done += 1
+        # A first request is a claim and a result.
+        return done * batch / (2 if completes else 1) / (time.monotonic() - begin)
+
+    def load(self, name, flags):
+        folder = ROOT / "src/idempotency/redis/scripts"
+        text = f"#!lua{flags}\n" + (folder / "prelude.lua").read_text() + (folder / f"{name}.lua").read_text()
+        return self.call("SCRIPT", "LOAD", text).split(b"\r\n")[1]
+
+    def trip(self):
+        """The milliseconds of a round trip."""
+        ping, count = command("PING"), 2000
+        with socket.create_connection(("127.0.0.1", self.port), timeout=20) as link:
+            link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            begin = time.monotonic()
+            for _ in range(count):
+                link.sendall(ping)
+                link.recv(64)
+            return (time.monotonic() - begin) * 1000 / count
+
+
+def command(*words):
+    """A command as Redis takes it."""
+    words = [word if isinstance(word, bytes) else str(word).encode() for word in words]
+    return b"".join([b"*%d\r\n" % len(words), *(b"$%d\r\n%s\r\n" % (len(word), word) for word in words)])
+
+
+def bench_remote(stack, args):
+    """PostgreSQL or Redis, beside its own commands driven bare."""
     (ROOT / "target").mkdir(exist_ok=True)
     base = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-idempotency-", dir=args.folder or ROOT / "target")))
     base.chmod(0o755)
@@ -330,24 +413,35 @@ def bench_postgres(stack, args):
     config = base / "origin" / "config"
     config.write_text(harness.fill(harness.NGINX, SERVERS=harness.fill(ORIGIN, PORT=ports["origin"])))
     harness.start(stack, "origin", harness.nginx_command(config), base / "origin")
-    database = Database(stack, base)
-    args.url_file = base / "store.url"
-    args.url_file.write_text(f"postgres://ringway@127.0.0.1:{database.port}/postgres?sslmode=disable")
-    args.url_file.chmod(0o600)
+    is_postgres = args.store == "postgres"
+    engine = Database(stack, base) if is_postgres else RedisServer(stack, base)
+    args.store_port = engine.port
+    if is_postgres:
+        args.url_file = base / "store.url"
+        args.url_file.write_text(f"postgres://ringway@127.0.0.1:{engine.port}/postgres?sslmode=disable")
+        args.url_file.chmod(0o600)
     server, _ = start_proxy(stack, ports, base / "ringway", args)
     for number in range(10):
         ask(ports["ringway"], f"ready-{number}")
-    # The proxy's own transactions tell how many claims and results share one.
-    before = database.commits()
+    # The proxy's own transactions, or pipelines, tell how many claims and results share one.
+    before = engine.commits() if is_postgres else engine.batches()
     first = measure(server, ports["ringway"], script, "first", f"count-{os.getpid()}-", args)
     time.sleep(1.5)  # the server's statistics come late
-    batch = max(1, round(2 * first["rps"] * args.seconds / max(1, database.commits() - before)))
+    if is_postgres:
+        batch = max(1, round(2 * first["rps"] * args.seconds / max(1, engine.commits() - before)))
+    else:
+        calls, reads = (now - then for now, then in zip(engine.batches(), before))
+        batch = max(1, round(calls / max(1, reads)))
     results = rounds(server, ports["ringway"], script, args)
-    bare, _ = database.drive(harness.fill(BARE + BARE_RESULT, BATCH=batch), args.seconds)
     # One client at a time: what a claim and a replay take.
     alone = argparse.Namespace(**{**vars(args), "connections": 1})
-    _, commit = database.drive(harness.fill(BARE, BATCH=1), args.seconds)
-    _, trip = database.drive("SELECT 1;", args.seconds)
+    if is_postgres:
+        bare = engine.drive(harness.fill(BARE + BARE_RESULT, BATCH=batch), args.seconds)[0] * batch
+        _, commit = engine.drive(harness.fill(BARE, BATCH=1), args.seconds)
+        _, trip = engine.drive("SELECT 1;", args.seconds)
+    else:
+        bare, commit = engine.drive(batch, args.seconds), 1000 / engine.drive(1, args.seconds, completes=False)
+        trip = engine.trip()
     began = claim_seconds(ports["admin"])
     measure(server, ports["ringway"], script, "first", f"alone-{os.getpid()}-", alone)
     ended = claim_seconds(ports["admin"])
@@ -356,15 +450,16 @@ def bench_postgres(stack, args):
                for kind in ("pass", "replay")}
     plain = results["pass"]["cpu_us"]
     print(f"\nmedians of {args.rounds} x {args.seconds} s, {args.connections} connections, {args.workers} worker(s); "
-          f"the same statements bare, {batch} a transaction: {bare * batch:.0f}/s")
+          f"the same commands bare, {batch} together: {bare:.0f}/s")
     print(f"{'kind':>8} {'CPU us/request':>15} {'of pass':>8} {'requests/s':>11} {'of bare':>8} {'errors':>7}")
     for kind, one in results.items():
         print(f"{kind:>8} {one['cpu_us']:15.2f} {one['cpu_us'] / plain:8.2f} {one['rps']:11.0f} "
-              f"{one['rps'] / (bare * batch):8.2f} {one['errors']:7}")
+              f"{one['rps'] / bare:8.2f} {one['errors']:7}")
     print(f"one client: a claim takes {claim:.2f} ms, a bare commit {commit:.2f}, a round trip {trip:.3f}, "
           f"a pass {latency['pass']:.3f}, a replay {latency['replay']:.3f}")
-    goal("first requests at half the rate of bare statements", results["first"]["rps"] >= 0.5 * bare * batch)
+    goal("first requests at half the rate of bare commands", results["first"]["rps"] >= 0.5 * bare)
     goal("a claim takes at most two commits", claim <= 2 * commit)
+    goal("a replay costs at most 1.5 of a pass", results["replay"]["cpu_us"] <= 1.5 * plain)
     goal("a replay takes at most 1.5 of a pass and a round trip", latency["replay"] <= 1.5 * latency["pass"] + trip)
     return not any(one["errors"] for one in results.values())
 
@@ -409,7 +504,7 @@ def parse_args():
     add("--workers", type=positive, default=1, help=shown)
     add("--keys", type=positive, default=1000, help=f"that `replay` repeats ({shown})")
     add("--records", type=positive, help="measure with so many records in the store, too")
-    add("--store", choices=("sqlite", "postgres"), default="sqlite", help=shown)
+    add("--store", choices=("sqlite", "postgres", "redis"), default="sqlite", help=shown)
     add("--fsync-delay", type=positive, metavar="MS", help="make every sync of a file take longer")
     add("--folder", type=Path, help="where the store is (default: target/)")
     add("--smoke", action="store_true", help="1 round of 1 second: proves only that it works")
@@ -427,7 +522,8 @@ def main():
         print(single_commits(args.single_commits, args.seconds))
         return
     harness.end_well()
-    harness.require("wrk", "nginx", str(args.binary.absolute()), *(["gcc"] if args.fsync_delay else []))
+    harness.require("wrk", "nginx", str(args.binary.absolute()), *(["gcc"] if args.fsync_delay else []),
+                    *(["redis-server"] if args.store == "redis" else []))
     try:
         good = bench(args)
     except (harness.BenchError, subprocess.SubprocessError) as error:
