@@ -1,7 +1,7 @@
-//! What the fuzzers of `fuzz/` run: one function a target, from bytes as a stranger sends them to the
-//! parser that meets them, with what must hold whatever the bytes are.
+//! The functions that the fuzzers of `fuzz/` run: one per target, from arbitrary bytes to the parser that receives
+//! them, with the properties that hold for all inputs.
 //!
-//! Only compiled for tests and with the feature `fuzzing`. It stands here because the rooms are private.
+//! Only compiled for tests and with the feature `fuzzing`. It is a part of the crate because the rooms are private.
 
 use crate::cache::directives::ResponseDirectives;
 use crate::cache::policy::{CachePolicy, RequestTraits, Reuse, Timing, reuse, stands_in, storable};
@@ -29,10 +29,10 @@ use std::sync::LazyLock;
 const MAX_FIELDS: usize = 100;
 /// A day in 2027, in seconds since 1970.
 const NOW: i64 = 1_800_000_000;
-/// The largest number of seconds that a directive may come to (RFC 9111 1.2.2).
+/// The largest number of seconds of a directive (RFC 9111 1.2.2).
 const MAX_SECONDS: u32 = 1 << 31;
 
-/// What the targets that need a configuration share.
+/// The configuration that several targets share.
 static CONFIG: LazyLock<Config> = LazyLock::new(|| {
     let text = r#"
 listeners: [{ name: l, address: 127.0.0.1:1 }]
@@ -48,14 +48,14 @@ routes:
     Config::parse(Path::new("fuzz.yaml"), text, &|_| None).expect("the fixed configuration is valid").0
 });
 
-/// A request's head: whatever is accepted has a path in its one form, with a leading `/` (or is `*`) and
-/// without dot segments, and a host in its one form, in lower case and without a dot at its end.
+/// The head of a request: an accepted one has a path in the normal form, with a leading `/` (or `*`) and without dot
+/// segments, and a host in the normal form, in lower case and without a trailing dot.
 pub fn request_head(data: &[u8]) {
     static TABLE: LazyLock<Table> = LazyLock::new(|| Table::new(&CONFIG.settings.routes));
     let Some(head) = parse_head(data) else { return };
     let uri = head.uri.clone();
     let host = head.headers.get(HOST).cloned();
-    // What HTTP/1 says is also what HTTP/2 could.
+    // Every request of HTTP/1 is possible over HTTP/2 too.
     for version in [head.version, Version::HTTP_2] {
         let mut head = head.clone();
         head.version = version;
@@ -64,7 +64,7 @@ pub fn request_head(data: &[u8]) {
         for is_secure in [false, true] {
             for underscores in [Underscores::Drop, Underscores::Reject, Underscores::Allow] {
                 let peer = Peer { is_secure, underscores, ..STRANGER };
-                // What trusted proxies say is parsed too.
+                // Fields of trusted proxies are parsed too.
                 let trusted = Peer { trusted_proxies: &*EVERYBODY, ..peer };
                 if let Ok((entered, _)) = enter(head.clone(), &uri, host.as_ref(), trusted, bounds) {
                     let chain = entered.fields.value(&fields::X_FORWARDED_FOR);
@@ -144,7 +144,7 @@ fn parse_head(data: &[u8]) -> Option<request::Parts> {
     Some(head)
 }
 
-/// A block of fields up to its empty line, and what comes behind it.
+/// Returns a block of fields up to its empty line, and the bytes after it.
 fn parse_fields(data: &[u8]) -> Option<(HeaderMap, &[u8])> {
     let mut lines = [httparse::EMPTY_HEADER; MAX_FIELDS];
     let httparse::Status::Complete((length, lines)) = httparse::parse_headers(data, &mut lines).ok()? else {
@@ -162,8 +162,8 @@ fn to_map(lines: &[httparse::Header<'_>]) -> Option<HeaderMap> {
     Some(map)
 }
 
-/// A chunked body: wherever it is cut, it is read alike, and ends within its bytes; what passes is decoded to the end by
-/// any decoder.
+/// A chunked body: the result does not depend on how it is cut, and ends within its bytes; an accepted body is decoded
+/// to the end by any decoder.
 pub fn chunks(data: &[u8]) {
     let Some((&cut, body)) = data.split_first() else { return };
     let whole = Chunks::default().pass(body);
@@ -183,8 +183,8 @@ pub fn chunks(data: &[u8]) {
     assert_eq!(whole, Ok(None));
 }
 
-/// A byte that says how the rest is cut, then a stream of HTTP/1 requests: wherever it is cut, the same messages are found
-/// in it. Every third head is told to be in chunks, every other one to have a length.
+/// A byte that says how the rest is cut, then a stream of HTTP/1 requests: the found messages do not depend on the
+/// cuts. Every third head is announced as chunked, every other one with a length.
 pub fn messages(data: &[u8]) {
     let Some((&cut, stream)) = data.split_first() else { return };
     let follow = |size: usize| {
@@ -206,8 +206,8 @@ pub fn messages(data: &[u8]) {
     assert_eq!(follow(usize::from(cut).max(1)), follow(usize::MAX));
 }
 
-/// A block of fields on its way through: no field about the connection and none that `Connection` names is
-/// left, and every other one is as it was.
+/// A block of fields that is forwarded: no hop-by-hop field and none that `Connection` names is left, and all others
+/// are unchanged.
 pub fn field_rules(data: &[u8]) {
     let Some((before, _)) = parse_fields(data) else { return };
     let named = named_by_connection(&before);
@@ -233,11 +233,11 @@ fn named_by_connection(fields: &HeaderMap) -> Vec<String> {
 
 fn check_stripped(before: &HeaderMap, after: &HeaderMap, named: &[String]) {
     for name in before.keys() {
-        // `Trailer` goes with the trailers that it announces, whatever `Connection` says.
+        // `Trailer` is kept with the trailers that it announces, whatever `Connection` names.
         let must_go = *name != TRAILER && (is_hop_by_hop(name) || named.iter().any(|named| name == named.as_str()));
         match must_go {
             true => assert!(!after.contains_key(name), "{name} is left"),
-            // To take `close` away is no harm: nobody has a field of that name.
+            // The removal of `close` does no harm: no field has that name.
             false if name == "close" => {}
             false => assert!(before.get_all(name).iter().eq(after.get_all(name)), "{name} has changed"),
         }
@@ -245,22 +245,22 @@ fn check_stripped(before: &HeaderMap, after: &HeaderMap, named: &[String]) {
     assert!(after.keys().all(|name| before.contains_key(name)), "a field was made up");
 }
 
-/// The fields of a response (its status as a field `status`), an empty line, the fields of a request: what
-/// forbids to store is obeyed, numbers are bounded, and nothing is used beyond the terms it was stored on.
+/// The fields of a response (its status as a field `status`), an empty line, the fields of a request: directives that
+/// forbid storage are obeyed, numbers are bounded, and no response is used beyond its terms.
 pub fn cache_control(data: &[u8]) {
     let Some((response, rest)) = parse_fields(data) else { return };
     let request = parse_fields(rest).map(|(request, _)| request).unwrap_or_default();
     let status = response.get("status").and_then(|status| StatusCode::from_bytes(status.as_bytes()).ok());
     let said = ResponseDirectives::of(&response);
-    let asked = RequestDirectives::of(&request);
+    let requested = RequestDirectives::of(&request);
     let numbers = [said.max_age, said.s_maxage, said.stale_while_revalidate, said.stale_if_error];
-    let numbers = numbers.into_iter().chain([asked.max_age, asked.min_fresh, asked.max_stale]);
-    assert!(numbers.flatten().all(|seconds| seconds <= MAX_SECONDS), "{said:?} {asked:?}");
+    let numbers = numbers.into_iter().chain([requested.max_age, requested.min_fresh, requested.max_stale]);
+    assert!(numbers.flatten().all(|seconds| seconds <= MAX_SECONDS), "{said:?} {requested:?}");
     let traits = RequestTraits {
         is_post: false,
         has_authorization: request.contains_key(AUTHORIZATION),
         has_cookie: request.contains_key(COOKIE),
-        no_store: asked.no_store,
+        no_store: requested.no_store,
     };
     let strict = CachePolicy { honours_clients: true, ..CachePolicy::plain() };
     let generous = CachePolicy {
@@ -271,29 +271,29 @@ pub fn cache_control(data: &[u8]) {
         stores_set_cookie: true,
         ..strict
     };
-    let timing = Timing { asked: 1_000, came: 2_000, came_at: NOW };
+    let timing = Timing { requested: 1_000, received: 2_000, received_at: NOW };
     for policy in [strict, generous] {
         for traits in [traits, RequestTraits { is_post: true, ..traits }] {
             let status = status.unwrap_or(StatusCode::OK);
             let Ok((terms, withheld)) = storable(traits, status, &response, timing, &policy) else { continue };
             assert!(!traits.no_store && !said.private && (!said.no_store || said.must_understand), "{said:?}");
             assert_eq!(withheld, said.withheld);
-            assert!(terms.lifetime >= 0 && terms.born <= timing.came, "{terms:?}");
+            assert!(terms.lifetime >= 0 && terms.born <= timing.received, "{terms:?}");
             assert_eq!(terms.always_validate, said.no_cache);
             let stale_at = terms.born + terms.lifetime;
-            for now in [timing.came, stale_at - 1, stale_at, stale_at + 1, stale_at + 10_000_000_000] {
+            for now in [timing.received, stale_at - 1, stale_at, stale_at + 1, stale_at + 10_000_000_000] {
                 let is_fresh = now < stale_at;
-                for (asked, is_soft_purged) in
-                    [(None, false), (None, true), (Some(&asked), false), (Some(&asked), true)]
+                for (requested, is_soft_purged) in
+                    [(None, false), (None, true), (Some(&requested), false), (Some(&requested), true)]
                 {
-                    let decision = reuse(&terms, now, is_soft_purged, asked);
+                    let decision = reuse(&terms, now, is_soft_purged, requested);
                     match decision {
                         Reuse::Yes { stale: false } => assert!(is_fresh && !is_soft_purged, "{terms:?} at {now}"),
-                        Reuse::Yes { stale: true } => assert!(!terms.never_stale && asked.is_some(), "{terms:?}"),
+                        Reuse::Yes { stale: true } => assert!(!terms.never_stale && requested.is_some(), "{terms:?}"),
                         Reuse::WhileValidating => assert!(!terms.never_stale, "{terms:?} at {now}"),
                         Reuse::AfterValidation => {}
                     }
-                    let only_validated = terms.always_validate || asked.is_some_and(|asked| asked.no_cache);
+                    let only_validated = terms.always_validate || requested.is_some_and(|requested| requested.no_cache);
                     assert!(!only_validated || decision == Reuse::AfterValidation, "{terms:?} at {now}");
                 }
                 assert!(!(terms.never_stale && stands_in(&terms, now)), "{terms:?} at {now}");
@@ -302,8 +302,8 @@ pub fn cache_control(data: &[u8]) {
     }
 }
 
-/// What a load balancer says first, in either version: an address is given only where the header holds it
-/// whole, it is the header's source, and extensions behind it change nothing.
+/// The header of the PROXY protocol in either version: an address is returned only where the header contains it
+/// completely, it is the header's source, and extensions after it change nothing.
 pub fn proxy_protocol(data: &[u8]) {
     if let Some(found) = parse_line(data) {
         assert!(data.starts_with(b"PROXY ") && data.ends_with(b"\r\n"));
@@ -390,8 +390,8 @@ fn affinity(mode: AffinityMode) -> Affinity {
     Affinity::new(&cookie, &secrets)
 }
 
-/// The text of a configuration: it is either taken or refused with an error, and every finding stands at a
-/// place that the text has.
+/// The text of a configuration: it is accepted or refused with an error, and every diagnostic has a position within the
+/// text.
 pub fn configuration(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
     let environment = |name: &str| (name == "EDGE").then(|| "blue".to_owned());
@@ -408,15 +408,15 @@ pub fn configuration(data: &[u8]) {
         }
     };
     assert!(!report.to_string().contains('\r'), "the report breaks a line where it should not");
-    // YAML knows three ends of a line; behind the last one comes one more line, maybe an empty one.
+    // YAML has three line endings; after the last one there is one more line, which may be empty.
     let lines = text.replace("\r\n", "\n").replace('\r', "\n").split('\n').count();
     for (line, column) in report.places() {
         assert!((1..=lines).contains(&line) && column >= 1, "line {line}, column {column} of {lines} lines: {report}");
     }
 }
 
-/// The frames of an HTTP/2 connection, behind a byte that says how they are cut: however that is, the meter sees the
-/// same; its verdict never becomes milder, and no more waits unread than has come.
+/// The frames of an HTTP/2 connection, after a byte that says how they are cut: the result of the meter does not depend
+/// on the cuts, its verdict never becomes milder, and no more bytes are unread than were received.
 pub fn frame_meter(data: &[u8]) {
     let Some((cut, frames)) = data.split_first() else { return };
     let (mut whole, mut cut_up) = (FloodMeter::new(0, 0, 200), FloodMeter::new(0, 0, 200));
@@ -432,7 +432,7 @@ pub fn frame_meter(data: &[u8]) {
     assert_eq!((cut_up.open_head(), cut_up.unread(0)), (whole.open_head(), whole.unread(0)));
     // A frame may announce more than has come of it.
     assert!(whole.unread(0) <= frames.len() as u64 + (1 << 24));
-    // The same bytes the other way: what ends with a whole frame can be told apart from what does not.
+    // The same bytes in the other direction: the end of a complete frame is recognised.
     let mut out = FloodMeter::new(0, 0, 0);
     out.outward(frames, |_| ());
     if let Some(stream) = out.last_stream_at_boundary() {
@@ -480,7 +480,7 @@ mod tests {
         entries.map(|entry| entry.unwrap().path().file_stem().unwrap().to_str().unwrap().to_owned()).collect()
     }
 
-    /// A target calls the function of its name and does nothing else, so that `--features fuzzing` compiles all of it.
+    /// A target calls the function of its name and nothing else, so that `--features fuzzing` compiles all of it.
     #[test]
     fn every_target_calls_its_function() {
         let fuzz = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz");
@@ -493,7 +493,7 @@ mod tests {
         }
     }
 
-    /// Seeds have an extension; what a fuzzer has put beside them has none.
+    /// Seeds have an extension; the files of a fuzzer have none.
     #[test]
     fn every_seed_holds() {
         let fuzz = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz");

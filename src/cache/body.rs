@@ -1,4 +1,4 @@
-//! The body of a stored response: pieces that are shared, never copied for a reader.
+//! The body of a stored response: shared pieces, which are never copied for a reader.
 
 use bytes::Bytes;
 use std::collections::VecDeque;
@@ -7,7 +7,7 @@ use std::sync::Arc;
 /// Pieces are joined up to this size when a body is complete.
 const SEGMENT: usize = 256 << 10;
 
-/// A whole body.
+/// A complete body.
 #[derive(Clone, Debug)]
 pub(crate) enum Body {
     One(Bytes),
@@ -21,7 +21,7 @@ impl Default for Body {
 }
 
 impl Body {
-    /// Joins the pieces of a body as they arrived.
+    /// Returns a body of the pieces in which it arrived, joined into segments.
     pub(super) fn of(pieces: impl Iterator<Item = Bytes>) -> Body {
         let mut pieces: VecDeque<Bytes> = pieces.filter(|piece| !piece.is_empty()).collect();
         if pieces.len() <= 1 {
@@ -58,16 +58,16 @@ impl Body {
         }
     }
 
-    /// Bytes in memory.
+    /// Returns the memory of the body in bytes.
     pub(super) fn size(&self) -> usize {
         match self {
-            // The allocator rounds up.
+            // The allocator rounds sizes up.
             Body::One(bytes) => bytes.len() + bytes.len() / 16,
             Body::Many(segments) => segments.iter().map(|segment| segment.len() + 64).sum(),
         }
     }
 
-    /// Returns the next piece from a position on, not beyond an end.
+    /// Returns the next piece of the range between two positions; `None` where it is empty.
     pub(super) fn piece(&self, from: u64, end: u64) -> Option<Bytes> {
         let slice = |bytes: &Bytes, start: u64| {
             let (from, end) = ((from - start) as usize, (end - start).min(bytes.len() as u64) as usize);
@@ -92,11 +92,11 @@ impl Body {
 pub(crate) enum Part {
     /// Bytes of the stored body, from one position up to another.
     Slice(u64, u64),
-    /// Bytes beside it.
+    /// Bytes besides the stored body, such as the boundaries of `multipart/byteranges`.
     Literal(Bytes),
 }
 
-/// Reads parts of a stored body.
+/// An iterator over parts of a stored body.
 #[derive(Debug)]
 pub(crate) struct Reader {
     body: Body,
@@ -105,7 +105,7 @@ pub(crate) struct Reader {
 }
 
 impl Reader {
-    /// Returns the whole body.
+    /// Returns a reader of the complete body.
     pub(crate) fn whole(body: &Body) -> Reader {
         Reader::of(body, [Part::Slice(0, body.len())].into())
     }
@@ -118,7 +118,7 @@ impl Reader {
         Reader { body: body.clone(), left: parts.iter().map(length).sum(), parts }
     }
 
-    /// The bytes that are still to come.
+    /// Returns the number of bytes that are left.
     pub(crate) fn left(&self) -> u64 {
         self.left
     }

@@ -1,11 +1,11 @@
-//! A client's conditions, answered from the store (RFC 9110 13, RFC 9111 4.3.2).
+//! Conditional requests answered from the store (RFC 9110 13, RFC 9111 4.3.2).
 
 use super::object::{Stored, strip_weak};
 use crate::http::date;
 use http::header::{DATE, ETAG, IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE, LAST_MODIFIED};
 use http::{HeaderMap, HeaderName};
 
-/// Fields that ask for less than the whole response; a fetch that fills the store goes without them.
+/// The fields that make a request conditional or partial; a fetch for the store is sent without them.
 pub(crate) const CONDITIONS: [HeaderName; 6] = [
     IF_NONE_MATCH,
     IF_MODIFIED_SINCE,
@@ -15,12 +15,12 @@ pub(crate) const CONDITIONS: [HeaderName; 6] = [
     http::header::RANGE,
 ];
 
-/// Fields about the content that a 304 goes without (RFC 9110 15.4.5).
+/// The content fields that a 304 does not carry (RFC 9110 15.4.5).
 pub(crate) const NOT_IN_304: [&str; 5] =
     ["content-type", "content-encoding", "content-language", "content-range", "content-length"];
 
-/// Returns whether the client has this response already. `If-Match` and `If-Unmodified-Since` are the
-/// origin's to judge and play no part (RFC 9111 4.3.2).
+/// Returns whether a conditional request is answered by 304. `If-Match` and `If-Unmodified-Since` are evaluated by the
+/// origin only (RFC 9111 4.3.2).
 pub(crate) fn is_unmodified(stored: &Stored, request: &HeaderMap) -> bool {
     if !stored.status.is_success() {
         return false;
@@ -34,30 +34,29 @@ pub(crate) fn is_unmodified(stored: &Stored, request: &HeaderMap) -> bool {
     }
     let mut since = request.get_all(IF_MODIFIED_SINCE).iter();
     let (Some(since), None) = (since.next().and_then(date::parse), since.next()) else { return false };
-    // Without a Last-Modified the time of its making counts.
+    // Without `Last-Modified` the `Date` counts.
     let modified = stored.field(&LAST_MODIFIED).as_ref().and_then(date::parse);
     let modified = modified.or_else(|| stored.field(&DATE).as_ref().and_then(date::parse));
     modified.is_some_and(|modified| modified <= since)
 }
 
-/// Returns whether a range may be given out, as far as `If-Range` goes (RFC 9110 13.1.5): only strong
-/// validators tell that the client's part belongs to this response.
+/// Returns whether `If-Range` allows a range of this response (RFC 9110 13.1.5): only a strong validator does.
 pub(crate) fn is_same_for_range(stored: &Stored, request: &HeaderMap) -> bool {
     let Some(condition) = request.get(IF_RANGE) else { return true };
     if condition.as_bytes().first().is_some_and(|&first| first == b'"') {
         return stored.field(&ETAG).is_some_and(|known| known == *condition);
     }
-    // A weak tag says that the date may be that of other bytes too.
+    // A response with a weak tag has no strong date either.
     if stored.field(&ETAG).is_some_and(|tag| tag.as_bytes().starts_with(b"W/")) {
         return false;
     }
-    let (Some(asked), Some(known)) = (date::parse(condition), stored.field(&LAST_MODIFIED)) else { return false };
+    let (Some(since), Some(known)) = (date::parse(condition), stored.field(&LAST_MODIFIED)) else { return false };
     let (modified, made) = (date::parse(&known), stored.field(&DATE).as_ref().and_then(date::parse));
-    // A date is strong if the response is a second younger at least (RFC 9110 8.8.2.2).
-    modified == Some(asked) && made.is_some_and(|made| made > asked)
+    // A date is a strong validator if it is at least one second before `Date` (RFC 9110 8.8.2.2).
+    modified == Some(since) && made.is_some_and(|made| made > since)
 }
 
-/// Returns the entity tags of a list; what is no tag in quotes is given as it stands.
+/// Returns the entity tags of a list; an element that is not a quoted tag is returned unchanged.
 fn entity_tags(list: &[u8]) -> impl Iterator<Item = &[u8]> {
     let mut rest = list;
     std::iter::from_fn(move || {
@@ -95,7 +94,7 @@ mod tests {
     }
 
     proptest! {
-        /// Any bytes are taken apart, and a tag is found wherever it stands in a list of tags.
+        /// Any bytes can be parsed, and a tag is found at any position of a list.
         #[test]
         fn a_tag_is_found_in_any_list(others in proptest::collection::vec("(W/)?\"[!#-~]{0,5}\"", 0..4), at in 0..4usize, bytes: Vec<u8>) {
             let mut list = others;

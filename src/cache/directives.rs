@@ -1,20 +1,20 @@
-//! `Cache-Control` of responses and requests (RFC 9111 5.2), and the fields that are aimed at this
-//! cache and stand in for it (RFC 9213).
+//! `Cache-Control` of responses and requests (RFC 9111 5.2), and the targeted fields that replace it for this cache
+//! (RFC 9213).
 
 use crate::http::fields::list_has;
 use http::header::{CACHE_CONTROL, PRAGMA};
 use http::{HeaderMap, HeaderName, HeaderValue};
 use std::borrow::Cow;
 
-/// Fields that replace `Cache-Control` and `Expires`, in the order in which they are looked for. After them comes
-/// [`SURROGATE_CONTROL`].
+/// Targeted fields that replace `Cache-Control` and `Expires`, in the order of precedence. [`SURROGATE_CONTROL`] comes
+/// after them.
 const TARGETED: [HeaderName; 2] =
     [HeaderName::from_static("ringway-cache-control"), HeaderName::from_static("cdn-cache-control")];
 
-/// The same in the older form of the Edge Architecture Specification: `max-age=60+30, content="ESI/1.0"`.
+/// The targeted field of the Edge Architecture Specification: `max-age=60+30, content="ESI/1.0"`.
 const SURROGATE_CONTROL: HeaderName = HeaderName::from_static("surrogate-control");
 
-/// The largest number of seconds that is told apart from for ever (RFC 9111 1.2.2).
+/// The largest number of seconds; greater ones count as this (RFC 9111 1.2.2).
 const MAX_SECONDS: u32 = 1 << 31;
 
 /// The `Cache-Control` of a response; times in seconds.
@@ -31,9 +31,9 @@ pub(crate) struct ResponseDirectives {
     pub(crate) s_maxage: Option<u32>,
     pub(crate) stale_while_revalidate: Option<u32>,
     pub(crate) stale_if_error: Option<u32>,
-    /// Fields that `no-cache="..."` or `private="..."` name: they are not stored.
+    /// The fields that `no-cache="..."` or `private="..."` name; they are not stored.
     pub(crate) withheld: Vec<HeaderName>,
-    /// A field aimed at this cache spoke: `Expires` does not count.
+    /// The directives come from a targeted field, so `Expires` does not count.
     pub(crate) targeted: bool,
 }
 
@@ -45,20 +45,20 @@ pub(crate) struct RequestDirectives {
     pub(crate) only_if_cached: bool,
     pub(crate) max_age: Option<u32>,
     pub(crate) min_fresh: Option<u32>,
-    /// Without a value: however stale.
+    /// `u32::MAX` for a directive without a value: any staleness.
     pub(crate) max_stale: Option<u32>,
 }
 
-/// Returns the argument of a directive, behind `=`.
+/// The argument of a directive, after `=`.
 enum Argument<'a> {
     None,
     Text(Cow<'a, [u8]>),
-    /// Something that the grammar does not know, such as white space around the `=`.
+    /// An argument that the grammar does not allow, such as one after white space.
     Malformed,
 }
 
 impl Argument<'_> {
-    /// Returns a number of seconds. What is none makes a response stale (RFC 9111 4.2.1).
+    /// Returns a number of seconds; an invalid one is 0, which makes the response stale (RFC 9111 4.2.1).
     fn seconds(&self) -> u32 {
         match self {
             Argument::Text(digits) if !digits.is_empty() && digits.iter().all(u8::is_ascii_digit) => {
@@ -82,7 +82,7 @@ impl Argument<'_> {
 }
 
 impl ResponseDirectives {
-    /// Reads the field that is meant for this cache.
+    /// Returns the directives of the first field that applies to this cache.
     pub(crate) fn of(fields: &HeaderMap) -> ResponseDirectives {
         if let Some(targeted) = TARGETED.iter().find_map(|name| ResponseDirectives::targeted(fields, name)) {
             return targeted;
@@ -97,7 +97,7 @@ impl ResponseDirectives {
         found
     }
 
-    /// A targeted field counts whole, or, where it is no structured-field dictionary, not at all.
+    /// Returns the directives of a targeted field; `None` where it is not a valid structured-field dictionary.
     fn targeted(fields: &HeaderMap, name: &HeaderName) -> Option<ResponseDirectives> {
         let lines: Vec<&[u8]> = fields.get_all(name).iter().map(HeaderValue::as_bytes).collect();
         if lines.is_empty() {
@@ -114,7 +114,7 @@ impl ResponseDirectives {
                     sfv::BareItem::Boolean(true) => Argument::None,
                     sfv::BareItem::Boolean(false) => continue,
                     sfv::BareItem::Integer(number) => Argument::Text(number.to_string().into_bytes().into()),
-                    // As the names of fields only: a number of seconds is never a string.
+                    // Strings are lists of field names only: a number of seconds is never a string.
                     sfv::BareItem::String(names) if matches!(key.as_str(), "no-cache" | "private") => {
                         Argument::Text(names.as_str().as_bytes().into())
                     }
@@ -127,7 +127,7 @@ impl ResponseDirectives {
         Some(found)
     }
 
-    /// `Surrogate-Control`, as far as it is for every surrogate or for this one by its name.
+    /// Returns the directives of `Surrogate-Control` for all surrogates or for this one by its name.
     fn surrogate(fields: &HeaderMap) -> Option<ResponseDirectives> {
         let mut found = ResponseDirectives { targeted: true, ..ResponseDirectives::default() };
         let mut is_meant = false;
@@ -148,7 +148,7 @@ impl ResponseDirectives {
                 match (&*name.trim_ascii().to_ascii_lowercase(), text) {
                     (b"no-store" | b"no-store-remote", _) => found.no_store = true,
                     (b"max-age", text) => {
-                        // Behind `+` stands how long it may be served stale.
+                        // The seconds after `+` are the time for which it may be served stale.
                         let (fresh, stale) = cut(text.unwrap_or_default(), b'+');
                         let seconds = |text: &[u8]| Argument::Text(text.to_vec().into()).seconds();
                         let fresh = seconds(fresh.trim_ascii());
@@ -157,7 +157,7 @@ impl ResponseDirectives {
                             found.stale_while_revalidate = Some(seconds(stale.trim_ascii()));
                         }
                     }
-                    // Words of `Cache-Control` mean what they mean there: what forbids is not overlooked.
+                    // Directives of `Cache-Control` keep their meaning, so that none that forbids is ignored.
                     (b"private" | b"no-cache" | b"must-revalidate" | b"proxy-revalidate", _) => {
                         found.take(name.trim_ascii(), &argument);
                     }
@@ -172,7 +172,7 @@ impl ResponseDirectives {
         is_meant.then_some(found)
     }
 
-    /// The same without directives that the configuration has count for nothing.
+    /// Returns the directives without those that the configuration ignores.
     pub(crate) fn without(mut self, ignored: Ignored) -> ResponseDirectives {
         self.private &= !ignored.private;
         self.no_cache &= !ignored.no_cache;
@@ -181,7 +181,7 @@ impl ResponseDirectives {
     }
 
     fn take(&mut self, name: &[u8], argument: &Argument<'_>) {
-        // Of several values the one that allows least counts.
+        // Of repeated directives the most restrictive one counts.
         let shortest = |known: &mut Option<u32>| {
             let seconds = argument.seconds();
             *known = Some(known.map_or(seconds, |known| known.min(seconds)));
@@ -208,8 +208,8 @@ impl ResponseDirectives {
         }
     }
 
-    /// Returns whether a stale response may not be used, whatever happens (RFC 9111 4.2.4). `allows_s_maxage` has
-    /// `s-maxage` not count where the response says itself how stale it may be.
+    /// Returns whether the response must never be served stale (RFC 9111 4.2.4). With `allows_s_maxage`, `s-maxage`
+    /// does not forbid it where the response has stale directives of its own.
     pub(crate) fn forbids_stale(&self, allows_s_maxage: bool) -> bool {
         self.must_revalidate
             || self.proxy_revalidate
@@ -222,7 +222,7 @@ impl ResponseDirectives {
     }
 }
 
-/// Directives of responses that count for nothing.
+/// Directives of responses that the configuration ignores.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Ignored {
     pub(crate) private: bool,
@@ -230,7 +230,7 @@ pub(crate) struct Ignored {
     pub(crate) no_store: bool,
 }
 
-/// Returns what stands before a separator, and what stands after it.
+/// Returns the text before a separator, and the text after it.
 fn cut(text: &[u8], separator: u8) -> (&[u8], Option<&[u8]>) {
     match text.iter().position(|&byte| byte == separator) {
         Some(at) => (&text[..at], Some(&text[at + 1..])),
@@ -255,7 +255,7 @@ impl RequestDirectives {
                 _ => {}
             });
         }
-        // What HTTP/1.0 clients say instead (RFC 9111 5.4).
+        // `Pragma: no-cache` of HTTP/1.0 clients (RFC 9111 5.4).
         if !fields.contains_key(CACHE_CONTROL) && fields.get_all(PRAGMA).iter().any(|value| list_has(value, "no-cache"))
         {
             found.no_cache = true;
@@ -264,7 +264,7 @@ impl RequestDirectives {
     }
 }
 
-/// Tells every directive of a list with its argument. Commas inside quotes separate nothing.
+/// Calls a function for every directive of a list with its argument. Commas in quoted strings are no separators.
 fn each(list: &[u8], mut tell: impl FnMut(&[u8], Argument<'_>)) {
     let mut rest = list;
     while !rest.is_empty() {
@@ -306,7 +306,7 @@ fn argument<'a>(name: &[u8], value: &'a [u8]) -> Argument<'a> {
     Argument::Text(plain.into())
 }
 
-/// The comma that ends the first item.
+/// Returns the position of the comma that ends the first item.
 fn end_of_item(list: &[u8]) -> Option<usize> {
     let (mut quoted, mut escaped) = (false, false);
     list.iter().position(|&byte| {
@@ -442,8 +442,8 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever stands in the fields: it is read, and what forbids is never overlooked because of
-        /// what stands beside it, quotes apart.
+        /// Any bytes can be parsed, and a directive that forbids is never hidden by the bytes beside it, except by
+        /// quotes.
         #[test]
         fn any_bytes_are_read(before in "[ -!#-~\t]{0,30}", after in "[ -~\t]{0,30}", bytes: Vec<u8>) {
             let text = format!("{before}, no-store, {after}");

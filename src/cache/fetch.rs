@@ -1,4 +1,5 @@
-//! Fetches, and their results: a response for all, one for its own client, a confirmation, a stand-in.
+//! Fetches and their results: a shared response, a private one, a validated stored one, or a stale one in place of an
+//! error.
 
 use super::fill::{FetchLeader, FetchOutcome};
 use super::key::Key;
@@ -6,7 +7,7 @@ use super::least_rate::LeastRate;
 use super::object::{HeadFinding, SharedResponse, Stored};
 use super::policy::{self, CachePolicy, Milliseconds, Refusal, RequestTraits, Terms, Timing};
 use super::store::{Address, CacheHit, FetchToken, Found};
-use super::streaming_body::{Pace, StreamingBody, StreamingReader};
+use super::streaming_body::{Demand, StreamingBody, StreamingReader};
 use super::vary::{Selecting, Varies};
 use super::{Cache, PASS};
 use crate::clock;
@@ -24,78 +25,79 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
-/// Errors that a request may have brought about by its own fields, when its head is longer than this,
-/// are not believed by other requests.
+/// An error response to a request with a head of more bytes than this may be caused by the request itself (cache
+/// poisoning), so it is not shared.
 const SUSPICIOUS_HEAD: usize = 4 << 10;
 
-/// The interval at which slow readers are looked for while a fetch waits for them.
+/// The interval of checks for slow readers while a fetch waits for them.
 const READER_TICK: Duration = Duration::from_secs(1);
 
-/// Where responses come from: one fetch a call.
+/// The source of responses: each call is one request to a node.
 pub(crate) trait FetchOrigin {
     type Body: HttpBody<Data = Bytes> + Unpin;
-    type Failure;
+    type Error;
 
-    /// Asks for the whole response, or, where there is something to validate, whether it has changed.
-    async fn fetch(&mut self, validated: Option<&Stored>) -> Result<Response<Self::Body>, Self::Failure>;
+    /// Fetches the complete response, or validates a stored one by a conditional request.
+    async fn fetch(&mut self, validated: Option<&Stored>) -> Result<Response<Self::Body>, Self::Error>;
 }
 
-/// A fetch that a request asks for.
+/// A request for a fetch: its key and the request's traits and fields.
 pub(crate) struct Order {
     pub(crate) key: Key,
     pub(crate) uri: String,
-    /// The key has other parts than the URI.
+    /// The key has further parts besides the URI.
     pub(crate) has_parts: bool,
-    /// The fields of the request, by which responses are chosen.
+    /// The fields of the request, by which variants are selected (`Vary`).
     pub(crate) request: RequestFields,
     pub(crate) traits: RequestTraits,
     pub(crate) policy: Arc<CachePolicy>,
 }
 
-/// The result of a fetch for the request that led it.
+/// The result of a fetch for the request that began it.
 pub(crate) enum LeaderResult<B, F> {
     /// A response that is not stored.
     Private(Response<B>),
-    /// One whose body is arriving, to be stored as far as is known.
+    /// A response whose body is arriving.
     Streaming {
         reader: StreamingReader,
-        /// The fields that came but `Trailer`, also those that are not stored.
+        /// The fields of the response without `Trailer`, including those that are not stored.
         own: HeaderMap,
+        /// It will be stored, as far as its head tells.
         is_stored: bool,
     },
-    /// A stored one that the node has confirmed, or that another fetch has brought meanwhile.
+    /// A stored response.
     Confirmed {
         stored: SharedResponse,
-        /// The node was asked.
-        asked: bool,
+        /// A node has validated it now; otherwise another fetch had stored it meanwhile.
+        validated: bool,
     },
-    /// A stale one, for the node has failed.
+    /// A stale response in place of a node's error (RFC 5861 4).
     StandIn(SharedResponse),
     Failed(F),
 }
 
-/// A body that is to be read to its end, also when its client has left.
+/// A body that is read to its end even when its client has left.
 pub(crate) struct Arriving<B> {
-    lead: FetchLeader,
-    growing: Growth,
+    leader: FetchLeader,
+    streaming: EndOnDrop,
     body: B,
 }
 
-/// What becomes of a stored response whose fields have been told anew.
+/// The effect of new fields (a 304, or a HEAD) on a stored response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum UpdateResult {
-    /// It is stored under the new fields.
+    /// The response is stored with the new fields.
     Kept,
-    /// They are for the client alone that asked; what is stored stays as it was.
+    /// The new fields are specific to the client that sent the request; the stored response stays as it is.
     Private,
-    /// What may not be kept as it is now may not be kept as it was.
+    /// The new fields forbid storage, so the stored response is removed.
     Gone,
 }
 
-/// A growing body that does not leave its readers waiting when its fetch has ended.
-struct Growth(Arc<StreamingBody>);
+/// Ends a streaming body when the fetch is dropped, so that its readers do not wait for more.
+struct EndOnDrop(Arc<StreamingBody>);
 
-impl Drop for Growth {
+impl Drop for EndOnDrop {
     fn drop(&mut self) {
         self.0.end(false);
     }
@@ -106,20 +108,20 @@ impl Order {
         Address { key: self.key, uri: &self.uri, is_listed: self.has_parts }
     }
 
-    /// The group of a request before it is known by what its responses vary.
+    /// Returns the group of a request before the `Vary` of its responses is known.
     pub(super) fn base_group(&self) -> Key {
         let RequestTraits { has_authorization, has_cookie, .. } = self.traits;
         self.key.derive(|part| part(&[u8::from(has_authorization), u8::from(has_cookie)]))
     }
 
-    /// Returns whether an error may be this request's own doing, and says nothing of its URI.
+    /// Returns whether an error response may be caused by the fields of this request (see [`SUSPICIOUS_HEAD`]).
     fn is_suspicious(&self, status: StatusCode) -> bool {
         let head = || self.request.plain().iter().map(|(name, value)| name.as_str().len() + value.len()).sum::<usize>();
         (status.is_client_error() || status.is_server_error()) && head() > SUSPICIOUS_HEAD
     }
 }
 
-/// Returns the group of those that choose the same response.
+/// Returns the group of the requests that select the same variant.
 pub(super) fn variant_group(base: Key, selecting: &Selecting) -> Key {
     base.derive(|part| {
         selecting.each(|name, value| {
@@ -130,7 +132,8 @@ pub(super) fn variant_group(base: Key, selecting: &Selecting) -> Key {
     })
 }
 
-/// Returns an answer's fields as far as they decide: with those that its `Connection` has named, which go no further.
+/// Returns the fields that decide on storage: those of a response and those that its `Connection` names, which are not
+/// forwarded.
 fn deciding<'a>(fields: &'a HeaderMap, extensions: &Extensions) -> Cow<'a, HeaderMap> {
     match extensions.get::<NamedByConnection>() {
         None => Cow::Borrowed(fields),
@@ -142,71 +145,71 @@ fn deciding<'a>(fields: &'a HeaderMap, extensions: &Extensions) -> Cow<'a, Heade
     }
 }
 
-/// Returns the names of those fields.
+/// Returns the names of the fields that a response's `Connection` names.
 fn named_by_connection(extensions: &Extensions) -> impl Iterator<Item = HeaderName> {
     extensions.get::<NamedByConnection>().into_iter().flat_map(|NamedByConnection(named)| named.keys().cloned())
 }
 
-/// Returns whether an answer counts as a failure of the node (RFC 5861 4).
+/// Returns whether a response counts as a failure of the node (RFC 5861 4).
 pub(crate) fn is_failure(status: StatusCode) -> bool {
     matches!(status.as_u16(), 500 | 502..=504)
 }
 
 impl Cache {
-    /// Fetches for all who wait, up to the head of the response; what arrives after that is to be
-    /// handed to [`Cache::receive`]. `must_ask` tells that the client wants no stored response.
+    /// Fetches a response for all requests of a group, up to its head. The caller hands the arriving body to
+    /// [`Cache::receive`]. With `must_fetch` no stored response is used without validation.
     pub(crate) async fn fetch<O: FetchOrigin>(
         &self,
-        lead: FetchLeader,
+        leader: FetchLeader,
         order: &Order,
         origin: &mut O,
-        must_ask: bool,
-    ) -> (LeaderResult<O::Body, O::Failure>, Option<Arriving<O::Body>>) {
-        // Looked up once more: a purge may have come before this fetch began, or a response.
+        must_fetch: bool,
+    ) -> (LeaderResult<O::Body, O::Error>, Option<Arriving<O::Body>>) {
+        // Looked up once more: since the first look-up a purge or a response may have arrived.
         let mut base = match self.store.look_up(order.key, &order.request) {
-            Found::Response(held) => Some(held),
+            Found::Response(hit) => Some(hit),
             Found::OtherVariants(_) | Found::Nothing => None,
         };
-        if let Some(held) = base.as_ref().filter(|held| !must_ask && held.is_fresh(self.now())) {
-            held.note_use(self.now());
-            let stored = held.share();
-            lead.settle(FetchOutcome::Stored { stored: Arc::clone(&stored), asked: false });
-            return (LeaderResult::Confirmed { stored, asked: false }, None);
+        if let Some(hit) = base.as_ref().filter(|hit| !must_fetch && hit.is_fresh(self.now())) {
+            hit.note_use(self.now());
+            let stored = hit.share();
+            leader.finish(FetchOutcome::Stored { stored: Arc::clone(&stored), validated: false });
+            return (LeaderResult::Confirmed { stored, validated: false }, None);
         }
         loop {
-            let asked = self.now();
+            let requested = self.now();
             let answer = origin.fetch(base.as_deref()).await;
-            let timing = Timing { asked, came: self.now(), came_at: clock::unix_seconds().cast_signed() };
+            let timing = Timing { requested, received: self.now(), received_at: clock::unix_seconds().cast_signed() };
             let response = match answer {
                 Ok(response) => response,
                 Err(failure) => {
-                    let Some(stale) = base.as_ref().and_then(|held| self.stand_in(&lead, order, held, timing.came))
+                    let Some(stale) = base.as_ref().and_then(|hit| self.stand_in(&leader, order, hit, timing.received))
                     else {
-                        lead.settle(FetchOutcome::Released);
+                        leader.finish(FetchOutcome::Released);
                         return (LeaderResult::Failed(failure), None);
                     };
-                    lead.settle(FetchOutcome::StandIn(Arc::clone(&stale)));
+                    leader.finish(FetchOutcome::StandIn(Arc::clone(&stale)));
                     return (LeaderResult::StandIn(stale), None);
                 }
             };
-            if let Some(held) = base.take() {
+            if let Some(hit) = base.take() {
                 if response.status() == StatusCode::NOT_MODIFIED {
-                    if !held.is_confirmed_by(response.headers()) {
-                        // It speaks of another response than the one that is here: ask for the whole.
+                    if !hit.is_confirmed_by(response.headers()) {
+                        // The validators are those of another response: fetch the complete one.
                         continue;
                     }
-                    let (told, _) = response.into_parts();
-                    let stored = self.confirm(lead, order, &held, &told, timing);
-                    return (LeaderResult::Confirmed { stored, asked: true }, None);
+                    let (head, _) = response.into_parts();
+                    let stored = self.confirm(leader, order, &hit, &head, timing);
+                    return (LeaderResult::Confirmed { stored, validated: true }, None);
                 }
                 if is_failure(response.status())
-                    && let Some(stale) = self.stand_in(&lead, order, &held, timing.came)
+                    && let Some(stale) = self.stand_in(&leader, order, &hit, timing.received)
                 {
-                    lead.settle(FetchOutcome::StandIn(Arc::clone(&stale)));
+                    leader.finish(FetchOutcome::StandIn(Arc::clone(&stale)));
                     return (LeaderResult::StandIn(stale), None);
                 }
             }
-            return self.deliver(lead, order, response, timing);
+            return self.deliver(leader, order, response, timing);
         }
     }
 
@@ -214,64 +217,64 @@ impl Cache {
     /// meanwhile.
     fn stand_in(
         &self,
-        lead: &FetchLeader,
+        leader: &FetchLeader,
         order: &Order,
-        held: &CacheHit,
+        hit: &CacheHit,
         now: Milliseconds,
     ) -> Option<SharedResponse> {
-        let is_gone = lead.token.is_outdated() || self.store.is_gone(&order.uri, held);
-        if is_gone { None } else { held.stand_in(now) }
+        let is_gone = leader.token.is_outdated() || self.store.is_gone(&order.uri, hit);
+        if is_gone { None } else { hit.stand_in(now) }
     }
 
-    /// The node has confirmed what is stored: its fields are updated, and it is fresh again.
+    /// Updates a stored response by a 304 (RFC 9111 4.3.4) and returns it.
     fn confirm(
         &self,
-        lead: FetchLeader,
+        leader: FetchLeader,
         order: &Order,
-        held: &CacheHit,
-        told: &response::Parts,
+        hit: &CacheHit,
+        answer: &response::Parts,
         timing: Timing,
     ) -> SharedResponse {
-        let (stored, update) = self.freshened(order, held, told, timing, &lead.token);
-        stored.note_use(timing.came);
+        let (stored, update) = self.freshened(order, hit, answer, timing, &leader.token);
+        stored.note_use(timing.received);
         let is_kept = match update {
-            UpdateResult::Kept => self.store.put(order.address(), stored.clone(), &lead.token, Some(held)),
+            UpdateResult::Kept => self.store.put(order.address(), stored.clone(), &leader.token, Some(hit)),
             UpdateResult::Private => false,
             UpdateResult::Gone => {
-                self.store.supersede(order.key, &lead.token, |stored| stored.is_for(&order.request));
+                self.store.supersede(order.key, &leader.token, |stored| stored.is_for(&order.request));
                 false
             }
         };
         let stored = Arc::new(stored);
         match is_kept && stored.may_be_shared() {
-            true => lead.settle(FetchOutcome::Stored { stored: Arc::clone(&stored), asked: true }),
-            false => lead.settle(FetchOutcome::Released),
+            true => leader.finish(FetchOutcome::Stored { stored: Arc::clone(&stored), validated: true }),
+            false => leader.finish(FetchOutcome::Released),
         }
         stored
     }
 
-    /// A stored response under new fields, and what is to become of it.
+    /// Returns a stored response with the new fields of a 304 or a HEAD, and their effect on the stored one.
     fn freshened(
         &self,
         order: &Order,
-        held: &Stored,
-        told: &response::Parts,
+        previous: &Stored,
+        answer: &response::Parts,
         timing: Timing,
         token: &FetchToken,
     ) -> (Stored, UpdateResult) {
-        let freshened = |told: &HeaderMap| {
-            let mut fields = held.freshened_fields(told);
-            if !told.contains_key(DATE) {
-                // The time at which it came counts, and not that of what was stored.
+        let freshened = |new: &HeaderMap| {
+            let mut fields = previous.freshened_fields(new);
+            if !new.contains_key(DATE) {
+                // Without a new date the age counts from the arrival, not from the date of the stored response.
                 fields.remove(DATE);
             }
             fields
         };
-        let said = freshened(&deciding(&told.headers, &told.extensions));
-        // Whose request it was decides whether the fields may be everybody's.
+        let deciding_fields = freshened(&deciding(&answer.headers, &answer.extensions));
+        // The traits of the request decide whether the new fields may be shared.
         let traits = RequestTraits { is_post: false, no_store: false, ..order.traits };
-        let judged = policy::storable(traits, held.status, &said, timing, &order.policy);
-        let is_chosen_alike = match (Varies::of(&said, &order.request), &held.varies) {
+        let judged = policy::storable(traits, previous.status, &deciding_fields, timing, &order.policy);
+        let is_chosen_alike = match (Varies::of(&deciding_fields, &order.request), &previous.varies) {
             (Varies::No, None) => true,
             (Varies::By(now), Some(then)) => now.is_by_the_fields_of(then),
             _ => false,
@@ -279,44 +282,46 @@ impl Cache {
         let update = match &judged {
             Ok(_) if is_chosen_alike => UpdateResult::Kept,
             Err(Refusal::NeverUsable) => UpdateResult::Private,
-            Err(refusal) if policy::is_private_to_request(traits, held.status, *refusal) => UpdateResult::Private,
+            Err(refusal) if policy::is_private_to_request(traits, previous.status, *refusal) => UpdateResult::Private,
             _ => UpdateResult::Gone,
         };
         let admission = judged.unwrap_or_else(|_| (once(timing), Vec::new()));
-        let fields = freshened(&told.headers);
-        let stored = Stored::new(held.status, fields, admission, &order.request, timing.came_at, token.moment());
-        (stored.take_body_of(held), update)
+        let fields = freshened(&answer.headers);
+        let stored =
+            Stored::new(previous.status, fields, admission, &order.request, timing.received_at, token.moment());
+        (stored.take_body_of(previous), update)
     }
 
-    /// The answer to a HEAD tells what a GET would find (RFC 9111 4.3.5).
+    /// Updates or invalidates a stored response by the response to a HEAD (RFC 9111 4.3.5).
     pub(crate) fn learn_from_head(
         &self,
         order: &Order,
-        told: &response::Parts,
-        asked: Milliseconds,
+        answer: &response::Parts,
+        requested: Milliseconds,
         token: &FetchToken,
     ) {
-        let Found::Response(held) = self.store.look_up(order.key, &order.request) else { return };
-        if told.status != held.status {
+        let Found::Response(hit) = self.store.look_up(order.key, &order.request) else { return };
+        if answer.status != hit.status {
             return;
         }
-        match held.compare_with_head(&deciding(&told.headers, &told.extensions)) {
+        match hit.compare_with_head(&deciding(&answer.headers, &answer.extensions)) {
             HeadFinding::Nothing => {}
-            HeadFinding::Differs => held.is_soft_purged.store(true, Relaxed),
+            HeadFinding::Differs => hit.is_soft_purged.store(true, Relaxed),
             HeadFinding::Same => {
-                let timing = Timing { asked, came: self.now(), came_at: clock::unix_seconds().cast_signed() };
-                let (stored, update) = self.freshened(order, &held, told, timing, token);
-                // A soft-purged response is fresh again only once it has been validated itself.
-                stored.is_soft_purged.store(held.is_soft_purged.load(Relaxed), Relaxed);
+                let timing =
+                    Timing { requested, received: self.now(), received_at: clock::unix_seconds().cast_signed() };
+                let (stored, update) = self.freshened(order, &hit, answer, timing, token);
+                // A HEAD does not end a soft purge: only a validation of the response does.
+                stored.is_soft_purged.store(hit.is_soft_purged.load(Relaxed), Relaxed);
                 if update == UpdateResult::Kept {
-                    self.store.put(order.address(), stored, token, Some(&held));
+                    self.store.put(order.address(), stored, token, Some(&hit));
                 }
             }
         }
     }
 
-    /// An answer that is not stored ends the stored one that it supersedes, unless that is its asker's own doing. Returns
-    /// whether one is left.
+    /// Removes the stored responses that a response which is not stored supersedes, unless it is specific to its
+    /// requester. Returns whether a stored response is left.
     fn supersede(&self, order: &Order, token: &FetchToken, status: StatusCode, refusal: Refusal) -> bool {
         let is_own = |stored: StatusCode| {
             order.is_suspicious(status) || !policy::supersedes(order.traits, status, refusal, stored)
@@ -328,21 +333,27 @@ impl Cache {
         matches!(self.store.look_up(order.key, &order.request), Found::Response(_))
     }
 
-    /// The same for an answer that its client alone has got, to a GET with conditions of its own.
-    pub(crate) fn note_private(&self, order: &Order, token: &FetchToken, told: &response::Parts, asked: Milliseconds) {
-        if matches!(told.status, StatusCode::PARTIAL_CONTENT | StatusCode::NOT_MODIFIED) {
+    /// Removes the stored responses that the response to a GET with conditions of the client's own supersedes.
+    pub(crate) fn note_private(
+        &self,
+        order: &Order,
+        token: &FetchToken,
+        answer: &response::Parts,
+        requested: Milliseconds,
+    ) {
+        if matches!(answer.status, StatusCode::PARTIAL_CONTENT | StatusCode::NOT_MODIFIED) {
             return;
         }
-        let timing = Timing { asked, came: self.now(), came_at: clock::unix_seconds().cast_signed() };
-        if let Err(refusal) = self.admit(order, told, content_length(&told.headers), timing) {
-            self.supersede(order, token, told.status, refusal);
+        let timing = Timing { requested, received: self.now(), received_at: clock::unix_seconds().cast_signed() };
+        if let Err(refusal) = self.admit(order, answer, content_length(&answer.headers), timing) {
+            self.supersede(order, token, answer.status, refusal);
         }
     }
 
-    /// Takes a response to all who may have it.
+    /// Begins to stream a response to all requests that may share it, or returns it as private.
     fn deliver<B, F>(
         &self,
-        mut lead: FetchLeader,
+        mut leader: FetchLeader,
         order: &Order,
         response: Response<B>,
         timing: Timing,
@@ -353,19 +364,19 @@ impl Cache {
             Ok(admitted) => admitted,
             Err(refusal) => {
                 tracing::debug!(uri = order.uri, ?refusal, "not stored");
-                let is_one_left = self.supersede(order, &lead.token, head.status, refusal);
-                self.note_refusal(&lead, order, head.status, refusal, is_one_left);
-                lead.settle(FetchOutcome::Released);
+                let is_one_left = self.supersede(order, &leader.token, head.status, refusal);
+                self.note_refusal(&leader, order, head.status, refusal, is_one_left);
+                leader.finish(FetchOutcome::Released);
                 return (LeaderResult::Private(Response::from_parts(head, body)), None);
             }
         };
         let terms = admission.0;
         let base = order.base_group();
         match selecting {
-            // From now on requests know by what to group.
+            // Later requests are grouped by these fields.
             Some(selecting) => {
-                lead.answer_to(variant_group(base, &selecting));
-                lead.token.is_for(variant_group(order.key, &selecting));
+                leader.narrow(variant_group(base, &selecting));
+                leader.token.is_for(variant_group(order.key, &selecting));
                 self.store.mark(base, Milliseconds::MIN, Some(selecting));
             }
             None if self.store.marker(base, |marker| marker.varies.is_some()) == Some(true) => {
@@ -373,62 +384,65 @@ impl Cache {
             }
             None => {}
         }
-        let age = timing.came - terms.born;
+        let age = timing.received - terms.born;
         let is_shared =
             !terms.always_validate && age < terms.lifetime + policy::in_milliseconds(terms.stale_while_revalidate);
         let mut own = head.headers.clone();
-        // Trailers are not stored, and readers of a body on its way to the store get none.
+        // Trailers are neither stored nor passed to readers of a streaming body.
         own.remove(TRAILER);
         let mut admission = admission;
         admission.1.extend(named_by_connection(&head.extensions));
-        let said = deciding(&head.headers, &head.extensions).into_owned();
-        // A body of unknown length is too large or not only at its end.
+        let fields = deciding(&head.headers, &head.extensions).into_owned();
+        // With an unknown length only the end of the body tells whether it is too large.
         let is_stored =
-            length.is_some_and(|length| self.has_room_for(length)) && !self.is_beaten(order, &said, &lead.token);
-        let stored = Stored::new(head.status, said, admission, &order.request, timing.came_at, lead.token.moment());
-        let growing = lead.grow(stored, length, order.policy.max_object, is_shared);
-        let reader = growing.read().expect("nothing has arrived yet that could be too much");
-        (LeaderResult::Streaming { reader, own, is_stored }, Some(Arriving { lead, growing: Growth(growing), body }))
+            length.is_some_and(|length| self.has_room_for(length)) && !self.is_outdated(order, &fields, &leader.token);
+        let stored =
+            Stored::new(head.status, fields, admission, &order.request, timing.received_at, leader.token.moment());
+        let streaming = leader.stream(stored, length, order.policy.max_object, is_shared);
+        let reader = streaming.read().expect("a body is not too large before its first piece");
+        (
+            LeaderResult::Streaming { reader, own, is_stored },
+            Some(Arriving { leader, streaming: EndOnDrop(streaming), body }),
+        )
     }
 
-    /// Returns whether a body of that length finds room in the store, and on its way there.
+    /// Returns whether a body of that length fits in the memory of the cache and in the budget of buffers.
     fn has_room_for(&self, length: u64) -> bool {
         length < self.memory - self.memory / 16 && self.fills.has_room_for(length)
     }
 
-    /// Stores the response to another method, where it says that it is what a GET would find (RFC 9110
-    /// 9.3.3).
+    /// Stores the response to a POST as that of a GET, where its `Content-Location` allows that (RFC 9110 9.3.3).
     pub(crate) fn adopt<B, F>(
         &self,
         order: &Order,
         response: Response<B>,
-        asked: Milliseconds,
+        requested: Milliseconds,
         token: FetchToken,
     ) -> (LeaderResult<B, F>, Option<Arriving<B>>) {
-        let timing = Timing { asked, came: self.now(), came_at: clock::unix_seconds().cast_signed() };
+        let timing = Timing { requested, received: self.now(), received_at: clock::unix_seconds().cast_signed() };
         self.deliver(self.fills.solo(&order.uri, order.base_group(), token), order, response, timing)
     }
 
-    /// Takes the body of a response to those who read it and then into the store.
+    /// Streams the body of a response to its readers, and stores it at its end.
     pub(crate) async fn receive<B: HttpBody<Data = Bytes> + Unpin>(&self, order: &Order, arriving: Arriving<B>) {
-        let Arriving { lead, growing, body } = arriving;
-        let growing = &growing.0;
-        let whole = self.pump(&lead, order, body, growing).await;
-        if let Some(body) = growing.end(whole) {
-            let stored = Stored::clone(&growing.head).with_body(body);
-            self.store.put(order.address(), stored, &lead.token, None);
+        let Arriving { leader, streaming, body } = arriving;
+        let streaming = &streaming.0;
+        let whole = self.pump(&leader, order, body, streaming).await;
+        if let Some(body) = streaming.end(whole) {
+            let stored = Stored::clone(&streaming.head).with_body(body);
+            self.store.put(order.address(), stored, &leader.token, None);
         } else {
-            if growing.is_too_large() {
-                self.store.mark(lead.narrowest(), self.now() + PASS, None);
+            if streaming.is_too_large() {
+                self.store.mark(leader.narrowest(), self.now() + PASS, None);
             }
-            // A body without readers is not read to its end.
-            if whole || growing.is_too_large() {
-                self.supersede(order, &lead.token, growing.head.status, Refusal::TooLarge);
+            // A body without readers is abandoned before its end, which says nothing about its size.
+            if whole || streaming.is_too_large() {
+                self.supersede(order, &leader.token, streaming.head.status, Refusal::TooLarge);
             }
         }
     }
 
-    /// Returns whether a response may be stored; on which terms, and by what it was chosen.
+    /// Returns the terms on which a response may be stored and the fields that select it (`Vary`), or the refusal.
     #[expect(clippy::type_complexity, reason = "a pair of pairs, taken apart at once")]
     fn admit(
         &self,
@@ -440,57 +454,64 @@ impl Cache {
         if order.is_suspicious(head.status) {
             return Err(Refusal::Status);
         }
-        let said = deciding(&head.headers, &head.extensions);
-        let admission = policy::storable(order.traits, head.status, &said, timing, &order.policy)?;
+        let fields = deciding(&head.headers, &head.extensions);
+        let admission = policy::storable(order.traits, head.status, &fields, timing, &order.policy)?;
         if length.is_some_and(|length| length > order.policy.max_object) {
             return Err(Refusal::TooLarge);
         }
-        match Varies::of(&said, &order.request) {
+        match Varies::of(&fields, &order.request) {
             Varies::No => Ok((admission, None)),
             Varies::By(selecting) => Ok((admission, Some(selecting))),
             Varies::ByAnything => Err(Refusal::Vary),
         }
     }
 
-    /// Remembers that requests like this one need not wait for one another, unless its own fields may
-    /// be the reason. `is_one_left` tells that others have a stored response to wait with.
-    fn note_refusal(&self, lead: &FetchLeader, order: &Order, status: StatusCode, refusal: Refusal, is_one_left: bool) {
+    /// Marks the group of a fetch so that its requests go to the nodes one by one for [`PASS`], unless the refusal is
+    /// specific to this request. `is_one_left`: other requests still have a stored response.
+    fn note_refusal(
+        &self,
+        leader: &FetchLeader,
+        order: &Order,
+        status: StatusCode,
+        refusal: Refusal,
+        is_one_left: bool,
+    ) {
         let is_own = match is_one_left {
             true => policy::is_private_to_request(order.traits, status, refusal),
-            false => policy::is_askers_own_status(order.traits, status) || order.traits.no_store,
+            false => policy::is_specific_to_requester(order.traits, status) || order.traits.no_store,
         };
         if !is_own && !order.is_suspicious(status) && !order.traits.is_post {
-            self.store.mark(lead.key, self.now() + PASS, None);
+            self.store.mark(leader.key, self.now() + PASS, None);
         }
     }
 
-    /// Waits until readers leave room for more of a body.
-    async fn room(&self, growing: &StreamingBody, least: LeastRate) -> Pace {
-        let room = || poll_fn(|cx| growing.poll_room(cx, self.memory));
-        if let Poll::Ready(pace) = poll_fn(|cx| Poll::Ready(growing.poll_room(cx, self.memory))).await {
-            return pace;
+    /// Waits until the readers have taken enough of a body for more of it to be buffered.
+    async fn room(&self, streaming: &StreamingBody, least: LeastRate) -> Demand {
+        let room = || poll_fn(|cx| streaming.poll_room(cx, self.memory));
+        if let Poll::Ready(demand) = poll_fn(|cx| Poll::Ready(streaming.poll_room(cx, self.memory))).await {
+            return demand;
         }
         loop {
             let began = Instant::now();
-            let pace = tokio::time::timeout(READER_TICK, room()).await;
-            growing.waited(began.elapsed(), least);
-            if let Ok(pace) = pace {
-                return pace;
+            let demand = tokio::time::timeout(READER_TICK, room()).await;
+            streaming.waited(began.elapsed(), least);
+            if let Ok(demand) = demand {
+                return demand;
             }
         }
     }
 
-    /// Reads a body to its end; gives whether it was whole.
+    /// Copies a body into the streaming body. Returns whether it was complete.
     async fn pump<B: HttpBody<Data = Bytes> + Unpin>(
         &self,
-        lead: &FetchLeader,
+        leader: &FetchLeader,
         order: &Order,
         mut body: B,
-        growing: &StreamingBody,
+        streaming: &StreamingBody,
     ) -> bool {
         let mut is_joinable = true;
         loop {
-            if self.room(growing, order.policy.least_rate).await == Pace::Stop {
+            if self.room(streaming, order.policy.least_rate).await == Demand::Stop {
                 return false;
             }
             match poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await {
@@ -498,23 +519,23 @@ impl Cache {
                 Some(Err(_)) => return false,
                 Some(Ok(frame)) => {
                     if let Some(data) = frame.data_ref() {
-                        growing.push(data, self.memory);
+                        streaming.push(data, self.memory);
                     }
                 }
             }
-            if is_joinable && growing.is_outgrown() {
-                lead.leave();
-                lead.token.retire();
+            if is_joinable && streaming.is_outgrown() {
+                leader.leave();
+                leader.token.retire();
                 is_joinable = false;
             }
         }
     }
 }
 
-/// The terms of a response that is given out once and not kept.
+/// Returns the terms of a response that is served once and not stored.
 fn once(timing: Timing) -> Terms {
     Terms {
-        born: timing.came,
+        born: timing.received,
         lifetime: 0,
         stale_while_revalidate: 0,
         stale_if_error: 0,

@@ -1,9 +1,8 @@
-//! One fetch for all who want the same thing (collapsed forwarding).
+//! Collapsed forwarding: one fetch for all requests of a group.
 //!
-//! Who comes first leads: a task of its own fetches, and readers may leave. The
-//! others wait until the lead knows what it has, and then all go on at once: to read the growing
-//! body, to take what a validation has confirmed, or, where the response is for one only, each to
-//! the node by itself.
+//! The first request becomes the leader: a task of its own fetches, so that its client may leave. The
+//! others wait for the outcome, and then all go on at once: they read the streaming body, serve the
+//! validated response, or, where the response cannot be shared, each goes to a node by itself.
 
 use super::key::Key;
 use super::object::{SharedResponse, Stored};
@@ -18,43 +17,43 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::task::{Context, Poll, Waker};
 
-/// Locks that fetches of different keys rarely share.
+/// The number of locks by which the table is divided.
 const SHARDS: usize = 16;
 
-/// The fetches that run.
+/// The table of the running fetches.
 pub(super) struct Fills {
     shards: [Mutex<HashMap<Key, Arc<Fill>>>; SHARDS],
-    /// The memory of all arriving bodies.
-    growing: Arc<AtomicU64>,
-    /// The budget for buffers of the process.
+    /// The memory of all streaming bodies, in bytes.
+    arriving: Arc<AtomicU64>,
+    /// The budget of the process for buffers.
     budget: Arc<Budget>,
 }
 
 impl Fills {
     pub(super) fn new(budget: &Arc<Budget>) -> Fills {
-        Fills { shards: Default::default(), growing: Arc::default(), budget: Arc::clone(budget) }
+        Fills { shards: Default::default(), arriving: Arc::default(), budget: Arc::clone(budget) }
     }
 
-    /// Returns whether the process may hold so much more.
+    /// Returns whether the budget has room for a body of that length.
     pub(super) fn has_room_for(&self, length: u64) -> bool {
         self.budget.share(length).is_some()
     }
 }
 
-/// One fetch, as those who wait for it see it.
+/// One fetch, as the waiting requests see it.
 pub(crate) struct Fill {
     pub(super) uri: String,
-    /// When the fetch began.
+    /// The begin of the fetch.
     pub(super) epoch: Epoch,
-    /// Set when what it asks for has changed since then.
+    /// Set when the resource has changed since the begin.
     pub(super) is_outdated: Arc<AtomicBool>,
     state: Mutex<FillState>,
 }
 
 struct FillState {
     stage: FillStage,
-    waiting: HashMap<u64, Waker>,
-    /// The number of the next who waits.
+    waiters: HashMap<u64, Waker>,
+    /// The number of the next waiter.
     next: u64,
 }
 
@@ -63,32 +62,32 @@ enum FillStage {
     Known(FetchOutcome),
 }
 
-/// The result of a fetch, for the requests that waited.
+/// The result of a fetch, for the waiting requests.
 #[derive(Clone)]
 pub(crate) enum FetchOutcome {
     /// A response whose body is arriving.
     Streaming(Arc<StreamingBody>),
-    /// A stored response: confirmed by the node, or there already.
-    Stored { stored: SharedResponse, asked: bool },
-    /// A stale response that stands in for a node that failed.
+    /// A stored response; `validated` where a node has confirmed it now.
+    Stored { stored: SharedResponse, validated: bool },
+    /// A stale response in place of a node's error.
     StandIn(SharedResponse),
-    /// Nothing that could be shared.
+    /// A response that cannot be shared.
     Released,
 }
 
-/// What becomes of a request that comes while a key is, or is not, being fetched.
+/// The role of a request in the fetch of its group.
 pub(crate) enum Joined {
     Leader(FetchLeader),
     Wait(Arc<Fill>),
 }
 
-/// The right and the duty to fetch. Dropped without an outcome, it releases those who wait.
+/// The leader of a fetch. When it is dropped without an outcome, the waiting requests are released.
 pub(crate) struct FetchLeader {
     fills: Arc<Fills>,
-    /// The group that it leads.
+    /// The group of the fetch.
     pub(super) key: Key,
-    /// The group that its response turned out to be for.
-    narrower: Option<Key>,
+    /// The narrower group that the `Vary` of the response has made of it.
+    narrowed: Option<Key>,
     pub(super) fill: Arc<Fill>,
     pub(crate) token: FetchToken,
 }
@@ -98,7 +97,7 @@ impl Fills {
         self.shards[(key.bits() >> 64) as usize % SHARDS].lock()
     }
 
-    /// Waits with the fetch that runs, unless it has become useless; leads otherwise.
+    /// Joins the running fetch of a key, unless it is useless; otherwise begins one.
     pub(super) fn join(
         self: &Arc<Self>,
         key: Key,
@@ -112,22 +111,22 @@ impl Fills {
         {
             return Joined::Wait(Arc::clone(fill));
         }
-        let lead = self.solo(uri, key, begin());
-        shard.insert(key, Arc::clone(&lead.fill));
-        Joined::Leader(lead)
+        let leader = self.solo(uri, key, begin());
+        shard.insert(key, Arc::clone(&leader.fill));
+        Joined::Leader(leader)
     }
 
-    /// Returns a leader for whom no request can wait.
+    /// Returns the leader of a fetch that no request can join.
     pub(super) fn solo(self: &Arc<Self>, uri: &str, key: Key, token: FetchToken) -> FetchLeader {
-        let state = Mutex::new(FillState { stage: FillStage::Fetching, waiting: HashMap::new(), next: 0 });
+        let state = Mutex::new(FillState { stage: FillStage::Fetching, waiters: HashMap::new(), next: 0 });
         let (epoch, is_outdated) = (token.epoch, token.outdated());
         let fill = Arc::new(Fill { uri: uri.to_owned(), epoch, is_outdated, state });
-        FetchLeader { fills: Arc::clone(self), key, narrower: None, fill, token }
+        FetchLeader { fills: Arc::clone(self), key, narrowed: None, fill, token }
     }
 }
 
 impl Fill {
-    /// Waits until the lead knows what it has.
+    /// Returns a future of the outcome.
     pub(crate) fn outcome(self: Arc<Self>) -> FillWaiter {
         let number = {
             let mut state = self.state.lock();
@@ -137,28 +136,28 @@ impl Fill {
         FillWaiter { fill: self, number }
     }
 
-    /// The head of what is arriving.
+    /// Returns the head of the streaming response.
     pub(super) fn head(&self) -> Option<SharedResponse> {
         match &self.state.lock().stage {
-            FillStage::Known(FetchOutcome::Streaming(growing)) => Some(Arc::clone(&growing.head)),
+            FillStage::Known(FetchOutcome::Streaming(streaming)) => Some(Arc::clone(&streaming.head)),
             _ => None,
         }
     }
 
-    fn tell(&self, outcome: FetchOutcome) {
-        let waiting = {
+    fn set_outcome(&self, outcome: FetchOutcome) {
+        let waiters = {
             let mut state = self.state.lock();
             if matches!(state.stage, FillStage::Known(_)) {
                 return;
             }
             state.stage = FillStage::Known(outcome);
-            std::mem::take(&mut state.waiting)
+            std::mem::take(&mut state.waiters)
         };
-        waiting.into_values().for_each(Waker::wake);
+        waiters.into_values().for_each(Waker::wake);
     }
 }
 
-/// One who waits for a fetch; forgotten when dropped.
+/// The future of an outcome; dropping it removes its waker.
 pub(crate) struct FillWaiter {
     fill: Arc<Fill>,
     number: u64,
@@ -172,7 +171,7 @@ impl Future for FillWaiter {
         match &state.stage {
             FillStage::Known(outcome) => Poll::Ready(outcome.clone()),
             FillStage::Fetching => {
-                state.waiting.insert(self.number, cx.waker().clone());
+                state.waiters.insert(self.number, cx.waker().clone());
                 Poll::Pending
             }
         }
@@ -181,49 +180,55 @@ impl Future for FillWaiter {
 
 impl Drop for FillWaiter {
     fn drop(&mut self) {
-        self.fill.state.lock().waiting.remove(&self.number);
+        self.fill.state.lock().waiters.remove(&self.number);
     }
 }
 
 impl FetchLeader {
-    /// Lets go all who wait, at once.
-    pub(crate) fn settle(self, outcome: FetchOutcome) {
+    /// Ends the fetch and wakes all waiting requests.
+    pub(crate) fn finish(self, outcome: FetchOutcome) {
         self.leave();
-        self.fill.tell(outcome);
+        self.fill.set_outcome(outcome);
     }
 
-    /// Lets all read the body as it arrives. Later requests join them. Where the response
-    /// cannot be shared as it is, those who wait are released instead.
-    pub(super) fn grow(&self, head: Stored, length: Option<u64>, largest: u64, is_shared: bool) -> Arc<StreamingBody> {
-        let growing =
-            Arc::new(StreamingBody::new(head, length, largest, (&self.fills.growing, self.fills.budget.nothing())));
+    /// Returns the streaming body, which waiting and later requests read while it arrives. Where the response cannot
+    /// be shared, the waiting requests are released instead.
+    pub(super) fn stream(
+        &self,
+        head: Stored,
+        length: Option<u64>,
+        largest: u64,
+        is_shared: bool,
+    ) -> Arc<StreamingBody> {
+        let streaming =
+            Arc::new(StreamingBody::new(head, length, largest, (&self.fills.arriving, self.fills.budget.nothing())));
         match is_shared {
-            true => self.fill.tell(FetchOutcome::Streaming(Arc::clone(&growing))),
+            true => self.fill.set_outcome(FetchOutcome::Streaming(Arc::clone(&streaming))),
             false => {
                 self.leave();
-                self.fill.tell(FetchOutcome::Released);
+                self.fill.set_outcome(FetchOutcome::Released);
             }
         }
-        growing
+        streaming
     }
 
-    /// Returns the key of the group that it answers, as far as that is known.
+    /// Returns the narrowest group that is known.
     pub(super) fn narrowest(&self) -> Key {
-        self.narrower.unwrap_or(self.key)
+        self.narrowed.unwrap_or(self.key)
     }
 
-    /// From now on only those of a narrower group join it.
-    pub(super) fn answer_to(&mut self, narrower: Key) {
-        if narrower != self.key {
+    /// Lets only requests of a narrower group join from now on.
+    pub(super) fn narrow(&mut self, narrowed: Key) {
+        if narrowed != self.key {
             self.leave();
-            self.fills.shard(narrower).entry(narrower).or_insert_with(|| Arc::clone(&self.fill));
-            self.narrower = Some(narrower);
+            self.fills.shard(narrowed).entry(narrowed).or_insert_with(|| Arc::clone(&self.fill));
+            self.narrowed = Some(narrowed);
         }
     }
 
-    /// Takes the fetch out of the table; no request joins it any more.
+    /// Removes the fetch from the table, so that no further request joins it.
     pub(super) fn leave(&self) {
-        for key in std::iter::once(self.key).chain(self.narrower) {
+        for key in std::iter::once(self.key).chain(self.narrowed) {
             let mut shard = self.fills.shard(key);
             if shard.get(&key).is_some_and(|fill| Arc::ptr_eq(fill, &self.fill)) {
                 shard.remove(&key);
@@ -235,6 +240,6 @@ impl FetchLeader {
 impl Drop for FetchLeader {
     fn drop(&mut self) {
         self.leave();
-        self.fill.tell(FetchOutcome::Released);
+        self.fill.set_outcome(FetchOutcome::Released);
     }
 }

@@ -1,4 +1,4 @@
-//! Cache keys: scheme, authority, path, query, and what the route adds.
+//! Cache keys: scheme, authority, path, query, and the parts that the route adds.
 
 use crate::config::CacheKey;
 use crate::http::head::RequestFields;
@@ -11,8 +11,7 @@ use std::borrow::Cow;
 use std::hash::Hasher;
 use std::sync::LazyLock;
 
-/// A key: 128 bits of a hash that is keyed anew in every process, so that no client can make
-/// two requests meet.
+/// A cache key: 128 bits of a hash with a random key per process, so that no client can construct a collision.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Key(u128);
 
@@ -22,7 +21,7 @@ static SECRET: LazyLock<[u64; 2]> = LazyLock::new(|| {
 });
 
 impl Key {
-    /// The hash by which the store finds a key.
+    /// Returns the bits, which are the key of the table.
     pub(super) fn bits(self) -> u128 {
         self.0
     }
@@ -31,7 +30,7 @@ impl Key {
         Key(bits)
     }
 
-    /// Another key, for something that belongs to this one.
+    /// Returns a key that is derived from this one and further parts.
     pub(super) fn derive(self, tell: impl FnOnce(&mut dyn FnMut(&[u8]))) -> Key {
         let mut hasher = hasher();
         hasher.write(&self.0.to_le_bytes());
@@ -51,13 +50,13 @@ fn hasher() -> SipHasher13 {
     SipHasher13::new_with_keys(SECRET[0], SECRET[1])
 }
 
-/// Every part says how long it is, so that no two lists of parts are the same bytes.
+/// Each part is preceded by its length, so that different lists of parts never have the same bytes.
 fn part(hasher: &mut SipHasher13, bytes: &[u8]) {
     hasher.write(&(bytes.len() as u64).to_le_bytes());
     hasher.write(bytes);
 }
 
-/// A list of parts says how many they are.
+/// A list of parts is preceded by its length.
 fn parts(hasher: &mut SipHasher13, list: impl Iterator<Item = impl AsRef<[u8]>>) {
     let mut count = 0u64;
     for bytes in list {
@@ -72,12 +71,12 @@ fn finish(hasher: &SipHasher13) -> Key {
     Key(u128::from(hash.h1) << 64 | u128::from(hash.h2))
 }
 
-/// The target of a request, in the normal form of the whole proxy.
+/// The target URI of a request, in the normal form of the proxy.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct TargetUri<'a> {
-    /// The scheme that the client used.
+    /// The scheme of the client's request.
     pub(crate) scheme: &'a str,
-    /// Lower case, with a port that is not the scheme's own.
+    /// In lower case, without the default port of the scheme.
     pub(crate) authority: &'a str,
     pub(crate) path: &'a str,
     pub(crate) query: Option<&'a str>,
@@ -91,11 +90,11 @@ pub(crate) struct KeyRules {
     sorted: bool,
     headers: Vec<HeaderName>,
     cookies: Vec<String>,
-    /// Tells routes apart that requests for one URI may take; empty where there are none such.
+    /// The name of the route where several routes match requests for one URI; empty otherwise.
     route: String,
 }
 
-/// The name of a query parameter, or with `*` at its end the beginning of one.
+/// The name of a query parameter or cookie, or a prefix of one that ends in `*`.
 #[derive(Clone, Debug)]
 struct Pattern {
     text: String,
@@ -120,7 +119,7 @@ impl Pattern {
     }
 }
 
-/// Cookies whose presence has a request pass by the cache.
+/// The cookies whose presence makes a request bypass the cache.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct BypassCookies(Vec<Pattern>);
 
@@ -129,7 +128,7 @@ impl BypassCookies {
         BypassCookies(names.map(Pattern::of).collect())
     }
 
-    /// Returns whether a request has one of them.
+    /// Returns whether a request has one of the cookies.
     pub(crate) fn are_in(&self, fields: &HeaderMap) -> bool {
         !self.0.is_empty() && pairs(fields).any(|(name, _)| self.0.iter().any(|cookie| cookie.matches_bytes(name)))
     }
@@ -147,18 +146,18 @@ impl KeyRules {
         }
     }
 
-    /// Keeps what comes over one route from requests that take another one.
+    /// Makes the name of the route a part of the key, where other routes match the same URIs.
     pub(crate) fn for_route_only(mut self, name: &str) -> KeyRules {
         name.clone_into(&mut self.route);
         self
     }
 
-    /// Returns whether other things than the URI are part of its keys.
+    /// Returns whether the key has further parts besides the URI.
     pub(crate) fn has_parts(&self) -> bool {
         !self.headers.is_empty() || !self.cookies.is_empty() || !self.route.is_empty()
     }
 
-    /// The key that is made of the URI alone.
+    /// Returns the key of the URI without further parts.
     pub(crate) fn of_uri(&self, target: TargetUri<'_>) -> Key {
         let mut hasher = self.begin(target);
         part(&mut hasher, b"");
@@ -178,7 +177,7 @@ impl KeyRules {
         let mut hasher = self.begin(target);
         part(&mut hasher, self.route.as_bytes());
         for name in &self.headers {
-            // Every line, so that none can reach the node unseen.
+            // All lines of the field are part of the key, as the node receives all of them.
             parts(&mut hasher, fields.values(name));
         }
         for name in &self.cookies {
@@ -187,7 +186,7 @@ impl KeyRules {
         finish(&hasher)
     }
 
-    /// Returns the part of a query that counts, in one spelling, as the path has one.
+    /// Returns the part of a query that belongs to the key, in its normal spelling.
     pub(crate) fn query<'q>(&self, query: Option<&'q str>) -> Option<Cow<'q, str>> {
         let query = respell_query(query?);
         if self.ignored.is_empty() && self.only.is_empty() && !self.sorted {
@@ -197,23 +196,23 @@ impl KeyRules {
         if self.sorted {
             kept.sort_by_key(|parameter| parameter.split('=').next());
         }
-        // A query of ignored parameters only is none.
+        // A query that has only ignored parameters counts as none.
         (!kept.is_empty()).then(|| Cow::Owned(kept.join("&")))
     }
 
     fn counts(&self, parameter: &str) -> bool {
-        // Where a node splits at `;`, this is more than one.
+        // A node may split at `;`, so that this is more than one parameter.
         if parameter.contains(';') {
             return true;
         }
         let name = parameter.split('=').next().unwrap_or_default();
-        // However it is written: another spelling is no other parameter.
+        // Compared in its decoded form: another spelling is the same parameter.
         let name = percent_decode_str(name).decode_utf8_lossy();
         let among = |patterns: &[Pattern]| patterns.iter().any(|pattern| pattern.matches(&name));
         !among(&self.ignored) && (self.only.is_empty() || among(&self.only))
     }
 
-    /// Returns the URI that stored responses are purged by.
+    /// Returns the URI by which stored responses are purged.
     pub(crate) fn uri(&self, target: TargetUri<'_>) -> String {
         let TargetUri { scheme, authority, path, .. } = target;
         match self.query(target.query) {
@@ -223,7 +222,7 @@ impl KeyRules {
     }
 }
 
-/// Returns the values of all cookies of a name.
+/// Returns the values of all cookies with a name.
 fn cookies<'a>(fields: &'a HeaderMap, name: &str) -> impl Iterator<Item = &'a [u8]> {
     pairs(fields).filter_map(move |(known, value)| value.filter(|_| known == name.as_bytes()))
 }
@@ -317,8 +316,8 @@ mod tests {
             KeyRules::default().key(target(None), &HeaderMap::new().into())
         );
         assert_ne!(rules.of_uri(target(None)), key(&[]));
-        let asked = rules.key(target(Some("page=2")), &HeaderMap::new().into());
-        assert_ne!(key(&[("x-country", "?page=2")]), asked, "no part can pass for another");
+        let with_query = rules.key(target(Some("page=2")), &HeaderMap::new().into());
+        assert_ne!(key(&[("x-country", "?page=2")]), with_query, "no part can pass for another");
         assert_eq!(key(&[("cookie", "lang =de")]), key(&[("cookie", "lang=de")]));
         assert_eq!(key(&[("cookie", "a=1; lang=de")]), key(&[("cookie", "lang=de"), ("accept", "*/*")]));
     }

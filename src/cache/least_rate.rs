@@ -1,11 +1,11 @@
-//! The rate at which a reader must read, where other readers wait for it.
+//! The least rate of a reader for which other readers wait.
 
 use std::time::Duration;
 
 /// The least rate of a reader that other readers wait for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct LeastRate {
-    /// Bytes a second; 0 for any rate.
+    /// Bytes per second; 0 for any rate.
     pub(crate) bytes: u64,
     /// The time that is not counted.
     pub(crate) grace: Duration,

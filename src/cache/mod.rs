@@ -1,13 +1,13 @@
 //! The cache: a shared one in the sense of RFC 9111.
 //!
-//! - `directives`, `policy`, `vary`, `conditional`, `range`: what the RFCs say, as pure functions.
-//! - `key`: what makes two requests one. `object`, `packed_headers`, `body`: what is kept of a response.
-//! - `store`: the table, bounded by memory. `uris`: the keys of each URI. `purge`: the rules that strike what it holds.
-//! - `fill`: one fetch for all who want the same. `streaming_body`: the body that they read while it
-//!   arrives. `fetch`: what a fetch comes to.
-//! - `status`: what is told of it all.
+//! - `directives`, `policy`, `vary`, `conditional`, `range`: the rules of the RFCs, as pure functions.
+//! - `key`: the cache key. `object`, `packed_headers`, `body`: a stored response.
+//! - `store`: the table, bounded by memory. `uris`: the keys of each URI. `purge`: the rules of purges.
+//! - `fill`: collapsed forwarding, one fetch for all requests of a group. `streaming_body`: the body that they
+//!   read while it arrives. `fetch`: a fetch and its result.
+//! - `status`: the members of `Cache-Status` (RFC 9211).
 //!
-//! The room is handed an [`FetchOrigin`] and knows nothing of pools or clients.
+//! The room gets a [`FetchOrigin`] and knows neither pools nor clients.
 
 mod body;
 mod conditional;
@@ -51,10 +51,10 @@ use std::time::{Duration, Instant};
 use store::{EntryStore, Found};
 use tokio::sync::Notify;
 
-/// How long a key whose response cannot be shared is passed without waiting for a fetch.
+/// The time for which the requests of a group go to the nodes one by one after a response that cannot be shared.
 const PASS: Milliseconds = 10_000;
 
-/// Between two sweeps.
+/// The pause between two sweeps.
 const SWEEP_PAUSE: Duration = Duration::from_secs(1);
 
 /// The cache of the whole process; it outlives configurations.
@@ -65,8 +65,8 @@ pub(crate) struct Cache {
     started: Instant,
     /// The time by which a test has advanced the clock.
     #[cfg(test)]
-    turned: std::sync::atomic::AtomicI64,
-    struck: Notify,
+    advanced: std::sync::atomic::AtomicI64,
+    purged: Notify,
 }
 
 /// Wakes the sweeper when it is dropped.
@@ -74,7 +74,7 @@ struct Sweep(Arc<Cache>);
 
 impl Drop for Sweep {
     fn drop(&mut self) {
-        self.0.struck.notify_one();
+        self.0.purged.notify_one();
     }
 }
 
@@ -82,25 +82,25 @@ impl Drop for Sweep {
 #[derive(Debug)]
 pub(crate) enum Known {
     Response(CacheHit),
-    /// Something for other requests to the same URI.
-    Others,
+    /// Only responses of other variants (`Vary`) are stored.
+    OtherVariants,
     Nothing,
 }
 
-/// The requests that may wait for one another: those to one URI that choose the same response, and
-/// that are alike in what decides whether a response may be shared.
+/// The requests that may share a fetch: they have the same URI and choose the same variant, and are equal in the
+/// traits that decide on sharing (`Authorization`, `Cookie`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Group {
     key: Key,
-    /// Equal for all requests that choose the same response, of any client.
+    /// The same for all requests that choose the same variant.
     variant: Key,
-    /// Their responses were not shareable a moment ago: no request waits.
+    /// A recent response could not be shared: each request goes to the nodes by itself.
     pub(crate) passes: bool,
 }
 
 impl Cache {
-    /// `memory` is for what is stored, the budget for what is arriving; `evicted` is told of every entry that makes
-    /// room for another.
+    /// Returns an empty cache. `memory` bounds the stored responses in bytes, the budget the arriving bodies; `evicted`
+    /// is called for every evicted entry.
     pub(crate) fn new(memory: u64, budget: &Arc<Budget>, evicted: impl Fn() + Send + Sync + 'static) -> Cache {
         Cache {
             store: Arc::new(EntryStore::new(memory, evicted)),
@@ -108,16 +108,16 @@ impl Cache {
             memory,
             started: Instant::now(),
             #[cfg(test)]
-            turned: Default::default(),
-            struck: Notify::new(),
+            advanced: Default::default(),
+            purged: Notify::new(),
         }
     }
 
-    /// Returns the time on the clock that all ages go by.
+    /// Returns a time on the clock of the cache, by which ages are computed.
     pub(crate) fn at(&self, time: Instant) -> Milliseconds {
         let elapsed = milliseconds(time.saturating_duration_since(self.started));
         #[cfg(test)]
-        let elapsed = elapsed + self.turned.load(Ordering::Relaxed);
+        let elapsed = elapsed + self.advanced.load(Ordering::Relaxed);
         elapsed
     }
 
@@ -125,25 +125,25 @@ impl Cache {
         self.at(Instant::now())
     }
 
-    /// Looks for a response. Takes no lock that waits, and makes no text.
+    /// Returns the stored response for a request. Takes no waiting lock and builds no string.
     pub(crate) fn look_up(&self, key: Key, request: &RequestFields) -> Known {
         match self.store.look_up(key, request) {
-            Found::Response(held) => Known::Response(held),
-            Found::OtherVariants(_) => Known::Others,
+            Found::Response(hit) => Known::Response(hit),
+            Found::OtherVariants(_) => Known::OtherVariants,
             Found::Nothing => Known::Nothing,
         }
     }
 
-    /// Returns the group that a request belongs to.
+    /// Returns the group of a request.
     pub(crate) fn group(&self, order: &Order) -> Group {
         let base = order.base_group();
         let marked = self.store.marker(base, |marker| (marker.pass_until, marker.varies.clone()));
         let (pass_until, hint) = marked.unwrap_or((Milliseconds::MIN, None));
-        // What was seen last counts, stored or not.
+        // The `Vary` of the newest response counts, stored or not.
         let selecting = match hint {
             Some(selecting) => Some(selecting.for_request(&order.request)),
             None => match self.store.look_up(order.key, &order.request) {
-                Found::Response(held) => held.varies.as_ref().map(|selecting| selecting.for_request(&order.request)),
+                Found::Response(hit) => hit.varies.as_ref().map(|selecting| selecting.for_request(&order.request)),
                 Found::OtherVariants(selecting) => Some(selecting),
                 Found::Nothing => None,
             },
@@ -158,7 +158,7 @@ impl Cache {
         Group { key, variant, passes: now < pass_until.max(variant_until.unwrap_or(Milliseconds::MIN)) }
     }
 
-    /// Waits with the fetch that runs for a group, or begins to lead one.
+    /// Joins the running fetch of a group, or begins one as its leader.
     pub(crate) fn join(&self, group: Group, order: &Order) -> Joined {
         self.fills.join(
             group.key,
@@ -168,69 +168,68 @@ impl Cache {
         )
     }
 
-    /// Leads a fetch that no other request waits for.
-    pub(crate) fn go_alone(&self, group: Group, order: &Order) -> FetchLeader {
+    /// Begins a fetch that no other request can join.
+    pub(crate) fn fetch_alone(&self, group: Group, order: &Order) -> FetchLeader {
         self.fills.solo(&order.uri, group.key, self.store.begin(&order.uri, order.key, group.variant))
     }
 
-    /// Returns whether what a fetch brings is of no use to those who come now: it has been purged or changed,
-    /// or has become stale, before it is here.
+    /// Returns whether the response of a running fetch cannot answer new requests: it was purged, its resource has
+    /// changed, or it is stale already.
     fn is_useless(&self, fill: &Fill) -> bool {
         let head = fill.head();
-        // Its tags are not known yet; they may be the ones that were purged.
-        if head.is_none() && self.store.has_struck_tags(fill.epoch) || fill.is_outdated.load(Ordering::Acquire) {
+        // Before the head has arrived its tags are unknown, and may be among the purged ones.
+        if head.is_none() && self.store.has_purged_tags(fill.epoch) || fill.is_outdated.load(Ordering::Acquire) {
             return true;
         }
         let tags = head.as_ref().map_or(&[][..], |head| &head.tags);
         let is_stale = head.as_ref().is_some_and(|head| head.reuse(self.now(), None) == Reuse::AfterValidation);
-        is_stale || self.store.is_struck(&fill.uri, tags, fill.epoch)
+        is_stale || self.store.is_purged(&fill.uri, tags, fill.epoch)
     }
 
-    /// Returns whether a fetch, had it brought these fields, would have been beaten by a purge or a change.
-    pub(crate) fn is_beaten(&self, order: &Order, fields: &HeaderMap, token: &FetchToken) -> bool {
-        token.is_outdated() || self.store.is_struck(&order.uri, &object::tags(fields), token.epoch)
+    /// Returns whether a purge or a change since its begin outdates a fetch whose response has these fields.
+    pub(crate) fn is_outdated(&self, order: &Order, fields: &HeaderMap, token: &FetchToken) -> bool {
+        token.is_outdated() || self.store.is_purged(&order.uri, &object::tags(fields), token.epoch)
     }
 
-    /// Begins a fetch that no request waits for.
+    /// Begins a fetch whose response no request joins, and returns its token.
     pub(crate) fn begin(&self, order: &Order) -> FetchToken {
         self.store.begin(&order.uri, order.key, self.group(order).variant)
     }
 
-    /// Puts a purge in force, at once for every request that comes later. Returns a function that counts the stored
-    /// responses that it has struck: it looks at all of them, so it is for a thread that may block. They leave memory
-    /// once it has been called or dropped.
+    /// Applies a purge, at once for every later request. Returns a function that counts the purged responses: it scans
+    /// the table, so it must run on a thread that may block. Memory is freed once it has been called or dropped.
     pub(crate) fn purge(self: &Arc<Self>, purge: &Purge, soft: bool) -> impl FnOnce() -> u64 + Send + 'static {
-        let struck = self.store.purge(purge, soft);
+        let rule = self.store.purge(purge, soft);
         let sweep = Sweep(Arc::clone(self));
-        move || sweep.0.store.count(&struck)
+        move || sweep.0.store.count(&rule)
     }
 
-    /// Forgets the responses to a URI whose resource has changed (RFC 9111 4.4), those that are being fetched included,
-    /// but for the fetch that has changed it. `key` is the one that is made of the URI alone.
+    /// Invalidates the stored responses of a URI whose resource has changed (RFC 9111 4.4) and those of its running
+    /// fetches, except the fetch `but`, which has changed it. `key` is the cache key without further parts.
     pub(crate) fn invalidate(&self, key: Key, uri: &str, but: Option<&FetchToken>) {
         self.store.invalidate(key, uri, but);
     }
 
-    /// Removes what purges have struck, for as long as the process lives.
+    /// Sweeps purged responses from memory, for as long as the process lives.
     pub(crate) async fn keep_clean(self: Arc<Self>) {
         let mut is_more = false;
         loop {
             if !is_more {
-                self.struck.notified().await;
+                self.purged.notified().await;
             }
             let cache = Arc::clone(&self);
-            // A large table takes a while to look through.
+            // A scan of a large table takes a while.
             is_more = tokio::task::spawn_blocking(move || cache.store.sweep()).await.unwrap_or(false);
             tokio::time::sleep(SWEEP_PAUSE).await;
         }
     }
 
-    /// Returns how many entries there are, and what they take in memory.
+    /// Returns the number of entries and their memory in bytes.
     pub(crate) fn extent(&self) -> (u64, u64) {
         self.store.extent()
     }
 
-    /// Returns the bytes that it may take.
+    /// Returns the bound of the memory in bytes.
     pub(crate) fn memory(&self) -> u64 {
         self.memory
     }

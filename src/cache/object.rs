@@ -125,13 +125,13 @@ impl Stored {
         mut fields: HeaderMap,
         (terms, withheld): (Terms, Vec<HeaderName>),
         request: &RequestFields,
-        came_at: i64,
+        received_at: i64,
         (epoch, turn): (Epoch, Turn),
     ) -> Stored {
         let tags = tags(&fields);
         // A recipient with a clock says when a message without a date came (RFC 9110 6.6.1).
         if !fields.contains_key(DATE)
-            && let Some(date) = crate::http::date::format(came_at)
+            && let Some(date) = crate::http::date::format(received_at)
         {
             fields.insert(DATE, date);
         }
@@ -162,7 +162,7 @@ impl Stored {
 
     pub(super) fn with_body(mut self, body: Body) -> Stored {
         self.body = match body {
-            Body::One(bytes) if bytes.len() <= SMALL_BODY => Body::One(self.fields.house(&bytes)),
+            Body::One(bytes) if bytes.len() <= SMALL_BODY => Body::One(self.fields.pack_body(&bytes)),
             large => large,
         };
         self
@@ -214,8 +214,8 @@ impl Stored {
         self.varies.as_ref().is_none_or(|selecting| selecting.matches(request))
     }
 
-    pub(crate) fn reuse(&self, now: Milliseconds, asked: Option<&RequestDirectives>) -> Reuse {
-        policy::reuse(&self.terms, now, self.is_soft_purged.load(Relaxed), asked)
+    pub(crate) fn reuse(&self, now: Milliseconds, requested: Option<&RequestDirectives>) -> Reuse {
+        policy::reuse(&self.terms, now, self.is_soft_purged.load(Relaxed), requested)
     }
 
     pub(crate) fn is_fresh(&self, now: Milliseconds) -> bool {
@@ -256,7 +256,7 @@ impl Stored {
     }
 
     /// Asks with the validators of this response (RFC 9111 4.3.1). Gives whether there are any.
-    pub(crate) fn ask_whether_changed(&self, request: &mut HeaderMap) -> bool {
+    pub(crate) fn add_conditions(&self, request: &mut HeaderMap) -> bool {
         use http::header::{IF_MODIFIED_SINCE, IF_NONE_MATCH};
         let validators =
             [(IF_NONE_MATCH, self.fields.get(&ETAG)), (IF_MODIFIED_SINCE, self.fields.get(&LAST_MODIFIED))];

@@ -111,7 +111,7 @@ impl PackedHeaders {
     }
 
     /// Moves a small body into the same piece of memory, and gives it back from there.
-    pub(super) fn house(&mut self, body: &[u8]) -> Bytes {
+    pub(super) fn pack_body(&mut self, body: &[u8]) -> Bytes {
         let fields = self.block.len();
         let together = Bytes::from([&self.block, body].concat());
         self.block = together.slice(..fields);
@@ -153,7 +153,7 @@ mod tests {
                 fields.append(HeaderName::from_bytes(name.as_bytes()).unwrap(), HeaderValue::from_str(value).unwrap());
             }
             let mut packed = PackedHeaders::pack(&fields);
-            prop_assert_eq!(&packed.house(b"body")[..], b"body");
+            prop_assert_eq!(&packed.pack_body(b"body")[..], b"body");
             let mut unpacked = HeaderMap::new();
             packed.unpack(&mut unpacked);
             prop_assert_eq!(&unpacked, &fields);

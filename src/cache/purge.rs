@@ -1,28 +1,27 @@
-//! Purges: one line in a list of rules, in force at once, whatever the store holds.
+//! Purges: each is a rule in a list, in force at once, whatever the size of the store.
 //!
-//! Every rule has a number, its epoch. A response remembers the epoch at which the request for it
-//! began, and a rule that came later and means it wins, be the response stored already, still
-//! arriving, or on its way out of a validation. A sweep later removes what rules have struck; a
-//! rule goes when it has swept and no fetch is left that began before it.
+//! Every rule has a number, its epoch. A response carries the epoch at which its request began, and a later rule that
+//! matches it wins: over stored responses, arriving ones, and those under validation. A sweep removes the purged
+//! responses later; a rule is dropped once a sweep has run and no fetch is left that began before it.
 
 use super::key::hash_text;
 use std::collections::HashMap;
 
-/// The place of a fetch or a change in the order of all.
+/// The position of a fetch or a change in their common order.
 pub(super) type Turn = u64;
 
-/// The order of purges among themselves and with fetches.
+/// The position of a purge in the order of purges; fetches carry the epoch of their begin.
 pub(crate) type Epoch = u64;
 
-/// The responses that an operator wants removed.
+/// The responses that an operator purges.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Purge {
-    /// Everything under this URI: all variants, whatever the scheme. Several spellings may be meant,
-    /// as routes ignore different parts of a query. Without a host (`/a`), every host.
+    /// All variants of a URI, for any scheme. Several spellings may be given, as routes ignore different parts of a
+    /// query. Without a host (`/a`): the path on every host.
     Url(Vec<String>),
-    /// Everything whose URI begins so.
+    /// The responses whose URI has this prefix.
     Prefix(String),
-    /// Everything that its origin has given this tag.
+    /// The responses with this surrogate key or cache tag.
     Tag(String),
     All,
 }
@@ -39,22 +38,22 @@ impl Purge {
     }
 }
 
-/// When something was struck last.
+/// The epochs of the last purges.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Strokes {
-    /// It is gone.
+struct PurgeEpochs {
+    /// The last hard purge: the response is removed.
     hard: Epoch,
-    /// It is stale.
+    /// The last soft purge: the response is stale.
     soft: Epoch,
 }
 
-impl Strokes {
-    fn strike(&mut self, epoch: Epoch, soft: bool) {
+impl PurgeEpochs {
+    fn record(&mut self, epoch: Epoch, soft: bool) {
         *(if soft { &mut self.soft } else { &mut self.hard }) = epoch;
     }
 
-    fn max(self, other: Strokes) -> Strokes {
-        Strokes { hard: self.hard.max(other.hard), soft: self.soft.max(other.soft) }
+    fn max(self, other: PurgeEpochs) -> PurgeEpochs {
+        PurgeEpochs { hard: self.hard.max(other.hard), soft: self.soft.max(other.soft) }
     }
 
     fn last(&self) -> Epoch {
@@ -62,7 +61,7 @@ impl Strokes {
     }
 }
 
-/// The verdict of the purges on a response.
+/// The effect of the purges on a response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Verdict {
     Untouched,
@@ -71,35 +70,35 @@ pub(super) enum Verdict {
     Gone,
 }
 
-/// The purges in force.
+/// The rules that are in force.
 #[derive(Clone, Debug, Default)]
 pub(super) struct PurgeRules {
-    /// The number of the last one; never goes back.
+    /// The epoch of the last rule; it never decreases.
     pub(super) epoch: Epoch,
-    all: Strokes,
+    all: PurgeEpochs,
     /// By the URI without its scheme.
-    urls: HashMap<String, Strokes>,
+    urls: HashMap<String, PurgeEpochs>,
     /// By path and query, on every host.
-    paths: HashMap<String, Strokes>,
-    /// What begins so, likewise.
-    prefixes: Vec<(String, Strokes)>,
-    tags: HashMap<u64, Strokes>,
-    /// When any tag was struck last.
+    paths: HashMap<String, PurgeEpochs>,
+    /// By the prefix of either.
+    prefixes: Vec<(String, PurgeEpochs)>,
+    tags: HashMap<u64, PurgeEpochs>,
+    /// The epoch of the last purge by tag.
     pub(super) last_tag: Epoch,
 }
 
 impl PurgeRules {
-    /// Returns the rules with one more.
+    /// Returns the rules with a further one.
     pub(super) fn with(&self, purge: &Purge, soft: bool) -> PurgeRules {
         let mut rules = self.clone();
         rules.epoch += 1;
         let epoch = rules.epoch;
         match purge {
-            Purge::All if soft => rules.all.strike(epoch, soft),
-            // It strikes whatever the others do.
+            Purge::All if soft => rules.all.record(epoch, soft),
+            // A purge of everything includes all other rules.
             Purge::All => {
                 let mut all = rules.all;
-                all.strike(epoch, soft);
+                all.record(epoch, soft);
                 rules = PurgeRules { epoch, all, last_tag: epoch, ..PurgeRules::default() };
             }
             Purge::Url(urls) => {
@@ -108,22 +107,22 @@ impl PurgeRules {
                         true => rules.paths.entry(url.clone()),
                         false => rules.urls.entry(without_scheme(url).to_owned()),
                     };
-                    rule.or_default().strike(epoch, soft);
+                    rule.or_default().record(epoch, soft);
                 }
             }
             Purge::Prefix(prefix) => {
                 let prefix = without_scheme(prefix);
                 match rules.prefixes.iter_mut().find(|(known, _)| known == prefix) {
-                    Some((_, strokes)) => strokes.strike(epoch, soft),
+                    Some((_, strokes)) => strokes.record(epoch, soft),
                     None => {
-                        let mut strokes = Strokes::default();
-                        strokes.strike(epoch, soft);
+                        let mut strokes = PurgeEpochs::default();
+                        strokes.record(epoch, soft);
                         rules.prefixes.push((prefix.to_owned(), strokes));
                     }
                 }
             }
             Purge::Tag(tag) => {
-                rules.tags.entry(hash_text(tag.as_bytes())).or_default().strike(epoch, soft);
+                rules.tags.entry(hash_text(tag.as_bytes())).or_default().record(epoch, soft);
                 rules.last_tag = epoch;
             }
         }
@@ -133,7 +132,7 @@ impl PurgeRules {
     /// Returns the rules without those up to an epoch.
     pub(super) fn after(&self, epoch: Epoch) -> PurgeRules {
         let mut rules = self.clone();
-        let stays = |strokes: &Strokes| strokes.last() > epoch;
+        let stays = |strokes: &PurgeEpochs| strokes.last() > epoch;
         rules.urls.retain(|_, strokes| stays(strokes));
         rules.paths.retain(|_, strokes| stays(strokes));
         rules.prefixes.retain(|(_, strokes)| stays(strokes));
@@ -141,12 +140,12 @@ impl PurgeRules {
         rules
     }
 
-    /// Returns how many there are beside the one for everything.
+    /// Returns the number of rules, without the one for everything.
     pub(super) fn len(&self) -> usize {
         self.urls.len() + self.paths.len() + self.prefixes.len() + self.tags.len()
     }
 
-    /// What became of a response to a URI, with these tags, whose fetch began at that epoch.
+    /// Returns the effect on a response with a URI and tags, whose fetch began at an epoch.
     pub(super) fn judge(&self, uri: &str, tags: &[u64], since: Epoch) -> Verdict {
         let uri = without_scheme(uri);
         let path = &uri[uri.find('/').unwrap_or(0)..];
@@ -163,8 +162,8 @@ impl PurgeRules {
             strokes = strokes.max(*found);
         }
         match strokes {
-            Strokes { hard, .. } if hard > since => Verdict::Gone,
-            Strokes { soft, .. } if soft > since => Verdict::Stale,
+            PurgeEpochs { hard, .. } if hard > since => Verdict::Gone,
+            PurgeEpochs { soft, .. } if soft > since => Verdict::Stale,
             _ => Verdict::Untouched,
         }
     }
@@ -209,13 +208,13 @@ mod tests {
     }
 
     proptest! {
-        /// Any order of purges and fetches: a response is gone exactly where a hard purge came after
-        /// its fetch began, also when rules that no fetch needs any more have been dropped.
+        /// For any order of purges and fetches, a response is gone exactly where a hard purge came after the begin of
+        /// its fetch, also once unneeded rules have been dropped.
         #[test]
         fn a_purge_beats_what_began_before_it(events in proptest::collection::vec((0..3u8, any::<bool>()), 1..30)) {
             let uri = "http://a/b";
             let mut rules = PurgeRules::default();
-            // The epoch at which each fetch began, and whether a purge has come since.
+            // The epoch of each fetch's begin, and whether a purge has come since.
             let mut fetches: Vec<(Epoch, bool, bool)> = Vec::new();
             for (what, soft) in events {
                 match what {
@@ -227,7 +226,7 @@ mod tests {
                         }
                     }
                     _ => {
-                        // A sweep: all that began before the last rule has ended.
+                        // A sweep: all fetches that began before the last rule have ended.
                         fetches.retain(|(began, _, _)| *began >= rules.epoch);
                         rules = rules.after(rules.epoch);
                     }

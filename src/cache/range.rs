@@ -1,4 +1,4 @@
-//! Parts of a stored response (RFC 9110 14).
+//! Range requests answered from a stored response (RFC 9110 14).
 
 use super::body::Part;
 use bytes::Bytes;
@@ -6,21 +6,21 @@ use http::header::RANGE;
 use http::{HeaderMap, HeaderValue};
 use std::collections::VecDeque;
 
-/// More ranges than a client has a use for; such a request gets the whole.
+/// The most ranges of a request; with more the complete response is sent.
 const MAX_RANGES: usize = 32;
 
-/// The ranges that a request asks for (RFC 9110 14.2).
+/// The ranges of a request (RFC 9110 14.2).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Ranges {
-    /// The whole, for there is no range that is understood.
+    /// The complete body: the request has no range, or an invalid one.
     Whole,
-    /// None of them touches the body: 416.
+    /// No range overlaps the body: 416.
     Unsatisfiable,
-    /// From one position up to another, which is not included.
+    /// Pairs of a start and an end, which is not included.
     Some(Vec<(u64, u64)>),
 }
 
-/// Reads `Range` for a body of a length.
+/// Returns the ranges of a request for a body of a length.
 pub(crate) fn ranges(request: &HeaderMap, length: u64) -> Ranges {
     let mut lines = request.get_all(RANGE).iter();
     let (Some(line), None) = (lines.next(), lines.next()) else { return Ranges::Whole };
@@ -39,7 +39,7 @@ fn parse(line: &HeaderValue, length: u64) -> Option<Ranges> {
         specified += 1;
         let (first, last) = range.split_once('-')?;
         let number = |text: &str| match text.bytes().all(|byte| byte.is_ascii_digit()) && !text.is_empty() {
-            // A number too large for us lies beyond any end.
+            // A number beyond `u64` lies after any end.
             true => Some(text.parse::<u64>().unwrap_or(u64::MAX)),
             false => None,
         };
@@ -61,13 +61,13 @@ fn parse(line: &HeaderValue, length: u64) -> Option<Ranges> {
     match (specified, found.len()) {
         (0, _) => None,
         (_, 0) => Some(Ranges::Unsatisfiable),
-        // Many, or overlapping ones that add up to more than the whole, are an attack or a mistake.
+        // Many ranges, or overlapping ones that add up to more than the body, are an attack or a mistake.
         (many, _) if many > MAX_RANGES || !fits(&found, length) => None,
         _ => Some(Ranges::Some(found)),
     }
 }
 
-/// Returns whether ranges together are no longer than the whole.
+/// Returns whether the ranges together are no longer than the body.
 fn fits(ranges: &[(u64, u64)], length: u64) -> bool {
     ranges.iter().try_fold(length, |left, (from, end)| left.checked_sub(end - from)).is_some()
 }
@@ -77,7 +77,7 @@ pub(crate) fn content_range((from, end): (u64, u64), length: u64) -> String {
     format!("bytes {from}-{}/{length}", end - 1)
 }
 
-/// Returns a `multipart/byteranges` body: its parts and its media type.
+/// Returns the parts of a `multipart/byteranges` body, and its media type.
 pub(crate) fn multipart(
     ranges: &[(u64, u64)],
     length: u64,

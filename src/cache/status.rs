@@ -1,22 +1,22 @@
-//! `Cache-Status` (RFC 9211): what the cache did with a request.
+//! `Cache-Status` (RFC 9211): how the cache handled a request.
 
 use http::HeaderValue;
 use std::io::Write;
 
-/// Why a request went to the node.
+/// The reason for which a request went to a node (the parameter `fwd`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ForwardReason {
-    /// It is not one that the cache answers.
+    /// The cache does not handle this request.
     Bypass,
-    /// Its method is not answered from the store.
+    /// The method of the request is never answered from the store.
     Method,
-    /// Nothing is stored for its URI.
+    /// No response is stored for the URI.
     UriMiss,
-    /// Nothing is stored for its fields.
+    /// Only responses of other variants are stored.
     VaryMiss,
-    /// What is stored is stale.
+    /// The stored response is stale.
     Stale,
-    /// The client wanted to have the node asked.
+    /// The request requires validation, such as by `no-cache`.
     Request,
 }
 
@@ -36,15 +36,15 @@ impl ForwardReason {
 /// The `Cache-Status` of a response (RFC 9211).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum CacheStatus {
-    /// It came from the store; seconds until it is stale.
+    /// A response from the store; `ttl` is the number of seconds until it is stale.
     Hit { ttl: i64 },
-    /// The store had something stale that stood in for the node.
+    /// A stale response in place of a node's error.
     StandIn { ttl: i64 },
-    /// Nothing was there, and the client wanted no node to be asked.
+    /// No response was stored, and the request has `only-if-cached`.
     Refused,
     Forwarded {
         why: ForwardReason,
-        /// The node's status, where it is not the response's.
+        /// The status of the node, where it is not that of the response.
         status: Option<u16>,
         stored: bool,
         collapsed: bool,
@@ -56,14 +56,14 @@ impl CacheStatus {
         CacheStatus::Forwarded { why, status: None, stored: false, collapsed: false }
     }
 
-    /// Returns the field's value.
+    /// Returns the value of the field.
     pub(crate) fn to_value(self) -> HeaderValue {
         if let CacheStatus::Hit { ttl } = self {
             return hit(ttl);
         }
         let mut text = [0u8; 128];
         let mut rest = &mut text[..];
-        // All of it is shorter than the array.
+        // All values are shorter than the array.
         let _ = match self {
             CacheStatus::Hit { .. } => Ok(()),
             CacheStatus::StandIn { ttl } => write!(rest, "ringway; hit; ttl={ttl}; detail=stale-if-error"),
@@ -85,7 +85,7 @@ impl CacheStatus {
     }
 }
 
-/// Returns the same for what most answers say, without the machinery of formatting.
+/// Returns the value of a hit without formatting machinery.
 fn hit(ttl: i64) -> HeaderValue {
     const BEFORE: &[u8] = b"ringway; hit; ttl=";
     let mut digits = itoa::Buffer::new();

@@ -1,4 +1,4 @@
-//! The table of stored responses, weighed by the memory that they take.
+//! The table of stored responses, bounded by the memory that they take.
 
 use super::key::Key;
 use super::object::{Marker, Object, SharedResponse, Stored, StoredEntry};
@@ -19,16 +19,16 @@ use std::hash::{BuildHasher, Hasher};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-/// So much may be added before the table is asked to make room.
+/// The bytes that may be added before eviction runs.
 const SLACK: u64 = 1 << 20;
 
-/// So many rules are looked through; more become one for everything.
+/// The most purge rules; more become one rule for everything.
 const MAX_RULES: usize = 4096;
 
-/// The part of `memory` that is left for what the table has not looked at yet.
+/// `memory` divided by this is reserved for entries that eviction has not seen yet.
 const RESERVE: u64 = 64;
 
-/// Keys are hashes already.
+/// A hasher that returns the key, as keys are hashes already.
 #[derive(Clone, Default)]
 pub(super) struct AsIs;
 
@@ -63,17 +63,17 @@ impl Hasher for Passed {
     }
 }
 
-/// The result of a look-up of a key for a request.
+/// The result of the look-up of a key for a request.
 #[derive(Debug)]
 pub(super) enum Found {
-    /// A response, fresh or not.
+    /// A stored response, fresh or stale.
     Response(CacheHit),
-    /// Responses, but none for this request's fields; those by which the newest was chosen.
+    /// Only responses of other variants, with the selecting fields of the newest.
     OtherVariants(Selecting),
     Nothing,
 }
 
-/// A response in the store, held by the request that has found it.
+/// A stored response that a request has found.
 #[derive(Debug)]
 pub(crate) struct CacheHit {
     entry: Arc<StoredEntry>,
@@ -81,12 +81,12 @@ pub(crate) struct CacheHit {
 }
 
 impl CacheHit {
-    /// A copy that many may hold; its body is shared.
+    /// Returns a copy for several owners, which shares the body.
     pub(super) fn share(&self) -> SharedResponse {
         Arc::new(Stored::clone(self))
     }
 
-    /// The node has just failed: a copy that stands in for it, where it may.
+    /// Returns a copy that may be served in place of an error of a node that has just failed, and begins its pause.
     pub(crate) fn stand_in(&self, now: Milliseconds) -> Option<SharedResponse> {
         self.pause(now);
         self.note_use(now);
@@ -105,65 +105,66 @@ impl std::ops::Deref for CacheHit {
     }
 }
 
-/// Where a response is stored.
+/// The key and the URI under which a response is stored.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Address<'a> {
     pub(super) key: Key,
     pub(super) uri: &'a str,
-    /// The key has other parts than the URI.
+    /// The key has further parts besides the URI.
     pub(super) is_listed: bool,
 }
 
-/// The store. What it holds is bounded by weight; the least recently used goes first.
+/// The store: bounded by weight, with eviction of the least recently used entries.
 pub(super) struct EntryStore {
     table: moka::sync::Cache<u128, Arc<StoredEntry>, AsIs>,
     rules: ArcSwap<PurgeRules>,
-    /// `rules.epoch`, for the look that every hit takes.
+    /// A copy of `rules.epoch` that every hit reads without a lock.
     epoch: AtomicU64,
-    /// One purge, or one clean-up, at a time.
+    /// Serialises purges and sweeps.
     changing: Mutex<()>,
-    /// The keys of every URI that are not made of it alone.
+    /// The keys with further parts, by URI.
     uris: Arc<Uris>,
     running: Mutex<Running>,
-    /// Fetches and changes, in one order.
+    /// The last position in the order of fetches and changes.
     turn: AtomicU64,
-    /// The epoch up to which a whole sweep has looked at everything.
+    /// The epoch up to which a complete sweep has run.
     swept: AtomicU64,
     added: AtomicU64,
     slack: u64,
 }
 
-/// A purge on its own, and the rules that were in force before it: what it alone has struck can be counted by these.
-pub(super) struct Struck {
+/// The rules of one purge, and those that were in force before it, by which the responses that only this purge has
+/// removed are counted.
+pub(super) struct PurgeCount {
     epoch: Epoch,
     alone: PurgeRules,
     before: Arc<PurgeRules>,
 }
 
-/// The fetches that run.
+/// The running fetches.
 #[derive(Default)]
 struct Running {
-    /// By the turn at which they began, with the epoch of that moment.
+    /// By the turn of their begin, with the epoch of that time.
     epochs: BTreeMap<Turn, Epoch>,
     by_uri: HashMap<UriHash, SmallVec<[Watched; 1]>, AsIs>,
 }
 
-/// A fetch that runs.
+/// A running fetch.
 struct Watched {
     turn: Turn,
     key: Key,
-    /// The requests that its response is for, as far as that is known: the key stands for all of them.
+    /// The variant that its response is for, as far as it is known; the key stands for all variants.
     variant: Key,
-    /// Where it is told that it is outdated.
+    /// Set when the fetch becomes outdated.
     is_outdated: Arc<AtomicBool>,
 }
 
 impl Running {
-    /// Has the fetches of a URI for which `is_struck` returns true bring nothing that is stored. Returns whether there
-    /// were any.
-    fn strike(&self, uri: UriHash, is_struck: impl Fn(&Watched) -> bool) -> bool {
+    /// Outdates the fetches of a URI for which `is_purged` returns true: their responses are not stored. Returns
+    /// whether there were any.
+    fn outdate(&self, uri: UriHash, is_purged: impl Fn(&Watched) -> bool) -> bool {
         let mut any = false;
-        for fetch in self.by_uri.get(&uri).into_iter().flatten().filter(|fetch| is_struck(fetch)) {
+        for fetch in self.by_uri.get(&uri).into_iter().flatten().filter(|fetch| is_purged(fetch)) {
             fetch.is_outdated.store(true, Ordering::Release);
             any = true;
         }
@@ -181,7 +182,7 @@ impl Running {
     }
 }
 
-/// A fetch that has begun and not ended: rules that came later are kept for it.
+/// A running fetch: rules after its begin are kept until it ends.
 pub(crate) struct FetchToken {
     store: Arc<EntryStore>,
     pub(crate) epoch: Epoch,
@@ -192,22 +193,22 @@ pub(crate) struct FetchToken {
 }
 
 impl FetchToken {
-    /// Returns the place of the fetch among purges, and among fetches and changes.
+    /// Returns the position of the fetch among purges, and among fetches and changes.
     pub(super) fn moment(&self) -> (Epoch, Turn) {
         (self.epoch, self.turn)
     }
 
-    /// Returns whether what it asks for has changed since it began.
+    /// Returns whether the resource has changed since the begin.
     pub(super) fn is_outdated(&self) -> bool {
         self.is_outdated.load(Ordering::Acquire)
     }
 
-    /// Returns the same, for those who watch it.
+    /// Returns the shared flag of [`FetchToken::is_outdated`].
     pub(super) fn outdated(&self) -> Arc<AtomicBool> {
         Arc::clone(&self.is_outdated)
     }
 
-    /// It is known now by what its response was chosen.
+    /// Sets the variant of the response, once its selecting fields are known.
     pub(super) fn is_for(&self, variant: Key) {
         self.variant.set(variant);
         let mut running = self.store.running.lock();
@@ -217,7 +218,7 @@ impl FetchToken {
         }
     }
 
-    /// Nothing of it will be stored: nothing needs to be kept for it.
+    /// Ends the token early: nothing of the fetch will be stored.
     pub(super) fn retire(&self) {
         self.store.running.lock().end(self.uri, self.turn);
     }
@@ -236,10 +237,10 @@ impl EntryStore {
         let table = moka::sync::Cache::builder()
             .max_capacity(memory - memory / RESERVE)
             .weigher(|_, entry: &Arc<StoredEntry>| entry.weight())
-            // What was stored is there until it has been the least used: nothing new is turned away.
+            // Evicted by use only: a new entry is never refused.
             .eviction_policy(EvictionPolicy::lru())
             .eviction_listener(move |key: Arc<u128>, entry: Arc<StoredEntry>, cause| {
-                // Also told of what another entry has replaced.
+                // Also called for an entry that another one has replaced.
                 if let StoredEntry::Object(object) = &*entry
                     && object.is_listed
                 {
@@ -264,7 +265,7 @@ impl EntryStore {
         }
     }
 
-    /// Looks for a response to a request. Takes no lock that waits.
+    /// Returns the stored response for a request. Takes no waiting lock.
     pub(super) fn look_up(&self, key: Key, request: &RequestFields) -> Found {
         let Some(entry) = self.table.get(&key.bits()) else { return Found::Nothing };
         let StoredEntry::Object(object) = &*entry else { return Found::Nothing };
@@ -279,7 +280,7 @@ impl EntryStore {
         Found::Response(CacheHit { entry, index })
     }
 
-    /// Returns whether a purge has struck a response. What is found out is remembered with it.
+    /// Returns whether a purge has removed a response. The result is cached in the response.
     pub(super) fn is_gone(&self, uri: &str, stored: &Stored) -> bool {
         let epoch = self.epoch.load(Ordering::Acquire);
         if stored.checked.load(Ordering::Relaxed) >= epoch {
@@ -307,8 +308,8 @@ impl EntryStore {
         self.insert(marked(key), Arc::new(StoredEntry::Marker(Marker { pass_until, varies })));
     }
 
-    /// Begins a fetch: purges and changes from now on beat what it brings.
-    /// `variant` stands for the requests that its response is for, as far as that is known.
+    /// Begins a fetch, which later purges and changes outdate. `variant` is that of its response, as far as it is
+    /// known.
     pub(super) fn begin(self: &Arc<Self>, uri: &str, key: Key, variant: Key) -> FetchToken {
         let (uri, is_outdated): (_, Arc<AtomicBool>) = (UriHash::of(uri), Arc::default());
         let mut running = self.running.lock();
@@ -324,67 +325,68 @@ impl EntryStore {
         FetchToken { store: Arc::clone(self), epoch, turn, uri, variant: Cell::new(variant), is_outdated }
     }
 
-    /// Forgets what is stored of a URI, and what is being fetched for it, but by one fetch. `key` is the one that is made
-    /// of the URI alone.
+    /// Removes the responses of a URI and outdates its fetches, except one. `key` is the key of the URI without further
+    /// parts.
     pub(super) fn invalidate(&self, key: Key, uri: &str, but: Option<&FetchToken>) {
         let uri = UriHash::of(uri);
-        // First the fetches: what they have stored by then is found under its key.
-        self.running.lock().strike(uri, |fetch| but.is_none_or(|but| but.turn != fetch.turn));
+        // First the fetches: whatever they have stored by then is found under its key.
+        self.running.lock().outdate(uri, |fetch| but.is_none_or(|but| but.turn != fetch.turn));
         for key in self.uris.keys(uri).into_iter().chain([key]) {
             self.remove(key);
         }
     }
 
-    /// Forgets the responses of a URI that an answer has superseded which is not stored itself: those for which
-    /// `is_superseded` returns true, where they were asked for earlier, and what earlier fetches bring.
+    /// Removes the responses of a key that a newer, unstored response supersedes: those with an earlier turn for which
+    /// `is_superseded` returns true, and those of earlier fetches.
     pub(super) fn supersede(&self, key: Key, token: &FetchToken, is_superseded: impl Fn(&Stored) -> bool) {
         let known = token.variant.get();
         let is_alike = |fetch: &Watched| fetch.variant == known || fetch.variant == key || known == key;
         let is_older = |fetch: &Watched| fetch.turn < token.turn && fetch.key == key && is_alike(fetch);
-        let are_some_running = self.running.lock().strike(token.uri, is_older);
-        // Nearly always there is nothing to forget.
+        let are_some_running = self.running.lock().outdate(token.uri, is_older);
+        // Nearly always nothing is stored.
         if !are_some_running && !self.table.contains_key(&key.bits()) {
             return;
         }
         self.retain(key, |_, stored| !(stored.is_from_before(token.turn) && is_superseded(stored)));
     }
 
-    /// Returns whether any tag was purged after a fetch began.
-    pub(super) fn has_struck_tags(&self, since: Epoch) -> bool {
+    /// Returns whether any tag was purged after an epoch.
+    pub(super) fn has_purged_tags(&self, since: Epoch) -> bool {
         self.epoch.load(Ordering::Acquire) > since && self.rules.load().last_tag > since
     }
 
-    /// Returns whether a purge, hard or soft, has struck what a fetch is bringing.
-    pub(super) fn is_struck(&self, uri: &str, tags: &[u64], since: Epoch) -> bool {
+    /// Returns whether a purge, hard or soft, applies to the response of a fetch that began at an epoch.
+    pub(super) fn is_purged(&self, uri: &str, tags: &[u64], since: Epoch) -> bool {
         self.epoch.load(Ordering::Acquire) > since && self.rules.load().judge(uri, tags, since) != Verdict::Untouched
     }
 
-    /// Returns whether a hard purge has struck what a fetch is bringing.
-    pub(super) fn is_beaten(&self, uri: &str, tags: &[u64], since: Epoch) -> bool {
+    /// Returns whether a hard purge applies to the response of a fetch that began at an epoch.
+    pub(super) fn is_hard_purged(&self, uri: &str, tags: &[u64], since: Epoch) -> bool {
         self.epoch.load(Ordering::Acquire) > since && self.rules.load().judge(uri, tags, since) == Verdict::Gone
     }
 
-    /// Stores a response, in place of those that it replaces. `confirmed` is the one whose body it has
-    /// kept. Gives whether it was stored.
+    /// Stores a response in place of those that it replaces. `confirmed` is the validated one whose body it shares.
+    /// Returns whether it was stored.
     pub(super) fn put(&self, at: Address<'_>, stored: Stored, token: &FetchToken, confirmed: Option<&Stored>) -> bool {
         let Address { key, uri, is_listed } = at;
         let mut weight = None;
-        // Before the look at changes: one that comes after that look finds the key here.
+        // Before the check for changes: a change after that check finds the key here.
         if is_listed {
             self.uris.add(token.uri, key);
         }
-        // All changes of a key happen one after the other.
+        // Changes of one key are serialised.
         self.table.entry(key.bits()).and_compute_with(|known| {
-            let struck = |tags: &[u64], since| self.is_beaten(uri, tags, since);
+            let purged = |tags: &[u64], since| self.is_hard_purged(uri, tags, since);
             let revived = confirmed.is_some_and(|older| {
                 let since = older.checked.load(Ordering::Relaxed);
-                struck(&older.tags, since) || struck(&stored.tags, since)
+                purged(&older.tags, since) || purged(&stored.tags, since)
             });
-            if struck(&stored.tags, token.epoch) || revived || token.is_outdated() {
+            if purged(&stored.tags, token.epoch) || revived || token.is_outdated() {
                 return Op::Nop;
             }
             let known = known.map(moka::Entry::into_value);
-            // What was asked for later is newer; and a confirmation is about what it has confirmed.
+            // A response with a later turn is newer; and a validation applies only to the response that it has
+            // confirmed.
             let replaced = match known.as_deref() {
                 Some(StoredEntry::Object(object)) => object.variants.iter().find(|other| other.varies == stored.varies),
                 _ => None,
@@ -405,8 +407,8 @@ impl EntryStore {
             weight = Some(entry.weight());
             Op::Put(Arc::new(entry))
         });
-        // A purge that came after the look is seen by every reader: the response was checked only up to
-        // the epoch at which it began.
+        // Every reader sees a purge that came after the check: the response is marked as checked only up to the epoch
+        // of its begin.
         let Some(weight) = weight else {
             if is_listed {
                 self.uris.remove(token.uri, key);
@@ -423,7 +425,7 @@ impl EntryStore {
         self.make_room(weight.into());
     }
 
-    /// Has the table throw out what is too much, once enough has been added since the last time.
+    /// Runs eviction once enough has been added since the last time.
     fn make_room(&self, weight: u64) {
         let added = self.added.fetch_add(weight, Ordering::Relaxed) + weight;
         if added >= self.slack {
@@ -432,52 +434,50 @@ impl EntryStore {
         }
     }
 
-    /// Removes what is stored under a key, after the changes of it that have begun.
+    /// Removes the entry of a key, after the running changes of it.
     pub(super) fn remove(&self, key: Key) {
         self.table.entry(key.bits()).and_compute_with(|_| Op::Remove);
     }
 
-    /// Puts a purge in force.
-    ///
-    /// Returns the rules to count the struck responses by.
-    pub(super) fn purge(&self, purge: &Purge, soft: bool) -> Struck {
+    /// Applies a purge. Returns the rules by which the purged responses are counted.
+    pub(super) fn purge(&self, purge: &Purge, soft: bool) -> PurgeCount {
         let _one = self.changing.lock();
         let before = self.rules.load_full();
         let purge = match before.len() < MAX_RULES {
             true => purge,
-            // An operator's; too many to look through, and to keep: rather too much goes than too little.
+            // Above the limit of rules, everything is purged: too much rather than too little.
             false => &Purge::All,
         };
         let rules = before.with(purge, soft);
         let epoch = rules.epoch;
         self.rules.store(Arc::new(rules));
         self.epoch.store(epoch, Ordering::Release);
-        Struck { epoch, alone: PurgeRules::default().with(purge, false), before }
+        PurgeCount { epoch, alone: PurgeRules::default().with(purge, false), before }
     }
 
-    /// Returns how many stored responses a purge has struck. It looks at all of them.
-    pub(super) fn count(&self, struck: &Struck) -> u64 {
-        let is_struck = |uri: &str, stored: &Stored| {
+    /// Returns the number of responses that a purge has removed. It scans the table.
+    pub(super) fn count(&self, purged: &PurgeCount) -> u64 {
+        let is_purged = |uri: &str, stored: &Stored| {
             let checked = stored.checked.load(Ordering::Relaxed);
-            let came_later = checked >= struck.epoch && !stored.is_soft_purged.load(Ordering::Relaxed);
+            let came_later = checked >= purged.epoch && !stored.is_soft_purged.load(Ordering::Relaxed);
             !came_later
-                && struck.alone.judge(uri, &stored.tags, 0) == Verdict::Gone
-                && struck.before.judge(uri, &stored.tags, checked) != Verdict::Gone
+                && purged.alone.judge(uri, &stored.tags, 0) == Verdict::Gone
+                && purged.before.judge(uri, &stored.tags, checked) != Verdict::Gone
         };
         let counts = self.table.iter().map(|(_, entry)| match &*entry {
             StoredEntry::Object(object) => {
-                object.variants.iter().filter(|stored| is_struck(&object.uri, stored)).count()
+                object.variants.iter().filter(|stored| is_purged(&object.uri, stored)).count()
             }
             StoredEntry::Marker(_) => 0,
         });
         counts.sum::<usize>() as u64
     }
 
-    /// Removes what purges have struck, and then the rules that no fetch needs any more. Gives whether
-    /// there is more to do later.
+    /// Removes purged responses, and then the rules that no fetch needs any more. Returns whether another sweep is
+    /// needed.
     pub(super) fn sweep(&self) -> bool {
         let epoch = self.epoch.load(Ordering::Acquire);
-        // No fetch is left that began before the last rule: whatever it could store is stored.
+        // No fetch is left that began before the last rule, so all their responses are stored.
         let is_last = self.running.lock().epochs.values().all(|&began| began >= epoch);
         for (key, entry) in &self.table {
             if let StoredEntry::Object(object) = &*entry
@@ -488,8 +488,8 @@ impl EntryStore {
         }
         self.table.run_pending_tasks();
         if is_last {
-            // Those of the sweep before: whoever found something just before it was removed has looked
-            // at the rules by now.
+            // The rules of the sweep before: a reader that found a response just before its removal has checked the
+            // rules by now.
             let done = self.swept.swap(epoch, Ordering::Relaxed);
             let _one = self.changing.lock();
             let rules = self.rules.load().after(done);
@@ -498,7 +498,7 @@ impl EntryStore {
         self.rules.load().len() > 0
     }
 
-    /// Keeps those of a key's responses for which `stays` returns true.
+    /// Keeps the responses of a key for which `stays` returns true.
     fn retain(&self, key: Key, stays: impl Fn(&Object, &Stored) -> bool) {
         self.table.entry(key.bits()).and_compute_with(|known| {
             let Some(known) = known.map(moka::Entry::into_value) else { return Op::Nop };
@@ -519,13 +519,13 @@ impl EntryStore {
         });
     }
 
-    /// Returns how many entries there are and what they weigh.
+    /// Returns the number of entries and their weight.
     pub(super) fn extent(&self) -> (u64, u64) {
         self.table.run_pending_tasks();
         (self.table.entry_count(), self.table.weighted_size())
     }
 
-    /// Returns how many keys are listed.
+    /// Returns the number of listed keys.
     #[cfg(test)]
     pub(super) fn known_keys(&self) -> usize {
         self.table.run_pending_tasks();
@@ -533,7 +533,7 @@ impl EntryStore {
     }
 }
 
-/// The key under which a marker stands.
+/// Returns the key of the marker of a key.
 fn marked(key: Key) -> Key {
     key.derive(|part| part(b"marker"))
 }

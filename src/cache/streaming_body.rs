@@ -1,4 +1,4 @@
-//! A body that its readers read while it arrives, each at its own pace.
+//! A body that several readers read while it arrives, each at its own rate.
 
 use super::body::Body;
 use super::least_rate::LeastRate;
@@ -12,17 +12,17 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-/// A body that turns out too large keeps this much for its readers. The slowest of those that cannot go on by
-/// themselves sets the pace; the others that are far behind it leave, and fetch the rest on their own.
+/// The bytes of a body too large for the store that are buffered for its readers. The slowest reader that cannot fetch
+/// the rest by itself limits the rate; other readers that are far behind leave, and fetch the rest by a range request.
 const WINDOW: u64 = 4 << 20;
 
-/// The same where all bodies together take too much.
+/// The window while all streaming bodies together exceed their share of memory.
 pub(crate) const SMALL_WINDOW: u64 = 64 << 10;
 
-/// The memory of a piece beside its bytes.
+/// The memory of a piece besides its bytes.
 const PIECE_OVERHEAD: u64 = 64;
 
-/// The part of the store's memory that bodies may take while they arrive.
+/// Streaming bodies may take the memory of the store divided by this.
 const SHARE: u64 = 4;
 
 /// A response whose body is arriving.
@@ -31,124 +31,125 @@ pub(crate) struct StreamingBody {
     /// The length that the node has announced.
     pub(crate) length: Option<u64>,
     largest: u64,
-    /// The memory of all arriving bodies.
+    /// The memory of all streaming bodies, in bytes.
     all: Arc<AtomicU64>,
     flow: Mutex<Flow>,
 }
 
 struct Flow {
-    /// The pieces that have arrived; the front is missing where the body has outgrown the store.
+    /// The buffered pieces. Once the body has outgrown the store, pieces that all readers have read are dropped.
     pieces: VecDeque<Bytes>,
-    /// The number of missing pieces.
+    /// The number of dropped pieces.
     dropped: usize,
-    /// What is held here, as it counts towards the bounds.
-    held: u64,
-    /// For what is held here, of what the process may hold.
+    /// The memory of the buffered pieces, with their overhead.
+    buffered: u64,
+    /// The part of the budget of the process that the buffered pieces take.
     share: Share,
     received: u64,
-    /// What all pieces have cost so far, those that are missing included.
+    /// The memory of all pieces so far, including the dropped ones.
     cost: u64,
     end: Option<BodyEnd>,
     /// It will not be stored.
     outgrown: bool,
-    /// It never could be, whatever else arrives.
+    /// The body is larger than the largest stored one.
     too_large: bool,
     readers: Vec<Option<ReaderPosition>>,
-    /// Waits for readers that are behind.
+    /// The waker of the fetch, which waits for readers that are behind.
     producer: Option<Waker>,
 }
 
 enum BodyEnd {
     Whole,
-    /// Whole, and joined; the pieces are gone.
+    /// Complete, and joined into a stored body.
     Stored(Body),
     Broken,
 }
 
-/// Where a reader is.
+/// The position of a reader, and its waits.
 struct ReaderPosition {
     piece: usize,
     /// Bytes before that piece.
     read: u64,
     leave: Leave,
     left: Option<Unfinished>,
-    /// Waits to hear that it should leave.
-    traits: Option<Waker>,
-    /// For how long others have waited for it, and the bytes that it has taken since they began to.
+    /// The waker of the task that fetches the rest when the reader is to leave.
+    leave_waker: Option<Waker>,
+    /// The time for which other readers have waited for it, and the bytes that it has read in that time.
     waited: Duration,
     taken: u64,
     waker: Option<Waker>,
 }
 
 impl Flow {
-    /// Drops what every reader has read. Gives what that frees.
+    /// Drops the pieces that every reader has read. Returns the freed memory.
     fn drop_read(&mut self) -> u64 {
-        let slowest = self.keeping_up().map(|place| place.piece).min().unwrap_or(usize::MAX);
-        let before = self.held;
+        let slowest = self.keeping_up().map(|position| position.piece).min().unwrap_or(usize::MAX);
+        let before = self.buffered;
         while self.dropped < slowest
             && let Some(piece) = self.pieces.pop_front()
         {
             self.dropped += 1;
-            self.held -= cost(&piece);
+            self.buffered -= cost(&piece);
         }
-        before - self.held
+        before - self.buffered
     }
 
     fn keeping_up(&self) -> impl Iterator<Item = &ReaderPosition> {
-        self.readers.iter().flatten().filter(|place| place.left.is_none())
+        self.readers.iter().flatten().filter(|position| position.left.is_none())
     }
 
-    /// Asks those to leave who hold up others and can go on by themselves: who are behind by half of what is held, or,
-    /// where nothing more may be, by anything.
+    /// Requests that slow readers leave which can fetch the rest by themselves: those that are behind by half of the
+    /// window, or, where the budget is spent, behind the first reader at all.
     fn leave_behind(&mut self, is_spent: bool) {
-        let Some(first) = self.keeping_up().map(|place| place.piece).max() else { return };
+        let Some(first) = self.keeping_up().map(|position| position.piece).max() else { return };
         let half = if is_spent { first } else { self.dropped + self.pieces.len() / 2 };
         if first <= half && !is_spent {
             return;
         }
-        let is_behind =
-            |place: &&mut ReaderPosition| place.left.is_none() && place.leave == Leave::Can && place.piece < half;
-        for place in self.readers.iter_mut().flatten().filter(is_behind) {
-            place.leave = Leave::Asked;
-            if let Some(traits) = place.traits.take() {
-                traits.wake();
+        let is_behind = |position: &&mut ReaderPosition| {
+            position.left.is_none() && position.leave == Leave::Can && position.piece < half
+        };
+        for position in self.readers.iter_mut().flatten().filter(is_behind) {
+            position.leave = Leave::Requested;
+            if let Some(leave_waker) = position.leave_waker.take() {
+                leave_waker.wake();
             }
         }
     }
 
-    /// Notes for how long the slowest readers were waited for, and cuts those that are slower than they may be.
+    /// Adds a wait to the slowest readers, and ends those that are slower than the least rate.
     fn waited(&mut self, time: Duration, least: LeastRate) {
-        let Some(slowest) = self.keeping_up().map(|place| place.piece).min() else { return };
-        // No other reader waits for the only one.
+        let Some(slowest) = self.keeping_up().map(|position| position.piece).min() else { return };
+        // With a single reader no other one waits.
         if self.keeping_up().nth(1).is_none() {
             return;
         }
-        let is_slowest = |place: &&mut ReaderPosition| place.left.is_none() && place.piece == slowest;
-        for place in self.readers.iter_mut().flatten().filter(is_slowest) {
-            if place.waited.is_zero() {
-                place.taken = 0;
+        let is_slowest = |position: &&mut ReaderPosition| position.left.is_none() && position.piece == slowest;
+        for position in self.readers.iter_mut().flatten().filter(is_slowest) {
+            if position.waited.is_zero() {
+                position.taken = 0;
             }
-            place.waited += time;
-            let counted = place.waited.saturating_sub(least.grace);
-            if u128::from(place.taken) * 1000 < u128::from(least.bytes) * counted.as_millis() {
-                place.leave(Unfinished::TooSlow);
+            position.waited += time;
+            let counted = position.waited.saturating_sub(least.grace);
+            if u128::from(position.taken) * 1000 < u128::from(least.bytes) * counted.as_millis() {
+                position.leave(Unfinished::TooSlow);
             }
         }
     }
 
     fn wake_readers(&mut self) -> Vec<Waker> {
-        self.readers.iter_mut().flatten().filter_map(|place| place.waker.take()).collect()
+        self.readers.iter_mut().flatten().filter_map(|position| position.waker.take()).collect()
     }
 }
 
-/// The ways in which a reader that is left behind gets the rest.
+/// The ability of a reader to leave and fetch the rest by itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Leave {
-    /// It cannot: others wait for it.
+    /// It cannot leave: other readers wait for it.
     Cannot,
     Can,
-    /// It has been asked to, and keeps its place until it has what it needs.
-    Asked,
+    /// It is to leave, and keeps its position until a node has agreed to send the rest.
+    Requested,
 }
 
 impl ReaderPosition {
@@ -165,17 +166,16 @@ fn cost(piece: &[u8]) -> u64 {
     piece.len() as u64 + PIECE_OVERHEAD
 }
 
-/// Whether the source of a body should go on.
+/// The demand of readers and the store for more of a body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Pace {
-    GoOn,
-    /// No client reads, and nothing is stored.
+pub(crate) enum Demand {
+    More,
+    /// None: the body has no reader and is not stored.
     Stop,
 }
 
 impl StreamingBody {
-    /// `all` counts what all bodies take that arrive in the store, `share` this one's part of what the process may
-    /// hold.
+    /// `all` counts the memory of all streaming bodies; `share` is this body's part of the process's budget.
     pub(super) fn new(
         head: Stored,
         length: Option<u64>,
@@ -185,7 +185,7 @@ impl StreamingBody {
         let flow = Flow {
             pieces: VecDeque::new(),
             dropped: 0,
-            held: 0,
+            buffered: 0,
             share,
             received: 0,
             cost: 0,
@@ -198,19 +198,19 @@ impl StreamingBody {
         StreamingBody { head: Arc::new(head), length, largest, all: Arc::clone(all), flow: Mutex::new(flow) }
     }
 
-    /// Adds what has arrived. It is copied once, so that no large buffer is kept for a small piece.
+    /// Appends a piece. It is copied, so that a small piece does not keep a large read buffer alive.
     pub(super) fn push(&self, piece: &[u8], memory: u64) {
         let wakers = {
             let mut flow = self.flow.lock();
             let cost = cost(piece);
             flow.received += piece.len() as u64;
             flow.cost += cost;
-            flow.held += cost;
-            let growing = self.all.fetch_add(cost, Ordering::Relaxed) + cost;
+            flow.buffered += cost;
+            let arriving = self.all.fetch_add(cost, Ordering::Relaxed) + cost;
             flow.pieces.push_back(Bytes::copy_from_slice(piece));
-            let is_too_much = growing > memory / SHARE + self.largest;
-            let held = flow.held;
-            let fits = flow.share.cover(held);
+            let is_too_much = arriving > memory / SHARE + self.largest;
+            let buffered = flow.buffered;
+            let fits = flow.share.cover(buffered);
             flow.too_large = flow.received > self.largest || flow.cost > 2 * self.largest + WINDOW;
             if flow.too_large || is_too_much || !fits {
                 flow.outgrown = true;
@@ -221,37 +221,37 @@ impl StreamingBody {
     }
 
     /// Waits until there is room for more.
-    pub(super) fn poll_room(&self, cx: &mut Context<'_>, memory: u64) -> Poll<Pace> {
+    pub(super) fn poll_room(&self, cx: &mut Context<'_>, memory: u64) -> Poll<Demand> {
         let mut flow = self.flow.lock();
         if !flow.outgrown {
-            return Poll::Ready(Pace::GoOn);
+            return Poll::Ready(Demand::More);
         }
         let is_crowded = self.all.load(Ordering::Relaxed) > memory / SHARE;
         let freed = flow.drop_read();
-        let held = flow.held;
-        flow.share.shrink(held);
-        let is_spent = !flow.share.cover(held);
+        let buffered = flow.buffered;
+        flow.share.shrink(buffered);
+        let is_spent = !flow.share.cover(buffered);
         let window = match !is_spent {
-            // Over what the process may hold, one piece at a time passes.
+            // With the budget of the process spent, one piece at a time is buffered.
             false => 1,
             true if is_crowded => SMALL_WINDOW,
             true => WINDOW,
         };
-        if flow.held >= window {
+        if flow.buffered >= window {
             flow.leave_behind(is_spent);
         }
         self.all.fetch_sub(freed, Ordering::Relaxed);
         if flow.keeping_up().next().is_none() {
-            return Poll::Ready(Pace::Stop);
+            return Poll::Ready(Demand::Stop);
         }
-        if flow.held < window {
-            return Poll::Ready(Pace::GoOn);
+        if flow.buffered < window {
+            return Poll::Ready(Demand::More);
         }
         flow.producer = Some(cx.waker().clone());
         Poll::Pending
     }
 
-    /// Notes for how long its slowest readers were waited for; see [`LeastRate`].
+    /// Adds a wait to the slowest readers; see [`LeastRate`].
     pub(super) fn waited(&self, time: Duration, least: LeastRate) {
         self.flow.lock().waited(time, least);
     }
@@ -261,12 +261,12 @@ impl StreamingBody {
         self.flow.lock().outgrown
     }
 
-    /// Returns whether that is so because of its size alone.
+    /// Returns whether the body is larger than the largest stored one.
     pub(super) fn is_too_large(&self) -> bool {
         self.flow.lock().too_large
     }
 
-    /// The body is whole, or it never will be. Gives the body, where it can be stored.
+    /// Ends the body: `whole` tells whether it is complete. Returns it where it can be stored.
     pub(super) fn end(&self, whole: bool) -> Option<Body> {
         let pieces = {
             let flow = self.flow.lock();
@@ -276,14 +276,14 @@ impl StreamingBody {
             let whole = whole && self.length.is_none_or(|length| length == flow.received);
             (whole && !flow.outgrown).then(|| flow.pieces.clone())
         };
-        // Joined outside the lock; readers go on meanwhile.
+        // Joined outside the lock, so that readers continue meanwhile.
         let body = pieces.map(|pieces| Body::of(pieces.into_iter()));
         let wakers = {
             let mut flow = self.flow.lock();
             let whole = whole && self.length.is_none_or(|length| length == flow.received);
             flow.end = Some(match &body {
                 Some(body) => {
-                    self.all.fetch_sub(std::mem::take(&mut flow.held), Ordering::Relaxed);
+                    self.all.fetch_sub(std::mem::take(&mut flow.buffered), Ordering::Relaxed);
                     flow.share.shrink(0);
                     flow.pieces.clear();
                     BodyEnd::Stored(body.clone())
@@ -297,94 +297,94 @@ impl StreamingBody {
         body
     }
 
-    /// Begins to read, from the start. `None` where the start is gone already.
+    /// Returns a reader from the start of the body; `None` where its start is dropped already.
     pub(crate) fn read(self: &Arc<Self>) -> Option<StreamingReader> {
         let mut flow = self.flow.lock();
         if flow.outgrown {
             return None;
         }
-        let place = ReaderPosition {
+        let position = ReaderPosition {
             piece: 0,
             read: 0,
             leave: Leave::Cannot,
             left: None,
-            traits: None,
+            leave_waker: None,
             waited: Duration::ZERO,
             taken: 0,
             waker: None,
         };
         let index = match flow.readers.iter().position(Option::is_none) {
             Some(free) => {
-                flow.readers[free] = Some(place);
+                flow.readers[free] = Some(position);
                 free
             }
             None => {
-                flow.readers.push(Some(place));
+                flow.readers.push(Some(position));
                 flow.readers.len() - 1
             }
         };
         drop(flow);
-        Some(StreamingReader { growing: Arc::clone(self), index, read: 0 })
+        Some(StreamingReader { body: Arc::clone(self), index, read: 0 })
     }
 }
 
 impl Drop for StreamingBody {
     fn drop(&mut self) {
         let flow = self.flow.lock();
-        self.all.fetch_sub(flow.held, Ordering::Relaxed);
+        self.all.fetch_sub(flow.buffered, Ordering::Relaxed);
     }
 }
 
-/// Reads a growing body at its own pace.
+/// A reader of a streaming body.
 pub(crate) struct StreamingReader {
-    growing: Arc<StreamingBody>,
+    body: Arc<StreamingBody>,
     index: usize,
-    /// Bytes that were read.
+    /// The number of bytes read.
     read: u64,
 }
 
-/// Why a reader gets no more.
+/// The reasons for which a reader ends before the end of the body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Unfinished {
-    /// The body ended before its time.
+    /// The body ended before its announced length.
     Truncated,
-    /// Others are far ahead, and it has said that it can fetch the rest by itself.
+    /// Other readers are far ahead, and this one fetches the rest by itself.
     Behind,
-    /// It was slower than it may be, and others waited for it.
+    /// It was slower than the least rate while other readers waited for it.
     TooSlow,
 }
 
 impl StreamingReader {
     /// Returns the next piece; `None` at the end.
     pub(crate) fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Unfinished>>> {
-        let mut flow = self.growing.flow.lock();
+        let mut flow = self.body.flow.lock();
         if let Some(BodyEnd::Stored(body)) = &flow.end {
             let piece = body.piece(self.read, body.len());
             self.read += piece.as_ref().map_or(0, |piece| piece.len() as u64);
             return Poll::Ready(piece.map(Ok));
         }
-        let Some(place) = &flow.readers[self.index] else { return Poll::Ready(None) };
-        if let Some(why) = place.left {
+        let Some(position) = &flow.readers[self.index] else { return Poll::Ready(None) };
+        if let Some(why) = position.left {
             return Poll::Ready(Some(Err(why)));
         }
-        let at = place.piece - flow.dropped;
+        let at = position.piece - flow.dropped;
         let Some(piece) = flow.pieces.get(at).cloned() else {
             return match flow.end {
                 Some(BodyEnd::Whole | BodyEnd::Stored(_)) => Poll::Ready(None),
                 Some(BodyEnd::Broken) => Poll::Ready(Some(Err(Unfinished::Truncated))),
                 None => {
-                    if let Some(place) = &mut flow.readers[self.index] {
-                        place.waker = Some(cx.waker().clone());
+                    if let Some(position) = &mut flow.readers[self.index] {
+                        position.waker = Some(cx.waker().clone());
                     }
                     Poll::Pending
                 }
             };
         };
         self.read += piece.len() as u64;
-        if let Some(place) = &mut flow.readers[self.index] {
-            place.piece += 1;
-            place.read += piece.len() as u64;
-            place.taken += piece.len() as u64;
+        if let Some(position) = &mut flow.readers[self.index] {
+            position.piece += 1;
+            position.read += piece.len() as u64;
+            position.taken += piece.len() as u64;
         }
         let producer = flow.producer.take();
         drop(flow);
@@ -394,66 +394,67 @@ impl StreamingReader {
         Poll::Ready(Some(Ok(piece)))
     }
 
-    pub(crate) fn growing(&self) -> &Arc<StreamingBody> {
-        &self.growing
+    pub(crate) fn body(&self) -> &Arc<StreamingBody> {
+        &self.body
     }
 
-    /// The way of this reader to leave the others, where it can fetch the rest by itself.
+    /// Returns the handle by which this reader can leave and fetch the rest by itself.
     pub(crate) fn departure(&self) -> Departure {
-        if let Some(place) = &mut self.growing.flow.lock().readers[self.index] {
-            place.leave = Leave::Can;
+        if let Some(position) = &mut self.body.flow.lock().readers[self.index] {
+            position.leave = Leave::Can;
         }
-        Departure { growing: Arc::clone(&self.growing), index: self.index }
+        Departure { body: Arc::clone(&self.body), index: self.index }
     }
 
-    /// Bytes that were read so far.
+    /// Returns the number of bytes read so far.
     pub(crate) fn position(&self) -> u64 {
         self.read
     }
 }
 
-/// A handle by which a reader leaves others that are far ahead of it. Must not be used once the reader is gone.
+/// A handle by which a reader leaves a body whose other readers are far ahead. It must not be used once the reader is
+/// dropped.
 pub(crate) struct Departure {
-    growing: Arc<StreamingBody>,
+    body: Arc<StreamingBody>,
     index: usize,
 }
 
 impl Departure {
-    /// Waits until the reader is asked to leave.
-    pub(crate) fn poll_asked(&self, cx: &mut Context<'_>) -> Poll<()> {
-        match &mut self.growing.flow.lock().readers[self.index] {
-            Some(place) if place.leave == Leave::Asked => Poll::Ready(()),
-            Some(place) => {
-                place.traits = Some(cx.waker().clone());
+    /// Waits until the reader is to leave.
+    pub(crate) fn poll_leave_request(&self, cx: &mut Context<'_>) -> Poll<()> {
+        match &mut self.body.flow.lock().readers[self.index] {
+            Some(position) if position.leave == Leave::Requested => Poll::Ready(()),
+            Some(position) => {
+                position.leave_waker = Some(cx.waker().clone());
                 Poll::Pending
             }
             None => Poll::Pending,
         }
     }
 
-    /// The position of the next byte that the reader takes.
+    /// Returns the position of the next byte that the reader takes.
     pub(crate) fn position(&self) -> u64 {
-        match &self.growing.flow.lock().readers[self.index] {
-            Some(place) => place.read,
+        match &self.body.flow.lock().readers[self.index] {
+            Some(position) => position.read,
             None => 0,
         }
     }
 
-    /// Gives up the reader's place: it has what it needs.
+    /// Ends the reader: the rest comes from its own range request.
     pub(crate) fn leave(self) {
-        self.end(|place| place.leave(Unfinished::Behind));
+        self.end(|position| position.leave(Unfinished::Behind));
     }
 
-    /// Keeps the reader's place: others wait for it from now on.
+    /// Keeps the reader: other readers wait for it from now on.
     pub(crate) fn stay(self) {
-        self.end(|place| place.leave = Leave::Cannot);
+        self.end(|position| position.leave = Leave::Cannot);
     }
 
     fn end(self, change: impl FnOnce(&mut ReaderPosition)) {
         let producer = {
-            let mut flow = self.growing.flow.lock();
-            if let Some(place) = &mut flow.readers[self.index] {
-                change(place);
+            let mut flow = self.body.flow.lock();
+            if let Some(position) = &mut flow.readers[self.index] {
+                change(position);
             }
             flow.producer.take()
         };
@@ -466,7 +467,7 @@ impl Departure {
 impl Drop for StreamingReader {
     fn drop(&mut self) {
         let producer = {
-            let mut flow = self.growing.flow.lock();
+            let mut flow = self.body.flow.lock();
             flow.readers[self.index] = None;
             flow.producer.take()
         };

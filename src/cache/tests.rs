@@ -1,5 +1,5 @@
-//! Any interleaving of requests, changes of the origin, purges and time, against what RFC 9111
-//! forbids, told by a log of what really happened.
+//! Random interleavings of requests, changes of the origin, purges and time, checked against RFC 9111 by a log of all
+//! events.
 
 use super::*;
 use crate::cache::policy::tests::policy;
@@ -12,7 +12,7 @@ use std::sync::atomic::Ordering::Relaxed;
 
 const URI: &str = "http://a/b";
 
-/// The answers of the origin: status and directives, with the seconds of freshness and of stale-while-revalidate.
+/// The responses of the origin: status and directives, with the seconds of freshness and of stale-while-revalidate.
 const SAYINGS: [Saying; 10] = [
     (200, "max-age=10", Some((10, 0))),
     (200, "max-age=3", Some((3, 0))),
@@ -34,7 +34,7 @@ const ERROR: u32 = 1_000_000;
 #[derive(Clone, Debug)]
 enum Event {
     Request,
-    /// The body of a fetch that runs has arrived.
+    /// The body of a running fetch arrives.
     Arrival(prop::sample::Index),
     Change,
     Say(usize),
@@ -42,9 +42,9 @@ enum Event {
         by_tag: bool,
         soft: bool,
     },
-    /// Its resource has changed, as a write has told.
+    /// The resource has changed by a write.
     Invalidation,
-    /// A HEAD is answered, with a validator or without.
+    /// The response to a HEAD, with a validator or without.
     Head {
         has_tag: bool,
     },
@@ -67,17 +67,17 @@ fn events() -> impl Strategy<Value = Vec<Event>> {
     proptest::collection::vec(event, 1..60)
 }
 
-/// What happened, in its order.
+/// An entry of the log.
 #[derive(Clone, Copy, Debug)]
 enum Happened {
-    /// The origin gave, or confirmed, a version.
+    /// The origin has sent, or confirmed, a version.
     Answer {
         version: u32,
         confirmed: bool,
         saying: usize,
         at: i64,
     },
-    /// A HEAD has told of a version by its tag.
+    /// A HEAD has named a version by its tag.
     Head {
         version: u32,
         saying: usize,
@@ -102,7 +102,7 @@ struct Scripted<'a> {
 
 impl FetchOrigin for Scripted<'_> {
     type Body = Full<Bytes>;
-    type Failure = Infallible;
+    type Error = Infallible;
 
     async fn fetch(&mut self, validated: Option<&Stored>) -> Result<Response<Full<Bytes>>, Infallible> {
         let world = &mut *self.world;
@@ -110,7 +110,7 @@ impl FetchOrigin for Scripted<'_> {
         let (status, directives, _) = SAYINGS[world.saying];
         let version = world.version_now();
         let tag = format!("\"{version}\"");
-        let asks = validated.is_some_and(|stored| stored.ask_whether_changed(&mut request));
+        let asks = validated.is_some_and(|stored| stored.add_conditions(&mut request));
         let confirmed = status < 400 && asks && request[http::header::IF_NONE_MATCH] == tag.as_str();
         let at = world.cache.now() / 1000;
         world.log.push(Happened::Answer { version, confirmed, saying: world.saying, at });
@@ -149,38 +149,38 @@ impl World {
         self.version + if SAYINGS[self.saying].0 >= 500 { ERROR } else { 0 }
     }
 
-    /// A HEAD that is forwarded.
+    /// Forwards a HEAD.
     fn head(&mut self, has_tag: bool) {
         let (order, token) = (order(), self.cache.begin(&order()));
         let (status, directives, _) = SAYINGS[self.saying];
-        let mut told = Response::builder().status(status).header("cache-control", directives);
+        let mut answer = Response::builder().status(status).header("cache-control", directives);
         if has_tag {
-            told = told.header("etag", format!("\"{}\"", self.version_now()));
+            answer = answer.header("etag", format!("\"{}\"", self.version_now()));
             let (version, saying, at) = (self.version_now(), self.saying, self.now());
             self.log.push(Happened::Head { version, saying, at });
         }
-        let (told, ()) = told.body(()).unwrap().into_parts();
-        self.cache.learn_from_head(&order, &told, self.cache.now(), &token);
+        let (answer, ()) = answer.body(()).unwrap().into_parts();
+        self.cache.learn_from_head(&order, &answer, self.cache.now(), &token);
     }
 
-    /// One request, as the proxy takes it. What comes from the store must be allowed then.
+    /// Sends one request, as the proxy does, and checks that a response from the store is allowed.
     async fn request(&mut self) {
         let order = order();
         let cache = Arc::clone(&self.cache);
-        if let Known::Response(held) = cache.look_up(order.key, &order.request) {
-            let reuse = held.reuse(cache.now(), None);
+        if let Known::Response(hit) = cache.look_up(order.key, &order.request) {
+            let reuse = hit.reuse(cache.now(), None);
             if reuse != Reuse::AfterValidation {
-                let (version, as_fresh) = (version_of(&held), matches!(reuse, Reuse::Yes { .. }));
+                let (version, as_fresh) = (version_of(&hit), matches!(reuse, Reuse::Yes { .. }));
                 assert!(self.may_serve(version, as_fresh), "{version} at {}: {:?}", self.now(), self.log);
                 if as_fresh {
                     return;
                 }
             }
         }
-        // A fetch that runs is waited with, which tells nothing new here.
-        if let Joined::Leader(lead) = cache.join(cache.group(&order), &order) {
-            let (led, arriving) = cache.fetch(lead, &order, &mut Scripted { world: self }, false).await;
-            if let LeaderResult::StandIn(stored) = led {
+        // A running fetch would be joined, which this test does not need.
+        if let Joined::Leader(leader) = cache.join(cache.group(&order), &order) {
+            let (result, arriving) = cache.fetch(leader, &order, &mut Scripted { world: self }, false).await;
+            if let LeaderResult::StandIn(stored) = result {
                 let version = version_of(&stored);
                 assert!(version < ERROR, "an error stands in");
                 assert!(self.is_good(version), "{version} stands in: {:?}", self.log);
@@ -193,8 +193,8 @@ impl World {
         self.log[index..].iter().any(|event| matches!(event, Happened::Purge { soft } if counts(*soft)))
     }
 
-    /// Whether a later answer took the place of a version and may not be stored itself. A node that fails says nothing of
-    /// what is no error.
+    /// Returns whether a later response that may not be stored replaced a version. A server error says nothing about
+    /// other responses.
     fn was_superseded_after(&self, index: usize, version: u32) -> bool {
         self.log[index + 1..].iter().any(|event| match *event {
             Happened::Answer { saying, .. } => {
@@ -205,7 +205,7 @@ impl World {
         })
     }
 
-    /// Returns whether the body of a version may be given out at all.
+    /// Returns whether the body of a version may be served at all.
     fn is_good(&self, version: u32) -> bool {
         self.log.iter().enumerate().any(|(index, event)| match *event {
             Happened::Answer { version: given, confirmed: false, saying, .. } => {
@@ -218,9 +218,9 @@ impl World {
         })
     }
 
-    /// Returns whether a version may be given out now without asking.
+    /// Returns whether a version may be served now without validation.
     fn may_serve(&self, version: u32, as_fresh: bool) -> bool {
-        // A HEAD does not undo a purge.
+        // A HEAD does not end a purge.
         let is_untouched = self.log.iter().enumerate().any(|(index, event)| match *event {
             Happened::Answer { version: given, .. } => given == version && !self.was_purged_after(index, |_| true),
             _ => false,
@@ -230,7 +230,7 @@ impl World {
                 if given == version =>
             {
                 let Some((fresh, stale)) = SAYINGS[saying].2 else { return false };
-                // A soft purge makes it stale; then it may be used while it is validated.
+                // A soft purge makes the response stale, so it may be served during validation.
                 let limit = if as_fresh { fresh } else { fresh + stale };
                 (!as_fresh || is_untouched) && self.now() - at <= limit
             }
@@ -275,17 +275,17 @@ proptest! {
                 }
                 Event::Head { has_tag } => world.head(has_tag),
                 Event::Sweep => drop(world.cache.store.sweep()),
-                Event::Wait(seconds) => drop(world.cache.turned.fetch_add(seconds * 1000, Relaxed)),
+                Event::Wait(seconds) => drop(world.cache.advanced.fetch_add(seconds * 1000, Relaxed)),
             }
         }
     }
 }
 
-/// Fetches, changes and evictions of many URIs by several threads: what is stored is found by its URI, and what was
-/// changed is gone.
+/// Fetches, changes and evictions of many URIs on several threads: stored responses are found by their URI, and changed
+/// ones are gone.
 #[test]
 fn changes_find_what_is_stored_whatever_goes_on_beside_them() {
-    // Little memory, so that much is evicted.
+    // A small memory, so that many entries are evicted.
     let cache = Arc::new(Cache::new(200_000, &Budget::new(1 << 20), || {}));
     let order_of = |number: usize, country: usize| {
         let path = format!("/{number}");
@@ -300,7 +300,7 @@ fn changes_find_what_is_stored_whatever_goes_on_beside_them() {
                 let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
                 let mut random = fastrand::Rng::with_seed(thread);
                 for _ in 0..3_000 {
-                    // Each thread its own URIs, so that it knows what must hold; all share the table.
+                    // Each thread has URIs of its own, so that it knows the expected result; all share the table.
                     let number = random.usize(..100) * 4 + thread as usize;
                     let order = order_of(number, random.usize(..3));
                     if random.u8(..3) > 0 {
@@ -326,8 +326,7 @@ fn changes_find_what_is_stored_whatever_goes_on_beside_them() {
     assert_eq!(keys, cache.extent().0, "every entry is known by its URI, and nothing else is");
 }
 
-/// A hundred thousand changes a second for ten seconds, as far as the machine goes: memory stays, and what was not
-/// meant is there.
+/// A hundred thousand changes a second for ten seconds: memory stays bounded, and other responses stay stored.
 #[test]
 fn a_million_changes_leave_nothing_behind() {
     let cache = Cache::new(1 << 20, &Budget::new(1 << 20), || {});
@@ -347,7 +346,7 @@ fn a_million_changes_leave_nothing_behind() {
 
 #[test]
 fn two_threads_never_bring_back_what_was_purged() {
-    // The race that a lock-free look must win: a purge between the last look of a fetch and its end.
+    // The race of a lock-free look-up: a purge between the last look of a fetch and its end.
     let runtime = || tokio::runtime::Builder::new_current_thread().build().unwrap();
     for _ in 0..300 {
         let mut world = World {
@@ -372,12 +371,12 @@ fn two_threads_never_bring_back_what_was_purged() {
 
 #[test]
 fn what_is_kept_beside_a_response_is_small() {
-    // Counted by the weight that the table goes by.
+    // By the weight that the table uses.
     let terms = policy::storable(
         RequestTraits::default(),
         StatusCode::OK,
         &HeaderMap::from_iter([(http::header::CACHE_CONTROL, http::HeaderValue::from_static("max-age=1"))]),
-        policy::Timing { asked: 0, came: 0, came_at: 0 },
+        policy::Timing { requested: 0, received: 0, received_at: 0 },
         &policy(),
     );
     let stored = Stored::new(StatusCode::OK, HeaderMap::new(), terms.unwrap(), &HeaderMap::new().into(), 0, (0, 0));

@@ -1,5 +1,5 @@
-//! The keys under which responses to a URI are stored where other things are part of them: a change of its resource
-//! strikes all of them. The key that is made of the URI alone needs no list.
+//! The keys of each URI that have further parts: a change of its resource invalidates all of them. The key of the URI
+//! alone needs no entry here.
 
 use super::key::{Key, hash_text};
 use parking_lot::{Mutex, MutexGuard};
@@ -7,10 +7,10 @@ use smallvec::SmallVec;
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 
-/// Locks that URIs rarely share.
+/// The number of locks by which the table is divided.
 const SHARDS: usize = 16;
 
-/// A URI, hashed with a key that no client knows.
+/// A hash of a URI, with a random key per process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct UriHash(u64);
 
@@ -20,14 +20,14 @@ impl UriHash {
     }
 }
 
-/// The keys of all URIs.
+/// The index from URIs to keys.
 #[derive(Default)]
 pub(super) struct Uris {
     shards: [Mutex<Shard>; SHARDS],
 }
 
-/// For each key of a URI, the number of entries of the table, there or on their way there, that it stands for. In order,
-/// so that a URI with very many keys costs no more to look at than others.
+/// For each key of a URI, the number of entries of the table, stored or about to be stored. Sorted, so that a URI with
+/// very many keys is as fast to find as any other.
 type Shard = BTreeMap<(UriHash, u128), u32>;
 
 impl Uris {
@@ -40,7 +40,7 @@ impl Uris {
         *self.shard(uri).entry((uri, key.bits())).or_default() += 1;
     }
 
-    /// Counts an entry no more.
+    /// Stops counting an entry.
     pub(super) fn remove(&self, uri: UriHash, key: Key) {
         let mut shard = self.shard(uri);
         let Entry::Occupied(mut count) = shard.entry((uri, key.bits())) else { return };

@@ -1,4 +1,4 @@
-//! The request fields that choose between the responses of one URI (RFC 9111 4.1).
+//! `Vary`: the request fields that select one of the responses of a URI (RFC 9111 4.1).
 
 use crate::http::head::RequestFields;
 use http::header::{
@@ -7,11 +7,11 @@ use http::header::{
 use http::{HeaderMap, HeaderName};
 use std::borrow::Cow;
 
-/// Fields that are part of the key already, as this proxy sends them.
+/// The fields that are part of every key already, in the form in which this proxy sends them.
 const KEYED: [&str; 3] = ["host", "x-forwarded-host", "x-forwarded-proto"];
 
-/// Fields in which this proxy tells every client, or every request, from the others, and those of one
-/// connection, of which a node never sees the client's.
+/// Fields by which this proxy distinguishes every client or request, and fields of a connection, which the node gets
+/// from the proxy and not from the client.
 const OURS: [&str; 12] = [
     "x-forwarded-for",
     "x-real-ip",
@@ -27,29 +27,29 @@ const OURS: [&str; 12] = [
     "upgrade",
 ];
 
-/// A field's value in the form in which values are compared; `None` where the field is absent.
+/// The normal form of a field's value, in which values are compared; `None` where the field is absent.
 type Value = Option<Box<[u8]>>;
 
-/// The fields by which a response varies, with their values in the request that it answers.
+/// The selecting fields of a response, with their values in its request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Selecting {
     fields: Box<[(HeaderName, Value)]>,
-    /// The one language of the response, in lower case.
+    /// The only language of the response, in lower case.
     language: Option<Box<[u8]>>,
 }
 
 /// The requests that a response may answer, by its `Vary` (RFC 9111 4.1).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Varies {
-    /// Every request for its URI.
+    /// All requests for its URI.
     No,
     By(Selecting),
-    /// No request but its own.
+    /// Only its own request.
     ByAnything,
 }
 
 impl Varies {
-    /// Reads `Vary`, and from the request the values that it names.
+    /// Returns the requests that a response may answer, with the values of the request's selecting fields.
     pub(super) fn of(response: &HeaderMap, request: &RequestFields) -> Varies {
         let mut names: Vec<HeaderName> = Vec::new();
         for value in response.get_all(VARY) {
@@ -74,26 +74,27 @@ impl Varies {
 }
 
 impl Selecting {
-    /// Returns whether a request chooses the same response.
+    /// Returns whether a request selects this response.
     pub(super) fn matches(&self, request: &RequestFields) -> bool {
         self.fields.iter().all(|(name, value)| {
-            let asked = normalize(name, request);
-            asked.as_deref() == value.as_deref() || (*name == ACCEPT_LANGUAGE && self.speaks(asked.as_deref()))
+            let requested = normalize(name, request);
+            requested.as_deref() == value.as_deref()
+                || (*name == ACCEPT_LANGUAGE && self.is_in_preferred_language(requested.as_deref()))
         })
     }
 
-    /// Returns whether the response is in the language that a request likes best: whatever else it would have
-    /// taken, it would have been given this.
-    fn speaks(&self, asked: Option<&[u8]>) -> bool {
-        let (Some(language), Some(asked)) = (&self.language, asked) else { return false };
-        let Some(mut liked) = preferences(asked, Ranges::Tokens) else { return false };
+    /// Returns whether the response is in the language that a request prefers most: the origin would select it whatever
+    /// the other languages are.
+    fn is_in_preferred_language(&self, requested: Option<&[u8]>) -> bool {
+        let (Some(language), Some(requested)) = (&self.language, requested) else { return false };
+        let Some(mut liked) = preferences(requested, Ranges::Tokens) else { return false };
         liked.sort_by_key(|preference| std::cmp::Reverse(preference.weight));
         let Some(best) = liked.first() else { return false };
         let is_alone = liked.get(1).is_none_or(|second| second.weight < best.weight);
         best.weight > 0 && is_alone && best.name == **language
     }
 
-    /// Returns whether the same fields choose.
+    /// Returns whether the selecting fields have the same names.
     pub(super) fn is_by_the_fields_of(&self, other: &Selecting) -> bool {
         self.fields.iter().map(|(name, _)| name).eq(other.fields.iter().map(|(name, _)| name))
     }
@@ -104,14 +105,14 @@ impl Selecting {
         Selecting { fields: values(names, request), language: None }
     }
 
-    /// Tells names and values, so that they can be hashed.
+    /// Calls a function for each name and value, for hashing.
     pub(super) fn each(&self, mut tell: impl FnMut(&[u8], Option<&[u8]>)) {
         for (name, value) in &self.fields {
             tell(name.as_str().as_bytes(), value.as_deref());
         }
     }
 
-    /// Bytes in memory.
+    /// Returns the memory of the fields in bytes.
     pub(super) fn size(&self) -> usize {
         let size = |value: &Value| value.as_ref().map_or(0, |value| value.len());
         size(&self.language) + self.fields.iter().map(|(_, value)| 64 + size(value)).sum::<usize>()
@@ -130,15 +131,15 @@ fn values(names: impl Iterator<Item = HeaderName>, request: &RequestFields) -> B
 /// The rule by which two values of a field are equal.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Comparison {
-    /// As a list of preferences (RFC 9110 12.5): without regard to order, and to case where it means nothing.
+    /// As a list of preferences (RFC 9110 12.5): regardless of order, and of case where it has no meaning.
     Preferences(Ranges),
-    /// Byte by byte: these say who asks, and a node may read them in any way.
+    /// Byte by byte: these fields identify the requester, and a node may read them in any way.
     Exact,
-    /// Byte by byte but for white space around the commas of lists.
+    /// Byte by byte, except for white space around the commas of lists.
     List,
 }
 
-/// The elements of a list of preferences.
+/// The grammar of the elements of a list of preferences.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Ranges {
     /// `text/html`, with parameters.
@@ -160,7 +161,7 @@ impl Comparison {
     }
 }
 
-/// Returns a field's value in the one form in which values are compared; `None` where the field is absent.
+/// Returns the normal form of a field's value; `None` where the field is absent.
 fn normalize<'a>(name: &HeaderName, fields: &'a RequestFields) -> Option<Cow<'a, [u8]>> {
     let mut lines = fields.values(name);
     let first = lines.next()?;
@@ -181,7 +182,7 @@ fn normalize<'a>(name: &HeaderName, fields: &'a RequestFields) -> Option<Cow<'a,
         Comparison::List => None,
     };
     let Some(preferences) = preferences else {
-        // Also for what should be a list of preferences and is none.
+        // Also for a malformed list of preferences.
         let joined = lines.join(&b", "[..]);
         let members: Vec<&[u8]> = split_outside_quotes(&joined, b',').map(<[u8]>::trim_ascii).collect();
         return Some(Cow::Owned(members.join(&b","[..])));
@@ -191,8 +192,8 @@ fn normalize<'a>(name: &HeaderName, fields: &'a RequestFields) -> Option<Cow<'a,
     Some(Cow::Owned(members.join(&b","[..])))
 }
 
-/// Returns the parts of a text between separators that stand outside of quoted strings. A string that does not end
-/// goes to the end of the text.
+/// Returns the parts of a text between separators outside of quoted strings. An unterminated string extends to the end
+/// of the text.
 fn split_outside_quotes(text: &[u8], separator: u8) -> impl Iterator<Item = &[u8]> {
     let mut rest = Some(text);
     std::iter::from_fn(move || {
@@ -216,7 +217,7 @@ fn split_outside_quotes(text: &[u8], separator: u8) -> impl Iterator<Item = &[u8
 struct Preference {
     /// In lower case.
     name: Vec<u8>,
-    /// `;name=value` each, the names in lower case. Values are kept as they are, for their case may count.
+    /// `;name=value` each, with names in lower case. Values are kept, as their case may have a meaning.
     parameters: Vec<u8>,
     /// In thousandths (RFC 9110 12.4.2).
     weight: u16,
@@ -237,7 +238,7 @@ impl Preference {
         for parameter in parts {
             let equals = parameter.iter().position(|&byte| byte == b'=')?;
             let (name, value) = (parameter[..equals].to_ascii_lowercase(), &parameter[equals + 1..]);
-            // Wherever it stands among the parameters (RFC 9110 12.5.1), and once.
+            // At any position among the parameters (RFC 9110 12.5.1), and only once.
             if name == b"q" {
                 if weight.replace(thousandths(value)?).is_some() {
                     return None;
@@ -261,14 +262,14 @@ impl Preference {
     }
 }
 
-/// Returns the elements of a list of preferences; `None` where it is not of that grammar.
+/// Returns the elements of a list of preferences; `None` where it does not follow the grammar.
 fn preferences(list: &[u8], ranges: Ranges) -> Option<Vec<Preference>> {
     let elements = split_outside_quotes(list, b',').map(<[u8]>::trim_ascii);
-    // Empty elements count for nothing (RFC 9110 5.6.1.2).
+    // Empty elements are ignored (RFC 9110 5.6.1.2).
     elements.filter(|element| !element.is_empty()).map(|element| Preference::read(element, ranges)).collect()
 }
 
-/// Reads a weight: up to three digits after `0.`, or `1`, with zeros after `1.`.
+/// Returns a weight in thousandths: up to three digits after `0.`, or `1` with zeros after `1.`.
 fn thousandths(text: &[u8]) -> Option<u16> {
     let (&whole, rest) = text.split_first()?;
     let digits = match rest {
@@ -288,12 +289,12 @@ fn thousandths(text: &[u8]) -> Option<u16> {
     }
 }
 
-/// RFC 9110 5.6.2.
+/// Returns whether a text is a token (RFC 9110 5.6.2).
 fn is_token(text: &[u8]) -> bool {
     !text.is_empty() && text.iter().all(|byte| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(byte))
 }
 
-/// Returns whether a text is one quoted string from its first byte to its last.
+/// Returns whether a text is a single quoted string.
 fn is_quoted(text: &[u8]) -> bool {
     let [b'"', inner @ .., b'"'] = text else { return false };
     let mut is_escaped = false;
@@ -318,18 +319,18 @@ mod tests {
     fn same(
         vary: &'static str,
         stored: &[(&'static str, &'static str)],
-        asked: &[(&'static str, &'static str)],
+        requested: &[(&'static str, &'static str)],
     ) -> bool {
         match Varies::of(&fields(&[("vary", vary)]), &fields(stored).into()) {
             Varies::No => true,
-            Varies::By(selecting) => selecting.matches(&fields(asked).into()),
+            Varies::By(selecting) => selecting.matches(&fields(requested).into()),
             Varies::ByAnything => false,
         }
     }
 
     #[test]
     fn values_are_compared_in_one_form() {
-        for (vary, stored, asked, expected) in [
+        for (vary, stored, requested, expected) in [
             ("foo", &[("foo", "1")][..], &[("foo", "1")][..], true),
             ("foo", &[("foo", "1")], &[("foo", "2")], false),
             ("foo", &[("foo", "1")], &[], false),
@@ -383,7 +384,7 @@ mod tests {
             ("x-forwarded-for", &[], &[], false),
             (",", &[], &[], true),
         ] {
-            assert_eq!(same(vary, stored, asked), expected, "{vary} {stored:?} {asked:?}");
+            assert_eq!(same(vary, stored, requested), expected, "{vary} {stored:?} {requested:?}");
         }
     }
 
@@ -393,7 +394,7 @@ mod tests {
         let Varies::By(selecting) = Varies::of(&response, &fields(&[("accept-language", "en, de")]).into()) else {
             panic!()
         };
-        for (asked, expected) in [
+        for (requested, expected) in [
             ("fr;q=0.5, de;q=1.0", true),
             ("de, en;q=0.9", true),
             ("de", true),
@@ -403,12 +404,12 @@ mod tests {
             ("de;q=0", false),
             ("*", false),
         ] {
-            assert_eq!(selecting.matches(&fields(&[("accept-language", asked)]).into()), expected, "{asked}");
+            assert_eq!(selecting.matches(&fields(&[("accept-language", requested)]).into()), expected, "{requested}");
         }
         assert!(!selecting.matches(&fields(&[]).into()));
     }
 
-    /// By a protected name a response varies as the facts do, whatever the clients have sent.
+    /// By the name of a protected field a response varies as the facts do, whatever fields the client has sent.
     #[test]
     fn protected_fields_vary_as_the_facts_do() {
         use crate::http::head::{Marks, Peer, RequestHead, Underscores};
@@ -450,8 +451,8 @@ mod tests {
     }
 
     proptest! {
-        /// Two values that are equal in the form of the comparison are equal without their white space, and where
-        /// order counts for nothing, as sets of letters: nothing but white space, case and order is ever overlooked.
+        /// Two values with the same normal form are equal without white space and, where order has no meaning, as
+        /// multisets of letters: only white space, case and order are ignored.
         #[test]
         fn nothing_but_space_case_and_order_is_overlooked(
             one in "[aB ,;=q01.\"\\\\/-]{0,12}",
@@ -483,8 +484,8 @@ mod tests {
             }
         }
 
-        /// A request chooses what it was answered with, whatever its fields hold, and normal values stay
-        /// as they are.
+        /// A request selects the response to itself, whatever its fields contain, and a normal form is its own normal
+        /// form.
         #[test]
         fn a_request_matches_itself(values in proptest::collection::vec(any::<Vec<u8>>(), 0..3)) {
             for name in ["x-any", "accept", "accept-language"] {

@@ -13,13 +13,12 @@ use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 use tokio::task::AbortHandle;
 
-/// The body of an answer. When it has ended, the exchange has.
+/// The body of a response. Its end is the end of the exchange.
 pub(crate) struct ResponseBody {
     kind: BodyKind,
-    /// The share of the buffers that this response alone takes.
+    /// The share of the budget for buffers that this response takes.
     _held: Option<Share>,
-    /// How the answer broke off; told one poll later, for hyper forgets what it has not flushed yet
-    /// when a body fails.
+    /// The error that ended the body. It is returned one poll later, as hyper drops unflushed bytes when a body fails.
     broken: Option<Broken>,
     exchange: Rc<Exchange>,
 }
@@ -31,18 +30,18 @@ enum BodyKind {
     Arriving(Box<Passage>),
     Answer(Box<AnswerBody>),
     Whole(Box<BufferedBody>),
-    /// The part that was read already, and the rest.
+    /// The beginning, which was read already, and the rest.
     Rest(Box<(BufferedBody, AnswerBody)>),
 }
 
-/// The part of a body that one client gets, while the body still arrives in the store.
+/// The part of a streaming body that one client gets.
 pub(crate) struct Passage {
     source: PassageSource,
-    /// The rest of the body, for a reader that others have left behind.
+    /// The means to fetch the rest, for a reader that leaves the streaming body.
     rest: Option<Rest>,
-    /// Bytes before the part that is wanted.
+    /// The number of bytes before the requested part.
     skip: u64,
-    /// Bytes of it, where they are known.
+    /// The number of bytes of the part that are left, where it is known.
     left: Option<u64>,
 }
 
@@ -51,51 +50,51 @@ enum PassageSource {
     Own(Box<OwnRest>),
 }
 
-/// The rest of a response, for one reader, from a position on.
+/// The rest of a response from a position on, which one reader has fetched for itself.
 pub(super) struct OwnRest {
     pub(super) body: AnswerBody,
     /// The position of the next byte.
     pub(super) at: u64,
-    /// Where the body ends, and the whole response, where that is known.
+    /// The end of the body and the length of the complete response, where they are known.
     pub(super) end: Option<u64>,
     pub(super) whole: Option<u64>,
 }
 
-/// The rest for one reader: fetched by a task of its own, however slowly its client reads.
+/// The rest for one reader, which a task of its own fetches, independent of the rate of its client.
 pub(super) struct Rest {
     pub(super) fetched: Rc<RefCell<Option<OwnRest>>>,
-    /// Asks for what is still missing after it.
+    /// Fetches the bytes that are missing after it.
     pub(super) more: MoreRest,
-    pub(super) asking: Option<AskedRest>,
+    pub(super) pending: Option<RestFuture>,
     pub(super) task: AbortHandle,
 }
 
-/// Fetches a response from a position on; `None` where it cannot be had any more.
-pub(super) type MoreRest = Box<dyn Fn(u64) -> AskedRest>;
-pub(super) type AskedRest = Pin<Box<dyn Future<Output = Option<OwnRest>>>>;
+/// A function that fetches a response from a position on; `None` where that is not possible any more.
+pub(super) type MoreRest = Box<dyn Fn(u64) -> RestFuture>;
+pub(super) type RestFuture = Pin<Box<dyn Future<Output = Option<OwnRest>>>>;
 
 impl Drop for Rest {
     fn drop(&mut self) {
-        // It is about the place of a reader that is gone too.
+        // The reader is gone, so the rest is not needed.
         self.task.abort();
     }
 }
 
-/// Why what is read of a body ends before it.
+/// The reasons for which a body ends early.
 enum Interrupted {
     ByNode(Broken),
-    /// The client was slower than it may be, while others waited for it.
+    /// The client was slower than the least rate while other readers waited for it.
     TooSlow,
 }
 
 impl Passage {
-    /// Returns the whole body.
+    /// Returns the passage of a complete body.
     pub(super) fn whole(reader: StreamingReader, rest: Option<Rest>) -> Passage {
-        let left = reader.growing().length;
+        let left = reader.body().length;
         Passage { source: PassageSource::Shared(reader), rest, skip: 0, left }
     }
 
-    /// Returns the part from one position up to another.
+    /// Returns the passage of a part, from one position up to another.
     pub(super) fn part(reader: StreamingReader, rest: Option<Rest>, (from, end): (u64, u64)) -> Passage {
         Passage { source: PassageSource::Shared(reader), rest, skip: from, left: Some(end - from) }
     }
@@ -121,7 +120,7 @@ impl Passage {
         Poll::Ready(None)
     }
 
-    /// The next piece, wherever it comes from.
+    /// Returns the next piece, from either source.
     fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Interrupted>>> {
         let broken = |broken| Poll::Ready(Some(Err(Interrupted::ByNode(broken))));
         loop {
@@ -136,16 +135,16 @@ impl Passage {
                         let Some(own) = rest.and_then(|rest| rest.fetched.borrow_mut().take()) else {
                             return broken(Broken::Incomplete);
                         };
-                        // It kept reading while the rest was asked for.
+                        // The reader continued while the rest was fetched.
                         self.skip += at - own.at;
                         self.source = PassageSource::Own(Box::new(own));
                     }
                 },
                 PassageSource::Own(own) => {
-                    if let Some(asking) = self.rest.as_mut().and_then(|rest| rest.asking.as_mut()) {
-                        let found = ready!(asking.as_mut().poll(cx));
+                    if let Some(pending) = self.rest.as_mut().and_then(|rest| rest.pending.as_mut()) {
+                        let found = ready!(pending.as_mut().poll(cx));
                         if let Some(rest) = &mut self.rest {
-                            rest.asking = None;
+                            rest.pending = None;
                         }
                         let Some(next) = found.filter(|next| next.at <= own.at) else {
                             return broken(Broken::Incomplete);
@@ -155,7 +154,7 @@ impl Passage {
                     }
                     match ready!(Pin::new(&mut own.body).poll_frame(cx)) {
                         Some(Ok(frame)) => {
-                            // Trailers are not stored either.
+                            // Trailers are not passed, as they are not stored.
                             let Ok(data) = frame.into_data() else { continue };
                             own.at += data.len() as u64;
                             return Poll::Ready(Some(Ok(data)));
@@ -163,9 +162,9 @@ impl Passage {
                         Some(Err(error)) => return broken(error),
                         None if own.end.is_some_and(|end| end != own.at) => return broken(Broken::Incomplete),
                         None if own.whole.is_none_or(|whole| whole == own.at) => return Poll::Ready(None),
-                        // Nodes may give less than was asked for (RFC 9110 15.3.7).
+                        // A node may send less than the requested range (RFC 9110 15.3.7).
                         None => match &mut self.rest {
-                            Some(rest) => rest.asking = Some((rest.more)(own.at)),
+                            Some(rest) => rest.pending = Some((rest.more)(own.at)),
                             None => return broken(Broken::Incomplete),
                         },
                     }
@@ -195,12 +194,12 @@ impl ResponseBody {
         ResponseBody::new(BodyKind::Stored(Box::new(reader)), exchange)
     }
 
-    /// Returns a body that is still arriving in the store.
+    /// Returns the body of a passage.
     pub(super) fn arriving(passage: Passage, exchange: &Rc<Exchange>) -> ResponseBody {
         ResponseBody::new(BodyKind::Arriving(Box::new(passage)), exchange)
     }
 
-    /// Returns a body in memory, with the share of the buffers that it takes.
+    /// Returns a body in memory, with its share of the budget for buffers.
     pub(super) fn whole(whole: BufferedBody, share: Option<Share>, exchange: &Rc<Exchange>) -> ResponseBody {
         let kind = if whole.is_over() { BodyKind::Empty } else { BodyKind::Whole(Box::new(whole)) };
         ResponseBody::new(kind, exchange).holding(share)
@@ -217,7 +216,7 @@ impl ResponseBody {
         self
     }
 
-    /// Leaves the body out, as in an answer to HEAD: over HTTP/2 hyper would send it.
+    /// Drops the body, as for a HEAD: over HTTP/2 hyper would send it.
     pub(super) fn leave_out(&mut self) {
         self.kind = BodyKind::Empty;
         self.exchange.ended("completed");

@@ -3,13 +3,13 @@ use http::HeaderValue;
 use proptest::prelude::*;
 
 const NOW: i64 = 1_700_000_000;
-const TIMING: Timing = Timing { asked: 0, came: 0, came_at: NOW };
+const TIMING: Timing = Timing { requested: 0, received: 0, received_at: NOW };
 
 pub(in crate::cache) fn policy() -> CachePolicy {
     CachePolicy { stale_if_error: 3_600_000, ..CachePolicy::plain() }
 }
 
-/// Fields from lines; `@` stands for a date that many seconds from now.
+/// Returns fields from lines; `@` stands for a date that many seconds from now.
 fn fields(lines: &str) -> HeaderMap {
     let mut fields = HeaderMap::new();
     for line in lines.split(" | ").filter(|line| !line.is_empty()) {
@@ -28,7 +28,7 @@ fn judge(traits: RequestTraits, status: u16, lines: &str) -> Result<Terms, Refus
     storable(traits, status, &fields(lines), TIMING, &policy()).map(|(terms, _)| terms)
 }
 
-/// Seconds of freshness left when it came; `None` where it is not stored.
+/// Returns the seconds of freshness left at arrival; `None` where the response is not stored.
 fn fresh_for(status: u16, lines: &str) -> Option<i64> {
     judge(RequestTraits::default(), status, lines).ok().map(|terms| (terms.born + terms.lifetime).max(0) / 1000)
 }
@@ -149,24 +149,24 @@ fn an_override_stands_before_what_is_said() {
 
 #[test]
 fn s_maxage_forbids_less_where_the_route_allows_it() {
-    let with = |said: &str| {
+    let with = |directives: &str| {
         let policy = CachePolicy { allows_stale_with_s_maxage: true, stale_while_revalidate: 60_000, ..policy() };
-        let lines = fields(&format!("cache-control: {said} | etag: \"x\""));
+        let lines = fields(&format!("cache-control: {directives} | etag: \"x\""));
         let (terms, _) = storable(RequestTraits::default(), StatusCode::OK, &lines, TIMING, &policy).unwrap();
         (terms.stale_while_revalidate, terms.stale_if_error)
     };
-    for (said, expected) in [
+    for (directives, expected) in [
         ("s-maxage=1, stale-while-revalidate=9", (9, 0)),
         ("s-maxage=1, stale-if-error=9", (0, 9)),
         ("s-maxage=1", (0, 0)),
         ("s-maxage=1, must-revalidate, stale-while-revalidate=9", (0, 0)),
         ("max-age=1", (60, 3600)),
     ] {
-        assert_eq!(with(said), expected, "{said}");
+        assert_eq!(with(directives), expected, "{directives}");
     }
 }
 
-/// All askers, statuses and refusals: an answer that is an asker's own doing ends nothing.
+/// For all requesters, statuses and refusals: a response that is specific to its requester invalidates nothing.
 #[test]
 fn only_answers_that_others_would_get_end_what_is_stored() {
     let refusals = [
@@ -211,11 +211,11 @@ fn only_answers_that_others_would_get_end_what_is_stored() {
 #[test]
 fn what_answers_one_caller_is_kept_from_the_others() {
     let caller = RequestTraits { has_authorization: true, ..RequestTraits::default() };
-    for (said, stored) in
+    for (directives, stored) in
         [("max-age=9", false), ("public, max-age=9", true), ("must-revalidate, max-age=9", true), ("s-maxage=9", true)]
     {
-        let judged = judge(caller, 200, &format!("cache-control: {said}"));
-        assert_eq!(judged.is_ok(), stored, "3.5 {said}");
+        let judged = judge(caller, 200, &format!("cache-control: {directives}"));
+        assert_eq!(judged.is_ok(), stored, "3.5 {directives}");
     }
     let quiet = RequestTraits { no_store: true, ..RequestTraits::default() };
     assert_eq!(judge(quiet, 200, "cache-control: max-age=9").unwrap_err(), Refusal::NoStore);
@@ -224,18 +224,18 @@ fn what_answers_one_caller_is_kept_from_the_others() {
     assert_eq!(judge(post, 200, "last-modified: @-1000 | date: @0").unwrap_err(), Refusal::NeverUsable);
 }
 
-fn terms(said: &str) -> Terms {
-    judge(RequestTraits::default(), 200, &format!("cache-control: {said} | etag: \"x\"")).unwrap()
+fn terms(directives: &str) -> Terms {
+    judge(RequestTraits::default(), 200, &format!("cache-control: {directives} | etag: \"x\"")).unwrap()
 }
 
-fn asking(said: &str) -> RequestDirectives {
-    RequestDirectives::of(&fields(&format!("cache-control: {said}")))
+fn asking(directives: &str) -> RequestDirectives {
+    RequestDirectives::of(&fields(&format!("cache-control: {directives}")))
 }
 
 #[test]
 fn reuse_is_decided_by_age_and_by_what_both_sides_say() {
     let (fresh, stale) = (Reuse::Yes { stale: false }, Reuse::Yes { stale: true });
-    for (section, said, asked, seconds, expected) in [
+    for (section, directives, requested, seconds, expected) in [
         ("4.2 fresh", "max-age=10", "", 9, fresh),
         ("4.2 not at the end", "max-age=10", "", 10, Reuse::AfterValidation),
         ("5.2.2.4 no-cache", "max-age=10, no-cache", "", 0, Reuse::AfterValidation),
@@ -259,8 +259,8 @@ fn reuse_is_decided_by_age_and_by_what_both_sides_say() {
         ("5.2.1.3 min-fresh missed", "max-age=10", "min-fresh=4", 7, Reuse::AfterValidation),
         ("5.2.1.4 no-cache", "max-age=10", "no-cache", 0, Reuse::AfterValidation),
     ] {
-        let decision = reuse(&terms(said), seconds * 1000, false, Some(&asking(asked)));
-        assert_eq!(decision, expected, "{section}: {said}, asked {asked}, at {seconds} s");
+        let decision = reuse(&terms(directives), seconds * 1000, false, Some(&asking(requested)));
+        assert_eq!(decision, expected, "{section}: {directives}, requested {requested}, at {seconds} s");
     }
     assert_eq!(reuse(&terms("max-age=10"), 0, true, None), Reuse::AfterValidation);
     assert_eq!(reuse(&terms("max-age=10, stale-while-revalidate=5"), 0, true, None), Reuse::WhileValidating);
@@ -268,7 +268,7 @@ fn reuse_is_decided_by_age_and_by_what_both_sides_say() {
 
 #[test]
 fn a_stale_response_stands_in_only_where_nothing_forbids_it() {
-    for (said, seconds, expected) in [
+    for (directives, seconds, expected) in [
         ("max-age=10", 10 + 3599, true),
         ("max-age=10", 10 + 3600, false),
         ("max-age=10, stale-if-error=5", 14, true),
@@ -278,7 +278,7 @@ fn a_stale_response_stands_in_only_where_nothing_forbids_it() {
         ("s-maxage=10", 11, false),
         ("max-age=10, no-cache", 11, false),
     ] {
-        assert_eq!(stands_in(&terms(said), seconds * 1000), expected, "{said} at {seconds} s");
+        assert_eq!(stands_in(&terms(directives), seconds * 1000), expected, "{directives} at {seconds} s");
     }
 }
 
@@ -300,18 +300,18 @@ const SAYINGS: [&str; 14] = [
 ];
 
 proptest! {
-    /// Whatever is said in whatever order: nothing is used longer than any directive allows, and what
-    /// may not be stored is not.
+    /// For any directives in any order: no response is used longer than the most restrictive one allows, and what must
+    /// not be stored is not.
     #[test]
     fn no_directive_is_outweighed(
-        said in proptest::collection::vec(0..SAYINGS.len(), 0..6),
+        directives in proptest::collection::vec(0..SAYINGS.len(), 0..6),
         age in 0..40u32,
         later in 0..60i64,
         authorized: bool,
     ) {
-        let said: Vec<&str> = said.into_iter().map(|index| SAYINGS[index]).collect();
-        let has = |name: &str| said.contains(&name);
-        let lines = format!("cache-control: {} | age: {age} | etag: \"x\"", said.join(", "));
+        let directives: Vec<&str> = directives.into_iter().map(|index| SAYINGS[index]).collect();
+        let has = |name: &str| directives.contains(&name);
+        let lines = format!("cache-control: {} | age: {age} | etag: \"x\"", directives.join(", "));
         let traits = RequestTraits { has_authorization: authorized, ..RequestTraits::default() };
         let judged = judge(traits, 200, &lines);
         if has("no-store") || has("private") {

@@ -1,5 +1,5 @@
-//! The effects of a write on the cache (RFC 9111 4.4), for the plain and for the idempotent path: which stored
-//! responses it makes untrue, and whether its own response is what reads find from now on.
+//! The effects of a write on the cache (RFC 9111 4.4), for the plain and for the idempotent path: the stored responses
+//! that it invalidates, and the storage of its own response for later GETs.
 
 use super::request::{caching_route, has_override, order};
 use super::serving::{ReplyBuilder, ServedFrom};
@@ -22,7 +22,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use tokio::sync::oneshot;
 
-/// Returns what a request may make untrue of what a route has stored; `None` for a safe method.
+/// Returns the invalidation that a request may cause on a caching route; `None` for a safe method.
 pub(in crate::proxy) fn invalidation(
     routed: &RoutedRequest<'_>,
     caching: &Route,
@@ -42,40 +42,40 @@ pub(in crate::proxy) fn invalidation(
         path: target.path.to_owned(),
         default_port: fields.facts.default_port(),
     };
-    // A POST with fields that override its method or URI has no answer for reads.
+    // The response to a POST with fields that override its method or URI is not stored for GETs.
     let may_serve_reads =
         head.method == Method::POST && !has_override(fields.plain()) && !rules.bypass_cookies.are_in(fields.plain());
     Some(Invalidation { targets: targets(&rules.key, target), order: Rc::new(order), may_serve_reads, base })
 }
 
-/// The stored responses of a route that a write may make untrue.
+/// The stored responses of a route that a write may invalidate.
 pub(in crate::proxy) struct Invalidation {
-    /// Its URI, and the key that is made of it alone: with the query as the route takes it, and whole, as the route may
-    /// have taken it before.
+    /// Its URIs and their keys without further parts: with the query as the route normalises it, and with the complete
+    /// query, under which an earlier configuration may have stored it.
     targets: [(Key, String); 2],
     order: Rc<Order>,
-    /// Its answer may say that it is what reads find.
+    /// The response to this POST may be stored for GETs.
     may_serve_reads: bool,
     base: BaseUri,
 }
 
 impl Invalidation {
-    /// Forwards the write, and invalidates what it has made untrue.
+    /// Forwards the write, and invalidates stored responses by its result.
     pub(super) async fn forward(self, upstream_request: UpstreamRequest) -> Reply {
         let exchange = Rc::clone(upstream_request.exchange());
-        let (tell, told) = oneshot::channel();
-        // In a task of its own: it invalidates even if the client leaves before the response.
-        tokio::task::spawn_local(async move { drop(tell.send(self.forwarded(upstream_request).await)) });
-        told.await.unwrap_or_else(|_| Reply::problem(&stopped(), &exchange))
+        let (sender, receiver) = oneshot::channel();
+        // In a task of its own, so that it invalidates even if the client disconnects before the response.
+        tokio::task::spawn_local(async move { drop(sender.send(self.forwarded(upstream_request).await)) });
+        receiver.await.unwrap_or_else(|_| Reply::problem(&stopped(), &exchange))
     }
 
-    /// Returns the reply to the client, once what the write has made untrue is gone.
+    /// Returns the reply to the client, after the invalidation.
     async fn forwarded(self, mut upstream_request: UpstreamRequest) -> Reply {
         let worker = Rc::clone(&upstream_request.context.worker);
         let cache = Arc::clone(&worker.cache);
         let query =
             upstream_request.dispatch.request.as_ref().and_then(|request| request.uri().query().map(str::to_owned));
-        let (asked, status) = (cache.now(), upstream_request.cache_status);
+        let (requested, status) = (cache.now(), upstream_request.cache_status);
         let token = cache.begin(&self.order);
         let answer = Box::pin(async { upstream_request.fetch().await }).await;
         let reply = match answer {
@@ -85,15 +85,15 @@ impl Invalidation {
                 let may_serve_reads = self.may_serve_reads
                     && response.status() == StatusCode::OK
                     && self.is_own(response.headers(), query.as_deref())
-                    && !cache.is_beaten(&self.order, response.headers(), &token);
+                    && !cache.is_outdated(&self.order, response.headers(), &token);
                 match may_serve_reads {
                     true => {
-                        let (led, arriving) = cache.adopt::<_, Problem>(&self.order, response, asked, token);
+                        let (result, arriving) = cache.adopt::<_, Problem>(&self.order, response, requested, token);
                         if let Some(arriving) = arriving {
                             let (cache, order) = (Arc::clone(&cache), Rc::clone(&self.order));
                             tokio::task::spawn_local(async move { cache.receive(&order, arriving).await });
                         }
-                        adopted(&upstream_request, led, &cache)
+                        adopted(&upstream_request, result, &cache)
                     }
                     false => upstream_request.context.reply(response),
                 }
@@ -102,8 +102,8 @@ impl Invalidation {
         reply.with_cache_status(status)
     }
 
-    /// Invalidates what a write with this response has made untrue: nothing where it has not succeeded. `begun` is the
-    /// write itself, whose response may be stored.
+    /// Invalidates stored responses after a write with this response; an error status invalidates nothing. `token` is
+    /// that of the write itself, whose response may be stored.
     pub(in crate::proxy) fn carry_out(
         &self,
         worker: &WorkerContext,
@@ -129,11 +129,11 @@ impl Invalidation {
     }
 }
 
-/// Returns the client's part of a response that reads may be answered with.
-fn adopted(upstream_request: &UpstreamRequest, led: LeaderResult<AnswerBody, Problem>, cache: &Cache) -> Reply {
-    match led {
+/// Returns the reply to the client from a response that is stored for GETs.
+fn adopted(upstream_request: &UpstreamRequest, result: LeaderResult<AnswerBody, Problem>, cache: &Cache) -> Reply {
+    match result {
         LeaderResult::Streaming { reader, own, .. } => {
-            // Conditions and ranges are for reads.
+            // Conditions and ranges do not apply to a POST.
             let (fields, now) = (HeaderMap::new(), cache.now());
             let exchange = upstream_request.exchange();
             let replies = ReplyBuilder { method: &Method::POST, fields: &fields, rules: None, exchange, now };
@@ -146,13 +146,13 @@ fn adopted(upstream_request: &UpstreamRequest, led: LeaderResult<AnswerBody, Pro
     }
 }
 
-/// Returns what a change of a resource invalidates: its URI, with the query as the route takes it and as it stands, and
-/// the keys that are made of these alone.
+/// Returns the URIs that a change of a resource invalidates, with the query as the route normalises it and with the
+/// complete one, and their keys without further parts.
 fn targets(rules: &KeyRules, target: TargetUri<'_>) -> [(Key, String); 2] {
     [rules, &KeyRules::default()].map(|rules| (rules.of_uri(target), rules.uri(target)))
 }
 
-/// The URI of a request, against which the references in its response are resolved (RFC 3986 5.1).
+/// The URI of a request, against which references in its response are resolved (RFC 3986 5.1).
 struct BaseUri {
     scheme: &'static str,
     host: String,
@@ -162,7 +162,7 @@ struct BaseUri {
 }
 
 impl BaseUri {
-    /// Returns a reference of the same origin as a path in the proxy's form, and a query.
+    /// Returns the normal path and the query of a reference; `None` where it is of another origin.
     fn resolve(&self, reference: &str) -> Option<(String, Option<String>)> {
         let reference = reference.split('#').next().unwrap_or_default().trim();
         let absolute = reference.contains("://") || reference.starts_with("//");
@@ -190,12 +190,12 @@ impl BaseUri {
         ))
     }
 
-    /// Returns whether a reference means the request's own URI.
+    /// Returns whether a reference is the request's own URI.
     fn is_own(&self, reference: &str, query: Option<&str>) -> bool {
-        self.resolve(reference).is_some_and(|(path, asked)| path == self.path && asked.as_deref() == query)
+        self.resolve(reference).is_some_and(|(path, named)| path == self.path && named.as_deref() == query)
     }
 
-    /// Forgets what is stored of a URI of the same origin, but for what the change itself brings.
+    /// Invalidates the responses of a URI of the same origin, except that of the write `but`.
     fn invalidate(&self, worker: &WorkerContext, reference: &str, fields: &RequestFields, but: Option<&FetchToken>) {
         let Some((path, query)) = self.resolve(reference) else { return };
         let snapshot = worker.snapshot();

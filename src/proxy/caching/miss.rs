@@ -1,5 +1,5 @@
-//! The step that asks the nodes on the cache's behalf: one fetch for all who want the same, each by itself where that
-//! cannot be.
+//! The step that fetches for the cache: one fetch for all requests of a group, or one for each request where the
+//! response cannot be shared.
 
 use super::request::{OVERRIDES, has_override};
 use super::serving::{ReplyBuilder, ServedFrom};
@@ -13,7 +13,7 @@ use crate::proxy::exchange::Exchange;
 use crate::proxy::problems::stopped;
 use crate::proxy::rate_limit::Uncounted;
 use crate::proxy::respond::Reply;
-use crate::proxy::response_body::{AskedRest, OwnRest, Rest};
+use crate::proxy::response_body::{OwnRest, Rest, RestFuture};
 use crate::proxy::snapshot::{CacheResult, Route};
 use crate::proxy::upstream::{UpstreamContext, UpstreamRequest};
 use crate::upstream::{
@@ -32,7 +32,7 @@ use std::sync::Arc;
 use std::time::Instant;
 use tokio::sync::oneshot;
 
-/// Fields of a body and of a switch, which a fetch for everybody has not.
+/// Fields of a body and of a protocol switch, which a shared fetch does not have.
 const FRAMING: [HeaderName; 6] = [CONTENT_LENGTH, TRANSFER_ENCODING, EXPECT, UPGRADE, CONNECTION, TE];
 
 /// A request that the store could not answer.
@@ -43,22 +43,22 @@ pub(super) struct Miss {
     order: Rc<Order>,
     method: Method,
     why: ForwardReason,
-    /// Where the request is still to be counted against the route's rate limit.
+    /// Set where the request still has to be counted against the rate limit of its route.
     uncounted: Option<Uncounted>,
 }
 
-/// A request that may go to the nodes several times: as its client has sent it, or as the whole response for all.
+/// A request that may go to the nodes several times: as its client has sent it, or for a response that can be shared.
 #[derive(Clone)]
 struct Fetch {
     pool: Arc<Pool>,
     wanted: NodePreference,
     route: Arc<Route>,
-    /// The head as the node gets it.
+    /// The head for the node.
     head: request::Parts,
 }
 
 impl Fetch {
-    /// Takes a request apart that is to be sent more than once. Its body is not kept.
+    /// Returns the parts of a request that may be sent more than once. Its body is dropped.
     fn new(upstream_request: UpstreamRequest) -> (Fetch, UpstreamContext, Option<Uncounted>) {
         let UpstreamRequest { mut context, dispatch, uncounted, .. } = upstream_request;
         context.observer.gate = None;
@@ -73,7 +73,7 @@ impl Fetch {
         Request::from_parts(self.head.clone(), Outgoing::Empty)
     }
 
-    /// Returns the request for a response that is for all: the whole, or whether a stored one has changed.
+    /// Returns the request for a response that can be shared: the complete one, or the validation of a stored one.
     fn shared(&self, method: Method, validated: Option<&Stored>) -> Request<Outgoing> {
         let mut request = self.own();
         *request.method_mut() = method;
@@ -90,19 +90,19 @@ impl Fetch {
             None => drop(fields.remove(X_FORWARDED_HOST)),
         }
         if let Some(stored) = validated {
-            stored.ask_whether_changed(fields);
+            stored.add_conditions(fields);
         }
         request
     }
 
-    /// Returns the dispatch of a request that begins now, and is over by the end of the one that it is made for.
+    /// Returns the dispatch of a request that begins now and ends at the deadline of the client's request.
     fn dispatch(&self, request: Request<Outgoing>, until: Option<Instant>) -> Dispatch {
         let deadlines = Deadlines { started: Instant::now(), until, send_by: None };
         Dispatch::new(Arc::clone(&self.pool), self.wanted, request, deadlines, RetrySafety::ByMethod)
     }
 }
 
-/// The nodes, as the cache sees them on behalf of a client.
+/// The origin of a fetch that has a client.
 struct ClientOrigin {
     fetch: Fetch,
     context: UpstreamContext,
@@ -110,14 +110,14 @@ struct ClientOrigin {
 
 impl FetchOrigin for ClientOrigin {
     type Body = AnswerBody;
-    type Failure = Problem;
+    type Error = Problem;
 
     async fn fetch(&mut self, validated: Option<&Stored>) -> Result<Response<AnswerBody>, Problem> {
         fetch_for(&self.fetch, &self.context, self.fetch.shared(Method::GET, validated)).await
     }
 }
 
-/// The nodes, as the cache sees them when no client waits.
+/// The origin of a fetch without a client.
 struct BackgroundOrigin {
     fetch: Fetch,
     connections: Rc<NodeConnections>,
@@ -126,7 +126,7 @@ struct BackgroundOrigin {
 
 impl FetchOrigin for BackgroundOrigin {
     type Body = AnswerBody;
-    type Failure = DispatchError;
+    type Error = DispatchError;
 
     async fn fetch(&mut self, validated: Option<&Stored>) -> Result<Response<AnswerBody>, DispatchError> {
         let request = self.fetch.shared(Method::GET, validated);
@@ -143,34 +143,35 @@ async fn fetch_for(
     request: Request<Outgoing>,
 ) -> Result<Response<AnswerBody>, Problem> {
     let dispatch = fetch.dispatch(request, context.deadlines(&fetch.pool).until);
-    // Boxed: it is large, and the cache's future is not all there is to a request.
+    // Boxed: the future is large and would be a part of every request's future.
     Box::pin(context.fetch(dispatch)).await
 }
 
-/// Validates a stored response, while the client has it already. The fetch has no client: it goes on when the one that
-/// has met the stale response has left, and nothing of it is in that one's log.
-pub(super) fn validate_in_background(upstream_request: UpstreamRequest, order: Order, lead: FetchLeader) {
+/// Validates a stored response after a client got it stale. The fetch has no client: it continues when that client
+/// disconnects, and does not appear in its log line.
+pub(super) fn validate_in_background(upstream_request: UpstreamRequest, order: Order, leader: FetchLeader) {
     let (fetch, context, _) = Fetch::new(upstream_request);
     let (cache, connections) = (Arc::clone(&context.worker.cache), Rc::clone(&context.worker.connections));
     let until = Deadlines::from_now(&fetch.pool).until;
     let origin = BackgroundOrigin { fetch, connections, until };
-    fetch_in_a_task(cache, Rc::new(order), lead, origin, false, drop);
+    fetch_in_a_task(cache, Rc::new(order), leader, origin, false, drop);
 }
 
-/// Fetches to the end of the body in a task, also when the client has left; `tell` gets the leader's result.
+/// Fetches to the end of the body in a task, which continues when the client disconnects; `deliver` gets the leader's
+/// result.
 fn fetch_in_a_task<O: FetchOrigin + 'static>(
     cache: Arc<Cache>,
     order: Rc<Order>,
-    lead: FetchLeader,
+    leader: FetchLeader,
     mut origin: O,
-    must_ask: bool,
-    tell: impl FnOnce(LeaderResult<O::Body, O::Failure>) + 'static,
+    must_fetch: bool,
+    deliver: impl FnOnce(LeaderResult<O::Body, O::Error>) + 'static,
 ) {
     tokio::task::spawn_local(async move {
-        let (led, arriving) = cache.fetch(lead, &order, &mut origin, must_ask).await;
-        // The exchange is the client's own from here on.
+        let (result, arriving) = cache.fetch(leader, &order, &mut origin, must_fetch).await;
+        // From here on only the client's own future holds the exchange.
         drop(origin);
-        tell(led);
+        deliver(result);
         if let Some(arriving) = arriving {
             cache.receive(&order, arriving).await;
         }
@@ -206,30 +207,30 @@ impl Miss {
     /// Returns the reply to the request.
     pub(super) async fn reply(mut self) -> Reply {
         match self.uncounted.take().map_or(Ok(()), |uncounted| self.exchange().count(uncounted)) {
-            Ok(()) => self.find().await,
+            Ok(()) => self.find_or_fetch().await,
             Err(problem) => Reply::problem(&problem, self.exchange()),
         }
     }
 
-    async fn find(&self) -> Reply {
+    async fn find_or_fetch(&self) -> Reply {
         let lock_timeout = self.caching.cache.as_ref().map_or_else(Default::default, |rules| rules.lock_timeout);
         let (mut deadline, mut mismatched) = (None, None);
         loop {
             let group = self.cache().group(&self.order);
-            // Only a GET brings what others can use; and what was not for this request a moment ago will
-            // not be now.
+            // Only the response to a GET can be shared; and a group whose response did not match this request once
+            // is not joined again.
             let is_alone = self.method == Method::HEAD || self.order.traits.no_store;
             if group.passes || is_alone || mismatched == Some(group) {
                 return self.pass(group).await;
             }
             let fill = match self.cache().join(group, &self.order) {
-                Joined::Leader(lead) => return self.lead(lead).await,
+                Joined::Leader(leader) => return self.fetch_for_all(leader).await,
                 Joined::Wait(fill) => fill,
             };
             let deadline = *deadline.get_or_insert_with(|| Instant::now() + lock_timeout);
             match wait(fill, deadline).await {
-                Waited::For(FetchOutcome::Streaming(growing)) if growing.head.is_for(&self.order.request) => {
-                    match growing.read() {
+                Waited::For(FetchOutcome::Streaming(streaming)) if streaming.head.is_for(&self.order.request) => {
+                    match streaming.read() {
                         Some(reader) => {
                             let (from, rest) = (ServedFrom::CollapsedFetch { why: self.why }, self.rest(&reader));
                             return self.replies().serve_arriving(reader, None, from, rest);
@@ -237,13 +238,13 @@ impl Miss {
                         None => return self.pass(group).await,
                     }
                 }
-                Waited::For(FetchOutcome::Stored { stored, asked }) if stored.is_for(&self.order.request) => {
-                    return self.stored(&stored, asked, true);
+                Waited::For(FetchOutcome::Stored { stored, validated }) if stored.is_for(&self.order.request) => {
+                    return self.stored(&stored, validated, true);
                 }
                 Waited::For(FetchOutcome::StandIn(stored)) if stored.is_for(&self.order.request) => {
                     return self.stand_in(&stored);
                 }
-                // It was for other fields; those by which it was chosen are known now.
+                // The response is another variant. Its `Vary` is known now, so the group is computed anew.
                 Waited::For(FetchOutcome::Streaming(_) | FetchOutcome::Stored { .. } | FetchOutcome::StandIn(_)) => {
                     mismatched = Some(group);
                 }
@@ -252,58 +253,58 @@ impl Miss {
         }
     }
 
-    /// Fetches for all who want the same, in a task of its own: it ends well even if this client leaves.
-    async fn lead(&self, lead: FetchLeader) -> Reply {
-        let (tell, told) = oneshot::channel();
-        // The client may have left.
+    /// Fetches for all requests of the group, in a task of its own that continues when this client disconnects.
+    async fn fetch_for_all(&self, leader: FetchLeader) -> Reply {
+        let (sender, receiver) = oneshot::channel();
+        // Sending the result fails where the client has disconnected.
         let (cache, order) = (Arc::clone(self.cache()), Rc::clone(&self.order));
-        fetch_in_a_task(cache, order, lead, self.origin(), self.must_ask(), |led| drop(tell.send(led)));
-        match told.await {
-            Ok(led) => self.respond(led, false).await,
+        fetch_in_a_task(cache, order, leader, self.origin(), self.must_fetch(), |result| drop(sender.send(result)));
+        match receiver.await {
+            Ok(result) => self.respond(result, false).await,
             Err(_) => self.problem(&stopped()),
         }
     }
 
-    /// Asks the nodes for this request alone.
+    /// Fetches for this request alone.
     async fn pass(&self, group: Group) -> Reply {
         if self.method == Method::GET && self.is_plain() && !self.order.traits.no_store {
             let mut origin = self.origin();
-            let lead = self.cache().go_alone(group, &self.order);
-            let (led, arriving) = self.cache().fetch(lead, &self.order, &mut origin, self.must_ask()).await;
+            let leader = self.cache().fetch_alone(group, &self.order);
+            let (result, arriving) = self.cache().fetch(leader, &self.order, &mut origin, self.must_fetch()).await;
             if let Some(arriving) = arriving {
                 receive(Arc::clone(self.cache()), Rc::clone(&self.order), arriving);
             }
-            return self.respond(led, true).await;
+            return self.respond(result, true).await;
         }
-        self.ask_as_it_is().await
+        self.fetch_unshared().await
     }
 
-    /// Returns whether the request is for the whole response.
+    /// Returns whether the request has no conditions and no range.
     fn is_plain(&self) -> bool {
         CONDITIONS.iter().all(|name| !self.fetch.head.headers.contains_key(name))
     }
 
-    /// Asks just what the client asked.
-    async fn ask_as_it_is(&self) -> Reply {
-        let (token, asked) = (self.cache().begin(&self.order), self.cache().now());
-        // A HEAD tells the store something, so it must be one that any client could have sent.
-        let tells = self.method == Method::HEAD && self.is_plain() && !self.order.traits.no_store;
-        let request = if tells { self.fetch.shared(Method::HEAD, None) } else { self.fetch.own() };
+    /// Sends the request with the client's own conditions and range. Its response is not shared.
+    async fn fetch_unshared(&self) -> Reply {
+        let (token, requested) = (self.cache().begin(&self.order), self.cache().now());
+        // The response to a HEAD updates the store, so its request must be one that any client could have sent.
+        let updates_store = self.method == Method::HEAD && self.is_plain() && !self.order.traits.no_store;
+        let request = if updates_store { self.fetch.shared(Method::HEAD, None) } else { self.fetch.own() };
         let answer = fetch_for(&self.fetch, &self.context, request).await;
         let failed = answer.as_ref().map_or(true, |response| is_failure(response.status()));
         if failed
-            && let Known::Response(held) = self.cache().look_up(self.order.key, &self.order.request)
-            && let Some(stale) = held.stand_in(self.cache().now())
+            && let Known::Response(hit) = self.cache().look_up(self.order.key, &self.order.request)
+            && let Some(stale) = hit.stand_in(self.cache().now())
         {
             return self.stand_in(&stale);
         }
         match answer {
             Ok(response) => {
                 let (head, body) = response.into_parts();
-                if tells {
-                    self.cache().learn_from_head(&self.order, &head, asked, &token);
+                if updates_store {
+                    self.cache().learn_from_head(&self.order, &head, requested, &token);
                 } else if self.method == Method::GET && !has_override(&self.fetch.head.headers) {
-                    self.cache().note_private(&self.order, &token, &head, asked);
+                    self.cache().note_private(&self.order, &token, &head, requested);
                 }
                 self.note(CacheResult::Pass);
                 self.private(Response::from_parts(head, body))
@@ -312,17 +313,17 @@ impl Miss {
         }
     }
 
-    /// How a reader whom others leave behind gets the rest of its body: by a range of the same response, which only a
-    /// strong tag can tell. It keeps its place until a node has agreed to that.
+    /// Returns the means by which a slow reader gets the rest of its body once it leaves the streaming body: a range
+    /// request with a strong validator. The reader keeps its position until a node has agreed to send that range.
     fn rest(&self, reader: &StreamingReader) -> Option<Rest> {
-        // A short body is held whole, and leaves no reader behind.
-        reader.growing().length.is_none_or(|length| length > SMALL_WINDOW).then_some(())?;
-        let tag = reader.growing().head.strong_tag()?;
+        // A short body is buffered completely, so no reader has to leave.
+        reader.body().length.is_none_or(|length| length > SMALL_WINDOW).then_some(())?;
+        let tag = reader.body().head.strong_tag()?;
         let ClientOrigin { fetch, mut context } = self.origin();
         // Interim responses belong to the client's own request alone.
         context.observer.wants_interim = false;
         let origin = Rc::new((fetch, context));
-        let more: Rc<dyn Fn(u64) -> AskedRest> = Rc::new(move |from| {
+        let more: Rc<dyn Fn(u64) -> RestFuture> = Rc::new(move |from| {
             let origin = Rc::clone(&origin);
             let mut request = origin.0.shared(Method::GET, None);
             request.headers_mut().insert(IF_RANGE, tag.clone());
@@ -333,10 +334,10 @@ impl Miss {
             Box::pin(async move { rest_of(fetch_for(&origin.0, &origin.1, request).await.ok()?, &tag, from) })
         });
         let (departure, fetched): (_, Rc<RefCell<Option<OwnRest>>>) = (reader.departure(), Rc::default());
-        let (ask, found) = (Rc::clone(&more), Rc::clone(&fetched));
+        let (fetch_rest, found) = (Rc::clone(&more), Rc::clone(&fetched));
         let task = tokio::task::spawn_local(async move {
-            poll_fn(|cx| departure.poll_asked(cx)).await;
-            match ask(departure.position()).await {
+            poll_fn(|cx| departure.poll_leave_request(cx)).await;
+            match fetch_rest(departure.position()).await {
                 Some(rest) => {
                     *found.borrow_mut() = Some(rest);
                     departure.leave();
@@ -345,24 +346,24 @@ impl Miss {
             }
         });
         let task = task.abort_handle();
-        Some(Rest { fetched, more: Box::new(move |from| more(from)), asking: None, task })
+        Some(Rest { fetched, more: Box::new(move |from| more(from)), pending: None, task })
     }
 
     fn origin(&self) -> ClientOrigin {
         ClientOrigin { fetch: self.fetch.clone(), context: self.context.clone() }
     }
 
-    /// Returns whether the client wants no stored response.
-    fn must_ask(&self) -> bool {
+    /// Returns whether the request forbids a stored response without validation.
+    fn must_fetch(&self) -> bool {
         self.why == ForwardReason::Request
     }
 
-    async fn respond(&self, led: LeaderResult<AnswerBody, Problem>, alone: bool) -> Reply {
-        match led {
-            // The whole was asked for to be stored; a part of what is not stored is asked for again.
+    async fn respond(&self, result: LeaderResult<AnswerBody, Problem>, alone: bool) -> Reply {
+        match result {
+            // The fetch was for the complete response, which is not stored; the client's range needs its own request.
             LeaderResult::Private(response) if !alone && self.fetch.head.headers.contains_key(RANGE) => {
                 drop(response);
-                self.ask_as_it_is().await
+                self.fetch_unshared().await
             }
             LeaderResult::Private(response) => {
                 self.note(if alone { CacheResult::Pass } else { CacheResult::Miss });
@@ -372,7 +373,7 @@ impl Miss {
                 let (from, rest) = (ServedFrom::OwnFetch { why: self.why, is_stored }, self.rest(&reader));
                 self.replies().serve_arriving(reader, Some(own), from, rest)
             }
-            LeaderResult::Confirmed { stored, asked } => self.stored(&stored, asked, false),
+            LeaderResult::Confirmed { stored, validated } => self.stored(&stored, validated, false),
             LeaderResult::StandIn(stored) => self.stand_in(&stored),
             LeaderResult::Failed(problem) => {
                 self.note(CacheResult::Miss);
@@ -381,9 +382,9 @@ impl Miss {
         }
     }
 
-    /// Returns the reply of a stored response that the node has confirmed, or that another fetch has stored meanwhile.
-    fn stored(&self, stored: &Stored, asked: bool, collapsed: bool) -> Reply {
-        let from = match asked {
+    /// Returns the reply from a stored response that a node has validated, or that another fetch has stored meanwhile.
+    fn stored(&self, stored: &Stored, validated: bool, collapsed: bool) -> Reply {
+        let from = match validated {
             true => ServedFrom::Validation { why: self.why, is_collapsed: collapsed },
             false => ServedFrom::LookUpAfterWait,
         };
@@ -421,7 +422,7 @@ impl Miss {
     }
 }
 
-/// Reads a body into the store in a task of its own.
+/// Receives a body into the store, in a task of its own.
 fn receive(cache: Arc<Cache>, order: Rc<Order>, arriving: Arriving<AnswerBody>) {
     tokio::task::spawn_local(async move { cache.receive(&order, arriving).await });
 }
@@ -433,7 +434,7 @@ async fn wait(fill: Arc<Fill>, deadline: Instant) -> Waited {
     }
 }
 
-/// Takes an answer for the rest of a response, if it is a part of it from that position on at the latest.
+/// Returns the body of a response to a range request, if its tag is equal and its part begins at `from` or before.
 fn rest_of(answer: Response<AnswerBody>, tag: &HeaderValue, from: u64) -> Option<OwnRest> {
     let (head, body) = answer.into_parts();
     if head.headers.get(ETAG) != Some(tag) {
@@ -444,13 +445,13 @@ fn rest_of(answer: Response<AnswerBody>, tag: &HeaderValue, from: u64) -> Option
             let (at, end, whole) = content_range_of(head.headers.get(CONTENT_RANGE)?)?;
             (at <= from && from < end).then_some(OwnRest { body, at, end: Some(end), whole })
         }
-        // The node knows no ranges: what is missing is a part of the whole.
+        // The node does not support ranges: the rest is a part of the complete body.
         StatusCode::OK => Some(OwnRest { body, at: 0, end: None, whole: None }),
         _ => None,
     }
 }
 
-/// Reads a `Content-Range`: where the part begins, where it ends, and the length of the whole where that is known.
+/// Returns the values of a `Content-Range`: the start and end of the part, and the complete length where it is known.
 fn content_range_of(value: &HeaderValue) -> Option<(u64, u64, Option<u64>)> {
     let (range, whole) = value.to_str().ok()?.strip_prefix("bytes ")?.split_once('/')?;
     let (first, last) = range.split_once('-')?;

@@ -1,7 +1,7 @@
-//! The step that answers from the cache at once, or says what is to be fetched.
+//! The caching step: it answers from the store, or begins a fetch.
 //!
-//! A hit ends here, without a task and without waiting. Everything else goes on to `miss`, which asks the nodes, or to
-//! `invalidation`, which forwards a write. `request` has the traits that decide, `serving` makes the replies.
+//! A hit ends here, without a task and without waiting. All other requests go on to `miss`, which fetches, or to
+//! `invalidation`, which forwards a write. `request` has the traits that decide, `serving` builds the replies.
 
 pub(super) mod invalidation;
 mod miss;
@@ -24,7 +24,7 @@ use serving::{ReplyBuilder, ServedFrom};
 use std::rc::Rc;
 use std::sync::Arc;
 
-/// Answers from the store, or begins what fills it.
+/// Answers a request from the store, or begins a fetch.
 pub(super) fn begin(routed: &RoutedRequest<'_>, caching: &Arc<Route>, head: RequestHead) -> Result<Step, Problem> {
     let Some(rules) = &caching.cache else { return routed.begin(head) };
     if !is_read(&head.method) {
@@ -43,7 +43,7 @@ pub(super) fn begin(routed: &RoutedRequest<'_>, caching: &Arc<Route>, head: Requ
     }
     let key = rules.key.key(target, fields);
     let now = worker.cache.at(routed.exchange.started);
-    // A request to switch protocols is between this client and the node.
+    // A protocol switch concerns only this client and the node.
     let is_private = fields.facts.upgrade().is_some();
     let replies = ReplyBuilder {
         method: &head.method,
@@ -53,32 +53,32 @@ pub(super) fn begin(routed: &RoutedRequest<'_>, caching: &Arc<Route>, head: Requ
         now,
     };
     let why = match worker.cache.look_up(key, fields) {
-        Known::Response(held) => match held.reuse(now, honoured) {
+        Known::Response(hit) => match hit.reuse(now, honoured) {
             Reuse::Yes { stale } => {
-                held.note_use(now);
-                return Ok(Step::Reply(replies.serve(&held, ServedFrom::LookUp { is_stale: stale })));
+                hit.note_use(now);
+                return Ok(Step::Reply(replies.serve(&hit, ServedFrom::LookUp { is_stale: stale })));
             }
             Reuse::WhileValidating => {
-                held.note_use(now);
-                let reply = replies.serve(&held, ServedFrom::WhileValidating);
-                if !is_private && !held.is_pausing(now) && !directives.no_store {
+                hit.note_use(now);
+                let reply = replies.serve(&hit, ServedFrom::WhileValidating);
+                if !is_private && !hit.is_pausing(now) && !directives.no_store {
                     let order = order(rules, key, target, &head.method, fields);
                     // One validation at a time is enough.
-                    if let Joined::Leader(lead) = worker.cache.join(worker.cache.group(&order), &order)
+                    if let Joined::Leader(leader) = worker.cache.join(worker.cache.group(&order), &order)
                         && let Ok(upstream_request) = routed.upstream_request(head)
                     {
-                        validate_in_background(upstream_request, order, lead);
+                        validate_in_background(upstream_request, order, leader);
                     }
                 }
                 return Ok(Step::Reply(reply));
             }
-            Reuse::AfterValidation if held.is_pausing(now) && held.stands_in(now) && !directives.only_if_cached => {
-                return Ok(Step::Reply(replies.serve(&held, ServedFrom::StandIn)));
+            Reuse::AfterValidation if hit.is_pausing(now) && hit.stands_in(now) && !directives.only_if_cached => {
+                return Ok(Step::Reply(replies.serve(&hit, ServedFrom::StandIn)));
             }
-            Reuse::AfterValidation if held.is_fresh(now) => ForwardReason::Request,
+            Reuse::AfterValidation if hit.is_fresh(now) => ForwardReason::Request,
             Reuse::AfterValidation => ForwardReason::Stale,
         },
-        Known::Others => ForwardReason::VaryMiss,
+        Known::OtherVariants => ForwardReason::VaryMiss,
         Known::Nothing => ForwardReason::UriMiss,
     };
     if directives.only_if_cached {
@@ -92,7 +92,7 @@ pub(super) fn begin(routed: &RoutedRequest<'_>, caching: &Arc<Route>, head: Requ
     Ok(Step::Later(Box::pin(miss.reply())))
 }
 
-/// Forwards a request that the store neither answers nor learns from.
+/// Forwards a request without use of the store.
 fn bypass(routed: &RoutedRequest<'_>, rules: &CacheRules, head: RequestHead) -> Result<Step, Problem> {
     note(routed, rules, CacheResult::Bypass);
     let mut upstream_request = routed.upstream_request(head)?;
@@ -100,7 +100,7 @@ fn bypass(routed: &RoutedRequest<'_>, rules: &CacheRules, head: RequestHead) -> 
     Ok(Step::Forward(upstream_request))
 }
 
-/// Answers a request that asks not to go further.
+/// Answers a request with `only-if-cached` by 504.
 fn refused(routed: &RoutedRequest<'_>, rules: &CacheRules) -> Reply {
     note(routed, rules, CacheResult::Refused);
     Reply::problem(&not_cached(), routed.exchange).with_cache_status(Some(CacheStatus::Refused))
@@ -123,7 +123,7 @@ fn miss(
     Ok(Miss::new(upstream_request, Arc::clone(caching), Rc::new(order), method, why))
 }
 
-/// Forwards what a cache does not answer; where it changes something, what is stored of it goes.
+/// Forwards a request with another method than GET and HEAD; an unsafe one invalidates stored responses.
 fn other_method(routed: &RoutedRequest<'_>, caching: &Route, head: RequestHead) -> Result<Step, Problem> {
     let own = routed.route.cache.as_ref();
     if let Some(own) = own {
@@ -148,7 +148,7 @@ fn other_method(routed: &RoutedRequest<'_>, caching: &Route, head: RequestHead) 
     }
 }
 
-/// 504 for `only-if-cached`, where nothing is (RFC 9111 5.2.1.7).
+/// Returns the 504 for `only-if-cached` without a stored response (RFC 9111 5.2.1.7).
 fn not_cached() -> Problem {
     let detail = "nothing is stored that may answer this request, and it asks not to go further";
     Problem::new(ProblemKind::NotCached, detail)

@@ -1,4 +1,4 @@
-//! The traits of a request that decide what the cache does with it: its route, its key, and who asks.
+//! The traits of a request that decide on caching: its route, its key, and its requester.
 
 use crate::cache::{Key, Order, RequestDirectives, RequestTraits, TargetUri};
 use crate::http::head::{RequestFields, RequestHead};
@@ -10,8 +10,7 @@ use http::header::{AUTHORIZATION, COOKIE};
 use http::{HeaderMap, HeaderName, Method};
 use std::sync::Arc;
 
-/// Returns the route whose cache a request concerns: its own, or, where it changes something, the one that
-/// reads of the same URI take.
+/// Returns the route whose cache a request concerns: its own, or, for an unsafe method, that of a GET for the same URI.
 pub(in crate::proxy) fn route_of(
     snapshot: &Snapshot,
     routed: &RoutedRequest<'_>,
@@ -25,19 +24,19 @@ pub(in crate::proxy) fn route_of(
     caching_route(snapshot, host, path, &head.fields).or_else(own)
 }
 
-/// Returns the caching route that a GET takes.
+/// Returns the caching route of a GET.
 pub(super) fn caching_route(snapshot: &Snapshot, host: &str, path: &str, fields: &RequestFields) -> Option<Arc<Route>> {
     let index = snapshot.table.find(Query { host, path, method: &Method::GET, fields })?;
     let route = &snapshot.routes[index];
     route.cache.is_some().then(|| Arc::clone(route))
 }
 
-/// Returns whether a request with this method reads a stored response.
+/// Returns whether the method may be answered from the store.
 pub(super) fn is_read(method: &Method) -> bool {
     *method == Method::GET || *method == Method::HEAD
 }
 
-/// Returns what the cache needs to know of a request that it fetches for.
+/// Returns the order for the fetch of a request.
 pub(super) fn order(
     rules: &CacheRules,
     key: Key,
@@ -61,8 +60,8 @@ pub(super) fn order(
     }
 }
 
-/// Fields by which some nodes take a request for another one; a response that is for everybody must
-/// not be made by them, for they are no part of the key. What the configuration sets stays.
+/// Fields by which some nodes override the method or URI of a request. They are not part of the key, so a shared fetch
+/// is sent without them (cache poisoning). Fields that the configuration sets are kept.
 pub(super) const OVERRIDES: [HeaderName; 14] = [
     HeaderName::from_static("front-end-https"),
     HeaderName::from_static("x-host"),
@@ -80,7 +79,7 @@ pub(super) const OVERRIDES: [HeaderName; 14] = [
     HeaderName::from_static("x-url-scheme"),
 ];
 
-/// Returns whether a request has a field by which some nodes take it for another one.
+/// Returns whether a request has a field of [`OVERRIDES`].
 pub(super) fn has_override(fields: &HeaderMap) -> bool {
     OVERRIDES.iter().any(|name| fields.contains_key(name))
 }

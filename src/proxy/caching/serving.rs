@@ -1,5 +1,5 @@
-//! Replies from the store: the ways in which a stored response is served, the client's conditions and ranges, the
-//! age, and what the cache says of it.
+//! Replies from stored responses: the ways in which they are served, conditions and ranges of the client, `Age` and
+//! `Cache-Status`.
 
 use crate::cache::{
     Body, CacheStatus, ForwardReason, Milliseconds, NOT_IN_304, Ranges, Reader, Stored, StreamingReader, content_range,
@@ -13,30 +13,30 @@ use http::header::{ACCEPT_RANGES, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, R
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode};
 use std::rc::Rc;
 
-/// The ways in which a stored response is served: every reply from the store names its way. A HEAD's update and a
-/// validation in the background change what is stored, which reaches clients by a later look-up.
+/// The ways in which a stored response is served; every reply from the store names one. The update by a HEAD and the
+/// validation in the background are not listed: they change stored responses, which later look-ups serve.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ServedFrom {
-    /// A look-up at once.
+    /// A fresh response, or a stale one that the client allows.
     LookUp { is_stale: bool },
-    /// A look-up, while the response may be validated in the background (RFC 5861 3).
+    /// A stale response that may be validated in the background (RFC 5861 3).
     WhileValidating,
     /// A response that another fetch has stored while this request waited.
     LookUpAfterWait,
-    /// A response that a node has just confirmed, for this request or for the one that it waited for.
+    /// A response that a node has just validated, for this request or for the one that it waited for.
     Validation { why: ForwardReason, is_collapsed: bool },
-    /// The arriving body of the fetch that another request has begun.
+    /// The streaming body of another request's fetch.
     CollapsedFetch { why: ForwardReason },
-    /// The arriving body of the request's own fetch.
+    /// The streaming body of the request's own fetch.
     OwnFetch { why: ForwardReason, is_stored: bool },
-    /// A stale response instead of a node's error (RFC 5861 4).
+    /// A stale response in place of a node's error (RFC 5861 4).
     StandIn,
-    /// The response to a POST, which reads find from now on (RFC 9110 9.3.3).
+    /// The response to a POST, which later GETs may get (RFC 9110 9.3.3).
     AdoptedPost,
 }
 
 impl ServedFrom {
-    /// Returns the result in metrics and logs; `None` where the request itself is no read.
+    /// Returns the result in metrics and logs; `None` for a POST.
     fn result(self) -> Option<CacheResult> {
         Some(match self {
             ServedFrom::LookUp { is_stale: false } | ServedFrom::LookUpAfterWait => CacheResult::Hit,
@@ -50,7 +50,7 @@ impl ServedFrom {
         })
     }
 
-    /// Returns what `Cache-Status` says (RFC 9211); `None` where the forwarded request says it.
+    /// Returns the value of `Cache-Status` (RFC 9211); `None` where that of the forwarded request counts.
     fn status(self, stored: &Stored, now: Milliseconds) -> Option<CacheStatus> {
         let forwarded =
             |why, status, stored, collapsed| Some(CacheStatus::Forwarded { why, status, stored, collapsed });
@@ -67,18 +67,18 @@ impl ServedFrom {
     }
 }
 
-/// Makes replies of stored responses for one request.
+/// The builder of replies from stored responses to one request.
 pub(super) struct ReplyBuilder<'a> {
     pub(super) method: &'a Method,
     pub(super) fields: &'a HeaderMap,
-    /// The rules of the route whose cache answers; they count the result.
+    /// The cache rules of the route, which count the result.
     pub(super) rules: Option<&'a CacheRules>,
     pub(super) exchange: &'a Rc<Exchange>,
     pub(super) now: Milliseconds,
 }
 
 impl ReplyBuilder<'_> {
-    /// Returns the reply that a stored response makes.
+    /// Returns the reply from a stored response.
     pub(super) fn serve(&self, stored: &Stored, from: ServedFrom) -> Reply {
         let (mut head, status) = (stored.head(self.now), self.note(from, stored));
         if is_unmodified(stored, self.fields) {
@@ -97,9 +97,8 @@ impl ReplyBuilder<'_> {
         self.finish(code, head, body, status)
     }
 
-    /// Returns the reply that a response makes whose body is still arriving. Several ranges at once are not made of it;
-    /// such a client gets the whole. `own` are the fields for the client that had it fetched; `rest` is for a reader
-    /// that is left behind.
+    /// Returns the reply from a response whose body is still arriving. Several ranges are answered by the complete
+    /// response. `own` are the fields for the client that began the fetch; `rest` is for a slow reader.
     pub(super) fn serve_arriving(
         &self,
         reader: StreamingReader,
@@ -107,8 +106,8 @@ impl ReplyBuilder<'_> {
         from: ServedFrom,
         rest: Option<Rest>,
     ) -> Reply {
-        let growing = reader.growing();
-        let (stored, length) = (growing.head.clone(), growing.length);
+        let streaming = reader.body();
+        let (stored, length) = (streaming.head.clone(), streaming.length);
         let status = self.note(from, &stored);
         let mut head = own.unwrap_or_else(|| stored.head(self.now));
         head.remove(CONTENT_LENGTH);
@@ -138,7 +137,7 @@ impl ReplyBuilder<'_> {
         }
     }
 
-    /// Counts and logs a way of serving. Returns what `Cache-Status` says of it.
+    /// Counts and logs a way of serving. Returns its `Cache-Status`.
     fn note(&self, from: ServedFrom, stored: &Stored) -> Option<CacheStatus> {
         if let (Some(rules), Some(result)) = (self.rules, from.result()) {
             rules.count(result);
@@ -155,7 +154,7 @@ impl ReplyBuilder<'_> {
         ResponseBody::empty(self.exchange)
     }
 
-    /// Ranges are defined for GET, and made of whole successes.
+    /// Returns the ranges to serve: they are defined for GET and a 200.
     fn ranges(&self, stored: &Stored, length: u64) -> Ranges {
         let has = self.fields.contains_key(RANGE) && !self.is_head() && stored.status == StatusCode::OK;
         match has && is_same_for_range(stored, self.fields) {
@@ -164,12 +163,12 @@ impl ReplyBuilder<'_> {
         }
     }
 
-    /// Says how long the body is where no body says it.
+    /// Adds `Accept-Ranges`, and for a HEAD the length.
     fn announce(&self, head: &mut HeaderMap, stored: &Stored, length: Option<u64>) {
         if stored.status == StatusCode::OK && !head.contains_key(ACCEPT_RANGES) {
             head.insert(ACCEPT_RANGES, HeaderValue::from_static("bytes"));
         }
-        // A 204 has no length, not even none (RFC 9110 8.6).
+        // A 204 has no `Content-Length` (RFC 9110 8.6).
         if let Some(length) = length.filter(|_| self.is_head() && stored.status != StatusCode::NO_CONTENT) {
             head.insert(CONTENT_LENGTH, HeaderValue::from(length));
         }
