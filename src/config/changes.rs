@@ -65,9 +65,9 @@ fn entries<T: PartialEq>(kind: &str, old: &[(String, T)], new: &[(String, T)]) -
         before.get(name).is_some_and(|&place| old[place].1 != *value).then_some(name.as_str())
     });
     let parts: Vec<String> = [
-        told("added", added.collect()),
-        told("removed", removed.collect()),
-        told("changed", changed.collect()),
+        listed("added", added.collect()),
+        listed("removed", removed.collect()),
+        listed("changed", changed.collect()),
         is_reordered(old, new).then(|| "another order".to_owned()),
     ]
     .into_iter()
@@ -85,7 +85,7 @@ fn is_reordered<T>(old: &[(String, T)], new: &[(String, T)]) -> bool {
     !stayed.eq(new.iter().filter(|(name, _)| before.contains(name)).map(|(name, _)| name))
 }
 
-fn told(verb: &str, names: Vec<&str>) -> Option<String> {
+fn listed(verb: &str, names: Vec<&str>) -> Option<String> {
     let shown = names.iter().take(MOST_NAMES).map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
     match names.len() {
         0 => None,

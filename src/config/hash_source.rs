@@ -1,5 +1,6 @@
-//! The sources of keys: one table that gives the enum, the reader, the JSON Schema, the reference page and the rules of
-//! validation. To take a source's value from a request is `proxy/hash_key.rs`; the compiler asks for it there.
+//! The hash sources: one table from which the enum, the reader, the JSON Schema, the reference page and the rules of
+//! validation are made. `proxy/hash_key.rs` extracts the value of a source from a request; the compiler requires its
+//! arm there.
 
 use super::read::{Field, Reader};
 use super::tree::Node;
@@ -7,22 +8,21 @@ use http::HeaderName;
 use serde_json::{Value as Json, json};
 use std::fmt;
 
-/// A row of the table: a source as the file writes it, and its traits.
+/// A row of the table: the notation of a source in the file, and its traits.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct SourceTraits {
-    /// The source in the file; `NAME` stands for a name of the user's.
+    /// The notation in the file; `NAME` stands for a name that the user chooses.
     pub(super) form: &'static str,
     about: &'static str,
-    /// Every request has it.
+    /// The source is present in every request.
     pub(super) is_always_present: bool,
     /// Clients choose its value.
     pub(super) is_chosen_by_client: bool,
-    /// Its value differs between callers, so that it may stand in `idempotency.scope`.
+    /// The value differs between callers, so that the source may be used in `idempotency.scope`.
     pub(super) tells_callers_apart: bool,
 }
 
-/// Declares the sources. A source with a name of the user's has the type of that name in parentheses and its parser
-/// behind `by`.
+/// Declares the sources. A source with a name has the type of that name in parentheses, and its parser after `by`.
 macro_rules! hash_sources {
     ($(
         #[doc = $about:literal]
@@ -30,7 +30,7 @@ macro_rules! hash_sources {
             always_present: $always:literal, chosen_by_client: $chosen:literal, tells_callers_apart: $apart:literal
         }
     )*) => {
-        /// The source of a key: where in a request it stands.
+        /// A hash source: the part of a request that is hashed.
         #[derive(Clone, Debug, PartialEq, Eq)]
         pub(crate) enum HashSource { $( #[doc = $about] $variant $(($type))?, )* }
 
@@ -51,7 +51,7 @@ macro_rules! hash_sources {
                 )* }
             }
 
-            /// Returns the name of the user's, of a source that has one.
+            /// Returns the name in a source that has one.
             fn name(&self) -> Option<&str> {
                 $( hash_sources!(@name self, $variant $(, $type)?); )*
                 None
@@ -86,7 +86,7 @@ macro_rules! hash_sources {
 }
 
 hash_sources! {
-    /// The value of the cookie with this name; of several the first.
+    /// The value of the cookie with this name; of several the first one.
     Cookie(String) = "cookie:NAME" by cookie_name {
         always_present: false, chosen_by_client: true, tells_callers_apart: true
     }
@@ -94,11 +94,11 @@ hash_sources! {
     Header(HeaderName) = "header:NAME" by field_name {
         always_present: false, chosen_by_client: true, tells_callers_apart: true
     }
-    /// The value of the query parameter with this name, as it is written in the URL; of several the first.
+    /// The value of the query parameter with this name, as written in the URL; of several the first one.
     Query(String) = "query:NAME" by parameter_name {
         always_present: false, chosen_by_client: true, tells_callers_apart: true
     }
-    /// The client's address; behind `trusted_proxies` the one that these tell.
+    /// The client's address; behind `trusted_proxies` the one that they forward.
     ClientIp = "client_ip" {
         always_present: true, chosen_by_client: false, tells_callers_apart: true
     }
@@ -134,7 +134,7 @@ impl HashSource {
         format!("one of {}", Self::forms(|_| true))
     }
 
-    /// Returns the sources that have a trait, as a list in words.
+    /// Returns the sources that have a trait, as an enumeration for messages.
     pub(super) fn forms(has: impl Fn(&SourceTraits) -> bool) -> String {
         let forms: Vec<&str> = Self::TABLE.iter().copied().filter(|row| has(row)).map(|row| row.form).collect();
         forms.join(", ")
@@ -176,7 +176,7 @@ impl Field for HashSource {
 mod tests {
     use super::*;
 
-    /// The reader takes every row as its form says, and shows it so.
+    /// Every row is read and shown in its own notation.
     #[test]
     fn the_table_is_read_as_it_is_written() {
         for row in HashSource::TABLE {
@@ -189,7 +189,7 @@ mod tests {
         }
     }
 
-    /// A source that clients choose is not in every request: else the warning of a public seed would be everywhere.
+    /// A source that clients choose is never always present; otherwise every pool would warn of a public seed.
     #[test]
     fn no_source_is_both_chosen_and_always_there() {
         assert!(!HashSource::TABLE.iter().any(|row| row.is_always_present && row.is_chosen_by_client));

@@ -69,46 +69,46 @@ const INCOMPLETE: Option<&str> = Some("http_response_incomplete");
 problem_kinds! {
     BadRequest: BAD_REQUEST, "bad-request", REQUEST, Clients,
         "The request cannot be read as HTTP.",
-        "Mend the client: `detail` names what could not be read.";
+        "Correct the client; `detail` names the malformed part.";
     BadHost: BAD_REQUEST, "bad-host", REQUEST, Clients,
         "The request has no host, more than one, or one that is not a host and a port.",
         "Send one `Host` field (`:authority` in HTTP/2) that agrees with the URL.";
     BadTarget: BAD_REQUEST, "bad-target", REQUEST, Clients,
         "The request's target is not a valid path or URL.",
-        "Percent-encode the path, send no fragment, and ask for `http` or `https`.";
+        "Percent-encode the path, send no fragment, and use `http` or `https`.";
     BadContentLength: BAD_REQUEST, "bad-content-length", REQUEST, Clients,
         "`Content-Length` is not a number, or several differ.",
         "Send one `Content-Length` that is the length of the body, or none with chunks.";
     BadChunk: BAD_REQUEST, "bad-chunk", REQUEST, Clients,
         "The chunks of the request's body are malformed.",
-        "Mend the client's chunked coding, or the intermediary that rewrites it.";
+        "Correct the client's chunked coding, or the intermediary that rewrites it.";
     BadConnectionOption: BAD_REQUEST, "bad-connection-option", REQUEST, Clients,
         "`Connection` names a field that must reach the node, such as `Host` or `Authorization`.",
         "Name only hop-by-hop fields in `Connection`.";
     BadField: BAD_REQUEST, "bad-field", REQUEST, Clients,
-        "The name of a field has an underscore, or white space stands where none is allowed.",
+        "The name of a field has an underscore, or there is white space where none is allowed.",
         "Rename the field; operators: see `limits.underscores_in_headers`.";
     IncompleteRequest: BAD_REQUEST, "incomplete-request", REQUEST, Clients,
-        "The request's body ended before it was whole.",
+        "The request's body ended before it was complete.",
         "Send the request again. If it happens often, look for a client that gives up early.";
     TlsRequired: BAD_REQUEST, "tls-required", REQUEST, Clients,
-        "The client spoke plain HTTP to a listener with TLS.",
+        "The client sent plain HTTP to a listener with TLS.",
         "Use `https://` for this address.";
     IdempotencyKeyMissing: BAD_REQUEST, "idempotency-key-missing", REQUEST, Clients,
         "The route requires an `Idempotency-Key`, and the request has none.",
-        "Send a new, unique key with each new intention, and the same one with its repetitions.";
+        "Send a new, unique key with each new operation, and the same key with its retries.";
     IdempotencyKeyInvalid: BAD_REQUEST, "idempotency-key-invalid", REQUEST, Clients,
-        "The `Idempotency-Key` is not a valid one.",
-        "Send one key as a quoted text, for example a UUID; `detail` says what is wrong with it.";
+        "The `Idempotency-Key` is invalid.",
+        "Send one key as a quoted text, for example a UUID; `detail` tells the error.";
     ScopeMissing: BAD_REQUEST, "scope-missing", REQUEST, Clients,
-        "The request has none of the fields that tell callers apart (`idempotency.scope`).",
+        "The request has none of the fields that identify the caller (`idempotency.scope`).",
         "Authenticate the request. Operators: name a field under `scope` that every caller sends.";
     MissingKey: BAD_REQUEST, "missing-key", None, Admin,
         "The query has no `key`.",
         "Add `?key=KEY` to the path.";
     BadPurge: BAD_REQUEST, "bad-purge", None, Admin,
-        "The body of a purge does not say which responses are to go.",
-        "Send one of `url`, `prefix`, `tag` and `\"all\": true`, and `soft` if you want it.";
+        "The body of a purge does not select any responses.",
+        "Send one of `url`, `prefix`, `tag` and `\"all\": true`, and `soft` if needed.";
     Unauthorized: UNAUTHORIZED, "unauthorized", None, Admin,
         "The request has no valid token.",
         "Send `Authorization: Bearer TOKEN`, or give `--token-file` to the command.";
@@ -119,8 +119,8 @@ problem_kinds! {
         "No route matches the host, path, method and fields.",
         "Check the URL. Operators: `ringway explain METHOD URL` shows how routes are matched.";
     NotFound: NOT_FOUND, "not-found", None, Admin,
-        "The listener has nothing at this path.",
-        "Check the path against the list of the admin API; the metrics listener offers fewer.";
+        "The listener does not have this path.",
+        "Check the path against the list of the admin API; the metrics listener has fewer paths.";
     NoSuchNode: NOT_FOUND, "no-such-node", None, Admin,
         "The pool has no such node, or there is no such pool.",
         "`ringway status` lists pools and the ids of their nodes.";
@@ -128,24 +128,23 @@ problem_kinds! {
         "The idempotency store has no record with this id.",
         "Look it up anew with `/api/idempotency?key=KEY`: it may have expired.";
     MethodNotAllowed: METHOD_NOT_ALLOWED, "method-not-allowed", DENIED, Both,
-        "CONNECT and TRACE are not answered; a path of the admin API takes other methods.",
+        "CONNECT and TRACE are not answered; a path of the admin API has other methods.",
         "Use another method; the admin API names those of the path in `detail`.";
     RequestTimeout: REQUEST_TIMEOUT, "request-timeout", REQUEST, Both,
         "The request's head or body did not arrive in time, or the body came too slowly.",
-        "Send it again. Operators: `limits` has `header_timeout`, `body_idle_timeout` and `body_min_rate`.";
+        "Send the request again. Operators: see `limits`: `header_timeout`, `body_idle_timeout` and `body_min_rate`.";
     RequestInProgress: CONFLICT, "request-in-progress", DENIED, Clients,
         "A request with this `Idempotency-Key` is still running.",
         "Repeat the request with the same key after `Retry-After`.";
     OutcomeUnknown: CONFLICT, "outcome-unknown", INCOMPLETE, Clients,
-        "The request may have run, and no whole answer came.",
-        "With `Retry-After`, repeat it with the same key. Without, find out what it did first; an \
-         operator can release the record.";
+        "The request may have run, and no complete response arrived.",
+        "With `Retry-After`, repeat it with the same key. Without it, find out first whether it ran; an operator can release the record.";
     ResultTooLarge: CONFLICT, "result-too-large", DENIED, Clients,
-        "A request with this `Idempotency-Key` has run; its answer was too large to be kept.",
+        "A request with this `Idempotency-Key` has run; its response was too large to be kept.",
         "Read the result elsewhere. Operators: raise `max_response`, or `limits.buffered_bytes`.";
     RecordRunning: CONFLICT, "record-running", None, Admin,
-        "A proxy still works on the request of the record.",
-        "Wait until the request has ended, then look at the record again.";
+        "The request of the record still runs.",
+        "Wait until it has ended, then look up the record again.";
     ContentTooLarge: PAYLOAD_TOO_LARGE, "content-too-large", REQUEST, Both,
         "The body is larger than the listener or the route allows.",
         "Send less. Operators: `limits.request_body`, and `max_request` of `idempotency`.";
@@ -159,17 +158,17 @@ problem_kinds! {
         "The certificate of the connection does not cover the request's host.",
         "Send the request on a connection of its own. Operators: give the host a certificate.";
     ForeignHost: MISDIRECTED_REQUEST, "bad-host", None, Admin,
-        "The admin listener does not answer to the request's host.",
-        "Use its address, or name the host under `admin.allowed_hosts`.";
+        "The admin listener does not accept the request's host.",
+        "Use its address, or add the host to `admin.allowed_hosts`.";
     IdempotencyKeyReused: UNPROCESSABLE_ENTITY, "idempotency-key-reused", DENIED, Clients,
         "The `Idempotency-Key` was used for another query, content type or body.",
-        "Use a new key for a new intention, and repeat requests without a change.";
+        "Use a new key for a new operation, and retry requests unchanged.";
     ReloadFailed: UNPROCESSABLE_ENTITY, "reload-failed", None, Admin,
-        "The configuration file is not in force; the earlier one serves on.",
-        "Mend the place that `detail` names; `ringway check` lists all errors.";
+        "The configuration file was refused; the previous configuration stays in use.",
+        "Correct the line that `detail` names; `ringway check` lists all errors.";
     RateLimited: TOO_MANY_REQUESTS, "rate-limited", DENIED, Clients,
-        "The client asks more often than the route's `rate_limit` allows.",
-        "Wait for `Retry-After`. Operators: `ringway_rate_limited_total` tells how often it happens.";
+        "The client has exceeded the `rate_limit` of the route.",
+        "Wait for `Retry-After`. Operators: `ringway_rate_limited_total` counts these responses.";
     HeaderTooLarge: REQUEST_HEADER_FIELDS_TOO_LARGE, "header-too-large", REQUEST, Clients,
         "The request's head is larger, or has more fields, than allowed.",
         "Send fewer or smaller fields; cookies are the usual cause. Operators: `limits.header_bytes` and `headers`.";
@@ -177,35 +176,34 @@ problem_kinds! {
         "The body has a transfer coding other than exactly `chunked`.",
         "Send the body chunked or with a `Content-Length`; compress by `Content-Encoding`.";
     UpstreamFailed: BAD_GATEWAY, "upstream-failed", INTERNAL, Clients,
-        "No node gave an answer; `Proxy-Status` and `detail` name the failure.",
-        "Look at the node's log and at `ringway_upstream_requests_total` by `outcome`. Clients may \
-         repeat what is safe to repeat.";
+        "No node responded; `Proxy-Status` and `detail` name the failure.",
+        "Look at the node's log and at `ringway_upstream_requests_total` by `outcome`. Clients may retry idempotent requests.";
     StoreUnavailable: SERVICE_UNAVAILABLE, "store-unavailable", INTERNAL, Both,
-        "The idempotency store does not work; nothing was forwarded.",
-        "Repeat with the same key after `Retry-After`. Operators: the proxy's log has the cause.";
+        "The idempotency store is not available; nothing was forwarded.",
+        "Repeat with the same key after `Retry-After`. Operators: the process log has the cause.";
     BuffersFull: SERVICE_UNAVAILABLE, "buffers-full", INTERNAL, Clients,
-        "The proxy holds as much in its buffers as `limits.buffered_bytes` allows.",
+        "The buffers of the proxy have reached `limits.buffered_bytes`.",
         "Repeat the request later. Operators: watch `ringway_buffered_bytes`, and raise the limit.";
     NoHealthyNode: SERVICE_UNAVAILABLE, "no-healthy-node", UNAVAILABLE, Clients,
-        "No node of the pool takes requests.",
-        "Repeat after `Retry-After`. Operators: `ringway status` tells why each node is out.";
+        "No node of the pool is available.",
+        "Repeat after `Retry-After`. Operators: `ringway status` shows the reason for each node.";
     ConnectionLimitReached: SERVICE_UNAVAILABLE, "connection-limit-reached", Some("connection_limit_reached"), Clients,
-        "Every node of the pool has as many requests as it may have.",
+        "Every node of the pool has reached its limit of requests in flight.",
         "Repeat after `Retry-After`. Operators: add nodes, or raise the nodes' limits or the queue.";
     SessionNodeDown: SERVICE_UNAVAILABLE, "session-node-down", UNAVAILABLE, Clients,
         "The node of a strict session is down, and `on_gone` is `reject`.",
-        "Repeat later, or begin a new session. Operators: bring the node back, or let sessions move.";
+        "Retry later, or begin a new session. Operators: bring the node back, or let sessions move.";
     BeingReplaced: SERVICE_UNAVAILABLE, "being-replaced", None, Admin,
-        "Another process takes over from this one.",
+        "A new process is taking over.",
         "Send the request again on a new connection.";
     TooManyReaders: SERVICE_UNAVAILABLE, "too-many-readers", None, Admin,
-        "As many clients read the stream of events as may.",
-        "End one of them, or ask again after `Retry-After`.";
+        "The limit of readers of the stream of events is reached.",
+        "Close one of them, or retry after `Retry-After`.";
     UpstreamTimeout: GATEWAY_TIMEOUT, "upstream-timeout", Some("http_response_timeout"), Clients,
         "A node did not accept a connection, or did not answer, in time.",
-        "Look for what is slow at the node. Operators: `timeouts` of the pool bound each step.";
+        "Find out why the node is slow. Operators: see `timeouts` of the pool.";
     NotCached: GATEWAY_TIMEOUT, "not-cached", DENIED, Clients,
-        "The request says `only-if-cached`, and nothing is stored that may answer it.",
+        "The request has `only-if-cached`, and no stored response can answer it.",
         "Send the request without `only-if-cached`.";
 }
 
@@ -231,7 +229,7 @@ mod tests {
     #[test]
     fn the_reference_lists_every_problem_type() {
         let mut page = String::from(
-            "# Error reference\n\nThis page is generated from the table in `src/http/problem_kinds.rs`; do not edit it.\n\nThe proxy's own answers are problem documents (RFC 9457, `application/problem+json`) with a stable\n`type`, `urn:ringway:problem:NAME`. On listeners for clients they have `Proxy-Status: ringway; error=TOKEN`\n(RFC 9209), so that you can tell them from the answers of your nodes. `detail` says more of the case.\n",
+            "# Error reference\n\nThis page is generated from the table in `src/http/problem_kinds.rs`; do not edit it.\n\nThe proxy's own responses are problem documents (RFC 9457, `application/problem+json`) with a\nstable `type`, `urn:ringway:problem:NAME`. On listeners for clients they have\n`Proxy-Status: ringway; error=TOKEN` (RFC 9209), which distinguishes them from the responses of your\nnodes. `detail` tells more about the case.\n",
         );
         for (title, side) in
             [("On listeners for clients", Side::Clients), ("On the admin and metrics listeners", Side::Admin)]

@@ -79,20 +79,20 @@ macro_rules! metrics {
 metrics! {
     kept {
         build_info: IntGaugeVec, "ringway_build_info", ["version"],
-            "The version that runs.",
+            "The running version.",
             "Shows a rollout: the versions of all proxies.";
         requests: IntCounterVec, "ringway_requests_total", ["route", "method", "code"],
             "Requests answered.",
             "Rate of requests and share of errors. Alert on the share of `code=~\"5..\"` of a route.";
         request_duration: HistogramVec, "ringway_request_duration_seconds", ["route"],
-            "Time from a request's head to the end of its answer.",
+            "Time from a request's head to the end of its response.",
             "Latency as clients see it. Alert on a high quantile of a route.";
         requests_in_flight: IntGauge, "ringway_requests_in_flight", [],
-            "Requests that are being answered.",
-            "Concurrency. A steady rise at an even rate of requests means that nodes or clients slow down.";
+            "Requests in flight from clients.",
+            "Concurrency. A steady rise at a constant rate of requests means that nodes or clients slow down.";
         connections: IntGaugeVec, "ringway_connections", ["listener"],
             "Open client connections.",
-            "Alert where the sum comes near `limits.connections`: further clients wait.";
+            "Alert when the sum approaches `limits.connections`: further clients wait.";
         connections_total: IntCounterVec, "ringway_connections_total", ["listener"],
             "Client connections accepted.",
             "Compare with requests: many connections for few requests are clients without keep-alive, or an attack.";
@@ -100,11 +100,11 @@ metrics! {
             "TLS handshakes with clients.",
             "Alert on a rising share of `result=\"failure\"`: an expired certificate, or clients without a common version.";
         http2_glitches: IntCounterVec, "ringway_http2_glitches_total", ["kind"],
-            "What honest clients seldom do, as it adds to the score of their connection.",
+            "HTTP/2 misbehaviour, in the points that are added to the score of its connection.",
             "Shows an attack over HTTP/2, and its kind. See `limits.http2_glitches`.";
         connections_aborted: IntCounterVec, "ringway_connections_aborted_total", ["reason"],
-            "Client connections, and requests over HTTP/2, that the proxy ended for their own doing.",
-            "Shows slow or hostile clients by what they did; if honest ones are hit, raise the limit of that reason.";
+            "Client connections, and requests over HTTP/2, that the proxy aborted because of the client's behaviour.",
+            "Shows slow or hostile clients by the reason; if honest ones are affected, raise the limit of that reason.";
         request_bytes: IntCounter, "ringway_request_bytes_total", [],
             "Bytes of request bodies received.",
             "Traffic from clients.";
@@ -112,100 +112,100 @@ metrics! {
             "Bytes of response bodies sent.",
             "Traffic to clients.";
         upstream_requests: IntCounterVec, "ringway_upstream_requests_total", ["pool", "node", "outcome"],
-            "Attempts at nodes, by what became of them.",
+            "Attempts at nodes, by outcome.",
             "Finds the node that fails, and how. Alert on outcomes other than `answer`.";
         upstream_duration: HistogramVec, "ringway_upstream_duration_seconds", ["pool", "node"],
-            "Time from the start of an attempt to the end of its answer.",
-            "Finds the slow node; the rest of `ringway_request_duration_seconds` is the proxy's own and the clients'.";
+            "Time from the start of an attempt to the end of its response.",
+            "Finds the slow node; the rest of `ringway_request_duration_seconds` is spent in the proxy and by clients.";
         upstream_retries: IntCounterVec, "ringway_upstream_retries_total", ["pool", "reason"],
-            "Attempts after the first one of a request, by why it failed.",
+            "Attempts after the first one of a request, by the reason of its failure.",
             "Failures that clients did not see. A rise comes before errors do.";
         upstream_retries_denied: IntCounterVec, "ringway_upstream_retries_denied_total", ["pool"],
-            "Attempts that were not made because the pool's retry budget was spent.",
-            "Alert on any lasting rate: so much fails that retries would only add to the load.";
+            "Retries that were not made because the pool's retry budget was spent.",
+            "Alert on any lasting rate: so many requests fail that retries would only add load.";
         ring_spills: IntCounterVec, "ringway_ring_spills_total", ["pool", "reason"],
-            "Requests that met another node than their key's owner, by why the owner was passed over.",
-            "Lost affinity: with it go hits of the nodes' own caches. Explain each rise by its reason.";
+            "Requests that went to another node than the owner of their key, by the reason.",
+            "Lost affinity, and with it hits in the nodes' own caches; the reason tells the cause.";
         cache_requests: IntCounterVec, "ringway_cache_requests_total", ["route", "result"],
-            "Requests on caching routes, by what the cache did.",
+            "Requests on caching routes, by the result of the cache.",
             "Hit ratio of a route. A fall of `hit` sends its load to the nodes.";
         cache_evictions: IntCounter, "ringway_cache_evictions_total", [],
-            "Entries of the cache that made room for others.",
+            "Entries that were evicted from the cache.",
             "A steady rate with a low hit ratio means that `cache.memory` is too small.";
         cache_purges: IntCounterVec, "ringway_cache_purges_total", ["kind"],
             "Purges of the cache.",
             "Explains a sudden fall of the hit ratio.";
         idempotency_requests: IntCounterVec, "ringway_idempotency_requests_total", ["route", "result"],
-            "Requests on routes with idempotency, by what became of them.",
-            "Alert on `unknown` (a request may have run, and its answer is lost) and on `store_failure`.";
+            "Requests on routes with idempotency, by result.",
+            "Alert on `unknown` (a request may have run, and its response is lost) and on `store_failure`.";
         idempotency_store_duration: HistogramVec, "ringway_idempotency_store_duration_seconds", ["op"],
-            "Time that calls to the idempotency store take, until what they changed is durable.",
-            "Every request with a key waits for it. Alert where it nears your clients' patience.";
+            "Duration of calls to the idempotency store, until their changes are durable.",
+            "Every request with a key waits for it. Alert when it approaches the timeouts of your clients.";
         store_duration: HistogramVec, "ringway_store_duration_seconds", ["store", "op"],
-            "Time that calls to a store take: `idempotency` is the idempotency store.",
-            "Tells a slow store from a slow node. Compare `op=\"claim\"` with the commits of the engine itself.";
+            "Duration of calls to a store; `idempotency` is the idempotency store.",
+            "Distinguishes a slow store from a slow node. Compare `op=\"claim\"` with the commits of the engine itself.";
         rate_limited: IntCounterVec, "ringway_rate_limited_total", ["route"],
-            "Requests that were too many for the rate limit of their route.",
-            "Shows a client that asks too often, or a limit that is too low.";
+            "Requests refused by the rate limit of their route.",
+            "Shows a client with too many requests, or a limit that is too low.";
         access_log_dropped: IntCounter, "ringway_access_log_dropped_total", [],
             "Access log lines lost because their destination was too slow, or failed.",
             "Alert on any rate if you count on the access log.";
         config_reloads: IntCounterVec, "ringway_config_reloads_total", ["result"],
             "Reloads of the configuration.",
-            "Alert on `result=\"failure\"`: the old configuration serves on.";
+            "Alert on `result=\"failure\"`: the old configuration stays in use.";
         upgrades: IntCounterVec, "ringway_upgrades_total", ["result"],
-            "New binaries that were to take over; one that did is counted by its own process, which counts on from the one before.",
-            "Alert on `result=\"failure\"`: the old binary serves on.";
+            "Upgrades of the binary; a success is counted by the new process, which continues the counters of the old one.",
+            "Alert on `result=\"failure\"`: the old binary stays in use.";
     }
     elsewhere {
         PROCESS_LOG_DROPPED: Counter, "ringway_process_log_dropped_total", [],
-            "Lines of the proxy's own log lost because stderr was too slow.",
-            "Alert on any rate: what you look for may be among the lost lines.";
+            "Lines of the process log lost because stderr was too slow.",
+            "Alert on any rate: important lines may be missing.";
         CACHE_ENTRIES: Gauge, "ringway_cache_entries", [],
-            "URIs that the cache has something for.",
-            "Size of the cache; falls to nothing after a restart or a purge of everything.";
+            "Keys with stored responses in the cache.",
+            "Size of the cache; 0 after a restart or a purge of everything.";
         CACHE_BYTES: Gauge, "ringway_cache_bytes", [],
-            "Memory that stored responses take, keys and overhead included.",
+            "Memory of stored responses, with keys and overhead.",
             "Compare with `cache.memory`: a full cache evicts.";
         BUFFERED_BYTES: Gauge, "ringway_buffered_bytes", [],
-            "Bytes of bodies that are held back, as `limits.buffered_bytes` bounds them.",
-            "Alert where it comes near `limits.buffered_bytes`: new requests get 503 `buffers-full` then.";
+            "Bytes of buffered bodies, bounded by `limits.buffered_bytes`.",
+            "Alert when it approaches `limits.buffered_bytes`: new requests get 503 `buffers-full` then.";
         IDEMPOTENCY_RECORDS: Gauge, "ringway_idempotency_records", [],
             "Records in the idempotency store.",
             "Growth of the store; it levels off after the longest `ttl`.";
         STORE_UP: Gauge, "ringway_store_up", ["store"],
-            "Whether a store takes writes: `idempotency` is the idempotency store.",
+            "1 if a store accepts writes; `idempotency` is the idempotency store.",
             "Alert on 0: new keys are refused, or forwarded unprotected, as `on_store_failure` says.";
         LAST_RELOAD_SUCCESS: Gauge, "ringway_config_last_reload_success", [],
-            "Whether the configuration file, as it was read last, is in force.",
+            "1 if the configuration file, as it was read last, is in use.",
             "Alert on 0 for longer than an edit takes.";
         LAST_RELOAD_TIMESTAMP: Gauge, "ringway_config_last_reload_timestamp_seconds", [],
-            "When the configuration file was read last.",
+            "Time of the last read of the configuration file.",
             "Shows whether a rollout of the file has arrived everywhere.";
         CERTIFICATE_EXPIRY: Gauge, "ringway_tls_certificate_expiry_seconds", ["name"],
-            "When a certificate ends, in seconds since 1970, by its first name; of several with that name the earliest.",
+            "Expiry of a certificate, in seconds since 1970, by its first name; the earliest of several with that name.",
             "Alert some weeks before it: `x - time() < 14 * 86400`.";
         NODE_HEALTHY: Gauge, "ringway_node_healthy", ["pool", "node"],
-            "Whether a node is well: its health checks pass, and it is not ejected.",
-            "Alert on 0. `ringway status` tells why.";
+            "1 if a node is healthy: its health checks pass, and it is not ejected.",
+            "Alert on 0. `ringway status` shows the reason.";
         NODE_IN_FLIGHT: Gauge, "ringway_node_in_flight", ["pool", "node"],
-            "Requests and tunnels that a node is working on.",
+            "Requests and tunnels in flight to a node.",
             "Load of each node; an outlier is slow, or owns a hot key.";
         RING_SHARE: Gauge, "ringway_ring_share_ratio", ["pool", "node"],
-            "The part of the pool's keys that a node owns.",
+            "The share of the pool's keys that a node owns.",
             "Compare with the share of requests: the difference is hot keys.";
         UPSTREAM_CONNECTIONS: Gauge, "ringway_upstream_connections", ["pool", "node", "state"],
-            "Connections to nodes, by whether a request is on them.",
-            "Compare with what the nodes allow.";
+            "Connections to nodes, idle or in use.",
+            "Compare with the limits of the nodes.";
         UPSTREAM_QUEUED: Gauge, "ringway_upstream_queued", ["pool"],
             "Requests that wait for a node with room.",
             "Alert on a lasting queue: the pool needs nodes, or a higher limit.";
         RETRY_TOKENS: Gauge, "ringway_upstream_retry_tokens", ["pool"],
-            "Retries that the pool's budget would pay for now.",
+            "Retries that the pool's budget allows now.",
             "At 0 further retries are denied; see `ringway_upstream_retries_denied_total`.";
         POOL_PANIC: Gauge, "ringway_pool_panic", ["pool"],
-            "Whether so few nodes of the pool are well that health is ignored.",
-            "Alert on 1: requests go to nodes that are not well.";
+            "1 if so few nodes of the pool are healthy that health is ignored (panic mode).",
+            "Alert on 1: requests go to unhealthy nodes.";
     }
 }
 
@@ -345,7 +345,7 @@ mod tests {
     #[test]
     fn the_reference_lists_every_metric() {
         let mut page = String::from(
-            "# Metrics reference\n\nThis page is generated from the table in `src/telemetry/metrics.rs`; do not edit it.\n\n`GET /metrics` on the admin listener, or on the metrics listener, has these families in the Prometheus\ntext format, and those of the process that Prometheus knows (`process_*`). Series of routes, listeners,\npools and nodes that the configuration does not have any more are removed. The `route` of a request that\nmatches none is `none`; the `method` of one that is not registered is `OTHER`.\n\n| name | type | labels | meaning | what it is for |\n| --- | --- | --- | --- | --- |\n",
+            "# Metrics reference\n\nThis page is generated from the table in `src/telemetry/metrics.rs`; do not edit it.\n\n`GET /metrics` on the admin listener, or on the metrics listener, returns these families in the\nPrometheus text format, and the standard ones of a process (`process_*`). Series of routes,\nlisteners, pools and nodes that are no longer configured are removed. `route` is `none` for requests\nwithout a matching route; `method` is `OTHER` for unregistered methods.\n\n| name | type | labels | meaning | what it is for |\n| --- | --- | --- | --- | --- |\n",
         );
         let mut families: Vec<&Family> = FAMILIES.iter().collect();
         families.sort_by_key(|family| family.name);

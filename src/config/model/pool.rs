@@ -10,60 +10,67 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 settings! {
-    /// A pool of nodes behind one ring.
+    /// A pool of nodes with a consistent-hash ring.
     Pool {
         /// The nodes; a pool has these, `discovery`, or both.
         nodes: Option<Vec<Node>> = absent;
-        /// Nodes that a name server tells of.
+        /// Nodes that are discovered by DNS.
         discovery: Option<Discovery> = absent;
-        /// How keys are spread over the nodes.
+        /// The consistent-hash ring.
         ring: RingSettings = block;
-        /// Asks every node at intervals whether it is well. Off without the block; `health_check: {}` takes every default.
+        /// Active health checks of every node. Off without the block; `health_check: {}` uses the defaults.
         health_check: Option<HealthCheck> = absent;
-        /// Takes a node out for a while when requests to it fail in a row.
+        /// Ejects a node for a while when consecutive requests to it fail.
         outlier_ejection: OutlierEjection = block;
-        /// A node that joins or comes back gets its keys one by one over this time; 0s gives it all of them at once.
+        /// A node that joins or comes back gets its keys gradually over this time; 0s assigns all of them at once.
         slow_start: Duration = "0s" within "0s" to "1d";
-        /// Where fewer than this share of the `up` nodes are well, health is ignored and all of them are tried; 0% never.
+        /// With fewer healthy nodes than this share of the `up` nodes, health is ignored and all of them are used
+        /// (panic mode); 0% turns that off.
         panic_threshold: Percent = "0%";
         /// Connections to the nodes.
         connections: PoolConnections = block;
-        /// How long a node may take.
+        /// Timeouts of requests to the nodes.
         timeouts: Timeouts = block;
-        /// `http1`, or `http2`: over TLS, or in the clear by prior knowledge.
+        /// `http1`, or `http2`: over TLS, or over cleartext with prior knowledge.
         protocol: Protocol = "http1";
-        /// Speaks TLS with the nodes. Off without the block; `tls: {}` trusts the system's authorities.
+        /// TLS to the nodes. Off without the block; `tls: {}` trusts the system's authorities.
         tls: Option<PoolTls> = absent;
-        /// Retries of a request that failed at a node. Without the block: one, where no byte was sent. With and without the block, a request is also sent again where a kept connection ended before any byte of a response to a GET, HEAD, OPTIONS, or a PUT or DELETE whose body is still held, and where an HTTP/2 node declares the stream unprocessed. `attempts: 0` turns all retries off.
+        /// Retries of a request that failed at a node. Without the block: one, where no byte was sent. With and without
+        /// the block, a request is also sent again where a kept connection ended before any byte of a response to a
+        /// GET, HEAD, OPTIONS, or a PUT or DELETE whose body is still buffered, and where an HTTP/2 node declares the
+        /// stream unprocessed. `attempts: 0` turns all retries off.
         retries: Option<Retries> = absent;
     }
 }
 
 impl Pool {
-    /// Returns the nodes that the file names.
+    /// Returns the nodes of the file.
     pub(crate) fn listed(&self) -> &[Node] {
         self.nodes.as_deref().unwrap_or_default()
     }
 }
 
 settings! {
-    /// Nodes that a name server tells of; each one's id is its address, so that it keeps its keys.
+    /// Nodes that are discovered by DNS; the id of each is its address, so that it keeps its keys.
     Discovery {
-        /// `name:port` for the addresses of a name (A and AAAA), `_service._proto.name` for SRV records, whose ports and weights are taken: weights as they are, from 1 to 1000. Where a name server gives each node its part of a hundred, as Kubernetes does, every weight changes with every node: ask for addresses there.
+        /// `name:port` for the addresses of a name (A and AAAA), `_service._proto.name` for SRV records, whose ports
+        /// and weights are used: weights from 1 to 1000 as they are. Where a name server divides a weight of 100 among
+        /// the nodes, as Kubernetes does, every weight changes with every node: use addresses there.
         dns: Spanned<DnsName> = required;
-        /// The addresses that are asked for: `any`, `ipv4` or `ipv6`. Of `any` one family is enough; where the other cannot be asked for, its last nodes stay.
+        /// The address families to resolve: `any`, `ipv4` or `ipv6`. With `any`, one family is enough; if the lookup of
+        /// the other fails, its last nodes stay.
         family: AddressFamily = "any";
-        /// How often the name is asked for. An answer that fails or is empty changes nothing.
+        /// The interval of lookups. A failed or empty answer changes nothing.
         refresh: Duration = "10s" within "100ms" to "1d";
         /// The name server, instead of those of `/etc/resolv.conf`.
         server: Option<SocketAddr> = absent;
-        /// How long the name server may take.
+        /// The timeout of the name server.
         timeout: Duration = "2s" within "10ms" to "1m";
     }
 }
 
 choices! {
-    /// Which addresses of a name are asked for.
+    /// The address families of a lookup.
     AddressFamily {
         /// IPv4 and IPv6.
         Any = "any",
@@ -75,125 +82,132 @@ choices! {
 }
 
 choices! {
-    /// How a node is asked whether it is well.
+    /// The kinds of health check.
     CheckKind {
         /// A GET request.
         Http = "http",
-        /// A connection, and nothing more.
+        /// A TCP connection without a request.
         Tcp = "tcp",
     }
 }
 
 choices! {
-    /// What a node is taken for before it was checked.
+    /// The state of a node before its first check.
     Initially {
-        /// It takes requests.
+        /// It gets requests.
         Up = "up",
-        /// It takes none until `healthy_after` checks have passed.
+        /// It gets none until `healthy_after` checks have passed.
         Down = "down",
     }
 }
 
 choices! {
-    /// What nodes are spoken with.
+    /// The protocols to the nodes.
     Protocol {
-        /// HTTP/1.1, a connection a request.
+        /// HTTP/1.1, one request at a time per connection.
         Http1 = "http1",
-        /// HTTP/2, many requests on a connection.
+        /// HTTP/2, many requests per connection.
         Http2 = "http2",
     }
 }
 
 settings! {
-    /// TLS with the nodes of a pool. A node's certificate must be valid and cover its name.
+    /// TLS to the nodes of a pool. The certificate of a node must be valid and cover its name.
     PoolTls {
-        /// The name that nodes are asked for (SNI) and must show; without the key the host of the node's address.
+        /// The server name (SNI) that the node's certificate must cover; by default the host of the node's address.
         server_name: Option<Spanned<ServerName>> = absent;
-        /// A file with the authorities (PEM) that nodes' certificates come from; the system's without the key.
+        /// A file with the authorities (PEM) of the nodes' certificates; by default those of the system.
         ca_file: Option<Spanned<String>> = absent;
-        /// What the proxy shows nodes that ask for a certificate.
+        /// The certificate for nodes that request one from their clients.
         certificate: Option<CertificateFiles> = absent;
-        /// `false` takes any certificate from whoever answers: encryption without knowing with whom.
+        /// `false` accepts any certificate: the connection is encrypted, but the node is not authenticated.
         verify: bool = "true";
     }
 }
 
 settings! {
-    /// Asks every node of a pool whether it is well; one prober a process, however many workers.
+    /// Health checks of every node of a pool; one prober per process, whatever the number of workers.
     HealthCheck {
         /// `http` (a GET) or `tcp` (a connection).
         kind: CheckKind = "http";
-        /// The target that is asked for, with its query.
+        /// The target of the request, with its query.
         path: CheckPath = "/healthz";
-        /// The `Host` that is asked for; the node's name and port, as the file has them, without the key.
+        /// The `Host` of the request; by default the node's name and port, as they stand in the file.
         host: Option<HeaderValue> = absent;
-        /// More fields of the request.
+        /// Further fields of the request.
         headers: Named<HeaderValue> = absent;
-        /// Asks the health service of gRPC (grpc.health.v1) over HTTP/2 in place of a GET.
+        /// Uses the gRPC health service (grpc.health.v1) over HTTP/2 in place of a GET.
         grpc: Option<GrpcCheck> = absent;
-        /// The port that is asked, where it is not the node's own.
+        /// The port of the check, where it is not the node's own.
         port: Option<Port> = absent;
-        /// From the start of one check to the start of the next, less a random part of up to a tenth, so that checks of many nodes spread.
+        /// The time from the start of one check to the start of the next, less a random part of up to a tenth, which
+        /// spreads the checks of many nodes.
         interval: Duration = "2s" within "10ms" to "1h";
-        /// For the whole check.
+        /// The timeout of the whole check.
         timeout: Duration = "1s" within "1ms" to "10m";
-        /// How many checks in a row must pass until a node is well again; where no node of the pool is well, one is enough.
+        /// The number of consecutive passed checks after which a node is healthy; where no node of the pool is healthy,
+        /// one is enough.
         healthy_after: u32 = "2" within "1" to "100";
-        /// How many checks in a row must fail until a node is not well any more.
+        /// The number of consecutive failed checks after which a node is unhealthy.
         unhealthy_after: u32 = "3" within "1" to "100";
-        /// The statuses of a node that is well: codes and ranges.
+        /// The statuses of a healthy node: codes and ranges.
         expect_status: Vec<StatusRange> = "[200-399]";
-        /// A text that the first 64 KiB of the body must hold; any body without the key.
+        /// A text that the first 64 KiB of the body must contain; by default any body passes.
         expect_body: Option<String> = absent;
-        /// `up` or `down`: what a node is taken for before it was checked.
+        /// `up` or `down`: the state of a node before its first check.
         initially: Initially = "up";
     }
 }
 
 settings! {
-    /// A check by the health service of gRPC.
+    /// A check by the gRPC health service.
     GrpcCheck {
-        /// The service that is asked for; without the key the whole node.
+        /// The name of the service; by default the whole node.
         service: String = "''";
     }
 }
 
 settings! {
-    /// Takes a node out for a while when requests to it fail in a row: connections refused or reset, timeouts, 502, 503 and 504.
+    /// Ejects a node for a while when consecutive requests to it fail: connections refused or reset, timeouts, 502, 503
+    /// and 504.
     OutlierEjection {
-        /// How many failures in a row; 0 never takes a node out.
+        /// The number of consecutive failures; 0 never ejects a node.
         consecutive_failures: u32 = "5" within "0" to "10000";
-        /// How long the first time; the second in a row twice as long, then three times. After that one request at a time tries the node, until one succeeds.
+        /// The time of the first ejection; the second in a row takes twice as long, the next three times. After it, one
+        /// request at a time is sent to the node, until one succeeds.
         base_time: Duration = "30s" within "1ms" to "1d";
-        /// How long at most.
+        /// The longest time of an ejection.
         max_time: Duration = "5m" within "1ms" to "7d";
-        /// The largest share of a pool's `up` nodes that may be out at a time.
+        /// The largest share of a pool's `up` nodes that may be ejected at a time.
         max_ejected: Percent = "50%";
     }
 }
 
 settings! {
-    /// How a request that failed at one node is tried at the next ones of its key.
+    /// Retries of a request that failed at one node, at the next ones of its key.
     Retries {
-        /// How many attempts after the first one.
+        /// The number of attempts after the first one.
         attempts: u32 = "2" within "0" to "100";
-        /// Retries that each request pays for, as a share. A pool saves up to ten of them, and gets one a second however few requests there are.
+        /// The retry budget: retries as a share of requests. Up to ten unused retries are kept, and one is added every
+        /// second whatever the number of requests.
         budget: Percent = "20%";
-        /// What is tried again: `connect_failure` (nothing was sent: any method), and for methods that may be repeated (GET, HEAD, OPTIONS, PUT, DELETE) `reset`, `timeout` and statuses.
+        /// The conditions of a retry: `connect_failure` (nothing was sent: any method), and for idempotent methods
+        /// (GET, HEAD, OPTIONS, PUT, DELETE) `reset`, `timeout` and statuses.
         on: Vec<RetryOn> = "[connect_failure, reset, 502, 503]";
-        /// The largest body that is held back to be sent again, within `limits.buffered_bytes`; a request with a larger one is tried again only where nothing was sent.
+        /// The largest body that is buffered for a retry, within `limits.buffered_bytes`; a request with a larger one
+        /// is retried only where nothing was sent.
         max_body: Size = "64KiB" within "0B" to "256MiB";
     }
 }
 
 choices! {
-    /// Whether a node takes requests.
+    /// The administrative state of a node.
     NodeState {
-        /// Takes requests.
+        /// It gets requests.
         Up = "up",
-        /// Takes no new keys; what it has, it finishes.
+        /// It gets no new keys, and finishes its requests and sessions.
         Drain = "drain",
-        /// Takes nothing.
+        /// It gets nothing.
         Down = "down",
     }
 }
@@ -201,11 +215,11 @@ choices! {
 settings! {
     /// One node of a pool.
     Node {
-        /// The node's identity on the ring; its place in the list and its address play no part.
+        /// The identity of the node on the ring; neither its position in the list nor its address matters.
         id: Spanned<String> = required;
         /// IP address or host name, and port. A name is resolved when the configuration is loaded.
         address: Spanned<NodeAddress> = required;
-        /// The node's part of the keys beside the others'; 0 means none.
+        /// The share of keys relative to other nodes; 0 means none.
         weight: u32 = "1" within "0" to "1000";
         /// `up`, `drain` (no new keys) or `down`.
         state: NodeState = "up";
@@ -217,11 +231,13 @@ settings! {
     RingSettings {
         /// Points per unit of weight. More points spread keys more evenly and take more memory.
         virtual_nodes: u32 = "256" within "1" to "65536";
-        /// The key of the hash: proxies with the same seed agree on every key. Who knows it can choose a key for a node; without the key it is public.
+        /// The key of the hash: proxies with the same seed assign every key alike. Anyone who knows it can choose a key
+        /// for a node; the default is public.
         seed: RingSeed = "ringway";
         /// A file that holds the seed, in place of `seed`: at least 32 characters; `openssl rand -hex 32` makes one.
         seed_file: Option<Spanned<String>> = absent;
-        /// No node gets more than this many times its part of the requests in flight; keys over it spill to the next node. Off without the key.
+        /// Bounded load: no node gets more than this many times its share of the requests in flight; further requests
+        /// go to the next node. Off without the key.
         bounded_load: Option<Factor> = absent;
     }
 }
@@ -231,29 +247,30 @@ settings! {
     PoolConnections {
         /// Requests and tunnels in flight to one node, over all workers.
         max_per_node: u32 = "1024" within "1" to "1000000";
-        /// Requests that wait, over all workers, while every node that could take them has as many as it may; further ones get 503.
+        /// The number of requests that wait, over all workers, while every possible node is at its limit; further ones
+        /// get 503.
         max_queued: u32 = "0" within "0" to "1000000";
-        /// How long a request waits so before it gets 503.
+        /// The time for which a request waits before it gets 503.
         queue_timeout: Duration = "1s" within "1ms" to "10m";
-        /// Kept connections to one node, over all workers.
+        /// Idle connections to one node, over all workers.
         max_idle_per_node: u32 = "128" within "0" to "1000000";
-        /// How long a kept connection may stay unused.
+        /// The time for which a connection may be idle.
         idle_timeout: Duration = "60s" within "1ms" to "1d";
     }
 }
 
 settings! {
-    /// How long a node may take; 0s means no limit.
+    /// Timeouts of a node; 0s means no limit.
     Timeouts {
-        /// For a connection to be established.
+        /// The time until a connection is established.
         connect: Duration = "2s" within "0s" to "1h";
-        /// From the last byte of the request that was sent to the head of the answer.
+        /// The time from the last byte of the request to the head of the response.
         first_byte: Duration = "30s" within "0s" to "1d";
-        /// Between two pieces of an answer.
+        /// The time between two pieces of a response.
         idle: Duration = "60s" within "0s" to "1d";
-        /// For everything, retries included.
+        /// The time for the whole request, including retries.
         total: Duration = "0s" within "0s" to "7d";
-        /// For a tunnel (WebSocket) in which nothing moves.
+        /// The time for which a tunnel (WebSocket) may be idle.
         tunnel: Duration = "1h" within "0s" to "30d";
     }
 }

@@ -6,19 +6,21 @@ use http::{HeaderName, HeaderValue, Method, StatusCode};
 use std::time::Duration;
 
 settings! {
-    /// What happens with the requests that match. A route has exactly one of `pool`, `redirect` and `respond`.
+    /// A route: the requests that it matches, and their treatment. It has exactly one of `pool`, `redirect` and
+    /// `respond`.
     Route {
         /// The route's name in metrics and logs.
         name: Spanned<String> = required;
-        /// Exact hosts, or `*.example.com` for all names below; any host without the key.
+        /// Exact hosts, or `*.example.com` for all names below; by default any host.
         hosts: Vec<HostPattern> = absent;
         /// The exact path.
         path: Option<Spanned<RoutePath>> = absent;
-        /// The path's beginning, in whole segments: `/a` matches `/a` and `/a/b`, not `/ab`.
+        /// A prefix of the path, in whole segments: `/a` matches `/a` and `/a/b`, not `/ab`.
         path_prefix: Option<Spanned<RoutePath>> = absent;
-        /// Methods; any without the key.
+        /// Methods; by default any.
         methods: Vec<Method> = absent;
-        /// `http` or `https`: what the client speaks with us, or with a trusted proxy before us; either without the key.
+        /// `http` or `https`: the scheme of the client's request to this proxy, or to a trusted proxy in front of it;
+        /// by default either.
         scheme: Option<Scheme> = absent;
         /// Fields that the request must have, each with this value; `*` stands for any value.
         headers: Named<HeaderValue> = absent;
@@ -26,59 +28,62 @@ settings! {
         pool: Option<Spanned<String>> = absent;
         /// A redirection.
         redirect: Option<Redirect> = absent;
-        /// A fixed answer.
+        /// A fixed response.
         respond: Option<Respond> = absent;
-        /// The sources of the hash key. The first one that the request has decides; without any, requests are spread at random.
+        /// The sources of the hash key, in order; the first one that is present in the request counts. Without any,
+        /// requests are spread at random.
         hash_on: Vec<HashSource> = absent;
-        /// A cookie that keeps a client with its node; goes before `hash_on`.
+        /// A cookie that keeps a client on its node; it takes precedence over `hash_on`.
         affinity_cookie: Option<AffinityCookie> = absent;
-        /// Changes to the fields that the node gets.
+        /// Changes to the fields of the request to the node.
         request_headers: FieldRules = block;
-        /// Changes to the fields that the client gets; not to those of the proxy's own problem documents, such as a 502 or a 429.
+        /// Changes to the fields of the response to the client; not to those of the proxy's own problem documents, such
+        /// as a 502 or a 429.
         response_headers: FieldRules = block;
-        /// Taken away from the path before it is forwarded, in whole segments.
+        /// Removed from the path before the request is forwarded, in whole segments.
         strip_prefix: Option<Spanned<RoutePath>> = absent;
-        /// Runs a request with an `Idempotency-Key` once, and replays its result. Off without the block; `idempotency: {}` takes every default.
+        /// Runs a request with an `Idempotency-Key` at most once, and replays its result. Off without the block;
+        /// `idempotency: {}` uses the defaults.
         idempotency: Option<RouteIdempotency> = absent;
-        /// How often a client may ask; further requests get 429. Off without the block.
+        /// A rate limit per client; further requests get 429. Off without the block.
         rate_limit: Option<RateLimit> = absent;
-        /// Stores responses and answers from them (RFC 9111). Off without the block; `cache: {}` takes every default.
+        /// Stores responses and answers from them (RFC 9111). Off without the block; `cache: {}` uses the defaults.
         cache: Option<RouteCache> = absent;
     }
 }
 
 choices! {
-    /// How a client asks.
+    /// The scheme of the client's request.
     Scheme {
-        /// In the clear.
+        /// Cleartext.
         Http = "http",
-        /// Over TLS.
+        /// TLS.
         Https = "https",
     }
 }
 
 choices! {
-    /// What a repetition gets while the first request still runs.
+    /// The response to a repetition while the first request still runs.
     OnConcurrent {
         /// 409 at once.
         Reject = "reject",
-        /// The result, if it is there within `wait`; else 409.
+        /// The result, if it arrives within `wait`; otherwise 409.
         Wait = "wait",
     }
 }
 
 choices! {
-    /// What happens with a request that may have run, and whose result nobody knows.
+    /// The response to a repetition of a request that may have run, and whose result is unknown.
     OnUnknown {
         /// 409 until the record expires or an operator releases it: never a second run.
         Reject = "reject",
-        /// It is forwarded again, with the same key: for nodes that know the key themselves.
+        /// It is forwarded again with the same key, for nodes that handle the key themselves.
         Retry = "retry",
     }
 }
 
 choices! {
-    /// What happens with a request while the store is out of order.
+    /// The response while the store is not available.
     OnStoreFailure {
         /// 503, and nothing is forwarded.
         Reject = "reject",
@@ -88,125 +93,136 @@ choices! {
 }
 
 choices! {
-    /// What makes two requests with one key the same.
+    /// The comparison of two requests with the same key.
     FingerprintKind {
         /// Query, content type and body, byte by byte.
         Exact = "exact",
-        /// The same without what carries no meaning in JSON and `multipart` bodies.
+        /// The same, ignoring differences without meaning in JSON and `multipart` bodies.
         Canonical = "canonical",
     }
 }
 
 settings! {
-    /// How a route runs requests with an `Idempotency-Key` once.
+    /// Runs requests with an `Idempotency-Key` at most once.
     RouteIdempotency {
-        /// A part of each record's identity: routes with equal namespaces share their records.
+        /// A part of the identity of each record: routes with equal namespaces share their records.
         namespace: Spanned<String> = "default";
-        /// The methods that it is for.
+        /// The methods that are protected.
         methods: Vec<Method> = "[POST, PATCH]";
-        /// Whether a request without a key is refused (400); else it is forwarded without protection.
+        /// Answers a request without a key by 400; otherwise it is forwarded without protection.
         required: bool = "false";
-        /// How long a result is kept and replayed.
+        /// The time for which a result is kept and replayed.
         ttl: Duration = "24h" within "100ms" to "365d";
-        /// What makes two requests with one key the same: `exact`, or `canonical`, which overlooks the order of keys and the white space of JSON, and the boundary of `multipart` bodies. A change of it makes requests that are repeated across it differ (422).
+        /// The comparison of two requests with the same key: `exact`, or `canonical`, which ignores the order of keys
+        /// and the white space of JSON, and the boundary of `multipart` bodies. After a change of it, repetitions of
+        /// earlier requests differ (422).
         fingerprint: FingerprintKind = "exact";
-        /// The request field that holds the key.
+        /// The request field with the key.
         key_header: HeaderName = "idempotency-key";
-        /// How long a proxy may be silent before its running requests are taken for UNKNOWN; a proxy that died on the same machine is noticed at once.
+        /// The time without a heartbeat after which a proxy's running requests count as UNKNOWN; the death of a proxy
+        /// on the same machine is noticed at once.
         lease: Duration = "10s" within "100ms" to "1h";
-        /// What tells callers apart: `header:NAME`, `cookie:NAME`, `query:NAME`, `client_ip`. A request without any of them is refused; `[]` says that all callers are one.
+        /// The identity of the caller: `header:NAME`, `cookie:NAME`, `query:NAME`, `client_ip`. A request without any
+        /// of them is refused; with `[]` all callers share their keys.
         scope: Vec<HashSource> = "[header:authorization]";
         /// `reject` (409) or `wait`, for a repetition while the first one runs.
         on_concurrent: OnConcurrent = "reject";
-        /// How long `wait` waits.
+        /// The longest time of `wait`.
         wait: Duration = "10s" within "0s" to "5m";
         /// `reject` (409) or `retry`, for a request that may have run.
         on_unknown: OnUnknown = "reject";
-        /// `reject` (503) or `forward`, while the store is out of order.
+        /// `reject` (503) or `forward`, while the store is not available.
         on_store_failure: OnStoreFailure = "reject";
-        /// Statuses by which a node says that it did nothing: passed on, and the next request runs.
+        /// Statuses by which a node declares that it has not run the request: the response is passed on, and the next
+        /// request with the key runs.
         release_on: Vec<StatusCode> = "[425, 429]";
         /// The largest body of a request with a key; a larger one is answered 413.
         max_request: Size = "1MiB" within "0B" to "256MiB";
-        /// The largest body of an answer that is kept; a larger one is passed on, and its repetitions get 409.
+        /// The largest response body that is kept; a larger one is passed on, and repetitions get 409.
         max_response: Size = "1MiB" within "0B" to "256MiB";
     }
 }
 
 settings! {
-    /// How often a client may ask on a route. Answers tell it in `RateLimit` and `RateLimit-Policy`.
+    /// A rate limit per client on a route. Responses carry `RateLimit` and `RateLimit-Policy`.
     RateLimit {
-        /// How many requests may come in the time of `per`, evenly.
+        /// The number of requests per `per`, evenly spread.
         requests: u32 = required within "1" to "1000000000";
-        /// The time that `requests` is for.
+        /// The time window of `requests`.
         per: Duration = "1s" within "1ms" to "1d";
-        /// How many may come at once; as many as `requests` without the key.
+        /// The number of requests at once; by default that of `requests`.
         burst: Option<u32> = absent within "1" to "1000000000";
-        /// What tells clients apart; the first source that is present, and where none is, the client's address (for IPv6 its /64).
+        /// The identity of the client; the first source that is present, and if none is, the client's address (for IPv6
+        /// its /64).
         key: Vec<HashSource> = "[client_ip]";
-        /// Whether answers from the cache count.
+        /// Counts responses from the cache too.
         cache_hits: bool = "true";
-        /// Whether replays of stored results count.
+        /// Counts replays of stored results too.
         replays: bool = "true";
-        /// How many clients are told apart at a time; beyond it they share.
+        /// The number of clients that are counted separately at a time; further ones share a limit.
         max_keys: u32 = "100000" within "1" to "10000000";
     }
 }
 
 choices! {
-    /// What a request's own `Cache-Control` may ask of the cache.
+    /// The directives of a request's own `Cache-Control` that are followed.
     ClientDirectives {
-        /// `no-store` and `only-if-cached`; everything else is advice that is not taken.
+        /// `no-store` and `only-if-cached`; all other ones are ignored.
         Ignore = "ignore",
-        /// Everything: `no-cache`, `max-age`, `min-fresh` and `max-stale` too, and `Pragma: no-cache`.
+        /// All: also `no-cache`, `max-age`, `min-fresh` and `max-stale`, and `Pragma: no-cache`.
         Honour = "honour",
     }
 }
 
 settings! {
-    /// How the responses of a route are cached.
+    /// The caching of a route's responses.
     RouteCache {
-        /// What makes two requests one, beside scheme, host, port, path and the response's `Vary`.
+        /// The cache key, besides scheme, host, port, path and the response's `Vary`.
         key: CacheKey = block;
-        /// How long a response without any freshness of its own is fresh; never to a request with a Cookie.
+        /// The freshness lifetime of a response without any of its own; not of responses to requests with a Cookie.
         default_ttl: Duration = "0s" within "0s" to "365d";
-        /// How long a response is fresh at most that says nothing of its freshness but when it was modified last: a tenth of the time since then. 0s turns that off, so that `default_ttl` holds.
+        /// The longest heuristic freshness of a response with only `Last-Modified`: a tenth of the time since then. 0s
+        /// turns it off, so that `default_ttl` applies.
         heuristic_max: Duration = "24h" within "0s" to "365d";
-        /// How long a stale response may be served while it is validated in the background, where it does not say so itself.
+        /// The time for which a stale response may be served while it is validated in the background, unless the
+        /// response sets its own.
         stale_while_revalidate: Duration = "0s" within "0s" to "365d";
-        /// How long a stale response may be served when the node fails, where it does not say so itself.
+        /// The time for which a stale response may be served when the node fails, unless the response sets its own.
         stale_if_error: Duration = "1h" within "0s" to "365d";
         /// `default_ttl` for 404, 405, 410, 414, 451 and 501.
         negative_ttl: Duration = "0s" within "0s" to "1d";
-        /// The largest body that is stored; larger ones stream through.
+        /// The largest body that is stored; larger ones are streamed without being stored.
         max_object: Size = "8MiB" within "1KiB" to "1GiB";
-        /// How long a request waits for another one that is fetching the same thing.
+        /// The time for which a request waits for another one that fetches the same response.
         lock_timeout: Duration = "5s" within "0s" to "5m";
-        /// Whether a request's own `Cache-Control` counts: `honour`, or `ignore`, which obeys `no-store` and `only-if-cached` alone.
+        /// `honour` follows a request's own `Cache-Control`; `ignore` follows only its `no-store` and `only-if-cached`.
         client_directives: ClientDirectives = "ignore";
-        /// Whether a response with `Set-Cookie` is stored, cookie included.
+        /// Stores responses with `Set-Cookie`, with the cookie.
         store_set_cookie: bool = "false";
-        /// Whether a response with `s-maxage` may be served stale where it says `stale-while-revalidate` or `stale-if-error` itself, as frameworks send both. RFC 9111 4.2.4 forbids it.
+        /// Serves a response with `s-maxage` stale if it has `stale-while-revalidate` or `stale-if-error` itself, as
+        /// frameworks send both. RFC 9111 4.2.4 forbids that.
         allow_stale_with_s_maxage: bool = "false";
-        /// Cookies whose presence has a request pass by the cache: it is neither answered from it nor stored. `session_*` means all that begin so.
+        /// Cookies whose presence makes a request bypass the cache: it is neither answered from it nor stored.
+        /// `session_*` stands for all names with that prefix.
         bypass_cookies: Vec<Spanned<String>> = absent;
-        /// What holds in place of what responses say of themselves.
+        /// Overrides of the responses' own directives.
         r#override: Option<CacheOverride> = absent;
     }
 }
 
 settings! {
-    /// What holds in place of what responses say of themselves. `check` warns of it: what an origin calls private may be one user's.
+    /// Overrides of the responses' own directives. `check` warns of it: a response that its origin marks private may be
+    /// specific to one user.
     CacheOverride {
-        /// How long responses with a status below 400 are fresh, whatever they say.
+        /// The freshness lifetime of responses with a status below 400; it overrides their own.
         ttl: Option<Duration> = absent within "0s" to "365d";
-        /// Directives that count for nothing: `private`, `no-cache`, `no-store`.
+        /// Directives that are ignored: `private`, `no-cache`, `no-store`.
         ignore: Vec<IgnoredDirective> = absent;
     }
 }
 
 choices! {
-    /// A directive of responses that counts for nothing.
+    /// A directive of responses that is ignored.
     IgnoredDirective {
         /// The response is for one user.
         Private = "private",
@@ -218,33 +234,34 @@ choices! {
 }
 
 settings! {
-    /// What makes two requests one for the cache.
+    /// The cache key.
     CacheKey {
-        /// Query parameters that play no part; they are still forwarded. `utm_*` means all that begin so.
+        /// Query parameters that are not part of the key; they are still forwarded. `utm_*` stands for all names with
+        /// that prefix.
         ignore_query: Vec<Spanned<String>> = absent;
-        /// The only query parameters that play a part, written in the same way.
+        /// The only query parameters that are part of the key, in the same notation.
         only_query: Vec<Spanned<String>> = absent;
-        /// Whether the order of query parameters plays no part.
+        /// Ignores the order of query parameters.
         sort_query: bool = "false";
-        /// Request fields that play a part.
+        /// Request fields that are part of the key.
         headers: Vec<HeaderName> = absent;
-        /// Cookies that play a part.
+        /// Cookies that are part of the key.
         cookies: Vec<String> = absent;
     }
 }
 
 choices! {
-    /// What an affinity cookie holds.
+    /// The content of an affinity cookie.
     AffinityMode {
         /// A random key, which is hashed like any other; issued only where no source of `hash_on` is present.
         Soft = "soft",
-        /// The node itself, sealed.
+        /// The node itself, encrypted.
         Strict = "strict",
     }
 }
 
 choices! {
-    /// What happens to a strict session whose node is down.
+    /// The response to a request of a strict session whose node is down.
     OnGone {
         /// 503.
         Reject = "reject",
@@ -254,15 +271,15 @@ choices! {
 }
 
 settings! {
-    /// A cookie that keeps a client with its node.
+    /// A cookie that keeps a client on its node.
     AffinityCookie {
         /// The cookie's name.
         name: Spanned<String> = "ringway";
-        /// How long a session lasts.
+        /// The lifetime of a session.
         ttl: Duration = "1h" within "1s" to "365d";
-        /// `soft` (a random key that is hashed) or `strict` (the node, sealed).
+        /// `soft` (a random key that is hashed) or `strict` (the node, encrypted).
         mode: AffinityMode = "soft";
-        /// A file with the secrets of `strict`, one a line, the newest first; older ones still open cookies.
+        /// A file with the secrets of `strict`, one per line, the newest first; older ones still decrypt cookies.
         secret_file: Option<Spanned<String>> = absent;
         /// `reject` (503) or `next`, when the node of a strict session is down.
         on_gone: OnGone = "reject";
@@ -272,7 +289,8 @@ settings! {
 settings! {
     /// A redirection.
     Redirect {
-        /// The value of `Location`. In it `{host}` stands for the request's host, `{path}` for its path, and `{uri}` for path and query.
+        /// The value of `Location`. `{host}` stands for the request's host, `{path}` for its path, and `{uri}` for path
+        /// and query.
         to: Spanned<HeaderValue> = required;
         /// 301, 302, 303, 307 or 308.
         status: RedirectStatus = "308";
@@ -280,7 +298,7 @@ settings! {
 }
 
 settings! {
-    /// A fixed answer.
+    /// A fixed response.
     Respond {
         /// The status code.
         status: StatusCode = "200";
@@ -292,9 +310,9 @@ settings! {
 settings! {
     /// Changes to the fields of a message: first `remove`, then `set`.
     FieldRules {
-        /// Fields that are set, in place of any that are there.
+        /// Fields to set; existing ones are replaced.
         set: Named<HeaderValue> = absent;
-        /// Fields that are removed.
+        /// Fields to remove.
         remove: Vec<Spanned<HeaderName>> = absent;
     }
 }
