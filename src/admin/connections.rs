@@ -96,7 +96,7 @@ impl AdminConnection {
     }
 
     /// Returns what is notified when the connection must close.
-    pub(super) fn told(&self) -> Arc<Notify> {
+    pub(super) fn closing(&self) -> Arc<Notify> {
         Arc::clone(&self.state.leave)
     }
 }
@@ -134,7 +134,7 @@ mod tests {
         let readers: Vec<Reading> = all.iter().filter_map(AdminConnection::read).collect();
         assert_eq!(readers.len(), MAX_READERS);
         let another = AdminConnections::take(&connections);
-        all[MAX_READERS].told().notified().await;
+        all[MAX_READERS].closing().notified().await;
         drop((readers, another));
         assert!(all[0].read().is_some());
     }
@@ -145,7 +145,7 @@ mod tests {
         let all: Vec<AdminConnection> = (0..MAX_CONNECTIONS).map(|_| AdminConnections::take(&connections)).collect();
         all[0].state.is_working.store(true, Ordering::Relaxed);
         let another = AdminConnections::take(&connections);
-        all[1].told().notified().await;
+        all[1].closing().notified().await;
         assert_eq!(connections.all.lock().len(), MAX_CONNECTIONS);
         drop((all, another));
         assert!(connections.all.lock().is_empty());
@@ -158,8 +158,8 @@ mod tests {
         all[0].working(async {}).await;
         let another = AdminConnections::take(&connections);
         let must_go = async |connection: &AdminConnection| {
-            let told = connection.told();
-            tokio::time::timeout(Duration::ZERO, told.notified()).await.is_ok()
+            let closing = connection.closing();
+            tokio::time::timeout(Duration::ZERO, closing.notified()).await.is_ok()
         };
         assert_eq!((must_go(&all[0]).await, must_go(&all[1]).await), (false, true));
         drop(another);

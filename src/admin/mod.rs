@@ -82,7 +82,7 @@ pub(crate) async fn serve(
         };
         let control = Arc::clone(&control);
         let entry = Arc::new(AdminConnections::take(&connections));
-        let (told, is_reading) = (entry.told(), entry.is_reading());
+        let (closing, is_reading) = (entry.closing(), entry.is_reading());
         let serving = async move {
             let leaving = paused.clone();
             let service = service_fn(move |request| {
@@ -107,7 +107,7 @@ pub(crate) async fn serve(
         tokio::spawn(async move {
             tokio::select! {
                 () = serving => {}
-                () = told.notified() => tracing::debug!("an admin connection made room for another"),
+                () = closing.notified() => tracing::debug!("an admin connection made room for another"),
             }
         });
     }

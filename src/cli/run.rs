@@ -54,7 +54,7 @@ async fn serve(config: Config, inherited: Inherited) -> Outcome {
         tokio::select! {
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
-            () = running.drain_asked() => break,
+            () = running.drain_requested() => break,
             () = running.replaced() => break,
             _ = hangup.recv() => running.reload(),
             _ = upgrade.recv() => running.upgrade(),

@@ -131,7 +131,7 @@ impl<F: Fn(&io::Error)> Writer<F> {
 
     /// Writes lines. Returns whether the thread should go on.
     fn write(&mut self, lines: &[u8]) -> bool {
-        self.reopen_if_asked();
+        self.reopen_if_requested();
         let mut rest = lines;
         while !rest.is_empty() {
             let piece = self.out.next_piece(rest);
@@ -140,7 +140,7 @@ impl<F: Fn(&io::Error)> Writer<F> {
                 Ok(()) => self.is_failing = false,
                 Err(WriteError::GivenUp(lost)) => {
                     (self.lost)(lost + count(rest));
-                    return self.reopen_if_asked();
+                    return self.reopen_if_requested();
                 }
                 Err(WriteError::Broken(error, lost)) => {
                     (self.lost)(lost);
@@ -154,7 +154,7 @@ impl<F: Fn(&io::Error)> Writer<F> {
     }
 
     /// Reopens the destination if that was requested. Returns whether it was.
-    fn reopen_if_asked(&mut self) -> bool {
+    fn reopen_if_requested(&mut self) -> bool {
         let is_asked = self.reopen.upgrade().is_some_and(|reopen| reopen.swap(false, Ordering::AcqRel));
         if is_asked {
             match Out::open(&self.destination) {

@@ -140,7 +140,7 @@ impl AnswerBody {
                     ("stalled", !idle.is_zero() && source.carrier.last_activity().elapsed() >= idle)
                 }
             };
-            source.in_flight.comes_to(outcome);
+            source.in_flight.set_outcome(outcome);
             let took = Instant::now().saturating_duration_since(source.started);
             source.in_flight.node().duration.observe(took.as_secs_f64());
             if is_the_nodes {

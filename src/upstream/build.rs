@@ -52,7 +52,7 @@ impl Pool {
                 Some(known) => Location::of(known),
                 None => Location::resolve(&node.address, before),
             };
-            place.tell((name, &id), before);
+            place.log_resolution((name, &id), before);
             nodes.push((id, place, node.weight, node.state, Some(node.address.host.as_str())));
         }
         // A node that the file names is the file's.
@@ -180,7 +180,7 @@ impl Location {
     }
 
     /// Logs when a name stops or begins to resolve.
-    fn tell(&self, (pool, node): (&str, &str), before: Option<&Node>) {
+    fn log_resolution(&self, (pool, node): (&str, &str), before: Option<&Node>) {
         let was_unresolved = before.map(|known| known.unresolved.is_some());
         match &self.unresolved {
             Some(cause) if was_unresolved != Some(true) => {

@@ -105,7 +105,7 @@ impl Discovered {
         for asker in askers {
             first_questions.spawn_on(
                 async move {
-                    let answered = tokio::time::timeout(PREPARING, asker.ask()).await.is_ok();
+                    let answered = tokio::time::timeout(PREPARING, asker.look_up_once()).await.is_ok();
                     if !answered {
                         asker.fail(format!("no answer within {PREPARING:?}"));
                     }
@@ -117,7 +117,7 @@ impl Discovered {
         while let Some(asked) = first_questions.join_next().await {
             let Ok(asker) = asked else { continue };
             let (settings, state) = (asker.settings.clone(), Arc::clone(&asker.state));
-            let task = self.runtime.spawn(asker.keep_asking(Arc::clone(&self.changed))).abort_handle();
+            let task = self.runtime.spawn(asker.run(Arc::clone(&self.changed))).abort_handle();
             self.targets().push(Subscription { settings, state, task });
         }
     }
@@ -182,7 +182,7 @@ struct Resolving {
 }
 
 impl Resolving {
-    async fn keep_asking(self, changed: Arc<Notify>) {
+    async fn run(self, changed: Arc<Notify>) {
         loop {
             // Without any node the next look-up follows soon.
             let refresh = match self.state.lock().nodes.is_empty() {
@@ -191,14 +191,14 @@ impl Resolving {
             };
             // Not all proxies at once.
             tokio::time::sleep(refresh.mul_f64(0.9 + fastrand::f64() / 10.0)).await;
-            if self.ask().await {
+            if self.look_up_once().await {
                 changed.notify_one();
             }
         }
     }
 
     /// Looks up once; returns whether the results have changed.
-    async fn ask(&self) -> bool {
+    async fn look_up_once(&self) -> bool {
         let name = &self.settings.dns.value;
         let answer = tokio::time::timeout(self.settings.timeout, look_up(&self.settings)).await;
         let answer = answer.unwrap_or_else(|_| Err(format!("no answer within {:?}", self.settings.timeout)));

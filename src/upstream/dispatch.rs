@@ -190,7 +190,7 @@ impl Dispatch {
             let mut in_flight = picked.in_flight;
             let (result, setback) = match attempted {
                 AttemptResult::Response(head, carrier) => {
-                    in_flight.comes_to("answer");
+                    in_flight.set_outcome("answer");
                     judge(head.status(), &mut in_flight);
                     observer.responded(carrier.last_activity().saturating_duration_since(started));
                     let setback = Setback::Status(head.status());
@@ -329,7 +329,7 @@ impl Dispatch {
         };
         if picked.is_err() && self.is_bound() {
             // The notification that was taken here may be of use to a request there.
-            pool.group.queue.let_one_in();
+            pool.group.queue.wake_one();
         }
         picked
     }

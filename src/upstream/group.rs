@@ -62,7 +62,7 @@ impl Group {
         }
         *self.members() = Members { nodes, ejection: Some(ejection.clone()) };
         self.hold_bound();
-        self.queue.stir();
+        self.queue.wake_all();
     }
 
     /// Brings nodes back where more are out than may be: those that would be back soonest. Called whenever there are fewer

@@ -88,7 +88,7 @@ impl NodeRuntime {
         let before = self.state.swap(state_code(state), Ordering::Relaxed);
         if state == NodeState::Up && before != state_code(NodeState::Up) {
             self.ramp.begin(steady_millis(Instant::now()));
-            self.stir();
+            self.wake_waiting();
         }
     }
 
@@ -175,9 +175,9 @@ impl NodeRuntime {
     }
 
     /// Wakes requests that wait for the node.
-    fn stir(&self) {
-        self.queue.stir();
-        self.group.queue.stir();
+    fn wake_waiting(&self) {
+        self.queue.wake_all();
+        self.group.queue.wake_all();
     }
 
     /// Records the verdict of the health checks.
@@ -198,7 +198,7 @@ impl NodeRuntime {
                 // The node was unavailable, so that earlier failures say little.
                 self.circuit.half_open(now);
                 self.ramp.begin(now);
-                self.stir();
+                self.wake_waiting();
             }
             Some(false) => {
                 tracing::warn!(pool, node, failure, "the node takes no requests: its health checks fail");
@@ -222,14 +222,14 @@ pub(crate) struct InFlight {
 
 impl InFlight {
     /// Counts the attempt now, and not only when it is over.
-    pub(crate) fn is_told(&mut self) {
+    pub(crate) fn count_now(&mut self) {
         if let Some(outcome) = self.outcome.take() {
             self.node.count(outcome);
         }
     }
 
     /// Sets the result of the attempt, in place of an earlier one.
-    pub(crate) fn comes_to(&mut self, outcome: &'static str) {
+    pub(crate) fn set_outcome(&mut self, outcome: &'static str) {
         self.outcome = Some(outcome);
     }
 
@@ -244,7 +244,7 @@ impl InFlight {
             let opened = self.node.circuit.close(now);
             self.node.circuit.end_trial(began);
             self.node.ramp.begin_since(opened, now);
-            self.node.stir();
+            self.node.wake_waiting();
             tracing::info!(
                 pool = &*self.node.group.name,
                 node = &*self.node.id,
@@ -282,8 +282,8 @@ impl Drop for InFlight {
             self.node.circuit.end_trial(began);
         }
         self.node.in_flight.fetch_sub(1, Ordering::SeqCst);
-        if !self.node.queue.let_one_in() {
-            self.node.group.queue.let_one_in();
+        if !self.node.queue.wake_one() {
+            self.node.group.queue.wake_one();
         }
     }
 }

@@ -88,7 +88,7 @@ impl NodeResponse {
         let stream = link.into_switched().await.ok_or(Failure::Terminated)?;
         let mut in_flight = self.in_flight;
         in_flight.finished();
-        in_flight.is_told();
+        in_flight.count_now();
         Ok((self.head.map(drop), stream, in_flight))
     }
 }

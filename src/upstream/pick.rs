@@ -103,20 +103,20 @@ pub(super) fn pick(
     nodes: &impl Nodes,
     rules: &PickRules,
 ) -> Result<Pick, PickError> {
-    let mut moment = Survey { nodes, rules, panic: None, totals: None };
+    let mut moment = PoolView { nodes, rules, panic: None, totals: None };
     let mut spilled = None;
     let mut second_best: Option<(usize, bool)> = None;
     let mut full = false;
     let mut first = None;
     for node in order {
         first = first.or(Some(node));
-        let skip = match moment.look(node) {
+        let skip = match moment.eligibility(node) {
             Ok(is_trial) => {
                 return Ok(Pick { node, is_trial, spilled, in_panic: moment.panic.unwrap_or(false) });
             }
-            Err(Passed::For(skip)) => skip,
+            Err(PassedOver::For(skip)) => skip,
             // Such a node is better than none: it is well and has room.
-            Err(Passed::ForNow(skip, is_trial)) => {
+            Err(PassedOver::ForNow(skip, is_trial)) => {
                 let better = second_best
                     .is_none_or(|(best, _)| rules.bounded_load.is_some() && moment.is_less_loaded(node, best));
                 if better {
@@ -141,7 +141,7 @@ pub(super) fn pick(
 
 /// Returns the node of a strict session, which keeps its sessions while it drains, whatever its load.
 pub(super) fn pick_pinned(node: usize, nodes: &impl Nodes, rules: &PickRules) -> Result<Pick, Skip> {
-    let mut moment = Survey { nodes, rules, panic: None, totals: None };
+    let mut moment = PoolView { nodes, rules, panic: None, totals: None };
     if nodes.state(node) == NodeState::Down {
         return Err(Skip::Down);
     }
@@ -163,13 +163,13 @@ pub(super) fn is_panic(nodes: &impl Nodes, threshold: f64) -> bool {
 }
 
 /// The reason for which a node is passed over: always, or only while there is a better one.
-enum Passed {
+enum PassedOver {
     For(Skip),
     ForNow(Skip, bool),
 }
 
 /// The nodes, with totals that are computed only when they are needed.
-struct Survey<'a, N> {
+struct PoolView<'a, N> {
     nodes: &'a N,
     rules: &'a PickRules,
     panic: Option<bool>,
@@ -177,25 +177,25 @@ struct Survey<'a, N> {
     totals: Option<(u64, u64)>,
 }
 
-impl<N: Nodes> Survey<'_, N> {
+impl<N: Nodes> PoolView<'_, N> {
     /// Returns whether a node gets the request; `true` for a trial.
-    fn look(&mut self, node: usize) -> Result<bool, Passed> {
+    fn eligibility(&mut self, node: usize) -> Result<bool, PassedOver> {
         match self.nodes.state(node) {
             NodeState::Up => {}
-            NodeState::Drain => return Err(Passed::For(Skip::Drain)),
-            NodeState::Down => return Err(Passed::For(Skip::Down)),
+            NodeState::Drain => return Err(PassedOver::For(Skip::Drain)),
+            NodeState::Down => return Err(PassedOver::For(Skip::Down)),
         }
-        let is_trial = self.fitness(node).map_err(Passed::For)?;
+        let is_trial = self.fitness(node).map_err(PassedOver::For)?;
         if self.nodes.load(node) >= self.rules.max_per_node {
-            return Err(Passed::For(Skip::Full));
+            return Err(PassedOver::For(Skip::Full));
         }
         if !self.nodes.has_reached_key(node) {
-            return Err(Passed::ForNow(Skip::SlowStart, is_trial));
+            return Err(PassedOver::ForNow(Skip::SlowStart, is_trial));
         }
         if let Some(factor) = self.rules.bounded_load
             && u64::from(self.nodes.load(node)) >= self.capacity(node, factor)
         {
-            return Err(Passed::ForNow(Skip::BoundedLoad, is_trial));
+            return Err(PassedOver::ForNow(Skip::BoundedLoad, is_trial));
         }
         Ok(is_trial)
     }

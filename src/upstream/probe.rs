@@ -101,7 +101,7 @@ async fn watch(node: Arc<NodeRuntime>, check: Arc<HealthCheck>, endpoint: Endpoi
     let mut at = Instant::now() + part_of(check.interval / 10);
     loop {
         tokio::time::sleep_until(at).await;
-        let asked = tokio::time::timeout(check.timeout, ask(&check, &endpoint)).await;
+        let asked = tokio::time::timeout(check.timeout, check_node(&check, &endpoint)).await;
         let result = asked.unwrap_or_else(|_| Err(format!("no answer within {:?}", check.timeout)));
         node.checked(result, &check);
         at = (at + check.interval - part_of(check.interval / 10)).max(Instant::now());
@@ -114,14 +114,14 @@ fn part_of(whole: Duration) -> Duration {
 }
 
 /// One check; gives why it failed.
-async fn ask(check: &HealthCheck, endpoint: &Endpoint) -> Result<(), String> {
+async fn check_node(check: &HealthCheck, endpoint: &Endpoint) -> Result<(), String> {
     let stream = endpoint.connect().await.map_err(|(_, error)| error)?;
     match check.kind {
         CheckKind::Tcp => Ok(()),
         CheckKind::Http if let Some(grpc) = &check.grpc => {
-            ask_grpc(grpc, request(check, endpoint)?, endpoint, stream).await
+            check_grpc(grpc, request(check, endpoint)?, endpoint, stream).await
         }
-        CheckKind::Http if endpoint.protocol == Protocol::Http2 => ask_http2(check, endpoint, stream).await,
+        CheckKind::Http if endpoint.protocol == Protocol::Http2 => check_http2(check, endpoint, stream).await,
         CheckKind::Http => {
             let told = |error: hyper::Error| error.to_string();
             let (mut sender, connection) =
@@ -146,7 +146,7 @@ async fn ask(check: &HealthCheck, endpoint: &Endpoint) -> Result<(), String> {
 }
 
 /// The same over HTTP/2.
-async fn ask_http2(check: &HealthCheck, endpoint: &Endpoint, stream: Stream) -> Result<(), String> {
+async fn check_http2(check: &HealthCheck, endpoint: &Endpoint, stream: Stream) -> Result<(), String> {
     let told = |error: hyper::Error| error.to_string();
     let handshake = hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream));
     let (mut sender, connection) = handshake.await.map_err(told)?;
@@ -164,7 +164,7 @@ async fn ask_http2(check: &HealthCheck, endpoint: &Endpoint, stream: Stream) -> 
 }
 
 /// The health service of gRPC (grpc.health.v1): one call of `Check`, whose answer must be `SERVING`.
-async fn ask_grpc(
+async fn check_grpc(
     grpc: &GrpcCheck,
     request: Request<Empty<Bytes>>,
     endpoint: &Endpoint,

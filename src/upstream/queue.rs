@@ -32,7 +32,7 @@ impl Queue {
     }
 
     /// Wakes one waiting request. Returns whether there was one.
-    pub(crate) fn let_one_in(&self) -> bool {
+    pub(crate) fn wake_one(&self) -> bool {
         let anybody = self.waiting() > 0;
         if anybody {
             self.room.notify_one();
@@ -41,7 +41,7 @@ impl Queue {
     }
 
     /// Wakes all waiting requests, so that each looks for a permit again.
-    pub(super) fn stir(&self) {
+    pub(super) fn wake_all(&self) {
         self.room.notify_waiters();
     }
 }
@@ -66,11 +66,11 @@ mod tests {
     #[test]
     fn places_are_counted_and_given_back() {
         let queue = Queue::default();
-        assert!(!queue.let_one_in(), "nobody waits");
+        assert!(!queue.wake_one(), "nobody waits");
         let first = queue.join(1).unwrap();
         assert!(queue.join(1).is_none() && queue.join(0).is_none());
         assert_eq!(queue.waiting(), 1, "who did not join has no place to give back");
-        assert!(queue.let_one_in());
+        assert!(queue.wake_one());
         drop(first);
         assert_eq!(queue.waiting(), 0);
     }

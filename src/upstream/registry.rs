@@ -148,24 +148,24 @@ impl Registry {
     }
 
     /// Returns all states that operators have set.
-    pub(crate) fn said(&self) -> Vec<StateOverride> {
+    pub(crate) fn state_overrides(&self) -> Vec<StateOverride> {
         let overrides = self.overrides.lock();
-        let said = overrides.iter().map(|((pool, node), held)| StateOverride {
+        let state_overrides = overrides.iter().map(|((pool, node), held)| StateOverride {
             pool: (**pool).to_owned(),
             node: (**node).to_owned(),
             file: held.file.word().to_owned(),
             state: held.state.word().to_owned(),
         });
-        said.collect()
+        state_overrides.collect()
     }
 
     /// Takes over the states of another process, where the file still has the state that it had then.
     pub(crate) fn take_over(&self, pools: &[Arc<Pool>], all: &[StateOverride]) {
-        for said in all {
-            let pool = pools.iter().find(|pool| *pool.name == *said.pool);
-            let node = pool.and_then(|pool| pool.nodes.iter().find(|node| *node.id == *said.node));
-            if let (Some(pool), Some(node), Some(state)) = (pool, node, NodeState::from_word(&said.state))
-                && node.state.word() == said.file
+        for state_overrides in all {
+            let pool = pools.iter().find(|pool| *pool.name == *state_overrides.pool);
+            let node = pool.and_then(|pool| pool.nodes.iter().find(|node| *node.id == *state_overrides.node));
+            if let (Some(pool), Some(node), Some(state)) = (pool, node, NodeState::from_word(&state_overrides.state))
+                && node.state.word() == state_overrides.file
             {
                 self.set_state(pool, &node.id, state);
             }

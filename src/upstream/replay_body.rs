@@ -58,7 +58,7 @@ impl ReplaySource {
         match &frame {
             Some(Ok(frame)) => self.keep(frame),
             // A body that ended in an error is incomplete.
-            Some(Err(_)) => self.let_go(),
+            Some(Err(_)) => self.release(),
             None => self.ended = true,
         }
         self.ended |= self.body.is_end_stream();
@@ -74,14 +74,14 @@ impl ReplaySource {
             // A growing vector may have twice the capacity of its content.
             match length <= self.limit && self.share.cover(2 * length) {
                 true => self.read.extend_from_slice(data),
-                false => self.let_go(),
+                false => self.release(),
             }
         } else if let Some(trailers) = frame.trailers_ref() {
             self.trailers = Some(trailers.clone());
         }
     }
 
-    fn let_go(&mut self) {
+    fn release(&mut self) {
         self.is_over = true;
         self.read = Vec::new();
         drop(self.share.take());

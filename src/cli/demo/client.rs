@@ -10,19 +10,19 @@ fn request(method: Method, to: SocketAddr, path: &str) -> Builder {
     Request::builder().method(method).uri(format!("http://{to}{path}"))
 }
 
-async fn ask(request: Builder, body: impl Into<Bytes>) -> Result<Answer, ClientError> {
+async fn send_body(request: Builder, body: impl Into<Bytes>) -> Result<Answer, ClientError> {
     send(request.body(body.into()).map_err(|error| ClientError::Url(error.to_string()))?).await
 }
 
 /// Sends a GET with an `x-user-id`.
 pub(super) async fn get(proxy: SocketAddr, path: &str, user: &str) -> Result<Answer, ClientError> {
-    ask(request(Method::GET, proxy, path).header("x-user-id", user), "").await
+    send_body(request(Method::GET, proxy, path).header("x-user-id", user), "").await
 }
 
 /// Visits the shop, with the cookie of an earlier visit or without.
 pub(super) async fn shop(proxy: SocketAddr, cookie: &str) -> Result<Answer, ClientError> {
     let visit = request(Method::GET, proxy, "/shop");
-    ask(if cookie.is_empty() { visit } else { visit.header("cookie", cookie) }, "").await
+    send_body(if cookie.is_empty() { visit } else { visit.header("cookie", cookie) }, "").await
 }
 
 /// Sends a payment, which runs once however often it is sent.
@@ -31,26 +31,26 @@ pub(super) async fn pay(proxy: SocketAddr, key: &str) -> Result<Answer, ClientEr
         .header("authorization", "Bearer alice")
         .header("idempotency-key", format!("\"{key}\""))
         .header("content-type", "application/json");
-    ask(payment, r#"{"amount": 4200, "currency": "eur"}"#).await
+    send_body(payment, r#"{"amount": 4200, "currency": "eur"}"#).await
 }
 
 /// Sends a large body.
 pub(super) async fn upload(proxy: SocketAddr, size: usize) -> Result<Answer, ClientError> {
-    ask(request(Method::POST, proxy, "/upload").header("x-user-id", "alice"), vec![b'x'; size]).await
+    send_body(request(Method::POST, proxy, "/upload").header("x-user-id", "alice"), vec![b'x'; size]).await
 }
 
 /// Sends a GET with two `Host` fields.
 pub(super) async fn ambiguous(proxy: SocketAddr) -> Result<Answer, ClientError> {
-    ask(request(Method::GET, proxy, "/").header("host", proxy.to_string()).header("host", "elsewhere"), "").await
+    send_body(request(Method::GET, proxy, "/").header("host", proxy.to_string()).header("host", "elsewhere"), "").await
 }
 
 /// Calls the admin API.
 pub(super) async fn admin(admin: SocketAddr, method: Method, path: &str) -> Result<Answer, ClientError> {
-    ask(request(method, admin, path), "").await
+    send_body(request(method, admin, path), "").await
 }
 
 /// Purges one URL.
 pub(super) async fn purge(admin: SocketAddr, url: &str) -> Result<Answer, ClientError> {
     let order = serde_json::json!({ "url": url }).to_string();
-    ask(request(Method::POST, admin, "/api/cache/purge"), order).await
+    send_body(request(Method::POST, admin, "/api/cache/purge"), order).await
 }

@@ -18,34 +18,34 @@ const PATIENCE: Duration = Duration::from_secs(10);
 type Homes = BTreeMap<usize, String>;
 
 /// Prints results, and records whether all of them were as expected.
-struct Told {
-    held: bool,
+struct Report {
+    succeeded: bool,
 }
 
-impl Told {
+impl Report {
     fn step(&mut self, title: &str, said: &str, ok: bool) {
         println!("{} {title}\n     {said}", if ok { "ok  " } else { "FAIL" });
-        self.held &= ok;
+        self.succeeded &= ok;
     }
 }
 
 /// Runs the tour. Returns whether every step succeeded.
 pub(super) async fn take(stage: &mut Stage) -> io::Result<bool> {
-    let mut told = Told { held: true };
-    let homes = everybody_has_a_home(stage, &mut told).await?;
-    bodies_stream(stage, &mut told).await?;
-    two_meanings_are_refused(stage, &mut told).await?;
-    sessions_stick(stage, &mut told).await?;
-    one_fetch_serves_all(stage, &mut told).await?;
-    a_payment_is_charged_once(stage, &mut told).await?;
+    let mut report = Report { succeeded: true };
+    let homes = everybody_has_a_home(stage, &mut report).await?;
+    bodies_stream(stage, &mut report).await?;
+    two_meanings_are_refused(stage, &mut report).await?;
+    sessions_stick(stage, &mut report).await?;
+    one_fetch_serves_all(stage, &mut report).await?;
+    a_payment_is_charged_once(stage, &mut report).await?;
     wait_until(stage.admin, "/api/pools", |pools| !pools.contains("\"healthy\": false")).await?;
-    a_node_dies(stage, &homes, &mut told).await?;
-    a_node_joins_live(stage, &homes, &mut told).await?;
-    a_bad_file_changes_nothing(stage, &mut told).await?;
-    Ok(told.held)
+    a_node_dies(stage, &homes, &mut report).await?;
+    a_node_joins_live(stage, &homes, &mut report).await?;
+    a_bad_file_changes_nothing(stage, &mut report).await?;
+    Ok(report.succeeded)
 }
 
-async fn everybody_has_a_home(stage: &Stage, told: &mut Told) -> io::Result<Homes> {
+async fn everybody_has_a_home(stage: &Stage, report: &mut Report) -> io::Result<Homes> {
     let homes = visit(stage.proxy).await?;
     let again = visit(stage.proxy).await?;
     let nodes = &stage.nodes[..3];
@@ -55,29 +55,29 @@ async fn everybody_has_a_home(stage: &Stage, told: &mut Told) -> io::Result<Home
         "{USERS} users came twice; {moved} met another node the second time. Users per node: {}.",
         shares.join(", ")
     );
-    told.step("Every user has a home.", &said, moved == 0 && nodes.iter().all(|node| count(&homes, node.id) > 0));
+    report.step("Every user has a home.", &said, moved == 0 && nodes.iter().all(|node| count(&homes, node.id) > 0));
     Ok(homes)
 }
 
-async fn bodies_stream(stage: &Stage, told: &mut Told) -> io::Result<()> {
+async fn bodies_stream(stage: &Stage, report: &mut Report) -> io::Result<()> {
     let (proxy, size) = (stage.proxy, 8 << 20);
     let uploaded = upload(proxy, size).await?;
     let ok = uploaded.body.contains(&format!("got {size} bytes"));
-    told.step("Bodies stream through.", &format!("The node said: {}", uploaded.body.trim()), ok);
+    report.step("Bodies stream through.", &format!("The node said: {}", uploaded.body.trim()), ok);
     Ok(())
 }
 
-async fn two_meanings_are_refused(stage: &Stage, told: &mut Told) -> io::Result<()> {
+async fn two_meanings_are_refused(stage: &Stage, report: &mut Report) -> io::Result<()> {
     let served = || stage.nodes.iter().map(DemoNode::served).sum::<u64>();
     let before = served();
     let refused = ambiguous(stage.proxy).await?;
     let reached = served() - before;
     let said = format!("A request with two Host fields got {}; {reached} requests reached a node.", refused.status);
-    told.step("What has two meanings is refused.", &said, refused.status == 400 && reached == 0);
+    report.step("What has two meanings is refused.", &said, refused.status == 400 && reached == 0);
     Ok(())
 }
 
-async fn sessions_stick(stage: &Stage, told: &mut Told) -> io::Result<()> {
+async fn sessions_stick(stage: &Stage, report: &mut Report) -> io::Result<()> {
     let first = shop(stage.proxy, "").await?;
     let cookie = first.field("set-cookie").and_then(|set| set.split(';').next()).unwrap_or_default().to_owned();
     let home = first.field("x-node").unwrap_or_default().to_owned();
@@ -91,11 +91,11 @@ async fn sessions_stick(stage: &Stage, told: &mut Told) -> io::Result<()> {
     let said = format!(
         "A visitor got a sealed cookie for {home}, which then drained: {stayed} of 20 visits stayed there, {strangers} new visitors came."
     );
-    told.step("Sessions stick.", &said, !cookie.is_empty() && stayed == 20 && strangers == 0);
+    report.step("Sessions stick.", &said, !cookie.is_empty() && stayed == 20 && strangers == 0);
     Ok(())
 }
 
-async fn one_fetch_serves_all(stage: &Stage, told: &mut Told) -> io::Result<()> {
+async fn one_fetch_serves_all(stage: &Stage, report: &mut Report) -> io::Result<()> {
     const READERS: usize = 50;
     let proxy = stage.proxy;
     let served = || stage.nodes.iter().map(DemoNode::served).sum::<u64>();
@@ -114,23 +114,23 @@ async fn one_fetch_serves_all(stage: &Stage, told: &mut Told) -> io::Result<()> 
     let said = format!(
         "{READERS} readers came at once for a page that was not cached: {answered} got it, {fetched} request reached a node. A late one: `{status}`."
     );
-    told.step("One fetch serves all.", &said, answered == READERS && fetched == 1 && served() - before == 1);
+    report.step("One fetch serves all.", &said, answered == READERS && fetched == 1 && served() - before == 1);
 
     let purged = purge(stage.admin, &format!("http://{proxy}/news/today")).await?.status;
     let after = get(proxy, "/news/today", "next").await?;
     let status = after.field("cache-status").unwrap_or_default().to_owned();
     let said = format!("The page was purged ({purged}); the next reader had it fetched anew: `{status}`.");
-    told.step("A purge is in force at once.", &said, purged == 200 && served() - before == 2);
+    report.step("A purge is in force at once.", &said, purged == 200 && served() - before == 2);
     Ok(())
 }
 
-async fn a_payment_is_charged_once(stage: &mut Stage, told: &mut Told) -> io::Result<()> {
+async fn a_payment_is_charged_once(stage: &mut Stage, report: &mut Report) -> io::Result<()> {
     let served = |stage: &Stage| stage.nodes.iter().map(DemoNode::served).sum::<u64>();
     let before = served(stage);
     let first = pay(stage.proxy, "order-1234").await?;
     let charged_by = first.field("x-node").unwrap_or_default().to_owned();
     let Some(node) = stage.nodes.iter().position(|node| node.id == charged_by) else {
-        told.step("A payment is charged once.", &format!("Nobody took it: {}", first.status), false);
+        report.step("A payment is charged once.", &format!("Nobody took it: {}", first.status), false);
         return Ok(());
     };
     let mut replayed = 0;
@@ -147,11 +147,11 @@ async fn a_payment_is_charged_once(stage: &mut Stage, told: &mut Told) -> io::Re
     let said = format!(
         "It was sent five times with one Idempotency-Key, and {charged_by} was killed in between: {charges} charge, and the other {replayed} answers were the first one again."
     );
-    told.step("A payment is charged once.", &said, first.status == 200 && charges == 1 && replayed == 4);
+    report.step("A payment is charged once.", &said, first.status == 200 && charges == 1 && replayed == 4);
     Ok(())
 }
 
-async fn a_node_dies(stage: &mut Stage, homes: &Homes, told: &mut Told) -> io::Result<()> {
+async fn a_node_dies(stage: &mut Stage, homes: &Homes, report: &mut Report) -> io::Result<()> {
     let gone = stage.nodes[1].id;
     stage.nodes[1].stop().await;
     let without = visit(stage.proxy).await?;
@@ -163,18 +163,18 @@ async fn a_node_dies(stage: &mut Stage, homes: &Homes, told: &mut Told) -> io::R
         orphans.len(),
         others.len()
     );
-    told.step("A node dies; nobody notices.", &said, disturbed == 0 && served == orphans.len());
+    report.step("A node dies; nobody notices.", &said, disturbed == 0 && served == orphans.len());
 
     wait_until(stage.admin, "/api/pools", |pools| pools.contains("\"healthy\": false")).await?;
     stage.nodes[1].restart().await?;
     wait_until(stage.admin, "/api/pools", |pools| !pools.contains("\"healthy\": false")).await?;
     let back = visit(stage.proxy).await?;
     let said = format!("{} of {USERS} users are where they began.", USERS - moved(homes, &back));
-    told.step("It comes back; its users come home.", &said, moved(homes, &back) == 0);
+    report.step("It comes back; its users come home.", &said, moved(homes, &back) == 0);
     Ok(())
 }
 
-async fn a_node_joins_live(stage: &Stage, homes: &Homes, told: &mut Told) -> io::Result<()> {
+async fn a_node_joins_live(stage: &Stage, homes: &Homes, report: &mut Report) -> io::Result<()> {
     let joined = stage.nodes[3].id;
     stage.file.write(&stage.nodes)?;
     wait_for(stage.admin, "/api/pools", joined).await?;
@@ -184,11 +184,11 @@ async fn a_node_joins_live(stage: &Stage, homes: &Homes, told: &mut Told) -> io:
     let said = format!(
         "{joined} was written into the file: {to_it} of {USERS} users went to it, {elsewhere} moved otherwise."
     );
-    told.step("A change of the file takes effect while it serves.", &said, to_it > 0 && elsewhere == 0);
+    report.step("A change of the file takes effect while it serves.", &said, to_it > 0 && elsewhere == 0);
     Ok(())
 }
 
-async fn a_bad_file_changes_nothing(stage: &Stage, told: &mut Told) -> io::Result<()> {
+async fn a_bad_file_changes_nothing(stage: &Stage, report: &mut Report) -> io::Result<()> {
     stage.file.write_text("listeners: [{ nam: http }]\nroutes: []\n")?;
     wait_for(stage.admin, "/api/status", "\"success\": false").await?;
     let status = get(stage.proxy, "/", "alice").await?.status;
@@ -197,7 +197,7 @@ async fn a_bad_file_changes_nothing(stage: &Stage, told: &mut Told) -> io::Resul
     let said = format!(
         "With a misspelt key in it the old configuration served on ({status}), and the status said where and what."
     );
-    told.step("A bad file changes nothing.", &said, status == 200);
+    report.step("A bad file changes nothing.", &said, status == 200);
     Ok(())
 }
 

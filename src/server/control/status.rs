@@ -170,7 +170,7 @@ impl Control for Handle {
     }
 
     fn drain(&self) {
-        self.drain_asked.notify_one();
+        self.drain_requested.notify_one();
     }
 
     fn owners(&self, pool: &str, key: &str) -> Option<KeyOwners> {

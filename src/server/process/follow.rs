@@ -40,7 +40,7 @@ struct Follower {
 }
 
 /// The results of one check.
-struct Look {
+struct Stamps {
     /// The folders that lead to the file, and the names in them.
     folders: BTreeSet<PathBuf>,
     names: BTreeSet<PathBuf>,
@@ -73,13 +73,13 @@ pub(super) async fn run(handle: Arc<Handle>) {
     loop {
         // A notification counts at once; all other changes wait for the next check.
         let _ = tokio::time::timeout(pause, hints.told.notified()).await;
-        pause = if follower.look().await { SOON } else { EVERY };
+        pause = if follower.check().await { SOON } else { EVERY };
     }
 }
 
 impl Follower {
     /// Checks once, and requests a reload where a change is complete. Returns whether one is not complete yet.
-    async fn look(&mut self) -> bool {
+    async fn check(&mut self) -> bool {
         let config = self.handle.snapshot.load();
         let (file, loaded) = (config.config.file.clone(), config.config.secrets.files.clone());
         drop(config);
@@ -87,7 +87,7 @@ impl Follower {
         // Each file once: the stamp of the last refused configuration counts.
         let named: BTreeMap<PathBuf, FileStamp> = loaded.into_iter().chain(refused).collect();
         // A remote file system may block the check.
-        let Some(found) = self.handle.in_time(move || look(&file, named)).await else { return false };
+        let Some(found) = self.handle.run_blocking(move || stamps_of(&file, named)).await else { return false };
         self.watch(found.folders, found.names);
         if found.stamps != self.last {
             self.steady_since = Instant::now();
@@ -100,15 +100,15 @@ impl Follower {
             self.tried.clear();
         }
         // A writer that has just closed the file may have changed it before the last check, which waited for the close.
-        let is_told = hints.is_whole.swap(false, Ordering::AcqRel);
-        let is_file_new = is_told || self.tried.first() != Some(&file);
+        let is_notified = hints.is_whole.swap(false, Ordering::AcqRel);
+        let is_file_new = is_notified || self.tried.first() != Some(&file);
         let are_others_new = named != found.known && self.tried.get(1..) != Some(named);
         if !is_file_new && !are_others_new {
             return false;
         }
         let is_steady = self.steady_since.elapsed() >= STEADY;
         let is_whole = match is_file_new {
-            _ if is_told => true,
+            _ if is_notified => true,
             true if hints.is_written() => self.steady_since.elapsed() >= UNCLOSED,
             _ => is_steady,
         };
@@ -148,10 +148,10 @@ impl Follower {
     }
 }
 
-fn look(file: &Path, named: BTreeMap<PathBuf, FileStamp>) -> Look {
+fn stamps_of(file: &Path, named: BTreeMap<PathBuf, FileStamp>) -> Stamps {
     let (folders, names) = way_to(file);
     let stamps = std::iter::once(file).chain(named.keys().map(|path| &**path)).map(FileStamp::of).collect();
-    Look { folders, names, stamps, known: named.into_values().collect() }
+    Stamps { folders, names, stamps, known: named.into_values().collect() }
 }
 
 /// Returns the folders of a path, symbolic link after symbolic link, and the names to watch in each, by their canonical

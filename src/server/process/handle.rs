@@ -54,7 +54,7 @@ pub(in crate::server) struct Handle {
     pub(in crate::server) workers: usize,
     pub(in crate::server) permits: Arc<ConnectionPermits>,
     /// Notified when the admin API requests a drain.
-    pub(in crate::server) drain_asked: tokio::sync::Notify,
+    pub(in crate::server) drain_requested: tokio::sync::Notify,
     pub(in crate::server) admin: AdminSocket,
     pub(in crate::server) metrics_listener: Option<AdminSocket>,
     /// The runtime of the admin listeners.
@@ -81,10 +81,10 @@ impl Handle {
     }
 
     /// Returns the states of nodes that were set by the API, for the new process; further changes are refused here.
-    pub(in crate::server) fn give_states(&self) -> Vec<StateOverride> {
+    pub(in crate::server) fn take_states(&self) -> Vec<StateOverride> {
         let mut given = self.states_given.lock();
         *given = true;
-        self.registry.said()
+        self.registry.state_overrides()
     }
 
     /// Takes no more connections there.

@@ -91,14 +91,14 @@ impl Line {
         Ok(Line(stream))
     }
 
-    pub(in crate::server) fn say(&mut self, said: &HandoverMessage) -> io::Result<()> {
+    pub(in crate::server) fn send(&mut self, said: &HandoverMessage) -> io::Result<()> {
         let text = serde_json::to_vec(said)?;
         let length = u32::try_from(text.len()).map_err(|_| io::ErrorKind::InvalidData)?;
         self.0.write_all(&length.to_be_bytes())?;
         self.0.write_all(&text)
     }
 
-    pub(in crate::server) fn hear(&mut self) -> io::Result<HandoverMessage> {
+    pub(in crate::server) fn receive(&mut self) -> io::Result<HandoverMessage> {
         let mut length = [0; 4];
         self.0.read_exact(&mut length)?;
         let length = u32::from_be_bytes(length);
@@ -111,7 +111,7 @@ impl Line {
     }
 
     /// Hands over sockets, which stay open here as well.
-    pub(in crate::server) fn give(&mut self, sockets: &[TcpListener]) -> io::Result<()> {
+    pub(in crate::server) fn send_sockets(&mut self, sockets: &[TcpListener]) -> io::Result<()> {
         for batch in sockets.chunks(BATCH) {
             let borrowed: Vec<BorrowedFd<'_>> = batch.iter().map(AsFd::as_fd).collect();
             let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(BATCH))];
@@ -127,7 +127,7 @@ impl Line {
     }
 
     /// Returns the received sockets.
-    pub(in crate::server) fn take(&mut self, count: usize) -> io::Result<Vec<TcpListener>> {
+    pub(in crate::server) fn receive_sockets(&mut self, count: usize) -> io::Result<Vec<TcpListener>> {
         let mut taken = Vec::new();
         while taken.len() < count {
             let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(BATCH))];
@@ -163,16 +163,16 @@ mod tests {
         let configured = "127.0.0.1:80".parse().unwrap();
         let offer =
             Offer { listeners: vec![Listening { configured, sockets: 150, was_narrowed: false }], ..Offer::default() };
-        own.say(&HandoverMessage::Offer(offer)).unwrap();
-        own.give(&sockets).unwrap();
-        own.say(&HandoverMessage::Ready).unwrap();
+        own.send(&HandoverMessage::Offer(offer)).unwrap();
+        own.send_sockets(&sockets).unwrap();
+        own.send(&HandoverMessage::Ready).unwrap();
         drop(sockets);
-        let HandoverMessage::Offer(offer) = other.hear().unwrap() else { panic!() };
+        let HandoverMessage::Offer(offer) = other.receive().unwrap() else { panic!() };
         assert_eq!((offer.listeners[0].configured, offer.listeners[0].sockets), (configured, 150));
-        let taken = other.take(150).unwrap();
+        let taken = other.receive_sockets(150).unwrap();
         assert_eq!(addresses(&taken), expected);
-        assert!(matches!(other.hear().unwrap(), HandoverMessage::Ready));
+        assert!(matches!(other.receive().unwrap(), HandoverMessage::Ready));
         drop(own);
-        assert!(other.hear().is_err() && other.take(1).is_err());
+        assert!(other.receive().is_err() && other.receive_sockets(1).is_err());
     }
 }

@@ -67,18 +67,18 @@ impl Inherited {
 
 fn from_predecessor() -> io::Result<Inherited> {
     let mut line = Line::from_stdin()?;
-    let HandoverMessage::Offer(Offer { listeners, admin, metrics, store, upgrades }) = line.hear()? else {
+    let HandoverMessage::Offer(Offer { listeners, admin, metrics, store, upgrades }) = line.receive()? else {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "it does not begin with an offer"));
     };
     let mut open = Vec::new();
     for Listening { configured, sockets, was_narrowed } in listeners {
-        let mut listener = Open::of(configured, line.take(sockets)?)?;
+        let mut listener = Open::of(configured, line.receive_sockets(sockets)?)?;
         listener.was_narrowed = was_narrowed;
         open.push(listener);
     }
     let mut given = |listening: Option<Listening>| -> io::Result<Option<Given>> {
         let Some(Listening { configured, sockets, .. }) = listening else { return Ok(None) };
-        Ok(line.take(sockets)?.pop().map(|listener| Given { configured, listener }))
+        Ok(line.receive_sockets(sockets)?.pop().map(|listener| Given { configured, listener }))
     };
     let (admin, metrics) = (given(admin)?, given(metrics)?);
     Ok(Inherited { open, admin, metrics, store, upgrades, predecessor: Some(Predecessor(line)) })
@@ -101,8 +101,8 @@ fn from_systemd() -> io::Result<Inherited> {
 impl Predecessor {
     /// Reports that everything is built. Returns the states of nodes, once the predecessor refuses further ones.
     pub(in crate::server) fn built(&mut self) -> io::Result<Vec<StateOverride>> {
-        self.0.say(&HandoverMessage::Ready)?;
-        match self.0.hear()? {
+        self.0.send(&HandoverMessage::Ready)?;
+        match self.0.receive()? {
             HandoverMessage::Go { nodes } => Ok(nodes),
             _ => Err(io::ErrorKind::InvalidData.into()),
         }
@@ -110,6 +110,6 @@ impl Predecessor {
 
     /// Reports that the process accepts connections.
     pub(in crate::server) fn accepting(mut self) -> io::Result<()> {
-        self.0.say(&HandoverMessage::Serving)
+        self.0.send(&HandoverMessage::Serving)
     }
 }

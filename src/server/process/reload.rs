@@ -91,7 +91,7 @@ pub(super) async fn run(handle: Arc<Handle>, mut triggers: mpsc::Receiver<Trigge
             true if is_forced => (handle.content().map(Ok), true),
             _ => handle.read(&file).await,
         };
-        if !is_forced && (handle.hints.is_written() || !is_steady || !handle.is_news(&read)) {
+        if !is_forced && (handle.hints.is_written() || !is_steady || !handle.is_changed(&read)) {
             continue;
         }
         systemd::reloading();
@@ -336,7 +336,7 @@ impl Handle {
     }
 
     /// Runs blocking work on files, on another thread; `None` where it takes too long, or an earlier one still runs.
-    pub(super) async fn in_time<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+    pub(super) async fn run_blocking<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
         if self.is_reading.swap(true, Ordering::AcqRel) {
             return None;
         }
@@ -349,18 +349,18 @@ impl Handle {
     }
 
     /// Runs such work after an earlier one has ended.
-    async fn read_in_time<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+    async fn run_after_earlier<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
         let deadline = Instant::now() + READING;
         while self.is_reading.load(Ordering::Acquire) && Instant::now() < deadline {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
-        self.in_time(work).await
+        self.run_blocking(work).await
     }
 
     /// Reads the file; `None` where that takes too long. Returns also whether it stayed the same meanwhile.
     async fn read(&self, file: &Path) -> (Option<Result<String, Report>>, bool) {
         let file = file.to_owned();
-        let read = self.read_in_time(move || {
+        let read = self.run_after_earlier(move || {
             let before = FileStamp::of(&file);
             let read = Config::read(&file);
             // There may be a writer without a notification yet.
@@ -388,12 +388,12 @@ impl Handle {
         // The content is recorded now, as the file may be replaced meanwhile.
         self.note(read.as_deref().ok());
         let text = read.map_err(ReloadError::Invalid)?;
-        let parsed = self.read_in_time(move || Config::of(&file, &text)).await;
+        let parsed = self.run_after_earlier(move || Config::of(&file, &text)).await;
         parsed.ok_or(ReloadError::Slow)?.map_err(ReloadError::Invalid)
     }
 
     /// Returns whether the content differs from the last one.
-    fn is_news(&self, read: &Option<Result<String, Report>>) -> bool {
+    fn is_changed(&self, read: &Option<Result<String, Report>>) -> bool {
         let now = read.as_ref().and_then(|read| read.as_deref().ok());
         self.content.lock().as_deref() != now
     }

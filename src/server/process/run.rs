@@ -162,7 +162,7 @@ async fn build(
         started: Instant::now(),
         workers,
         permits: ConnectionPermits::new(settings.limits.connections),
-        drain_asked: tokio::sync::Notify::new(),
+        drain_requested: tokio::sync::Notify::new(),
         admin,
         metrics_listener,
         runtime: tokio::runtime::Handle::current(),
@@ -313,8 +313,8 @@ impl Running {
     }
 
     /// Waits until the admin API requests a drain.
-    pub(crate) async fn drain_asked(&self) {
-        self.handle.drain_asked.notified().await;
+    pub(crate) async fn drain_requested(&self) {
+        self.handle.drain_requested.notified().await;
     }
 
     /// Stops accepting requests, and waits until those in flight have ended or `drain_timeout` is over. Returns whether
@@ -360,7 +360,7 @@ impl Running {
                 true => {}
             }
         }
-        self.handle.records.settle();
+        self.handle.records.wait_for_claims();
         self.handle.background.end(LAST_MOMENT);
         if let Some(log) = &self.handle.snapshot.load().log {
             log.flush(LAST_MOMENT);

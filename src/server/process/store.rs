@@ -61,7 +61,7 @@ impl OpenStore {
 
     /// Waits briefly for the store to record how the last runs ended; other proxies would record the same after the
     /// death of this process, but later.
-    pub(super) fn settle(&self) {
+    pub(super) fn wait_for_claims(&self) {
         let deadline = Instant::now() + LAST_MOMENT;
         while self.get().is_some_and(|records| !records.is_settled()) && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(2));

@@ -102,7 +102,7 @@ fn hand_over(handle: &Arc<Handle>, line: &mut Line) -> io::Result<()> {
     let metrics = metrics.map(|listener| listener.listening());
     let store = handle.records.get().map(|records| records.kind.name());
     let upgrades = handle.metrics.upgrades.with_label_values(&["success"]).get();
-    line.say(&HandoverMessage::Offer(Offer {
+    line.send(&HandoverMessage::Offer(Offer {
         listeners: listeners.collect(),
         admin: Some(admin),
         metrics,
@@ -110,10 +110,10 @@ fn hand_over(handle: &Arc<Handle>, line: &mut Line) -> io::Result<()> {
         upgrades,
     }))?;
     for open in &open {
-        line.give(open.sockets())?;
+        line.send_sockets(open.sockets())?;
     }
     for listener in std::iter::once(&handle.admin).chain(&handle.metrics_listener) {
-        line.give(std::slice::from_ref(listener.socket()))?;
+        line.send_sockets(std::slice::from_ref(listener.socket()))?;
     }
     expect(line, |said| matches!(said, HandoverMessage::Ready))?;
     if *handle.stage.borrow() != Stage::Serving {
@@ -121,12 +121,12 @@ fn hand_over(handle: &Arc<Handle>, line: &mut Line) -> io::Result<()> {
     }
     // From here on, states of nodes are set in the new process.
     handle.close_admin();
-    line.say(&HandoverMessage::Go { nodes: handle.give_states() })?;
+    line.send(&HandoverMessage::Go { nodes: handle.take_states() })?;
     expect(line, |said| matches!(said, HandoverMessage::Serving))
 }
 
 fn expect(line: &mut Line, is_right: impl Fn(&HandoverMessage) -> bool) -> io::Result<()> {
-    match line.hear()? {
+    match line.receive()? {
         said if is_right(&said) => Ok(()),
         said => Err(io::Error::new(io::ErrorKind::InvalidData, format!("it says {said:?}"))),
     }
