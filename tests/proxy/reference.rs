@@ -16,11 +16,12 @@ pools: { app: { nodes: [{ id: app-1, address: \"127.0.0.1:9001\" }] } }
 routes: [{ name: site, path_prefix: /, pool: app }]
 ```
 
-One YAML file. `ringway run` looks for `./ringway.yaml`, `config/ringway.yaml` and
-`/etc/ringway/ringway.yaml`; `--config FILE` names another one. Unknown keys are errors. `ringway
-check` tells every error with its place; `ringway schema` prints the JSON Schema, from which this
-page is made: with `# yaml-language-server: $schema=FILE` on its first line, editors complete the
-file by it.
+One YAML file. `ringway run` uses `./ringway.yaml`, `config/ringway.yaml` or
+`/etc/ringway/ringway.yaml`, whichever exists first; `--config FILE` names another one. Unknown keys
+are errors. `ringway check` prints every error with its line and column. `ringway schema` prints the
+JSON Schema, from which this page is generated: save it to a file and write
+`# yaml-language-server: $schema=FILE` on the first line of the configuration, and editors complete
+the keys.
 
 - **Durations** have a unit: `250ms`, `2s`, `5m`, `1h`, `7d`, or several: `1h30m`.
 - **Sizes** are binary (`64KiB`, `512MiB`, `1GiB`: times 1024) or decimal (`64kB`, `512MB`, `1GB`:
