@@ -1,5 +1,6 @@
 //! The plan of a request, in stages: `route`, its keys, and its choice of a node. Each stage is pure, but for the
-//! random key of a new soft cookie, and computed when its step is reached: a hit picks no node. The pipeline carries the plan out, and `ringway explain` prints it.
+//! random key of a new soft cookie, and computed when its step is reached: a hit picks no node. The pipeline carries
+//! the plan out, and `ringway explain` prints it.
 
 use super::affinity::{Affinity, Session};
 use super::hash_key::KeySource;

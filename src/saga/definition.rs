@@ -168,8 +168,8 @@ impl StepRequest {
 }
 
 impl Respond {
-    /// Returns the body of the answer. The saga has succeeded, so a value that no answer had is null, and nothing inside
-    /// a text.
+    /// Returns the body of the answer. The saga has succeeded, so a value that no answer had is null, and nothing
+    /// inside a text.
     pub(crate) fn render(&self, context: &Context<'_>) -> Option<String> {
         self.body.as_ref().map(|body| body.render(&OrNull(context)).unwrap_or_else(|_| "null".to_owned()))
     }

@@ -1,4 +1,5 @@
-//! The values that a saga's templates use: of the request and of the steps' answers only what some template names is kept.
+//! The values that a saga's templates use: of the request and of the steps' answers only what some template names is
+//! kept.
 
 use crate::template::{Reference, Values, get, is_json, open_object, quoted};
 use std::borrow::Cow;

@@ -1,8 +1,8 @@
 //! Templates: texts and JSON values with references to other values, `"/orders/${request.body.id}"`. Data, no I/O.
 //!
-//! A reference is a dotted path, [`Reference`]. A text that is one reference and nothing else stands for the value itself,
-//! with its JSON type; a reference inside a longer text is rendered as text, and percent-encoded in a path. `$${` stands
-//! for the characters `${`.
+//! A reference is a dotted path, [`Reference`]. A text that is one reference and nothing else stands for the value
+//! itself, with its JSON type; a reference inside a longer text is rendered as text, and percent-encoded in a path.
+//! `$${` stands for the characters `${`.
 
 mod json;
 mod reference;

@@ -65,8 +65,8 @@ impl Group {
         self.queue.wake_all();
     }
 
-    /// Brings nodes back where more are out than may be: those that would be back soonest. Called whenever there are fewer
-    /// nodes to be counted against.
+    /// Ends ejections above the allowed share, those first that would end first. Called whenever the number of nodes
+    /// falls.
     pub(super) fn hold_bound(&self) {
         let now = steady_millis(Instant::now());
         let members = self.members();

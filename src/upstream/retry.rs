@@ -22,7 +22,7 @@ pub(crate) struct RetryRules {
 pub(crate) enum RetrySafety {
     /// Twice, where its method is idempotent (RFC 9110 9.2.2).
     ByMethod,
-    /// Once: it is sent again only where it has not run for sure, and goes out on connections that were in use just now.
+    /// At most once: it is sent again only where it has certainly not run, and only on recently used connections.
     AtMostOnce,
 }
 

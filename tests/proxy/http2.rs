@@ -229,7 +229,8 @@ fn what_is_malformed_goes_no_further() {
         let mut frames = Frames::connect(proxy.address);
         frames.headers(END_STREAM, 1, &fields);
         let answer = frames.of_stream(1);
-        // Reset, the end of all, or an error answer of ours; nothing that says 200 (a literal, or index 8 of HPACK's table).
+        // Reset, the end of all, or an error answer of ours; nothing that says 200 (a literal, or index 8 of HPACK's
+        // table).
         let refused = answer.as_ref().is_none_or(|frame| {
             matches!(frame.kind, RST_STREAM | GOAWAY) || (frame.kind == HEADERS && frame.payload.first() != Some(&0x88))
         });

@@ -159,8 +159,8 @@ impl Pulse {
     }
 }
 
-/// Returns the server to write to: the one that was promoted last, else the one that proxies have moved to last, else the
-/// one with the most replicas, up to the number that is asked for, else the first.
+/// Returns the server to write to: the one that was promoted last, else the one that proxies have moved to last, else
+/// the one with the most replicas, up to the number that is asked for, else the first.
 pub(super) fn choose(servers: &[Option<Facts>], replicas: u32) -> Option<usize> {
     let primaries = || servers.iter().enumerate().filter_map(|(at, facts)| Some((at, facts.as_ref()?)));
     let primaries = || primaries().filter(|(_, facts)| facts.is_primary && !facts.is_loading);

@@ -1,4 +1,4 @@
-//! A lane of a remote store: its connection, and the calls that wait for it.
+//! A queue of a remote store: its connection, and the waiting calls.
 
 use super::{ATTEMPT, BATCH, BATCH_BYTES, Engine, Pending, State, Status, Use};
 use std::pin::pin;
@@ -10,7 +10,7 @@ use tokio::time::sleep_until;
 /// The reason for which a store is away, in a sentence for operators.
 type Outage = String;
 
-/// One of the two lanes.
+/// One of the two queues.
 pub(super) struct Lane<'a, E: Engine> {
     pub(super) name: &'static str,
     pub(super) engine: &'a E,
@@ -73,7 +73,8 @@ impl<E: Engine> Lane<'_, E> {
         }
     }
 
-    /// Connects. Calls that come meanwhile fail where the store is known to be away, or after a moment.
+    /// Connects. Calls that arrive meanwhile fail at once while the store is known to be away, otherwise after a
+    /// moment.
     async fn connect(
         &mut self,
         waiting: &mut Vec<Pending>,
@@ -151,7 +152,7 @@ impl<E: Engine> Lane<'_, E> {
         }
     }
 
-    /// Notes whether the store takes claims on a connection that works.
+    /// Notes whether the store accepts claims on a working connection.
     fn look(&self, connection: &E::Connection) {
         match self.engine.refusal(connection) {
             None => self.is_here(),
@@ -159,7 +160,7 @@ impl<E: Engine> Lane<'_, E> {
         }
     }
 
-    /// Notes that the store confirms what it is sent; the log says so where that is news.
+    /// Notes that the store confirms calls, and logs a change.
     fn is_here(&self) {
         if self.what_for == Use::Writing && self.status.set(State::Up) != State::Up {
             let promise = self.status.promise().join(" ");
@@ -167,14 +168,14 @@ impl<E: Engine> Lane<'_, E> {
         }
     }
 
-    /// Notes that nothing is known until the next connection.
+    /// Notes that the state is unknown until the next connection.
     fn is_unknown(&self) {
         if self.what_for == Use::Writing {
             self.status.set(State::Unknown);
         }
     }
 
-    /// Notes that the store cannot be used; the log says so where that is news.
+    /// Notes that the store cannot be used, and logs a change.
     fn is_away(&self, reason: &str) {
         if self.what_for == Use::Writing && self.status.set(State::Down) != State::Down {
             tracing::error!(store = self.name, reason, "the idempotency store cannot be used");
@@ -182,7 +183,7 @@ impl<E: Engine> Lane<'_, E> {
     }
 }
 
-/// Answers some of the calls that wait: those of unknown fate are torn, the others were not sent.
+/// Answers some of the waiting calls: those of unknown fate as torn, the others as not sent.
 fn give_up(waiting: &mut Vec<Pending>, reason: &str, is_over: impl Fn(&Pending) -> bool) {
     for pending in waiting.extract_if(.., |pending| is_over(pending)) {
         pending.give_up(reason);

@@ -1,4 +1,5 @@
-//! What may be stored and for how long, beyond the examples of RFC 9111: bodies of reads, `Connection`, heuristics, overrides.
+//! What may be stored and for how long, beyond the examples of RFC 9111: bodies of reads, `Connection`, heuristics,
+//! overrides.
 
 use super::serving::warm;
 use super::{is_hit, settled, status};

@@ -1,4 +1,5 @@
-//! Newer answers end, mark or freshen the stored response that they supersede: HEAD, answers that cannot be stored, errors.
+//! Newer answers end, mark or freshen the stored response that they supersede: HEAD, answers that cannot be stored,
+//! errors.
 
 use super::serving::warm;
 use super::{is_hit, outlive, settled};

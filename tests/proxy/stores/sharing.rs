@@ -154,7 +154,8 @@ fn proxies_whose_clocks_disagree_by_days_agree_on_every_record() {
     }
     server.execute("clocks", "UPDATE ringway_records SET expires = expires - interval '50 minutes'");
 
-    // Each of them runs a key for several leases, during which all of them look for dead holders and for expired records.
+    // Each of them runs a key for several leases, during which all of them look for dead holders and for expired
+    // records.
     let slow = ["slow-0", "slow-1", "slow-2"];
     let mut clients = [0, 1, 2].map(|turn| {
         let mut client = proxies[turn].connect();

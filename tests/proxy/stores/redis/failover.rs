@@ -1,5 +1,5 @@
-//! A primary that is lost: with `WAIT` and an append-only file no key runs twice; without, some do, and the harness sees
-//! it.
+//! A primary that is lost: with `WAIT` and an append-only file no key runs twice; without, some do, and the harness
+//! sees it.
 
 use super::*;
 use crate::engines::{Link, Redis};
