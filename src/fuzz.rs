@@ -15,15 +15,18 @@ use crate::io::chunks::Chunks;
 use crate::io::{Framing, Malformed, Messages};
 use crate::proxy::affinity::{Affinity, Session};
 use crate::proxy::{Bounds, Form, Table, enter, plan};
+use crate::saga::{Context, Definition, Kept, MAX_KEPT, Respond, Retries, Step, StepRequest};
 use crate::server::connection::flood::FloodMeter;
 use crate::server::connection::interleavings;
 use crate::server::connection::proxy_protocol::{SIGNATURE, parse_binary, parse_line};
+use crate::template::{Template, Text};
 use http::header::{AUTHORIZATION, CONNECTION, CONTENT_LENGTH, COOKIE, HOST, RANGE, TRAILER};
-use http::{HeaderMap, HeaderName, HeaderValue, Request, StatusCode, Version, request};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Version, request};
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::sync::LazyLock;
+use std::time::Duration;
 
 /// As many fields as the default configuration takes.
 const MAX_FIELDS: usize = 100;
@@ -415,6 +418,51 @@ pub fn configuration(data: &[u8]) {
     }
 }
 
+/// A line with the path of a saga's step, then the body of a request: what is kept is bounded and reads back, the path has
+/// the segments of its template, and the step's body is JSON.
+pub fn saga(data: &[u8]) {
+    let end = data.iter().position(|&byte| byte == b'\n').unwrap_or(data.len());
+    let (line, body) = (&data[..end], data.get(end + 1..).unwrap_or_default());
+    let Some(path) = std::str::from_utf8(line).ok().and_then(|line| Text::parse(line).ok()) else { return };
+    assert_eq!(path.to_string().as_bytes(), line, "a template that was read is written in the same way");
+    let request = StepRequest {
+        pool: "p".to_owned(),
+        method: Method::POST,
+        path: path.clone(),
+        headers: Vec::new(),
+        body: Some(Template::List(vec![Template::Text(path.clone())])),
+    };
+    let step = Step {
+        name: "only".to_owned(),
+        request,
+        compensate: None,
+        timeout: Duration::ZERO,
+        retries: Retries { attempts: 0, backoff: Duration::ZERO },
+    };
+    let definition = Definition {
+        route: "r".to_owned(),
+        deadline: Duration::ZERO,
+        stuck_after: Duration::ZERO,
+        changes: Vec::new(),
+        steps: vec![step],
+        respond: Respond { status: StatusCode::OK, body: None },
+    };
+    assert_eq!(Definition::from_bytes(&definition.to_bytes()).ok().as_ref(), Some(&definition));
+    let Ok(kept) = definition.inputs(&HeaderMap::new(), body) else { return };
+    assert!(kept.size() <= MAX_KEPT, "{} bytes are kept", kept.size());
+    assert_eq!(Kept::from_bytes(&kept.to_bytes()).as_ref(), Some(&kept));
+    let text = |_: &str| Some("x".to_owned());
+    let context = Context { kept: &kept, key: &text, environment: &text };
+    let Ok(outgoing) = definition.steps[0].request.render(&context) else { return };
+    let is_json = |text: &str| serde_json::from_str::<serde::de::IgnoredAny>(text).is_ok();
+    assert!(outgoing.body.as_deref().is_some_and(is_json), "{:?} is no JSON", outgoing.body);
+    let stand_in = path.with_stand_ins("x");
+    if stand_in.starts_with('/') && !stand_in.contains('#') {
+        let segments = |target: &str| target.split('?').next().map(|path| path.split('/').count());
+        assert_eq!(segments(outgoing.target.as_str()), segments(&stand_in), "{}", outgoing.target);
+    }
+}
+
 /// The frames of an HTTP/2 connection, after a byte that says how they are cut: the result of the meter does not depend
 /// on the cuts, its verdict never becomes milder, and no more bytes are unread than were received.
 pub fn frame_meter(data: &[u8]) {
@@ -461,7 +509,7 @@ mod tests {
 
     type Target = fn(&[u8]);
 
-    const TARGETS: [(&str, Target); 11] = [
+    const TARGETS: [(&str, Target); 12] = [
         ("request_head", request_head),
         ("field_rules", field_rules),
         ("cache_control", cache_control),
@@ -473,6 +521,7 @@ mod tests {
         ("interleavings", interleavings),
         ("chunks", chunks),
         ("messages", messages),
+        ("saga", saga),
     ];
 
     fn names(folder: &Path) -> BTreeSet<String> {

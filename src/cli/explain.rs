@@ -1,11 +1,12 @@
 //! `ringway explain`
 
-use super::{Outcome, load};
+use super::explain_saga::explain_saga;
+use super::{Outcome, load, shown};
 use crate::cache::{BypassCookies, KeyRules};
 use crate::clock;
 use crate::config::values::Size;
 use crate::config::{
-    self, AffinityMode, ClientDirectives, Config, NodeState, OnConcurrent, OnStoreFailure, OnUnknown, RateLimit, Route,
+    AffinityMode, ClientDirectives, Config, NodeState, OnConcurrent, OnStoreFailure, OnUnknown, RateLimit, Route,
 };
 use crate::http::head::{Peer, RequestFields, RequestHead};
 use crate::http::method::is_safe;
@@ -88,6 +89,9 @@ pub(super) fn run(options: Options) -> Outcome {
     if let Some(limit) = &route.rate_limit {
         explain_rate_limit(&mut out, limit)?;
     }
+    if let Some(saga) = &route.saga {
+        return explain_saga(&mut out, saga).map(|()| ExitCode::SUCCESS).map_err(Into::into);
+    }
     explain_cache(&mut out, &config, route, &form, &head)?;
     explain_node(&mut out, &config, route, &form, &head.fields)?;
     Ok(ExitCode::SUCCESS)
@@ -122,11 +126,11 @@ fn explain_idempotency(
         OnConcurrent::Reject => "409".to_owned(),
         OnConcurrent::Wait => format!("waits up to {}", shown(rules.wait)),
     };
-    let unknown = match rules.on_unknown {
+    let unknown = match rules.on_unknown.value {
         OnUnknown::Reject => "409, never a second run",
         OnUnknown::Retry => "forwarded again",
     };
-    let failure = match rules.on_store_failure {
+    let failure = match rules.on_store_failure.value {
         OnStoreFailure::Reject => "503",
         OnStoreFailure::Forward => "forwarded without protection",
     };
@@ -214,11 +218,6 @@ fn explain_cache(
         barred(http::header::COOKIE, "has a Cookie: stored only with a freshness of its own"),
     ];
     notes.into_iter().flatten().try_for_each(|note| writeln!(out, "             {note}"))
-}
-
-/// Returns a duration as the file writes it.
-fn shown(duration: std::time::Duration) -> String {
-    config::read::Field::show(&duration).as_str().unwrap_or_default().to_owned()
 }
 
 fn explain_node(

@@ -4,11 +4,13 @@ mod api;
 mod check;
 mod demo;
 mod explain;
+mod explain_saga;
 mod http_client;
 mod node;
 mod purge;
 mod ring;
 mod run;
+mod sagas;
 mod schema;
 mod status;
 mod store;
@@ -55,6 +57,8 @@ enum Command {
     Drain(node::DrainOptions),
     /// Set the state of a node, until the configuration file changes it.
     Node(node::NodeOptions),
+    /// Show the sagas of a running proxy and its fleet, or decide on one that is stuck.
+    Sagas(sagas::Options),
     /// Print the tables of a shared idempotency store, copy records between stores, or adopt a new store.
     Store(store::Options),
     /// Print completions for a shell.
@@ -96,6 +100,7 @@ pub fn main() -> ExitCode {
         Command::Purge(options) => purge::run(&options),
         Command::Drain(options) => node::drain(&options),
         Command::Node(options) => node::run(&options),
+        Command::Sagas(options) => sagas::run(&options),
         Command::Store(options) => store::run(options),
         Command::Completions { shell } => {
             // To a buffer first: `generate` panics where its reader has gone.
@@ -121,6 +126,11 @@ type Outcome = Result<ExitCode, Box<dyn std::error::Error>>;
 /// Returns the configuration of `--config`; `None` after printing its errors.
 fn load(file: Option<PathBuf>) -> Option<(Config, Report)> {
     config::locate(file).and_then(|file| Config::load(&file)).map_err(|report| eprint!("{report}")).ok()
+}
+
+/// Returns a duration as the file writes it.
+fn shown(duration: std::time::Duration) -> String {
+    config::read::Field::show(&duration).as_str().unwrap_or_default().to_owned()
 }
 
 fn is_broken_pipe(error: &(dyn std::error::Error + 'static)) -> bool {

@@ -1,5 +1,6 @@
 //! Diagnostics of a file: `FILE:LINE:COLUMN: message`, the line and a caret.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
@@ -69,6 +70,23 @@ impl Diagnostics {
 
     pub(crate) fn warning(&mut self, span: Span, message: impl Into<String>) {
         self.push(Diagnostic::warning(span, message));
+    }
+
+    /// Reports duplicate names.
+    pub(crate) fn unique<'a>(&mut self, kind: &str, names: impl Iterator<Item = (&'a str, Span)>) {
+        let mut seen: HashMap<&str, Span> = HashMap::new();
+        for (name, span) in names {
+            match seen.get(name) {
+                Some(first) => {
+                    let message =
+                        format!("the {kind} `{name}` is used twice; it was first given in line {}", first.line);
+                    self.error(span, message);
+                }
+                None => {
+                    seen.insert(name, span);
+                }
+            }
+        }
     }
 
     /// Replaces all diagnostics by one: after a syntax error all others would be consequences of it.

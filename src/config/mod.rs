@@ -11,9 +11,11 @@ mod model;
 pub(crate) mod read;
 mod secrets;
 mod syntax;
+mod template_fields;
 mod tree;
 mod units;
 mod validate;
+mod validate_saga;
 pub(crate) mod values;
 
 pub(crate) use changes::changes;
@@ -22,8 +24,8 @@ pub(crate) use model::{
     AddressFamily, AffinityCookie, AffinityMode, CacheKey, CheckKind, ClientDirectives, Discovery, FieldRules,
     FingerprintKind, GrpcCheck, HealthCheck, IgnoredDirective, Initially, Limits, Listener, LogFormat, NodeState,
     OnConcurrent, OnGone, OnStoreFailure, OnUnknown, OutlierEjection, Pool, PoolConnections, ProcessLogFormat,
-    Protocol, ProxyProtocol, RateLimit, Retries, Route, RouteCache, RouteIdempotency, Scheme, Settings, StoreKind,
-    Timeouts, UnderscoresInHeaders,
+    Protocol, ProxyProtocol, RateLimit, Retries, Route, RouteCache, RouteIdempotency, Saga, SagaRequest, SagaStep,
+    Scheme, Settings, StoreKind, Timeouts, UnderscoresInHeaders,
 };
 
 pub(crate) use validate::MAX_POINTS;
@@ -134,7 +136,7 @@ impl Config {
         let Some(tree) = tree::parse(text, &mut diagnostics) else {
             return Err(diagnostics.report(file, text));
         };
-        let mut reader = Reader { diagnostics: &mut diagnostics, environment };
+        let mut reader = Reader { diagnostics: &mut diagnostics, environment, is_verbatim: false };
         let settings = Settings::read(&tree, &mut reader);
         let mut files = Vec::new();
         let config = settings.map(|settings| {
@@ -150,6 +152,12 @@ impl Config {
             Some(config) if !failed => Ok((config, report)),
             _ => Err(report),
         }
+    }
+
+    /// Returns the settings of a text, for tests of what is made of them, whatever else may be wrong.
+    #[cfg(test)]
+    pub(crate) fn settings_of(file: &Path, text: &str, environment: &dyn Fn(&str) -> Option<String>) -> Settings {
+        settings_of(text, environment).unwrap_or_else(|| panic!("{} cannot be read", file.display()))
     }
 
     /// Returns the DNS names that pools discover nodes by.
@@ -224,7 +232,8 @@ fn variables(text: &str) -> Vec<&str> {
 fn settings_of(text: &str, environment: &dyn Fn(&str) -> Option<String>) -> Option<Settings> {
     let mut diagnostics = Diagnostics::default();
     let tree = tree::parse(text, &mut diagnostics)?;
-    let settings = Settings::read(&tree, &mut Reader { diagnostics: &mut diagnostics, environment });
+    let settings =
+        Settings::read(&tree, &mut Reader { diagnostics: &mut diagnostics, environment, is_verbatim: false });
     settings.filter(|_| !diagnostics.has_errors())
 }
 

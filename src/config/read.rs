@@ -10,6 +10,8 @@ use std::ops::Deref;
 pub(crate) struct Reader<'a> {
     pub(crate) diagnostics: &'a mut Diagnostics,
     pub(crate) environment: &'a dyn Fn(&str) -> Option<String>,
+    /// Whether `${` is left to templates, inside `saga`.
+    pub(crate) is_verbatim: bool,
 }
 
 impl Reader<'_> {
@@ -25,6 +27,11 @@ impl Reader<'_> {
         };
         if !text.contains("${") {
             return Some(text.clone());
+        }
+        if self.is_verbatim {
+            let message = "nothing is replaced here: inside `saga` only paths, fields and bodies take `${...}`";
+            self.diagnostics.error(node.span, message);
+            return None;
         }
         let mut out = String::with_capacity(text.len());
         let mut rest = text.as_str();
@@ -113,6 +120,32 @@ impl<T: Field> Field for Spanned<T> {
     }
     fn show(&self) -> Json {
         self.value.show()
+    }
+}
+
+/// A value in which the file's own `${NAME}` is not replaced.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Verbatim<T>(pub(crate) T);
+
+impl<T> Deref for Verbatim<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        &self.0
+    }
+}
+
+impl<T: Field> Field for Verbatim<T> {
+    fn read(node: &Node, reader: &mut Reader<'_>) -> Option<Self> {
+        let mut verbatim =
+            Reader { diagnostics: &mut *reader.diagnostics, environment: reader.environment, is_verbatim: true };
+        T::read(node, &mut verbatim).map(Verbatim)
+    }
+    fn schema() -> Json {
+        T::schema()
+    }
+    fn show(&self) -> Json {
+        self.0.show()
     }
 }
 
@@ -287,7 +320,7 @@ pub(crate) fn did_you_mean<'a>(word: &str, candidates: impl Iterator<Item = &'a 
 pub(crate) fn default_value<T: Field>(text: &str) -> T {
     let mut diagnostics = Diagnostics::default();
     let node = super::tree::parse(text, &mut diagnostics).expect("a default is valid YAML");
-    let mut reader = Reader { diagnostics: &mut diagnostics, environment: &|_| None };
+    let mut reader = Reader { diagnostics: &mut diagnostics, environment: &|_| None, is_verbatim: false };
     T::read(&node, &mut reader).expect("a default is a valid value")
 }
 

@@ -198,3 +198,23 @@ fn what_comes_from_the_environment_is_not_shown() {
     let shown = effective(&config).to_string();
     assert!(!shown.contains(&secret) && shown.contains("a ${PATH} b"), "{shown}");
 }
+
+#[test]
+fn credentials_of_a_saga_are_not_shown() {
+    let request =
+        "{ pool: app, path: /a, headers: { authorization: \"Bearer ${env.EDGE}\", x-api-key: abc, x-plain: web } }";
+    let text = format!(
+        "{SMALL}  - name: s\n    path: /s\n    methods: [POST]\n    idempotency: {{ required: true }}\n    saga: {{ steps: [{{ name: only, request: {request}, compensate: none }}] }}\n"
+    );
+    let environment = |name: &str| (name == "EDGE").then(|| "blue".to_owned());
+    let shown = Config::settings_of(Path::new("ringway.yaml"), &text, &environment).show();
+    let step = &shown["routes"][1]["saga"]["steps"][0];
+    let expected = serde_json::json!({
+        "authorization": "Bearer ${env.EDGE}",
+        "x-api-key": "(hidden)",
+        "x-plain": "web",
+    });
+    assert_eq!(step["request"]["headers"], expected);
+    assert_eq!((&step["compensate"], &step["request"]["method"]), (&"none".into(), &"POST".into()));
+    assert!(!shown.to_string().contains("blue") && !shown.to_string().contains("abc"), "{shown}");
+}

@@ -7,11 +7,11 @@ use super::model::{
     Settings, StoreKind, UnderscoresInHeaders,
 };
 use super::read::{Spanned, did_you_mean};
+use super::validate_saga;
 use super::values::HashSource;
 use crate::http::{fields, head, method, target};
 use http::Method;
 use http::header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, COOKIE, HOST};
-use std::collections::HashMap;
 use std::time::Duration;
 
 /// The most points of a pool's ring: 256 MiB.
@@ -128,14 +128,14 @@ fn listeners(settings: &Settings, diagnostics: &mut Diagnostics) {
             .error(Span::start(), "there is no listener; give at least one `name` and `address` under `listeners`");
     }
     let names = settings.listeners.iter().map(|listener| (listener.name.as_str(), listener.name.span));
-    unique("listener", names, diagnostics);
+    diagnostics.unique("listener", names);
 
     let metrics = settings.metrics.iter().map(|metrics| &metrics.address);
     let addresses =
         settings.listeners.iter().map(|listener| &listener.address).chain([&settings.admin.address]).chain(metrics);
     let texts: Vec<(String, Span)> =
         addresses.filter(|address| address.port() != 0).map(|address| (address.to_string(), address.span)).collect();
-    unique("address", texts.iter().map(|(text, span)| (text.as_str(), *span)), diagnostics);
+    diagnostics.unique("address", texts.iter().map(|(text, span)| (text.as_str(), *span)));
 }
 
 fn validate_pool(name: &Spanned<String>, pool: &Pool, diagnostics: &mut Diagnostics) {
@@ -149,7 +149,7 @@ fn validate_pool(name: &Spanned<String>, pool: &Pool, diagnostics: &mut Diagnost
         }
         _ => {}
     }
-    unique("node id", nodes.iter().map(|node| (node.id.as_str(), node.id.span)), diagnostics);
+    diagnostics.unique("node id", nodes.iter().map(|node| (node.id.as_str(), node.id.span)));
     for node in nodes {
         if node.id.is_empty() || node.id.len() > 128 || !node.id.bytes().all(|byte| byte.is_ascii_graphic()) {
             diagnostics.error(node.id.span, "expected a node id of 1 to 128 visible ASCII characters");
@@ -226,7 +226,7 @@ fn routes(settings: &Settings, diagnostics: &mut Diagnostics) {
     if settings.routes.is_empty() && !diagnostics.has_errors() {
         diagnostics.warning(Span::start(), "there are no routes; every request gets 404");
     }
-    unique("route", settings.routes.iter().map(|route| (route.name.as_str(), route.name.span)), diagnostics);
+    diagnostics.unique("route", settings.routes.iter().map(|route| (route.name.as_str(), route.name.span)));
     let mut catch_all: Option<&Route> = None;
     for route in &settings.routes {
         validate_route(settings, route, diagnostics);
@@ -256,13 +256,14 @@ fn validate_route(settings: &Settings, route: &Route, diagnostics: &mut Diagnost
     let at = route.name.span;
     let actions = usize::from(route.pool.is_some())
         + usize::from(route.redirect.is_some())
-        + usize::from(route.respond.is_some());
+        + usize::from(route.respond.is_some())
+        + usize::from(route.saga.is_some());
     if actions != 1 {
         let found = if actions == 0 { "none" } else { "several" };
         diagnostics.error(
             at,
             format!(
-                "expected exactly one of `pool`, `redirect` and `respond` in the route `{}`, found {found}",
+                "expected exactly one of `pool`, `redirect`, `respond` and `saga` in the route `{}`, found {found}",
                 route.name.value
             ),
         );
@@ -315,6 +316,9 @@ fn validate_route(settings: &Settings, route: &Route, diagnostics: &mut Diagnost
     if let Some(idempotency) = &route.idempotency {
         route_idempotency(settings, route, idempotency, diagnostics);
     }
+    if let Some(saga) = &route.saga {
+        validate_saga::validate(settings, route, saga, diagnostics);
+    }
 }
 
 /// The placeholders of `redirect.to`.
@@ -331,7 +335,7 @@ fn unknown_placeholder(text: &str) -> Option<&str> {
 
 fn route_idempotency(settings: &Settings, route: &Route, rules: &RouteIdempotency, diagnostics: &mut Diagnostics) {
     let (at, name) = (route.name.span, &route.name.value);
-    if route.pool.is_none() {
+    if route.pool.is_none() && route.saga.is_none() {
         diagnostics.error(at, format!("`idempotency` needs a `pool`, which the route `{name}` does not have"));
     }
     let namespace = &rules.namespace;
@@ -502,7 +506,7 @@ fn field_rules(rules: &FieldRules, diagnostics: &mut Diagnostics) {
 
 fn unused_pools(settings: &Settings, diagnostics: &mut Diagnostics) {
     for (name, _) in settings.pools.iter() {
-        if !settings.routes.iter().any(|route| route.pool.as_ref().is_some_and(|pool| pool.value == name.value)) {
+        if !settings.routes.iter().any(|route| route.pools().any(|pool| pool.value == name.value)) {
             diagnostics.warning(name.span, format!("no route uses the pool `{}`", name.value));
         }
     }
@@ -516,23 +520,5 @@ fn admin(settings: &Settings, diagnostics: &mut Diagnostics) {
             admin.address.value
         );
         diagnostics.error(admin.address.span, message);
-    }
-}
-
-/// Reports duplicate names.
-fn unique<'a>(what: &str, names: impl Iterator<Item = (&'a str, Span)>, diagnostics: &mut Diagnostics) {
-    let mut seen: HashMap<&str, Span> = HashMap::new();
-    for (name, span) in names {
-        match seen.get(name) {
-            Some(first) => {
-                diagnostics.error(
-                    span,
-                    format!("the {what} `{name}` is used twice; it was first given in line {}", first.line),
-                );
-            }
-            None => {
-                seen.insert(name, span);
-            }
-        }
     }
 }

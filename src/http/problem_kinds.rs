@@ -34,6 +34,7 @@ pub(crate) struct Row {
 macro_rules! problem_kinds {
     ($($kind:ident: $status:ident, $name:literal, $token:expr, $side:ident, $title:literal, $remedy:literal;)*) => {
         /// The type of a problem document.
+        #[allow(dead_code, reason = "routes do not answer with those of sagas yet")]
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         pub(crate) enum ProblemKind {
             $($kind,)*
@@ -103,12 +104,18 @@ problem_kinds! {
     ScopeMissing: BAD_REQUEST, "scope-missing", REQUEST, Clients,
         "The request has none of the fields that identify the caller (`idempotency.scope`).",
         "Authenticate the request. Operators: name a field under `scope` that every caller sends.";
+    SagaInput: BAD_REQUEST, "saga-input", REQUEST, Clients,
+        "The request's body is not JSON, or lacks a value that the route's saga uses; nothing was done.",
+        "Send the value that `detail` names, as JSON.";
     MissingKey: BAD_REQUEST, "missing-key", None, Admin,
         "The query has no `key`.",
         "Add `?key=KEY` to the path.";
     BadPurge: BAD_REQUEST, "bad-purge", None, Admin,
         "The body of a purge does not select any responses.",
         "Send one of `url`, `prefix`, `tag` and `\"all\": true`, and `soft` if needed.";
+    BadDecision: BAD_REQUEST, "bad-decision", None, Admin,
+        "There is no such state of sagas, or the body of a decision does not say what became of the saga.",
+        "Send `\"outcome\": \"succeeded\"` or `\"compensated\"` to `resolve`, and your name as `by` if you want it.";
     Unauthorized: UNAUTHORIZED, "unauthorized", None, Admin,
         "The request has no valid token.",
         "Send `Authorization: Bearer TOKEN`, or give `--token-file` to the command.";
@@ -127,6 +134,9 @@ problem_kinds! {
     NoSuchRecord: NOT_FOUND, "no-such-record", None, Admin,
         "The idempotency store has no record with this id.",
         "Look it up anew with `/api/idempotency?key=KEY`: it may have expired.";
+    NoSuchSaga: NOT_FOUND, "no-such-saga", Some("destination_not_found"), Both,
+        "There is no saga with this id, or it is another caller's.",
+        "Ask with the credentials of the request that began it. Operators: `ringway sagas` lists them.";
     MethodNotAllowed: METHOD_NOT_ALLOWED, "method-not-allowed", DENIED, Both,
         "CONNECT and TRACE are not answered; a path of the admin API has other methods.",
         "Use another method; the admin API names those of the path in `detail`.";
@@ -142,12 +152,30 @@ problem_kinds! {
     ResultTooLarge: CONFLICT, "result-too-large", DENIED, Clients,
         "A request with this `Idempotency-Key` has run; its response was too large to be kept.",
         "Read the result elsewhere. Operators: raise `max_response`, or `limits.buffered_bytes`.";
+    SagaRunning: CONFLICT, "saga-running", DENIED, Clients,
+        "The steps of a request with this `Idempotency-Key` are still running.",
+        "Repeat the request with the same key after `Retry-After`, or ask at `Location`.";
+    SagaCompensating: CONFLICT, "saga-compensating", DENIED, Clients,
+        "A step has failed, or the deadline has passed, and the steps before it are being undone.",
+        "Repeat the request with the same key after `Retry-After`, or ask at `Location`.";
+    SagaCompensated: CONFLICT, "saga-compensated", DENIED, Clients,
+        "A step has failed, and all steps before it are undone; `detail` names the step and its status.",
+        "Mend what the step refused, and send the request with a new key: nothing of it is left.";
+    SagaStuck: CONFLICT, "saga-stuck", DENIED, Clients,
+        "A step can be neither finished nor undone, and a person has to decide.",
+        "Ask at `Location` later. Operators: `ringway sagas --state stuck`, then `retry` or `resolve`.";
+    SagaNotStuck: CONFLICT, "saga-not-stuck", None, Admin,
+        "The saga is not stuck: the proxy works on it, or it has ended.",
+        "Look at it again with `ringway sagas`; there is nothing to decide.";
     RecordRunning: CONFLICT, "record-running", None, Admin,
         "The request of the record still runs.",
         "Wait until it has ended, then look up the record again.";
     ContentTooLarge: PAYLOAD_TOO_LARGE, "content-too-large", REQUEST, Both,
         "The body is larger than the listener or the route allows.",
         "Send less. Operators: `limits.request_body`, and `max_request` of `idempotency`.";
+    SagaInputTooLarge: PAYLOAD_TOO_LARGE, "saga-input-too-large", REQUEST, Clients,
+        "The parts of the request that the route's saga uses come to more than 64 KiB; nothing was done.",
+        "Send less in the values that the steps use, for example a reference to what is stored elsewhere.";
     UriTooLong: URI_TOO_LONG, "uri-too-long", REQUEST, Clients,
         "The request's target is too long.",
         "Move data from the query to a body. Operators: see `limits.header_bytes`.";

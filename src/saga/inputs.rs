@@ -1,4 +1,5 @@
-//! What is kept of a request and of the steps' answers, and the rehearsal of every template before anything is sent.
+//! The values of a request and of the steps' answers that are kept, and the rehearsal of every template before the first
+//! request is sent.
 
 use super::definition::Definition;
 use super::values::{Kept, MAX_KEPT};

@@ -1,10 +1,11 @@
 //! Sagas: a list of idempotent requests with undo, behind one request with an `Idempotency-Key`.
 //!
-//! `definition` is a saga as the configuration has it, and as the row of a running saga keeps it; `inputs` takes
-//! from a request and from the steps' answers the `values` that its templates use.
+//! `definition` is a saga as the row of a running one keeps it; `settings` makes it from the configuration. `inputs`
+//! takes from a request and from the steps' answers the `values` that its templates use.
 
 pub(crate) mod definition;
 pub(crate) mod inputs;
+mod settings;
 pub(crate) mod values;
 
 pub(crate) use definition::{BadDefinition, Definition, Outgoing, Respond, Retries, Step, StepRequest};

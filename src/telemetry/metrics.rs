@@ -144,6 +144,12 @@ metrics! {
         store_duration: HistogramVec, "ringway_store_duration_seconds", ["store", "op"],
             "Duration of calls to a store; `idempotency` is the idempotency store.",
             "Distinguishes a slow store from a slow node. Compare `op=\"claim\"` with the commits of the engine itself.";
+        sagas: IntCounterVec, "ringway_sagas_total", ["route", "outcome"],
+            "Sagas that came to an end: `succeeded` or `compensated`; and those that became `stuck`.",
+            "Alert on `stuck`, and on a rising share of `compensated`: a service refuses what the others accept.";
+        saga_steps: IntCounterVec, "ringway_saga_steps_total", ["route", "step", "outcome"],
+            "Attempts of the steps of sagas and of their undos, by what became of them.",
+            "Shows which step fails, and how: a lasting rate of unknown outcomes is a service without timely answers.";
         rate_limited: IntCounterVec, "ringway_rate_limited_total", ["route"],
             "Requests refused by the rate limit of their route.",
             "Shows a client with too many requests, or a limit that is too low.";
@@ -240,18 +246,23 @@ impl Metrics {
         register(&self.registry, ReadGauge::new(family, read));
     }
 
-    /// Removes the series of routes, listeners, pools and nodes that no longer exist, by their labels.
+    /// Removes the series of routes, listeners, pools, nodes and steps that no longer exist, by their labels.
     pub(crate) fn retain(
         &self,
         is_route: impl Fn(&str) -> bool,
         is_listener: impl Fn(&str) -> bool,
         is_pool: impl Fn(&str) -> bool,
         is_node: impl Fn(&str, &str) -> bool,
+        is_step: impl Fn(&str, &str) -> bool,
     ) {
         self.retain_series(&|labels| {
             let named = |label| labels.get(label).map(String::as_str);
             named("route").is_none_or(|route| route == "none" || is_route(route))
                 && named("listener").is_none_or(&is_listener)
+                && match (named("route"), named("step")) {
+                    (Some(route), Some(step)) => is_step(route, step),
+                    _ => true,
+                }
                 && match (named("pool"), named("node")) {
                     (Some(pool), Some(node)) => is_node(pool, node),
                     (Some(pool), None) => is_pool(pool),
@@ -345,7 +356,7 @@ mod tests {
     #[test]
     fn the_reference_lists_every_metric() {
         let mut page = String::from(
-            "# Metrics reference\n\nThis page is generated from the table in `src/telemetry/metrics.rs`; do not edit it.\n\n`GET /metrics` on the admin listener, or on the metrics listener, returns these families in the\nPrometheus text format, and the standard ones of a process (`process_*`). Series of routes,\nlisteners, pools and nodes that are no longer configured are removed. `route` is `none` for requests\nwithout a matching route; `method` is `OTHER` for unregistered methods.\n\n| name | type | labels | meaning | what it is for |\n| --- | --- | --- | --- | --- |\n",
+            "# Metrics reference\n\nThis page is generated from the table in `src/telemetry/metrics.rs`; do not edit it.\n\n`GET /metrics` on the admin listener, or on the metrics listener, returns these families in the\nPrometheus text format, and the standard ones of a process (`process_*`). Series of routes,\nlisteners, pools, nodes and steps that are no longer configured are removed. `route` is `none` for requests\nwithout a matching route; `method` is `OTHER` for unregistered methods.\n\n| name | type | labels | meaning | what it is for |\n| --- | --- | --- | --- | --- |\n",
         );
         let mut families: Vec<&Family> = FAMILIES.iter().collect();
         families.sort_by_key(|family| family.name);
@@ -363,16 +374,16 @@ mod tests {
     fn series_of_what_is_no_more_are_removed_from_every_family() {
         let metrics = Metrics::new();
         metrics.touch("gone");
-        metrics.retain(|_| true, |_| true, |_| true, |_, _| true);
+        metrics.retain(|_| true, |_| true, |_| true, |_, _| true, |_, _| true);
         let page = String::from_utf8(metrics.render()).unwrap();
         assert!(
             page.contains("ringway_upstream_requests_total{node=\"gone\",outcome=\"gone\",pool=\"gone\"}"),
             "{page}"
         );
-        metrics.retain(|_| false, |_| false, |_| false, |_, _| false);
+        metrics.retain(|_| false, |_| false, |_| false, |_, _| false, |_, _| false);
         let page = String::from_utf8(metrics.render()).unwrap();
         for line in page.lines().filter(|line| line.contains("gone")) {
-            for label in ["route", "listener", "pool", "node"] {
+            for label in ["route", "listener", "pool", "node", "step"] {
                 assert!(!line.contains(&format!("{label}=\"gone\"")), "{line}");
             }
         }
@@ -382,7 +393,7 @@ mod tests {
     fn a_request_without_a_route_keeps_its_series() {
         let metrics = Metrics::new();
         metrics.requests.with_label_values(&["none", "GET", "404"]).inc();
-        metrics.retain(|_| false, |_| false, |_| false, |_, _| false);
+        metrics.retain(|_| false, |_| false, |_| false, |_, _| false, |_, _| false);
         assert!(String::from_utf8(metrics.render()).unwrap().contains("route=\"none\""));
     }
 }

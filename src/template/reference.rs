@@ -1,4 +1,4 @@
-//! What stands between `${` and `}`: a dotted path to a value of the request, of an earlier step or of the environment.
+//! References: the dotted paths between `${` and `}`, to values of the request, of an earlier step or of the environment.
 
 use http::HeaderName;
 use std::fmt;

@@ -3,6 +3,7 @@
 mod listener;
 mod pool;
 mod route;
+mod saga;
 
 pub(crate) use listener::{
     CertificateFiles, ClientAuth, Listener, ListenerTls, MinVersion, ProxyProtocol, SniMismatch,
@@ -15,6 +16,8 @@ pub(crate) use route::{
     AffinityCookie, AffinityMode, CacheKey, ClientDirectives, FieldRules, FingerprintKind, IgnoredDirective,
     OnConcurrent, OnGone, OnStoreFailure, OnUnknown, RateLimit, Route, RouteCache, RouteIdempotency, Scheme,
 };
+
+pub(crate) use saga::{Saga, SagaRequest, SagaStep};
 
 use super::read::{Named, Spanned, choices, settings};
 use super::values::{ServerAddresses, Size};

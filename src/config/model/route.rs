@@ -1,13 +1,14 @@
 //! What happens with requests: routes, what they do, and the rules of caches, sessions and requests that run once.
 
-use crate::config::read::{Named, Spanned, choices, settings};
+use super::saga::Saga;
+use crate::config::read::{Named, Spanned, Verbatim, choices, settings};
 use crate::config::values::{HashSource, HostPattern, RedirectStatus, RoutePath, Size};
 use http::{HeaderName, HeaderValue, Method, StatusCode};
 use std::time::Duration;
 
 settings! {
-    /// A route: the requests that it matches, and their treatment. It has exactly one of `pool`, `redirect` and
-    /// `respond`.
+    /// A route: the requests that it matches, and their treatment. It has exactly one of `pool`, `redirect`, `respond`
+    /// and `saga`.
     Route {
         /// The route's name in metrics and logs.
         name: Spanned<String> = required;
@@ -30,6 +31,8 @@ settings! {
         redirect: Option<Redirect> = absent;
         /// A fixed response.
         respond: Option<Respond> = absent;
+        /// A business transaction over several pools, undone where a step fails. Needs `idempotency: { required: true }`.
+        saga: Option<Spanned<Verbatim<Saga>>> = absent;
         /// The sources of the hash key, in order; the first one that is present in the request counts. Without any,
         /// requests are spread at random.
         hash_on: Vec<HashSource> = absent;
@@ -49,6 +52,14 @@ settings! {
         rate_limit: Option<RateLimit> = absent;
         /// Stores responses and answers from them (RFC 9111). Off without the block; `cache: {}` uses the defaults.
         cache: Option<RouteCache> = absent;
+    }
+}
+
+impl Route {
+    /// Returns the pools that the route sends requests to.
+    pub(crate) fn pools(&self) -> impl Iterator<Item = &Spanned<String>> {
+        let steps = self.saga.iter().flat_map(|saga| saga.requests()).map(|request| &request.pool);
+        self.pool.iter().chain(steps)
     }
 }
 
@@ -130,9 +141,9 @@ settings! {
         /// The longest time of `wait`.
         wait: Duration = "10s" within "0s" to "5m";
         /// `reject` (409) or `retry`, for a request that may have run.
-        on_unknown: OnUnknown = "reject";
+        on_unknown: Spanned<OnUnknown> = "reject";
         /// `reject` (503) or `forward`, while the store is not available.
-        on_store_failure: OnStoreFailure = "reject";
+        on_store_failure: Spanned<OnStoreFailure> = "reject";
         /// Statuses by which a node declares that it has not run the request: the response is passed on, and the next
         /// request with the key runs.
         release_on: Vec<StatusCode> = "[425, 429]";

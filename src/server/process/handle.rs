@@ -121,7 +121,7 @@ impl Handle {
         }
     }
 
-    /// Removes the series of routes, listeners, pools and nodes that the configuration in force does not have.
+    /// Removes the series of routes, listeners, pools, nodes and steps that the configuration in force does not have.
     pub(in crate::server) fn retain_series(&self) {
         let new = self.snapshot.load();
         self.metrics.retain(
@@ -131,6 +131,11 @@ impl Handle {
             |pool, node| {
                 let pool = new.pools.iter().find(|known| &*known.name == pool);
                 pool.is_some_and(|pool| pool.nodes.iter().any(|known| &*known.id == node))
+            },
+            |route, step| {
+                let route = new.config.settings.routes.iter().find(|known| known.name.as_str() == route);
+                let saga = route.and_then(|route| route.saga.as_ref());
+                saga.is_some_and(|saga| saga.steps.iter().any(|known| known.name.as_str() == step))
             },
         );
     }
