@@ -5,7 +5,7 @@ use super::body::Body;
 use super::connections::AdminConnection;
 use super::event_stream;
 use crate::config::NodeState;
-use crate::control::{CommandResult, Control, PurgeOrder, PurgeTarget, Release};
+use crate::control::{CommandResult, Control, Decided, PurgeOrder, PurgeTarget, Release, SagaDecision};
 use crate::http::problem::{Problem, ProblemKind};
 use bytes::Bytes;
 use http::header::{CACHE_CONTROL, CONTENT_TYPE};
@@ -19,6 +19,9 @@ use std::borrow::Cow;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use tokio::sync::watch;
+
+/// The words for the states of a saga.
+const SAGA_STATES: [&str; 5] = ["running", "compensating", "succeeded", "compensated", "stuck"];
 
 /// The largest body of a request here.
 const MAX_BODY: usize = 64 << 10;
@@ -40,7 +43,7 @@ pub(super) async fn answer(
     }
     match *request.method() {
         Method::GET | Method::HEAD => place.working(read(control, &request, &segments)).await,
-        Method::POST => change(control, &segments, request.body_mut(), place).await,
+        Method::POST => change(control, &segments, request.body_mut(), (peer, place)).await,
         Method::DELETE => place.working(remove(control, &segments, peer)).await,
         _ => Err(wrong_method("GET, HEAD, POST, DELETE")),
     }
@@ -70,9 +73,18 @@ async fn read(
             Some(key) => control.idempotency(&key).await.map(|found| as_json(&found)).map_err(store_failed),
             None => Err(missing_key()),
         },
+        ["api", "sagas"] => {
+            let state = parameter(request, "state");
+            if let Some(state) = state.as_deref().filter(|state| !SAGA_STATES.contains(state)) {
+                let detail = format!("there is no state `{state}`: use one of {}", SAGA_STATES.join(", "));
+                return Err(Problem::new(ProblemKind::BadDecision, detail));
+            }
+            control.sagas(state.as_deref()).await.map(|found| as_json(&found)).map_err(store_failed)
+        }
         ["api", "events"] => Err(wrong_method("GET")),
         ["api", "idempotency", _] => Err(wrong_method("DELETE")),
         ["api", "reload" | "drain"]
+        | ["api", "sagas", _, "retry" | "resolve"]
         | ["api", "cache", "purge"]
         | ["api", "pools", _, "nodes", _, "up" | "drain" | "down"] => Err(wrong_method("POST")),
         _ => Err(not_found()),
@@ -83,7 +95,7 @@ async fn change(
     control: &dyn Control,
     segments: &[&str],
     body: &mut Incoming,
-    place: &AdminConnection,
+    (peer, place): (SocketAddr, &AdminConnection),
 ) -> Result<Response<Body>, Problem> {
     match *segments {
         ["api", "cache", "purge"] => {
@@ -119,10 +131,66 @@ async fn change(
                 }
             }
         }
+        ["api", "sagas", id, word @ ("retry" | "resolve")] => {
+            let (decision, name) = decision(word, &read_body(body).await?).map_err(bad_decision)?;
+            let by = name.map_or_else(|| peer.to_string(), |name| format!("{name} at {peer}"));
+            decide(id, decision, place.working(control.decide(id, decision, &by)).await.map_err(store_failed)?)
+        }
         ["api", "idempotency", _] => Err(wrong_method("DELETE")),
-        ["api", "events"] => Err(wrong_method("GET")),
+        ["api", "events" | "sagas"] => Err(wrong_method("GET")),
         _ => Err(not_found()),
     }
+}
+
+fn decide(id: &str, decision: SagaDecision, decided: Decided) -> Result<Response<Body>, Problem> {
+    match decided {
+        Decided::Decided => {
+            let result = CommandResult { id: Some(id.to_owned()), ..CommandResult::success() };
+            Ok(as_json(&result.with_detail(format!("{}: {id}", decision.words()))))
+        }
+        Decided::Unfit => {
+            let detail = format!(
+                "the saga `{id}` is not stuck, or has turned back and cannot be resolved as succeeded; see `/api/sagas`"
+            );
+            Err(Problem::new(ProblemKind::SagaNotStuck, detail))
+        }
+        Decided::Absent => {
+            let detail = format!("there is no saga `{id}`; see `/api/sagas`");
+            Err(Problem::new(ProblemKind::NoSuchSaga, detail))
+        }
+    }
+}
+
+/// Returns the decision that a path and a body stand for, and the name of the person; or why it makes no sense.
+fn decision(word: &str, body: &[u8]) -> Result<(SagaDecision, Option<String>), String> {
+    const EXPECTED: &str = r#"expected a JSON object with "outcome": "succeeded" or "compensated" for `resolve`, and perhaps "by" with a name of at most 128 characters"#;
+    let given = match body.trim_ascii() {
+        b"" => serde_json::Map::new(),
+        body => match serde_json::from_slice(body) {
+            Ok(Json::Object(given)) => given,
+            _ => return Err(EXPECTED.to_owned()),
+        },
+    };
+    let (mut outcome, mut by) = (None, None);
+    for (key, value) in &given {
+        match (key.as_str(), value.as_str()) {
+            ("outcome", Some("succeeded")) if word == "resolve" => outcome = Some(SagaDecision::ResolveSucceeded),
+            ("outcome", Some("compensated")) if word == "resolve" => outcome = Some(SagaDecision::ResolveCompensated),
+            ("by", Some(name)) if is_name(name) => by = Some(name.to_owned()),
+            _ => return Err(format!("`{key}` is not known here, or has another value; {EXPECTED}")),
+        }
+    }
+    let retry = (word == "retry").then_some(SagaDecision::Retry);
+    Ok((retry.or(outcome).ok_or(EXPECTED)?, by))
+}
+
+/// Returns whether a text can stand in a log as the name of a person.
+fn is_name(text: &str) -> bool {
+    (1..=128).contains(&text.chars().count()) && !text.chars().any(char::is_control)
+}
+
+fn bad_decision(detail: String) -> Problem {
+    Problem::new(ProblemKind::BadDecision, detail)
 }
 
 async fn remove(control: &dyn Control, segments: &[&str], peer: SocketAddr) -> Result<Response<Body>, Problem> {
@@ -244,6 +312,30 @@ fn respond(status: StatusCode, media_type: &'static str, body: Bytes) -> Respons
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_decision_says_what_became_of_the_saga() {
+        let read = |word, body: &str| decision(word, body.as_bytes());
+        let by = |name: &str| Some(name.to_owned());
+        assert_eq!(read("retry", ""), Ok((SagaDecision::Retry, None)));
+        assert_eq!(read("retry", r#" {"by": "ann"} "#), Ok((SagaDecision::Retry, by("ann"))));
+        let (succeeded, compensated) = (SagaDecision::ResolveSucceeded, SagaDecision::ResolveCompensated);
+        assert_eq!(read("resolve", r#"{"outcome": "succeeded"}"#), Ok((succeeded, None)));
+        assert_eq!(read("resolve", r#"{"outcome": "compensated", "by": "b"}"#), Ok((compensated, by("b"))));
+        for (word, bad) in [
+            ("resolve", ""),
+            ("resolve", "{}"),
+            ("resolve", r#"{"outcome": "stuck"}"#),
+            ("retry", r#"{"outcome": "succeeded"}"#),
+            ("retry", r#"{"by": "a\nb"}"#),
+            ("retry", r#"{"by": ""}"#),
+            ("retry", r#"{"who": "ann"}"#),
+            ("retry", "[]"),
+            ("retry", "no JSON"),
+        ] {
+            assert!(read(word, bad).is_err(), "{word} {bad}");
+        }
+    }
 
     #[test]
     fn purges_say_one_thing() {

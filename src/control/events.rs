@@ -44,6 +44,10 @@ pub(crate) enum Event {
     Purge { by: String, value: Option<String>, soft: bool, responses: u64 },
     /// A record of the idempotency store was released: its request may run again.
     RecordReleased { id: String, by: String },
+    /// A saga was compensated, or waits for a person; and the step that it failed at.
+    Saga { id: String, route: String, state: String, step: Option<String>, status: Option<u16> },
+    /// A person has decided on a saga that was stuck.
+    SagaDecided { id: String, decision: String, by: String },
     /// The process drains, and ends.
     Drain { timeout_seconds: f64 },
     /// A certificate is in use; its end in seconds since 1970.
@@ -63,6 +67,8 @@ impl Event {
             Event::NodeEjection { .. } => "node_ejection",
             Event::Purge { .. } => "purge",
             Event::RecordReleased { .. } => "record_released",
+            Event::Saga { .. } => "saga",
+            Event::SagaDecided { .. } => "saga_decided",
             Event::Drain { .. } => "drain",
             Event::Certificate { .. } => "certificate",
             Event::Store { .. } => "store",
@@ -77,6 +83,7 @@ impl Event {
             | Event::NodeHealth { error, .. }
             | Event::Store { error, .. }
             | Event::Purge { value: error, .. } => error.as_mut(),
+            Event::SagaDecided { by, .. } => Some(by),
             _ => None,
         };
         if let Some(text) = text.filter(|text| text.len() > MAX_TEXT) {

@@ -12,10 +12,12 @@ use std::sync::Arc;
 #[cfg(test)]
 pub(crate) use events::CAPACITY as RING;
 pub(crate) use events::{Event, Events, NewEvents, RecordedEvent};
+#[allow(unused_imports, reason = "no saga has failed yet")]
+pub(crate) use status::SagaFailure;
 pub(crate) use status::{
     CacheStatus, CommandResult, ConfigStatus, ConnectionsStatus, DiscoveryStatus, DrainStatus, EffectiveConfig,
     HealthCheckStatus, IdempotencyStatus, KeyOwners, ListenerStatus, NodeStatus, PoolStatus, RecordStatus,
-    ReloadStatus, Status,
+    ReloadStatus, SagaStatus, SagaStepStatus, Status,
 };
 
 /// The requests that a running proxy answers for the admin API.
@@ -46,6 +48,10 @@ pub(crate) trait Control: Send + Sync {
     fn idempotency<'a>(&'a self, key: &'a str) -> Reply<'a, Vec<RecordStatus>>;
     /// Releases a record that has ended, so that the next request with its key runs; `by` is the operator's address.
     fn release<'a>(&'a self, id: &'a str, by: SocketAddr) -> Reply<'a, Release>;
+    /// Returns the sagas in a state, or all of them, the newest first; or why the store cannot tell.
+    fn sagas<'a>(&'a self, state: Option<&'a str>) -> Reply<'a, Vec<SagaStatus>>;
+    /// Carries out a person's decision on a saga that is stuck; `by` is who decides.
+    fn decide<'a>(&'a self, id: &'a str, decision: SagaDecision, by: &'a str) -> Reply<'a, Decided>;
     /// Returns the events of the process.
     fn events(&self) -> Arc<Events>;
     /// Begins to drain, as SIGTERM does.
@@ -62,6 +68,39 @@ pub(crate) enum Release {
     /// A proxy still works on it.
     Running,
     /// There is no such record.
+    Absent,
+}
+
+/// A person's decision on a saga that is stuck.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum SagaDecision {
+    /// The saga goes on where it was.
+    Retry,
+    /// What was open is seen to: all steps are done.
+    ResolveSucceeded,
+    /// What was open is seen to: the step that was open is not done, or what was to be undone is undone.
+    ResolveCompensated,
+}
+
+impl SagaDecision {
+    /// Returns the words for it in logs and events.
+    pub(crate) fn words(self) -> &'static str {
+        match self {
+            SagaDecision::Retry => "retry",
+            SagaDecision::ResolveSucceeded => "resolve as succeeded",
+            SagaDecision::ResolveCompensated => "resolve as compensated",
+        }
+    }
+}
+
+/// The result of a person's decision on a saga.
+#[allow(dead_code, reason = "no saga can be decided on yet")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Decided {
+    Decided,
+    /// The saga is not stuck, or the decision does not fit it.
+    Unfit,
+    /// There is no such saga.
     Absent,
 }
 

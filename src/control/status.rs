@@ -199,6 +199,42 @@ pub(crate) struct RecordStatus {
     pub(crate) holder: String,
 }
 
+/// A saga: `GET /api/sagas`, and `GET /.ringway/sagas/{id}` for the caller that began it. Times in RFC 3339.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct SagaStatus {
+    pub(crate) id: String,
+    pub(crate) route: String,
+    /// `running`, `compensating`, `succeeded`, `compensated` or `stuck`.
+    pub(crate) state: String,
+    pub(crate) started: String,
+    pub(crate) ended: Option<String>,
+    /// Why the saga has turned back.
+    pub(crate) failed: Option<SagaFailure>,
+    pub(crate) steps: Vec<SagaStepStatus>,
+}
+
+/// The step that a saga has failed at.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct SagaFailure {
+    pub(crate) step: String,
+    /// The status of the step's last answer, if there was one.
+    pub(crate) status: Option<u16>,
+    /// `refused`, `deadline`, `unresolved` or `operator`.
+    pub(crate) cause: String,
+}
+
+/// A step of a saga.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct SagaStepStatus {
+    pub(crate) name: String,
+    /// `untouched`, `started`, `done` or `undone`.
+    pub(crate) state: String,
+    /// The status of the answer by which the step is done.
+    pub(crate) status: Option<u16>,
+    /// When the step came into its state.
+    pub(crate) since: Option<String>,
+}
+
 /// The configuration in force, defaults filled in and secrets hidden. Its shape is that of the file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(transparent)]

@@ -315,10 +315,40 @@ fn a_running_proxy_is_asked_and_told() {
     assert!(text(&nobody.stderr).contains("no proxy answers at http://127.0.0.1:"), "{}", text(&nobody.stderr));
 }
 
+/// A proxy without sagas says so; a decision on none of them is refused, and says why.
+#[test]
+fn sagas_are_asked_for_and_decided_on() {
+    let node = Origin::echo();
+    let proxy = Proxy::before(&[node.address]);
+    let admin = format!("http://{}", proxy.admin);
+    let told = |arguments: &[&str]| ringway(&[arguments, &["--admin", &admin]].concat());
+    assert_eq!(text(&told(&["sagas"]).stdout), "no sagas\n");
+    assert_eq!(text(&told(&["sagas", "--state", "stuck", "--json"]).stdout), "[]\n");
+    for (arguments, code, why) in [
+        (&["sagas", "retry", "a/b"][..], 1, "there is no saga `a/b`"),
+        (&["sagas", "resolve", "x", "--as", "succeeded"], 1, "there is no saga `x`"),
+        (&["sagas", "resolve", "x"], 2, "--as <OUTCOME>"),
+        (&["sagas", "resolve", "x", "--as", "stuck"], 2, "[possible values: succeeded, compensated]"),
+        (&["sagas", "--state", "done"], 2, "possible values: running, compensating, succeeded, compensated, stuck"),
+    ] {
+        let refused = told(arguments);
+        let said = text(&refused.stderr);
+        assert!(refused.status.code() == Some(code) && said.contains(why), "{arguments:?}: {said}");
+    }
+    for (path, status, name) in
+        [("/api/sagas?state=done", 400, "bad-decision"), ("/api/sagas/x/retry", 405, "method-not-allowed")]
+    {
+        let answer = proxy.admin_get(path);
+        assert_eq!(answer.status, status, "{path}");
+        assert!(answer.text().contains(&format!("urn:ringway:problem:{name}")), "{}", answer.text());
+    }
+}
+
 #[test]
 fn shells_get_completions() {
     for shell in ["bash", "zsh", "fish"] {
-        assert!(text(&ringway(&["completions", shell]).stdout).contains("ringway"), "{shell}");
+        let script = text(&ringway(&["completions", shell]).stdout);
+        assert!(script.contains("ringway") && script.contains("sagas") && script.contains("resolve"), "{shell}");
     }
 }
 

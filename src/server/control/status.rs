@@ -5,9 +5,9 @@ use crate::cache::{Cache, Purge};
 use crate::clock::{self, steady_millis};
 use crate::config::{self, NodeState};
 use crate::control::{
-    Access, CacheStatus, ConfigStatus, ConnectionsStatus, Control, DiscoveryStatus, DrainStatus, EffectiveConfig,
-    Event, Events, HealthCheckStatus, IdempotencyStatus, KeyOwners, ListenerStatus, NodeStatus, PoolStatus, PurgeOrder,
-    PurgeTarget, RecordStatus, Release, Reply, Status,
+    Access, CacheStatus, ConfigStatus, ConnectionsStatus, Control, Decided, DiscoveryStatus, DrainStatus,
+    EffectiveConfig, Event, Events, HealthCheckStatus, IdempotencyStatus, KeyOwners, ListenerStatus, NodeStatus,
+    PoolStatus, PurgeOrder, PurgeTarget, RecordStatus, Release, Reply, SagaDecision, SagaStatus, Status,
 };
 use crate::idempotency::{Authorised, Id, Listed};
 use crate::server::listener::open::Open;
@@ -163,6 +163,14 @@ impl Control for Handle {
                 Authorised::Absent => Release::Absent,
             })
         })
+    }
+
+    fn sagas<'a>(&'a self, _state: Option<&'a str>) -> Reply<'a, Vec<SagaStatus>> {
+        Box::pin(std::future::ready(Ok(Vec::new())))
+    }
+
+    fn decide<'a>(&'a self, _id: &'a str, _decision: SagaDecision, _by: &'a str) -> Reply<'a, Decided> {
+        Box::pin(std::future::ready(Ok(Decided::Absent)))
     }
 
     fn events(&self) -> Arc<Events> {
