@@ -17,6 +17,9 @@ use std::net::{IpAddr, Ipv4Addr};
 
 const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
 
+/// As many fields are added to most requests: the three of the facts, `Via` and the identifiers.
+const ADDED: usize = 6;
+
 /// The peer that sent a request, and its trust.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Peer<'a> {
@@ -326,6 +329,7 @@ impl RequestFields {
     /// the address of the peer.
     pub(crate) fn for_node(self, peer: &HeaderValue) -> (HeaderMap, Option<HeaderValue>) {
         let RequestFields { map: mut fields, facts } = self;
+        fields.reserve(ADDED);
         let scheme = HeaderValue::from_static(facts.scheme());
         let mut chain = peer.clone();
         let mut more = More::default();

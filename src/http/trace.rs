@@ -1,27 +1,23 @@
 //! Identifiers of a request: `X-Request-Id` and `traceparent` of W3C Trace Context.
 
+use super::fields::{TRACEPARENT, X_REQUEST_ID};
 use bytes::Bytes;
-use http::HeaderValue;
+use http::header::Entry;
+use http::{HeaderMap, HeaderValue};
 
 const HEX: &[u8; 16] = b"0123456789abcdef";
 
-/// The identifiers of one request to a node.
-#[derive(Clone, Debug)]
-pub(crate) struct Ids {
-    pub(crate) request_id: HeaderValue,
-    pub(crate) traceparent: HeaderValue,
-}
-
-/// Returns the identifiers for the node: those of the client where they are well-formed, otherwise new ones. The proxy
-/// is always a span of its own.
-pub(crate) fn ids(
-    request_id: Option<&HeaderValue>,
-    traceparent: Option<&HeaderValue>,
-    random: &mut fastrand::Rng,
-) -> Ids {
+/// Sets the identifiers in the fields for the node: those of the client where they are well-formed, otherwise new ones.
+/// The proxy is always a span of its own.
+pub(crate) fn identify(fields: &mut HeaderMap, random: &mut fastrand::Rng) {
     // "00-" trace id "-" parent id "-" flags
     let mut text = *b"00-00000000000000000000000000000000-0000000000000000-00";
-    match traceparent.map(HeaderValue::as_bytes).filter(|value| is_traceparent(value)) {
+    let entry = fields.entry(TRACEPARENT);
+    let theirs = match &entry {
+        Entry::Occupied(entry) => Some(entry.get().as_bytes()),
+        Entry::Vacant(_) => None,
+    };
+    match theirs.filter(|value| is_traceparent(value)) {
         Some(theirs) => {
             text[3..35].copy_from_slice(&theirs[3..35]);
             text[53..55].copy_from_slice(&theirs[53..55]);
@@ -33,10 +29,19 @@ pub(crate) fn ids(
     }
     write_hex(&mut text[36..52], random.u64(1..));
     let shared = Bytes::copy_from_slice(&text);
-    let ours = || value(shared.slice(3..35));
-    Ids {
-        request_id: request_id.filter(|id| is_request_id(id.as_bytes())).cloned().unwrap_or_else(ours),
-        traceparent: value(shared.clone()),
+    let request_id = shared.slice(3..35);
+    put(entry, shared);
+    match fields.entry(X_REQUEST_ID) {
+        Entry::Occupied(entry) if is_request_id(entry.get().as_bytes()) => {}
+        entry => put(entry, request_id),
+    }
+}
+
+fn put(entry: Entry<'_, HeaderValue>, text: Bytes) {
+    let value = value(text);
+    match entry {
+        Entry::Occupied(mut entry) => drop(entry.insert(value)),
+        Entry::Vacant(entry) => drop(entry.insert(value)),
     }
 }
 
@@ -74,15 +79,26 @@ pub(super) fn is_traceparent(value: &[u8]) -> bool {
 mod tests {
     use super::*;
 
+    /// The request id and the trace that a node gets where the client has sent these.
+    fn identified(request_id: Option<&str>, traceparent: Option<&str>, random: &mut fastrand::Rng) -> (String, String) {
+        let mut fields = HeaderMap::new();
+        for (name, value) in [(X_REQUEST_ID, request_id), (TRACEPARENT, traceparent)] {
+            fields.extend(value.map(|value| (name, HeaderValue::from_str(value).unwrap())));
+        }
+        identify(&mut fields, random);
+        assert_eq!((fields.len(), fields.keys_len()), (2, 2));
+        let text = |name| fields[name].to_str().unwrap().to_owned();
+        (text(&X_REQUEST_ID), text(&TRACEPARENT))
+    }
+
     #[test]
     fn a_trace_goes_on_and_a_broken_one_begins_anew() {
         let mut random = fastrand::Rng::with_seed(7);
-        let theirs = HeaderValue::from_static("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01");
-        let ids_now = ids(None, Some(&theirs), &mut random);
-        let text = ids_now.traceparent.to_str().unwrap();
+        let theirs = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+        let (request_id, text) = identified(None, Some(theirs), &mut random);
         assert!(text.starts_with("00-4bf92f3577b34da6a3ce929d0e0e4736-") && text.ends_with("-01"), "{text}");
         assert!(!text.contains("00f067aa0ba902b7"));
-        assert_eq!(ids_now.request_id, "4bf92f3577b34da6a3ce929d0e0e4736");
+        assert_eq!(request_id, "4bf92f3577b34da6a3ce929d0e0e4736");
 
         for broken in [
             "",
@@ -90,22 +106,18 @@ mod tests {
             "00-00000000000000000000000000000000-00f067aa0ba902b7-01",
             "00-4BF92F3577B34DA6A3CE929D0E0E4736-00f067aa0ba902b7-01",
         ] {
-            let value = HeaderValue::from_static(broken);
-            let fresh = ids(None, Some(&value), &mut random).traceparent;
+            let (request_id, fresh) = identified(None, Some(broken), &mut random);
             assert!(is_traceparent(fresh.as_bytes()), "{fresh:?}");
+            assert_eq!(request_id, fresh[3..35]);
         }
     }
 
     #[test]
     fn a_request_id_is_kept_only_where_it_is_harmless() {
         let mut random = fastrand::Rng::with_seed(7);
-        let good = HeaderValue::from_static("order-17.a");
-        assert_eq!(ids(Some(&good), None, &mut random).request_id, good);
-        let long = HeaderValue::from_str(&"x".repeat(129)).unwrap();
-        for bad in
-            [HeaderValue::from_static("a b"), HeaderValue::from_static("\"}"), long, HeaderValue::from_static("")]
-        {
-            assert_eq!(ids(Some(&bad), None, &mut random).request_id.len(), 32);
+        assert_eq!(identified(Some("order-17.a"), None, &mut random).0, "order-17.a");
+        for bad in ["a b", "\"}", &"x".repeat(129), ""] {
+            assert_eq!(identified(Some(bad), None, &mut random).0.len(), 32);
         }
     }
 }

@@ -4,6 +4,7 @@ use super::client_body::{BodyFault, ClientBody};
 use super::downstream::{Downstream, Phase, TunnelRecord};
 use super::field_rules::FieldRules;
 use super::rate_limit::{Standing, Uncounted};
+use crate::http::fields::X_REQUEST_ID;
 use crate::http::problem::Problem;
 use crate::telemetry::access_log::{AccessLog, Entry, Sink};
 use crate::telemetry::metrics::{Abort, Metrics, method_label};
@@ -345,10 +346,11 @@ impl Exchange {
         self.ended_by.set(by);
     }
 
-    pub(crate) fn identified(&self, client: IpAddr, request_id: &HeaderValue) {
+    /// Notes the client's address, and the request's id among the fields that its node gets.
+    pub(crate) fn identified(&self, client: IpAddr, fields: &HeaderMap) {
         if let Some(details) = &self.details {
             details.client_address.set(Some(client));
-            *details.request_id.borrow_mut() = Some(request_id.clone());
+            *details.request_id.borrow_mut() = fields.get(&X_REQUEST_ID).cloned();
         }
     }
 

@@ -131,15 +131,12 @@ impl RoutedRequest<'_> {
             // Said outright, for without it hyper sends a GET without its body.
             fields.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
         }
-        if !self.form.expects_continue {
+        if self.form.has_expectation && !self.form.expects_continue {
             fields.remove(EXPECT);
         }
-        let (request_id, traceparent) = (fields.get(&fields::X_REQUEST_ID), fields.get(&fields::TRACEPARENT));
-        let trace = trace::ids(request_id, traceparent, &mut self.worker.random.borrow_mut());
-        self.exchange.identified(address, &trace.request_id);
+        trace::identify(&mut fields, &mut self.worker.random.borrow_mut());
+        self.exchange.identified(address, &fields);
         fields.append(VIA, via(version));
-        fields.insert(fields::X_REQUEST_ID, trace.request_id);
-        fields.insert(fields::TRACEPARENT, trace.traceparent);
         self.route.request_fields.apply(&mut fields);
         let may_switch = upgrade.is_some();
         if let Some(protocol) = upgrade {

@@ -24,6 +24,7 @@ pub(crate) struct Form<'a> {
     /// The length that was announced.
     pub(crate) content_length: Option<u64>,
     pub(crate) has_body: bool,
+    pub(crate) has_expectation: bool,
     /// The client waits for `100 Continue` before it sends the body.
     pub(crate) expects_continue: bool,
 }
@@ -91,6 +92,7 @@ impl<'a> Form<'a> {
                 let detail = "only the expectation `100-continue` is supported";
                 return Err(Problem::new(ProblemKind::ExpectationFailed, detail).closing());
             }
+            self.has_expectation = true;
             // An HTTP/1.0 client's expectation is to be ignored (RFC 9110 10.1.1).
             self.expects_continue = self.has_body && head.version >= Version::HTTP_11;
         }
