@@ -20,7 +20,9 @@ use crate::server::connection::flood::FloodMeter;
 use crate::server::connection::interleavings;
 use crate::server::connection::proxy_protocol::{SIGNATURE, parse_binary, parse_line};
 use crate::template::{Template, Text};
-use http::header::{AUTHORIZATION, CONNECTION, CONTENT_LENGTH, COOKIE, HOST, RANGE, TRAILER};
+use crate::upstream::http1::response::Asked;
+use crate::upstream::http1::whole::read as read_response;
+use http::header::{AUTHORIZATION, CONNECTION, CONTENT_LENGTH, COOKIE, HOST, RANGE, TRAILER, TRANSFER_ENCODING};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Version, request};
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -207,6 +209,31 @@ pub fn messages(data: &[u8]) {
         (heads, None)
     };
     assert_eq!(follow(usize::from(cut).max(1)), follow(usize::MAX));
+}
+
+/// A byte that says how the rest is cut and whether the request was a HEAD, then what a node sends: wherever it is cut,
+/// the same response is found in it; its content is as long as its length says, and none where there is none.
+pub fn response(data: &[u8]) {
+    let Some((&cut, stream)) = data.split_first() else { return };
+    let asked = Asked { is_head: cut & 1 == 1, wants_interim: cut & 2 == 2 };
+    let pieces: Vec<&[u8]> = stream.chunks(usize::from(cut >> 2).max(1)).collect();
+    let found = read_response(&[stream], asked);
+    assert_eq!(read_response(&pieces, asked), found);
+    let Ok(Some(response)) = found else { return };
+    let Some((content, trailers)) = response.content else { return };
+    let has_none = asked.is_head || matches!(response.status.as_u16(), 101 | 204 | 304);
+    if has_none {
+        assert!(content.is_empty() && trailers.is_empty(), "the response has no content");
+    } else if response.fields.contains_key(TRANSFER_ENCODING) {
+        assert!(content.len() < stream.len());
+    } else {
+        assert!(trailers.is_empty(), "only chunks have trailers");
+        let mut fields = response.fields;
+        fields::unify_content_length(&mut fields).expect("lengths that differ are refused");
+        if let Some(length) = fields::content_length(&fields) {
+            assert_eq!(content.len() as u64, length);
+        }
+    }
 }
 
 /// A block of fields that is forwarded: no hop-by-hop field and none that `Connection` names is left, and all others
@@ -522,6 +549,7 @@ mod tests {
         ("chunks", chunks),
         ("messages", messages),
         ("saga", saga),
+        ("response", response),
     ];
 
     fn names(folder: &Path) -> BTreeSet<String> {

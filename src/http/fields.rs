@@ -231,7 +231,8 @@ pub(crate) fn content_length(fields: &HeaderMap) -> Option<u64> {
     parse_length(fields.get(CONTENT_LENGTH)?)
 }
 
-fn parse_length(value: &HeaderValue) -> Option<u64> {
+/// Returns the number that a value is, without a sign.
+pub(crate) fn parse_length(value: &HeaderValue) -> Option<u64> {
     let text = value.to_str().ok()?;
     if text.starts_with('+') { None } else { text.parse().ok() }
 }

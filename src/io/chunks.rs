@@ -1,8 +1,9 @@
 //! The framing of a chunked body (RFC 9112 7.1), read strictly: the digits and extensions of each chunk's line, the line
 //! ends, and the trailers.
 //!
-//! hyper decodes bodies. Its decoder takes a bare line feed in trailers, and any byte in extensions; a node or a proxy
-//! that reads these otherwise sees another message. What passes here means one thing to all.
+//! hyper decodes the bodies of clients' requests. Its decoder takes a bare line feed in trailers, and any byte in
+//! extensions; a node or a proxy that reads these otherwise sees another message. What passes here means one thing to
+//! all. The bodies of nodes' responses are decoded by the same state machine, in `upstream/http1/content.rs`.
 
 /// A body that is not framed by the grammar.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -15,7 +16,12 @@ pub(crate) struct Chunks {
     at: At,
     /// The size of the chunk, or what is left of it.
     size: u64,
+    /// The bytes of extensions so far.
+    extensions: u16,
 }
+
+/// The most bytes of extensions in a body; hyper allows as many.
+const MAX_EXTENSIONS: u16 = 16 << 10;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum At {
@@ -43,35 +49,87 @@ enum At {
     TrailerValue,
     TrailerLineFeed,
     LastLineFeed,
+    /// Behind the body: no byte belongs to it any more.
+    End,
 }
 
 impl Default for Chunks {
     fn default() -> Chunks {
-        Chunks { at: At::SizeStart, size: 0 }
+        Chunks { at: At::SizeStart, size: 0, extensions: 0 }
     }
+}
+
+/// The next part of a chunked body, among bytes that have arrived.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Piece {
+    /// The bytes of the framing, which come first.
+    pub(crate) framing: usize,
+    /// Where among them the trailers begin, with the empty line behind them.
+    pub(crate) trailers_at: Option<usize>,
+    /// The bytes of content behind the framing.
+    pub(crate) content: usize,
+    /// The body ends with this framing.
+    pub(crate) is_last: bool,
 }
 
 impl Chunks {
     /// Reads on. Returns how many of these bytes belong to the body, where it ends among them.
     pub(crate) fn pass(&mut self, bytes: &[u8]) -> Result<Option<usize>, BadChunk> {
         let mut index = 0;
-        while let Some(&byte) = bytes.get(index) {
-            if self.at == At::Data {
-                let here = self.size.min((bytes.len() - index) as u64);
-                self.size -= here;
-                index += here as usize;
-                if self.size == 0 {
-                    self.at = At::DataReturn;
-                }
-                continue;
-            }
-            index += 1;
-            match self.step(byte)? {
-                Some(at) => self.at = at,
-                None => return Ok(Some(index)),
+        while index < bytes.len() {
+            let piece = self.next(&bytes[index..])?;
+            index += piece.framing + piece.content;
+            if piece.is_last {
+                return Ok(Some(index));
             }
         }
         Ok(None)
+    }
+
+    /// Reads on to the end of the next content, or of the body, or of these bytes.
+    pub(crate) fn next(&mut self, bytes: &[u8]) -> Result<Piece, BadChunk> {
+        let mut piece = Piece { trailers_at: self.is_in_trailers().then_some(0), ..Piece::default() };
+        while let Some(&byte) = bytes.get(piece.framing) {
+            if self.at == At::Data {
+                let here = self.size.min((bytes.len() - piece.framing) as u64);
+                self.size -= here;
+                piece.content = here as usize;
+                if self.size == 0 {
+                    self.at = At::DataReturn;
+                }
+                break;
+            }
+            piece.framing += 1;
+            match self.step(byte)? {
+                Some(at) => {
+                    self.at = at;
+                    self.bound_extensions()?;
+                }
+                None => {
+                    self.at = At::End;
+                    piece.is_last = true;
+                    break;
+                }
+            }
+            if self.at == At::Trailer && piece.trailers_at.is_none() {
+                piece.trailers_at = Some(piece.framing);
+            }
+        }
+        Ok(piece)
+    }
+
+    fn is_in_trailers(&self) -> bool {
+        use At::{LastLineFeed, Trailer, TrailerLineFeed, TrailerName, TrailerValue};
+        matches!(self.at, Trailer | TrailerName | TrailerValue | TrailerLineFeed | LastLineFeed)
+    }
+
+    /// Counts a byte of an extension, and refuses one too many.
+    fn bound_extensions(&mut self) -> Result<(), BadChunk> {
+        use At::{Escape, Name, NameSpace, NameStart, Quoted, Space, Token, ValueStart};
+        if matches!(self.at, Space | NameStart | Name | NameSpace | ValueStart | Token | Quoted | Escape) {
+            self.extensions += 1;
+        }
+        if self.extensions > MAX_EXTENSIONS { Err(BadChunk) } else { Ok(()) }
     }
 
     /// Returns the state behind a byte outside of data; `None` at the end of the body.

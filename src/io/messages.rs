@@ -1,4 +1,4 @@
-//! Where the messages of one direction of an HTTP/1 connection begin and end, followed beneath hyper as they are read.
+//! Where the requests on an HTTP/1 connection begin and end, followed beneath hyper as they are read.
 //!
 //! It reads no head: it looks for the end of one, and is told by who parsed it how the content is framed. Only content
 //! in chunks is looked at, by [`Chunks`].
@@ -44,12 +44,10 @@ impl From<BadChunk> for Malformed {
     }
 }
 
-/// The state of one direction of an HTTP/1 connection: within which message, and where in it, the next byte stands.
+/// The state of the requests on an HTTP/1 connection: within which one, and where in it, the next byte stands.
 #[derive(Debug)]
 pub(crate) struct Messages {
     at: At,
-    /// `true` for responses, of which some are interim.
-    are_responses: bool,
     /// The bytes behind a head whose framing is not known yet, where they have to be read again.
     rest: Vec<u8>,
 }
@@ -60,11 +58,8 @@ const KEPT: usize = 4 << 10;
 #[derive(Debug)]
 enum At {
     Head(Head),
-    /// A head has ended, and its content's framing is not told yet. So many bytes came behind it; `is_kept` where they
-    /// are here.
+    /// A head has ended, and its content's framing is not told yet.
     Waiting {
-        length: u64,
-        is_kept: bool,
         has_fragment: bool,
     },
     Length(u64),
@@ -83,11 +78,6 @@ struct Head {
     /// Of the first line, the method is over.
     has_space: bool,
     has_fragment: bool,
-    /// A line began with `t`: the message may have a transfer coding.
-    may_be_coded: bool,
-    /// The beginning of the first line, where that tells something: `HTTP/1.1 103`.
-    start: [u8; 12],
-    length: usize,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -100,13 +90,13 @@ enum Line {
 
 impl Head {
     /// Reads on. Returns how many of these bytes belong to the head, where it ends among them.
-    fn pass(&mut self, bytes: &[u8], are_responses: bool) -> Option<usize> {
+    fn pass(&mut self, bytes: &[u8]) -> Option<usize> {
         let mut from = 0;
         if !self.has_begun {
             // Empty lines may stand before a message (RFC 9112 2.2).
             from = bytes.iter().position(|byte| !matches!(byte, b'\r' | b'\n'))?;
             (self.has_begun, self.is_in_first) = (true, true);
-            if !are_responses && let Some(length) = plain_head(&bytes[from..]) {
+            if let Some(length) = plain_head(&bytes[from..]) {
                 return Some(from + length);
             }
         }
@@ -114,19 +104,12 @@ impl Head {
             let end = memchr::memchr(b'\n', &bytes[from..]);
             let line = &bytes[from..end.map_or(bytes.len(), |end| from + end)];
             if self.is_in_first {
-                match are_responses {
-                    true => self.keep_start(line),
-                    false => self.read_first(line, end.is_some()),
-                }
+                self.read_first(line, end.is_some());
                 self.is_in_first = end.is_none();
             }
             match (self.line, line) {
                 (_, []) => {}
                 (Line::Empty, b"\r") => self.line = Line::Return,
-                (Line::Empty, [first, ..]) => {
-                    self.may_be_coded |= first | 0x20 == b't';
-                    self.line = Line::Some;
-                }
                 _ => self.line = Line::Some,
             }
             from += end? + 1;
@@ -137,12 +120,6 @@ impl Head {
         }
     }
 
-    fn keep_start(&mut self, line: &[u8]) {
-        let wanted = line.len().min(self.start.len() - self.length);
-        self.start[self.length..self.length + wanted].copy_from_slice(&line[..wanted]);
-        self.length += wanted;
-    }
-
     /// Looks for a fragment: a `#` is part of a method, and the beginning of a fragment in a target.
     fn read_first(&mut self, line: &[u8], is_whole: bool) {
         if let Some(at) = memchr::memrchr(b'#', line) {
@@ -150,11 +127,6 @@ impl Head {
         }
         // For the rest of the line.
         self.has_space |= !is_whole && line.contains(&b' ');
-    }
-
-    /// Returns whether the head is that of an interim response, which another head follows (RFC 9110 15.2).
-    fn is_interim(&self) -> bool {
-        self.start[9] == b'1' && &self.start[9..] != b"101"
     }
 }
 
@@ -170,11 +142,7 @@ fn plain_head(bytes: &[u8]) -> Option<usize> {
 
 impl Messages {
     pub(crate) fn requests() -> Messages {
-        Messages { at: At::Head(Head::default()), are_responses: false, rest: Vec::new() }
-    }
-
-    pub(crate) fn responses() -> Messages {
-        Messages { at: At::Head(Head::default()), are_responses: true, rest: Vec::new() }
+        Messages { at: At::Head(Head::default()), rest: Vec::new() }
     }
 
     /// Returns whether a head has ended whose framing is not known yet.
@@ -188,26 +156,14 @@ impl Messages {
         while !bytes.is_empty() {
             match &mut self.at {
                 At::Open => return Ok(()),
-                At::Waiting { length, is_kept, .. } => {
-                    *length += bytes.len() as u64;
-                    if *is_kept {
-                        self.rest.extend_from_slice(bytes);
-                    }
+                At::Waiting { .. } => {
+                    self.rest.extend_from_slice(bytes);
                     return Ok(());
                 }
                 At::Head(head) => {
-                    let Some(end) = head.pass(bytes, self.are_responses) else { return Ok(()) };
+                    let Some(end) = head.pass(bytes) else { return Ok(()) };
                     bytes = &bytes[end..];
-                    self.at = match self.are_responses && head.is_interim() {
-                        true => At::Head(Head::default()),
-                        // Behind a response that is not in chunks nothing has to be read again: no other one follows
-                        // before the next request.
-                        false => At::Waiting {
-                            length: 0,
-                            is_kept: !self.are_responses || head.may_be_coded,
-                            has_fragment: head.has_fragment,
-                        },
-                    };
+                    self.at = At::Waiting { has_fragment: head.has_fragment };
                 }
                 At::Length(left) => {
                     let here = (*left).min(bytes.len() as u64);
@@ -229,18 +185,14 @@ impl Messages {
 
     /// The head that was read last has been parsed: its content is framed so.
     pub(crate) fn framed(&mut self, framing: Framing) -> Result<(), Malformed> {
-        let At::Waiting { length, is_kept, has_fragment } = self.at else {
+        let At::Waiting { has_fragment } = self.at else {
             // A head of which the end was not seen: nothing that follows would be right.
             self.at = At::Open;
             return Ok(());
         };
         self.at = match framing {
             Framing::Length(0) => At::Head(Head::default()),
-            Framing::Length(all) if !is_kept && length >= all => At::Head(Head::default()),
-            Framing::Length(all) if !is_kept => At::Length(all - length),
             Framing::Length(all) => At::Length(all),
-            // Its head has no line that could say so.
-            Framing::Chunked if !is_kept => At::Open,
             Framing::Chunked => At::Chunks(Chunks::default()),
             Framing::Open => At::Open,
         };
@@ -289,10 +241,8 @@ mod tests {
         let with_length = "POST / HTTP/1.1\nhost: a\ncontent-length: 7\n\n\r\n\r\nabc";
         let requests = [GET, post, "\r\n\n", with_length, GET, post, GET].concat();
         let framings = [none, chunked, Framing::Length(7), none, chunked, none];
-        let responses = "HTTP/1.1 103 Hints\r\nlink: x\r\n\r\nHTTP/1.1 100 Go\r\n\r\nHTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\nHTTP/1.1 204 No\r\n\r\n";
         for piece in 1..80 {
             assert_eq!(follow(Messages::requests(), &requests, piece, &framings), Ok(true), "{piece}");
-            assert_eq!(follow(Messages::responses(), responses, piece, &[chunked, none]), Ok(true), "{piece}");
         }
     }
 
@@ -318,7 +268,7 @@ mod tests {
 
     #[test]
     fn what_is_open_is_not_looked_at() {
-        let open = "HTTP/1.1 200 OK\r\n\r\nanything\n\0";
-        assert_eq!(follow(Messages::responses(), open, 7, &[Framing::Open]), Ok(false));
+        let open = "GET / HTTP/1.1\r\nupgrade: x\r\n\r\nanything\n\0";
+        assert_eq!(follow(Messages::requests(), open, 7, &[Framing::Open]), Ok(false));
     }
 }

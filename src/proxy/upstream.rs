@@ -70,12 +70,8 @@ impl UpstreamRequest {
     /// Returns the reply of the nodes, or why there is none.
     pub(super) async fn forward(mut self) -> Reply {
         let reply = match self.send().await {
-            Ok(response) if response.head.status() == StatusCode::SWITCHING_PROTOCOLS => {
-                Box::pin(self.switch(response)).await
-            }
-            Ok(response) => {
-                self.context.open(&self.dispatch, response).await.map(|response| self.context.reply(response))
-            }
+            Ok(response) if response.head.status() == StatusCode::SWITCHING_PROTOCOLS => self.switch(response),
+            Ok(response) => self.context.open(&self.dispatch, response).map(|response| self.context.reply(response)),
             Err(problem) => Err(problem),
         };
         let reply = reply.unwrap_or_else(|problem| Reply::problem(&problem, self.exchange()));
@@ -85,7 +81,7 @@ impl UpstreamRequest {
     /// Asks the nodes. Returns the response without the parts that concern its connection.
     pub(super) async fn fetch(&mut self) -> Result<Response<AnswerBody>, Problem> {
         let response = self.send().await?;
-        self.context.open(&self.dispatch, response).await
+        self.context.open(&self.dispatch, response)
     }
 
     async fn send(&mut self) -> Result<NodeResponse, Problem> {
@@ -143,7 +139,7 @@ impl UpstreamRequest {
     }
 
     /// Makes the connection a tunnel, once the client has the 101 that it has asked for.
-    async fn switch(&self, mut response: NodeResponse) -> Result<Reply, Problem> {
+    fn switch(&self, mut response: NodeResponse) -> Result<Reply, Problem> {
         let failed = |failure| self.context.failed(failure);
         // A node that switches before it has the request cannot have understood it (RFC 9110 7.8).
         let may_switch =
@@ -151,7 +147,7 @@ impl UpstreamRequest {
         let cookie = self.context.cookie(&self.dispatch.pool, &response);
         let protocol = fields::strip_response(response.head.headers_mut()).upgrade.filter(|_| may_switch);
         let protocol = protocol.ok_or_else(|| failed(Failure::Malformed))?;
-        let (mut head, node, in_flight) = response.into_switched().await.map_err(failed)?;
+        let (mut head, node, in_flight) = response.into_switched().map_err(failed)?;
         let timeouts = &self.dispatch.pool.timeouts;
         let (idle, half_closed_idle) = (timeouts.tunnel, timeouts.idle);
         let record = Rc::<Exchange>::clone(self.exchange());
@@ -174,7 +170,7 @@ impl UpstreamContext {
     /// Asks the nodes. Returns the response without the parts that concern its connection.
     pub(super) async fn fetch(&self, mut dispatch: Dispatch) -> Result<Response<AnswerBody>, Problem> {
         let response = self.send(&mut dispatch).await?;
-        self.open(&dispatch, response).await
+        self.open(&dispatch, response)
     }
 
     async fn send(&self, dispatch: &mut Dispatch) -> Result<NodeResponse, Problem> {
@@ -185,9 +181,9 @@ impl UpstreamContext {
     }
 
     /// Returns a node's response with its body; its affinity cookie stands beside it, as [`NewCookie`].
-    async fn open(&self, dispatch: &Dispatch, response: NodeResponse) -> Result<Response<AnswerBody>, Problem> {
+    fn open(&self, dispatch: &Dispatch, response: NodeResponse) -> Result<Response<AnswerBody>, Problem> {
         let cookie = self.cookie(&dispatch.pool, &response);
-        let opened = dispatch.open(response, &self.worker.connections, &self.observer).await;
+        let opened = dispatch.open(response, &self.worker.connections, &self.observer);
         let mut response = opened.map_err(|failure| self.failed(failure))?;
         if let Some(cookie) = cookie {
             response.extensions_mut().insert(NewCookie(cookie));

@@ -1,6 +1,5 @@
 //! The body of a node's answer, which drives the connection that it comes from.
 
-use super::NodeBody;
 use super::http2::SharedLink;
 use super::idle::IdleLinks;
 use super::link::Link;
@@ -36,8 +35,10 @@ pub(crate) trait ClientPart {
 /// The body of an answer. When it ends well the connection goes back to the idle ones; when it is
 /// dropped before, the connection closes, which tells the node.
 pub(crate) struct AnswerBody {
-    incoming: NodeBody,
+    /// `None` once it has ended, well or not.
     source: Option<ResponseSource>,
+    /// All of it was read.
+    is_over: bool,
 }
 
 struct ResponseSource {
@@ -74,6 +75,34 @@ impl Carrier {
             Carrier::Shared(link) => link.is_late(cx, limit, until),
         }
     }
+
+    /// Returns the next part of the body.
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
+        match self {
+            Carrier::Own(link) => link.poll_frame(cx).map_err(|_| Broken::Incomplete),
+            Carrier::Shared(link) => link.poll_frame(cx).map_err(|_| Broken::Incomplete),
+        }
+    }
+
+    /// Returns whether the fields of the response are known to go on as they are.
+    pub(super) fn has_plain_head(&self) -> bool {
+        matches!(self, Carrier::Own(link) if link.has_plain_head())
+    }
+
+    /// Returns whether all of the body was read.
+    fn is_over(&self) -> bool {
+        match self {
+            Carrier::Own(link) => link.is_over(),
+            Carrier::Shared(link) => link.is_over(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Carrier::Own(link) => link.left().map_or_else(SizeHint::default, SizeHint::with_exact),
+            Carrier::Shared(link) => link.size_hint(),
+        }
+    }
 }
 
 /// Where a connection goes when its answer has ended.
@@ -86,7 +115,6 @@ pub(crate) struct Keep {
 impl AnswerBody {
     /// `idle_timeout` bounds the time between two pieces; `until` is the end of the whole request.
     pub(crate) fn new(
-        incoming: NodeBody,
         carrier: Carrier,
         in_flight: InFlight,
         started: Instant,
@@ -94,34 +122,31 @@ impl AnswerBody {
         keep: Keep,
         client: Weak<dyn ClientPart>,
     ) -> AnswerBody {
-        AnswerBody {
-            incoming,
-            source: Some(ResponseSource { carrier, in_flight, started, idle_timeout, until, keep, client }),
+        let source = ResponseSource { carrier, in_flight, started, idle_timeout, until, keep, client };
+        let mut body = AnswerBody { source: Some(source), is_over: false };
+        // One that is empty ends at once.
+        body.finish_if_over();
+        body
+    }
+
+    fn finish_if_over(&mut self) {
+        if self.source.as_ref().is_some_and(|source| source.carrier.is_over()) {
+            self.finish();
         }
     }
 
-    /// Ends an answer that has no body at once.
-    pub(crate) fn finish_if_empty(&mut self, cx: &mut Context<'_>) {
-        if self.incoming.is_end_stream() {
-            self.finish(cx);
-        }
-    }
-
-    fn finish(&mut self, cx: &mut Context<'_>) {
+    fn finish(&mut self) {
+        self.is_over = true;
         let Some(ResponseSource { carrier, mut in_flight, started, keep, .. }) = self.source.take() else { return };
         in_flight.finished();
         let now = carrier.last_activity();
         in_flight.node().duration.observe(now.saturating_duration_since(started).as_secs_f64());
         if let Carrier::Own(mut link) = carrier
-            && link.is_reusable(cx)
+            && link.is_reusable()
         {
+            link.rest();
             keep.links.put(in_flight.node(), link, now, keep.timeout, keep.max_idle);
         }
-    }
-
-    fn is_cut_short(&self) -> bool {
-        let is_stream = matches!(&self.source, Some(ResponseSource { carrier: Carrier::Shared(_), .. }));
-        is_stream && !self.incoming.is_end_stream()
     }
 
     fn fail(&mut self, broken: Broken) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
@@ -167,49 +192,41 @@ impl Body for AnswerBody {
     type Error = Broken;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
-        // What hyper has read already needs no drive; only when there is nothing is the socket asked.
-        let mut frame = Pin::new(&mut self.incoming).poll_frame(cx);
-        if frame.is_pending() {
-            let Some(source) = &mut self.source else { return Poll::Ready(None) };
-            if let Carrier::Own(link) = &mut source.carrier {
-                link.drive(cx);
-                frame = Pin::new(&mut self.incoming).poll_frame(cx);
-            }
-            if frame.is_pending()
-                && let Some(source) = &mut self.source
-                && source.carrier.is_late(cx, source.idle_timeout, source.until)
-            {
-                return self.fail(Broken::Stalled);
-            }
+        let Some(source) = &mut self.source else { return Poll::Ready(None) };
+        let frame = source.carrier.poll_frame(cx);
+        if frame.is_pending() && source.carrier.is_late(cx, source.idle_timeout, source.until) {
+            return self.fail(Broken::Stalled);
         }
         match ready!(frame) {
             Some(Ok(mut frame)) => {
                 if let Some(trailers) = frame.trailers_mut() {
                     fields::sanitise_trailers(trailers, fields::is_barred_from_trailers);
                 }
-                if let Some(ResponseSource { carrier: Carrier::Shared(link), .. }) = &mut self.source {
+                if let Carrier::Shared(link) = &mut source.carrier {
                     link.note_activity();
                 }
-                if self.incoming.is_end_stream() {
-                    self.finish(cx);
-                }
+                self.finish_if_over();
                 Poll::Ready(Some(Ok(frame)))
             }
-            Some(Err(_)) => self.fail(Broken::Incomplete),
+            Some(Err(broken)) => self.fail(broken),
             // A stream that is reset without an error has no end, and is not whole.
-            None if self.is_cut_short() => self.fail(Broken::Incomplete),
+            None if !source.carrier.is_over() => self.fail(Broken::Incomplete),
             None => {
-                self.finish(cx);
+                self.finish();
                 Poll::Ready(None)
             }
         }
     }
 
     fn is_end_stream(&self) -> bool {
-        self.incoming.is_end_stream()
+        self.is_over
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.incoming.size_hint()
+        match &self.source {
+            Some(source) => source.carrier.size_hint(),
+            None if self.is_over => SizeHint::with_exact(0),
+            None => SizeHint::default(),
+        }
     }
 }

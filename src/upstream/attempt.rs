@@ -9,7 +9,7 @@ use super::link::{AttemptLimits, Link, SendResult};
 use super::observer::Observer;
 use super::pool::{Node, Pool};
 use super::retry::{RetrySafety, Setback};
-use super::{Failure, NodeBody, Outgoing};
+use super::{Failure, Outgoing};
 use http::header::HOST;
 use http::{HeaderValue, Request, Response};
 use std::time::{Duration, Instant};
@@ -29,7 +29,7 @@ pub(crate) struct Reach {
 
 /// The result of one attempt.
 pub(super) enum AttemptResult {
-    Response(Response<NodeBody>, Carrier),
+    Response(Response<()>, Carrier),
     Failed {
         failure: Failure,
         /// The grounds for another attempt; none where there may be none.

@@ -12,7 +12,7 @@
 //! let response = dispatch.fetch(&worker.connections, &NoClient).await?;
 //! ```
 //!
-//! The request's target is in origin form, and its fields name the `Host`; hyper adds the length of a body. The error
+//! The request's target is in origin form, and its fields name the `Host`; the length of a body is added. The error
 //! tells its status and problem type (`problem`); after one, `dispatch.reach` tells whether a request of
 //! [`RetrySafety::AtMostOnce`] may have run. Where a client waits, an [`Observer`] of its own stands for it.
 //!
@@ -136,17 +136,17 @@ impl Dispatch {
         observer: &impl Observer,
     ) -> Result<Response<AnswerBody>, DispatchError> {
         let response = self.send(connections, observer).await?;
-        self.open(response, connections, observer).await.map_err(DispatchError::Failed)
+        self.open(response, connections, observer).map_err(DispatchError::Failed)
     }
 
     /// Returns a node's response without the parts that concern its connection, and with the body that drives it.
-    pub(crate) async fn open(
+    pub(crate) fn open(
         &self,
         response: NodeResponse,
         connections: &NodeConnections,
         observer: &impl Observer,
     ) -> Result<Response<AnswerBody>, Failure> {
-        response.open(&self.pool, self.deadlines.until, connections, observer).await
+        response.open(&self.pool, self.deadlines.until, connections, observer)
     }
 
     /// Asks the key's nodes in turn. Returns the response of the last one.

@@ -11,8 +11,9 @@ use crate::io::OnThisThread;
 use bytes::Bytes;
 use http::header::{CONNECTION, HOST, TRANSFER_ENCODING};
 use http::uri::{Authority, PathAndQuery, Scheme};
-use http::{HeaderValue, Request, Uri, Version};
+use http::{HeaderValue, Request, Response, Uri, Version};
 use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
 use hyper::client::conn::http2::{Builder, SendRequest};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use std::cell::{Cell, RefCell};
@@ -81,6 +82,8 @@ pub(crate) struct SharedLink {
     shared: Rc<SharedConnection>,
     /// Where the request has a body, which may stay on the connection for longer than the answer.
     permit: Option<Rc<StreamPermit>>,
+    /// The body of the answer, once that has begun.
+    incoming: Option<Incoming>,
     last_activity: Instant,
     timer: Pin<Box<Sleep>>,
 }
@@ -213,7 +216,13 @@ impl SharedLink {
         shared.streams.set(shared.streams.get() + 1);
         shared.rest(false);
         let timer = Box::pin(tokio::time::sleep(Duration::from_secs(3600)));
-        Box::new(SharedLink { shared: Rc::clone(shared), permit: None, last_activity: Instant::now(), timer })
+        Box::new(SharedLink {
+            shared: Rc::clone(shared),
+            permit: None,
+            incoming: None,
+            last_activity: Instant::now(),
+            timer,
+        })
     }
 
     /// Sends a request and waits for the head of its answer.
@@ -254,7 +263,11 @@ impl SharedLink {
         .await;
         self.last_activity = if result.is_some() { Instant::now() } else { self.last_activity };
         match result {
-            Some(Ok(head)) => SendResult::Answer(head),
+            Some(Ok(answer)) => {
+                let (head, incoming) = answer.into_parts();
+                self.incoming = Some(incoming);
+                SendResult::Answer(Response::from_parts(head, ()))
+            }
             Some(Err(mut error)) => {
                 if let Some(mut unsent) = error.take_message() {
                     (*unsent.uri_mut(), *unsent.headers_mut()) = plain;
@@ -282,6 +295,20 @@ impl SharedLink {
     /// When the node last said something on this request.
     pub(crate) fn last_activity(&self) -> Instant {
         self.last_activity
+    }
+
+    /// Returns the next part of the answer's body.
+    pub(super) fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        self.incoming.as_mut().map_or(Poll::Ready(None), |incoming| Pin::new(incoming).poll_frame(cx))
+    }
+
+    /// Returns whether all of the answer's body was read.
+    pub(super) fn is_over(&self) -> bool {
+        self.incoming.as_ref().is_some_and(Incoming::is_end_stream)
+    }
+
+    pub(super) fn size_hint(&self) -> SizeHint {
+        self.incoming.as_ref().map(Incoming::size_hint).unwrap_or_default()
     }
 
     /// The node has said something.

@@ -38,7 +38,7 @@ impl IdleLinks {
     pub(crate) fn take(&self, node: &NodeRuntime, within: Option<Duration>) -> Option<Box<Link>> {
         let mut by_node = self.by_node.borrow_mut();
         let waiting = by_node.get_mut(&node.serial)?;
-        while let Some(idle) = waiting.pop_back() {
+        while let Some(mut idle) = waiting.pop_back() {
             // Those before it have waited for longer.
             if within.is_some_and(|within| idle.since.elapsed() >= within) {
                 waiting.push_back(idle);
@@ -68,7 +68,7 @@ impl IdleLinks {
             if !is_known(serial) {
                 return false;
             }
-            waiting.retain(|idle| idle.until > now && idle.link.is_quiet());
+            waiting.retain_mut(|idle| idle.until > now && idle.link.is_quiet());
             !waiting.is_empty()
         });
     }

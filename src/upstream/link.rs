@@ -4,28 +4,34 @@
 //! [`AnswerBody`](super::AnswerBody), for the body. So a pass-through request wakes no task but that of its
 //! own client's connection. An idle link is not driven; before it is used again the
 //! socket is asked whether anything has happened.
+//!
+//! The request stays whole with its owner until the answer's head is here: where a kept connection turns out to be
+//! stale, a request without a body goes to another one as it is. The messages are those of [`http1`](super::http1).
 
 use super::connect::Endpoint;
-use super::interim::{Interim, Scanner};
-use super::retry::is_idempotent;
-use super::{Failure, NodeBody, Outgoing};
-use crate::io::{Framing, Messages, Stream};
-use http::{HeaderName, HeaderValue, Method, Request, Response, Uri};
-use hyper::client::conn::http1::{Builder, Connection, SendRequest};
-use hyper_util::rt::TokioIo;
-use std::cell::{Cell, RefCell};
+use super::http1::content::{BadContent, Content, Part};
+use super::http1::request::Output;
+use super::http1::response::{self, Asked, BadHead, FinalHead, Head};
+use super::interim::Interim;
+use super::{Failure, Outgoing};
+use crate::io::Stream;
+use bytes::{Bytes, BytesMut};
+use http::{HeaderMap, Method, Request, Response};
+use http_body::{Body as _, Frame};
 use std::future::poll_fn;
 use std::io;
 use std::pin::{Pin, pin};
-use std::rc::Rc;
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::{Duration, Instant};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncReadExt as _, AsyncWrite as _};
 use tokio::time::Sleep;
 
-/// The largest head of an answer, and the most of a body that is read at once. hyper takes up to 100
-/// fields; to allow more would cost an allocation of 16 KiB an answer.
-const MAX_BUFFER: usize = 64 << 10;
+/// The least and the most that is read at once. It grows as long as reads fill it.
+const MIN_READ: usize = 8 << 10;
+const MAX_READ: usize = 64 << 10;
+
+/// So many pieces of a request are written before the answer is looked for, which may be there already.
+const WRITES_A_TURN: usize = 16;
 
 /// The result of one attempt.
 pub(crate) enum SendResult {
@@ -41,7 +47,7 @@ pub(crate) enum SendResult {
     /// Something was sent and no answer began: the node may have run it.
     SentNoAnswer(Failure),
     /// The answer's head is here; its body comes over the link.
-    Answer(Response<NodeBody>),
+    Answer(Response<()>),
 }
 
 /// The time limits of an attempt.
@@ -57,74 +63,34 @@ pub(crate) struct AttemptLimits {
 
 /// A connection to a node.
 pub(crate) struct Link {
-    sender: SendRequest<Outgoing>,
-    /// Gone only once it has ended and its last request was asked back.
-    connection: Option<Connection<TokioIo<Wire>, Outgoing>>,
-    /// hyper has ended the connection; it must not be polled again.
-    closed: bool,
-    socket: Rc<Socket>,
+    stream: Stream,
+    /// Bytes of the node that no message has taken yet.
+    input: BytesMut,
+    /// The part of them in which no head ends.
+    seen: usize,
+    read_size: usize,
+    output: Output,
+    /// The content of the request, as long as more of it comes.
+    body: Outgoing,
+    /// A part of the content was taken out of `body`.
+    has_taken: bool,
+    /// Bytes were given to the stream that it may still hold.
+    must_flush: bool,
+    /// A write has failed: the node has closed its side, or all of the connection.
+    cannot_write: bool,
+    /// The content of the answer that is still to come.
+    content: Content,
+    /// The node keeps the connection after this answer.
+    persists: bool,
+    /// No field of the answer's head is about the connection, and a length is told once.
+    has_plain_head: bool,
+    /// Something has come since the request began.
+    has_received: bool,
+    /// How many bytes the kernel has taken, over all requests.
+    sent: u64,
+    last_activity: Instant,
     /// Armed lazily: it may fire early, and is then set to the deadline that holds by then.
     timer: Pin<Box<Sleep>>,
-}
-
-/// The state of a connection that hyper's I/O and its owner share.
-struct Socket {
-    stream: RefCell<Stream>,
-    sent: Cell<u64>,
-    last_activity: Cell<Instant>,
-    interim: RefCell<Scanner>,
-    /// Where responses begin and end; what is not framed as it should be is not given to hyper.
-    messages: RefCell<Messages>,
-    /// A write has failed: the node has closed its side, or all of the connection.
-    cannot_write: Cell<bool>,
-    /// Something has come since the request began.
-    has_received: Cell<bool>,
-    /// What was written of a request without a body that may be sent once more, as long as nothing has come back.
-    written: RefCell<Written>,
-}
-
-/// The memory that a connection keeps for them between two requests.
-const KEPT: usize = 4 << 10;
-
-/// The bytes of a request as they went out. hyper takes a request apart as it writes it; to copy its fields before
-/// would cost more than to read these again in the rare case.
-#[derive(Default)]
-struct Written {
-    is_kept: bool,
-    bytes: Vec<u8>,
-}
-
-impl Written {
-    fn begin(&mut self, is_kept: bool) {
-        self.is_kept = is_kept;
-        if self.bytes.capacity() > KEPT {
-            self.bytes = Vec::new();
-        }
-        self.bytes.clear();
-    }
-
-    fn add(&mut self, bytes: &[u8]) {
-        if self.is_kept {
-            self.bytes.extend_from_slice(bytes);
-        }
-    }
-
-    /// The request that these bytes are, where they are a whole one.
-    fn request(&self) -> Option<Request<Outgoing>> {
-        let head = self.bytes.strip_suffix(b"\r\n\r\n")?;
-        let mut lines = head.split(|&byte| byte == b'\n').map(|line| line.strip_suffix(b"\r").unwrap_or(line));
-        let mut words = lines.next()?.split(|&byte| byte == b' ');
-        let mut request = Request::new(Outgoing::Empty);
-        *request.method_mut() = Method::from_bytes(words.next()?).ok()?;
-        *request.uri_mut() = Uri::try_from(words.next()?).ok()?;
-        for line in lines {
-            let colon = line.iter().position(|&byte| byte == b':')?;
-            let name = HeaderName::from_bytes(&line[..colon]).ok()?;
-            let value = HeaderValue::from_bytes(line[colon + 1..].trim_ascii()).ok()?;
-            request.headers_mut().append(name, value);
-        }
-        Some(request)
-    }
 }
 
 impl Link {
@@ -139,28 +105,34 @@ impl Link {
             tracing::debug!(error, address = %endpoint.address, "no connection to a node");
             failure
         })?;
-        let now = Instant::now();
-        let socket = Rc::new(Socket {
-            stream: RefCell::new(stream),
-            sent: Cell::new(0),
-            last_activity: Cell::new(now),
-            interim: RefCell::default(),
-            messages: RefCell::new(Messages::responses()),
-            cannot_write: Cell::new(false),
-            has_received: Cell::new(false),
-            written: RefCell::default(),
-        });
-        let io = TokioIo::new(Wire(Rc::clone(&socket)));
-        let (sender, connection) =
-            Builder::new().max_buf_size(MAX_BUFFER).handshake(io).await.map_err(|_| Failure::Terminated)?;
-        let timer = Box::pin(tokio::time::sleep_until((now + Duration::from_secs(3600)).into()));
-        Ok(Box::new(Link { sender, connection: Some(connection), closed: false, socket, timer }))
+        Ok(Box::new(Link::over(stream)))
     }
 
-    /// Sends a request and waits for the head of its answer, driving the connection meanwhile. The
-    /// request is taken, and put back where hyper did not take it apart. Interim answers are told
-    /// as they come, if anybody wants them. `waits_for_client` tells whether the request's body is
-    /// what holds things up.
+    fn over(stream: Stream) -> Link {
+        let now = Instant::now();
+        Link {
+            stream,
+            input: BytesMut::new(),
+            seen: 0,
+            read_size: MIN_READ,
+            output: Output::default(),
+            body: Outgoing::Empty,
+            has_taken: false,
+            must_flush: false,
+            cannot_write: false,
+            content: Content::NONE,
+            persists: true,
+            has_plain_head: false,
+            has_received: false,
+            sent: 0,
+            last_activity: now,
+            timer: Box::pin(tokio::time::sleep_until((now + Duration::from_secs(3600)).into())),
+        }
+    }
+
+    /// Sends a request and waits for the head of its answer. The request is taken once that is here; where there is
+    /// none, it stays only if all of it is still there and it may go out again. Interim answers are told as they come,
+    /// if anybody wants them. `waits_for_client` tells whether the request's body is what holds things up.
     pub(crate) async fn send(
         &mut self,
         request: &mut Option<Request<Outgoing>>,
@@ -168,87 +140,244 @@ impl Link {
         on_interim: Option<impl Fn(Interim)>,
         waits_for_client: impl Fn() -> bool,
     ) -> SendResult {
-        let Some(taken) = request.take() else { return SendResult::NotSent(Failure::RequestBody) };
-        let sent_before = self.socket.sent.get();
-        // Sent before, it is kept from an earlier request.
-        let may_repeat = sent_before > 0 && is_idempotent(taken.method()) && matches!(taken.body(), Outgoing::Empty);
-        self.socket.written.borrow_mut().begin(may_repeat);
-        self.socket.has_received.set(false);
-        self.socket.last_activity.set(limits.started);
-        if on_interim.is_some() {
-            self.socket.interim.borrow_mut().begin();
+        let Some(asked) = request.as_mut() else { return SendResult::NotSent(Failure::RequestBody) };
+        // A node that speaks before it is asked does not answer.
+        if self.sent == 0 && !self.is_quiet() {
+            return SendResult::NotSent(Failure::Terminated);
         }
-        let mut answer = pin!(self.sender.try_send_request(taken));
+        let sent_before = self.sent;
+        self.begin(asked, limits.started);
+        let is_bare = self.output.is_whole();
+        let wanted = Asked { is_head: asked.method() == Method::HEAD, wants_interim: on_interim.is_some() };
+        let fields = asked.headers_mut();
         let result = poll_fn(|cx| {
-            self.drive(cx);
-            if let Some(tell) = &on_interim {
-                let found = self.socket.interim.borrow_mut().take();
-                found.into_iter().for_each(tell);
-            }
-            match answer.as_mut().poll(cx) {
-                Poll::Ready(result) => Poll::Ready(Some(result)),
-                Poll::Pending if self.closed => Poll::Ready(None),
-                Poll::Pending => {
-                    // A node is not slow as long as the client is.
-                    let first_byte = if waits_for_client() { Duration::ZERO } else { limits.first_byte };
-                    match self.is_late(cx, first_byte, limits.until) {
-                        true => Poll::Ready(None),
-                        false => Poll::Pending,
+            loop {
+                match self.poll_head(cx, wanted, fields) {
+                    Poll::Ready(Ok(Head::Final(head))) => return Poll::Ready(Ok(head)),
+                    Poll::Ready(Ok(Head::Interim(interim))) => {
+                        if let (Some(tell), Some(interim)) = (&on_interim, interim) {
+                            tell(interim);
+                        }
+                    }
+                    Poll::Ready(Err(failure)) => return Poll::Ready(Err(failure)),
+                    Poll::Pending => {
+                        // A node is not slow as long as the client is.
+                        let first_byte = if waits_for_client() { Duration::ZERO } else { limits.first_byte };
+                        return match self.is_late(cx, first_byte, limits.until) {
+                            true => Poll::Ready(Err(Failure::Timeout)),
+                            false => Poll::Pending,
+                        };
                     }
                 }
             }
         })
         .await;
-
         let failure = match result {
-            Some(Ok(head)) => {
-                let framing = Framing::of(head.headers(), head.body());
-                return match self.socket.messages.borrow_mut().framed(framing) {
-                    Ok(()) => SendResult::Answer(head),
-                    Err(_) => SendResult::SentNoAnswer(Failure::Malformed),
-                };
-            }
-            Some(Err(mut error)) => {
-                *request = error.take_message();
-                failure_of(error.error())
-            }
-            None if self.closed => {
-                // Dropping the connection hands back a request that it never looked at.
-                self.connection = None;
-                if let Err(mut error) = answer.await {
-                    *request = error.take_message();
-                }
-                Failure::Terminated
-            }
-            None => Failure::Timeout,
+            Ok(head) => return SendResult::Answer(self.answer(head, std::mem::take(fields), request)),
+            Err(failure) => failure,
         };
-        match () {
-            () if self.socket.sent.get() == sent_before => SendResult::NotSent(failure),
-            () if sent_before > 0 && failure == Failure::Terminated && !self.socket.has_received.get() => {
-                if request.is_none() {
-                    *request = self.socket.written.borrow().request();
-                }
-                SendResult::Stale(failure)
-            }
-            () => SendResult::SentNoAnswer(failure),
+        if self.sent == sent_before {
+            self.give_back(request, is_bare);
+            return SendResult::NotSent(failure);
+        }
+        if sent_before > 0 && failure == Failure::Terminated && !self.has_received {
+            request.take_if(|_| !is_bare);
+            return SendResult::Stale(failure);
+        }
+        *request = None;
+        SendResult::SentNoAnswer(failure)
+    }
+
+    /// Writes the head of a request to the output, and takes its content over.
+    fn begin(&mut self, request: &mut Request<Outgoing>, started: Instant) {
+        let body = std::mem::replace(request.body_mut(), Outgoing::Empty);
+        let content = (!body.is_end_stream()).then(|| body.size_hint().exact());
+        self.output.begin(request.method(), request.uri(), request.headers(), content);
+        self.body = if content.is_some() { body } else { Outgoing::Empty };
+        (self.has_taken, self.has_received, self.last_activity) = (false, false, started);
+    }
+
+    /// Gives the content of a request back of which nothing was sent; none of the request where a part of it is gone.
+    fn give_back(&mut self, request: &mut Option<Request<Outgoing>>, is_bare: bool) {
+        if self.has_received || (!is_bare && self.has_taken) {
+            *request = None;
+        }
+        if let Some(request) = request {
+            *request.body_mut() = std::mem::replace(&mut self.body, Outgoing::Empty);
         }
     }
 
-    /// Lets hyper read and write what it can.
-    pub(super) fn drive(&mut self, cx: &mut Context<'_>) {
-        if !self.closed
-            && let Some(connection) = &mut self.connection
-        {
-            self.closed = connection.poll_without_shutdown(cx).is_ready();
+    /// Returns an answer whose head is here.
+    fn answer(&mut self, head: FinalHead, fields: HeaderMap, request: &mut Option<Request<Outgoing>>) -> Response<()> {
+        *request = None;
+        (self.content, self.persists, self.has_plain_head) = (head.content, head.persists, head.is_plain);
+        let mut response = Response::new(());
+        *response.status_mut() = head.status;
+        *response.headers_mut() = fields;
+        if let Some(reason) = head.reason {
+            response.extensions_mut().insert(reason);
         }
+        response
+    }
+
+    /// Writes of the request and reads of the answer what it can, to the end of a head. That of a final answer comes with
+    /// its fields in `fields`.
+    fn poll_head(&mut self, cx: &mut Context<'_>, asked: Asked, fields: &mut HeaderMap) -> Poll<Result<Head, Failure>> {
+        if self.poll_request(cx).is_err() {
+            return Poll::Ready(Err(Failure::RequestBody));
+        }
+        loop {
+            match response::take(&mut self.input, &mut self.seen, asked, fields) {
+                Ok(None) => {}
+                Ok(Some(head)) => {
+                    // What has come with the head is refused with it, and not in the middle of the answer.
+                    if let Head::Final(head) = &head
+                        && head.content.check(&self.input).is_err()
+                    {
+                        return Poll::Ready(Err(Failure::Malformed));
+                    }
+                    return Poll::Ready(Ok(head));
+                }
+                Err(BadHead::Malformed) => return Poll::Ready(Err(Failure::Malformed)),
+                Err(BadHead::TooLarge) => return Poll::Ready(Err(Failure::HeadTooLarge)),
+            }
+            match ready!(self.poll_read(cx)) {
+                Ok(0) | Err(_) => return Poll::Ready(Err(Failure::Terminated)),
+                Ok(_) => {}
+            }
+        }
+    }
+
+    /// Returns the next part of the answer's content, writing the rest of the request meanwhile.
+    pub(super) fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BadContent>>> {
+        loop {
+            match self.content.take(&mut self.input) {
+                Ok(Part::Data(data)) => return Poll::Ready(Some(Ok(Frame::data(data)))),
+                Ok(Part::Trailers(trailers)) => return Poll::Ready(Some(Ok(Frame::trailers(trailers)))),
+                Ok(Part::End) => return Poll::Ready(None),
+                Ok(Part::Missing) => {}
+                Err(bad) => return Poll::Ready(Some(Err(bad))),
+            }
+            if self.poll_request(cx).is_err() {
+                return Poll::Ready(Some(Err(BadContent)));
+            }
+            match ready!(self.poll_read(cx)) {
+                Ok(0) => {
+                    if let Err(bad) = self.content.end() {
+                        return Poll::Ready(Some(Err(bad)));
+                    }
+                }
+                Ok(_) => {}
+                Err(_) => return Poll::Ready(Some(Err(BadContent))),
+            }
+        }
+    }
+
+    /// Returns whether no field of the answer's head is about the connection, and a length is told once at most.
+    pub(super) fn has_plain_head(&self) -> bool {
+        self.has_plain_head
+    }
+
+    /// Returns whether the answer's content is over.
+    pub(super) fn is_over(&self) -> bool {
+        self.content.is_over()
+    }
+
+    /// Returns the number of bytes of the answer's content that are still to come, where it is known.
+    pub(super) fn left(&self) -> Option<u64> {
+        self.content.left()
+    }
+
+    /// Writes what it can of the request. An error where its content has failed.
+    fn poll_request(&mut self, cx: &mut Context<'_>) -> Result<(), BadBody> {
+        if self.cannot_write || (self.output.is_empty() && self.output.is_whole() && !self.must_flush) {
+            return Ok(());
+        }
+        for _ in 0..WRITES_A_TURN {
+            self.poll_body(cx)?;
+            let result = match self.output.is_empty() {
+                false => self.poll_write(cx),
+                true if self.must_flush => {
+                    Pin::new(&mut self.stream).poll_flush(cx).map_ok(|()| self.must_flush = false)
+                }
+                true => return Ok(()),
+            };
+            match result {
+                Poll::Pending => return Ok(()),
+                Poll::Ready(Ok(())) => {}
+                // What the node has said before it closed is its answer: a 413, for one (RFC 9112 9.5). What is read
+                // from now on says how the exchange ends.
+                Poll::Ready(Err(error)) => {
+                    tracing::debug!(%error, "a node takes no more of a request");
+                    self.cannot_write = true;
+                    return Ok(());
+                }
+            }
+        }
+        cx.waker().wake_by_ref();
+        Ok(())
+    }
+
+    /// Frames what there is of the request's content, as far as there is room for it.
+    fn poll_body(&mut self, cx: &mut Context<'_>) -> Result<(), BadBody> {
+        while !self.output.is_whole() && self.output.has_room() {
+            let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(cx) else { return Ok(()) };
+            self.has_taken = true;
+            match frame {
+                None => self.output.finish(None).map_err(|_| BadBody)?,
+                Some(Err(_)) => return Err(BadBody),
+                Some(Ok(frame)) => match frame.into_data() {
+                    Ok(data) => self.output.add(data, self.body.is_end_stream()).map_err(|_| BadBody)?,
+                    Err(frame) => self.output.finish(frame.trailers_ref()).map_err(|_| BadBody)?,
+                },
+            }
+            if self.output.is_whole() {
+                self.body = Outgoing::Empty;
+            }
+        }
+        Ok(())
+    }
+
+    fn poll_write(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let (pieces, count) = self.output.pieces();
+        let length = ready!(Pin::new(&mut self.stream).poll_write_vectored(cx, &pieces[..count]))?;
+        if length == 0 {
+            return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+        }
+        self.output.wrote(length);
+        self.must_flush = self.stream.is_tls();
+        self.sent += length as u64;
+        self.last_activity = Instant::now();
+        Poll::Ready(Ok(()))
+    }
+
+    /// Reads what there is. Returns how much, 0 at the end of the connection.
+    fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        self.input.reserve(self.read_size);
+        let result = ready!(pin!(self.stream.read_buf(&mut self.input)).poll(cx));
+        self.last_activity = Instant::now();
+        if let Ok(length) = result {
+            self.has_received |= length > 0;
+            self.read_size = match length {
+                _ if length >= self.read_size => (2 * self.read_size).min(MAX_READ),
+                _ if length < self.read_size / 4 => (self.read_size / 2).max(MIN_READ),
+                _ => self.read_size,
+            };
+        }
+        Poll::Ready(result)
     }
 
     /// Returns whether the link could take another request at once.
-    pub(super) fn is_reusable(&mut self, cx: &mut Context<'_>) -> bool {
-        if !self.closed && !self.sender.is_ready() {
-            self.drive(cx);
+    pub(super) fn is_reusable(&self) -> bool {
+        let is_sent = self.output.is_whole() && self.output.is_empty() && !self.must_flush && !self.cannot_write;
+        self.persists && is_sent && self.content.is_over() && self.input.is_empty()
+    }
+
+    /// Gives memory back that large answers have taken.
+    pub(super) fn rest(&mut self) {
+        if self.read_size > MIN_READ || self.input.capacity() > 2 * MIN_READ {
+            (self.input, self.read_size) = (BytesMut::new(), MIN_READ);
         }
-        !self.closed && self.sender.is_ready()
     }
 
     /// Returns whether nothing has arrived on an idle link: no end, no error, no byte out of turn.
@@ -256,43 +385,38 @@ impl Link {
     /// What the reactor has not heard of by now came after the request that wants the link; only
     /// where it has heard of something, or does not know, is the kernel asked. What TLS says to itself,
     /// a session ticket for one, is no answer.
-    pub(super) fn is_quiet(&self) -> bool {
+    pub(super) fn is_quiet(&mut self) -> bool {
         let mut cx = Context::from_waker(Waker::noop());
-        self.socket.stream.borrow_mut().poll_peek(&mut cx).is_pending()
+        self.stream.poll_peek(&mut cx).is_pending()
     }
 
     /// Returns how many bytes the kernel has taken, over all requests.
     pub(crate) fn sent(&self) -> u64 {
-        self.socket.sent.get()
+        self.sent
     }
 
     /// When bytes last moved on the link.
     pub(crate) fn last_activity(&self) -> Instant {
-        self.socket.last_activity.get()
+        self.last_activity
     }
 
     /// Returns whether nothing moved for `limit`, or `until` has passed. The task is woken when it is so.
     pub(super) fn is_late(&mut self, cx: &mut Context<'_>, limit: Duration, until: Option<Instant>) -> bool {
-        let last = self.last_activity();
-        is_late(&mut self.timer, cx, last, limit, until)
+        is_late(&mut self.timer, cx, self.last_activity, limit, until)
     }
 
-    /// Takes the socket out of a link whose node has answered 101.
-    pub(crate) async fn into_switched(mut self: Box<Self>) -> Option<Stream> {
-        poll_fn(|cx| {
-            self.drive(cx);
-            if self.closed { Poll::Ready(()) } else { Poll::Pending }
-        })
-        .await;
-        let Link { sender, connection, socket, .. } = *self;
-        drop(sender);
-        let parts = connection?.into_parts();
-        drop(parts.io);
-        let mut stream = Rc::into_inner(socket)?.stream.into_inner();
-        stream.unread(&parts.read_buf);
-        Some(stream)
+    /// Takes the socket out of a link whose node has answered 101; `None` where the request is not all sent.
+    pub(crate) fn into_switched(mut self) -> Option<Stream> {
+        if !self.output.is_whole() || !self.output.is_empty() {
+            return None;
+        }
+        self.stream.unread(&self.input);
+        Some(self.stream)
     }
 }
+
+/// The content of a request has failed, or does not have the length that was announced.
+struct BadBody;
 
 /// Returns whether nothing moved for `limit` since `last`, or `until` has passed. The task is woken when it is so.
 pub(super) fn is_late(
@@ -318,107 +442,5 @@ pub(super) fn is_late(
     }
 }
 
-fn failure_of(error: &hyper::Error) -> Failure {
-    match () {
-        () if error.is_user() => Failure::RequestBody,
-        () if error.is_parse_too_large() => Failure::HeadTooLarge,
-        () if error.is_parse() => Failure::Malformed,
-        () => Failure::Terminated,
-    }
-}
-
-/// The socket beneath hyper: it counts what the kernel took, for that is what may have been read.
-///
-/// A write that fails is not told to hyper, which would forget what the node has said before it closed: a 413, for one
-/// (RFC 9112 9.5). Writes wait from then on, and what hyper reads says how the exchange ends.
-struct Wire(Rc<Socket>);
-
-impl Wire {
-    /// Has a write that has failed wait.
-    fn survive<T>(&self, result: Poll<io::Result<T>>, cx: &Context<'_>) -> Poll<io::Result<T>> {
-        match result {
-            Poll::Ready(Err(error)) => {
-                tracing::debug!(%error, "a node takes no more of a request");
-                // hyper reads before it writes.
-                if !self.0.cannot_write.replace(true) {
-                    cx.waker().wake_by_ref();
-                }
-                Poll::Pending
-            }
-            result => result,
-        }
-    }
-
-    fn wrote(&self, result: &Poll<io::Result<usize>>, bufs: &[io::IoSlice<'_>]) {
-        if let Poll::Ready(Ok(bytes)) = result {
-            let mut left = *bytes;
-            let mut written = self.0.written.borrow_mut();
-            for buf in bufs {
-                let taken = left.min(buf.len());
-                written.add(&buf[..taken]);
-                left -= taken;
-            }
-            self.0.sent.set(self.0.sent.get() + *bytes as u64);
-            self.0.last_activity.set(Instant::now());
-        }
-    }
-}
-
-impl AsyncRead for Wire {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let before = buf.filled().len();
-        let result = Pin::new(&mut *self.0.stream.borrow_mut()).poll_read(cx, buf);
-        if result.is_ready() {
-            self.0.last_activity.set(Instant::now());
-            if buf.filled().len() > before {
-                self.0.has_received.set(true);
-                if self.0.messages.borrow_mut().read(&buf.filled()[before..]).is_err() {
-                    buf.set_filled(before);
-                    return Poll::Ready(Err(io::Error::from(io::ErrorKind::InvalidData)));
-                }
-            }
-            self.0.interim.borrow_mut().see(&buf.filled()[before..]);
-        }
-        result
-    }
-}
-
-impl AsyncWrite for Wire {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        if self.0.cannot_write.get() {
-            return Poll::Pending;
-        }
-        let result = Pin::new(&mut *self.0.stream.borrow_mut()).poll_write(cx, buf);
-        self.wrote(&result, &[io::IoSlice::new(buf)]);
-        self.survive(result, cx)
-    }
-
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        if self.0.cannot_write.get() {
-            return Poll::Pending;
-        }
-        let result = Pin::new(&mut *self.0.stream.borrow_mut()).poll_write_vectored(cx, bufs);
-        self.wrote(&result, bufs);
-        self.survive(result, cx)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        true
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if self.0.cannot_write.get() {
-            return Poll::Pending;
-        }
-        let result = Pin::new(&mut *self.0.stream.borrow_mut()).poll_flush(cx);
-        self.survive(result, cx)
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut *self.0.stream.borrow_mut()).poll_shutdown(cx)
-    }
-}
+#[cfg(test)]
+mod tests;

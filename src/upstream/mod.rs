@@ -8,7 +8,7 @@
 //! it. `node` and `group` are what outlives a configuration, found again in the `registry`. `retry` says
 //! what may be tried again, `queue` holds the requests that wait for room, `discovery` finds the nodes.
 //! `connections` are those of a worker: `connect`, `link`, `idle`, `answer` and `interim` are about one connection,
-//! `http2` about those that requests share; `replay_body` keeps a body that may have to be sent again.
+//! whose messages `http1` writes and reads, `http2` about those that requests share; `replay_body` keeps a body that may have to be sent again.
 //!
 //! The result of an attempt is a [`link::SendResult`], for everything above rests on the difference
 //! between a request that was never sent and one that may have run.
@@ -24,6 +24,7 @@ mod discovery;
 mod dispatch;
 mod group;
 mod health;
+pub(crate) mod http1;
 mod http2;
 mod idle;
 mod interim;
@@ -70,9 +71,6 @@ pub(crate) struct NodePreference {
     /// A pinned session may go to another node.
     pub(crate) may_leave: bool,
 }
-
-/// The body of a node's response, as the connection reads it.
-pub(crate) type NodeBody = hyper::body::Incoming;
 
 /// A body on its way to a node. Most requests have none, and cost no box.
 pub(crate) enum Outgoing {

@@ -1,23 +1,21 @@
 //! The response of a node whose head has come: it is opened for its body, or its connection becomes a tunnel.
 
+use super::Failure;
 use super::answer::{AnswerBody, Carrier, Keep};
 use super::connections::NodeConnections;
 use super::node::InFlight;
 use super::observer::Observer;
 use super::pool::Pool;
-use super::{Failure, NodeBody};
 use crate::http::fields::{self, TransferCoding};
 use crate::io::Stream;
 use http::header::{CONTENT_LENGTH, TRAILER};
-use http::{Response, StatusCode, Version};
-use std::future::poll_fn;
+use http::{Response, StatusCode, Version, response};
 use std::rc::Rc;
-use std::task::Poll;
 use std::time::Instant;
 
 /// The head of a node's response, and the connection that its body comes over.
 pub(crate) struct NodeResponse {
-    pub(crate) head: Response<NodeBody>,
+    pub(crate) head: Response<()>,
     pub(super) carrier: Carrier,
     pub(super) in_flight: InFlight,
     /// When the attempt began.
@@ -30,7 +28,7 @@ pub(crate) struct NodeResponse {
 
 impl NodeResponse {
     /// Returns the response without the parts that concern its connection. A 101 is malformed here.
-    pub(super) async fn open(
+    pub(super) fn open(
         self,
         pool: &Pool,
         until: Option<Instant>,
@@ -41,28 +39,12 @@ impl NodeResponse {
         if head.status() == StatusCode::SWITCHING_PROTOCOLS {
             return Err(Failure::Malformed);
         }
-        let (mut head, body) = head.into_parts();
-        let coding = fields::transfer_coding(&head.headers);
-        match coding {
-            TransferCoding::Unsupported => return Err(Failure::Malformed),
-            // The chunks are what was read; a length beside them is not to be believed (RFC 9112 6.3).
-            TransferCoding::Chunked => drop(head.headers.remove(CONTENT_LENGTH)),
-            TransferCoding::None => {
-                if fields::unify_content_length(&mut head.headers).is_err() {
-                    return Err(Failure::Malformed);
-                }
-                if head.status == StatusCode::NO_CONTENT {
-                    head.headers.remove(CONTENT_LENGTH);
-                }
-            }
+        let (mut head, ()) = head.into_parts();
+        if !carrier.has_plain_head() {
+            clean(&mut head, matches!(carrier, Carrier::Shared(_)), observer.takes_trailers())?;
         }
-        if let Some(named) = fields::strip_response(&mut head.headers).named {
-            head.extensions.insert(named);
-        }
-        // Only content in chunks, or on a stream, may be followed by trailers.
-        let may_have_trailers = coding == TransferCoding::Chunked || matches!(carrier, Carrier::Shared(_));
-        if may_have_trailers && !observer.takes_trailers() {
-            head.headers.remove(TRAILER);
+        if head.status == StatusCode::NO_CONTENT {
+            head.headers.remove(CONTENT_LENGTH);
         }
         let rules = &pool.connections;
         let keep = Keep {
@@ -71,24 +53,40 @@ impl NodeResponse {
             max_idle: rules.max_idle_per_node,
         };
         let times = (pool.timeouts.idle, until);
-        let mut body = AnswerBody::new(body, carrier, in_flight, started, times, keep, observer.client_part());
-        poll_fn(|cx| {
-            body.finish_if_empty(cx);
-            Poll::Ready(())
-        })
-        .await;
+        let body = AnswerBody::new(carrier, in_flight, started, times, keep, observer.client_part());
         head.version = Version::HTTP_11;
         Ok(Response::from_parts(head, body))
     }
 
     /// Returns the head of a 101, the socket behind it, and the node's permit, which the tunnel holds.
-    pub(crate) async fn into_switched(self) -> Result<(Response<()>, Stream, InFlight), Failure> {
+    pub(crate) fn into_switched(self) -> Result<(Response<()>, Stream, InFlight), Failure> {
         // HTTP/2 knows no 101.
         let Carrier::Own(link) = self.carrier else { return Err(Failure::Malformed) };
-        let stream = link.into_switched().await.ok_or(Failure::Terminated)?;
+        let stream = link.into_switched().ok_or(Failure::Terminated)?;
         let mut in_flight = self.in_flight;
         in_flight.finished();
         in_flight.count_now();
-        Ok((self.head.map(drop), stream, in_flight))
+        Ok((self.head, stream, in_flight))
     }
+}
+
+/// Removes the fields of the connection from a head, and makes its lengths one. An error where its framing is malformed.
+fn clean(head: &mut response::Parts, is_stream: bool, takes_trailers: bool) -> Result<(), Failure> {
+    let coding = fields::transfer_coding(&head.headers);
+    match coding {
+        TransferCoding::Unsupported => return Err(Failure::Malformed),
+        // The chunks are what was read; a length beside them is not to be believed (RFC 9112 6.3).
+        TransferCoding::Chunked => drop(head.headers.remove(CONTENT_LENGTH)),
+        TransferCoding::None => {
+            fields::unify_content_length(&mut head.headers).map_err(|_| Failure::Malformed)?;
+        }
+    }
+    if let Some(named) = fields::strip_response(&mut head.headers).named {
+        head.extensions.insert(named);
+    }
+    // Only content in chunks, or on a stream, may be followed by trailers.
+    if (coding == TransferCoding::Chunked || is_stream) && !takes_trailers {
+        head.headers.remove(TRAILER);
+    }
+    Ok(())
 }

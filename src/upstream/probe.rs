@@ -1,7 +1,6 @@
 //! The prober: asks every node at intervals whether it is well. One a process, on the thread of the
 //! admin listener, however many workers there are.
 
-use super::NodeBody;
 use super::connect::Endpoint;
 use super::node::NodeRuntime;
 use super::pool::{Node, Pool};
@@ -12,6 +11,7 @@ use bytes::Bytes;
 use http::header::{ACCEPT, CONNECTION, CONTENT_TYPE, HOST, TE, USER_AGENT};
 use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri};
 use http_body_util::{BodyExt, Empty, Full, Limited};
+use hyper::body::Incoming;
 use hyper::client::conn::http1::Builder;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use parking_lot::Mutex;
@@ -265,7 +265,7 @@ fn request(check: &HealthCheck, endpoint: &Endpoint) -> Result<Request<Empty<Byt
     Ok(request)
 }
 
-async fn judge(check: &HealthCheck, response: Response<NodeBody>) -> Result<(), String> {
+async fn judge(check: &HealthCheck, response: Response<Incoming>) -> Result<(), String> {
     let status = response.status();
     if !check.expect_status.iter().any(|range| range.holds(status)) {
         return Err(format!("the status is {}", status.as_u16()));
