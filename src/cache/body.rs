@@ -1,7 +1,8 @@
 //! The body of a stored response: shared pieces, which are never copied for a reader.
 
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
 use std::collections::VecDeque;
+use std::io::IoSlice;
 use std::sync::Arc;
 
 /// Pieces are joined up to this size when a body is complete.
@@ -124,6 +125,23 @@ impl Reader {
     }
 }
 
+impl Reader {
+    /// Returns the next bytes as they are written at once: a run of segments of up to this length, where more than one
+    /// comes next.
+    pub(crate) fn next_run(&mut self, most: usize) -> Option<Run> {
+        if let (Some(Part::Slice(from, end)), Body::Many(segments)) = (self.parts.front_mut(), &self.body) {
+            let left = most.min((*end - *from) as usize);
+            let (index, offset) = ((*from / SEGMENT as u64) as usize, (*from % SEGMENT as u64) as usize);
+            if offset + left > SEGMENT {
+                *from += left as u64;
+                self.left -= left as u64;
+                return Some(Run::Many(Box::new(Segments { all: Arc::clone(segments), index, offset, left })));
+            }
+        }
+        self.next().map(Run::One)
+    }
+}
+
 impl Iterator for Reader {
     type Item = Bytes;
 
@@ -146,6 +164,88 @@ impl Iterator for Reader {
         };
         self.left -= piece.len() as u64;
         Some(piece)
+    }
+}
+
+/// Bytes of a body that are written at once.
+#[derive(Debug)]
+pub(crate) enum Run {
+    One(Bytes),
+    /// Boxed, for most bodies are of one segment.
+    Many(Box<Segments>),
+}
+
+/// Bytes of several segments of a stored body.
+#[derive(Debug)]
+pub(crate) struct Segments {
+    all: Arc<[Bytes]>,
+    /// The segment of the next byte, and its place there.
+    index: usize,
+    offset: usize,
+    left: usize,
+}
+
+impl Segments {
+    fn chunks(&self) -> impl Iterator<Item = &[u8]> {
+        let (mut offset, mut left) = (self.offset, self.left);
+        self.all[self.index..].iter().map_while(move |segment| {
+            let chunk = &segment[std::mem::take(&mut offset)..];
+            let chunk = &chunk[..chunk.len().min(left)];
+            left -= chunk.len();
+            (!chunk.is_empty()).then_some(chunk)
+        })
+    }
+}
+
+impl Buf for Segments {
+    fn remaining(&self) -> usize {
+        self.left
+    }
+
+    fn chunk(&self) -> &[u8] {
+        self.chunks().next().unwrap_or_default()
+    }
+
+    fn chunks_vectored<'a>(&'a self, dst: &mut [IoSlice<'a>]) -> usize {
+        dst.iter_mut().zip(self.chunks()).map(|(slice, chunk)| *slice = IoSlice::new(chunk)).count()
+    }
+
+    fn advance(&mut self, count: usize) {
+        assert!(count <= self.left, "advanced beyond the end");
+        self.left -= count;
+        let at = self.offset + count;
+        // All but the last segment are of one size.
+        (self.index, self.offset) = (self.index + at / SEGMENT, at % SEGMENT);
+    }
+}
+
+impl Buf for Run {
+    fn remaining(&self) -> usize {
+        match self {
+            Run::One(bytes) => bytes.len(),
+            Run::Many(segments) => segments.remaining(),
+        }
+    }
+
+    fn chunk(&self) -> &[u8] {
+        match self {
+            Run::One(bytes) => bytes,
+            Run::Many(segments) => segments.chunk(),
+        }
+    }
+
+    fn chunks_vectored<'a>(&'a self, dst: &mut [IoSlice<'a>]) -> usize {
+        match self {
+            Run::One(bytes) => bytes.chunks_vectored(dst),
+            Run::Many(segments) => segments.chunks_vectored(dst),
+        }
+    }
+
+    fn advance(&mut self, count: usize) {
+        match self {
+            Run::One(bytes) => bytes.advance(count),
+            Run::Many(segments) => segments.advance(count),
+        }
     }
 }
 
@@ -176,6 +276,35 @@ mod tests {
             prop_assert_eq!(reader.left(), 1 + to - from);
             let read: Vec<u8> = reader.flatten().collect();
             prop_assert_eq!(&read[1..], &whole[from as usize..to as usize]);
+        }
+
+        #[test]
+        fn runs_are_the_same_bytes(
+            total in 0..1_500_000usize,
+            (from, to) in (0..1_500_000usize, 0..1_500_000usize),
+            most in 1..1_200_000usize,
+            steps in proptest::collection::vec(1..600_000usize, 1..5),
+        ) {
+            let whole: Vec<u8> = (0..total).map(|index| (index % 251) as u8).collect();
+            let body = Body::of(whole.chunks(100_000).map(Bytes::copy_from_slice));
+            let (from, to) = (from.min(to).min(total), from.max(to).min(total));
+            let mut reader = Reader::of(&body, [Part::Slice(from as u64, to as u64), Part::Literal(">".into())].into());
+            let (mut read, mut steps) = (Vec::new(), steps.into_iter().cycle());
+            while let Some(mut run) = reader.next_run(most) {
+                prop_assert!(run.remaining() <= most.max(SEGMENT));
+                while run.has_remaining() {
+                    let mut slices = [IoSlice::new(&[]); 8];
+                    let count = run.chunks_vectored(&mut slices);
+                    let seen: Vec<u8> = slices[..count].iter().flat_map(|slice| slice.iter().copied()).collect();
+                    prop_assert_eq!(seen.len(), run.remaining());
+                    prop_assert_eq!(&seen[..run.chunk().len()], run.chunk());
+                    let step = steps.next().unwrap_or(1).min(run.remaining());
+                    read.extend_from_slice(&seen[..step]);
+                    run.advance(step);
+                }
+            }
+            prop_assert_eq!(reader.left(), 0);
+            prop_assert_eq!(read.split_last(), Some((&b'>', &whole[from..to])));
         }
     }
 }

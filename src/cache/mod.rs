@@ -27,7 +27,7 @@ mod streaming_body;
 mod uris;
 mod vary;
 
-pub(crate) use body::{Body, Part, Reader};
+pub(crate) use body::{Body, Part, Reader, Run};
 pub(crate) use conditional::{CONDITIONS, NOT_IN_304, is_same_for_range, is_unmodified};
 pub(crate) use directives::RequestDirectives;
 pub(crate) use fetch::{Arriving, FetchOrigin, LeaderResult, Order, is_failure};

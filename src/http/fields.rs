@@ -11,6 +11,7 @@ use http::header::{
 use http::{HeaderMap, HeaderName, HeaderValue};
 
 pub(crate) const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+const CLOSE: HeaderName = HeaderName::from_static("close");
 pub(crate) const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 pub(crate) const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 pub(crate) const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
@@ -53,6 +54,8 @@ pub(crate) struct HopByHop {
     pub(crate) upgrade: Option<HeaderValue>,
     /// `TE: trailers`.
     pub(crate) trailers: bool,
+    /// The connection ends with this message.
+    pub(crate) close: bool,
 }
 
 /// A field that `Connection` must not name.
@@ -63,7 +66,9 @@ pub(crate) struct ForbiddenOption(pub(crate) HeaderName);
 /// that it must not name.
 pub(crate) fn strip_request(fields: &mut HeaderMap, protected: &[HeaderName]) -> Result<HopByHop, ForbiddenOption> {
     let mut found = HopByHop::default();
-    if !says_only_whether_to_close(fields) {
+    if let Some(close) = says_only_whether_to_close(fields) {
+        found.close = close;
+    } else {
         let options = connection_options(fields);
         let is_forbidden =
             |option: &&HeaderName| NEVER_HOP_BY_HOP.contains(&option.as_str()) || protected.contains(option);
@@ -73,6 +78,7 @@ pub(crate) fn strip_request(fields: &mut HeaderMap, protected: &[HeaderName]) ->
         if options.contains(&UPGRADE) {
             found.upgrade = fields.get(UPGRADE).cloned();
         }
+        found.close = options.contains(&CLOSE);
         remove_named(fields, &options);
     }
     if let Some(te) = fields.get(TE) {
@@ -98,7 +104,7 @@ pub(crate) struct NamedByConnection(pub(crate) HeaderMap);
 /// Removes the hop-by-hop fields of a response.
 pub(crate) fn strip_response(fields: &mut HeaderMap) -> StrippedAnswer {
     let mut stripped = StrippedAnswer::default();
-    if !says_only_whether_to_close(fields) {
+    if says_only_whether_to_close(fields).is_none() {
         let mut options = connection_options(fields);
         // A node cannot have the framing removed.
         options.retain(|option| option != "content-length");
@@ -119,14 +125,17 @@ pub(crate) fn strip_response(fields: &mut HeaderMap) -> StrippedAnswer {
     stripped
 }
 
-/// Returns whether `Connection` is absent or a plain `close` or `keep-alive`, which is the usual case.
-fn says_only_whether_to_close(fields: &HeaderMap) -> bool {
+/// Returns whether a plain `Connection` is `close`: it is nearly always absent, `close` or `keep-alive`. `None` where it
+/// is anything else.
+fn says_only_whether_to_close(fields: &HeaderMap) -> Option<bool> {
     let mut values = fields.get_all(CONNECTION).iter();
-    let plain = |value: &HeaderValue| {
-        let value = value.as_bytes();
-        value.eq_ignore_ascii_case(b"keep-alive") || value.eq_ignore_ascii_case(b"close")
-    };
-    values.next().is_none_or(plain) && values.next().is_none()
+    let (first, second) = (values.next().map(HeaderValue::as_bytes), values.next());
+    match first {
+        _ if second.is_some() => None,
+        None => Some(false),
+        Some(value) if value.eq_ignore_ascii_case(b"keep-alive") => Some(false),
+        Some(value) => value.eq_ignore_ascii_case(b"close").then_some(true),
+    }
 }
 
 fn connection_options(fields: &HeaderMap) -> Vec<HeaderName> {
@@ -304,7 +313,7 @@ mod tests {
             ("accept", "*/*"),
         ]);
         let found = strip_request(&mut request, &[]).unwrap();
-        assert_eq!(found, HopByHop { upgrade: None, trailers: true });
+        assert_eq!(found, HopByHop { upgrade: None, trailers: true, close: true });
         assert_eq!(request, fields(&[("accept", "*/*")]));
     }
 

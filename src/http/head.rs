@@ -83,6 +83,8 @@ pub(crate) struct Facts {
     pub(crate) is_secure: bool,
     /// `TE: trailers`.
     pub(crate) takes_trailers: bool,
+    /// `Connection: close`.
+    pub(crate) says_close: bool,
     /// Boxed, as most requests have none of these.
     more: Option<Box<More>>,
 }
@@ -103,7 +105,14 @@ struct More {
 impl Default for Facts {
     fn default() -> Facts {
         let unknown = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
-        Facts { peer: unknown, address: unknown, is_secure: false, takes_trailers: false, more: None }
+        Facts {
+            peer: unknown,
+            address: unknown,
+            is_secure: false,
+            takes_trailers: false,
+            says_close: false,
+            more: None,
+        }
     }
 }
 
@@ -240,14 +249,14 @@ impl RequestHead {
             return Err(BadHead::WhiteSpace(name.clone()));
         }
         let address = peer.address.to_canonical();
-        let mut facts = Facts { peer: address, address, is_secure: peer.is_secure, takes_trailers: false, more: None };
+        let mut facts = Facts { peer: address, address, is_secure: peer.is_secure, ..Facts::default() };
         if let Some(subject) = peer.certificate {
             facts.more().certificate = Some(subject.clone());
         }
         if marks.connection {
-            let HopByHop { upgrade, trailers } =
+            let HopByHop { upgrade, trailers, close } =
                 fields::strip_request(map, peer.key_headers).map_err(BadHead::ConnectionOption)?;
-            facts.takes_trailers = trailers;
+            (facts.takes_trailers, facts.says_close) = (trailers, close);
             if upgrade.is_some() {
                 facts.more().upgrade = upgrade;
             }

@@ -151,6 +151,11 @@ impl Messages {
         matches!(self.at, At::Waiting { .. })
     }
 
+    /// Returns whether no message has begun that has not ended.
+    pub(crate) fn is_between(&self) -> bool {
+        matches!(&self.at, At::Head(head) if !head.has_begun)
+    }
+
     /// Reads on.
     pub(crate) fn read(&mut self, mut bytes: &[u8]) -> Result<(), BadChunk> {
         while !bytes.is_empty() {

@@ -6,10 +6,11 @@
 //! never replaced, and no other place holds bytes of the peer: the owner of the `Stream` reads
 //! every byte that the peer has sent, in order, once.
 
-use super::poll_write_gathered;
+use super::socket::{Socket, reset_at_end};
 use bytes::{Buf, BytesMut};
 use std::future::poll_fn;
 use std::io::{self, IoSlice};
+use std::mem::MaybeUninit;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Instant;
@@ -17,8 +18,8 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsStream;
 
-/// The most that one look takes off a TLS connection.
-const LOOK: usize = 2048;
+/// The most that one look takes off a connection: as much as hyper reads at first.
+const LOOK: usize = 8 << 10;
 
 /// A connection to a peer.
 pub(crate) struct Stream {
@@ -32,7 +33,7 @@ pub(crate) struct Stream {
 }
 
 enum Transport {
-    Tcp(TcpStream),
+    Tcp(Socket),
     Tls(Box<TlsStream<TcpStream>>),
 }
 
@@ -47,6 +48,11 @@ pub(crate) enum Seen {
 
 impl Stream {
     pub(crate) fn tcp(socket: TcpStream) -> Stream {
+        Stream::over(Transport::Tcp(Socket::Joined(socket)))
+    }
+
+    /// Returns a connection over a socket that the reactor may not know yet.
+    pub(crate) fn over_socket(socket: Socket) -> Stream {
         Stream::over(Transport::Tcp(socket))
     }
 
@@ -58,13 +64,6 @@ impl Stream {
         Stream { transport, unread: BytesMut::new(), unread_since: None, peeked: false }
     }
 
-    pub(crate) fn socket(&self) -> &TcpStream {
-        match &self.transport {
-            Transport::Tcp(socket) => socket,
-            Transport::Tls(session) => session.get_ref().0,
-        }
-    }
-
     pub(crate) fn is_tls(&self) -> bool {
         matches!(self.transport, Transport::Tls(_))
     }
@@ -74,14 +73,6 @@ impl Stream {
         match &self.transport {
             Transport::Tcp(_) => None,
             Transport::Tls(session) => session.get_ref().1.alpn_protocol(),
-        }
-    }
-
-    /// Returns the bare socket; `None` for TLS, and where bytes have been taken off it, which would be lost.
-    pub(crate) fn into_socket(self) -> Option<TcpStream> {
-        match self.transport {
-            Transport::Tcp(socket) if self.unread.is_empty() => Some(socket),
-            _ => None,
         }
     }
 
@@ -107,32 +98,15 @@ impl Stream {
         self.unread_since.get_or_insert_with(Instant::now);
     }
 
-    /// Waits until the next read would return bytes; `false` where the peer has ended the connection.
-    ///
-    /// No buffer is held while it waits. The reactor may call a socket readable that is not, which
-    /// would cost hyper's buffers for nothing; this tells the two apart.
-    pub(crate) async fn readable(&mut self) -> bool {
-        poll_fn(|cx| self.poll_peek(cx)).await == Seen::Bytes
+    /// Waits until bytes of the peer are here, which the next read returns; `false` where the peer has ended the
+    /// connection before. No buffer is held while it waits.
+    pub(crate) fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
+        Poll::Ready(self.has_unread() || matches!(ready!(self.poll_fill(cx)), Ok(1..)))
     }
 
     /// Waits until the peer's bytes either begin with these or cannot any more, and returns which. Takes no byte
     /// from the next read. An end or an error before that is a `false`.
     pub(crate) async fn begins_with(&mut self, expected: &[u8]) -> bool {
-        if let Transport::Tcp(socket) = &self.transport
-            && self.unread.is_empty()
-        {
-            let mut seen = [0; 32];
-            let room = expected.len().min(seen.len());
-            if let Ok(length) = socket.peek(&mut seen[..room]).await {
-                if seen[..length] != expected[..length] {
-                    return false;
-                }
-                if length == expected.len() {
-                    return true;
-                }
-            }
-        }
-        // The peer begins piece by piece, as few do.
         while self.unread.len() < expected.len() && expected.starts_with(&self.unread) {
             if !matches!(poll_fn(|cx| self.poll_fill(cx)).await, Ok(1..)) {
                 return false;
@@ -146,7 +120,7 @@ impl Stream {
         if self.has_unread() || self.peeked {
             return Poll::Ready(Seen::Bytes);
         }
-        let seen = match &self.transport {
+        let seen = match &mut self.transport {
             Transport::Tcp(socket) => {
                 let seen = ready!(socket.poll_peek(cx, &mut ReadBuf::new(&mut [0])));
                 self.peeked = matches!(seen, Ok(1..));
@@ -160,8 +134,12 @@ impl Stream {
     /// Looks for what has arrived since the last read or look: pending also while bytes wait for a read, for then
     /// an end could not be told from what stands before it. Costs no system call where nothing has arrived.
     pub(crate) fn poll_arrival(&mut self, cx: &mut Context<'_>) -> Poll<Seen> {
-        let waits = self.has_unread() || self.peeked;
-        if waits || (self.is_tls() && self.socket().poll_read_ready(cx).is_pending()) {
+        if self.has_unread() || self.peeked {
+            return Poll::Pending;
+        }
+        if let Transport::Tls(session) = &self.transport
+            && session.get_ref().0.poll_read_ready(cx).is_pending()
+        {
             return Poll::Pending;
         }
         self.poll_peek(cx)
@@ -169,18 +147,28 @@ impl Stream {
 
     /// Takes bytes off the transport and appends them to those that wait; returns how many, 0 at the end.
     fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        let mut bytes = [0; LOOK];
-        let mut buffer = ReadBuf::new(&mut bytes);
+        let mut bytes = [MaybeUninit::uninit(); LOOK];
+        if let Transport::Tcp(socket) = &self.transport
+            && let Some(read) = socket.read_apart(&mut bytes)
+        {
+            return Poll::Ready(read.map(|read| self.take(read)));
+        }
+        let mut buffer = ReadBuf::uninit(&mut bytes);
         ready!(self.poll_transport(cx, &mut buffer))?;
-        self.unread.extend_from_slice(buffer.filled());
+        Poll::Ready(Ok(self.take(buffer.filled())))
+    }
+
+    /// Has bytes that were read wait; returns their number.
+    fn take(&mut self, read: &[u8]) -> usize {
+        self.unread.extend_from_slice(read);
         self.unread_since.get_or_insert_with(Instant::now);
-        Poll::Ready(Ok(buffer.filled().len()))
+        read.len()
     }
 
     /// Reads from the transport, past the bytes that wait.
     fn poll_transport(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let result = match &mut self.transport {
-            Transport::Tcp(socket) => Pin::new(socket).poll_read(cx, buf),
+            Transport::Tcp(socket) => socket.poll_read(cx, buf),
             Transport::Tls(session) => Pin::new(session).poll_read(cx, buf),
         };
         if result.is_ready() {
@@ -192,7 +180,10 @@ impl Stream {
     /// Has the end of the connection be a reset.
     pub(crate) fn reset_at_end(&self) {
         // Where it cannot be had, the client sees an ordinary end.
-        let _ = socket2::SockRef::from(self.socket()).set_linger(Some(std::time::Duration::ZERO));
+        let _ = match &self.transport {
+            Transport::Tcp(socket) => socket.reset_at_end(),
+            Transport::Tls(session) => reset_at_end(session.get_ref().0),
+        };
     }
 }
 
@@ -217,7 +208,7 @@ impl AsyncRead for Stream {
 impl AsyncWrite for Stream {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         match &mut self.get_mut().transport {
-            Transport::Tcp(socket) => Pin::new(socket).poll_write(cx, buf),
+            Transport::Tcp(socket) => socket.poll_write(cx, buf),
             Transport::Tls(session) => Pin::new(session).poll_write(cx, buf),
         }
     }
@@ -228,7 +219,7 @@ impl AsyncWrite for Stream {
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         match &mut self.get_mut().transport {
-            Transport::Tcp(socket) => poll_write_gathered(Pin::new(socket), cx, bufs),
+            Transport::Tcp(socket) => socket.poll_write_vectored(cx, bufs),
             // It seals the pieces together, as far as a record goes.
             Transport::Tls(session) => Pin::new(session).poll_write_vectored(cx, bufs),
         }
@@ -247,7 +238,7 @@ impl AsyncWrite for Stream {
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match &mut self.get_mut().transport {
-            Transport::Tcp(socket) => Pin::new(socket).poll_shutdown(cx),
+            Transport::Tcp(socket) => socket.poll_shutdown(cx),
             Transport::Tls(session) => Pin::new(session).poll_shutdown(cx),
         }
     }

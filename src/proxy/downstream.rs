@@ -1,5 +1,6 @@
 //! The downstream connection, as the pipeline sees it.
 
+use super::streams::{OpenStream, Streams};
 use crate::io;
 use crate::tls::Names;
 use crate::upstream::InFlight;
@@ -14,24 +15,10 @@ use std::time::{Duration, Instant};
 /// Interim answers that may wait until the client reads them; further ones are dropped.
 const MAX_INTERIM: usize = 64 << 10;
 
-/// The bytes of nodes' responses that an HTTP/2 connection may hold over all of its streams, before more is read.
-const UNSENT: u64 = 256 << 10;
-
 /// The downstream side of a request: a connection of HTTP/1, or one stream of a connection of HTTP/2. The connection's
 /// wire and its requests share it.
 pub(crate) struct Downstream {
-    pub(crate) peer: SocketAddr,
-    pub(crate) listener: Arc<str>,
-    /// Set when the listener is on its way out: every response then closes its connection.
-    pub(crate) leaving: Rc<Cell<bool>>,
-    /// The results of the TLS handshake; `None` without TLS.
-    pub(crate) secured: Option<Rc<Secured>>,
-    /// The peer's address as it stands in `X-Forwarded-For`.
-    pub(crate) peer_text: HeaderValue,
-    /// The connection has had as many requests as it may have: it ends with this response.
-    pub(crate) is_spent: Rc<Cell<bool>>,
-    /// The requests on this connection so far.
-    requests: Rc<Cell<u32>>,
+    pub(crate) connection: Rc<ConnectionState>,
     pub(crate) had_request: Cell<bool>,
     /// The slot of its session, where it can become a tunnel.
     tunnel: RefCell<Weak<dyn TunnelSlot>>,
@@ -44,6 +31,22 @@ pub(crate) struct Downstream {
     pub(crate) stream: Option<StreamState>,
 }
 
+/// The part that all streams of a connection share.
+pub(crate) struct ConnectionState {
+    pub(crate) peer: SocketAddr,
+    pub(crate) listener: Arc<str>,
+    /// Set when the listener is on its way out: every response then closes its connection.
+    pub(crate) leaving: Rc<Cell<bool>>,
+    /// The results of the TLS handshake; `None` without TLS.
+    pub(crate) secured: Option<Secured>,
+    /// The peer's address as it stands in `X-Forwarded-For`.
+    pub(crate) peer_text: HeaderValue,
+    /// The connection has had as many requests as it may have: it ends with this response.
+    pub(crate) is_spent: Cell<bool>,
+    /// The requests on this connection so far.
+    requests: Cell<u32>,
+}
+
 /// The state of a connection of HTTP/1; of a stream it stays as it begins.
 #[derive(Default)]
 pub(crate) struct Http1State {
@@ -54,6 +57,8 @@ pub(crate) struct Http1State {
     pub(crate) task: RefCell<Option<Waker>>,
     /// The last request was HTTP/1.0: its response may end with the connection and nothing else.
     pub(crate) is_http10: Cell<bool>,
+    /// The last request says `Connection: close`.
+    pub(crate) says_close: Cell<bool>,
     /// The next piece of the request's body has not come in time: the body ends in an error.
     pub(crate) body_expired: Cell<bool>,
     /// A fault in the bytes of the request that hyper does not refuse.
@@ -68,98 +73,9 @@ pub(crate) struct StreamState {
     pub(crate) body_idle: Duration,
     /// Tells a client that waits for it to send the body; see [`Downstream::ask_for_body`].
     on_body: RefCell<Option<Box<dyn FnOnce()>>>,
-    /// Since when a piece of the response has been offered to the client; none while the node is waited for.
-    offered: Cell<Option<Instant>>,
     /// When a piece of the response was given to the client last.
     gave: Cell<Option<Instant>>,
-    open: OpenStream,
-}
-
-/// The streams of a connection that are open.
-#[derive(Default)]
-pub(crate) struct Streams {
-    count: Cell<u32>,
-    /// Bytes that were read of their bodies.
-    read: Cell<u64>,
-    /// Requests that made no sense.
-    malformed: Cell<u32>,
-    /// Bytes of answers that were given to the connection, and those of them that it holds no more.
-    given: Cell<u64>,
-    gone: Cell<u64>,
-    /// The bytes that were given to streams which were reset, and so never sent.
-    dropped: Cell<u64>,
-    /// When its bodies last waited unread for the process to hold less.
-    starved: Cell<Option<Instant>>,
-    /// Answers that wait until more of these are sent.
-    waiting: RefCell<Vec<Waker>>,
-    /// The connection's task, which is told when there are fewer.
-    task: RefCell<Option<Waker>>,
-}
-
-impl Streams {
-    pub(crate) fn are_none(&self) -> bool {
-        self.count.get() == 0
-    }
-
-    /// Returns how many bytes were read of all bodies so far.
-    pub(crate) fn read(&self) -> u64 {
-        self.read.get()
-    }
-
-    /// Returns how many requests made no sense since this was asked last.
-    pub(crate) fn take_malformed(&self) -> u32 {
-        self.malformed.take()
-    }
-
-    /// Notes that its bodies wait unread, for the process holds as much as it may.
-    pub(crate) fn starve(&self, now: Instant) {
-        self.starved.set(Some(now));
-    }
-
-    /// Notes that so many bytes of answers have been sent so far; `is_all` that what clients' windows allow is out.
-    pub(crate) fn sent(&self, bytes: u64, is_all: bool) {
-        if is_all {
-            self.dropped.set(self.given.get().saturating_sub(bytes));
-        }
-        self.gone.set(bytes + self.dropped.get());
-        if self.unsent() < UNSENT {
-            self.waiting.borrow_mut().drain(..).for_each(Waker::wake);
-        }
-    }
-
-    fn unsent(&self) -> u64 {
-        self.given.get().saturating_sub(self.gone.get())
-    }
-
-    /// Has the connection's task look again.
-    pub(crate) fn wake(&self) {
-        if let Some(task) = &*self.task.borrow() {
-            task.wake_by_ref();
-        }
-    }
-
-    /// Has this task told of every stream that ends.
-    pub(crate) fn watch(&self, cx: &std::task::Context<'_>) {
-        *self.task.borrow_mut() = Some(cx.waker().clone());
-    }
-}
-
-struct OpenStream(Rc<Streams>);
-
-impl OpenStream {
-    fn new(streams: &Rc<Streams>) -> OpenStream {
-        streams.count.set(streams.count.get() + 1);
-        OpenStream(Rc::clone(streams))
-    }
-}
-
-impl Drop for OpenStream {
-    fn drop(&mut self) {
-        self.0.count.set(self.0.count.get() - 1);
-        if let Some(task) = &*self.0.task.borrow() {
-            task.wake_by_ref();
-        }
-    }
+    pub(super) open: OpenStream,
 }
 
 /// The results of a TLS handshake.
@@ -223,48 +139,41 @@ impl Downstream {
         peer: SocketAddr,
         listener: Arc<str>,
         leaving: Rc<Cell<bool>>,
-        secured: Option<Rc<Secured>>,
+        secured: Option<Secured>,
     ) -> Downstream {
         let text = peer.ip().to_canonical().to_string();
-        Downstream {
+        let connection = ConnectionState {
             peer,
             listener,
             leaving,
             secured,
             peer_text: HeaderValue::try_from(text).expect("an IP address is a field value"),
-            is_spent: Rc::default(),
-            requests: Rc::default(),
-            had_request: Cell::new(false),
-            tunnel: RefCell::new(Weak::<RefCell<Option<Tunnel>>>::new()),
-            awaits_body: Cell::new(None),
-            body_waker: RefCell::default(),
-            http1: Http1State::default(),
-            stream: None,
-        }
+            is_spent: Cell::new(false),
+            requests: Cell::new(0),
+        };
+        Downstream::on(Rc::new(connection), None)
     }
 
     /// Returns the downstream side of one of the connection's streams, which is counted as long as it lives.
     pub(crate) fn for_stream(&self, streams: &Rc<Streams>, body_idle: Duration) -> Downstream {
+        let stream = StreamState {
+            body_idle,
+            on_body: RefCell::default(),
+            gave: Cell::new(None),
+            open: OpenStream::new(streams),
+        };
+        Downstream::on(Rc::clone(&self.connection), Some(stream))
+    }
+
+    fn on(connection: Rc<ConnectionState>, stream: Option<StreamState>) -> Downstream {
         Downstream {
-            peer: self.peer,
-            listener: Arc::clone(&self.listener),
-            leaving: Rc::clone(&self.leaving),
-            secured: self.secured.clone(),
-            peer_text: self.peer_text.clone(),
-            is_spent: Rc::clone(&self.is_spent),
-            requests: Rc::clone(&self.requests),
-            had_request: Cell::new(true),
+            connection,
+            had_request: Cell::new(stream.is_some()),
             tunnel: RefCell::new(Weak::<RefCell<Option<Tunnel>>>::new()),
             awaits_body: Cell::new(None),
             body_waker: RefCell::default(),
             http1: Http1State::default(),
-            stream: Some(StreamState {
-                body_idle,
-                on_body: RefCell::default(),
-                offered: Cell::new(None),
-                gave: Cell::new(None),
-                open: OpenStream::new(streams),
-            }),
+            stream,
         }
     }
 
@@ -284,6 +193,7 @@ impl Downstream {
         self.had_request.set(true);
         self.http1.phase.set(Phase::Request);
         self.http1.is_http10.set(version == Version::HTTP_10);
+        self.http1.says_close.set(false);
         self.http1.body_expired.set(false);
         self.http1.drains_body.set(false);
     }
@@ -315,37 +225,26 @@ impl Downstream {
     /// Notes that a piece of its body was read.
     pub(crate) fn took(&self, bytes: usize) {
         if let Some(stream) = &self.stream {
-            let read = &stream.open.0.read;
-            read.set(read.get() + bytes as u64);
+            stream.open.streams.took(bytes as u64);
         }
     }
 
     /// Returns whether what it sends was left unread at that time or later, by no fault of its own.
     pub(crate) fn was_starved_since(&self, since: Instant) -> bool {
-        let starved = self.stream.as_ref().and_then(|stream| stream.open.0.starved.get());
-        starved.is_some_and(|starved| starved >= since)
+        self.stream.as_ref().is_some_and(|stream| stream.open.streams.was_starved_since(since))
     }
 
     /// Waits until its connection holds little of what nodes have answered: a client that reads slowly, or not at
     /// all, would have it hold a part of every stream's answer.
     pub(crate) fn poll_room(&self, cx: &std::task::Context<'_>) -> Poll<()> {
         let Some(stream) = &self.stream else { return Poll::Ready(()) };
-        let streams = &stream.open.0;
-        if streams.unsent() < UNSENT {
-            return Poll::Ready(());
-        }
-        let mut waiting = streams.waiting.borrow_mut();
-        if !waiting.iter().any(|waker| waker.will_wake(cx.waker())) {
-            waiting.push(cx.waker().clone());
-        }
-        Poll::Pending
+        stream.open.streams.poll_room(cx)
     }
 
     /// Notes that so much of an answer was given to the connection.
     pub(crate) fn gave(&self, bytes: u64) {
         if let Some(stream) = &self.stream {
-            let given = &stream.open.0.given;
-            given.set(given.get() + bytes);
+            stream.open.streams.gave(bytes);
         }
     }
 
@@ -357,31 +256,25 @@ impl Downstream {
     /// Notes that its request made no sense.
     pub(crate) fn note_malformed(&self) {
         if let Some(stream) = &self.stream {
-            stream.open.0.malformed.set(stream.open.0.malformed.get() + 1);
+            stream.open.streams.note_malformed();
         }
     }
 
     /// Notes whether a piece of the answer is with the client now, or still to come from the node.
     pub(crate) fn offer(&self, is_offered: bool) {
         if let Some(stream) = &self.stream {
-            stream.offered.set(is_offered.then(Instant::now));
-            if is_offered {
-                stream.gave.set(stream.offered.get());
-            }
+            let since = is_offered.then(Instant::now);
+            stream.open.offer(since);
+            stream.gave.set(since.or(stream.gave.get()));
         }
-    }
-
-    /// Since when it has not asked for the next piece of its answer.
-    pub(crate) fn offered_since(&self) -> Option<Instant> {
-        self.stream.as_ref().and_then(|stream| stream.offered.get())
     }
 
     /// Counts a request; the last one that is allowed ends its connection.
     pub(crate) fn count_request(&self, limit: u32) {
-        let requests = self.requests.get().saturating_add(1);
-        self.requests.set(requests);
-        if limit > 0 && requests >= limit {
-            self.is_spent.set(true);
+        let ConnectionState { requests, is_spent, .. } = &*self.connection;
+        requests.set(requests.get().saturating_add(1));
+        if limit > 0 && requests.get() >= limit {
+            is_spent.set(true);
         }
     }
 
@@ -398,6 +291,6 @@ impl Downstream {
 
     /// Returns whether the client speaks TLS with this proxy.
     pub(crate) fn is_secure(&self) -> bool {
-        self.secured.is_some()
+        self.connection.secured.is_some()
     }
 }

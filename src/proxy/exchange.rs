@@ -66,8 +66,8 @@ impl RequestRecorder {
         self.metrics.request_duration.with_label_values(&["none"]).observe(0.0);
         if let Some(log) = &*self.log.borrow() {
             log.write(&Entry {
-                listener: &client.listener,
-                client: client.peer_text.to_str().unwrap_or_default(),
+                listener: &client.connection.listener,
+                client: client.connection.peer_text.to_str().unwrap_or_default(),
                 method: "-",
                 host: "",
                 uri: "-",
@@ -267,6 +267,11 @@ impl Exchange {
         self.client.offer(is_offered);
     }
 
+    /// Returns whether the request came on a stream of HTTP/2.
+    pub(super) fn is_on_stream(&self) -> bool {
+        self.client.stream.is_some()
+    }
+
     /// Returns whether the request is a HEAD, whose answer has no body.
     pub(super) fn is_head(&self) -> bool {
         self.method == Method::HEAD
@@ -367,8 +372,8 @@ impl Exchange {
         let node = details.node.borrow();
         let uri = details.uri.path_and_query().map_or("/", http::uri::PathAndQuery::as_str);
         log.write(&Entry {
-            listener: &self.client.listener,
-            client: address.as_deref().or(self.client.peer_text.to_str().ok()).unwrap_or_default(),
+            listener: &self.client.connection.listener,
+            client: address.as_deref().or(self.client.connection.peer_text.to_str().ok()).unwrap_or_default(),
             method: self.method.as_str(),
             host: &text(&details.host).or_else(|| details.uri.host().map(str::to_owned)).unwrap_or_default(),
             uri,

@@ -27,10 +27,11 @@ mod response_body;
 mod route;
 mod snapshot;
 mod step;
+mod streams;
 mod upstream;
 mod worker_context;
 
-pub(crate) use downstream::{Downstream, Phase, Secured, Streams, Tunnel, TunnelSlot};
+pub(crate) use downstream::{Downstream, Phase, Secured, Tunnel, TunnelSlot};
 pub(crate) use exchange::RequestRecorder;
 pub(crate) use hash_key::{ScopeSources, find_key};
 pub(crate) use pipeline::{answer, unreadable};
@@ -40,4 +41,5 @@ pub(crate) use response_body::ResponseBody;
 pub(crate) use route::Table;
 pub(crate) use snapshot::{Parts, Snapshot};
 pub(crate) use step::ResponseFuture;
+pub(crate) use streams::Streams;
 pub(crate) use worker_context::WorkerContext;

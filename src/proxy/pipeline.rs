@@ -85,14 +85,15 @@ fn begin(
         }
         let underscores = underscores(settings.limits.underscores_in_headers);
         let peer = Peer {
-            address: client.peer.ip(),
+            address: client.connection.peer.ip(),
             is_secure: client.is_secure(),
-            certificate: client.secured.as_ref().and_then(|secured| secured.subject.as_ref()),
+            certificate: client.connection.secured.as_ref().and_then(|secured| secured.subject.as_ref()),
             trusted_proxies: &settings.trusted_proxies,
             underscores,
             key_headers: &snapshot.key_headers,
         };
         let (head, form) = enter(head, &uri, host.as_ref(), peer, bounds)?;
+        client.http1.says_close.set(head.fields.facts.says_close);
         check_admission(client, &head.method, &form)?;
 
         let index = plan::route(&snapshot.table, &head, &form).ok_or_else(no_route)?;
@@ -143,7 +144,7 @@ fn check_admission(client: &Downstream, method: &Method, form: &Form<'_>) -> Res
     if *method == Method::TRACE {
         return Err(trace_refused());
     }
-    let certificate = client.secured.as_ref().and_then(|secured| secured.certificate.as_ref());
+    let certificate = client.connection.secured.as_ref().and_then(|secured| secured.certificate.as_ref());
     match certificate {
         Some(names) if !names.cover(&form.host) => Err(misdirected()),
         _ => Ok(()),

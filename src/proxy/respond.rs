@@ -92,7 +92,9 @@ pub(super) fn finish(reply: Reply, exchange: &Exchange) -> Response<ResponseBody
         }
         // HTTP/2 says otherwise when a connection ends.
         response.headers_mut().remove(CONNECTION);
-    } else if (client.leaving.get() || client.is_spent.get()) && response.status() != StatusCode::SWITCHING_PROTOCOLS {
+    } else if (client.connection.leaving.get() || client.connection.is_spent.get())
+        && response.status() != StatusCode::SWITCHING_PROTOCOLS
+    {
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
     if client.http1.is_http10.get()

@@ -1,17 +1,21 @@
 //! The body of a response, as the downstream connection reads it.
 
 use super::exchange::Exchange;
-use crate::cache::{Body, Reader, StreamingReader, Unfinished};
+use crate::cache::{Body, Reader, Run, StreamingReader, Unfinished};
 use crate::http::budget::Share;
 use crate::http::buffered_body::BufferedBody;
 use crate::upstream::{AnswerBody, Broken};
-use bytes::Bytes;
+use bytes::{Buf as _, Bytes};
 use http_body::{Body as _, Frame, SizeHint};
 use std::cell::RefCell;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 use tokio::task::AbortHandle;
+
+/// The most of a stored body that HTTP/1 gets at once. HTTP/2 gets a segment at a time, which its window lets through
+/// piece by piece.
+const RUN: usize = 1 << 20;
 
 /// The body of a response. Its end is the end of the exchange.
 pub(crate) struct ResponseBody {
@@ -245,10 +249,10 @@ impl Drop for ResponseBody {
 }
 
 impl http_body::Body for ResponseBody {
-    type Data = Bytes;
+    type Data = Run;
     type Error = Broken;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Run>, Broken>>> {
         let this = &mut *self;
         if let Some(broken) = this.broken {
             return Poll::Ready(Some(Err(broken)));
@@ -262,29 +266,36 @@ impl http_body::Body for ResponseBody {
         if is_from_node {
             ready!(this.exchange.poll_room(cx));
         }
+        let from_node = |frame: Option<Result<Frame<Bytes>, Broken>>| {
+            frame.map(|frame| frame.map(|frame| frame.map_data(Run::One)))
+        };
         let frame = match &mut this.kind {
             BodyKind::Empty => None,
-            BodyKind::Full(bytes) => Some(Ok(Frame::data(std::mem::take(bytes)))),
-            BodyKind::Stored(reader) => reader.next().map(|piece| Ok(Frame::data(piece))),
+            BodyKind::Full(bytes) => Some(Ok(Frame::data(Run::One(std::mem::take(bytes))))),
+            BodyKind::Stored(reader) => {
+                let next =
+                    if this.exchange.is_on_stream() { reader.next().map(Run::One) } else { reader.next_run(RUN) };
+                next.map(|run| Ok(Frame::data(run)))
+            }
             BodyKind::Arriving(passage) => match ready!(passage.poll_frame(cx)) {
                 None => None,
-                Some(Ok(frame)) => Some(Ok(frame)),
+                Some(Ok(frame)) => Some(Ok(frame.map_data(Run::One))),
                 Some(Err(Interrupted::ByNode(broken))) => Some(Err(broken)),
                 Some(Err(Interrupted::TooSlow)) => {
                     this.exchange.too_slow();
                     Some(Err(Broken::Stalled))
                 }
             },
-            BodyKind::Answer(body) => ready!(Pin::new(&mut **body).poll_frame(cx)),
-            BodyKind::Whole(whole) => whole.next(),
+            BodyKind::Answer(body) => from_node(ready!(Pin::new(&mut **body).poll_frame(cx))),
+            BodyKind::Whole(whole) => from_node(whole.next()),
             BodyKind::Rest(parts) => match parts.0.next() {
-                None => ready!(Pin::new(&mut parts.1).poll_frame(cx)),
-                piece => piece,
+                None => from_node(ready!(Pin::new(&mut parts.1).poll_frame(cx))),
+                piece => from_node(piece),
             },
         };
         match &frame {
             Some(Ok(frame)) => {
-                let length = frame.data_ref().map_or(0, |data| data.len() as u64);
+                let length = frame.data_ref().map_or(0, |data| data.remaining() as u64);
                 this.exchange.response_bytes.set(this.exchange.response_bytes.get() + length);
                 this.exchange.gave(length);
             }

@@ -7,16 +7,18 @@ use crate::proxy::{RequestRecorder, Snapshot, WorkerContext};
 use crate::server::connection::address_limit::Addresses;
 use crate::server::connection::limit::ConnectionPermits;
 use crate::server::connection::{self, context::Context};
+use crate::server::listener::accept::{Accepting, accept};
 use crate::server::listener::open::{Open, Uses};
 use crate::server::listener::socket_set::{is_exhaustion, refuse_syns};
 use crate::telemetry::metrics::Metrics;
 use arc_swap::ArcSwap;
 use prometheus::{IntCounter, IntGauge};
 use socket2::SockRef;
+use std::net::{SocketAddr, TcpStream};
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::watch;
 
@@ -173,7 +175,7 @@ impl Worker {
     fn accept_from(&mut self, open: Open) {
         let context = Rc::new(Context::new(&self.context, &open.name, &self.shared.addresses));
         for socket in open.sockets_of(self.number, self.shared.workers) {
-            match socket.and_then(TcpListener::from_std) {
+            match socket.and_then(Accepting::from) {
                 Ok(listener) => {
                     let acceptor = Acceptor {
                         permits: Arc::clone(&self.shared.permits),
@@ -208,7 +210,8 @@ struct Acceptor {
 impl Acceptor {
     /// Accepts until the listener is removed, and then the connections that are queued in the kernel. At the limit a
     /// connection waits for a permit before the next one is accepted.
-    async fn accept_all(self, listener: TcpListener) {
+    async fn accept_all(self, listener: Accepting) {
+        let mut left = pin!(self.context.left());
         let mut turns = 0u32;
         loop {
             turns = turns.wrapping_add(1);
@@ -217,7 +220,7 @@ impl Acceptor {
             }
             let accepted = tokio::select! {
                 biased;
-                () = self.context.left() => break,
+                () = &mut left => break,
                 accepted = listener.accept() => accepted,
             };
             match accepted {
@@ -235,23 +238,21 @@ impl Acceptor {
             self.let_go(&listener).await;
         }
         // No task runs between the last check of the queue and the close, which would reset the connections in it.
-        let Ok(listener) = listener.into_std() else { return };
-        while let Ok((stream, peer)) = listener.accept() {
-            if let Ok(stream) = stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream)) {
-                self.serve(stream, peer).await;
-            }
+        let listener = listener.into_socket();
+        while let Ok((stream, peer)) = accept(&listener) {
+            self.serve(stream, peer).await;
         }
     }
 
     /// Serves the connections that still arrive at a removed listener, until its sockets can be closed without loss:
     /// another listener may have the address now, which gets no connections before.
-    async fn let_go(&self, listener: &TcpListener) {
+    async fn let_go(&self, listener: &Accepting) {
         let until = Instant::now() + LET_GO;
         while self.uses.are_left() && Instant::now() < until {
             self.empty_queue(listener).await;
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
-        if let Err(error) = refuse_syns(&SockRef::from(listener)) {
+        if let Err(error) = refuse_syns(&SockRef::from(listener.socket())) {
             tracing::debug!(%error, "a listener is closed while clients may be about to connect");
             return;
         }
@@ -259,22 +260,23 @@ impl Acceptor {
         self.empty_queue(listener).await;
     }
 
-    async fn empty_queue(&self, listener: &TcpListener) {
+    async fn empty_queue(&self, listener: &Accepting) {
         while let Ok(Ok((stream, peer))) = tokio::time::timeout(Duration::ZERO, listener.accept()).await {
             self.serve(stream, peer).await;
         }
     }
 
-    async fn serve(&self, stream: TcpStream, peer: std::net::SocketAddr) {
-        let permit = tokio::select! {
-            biased;
-            permit = self.permits.take() => permit,
-            // A listener that is going away keeps no client waiting.
-            () = self.context.left() => self.permits.try_take(),
+    async fn serve(&self, stream: TcpStream, peer: SocketAddr) {
+        let permit = match self.permits.try_take() {
+            Some(permit) => Some(permit),
+            None => tokio::select! {
+                biased;
+                permit = self.permits.take() => permit,
+                // A listener that is going away keeps no client waiting.
+                () = self.context.left() => None,
+            },
         };
         let Some(permit) = permit else { return };
-        // Responses are written in large pieces; Nagle's algorithm would only delay them.
-        let _ = stream.set_nodelay(true);
         self.accepted.inc();
         let counted = Counted::new(&self.open);
         let (context, here) = (Rc::clone(&self.context), Rc::clone(&self.here));

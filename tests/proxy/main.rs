@@ -7,6 +7,7 @@ mod bounds;
 mod browser;
 mod caching;
 mod cli;
+mod closing;
 mod demo;
 mod deploy;
 mod docs;

@@ -8,9 +8,11 @@ use crate::io::Stream;
 use crate::proxy::{self, Downstream, WorkerContext};
 use crate::tls::ServerTls;
 use std::cell::{Cell, RefCell};
+use std::future::poll_fn;
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::{Notify, Semaphore};
@@ -89,6 +91,21 @@ impl Handshake {
 
 /// Waits for bytes. Returns `false` where the connection ends or the deadline passes before. A drain shortens the wait.
 pub(super) async fn is_readable(context: &Context, stream: &mut Stream, deadline: Instant) -> bool {
+    // What is here already needs no timer.
+    if let Poll::Ready(is_readable) = poll_fn(|cx| Poll::Ready(stream.poll_readable(cx))).await {
+        return is_readable;
+    }
+    let readable = poll_fn(|cx| stream.poll_readable(cx).map(|is_readable| is_readable.then_some(())));
+    wait(context, deadline, readable).await.is_some()
+}
+
+/// Waits for something of the client. Returns `None` where the deadline passes before. A drain shortens the wait.
+pub(super) async fn wait<T>(
+    context: &Context,
+    deadline: Instant,
+    arrival: impl Future<Output = Option<T>>,
+) -> Option<T> {
+    let mut arrival = pin!(arrival);
     let mut drain = pin!(context.drain.notified());
     drain.as_mut().enable();
     let deadline = match context.leaving.get() {
@@ -97,11 +114,11 @@ pub(super) async fn is_readable(context: &Context, stream: &mut Stream, deadline
     };
     tokio::select! {
         biased;
-        readable = stream.readable() => return readable,
-        () = tokio::time::sleep_until(deadline.into()) => return false,
+        arrived = &mut arrival => return arrived,
+        () = tokio::time::sleep_until(deadline.into()) => return None,
         () = drain => {}
     }
-    tokio::time::timeout(LAST_REQUEST, stream.readable()).await.unwrap_or(false)
+    tokio::time::timeout(LAST_REQUEST, arrival).await.ok()?
 }
 
 /// Sends an error answer to a request that never reached the pipeline.

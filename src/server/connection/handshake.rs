@@ -1,13 +1,13 @@
 //! The beginning of a connection, before its first request: a PROXY protocol header, and the TLS handshake.
 
 use super::address_limit::AddressPermit;
-use super::context::{Context, Handshake, is_readable, refuse};
+use super::context::{Context, Handshake, refuse, wait};
 use super::proxy_protocol;
 use crate::clock;
 use crate::config::ProxyProtocol;
 use crate::http::forwarded::is_trusted;
 use crate::http::problem::{Problem, ProblemKind};
-use crate::io::Stream;
+use crate::io::{Socket, Stream};
 use crate::proxy::{Downstream, Secured};
 use crate::telemetry::metrics::Abort;
 use crate::tls::{ServerTls, identity};
@@ -28,33 +28,64 @@ use tokio_rustls::server::TlsStream;
 /// The first byte of a TLS record that holds a handshake.
 const HANDSHAKE: u8 = 0x16;
 
+/// A connection that is ready for requests.
+pub(super) struct Begun {
+    pub(super) stream: Stream,
+    pub(super) client: Rc<Downstream>,
+    /// Its place among the connections of its address.
+    pub(super) address_permit: Option<AddressPermit>,
+}
+
 /// Makes a new connection ready for requests, by the deadline; `None` where it is to be closed.
-pub(super) async fn handshake(
+pub(super) async fn begin(
     context: &Context,
-    mut socket: TcpStream,
+    socket: std::net::TcpStream,
+    peer: SocketAddr,
+    deadline: Instant,
+) -> Option<Begun> {
+    let handshake = Handshake::of(context);
+    let socket = Socket::Apart(Some(socket));
+    match (&handshake.proxy_protocol, &handshake.tls) {
+        (None, None) => {
+            let address_permit = address_permit(context, peer)?;
+            Some(Begun { stream: Stream::over_socket(socket), client: client(context, peer, None), address_permit })
+        }
+        // Boxed, for the connection's task keeps the room that this takes.
+        _ => Box::pin(shake_hands(context, handshake, socket, peer, deadline)).await,
+    }
+}
+
+fn client(context: &Context, peer: SocketAddr, secured: Option<Secured>) -> Rc<Downstream> {
+    Rc::new(Downstream::new(peer, Arc::clone(&context.name), Rc::clone(&context.leaving), secured))
+}
+
+/// Reads the PROXY protocol header and makes the TLS handshake, as the listener has them.
+async fn shake_hands(
+    context: &Context,
+    Handshake { proxy_protocol, tls }: Handshake,
+    mut socket: Socket,
     mut peer: SocketAddr,
     deadline: Instant,
-) -> Option<(Stream, Rc<Downstream>, Option<AddressPermit>)> {
-    let Handshake { proxy_protocol, tls } = Handshake::of(context);
+) -> Option<Begun> {
     if let Some(protocol) = proxy_protocol {
-        peer = source(context, &protocol, &mut socket, peer, deadline).await?;
+        peer = source(context, &protocol, socket.joined().ok()?, peer, deadline).await?;
     }
     let address_permit = address_permit(context, peer)?;
-    let client =
-        |secured| Rc::new(Downstream::new(peer, Arc::clone(&context.name), Rc::clone(&context.leaving), secured));
-    let Some(tls) = tls else { return Some((Stream::tcp(socket), client(None), address_permit)) };
-    let mut stream = Stream::tcp(socket);
-    if !is_readable(context, &mut stream, deadline).await {
-        return None;
-    }
-    let socket = stream.into_socket()?;
-    let mut first = [0];
-    if matches!(socket.peek(&mut first).await, Ok(1)) && first[0] != HANDSHAKE {
+    let Some(tls) = tls else {
+        return Some(Begun {
+            stream: Stream::over_socket(socket),
+            client: client(context, peer, None),
+            address_permit,
+        });
+    };
+    let socket = socket.into_joined().ok()?;
+    let first = wait(context, deadline, first_byte(&socket)).await?;
+    if first != HANDSHAKE {
         context.worker.recorder.handshaken(&context.name, false);
-        if first[0].is_ascii_alphabetic() {
+        if first.is_ascii_alphabetic() {
             let problem =
                 Problem::bad_request(ProblemKind::TlsRequired, "this address speaks HTTPS: ask for https:// here");
-            refuse(context, Stream::tcp(socket), &client(None), &problem).await;
+            refuse(context, Stream::tcp(socket), &client(context, peer, None), &problem).await;
         }
         return None;
     }
@@ -74,7 +105,13 @@ pub(super) async fn handshake(
     let secured = secured(&tls, &stream);
     context.worker.recorder.handshaken(&context.name, secured.is_some());
     let secured = secured?;
-    Some((Stream::tls(stream), client(Some(Rc::new(secured))), address_permit))
+    Some(Begun { stream: Stream::tls(stream), client: client(context, peer, Some(secured)), address_permit })
+}
+
+/// Waits for the first byte of a connection, and leaves it there; `None` where the connection ends before.
+async fn first_byte(socket: &TcpStream) -> Option<u8> {
+    let mut first = [0];
+    matches!(socket.peek(&mut first).await, Ok(1)).then_some(first[0])
 }
 
 /// Returns the connection's permit among those of its address; nothing where that has as many as it may. Proxies that

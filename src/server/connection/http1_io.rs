@@ -57,6 +57,11 @@ impl Pulse {
         self.messages.borrow_mut().framed(framing)
     }
 
+    /// Returns whether all requests that have begun were read to their end.
+    pub(super) fn is_between_requests(&self) -> bool {
+        self.messages.borrow().is_between()
+    }
+
     /// hyper has read; whether there were bytes that may begin a head.
     fn read(&self, has_bytes: bool) {
         let now = Instant::now();

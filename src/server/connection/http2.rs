@@ -16,14 +16,13 @@ use hyper::body::Incoming;
 use hyper::server::conn::http2::Builder;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::convert::Infallible;
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
-use std::rc::{Rc, Weak};
+use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
-use tokio::task::AbortHandle;
 use tokio::time::Sleep;
 
 /// The preface of a cleartext connection that speaks HTTP/2 with prior knowledge (RFC 9113 3.4).
@@ -52,14 +51,14 @@ pub(super) async fn serve(context: &Rc<context::Context>, stream: Stream, client
     let recorder = Rc::clone(&context.worker.recorder);
     let meter = FloodMeter::new(PREFACE.len(), CONNECTION_WINDOW - FIRST_WINDOW, glitches(context, client, limits));
     let wire = Http2Io::new(stream, Notes { meter, streams: Rc::clone(&streams), recorder, share });
-    let tasks = StreamTasks::default();
+    let tasks = StreamTasks(Rc::clone(&streams));
     let mut session = Session {
         context,
         client,
         limits,
         streams: Rc::clone(&streams),
         out: wire.handle(),
-        tasks: tasks.clone(),
+        next_look: Instant::now() + LOOK_EVERY,
         idle_since: Some(Instant::now()),
         told_to_end: None,
         has_ended: false,
@@ -70,7 +69,6 @@ pub(super) async fn serve(context: &Rc<context::Context>, stream: Stream, client
         client: Rc::clone(client),
         streams,
         body_idle: limits.body_idle_timeout,
-        begun: Rc::clone(&tasks.begun),
         wire: wire.stream_handle(),
     };
     let service = service_fn(move |request| service.answer(request));
@@ -121,7 +119,6 @@ struct StreamService {
     client: Rc<Downstream>,
     streams: Rc<Streams>,
     body_idle: Duration,
-    begun: Rc<RefCell<Option<Weak<Downstream>>>>,
     wire: StreamHandle,
 }
 
@@ -132,7 +129,6 @@ impl StreamService {
         if let (Some(number), true) = (self.wire.accept(), request.headers().contains_key(EXPECT)) {
             stream.on_body(Box::new(self.wire.continuing(number)));
         }
-        *self.begun.borrow_mut() = Some(Rc::downgrade(&stream));
         DeferredResponse::new(match websocket::asked_for(&mut request) {
             None => proxy::answer(&self.worker, &stream, request),
             Some(upgrade) => {
@@ -165,7 +161,7 @@ struct Session<'a> {
     limits: &'a Limits,
     streams: Rc<Streams>,
     out: WireHandle,
-    tasks: StreamTasks,
+    next_look: Instant,
     /// Since when the connection has no stream.
     idle_since: Option<Instant>,
     /// When GOAWAY was sent.
@@ -180,7 +176,7 @@ struct Waits {
     idle: Option<Instant>,
     write: Option<Instant>,
     head: Option<Instant>,
-    /// When streams are looked for whose clients read nothing.
+    /// When streams are looked for whose clients read nothing, and a buffer that is not used.
     look: Option<Instant>,
 }
 
@@ -213,13 +209,13 @@ impl Session<'_> {
         }
         let verdict = self.out.verdict();
         if verdict == Verdict::Hostile {
-            tracing::debug!(peer = %self.client.peer, "an HTTP/2 connection is cut: it is too odd");
+            tracing::debug!(peer = %self.client.connection.peer, "an HTTP/2 connection is cut: it is too odd");
             self.context.worker.recorder.aborted(Abort::Http2Glitches);
             self.out.rebuke();
-            self.tasks.end_all();
+            self.streams.end_all();
             return Next::End;
         }
-        let must_end = self.client.is_spent.get() || verdict == Verdict::Odd;
+        let must_end = self.client.connection.is_spent.get() || verdict == Verdict::Odd;
         if self.told_to_end.is_none() && (must_end || drain.poll(cx).is_ready()) {
             self.told_to_end = Some(Instant::now());
             return Next::GoAway;
@@ -238,13 +234,20 @@ impl Session<'_> {
         let again = self.is_starved.then(|| Instant::now() + ASK_AGAIN);
         let ends = waits.idle.into_iter().chain(waits.write).chain(waits.head);
         let Some(deadline) = ends.chain(waits.look).chain(again).min() else { return Next::Wait };
-        if timer.deadline().into_std() != deadline {
+        // A timer for an earlier time is left alone: most waits end before they are over.
+        if timer.deadline().into_std() > deadline {
             timer.as_mut().reset(deadline.into());
         }
-        if timer.poll(cx).is_pending() {
-            return Next::Wait;
+        loop {
+            if timer.as_mut().poll(cx).is_pending() {
+                return Next::Wait;
+            }
+            let now = Instant::now();
+            if deadline <= now {
+                return self.expire(&waits, now);
+            }
+            timer.as_mut().reset(deadline.into());
         }
-        self.expire(&waits, Instant::now())
     }
 
     fn waits(&mut self) -> Waits {
@@ -260,7 +263,7 @@ impl Session<'_> {
             idle: self.idle_since.map(|since| told_to_end.map_or(since, |told| told.max(since)) + idle_limit),
             write: self.out.blocked_since().map(|since| since + self.limits.write_timeout),
             head: self.out.head_since().map(|since| since + self.limits.header_timeout),
-            look: (!is_idle).then(|| self.tasks.next_look.get()),
+            look: (!is_idle || self.out.has_large_buffer()).then_some(self.next_look),
         }
     }
 
@@ -268,7 +271,11 @@ impl Session<'_> {
     fn expire(&mut self, waits: &Waits, now: Instant) -> Next {
         let is_over = |end: Option<Instant>| end.is_some_and(|end| end <= now);
         if is_over(waits.look) {
-            self.tasks.end_stalled(now, self.limits.write_timeout);
+            self.next_look = now + LOOK_EVERY;
+            self.streams.end_stalled(now, self.limits.write_timeout);
+            if self.streams.are_none() {
+                self.out.shrink_buffer();
+            }
         }
         if is_over(waits.write) {
             self.context.worker.recorder.aborted(Abort::Write);
@@ -293,58 +300,16 @@ impl Session<'_> {
 /// from.
 fn glitches(context: &context::Context, client: &Downstream, limits: &Limits) -> u32 {
     let trusted = &context.worker.snapshot().config.settings.trusted_proxies;
-    if is_trusted(client.peer.ip(), trusted) { 0 } else { limits.http2_glitches }
+    if is_trusted(client.connection.peer.ip(), trusted) { 0 } else { limits.http2_glitches }
 }
 
-/// The tasks of a connection's streams, so that one can be ended whose client takes nothing of its answer: while
-/// the client's window is shut, hyper asks for no more of the body, and no timer of ours would run.
+/// Runs the tasks of a connection's streams, and notes them.
 #[derive(Clone)]
-struct StreamTasks {
-    /// The stream whose task is made next: hyper makes it as soon as it has called the service.
-    begun: Rc<RefCell<Option<Weak<Downstream>>>>,
-    all: Rc<RefCell<Vec<Running>>>,
-    next_look: Rc<Cell<Instant>>,
-}
-
-/// A stream and its task.
-type Running = (Weak<Downstream>, AbortHandle);
-
-impl Default for StreamTasks {
-    fn default() -> StreamTasks {
-        StreamTasks {
-            begun: Rc::default(),
-            all: Rc::default(),
-            next_look: Rc::new(Cell::new(Instant::now() + LOOK_EVERY)),
-        }
-    }
-}
+struct StreamTasks(Rc<Streams>);
 
 impl<F: Future<Output = ()> + 'static> hyper::rt::Executor<F> for StreamTasks {
     fn execute(&self, future: F) {
-        let task = tokio::task::spawn_local(future).abort_handle();
-        if let Some(stream) = self.begun.borrow_mut().take() {
-            self.all.borrow_mut().push((stream, task));
-        }
-    }
-}
-
-impl StreamTasks {
-    /// Ends all streams: what has not reached a node yet never will.
-    fn end_all(&self) {
-        self.all.borrow_mut().drain(..).for_each(|(_, task)| task.abort());
-    }
-
-    /// Resets the streams whose clients have taken nothing for so long.
-    fn end_stalled(&self, now: Instant, limit: Duration) {
-        self.next_look.set(now + LOOK_EVERY);
-        self.all.borrow_mut().retain(|(stream, task)| {
-            let Some(stream) = stream.upgrade() else { return false };
-            let is_stalled = stream.offered_since().is_some_and(|since| now >= since + limit);
-            if is_stalled {
-                task.abort();
-            }
-            !is_stalled
-        });
+        self.0.started(tokio::task::spawn_local(future).abort_handle());
     }
 }
 

@@ -22,7 +22,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 
 /// The most bytes that are held.
 const BOUND: usize = 64 << 10;
-/// A buffer larger than this is not kept for the next frames.
+/// A buffer larger than this is not kept by a connection that is idle.
 const KEPT: usize = 16 << 10;
 /// How long a closing connection is read from, so that a reset does not overtake its last words; and how much.
 const LINGER: Duration = Duration::from_secs(1);
@@ -132,11 +132,9 @@ impl Inner {
             self.note(written.is_pending());
             match ready!(written)? {
                 0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                length if length == self.held.len() => self.held.clear(),
                 length => self.held.advance(length),
             }
-        }
-        if self.held.capacity() > KEPT {
-            self.held = BytesMut::new();
         }
         let flushed = Pin::new(&mut self.stream).poll_flush(cx);
         self.note(flushed.is_pending());
@@ -182,6 +180,19 @@ impl WireHandle {
     /// Sends all that is held.
     pub(super) fn poll_drain(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.0.borrow_mut().poll_drain(cx)
+    }
+
+    /// Returns whether the buffer of frames is larger than an idle connection's.
+    pub(super) fn has_large_buffer(&self) -> bool {
+        self.0.borrow().held.capacity() > KEPT
+    }
+
+    /// Lets go of a large buffer that holds nothing.
+    pub(super) fn shrink_buffer(&self) {
+        let held = &mut self.0.borrow_mut().held;
+        if held.is_empty() && held.capacity() > KEPT {
+            *held = BytesMut::new();
+        }
     }
 
     /// Since when the client has taken nothing that is there for it.

@@ -6,7 +6,7 @@
 //! Only compiled for tests and fuzzers. The sockets and the TLS session are real.
 
 use super::http1_io::{Http1Io, Watch};
-use crate::io::{Seen, Stream};
+use crate::io::{Seen, Socket, Stream};
 use crate::proxy::{Downstream, Phase};
 use rustls::pki_types::{PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, ServerConfig};
@@ -45,13 +45,13 @@ static TLS: LazyLock<(Arc<ServerConfig>, Arc<ClientConfig>)> = LazyLock::new(|| 
     (Arc::new(server), Arc::new(client))
 });
 
-/// Runs a program. Its first byte chooses the transport; each further byte is a step: the low three bits say what
+/// Runs a program. Its first byte chooses the transport, TLS or TCP that the reactor knows or does not know yet; each further byte is a step: the low three bits say what
 /// happens, the others how much of it.
 pub(crate) fn run(program: &[u8]) {
     let Some((transport, steps)) = program.split_first() else { return };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().expect("a runtime can be made");
     runtime.block_on(async {
-        let (stream, peer) = connect(transport & 1 == 1).await.expect("loopback connects");
+        let (stream, peer) = connect(transport & 1 == 1, transport & 2 == 2).await.expect("loopback connects");
         let mut connection = Connection::new(stream, peer);
         for step in steps.iter().take(MOST_STEPS) {
             connection.step(step & 7, usize::from(step >> 3)).await;
@@ -61,7 +61,7 @@ pub(crate) fn run(program: &[u8]) {
 }
 
 /// Returns a connection over loopback: the proxy's end and the client's.
-async fn connect(is_tls: bool) -> io::Result<(Stream, Peer)> {
+async fn connect(is_tls: bool, is_apart: bool) -> io::Result<(Stream, Peer)> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
     let address = listener.local_addr()?;
     let (client, accepted) = tokio::join!(tokio::net::TcpStream::connect(address), listener.accept());
@@ -73,7 +73,9 @@ async fn connect(is_tls: bool) -> io::Result<(Stream, Peer)> {
         Ok(Peer { socket, session, said: 0, pending: Vec::new(), has_ended: false })
     };
     if !is_tls {
-        return Ok((Stream::tcp(socket), peer(client, None)?));
+        // A socket that has left the reactor is as one that was accepted beside it.
+        let socket = if is_apart { Socket::Apart(Some(socket.into_std()?)) } else { Socket::Joined(socket) };
+        return Ok((Stream::over_socket(socket), peer(client, None)?));
     }
     let (server_config, client_config) = &*TLS;
     let acceptor = tokio_rustls::TlsAcceptor::from(Arc::clone(server_config));
@@ -254,6 +256,8 @@ impl Connection {
         let mut stream = watch.into_stream().expect("the wire is gone");
         let unused = self.read.split_off(self.read.len() - unused.min(self.read.len()));
         stream.unread(&unused);
+        let readable = poll_fn(|cx| Poll::Ready(stream.poll_readable(cx))).await;
+        assert!(readable != Poll::Ready(false) || self.has_all(), "the end came before the last byte");
         self.promised |= !unused.is_empty();
         let next: Vec<u8> = (self.read.len()..self.read.len() + 24).map(byte_at).collect();
         let once = |cx: &mut Context<'_>, stream: &mut Stream| Poll::Ready(pin!(stream.begins_with(&next)).poll(cx));
@@ -292,8 +296,8 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
         #[test]
-        fn what_is_read_is_what_was_sent(program in prop::collection::vec(any::<u8>(), 0..120), is_tls: bool) {
-            run(&[&[u8::from(is_tls)][..], &program].concat());
+        fn what_is_read_is_what_was_sent(program in prop::collection::vec(any::<u8>(), 0..120), transport in 0..4u8) {
+            run(&[&[transport][..], &program].concat());
         }
     }
 }

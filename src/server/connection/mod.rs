@@ -22,7 +22,7 @@ use crate::proxy::{self, Downstream, Phase};
 use crate::telemetry::metrics::Abort;
 use context::{Context, LINGER, is_readable, linger, refuse};
 use flood::Glitch;
-use handshake::handshake;
+use handshake::Begun;
 use http::Request;
 use http1_io::{Http1Io, Pulse};
 use hyper::body::Incoming;
@@ -30,13 +30,12 @@ use hyper::server::conn::http1::Builder;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use std::future::poll_fn;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpStream};
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 use tokio::io::AsyncWriteExt;
-use tokio::net::TcpStream;
 use tokio::time::Sleep;
 
 /// An idle connection gives hyper's buffers back after this time.
@@ -50,10 +49,8 @@ const HYPERS_FIELDS: u32 = 100;
 pub(in crate::server) async fn serve(context: Rc<Context>, socket: TcpStream, peer: SocketAddr) {
     let limits = |context: &Context| context.worker.snapshot().config.settings.limits.clone();
     let mut deadline = Instant::now() + limits(&context).header_timeout;
-    let Some((mut stream, client, _address_permit)) = Box::pin(handshake(&context, socket, peer, deadline)).await
-    else {
-        return;
-    };
+    let Some(begun) = handshake::begin(&context, socket, peer, deadline).await else { return };
+    let Begun { mut stream, client, address_permit: _address_permit } = begun;
     while is_readable(&context, &mut stream, deadline).await {
         let limits = limits(&context);
         if !client.had_request.get() && speaks_http2(&mut stream, deadline).await {
@@ -273,8 +270,13 @@ async fn close(
             }
         }
         (None, Ok(())) => {
+            // A client that has asked for the end sends nothing more that could reset the connection under its response.
+            let is_over = client.http1.says_close.get() && pulse.is_between_requests() && !stream.has_unread();
+            if is_over && !stream.is_tls() {
+                return;
+            }
             let shut = tokio::time::timeout(LINGER, stream.shutdown()).await;
-            if matches!(shut, Ok(Ok(()))) && !pulse.ended.get() {
+            if matches!(shut, Ok(Ok(()))) && !is_over && !pulse.ended.get() {
                 linger(&mut stream).await;
             }
         }

@@ -59,7 +59,7 @@ fn listening_socket(address: SocketAddr, share: bool, is_v6_only: bool) -> io::R
     socket.set_nonblocking(true)?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
-    bound_unsent(&SockRef::from(&socket))?;
+    set_inherited(&SockRef::from(&socket))?;
     Ok(socket.into())
 }
 
@@ -80,9 +80,11 @@ pub(in crate::server) fn refuse_syns(socket: &SockRef<'_>) -> io::Result<()> {
     ])
 }
 
-/// Bounds the send buffer; accepted connections inherit the bound.
-pub(in crate::server) fn bound_unsent(socket: &SockRef<'_>) -> io::Result<()> {
-    socket.set_tcp_notsent_lowat(UNSENT)
+/// Sets the options that connections have from their listening socket: the bound on the
+/// send buffer, and no delay of small segments, as responses are written in large pieces.
+pub(in crate::server) fn set_inherited(socket: &SockRef<'_>) -> io::Result<()> {
+    socket.set_tcp_notsent_lowat(UNSENT)?;
+    socket.set_tcp_nodelay(true)
 }
 
 /// Returns whether accepting failed for a lack of descriptors or memory, which is temporary.

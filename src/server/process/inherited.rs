@@ -3,7 +3,7 @@
 
 use super::handover::{HandoverMessage, Line, Listening, Offer, VARIABLE};
 use crate::server::listener::open::Open;
-use crate::server::listener::socket_set::bound_unsent;
+use crate::server::listener::socket_set::set_inherited;
 use crate::upstream::StateOverride;
 use listenfd::ListenFd;
 use socket2::SockRef;
@@ -73,6 +73,8 @@ fn from_predecessor() -> io::Result<Inherited> {
     let mut open = Vec::new();
     for Listening { configured, sockets, was_narrowed } in listeners {
         let mut listener = Open::of(configured, line.receive_sockets(sockets)?)?;
+        // An older binary may have set other options.
+        listener.sockets().iter().try_for_each(|socket| set_inherited(&SockRef::from(socket)))?;
         listener.was_narrowed = was_narrowed;
         open.push(listener);
     }
@@ -91,7 +93,7 @@ fn from_systemd() -> io::Result<Inherited> {
     for index in 0..given.len() {
         if let Some(listener) = given.take_tcp_listener(index)? {
             listener.set_nonblocking(true)?;
-            bound_unsent(&SockRef::from(&listener))?;
+            set_inherited(&SockRef::from(&listener))?;
             open.push(Open::of(listener.local_addr()?, vec![listener])?);
         }
     }
