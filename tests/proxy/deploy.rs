@@ -1,6 +1,9 @@
 //! The files of `deploy/` are what their readers take them for.
 
 use crate::support::have;
+use granit_parser::{Event, Parser};
+use serde_json::{Map, Value};
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
@@ -60,15 +63,118 @@ fn the_fleet_starts_with_the_commands_and_with_the_containers() {
         .output()
         .unwrap();
     assert!(told.status.success(), "{told:?}");
-    let text = std::fs::read_to_string(fleet.join("compose.yaml")).unwrap();
-    let environment = text.lines().filter_map(|line| line.trim().strip_prefix("RINGWAY_")?.split_once(": "));
-    let environment = environment.map(|(name, value)| (format!("RINGWAY_{name}"), value.trim_matches('"').to_owned()));
-    let told = Command::new(env!("CARGO_BIN_EXE_ringway"))
-        .args(["check", "--config"])
-        .arg(fleet.join("ringway.yaml"))
-        .envs(environment)
-        .output()
-        .unwrap();
-    assert!(told.status.success(), "{told:?}");
-    assert_eq!(text.matches("RINGWAY_").count(), 5, "each variable once");
+    let file = read_yaml(&std::fs::read_to_string(fleet.join("compose.yaml")).unwrap());
+    for number in 1..=3 {
+        let service = &file["services"][format!("ringway-{number}")];
+        let told = Command::new(env!("CARGO_BIN_EXE_ringway"))
+            .args(["check", "--config"])
+            .arg(fleet.join("ringway.yaml"))
+            .envs(
+                service["environment"].as_object().unwrap().iter().map(|(name, value)| (name, value.as_str().unwrap())),
+            )
+            .output()
+            .unwrap();
+        assert!(told.status.success(), "{number}: {told:?}");
+    }
+}
+
+/// What the containers do is what the commands beside them do: the same programs, ports, files and variables.
+#[test]
+fn the_containers_of_the_fleet_do_what_its_commands_do() {
+    let fleet = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/fleet");
+    let read = |name: &str| std::fs::read_to_string(fleet.join(name)).unwrap();
+    let (file, script, readme) = (read_yaml(&read("compose.yaml")), read("proxy.sh"), read("README.md"));
+    let services = file["services"].as_object().unwrap();
+    let texts = |value: &Value| -> Vec<String> {
+        value.as_array().unwrap().iter().map(|item| item.as_str().unwrap().to_owned()).collect()
+    };
+    // The server's settings in the commands are among those of its container.
+    let server = texts(&services["redis"]["command"]).join(" ");
+    let command = readme.lines().find_map(|line| line.strip_prefix("$ redis-server ")?.strip_suffix(" &")).unwrap();
+    assert!(server.starts_with(&format!("redis-server {command}")), "{server}");
+    let exported: Vec<&str> =
+        script.lines().filter_map(|line| line.strip_prefix("export ")?.split_once('=')).map(|(name, _)| name).collect();
+    let mut homes = std::collections::HashSet::new();
+    for number in 1..=3 {
+        let service = &services[&format!("ringway-{number}")];
+        assert!(readme.contains(&format!("deploy/fleet/proxy.sh {number} &")), "{number}");
+        let environment = service["environment"].as_object().unwrap();
+        assert_eq!(environment.keys().map(String::as_str).collect::<Vec<_>>(), exported, "{number}");
+        // The port of the command on this machine is the one that the container has outside.
+        let listen = environment["RINGWAY_LISTEN"].as_str().unwrap();
+        let inside = listen.rsplit_once(':').unwrap().1;
+        assert_eq!(texts(&service["ports"]), [format!("808{number}:{inside}")]);
+        assert!(script.contains("127.0.0.1:808$1"));
+        let mounts: Vec<(String, String)> = texts(&service["volumes"])
+            .iter()
+            .map(|mount| mount.trim_end_matches(":ro").split_once(':').unwrap())
+            .map(|(from, to)| (from.to_owned(), to.to_owned()))
+            .collect();
+        let command = texts(&service["command"]);
+        for path in [&command[0], &command[3]] {
+            assert!(mounts.iter().any(|(_, to)| to == path), "{path} is mounted");
+        }
+        assert_eq!(command[1..3], ["run", "--config"]);
+        assert!(script.contains("\"${2:-run}\" --config ringway.yaml"));
+        // Each proxy has a place of its own for what it knows of the store.
+        let data = environment["RINGWAY_DATA"].as_str().unwrap();
+        let home = &mounts.iter().find(|(_, to)| to == data).unwrap().0;
+        assert!(file["volumes"].get(home).is_some(), "{home} is declared");
+        assert!(homes.insert(home.clone()), "{home} is nobody else's");
+        for service in texts(&service["depends_on"]) {
+            assert!(services.contains_key(&service), "{service}");
+        }
+        for variable in ["RINGWAY_STORE", "RINGWAY_NODE"] {
+            let (host, _) = environment[variable].as_str().unwrap().split_once(':').unwrap();
+            assert!(services.contains_key(host), "{variable} leads to a service");
+        }
+    }
+}
+
+/// Reads a YAML file, with aliases and merged mappings as Compose takes them.
+fn read_yaml(text: &str) -> Value {
+    let mut events = Parser::new_from_str(text).map(|event| event.unwrap().0);
+    let first = events.find(|event| !matches!(event, Event::StreamStart | Event::DocumentStart(..))).unwrap();
+    node(&first, &mut events, &mut HashMap::new())
+}
+
+fn node<'a>(
+    event: &Event<'a>,
+    events: &mut impl Iterator<Item = Event<'a>>,
+    anchors: &mut HashMap<usize, Value>,
+) -> Value {
+    let (value, anchor) = match event {
+        Event::Scalar(text, _, anchor, _) => (Value::from(text.as_ref()), *anchor),
+        Event::Alias(anchor) => return anchors[anchor].clone(),
+        Event::SequenceStart(_, anchor, _) => {
+            let mut items = Vec::new();
+            loop {
+                match events.next().unwrap() {
+                    Event::SequenceEnd => break (Value::from(items), *anchor),
+                    event => items.push(node(&event, events, anchors)),
+                }
+            }
+        }
+        Event::MappingStart(_, anchor, _) => {
+            let (mut merged, mut own) = (Map::new(), Map::new());
+            loop {
+                let key = match events.next().unwrap() {
+                    Event::MappingEnd => break,
+                    event => node(&event, events, anchors).as_str().unwrap().to_owned(),
+                };
+                let event = events.next().unwrap();
+                match (key.as_str(), node(&event, events, anchors)) {
+                    ("<<", Value::Object(base)) => merged.extend(base),
+                    (_, value) => assert!(own.insert(key, value).is_none(), "a key stands there twice"),
+                }
+            }
+            merged.extend(own);
+            (Value::Object(merged), *anchor)
+        }
+        event => panic!("{event:?}"),
+    };
+    if anchor != 0 {
+        anchors.insert(anchor, value.clone());
+    }
+    value
 }
