@@ -50,6 +50,11 @@ impl BootTime {
     pub(crate) fn now() -> BootTime {
         BootTime(since_boot())
     }
+
+    /// Returns the time that is left until it; zero once it has passed.
+    pub(crate) fn left(self) -> Duration {
+        self.0.saturating_sub(since_boot())
+    }
 }
 
 impl std::ops::Add<Duration> for BootTime {

@@ -4,6 +4,7 @@
 use super::answer::Carrier;
 use super::connections::NodeConnections;
 use super::deadlines::Deadlines;
+use super::http2::Admission;
 use super::interim::Interim;
 use super::link::{AttemptLimits, Link, SendResult};
 use super::observer::Observer;
@@ -133,6 +134,18 @@ impl<O: Observer> Attempt<'_, O> {
                     }
                 }
             };
+            if self.within().is_some() {
+                let timeout = self.deadlines.before_lapse(self.connect_timeout());
+                match link.admission(timeout).await {
+                    Admission::Admitted => {}
+                    _ if self.deadlines.has_lapsed() => return LAPSED,
+                    Admission::Full => {
+                        wants_new = true;
+                        continue;
+                    }
+                    Admission::Unknown => return self.not_connected(Failure::ConnectTimeout, timeout),
+                }
+            }
             if self.deadlines.has_lapsed() {
                 return LAPSED;
             }

@@ -2,7 +2,7 @@
 
 use super::pool::Pool;
 use crate::clock::BootTime;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// The time limits of a request over all attempts. Those of one attempt are the pool's.
 #[derive(Clone, Copy, Debug)]
@@ -30,5 +30,12 @@ impl Deadlines {
     /// Returns whether the request holds a claim that is too old to send anything under it.
     pub(super) fn has_lapsed(&self) -> bool {
         self.send_by.is_some_and(|by| BootTime::now() >= by)
+    }
+
+    /// Shortens a time to what is left until nothing more is sent; zero is no limit.
+    pub(super) fn before_lapse(&self, time: Duration) -> Duration {
+        let Some(by) = self.send_by else { return time };
+        let left = by.left().max(Duration::from_millis(1));
+        if time.is_zero() { left } else { time.min(left) }
     }
 }

@@ -35,6 +35,8 @@ const STREAM_WINDOW: u32 = 256 << 10;
 /// The same of all streams of a connection: one that is not read blocks no other.
 const CONNECTION_WINDOW: u32 = MAX_STREAMS * STREAM_WINDOW;
 const MAX_HEADER_LIST: u32 = 256 << 10;
+/// Stands for the streams that a node allows before it has said so; more than SETTINGS can say.
+const UNKNOWN: usize = usize::MAX - 1;
 /// A connection with requests on it from which nothing comes is asked whether it is still there.
 const PING_EVERY: Duration = Duration::from_secs(15);
 const PING_TIMEOUT: Duration = Duration::from_secs(10);
@@ -65,12 +67,44 @@ impl Drop for Connecting<'_> {
     }
 }
 
+/// The number of streams that a node allows at a time.
+#[derive(Default)]
+struct Allowance {
+    /// None before the node's first SETTINGS have arrived.
+    most: Cell<Option<u32>>,
+    told: Notify,
+}
+
+impl Allowance {
+    /// Takes the number that the connection goes by.
+    fn note(&self, most: usize) {
+        let most = (most != UNKNOWN).then(|| u32::try_from(most).unwrap_or(MAX_STREAMS).min(MAX_STREAMS));
+        if self.most.replace(most) != most {
+            self.told.notify_waiters();
+        }
+    }
+
+    /// Returns how many requests share the connection. One that no stream is allowed for waits in it.
+    fn get(&self) -> u32 {
+        self.most.get().unwrap_or(MAX_STREAMS).max(1)
+    }
+}
+
+/// Whether a request on a connection is sent at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Admission {
+    Admitted,
+    /// The node allows fewer streams than requests hold the connection.
+    Full,
+    /// The node has not said in time how many it allows, or allows none.
+    Unknown,
+}
+
 /// A connection that requests share.
 struct SharedConnection {
     sender: SendRequest<Outgoing>,
     streams: Cell<u32>,
-    /// As many as the node allows at a time.
-    most: Rc<Cell<u32>>,
+    allowance: Rc<Allowance>,
     /// When it last had a request.
     used: Cell<Instant>,
     idle: Cell<bool>,
@@ -100,7 +134,7 @@ impl SharedLinks {
         };
         let open = by_node.get(&node.serial)?.iter().filter(|shared| shared.sender.is_ready()).filter(is_fresh);
         let least = open.min_by_key(|shared| shared.streams.get())?;
-        (may_be_full || least.streams.get() < least.most.get()).then(|| SharedLink::on(least))
+        (may_be_full || least.streams.get() < least.allowance.get()).then(|| SharedLink::on(least))
     }
 
     /// Waits for the connection that another request makes to the node just now, as long as one may take; `false` where
@@ -136,6 +170,7 @@ impl SharedLinks {
                 .initial_stream_window_size(STREAM_WINDOW)
                 .initial_connection_window_size(CONNECTION_WINDOW)
                 .max_header_list_size(MAX_HEADER_LIST)
+                .initial_max_send_streams(UNKNOWN)
                 .timer(TokioTimer::new())
                 .keep_alive_interval(PING_EVERY)
                 .keep_alive_timeout(PING_TIMEOUT);
@@ -145,25 +180,24 @@ impl SharedLinks {
             true => connecting.await?,
             false => tokio::time::timeout(timeout, connecting).await.map_err(|_| Failure::ConnectTimeout)??,
         };
-        let most = Rc::new(Cell::new(MAX_STREAMS));
-        let allowed = Rc::clone(&most);
+        let allowance: Rc<Allowance> = Rc::default();
+        let allowed = Rc::clone(&allowance);
         tokio::task::spawn_local(async move {
             let mut connection = pin!(connection);
             let ended = poll_fn(|cx| {
                 let ended = connection.as_mut().poll(cx);
-                let most =
-                    u32::try_from(connection.as_ref().get_ref().current_max_send_streams()).unwrap_or(MAX_STREAMS);
-                allowed.set(most.clamp(1, MAX_STREAMS));
+                allowed.note(connection.as_ref().get_ref().current_max_send_streams());
                 ended
             });
             if let Err(error) = ended.await {
                 tracing::debug!(%error, "a connection to a node ended");
             }
+            allowed.told.notify_waiters();
         });
         let shared = Rc::new(SharedConnection {
             sender,
             streams: Cell::new(0),
-            most,
+            allowance,
             used: Cell::new(Instant::now()),
             idle: Cell::new(false),
             node: Arc::clone(node),
@@ -223,6 +257,31 @@ impl SharedLink {
             last_activity: Instant::now(),
             timer,
         })
+    }
+
+    /// Returns whether the request is sent at once, after the node has said how many streams it allows; waited for as
+    /// long as `timeout`, or without end where that is zero. hyper holds back what is beyond them: a claim would grow old there unseen.
+    pub(super) async fn admission(&self, timeout: Duration) -> Admission {
+        let Allowance { most, told } = &*self.shared.allowance;
+        let timeout = if timeout.is_zero() { Duration::MAX } else { timeout };
+        let deadline = Instant::now().checked_add(timeout);
+        loop {
+            let next = told.notified();
+            match most.get() {
+                Some(most) if most >= self.shared.streams.get() => return Admission::Admitted,
+                Some(1..) => return Admission::Full,
+                // What is sent on it comes back unsent.
+                _ if self.shared.sender.is_closed() => return Admission::Admitted,
+                _ => {}
+            }
+            match deadline {
+                None => next.await,
+                Some(deadline) if tokio::time::timeout_at(deadline.into(), next).await.is_err() => {
+                    return Admission::Unknown;
+                }
+                Some(_) => {}
+            }
+        }
     }
 
     /// Sends a request and waits for the head of its answer.
