@@ -107,16 +107,17 @@ pub(crate) struct Reader {
 
 impl Reader {
     /// Returns a reader of the complete body.
-    pub(crate) fn whole(body: &Body) -> Reader {
-        Reader::of(body, [Part::Slice(0, body.len())].into())
+    pub(crate) fn whole(body: Body) -> Reader {
+        let parts = [Part::Slice(0, body.len())].into();
+        Reader::of(body, parts)
     }
 
-    pub(crate) fn of(body: &Body, parts: VecDeque<Part>) -> Reader {
+    pub(crate) fn of(body: Body, parts: VecDeque<Part>) -> Reader {
         let length = |part: &Part| match part {
             Part::Slice(from, end) => end - from,
             Part::Literal(bytes) => bytes.len() as u64,
         };
-        Reader { body: body.clone(), left: parts.iter().map(length).sum(), parts }
+        Reader { body, left: parts.iter().map(length).sum(), parts }
     }
 
     /// Returns the number of bytes that are left.
@@ -272,7 +273,7 @@ mod tests {
             prop_assert_eq!(body.len(), total as u64);
             let (from, to) = (from.min(total as u64), to.min(total as u64));
             let (from, to) = (from.min(to), to);
-            let reader = Reader::of(&body, [Part::Literal("<".into()), Part::Slice(from, to)].into());
+            let reader = Reader::of(body.clone(), [Part::Literal("<".into()), Part::Slice(from, to)].into());
             prop_assert_eq!(reader.left(), 1 + to - from);
             let read: Vec<u8> = reader.flatten().collect();
             prop_assert_eq!(&read[1..], &whole[from as usize..to as usize]);
@@ -288,7 +289,7 @@ mod tests {
             let whole: Vec<u8> = (0..total).map(|index| (index % 251) as u8).collect();
             let body = Body::of(whole.chunks(100_000).map(Bytes::copy_from_slice));
             let (from, to) = (from.min(to).min(total), from.max(to).min(total));
-            let mut reader = Reader::of(&body, [Part::Slice(from as u64, to as u64), Part::Literal(">".into())].into());
+            let mut reader = Reader::of(body.clone(), [Part::Slice(from as u64, to as u64), Part::Literal(">".into())].into());
             let (mut read, mut steps) = (Vec::new(), steps.into_iter().cycle());
             while let Some(mut run) = reader.next_run(most) {
                 prop_assert!(run.remaining() <= most.max(SEGMENT));

@@ -274,7 +274,7 @@ impl Cache {
         // The traits of the request decide whether the new fields may be shared.
         let traits = RequestTraits { is_post: false, no_store: false, ..order.traits };
         let judged = policy::storable(traits, previous.status, &deciding_fields, timing, &order.policy);
-        let is_chosen_alike = match (Varies::of(&deciding_fields, &order.request), &previous.varies) {
+        let is_chosen_alike = match (Varies::of(&deciding_fields, &order.request), previous.varies()) {
             (Varies::No, None) => true,
             (Varies::By(now), Some(then)) => now.is_by_the_fields_of(then),
             _ => false,

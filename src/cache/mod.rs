@@ -143,7 +143,7 @@ impl Cache {
         let selecting = match hint {
             Some(selecting) => Some(selecting.for_request(&order.request)),
             None => match self.store.look_up(order.key, &order.request) {
-                Found::Response(hit) => hit.varies.as_ref().map(|selecting| selecting.for_request(&order.request)),
+                Found::Response(hit) => hit.varies().map(|selecting| selecting.for_request(&order.request)),
                 Found::OtherVariants(selecting) => Some(selecting),
                 Found::Nothing => None,
             },
@@ -181,7 +181,7 @@ impl Cache {
         if head.is_none() && self.store.has_purged_tags(fill.epoch) || fill.is_outdated.load(Ordering::Acquire) {
             return true;
         }
-        let tags = head.as_ref().map_or(&[][..], |head| &head.tags);
+        let tags = head.as_ref().map_or(&[][..], |head| head.tags());
         let is_stale = head.as_ref().is_some_and(|head| head.reuse(self.now(), None) == Reuse::AfterValidation);
         is_stale || self.store.is_purged(&fill.uri, tags, fill.epoch)
     }

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 
 /// The memory of an object beside its fields, body and URI: its structures here and in the table.
-pub(super) const OVERHEAD: usize = 496;
+pub(super) const OVERHEAD: usize = 416;
 
 /// The bytes that one key takes in the list of its URI's keys.
 const LISTED: usize = 96;
@@ -66,7 +66,35 @@ pub(super) struct Object {
     pub(super) uri: Box<str>,
     /// There may be other keys for the same URI.
     pub(super) is_listed: bool,
-    pub(super) variants: SmallVec<[Stored; 1]>,
+    pub(super) variants: Variants,
+}
+
+/// The responses to one key: nearly always one.
+#[derive(Debug)]
+pub(super) enum Variants {
+    One(Stored),
+    More(Box<[Stored]>),
+}
+
+impl std::ops::Deref for Variants {
+    type Target = [Stored];
+
+    fn deref(&self) -> &[Stored] {
+        match self {
+            Variants::One(stored) => std::slice::from_ref(stored),
+            Variants::More(variants) => variants,
+        }
+    }
+}
+
+impl FromIterator<Stored> for Variants {
+    fn from_iter<I: IntoIterator<Item = Stored>>(variants: I) -> Variants {
+        let mut variants = variants.into_iter();
+        match (variants.next(), variants.next()) {
+            (Some(one), None) => Variants::One(one),
+            (first, second) => Variants::More(first.into_iter().chain(second).chain(variants).collect()),
+        }
+    }
 }
 
 /// The hints of a key for the next requests.
@@ -78,15 +106,30 @@ pub(super) struct Marker {
     pub(super) varies: Option<Selecting>,
 }
 
-/// One stored response.
+/// What few responses have.
+#[derive(Clone, Debug)]
+struct Rare {
+    varies: Option<Selecting>,
+    tags: Box<[u64]>,
+}
+
+impl Rare {
+    fn of(varies: Option<Selecting>, tags: Box<[u64]>) -> Option<Box<Rare>> {
+        (varies.is_some() || !tags.is_empty()).then(|| Box::new(Rare { varies, tags }))
+    }
+}
+
+/// One stored response. There may be millions: what few of them have stands elsewhere.
 #[derive(Debug)]
 pub(crate) struct Stored {
     pub(crate) status: StatusCode,
-    pub(super) fields: PackedHeaders,
-    pub(super) body: Body,
+    fields: PackedHeaders,
+    /// The place of a small body behind the fields.
+    body_at: u32,
+    /// A larger body.
+    body: Option<Box<Body>>,
     pub(super) terms: Terms,
-    pub(super) varies: Option<Box<Selecting>>,
-    pub(super) tags: Box<[u64]>,
+    rare: Option<Box<Rare>>,
     /// The last epoch whose rules are known not to mean it: at first the one at which the request for
     /// it, or its validation, began.
     pub(super) checked: AtomicU64,
@@ -105,10 +148,10 @@ impl Clone for Stored {
         Stored {
             status: self.status,
             fields: self.fields.clone(),
+            body_at: self.body_at,
             body: self.body.clone(),
             terms: self.terms,
-            varies: self.varies.clone(),
-            tags: self.tags.clone(),
+            rare: self.rare.clone(),
             checked: AtomicU64::new(self.checked.load(Relaxed)),
             turn: self.turn,
             is_soft_purged: AtomicBool::new(self.is_soft_purged.load(Relaxed)),
@@ -136,7 +179,7 @@ impl Stored {
             fields.insert(DATE, date);
         }
         let varies = match Varies::of(&fields, request) {
-            Varies::By(selecting) => Some(Box::new(selecting)),
+            Varies::By(selecting) => Some(selecting),
             Varies::No | Varies::ByAnything => None,
         };
         for name in NEVER_STORED {
@@ -145,13 +188,14 @@ impl Stored {
         for name in &withheld {
             fields.remove(name);
         }
+        let fields = PackedHeaders::pack(&fields);
         Stored {
             status,
-            fields: PackedHeaders::pack(&fields),
-            body: Body::default(),
+            body_at: fields.end(),
+            fields,
+            body: None,
             terms,
-            varies,
-            tags,
+            rare: Rare::of(varies, tags),
             checked: AtomicU64::new(epoch),
             turn: turn as u32,
             is_soft_purged: AtomicBool::new(false),
@@ -160,12 +204,23 @@ impl Stored {
         }
     }
 
+    /// Returns the response with its body, where it had none.
     pub(super) fn with_body(mut self, body: Body) -> Stored {
-        self.body = match body {
-            Body::One(bytes) if bytes.len() <= SMALL_BODY => Body::One(self.fields.pack_body(&bytes)),
-            large => large,
-        };
+        match body {
+            Body::One(bytes) if bytes.len() <= SMALL_BODY => self.body_at = self.fields.append(&bytes),
+            large => self.body = Some(Box::new(large)),
+        }
         self
+    }
+
+    /// Returns the request fields that choose it, where it is one of several responses.
+    pub(super) fn varies(&self) -> Option<&Selecting> {
+        self.rare.as_ref()?.varies.as_ref()
+    }
+
+    /// Returns the tags that it can be purged by, hashed.
+    pub(super) fn tags(&self) -> &[u64] {
+        self.rare.as_ref().map_or(&[], |rare| &rare.tags)
     }
 
     /// Its fields as a message's head, with the age that it has now (RFC 9111 5.1).
@@ -186,8 +241,15 @@ impl Stored {
         (self.terms.born + self.terms.lifetime - now).div_euclid(1000)
     }
 
-    pub(crate) fn body(&self) -> &Body {
-        &self.body
+    pub(crate) fn body(&self) -> Body {
+        match &self.body {
+            Some(large) => Body::clone(large),
+            None => Body::One(self.fields.behind(self.body_at)),
+        }
+    }
+
+    fn body_len(&self) -> u64 {
+        self.body.as_ref().map_or_else(|| self.fields.behind(self.body_at).len() as u64, |body| body.len())
     }
 
     pub(crate) fn field(&self, name: &HeaderName) -> Option<HeaderValue> {
@@ -211,7 +273,7 @@ impl Stored {
 
     /// Returns whether a request chooses this variant.
     pub(crate) fn is_for(&self, request: &RequestFields) -> bool {
-        self.varies.as_ref().is_none_or(|selecting| selecting.matches(request))
+        self.varies().is_none_or(|selecting| selecting.matches(request))
     }
 
     pub(crate) fn reuse(&self, now: Milliseconds, requested: Option<&RequestDirectives>) -> Reuse {
@@ -234,7 +296,7 @@ impl Stored {
 
     /// Remembers that it is given out.
     pub(crate) fn note_use(&self, now: Milliseconds) {
-        if self.varies.is_some() {
+        if self.varies().is_some() {
             self.used.store(u32::try_from(now.max(0) / USE_TICK + 1).unwrap_or(u32::MAX), Relaxed);
         }
     }
@@ -287,7 +349,7 @@ impl Stored {
         };
         let tag = fields.get(ETAG).map(is_same_tag);
         let modified = fields.get(LAST_MODIFIED).map(|told| self.fields.get(&LAST_MODIFIED).as_ref() == Some(told));
-        let length = content_length(fields).map(|length| length == self.body.len());
+        let length = content_length(fields).map(|length| length == self.body_len());
         match (tag, modified) {
             _ if [tag, modified, length].contains(&Some(false)) => HeadFinding::Differs,
             (None, None) => HeadFinding::Nothing,
@@ -314,14 +376,17 @@ impl Stored {
     /// Returns the same body under the head of a later response.
     pub(crate) fn take_body_of(self, older: &Stored) -> Stored {
         // Fields that are not stored told of them, and a 304 need not repeat these.
-        let tags = if self.tags.is_empty() { older.tags.clone() } else { self.tags };
-        Stored { status: older.status, varies: older.varies.clone(), body: older.body.clone(), tags, ..self }
+        let tags = if self.tags().is_empty() { older.tags() } else { self.tags() };
+        let rare = Rare::of(older.varies().cloned(), tags.into());
+        Stored { status: older.status, rare, ..self }.with_body(older.body())
     }
 
     /// Bytes in memory beside the overhead.
     pub(super) fn size(&self) -> usize {
-        let varies = self.varies.as_ref().map_or(0, |selecting| selecting.size());
-        self.fields.size() + self.body.size() + varies + self.tags.len() * 8
+        let rare = self.rare.as_ref().map_or(0, |rare| {
+            size_of::<Rare>() + rare.varies.as_ref().map_or(0, Selecting::size) + size_of_val(&*rare.tags)
+        });
+        self.fields.size() + self.body.as_ref().map_or(0, |body| size_of::<Body>() + body.size()) + rare
     }
 }
 
@@ -344,12 +409,11 @@ impl StoredEntry {
 impl Object {
     /// Returns the object with a new response, in place of the one that it replaces.
     pub(super) fn with(&self, stored: Stored, stays: impl Fn(&Stored) -> bool) -> Object {
-        let mut variants: SmallVec<[Stored; 1]> = SmallVec::new();
         // A response that does not vary is the only one.
-        if stored.varies.is_some() {
-            let mut others: SmallVec<[&Stored; 8]> = SmallVec::new();
-            for other in self.variants.iter().filter(|other| other.varies.is_some()) {
-                if other.varies == stored.varies {
+        let mut others: SmallVec<[&Stored; 8]> = SmallVec::new();
+        if stored.varies().is_some() {
+            for other in self.variants.iter().filter(|other| other.varies().is_some()) {
+                if other.varies() == stored.varies() {
                     stored.used.fetch_max(other.used.load(Relaxed), Relaxed);
                 } else if stays(other) {
                     others.push(other);
@@ -364,11 +428,8 @@ impl Object {
                 kept.sort_unstable();
                 others = kept.into_iter().map(|place| others[place]).collect();
             }
-            variants.push(stored);
-            variants.extend(others.into_iter().cloned());
-        } else {
-            variants.push(stored);
         }
+        let variants = std::iter::once(stored).chain(others.into_iter().cloned()).collect();
         Object { uri: self.uri.clone(), is_listed: self.is_listed, variants }
     }
 }

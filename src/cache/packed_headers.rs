@@ -1,4 +1,5 @@
-//! A stored response's fields in one piece of memory, with the names that recur kept once for all.
+//! A stored response's fields in one piece of memory, a small body behind them, with the names that recur kept once for
+//! all.
 //!
 //! A `HeaderMap` takes a hundred bytes a field; this takes eight. The names of the first thousand
 //! different fields that any response brings are numbered; later ones are kept as text.
@@ -33,7 +34,7 @@ fn number(name: &HeaderName) -> Option<u16> {
     Some(next)
 }
 
-/// Fields, in the order in which they came.
+/// Fields, in the order in which they came, and what stands behind them.
 #[derive(Clone, Debug)]
 pub(super) struct PackedHeaders {
     block: Bytes,
@@ -103,19 +104,29 @@ impl PackedHeaders {
 
     /// Bytes in memory.
     pub(super) fn size(&self) -> usize {
-        self.block.len()
+        // The allocator rounds up.
+        self.block.len() + self.block.len() / 16
     }
 
     pub(super) fn len(&self) -> usize {
         u16::from_le_bytes([self.block[0], self.block[1]]).into()
     }
 
-    /// Moves a small body into the same piece of memory, and gives it back from there.
-    pub(super) fn pack_body(&mut self, body: &[u8]) -> Bytes {
-        let fields = self.block.len();
-        let together = Bytes::from([&self.block, body].concat());
-        self.block = together.slice(..fields);
-        together.slice(fields..)
+    /// Returns the place behind the fields, and behind what was appended.
+    pub(super) fn end(&self) -> u32 {
+        u32::try_from(self.block.len()).unwrap_or(u32::MAX)
+    }
+
+    /// Moves a small body behind the fields. Returns its place there.
+    pub(super) fn append(&mut self, body: &[u8]) -> u32 {
+        let place = self.end();
+        self.block = Bytes::from([&self.block, body].concat());
+        place
+    }
+
+    /// Returns what stands behind the fields, from its place on.
+    pub(super) fn behind(&self, place: u32) -> Bytes {
+        self.block.slice(place as usize..)
     }
 
     fn each(&self, mut tell: impl FnMut(Name<'_>, Bytes)) {
@@ -153,7 +164,8 @@ mod tests {
                 fields.append(HeaderName::from_bytes(name.as_bytes()).unwrap(), HeaderValue::from_str(value).unwrap());
             }
             let mut packed = PackedHeaders::pack(&fields);
-            prop_assert_eq!(&packed.pack_body(b"body")[..], b"body");
+            let place = packed.append(b"body");
+            prop_assert_eq!(&packed.behind(place)[..], b"body");
             let mut unpacked = HeaderMap::new();
             packed.unpack(&mut unpacked);
             prop_assert_eq!(&unpacked, &fields);

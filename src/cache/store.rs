@@ -1,7 +1,7 @@
 //! The table of stored responses, bounded by the memory that they take.
 
 use super::key::Key;
-use super::object::{Marker, Object, SharedResponse, Stored, StoredEntry};
+use super::object::{Marker, Object, SharedResponse, Stored, StoredEntry, Variants};
 use super::policy::Milliseconds;
 use super::purge::{Epoch, Purge, PurgeRules, Turn, Verdict};
 use super::uris::{UriHash, Uris};
@@ -271,7 +271,7 @@ impl EntryStore {
         let StoredEntry::Object(object) = &*entry else { return Found::Nothing };
         let chosen = object.variants.iter().position(|stored| stored.is_for(request));
         let Some(index) = chosen.filter(|&index| !self.is_gone(&object.uri, &object.variants[index])) else {
-            let newest = object.variants.iter().find_map(|stored| stored.varies.as_deref());
+            let newest = object.variants.iter().find_map(Stored::varies);
             return match (chosen, newest) {
                 (None, Some(selecting)) => Found::OtherVariants(selecting.for_request(request)),
                 _ => Found::Nothing,
@@ -287,7 +287,7 @@ impl EntryStore {
             return false;
         }
         let rules = self.rules.load();
-        match rules.judge(uri, &stored.tags, stored.checked.load(Ordering::Relaxed)) {
+        match rules.judge(uri, stored.tags(), stored.checked.load(Ordering::Relaxed)) {
             Verdict::Gone => return true,
             Verdict::Stale => stored.is_soft_purged.store(true, Ordering::Relaxed),
             Verdict::Untouched => {}
@@ -379,16 +379,18 @@ impl EntryStore {
             let purged = |tags: &[u64], since| self.is_hard_purged(uri, tags, since);
             let revived = confirmed.is_some_and(|older| {
                 let since = older.checked.load(Ordering::Relaxed);
-                purged(&older.tags, since) || purged(&stored.tags, since)
+                purged(older.tags(), since) || purged(stored.tags(), since)
             });
-            if purged(&stored.tags, token.epoch) || revived || token.is_outdated() {
+            if purged(stored.tags(), token.epoch) || revived || token.is_outdated() {
                 return Op::Nop;
             }
             let known = known.map(moka::Entry::into_value);
             // A response with a later turn is newer; and a validation applies only to the response that it has
             // confirmed.
             let replaced = match known.as_deref() {
-                Some(StoredEntry::Object(object)) => object.variants.iter().find(|other| other.varies == stored.varies),
+                Some(StoredEntry::Object(object)) => {
+                    object.variants.iter().find(|other| other.varies() == stored.varies())
+                }
                 _ => None,
             };
             let is_late = match (replaced, confirmed) {
@@ -401,7 +403,7 @@ impl EntryStore {
             }
             let object = match known.as_deref() {
                 Some(StoredEntry::Object(object)) => object.with(stored, |other| !self.is_gone(uri, other)),
-                _ => Object { uri: uri.into(), is_listed, variants: SmallVec::from_iter([stored]) },
+                _ => Object { uri: uri.into(), is_listed, variants: Variants::One(stored) },
             };
             let entry = StoredEntry::Object(object);
             weight = Some(entry.weight());
@@ -461,8 +463,8 @@ impl EntryStore {
             let checked = stored.checked.load(Ordering::Relaxed);
             let came_later = checked >= purged.epoch && !stored.is_soft_purged.load(Ordering::Relaxed);
             !came_later
-                && purged.alone.judge(uri, &stored.tags, 0) == Verdict::Gone
-                && purged.before.judge(uri, &stored.tags, checked) != Verdict::Gone
+                && purged.alone.judge(uri, stored.tags(), 0) == Verdict::Gone
+                && purged.before.judge(uri, stored.tags(), checked) != Verdict::Gone
         };
         let counts = self.table.iter().map(|(_, entry)| match &*entry {
             StoredEntry::Object(object) => {
@@ -503,8 +505,7 @@ impl EntryStore {
         self.table.entry(key.bits()).and_compute_with(|known| {
             let Some(known) = known.map(moka::Entry::into_value) else { return Op::Nop };
             let StoredEntry::Object(object) = &*known else { return Op::Nop };
-            let variants: SmallVec<[Stored; 1]> =
-                object.variants.iter().filter(|stored| stays(object, stored)).cloned().collect();
+            let variants: Variants = object.variants.iter().filter(|stored| stays(object, stored)).cloned().collect();
             match variants.len() {
                 0 => Op::Remove,
                 left if left == object.variants.len() => Op::Nop,

@@ -186,10 +186,10 @@ impl ResponseBody {
     }
 
     /// Returns a stored body.
-    pub(super) fn stored(body: &Body, exchange: &Rc<Exchange>) -> ResponseBody {
+    pub(super) fn stored(body: Body, exchange: &Rc<Exchange>) -> ResponseBody {
         match body {
-            Body::One(bytes) => ResponseBody::full(bytes.clone(), exchange),
-            Body::Many(_) => ResponseBody::parts(Reader::whole(body), exchange),
+            Body::One(bytes) => ResponseBody::full(bytes, exchange),
+            many @ Body::Many(_) => ResponseBody::parts(Reader::whole(many), exchange),
         }
     }
 

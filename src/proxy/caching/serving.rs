@@ -182,7 +182,7 @@ impl ReplyBuilder<'_> {
         StatusCode::RANGE_NOT_SATISFIABLE
     }
 
-    fn parts(&self, head: &mut HeaderMap, body: &Body, parts: &[(u64, u64)]) -> ResponseBody {
+    fn parts(&self, head: &mut HeaderMap, body: Body, parts: &[(u64, u64)]) -> ResponseBody {
         let length = body.len();
         let parts = match parts {
             [(from, end)] => {
