@@ -2,10 +2,12 @@
 //!
 //! - `listener`: the listening sockets of an address, and the socket of the admin API.
 //! - `worker`: one runtime per core, which accepts connections and hands them over.
+//! - `balance`: connections of a busy worker go to one that has fewer.
 //! - `connection`: one accepted connection: its handshake, HTTP/1 and HTTP/2, its timers and limits, its tunnel.
 //! - `process`: start, reload, upgrade and stop, and the watched files.
 //! - `control`: the implementation of the handle for the admin API and the command line.
 
+mod balance;
 pub(crate) mod connection;
 mod control;
 mod listener;

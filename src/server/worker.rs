@@ -4,8 +4,9 @@
 use crate::cache::Cache;
 use crate::http::budget::Budget;
 use crate::proxy::{RequestRecorder, Snapshot, WorkerContext};
+use crate::server::balance::{Balance, HANDED_A_TICK, Handed, Place};
 use crate::server::connection::address_limit::Addresses;
-use crate::server::connection::limit::ConnectionPermits;
+use crate::server::connection::limit::{ConnectionPermit, ConnectionPermits};
 use crate::server::connection::{self, context::Context};
 use crate::server::listener::accept::{Accepting, accept};
 use crate::server::listener::open::{Open, Uses};
@@ -14,12 +15,14 @@ use crate::telemetry::metrics::Metrics;
 use arc_swap::ArcSwap;
 use prometheus::{IntCounter, IntGauge};
 use socket2::SockRef;
+use std::cell::Cell;
 use std::net::{SocketAddr, TcpStream};
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::runtime::{Builder, LocalOptions};
+use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::watch;
 
 /// The period at which a worker hands over its log lines and closes idle connections.
@@ -56,6 +59,7 @@ pub(in crate::server) enum Stage {
 pub(in crate::server) struct WorkerShared {
     /// The number of workers.
     pub(in crate::server) workers: usize,
+    pub(in crate::server) balance: Arc<Balance>,
     pub(in crate::server) snapshot: Arc<ArcSwap<Snapshot>>,
     pub(in crate::server) metrics: Arc<Metrics>,
     pub(in crate::server) cache: Arc<Cache>,
@@ -67,13 +71,14 @@ pub(in crate::server) struct WorkerShared {
     pub(in crate::server) open: watch::Receiver<Vec<Open>>,
 }
 
-/// Runs a worker until it is stopped or, while draining, until it has no connection left.
-pub(in crate::server) fn run(number: usize, shared: WorkerShared) {
+/// Runs a worker until it is stopped or, while draining, until it has no connection left. `handed` brings connections
+/// that other workers have accepted.
+pub(in crate::server) fn run(number: usize, shared: WorkerShared, handed: UnboundedReceiver<Handed>) {
     let mut runtime = Builder::new_current_thread();
     runtime.enable_io().enable_time().event_interval(TASKS_BETWEEN_EVENTS);
     let runtime = runtime.build_local(LocalOptions::default());
     match runtime {
-        Ok(runtime) => runtime.block_on(Worker::new(number, shared).work()),
+        Ok(runtime) => runtime.block_on(Worker::new(number, shared).work(handed)),
         Err(error) => tracing::error!(%error, "a worker cannot start"),
     }
 }
@@ -87,6 +92,8 @@ struct Worker {
     /// Held by every acceptor and connection.
     here: Rc<()>,
     ticks: u32,
+    /// The connections that may still be handed over in this tick.
+    may_hand_over: Rc<Cell<u32>>,
 }
 
 impl Worker {
@@ -94,10 +101,18 @@ impl Worker {
         let recorder = RequestRecorder::new(Arc::clone(&shared.metrics));
         let (snapshot, cache) = (Arc::clone(&shared.snapshot), Arc::clone(&shared.cache));
         let context = Rc::new(WorkerContext::new(snapshot, cache, Arc::clone(&shared.budget), recorder));
-        Worker { number, shared, context, accepting: Vec::new(), here: Rc::default(), ticks: 0 }
+        Worker {
+            number,
+            shared,
+            context,
+            accepting: Vec::new(),
+            here: Rc::default(),
+            ticks: 0,
+            may_hand_over: Rc::default(),
+        }
     }
 
-    async fn work(mut self) {
+    async fn work(mut self, mut handed: UnboundedReceiver<Handed>) {
         self.follow_snapshot();
         self.follow_listeners();
         let mut interval = tokio::time::interval(TICK);
@@ -122,10 +137,16 @@ impl Worker {
                     self.follow_snapshot();
                     self.follow_listeners();
                 }
+                Some(handed) = handed.recv() => self.take_over(handed),
                 _ = interval.tick() => self.tick(),
             }
             if draining && Rc::strong_count(&self.here) == 1 && self.context.is_quiet() {
-                break;
+                // None is on its way here any more.
+                handed.close();
+                match handed.try_recv() {
+                    Ok(handed) => self.take_over(handed),
+                    Err(_) => break,
+                }
             }
         }
         self.context.recorder.flush();
@@ -133,6 +154,7 @@ impl Worker {
 
     fn tick(&mut self) {
         self.ticks = self.ticks.wrapping_add(1);
+        self.may_hand_over.set(HANDED_A_TICK);
         self.follow_snapshot();
         self.context.recorder.flush();
         if self.ticks.is_multiple_of(SWEEP_EVERY) {
@@ -178,13 +200,16 @@ impl Worker {
             match socket.and_then(Accepting::from) {
                 Ok(listener) => {
                     let acceptor = Acceptor {
+                        number: self.number,
+                        balance: Arc::clone(&self.shared.balance),
+                        may_hand_over: Rc::clone(&self.may_hand_over),
                         permits: Arc::clone(&self.shared.permits),
                         context: Rc::clone(&context),
                         uses: open.uses(),
                         in_force: self.shared.open.clone(),
                         stage: self.shared.stage.clone(),
                         here: Rc::clone(&self.here),
-                        open: self.shared.metrics.connections.with_label_values(&[&*open.name]),
+                        open: self.gauge(&open.name),
                         accepted: self.shared.metrics.connections_total.with_label_values(&[&*open.name]),
                     };
                     tokio::task::spawn_local(acceptor.accept_all(listener));
@@ -194,9 +219,42 @@ impl Worker {
         }
         self.accepting.push((open, context));
     }
+
+    fn gauge(&self, listener: &str) -> IntGauge {
+        self.shared.metrics.connections.with_label_values(&[listener])
+    }
+
+    /// Serves a connection that another worker has accepted.
+    fn take_over(&self, handed: Handed) {
+        let Handed { listener, stream, peer, permit, place } = handed;
+        let known = self.accepting.iter().find(|(open, _)| open.name == listener);
+        let context = known.map(|(_, context)| Rc::clone(context)).unwrap_or_else(|| {
+            // The listener has gone meanwhile.
+            let context = Rc::new(Context::new(&self.context, &listener, &self.shared.addresses));
+            context.leave();
+            context
+        });
+        let held = (permit, place, Counted::new(&self.gauge(&listener)), Rc::clone(&self.here));
+        serve(context, (stream, peer), held);
+    }
+}
+
+/// Serves a connection in a task of its own, which keeps what it holds until its end.
+fn serve(
+    context: Rc<Context>,
+    (stream, peer): (TcpStream, SocketAddr),
+    held: (ConnectionPermit, Place, Counted, Rc<()>),
+) {
+    tokio::task::spawn_local(async move {
+        connection::serve(context, stream, peer).await;
+        drop(held);
+    });
 }
 
 struct Acceptor {
+    number: usize,
+    balance: Arc<Balance>,
+    may_hand_over: Rc<Cell<u32>>,
     permits: Arc<ConnectionPermits>,
     context: Rc<Context>,
     uses: Uses,
@@ -276,14 +334,20 @@ impl Acceptor {
                 () = self.context.left() => None,
             },
         };
-        let Some(permit) = permit else { return };
+        let Some(mut permit) = permit else { return };
+        let mut stream = stream;
         self.accepted.inc();
-        let counted = Counted::new(&self.open);
-        let (context, here) = (Rc::clone(&self.context), Rc::clone(&self.here));
-        tokio::task::spawn_local(async move {
-            connection::serve(context, stream, peer).await;
-            drop((permit, counted, here));
-        });
+        if let Some(left) = self.may_hand_over.get().checked_sub(1)
+            && let Some(worker) = self.balance.better(self.number)
+        {
+            self.may_hand_over.set(left);
+            match self.balance.hand_over(worker, &self.context.name, stream, (peer, permit)) {
+                Err(back) => (stream, permit) = back,
+                Ok(()) => return,
+            }
+        }
+        let held = (permit, self.balance.enter(self.number), Counted::new(&self.open), Rc::clone(&self.here));
+        serve(Rc::clone(&self.context), (stream, peer), held);
     }
 }
 

@@ -139,3 +139,35 @@ fn a_limit_of_one_connection_serves_one_after_the_other() {
         assert_eq!(proxy.get("/").status, 200);
     }
 }
+
+/// The number of descriptors that each worker's poll of the kernel looks at, as `/proc` tells it.
+#[cfg(target_os = "linux")]
+fn watched(proxy: &Proxy) -> std::collections::BTreeMap<String, usize> {
+    let files = std::fs::read_dir(format!("/proc/{}/fdinfo", proxy.pid())).unwrap();
+    let looks = files.flatten().filter_map(|file| {
+        let text = std::fs::read_to_string(file.path()).ok()?;
+        let count = text.lines().filter(|line| line.starts_with("tfd:")).count();
+        (count > 0).then(|| (file.file_name().to_string_lossy().into_owned(), count))
+    });
+    looks.collect()
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn few_long_connections_spread_evenly_over_the_workers() {
+    let node = Origin::named("node");
+    let proxy = Proxy::start(&format!("workers: 2\n{}", Proxy::pool(&[node.address], "")));
+    let before = watched(&proxy);
+    let mut clients: Vec<Client> = Vec::new();
+    for count in 1..=8 {
+        let mut client = proxy.connect();
+        assert_eq!(client.request("GET / HTTP/1.1\r\nhost: a\r\n\r\n").status, 200);
+        clients.push(client);
+        // A worker with clients has a connection to the node, too.
+        let expected = count / 2 + 1;
+        let now = watched(&proxy);
+        let more = now.iter().map(|(poll, now)| now.saturating_sub(before.get(poll).copied().unwrap_or_default()));
+        let even = more.filter(|&more| more >= expected).count();
+        assert!(count < 2 || even >= 2, "after {count}: {before:?}, {now:?}");
+    }
+}

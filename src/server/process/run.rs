@@ -17,6 +17,7 @@ use crate::control::{Event, Events};
 use crate::http::budget::Budget;
 use crate::idempotency::Records;
 use crate::proxy::{Parts, Snapshot};
+use crate::server::balance::Balance;
 use crate::server::connection::limit::ConnectionPermits;
 use crate::server::control::gauges;
 use crate::server::listener::admin_socket::AdminSocket;
@@ -263,8 +264,10 @@ fn announce(predecessor: Option<Predecessor>) {
 }
 
 fn start_workers(handle: &Handle) -> io::Result<Vec<JoinHandle<()>>> {
+    let (balance, handed) = Balance::new(handle.workers);
     let shared = WorkerShared {
         workers: handle.workers,
+        balance,
         snapshot: Arc::clone(&handle.snapshot),
         metrics: Arc::clone(&handle.metrics),
         cache: Arc::clone(&handle.cache),
@@ -274,11 +277,12 @@ fn start_workers(handle: &Handle) -> io::Result<Vec<JoinHandle<()>>> {
         stage: handle.stage.subscribe(),
         open: handle.open.subscribe(),
     };
-    let spawn = |number: usize| {
+    let spawn = |(number, handed)| {
         let shared = shared.clone();
-        std::thread::Builder::new().name(format!("worker-{number}")).spawn(move || worker::run(number, shared))
+        let worker = std::thread::Builder::new().name(format!("worker-{number}"));
+        worker.spawn(move || worker::run(number, shared, handed))
     };
-    (0..handle.workers).map(spawn).collect()
+    handed.into_iter().enumerate().map(spawn).collect()
 }
 
 impl Running {
