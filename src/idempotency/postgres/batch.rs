@@ -6,18 +6,16 @@
 use super::Postgres;
 use super::connection::{Connection, explain};
 use super::params::{Claims, Completions, One, texts};
+use super::prepared::{Answer, pipelined, query};
 use super::rows::{self, Param, Read, kept, signed};
 use crate::clock::BootTime;
 use crate::idempotency::identity::Id;
 use crate::idempotency::record::{Event, ReleaseWay, State, Token, Transition, transition};
 use crate::idempotency::remote::{Call, Pending, SILENCE, silence_for};
-use crate::idempotency::store::{Authorised, BATCH, ClaimReply, Claimed, Found, NewClaim, Release, StoreError, Tended};
+use crate::idempotency::store::{Authorised, BATCH, ClaimReply, Claimed, NewClaim, Release, StoreError, Tended};
 use crate::idempotency::warn_unknown;
 use std::collections::{HashMap, HashSet};
-use std::future::{Future, poll_fn};
-use std::pin::Pin;
-use std::task::Poll;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::Type;
 use tokio_postgres::{Client, Error, Row};
@@ -46,12 +44,17 @@ impl Trouble {
                     .to_owned(),
             );
         }
-        // Connection exceptions, shutdowns, and servers that have become read-only at a failover.
+        // Connection exceptions, shutdowns, servers that have become read-only at a failover, and statements that must be
+        // prepared anew.
         let is_away = code.code().starts_with("08")
             || code.code().starts_with("57P")
             || matches!(
                 *code,
-                SqlState::READ_ONLY_SQL_TRANSACTION | SqlState::QUERY_CANCELED | SqlState::UNDEFINED_TABLE
+                SqlState::READ_ONLY_SQL_TRANSACTION
+                    | SqlState::QUERY_CANCELED
+                    | SqlState::UNDEFINED_TABLE
+                    | SqlState::INVALID_SQL_STATEMENT_NAME
+                    | SqlState::FEATURE_NOT_SUPPORTED
             );
         match is_away {
             true => Trouble::Broken(text),
@@ -87,34 +90,8 @@ struct Batch<'a> {
     connection: &'a Connection,
 }
 
-/// A statement of a pipeline.
-type Statement<'a> = Pin<Box<dyn Future<Output = Result<Vec<Row>, Error>> + 'a>>;
-
-/// Sends statements without waiting between them. Returns their rows, or the first error.
-async fn pipelined(mut statements: Vec<Statement<'_>>) -> Result<Vec<Vec<Row>>, Error> {
-    let mut results: Vec<Option<Vec<Row>>> = statements.iter().map(|_| None).collect();
-    poll_fn(|cx| {
-        let mut is_ready = true;
-        for (statement, result) in statements.iter_mut().zip(&mut results) {
-            if result.is_none() {
-                match statement.as_mut().poll(cx) {
-                    Poll::Ready(rows) => *result = Some(rows?),
-                    Poll::Pending => is_ready = false,
-                }
-            }
-        }
-        if is_ready { Poll::Ready(Ok(())) } else { Poll::Pending }
-    })
-    .await?;
-    Ok(results.into_iter().map(Option::unwrap_or_default).collect())
-}
-
-fn simple<'a>(client: &'a Client, text: &'a str) -> Statement<'a> {
+fn simple<'a>(client: &'a Client, text: &'a str) -> Answer<'a, Vec<Row>> {
     Box::pin(async move { client.batch_execute(text).await.map(|()| Vec::new()) })
-}
-
-fn query<'a>(client: &'a Client, text: &'a str, params: Vec<Param<'a>>) -> Statement<'a> {
-    Box::pin(async move { client.query_typed(text, &params).await })
 }
 
 /// Waits for an answer of the server, as long as it may be silent.
@@ -139,6 +116,11 @@ fn subject_of(call: &Call) -> Option<(Id, Token)> {
     }
 }
 
+/// Takes the look-ups out of the calls that wait.
+fn look_ups_of(calls: &mut Vec<Pending>) -> impl Iterator<Item = Pending> {
+    calls.extract_if(.., |pending| matches!(pending.call, Call::LookUp(..)))
+}
+
 fn is_write(call: &Call) -> bool {
     matches!(call, Call::Claim(..) | Call::Complete(..) | Call::Release(..) | Call::Beat(_))
 }
@@ -158,28 +140,10 @@ impl Batch<'_> {
             })
             .collect();
         if !ids.is_empty() {
-            let rows = within_for(RESULTS, self.client().query_typed(rows::READ, &[(&ids, Type::BYTEA_ARRAY)])).await;
-            let reads = rows.and_then(|rows| reads_of(&rows));
-            let mut found: HashMap<Id, Found> = HashMap::new();
-            match reads {
-                Ok(reads) => found.extend(
-                    reads
-                        .into_iter()
-                        .filter(|read| {
-                            read.found.record.state != State::Tombstone && !read.found.record.is_over(read.now)
-                        })
-                        .map(|read| (read.id, read.found)),
-                ),
-                Err(Trouble::Refused(error)) => {
-                    let refused = calls.extract_if(.., |pending| matches!(pending.call, Call::LookUp(..)));
-                    refused.for_each(|pending| pending.refuse(&error));
-                }
+            match self.look_up(&ids).await {
+                Ok(found) => self.answer_look_ups(calls, found).await?,
+                Err(Trouble::Refused(error)) => look_ups_of(calls).for_each(|pending| pending.refuse(&error)),
                 Err(broken) => return Err(broken),
-            }
-            for pending in calls.extract_if(.., |pending| matches!(pending.call, Call::LookUp(..))) {
-                if let Call::LookUp(id, done) = pending.call {
-                    done(Ok(found.get(&id).cloned()));
-                }
             }
         }
         while let Some(at) = calls.iter().position(|pending| matches!(pending.call, Call::Find(..))) {
@@ -204,6 +168,45 @@ impl Batch<'_> {
                 _ => {}
             }
         }
+        Ok(())
+    }
+
+    /// Reads the records that are not over.
+    async fn look_up(&self, ids: &[&[u8]]) -> Result<HashMap<Id, Read>, Trouble> {
+        let rows = within_for(RESULTS, query(self.connection, rows::READ, vec![(&ids, Type::BYTEA_ARRAY)])).await?;
+        let is_here = |read: &Read| {
+            let record = &read.found.record;
+            record.state != State::Tombstone && !record.is_over(read.now)
+        };
+        Ok(reads_of(&rows)?.into_iter().filter(is_here).map(|read| (read.id, read)).collect())
+    }
+
+    /// Answers look-ups: those that have found a result which could be lost, once standbys have it.
+    async fn answer_look_ups(&self, calls: &mut Vec<Pending>, found: HashMap<Id, Read>) -> Result<(), Trouble> {
+        let may_be_lost = |id: &Id| found.get(id).is_some_and(|read| self.may_be_lost(read));
+        let answer = |pending: Pending| {
+            if let Call::LookUp(id, done) = pending.call {
+                done(Ok(found.get(&id).map(|read| read.found.clone())));
+            }
+        };
+        calls
+            .extract_if(.., |pending| matches!(&pending.call, Call::LookUp(id, _) if !may_be_lost(id)))
+            .for_each(answer);
+        if !calls.iter().any(|pending| matches!(pending.call, Call::LookUp(..))) {
+            return Ok(());
+        }
+        let error = match self.confirm().await {
+            Ok(true) => {
+                look_ups_of(calls).for_each(answer);
+                return Ok(());
+            }
+            Ok(false) => StoreError::Away("its standbys do not confirm a result".to_owned()),
+            Err(Trouble::Refused(error)) => error,
+            Err(broken) => return Err(broken),
+        };
+        // A transaction that has failed is not to stay open.
+        within(self.client().batch_execute("ROLLBACK")).await?;
+        look_ups_of(calls).for_each(|pending| pending.refuse(&error));
         Ok(())
     }
 
@@ -250,7 +253,7 @@ impl Batch<'_> {
 
     /// One transaction for all writes. Calls that stay are sent again.
     async fn transact(&self, writes: &mut Vec<Pending>) -> Result<(), Trouble> {
-        let sent = BootTime::now();
+        let (sent, began) = (BootTime::now(), Instant::now());
         let warnings = self.connection.warnings();
         let bytes: usize = writes.iter().map(|pending| pending.call.size()).sum();
         let carried_out = within_for(silence_for(bytes), self.send(writes)).await;
@@ -261,6 +264,10 @@ impl Batch<'_> {
         let Sent { changed, found } = carried_out?;
         if is_torn {
             return Ok(());
+        }
+        // What changes nothing waits for no standby.
+        if !changed.is_empty() {
+            self.engine.confirmed.note(&self.connection.host, began);
         }
         let mut contested = Vec::new();
         for pending in writes.drain(..) {
@@ -285,7 +292,7 @@ impl Batch<'_> {
 
     /// Sends the transaction of all writes.
     async fn send(&self, writes: &[Pending]) -> Result<Sent, Error> {
-        let client = self.client();
+        let (client, connection) = (self.client(), self.connection);
         let (mut claims, mut completions) = (Claims::default(), Completions::default());
         let (mut ids, mut holders, mut numbers): (Vec<&[u8]>, Vec<i64>, Vec<i64>) = Default::default();
         let mut again: Vec<(One, &NewClaim)> = Vec::new();
@@ -316,42 +323,43 @@ impl Batch<'_> {
         // The identities whose records claims may meet.
         let met: Vec<&[u8]> = claims.ids.iter().copied().chain(again.iter().map(|(one, _)| &one.id[..])).collect();
         let identity = &self.connection.identity;
-        let mut statements = vec![simple(client, begin), query(client, rows::SAME_STORE, vec![(identity, Type::TEXT)])];
+        let mut statements =
+            vec![simple(client, begin), query(connection, rows::SAME_STORE, vec![(identity, Type::TEXT)])];
         if beats {
-            statements.push(query(client, rows::BEAT, vec![(&own, Type::INT8), (&self.engine.name, Type::TEXT)]));
+            statements.push(query(connection, rows::BEAT, vec![(&own, Type::INT8), (&self.engine.name, Type::TEXT)]));
         }
         if !claims.ids.is_empty() {
             let mut params = claims.params();
             params.extend([(&own as _, Type::INT8), (&self.engine.name as _, Type::TEXT)]);
-            statements.push(query(client, rows::CLAIM, params));
+            statements.push(query(connection, rows::CLAIM, params));
         }
         for (one, claim) in &again {
             let mut params = one.token();
             params.extend([(&one.lease as _, Type::INT8), (&one.ttl as _, Type::INT8)]);
             params.push((&one.fingerprint, Type::BYTEA));
             params.extend(texts(&claim.subject));
-            statements.push(query(client, rows::CLAIM_AGAIN, params));
+            statements.push(query(connection, rows::CLAIM_AGAIN, params));
         }
         let look = (!met.is_empty()).then_some(statements.len());
         if look.is_some() {
-            statements.push(query(client, rows::READ_OTHERS, vec![(&met, Type::BYTEA_ARRAY)]));
+            statements.push(query(connection, rows::READ_OTHERS, vec![(&met, Type::BYTEA_ARRAY)]));
         }
         if !completions.ids.is_empty() {
-            statements.push(query(client, rows::COMPLETE, completions.params()));
+            statements.push(query(connection, rows::COMPLETE, completions.params()));
         }
         if !ids.is_empty() {
             let params: Vec<Param<'_>> =
                 vec![(&ids, Type::BYTEA_ARRAY), (&holders, Type::INT8_ARRAY), (&numbers, Type::INT8_ARRAY)];
-            statements.push(query(client, rows::RELEASE, params));
+            statements.push(query(connection, rows::RELEASE, params));
         }
         for (one, way) in &traces {
             if *way == ReleaseWay::Retaken {
-                statements.push(query(client, rows::END_RETAKEN, one.times()));
-                statements.push(query(client, rows::NOTE_RETAKEN, one.token()));
-                statements.push(query(client, rows::ENTOMB_ABSENT, one.tombstone()));
+                statements.push(query(connection, rows::END_RETAKEN, one.times()));
+                statements.push(query(connection, rows::NOTE_RETAKEN, one.token()));
+                statements.push(query(connection, rows::ENTOMB_ABSENT, one.tombstone()));
             } else {
-                statements.push(query(client, rows::OPEN, one.token()));
-                statements.push(query(client, rows::ENTOMB, one.tombstone()));
+                statements.push(query(connection, rows::OPEN, one.token()));
+                statements.push(query(connection, rows::ENTOMB, one.tombstone()));
             }
         }
         statements.push(simple(client, "COMMIT"));
@@ -379,7 +387,7 @@ impl Batch<'_> {
                 .collect();
             let rows = match found.take() {
                 Some(found) if !found.is_empty() => found,
-                _ => within(self.client().query_typed(rows::READ, &[(&ids, Type::BYTEA_ARRAY)])).await?,
+                _ => within(query(self.connection, rows::READ, vec![(&ids, Type::BYTEA_ARRAY)])).await?,
             };
             let mut there: HashMap<Id, Read> = reads_of(&rows)?.into_iter().map(|read| (read.id, read)).collect();
             let mut recent = Vec::new();
@@ -392,9 +400,7 @@ impl Batch<'_> {
                     continue;
                 };
                 match self.meet(claim, read).await {
-                    Ok(Met::Found) if self.connection.has_standbys && read.is_result() && read.is_recent => {
-                        recent.push((pending, read.found.clone()));
-                    }
+                    Ok(Met::Found) if self.may_be_lost(read) => recent.push((pending, read.found.clone())),
                     Ok(Met::Found) => answer(pending, Ok(Claimed::Found(read.found.clone())), BootTime::now()),
                     Ok(Met::Dead) => pending.call.fail(StoreError::Released),
                     Ok(Met::Took { is_again, sent }) => {
@@ -412,7 +418,16 @@ impl Batch<'_> {
                     }
                 }
             }
-            self.confirm(recent, claims).await?;
+            if !recent.is_empty() {
+                let confirmed = self.confirm().await;
+                for (pending, found) in recent {
+                    match confirmed {
+                        Ok(true) => answer(pending, Ok(Claimed::Found(found)), BootTime::now()),
+                        _ => claims.push(pending),
+                    }
+                }
+                confirmed?;
+            }
             // Those that found nothing, and those that are torn, are sent with the next batch.
             if claims.iter().all(|pending| {
                 matches!(&pending.call, Call::Claim(claim, _) if pending.is_resent || !there.contains_key(&claim.id))
@@ -425,28 +440,27 @@ impl Batch<'_> {
         Ok(())
     }
 
-    /// Answers claims that have found a result which a standby may not have yet: after a commit that waits for it. Without
-    /// that, a result that one client got could be lost with the primary.
-    async fn confirm(&self, recent: Vec<(Pending, Found)>, claims: &mut Vec<Pending>) -> Result<(), Trouble> {
-        if recent.is_empty() {
-            return Ok(());
-        }
-        let (client, own) = (self.client(), signed(self.engine.holder));
-        let warnings = self.connection.warnings();
-        let confirmed = within(pipelined(vec![
+    /// Returns whether a record has a result that could be lost with the server: standbys may not have it yet.
+    fn may_be_lost(&self, read: &Read) -> bool {
+        self.connection.has_standbys && read.is_result() && !self.engine.confirmed.has(&self.connection.host, read.age)
+    }
+
+    /// Makes sure that standbys have all that was read before: by a commit that waits for them. Without that, a result
+    /// that one client got could be lost with the server. Returns whether they have it.
+    async fn confirm(&self) -> Result<bool, Trouble> {
+        let (client, connection, own) = (self.client(), self.connection, signed(self.engine.holder));
+        let (began, warnings) = (Instant::now(), self.connection.warnings());
+        within(pipelined(vec![
             simple(client, rows::BEGIN),
-            query(client, rows::BEAT, vec![(&own, Type::INT8), (&self.engine.name, Type::TEXT)]),
+            query(connection, rows::BEAT, vec![(&own, Type::INT8), (&self.engine.name, Type::TEXT)]),
             simple(client, "COMMIT"),
-        ]));
-        let confirmed = confirmed.await;
-        let is_confirmed = confirmed.is_ok() && warnings == self.connection.warnings();
-        for (pending, found) in recent {
-            match is_confirmed {
-                true => answer(pending, Ok(Claimed::Found(found)), BootTime::now()),
-                false => claims.push(pending),
-            }
+        ]))
+        .await?;
+        let is_confirmed = warnings == self.connection.warnings();
+        if is_confirmed {
+            self.engine.confirmed.note(&self.connection.host, began);
         }
-        confirmed.map(drop)
+        Ok(is_confirmed)
     }
 
     /// Lets a claim meet the record that was read.
@@ -478,12 +492,12 @@ impl Batch<'_> {
         params.push((&one.fingerprint, Type::BYTEA));
         params.extend(texts(&claim.subject));
         params.extend([(&keeps_dead as _, Type::BOOL), (&keeps_created as _, Type::BOOL)]);
-        let (client, own) = (self.client(), signed(self.engine.holder));
+        let (client, connection, own) = (self.client(), self.connection, signed(self.engine.holder));
         let taken = within(pipelined(vec![
             simple(client, rows::BEGIN),
-            query(client, rows::SAME_STORE, vec![(&self.connection.identity, Type::TEXT)]),
-            query(client, rows::BEAT, vec![(&own, Type::INT8), (&self.engine.name, Type::TEXT)]),
-            query(client, rows::TAKE, params),
+            query(connection, rows::SAME_STORE, vec![(&self.connection.identity, Type::TEXT)]),
+            query(connection, rows::BEAT, vec![(&own, Type::INT8), (&self.engine.name, Type::TEXT)]),
+            query(connection, rows::TAKE, params),
             simple(client, "COMMIT"),
         ]));
         let is_taken = taken.await?.iter().any(|rows| !rows.is_empty());
@@ -575,10 +589,10 @@ impl Batch<'_> {
             }
             let id = ids[0];
             let params: Vec<Param<'_>> = vec![(&id, Type::BYTEA), (&read.version, Type::TEXT)];
-            let client = self.client();
+            let (client, connection) = (self.client(), self.connection);
             let deleted = within(pipelined(vec![
                 simple(client, rows::BEGIN),
-                query(client, rows::DELETE, params),
+                query(connection, rows::DELETE, params),
                 simple(client, "COMMIT"),
             ]));
             if deleted.await?.iter().any(|rows| !rows.is_empty()) {
@@ -590,7 +604,7 @@ impl Batch<'_> {
 
     /// Removes expired records and buries silent ones, unless another proxy does at this moment.
     async fn tend(&self) -> Result<Tended, Trouble> {
-        let client = self.client();
+        let (client, connection) = (self.client(), self.connection);
         let (own, limit) = (signed(self.engine.holder), i64::from(BATCH));
         let count = within(client.query_typed_one(rows::COUNT, &[])).await?;
         self.engine.status.counted(rows::number(&count, 0).map_err(|error| Trouble::of(&error))?);
@@ -606,9 +620,9 @@ impl Batch<'_> {
         let silent = silent.iter().map(|row| row.try_get::<_, Vec<u8>>(0)).collect::<Result<Vec<_>, Error>>();
         let silent = silent.map_err(|error| Trouble::of(&error))?;
         let done = within(pipelined(vec![
-            query(client, rows::EXPIRE, vec![(&limit, Type::INT8)]),
-            query(client, rows::BURY_SILENT, vec![(&own, Type::INT8), (&silent, Type::BYTEA_ARRAY)]),
-            query(client, rows::FORGET_HOLDERS, vec![(&own, Type::INT8)]),
+            query(connection, rows::EXPIRE, vec![(&limit, Type::INT8)]),
+            query(connection, rows::BURY_SILENT, vec![(&own, Type::INT8), (&silent, Type::BYTEA_ARRAY)]),
+            query(connection, rows::FORGET_HOLDERS, vec![(&own, Type::INT8)]),
             simple(client, "COMMIT"),
         ]));
         let done = done.await?;

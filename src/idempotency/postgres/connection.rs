@@ -1,5 +1,6 @@
 //! A connection to PostgreSQL: to a server that takes writes if there is one, and only to the store that is known.
 
+use super::prepared::Prepared;
 use super::{Settings, promise, schema};
 use crate::idempotency::remote::{IdentityFile, Known};
 use crate::idempotency::remote::{SILENCE, Status, Use};
@@ -27,8 +28,11 @@ pub(super) struct Connection {
     pub(super) identity: String,
     /// The server takes writes.
     is_writable: bool,
-    /// Commits wait for standbys.
+    /// None before the connection is checked.
+    pub(super) prepared: Prepared,
+    /// Commits wait for standbys, or it is not known that they do not.
     pub(super) has_standbys: bool,
+    pub(super) host: String,
 }
 
 impl Connection {
@@ -71,6 +75,7 @@ pub(super) async fn connect(
     what_for: Use,
     used: Option<&str>,
     status: &Status,
+    may_prepare: &Rc<Cell<bool>>,
 ) -> Result<Connection, String> {
     let mut connection = match open(settings, TargetSessionAttrs::ReadWrite).await {
         Ok(connection) => connection,
@@ -83,12 +88,20 @@ pub(super) async fn connect(
     };
     let checked = tokio::time::timeout(2 * SILENCE, check(&connection.client, settings, what_for, used));
     connection.identity = checked.await.map_err(|_| "the server does not answer".to_owned())??;
-    if what_for == Use::Writing {
-        let found = tokio::time::timeout(SILENCE, promise::find(&connection.client));
-        if let Ok(Ok(found)) = found.await {
-            connection.has_standbys = !found.standbys.trim().is_empty();
+    let found = tokio::time::timeout(SILENCE, promise::find(&connection.client));
+    if let Ok(Ok(found)) = found.await {
+        // What a standby shows is not lost with the server.
+        connection.has_standbys = !found.standbys.trim().is_empty() && !found.is_standby;
+        if what_for == Use::Writing {
             status.promises(promise::sentences(&found));
         }
+    }
+    let prepared = tokio::time::timeout(SILENCE, Prepared::on(&connection.client, Rc::clone(may_prepare)));
+    match prepared.await {
+        Ok(Ok(prepared)) => connection.prepared = prepared,
+        Ok(Err(error)) if connection.client.is_closed() => return Err(explain(&error)),
+        Ok(Err(error)) => tracing::debug!(error = explain(&error), "the statements are not prepared"),
+        Err(_) => return Err("the server does not answer".to_owned()),
     }
     Ok(connection)
 }
@@ -153,7 +166,17 @@ async fn open_one(settings: &Settings, config: &Config) -> Result<Connection, Er
         told.notify_one();
     });
     let identity = String::new();
-    Ok(Connection { client, tls, warnings, ended, identity, is_writable: true, has_standbys: false })
+    Ok(Connection {
+        client,
+        tls,
+        warnings,
+        ended,
+        identity,
+        is_writable: true,
+        prepared: Prepared::default(),
+        has_standbys: true,
+        host: place(config),
+    })
 }
 
 /// Makes the tables where there are none, and compares the store's identity with the one that is known here. Returns the
@@ -207,7 +230,7 @@ pub(super) fn compare(found: &str, version: i32, known: &Known) -> Result<(), St
     }
 }
 
-fn file_error(settings: &Settings, error: &std::io::Error) -> String {
+pub(super) fn file_error(settings: &Settings, error: &std::io::Error) -> String {
     format!("the file `{}`, which names the store that is known here: {error}", settings.identity_file.display())
 }
 

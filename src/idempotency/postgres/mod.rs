@@ -1,13 +1,16 @@
 //! A store in PostgreSQL, which the proxies of a fleet share.
 //!
 //! `connection` finds the server that takes writes and the store that is known, `batch` carries out the calls that wait
-//! in one transaction, `rows` are its statements and `params` their parameters, `promise` says what the server's settings allow. Statements have no
-//! names, so that PgBouncer may stand between in transaction mode.
+//! in one transaction, `rows` are its statements and `params` their parameters, `prepared` has those that are prepared:
+//! none behind a pooler, so that PgBouncer may stand between in transaction mode. `promise` says what the server's
+//! settings allow.
 
 mod batch;
+mod confirmed;
 mod connection;
 mod operate;
 mod params;
+mod prepared;
 mod promise;
 mod rows;
 mod schema;
@@ -19,11 +22,13 @@ pub(super) use schema::script;
 use super::record::Holder;
 use super::remote::{Engine, Pending, Remote, Status, Use, holder_name};
 use crate::tls::{ClientTls, Trust};
+use confirmed::Confirmed;
 use connection::Connection;
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::sync::Arc;
 use tokio_postgres::config::{Host, SslMode};
 
@@ -102,6 +107,8 @@ pub(super) fn start(settings: &Settings, holder: Holder) -> io::Result<Remote<Se
         name,
         status,
         used: RefCell::default(),
+        may_prepare: Rc::new(Cell::new(true)),
+        confirmed: Confirmed::default(),
     })
 }
 
@@ -112,6 +119,9 @@ struct Postgres {
     status: Arc<Status>,
     /// The store that this process has worked on.
     used: RefCell<Option<String>>,
+    /// The server has known every statement that was prepared.
+    may_prepare: Rc<Cell<bool>>,
+    confirmed: Confirmed,
 }
 
 impl Engine for Postgres {
@@ -120,8 +130,12 @@ impl Engine for Postgres {
 
     async fn connect(&self, settings: &Settings, what_for: Use) -> Result<Connection, String> {
         let used = self.used.borrow().clone();
-        let connection = connection::connect(settings, what_for, used.as_deref(), &self.status).await?;
+        let connection =
+            connection::connect(settings, what_for, used.as_deref(), &self.status, &self.may_prepare).await?;
         *self.used.borrow_mut() = Some(connection.identity.clone());
+        if what_for == Use::Writing {
+            self.confirmed.forget();
+        }
         Ok(connection)
     }
 

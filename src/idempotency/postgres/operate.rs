@@ -23,7 +23,11 @@ pub(crate) fn inspect(settings: &Settings) -> Operated {
         let connection = connection::open(settings, TargetSessionAttrs::ReadWrite).await?;
         let found = promise::find(&connection.client).await.map_err(|error| explain(&error))?;
         let mut sentences = promise::sentences(&found);
-        let known = IdentityFile::new(&settings.identity_file).read().map_err(|error| error.to_string())?;
+        let file = IdentityFile::new(&settings.identity_file);
+        let known = file.read().map_err(|error| connection::file_error(settings, &error))?;
+        if known == Known::Nothing {
+            file.may_write().map_err(|error| connection::file_error(settings, &error))?;
+        }
         match (connection::identity(&connection.client).await, known) {
             (Ok((found, version)), known) => {
                 connection::compare(&found, version, &known)?;

@@ -12,6 +12,7 @@ pub(crate) struct Found {
     pub(crate) standbys: String,
     /// `synchronous_commit`, as it is set for this role.
     pub(crate) commit: String,
+    pub(crate) is_standby: bool,
 }
 
 /// Reads the settings.
@@ -20,7 +21,7 @@ pub(super) async fn find(client: &Client) -> Result<Found, Error> {
         .query_typed_one(
             "SELECT current_setting('server_version'), current_setting('fsync') = 'on',
                     current_setting('full_page_writes') = 'on', current_setting('synchronous_standby_names'),
-                    current_setting('synchronous_commit')",
+                    current_setting('synchronous_commit'), pg_is_in_recovery()",
             &[],
         )
         .await?;
@@ -30,6 +31,7 @@ pub(super) async fn find(client: &Client) -> Result<Found, Error> {
         full_page_writes: row.try_get(2)?,
         standbys: row.try_get(3)?,
         commit: row.try_get(4)?,
+        is_standby: row.try_get(5)?,
     })
 }
 
@@ -80,6 +82,7 @@ mod tests {
             full_page_writes: fsync,
             standbys: standbys.to_owned(),
             commit: "on".to_owned(),
+            is_standby: false,
         };
         let says = |found: Found, text: &str| {
             let sentences = sentences(&found).join(" ");

@@ -142,7 +142,7 @@ pub(super) const READ: &str = "SELECT r.id, r.state, r.holder, r.number, r.finge
             (extract(epoch FROM r.created) * 1000)::int8, (extract(epoch FROM r.expires) * 1000)::int8,
             r.dead_holder, r.dead_number, r.status, r.fields, r.body, r.trailers, r.xmin::text, r.lease,
             (extract(epoch FROM clock_timestamp()) * 1000)::int8,
-            (extract(epoch FROM clock_timestamp() - h.beat) * 1000)::int8, now() - r.touched < interval '1 minute'
+            (extract(epoch FROM clock_timestamp() - h.beat) * 1000)::int8, (extract(epoch FROM clock_timestamp() - r.touched) * 1000)::int8
      FROM ringway_records r LEFT JOIN ringway_holders h ON h.holder = r.holder
      WHERE r.id = ANY($1)";
 
@@ -151,7 +151,7 @@ pub(super) const READ_OTHERS: &str = "SELECT r.id, r.state, r.holder, r.number, 
             (extract(epoch FROM r.created) * 1000)::int8, (extract(epoch FROM r.expires) * 1000)::int8,
             r.dead_holder, r.dead_number, r.status, r.fields, r.body, r.trailers, r.xmin::text, r.lease,
             (extract(epoch FROM clock_timestamp()) * 1000)::int8,
-            (extract(epoch FROM clock_timestamp() - h.beat) * 1000)::int8, now() - r.touched < interval '1 minute'
+            (extract(epoch FROM clock_timestamp() - h.beat) * 1000)::int8, (extract(epoch FROM clock_timestamp() - r.touched) * 1000)::int8
      FROM ringway_records r LEFT JOIN ringway_holders h ON h.holder = r.holder
      WHERE r.id = ANY($1) AND r.touched <> now()";
 
@@ -292,8 +292,8 @@ pub(super) struct Read {
     pub(super) now: Millis,
     /// For how long its holder has been silent; nothing where there is no such holder.
     pub(super) silence: Option<Duration>,
-    /// It was written in the last minute: a standby may not have it yet.
-    pub(super) is_recent: bool,
+    /// The time since it was written.
+    pub(super) age: Duration,
 }
 
 impl Read {
@@ -312,7 +312,7 @@ impl Read {
             lease: duration(row.try_get(14)?),
             now: number(row, 15)?,
             silence: row.try_get::<_, Option<i64>>(16)?.map(duration),
-            is_recent: row.try_get(17)?,
+            age: duration(row.try_get(17)?),
         })
     }
 }

@@ -12,7 +12,7 @@ use super::values::{self, Strange, holder_text, list, number, token_text};
 use crate::clock::BootTime;
 use crate::idempotency::clock::{grace, millis};
 use crate::idempotency::identity::Id;
-use crate::idempotency::record::{Finish, ReleaseWay};
+use crate::idempotency::record::{Finish, ReleaseWay, State};
 use crate::idempotency::remote::{Call, Pending};
 use crate::idempotency::store::{Authorised, BATCH, ClaimReply, Claimed, StoreError, Tended};
 use crate::idempotency::warn_unknown;
@@ -21,6 +21,8 @@ use std::time::Duration;
 
 /// The time for which the server waits for its replicas; less than it may be silent.
 const REPLICATION: Duration = Duration::from_millis(700);
+/// The same for results that are looked up: shorter than a request waits for one.
+const CONFIRMATION: Duration = Duration::from_millis(300);
 /// The age at which the pulse of a server is asked for with the next writes.
 const PULSE: Duration = Duration::from_millis(250);
 /// The age at which claims wait for a new pulse.
@@ -100,6 +102,7 @@ impl Batch<'_> {
                 for text in [&subject.namespace, &subject.method, &subject.authority, &subject.path, &subject.key] {
                     command.arg(text);
                 }
+                command.arg(&self.engine.name);
                 command
             }
             Call::Complete(completion, _) => {
@@ -127,11 +130,7 @@ impl Batch<'_> {
                 command.arg(&id.0).arg(own);
                 command
             }
-            Call::Beat(_) => {
-                let mut command = self.connection.script(Script::Beat);
-                command.arg(own).arg(&self.engine.name);
-                command
-            }
+            Call::Beat(_) => self.beat(),
             Call::Tend(_) => {
                 let mut command = self.connection.script(Script::Tend);
                 command.arg(own).arg(BATCH);
@@ -170,8 +169,10 @@ impl Batch<'_> {
         let replies = self.connection.send(&commands, 0).await?;
         let reads: Vec<Pending> = calls.extract_if(.., |pending| is_read(&pending.call)).collect();
         let mut broken = Ok(());
+        let mut results = Vec::new();
         for (pending, reply) in reads.into_iter().zip(replies) {
             match refused(&reply) {
+                None if self.may_be_lost(&pending.call, &reply) => results.push((pending, reply)),
                 None => answer_read(pending.call, &reply),
                 Some(Trouble::Broken(reason)) => {
                     broken = Err(reason);
@@ -181,7 +182,59 @@ impl Batch<'_> {
                 Some(Trouble::Torn(text)) => pending.call.fail(StoreError::Failed(text)),
             }
         }
+        if !results.is_empty() {
+            let confirmed = self.confirm().await;
+            for (pending, reply) in results {
+                match &confirmed {
+                    Ok(true) => answer_read(pending.call, &reply),
+                    Ok(false) => pending.call.fail(StoreError::Away("its replicas do not confirm a result".to_owned())),
+                    Err(_) => calls.push(pending),
+                }
+            }
+            broken = broken.and(confirmed.map(drop));
+        }
         broken
+    }
+
+    /// Returns whether a call has found a result that could be lost with the server: replicas may not have it yet. What
+    /// a replica shows is not.
+    fn may_be_lost(&self, call: &Call, reply: &Value) -> bool {
+        let Connection { replicas, facts, .. } = self.connection;
+        let is_late = |time| time >= self.engine.confirmed.get();
+        *replicas > 0 && facts.is_primary && result_time(call, reply).is_some_and(is_late)
+    }
+
+    /// Makes sure that as many replicas as are asked for have all that was read before: by a write that waits for them.
+    /// Without that, a result that one client got could be lost with the server. Returns whether they have it.
+    async fn confirm(&self) -> Result<bool, String> {
+        let replicas = self.connection.replicas;
+        let mut commands = Pipeline::new();
+        commands.add_command(self.beat());
+        commands.cmd("WAIT").arg(replicas).arg(millis(CONFIRMATION));
+        let replies = self.connection.send(&commands, 0).await?;
+        let [beat, acknowledged] = &replies[..] else { return Err("the server gave no reply".to_owned()) };
+        match refused(beat).or_else(|| refused(acknowledged)) {
+            Some(Trouble::Broken(reason)) => return Err(reason),
+            Some(_) => return Ok(false),
+            None => {}
+        }
+        let is_confirmed = number(acknowledged).is_some_and(|acknowledged| acknowledged >= u64::from(replicas));
+        if is_confirmed {
+            self.note_confirmed(beat);
+        }
+        Ok(is_confirmed)
+    }
+
+    /// Notes that replicas have whatever was written before a heartbeat.
+    fn note_confirmed(&self, beat: &Value) {
+        let confirmed = &self.engine.confirmed;
+        confirmed.set(number(beat).unwrap_or_default().max(confirmed.get()));
+    }
+
+    fn beat(&self) -> Cmd {
+        let mut command = self.connection.script(Script::Beat);
+        command.arg(holder_text(self.engine.holder)).arg(&self.engine.name);
+        command
     }
 
     /// Carries out claims, completions, releases, releases by operators and heartbeats, in the order in which they came.
@@ -192,21 +245,16 @@ impl Batch<'_> {
         if writes.is_empty() {
             return Ok(());
         }
-        let has_claims = writes.iter().any(|pending| matches!(pending.call, Call::Claim(..)));
         // A heartbeat alone need not wait for replicas.
         let waits = connection.replicas > 0 && writes.iter().any(|pending| !matches!(pending.call, Call::Beat(_)));
         let asks_pulse = connection.pulse_at.get().elapsed() >= PULSE;
         let mut commands = Pipeline::new();
-        if has_claims {
-            // Each batch of claims renews the heartbeat.
-            let mut beat = connection.script(Script::Beat);
-            beat.arg(holder_text(self.engine.holder)).arg(&self.engine.name);
-            commands.add_command(beat);
-        }
         for pending in &writes {
             commands.add_command(self.command(&pending.call));
         }
         if waits {
+            // Claims that find results write nothing, and replicas acknowledge writes alone.
+            commands.add_command(self.beat());
             commands.cmd("WAIT").arg(connection.replicas).arg(millis(REPLICATION));
         }
         if asks_pulse {
@@ -231,19 +279,25 @@ impl Batch<'_> {
             if let Some(Trouble::Broken(reason)) = refused(&waited) {
                 broken = Some(reason);
             }
-            number(&waited).is_none_or(|acknowledged| acknowledged < u64::from(connection.replicas))
+            let is_short = number(&waited).is_none_or(|acknowledged| acknowledged < u64::from(connection.replicas));
+            if let Some(beat) = replies.pop().filter(|_| !is_short) {
+                self.note_confirmed(&beat);
+            }
+            is_short
         };
         if is_torn {
             tracing::debug!(replicas = connection.replicas, "too few replicas acknowledge: the calls are sent again");
             // Looked at before the next claims.
             connection.pulse_at.set(connection.pulse_at.get() - OLD_PULSE);
         }
-        for (mut pending, reply) in writes.into_iter().zip(replies.split_off(usize::from(has_claims))) {
+        for (mut pending, reply) in writes.into_iter().zip(replies) {
             match refused(&reply) {
                 None if is_torn && has_written(&pending.call, &reply) => {
                     pending.is_resent = true;
                     calls.push(pending);
                 }
+                // Replicas may lack the result.
+                None if is_torn && self.may_be_lost(&pending.call, &reply) => calls.push(pending),
                 None => answer_write(pending, &reply, sent),
                 Some(Trouble::Broken(reason)) => {
                     broken = Some(reason);
@@ -346,6 +400,19 @@ fn has_written(call: &Call, reply: &Value) -> bool {
         Call::Authorise(..) => list(reply).first().and_then(number) == Some(1),
         _ => false,
     }
+}
+
+/// Returns the time of the result that a call has found, where it has found one, in microseconds. One that is not known
+/// counts as later than any other.
+fn result_time(call: &Call, reply: &Value) -> Option<u64> {
+    let values = match call {
+        Call::Claim(..) => list(reply).get(2).map_or(&[][..], list),
+        Call::LookUp(..) => list(reply),
+        _ => &[],
+    };
+    let state = values.first().and_then(number).and_then(|code| i16::try_from(code).ok());
+    let has_result = matches!(state.and_then(State::of), Some(State::Done | State::DoneWithoutBody));
+    has_result.then(|| values.get(10).and_then(number).unwrap_or(u64::MAX))
 }
 
 fn answer_write(pending: Pending, reply: &Value, sent: BootTime) {

@@ -1,5 +1,6 @@
 //! A connection to Redis: to the server that takes writes if there is one, and only to the store that is known.
 
+use super::counted::Counted;
 use super::facts::{self, Facts, Pulse};
 use super::scripts::Script;
 use super::values::{list, text};
@@ -10,8 +11,10 @@ use ::redis::aio::{ConnectionLike, MultiplexedConnection};
 use ::redis::{AsyncConnectionConfig, Cmd, Pipeline, RedisConnectionInfo, RedisError, Value};
 use rustls::pki_types::ServerName;
 use std::cell::{Cell, RefCell};
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
@@ -29,6 +32,8 @@ const VERSION: &str = "1";
 /// A connection to the store.
 pub(super) struct Connection {
     client: MultiplexedConnection,
+    /// The bytes that have arrived.
+    arrived: Arc<AtomicU64>,
     ended: Rc<Ended>,
     pub(super) address: String,
     pub(super) facts: Facts,
@@ -71,17 +76,26 @@ impl Connection {
         command
     }
 
-    /// Sends commands, with so many bytes of results, without waiting between them. Returns their replies, errors of the server among them.
+    /// Sends commands, with so many bytes of results, without waiting between them. Returns their replies, errors of the
+    /// server among them. The server has a second, and the time that the bytes of either way may take.
     ///
     /// # Errors
     /// The connection broke, or was silent.
     pub(super) async fn send(&self, commands: &Pipeline, bytes: usize) -> Result<Vec<Value>, String> {
         let mut client = self.client.clone();
-        let replies = client.req_packed_commands(commands, 0, commands.len());
-        let replies = tokio::time::timeout(silence_for(bytes), replies);
-        match replies.await {
-            Ok(replies) => replies.map_err(|error| explain(&error)),
-            Err(_) => Err("the server does not answer".to_owned()),
+        let mut replies = pin!(client.req_packed_commands(commands, 0, commands.len()));
+        let (began, before) = (Instant::now(), self.arrived.load(Ordering::Relaxed));
+        let mut until = began + silence_for(bytes);
+        loop {
+            if let Ok(replies) = tokio::time::timeout_at(until.into(), &mut replies).await {
+                return replies.map_err(|error| explain(&error));
+            }
+            let arrived = usize::try_from(self.arrived.load(Ordering::Relaxed) - before).unwrap_or(usize::MAX);
+            let next = began + silence_for(bytes.saturating_add(arrived));
+            if next <= Instant::now() {
+                return Err("the server does not answer".to_owned());
+            }
+            until = next;
         }
     }
 
@@ -239,6 +253,7 @@ where
         info = info.set_password(password);
     }
     let config = AsyncConnectionConfig::new().set_response_timeout(None).set_connection_timeout(None);
+    let (stream, arrived) = Counted::new(stream);
     let made = MultiplexedConnection::new_with_config(&info, stream, config).await;
     let (client, driver) = made.map_err(|error| explain(&error))?;
     let ended = Rc::new(Ended::default());
@@ -250,6 +265,7 @@ where
     });
     let mut connection = Connection {
         client,
+        arrived,
         ended,
         address: address.to_owned(),
         facts: Facts::default(),
@@ -369,7 +385,7 @@ pub(super) fn compare(found: &str, known: &Known) -> Result<(), String> {
     }
 }
 
-fn file_error(settings: &Settings, error: &std::io::Error) -> String {
+pub(super) fn file_error(settings: &Settings, error: &std::io::Error) -> String {
     format!("the file `{}`, which names the store that is known here: {error}", settings.identity_file.display())
 }
 

@@ -6,6 +6,7 @@
 
 mod batch;
 mod connection;
+mod counted;
 mod facts;
 mod operate;
 mod promise;
@@ -17,7 +18,7 @@ pub(super) use operate::{adopt, archive, inspect};
 use super::record::Holder;
 use super::remote::{Engine, Pending, Remote, Status, Use, holder_name};
 use connection::Connection;
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::io;
 use std::path::PathBuf;
@@ -94,6 +95,7 @@ pub(super) fn start(settings: &Settings, holder: Holder) -> io::Result<Remote<Se
         name,
         status,
         writable: RefCell::default(),
+        confirmed: Cell::default(),
     })
 }
 
@@ -104,6 +106,9 @@ struct Redis {
     status: Arc<Status>,
     /// The address of the server that took writes last.
     writable: RefCell<Option<String>>,
+    /// The time in microseconds, by the clock of the server that takes writes, up to which its replicas have all results;
+    /// zero where none is known.
+    confirmed: Cell<u64>,
 }
 
 impl Redis {
@@ -123,6 +128,7 @@ impl Engine for Redis {
     async fn connect(&self, settings: &Settings, what_for: Use) -> Result<Connection, String> {
         let connection = connection::connect(settings, what_for).await?;
         if what_for == Use::Writing {
+            self.confirmed.set(0);
             self.note_writable(&connection.address);
             self.status.promises(connection.promise());
         }

@@ -23,7 +23,11 @@ pub(crate) fn inspect(settings: &Settings) -> Operated {
     alone(async {
         let connection = connection::find(settings, Use::Writing).await?;
         let mut sentences = connection.promise();
-        let known = IdentityFile::new(&settings.identity_file).read().map_err(|error| error.to_string())?;
+        let file = IdentityFile::new(&settings.identity_file);
+        let known = file.read().map_err(|error| connection::file_error(settings, &error))?;
+        if known == Known::Nothing {
+            file.may_write().map_err(|error| connection::file_error(settings, &error))?;
+        }
         match (connection::stored(&connection).await?, known) {
             (Some(store), known) => {
                 let found = connection::identity_of(&store)?;

@@ -1,5 +1,7 @@
 //! The local file with the identity of the remote store that this machine knows.
 
+use rustix::fs::{Access, AtFlags, CWD};
+use rustix::io::Errno;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
@@ -36,6 +38,27 @@ impl IdentityFile {
         }
     }
 
+    /// Makes sure that the file can be made, without making it.
+    ///
+    /// # Errors
+    /// This user may not write to its folder, or the folder cannot be made.
+    pub(in crate::idempotency) fn may_write(&self) -> io::Result<()> {
+        let folder = self.path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let access = Access::WRITE_OK | Access::EXEC_OK;
+        for folder in
+            folder.ancestors().map(|folder| if folder.as_os_str().is_empty() { Path::new(".") } else { folder })
+        {
+            match rustix::fs::accessat(CWD, folder, access, AtFlags::EACCESS) {
+                // It would be made.
+                Err(Errno::NOENT) => {}
+                Err(error) => return Err(error.into()),
+                Ok(()) if folder.is_dir() => return Ok(()),
+                Ok(()) => return Err(Errno::NOTDIR.into()),
+            }
+        }
+        Err(Errno::NOENT.into())
+    }
+
     /// Writes the identity durably: beside the file first, then in its place.
     ///
     /// # Errors
@@ -51,5 +74,21 @@ impl IdentityFile {
         file.sync_all()?;
         fs::rename(&beside, &self.path)?;
         File::open(folder.unwrap_or(Path::new(".")))?.sync_all()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_cannot_be_made_is_known_before() {
+        let folder = tempfile::tempdir().unwrap();
+        let may = |path: &str| IdentityFile::new(&folder.path().join(path)).may_write().is_ok();
+        fs::write(folder.path().join("file"), "").unwrap();
+        assert!(may("store.id"));
+        assert!(may("new/folders/store.id"));
+        assert!(!may("file/store.id"), "below a file");
+        assert!(!folder.path().join("new").exists(), "nothing is made");
     }
 }

@@ -3,6 +3,7 @@
 
 use super::*;
 use crate::engines::{Link, Postgres};
+use crate::idempotency::is_replay;
 use crate::support::eventually;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -51,6 +52,35 @@ fn no_key_runs_twice_through_a_failover_to_a_synchronous_standby() {
     });
     assert!(paid > 100);
     assert_eq!(node.twice(), Vec::<String>::new());
+}
+
+#[test]
+fn a_result_that_the_standby_may_lack_goes_to_no_client() {
+    let Some((primary, standby, _link, place)) = pair(&["fsync=off", "synchronous_standby_names=s1"]) else {
+        return;
+    };
+    let node = Counting::start();
+    let proxy = place.proxy(node.address(), "lease: 4s");
+    eventually("a connection", || is_up(&proxy));
+    for key in ["old", "later"] {
+        eventually("a payment", || proxy.ask(pay(key)).status == 201);
+    }
+    let age = "UPDATE ringway_records SET touched = touched - interval '2 minutes' WHERE key = 'old'";
+    primary.execute("pay", age);
+    // A later claim shows that the standby has what is as old as that.
+    eventually("another payment", || proxy.ask(pay("after")).status == 201);
+    standby.signal("STOP");
+    // Committed here, and not there.
+    primary.execute(
+        "pay",
+        "SET synchronous_commit = local; UPDATE ringway_records SET touched = now() WHERE key = 'later'",
+    );
+    assert!(is_replay(&proxy.ask(pay("old"))), "the standby has it");
+    let refused = proxy.ask(pay("later"));
+    assert_eq!((refused.status, refused.problem().as_str()), (503, "store-unavailable"));
+    standby.signal("CONT");
+    eventually("the result", || is_replay(&proxy.ask(pay("later"))));
+    assert_eq!((node.of("old"), node.of("later")), (1, 1));
 }
 
 #[test]

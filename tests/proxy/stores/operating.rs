@@ -42,6 +42,18 @@ fn check_connect_prints_the_promise_and_refuses_a_store_that_is_not_to_be_used()
 }
 
 #[test]
+fn check_connect_says_where_the_file_that_names_the_store_cannot_be_written() {
+    let Some(server) = Postgres::shared() else { return };
+    let place = Place::new(&server.database("unwritable"));
+    let folder = tempfile::tempdir().unwrap();
+    let text = place.text(([127, 0, 0, 1], 9).into(), "");
+    let (known, below) = (place.identity_file(), place.url_file().join("store.id"));
+    let text = text.replace(&known.display().to_string(), &below.display().to_string());
+    let (is_good, told) = ringway(&["check", "--connect", "--config"], Some(&file_of(folder.path(), &text)));
+    assert!(!is_good && told.contains(&format!("the file `{}`", below.display())), "{told}");
+}
+
+#[test]
 fn status_prints_the_store_and_its_promise() {
     let Some(server) = Postgres::shared() else { return };
     let place = Place::new(&server.database("status"));

@@ -3,4 +3,4 @@ local r = read(ARGV[2])
 if not r or r.s == '4' or is_over(r) then
   return false
 end
-return redis.call('HMGET', prefix .. 'r:' .. ARGV[2], 's', 't', 'f', 'c', 'e', 'd', 'st', 'fi', 'bo', 'tr')
+return whole(ARGV[2])

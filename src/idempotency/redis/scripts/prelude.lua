@@ -3,6 +3,7 @@
 --
 -- <prefix>store          the version and the identity of the store
 -- <prefix>r:<id>         a record, a hash: s state, t token, f fingerprint, c created, e expires, l lease, d dead token,
+--                        u the time of its result in microseconds,
 --                        n namespace, m method, a authority, p path, k key, st status, fi fields, bo body, tr trailers
 -- <prefix>ids            the identities of all records but tombstones, in order: those of a key stand together
 -- <prefix>ended          the identities of ended records and tombstones, by their expiry
@@ -26,12 +27,19 @@ local function int(number)
   return string.format('%.0f', number)
 end
 
+local micros = int(time[1] * 1000000 + time[2])
+
 local function read(id)
   local v = redis.call('HMGET', prefix .. 'r:' .. id, 's', 't', 'f', 'c', 'e', 'd', 'l')
   if not v[1] then
     return nil
   end
   return { s = v[1], t = v[2], f = v[3], c = tonumber(v[4]), e = tonumber(v[5]), d = v[6], l = tonumber(v[7]) }
+end
+
+-- The record with its result, as callers get it.
+local function whole(id)
+  return redis.call('HMGET', prefix .. 'r:' .. id, 's', 't', 'f', 'c', 'e', 'd', 'st', 'fi', 'bo', 'tr', 'u')
 end
 
 local function subject(id)
@@ -88,6 +96,11 @@ end
 local function silence(process)
   local beat = redis.call('GET', prefix .. 'h:' .. process)
   return beat and now - tonumber(string.match(beat, '^%d+'))
+end
+
+-- Shows that a process lives: its number and its name. One that is silent for a day is forgotten.
+local function beat(process, name)
+  redis.call('SET', prefix .. 'h:' .. process, int(now) .. ' ' .. name, 'PX', 86400000)
 end
 
 local function is_dead(r, own)

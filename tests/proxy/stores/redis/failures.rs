@@ -214,6 +214,30 @@ fn servers_that_evict_and_clusters_are_refused() {
 }
 
 #[test]
+fn a_result_that_the_replicas_may_lack_goes_to_no_client() {
+    let Some(primary) = Redis::start(&[]) else { return };
+    let replica = primary.replica(&[]);
+    let site = Site::with(&[primary.port], ", durability: { replicas: 1 }");
+    let node = Counting::start();
+    let proxy = site.proxy(node.address(), "lease: 4s");
+    eventually("a connection", || is_up(&proxy));
+    for key in ["old", "later"] {
+        eventually("a payment", || proxy.ask(pay(key)).status == 201);
+    }
+    replica.signal("STOP");
+    assert!(is_replay(&proxy.ask(pay("old"))), "a later claim shows that the replica has it");
+    // As if it had been written now, which the replica does not hear.
+    let write = "for _, key in ipairs(redis.call('KEYS', '*:r:*')) do \
+                 if redis.call('HGET', key, 'k') == 'later' then redis.call('HSET', key, 'u', '9000000000000000') end end";
+    primary.execute(&["EVAL", write, "0"]);
+    let refused = proxy.ask(pay("later"));
+    assert_eq!((refused.status, refused.problem().as_str()), (503, "store-unavailable"));
+    replica.signal("CONT");
+    eventually("the result", || is_replay(&proxy.ask(pay("later"))));
+    assert_eq!((node.of("old"), node.of("later")), (1, 1));
+}
+
+#[test]
 fn claims_wait_for_their_replicas_and_are_refused_without_them() {
     let Some(primary) = Redis::start(&[]) else { return };
     let mut replica = primary.replica(&[]);
