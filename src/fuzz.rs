@@ -536,7 +536,7 @@ mod tests {
 
     type Target = fn(&[u8]);
 
-    const TARGETS: [(&str, Target); 12] = [
+    const TARGETS: [(&str, Target); 13] = [
         ("request_head", request_head),
         ("field_rules", field_rules),
         ("cache_control", cache_control),

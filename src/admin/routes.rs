@@ -144,7 +144,7 @@ async fn change(
 
 fn decide(id: &str, decision: SagaDecision, decided: Decided) -> Result<Response<Body>, Problem> {
     match decided {
-        Decided::Decided => {
+        Decided::Accepted => {
             let result = CommandResult { id: Some(id.to_owned()), ..CommandResult::success() };
             Ok(as_json(&result.with_detail(format!("{}: {id}", decision.words()))))
         }

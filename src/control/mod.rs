@@ -97,7 +97,8 @@ impl SagaDecision {
 #[allow(dead_code, reason = "no saga can be decided on yet")]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Decided {
-    Decided,
+    /// The saga goes on as decided.
+    Accepted,
     /// The saga is not stuck, or the decision does not fit it.
     Unfit,
     /// There is no such saga.

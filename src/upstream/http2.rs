@@ -7,7 +7,7 @@ use super::connect::Endpoint;
 use super::link::{AttemptLimits, SendResult};
 use super::node::NodeRuntime;
 use super::{BodyError, Failure, Outgoing};
-use crate::io::OnThisThread;
+use crate::io::{OnThisThread, Stream};
 use bytes::Bytes;
 use http::header::{CONNECTION, HOST, TRANSFER_ENCODING};
 use http::uri::{Authority, PathAndQuery, Scheme};
@@ -19,12 +19,14 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::future::poll_fn;
+use std::io::{self, IoSlice};
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::Notify;
 use tokio::time::Sleep;
 
@@ -100,6 +102,50 @@ pub(super) enum Admission {
     Unknown,
 }
 
+/// A connection that wakes a task after what is read next.
+struct Heard {
+    stream: Stream,
+    listener: Rc<Cell<Option<Waker>>>,
+}
+
+impl AsyncRead for Heard {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let read = Pin::new(&mut self.stream).poll_read(cx, buf);
+        if read.is_ready()
+            && let Some(waker) = self.listener.take()
+        {
+            waker.wake();
+        }
+        read
+    }
+}
+
+impl AsyncWrite for Heard {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
 /// A connection that requests share.
 struct SharedConnection {
     sender: SendRequest<Outgoing>,
@@ -160,6 +206,7 @@ impl SharedLinks {
         let told: Rc<Notify> = Rc::default();
         self.connecting.borrow_mut().insert(node.serial, Rc::clone(&told));
         let _connecting = Connecting { links: self, serial: node.serial, told };
+        let listener: Rc<Cell<Option<Waker>>> = Rc::default();
         let connecting = async {
             let stream = endpoint.connect().await.map_err(|(failure, _)| failure)?;
             if stream.is_tls() && stream.alpn_protocol() != Some(b"h2") {
@@ -174,6 +221,7 @@ impl SharedLinks {
                 .timer(TokioTimer::new())
                 .keep_alive_interval(PING_EVERY)
                 .keep_alive_timeout(PING_TIMEOUT);
+            let stream = Heard { stream, listener: Rc::clone(&listener) };
             builder.handshake(TokioIo::new(stream)).await.map_err(|_| Failure::Terminated)
         };
         let (sender, connection) = match timeout.is_zero() {
@@ -187,6 +235,10 @@ impl SharedLinks {
             let ended = poll_fn(|cx| {
                 let ended = connection.as_mut().poll(cx);
                 allowed.note(connection.as_ref().get_ref().current_max_send_streams());
+                // Another task reads the connection, and tells this one nothing of SETTINGS.
+                if allowed.most.get().is_none() {
+                    listener.set(Some(cx.waker().clone()));
+                }
                 ended
             });
             if let Err(error) = ended.await {

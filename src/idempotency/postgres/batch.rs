@@ -4,9 +4,9 @@
 //! for the standby that was cancelled). Its calls are sent again, as writes.
 
 use super::Postgres;
-use super::connection::{Connection, explain};
+use super::connection::{Connection, explain, query};
 use super::params::{Claims, Completions, One, texts};
-use super::prepared::{Answer, pipelined, query};
+use super::prepared::{Answer, pipelined};
 use super::rows::{self, Param, Read, kept, signed};
 use crate::clock::BootTime;
 use crate::idempotency::identity::Id;

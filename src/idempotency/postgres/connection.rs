@@ -1,6 +1,7 @@
 //! A connection to PostgreSQL: to a server that takes writes if there is one, and only to the store that is known.
 
-use super::prepared::Prepared;
+use super::prepared::{Answer, Prepared};
+use super::rows::Param;
 use super::{Settings, promise, schema};
 use crate::idempotency::remote::{IdentityFile, Known};
 use crate::idempotency::remote::{SILENCE, Status, Use};
@@ -11,7 +12,8 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio_postgres::config::{Host, TargetSessionAttrs};
 use tokio_postgres::error::{Severity, SqlState};
-use tokio_postgres::{AsyncMessage, Client, Config, Error};
+use tokio_postgres::types::ToSql;
+use tokio_postgres::{AsyncMessage, Client, Config, Error, Row};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 /// The time after which the kernel gives up a connection whose bytes are not acknowledged.
@@ -64,6 +66,18 @@ impl Connection {
             let _ = tokio::time::timeout(SILENCE, token.cancel_query(tls)).await;
         });
     }
+}
+
+/// Sends a statement when it is first polled: the prepared one, where there is one.
+pub(super) fn query<'a>(connection: &'a Connection, text: &'a str, params: Vec<Param<'a>>) -> Answer<'a, Vec<Row>> {
+    Box::pin(async move {
+        let Some(statement) = connection.prepared.get(text) else {
+            return connection.client.query_typed(text, &params).await;
+        };
+        let values: Vec<&(dyn ToSql + Sync)> = params.iter().map(|(value, _)| *value).collect();
+        let answer = connection.client.query(statement, &values).await;
+        answer.inspect_err(|error| connection.prepared.note(error))
+    })
 }
 
 /// Connects to a server, and makes sure that it holds the store. `used` is the store that this process has worked on.

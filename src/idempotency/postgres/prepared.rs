@@ -5,8 +5,7 @@
 //! leads to one process of the server: there the number of that process is the one in the connection's own key for
 //! cancellation, and a pooler makes such keys itself.
 
-use super::connection::Connection;
-use super::rows::{self, Param};
+use super::rows;
 use std::cell::Cell;
 use std::future::{Future, Ready, poll_fn, ready};
 use std::io;
@@ -16,8 +15,8 @@ use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, ReadBuf};
 use tokio_postgres::error::SqlState;
 use tokio_postgres::tls::{ChannelBinding, TlsConnect, TlsStream};
-use tokio_postgres::types::{ToSql, Type};
-use tokio_postgres::{Client, Error, Row, Statement};
+use tokio_postgres::types::Type;
+use tokio_postgres::{Client, Error, Statement};
 
 /// The answer to a message of a pipeline, which is sent when this is first polled.
 pub(super) type Answer<'a, T> = Pin<Box<dyn Future<Output = Result<T, Error>> + 'a>>;
@@ -92,12 +91,12 @@ impl Prepared {
         Ok(Prepared { statements, may_prepare })
     }
 
-    fn get(&self, text: &str) -> Option<&Statement> {
+    pub(super) fn get(&self, text: &str) -> Option<&Statement> {
         self.statements.iter().find(|(prepared, _)| *prepared == text).map(|(_, statement)| statement)
     }
 
     /// Notes a statement that the server does not know: a pooler stands between that was not seen.
-    fn note(&self, error: &Error) {
+    pub(super) fn note(&self, error: &Error) {
         let codes = [SqlState::INVALID_SQL_STATEMENT_NAME, SqlState::DUPLICATE_PSTATEMENT];
         if error.code().is_some_and(|code| codes.contains(code)) {
             self.may_prepare.set(false);
@@ -108,18 +107,6 @@ impl Prepared {
     pub(super) fn count(&self) -> usize {
         self.statements.len()
     }
-}
-
-/// Sends a statement when it is first polled: the prepared one, where there is one.
-pub(super) fn query<'a>(connection: &'a Connection, text: &'a str, params: Vec<Param<'a>>) -> Answer<'a, Vec<Row>> {
-    Box::pin(async move {
-        let Some(statement) = connection.prepared.get(text) else {
-            return connection.client.query_typed(text, &params).await;
-        };
-        let values: Vec<&(dyn ToSql + Sync)> = params.iter().map(|(value, _)| *value).collect();
-        let answer = connection.client.query(statement, &values).await;
-        answer.inspect_err(|error| connection.prepared.note(error))
-    })
 }
 
 /// Sends what it is given without waiting between. Returns the answers, or the first error.
