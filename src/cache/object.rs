@@ -14,27 +14,27 @@ use smallvec::SmallVec;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 
-/// The memory of an object beside its fields, body and URI: its structures here and in the table.
+/// The memory of an object besides its fields, body and URI: its structures here and in the table.
 pub(super) const OVERHEAD: usize = 416;
 
-/// The bytes that one key takes in the list of its URI's keys.
+/// The memory of one key in the index of its URI's keys.
 const LISTED: usize = 96;
 
-/// The memory of a marker: as much of the table, and of an entry's structures, as an object.
+/// The memory of a marker: the same structures as those of an object.
 const MARKER: usize = 420;
 
-/// Bodies up to this size share a piece of memory with their fields.
+/// Bodies up to this size share an allocation with their fields.
 const SMALL_BODY: usize = 512;
 
-/// The most variants of one URI. First go those that were never used, the oldest of them first, then the least
+/// The most variants of a key. Those that were never used are evicted first, the oldest of them first, then the least
 /// recently used.
 pub(super) const MAX_VARIANTS: usize = 32;
 
-/// The first pause after a node failed while a stale response was at hand, and the longest.
+/// The first pause after a node failed while a stale response was available, and the longest.
 const FIRST_PAUSE: Milliseconds = 1000;
 const LONGEST_PAUSE: Milliseconds = 30_000;
 
-/// Fields that belong to a hop or to the moment and are never stored (RFC 9111 3.1, RFC 9211 2).
+/// Hop-by-hop and per-response fields that are never stored (RFC 9111 3.1, RFC 9211 2).
 const NEVER_STORED: [&str; 8] = [
     "proxy-authenticate",
     "proxy-authentication-info",
@@ -46,11 +46,11 @@ const NEVER_STORED: [&str; 8] = [
     "content-length",
 ];
 
-/// Fields that a 304 does not change: they are about the stored body (RFC 9111 3.2).
+/// Fields that a 304 does not update, as they describe the stored body (RFC 9111 3.2).
 const KEPT_BY_304: [&str; 5] =
     ["content-length", "content-encoding", "content-range", "content-md5", "transfer-encoding"];
 
-/// Milliseconds of the clock by which uses are remembered.
+/// The resolution in which uses are recorded, in milliseconds.
 const USE_TICK: Milliseconds = 64;
 
 /// The entry under a key.
@@ -60,11 +60,11 @@ pub(super) enum StoredEntry {
     Marker(Marker),
 }
 
-/// The responses to one key, newest first.
+/// The responses of one key, newest first.
 #[derive(Debug)]
 pub(super) struct Object {
     pub(super) uri: Box<str>,
-    /// There may be other keys for the same URI.
+    /// There may be other keys of the same URI.
     pub(super) is_listed: bool,
     pub(super) variants: Variants,
 }
@@ -97,12 +97,12 @@ impl FromIterator<Stored> for Variants {
     }
 }
 
-/// The hints of a key for the next requests.
+/// The hints of a key for later requests.
 #[derive(Debug)]
 pub(super) struct Marker {
-    /// The time until which its requests wait for no fetch.
+    /// The time until which its requests are not collapsed.
     pub(super) pass_until: Milliseconds,
-    /// The fields that chose between the responses that were seen last.
+    /// The selecting fields of the newest response.
     pub(super) varies: Option<Selecting>,
 }
 
@@ -130,16 +130,16 @@ pub(crate) struct Stored {
     body: Option<Box<Body>>,
     pub(super) terms: Terms,
     rare: Option<Box<Rare>>,
-    /// The last epoch whose rules are known not to mean it: at first the one at which the request for
-    /// it, or its validation, began.
+    /// The last epoch whose rules were checked and do not apply: at first the one at which its request, or its
+    /// validation, began.
     pub(super) checked: AtomicU64,
-    /// The turn of that request, as far as it fits.
+    /// The turn of that request, truncated.
     pub(super) turn: u32,
     pub(super) is_soft_purged: AtomicBool,
-    /// When it was given out last, from 1; 0 for never. Kept only where there may be other variants.
+    /// The time of the last use, from 1; 0 for never. Recorded only where there may be other variants.
     used: AtomicU32,
-    /// Until when the node is not asked again, in milliseconds, and in the lowest byte how often it has
-    /// failed in a row.
+    /// The time until which the node is not asked again, in milliseconds, and in the lowest byte the number of
+    /// consecutive failures.
     pause: AtomicU64,
 }
 
@@ -162,7 +162,7 @@ impl Clone for Stored {
 }
 
 impl Stored {
-    /// A response's head, ready to be given out; its body follows.
+    /// Returns a stored response without its body.
     pub(crate) fn new(
         status: StatusCode,
         mut fields: HeaderMap,
@@ -172,7 +172,7 @@ impl Stored {
         (epoch, turn): (Epoch, Turn),
     ) -> Stored {
         let tags = tags(&fields);
-        // A recipient with a clock says when a message without a date came (RFC 9110 6.6.1).
+        // A message without a date gets the time of its arrival (RFC 9110 6.6.1).
         if !fields.contains_key(DATE)
             && let Some(date) = crate::http::date::format(received_at)
         {
@@ -223,7 +223,7 @@ impl Stored {
         self.rare.as_ref().map_or(&[], |rare| &rare.tags)
     }
 
-    /// Its fields as a message's head, with the age that it has now (RFC 9111 5.1).
+    /// Returns its fields with its current age (RFC 9111 5.1).
     pub(crate) fn head(&self, now: Milliseconds) -> HeaderMap {
         let mut head = HeaderMap::with_capacity(self.fields.len() + 4);
         self.fields.unpack(&mut head);
@@ -236,7 +236,7 @@ impl Stored {
         u32::try_from((now - self.terms.born).max(0) / 1000).unwrap_or(1 << 31)
     }
 
-    /// Seconds until it becomes stale; negative since then.
+    /// Returns the seconds until it becomes stale; negative since then.
     pub(crate) fn ttl(&self, now: Milliseconds) -> i64 {
         (self.terms.born + self.terms.lifetime - now).div_euclid(1000)
     }
@@ -256,22 +256,22 @@ impl Stored {
         self.fields.get(name)
     }
 
-    /// The tag by which a part of it is told from a part of another one.
+    /// Returns the strong validator by which its parts can be combined.
     pub(crate) fn strong_tag(&self) -> Option<HeaderValue> {
         self.fields.get(&ETAG).filter(|tag| tag.as_bytes().starts_with(b"\""))
     }
 
-    /// Returns whether it was asked for before another one. Turns wrap around.
+    /// Returns whether its request began before another one's. Turns wrap around.
     pub(super) fn is_older_than(&self, other: &Stored) -> bool {
         self.is_from_before(other.turn.into())
     }
 
-    /// Returns whether it was asked for before a turn.
+    /// Returns whether its request began before a turn.
     pub(super) fn is_from_before(&self, turn: Turn) -> bool {
         (1..1 << 31).contains(&(turn as u32).wrapping_sub(self.turn))
     }
 
-    /// Returns whether a request chooses this variant.
+    /// Returns whether a request selects this variant.
     pub(crate) fn is_for(&self, request: &RequestFields) -> bool {
         self.varies().is_none_or(|selecting| selecting.matches(request))
     }
@@ -284,31 +284,31 @@ impl Stored {
         matches!(self.reuse(now, None), Reuse::Yes { stale: false })
     }
 
-    /// Returns whether several requests may share the answer to one validation (RFC 9111 4).
+    /// Returns whether several requests may share the response to one validation (RFC 9111 4).
     pub(crate) fn may_be_shared(&self) -> bool {
         !self.terms.always_validate && self.terms.lifetime > 0
     }
 
-    /// Returns whether it may stand in for a node that fails. An error is no better than the one that it would hide.
+    /// Returns whether it may be served in place of a node's error. A stored error is no better than the new one.
     pub(crate) fn stands_in(&self, now: Milliseconds) -> bool {
         !self.status.is_server_error() && policy::stands_in(&self.terms, now)
     }
 
-    /// Remembers that it is given out.
+    /// Records a use.
     pub(crate) fn note_use(&self, now: Milliseconds) {
         if self.varies().is_some() {
             self.used.store(u32::try_from(now.max(0) / USE_TICK + 1).unwrap_or(u32::MAX), Relaxed);
         }
     }
 
-    /// Returns whether the node has failed so recently that it is better left alone.
+    /// Returns whether the node has failed so recently that it is not asked again.
     pub(crate) fn is_pausing(&self, now: Milliseconds) -> bool {
         now.max(0).unsigned_abs() < self.pause.load(Relaxed) >> 8
     }
 
-    /// Remembers that the node failed. Requests that fail together are one failure.
+    /// Records a failure of the node. Requests that fail together count as one failure.
     pub(super) fn pause(&self, now: Milliseconds) {
-        // A request for a stored error goes on to the node, which may have recovered.
+        // A request for a stored error goes to the node, which may have recovered.
         if self.status.is_server_error() || self.is_pausing(now) {
             return;
         }
@@ -317,7 +317,7 @@ impl Stored {
         self.pause.store((now + pause).max(0).unsigned_abs() << 8 | (failures + 1), Relaxed);
     }
 
-    /// Asks with the validators of this response (RFC 9111 4.3.1). Gives whether there are any.
+    /// Adds the validators of this response to a request (RFC 9111 4.3.1). Returns whether there are any.
     pub(crate) fn add_conditions(&self, request: &mut HeaderMap) -> bool {
         use http::header::{IF_MODIFIED_SINCE, IF_NONE_MATCH};
         let validators =
@@ -332,7 +332,7 @@ impl Stored {
         any
     }
 
-    /// Returns whether a 304 is about this response (RFC 9111 4.3.4).
+    /// Returns whether a 304 validates this response (RFC 9111 4.3.4).
     pub(crate) fn is_confirmed_by(&self, fields: &HeaderMap) -> bool {
         let agrees = |name: &HeaderName| match (fields.get(name), self.fields.get(name)) {
             (Some(told), Some(known)) => strip_weak(told.as_bytes()) == strip_weak(known.as_bytes()),
@@ -342,7 +342,7 @@ impl Stored {
         agrees(&ETAG) && (fields.contains_key(ETAG) || agrees(&LAST_MODIFIED))
     }
 
-    /// Returns how the answer to a HEAD relates to this response (RFC 9111 4.3.5).
+    /// Returns the relation of the response to a HEAD to this one (RFC 9111 4.3.5).
     pub(crate) fn compare_with_head(&self, fields: &HeaderMap) -> HeadFinding {
         let is_same_tag = |told: &HeaderValue| {
             self.fields.get(&ETAG).is_some_and(|known| strip_weak(told.as_bytes()) == strip_weak(known.as_bytes()))
@@ -357,8 +357,8 @@ impl Stored {
         }
     }
 
-    /// Returns the fields after a 304 or an equal HEAD: what was told replaces what was known (RFC 9111 3.2). The tag
-    /// is about the stored body: one that was matched weakly may be another body's (RFC 9111 4.3.4).
+    /// Returns the fields after a 304 or an equal HEAD: new values replace the stored ones (RFC 9111 3.2). The tag is
+    /// kept, as one that was matched weakly may be another body's (RFC 9111 4.3.4).
     pub(crate) fn freshened_fields(&self, told: &HeaderMap) -> HeaderMap {
         let mut fields = HeaderMap::with_capacity(self.fields.len() + told.len());
         self.fields.unpack(&mut fields);
@@ -373,15 +373,15 @@ impl Stored {
         fields
     }
 
-    /// Returns the same body under the head of a later response.
+    /// Returns this head with the body of an earlier response.
     pub(crate) fn take_body_of(self, older: &Stored) -> Stored {
-        // Fields that are not stored told of them, and a 304 need not repeat these.
+        // The tags came in fields that are not stored, and a 304 need not repeat these.
         let tags = if self.tags().is_empty() { older.tags() } else { self.tags() };
         let rare = Rare::of(older.varies().cloned(), tags.into());
         Stored { status: older.status, rare, ..self }.with_body(older.body())
     }
 
-    /// Bytes in memory beside the overhead.
+    /// Returns its memory in bytes, without the overhead.
     pub(super) fn size(&self) -> usize {
         let rare = self.rare.as_ref().map_or(0, |rare| {
             size_of::<Rare>() + rare.varies.as_ref().map_or(0, Selecting::size) + size_of_val(&*rare.tags)
@@ -391,7 +391,7 @@ impl Stored {
 }
 
 impl StoredEntry {
-    /// Returns the bytes that it takes in memory.
+    /// Returns its memory in bytes.
     pub(super) fn weight(&self) -> u32 {
         let size = match self {
             StoredEntry::Object(object) => {
@@ -407,9 +407,9 @@ impl StoredEntry {
 }
 
 impl Object {
-    /// Returns the object with a new response, in place of the one that it replaces.
+    /// Returns the object with a new response, in place of those that it replaces.
     pub(super) fn with(&self, stored: Stored, stays: impl Fn(&Stored) -> bool) -> Object {
-        // A response that does not vary is the only one.
+        // A response without `Vary` is the only one.
         let mut others: SmallVec<[&Stored; 8]> = SmallVec::new();
         if stored.varies().is_some() {
             for other in self.variants.iter().filter(|other| other.varies().is_some()) {
@@ -420,7 +420,7 @@ impl Object {
                 }
             }
             if others.len() >= MAX_VARIANTS {
-                // Among equals the newest stay, and those that do stay in their order.
+                // Among equally used ones the newest stay; their order does not change.
                 let mut uses: Vec<(u32, usize)> =
                     others.iter().map(|other| other.used.load(Relaxed)).zip(0..).collect();
                 uses.sort_by_key(|&(used, place)| (std::cmp::Reverse(used), place));
@@ -434,23 +434,23 @@ impl Object {
     }
 }
 
-/// The relation of a HEAD's answer to a stored response.
+/// The relation of the response to a HEAD to a stored response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum HeadFinding {
-    /// A validator is the same, and nothing differs.
+    /// A validator is equal, and nothing differs.
     Same,
-    /// A GET would find something else.
+    /// A GET would get another response.
     Differs,
-    /// There is no validator. A length that is equal confirms nothing.
+    /// There is no validator. An equal length confirms nothing.
     Nothing,
 }
 
-/// `W/"x"` as `"x"`.
+/// Returns a tag without `W/`.
 pub(super) fn strip_weak(tag: &[u8]) -> &[u8] {
     tag.strip_prefix(b"W/").unwrap_or(tag)
 }
 
-/// Returns the tags that an origin purges by, hashed: `Cache-Tag` (commas) and `Surrogate-Key` (spaces).
+/// Returns the hashed tags for purges: of `Cache-Tag` (commas) and `Surrogate-Key` (spaces).
 pub(super) fn tags(fields: &HeaderMap) -> Box<[u64]> {
     let split = |name: &'static str, separator: u8| {
         fields.get_all(name).iter().flat_map(move |value| value.as_bytes().split(move |&byte| byte == separator))
@@ -463,5 +463,5 @@ pub(super) fn tags(fields: &HeaderMap) -> Box<[u64]> {
         .collect()
 }
 
-/// Shared by everybody who reads it.
+/// Shared by all its readers.
 pub(crate) type SharedResponse = Arc<Stored>;

@@ -11,17 +11,17 @@ use std::collections::HashMap;
 use std::sync::{LazyLock, OnceLock};
 
 const MAX_NAMES: usize = 1024;
-/// Stands for a name that is kept as text before its value.
+/// Marks a name that is stored as text before its value.
 const OWN_NAME: u16 = u16::MAX;
-/// Returns the number of fields.
+/// The bytes of the number of fields.
 const HEAD: usize = 2;
-/// Number of a name, length of its text, length of the value.
+/// The bytes of an entry: number of the name, length of its text, length of the value.
 const ENTRY: usize = 8;
 
 static NAMES: [OnceLock<HeaderName>; MAX_NAMES] = [const { OnceLock::new() }; MAX_NAMES];
 static NUMBERS: LazyLock<Mutex<HashMap<HeaderName, u16>>> = LazyLock::new(Mutex::default);
 
-/// Returns the number of a name; `None` where there are too many already.
+/// Returns the number of a name; `None` where the table is full.
 fn number(name: &HeaderName) -> Option<u16> {
     let mut numbers = NUMBERS.lock();
     if let Some(&known) = numbers.get(name) {
@@ -41,7 +41,7 @@ pub(super) struct PackedHeaders {
 }
 
 impl PackedHeaders {
-    /// Takes those that are to be kept.
+    /// Returns the packed fields.
     pub(super) fn pack(fields: &HeaderMap) -> PackedHeaders {
         let count = fields.len();
         let text: usize = fields.iter().map(|(_, value)| value.len()).sum();
@@ -70,7 +70,7 @@ impl PackedHeaders {
         PackedHeaders { block: block.into() }
     }
 
-    /// Adds them to a message's head.
+    /// Adds the fields to the head of a message.
     pub(super) fn unpack(&self, head: &mut HeaderMap) {
         self.each(|name, value| {
             let name = match name {
@@ -80,7 +80,7 @@ impl PackedHeaders {
                     Err(_) => return,
                 },
             };
-            // Values share the block.
+            // The values share the allocation.
             if let Ok(value) = HeaderValue::from_maybe_shared(value) {
                 head.append(name, value);
             }
@@ -102,7 +102,7 @@ impl PackedHeaders {
         found
     }
 
-    /// Bytes in memory.
+    /// Returns the memory in bytes.
     pub(super) fn size(&self) -> usize {
         // The allocator rounds up.
         self.block.len() + self.block.len() / 16

@@ -14,7 +14,7 @@ pub(crate) struct BadChunk;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Chunks {
     at: At,
-    /// The size of the chunk, or what is left of it.
+    /// The size of the chunk, or its rest.
     size: u64,
     /// The bytes of extensions so far.
     extensions: u16,
@@ -73,7 +73,7 @@ pub(crate) struct Piece {
 }
 
 impl Chunks {
-    /// Reads on. Returns how many of these bytes belong to the body, where it ends among them.
+    /// Parses the next bytes. Returns how many of them belong to the body, where it ends among them.
     pub(crate) fn pass(&mut self, bytes: &[u8]) -> Result<Option<usize>, BadChunk> {
         let mut index = 0;
         while index < bytes.len() {

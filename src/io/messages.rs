@@ -34,7 +34,7 @@ impl Framing {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Malformed {
     Chunks,
-    /// A request's target has a fragment (RFC 9112 3.2), which hyper drops without a word.
+    /// The target of a request has a fragment (RFC 9112 3.2), which hyper drops silently.
     Fragment,
 }
 
@@ -48,7 +48,7 @@ impl From<BadChunk> for Malformed {
 #[derive(Debug)]
 pub(crate) struct Messages {
     at: At,
-    /// The bytes behind a head whose framing is not known yet, where they have to be read again.
+    /// The bytes after a head whose framing is not known yet, where they have to be parsed again.
     rest: Vec<u8>,
 }
 
@@ -89,11 +89,11 @@ enum Line {
 }
 
 impl Head {
-    /// Reads on. Returns how many of these bytes belong to the head, where it ends among them.
+    /// Parses the next bytes. Returns how many of them belong to the head, where it ends among them.
     fn pass(&mut self, bytes: &[u8]) -> Option<usize> {
         let mut from = 0;
         if !self.has_begun {
-            // Empty lines may stand before a message (RFC 9112 2.2).
+            // Empty lines may precede a message (RFC 9112 2.2).
             from = bytes.iter().position(|byte| !matches!(byte, b'\r' | b'\n'))?;
             (self.has_begun, self.is_in_first) = (true, true);
             if let Some(length) = plain_head(&bytes[from..]) {
@@ -191,7 +191,7 @@ impl Messages {
     /// The head that was read last has been parsed: its content is framed so.
     pub(crate) fn framed(&mut self, framing: Framing) -> Result<(), Malformed> {
         let At::Waiting { has_fragment } = self.at else {
-            // A head of which the end was not seen: nothing that follows would be right.
+            // The end of the head was missed: nothing after it could be parsed correctly.
             self.at = At::Open;
             return Ok(());
         };
@@ -201,14 +201,14 @@ impl Messages {
             Framing::Chunked => At::Chunks(Chunks::default()),
             Framing::Open => At::Open,
         };
-        // Whatever comes behind it, the request is refused.
+        // Whatever follows, the request is refused.
         if has_fragment {
             return Err(Malformed::Fragment);
         }
         if !self.rest.is_empty() {
             let mut rest = std::mem::take(&mut self.rest);
             let read = self.read(&rest);
-            // What is left of it waits in its turn, behind the next head.
+            // The rest waits for its turn, after the next head.
             if self.rest.is_empty() && rest.capacity() <= KEPT {
                 rest.clear();
                 self.rest = rest;
@@ -225,7 +225,7 @@ mod tests {
 
     const GET: &str = "GET / HTTP/1.1\r\nhost: a\r\n\r\n";
 
-    /// Reads a stream in pieces of one size; heads are told to be framed so, one after another.
+    /// Parses a stream in pieces of one size; the framings of its heads are given in order.
     fn follow(mut messages: Messages, bytes: &str, piece: usize, framings: &[Framing]) -> Result<bool, Malformed> {
         let mut framings = framings.iter();
         for piece in bytes.as_bytes().chunks(piece) {

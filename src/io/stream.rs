@@ -1,10 +1,9 @@
 //! A connection beneath HTTP, of a client or to a node: a TCP socket, or TLS over one.
 //!
-//! A connection can be looked at before it is read: to learn whether the peer has left, or which
-//! protocol it speaks. TLS shows nothing without a read, so the bytes that a look takes off the
-//! transport wait inside the [`Stream`], in front of everything that follows. They are appended,
-//! never replaced, and no other place holds bytes of the peer: the owner of the `Stream` reads
-//! every byte that the peer has sent, in order, once.
+//! The next bytes of a connection can be peeked at before they are read: to detect that the peer has left, or the
+//! protocol. TLS shows nothing without a read, so bytes that a peek reads from the transport wait inside the
+//! [`Stream`], before everything that follows. They are appended, never replaced, and no other place has bytes of the
+//! peer: the owner of the `Stream` reads every byte that the peer has sent, in order, once.
 
 use super::socket::{Socket, reset_at_end};
 use bytes::{Buf, BytesMut};
@@ -37,7 +36,7 @@ enum Transport {
     Tls(Box<TlsStream<TcpStream>>),
 }
 
-/// The result of a look at a connection's next bytes.
+/// The result of a peek at a connection's next bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Seen {
     /// The next read returns bytes.

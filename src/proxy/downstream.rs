@@ -1,4 +1,4 @@
-//! The downstream connection, as the pipeline sees it.
+//! The downstream connection, as the pipeline uses it.
 
 use super::streams::{OpenStream, Streams};
 use crate::io;
@@ -39,7 +39,7 @@ pub(crate) struct ConnectionState {
     pub(crate) leaving: Rc<Cell<bool>>,
     /// The results of the TLS handshake; `None` without TLS.
     pub(crate) secured: Option<Secured>,
-    /// The peer's address as it stands in `X-Forwarded-For`.
+    /// The peer's address in the form of `X-Forwarded-For`.
     pub(crate) peer_text: HeaderValue,
     /// The connection has had as many requests as it may have: it ends with this response.
     pub(crate) is_spent: Cell<bool>,
@@ -51,15 +51,15 @@ pub(crate) struct ConnectionState {
 #[derive(Default)]
 pub(crate) struct Http1State {
     pub(crate) phase: Cell<Phase>,
-    /// Bytes that go out before anything else: interim responses.
+    /// Bytes to write before anything else: interim responses.
     pub(crate) inject: RefCell<Vec<u8>>,
     /// Wakes the connection's task, where another one has something for it.
     pub(crate) task: RefCell<Option<Waker>>,
-    /// The last request was HTTP/1.0: its response may end with the connection and nothing else.
+    /// The last request was HTTP/1.0: the end of its response is the end of the connection.
     pub(crate) is_http10: Cell<bool>,
     /// The last request says `Connection: close`.
     pub(crate) says_close: Cell<bool>,
-    /// The next piece of the request's body has not come in time: the body ends in an error.
+    /// The next piece of the request's body is overdue: the body ends in an error.
     pub(crate) body_expired: Cell<bool>,
     /// A fault in the bytes of the request that hyper does not refuse.
     pub(crate) malformed: Cell<Option<io::Malformed>>,
@@ -71,16 +71,16 @@ pub(crate) struct Http1State {
 pub(crate) struct StreamState {
     /// The time limit between two pieces of the request's body, which no timer of the connection has.
     pub(crate) body_idle: Duration,
-    /// Tells a client that waits for it to send the body; see [`Downstream::ask_for_body`].
+    /// Asks the client to send the body; see [`Downstream::ask_for_body`].
     on_body: RefCell<Option<Box<dyn FnOnce()>>>,
-    /// When a piece of the response was given to the client last.
+    /// The time at which the last piece of the response was passed to the connection.
     gave: Cell<Option<Instant>>,
     pub(super) open: OpenStream,
 }
 
 /// The results of a TLS handshake.
 pub(crate) struct Secured {
-    /// The names of the certificate that was served, where the client asked for one by name.
+    /// The names of the served certificate, where the client sent a server name.
     pub(crate) certificate: Option<Arc<Names>>,
     /// The subject of the client's own certificate.
     pub(crate) subject: Option<HeaderValue>,
@@ -96,7 +96,7 @@ pub(crate) enum Phase {
     Request,
     /// From the head of the answer to the end of its body.
     Answer,
-    /// The answer is whole; the wire may still hold some of it.
+    /// The response is complete; some of it may not be written yet.
     Ending,
 }
 
@@ -154,7 +154,7 @@ impl Downstream {
         Downstream::on(Rc::new(connection), None)
     }
 
-    /// Returns the downstream side of one of the connection's streams, which is counted as long as it lives.
+    /// Returns the downstream of one stream of the connection, which is counted until it is dropped.
     pub(crate) fn for_stream(&self, streams: &Rc<Streams>, body_idle: Duration) -> Downstream {
         let stream = StreamState {
             body_idle,
@@ -182,7 +182,7 @@ impl Downstream {
         *self.tunnel.borrow_mut() = slot;
     }
 
-    /// Hands a tunnel to the session. Returns whether there is one that takes it.
+    /// Passes a tunnel to the session. Returns whether there is one that takes it.
     pub(super) fn switch_to(&self, tunnel: Tunnel) -> bool {
         let slot = self.tunnel.borrow().upgrade();
         slot.map(|slot| slot.put(tunnel)).is_some()
@@ -198,7 +198,7 @@ impl Downstream {
         self.http1.drains_body.set(false);
     }
 
-    /// Sets the step that tells the stream's client to send its body.
+    /// Sets the function that asks the stream's client for its body.
     pub(crate) fn on_body(&self, tell: Box<dyn FnOnce()>) {
         if let Some(stream) = &self.stream {
             *stream.on_body.borrow_mut() = Some(tell);
@@ -229,26 +229,26 @@ impl Downstream {
         }
     }
 
-    /// Returns whether what it sends was left unread at that time or later, by no fault of its own.
+    /// Returns whether its bodies were unread at that time or later because the budget was spent.
     pub(crate) fn was_starved_since(&self, since: Instant) -> bool {
         self.stream.as_ref().is_some_and(|stream| stream.open.streams.was_starved_since(since))
     }
 
-    /// Waits until its connection holds little of what nodes have answered: a client that reads slowly, or not at
-    /// all, would have it hold a part of every stream's answer.
+    /// Waits until the connection has few unsent bytes of nodes' responses: otherwise a client that reads slowly would
+    /// have a part of every stream's response buffered.
     pub(crate) fn poll_room(&self, cx: &std::task::Context<'_>) -> Poll<()> {
         let Some(stream) = &self.stream else { return Poll::Ready(()) };
         stream.open.streams.poll_room(cx)
     }
 
-    /// Notes that so much of an answer was given to the connection.
+    /// Notes bytes of a response that were passed to the connection.
     pub(crate) fn gave(&self, bytes: u64) {
         if let Some(stream) = &self.stream {
             stream.open.streams.gave(bytes);
         }
     }
 
-    /// When a piece of its answer was given to a stream last.
+    /// Returns the time at which the last piece of a stream's response was passed to the connection.
     pub(super) fn gave_last(&self) -> Option<Instant> {
         self.stream.as_ref().and_then(|stream| stream.gave.get())
     }
@@ -260,7 +260,7 @@ impl Downstream {
         }
     }
 
-    /// Notes whether a piece of the answer is with the client now, or still to come from the node.
+    /// Notes whether a piece of the response is with the connection now, or still has to come from the node.
     pub(crate) fn offer(&self, is_offered: bool) {
         if let Some(stream) = &self.stream {
             let since = is_offered.then(Instant::now);
@@ -289,7 +289,7 @@ impl Downstream {
         }
     }
 
-    /// Returns whether the client speaks TLS with this proxy.
+    /// Returns whether the client uses TLS to this proxy.
     pub(crate) fn is_secure(&self) -> bool {
         self.connection.secured.is_some()
     }

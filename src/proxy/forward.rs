@@ -44,14 +44,14 @@ pub(super) struct RoutedRequest<'a> {
     pub(super) underscores: Underscores,
     pub(super) body_limit: u64,
     pub(super) request_buffer: u64,
-    /// Where the rate limit counts it only once a node is to be asked.
+    /// Set where the rate limit counts the request only when it is sent to a node.
     pub(super) uncounted: Option<Uncounted>,
     /// The rate at which its body must arrive.
     pub(super) min_rate: MinRate,
 }
 
 impl RoutedRequest<'_> {
-    /// Returns the request for a node, or an answer where none is needed.
+    /// Returns the request for a node, or a reply that needs no node.
     pub(super) fn begin(&self, head: RequestHead) -> Result<Step, Problem> {
         if is_last_hop(&head) {
             let mut response = Response::new(ResponseBody::empty(self.exchange));
@@ -110,12 +110,12 @@ impl RoutedRequest<'_> {
         let affinity = self.route.affinity.as_ref();
         let candidates = Candidates { pool: &pool.name, ring: &pool.ring, affinity, find: &find };
         let key = find_key(&self.route.hash_on, &self.form, fields);
-        // Only a cookie has an end.
+        // Only a cookie has an expiry.
         let now = if affinity.is_some() { clock::unix_seconds() } else { 0 };
         plan::choice(&candidates, fields, key.as_ref(), now, random)
     }
 
-    /// Rewrites the head as the node gets it. Returns it, and whether the node may switch protocols.
+    /// Returns the head for the node, and whether the node may switch protocols.
     fn prepare(&self, head: RequestHead) -> Result<(NodeHead, bool), Problem> {
         let RequestHead { method, uri, version, fields } = head;
         let (address, has_trailers) = (fields.facts.address, fields.facts.takes_trailers);
@@ -150,7 +150,7 @@ impl RoutedRequest<'_> {
         Ok(((method, target, fields), may_switch))
     }
 
-    /// The target in origin form, where it is not what the client wrote.
+    /// Returns the target in origin form, where it differs from that of the client.
     fn new_target(&self, uri: &Uri) -> Result<Option<Uri>, Problem> {
         let path = match &self.route.strip_prefix {
             Some(prefix) => target::strip_prefix(&self.form.path, prefix).unwrap_or(&self.form.path),
@@ -174,8 +174,8 @@ impl RoutedRequest<'_> {
             .map_err(|_| Problem::bad_request(ProblemKind::BadTarget, "the request's target is not a valid path"))
     }
 
-    /// Returns whether a request may switch protocols: never to cleartext HTTP/2, for that would be a second HTTP
-    /// connection past every rule of this one.
+    /// Returns whether a request may switch protocols: never to cleartext HTTP/2, which would be a second HTTP
+    /// connection without the rules of this one.
     fn may_upgrade(&self, version: Version, protocol: &HeaderValue) -> bool {
         version >= Version::HTTP_11
             && self.pool.protocol == Protocol::Http1
@@ -183,7 +183,7 @@ impl RoutedRequest<'_> {
             && !fields::list_has(protocol, "h2c")
     }
 
-    /// Returns the rules for the request's body, of up to so many bytes.
+    /// Returns the rules for the request's body, with a limit of its size.
     pub(super) fn body_rules(&self, limit: u64) -> BodyRules {
         BodyRules { limit, min_rate: self.min_rate, underscores: self.underscores }
     }
@@ -198,7 +198,7 @@ impl RoutedRequest<'_> {
     }
 }
 
-/// Returns whether an OPTIONS request may go no further (RFC 9110 7.6.2).
+/// Returns whether an OPTIONS request must not be forwarded (RFC 9110 7.6.2).
 fn is_last_hop(head: &RequestHead) -> bool {
     head.method == Method::OPTIONS && max_forwards(head.fields.plain()) == Some(0)
 }

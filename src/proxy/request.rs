@@ -10,7 +10,7 @@ use http::header::{COOKIE, EXPECT, HOST, TRANSFER_ENCODING};
 use http::{HeaderMap, HeaderValue, Method, Uri, Version, request};
 use std::borrow::Cow;
 
-/// The target of a request, in the form in which routing, forwarding and keys see it.
+/// The normal form of a request's target, for routing, forwarding and keys.
 #[derive(Debug, Default)]
 pub(crate) struct Form<'a> {
     /// Lower case, without the port; empty where an HTTP/1.0 request names none.
@@ -33,7 +33,7 @@ pub(crate) struct Form<'a> {
 #[derive(Clone, Copy)]
 pub(crate) struct Bounds {
     pub(crate) body: u64,
-    /// Whether a body follows, where that is known by other means than fields (HTTP/2).
+    /// Whether the request has a body, where other means than fields tell it (HTTP/2).
     pub(crate) body_follows: Option<bool>,
 }
 
@@ -130,7 +130,7 @@ impl<'a> Form<'a> {
         let host = host.and_then(|value| value.to_str().ok());
         let mut lines = head.fields.plain().get_all(HOST).iter();
         match (lines.next(), lines.next()) {
-            // HTTP/2 says it in the target (RFC 9113 8.3.1).
+            // In HTTP/2 the target has the authority (RFC 9113 8.3.1).
             (None, _) if head.version == Version::HTTP_2 && uri.authority().is_some() => {}
             (None, _) if head.version >= Version::HTTP_11 => {
                 return Err(Problem::bad_request(ProblemKind::BadHost, "the request has no Host field"));
@@ -153,7 +153,7 @@ impl<'a> Form<'a> {
         // A Host that the target overrides must still be a host.
         if let (Some(authority), Some(overridden)) = (authority, host) {
             let overridden = parse_authority(overridden, default_port).map_err(bad_target)?;
-            // In HTTP/2 two that differ are two meanings.
+            // In HTTP/2 two that differ are ambiguous.
             let is_same =
                 || parse_authority(authority, default_port).is_ok_and(|own| own.to_text() == overridden.to_text());
             if head.version == Version::HTTP_2 && !is_same() {
@@ -176,7 +176,7 @@ impl<'a> Form<'a> {
     }
 }
 
-/// Joins the pieces in which HTTP/2 may send a Cookie field (RFC 9113 8.2.3): nodes know it as one.
+/// Joins the Cookie fields into which HTTP/2 may split one (RFC 9113 8.2.3).
 pub(super) fn join_cookie_fields(fields: &mut HeaderMap) {
     let mut cookie_fields = fields.get_all(COOKIE).iter();
     let (Some(_), Some(_)) = (cookie_fields.next(), cookie_fields.next()) else { return };
@@ -196,14 +196,14 @@ fn no_target() -> Problem {
     Problem::bad_request(ProblemKind::BadTarget, "the request's target is neither a path nor a URI")
 }
 
-/// Returns whether a target is an absolute-form one that ends with its authority. `Uri` shows an empty path as `/`; a
-/// path that was written begins where the authority ends.
+/// Returns whether a target is in absolute form and ends with its authority. `Uri` shows an empty path as `/`; an
+/// explicit path begins where the authority ends.
 fn is_authority_alone(uri: &Uri) -> bool {
     let (Some(authority), Some(target)) = (uri.authority(), uri.path_and_query()) else { return false };
     target.as_str() == "/" && authority.as_str().as_bytes().as_ptr_range().end != target.as_str().as_ptr()
 }
 
-/// 400 for a head that has no single meaning.
+/// Returns the 400 for an ambiguous or malformed head.
 fn bad_head(bad: &BadHead) -> Problem {
     let kind = match bad {
         BadHead::ConnectionOption(_) => ProblemKind::BadConnectionOption,
@@ -275,7 +275,7 @@ mod tests {
             .prop_map(|(lines, is_trusted, is_secure, certificate)| Sent { lines, is_trusted, is_secure, certificate })
     }
 
-    /// What the steps see of it, and what the node gets.
+    /// Returns the request for the steps, and the one for the node.
     fn enter_head(sent: &Sent) -> Option<(RequestHead, HeaderMap)> {
         let (mut head, ()) = http::Request::new(()).into_parts();
         head.headers.insert(HOST, HeaderValue::from_static("Example.com"));
@@ -313,7 +313,7 @@ mod tests {
     }
 
     proptest! {
-        /// Routing, limits, scopes, cache keys, hash keys and the node see the same of the protected fields.
+        /// Routing, limits, scopes, cache keys, hash keys and the node use the same values of the protected fields.
         #[test]
         fn all_steps_see_what_the_node_sees(one in sent(), other in sent()) {
             let (Some((one_head, one_node)), Some((other_head, other_node))) = (enter_head(&one), enter_head(&other))
@@ -346,7 +346,7 @@ mod tests {
             }
         }
 
-        /// Whatever a stranger says, the protected fields say what the connection does.
+        /// Whatever an untrusted client sends, the protected fields have the facts of its connection.
         #[test]
         fn a_stranger_is_what_its_connection_is(sent in sent()) {
             let sent = Sent { is_trusted: false, ..sent };

@@ -1,5 +1,4 @@
-//! One attempt: a request at one node, on a kept connection if there is one, on a new one where that turns out to be
-//! dead.
+//! One attempt: a request at one node, on a kept connection if there is one, and on a new one if that is stale.
 
 use super::answer::Carrier;
 use super::connections::NodeConnections;
@@ -15,8 +14,8 @@ use http::header::HOST;
 use http::{HeaderValue, Request, Response};
 use std::time::{Duration, Instant};
 
-/// The longest time for which a connection may have been idle that takes a request which must not run twice: the node
-/// may be closing one that was idle for longer, and would leave unknown whether the request has run.
+/// The longest idle time of a kept connection for a request that must not run twice: the node may be closing one that
+/// was idle for longer, which would leave it unknown whether the request has run.
 const FRESH: Duration = Duration::from_secs(1);
 
 /// The part of a request that has been sent. It is noted for requests that run at most once.
@@ -35,7 +34,7 @@ pub(super) enum AttemptResult {
         failure: Failure,
         /// The grounds for another attempt; none where there may be none.
         setback: Option<Setback>,
-        /// The failure speaks against the node.
+        /// The failure counts against the node.
         is_the_nodes: bool,
     },
 }
@@ -44,7 +43,7 @@ pub(super) enum AttemptResult {
 const LAPSED: AttemptResult =
     AttemptResult::Failed { failure: Failure::ClaimLapsed, setback: None, is_the_nodes: false };
 
-/// A node that is asked, and the terms on which it is.
+/// An attempt at a node, with its terms.
 pub(super) struct Attempt<'a, O> {
     pub(super) connections: &'a NodeConnections,
     pub(super) pool: &'a Pool,
@@ -54,7 +53,7 @@ pub(super) struct Attempt<'a, O> {
     pub(super) deadlines: Deadlines,
     /// When the attempt began.
     pub(super) started: Instant,
-    /// Kept connections are passed over: one has just turned out to be stale.
+    /// Kept connections are not used: one has just turned out to be stale.
     pub(super) wants_new: bool,
 }
 
@@ -115,7 +114,7 @@ impl<O: Observer> Attempt<'_, O> {
             let is_new = kept.is_none();
             let mut link = match kept {
                 Some(link) => link,
-                // Once: the request that connects may fail, and each other one connects for itself then.
+                // Once: the request that connects may fail, and then each other one connects for itself.
                 None if !std::mem::replace(&mut has_waited, true)
                     && links.wait(&self.node.runtime, self.connect_timeout()).await =>
                 {
@@ -156,7 +155,7 @@ impl<O: Observer> Attempt<'_, O> {
             let is_client_slow = is_slow();
             if self.retries == RetrySafety::AtMostOnce {
                 reach.sent = !matches!(outcome, SendResult::NotSent(_) | SendResult::Unprocessed { .. });
-                // The connection does not tell how much of a stream was sent: all of it, as far as is known.
+                // The connection does not report how much of a stream was sent; all of it is assumed.
                 reach.whole = reach.sent;
             }
             let (failure, sent) = match outcome {
@@ -165,7 +164,7 @@ impl<O: Observer> Attempt<'_, O> {
                     wants_new = true;
                     continue;
                 }
-                // The request of a client that has failed goes to no other node.
+                // The request of a client that has failed is not sent to another node.
                 SendResult::Unprocessed { is_refusal } if !observer.has_body_failed() => {
                     return failed(Failure::Terminated, Setback::UnprocessedStream, is_refusal);
                 }
@@ -176,7 +175,7 @@ impl<O: Observer> Attempt<'_, O> {
                 SendResult::Unprocessed { .. } => (Failure::Terminated, true),
                 SendResult::Stale(failure) | SendResult::SentNoAnswer(failure) => (failure, true),
             };
-            // hyper resets a stream whose body breaks, and says no more than that.
+            // hyper resets a stream whose body fails, and reports nothing else.
             return self.judge(failure, sent, is_client_slow, link.last_activity());
         }
     }
@@ -191,8 +190,8 @@ impl<O: Observer> Attempt<'_, O> {
         Ok(link)
     }
 
-    /// Returns the result where no connection was made within `timeout`. It speaks against the node, unless the end of
-    /// the request has shortened the node's time.
+    /// Returns the result of a connection that was not established within `timeout`. It counts against the node, unless
+    /// the end of the request has shortened the time.
     fn not_connected(&self, failure: Failure, timeout: Duration) -> AttemptResult {
         let had_its_time = failure != Failure::ConnectTimeout || timeout == self.pool.timeouts.connect;
         failed(failure, Setback::NotSent, had_its_time)
@@ -210,7 +209,7 @@ impl<O: Observer> Attempt<'_, O> {
             Failure::Timeout => Some(Setback::Late),
             _ => Some(Setback::Reset),
         };
-        // The end of the whole request is not the node's fault, if it had no time of its own.
+        // The end of the whole request is not the node's failure, if the node's own timeout had not passed.
         let had_its_time = failure != Failure::Timeout
             || (!is_client_slow && !first_byte.is_zero() && last_activity.elapsed() >= first_byte);
         AttemptResult::Failed { failure, setback, is_the_nodes: failure.is_the_nodes() && had_its_time }
@@ -225,7 +224,7 @@ impl<O: Observer> Attempt<'_, O> {
         AttemptLimits { started, first_byte: self.pool.timeouts.first_byte, until: self.deadlines.until }
     }
 
-    /// Returns the time to connect within, shortened by the end of the whole request.
+    /// Returns the timeout of connecting, shortened by the end of the whole request.
     fn connect_timeout(&self) -> Duration {
         let connect = self.pool.timeouts.connect;
         let Some(until) = self.deadlines.until else { return connect };
@@ -233,7 +232,7 @@ impl<O: Observer> Attempt<'_, O> {
         if connect.is_zero() { left } else { connect.min(left) }
     }
 
-    /// Adds the node's address as `Host` where there is none: HTTP/1.0 clients may name no host; HTTP/1.1 nodes want
+    /// Adds the node's address as `Host` where it is missing: HTTP/1.0 clients may send none; HTTP/1.1 nodes require
     /// one.
     fn name_host(&self, request: &mut Option<Request<Outgoing>>) {
         if let Some(request) = request

@@ -9,9 +9,9 @@ use std::time::{Duration, Instant};
 pub(crate) struct Deadlines {
     /// When the first attempt begins.
     pub(crate) started: Instant,
-    /// When the response's body must be whole; none for no limit.
+    /// The time by which the response's body must be complete; `None` for no limit.
     pub(crate) until: Option<Instant>,
-    /// The time from which nothing more is sent, where the request holds a claim: another process may run it then.
+    /// The time from which nothing more is sent, where the request has a claim: another process may run it then.
     pub(crate) send_by: Option<BootTime>,
 }
 
@@ -27,7 +27,7 @@ impl Deadlines {
         Deadlines::from(Instant::now(), pool)
     }
 
-    /// Returns whether the request holds a claim that is too old to send anything under it.
+    /// Returns whether the request's claim is too old to send anything under it.
     pub(super) fn has_lapsed(&self) -> bool {
         self.send_by.is_some_and(|by| BootTime::now() >= by)
     }

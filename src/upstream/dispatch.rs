@@ -84,7 +84,7 @@ struct Spare {
 }
 
 impl DispatchError {
-    /// Returns the problem that a client is told.
+    /// Returns the problem document for the client.
     pub(crate) fn problem(self) -> Problem {
         let unavailable = |kind| Problem::new(kind, self.to_string()).retry_after(1);
         match self {
@@ -149,7 +149,7 @@ impl Dispatch {
         response.open(&self.pool, self.deadlines.until, connections, observer)
     }
 
-    /// Asks the key's nodes in turn. Returns the response of the last one.
+    /// Sends the request to the key's nodes in turn. Returns the last response.
     pub(crate) async fn send<O: Observer>(
         &mut self,
         connections: &NodeConnections,
@@ -169,7 +169,7 @@ impl Dispatch {
         pool.group.budget.deposit(pool.retries.budget);
         let spare = self.spare(&connections.budget);
         let mut made = 0;
-        // A kept connection has turned out to be stale: the next attempt takes a new one.
+        // A kept connection was stale: the next attempt uses a new one.
         let mut wants_new = false;
         // The node of a strict session could not be reached.
         let mut has_lost_pinned = false;
@@ -213,7 +213,7 @@ impl Dispatch {
             match (next, result) {
                 (Some(next), result) => {
                     count_retry(&pool, setback, &result);
-                    // Its connection is closed, and its permit is free for others.
+                    // Closes its connection, and returns its permit.
                     drop(result);
                     (picked, started) = (next, Instant::now());
                 }
@@ -265,8 +265,8 @@ impl Dispatch {
         Some(next)
     }
 
-    /// Returns a copy of a request that may be sent more than once. Requests without a body come back by other ways
-    /// where a kept connection was stale, or a stream was not processed; see [`SendResult`](super::link::SendResult).
+    /// Returns a copy of a request that may be sent more than once. A request without a body is returned by
+    /// [`SendResult`](super::link::SendResult) itself after a stale connection or an unprocessed stream.
     fn spare(&mut self, budget: &Arc<Budget>) -> Option<Spare> {
         let (pool, retries) = (&self.pool, self.retries);
         let reaches_further = pool.retries.reach_beyond_sending() && pool.nodes.len() > 1;
@@ -334,7 +334,7 @@ impl Dispatch {
         picked
     }
 
-    /// Returns whether the request may go to no other node than that of its session.
+    /// Returns whether the request may only go to the node of its session.
     fn is_bound(&self) -> bool {
         self.wanted.pinned.is_some() && !self.wanted.may_leave
     }
@@ -354,7 +354,7 @@ fn count_retry(pool: &Pool, setback: Option<Setback>, result: &Result<NodeRespon
     }
 }
 
-/// Tells a node's permit the meaning of its status: 502, 503 and 504 speak against the node, and never 500.
+/// Counts the status for a node: 502, 503 and 504 count against it, 500 never.
 fn judge(status: StatusCode, in_flight: &mut InFlight) {
     match status {
         StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT => in_flight.failed(),

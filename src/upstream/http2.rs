@@ -1,7 +1,7 @@
-//! HTTP/2 with nodes: connections that many requests share, and one request on one of them.
+//! HTTP/2 to nodes: connections that many requests share, and one request on one of them.
 //!
-//! A connection is a task of its own worker, which ends when no request holds it any more. What hyper gives back of
-//! a request was not sent; a request that failed in any other way may have reached the node.
+//! A connection is a task of its own worker, which ends when no request uses it any more. A request that hyper returns
+//! was not sent; a request that failed in any other way may have reached the node.
 
 use super::connect::Endpoint;
 use super::link::{AttemptLimits, SendResult};
@@ -34,12 +34,12 @@ use tokio::time::Sleep;
 const MAX_STREAMS: u32 = 64;
 /// The bytes of one response that a node may send before they are read.
 const STREAM_WINDOW: u32 = 256 << 10;
-/// The same of all streams of a connection: one that is not read blocks no other.
+/// The window of a whole connection: an unread stream blocks no other.
 const CONNECTION_WINDOW: u32 = MAX_STREAMS * STREAM_WINDOW;
 const MAX_HEADER_LIST: u32 = 256 << 10;
 /// Stands for the streams that a node allows before it has said so; more than SETTINGS can say.
 const UNKNOWN: usize = usize::MAX - 1;
-/// A connection with requests on it from which nothing comes is asked whether it is still there.
+/// The interval of pings on a connection with requests that receives nothing.
 const PING_EVERY: Duration = Duration::from_secs(15);
 const PING_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -47,7 +47,7 @@ const PING_TIMEOUT: Duration = Duration::from_secs(10);
 #[derive(Default)]
 pub(crate) struct SharedLinks {
     by_node: RefCell<HashMap<u64, Vec<Rc<SharedConnection>>, foldhash::fast::RandomState>>,
-    /// Nodes to which a request connects; the other requests wait for the result.
+    /// The nodes to which a request connects just now; other requests wait for the result.
     connecting: RefCell<HashMap<u64, Rc<Notify>, foldhash::fast::RandomState>>,
 }
 
@@ -62,7 +62,7 @@ impl Drop for Connecting<'_> {
     fn drop(&mut self) {
         self.told.notify_waiters();
         let mut connecting = self.links.connecting.borrow_mut();
-        // Another one may have begun meanwhile, who has waiters of his own.
+        // Another request may have begun meanwhile, which has waiters of its own.
         if connecting.get(&self.serial).is_some_and(|told| Rc::ptr_eq(told, &self.told)) {
             connecting.remove(&self.serial);
         }
@@ -183,8 +183,8 @@ impl SharedLinks {
         (may_be_full || least.streams.get() < least.allowance.get()).then(|| SharedLink::on(least))
     }
 
-    /// Waits for the connection that another request makes to the node just now, as long as one may take; `false` where
-    /// there is none.
+    /// Waits for the connection that another request makes to the node just now, within the connect timeout; `false`
+    /// where there is none.
     pub(crate) async fn wait(&self, node: &NodeRuntime, timeout: Duration) -> bool {
         let told = self.connecting.borrow().get(&node.serial).cloned();
         let Some(told) = told else { return false };
@@ -258,8 +258,8 @@ impl SharedLinks {
         Ok(SharedLink::on(&shared))
     }
 
-    /// Closes what was unused for so long as its pool says, and what belongs to nodes that are gone, when it has
-    /// no request any more. Called about once a second.
+    /// Closes connections without requests that were unused for their pool's idle timeout, and those to removed nodes.
+    /// Called about once a second.
     pub(crate) fn sweep(&self, now: Instant, idle_timeout: impl Fn(u64) -> Option<Duration>) {
         self.by_node.borrow_mut().retain(|&serial, all| {
             let limit = idle_timeout(serial);
@@ -403,7 +403,7 @@ impl SharedLink {
         }
     }
 
-    /// When the node last said something on this request.
+    /// Returns the time of the node's last activity on this request.
     pub(crate) fn last_activity(&self) -> Instant {
         self.last_activity
     }
@@ -422,12 +422,12 @@ impl SharedLink {
         self.incoming.as_ref().map(Incoming::size_hint).unwrap_or_default()
     }
 
-    /// The node has said something.
+    /// Notes an activity of the node.
     pub(super) fn note_activity(&mut self) {
         self.last_activity = Instant::now();
     }
 
-    /// Returns whether nothing came for `limit`, or `until` has passed. The task is woken when it is so.
+    /// Returns whether nothing arrived for `limit`, or `until` has passed. The task is woken at that time.
     pub(super) fn is_late(&mut self, cx: &mut Context<'_>, limit: Duration, until: Option<Instant>) -> bool {
         super::link::is_late(&mut self.timer, cx, self.last_activity, limit, until)
     }
@@ -441,7 +441,7 @@ impl Drop for SharedLink {
     }
 }
 
-/// A permit for a stream of a connection, given back when the response and the request's body are both dropped.
+/// A permit for a stream of a connection, returned when the response and the request's body are both dropped.
 struct StreamPermit(Rc<SharedConnection>);
 
 impl Drop for StreamPermit {
@@ -477,7 +477,7 @@ impl Body for PermittedBody {
 enum Ended {
     /// The node has refused it: it did not begin with the request (RFC 9113 8.7).
     Refused,
-    /// It is beyond the last stream that the node's GOAWAY names, which says the same.
+    /// It is beyond the last stream of the node's GOAWAY, which means the same.
     BeyondGoaway,
     /// Its connection has ended.
     Connection,

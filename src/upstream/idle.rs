@@ -32,9 +32,9 @@ impl Drop for Counted {
 }
 
 impl IdleLinks {
-    /// A connection to the node on which nothing has happened since its last answer. Those that the
-    /// node has closed meanwhile, or on which it spoke out of turn, are dropped on the way. With
-    /// `within`, only one that was in use so short a time ago.
+    /// Returns a kept connection to the node without any event since its last response. Connections that the node has
+    /// closed meanwhile, or on which it has sent something unexpected, are dropped. With `within`, only a connection
+    /// that was used so recently.
     pub(crate) fn take(&self, node: &NodeRuntime, within: Option<Duration>) -> Option<Box<Link>> {
         let mut by_node = self.by_node.borrow_mut();
         let waiting = by_node.get_mut(&node.serial)?;
@@ -61,8 +61,8 @@ impl IdleLinks {
         self.by_node.borrow_mut().entry(node.serial).or_default().push_back(idle);
     }
 
-    /// Closes what has waited for too long, what the node has closed, and what belongs to nodes
-    /// that are gone. Called about once a second.
+    /// Closes connections that were idle for too long, those that the node has closed, and those to removed nodes.
+    /// Called about once a second.
     pub(crate) fn sweep(&self, now: Instant, is_known: impl Fn(u64) -> bool) {
         self.by_node.borrow_mut().retain(|&serial, waiting| {
             if !is_known(serial) {

@@ -116,14 +116,14 @@ impl http_body::Body for Outgoing {
     }
 }
 
-/// Why an attempt at a node gave no answer.
+/// The reasons for which an attempt at a node has no response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Failure {
     /// The node's address refuses connections.
     ConnectionRefused,
     /// No connection within `timeouts.connect`.
     ConnectTimeout,
-    /// The network gave another reason not to connect.
+    /// Another network error prevented the connection.
     Unreachable,
     /// The node's certificate is not valid, or not that of its name.
     TlsCertificate(CertificateFault),
@@ -135,7 +135,7 @@ pub(crate) enum Failure {
     Timeout,
     /// The response is not valid HTTP.
     Malformed,
-    /// The answer's head is larger than we take.
+    /// The head of the response is larger than the limit.
     HeadTooLarge,
     /// The request's own body ended in an error: the client's fault.
     RequestBody,
@@ -160,7 +160,7 @@ impl CertificateFault {
         match error {
             Is::Expired | Is::ExpiredContext { .. } => CertificateFault::Expired,
             Is::NotValidYet | Is::NotValidYetContext { .. } => CertificateFault::NotYetValid,
-            // The right name under another key is no issuer of ours.
+            // An issuer of the right name with another key is unknown.
             Is::UnknownIssuer | Is::BadSignature => CertificateFault::UnknownIssuer,
             Is::NotValidForName | Is::NotValidForNameContext { .. } => CertificateFault::OtherName,
             Is::Revoked => CertificateFault::Revoked,
@@ -181,8 +181,8 @@ impl CertificateFault {
 }
 
 impl Failure {
-    /// Returns whether it speaks against the node. A request that its client did not send whole does not, nor
-    /// one whose answer is merely larger than we take.
+    /// Returns whether it counts against the node. A request that its client did not send completely does not, nor a
+    /// response that only exceeds a limit of the proxy.
     pub(crate) fn is_the_nodes(self) -> bool {
         !matches!(self, Failure::RequestBody | Failure::HeadTooLarge | Failure::ClaimLapsed)
     }

@@ -58,9 +58,9 @@ impl NodeResponse {
         Ok(Response::from_parts(head, body))
     }
 
-    /// Returns the head of a 101, the socket behind it, and the node's permit, which the tunnel holds.
+    /// Returns the head of a 101, the socket after it, and the node's permit, which the tunnel keeps.
     pub(crate) fn into_switched(self) -> Result<(Response<()>, Stream, InFlight), Failure> {
-        // HTTP/2 knows no 101.
+        // HTTP/2 has no 101.
         let Carrier::Own(link) = self.carrier else { return Err(Failure::Malformed) };
         let stream = link.into_switched().ok_or(Failure::Terminated)?;
         let mut in_flight = self.in_flight;
@@ -75,7 +75,7 @@ fn clean(head: &mut response::Parts, is_stream: bool, takes_trailers: bool) -> R
     let coding = fields::transfer_coding(&head.headers);
     match coding {
         TransferCoding::Unsupported => return Err(Failure::Malformed),
-        // The chunks are what was read; a length beside them is not to be believed (RFC 9112 6.3).
+        // The chunks define the body; a length beside them must be ignored (RFC 9112 6.3).
         TransferCoding::Chunked => drop(head.headers.remove(CONTENT_LENGTH)),
         TransferCoding::None => {
             fields::unify_content_length(&mut head.headers).map_err(|_| Failure::Malformed)?;

@@ -1,5 +1,5 @@
-//! The prober: asks every node at intervals whether it is well. One a process, on the thread of the
-//! admin listener, however many workers there are.
+//! The prober: health checks of every node at intervals. One per process, on the thread of the admin listener, whatever
+//! the number of workers.
 
 use super::connect::Endpoint;
 use super::node::NodeRuntime;
@@ -44,7 +44,7 @@ struct Probe {
 }
 
 impl Probe {
-    /// Returns whether it does what this node's checks should.
+    /// Returns whether it runs the same checks of this node.
     fn is(&self, check: &HealthCheck, node: &Node) -> bool {
         let tls = node.endpoint.tls.as_ref();
         *self.check == *check
@@ -113,7 +113,7 @@ fn part_of(whole: Duration) -> Duration {
     whole.mul_f64(fastrand::f64())
 }
 
-/// One check; gives why it failed.
+/// Runs one check; returns the reason of its failure.
 async fn check_node(check: &HealthCheck, endpoint: &Endpoint) -> Result<(), String> {
     let stream = endpoint.connect().await.map_err(|(_, error)| error)?;
     match check.kind {
@@ -137,7 +137,7 @@ async fn check_node(check: &HealthCheck, endpoint: &Endpoint) -> Result<(), Stri
                 tokio::select! {
                     biased;
                     verdict = &mut answer => return verdict,
-                    // What it brought is read all the same.
+                    // The response is read all the same.
                     _ = &mut connection, if !ended => ended = true,
                 }
             }
@@ -226,7 +226,7 @@ fn grpc_call(service: &str) -> Vec<u8> {
     [&[0][..], &length.to_be_bytes(), &message].concat()
 }
 
-/// Returns the status in the answer: field 1, a small number; absent means 0.
+/// Returns the status in the response: field 1, a small number; absent means 0.
 fn serving_status(answer: &[u8]) -> Option<u8> {
     match *answer {
         [0, 0, 0, 0, 0] => Some(0),
@@ -274,7 +274,7 @@ async fn judge(check: &HealthCheck, response: Response<Incoming>) -> Result<(), 
     let mut body = Limited::new(response.into_body(), MAX_BODY);
     let mut read = Vec::new();
     while let Some(frame) = body.frame().await {
-        // What comes after the limit is not looked at.
+        // Bytes after the limit are not searched.
         let Ok(frame) = frame else { break };
         read.extend(frame.into_data().unwrap_or_default());
     }

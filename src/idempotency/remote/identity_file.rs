@@ -1,4 +1,4 @@
-//! The local file with the identity of the remote store that this machine knows.
+//! The local file with the identity of the remote store.
 
 use rustix::fs::{Access, AtFlags, CWD};
 use rustix::io::Errno;
@@ -7,7 +7,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-/// The identity of the remote store that this machine knows.
+/// The known identity of the remote store.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(in crate::idempotency) enum Known {
     /// No remote store was used here before.

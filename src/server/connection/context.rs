@@ -1,5 +1,5 @@
-//! The context that the connections of one listener share on one worker, and what all kinds of connections do with a
-//! socket.
+//! The context that the connections of one listener share on one worker, and operations on the socket of any
+//! connection.
 
 use super::address_limit::Addresses;
 use crate::config::ProxyProtocol;
@@ -133,8 +133,8 @@ pub(super) async fn refuse(context: &Context, mut stream: Stream, client: &Downs
     }
 }
 
-/// Reads what the client still sends, for a while: closing over unread bytes would reset the
-/// connection and take the last answer with it (RFC 9112 9.6).
+/// Reads what the client still sends, for a while: closing a socket with unread bytes would reset the connection, and
+/// the client would lose the last response (RFC 9112 9.6).
 pub(super) async fn linger(stream: &mut Stream) {
     let mut discarded = vec![0; 4096];
     let until_the_end = async { while matches!(stream.read(&mut discarded).await, Ok(1..)) {} };

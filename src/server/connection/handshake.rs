@@ -25,7 +25,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::LazyConfigAcceptor;
 use tokio_rustls::server::TlsStream;
 
-/// The first byte of a TLS record that holds a handshake.
+/// The first byte of a TLS record with a handshake.
 const HANDSHAKE: u8 = 0x16;
 
 /// A connection that is ready for requests.
@@ -114,8 +114,8 @@ async fn first_byte(socket: &TcpStream) -> Option<u8> {
     matches!(socket.peek(&mut first).await, Ok(1)).then_some(first[0])
 }
 
-/// Returns the connection's permit among those of its address; nothing where that has as many as it may. Proxies that
-/// are trusted speak for many.
+/// Returns the connection's permit among those of its address; `None` at the limit. Trusted proxies are exempt, as they
+/// carry many clients.
 fn address_permit(context: &Context, peer: SocketAddr) -> Option<Option<AddressPermit>> {
     let snapshot = context.worker.snapshot();
     let settings = &snapshot.config.settings;
@@ -134,7 +134,7 @@ fn address_permit(context: &Context, peer: SocketAddr) -> Option<Option<AddressP
 async fn tls_handshake(context: &Context, tls: &ServerTls, socket: TcpStream) -> io::Result<TlsStream<TcpStream>> {
     let start = LazyConfigAcceptor::new(Acceptor::default(), socket).await?;
     let config = Arc::clone(tls.config(start.client_hello().cipher_suites()));
-    // A crowd that comes at once computes one after another, and lets those who are here already in between.
+    // Many handshakes at once are computed one after another, so that established connections run in between.
     let turn = context.handshakes.acquire().await.map_err(io::Error::other)?;
     let mut accept = pin!(start.into_stream(config));
     let computed = poll_fn(|cx| Poll::Ready(accept.as_mut().poll(cx))).await;
@@ -146,7 +146,7 @@ async fn tls_handshake(context: &Context, tls: &ServerTls, socket: TcpStream) ->
     }
 }
 
-/// Whom the load balancer in front speaks for. Nobody else may connect here.
+/// Returns the client's address from the load balancer in front. Connections from elsewhere are refused.
 async fn source(
     context: &Context,
     protocol: &ProxyProtocol,
@@ -171,8 +171,8 @@ async fn source(
     }
 }
 
-/// What the handshake has told; `None` where the client's certificate has ended since: a session that resumes
-/// brings it along without another check.
+/// Returns the result of the handshake; `None` if the client's certificate has expired: a resumed session presents it
+/// without another check.
 fn secured(tls: &ServerTls, stream: &TlsStream<TcpStream>) -> Option<Secured> {
     let session = stream.get_ref().1;
     let name = session.server_name();

@@ -1,8 +1,7 @@
-//! The wire between a client's socket and hyper.
+//! The I/O between a client's socket and hyper.
 //!
-//! It notes when bytes moved, for the connection's timers; puts interim answers out ahead of the
-//! final one; and holds back the bare error answers that hyper writes when it cannot read a head,
-//! so that the connection can give its own.
+//! It notes when bytes moved, for the connection's timers; writes interim responses before the final one; and withholds
+//! the bare error responses that hyper writes when it cannot parse a head, so that the connection can send its own.
 
 use crate::io::{Framing, Malformed, Messages, Seen, Stream};
 use crate::proxy::{Downstream, Phase, Tunnel, TunnelSlot};
@@ -14,7 +13,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Instant;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// A client's socket as hyper sees it.
+/// A client's socket for hyper.
 pub(super) struct Http1Io {
     stream: Rc<RefCell<Stream>>,
     client: Rc<Downstream>,
@@ -29,9 +28,9 @@ pub(super) struct Pulse {
     pub(super) write_blocked: Cell<bool>,
     /// Bytes have come since the last answer was out: a head has begun.
     pub(super) head_began: Cell<Option<Instant>>,
-    /// Where requests begin and end; what is not framed as it should be is not given to hyper.
+    /// The boundaries of requests; malformed framing is not passed to hyper.
     messages: RefCell<Messages>,
-    /// An answer of hyper's own was held back.
+    /// An error response of hyper was withheld.
     pub(super) held_back: Cell<bool>,
     /// The client closed its side.
     pub(super) ended: Cell<bool>,
@@ -51,8 +50,8 @@ impl Pulse {
         Rc::<Pulse>::downgrade(self)
     }
 
-    /// hyper has parsed a head, whose content is framed so. An error where the request is one that hyper should have
-    /// refused, as far as it has come.
+    /// Sets the framing of the content after hyper has parsed a head. An error where hyper should have refused the
+    /// request, as far as it has arrived.
     pub(super) fn framed(&self, framing: Framing) -> Result<(), Malformed> {
         self.messages.borrow_mut().framed(framing)
     }
@@ -62,7 +61,7 @@ impl Pulse {
         self.messages.borrow().is_between()
     }
 
-    /// hyper has read; whether there were bytes that may begin a head.
+    /// Notes a read of hyper, and whether there were bytes that may begin a head.
     fn read(&self, has_bytes: bool) {
         let now = Instant::now();
         self.last_read.set(now);
@@ -107,8 +106,8 @@ impl Http1Io {
         Poll::Ready(Ok(()))
     }
 
-    /// Returns whether what hyper writes now is an error answer to a head that it could not read: nothing
-    /// else is written between requests, once the last answer is out.
+    /// Returns whether hyper's next write is an error response to a malformed head: between requests, after the last
+    /// response, it writes nothing else.
     fn is_error_answer(&self) -> bool {
         self.client.http1.phase.get() == Phase::Idle
     }
@@ -136,17 +135,17 @@ impl Http1Io {
     }
 }
 
-/// Looks at the connection for a client that leaves while it waits for its answer. hyper would look by
-/// reading, for which it takes a new buffer each time.
+/// Watches for a client that leaves while it waits for its response. hyper would do so by reading, for which it
+/// allocates a new buffer each time.
 pub(super) struct Watch {
     stream: Rc<RefCell<Stream>>,
     pulse: Rc<Pulse>,
 }
 
 impl Watch {
-    /// Looks whether the client has closed or reset the connection ([`Seen::End`]). Where bytes have arrived, hyper
-    /// has to be polled once more: it may wait for them, and the look may have taken the wake-up. A client whose
-    /// bytes wait for hyper has not left, as far as can be told.
+    /// Resolves when the client has closed or reset the connection ([`Seen::End`]). If bytes have arrived, hyper has to
+    /// be polled once more: it may wait for them, and this poll may have taken the wake-up. A client with unread bytes
+    /// counts as connected.
     pub(super) fn poll_look(&self, cx: &mut Context<'_>) -> Poll<Seen> {
         let seen = self.stream.borrow_mut().poll_arrival(cx);
         if seen == Poll::Ready(Seen::End) {
@@ -155,7 +154,7 @@ impl Watch {
         seen
     }
 
-    /// Returns the connection, once hyper has let go of the wire.
+    /// Returns the connection, once hyper has dropped its side.
     pub(super) fn into_stream(self) -> Option<Stream> {
         Some(Rc::into_inner(self.stream)?.into_inner())
     }
@@ -170,7 +169,7 @@ impl AsyncRead for Http1Io {
                 buf.set_filled(before);
                 return Poll::Ready(Err(io::Error::from(io::ErrorKind::InvalidData)));
             }
-            // What is left of a body that was let go of begins no head.
+            // The rest of an abandoned body begins no head.
             let has_bytes = buf.filled().len() > before && !self.client.http1.drains_body.take();
             self.pulse.read(has_bytes);
             self.pulse.ended.set(buf.filled().len() == before);
@@ -197,7 +196,7 @@ impl AsyncWrite for Http1Io {
         true
     }
 
-    /// hyper calls this only when it holds nothing any more.
+    /// hyper calls this only when its own buffer is empty.
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(self.poll_inject(cx))?;
         let flushed = Pin::new(&mut *self.stream.borrow_mut()).poll_flush(cx);
@@ -210,7 +209,7 @@ impl AsyncWrite for Http1Io {
         Poll::Ready(Ok(()))
     }
 
-    /// How the connection ends is for its owner to say, who gets the socket back.
+    /// The owner of the connection, which gets the socket back, decides how it ends.
     fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         Poll::Ready(Ok(()))
     }

@@ -1,5 +1,5 @@
-//! One HTTP/2 connection: hyper's over a wire that gathers frames, a client of its own for every stream, and
-//! the timers of the whole.
+//! One HTTP/2 connection: hyper's, over I/O that gathers frames, with a downstream for every stream, and the timers of
+//! the connection.
 
 use super::context;
 use super::flood::{FloodMeter, Verdict};
@@ -25,7 +25,7 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 use tokio::time::Sleep;
 
-/// The preface of a cleartext connection that speaks HTTP/2 with prior knowledge (RFC 9113 3.4).
+/// The preface of a cleartext HTTP/2 connection with prior knowledge (RFC 9113 3.4).
 pub(super) const PREFACE: [u8; 24] = *b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// Requests of a connection at a time.
@@ -35,11 +35,11 @@ const STREAM_WINDOW: u32 = 256 << 10;
 const CONNECTION_WINDOW: u32 = 1 << 20;
 /// The window of a connection before WINDOW_UPDATE makes it larger (RFC 9113 6.9.2).
 const FIRST_WINDOW: u32 = 65_535;
-/// The bytes of a response that are held for a client which does not read.
+/// The bytes of a response that are buffered for a client that does not read.
 const SEND_BUFFER: usize = 128 << 10;
 /// The period at which streams are looked for whose clients read nothing.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// How long a connection whose bodies wait unread waits before it asks again whether the process may hold more.
+/// The interval at which a connection with unread bodies checks whether the budget has room.
 const ASK_AGAIN: Duration = Duration::from_millis(20);
 /// The time that a connection without streams may take to end after GOAWAY.
 const GRACE: Duration = Duration::from_secs(5);
@@ -106,7 +106,7 @@ fn builder(tasks: StreamTasks, limits: &Limits) -> Builder<StreamTasks> {
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_send_buf_size(SEND_BUFFER)
-        // The meter counts these, and forgets.
+        // The flood meter counts these, with decay.
         .max_local_error_reset_streams(None)
         .enable_connect_protocol()
         .max_header_list_size(u32::try_from(limits.header_bytes.0).unwrap_or(u32::MAX));
@@ -166,12 +166,12 @@ struct Session<'a> {
     idle_since: Option<Instant>,
     /// When GOAWAY was sent.
     told_to_end: Option<Instant>,
-    /// hyper has ended; the wire may still hold some bytes.
+    /// hyper has ended; the I/O may still have bytes to write.
     has_ended: bool,
     is_starved: bool,
 }
 
-/// The ends of the waits of a connection; `None` where there is no such wait.
+/// The deadlines of a connection; `None` without such a wait.
 struct Waits {
     idle: Option<Instant>,
     write: Option<Instant>,
@@ -185,12 +185,12 @@ impl Session<'_> {
     fn note_end(&mut self, is_well: bool) {
         self.has_ended = true;
         if is_well && self.told_to_end.is_none() {
-            // hyper gives up without a word where a CONNECT has a length.
+            // hyper drops the connection without an error if a CONNECT has a length.
             self.out.end_in_error();
         }
     }
 
-    /// Writes the frames that hyper has made, and judges the connection by its meter, its drain and its timers.
+    /// Writes the frames of hyper, and checks the meter, the drain and the timers of the connection.
     fn step(
         &mut self,
         cx: &mut Context<'_>,
@@ -228,7 +228,7 @@ impl Session<'_> {
         let waits = self.waits();
         let was_starved = std::mem::replace(&mut self.is_starved, self.out.is_starved());
         if was_starved && !self.is_starved && !self.has_ended {
-            // Bytes that have come meanwhile wake no task again.
+            // Bytes that have arrived meanwhile cause no further wake-up.
             return Next::Again;
         }
         let again = self.is_starved.then(|| Instant::now() + ASK_AGAIN);
@@ -296,8 +296,8 @@ impl Session<'_> {
     }
 }
 
-/// How odd a client may be. A proxy that is trusted speaks for many, whom one stranger must not take the connection
-/// from.
+/// Returns the limit of glitches. A trusted proxy has none, as it carries many clients, and one of them must not end
+/// the connection of the others.
 fn glitches(context: &context::Context, client: &Downstream, limits: &Limits) -> u32 {
     let trusted = &context.worker.snapshot().config.settings.trusted_proxies;
     if is_trusted(client.connection.peer.ip(), trusted) { 0 } else { limits.http2_glitches }

@@ -1,11 +1,11 @@
-//! The wire beneath an HTTP/2 connection. The h2 crate writes every frame by itself, and TLS would seal each in
-//! a record of its own; here they are gathered, and go out when the connection was polled.
+//! The I/O beneath an HTTP/2 connection. The h2 crate writes every frame by itself, and TLS would make a record of
+//! each; here frames are gathered, and written after the connection was polled.
 //!
-//! A flush is acknowledged at once for that reason: the owner drains after every poll, and a shutdown waits
-//! until all is out. What is held is bounded; over it a write waits.
+//! Therefore a flush succeeds at once: the owner writes after every poll, and a shutdown waits until everything is
+//! written. The buffer is bounded; above the bound a write waits.
 //!
-//! What passes goes through the meter. A connection that is too odd is read no further, nor one whose bodies wait
-//! unread while the process holds as much as it may.
+//! All bytes pass the flood meter. A connection above its limit is not read any further, nor one with unread bodies
+//! while the budget of the process is spent.
 
 use super::flood::{FloodMeter, Glitch, Verdict};
 use crate::http::budget::Share;
@@ -20,15 +20,15 @@ use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 
-/// The most bytes that are held.
+/// The most buffered bytes.
 const BOUND: usize = 64 << 10;
 /// A buffer larger than this is not kept by a connection that is idle.
 const KEPT: usize = 16 << 10;
-/// How long a closing connection is read from, so that a reset does not overtake its last words; and how much.
+/// The time for which a closing connection is read, so that a reset does not overtake its last response, and the bytes.
 const LINGER: Duration = Duration::from_secs(1);
 const LINGER_BYTES: usize = 256 << 10;
 
-/// What is read in one turn; then others have theirs. A byte of a head takes the time of many of a body.
+/// The most bytes that are read in one turn. A byte of a head takes as much time as many of a body.
 const TURN: u64 = 64 << 10;
 const WEIGHT_OF_HEADS: u64 = 8;
 
@@ -47,12 +47,12 @@ pub(super) struct WireHandle(Rc<RefCell<Inner>>);
 pub(super) struct StreamHandle(Weak<RefCell<Inner>>);
 
 impl StreamHandle {
-    /// The stream of the request that has come just now, where that is known.
+    /// Returns the stream of the newest request, where it is certain.
     pub(super) fn accept(&self) -> Option<u32> {
         self.0.upgrade()?.borrow_mut().meter.accept()
     }
 
-    /// What sends `100 Continue` on a stream, where that can be said between two frames.
+    /// Returns a function that sends `100 Continue` on a stream, where that is possible between two frames.
     pub(super) fn continuing(&self, stream: u32) -> impl FnOnce() + 'static {
         let wire = Weak::clone(&self.0);
         move || {
@@ -79,7 +79,7 @@ struct Inner {
     open_head: Option<(u64, Instant)>,
     streams: Rc<Streams>,
     recorder: Rc<RequestRecorder>,
-    /// For what waits unread of bodies.
+    /// The share of the budget for unread bodies.
     share: Share,
     /// The share could not grow: nothing is read before it can.
     is_starved: bool,
@@ -89,7 +89,7 @@ struct Inner {
     has_ended: bool,
 }
 
-/// What a wire notes, and where.
+/// The destinations of what the I/O notes.
 pub(super) struct Notes {
     pub(super) meter: FloodMeter,
     pub(super) streams: Rc<Streams>,
@@ -145,7 +145,7 @@ impl Inner {
         self.blocked = if is_blocked { self.blocked.or_else(|| Some(Instant::now())) } else { None };
     }
 
-    /// Meters what the client has sent.
+    /// Meters received bytes.
     fn came(&mut self, bytes: &[u8]) {
         let recorder = &self.recorder;
         self.meter.inward(bytes, |glitch| recorder.glitch(glitch.label()));
@@ -155,13 +155,13 @@ impl Inner {
         });
     }
 
-    /// Meters what was added to what is held.
+    /// Meters the bytes that were added to the buffer.
     fn added(&mut self, before: usize) {
         let recorder = &self.recorder;
         self.meter.outward(&self.held[before..], |glitch| recorder.glitch(glitch.label()));
     }
 
-    /// Has the share be as large as what waits unread. Gives whether more may be read.
+    /// Adjusts the share to the unread bytes. Returns whether more may be read.
     fn settle(&mut self) -> bool {
         let unread = if self.streams.are_none() { 0 } else { self.meter.unread(self.streams.read()) };
         self.share.shrink(unread);
@@ -177,7 +177,7 @@ impl Inner {
 }
 
 impl WireHandle {
-    /// Sends all that is held.
+    /// Writes the buffer.
     pub(super) fn poll_drain(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.0.borrow_mut().poll_drain(cx)
     }
@@ -200,7 +200,7 @@ impl WireHandle {
         self.0.borrow().blocked
     }
 
-    /// Tells the streams what has been sent of their answers; `is_all` that nothing is left to send.
+    /// Tells the streams how much of their responses was sent; `is_all`: nothing is left to send.
     pub(super) fn tell_sent(&self, is_all: bool) {
         let inner = self.0.borrow();
         inner.streams.sent(inner.meter.sent(), is_all);
@@ -223,7 +223,7 @@ impl WireHandle {
         inner.meter.verdict()
     }
 
-    /// Since when a head has begun that is not whole.
+    /// Returns the begin of an incomplete head.
     pub(super) fn head_since(&self) -> Option<Instant> {
         self.0.borrow().open_head.map(|(_, since)| since)
     }
@@ -234,12 +234,12 @@ impl WireHandle {
         (inner.is_starved || !inner.streams.are_none() || inner.share.is_held()) && !inner.settle()
     }
 
-    /// Says that the client is asked to calm down.
+    /// Sends GOAWAY with ENHANCE_YOUR_CALM.
     pub(super) fn rebuke(&self) {
         self.go_away(ENHANCE_YOUR_CALM);
     }
 
-    /// Says that the connection ends by an error of the client's, where the client has not ended it.
+    /// Sends GOAWAY for an error of the client, unless the client has ended the connection.
     pub(super) fn end_in_error(&self) {
         let is_the_clients = |inner: &Inner| inner.has_ended || inner.meter.has_goaway();
         if !is_the_clients(&self.0.borrow()) {
@@ -247,7 +247,7 @@ impl WireHandle {
         }
     }
 
-    /// Says why the connection ends, where that can be said between two frames.
+    /// Sends the reason for the end of the connection, where that is possible between two frames.
     fn go_away(&self, reason: u32) {
         let mut inner = self.0.borrow_mut();
         if let Some(last) = inner.meter.last_stream_at_boundary() {
@@ -274,7 +274,7 @@ impl WireHandle {
             }
             io::Result::Ok(())
         };
-        // What comes after that time is the client's loss.
+        // After that time the client may lose the last response.
         let _ = tokio::time::timeout(LINGER, end).await;
     }
 }
@@ -282,12 +282,12 @@ impl WireHandle {
 impl AsyncRead for Http2Io {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let mut inner = self.0.borrow_mut();
-        // Its owner sees why, and ends it or polls again.
+        // The owner sees the reason, and ends the connection or polls again.
         if inner.meter.verdict() == Verdict::Hostile || inner.is_starved {
             return Poll::Pending;
         }
         if inner.turn == 0 {
-            // Woken again only after those for whom something has come meanwhile.
+            // Woken again only after the tasks for which bytes have arrived meanwhile.
             let _ = pin!(tokio::task::yield_now()).poll(cx);
             return Poll::Pending;
         }

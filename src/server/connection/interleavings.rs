@@ -1,7 +1,7 @@
-//! A client connection under every order of what can happen to it: the client sends, in pieces as the network
-//! cuts them, and closes; hyper reads, writes and flushes; the connection's owner looks whether the client has
-//! left, or takes the socket back and hands it on. Whatever is polled when, the bytes that are read are the bytes
-//! that the client sent, in order, once.
+//! A client connection under every order of events: the client sends, in pieces as the network cuts them, and closes;
+//! hyper reads, writes and flushes; the owner of the connection checks whether the client has left, or takes the socket
+//! back and passes it on. For any order of polls, the bytes that are read are those that the client sent, in order,
+//! once.
 //!
 //! Only compiled for tests and fuzzers. The sockets and the TLS session are real.
 
@@ -21,12 +21,12 @@ use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::net::TcpListener;
 
-/// More bytes than one look takes off TLS, and less than the kernel buffers.
+/// More bytes than one peek reads from TLS, and fewer than the kernel buffers.
 const MOST_BYTES: usize = 48 << 10;
 /// Steps of one program.
 const MOST_STEPS: usize = 200;
 
-/// What both ends of a TLS connection are configured with.
+/// The configuration of both ends of a TLS connection.
 static TLS: LazyLock<(Arc<ServerConfig>, Arc<ClientConfig>)> = LazyLock::new(|| {
     let made = rcgen::generate_simple_self_signed(["edge.example".to_owned()]).expect("a certificate can be made");
     let provider = Arc::new(rustls::crypto::ring::default_provider());
@@ -90,14 +90,14 @@ async fn connect(is_tls: bool, is_apart: bool) -> io::Result<(Stream, Peer)> {
 struct Peer {
     socket: TcpStream,
     session: Option<ClientConnection>,
-    /// How many bytes it has said.
+    /// The number of bytes that it has sent.
     said: usize,
-    /// What is on its way: said, and not delivered.
+    /// The bytes in transit: sent and not delivered.
     pending: Vec<u8>,
     has_ended: bool,
 }
 
-/// The byte at a place of what the client says.
+/// Returns the byte at a position of the client's data.
 fn byte_at(place: usize) -> u8 {
     (place ^ (place >> 8).wrapping_mul(37)) as u8
 }
@@ -151,7 +151,7 @@ struct Connection {
     /// Both are here but in the middle of a hand-over.
     wire: Option<(Http1Io, Watch)>,
     read: Vec<u8>,
-    /// A look has seen bytes that were not read since.
+    /// A peek has seen bytes that were not read since.
     promised: bool,
 }
 
@@ -177,7 +177,7 @@ impl Connection {
             2 => self.read(1 + amount * 300).await,
             3 => self.look().await,
             4 => self.answer(amount).await,
-            // The reactor hears of what has arrived.
+            // The reactor is notified of arrived bytes.
             5 => tokio::task::yield_now().await,
             6 => self.hand_over(amount).await,
             _ if amount == 31 => self.peer.end(),
@@ -248,8 +248,8 @@ impl Connection {
         .await;
     }
 
-    /// hyper lets go of the socket and gives back what it has not used; the next owner may look how it begins, and
-    /// may be interrupted in that.
+    /// hyper drops the socket and returns unused bytes; the next owner may peek at the beginning, and may be cancelled
+    /// meanwhile.
     async fn hand_over(&mut self, unused: usize) {
         let (wire, watch) = self.wire.take().expect("a step ends with the wire in place");
         drop(wire);
@@ -278,7 +278,7 @@ impl Connection {
         self.wire().read_exact(&mut rest).await.expect("the client has sent so much");
         self.read.extend_from_slice(&rest);
         let (_, watch) = self.wire.as_ref().expect("a step ends with the wire in place");
-        // The reactor hears of the end in its own time.
+        // The reactor is notified of the end asynchronously.
         let end = poll_fn(|cx| watch.poll_look(cx)).await;
         assert_eq!(end, Seen::End, "bytes were seen that were never sent");
         let end = self.wire().read(&mut [0]).await.expect("the client ends well");

@@ -38,11 +38,10 @@ use std::time::{Duration, Instant};
 use tokio::io::AsyncWriteExt;
 use tokio::time::Sleep;
 
-/// An idle connection gives hyper's buffers back after this time.
+/// An idle connection returns hyper's buffers after this time.
 const PARK_AFTER: Duration = Duration::from_secs(1);
 
-/// The number of fields that hyper takes when it is not told: only that one comes without a price a
-/// request.
+/// The default number of fields in hyper: only this one causes no allocation per request.
 const HYPERS_FIELDS: u32 = 100;
 
 /// Serves a connection until it ends.
@@ -62,14 +61,13 @@ pub(in crate::server) async fn serve(context: Rc<Context>, socket: TcpStream, pe
         }
         // A connection without a request yet has no more time than it had.
         if client.had_request.get() {
-            // It was idle for a moment before hyper let go of it.
+            // It was idle for this time before hyper was dropped.
             deadline = Instant::now() - PARK_AFTER + limits.keep_alive_timeout;
         }
     }
 }
 
-/// Returns whether a connection that has just begun speaks HTTP/2: as the handshake has settled it, or, in the clear,
-/// as it begins itself.
+/// Returns whether a new connection uses HTTP/2: by ALPN, or, in cleartext, by its preface.
 async fn speaks_http2(stream: &mut Stream, deadline: Instant) -> bool {
     if stream.is_tls() {
         return stream.alpn_protocol() == Some(b"h2");
@@ -88,7 +86,7 @@ enum SessionEnd {
     Abandon,
 }
 
-/// Lets hyper serve the connection; gives the socket back when it has been idle.
+/// Serves a session by hyper; returns the socket when the connection is idle.
 async fn session(
     context: &Rc<Context>,
     mut stream: Stream,
@@ -165,7 +163,7 @@ async fn session(
 fn builder(limits: &Limits) -> Builder {
     let mut builder = Builder::new();
     let head = limits.header_bytes.0 as usize;
-    // With half_close hyper leaves it to us to notice a client that has gone.
+    // With half_close hyper does not detect a client that has left.
     builder.max_buf_size(head).max_header_size(head).half_close(true);
     if limits.headers != HYPERS_FIELDS {
         builder.max_headers(limits.headers as usize);
@@ -173,7 +171,7 @@ fn builder(limits: &Limits) -> Builder {
     builder
 }
 
-/// Acts on a timer that has run out. Returns the end of the session, where it is one.
+/// Handles an expired timer. Returns the end of the session, where it is one.
 fn expire(expired: Expired, context: &Context, client: &Downstream) -> Option<SessionEnd> {
     match expired {
         Expired::Park => Some(SessionEnd::Park),
@@ -200,8 +198,8 @@ enum Expired {
     Write,
 }
 
-/// Waits for the deadline of what the connection is doing. The timer may be armed for an earlier
-/// time than needed; it is moved only when it fires, so that a request costs no timer.
+/// Waits for the deadline of the current phase. The timer may be armed for an earlier time than needed; it is moved
+/// only when it fires, so that a request arms no timer.
 fn timers(
     client: &Downstream,
     pulse: &Pulse,
@@ -239,7 +237,7 @@ fn next_deadline(client: &Downstream, pulse: &Pulse, limits: &Limits) -> Option<
     let body = client.awaits_body.get().filter(|_| !client.http1.body_expired.get()).map(|since| {
         let mut moved = pulse.last_read.get().max(since);
         if client.http1.phase.get() == Phase::Answer {
-            // Once the answer has begun, it is a sign of life as well.
+            // Once the response has begun, its progress counts too.
             moved = moved.max(pulse.last_write.get());
         }
         (moved + limits.body_idle_timeout, Expired::Body)
@@ -247,8 +245,8 @@ fn next_deadline(client: &Downstream, pulse: &Pulse, limits: &Limits) -> Option<
     write.into_iter().chain(body).min_by_key(|&(deadline, _)| deadline)
 }
 
-/// Ends a connection that hyper is done with: as a tunnel, with an error answer of ours, or well.
-/// `is_first_line` tells that the first line of a head is itself as long as a head may be.
+/// Ends a connection after hyper: as a tunnel, with an error response, or normally. `is_first_line`: the first line of
+/// a head is itself longer than a head may be.
 async fn close(
     context: &Context,
     mut stream: Stream,
@@ -264,7 +262,7 @@ async fn close(
         }
         (_, Err(error)) => {
             tracing::debug!(%error, "a connection ended early");
-            // What was cut short must not look whole, and HTTP/1.0 can tell only by a reset.
+            // A truncated response must not look complete, which HTTP/1.0 can only show by a reset.
             if client.http1.is_http10.get() {
                 stream.reset_at_end();
             }
@@ -283,7 +281,7 @@ async fn close(
     }
 }
 
-/// Returns the problem for a head that hyper could not read. Some causes stand only in the text of hyper's error.
+/// Returns the problem of a head that hyper could not parse. Some causes are only in the text of hyper's error.
 fn unreadable(error: &hyper::Error, is_first_line: bool) -> Problem {
     let words = error.to_string();
     if words.contains("URI too long") || (error.is_parse_too_large() && is_first_line) {
