@@ -211,8 +211,8 @@ pub fn messages(data: &[u8]) {
     assert_eq!(follow(usize::from(cut).max(1)), follow(usize::MAX));
 }
 
-/// A byte that says how the rest is cut and whether the request was a HEAD, then what a node sends: wherever it is cut,
-/// the same response is found in it; its content is as long as its length says, and none where there is none.
+/// A byte that says how the rest is cut and whether the request is a HEAD, then the bytes of a node: the response does
+/// not depend on the cuts, and its content has the announced length.
 pub fn response(data: &[u8]) {
     let Some((&cut, stream)) = data.split_first() else { return };
     let asked = Asked { is_head: cut & 1 == 1, wants_interim: cut & 2 == 2 };

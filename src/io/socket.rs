@@ -7,9 +7,9 @@ use std::mem::MaybeUninit;
 use std::net::Shutdown;
 use std::os::fd::AsFd;
 use std::pin::Pin;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
 /// Up to this size, copying the pieces together is cheaper than what the kernel spends on a
@@ -69,7 +69,7 @@ impl Socket {
         if let Socket::Apart(Some(socket)) = self
             && let Some(written) = at_once((&*socket).write(buf))
         {
-            return self.note_written(buf.len(), written);
+            return Poll::Ready(written);
         }
         Pin::new(self.joined()?).poll_write(cx, buf)
     }
@@ -80,10 +80,9 @@ impl Socket {
         cx: &mut Context<'_>,
         pieces: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let length: usize = pieces.iter().map(|piece| piece.len()).sum();
         match pieces {
             [only] => self.poll_write(cx, only),
-            _ if length > GATHER => self.poll_write_pieces(cx, pieces, length),
+            _ if pieces.iter().map(|piece| piece.len()).sum::<usize>() > GATHER => self.poll_write_pieces(cx, pieces),
             _ => SCRATCH.with_borrow_mut(|scratch| {
                 scratch.clear();
                 for piece in pieces {
@@ -94,29 +93,15 @@ impl Socket {
         }
     }
 
-    fn poll_write_pieces(
-        &mut self,
-        cx: &mut Context<'_>,
-        pieces: &[IoSlice<'_>],
-        length: usize,
-    ) -> Poll<io::Result<usize>> {
+    /// Writes several pieces. After a part of them another write may find room at once: the kernel processes the
+    /// client's acknowledgements between two writes.
+    fn poll_write_pieces(&mut self, cx: &mut Context<'_>, pieces: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
         if let Socket::Apart(Some(socket)) = self
             && let Some(written) = at_once((&*socket).write_vectored(pieces))
         {
-            return self.note_written(length, written);
+            return Poll::Ready(written);
         }
-        let written = ready!(Pin::new(self.joined()?).poll_write_vectored(cx, pieces));
-        self.note_written(length, written)
-    }
-
-    /// Notes that a socket which has taken a part has no room for more: another write would be for nothing before the
-    /// reactor says that there is room.
-    fn note_written(&mut self, length: usize, written: io::Result<usize>) -> Poll<io::Result<usize>> {
-        if matches!(written, Ok(taken) if taken < length) {
-            let _ =
-                self.joined()?.try_io(Interest::WRITABLE, || io::Result::<()>::Err(io::ErrorKind::WouldBlock.into()));
-        }
-        Poll::Ready(written)
+        Pin::new(self.joined()?).poll_write_vectored(cx, pieces)
     }
 
     pub(super) fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -220,8 +220,8 @@ impl Link {
         response
     }
 
-    /// Writes of the request and reads of the answer what it can, to the end of a head. That of a final answer comes with
-    /// its fields in `fields`.
+    /// Writes as much of the request as it can, and reads the answer to the end of a head. The fields of a final one
+    /// are put into `fields`.
     fn poll_head(&mut self, cx: &mut Context<'_>, asked: Asked, fields: &mut HeaderMap) -> Poll<Result<Head, Failure>> {
         if self.poll_request(cx).is_err() {
             return Poll::Ready(Err(Failure::RequestBody));

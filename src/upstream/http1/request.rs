@@ -59,8 +59,8 @@ impl Framing {
 pub(crate) struct BadLength;
 
 impl Output {
-    /// Puts the head of a request in place of what was there. `content` is the length of the content: `None` where there
-    /// is none, `Some(None)` where it is not known.
+    /// Puts the head of a request in place of earlier bytes. `content` is the length of the content: `None` where there
+    /// is none, `Some(None)` where it is unknown.
     pub(crate) fn begin(&mut self, method: &Method, target: &Uri, fields: &HeaderMap, content: Option<Option<u64>>) {
         self.clear();
         let out = &mut self.bytes;

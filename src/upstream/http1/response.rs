@@ -57,9 +57,9 @@ pub(crate) struct Asked {
     pub(crate) wants_interim: bool,
 }
 
-/// Takes the next head off the bytes that have arrived; `None` where it is not here whole. `seen` is the number of these
-/// bytes that an earlier call has looked at, and 0 before the first one. The fields of a final head are put into
-/// `fields`, in place of what is there.
+/// Takes the next head off the bytes that have arrived; `None` where it is not complete. `seen` is the number of these
+/// bytes that an earlier call has searched, and 0 before the first one. The fields of a final head are put into
+/// `fields`, in place of those that are there.
 pub(crate) fn take(
     input: &mut BytesMut,
     seen: &mut usize,
