@@ -65,7 +65,7 @@ def on_cores(cores, command):
 
 # What every nginx of a bench begins with, as an origin, a node or a peer; the templates of servers come into it.
 NGINX = """\
-daemon off; worker_processes 1; pid nginx.pid; error_log stderr warn;
+daemon off; worker_processes 1; worker_rlimit_nofile 40000; pid nginx.pid; error_log stderr warn;
 events { worker_connections 4096; }
 http {
     access_log off; default_type text/plain;

@@ -39,7 +39,8 @@ ORIGIN_NODE = """\
         location / { add_header X-Node @ID@; return 200 "@SMALL@"; }
     }
 """
-# Small objects are cheaper without sendfile, and large ones with it and without waiting for full packets.
+# Cached files are kept open. Small objects are cheaper without sendfile and with a small buffer, large ones with
+# sendfile and without waiting for full packets.
 NGINX_PROXY = """\
     proxy_cache_path cache levels=1:2 keys_zone=hits:64m max_size=4g inactive=1d use_temp_path=off;
     upstream app {
@@ -52,7 +53,8 @@ NGINX_PROXY = """\
         listen 127.0.0.1:@TLS@ ssl http2 backlog=4096;
         ssl_certificate @CHAIN@; ssl_certificate_key @KEY@;
         ssl_protocols TLSv1.3; ssl_session_tickets on;
-        http2_max_requests 1000000000; sendfile off;
+        http2_max_requests 1000000000; sendfile off; output_buffers 1 4k;
+        open_file_cache max=20000 inactive=1d; open_file_cache_valid 1d; open_file_cache_min_uses 1;
         proxy_http_version 1.1;
         proxy_set_header Connection "";
         proxy_set_header Host $http_host;
