@@ -69,6 +69,14 @@ impl Definition {
         kept
     }
 
+    /// Returns whether templates use a part of a step's answer.
+    pub(crate) fn has_outputs(&self, step: usize) -> bool {
+        let name = self.steps.get(step).map(|step| step.name.as_str());
+        let is_part =
+            |reference: &&Reference| matches!(reference, Reference::StepBody(of, _) if Some(of.as_str()) == name);
+        self.references().iter().any(is_part)
+    }
+
     /// Returns the references of a kind that are to be kept: those to a part of what another one names are left out.
     fn kept_references(&self, is_meant: impl Fn(&Reference) -> bool) -> Vec<&Reference> {
         let all = self.references();
