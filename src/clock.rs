@@ -55,6 +55,11 @@ impl BootTime {
     pub(crate) fn left(self) -> Duration {
         self.0.saturating_sub(since_boot())
     }
+
+    /// Returns the time since an earlier one; none since a later one.
+    pub(crate) fn since(self, earlier: BootTime) -> Duration {
+        self.0.saturating_sub(earlier.0)
+    }
 }
 
 impl std::ops::Add<Duration> for BootTime {

@@ -31,6 +31,7 @@ mod engines;
 #[doc(hidden)]
 pub mod fuzz;
 mod http;
+#[allow(dead_code, unused_imports, reason = "routes do not run sagas yet")]
 mod idempotency;
 mod io;
 mod proxy;

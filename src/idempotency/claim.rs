@@ -2,10 +2,12 @@
 //! holds it.
 
 use super::open_claims::{Abandoned, Unsettled};
-use super::record::{Finish, ReleaseWay, Token};
+use super::open_saga::OpenSaga;
+use super::record::{Finish, Millis, ReleaseWay, Token};
 use super::records::{PATIENCE, Records, ask};
 use super::request::{KeyedRequest, Policy};
 use super::response::StoredResponse;
+use super::saga::{LASTING, NewSaga};
 use super::store::{ClaimReply, Claimed, Completion, Found, NewClaim, Release, StoreError};
 use super::warn_unknown;
 use crate::clock::BootTime;
@@ -49,6 +51,8 @@ pub(crate) struct Claim {
     sent: BootTime,
     /// How it is released.
     way: ReleaseWay,
+    /// The store's time when its saga began.
+    began: Option<Millis>,
     may_have_run: bool,
     is_settled: bool,
 }
@@ -65,7 +69,16 @@ impl Claim {
         };
         let Times { ttl, lease } = *policy;
         let may_have_run = false;
-        Claim { records, asked, token, ttl, lease, sent: reply.sent, way, may_have_run, is_settled: false }
+        let (sent, began) = (reply.sent, reply.began);
+        Claim { records, asked, token, ttl, lease, sent, way, began, may_have_run, is_settled: false }
+    }
+
+    /// Returns the saga that has begun with the claim, as its owner: from here on the saga says how it ended.
+    pub(crate) fn into_saga(mut self) -> OpenSaga {
+        let saga = OpenSaga::begun(&self.records, self.asked.id, self.token, self.lease, (self.began, self.sent));
+        // The process is known to live by its saga.
+        self.is_settled = true;
+        saga
     }
 
     /// Returns the time by which the first byte of the request must be sent: a process that was stopped for longer
@@ -123,7 +136,8 @@ impl Claim {
         let (id, token) = (self.asked.id, self.token);
         let (finish, response) = match end {
             End::Released => {
-                return records.release(Release { id, token, way: self.way, ttl: self.ttl }, patience).await;
+                let of_saga = self.began.is_some();
+                return records.release(Release { id, token, way: self.way, ttl: self.ttl, of_saga }, patience).await;
             }
             End::Done(response) => (Finish::Done, Some(response.clone())),
             End::DoneWithoutBody => (Finish::DoneWithoutBody, None),
@@ -144,7 +158,8 @@ impl Drop for Claim {
         if matches!(end, Abandoned::Unknown | Abandoned::Released(ReleaseWay::Retaken)) {
             warn_unknown(self.asked.id, &self.asked.subject, "its run ended without a result that could be stored");
         }
-        let unsettled = Unsettled { id: self.asked.id, end, ttl: self.ttl, is_told: false };
+        let of_saga = self.began.is_some();
+        let unsettled = Unsettled { id: self.asked.id, end, ttl: self.ttl, of_saga, is_told: false };
         self.records.tell(self.asked.id);
         self.records.abandon(self.token, unsettled);
     }
@@ -168,7 +183,12 @@ struct Times {
 impl Records {
     /// Claims a request. Returns the claim, or the record of an earlier request with its key. A claim whose waiting
     /// request is gone releases itself.
-    pub(crate) async fn claim(self: &Arc<Self>, asked: &KeyedRequest, policy: &Policy) -> Result<Turn, StoreError> {
+    pub(crate) async fn claim(
+        self: &Arc<Self>,
+        asked: &KeyedRequest,
+        policy: &Policy,
+        saga: Option<&NewSaga>,
+    ) -> Result<Turn, StoreError> {
         let number = self.last.fetch_add(1, Ordering::Relaxed) + 1;
         let token = Token { holder: self.store.holder(), number };
         if !self.claims.enter(token) {
@@ -181,8 +201,10 @@ impl Records {
             token,
             retake: policy.retries_unknown,
             lease: policy.lease,
-            ttl: policy.ttl,
+            ttl: if saga.is_some() { LASTING } else { policy.ttl },
+            saga: saga.cloned().map(Box::new),
         };
+        let of_saga = saga.is_some();
         let (records, mine) = (Arc::clone(self), asked.clone());
         let (times, retake) = (Times { ttl: policy.ttl, lease: policy.lease }, policy.retries_unknown);
         // A later answer would not allow a byte to be sent.
@@ -200,7 +222,8 @@ impl Records {
                             StoreError::Torn(_) => {
                                 let way = if retake { ReleaseWay::Retaken } else { ReleaseWay::Entombed };
                                 let end = Abandoned::Released(way);
-                                let unsettled = Unsettled { id: mine.id, end, ttl: times.ttl, is_told: false };
+                                let ttl = times.ttl;
+                                let unsettled = Unsettled { id: mine.id, end, ttl, of_saga, is_told: false };
                                 records.claims.was_not_granted(token);
                                 records.claims.abandon(token, unsettled);
                             }

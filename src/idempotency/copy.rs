@@ -3,11 +3,15 @@
 //! Records keep their identity, state, token, times and result. One that was running has no holder any more: it
 //! arrives as unknown. Records that the target has already stay as they are there, unless the source knows
 //! more: the target's has expired, or is an unknown outcome of the same run. Tombstones stay behind.
+//!
+//! Sagas that have ended go along where both stores keep sagas; where the target keeps none, their answers do. While a
+//! saga is open nothing is copied: the services know its steps by keys that only its row can make.
 
 use super::clock::Clock;
 use super::identity::{Id, Subject};
 use super::record::{Event, Record, Transition, transition};
 use super::response::StoredResponse;
+use super::saga::SagaRow;
 use super::stores::Kind;
 
 /// The number of records that are moved at a time.
@@ -32,6 +36,18 @@ pub(super) trait Archive {
     fn read(&mut self, after: Option<Id>) -> Result<Vec<Archived>, String>;
     /// Adds records that are not there, durably. Returns how many it added.
     fn write(&mut self, records: &[Archived]) -> Result<u64, String>;
+    /// Returns how many sagas go on, or are stuck.
+    fn open_sagas(&mut self) -> Result<u64, String> {
+        Ok(0)
+    }
+    /// Returns the next sagas after an identity, in order; none at the end.
+    fn read_sagas(&mut self, _after: Option<Id>) -> Result<Vec<SagaRow>, String> {
+        Ok(Vec::new())
+    }
+    /// Adds sagas that have ended, beside their records. A store that keeps none has their answers all the same.
+    fn write_sagas(&mut self, _sagas: &[SagaRow]) -> Result<(), String> {
+        Ok(())
+    }
     /// Ends the copy, at the target.
     fn finish(&mut self) -> Result<(), String> {
         Ok(())
@@ -58,13 +74,19 @@ pub(crate) fn copy(from: &Kind, to: &Kind, mut progress: impl FnMut(u64, u64)) -
     let named = |kind: &Kind, error: String| format!("{kind}: {error}");
     let mut source = archive(from, false).map_err(|error| named(from, error))?;
     let mut target = archive(to, true).map_err(|error| named(to, error))?;
+    let open = source.open_sagas().map_err(|error| named(from, error))?;
+    if open > 0 {
+        let error = format!(
+            "{open} sagas are open; start a Ringway on this store until they have ended, or resolve those that are \
+             stuck: `ringway sagas` lists them"
+        );
+        return Err(named(from, error));
+    }
     let all = source.count().map_err(|error| named(from, error))?;
     let (mut copied, mut last, now) = (Copied::default(), None, Clock::new().now());
     loop {
         let mut page = source.read(last).map_err(|error| named(from, error))?;
-        let Some(end) = page.last() else {
-            return target.finish().map(|()| copied).map_err(|error| named(to, error));
-        };
+        let Some(end) = page.last() else { break };
         last = Some(end.id);
         copied.read += page.len() as u64;
         for archived in &mut page {
@@ -77,6 +99,14 @@ pub(crate) fn copy(from: &Kind, to: &Kind, mut progress: impl FnMut(u64, u64)) -
         copied.added += target.write(&page).map_err(|error| named(to, error))?;
         progress(copied.read, all.max(copied.read));
     }
+    let mut last = None;
+    loop {
+        let page = source.read_sagas(last).map_err(|error| named(from, error))?;
+        let Some(end) = page.last() else { break };
+        last = Some(end.id);
+        target.write_sagas(&page).map_err(|error| named(to, error))?;
+    }
+    target.finish().map(|()| copied).map_err(|error| named(to, error))
 }
 
 fn archive(kind: &Kind, is_target: bool) -> Result<Box<dyn Archive>, String> {

@@ -6,7 +6,7 @@ use super::record::{Event, Finish, Holder, Millis, Record, State, Token, Transit
 use super::response::StoredResponse;
 use super::store::{
     Authorised, BATCH, ClaimReply, Claimed, Completion, Done, Found, Listed, NewClaim, Release, Store, StoreError,
-    Tended,
+    Tended, no_sagas,
 };
 use crate::clock::BootTime;
 use parking_lot::{Mutex, MutexGuard};
@@ -102,6 +102,9 @@ impl Store for Memory {
     }
 
     fn claim(&self, claim: NewClaim, done: Done<ClaimReply>) {
+        if claim.saga.is_some() {
+            return done(Err(no_sagas()));
+        }
         let (sent, now) = (BootTime::now(), self.clock.now());
         let NewClaim { id, fingerprint, token, retake, ttl, .. } = claim;
         let mut records = self.records();
@@ -122,7 +125,7 @@ impl Store for Memory {
             (_, None) => unreachable!("an absent record can be claimed"),
         };
         drop(records);
-        done(claimed.map(|claimed| ClaimReply { claimed, sent, is_resent: false }));
+        done(claimed.map(|claimed| ClaimReply { claimed, sent, is_resent: false, began: None }));
     }
 
     fn complete(&self, completion: Completion, done: Done<bool>) {
@@ -135,7 +138,7 @@ impl Store for Memory {
     }
 
     fn release(&self, release: Release, done: Done<bool>) {
-        let Release { id, token, way, ttl } = release;
+        let Release { id, token, way, ttl, .. } = release;
         let event = Event::Release { token, way, expires: self.clock.expiry(ttl) };
         let mut records = self.records();
         let before = records.by_id.get(&id).map(|entry| entry.record);

@@ -5,6 +5,7 @@
 //! record. `store` is the promise of every store, and `stores` opens one: `memory`, `sqlite`, and behind the adapter
 //! `remote` `postgres` and `redis`. `open_claims` lists the claims of this process, `records` joins them and the store,
 //! `claim` is one of them, and `run` takes a request through all this. The node is an [`Origin`] that is handed in.
+//! `saga` is what a store keeps of a saga, and `open_saga` one that this process works on.
 //! `copy` moves the records of one store to another.
 
 mod canonical;
@@ -16,6 +17,8 @@ mod identity;
 mod key;
 mod memory;
 mod open_claims;
+mod open_saga;
+mod open_sagas;
 #[cfg(feature = "postgres")]
 mod postgres;
 mod record;
@@ -27,6 +30,7 @@ mod remote;
 mod request;
 mod response;
 mod run;
+mod saga;
 mod sqlite;
 mod store;
 mod store_identity;
@@ -37,13 +41,15 @@ pub(crate) use copy::copy;
 pub(crate) use fingerprint::{Fingerprint, Fingerprinting};
 pub(crate) use identity::{Id, Scope, Subject};
 pub(crate) use key::key_of;
+pub(crate) use open_saga::{LostSaga, OpenSaga, TakenSaga};
 pub(crate) use records::Records;
 #[cfg(feature = "redis")]
 pub(crate) use redis::{Settings as RedisSettings, TlsSettings as RedisTls};
 pub(crate) use request::{KeyedRequest, Policy};
 pub(crate) use response::StoredResponse;
 pub(crate) use run::{Origin, Outcome, Pieces, Refused, Sent, Started, run, start};
-pub(crate) use store::{Authorised, Listed};
+pub(crate) use saga::{NewSaga, SagaRow};
+pub(crate) use store::{Authorised, Listed, StoreError};
 pub(crate) use stores::{Kind, OpenError, adopt, inspect, schema};
 
 /// The line in the log for every record that becomes UNKNOWN.

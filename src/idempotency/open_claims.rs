@@ -28,6 +28,8 @@ pub(super) struct Unsettled {
     pub(super) id: Id,
     pub(super) end: Abandoned,
     pub(super) ttl: Duration,
+    /// It began a saga, which has not gone on.
+    pub(super) of_saga: bool,
     /// The store was told, and has not answered yet.
     pub(super) is_told: bool,
 }

@@ -52,16 +52,18 @@ pub(crate) enum State {
     Unknown,
     /// A claim that was released, copies of which may still be under way.
     Tombstone,
+    /// A saga works on it, whichever process owns the saga: it ends with the saga, and in no other way.
+    Saga,
 }
 
 impl State {
-    pub(crate) const ALL: [State; 5] =
-        [State::Running, State::Done, State::DoneWithoutBody, State::Unknown, State::Tombstone];
+    pub(crate) const ALL: [State; 6] =
+        [State::Running, State::Done, State::DoneWithoutBody, State::Unknown, State::Tombstone, State::Saga];
 
     /// Returns the word for it, for operators.
     pub(crate) fn word(self) -> &'static str {
         match self {
-            State::Running => "running",
+            State::Running | State::Saga => "running",
             State::Done => "done",
             State::DoneWithoutBody => "done_without_body",
             State::Unknown => "unknown",
@@ -77,6 +79,7 @@ impl State {
             State::DoneWithoutBody => 2,
             State::Unknown => 3,
             State::Tombstone => 4,
+            State::Saga => 5,
         }
     }
 
@@ -167,6 +170,7 @@ pub(crate) fn transition(record: Option<&Record>, event: Event, now: Millis) -> 
                 None => Transition::Becomes(new),
                 Some(record) if record.is_over(now) => Transition::Becomes(new),
                 Some(record) if record.dead == Some(token) => Transition::Stays,
+                Some(record) if record.state == State::Saga && record.token == token => Transition::Becomes(*record),
                 Some(record) if record.is_open_to(token) => {
                     let expires = record.created.saturating_add(expires.saturating_sub(now));
                     Transition::Becomes(Record { state: State::Running, expires, ..*record })
@@ -215,7 +219,9 @@ pub(crate) fn transition(record: Option<&Record>, event: Event, now: Millis) -> 
             let expires = record.expires.max(now.saturating_add(record.expires.saturating_sub(record.created)));
             Transition::Becomes(Record { state: State::Unknown, expires, ..*record })
         }
-        (Event::Authorise, Some(record)) if !matches!(record.state, State::Running | State::Tombstone) => {
+        (Event::Authorise, Some(record))
+            if !matches!(record.state, State::Running | State::Tombstone | State::Saga) =>
+        {
             Transition::Goes
         }
         (_, Some(_)) => Transition::Stays,
@@ -229,9 +235,14 @@ impl Record {
         Record { state: State::Tombstone, token, fingerprint, created: now, expires, dead: None }
     }
 
+    /// Returns whether a request or a saga works on it.
+    pub(crate) fn is_running(&self) -> bool {
+        matches!(self.state, State::Running | State::Saga)
+    }
+
     /// Returns whether it has ended, and its time is up.
     pub(crate) fn is_over(&self, now: Millis) -> bool {
-        self.state != State::Running && self.expires <= now
+        !self.is_running() && self.expires <= now
     }
 
     /// Returns whether the run with this token may still say how it ended.
@@ -276,7 +287,7 @@ mod tests {
                         "{state:?} {retake}"
                     );
                     let after_its_time = transition(Some(&record(state)), claim(fingerprint, retake), 100);
-                    let may = state != State::Running;
+                    let may = !record(state).is_running();
                     let expected = if may { claimed(fingerprint, 100) } else { Transition::Stays };
                     assert_eq!(after_its_time, expected, "{state:?}");
                 }
@@ -296,6 +307,7 @@ mod tests {
                 State::Running | State::Unknown => {
                     Transition::Becomes(Record { state: State::Running, expires: 210, ..record(state) })
                 }
+                State::Saga => Transition::Becomes(record(state)),
                 _ => Transition::Stays,
             };
             assert_eq!(transition(Some(&record(state)), again, 50), expected, "{state:?}");
@@ -368,14 +380,14 @@ mod tests {
     #[test]
     fn a_holder_that_died_leaves_unknown_and_time_frees_no_claim() {
         for state in State::ALL {
-            let running = state == State::Running;
+            let (running, saga) = (state == State::Running, state == State::Saga);
             for (now, expires) in [(1, 100), (10, 100), (11, 101), (5000, 5090)] {
                 let unknown = Transition::Becomes(Record { state: State::Unknown, expires, ..record(state) });
                 let died = |holder| transition(Some(&record(state)), Event::HolderDied(holder), now);
                 assert_eq!(died(1), if running { unknown } else { Transition::Stays }, "it lives from then on");
                 assert_eq!(died(2), Transition::Stays);
             }
-            let gone = if running { Transition::Stays } else { Transition::Goes };
+            let gone = if running || saga { Transition::Stays } else { Transition::Goes };
             assert_eq!(transition(Some(&record(state)), Event::Expire, 99), Transition::Stays);
             assert_eq!(transition(Some(&record(state)), Event::Expire, u64::MAX), gone);
             let authorised = if state == State::Tombstone { Transition::Stays } else { gone };

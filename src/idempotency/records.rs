@@ -4,6 +4,7 @@
 use super::clock::millis;
 use super::identity::Id;
 use super::open_claims::{Abandoned, OpenClaims, Unsettled};
+use super::open_sagas::OpenSagas;
 use super::record::{Finish, Record, ReleaseWay, State, Token};
 use super::store::{Authorised, Completion, Found, Listed, Release, Store, StoreError, Tended};
 use super::stores::{self, Kind, OpenError};
@@ -43,6 +44,7 @@ pub(crate) struct Records {
     /// The requests that wait for the end of a run.
     waiting: Mutex<HashMap<Id, Waiting>>,
     pub(super) claims: OpenClaims,
+    pub(super) sagas: OpenSagas,
 }
 
 #[derive(Default)]
@@ -61,6 +63,8 @@ pub(super) struct Calls {
     authorise: Call,
     beat: Call,
     tend: Call,
+    pub(super) append: Call,
+    pub(super) sagas: Call,
 }
 
 /// One kind of call.
@@ -96,6 +100,8 @@ impl Calls {
             authorise: writes("authorise"),
             beat: writes("beat"),
             tend: reads("expire"),
+            append: writes("append"),
+            sagas: reads("sagas"),
         }
     }
 }
@@ -139,6 +145,7 @@ impl Records {
             shortest_lease: AtomicU64::new(millis(ROUND) * 3),
             waiting: Mutex::default(),
             claims: OpenClaims::default(),
+            sagas: OpenSagas::default(),
         }))
     }
 
@@ -168,6 +175,11 @@ impl Records {
     /// Returns whether the store has heard how every claim ended that is not open any more.
     pub(crate) fn is_settled(&self) -> bool {
         self.claims.are_settled()
+    }
+
+    /// Records an event of what the store holds.
+    pub(crate) fn record(&self, event: Event) {
+        self.writing.events.record(event);
     }
 
     /// Returns how many records there are, where the store knows.
@@ -204,7 +216,7 @@ impl Records {
             // Heard from here on; what ended before is what the look-up sees.
             let ended = waiter.ended.notified();
             match self.look_up(id).await {
-                Ok(Some(found)) if found.record.state == State::Running => {}
+                Ok(Some(found)) if found.record.is_running() => {}
                 Ok(Some(_)) => return true,
                 // Released, or not here yet: a standby may be behind. The claim that follows decides; it is not sent
                 // all the time.
@@ -239,7 +251,7 @@ impl Records {
     /// Shows that this process lives, ends what is left over, and forgets what has expired; for as long
     /// as the process lives.
     pub(crate) async fn keep(self: Arc<Self>) {
-        tokio::join!(self.keep_alive(), self.keep_tidy());
+        tokio::join!(self.keep_alive(), self.keep_tidy(), self.keep_sagas());
     }
 
     async fn keep_alive(self: &Arc<Self>) {
@@ -247,12 +259,21 @@ impl Records {
         loop {
             let lease = Duration::from_millis(self.shortest_lease.load(Ordering::Relaxed));
             tokio::time::sleep((lease / 6).clamp(SHORTEST_ROUND, ROUND)).await;
-            if self.claims.are_held() && last_beat.elapsed() >= lease / 3 {
+            if (self.claims.are_held() || self.sagas.are_open()) && last_beat.elapsed() >= lease / 3 {
                 last_beat = Instant::now();
                 // The writing thread has told of what is wrong with the store.
                 let _ = ask(&self.calls.beat, PATIENCE, |done| self.store.beat(done)).await;
             }
             self.settle_what_is_left();
+        }
+    }
+
+    async fn keep_sagas(self: &Arc<Self>) {
+        loop {
+            tokio::time::sleep(ROUND).await;
+            if self.sagas.are_expected() {
+                self.find_orphans().await;
+            }
         }
     }
 
@@ -263,8 +284,10 @@ impl Records {
             if !matches!(tended, Ok(Tended { more: true, .. })) {
                 tokio::time::sleep(self.store.tend_interval()).await;
             }
+            self.find_orphans().await;
             if last_search.elapsed() >= SEARCH {
                 self.end_lost_claims().await;
+                self.find_lost_sagas().await;
                 last_search = Instant::now();
             }
         }
@@ -280,7 +303,7 @@ impl Records {
                 false => Abandoned::Unknown,
             };
             tracing::warn!(%id, ?end, "a claim of this process was found running that no request holds");
-            self.abandon(token, Unsettled { id, end, ttl: LOST_TTL, is_told: false });
+            self.abandon(token, Unsettled { id, end, ttl: LOST_TTL, of_saga: false, is_told: false });
         }
     }
 
@@ -292,7 +315,7 @@ impl Records {
 
     /// Tells the store the end of a claim that no task holds; repeated until the store has heard of it.
     pub(super) fn abandon(self: &Arc<Self>, token: Token, unsettled: Unsettled) {
-        let Unsettled { id, end, ttl, .. } = unsettled;
+        let Unsettled { id, end, ttl, of_saga, .. } = unsettled;
         // Known here from now on, and to the store as soon as it hears of it.
         self.claims.abandon(token, Unsettled { is_told: true, ..unsettled });
         let records = Arc::clone(self);
@@ -304,7 +327,7 @@ impl Records {
             records.tell(id);
         });
         match end {
-            Abandoned::Released(way) => self.store.release(Release { id, token, way, ttl }, heard),
+            Abandoned::Released(way) => self.store.release(Release { id, token, way, ttl, of_saga }, heard),
             Abandoned::Unknown => {
                 let completion = Completion { id, token, finish: Finish::Unknown, response: None, ttl };
                 self.store.complete(completion, heard);

@@ -5,6 +5,7 @@ use super::record::State;
 use super::records::Records;
 use super::request::{KeyedRequest, Policy};
 use super::response::StoredResponse;
+use super::saga::NewSaga;
 use super::store::StoreError;
 use crate::clock::BootTime;
 use crate::http::budget::Share;
@@ -62,11 +63,16 @@ pub(crate) enum Refused {
 }
 
 /// Finds out whether a request is the first of its key; waits for the run of another one if the route
-/// says so.
-pub(crate) async fn start(records: &Arc<Records>, asked: &KeyedRequest, policy: &Policy) -> Started {
+/// says so. With a saga, the claim begins it.
+pub(crate) async fn start(
+    records: &Arc<Records>,
+    asked: &KeyedRequest,
+    policy: &Policy,
+    saga: Option<&NewSaga>,
+) -> Started {
     let deadline = policy.wait.map(|wait| Instant::now() + wait);
     loop {
-        let found = match records.claim(asked, policy).await {
+        let found = match records.claim(asked, policy, saga).await {
             Ok(Turn::First(claim)) => return Started::First(claim),
             Ok(Turn::Found(found)) => found,
             Err(error) if policy.forwards_without_store => return Started::Unprotected(error),
@@ -79,7 +85,7 @@ pub(crate) async fn start(records: &Arc<Records>, asked: &KeyedRequest, policy: 
             (State::Done, Some(response)) => Started::Replay(response),
             (State::Done | State::DoneWithoutBody, _) => Started::Refused(Refused::TooLarge),
             (State::Unknown | State::Tombstone, _) => Started::Refused(Refused::Unknown),
-            (State::Running, _) => match deadline {
+            (State::Running | State::Saga, _) => match deadline {
                 // It may be released: then it is this one's turn.
                 Some(deadline) if Instant::now() < deadline && records.wait(asked.id, deadline).await => continue,
                 _ => Started::Refused(Refused::Running),

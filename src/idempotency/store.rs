@@ -9,6 +9,7 @@ use super::fingerprint::Fingerprint;
 use super::identity::{Id, Subject};
 use super::record::{Finish, Holder, Millis, Record, ReleaseWay, State, Token};
 use super::response::StoredResponse;
+use super::saga::{Append, Appended, NewSaga, SagaQuery, SagaRow, Seen};
 use crate::clock::BootTime;
 use std::any::Any;
 use std::sync::Arc;
@@ -39,6 +40,23 @@ pub(crate) trait Store: Send + Sync {
     fn look_up(&self, id: Id, done: Done<Option<Found>>);
     /// All records with a key, a thousand at most.
     fn find(&self, key: String, done: Done<Vec<Listed>>);
+    /// Appends to a saga's log; nothing where another process owns the saga.
+    fn append(&self, _append: Append, done: Done<Option<Appended>>) {
+        done(Err(no_sagas()));
+    }
+    /// Makes this process the owner of a saga that has none, whose owner is dead, or that is stuck; nothing where it
+    /// has changed since it was seen.
+    fn take_over(&self, _seen: Seen, done: Done<Option<SagaRow>>) {
+        done(Err(no_sagas()));
+    }
+    /// Returns sagas; of a long list the first ones.
+    fn sagas(&self, _query: SagaQuery, done: Done<Vec<SagaRow>>) {
+        done(Err(no_sagas()));
+    }
+    /// Returns whether it keeps sagas.
+    fn keeps_sagas(&self) -> bool {
+        false
+    }
     /// Returns how many records there are, where the store knows.
     fn count(&self) -> Option<u64>;
     /// Returns whether writes reach the store; nothing where only their results can tell.
@@ -73,6 +91,8 @@ pub(crate) struct NewClaim {
     pub(crate) lease: Duration,
     /// The time for which the record is kept once it has ended.
     pub(crate) ttl: Duration,
+    /// A saga that begins with it, in one transaction: the record is the saga's then.
+    pub(crate) saga: Option<Box<NewSaga>>,
 }
 
 /// The answer to a claim.
@@ -83,6 +103,8 @@ pub(crate) struct ClaimReply {
     pub(crate) sent: BootTime,
     /// Copies of it may still be under way.
     pub(crate) is_resent: bool,
+    /// The store's time, where a saga has begun.
+    pub(crate) began: Option<Millis>,
 }
 
 /// The result of a claim.
@@ -135,6 +157,8 @@ pub(crate) struct Release {
     pub(crate) way: ReleaseWay,
     /// The time for which a record that stays is kept from now on.
     pub(crate) ttl: Duration,
+    /// The claim began a saga: it goes too, unless it has an entry.
+    pub(crate) of_saga: bool,
 }
 
 /// The result of an operator's release.
@@ -177,7 +201,7 @@ impl Listed {
     pub(super) fn at(now: Millis, id: Id, subject: Subject, record: Record, status: Option<u16>) -> Listed {
         let age = Duration::from_millis(now.saturating_sub(record.created));
         let left = Duration::from_millis(record.expires.saturating_sub(now));
-        let expires_in = (record.state != State::Running).then_some(left);
+        let expires_in = (!record.is_running()).then_some(left);
         Listed { id, subject, record, status, age, expires_in, holder_name: None }
     }
 }
@@ -206,4 +230,9 @@ pub(crate) enum StoreError {
     Released,
     #[error("the store has ended")]
     Ended,
+}
+
+/// The error of a store that keeps no sagas.
+pub(super) fn no_sagas() -> StoreError {
+    StoreError::Failed("this kind of store keeps no sagas; SQLite and PostgreSQL do".to_owned())
 }

@@ -3,6 +3,7 @@
 mod conformance;
 mod histories;
 mod runs;
+mod sagas;
 
 use super::claim::End;
 use super::claim::Turn;
@@ -50,7 +51,7 @@ fn id(number: u8) -> Id {
 fn new_claim(number: u8, token: Token, print: u8, lease: Duration) -> NewClaim {
     let fingerprint = Fingerprint([print; 32]);
     let (id, subject) = (id(number), Arc::new(subject(number)));
-    NewClaim { id, subject, fingerprint, token, retake: false, lease, ttl: TTL }
+    NewClaim { id, subject, fingerprint, token, retake: false, lease, ttl: TTL, saga: None }
 }
 
 /// Claims, and returns only what came of it.
@@ -59,7 +60,7 @@ fn claim_with(store: &dyn Store, claim: NewClaim) -> Result<Claimed, StoreError>
 }
 
 fn release_of(number: u8, token: Token, way: ReleaseWay) -> Release {
-    Release { id: id(number), token, way, ttl: TTL }
+    Release { id: id(number), token, way, ttl: TTL, of_saga: false }
 }
 
 fn sqlite(path: &Path, holder: u64) -> Sqlite {
@@ -231,8 +232,8 @@ fn the_file_is_for_nobody_else_and_says_what_it_is() {
     let error = |path: &Path| Sqlite::open(path, 1, Clock::new()).map(|_| ()).unwrap_err().to_string();
 
     let database = rusqlite::Connection::open(&path).unwrap();
-    database.pragma_update(None, "user_version", 3).unwrap();
-    assert!(error(&path).contains("version 3"), "{}", error(&path));
+    database.pragma_update(None, "user_version", 4).unwrap();
+    assert!(error(&path).contains("version 4"), "{}", error(&path));
 
     let foreign = folder.path().join("foreign.db");
     rusqlite::Connection::open(&foreign).unwrap().execute_batch("CREATE TABLE t (a)").unwrap();

@@ -140,7 +140,7 @@ impl Keyed {
             (self.id, Arc::clone(&self.subject), self.fingerprint.clone().finish(&body.data));
         self.give(body);
         let asked = KeyedRequest { id, subject, fingerprint };
-        match start(&self.rules.records, &asked, &self.rules.policy).await {
+        match start(&self.rules.records, &asked, &self.rules.policy, None).await {
             Started::First(claim) => {
                 self.note(IdempotencyResult::First);
                 self.run(claim).await

@@ -3,15 +3,19 @@
 //! A transaction is torn where its outcome is unknown: the connection broke or was silent, or the server warned (a wait
 //! for the standby that was cancelled). Its calls are sent again, as writes.
 
+mod of_sagas;
+
 use super::Postgres;
 use super::connection::{Connection, explain, query};
 use super::params::{Claims, Completions, One, texts};
 use super::prepared::{Answer, pipelined};
 use super::rows::{self, Param, Read, kept, signed};
+use super::sagas::{self, Appending, Begun, Owned};
 use crate::clock::BootTime;
 use crate::idempotency::identity::Id;
-use crate::idempotency::record::{Event, ReleaseWay, State, Token, Transition, transition};
+use crate::idempotency::record::{Event, Millis, ReleaseWay, State, Token, Transition, transition};
 use crate::idempotency::remote::{Call, Pending, SILENCE, silence_for};
+use crate::idempotency::saga::{Appended, SagaQuery};
 use crate::idempotency::store::{Authorised, BATCH, ClaimReply, Claimed, NewClaim, Release, StoreError, Tended};
 use crate::idempotency::warn_unknown;
 use std::collections::{HashMap, HashSet};
@@ -75,6 +79,7 @@ pub(super) async fn carry_out(
     let batch = Batch { engine, connection };
     let carried_out = async {
         batch.read(calls).await?;
+        batch.read_sagas(calls).await?;
         batch.write(calls).await?;
         batch.operate(calls).await
     };
@@ -112,6 +117,7 @@ fn subject_of(call: &Call) -> Option<(Id, Token)> {
         Call::Claim(claim, _) => Some((claim.id, claim.token)),
         Call::Complete(completion, _) => Some((completion.id, completion.token)),
         Call::Release(release, _) => Some((release.id, release.token)),
+        Call::Append(append, _) => Some((append.id, append.token)),
         _ => None,
     }
 }
@@ -121,8 +127,14 @@ fn look_ups_of(calls: &mut Vec<Pending>) -> impl Iterator<Item = Pending> {
     calls.extract_if(.., |pending| matches!(pending.call, Call::LookUp(..)))
 }
 
+/// Returns whether a call is carried out by itself.
+fn is_operation(call: &Call) -> bool {
+    let is_orphaned = matches!(call, Call::Sagas(SagaQuery::Orphaned, _));
+    is_orphaned || matches!(call, Call::Authorise(..) | Call::Tend(_) | Call::Running(_) | Call::TakeOver(..))
+}
+
 fn is_write(call: &Call) -> bool {
-    matches!(call, Call::Claim(..) | Call::Complete(..) | Call::Release(..) | Call::Beat(_))
+    matches!(call, Call::Claim(..) | Call::Complete(..) | Call::Release(..) | Call::Append(..) | Call::Beat(_))
 }
 
 impl Batch<'_> {
@@ -261,7 +273,7 @@ impl Batch<'_> {
         if is_torn || matches!(carried_out, Err(Trouble::Broken(_))) {
             writes.iter_mut().for_each(|pending| pending.is_resent = true);
         }
-        let Sent { changed, found } = carried_out?;
+        let Sent { changed, found, times } = carried_out?;
         if is_torn {
             return Ok(());
         }
@@ -277,10 +289,15 @@ impl Batch<'_> {
                     // A copy cannot tell whether the first one took the place of an unknown outcome.
                     let is_again = pending.is_resent && claim.retake;
                     let claimed = if is_again { Claimed::Again } else { Claimed::First };
-                    done(Ok(ClaimReply { claimed, sent, is_resent: pending.is_resent }));
+                    let began = claim.saga.as_ref().and_then(|_| times.get(&claim.id).copied());
+                    done(Ok(ClaimReply { claimed, sent, is_resent: pending.is_resent, began }));
                 }
                 Call::Claim(..) => contested.push(pending),
                 Call::Complete(_, done) | Call::Release(_, done) => done(Ok(is_changed)),
+                Call::Append(append, done) => {
+                    let now = times.get(&append.id).copied().filter(|_| is_changed);
+                    done(Ok(now.map(|now| Appended { now, sent })));
+                }
                 Call::Beat(done) => done(Ok(())),
                 _ => {}
             }
@@ -297,9 +314,17 @@ impl Batch<'_> {
         let (mut ids, mut holders, mut numbers): (Vec<&[u8]>, Vec<i64>, Vec<i64>) = Default::default();
         let mut again: Vec<(One, &NewClaim)> = Vec::new();
         let mut traces: Vec<(One, ReleaseWay)> = Vec::new();
+        let own = signed(self.engine.holder);
+        let (mut begun, mut withdrawn, mut appends) = (Vec::new(), Vec::new(), Vec::new());
         let mut beats = false;
         for pending in writes {
             match &pending.call {
+                Call::Claim(claim, _) => begun.extend(Begun::of(claim)),
+                Call::Release(release, _) if release.of_saga => withdrawn.push(Owned::released(release)),
+                _ => {}
+            }
+            match &pending.call {
+                Call::Append(append, _) => appends.push(Appending::of(append, self.engine.holder)),
                 Call::Claim(claim, _) if pending.is_resent => again.push((One::claim(claim), claim)),
                 Call::Claim(claim, _) => claims.push(claim),
                 Call::Complete(completion, _) => completions.push(completion),
@@ -308,15 +333,14 @@ impl Batch<'_> {
                     holders.push(signed(token.holder));
                     numbers.push(signed(token.number));
                 }
-                Call::Release(Release { id, token, way, ttl }, _) => {
+                Call::Release(Release { id, token, way, ttl, .. }, _) => {
                     traces.push((One::of(*id, *token, kept(*ttl)), *way));
                 }
                 _ => beats = true,
             }
         }
         // Each batch of claims renews the heartbeat; and what is sent again waits for the standby, by a write.
-        beats |= !again.is_empty() || writes.iter().any(|pending| pending.is_resent);
-        let own = signed(self.engine.holder);
+        beats |= !again.is_empty() || !appends.is_empty() || writes.iter().any(|pending| pending.is_resent);
         // A heartbeat alone need not wait for a standby.
         let only_beats = writes.iter().all(|pending| matches!(pending.call, Call::Beat(_)));
         let begin = if only_beats { rows::BEGIN_UPKEEP } else { rows::BEGIN };
@@ -340,6 +364,7 @@ impl Batch<'_> {
             params.extend(texts(&claim.subject));
             statements.push(query(connection, rows::CLAIM_AGAIN, params));
         }
+        statements.extend(begun.iter().map(|saga| query(connection, sagas::BEGIN, saga.params())));
         let look = (!met.is_empty()).then_some(statements.len());
         if look.is_some() {
             statements.push(query(connection, rows::READ_OTHERS, vec![(&met, Type::BYTEA_ARRAY)]));
@@ -347,6 +372,8 @@ impl Batch<'_> {
         if !completions.ids.is_empty() {
             statements.push(query(connection, rows::COMPLETE, completions.params()));
         }
+        statements.extend(appends.iter().map(|append| query(connection, append.statement(), append.params())));
+        statements.extend(withdrawn.iter().map(|release| query(connection, sagas::WITHDRAW, release.params())));
         if !ids.is_empty() {
             let params: Vec<Param<'_>> =
                 vec![(&ids, Type::BYTEA_ARRAY), (&holders, Type::INT8_ARRAY), (&numbers, Type::INT8_ARRAY)];
@@ -367,7 +394,10 @@ impl Batch<'_> {
         let found = look.map(|at| std::mem::take(&mut results[at])).unwrap_or_default();
         // Statements without a result to speak of return no rows.
         let changed = results.iter().flatten().map(rows::claim_of).collect::<Result<_, Error>>()?;
-        Ok(Sent { changed, found })
+        // The rows of sagas have the server's time.
+        let times = results.iter().flatten().filter(|row| row.len() == 4);
+        let times = times.map(|row| Ok((rows::id(row, 0)?, rows::number(row, 3)?))).collect::<Result<_, Error>>()?;
+        Ok(Sent { changed, found, times })
     }
 
     /// Settles claims that met a record: most find it, some take its place. `found` are the records as the transaction
@@ -401,13 +431,13 @@ impl Batch<'_> {
                 };
                 match self.meet(claim, read).await {
                     Ok(Met::Found) if self.may_be_lost(read) => recent.push((pending, read.found.clone())),
-                    Ok(Met::Found) => answer(pending, Ok(Claimed::Found(read.found.clone())), BootTime::now()),
+                    Ok(Met::Found) => answer(pending, Claimed::Found(read.found.clone()), BootTime::now(), None),
                     Ok(Met::Dead) => pending.call.fail(StoreError::Released),
-                    Ok(Met::Took { is_again, sent }) => {
+                    Ok(Met::Took { is_again, sent, began }) => {
                         // Another claim of this batch meets it, not what was there.
                         there.remove(&claim.id);
                         let claimed = if is_again { Claimed::Again } else { Claimed::First };
-                        answer(pending, Ok(claimed), sent);
+                        answer(pending, claimed, sent, began);
                     }
                     Ok(Met::Torn) => claims.push(Pending { is_resent: true, ..pending }),
                     Ok(Met::Changed) => claims.push(pending),
@@ -422,7 +452,7 @@ impl Batch<'_> {
                 let confirmed = self.confirm().await;
                 for (pending, found) in recent {
                     match confirmed {
-                        Ok(true) => answer(pending, Ok(Claimed::Found(found)), BootTime::now()),
+                        Ok(true) => answer(pending, Claimed::Found(found), BootTime::now(), None),
                         _ => claims.push(pending),
                     }
                 }
@@ -493,17 +523,25 @@ impl Batch<'_> {
         params.extend(texts(&claim.subject));
         params.extend([(&keeps_dead as _, Type::BOOL), (&keeps_created as _, Type::BOOL)]);
         let (client, connection, own) = (self.client(), self.connection, signed(self.engine.holder));
-        let taken = within(pipelined(vec![
+        let saga = Begun::of(claim);
+        let mut statements = vec![
             simple(client, rows::BEGIN),
             query(connection, rows::SAME_STORE, vec![(&self.connection.identity, Type::TEXT)]),
             query(connection, rows::BEAT, vec![(&own, Type::INT8), (&self.engine.name, Type::TEXT)]),
             query(connection, rows::TAKE, params),
-            simple(client, "COMMIT"),
-        ]));
-        let is_taken = taken.await?.iter().any(|rows| !rows.is_empty());
+        ];
+        statements.extend(saga.iter().map(|saga| query(connection, sagas::BEGIN, saga.params())));
+        statements.push(simple(client, "COMMIT"));
+        let taken = within(pipelined(statements)).await?;
+        let is_taken = taken.iter().any(|rows| !rows.is_empty());
+        let began = taken.iter().flatten().find(|row| row.len() == 4);
+        let began = began.map(|row| rows::number(row, 3)).transpose().map_err(|error| Trouble::of(&error))?;
         Ok(match is_taken {
             _ if warnings != self.connection.warnings() => Met::Torn,
-            true => Met::Took { is_again: Claimed::over(Some(&record), claim, read.now) == Claimed::Again, sent },
+            true => {
+                let is_again = Claimed::over(Some(&record), claim, read.now) == Claimed::Again;
+                Met::Took { is_again, sent, began }
+            }
             false => Met::Changed,
         })
     }
@@ -522,10 +560,7 @@ impl Batch<'_> {
 
     /// Carries out the calls of operators and of upkeep, each by itself.
     async fn operate(&self, calls: &mut Vec<Pending>) -> Result<(), Trouble> {
-        while let Some(at) = calls
-            .iter()
-            .position(|pending| matches!(pending.call, Call::Authorise(..) | Call::Tend(_) | Call::Running(_)))
-        {
+        while let Some(at) = calls.iter().position(|pending| is_operation(&pending.call)) {
             // Broken off, it may have been carried out.
             let mut pending = calls.swap_remove(at);
             pending.is_resent = true;
@@ -543,6 +578,24 @@ impl Batch<'_> {
                     Ok(tended) => {
                         if let Call::Tend(done) = pending.call {
                             done(Ok(tended));
+                        }
+                        continue;
+                    }
+                    Err(trouble) => trouble,
+                },
+                Call::TakeOver(seen, _) => match self.take_over(*seen).await {
+                    Ok(taken) => {
+                        if let Call::TakeOver(_, done) = pending.call {
+                            done(Ok(taken));
+                        }
+                        continue;
+                    }
+                    Err(trouble) => trouble,
+                },
+                Call::Sagas(..) => match self.orphaned().await {
+                    Ok(orphaned) => {
+                        if let Call::Sagas(_, done) = pending.call {
+                            done(Ok(orphaned));
                         }
                         continue;
                     }
@@ -579,6 +632,9 @@ impl Batch<'_> {
                 return Ok(Authorised::Absent);
             };
             let record = read.found.record;
+            if record.state == State::Saga {
+                return Ok(Authorised::Running);
+            }
             if record.state == State::Running {
                 let is_own = record.token.holder == self.engine.holder;
                 if is_own || read.silence.is_some_and(|silence| silence < read.lease) {
@@ -623,6 +679,7 @@ impl Batch<'_> {
             query(connection, rows::EXPIRE, vec![(&limit, Type::INT8)]),
             query(connection, rows::BURY_SILENT, vec![(&own, Type::INT8), (&silent, Type::BYTEA_ARRAY)]),
             query(connection, rows::FORGET_HOLDERS, vec![(&own, Type::INT8)]),
+            query(connection, sagas::FORGET, vec![(&limit, Type::INT8)]),
             simple(client, "COMMIT"),
         ]));
         let done = done.await?;
@@ -662,6 +719,8 @@ struct Sent {
     changed: HashSet<(Id, Token)>,
     /// The records that new claims have met.
     found: Vec<Row>,
+    /// The server's time, of sagas that were begun or appended to.
+    times: HashMap<Id, Millis>,
 }
 
 /// The result of a claim's meeting a record.
@@ -671,16 +730,16 @@ enum Met {
     /// The record is the claim's own tombstone.
     Dead,
     /// The claim took its place.
-    Took { is_again: bool, sent: BootTime },
+    Took { is_again: bool, sent: BootTime, began: Option<Millis> },
     /// It may have.
     Torn,
     /// The record is another one now.
     Changed,
 }
 
-fn answer(pending: Pending, claimed: Result<Claimed, StoreError>, sent: BootTime) {
+fn answer(pending: Pending, claimed: Claimed, sent: BootTime, began: Option<Millis>) {
     let is_resent = pending.is_resent;
     if let Call::Claim(_, done) = pending.call {
-        done(claimed.map(|claimed| ClaimReply { claimed, sent, is_resent }));
+        done(Ok(ClaimReply { claimed, sent, is_resent, began }));
     }
 }

@@ -213,6 +213,9 @@ async fn check(client: &Client, settings: &Settings, what_for: Use, used: Option
         Err(error) => return Err(explain(&error)),
     };
     compare(&found, version, &known)?;
+    if version != schema::VERSION && what_for == Use::Writing {
+        migrate(client).await?;
+    }
     if is_lost && what_for == Use::Writing {
         file.write(&found).map_err(|error| file_error(settings, &error))?;
     }
@@ -229,9 +232,9 @@ pub(super) const EMPTY: &str = "the database has no tables of Ringway, though th
 /// # Errors
 /// It is another one, or its tables have another version.
 pub(super) fn compare(found: &str, version: i32, known: &Known) -> Result<(), String> {
-    if version != schema::VERSION {
+    if !(1..=schema::VERSION).contains(&version) {
         return Err(format!(
-            "the tables have version {version}, and this Ringway knows version {}: run one that fits",
+            "the tables have version {version}, and this Ringway knows versions up to {}: run one that fits",
             schema::VERSION
         ));
     }
@@ -259,8 +262,8 @@ pub(super) async fn identity(client: &Client) -> Result<(String, i32), Error> {
 /// # Errors
 /// A sentence for operators.
 pub(super) async fn create(client: &Client) -> Result<(String, i32), String> {
-    let (lock, tables, name) = (super::LOCK, schema::DDL, schema::NAME);
-    let script = format!("BEGIN; SELECT pg_advisory_xact_lock({lock}); {tables} {name} COMMIT;");
+    let (lock, tables, sagas, name) = (super::LOCK, schema::DDL, schema::SAGAS, schema::NAME);
+    let script = format!("BEGIN; SELECT pg_advisory_xact_lock({lock}); {tables} {sagas} {name} COMMIT;");
     let created = client.batch_execute(&script).await;
     if let Err(error) = created {
         let _ = client.batch_execute("ROLLBACK").await;
@@ -274,6 +277,28 @@ pub(super) async fn create(client: &Client) -> Result<(String, i32), String> {
     }
     tracing::info!("the tables of the idempotency store were made");
     identity(client).await.map_err(|error| explain(&error))
+}
+
+/// Brings the tables of version 1 to this version.
+///
+/// # Errors
+/// A sentence for operators.
+pub(super) async fn migrate(client: &Client) -> Result<(), String> {
+    let (lock, sagas, migrate) = (super::LOCK, schema::SAGAS, schema::MIGRATE);
+    let script = format!("BEGIN; SELECT pg_advisory_xact_lock({lock}); {sagas} {migrate} COMMIT;");
+    if let Err(error) = client.batch_execute(&script).await {
+        let _ = client.batch_execute("ROLLBACK").await;
+        return Err(match error.code() {
+            Some(code) if *code == SqlState::INSUFFICIENT_PRIVILEGE => format!(
+                "the tables have version 1, and the role may not bring them to version {} ({error}); run \
+                 `ringway store schema | psql` as one that may",
+                schema::VERSION
+            ),
+            _ => explain(&error),
+        });
+    }
+    tracing::info!(version = schema::VERSION, "the tables of the idempotency store were brought to a new version");
+    Ok(())
 }
 
 /// Returns an error with its cause, in one sentence.

@@ -13,6 +13,7 @@ mod params;
 mod prepared;
 mod promise;
 mod rows;
+mod sagas;
 mod schema;
 
 pub(super) use operate::archive;
@@ -127,6 +128,7 @@ struct Postgres {
 impl Engine for Postgres {
     type Settings = Settings;
     type Connection = Connection;
+    const KEEPS_SAGAS: bool = true;
 
     async fn connect(&self, settings: &Settings, what_for: Use) -> Result<Connection, String> {
         let used = self.used.borrow().clone();

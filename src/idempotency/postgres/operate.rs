@@ -2,10 +2,12 @@
 
 use super::connection::{self, Connection, explain};
 use super::rows::{self, Param, signed};
-use super::{Settings, promise};
+use super::schema::VERSION;
+use super::{Settings, promise, sagas};
 use crate::idempotency::copy::{Archive, Archived, PAGE};
 use crate::idempotency::identity::Id;
 use crate::idempotency::remote::{IdentityFile, Known, alone};
+use crate::idempotency::saga::SagaRow;
 use tokio_postgres::config::TargetSessionAttrs;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::Type;
@@ -32,6 +34,11 @@ pub(crate) fn inspect(settings: &Settings) -> Operated {
             (Ok((found, version)), known) => {
                 connection::compare(&found, version, &known)?;
                 sentences.push(format!("The store is {found}."));
+                if version != VERSION {
+                    sentences.push(format!(
+                        "Its tables have version {version}; the first start brings them to version {VERSION}."
+                    ));
+                }
             }
             (Err(error), Known::Nothing) if error.code() == Some(&SqlState::UNDEFINED_TABLE) => {
                 sentences.push("The database has no tables of Ringway yet; the first start makes them.".to_owned());
@@ -59,6 +66,9 @@ pub(crate) fn adopt(settings: &Settings) -> Operated {
             found => found.map_err(|error| explain(&error))?,
         };
         connection::compare(&found, version, &Known::Nothing)?;
+        if version != VERSION {
+            connection::migrate(&connection.client).await?;
+        }
         let file = IdentityFile::new(&settings.identity_file);
         let before = file.read().map_err(|error| error.to_string())?;
         file.write(&found).map_err(|error| format!("`{}`: {error}", settings.identity_file.display()))?;
@@ -88,7 +98,12 @@ pub(in crate::idempotency) fn archive(settings: &Settings, is_target: bool) -> R
             Err(error) if error.code() == Some(&SqlState::UNDEFINED_TABLE) && is_target => {
                 connection::create(&connection.client).await?;
             }
-            Ok((found, version)) => connection::compare(&found, version, &Known::Nothing)?,
+            Ok((found, version)) => {
+                connection::compare(&found, version, &Known::Nothing)?;
+                if version != VERSION {
+                    connection::migrate(&connection.client).await?;
+                }
+            }
             Err(error) => return Err(explain(&error)),
         }
         let works = connection.client.query_typed_one(rows::IS_IN_USE, &[]).await;
@@ -127,6 +142,30 @@ impl Archive for PostgresArchive {
         let params: [Param<'_>; 2] = [(&after, Type::BYTEA), (&PAGE, Type::INT8)];
         let page = self.wait(self.connection.client.query_typed(rows::PAGE, &params))?;
         page.iter().map(rows::archived).collect::<Result<_, Error>>().map_err(|error| explain(&error))
+    }
+
+    fn open_sagas(&mut self) -> Result<u64, String> {
+        self.wait(async { self.connection.client.query_typed_one(sagas::OPEN, &[]).await?.try_get::<_, i64>(0) })
+            .map(|count| u64::try_from(count).unwrap_or_default())
+    }
+
+    fn read_sagas(&mut self, after: Option<Id>) -> Result<Vec<SagaRow>, String> {
+        let after = after.map_or_else(Vec::new, |id| id.0.to_vec());
+        let text = sagas::page();
+        let params: [Param<'_>; 2] = [(&after, Type::BYTEA), (&PAGE, Type::INT8)];
+        let page = self.wait(self.connection.client.query_typed(&text, &params))?;
+        page.iter().map(sagas::row).collect::<Result<_, Error>>().map_err(|error| explain(&error))
+    }
+
+    fn write_sagas(&mut self, rows: &[SagaRow]) -> Result<(), String> {
+        let client = &self.connection.client;
+        self.wait(async {
+            client.batch_execute(rows::BEGIN).await?;
+            for row in rows {
+                sagas::add(client, row).await?;
+            }
+            client.batch_execute("COMMIT").await
+        })
     }
 
     fn write(&mut self, records: &[Archived]) -> Result<u64, String> {

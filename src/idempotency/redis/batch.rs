@@ -154,6 +154,7 @@ impl Batch<'_> {
                 command.arg(&first).arg(&last).arg(key).arg(BATCH);
                 command
             }
+            Call::Append(..) | Call::TakeOver(..) | Call::Sagas(..) => unreachable!("the adapter refuses sagas"),
         }
     }
 
@@ -433,7 +434,7 @@ fn answer_write(pending: Pending, reply: &Value, sent: BootTime) {
                     found().map_err(strange).and_then(|found| found.map(Claimed::Found).ok_or_else(|| strange(Strange)))
                 }
             };
-            done(claimed.map(|claimed| ClaimReply { claimed, sent, is_resent }));
+            done(claimed.map(|claimed| ClaimReply { claimed, sent, is_resent, began: None }));
         }
         Call::Complete(_, done) | Call::Release(_, done) => done(Ok(number(reply) == Some(1))),
         Call::Authorise(id, done) => {

@@ -2,6 +2,7 @@
 
 use crate::idempotency::identity::Id;
 use crate::idempotency::record::Token;
+use crate::idempotency::saga::{Append, Appended, SagaQuery, SagaRow, Seen};
 use crate::idempotency::store::{
     Authorised, ClaimReply, Completion, Done, Found, Listed, NewClaim, Release, StoreError, Tended,
 };
@@ -21,6 +22,9 @@ pub(in crate::idempotency) enum Call {
     Running(Done<Vec<(Id, Token)>>),
     LookUp(Id, Done<Option<Found>>),
     Find(String, Done<Vec<Listed>>),
+    Append(Append, Done<Option<Appended>>),
+    TakeOver(Seen, Done<Option<SagaRow>>),
+    Sagas(SagaQuery, Done<Vec<SagaRow>>),
 }
 
 impl Call {
@@ -35,18 +39,27 @@ impl Call {
             Call::Running(done) => done(Err(error)),
             Call::LookUp(_, done) => done(Err(error)),
             Call::Find(_, done) => done(Err(error)),
+            Call::Append(_, done) => done(Err(error)),
+            Call::TakeOver(_, done) => done(Err(error)),
+            Call::Sagas(_, done) => done(Err(error)),
         }
     }
 
     /// Returns whether the call changes nothing.
     pub(super) fn only_reads(&self) -> bool {
-        matches!(self, Call::LookUp(..) | Call::Find(..))
+        let is_list = matches!(self, Call::Sagas(query, _) if *query != SagaQuery::Orphaned);
+        is_list || matches!(self, Call::LookUp(..) | Call::Find(..))
     }
 
     /// Returns the memory that the call's texts and bodies take, in bytes.
     pub(in crate::idempotency) fn size(&self) -> usize {
         match self {
             Call::Complete(completion, _) => completion.response.as_ref().map_or(0, |response| response.size()),
+            Call::Claim(NewClaim { saga: Some(saga), .. }, _) => saga.definition.len() + saga.inputs.len(),
+            Call::Append(append, _) => {
+                let response = append.end.as_ref().and_then(|end| end.response.as_ref());
+                append.entries.as_ref().map_or(0, String::len) + response.map_or(0, |response| response.size())
+            }
             _ => 0,
         }
     }
@@ -65,6 +78,7 @@ impl Pending {
     pub(super) fn new(call: Call) -> Pending {
         let patience = match &call {
             Call::Claim(claim, _) => PATIENCE.min(claim.lease / 2),
+            Call::Append(append, _) => PATIENCE.min(append.lease / 2),
             _ => PATIENCE,
         };
         Pending { call, is_resent: false, give_up: Instant::now() + patience }

@@ -14,8 +14,9 @@ pub(super) use identity_file::{IdentityFile, Known};
 
 use super::identity::Id;
 use super::record::{Holder, Token};
+use super::saga::{Append, Appended, SagaQuery, SagaRow, Seen};
 use super::store::{
-    Authorised, ClaimReply, Completion, Done, Found, Listed, NewClaim, Release, Store, StoreError, Tended,
+    Authorised, ClaimReply, Completion, Done, Found, Listed, NewClaim, Release, Store, StoreError, Tended, no_sagas,
 };
 use lane::Lane;
 use parking_lot::Mutex;
@@ -52,6 +53,8 @@ pub(super) trait Engine: 'static {
     /// The place of the store, and the secrets to reach it.
     type Settings: Clone + Send + Sync + 'static;
     type Connection: 'static;
+    /// It carries out the calls of sagas.
+    const KEEPS_SAGAS: bool = false;
 
     /// Connects, and makes sure that it is the right store.
     ///
@@ -122,6 +125,7 @@ pub(super) struct Remote<S> {
     reads: mpsc::Sender<Pending>,
     settings: watch::Sender<S>,
     status: Arc<Status>,
+    keeps_sagas: bool,
 }
 
 /// Returns for how long the server may be silent after so many bytes of results: they travel at 4 MiB a second at least.
@@ -174,7 +178,7 @@ impl<S: Clone + Send + Sync + 'static> Remote<S> {
                 tokio::join!(lane(Use::Writing, written).run(), lane(Use::Reading, read).run())
             });
         })?;
-        Ok(Remote { holder, writes, reads, settings, status })
+        Ok(Remote { holder, writes, reads, settings, status, keeps_sagas: E::KEEPS_SAGAS })
     }
 
     fn submit(&self, call: Call) {
@@ -193,6 +197,9 @@ impl<S: Clone + Send + Sync + 'static> Store for Remote<S> {
     }
 
     fn claim(&self, claim: NewClaim, done: Done<ClaimReply>) {
+        if claim.saga.is_some() && !self.keeps_sagas {
+            return done(Err(no_sagas()));
+        }
         self.submit(Call::Claim(claim, done));
     }
 
@@ -226,6 +233,31 @@ impl<S: Clone + Send + Sync + 'static> Store for Remote<S> {
 
     fn find(&self, key: String, done: Done<Vec<Listed>>) {
         self.submit(Call::Find(key, done));
+    }
+
+    fn append(&self, append: Append, done: Done<Option<Appended>>) {
+        if !self.keeps_sagas {
+            return done(Err(no_sagas()));
+        }
+        self.submit(Call::Append(append, done));
+    }
+
+    fn take_over(&self, seen: Seen, done: Done<Option<SagaRow>>) {
+        if !self.keeps_sagas {
+            return done(Err(no_sagas()));
+        }
+        self.submit(Call::TakeOver(seen, done));
+    }
+
+    fn sagas(&self, query: SagaQuery, done: Done<Vec<SagaRow>>) {
+        if !self.keeps_sagas {
+            return done(Err(no_sagas()));
+        }
+        self.submit(Call::Sagas(query, done));
+    }
+
+    fn keeps_sagas(&self) -> bool {
+        self.keeps_sagas
     }
 
     fn count(&self) -> Option<u64> {

@@ -1,10 +1,11 @@
 //! The file of a store that no process has open, for a copy.
 
 use super::file::{self, StoreFile, Use};
-use super::{holders, rows};
+use super::{holders, rows, sagas};
 use crate::idempotency::clock::Clock;
-use crate::idempotency::copy::{Archive, Archived};
+use crate::idempotency::copy::{Archive, Archived, PAGE};
 use crate::idempotency::identity::Id;
+use crate::idempotency::saga::SagaRow;
 use rusqlite::Connection;
 use std::path::Path;
 
@@ -49,6 +50,23 @@ impl Archive for SqliteArchive {
 
     fn read(&mut self, after: Option<Id>) -> Result<Vec<Archived>, String> {
         rows::page(&self.connection, after).map_err(|error| error.to_string())
+    }
+
+    fn open_sagas(&mut self) -> Result<u64, String> {
+        sagas::open(&self.connection).map_err(|error| error.to_string())
+    }
+
+    fn read_sagas(&mut self, after: Option<Id>) -> Result<Vec<SagaRow>, String> {
+        sagas::page(&self.connection, after, PAGE).map_err(|error| error.to_string())
+    }
+
+    fn write_sagas(&mut self, rows: &[SagaRow]) -> Result<(), String> {
+        let mut write = || {
+            let transaction = self.connection.transaction()?;
+            rows.iter().try_for_each(|row| sagas::add(&transaction, row))?;
+            transaction.commit()
+        };
+        write().map_err(|error: rusqlite::Error| error.to_string())
     }
 
     fn finish(&mut self) -> Result<(), String> {

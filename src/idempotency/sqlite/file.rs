@@ -17,7 +17,7 @@ const BUSY_STEP: Duration = Duration::from_micros(500);
 const APPLICATION: i64 = 0x5257_6964;
 
 /// The version of the tables (`PRAGMA user_version`).
-const VERSION: i64 = 2;
+const VERSION: i64 = 3;
 
 /// Pages of the log before it is written back: 32 MiB.
 const CHECKPOINT: i64 = 8192;
@@ -29,7 +29,7 @@ const LOG_SIZE: i64 = 64 << 20;
 const WRITER_CACHE: i64 = 8 << 10;
 const READER_CACHE: i64 = 2 << 10;
 
-/// `state`: 0 running, 1 done, 2 done without a body, 3 unknown, 4 tombstone. `holder` and `number` are the token.
+/// `state`: 0 running, 1 done, 2 done without a body, 3 unknown, 4 tombstone, 5 under a saga. `holder` and `number` are the token.
 /// Times are milliseconds since 1970; `expires` of a running record is `created` and its time to live. Rows stand in the order of the claims, so that a commit touches
 /// few pages; an identity begins with a hash of its key, so that a key's records stand together.
 const TABLES: &str = "
@@ -61,6 +61,32 @@ const TABLES: &str = "
     CREATE TABLE extent (records INTEGER NOT NULL);
     INSERT INTO extent VALUES (0);
     CREATE TABLE store (identity TEXT NOT NULL);
+";
+
+/// The sagas. `holder` and `number` are the token of the claim, `owner` the process that works on it, or 0; `state` as
+/// [`Standing`](crate::saga::log::Standing) has it: 0 running, 1 compensating, 2 succeeded, 3 compensated, 4 stuck.
+const SAGAS: &str = "
+    CREATE TABLE sagas (
+        id BLOB PRIMARY KEY,
+        holder INTEGER NOT NULL,
+        number INTEGER NOT NULL,
+        owner INTEGER NOT NULL,
+        epoch INTEGER NOT NULL,
+        sequence INTEGER NOT NULL,
+        state INTEGER NOT NULL,
+        seed BLOB NOT NULL,
+        definition TEXT NOT NULL,
+        inputs TEXT NOT NULL,
+        log TEXT NOT NULL,
+        lease INTEGER NOT NULL,
+        ttl INTEGER NOT NULL,
+        created INTEGER NOT NULL,
+        touched INTEGER NOT NULL,
+        expires INTEGER NOT NULL
+    );
+    CREATE INDEX sagas_by_state ON sagas (state, created);
+    CREATE INDEX sagas_by_owner ON sagas (owner) WHERE state < 2;
+    CREATE INDEX sagas_by_expiry ON sagas (expires) WHERE state IN (2, 3);
 ";
 
 /// From version 1, whose processes may go on while their successor begins: their statements fit both.
@@ -191,9 +217,13 @@ impl StoreFile {
         let pragma = |name: &str| transaction.pragma_query_value(None, name, |row| row.get::<_, i64>(0));
         let made = match (pragma("application_id")?, pragma("user_version")?) {
             (APPLICATION, VERSION) => false,
-            (APPLICATION, 1) => {
-                transaction.execute_batch(FROM_VERSION_1)?;
-                name(&transaction)?;
+            (APPLICATION, version @ (1 | 2)) => {
+                if version == 1 {
+                    transaction.execute_batch(FROM_VERSION_1)?;
+                    name(&transaction)?;
+                }
+                transaction.execute_batch(SAGAS)?;
+                transaction.pragma_update(None, "user_version", VERSION)?;
                 false
             }
             (APPLICATION, version) => return Err(FileError::Newer(version)),
@@ -203,6 +233,7 @@ impl StoreFile {
                     return Err(FileError::Foreign);
                 }
                 transaction.execute_batch(TABLES)?;
+                transaction.execute_batch(SAGAS)?;
                 name(&transaction)?;
                 true
             }

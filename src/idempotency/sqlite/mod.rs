@@ -5,10 +5,13 @@
 //! store recovers when the disk does.
 
 mod archive;
+mod beats;
+mod columns;
 mod file;
 mod holders;
 mod lane;
 mod rows;
+mod sagas;
 
 pub(super) use archive::{archive, inspect};
 pub(crate) use file::FileError;
@@ -16,6 +19,7 @@ pub(crate) use file::FileError;
 use super::clock::Clock;
 use super::identity::Id;
 use super::record::{Holder, Token};
+use super::saga::{Append, Appended, SagaQuery, SagaRow, Seen};
 use super::store::{Authorised, ClaimReply, Completion, Done, Found, Listed, NewClaim, Release, Store, Tended};
 use crate::clock::BootTime;
 use file::{Sides, StoreFile, Use};
@@ -80,7 +84,9 @@ impl Store for Sqlite {
 
     fn claim(&self, claim: NewClaim, done: Done<ClaimReply>) {
         let sent = BootTime::now();
-        let reply = move |claimed: Result<_, _>| claimed.map(|claimed| ClaimReply { claimed, sent, is_resent: false });
+        let reply = move |made: Result<(_, _), _>| {
+            made.map(|(claimed, began)| ClaimReply { claimed, sent, is_resent: false, began })
+        };
         self.writer.submit_then(move |desk| rows::claim(desk, &claim), reply, done);
     }
 
@@ -97,7 +103,7 @@ impl Store for Sqlite {
     }
 
     fn beat(&self, done: Done<()>) {
-        self.writer.submit(rows::beat, done);
+        self.writer.submit(beats::beat, done);
     }
 
     fn tend(&self, done: Done<Tended>) {
@@ -123,6 +129,30 @@ impl Store for Sqlite {
     fn find(&self, key: String, done: Done<Vec<Listed>>) {
         let now = self.clock.now();
         self.reader.submit(move |connection| rows::find(connection, &key, now), done);
+    }
+
+    fn append(&self, append: Append, done: Done<Option<Appended>>) {
+        let sent = BootTime::now();
+        let reply = move |now: Option<_>| Ok(now.map(|now| Appended { now, sent }));
+        self.writer.submit_then(move |desk| sagas::append(desk, &append), reply, done);
+    }
+
+    fn take_over(&self, seen: Seen, done: Done<Option<SagaRow>>) {
+        self.writer.submit(move |desk| sagas::take_over(desk, seen), done);
+    }
+
+    fn sagas(&self, query: SagaQuery, done: Done<Vec<SagaRow>>) {
+        match query {
+            SagaQuery::Orphaned => self.writer.submit(sagas::orphaned, done),
+            query => {
+                let (own, now) = (self.holder, self.clock.now());
+                self.reader.submit(move |connection| sagas::find(connection, own, query, now), done);
+            }
+        }
+    }
+
+    fn keeps_sagas(&self) -> bool {
+        true
     }
 
     fn count(&self) -> Option<u64> {

@@ -1,7 +1,9 @@
 //! What each call does to the tables, as [`transition`] has it. The statements for what happens to
 //! every request say so in SQL; a property holds them to the same as the function.
 
-use super::Desk;
+use super::beats::beat_within;
+use super::columns::{number, signed, subject};
+use super::{Desk, sagas};
 use crate::idempotency::copy::{Archived, PAGE};
 use crate::idempotency::fingerprint::Fingerprint;
 use crate::idempotency::identity::{Id, Subject};
@@ -16,22 +18,25 @@ use crate::idempotency::warn_unknown;
 use bytes::Bytes;
 use rusqlite::types::ValueRef;
 use rusqlite::{Connection, OptionalExtension, Result, Row, named_params, params};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-/// SQLite's numbers have a sign; ours are bits.
-fn signed(number: u64) -> i64 {
-    number.cast_signed()
-}
+/// The result of a claim, and the time at which its saga began.
+type Made = std::result::Result<(Claimed, Option<Millis>), StoreError>;
 
-pub(super) fn claim(desk: &mut Desk, claim: &NewClaim) -> Result<std::result::Result<Claimed, StoreError>> {
+pub(super) fn claim(desk: &mut Desk, claim: &NewClaim) -> Result<Made> {
     let NewClaim { id, token, fingerprint, retake, lease, ttl, ref subject, .. } = *claim;
     let (now, expires) = (desk.clock.now(), desk.clock.expiry(ttl));
     let event = Event::Claim { token, fingerprint, retake, expires };
-    if let Transition::Becomes(record) = transition(None, event, now)
-        && insert(desk, id, &record, subject, lease)?
-    {
-        desk.added += 1;
-        return Ok(Ok(Claimed::First));
+    let began = claim.saga.as_ref().map(|_| now);
+    if let Transition::Becomes(mut record) = transition(None, event, now) {
+        if claim.saga.is_some() {
+            record.state = State::Saga;
+        }
+        if insert(desk, id, &record, subject, lease)? {
+            desk.added += 1;
+            sagas::begin(desk, claim, now)?;
+            return Ok(Ok((Claimed::First, began)));
+        }
     }
     let (mut found, found_lease) = read(&desk.connection, id)?.ok_or(rusqlite::Error::QueryReturnedNoRows)?;
     if found.record.token != token
@@ -40,12 +45,16 @@ pub(super) fn claim(desk: &mut Desk, claim: &NewClaim) -> Result<std::result::Re
         found.record = record;
     }
     match transition(Some(&found.record), event, now) {
-        Transition::Becomes(record) => {
+        Transition::Becomes(mut record) => {
+            if claim.saga.is_some() {
+                record.state = State::Saga;
+            }
             replace(desk, id, Some(&found.record), &record, subject, lease)?;
-            Ok(Ok(Claimed::over(Some(&found.record), claim, now)))
+            sagas::begin(desk, claim, now)?;
+            Ok(Ok((Claimed::over(Some(&found.record), claim, now), began)))
         }
         _ if found.record.state == State::Tombstone => Ok(Err(StoreError::Released)),
-        Transition::Goes | Transition::Stays => Ok(Ok(Claimed::Found(found))),
+        Transition::Goes | Transition::Stays => Ok(Ok((Claimed::Found(found), None))),
     }
 }
 
@@ -93,9 +102,8 @@ fn insert(desk: &mut Desk, id: Id, record: &Record, subject: &Subject, lease: Du
             record.dead.map(|token| signed(token.number)),
         ])?;
     // A process that sees the claim sees a heartbeat of its holder.
-    let is_running = inserted == 1 && record.state == State::Running;
-    if is_running && desk.last_beat.is_none_or(|last| last.elapsed() >= lease / 3) {
-        beat(desk)?;
+    if inserted == 1 && record.is_running() {
+        beat_within(desk, lease)?;
     }
     Ok(inserted == 1)
 }
@@ -125,7 +133,10 @@ pub(super) fn complete(desk: &mut Desk, completion: &Completion) -> Result<bool>
 }
 
 pub(super) fn release(desk: &mut Desk, release: &Release) -> Result<bool> {
-    let Release { id, token, way, ttl } = *release;
+    let Release { id, token, way, ttl, of_saga } = *release;
+    if of_saga {
+        sagas::withdraw(desk, id, token)?;
+    }
     if way == ReleaseWay::Plain {
         let released = desk
             .connection
@@ -187,7 +198,7 @@ fn read(connection: &Connection, id: Id) -> Result<Option<(Found, Duration)>> {
                     body: bytes(row, 11)?,
                     trailers: bytes(row, 12)?,
                 }),
-                State::Running | State::DoneWithoutBody | State::Unknown | State::Tombstone => None,
+                State::Running | State::DoneWithoutBody | State::Unknown | State::Tombstone | State::Saga => None,
             };
             Ok((Found { record, response }, Duration::from_millis(number(row, 8)?)))
         })
@@ -292,14 +303,6 @@ pub(super) fn enter(connection: &Connection, holder: Holder) -> Result<()> {
     Ok(())
 }
 
-pub(super) fn beat(desk: &mut Desk) -> Result<()> {
-    desk.connection
-        .prepare_cached("INSERT INTO holders VALUES (?1, 1) ON CONFLICT (holder) DO UPDATE SET beat = beat + 1")?
-        .execute([signed(desk.holders.own)])?;
-    desk.last_beat = Some(Instant::now());
-    Ok(())
-}
-
 pub(super) fn tend(desk: &mut Desk) -> Result<Tended> {
     let now = desk.clock.now();
     let counted: i64 = desk
@@ -318,6 +321,7 @@ pub(super) fn tend(desk: &mut Desk) -> Result<Tended> {
         )?
         .execute(params![signed(now), BATCH])?;
     desk.added -= counted;
+    sagas::forget(desk, now)?;
     let buried = bury_the_dead(desk, now)?;
     Ok(Tended { expired, more: expired == BATCH as usize || buried >= BATCH as usize })
 }
@@ -327,6 +331,7 @@ pub(super) fn tend(desk: &mut Desk) -> Result<Tended> {
 pub(super) fn bury_the_dead(desk: &mut Desk, now: Millis) -> Result<usize> {
     let mut statement = desk.connection.prepare_cached(
         "SELECT holder, beat, NOT EXISTS (SELECT 1 FROM records WHERE state = 0 AND records.holder = holders.holder)
+                AND NOT EXISTS (SELECT 1 FROM sagas WHERE state < 2 AND sagas.owner = holders.holder)
          FROM holders WHERE holder <> ?1",
     )?;
     let others =
@@ -413,10 +418,6 @@ pub(super) fn extend(connection: &Connection, added: i64) -> Result<u64> {
         .query_row([added], |row| number(row, 0))
 }
 
-fn number(row: &Row<'_>, column: usize) -> Result<u64> {
-    row.get::<_, i64>(column).map(i64::cast_unsigned)
-}
-
 fn state(row: &Row<'_>, column: usize) -> Result<State> {
     let code = row.get(column)?;
     State::of(code).ok_or(rusqlite::Error::IntegralValueOutOfRange(column, code.into()))
@@ -436,16 +437,6 @@ fn record(row: &Row<'_>) -> Result<Record> {
             }
             _ => None,
         },
-    })
-}
-
-fn subject(row: &Row<'_>, first: usize) -> Result<Subject> {
-    Ok(Subject {
-        namespace: row.get(first)?,
-        method: row.get(first + 1)?,
-        authority: row.get(first + 2)?,
-        path: row.get(first + 3)?,
-        key: row.get(first + 4)?,
     })
 }
 

@@ -30,6 +30,8 @@ pub(super) trait Kit {
     }
     /// Ends the lease of such a claim, where the store does not take one that has ended.
     fn end_lease(&self, _token: Token) {}
+    /// Has an owner of sagas be silent for longer than their leases, where the store does not see its death.
+    fn silence(&self, _owner: u64) {}
 }
 
 struct MemoryKit(Arc<AtomicU64>);
@@ -56,6 +58,10 @@ pub(super) struct SqliteKit {
 impl SqliteKit {
     pub(super) fn start() -> SqliteKit {
         SqliteKit { folder: tempfile::tempdir().unwrap(), time: Arc::new(AtomicU64::new(1_000_000)) }
+    }
+
+    pub(super) fn path(&self) -> std::path::PathBuf {
+        self.folder.path().join("store.db")
     }
 }
 
@@ -106,12 +112,8 @@ impl Kit for PostgresKit {
 
     fn pass(&self, by: Duration) {
         let by = format!("interval '{} milliseconds'", by.as_millis());
-        self.server.execute(
-            &self.database,
-            &format!(
-                "UPDATE ringway_records SET created = created - {by}, touched = touched - {by}, expires = expires - {by}"
-            ),
-        );
+        let times = format!("SET created = created - {by}, touched = touched - {by}, expires = expires - {by}");
+        self.server.execute(&self.database, &format!("UPDATE ringway_records {times}; UPDATE ringway_sagas {times}"));
     }
 
     fn is_shared(&self) -> bool {
@@ -134,6 +136,14 @@ impl Kit for PostgresKit {
     fn end_lease(&self, token: Token) {
         let (holder, number) = (token.holder.cast_signed(), token.number.cast_signed());
         let statement = format!("UPDATE ringway_records SET lease = 0 WHERE (holder, number) = ({holder}, {number})");
+        self.server.execute(&self.database, &statement);
+    }
+
+    fn silence(&self, owner: u64) {
+        let statement = format!(
+            "UPDATE ringway_holders SET beat = beat - interval '2 hours' WHERE holder = {}",
+            owner.cast_signed()
+        );
         self.server.execute(&self.database, &statement);
     }
 }
@@ -187,7 +197,7 @@ impl Kit for RedisKit {
 }
 
 /// Returns the kits of the engines that are on this machine.
-fn kits() -> Vec<Box<dyn Kit>> {
+pub(super) fn kits() -> Vec<Box<dyn Kit>> {
     local_kits().into_iter().chain(remote_kits()).collect()
 }
 

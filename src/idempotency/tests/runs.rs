@@ -26,7 +26,7 @@ fn records(kind: Kind) -> Arc<Records> {
 }
 
 async fn first(records: &Arc<Records>, number: u8) -> Claim {
-    match records.claim(&asked(number), &policy()).await {
+    match records.claim(&asked(number), &policy(), None).await {
         Ok(Turn::First(claim)) => claim,
         Ok(Turn::Found(found)) => panic!("not the first: {found:?}"),
         Err(error) => panic!("{error}"),
@@ -123,15 +123,15 @@ async fn a_claim_that_is_let_go_is_free_until_something_was_sent() {
         let mut claim = first(&records, 0).await;
         claim.sending();
         drop(claim);
-        let found = records.claim(&asked(0), &policy()).await;
+        let found = records.claim(&asked(0), &policy(), None).await;
         assert!(matches!(found, Ok(Turn::Found(found)) if found.record.state == State::Unknown));
         // A claim that nobody waits for is made, and released.
         let (other, rules) = (asked(2), policy());
-        let mut unheard = Box::pin(records.claim(&other, &rules));
+        let mut unheard = Box::pin(records.claim(&other, &rules, None));
         let _ = std::future::poll_fn(|cx| std::task::Poll::Ready(unheard.as_mut().poll(cx))).await;
         drop(unheard);
         let deadline = std::time::Instant::now() + Duration::from_secs(20);
-        while !matches!(records.claim(&other, &rules).await, Ok(Turn::First(_))) {
+        while !matches!(records.claim(&other, &rules, None).await, Ok(Turn::First(_))) {
             assert!(std::time::Instant::now() < deadline, "nobody releases it");
         }
     }
@@ -149,7 +149,7 @@ async fn a_result_that_cannot_be_stored_leaves_unknown_once_the_store_is_back() 
     let outcome = run(claim, &mut node, &policy(), &mut budget.nothing()).await;
     assert!(matches!(outcome, Outcome::Answer { settled: Settled::Failed, .. }), "the true answer is passed on");
     std::fs::rename(&away, &path).unwrap();
-    let found = records.claim(&asked(0), &policy()).await;
+    let found = records.claim(&asked(0), &policy(), None).await;
     assert!(
         matches!(found, Ok(Turn::Found(found)) if found.record.state == State::Unknown),
         "known here before the store has heard of it"
@@ -172,10 +172,12 @@ async fn a_late_result_never_goes_over_another_run() {
         Completion { id: id(0), token: late_token(&records), finish: Finish::Unknown, response: None, ttl: HOUR };
     call(|done| records.store().complete(unknown, done)).unwrap();
     let retrying = Policy { retries_unknown: true, ..policy() };
-    let Ok(Turn::First(second)) = records.claim(&asked(0), &retrying).await else { panic!("retry takes it over") };
+    let Ok(Turn::First(second)) = records.claim(&asked(0), &retrying, None).await else {
+        panic!("retry takes it over")
+    };
     assert_eq!(late.settle(End::Done(response("late"))).await, Settled::Superseded);
     assert_eq!(second.settle(End::Done(response("second"))).await, Settled::Durable);
-    let Ok(Turn::Found(found)) = records.claim(&asked(0), &policy()).await else { panic!("it has run") };
+    let Ok(Turn::Found(found)) = records.claim(&asked(0), &policy(), None).await else { panic!("it has run") };
     assert_eq!(found.response, Some(response("second")));
 }
 
@@ -190,7 +192,7 @@ async fn who_waits_hears_of_the_end_at_once() {
     let claim = first(&records, 0).await;
     let waiter = tokio::spawn({
         let records = Arc::clone(&records);
-        async move { start(&records, &asked(0), &waiting).await }
+        async move { start(&records, &asked(0), &waiting, None).await }
     });
     tokio::task::yield_now().await;
     claim.settle(End::Done(response("here"))).await;
@@ -200,14 +202,14 @@ async fn who_waits_hears_of_the_end_at_once() {
     let claim = first(&records, 1).await;
     let waiter = tokio::spawn({
         let records = Arc::clone(&records);
-        async move { start(&records, &asked(1), &waiting).await }
+        async move { start(&records, &asked(1), &waiting, None).await }
     });
     tokio::task::yield_now().await;
     claim.settle(End::Released).await;
     assert!(matches!(waiter.await.unwrap(), Started::First(_)));
     let short = Policy { wait: Some(Duration::from_millis(20)), ..policy() };
     let _running = first(&records, 2).await;
-    assert!(matches!(start(&records, &asked(2), &short).await, Started::Refused(Refused::Running)));
+    assert!(matches!(start(&records, &asked(2), &short, None).await, Started::Refused(Refused::Running)));
 }
 
 #[tokio::test]
