@@ -31,18 +31,15 @@ mod engines;
 #[doc(hidden)]
 pub mod fuzz;
 mod http;
-#[allow(dead_code, unused_imports, reason = "routes do not run sagas yet")]
 mod idempotency;
 mod io;
 mod proxy;
 #[cfg(test)]
 mod reference;
 pub mod ring;
-#[allow(dead_code, unused_imports, reason = "routes do not run sagas yet")]
 mod saga;
 mod server;
 mod telemetry;
-#[allow(dead_code, unused_imports, reason = "routes do not run sagas yet")]
 mod template;
 mod tls;
 mod upstream;

@@ -49,9 +49,6 @@ pub(super) fn validate(
         }
         Place::answer(saga).references(&body.references, diagnostics);
     }
-    if !diagnostics.has_errors() {
-        diagnostics.error(saga.span, "sagas are not built yet");
-    }
 }
 
 fn idempotency(route: &Route, rules: &RouteIdempotency, diagnostics: &mut Diagnostics) {

@@ -34,7 +34,6 @@ pub(crate) struct Row {
 macro_rules! problem_kinds {
     ($($kind:ident: $status:ident, $name:literal, $token:expr, $side:ident, $title:literal, $remedy:literal;)*) => {
         /// The type of a problem document.
-        #[allow(dead_code, reason = "routes do not answer with those of sagas yet")]
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         pub(crate) enum ProblemKind {
             $($kind,)*

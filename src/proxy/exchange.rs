@@ -59,6 +59,11 @@ impl RequestRecorder {
         }
     }
 
+    /// Returns the metrics of the process.
+    pub(super) fn metrics(&self) -> &Metrics {
+        &self.metrics
+    }
+
     /// Counts and logs a request whose head could not be read.
     pub(crate) fn unreadable(&self, client: &Downstream, status: StatusCode, problem: &'static str) {
         self.count(NO_ROUTE, "none", "OTHER", status.as_u16());

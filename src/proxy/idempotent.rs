@@ -12,6 +12,7 @@ use super::exchange::Exchange;
 use super::forward::RoutedRequest;
 use super::plan;
 use super::problems::{over_budget, too_large};
+use super::request::Form;
 use super::respond::{Reply, add_route_fields};
 use super::response_body::ResponseBody;
 use super::snapshot::{IdempotencyResult, IdempotencyRules, Route, Snapshot};
@@ -39,13 +40,45 @@ use std::sync::Arc;
 const IDEMPOTENT_REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
 
 /// The bytes that are reserved for a body before its first byte; more are reserved as it arrives.
-const FIRST_SHARE: u64 = 64 << 10;
+pub(super) const FIRST_SHARE: u64 = 64 << 10;
 
 /// The rules for a request that must run once.
 pub(super) fn rules<'a>(route: &'a Route, head: &RequestHead) -> Option<&'a Arc<IdempotencyRules>> {
     route.idempotency.as_ref().filter(|rules| {
         rules.methods.contains(&head.method) && (rules.required || head.fields.plain().contains_key(&rules.key_header))
     })
+}
+
+/// The identity of a request with a key.
+pub(super) struct Identified {
+    pub(super) id: Id,
+    pub(super) subject: Arc<Subject>,
+}
+
+/// Returns the identity of a request with a key, or why it has none.
+pub(super) fn identify(
+    rules: &IdempotencyRules,
+    exchange: &Exchange,
+    form: &Form<'_>,
+    head: &RequestHead,
+) -> Result<Identified, Problem> {
+    let refuse = |result: IdempotencyResult, kind, detail| {
+        note(rules, exchange, result);
+        Problem::new(kind, detail)
+    };
+    let name = &rules.key_header;
+    let key = key_of(head.fields.plain(), name)
+        .map_err(|bad| {
+            refuse(IdempotencyResult::Invalid, ProblemKind::IdempotencyKeyInvalid, format!("`{name}`: {bad}"))
+        })?
+        .ok_or_else(|| refuse(IdempotencyResult::Missing, ProblemKind::IdempotencyKeyMissing, missing(name)))?;
+    let scope = rules.scope.read(form, &head.fields).ok_or_else(|| {
+        let sources = rules.scope.names().join(", ");
+        let detail = format!("the request has none of the fields that tell callers apart: {sources}");
+        refuse(IdempotencyResult::Invalid, ProblemKind::ScopeMissing, detail)
+    })?;
+    let subject = plan::subject(&rules.namespace, head, form, key);
+    Ok(Identified { id: subject.identify(&scope), subject: Arc::new(subject) })
 }
 
 /// Refuses a request by its head, or begins what answers it.
@@ -55,21 +88,7 @@ pub(super) fn begin(
     rules: &Arc<IdempotencyRules>,
     head: RequestHead,
 ) -> Result<Step, Problem> {
-    let refuse = |result: IdempotencyResult, kind, detail| {
-        note(rules, routed.exchange, result);
-        Problem::new(kind, detail)
-    };
-    let name = &rules.key_header;
-    let key = key_of(head.fields.plain(), name)
-        .map_err(|bad| {
-            refuse(IdempotencyResult::Invalid, ProblemKind::IdempotencyKeyInvalid, format!("`{name}`: {bad}"))
-        })?
-        .ok_or_else(|| refuse(IdempotencyResult::Missing, ProblemKind::IdempotencyKeyMissing, missing(name)))?;
-    let scope = rules.scope.read(&routed.form, &head.fields).ok_or_else(|| {
-        let sources = rules.scope.names().join(", ");
-        let detail = format!("the request has none of the fields that tell callers apart: {sources}");
-        refuse(IdempotencyResult::Invalid, ProblemKind::ScopeMissing, detail)
-    })?;
+    let Identified { id, subject } = identify(rules, routed.exchange, &routed.form, &head)?;
     let announced = routed.form.content_length.unwrap_or_default();
     if announced > rules.max_request {
         return Err(too_large(rules.max_request));
@@ -78,7 +97,6 @@ pub(super) fn begin(
     let held = budget.share(announced.min(FIRST_SHARE)).ok_or_else(over_budget)?;
     let share = budget.share(FIRST_SHARE.min(rules.policy.max_response)).ok_or_else(over_budget)?;
 
-    let subject = plan::subject(&rules.namespace, &head, &routed.form, key);
     let begin = if rules.is_canonical { Fingerprint::canonical } else { Fingerprint::exact };
     let fingerprint = begin(routed.form.query.as_deref(), head.fields.plain());
     let invalidation = route_of(snapshot, &routed, &head).and_then(|caching| invalidation(&routed, &caching, &head));
@@ -89,7 +107,6 @@ pub(super) fn begin(
     upstream_request.cache_status = routed.route.cache.as_ref().map(|_| CacheStatus::forwarded(ForwardReason::Method));
     let body_rules = routed.body_rules(rules.max_request);
     let body = routed.form.has_body.then(|| RequestBody::new(routed.client, routed.exchange, None, body_rules));
-    let (id, subject) = (subject.identify(&scope), Arc::new(subject));
     let keyed = Box::new(Keyed {
         upstream_request,
         rules: Arc::clone(rules),
@@ -104,7 +121,7 @@ pub(super) fn begin(
     Ok(Step::Later(Box::pin(keyed.reply())))
 }
 
-fn note(rules: &IdempotencyRules, exchange: &Exchange, result: IdempotencyResult) {
+pub(super) fn note(rules: &IdempotencyRules, exchange: &Exchange, result: IdempotencyResult) {
     rules.count(result);
     exchange.keyed(result.label());
 }
@@ -236,9 +253,7 @@ impl Keyed {
         if !self.share.cover(response.body.len() as u64) {
             return Err(over_budget());
         }
-        let mut response = restored(response, self.share, self.upstream_request.exchange())?;
-        response.headers_mut().insert(IDEMPOTENT_REPLAYED, HeaderValue::from_static("true"));
-        Ok(Reply::complete(response))
+        replay(response, self.share, self.upstream_request.exchange(), true)
     }
 
     /// Forwards the request as if it had no key.
@@ -289,6 +304,20 @@ impl Keyed {
     }
 }
 
+/// Returns a stored response as the reply to a client. `is_replayed`: another request has had it before.
+pub(super) fn replay(
+    response: StoredResponse,
+    share: Share,
+    exchange: &Rc<Exchange>,
+    is_replayed: bool,
+) -> Result<Reply, Problem> {
+    let mut response = restored(response, share, exchange)?;
+    if is_replayed {
+        response.headers_mut().insert(IDEMPOTENT_REPLAYED, HeaderValue::from_static("true"));
+    }
+    Ok(Reply::complete(response))
+}
+
 /// Returns the response that a stored one stands for.
 fn restored(
     response: StoredResponse,
@@ -314,7 +343,7 @@ fn complete(mut response: Response<ResponseBody>) -> Reply {
     Reply::complete(response).with_cookie(cookie)
 }
 
-fn result_of(refused: &Refused) -> IdempotencyResult {
+pub(super) fn result_of(refused: &Refused) -> IdempotencyResult {
     match refused {
         Refused::Running => IdempotencyResult::Conflict,
         Refused::Mismatch => IdempotencyResult::Mismatch,
@@ -328,7 +357,7 @@ fn missing(name: &HeaderName) -> String {
     format!("this request needs a field `{name}`: one key for one intention, the same when it is repeated")
 }
 
-fn refusal(refused: &Refused, retries_unknown: bool) -> Problem {
+pub(super) fn refusal(refused: &Refused, retries_unknown: bool) -> Problem {
     match refused {
         Refused::Running => Problem::new(
             ProblemKind::RequestInProgress,

@@ -2,6 +2,7 @@
 //!
 //! `begin` is the part that needs no waiting: the request's one form, its route, and what is answered at once.
 
+use super::body::BodyRules;
 use super::caching;
 use super::client_body::ClientBody;
 use super::downstream::Downstream;
@@ -14,6 +15,7 @@ use super::problems::bad_chunk;
 use super::rate_limit::Uncounted;
 use super::request::{Bounds, Form, enter, join_cookie_fields, underscores};
 use super::respond::{self, Reply};
+use super::saga::{self, SagaRequest};
 use super::snapshot::{Action, Route};
 use super::step::{PendingReply, ResponseFuture, Step};
 use super::worker_context::WorkerContext;
@@ -102,8 +104,19 @@ fn begin(
 
         let idempotency = idempotent::rules(route, &head);
         let uncounted = count(route, idempotency.is_some(), &form, &head.fields, exchange)?;
-        let Action::Forward(pool) = &route.action else {
-            return respond::fixed(route, &form, exchange)?.map(Step::Reply).ok_or_else(no_route);
+        let min_rate = || MinRate::of(&settings.limits, head.fields.plain());
+        let pool = match &route.action {
+            Action::Forward(pool) => pool,
+            Action::Saga(saga) => {
+                let body_rules = BodyRules { limit: bounds.body, min_rate: min_rate(), underscores };
+                let request =
+                    SagaRequest { worker, client, exchange, saga, rules: idempotency, form, uncounted, body_rules };
+                return saga::begin(request, &head);
+            }
+            Action::SagaStates => return saga::show(snapshot, &form, exchange, &head),
+            Action::Redirect { .. } | Action::Respond { .. } => {
+                return respond::fixed(route, &form, exchange)?.map(Step::Reply).ok_or_else(no_route);
+            }
         };
         let routed = RoutedRequest {
             worker,
@@ -116,7 +129,7 @@ fn begin(
             underscores,
             body_limit: bounds.body,
             request_buffer: settings.limits.request_buffer.0,
-            min_rate: MinRate::of(&settings.limits, head.fields.plain()),
+            min_rate: min_rate(),
         };
         if let Some(rules) = idempotency {
             return idempotent::begin(snapshot, routed, rules, head);

@@ -1,5 +1,6 @@
 //! Refusals that several steps share.
 
+use super::client_body::BodyFault;
 use crate::http::problem::{Problem, ProblemKind};
 
 /// 413 for a body over the limit.
@@ -11,6 +12,21 @@ pub(super) fn too_large(limit: u64) -> Problem {
 /// 400 for a body whose chunks are not framed by the grammar.
 pub(super) fn bad_chunk() -> Problem {
     Problem::bad_request(ProblemKind::BadChunk, "the request's chunked body is malformed")
+}
+
+/// Returns the problem of a request whose body did not arrive whole.
+pub(super) fn body_problem(fault: BodyFault, limit: u64) -> Problem {
+    match fault {
+        BodyFault::TooLarge => too_large(limit),
+        BodyFault::Malformed => bad_chunk(),
+        BodyFault::ClientGone | BodyFault::Answered => {
+            Problem::bad_request(ProblemKind::IncompleteRequest, "the request's body ended early")
+        }
+        BodyFault::Stalled => {
+            let detail = "the request's body stopped arriving, or came too slowly";
+            Problem::new(ProblemKind::RequestTimeout, detail).closing()
+        }
+    }
 }
 
 /// Returns the 503 for a spent budget of buffers.

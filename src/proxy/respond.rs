@@ -9,9 +9,10 @@ use crate::cache::CacheStatus;
 use crate::http::fields::CACHE_STATUS;
 use crate::http::problem::{Problem, ProblemKind};
 use bytes::Bytes;
-use http::header::{CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, LOCATION, SET_COOKIE};
+use http::header::{CACHE_CONTROL, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, LOCATION, SET_COOKIE};
 use http::{HeaderMap, HeaderValue, Response, StatusCode, Version};
 use http_body::Body as _;
+use serde::Serialize;
 use std::rc::Rc;
 
 /// A response as a step makes it, with what [`finish`] adds.
@@ -51,6 +52,12 @@ impl Reply {
 
     pub(super) fn with_cache_status(mut self, status: Option<CacheStatus>) -> Reply {
         self.additions.cache_status = status;
+        self
+    }
+
+    /// Says where the state of what was asked for is.
+    pub(super) fn with_location(mut self, location: HeaderValue) -> Reply {
+        self.response.headers_mut().insert(LOCATION, location);
         self
     }
 
@@ -122,7 +129,7 @@ pub(super) fn finish(reply: Reply, exchange: &Exchange) -> Response<ResponseBody
 pub(super) fn fixed(route: &Route, form: &Form<'_>, exchange: &Rc<Exchange>) -> Result<Option<Reply>, Problem> {
     let mut fields = HeaderMap::new();
     let (status, body) = match &route.action {
-        Action::Forward(_) => return Ok(None),
+        Action::Forward(_) | Action::Saga(_) | Action::SagaStates => return Ok(None),
         Action::Redirect { to, .. }
             if form.host.is_empty() && to.as_bytes().windows(6).any(|part| part == b"{host}") =>
         {
@@ -174,6 +181,15 @@ pub(crate) fn redirect_target(to: &HeaderValue, form: &Form<'_>) -> HeaderValue 
     target.push_str(rest);
     // Parts of a request that was read are made of visible characters.
     HeaderValue::try_from(target).unwrap_or_else(|_| to.clone())
+}
+
+/// Returns a reply of the proxy's own in JSON, which no cache keeps.
+pub(super) fn json(value: &impl Serialize, exchange: &Rc<Exchange>) -> Reply {
+    let mut fields = HeaderMap::new();
+    fields.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    fields.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    let body = serde_json::to_vec(value).unwrap_or_default();
+    Reply::complete(respond(StatusCode::OK, fields, body.into(), exchange))
 }
 
 fn respond(status: StatusCode, fields: HeaderMap, body: Bytes, exchange: &Rc<Exchange>) -> Response<ResponseBody> {

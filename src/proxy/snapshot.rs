@@ -5,11 +5,14 @@ use super::exchange::RouteLabel;
 use super::field_rules::FieldRules;
 use super::hash_key::ScopeSources;
 use super::rate_limit::RateLimit;
+use super::request::Form;
 use super::route::Table;
+use super::saga::{self, SagaRules};
 use crate::cache::{self, BypassCookies, KeyRules};
 use crate::config::values::HashSource;
 use crate::config::{self, Config, FingerprintKind, OnConcurrent, OnStoreFailure, OnUnknown};
-use crate::idempotency::{Policy, Records};
+use crate::http::head::RequestFields;
+use crate::idempotency::{Policy, Records, Scope};
 use crate::telemetry::access_log::Sink;
 use crate::telemetry::metrics::Metrics;
 use crate::upstream::{BadPool, Discovered, Earlier, Pool, Registry};
@@ -25,13 +28,15 @@ use std::time::{Duration, Instant};
 pub(crate) struct Snapshot {
     pub(crate) config: Config,
     pub(crate) table: Table,
-    /// In the order of the file, as the table's indices have it.
+    /// As the table's indices have it: in the order of the file, and before them the one of the sagas' states.
     pub(crate) routes: Vec<Arc<Route>>,
     pub(crate) pools: Vec<Arc<Pool>>,
     /// Where workers write the access log.
     pub(crate) log: Option<Arc<Sink>>,
     /// The fields in which routes expect idempotency keys.
     pub(super) key_headers: Vec<HeaderName>,
+    /// The store, where a route uses it.
+    pub(super) records: Option<Arc<Records>>,
 }
 
 /// A route, ready to be taken.
@@ -236,8 +241,17 @@ fn parts_reads(route: &config::Route) -> bool {
 /// The action of a route.
 pub(crate) enum Action {
     Forward(Arc<Pool>),
-    Redirect { to: HeaderValue, status: StatusCode },
-    Respond { status: StatusCode, body: Bytes },
+    Redirect {
+        to: HeaderValue,
+        status: StatusCode,
+    },
+    Respond {
+        status: StatusCode,
+        body: Bytes,
+    },
+    Saga(Arc<SagaRules>),
+    /// The states of sagas, for the callers that began them.
+    SagaStates,
 }
 
 /// The parts that a snapshot is built from, beside its configuration.
@@ -285,17 +299,27 @@ impl Snapshot {
             pools.insert(name.as_str(), Arc::clone(&pool));
             listed.push(pool);
         }
-        let routes = settings
-            .routes
-            .iter()
-            .map(|route| {
-                let mut earlier = parts.earlier.iter().flat_map(|earlier| &earlier.routes);
-                let earlier = earlier.find(|earlier| *earlier.label.name == **route.name);
-                Arc::new(Route::build(route, &pools, &config, (parts.metrics, parts.records), earlier))
-            })
-            .collect();
-        let (table, key_headers) = (Table::new(&settings.routes), config.key_headers());
-        Ok(Snapshot { table, routes, pools: listed, log: parts.log, key_headers, config })
+        let built = settings.routes.iter().map(|route| {
+            let mut earlier = parts.earlier.iter().flat_map(|earlier| &earlier.routes);
+            let earlier = earlier.find(|earlier| *earlier.label.name == **route.name);
+            Arc::new(Route::build(route, &pools, &config, (parts.metrics, parts.records), earlier))
+        });
+        let states = saga::states_route(&settings.routes);
+        let (table, routes) = match states {
+            None => (Table::new(&settings.routes), built.collect()),
+            // Before all others, for it is not theirs to take.
+            Some(states) => {
+                if let Some(records) = parts.records {
+                    records.expect_sagas();
+                }
+                let of_states = Arc::new(Route::build(&states, &pools, &config, (parts.metrics, None), None));
+                let all: Vec<config::Route> = std::iter::once(states).chain(settings.routes.iter().cloned()).collect();
+                (Table::new(&all), std::iter::once(of_states).chain(built).collect())
+            }
+        };
+        let key_headers = config.key_headers();
+        let records = parts.records.cloned();
+        Ok(Snapshot { table, routes, pools: listed, log: parts.log, key_headers, records, config })
     }
 
     /// Returns whether there is anything to serve: some pool that routes forward to has a node that takes
@@ -303,7 +327,7 @@ impl Snapshot {
     pub(crate) fn is_usable(&self) -> bool {
         let mut pools = self.routes.iter().filter_map(|route| match &route.action {
             Action::Forward(pool) => Some(pool),
-            Action::Redirect { .. } | Action::Respond { .. } => None,
+            Action::Redirect { .. } | Action::Respond { .. } | Action::Saga(_) | Action::SagaStates => None,
         });
         let now = Instant::now();
         match pools.next() {
@@ -314,6 +338,12 @@ impl Snapshot {
 }
 
 impl Route {
+    /// Returns the scope of a caller, where the route runs a saga.
+    pub(super) fn saga_scope(&self, form: &Form<'_>, fields: &RequestFields) -> Option<Scope> {
+        let rules = self.idempotency.as_ref().filter(|_| matches!(self.action, Action::Saga(_)))?;
+        rules.scope.read(form, fields)
+    }
+
     fn build(
         route: &config::Route,
         pools: &HashMap<&str, Arc<Pool>>,
@@ -322,11 +352,13 @@ impl Route {
         earlier: Option<&Arc<Route>>,
     ) -> Route {
         static SERIAL: AtomicU64 = AtomicU64::new(1);
-        let action = match (&route.pool, &route.redirect, &route.respond) {
-            (Some(pool), _, _) => Action::Forward(Arc::clone(&pools[pool.as_str()])),
-            (_, Some(redirect), _) => Action::Redirect { to: redirect.to.value.clone(), status: redirect.status.0 },
-            (_, _, Some(respond)) => Action::Respond { status: respond.status, body: respond.body.clone().into() },
-            (None, None, None) => unreachable!("validation asks for exactly one action"),
+        let action = match (&route.pool, &route.redirect, &route.respond, &route.saga) {
+            (Some(pool), ..) => Action::Forward(Arc::clone(&pools[pool.as_str()])),
+            (_, Some(redirect), ..) => Action::Redirect { to: redirect.to.value.clone(), status: redirect.status.0 },
+            (_, _, Some(respond), _) => Action::Respond { status: respond.status, body: respond.body.clone().into() },
+            (.., Some(saga)) => Action::Saga(Arc::new(SagaRules::of(&route.name, saga))),
+            // Validation asks for exactly one action: this route is of no file.
+            (None, None, None, None) => Action::SagaStates,
         };
         Route {
             label: Arc::new(RouteLabel {

@@ -5,7 +5,7 @@ use super::client_body::BodyFault;
 use super::downstream::Tunnel;
 use super::exchange::Exchange;
 use super::plan::{Choice, CookieRule};
-use super::problems::{bad_chunk, too_large};
+use super::problems::body_problem;
 use super::rate_limit::Uncounted;
 use super::request_buffer;
 use super::respond::Reply;
@@ -15,7 +15,7 @@ use super::worker_context::WorkerContext;
 use crate::cache::CacheStatus;
 use crate::clock::{self, BootTime, steady_millis};
 use crate::http::fields;
-use crate::http::problem::{Problem, ProblemKind};
+use crate::http::problem::Problem;
 use crate::upstream::{
     AnswerBody, ClientPart, Deadlines, Dispatch, DispatchError, Failure, Interim, Node, NodeResponse, Observer,
     Outgoing, Pool, RetrySafety,
@@ -238,17 +238,7 @@ impl UpstreamContext {
 
     /// Returns the problem for a request whose body did not arrive whole.
     pub(super) fn body_problem(&self, fault: BodyFault) -> Problem {
-        match fault {
-            BodyFault::TooLarge => too_large(self.body_limit),
-            BodyFault::Malformed => bad_chunk(),
-            BodyFault::ClientGone | BodyFault::Answered => {
-                Problem::bad_request(ProblemKind::IncompleteRequest, "the request's body ended early")
-            }
-            BodyFault::Stalled => {
-                let detail = "the request's body stopped arriving, or came too slowly";
-                Problem::new(ProblemKind::RequestTimeout, detail).closing()
-            }
-        }
+        body_problem(fault, self.body_limit)
     }
 }
 

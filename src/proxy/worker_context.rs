@@ -9,6 +9,8 @@ use arc_swap::ArcSwap;
 use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Instant;
+use tokio::sync::watch;
 
 /// The configuration, connections, cache, recorder and budgets of one worker.
 pub(crate) struct WorkerContext {
@@ -21,6 +23,8 @@ pub(crate) struct WorkerContext {
     pub(crate) budget: Arc<Budget>,
     /// Held by every task that must end well before the worker does.
     pub(super) tasks: Rc<()>,
+    /// When the process began to end.
+    leaving: watch::Sender<Option<Instant>>,
 }
 
 /// The snapshot in force, as a handle that costs no shared counter a request.
@@ -41,7 +45,25 @@ impl WorkerContext {
             cache,
             budget,
             tasks: Rc::default(),
+            leaving: watch::Sender::default(),
         }
+    }
+
+    /// Has the tasks of the worker come to an end.
+    pub(crate) fn leave(&self) {
+        self.leaving.send_replace(Some(Instant::now()));
+    }
+
+    /// Returns when the process began to end, where it does.
+    pub(super) fn leaving_since(&self) -> Option<Instant> {
+        *self.leaving.borrow()
+    }
+
+    /// Returns once the process begins to end.
+    pub(super) async fn leaving(&self) {
+        let mut leaving = self.leaving.subscribe();
+        // The sender lives as long as this.
+        let _ = leaving.wait_for(Option::is_some).await;
     }
 
     /// Returns whether no work is left that must be completed.

@@ -85,6 +85,7 @@ impl std::fmt::Debug for Outgoing {
 
 impl Definition {
     /// Returns the index of the pivot: the last step, where it has no `compensate`.
+    #[cfg(test)]
     pub(crate) fn pivot(&self) -> Option<usize> {
         let last = self.steps.len().checked_sub(1)?;
         self.steps[last].compensate.is_none().then_some(last)
@@ -96,6 +97,7 @@ impl Definition {
     }
 
     /// Returns the variables of the environment that the templates name, each once.
+    #[cfg(test)]
     pub(crate) fn environment(&self) -> BTreeSet<&str> {
         let all = self.references().into_iter();
         all.filter_map(|reference| match reference {

@@ -1,7 +1,7 @@
 //! The `Idempotency-Key` of a step: HMAC-SHA-256 of the step and the direction under the saga's random seed, in hex.
 //!
-//! The key is the same on every attempt and after every takeover. It depends on no secret that rotates, and says nothing
-//! of the client's own key.
+//! The key is the same on every attempt and after every takeover. It depends on no secret that rotates, and says
+//! nothing of the client's own key.
 
 use super::machine::Way;
 use ring::hmac;

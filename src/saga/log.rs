@@ -1,7 +1,7 @@
 //! The log of a saga: what its proxies have made durable, and what follows from it.
 //!
-//! An entry is a line of JSON, so that operators can read a row. Folded, the entries give the [`Progress`] of a saga. An
-//! entry is appended before what it announces is done: a step's request, the first undo.
+//! An entry is a line of JSON, so that operators can read a row. Folded, the entries give the [`Progress`] of a saga.
+//! An entry is appended before what it announces is done: a step's request, the first undo.
 
 use serde::{Deserialize, Serialize};
 

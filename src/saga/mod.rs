@@ -14,6 +14,10 @@ mod search;
 mod settings;
 pub(crate) mod values;
 
-pub(crate) use definition::{BadDefinition, Definition, Outgoing, Respond, Retries, Step, StepRequest};
+pub(crate) use definition::{Definition, Outgoing};
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use definition::{Respond, Retries, Step, StepRequest};
 pub(crate) use inputs::BadInput;
-pub(crate) use values::{Context, Kept, MAX_KEPT};
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use values::MAX_KEPT;
+pub(crate) use values::{Context, Kept};

@@ -3,7 +3,7 @@
 
 use crate::cache::Cache;
 use crate::http::budget::Budget;
-use crate::proxy::{RequestRecorder, Snapshot, WorkerContext};
+use crate::proxy::{RequestRecorder, Snapshot, WorkerContext, recover};
 use crate::server::balance::{Balance, HANDED_A_TICK, Handed, Place};
 use crate::server::connection::address_limit::Addresses;
 use crate::server::connection::limit::{ConnectionPermit, ConnectionPermits};
@@ -130,6 +130,7 @@ impl Worker {
                     if now == Stage::Draining {
                         draining = true;
                         self.accepting.drain(..).for_each(|(_, context)| context.leave());
+                        self.context.leave();
                     }
                 }
                 Ok(()) = open.changed(), if !draining => {
@@ -157,6 +158,7 @@ impl Worker {
         self.may_hand_over.set(HANDED_A_TICK);
         self.follow_snapshot();
         self.context.recorder.flush();
+        recover(&self.context);
         if self.ticks.is_multiple_of(SWEEP_EVERY) {
             let snapshot = self.context.snapshot();
             if self.number == 0 {

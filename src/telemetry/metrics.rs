@@ -182,6 +182,9 @@ metrics! {
         STORE_UP: Gauge, "ringway_store_up", ["store"],
             "1 if a store accepts writes; `idempotency` is the idempotency store.",
             "Alert on 0: new keys are refused, or forwarded unprotected, as `on_store_failure` says.";
+        SAGAS_STUCK: Gauge, "ringway_sagas_stuck", [],
+            "Sagas in the store that wait for a person, as of the last five seconds; at most 1000 are counted.",
+            "Alert above 0: `ringway sagas --state stuck` lists them, and nothing goes on before a person decides.";
         LAST_RELOAD_SUCCESS: Gauge, "ringway_config_last_reload_success", [],
             "1 if the configuration file, as it was read last, is in use.",
             "Alert on 0 for longer than an edit takes.";

@@ -39,6 +39,7 @@ mod rate_limit;
 mod reference;
 mod reload;
 mod routes;
+mod sagas;
 mod scale;
 mod sessions;
 mod stalls;

@@ -10,7 +10,7 @@ use super::connection::{Connection, explain, query};
 use super::params::{Claims, Completions, One, texts};
 use super::prepared::{Answer, pipelined};
 use super::rows::{self, Param, Read, kept, signed};
-use super::sagas::{self, Appending, Begun, Owned};
+use super::sagas::{self, Begun};
 use crate::clock::BootTime;
 use crate::idempotency::identity::Id;
 use crate::idempotency::record::{Event, Millis, ReleaseWay, State, Token, Transition, transition};
@@ -18,6 +18,7 @@ use crate::idempotency::remote::{Call, Pending, SILENCE, silence_for};
 use crate::idempotency::saga::{Appended, SagaQuery};
 use crate::idempotency::store::{Authorised, BATCH, ClaimReply, Claimed, NewClaim, Release, StoreError, Tended};
 use crate::idempotency::warn_unknown;
+use of_sagas::OfSagas;
 use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 use tokio_postgres::error::SqlState;
@@ -315,16 +316,11 @@ impl Batch<'_> {
         let mut again: Vec<(One, &NewClaim)> = Vec::new();
         let mut traces: Vec<(One, ReleaseWay)> = Vec::new();
         let own = signed(self.engine.holder);
-        let (mut begun, mut withdrawn, mut appends) = (Vec::new(), Vec::new(), Vec::new());
+        let of_sagas = OfSagas::of(writes, self.engine.holder);
         let mut beats = false;
         for pending in writes {
             match &pending.call {
-                Call::Claim(claim, _) => begun.extend(Begun::of(claim)),
-                Call::Release(release, _) if release.of_saga => withdrawn.push(Owned::released(release)),
-                _ => {}
-            }
-            match &pending.call {
-                Call::Append(append, _) => appends.push(Appending::of(append, self.engine.holder)),
+                Call::Append(..) => {}
                 Call::Claim(claim, _) if pending.is_resent => again.push((One::claim(claim), claim)),
                 Call::Claim(claim, _) => claims.push(claim),
                 Call::Complete(completion, _) => completions.push(completion),
@@ -340,7 +336,7 @@ impl Batch<'_> {
             }
         }
         // Each batch of claims renews the heartbeat; and what is sent again waits for the standby, by a write.
-        beats |= !again.is_empty() || !appends.is_empty() || writes.iter().any(|pending| pending.is_resent);
+        beats |= !again.is_empty() || of_sagas.have_appends() || writes.iter().any(|pending| pending.is_resent);
         // A heartbeat alone need not wait for a standby.
         let only_beats = writes.iter().all(|pending| matches!(pending.call, Call::Beat(_)));
         let begin = if only_beats { rows::BEGIN_UPKEEP } else { rows::BEGIN };
@@ -364,7 +360,7 @@ impl Batch<'_> {
             params.extend(texts(&claim.subject));
             statements.push(query(connection, rows::CLAIM_AGAIN, params));
         }
-        statements.extend(begun.iter().map(|saga| query(connection, sagas::BEGIN, saga.params())));
+        statements.extend(of_sagas.begin(connection));
         let look = (!met.is_empty()).then_some(statements.len());
         if look.is_some() {
             statements.push(query(connection, rows::READ_OTHERS, vec![(&met, Type::BYTEA_ARRAY)]));
@@ -372,8 +368,7 @@ impl Batch<'_> {
         if !completions.ids.is_empty() {
             statements.push(query(connection, rows::COMPLETE, completions.params()));
         }
-        statements.extend(appends.iter().map(|append| query(connection, append.statement(), append.params())));
-        statements.extend(withdrawn.iter().map(|release| query(connection, sagas::WITHDRAW, release.params())));
+        statements.extend(of_sagas.go_on(connection));
         if !ids.is_empty() {
             let params: Vec<Param<'_>> =
                 vec![(&ids, Type::BYTEA_ARRAY), (&holders, Type::INT8_ARRAY), (&numbers, Type::INT8_ARRAY)];

@@ -13,8 +13,8 @@ use tokio_postgres::{Client, Error, Row};
 /// The most orphans that are returned at a time.
 pub(super) const ORPHANS: i64 = 64;
 
-/// Gives a claim that was made in this transaction to its saga, in the place of one that has ended. A claim that is sent
-/// again finds its saga, and writes.
+/// Gives a claim that was made in this transaction to its saga, in the place of one that has ended. A claim that is
+/// sent again finds its saga, and writes.
 pub(super) const BEGIN: &str = "WITH mine AS (
          UPDATE ringway_records r SET state = 5, touched = now()
          WHERE r.id = $1 AND r.holder = $2 AND r.number = $3 AND r.state IN (0, 5)
@@ -246,7 +246,8 @@ impl Owned {
     }
 }
 
-/// Reads a saga. One of a state that this Ringway does not know is stuck: a person sees it, and no proxy goes on with it.
+/// Reads a saga. One of a state that this Ringway does not know is stuck: a person sees it, and no proxy goes on with
+/// it.
 pub(super) fn row(row: &Row) -> Result<SagaRow, Error> {
     let bytes: &[u8] = row.try_get(7)?;
     let mut seed = [0; 16];

@@ -3,9 +3,9 @@
 /// The version of the tables that this Ringway reads and writes.
 pub(super) const VERSION: i32 = 2;
 
-/// The tables. `state`: 0 running, 1 done, 2 done without a body, 3 unknown, 4 tombstone, 5 under a saga. `holder` and `number` are the
-/// token of the claim. `expires` of a running record is `created` and its time to live. An identity begins with a hash
-/// of its key, so that the records of a key stand together.
+/// The tables. `state`: 0 running, 1 done, 2 done without a body, 3 unknown, 4 tombstone, 5 under a saga. `holder` and
+/// `number` are the token of the claim. `expires` of a running record is `created` and its time to live. An identity
+/// begins with a hash of its key, so that the records of a key stand together.
 pub(crate) const DDL: &str = "\
 CREATE TABLE IF NOT EXISTS ringway_store (
     version integer NOT NULL,
@@ -68,8 +68,8 @@ CREATE INDEX IF NOT EXISTS ringway_sagas_by_owner ON ringway_sagas (owner) WHERE
 CREATE INDEX IF NOT EXISTS ringway_sagas_by_expiry ON ringway_sagas (expires) WHERE state IN (2, 3);
 ";
 
-/// Takes the tables from version 1 to version 2. Proxies of the version before go on with the connections that they have,
-/// and know nothing of sagas.
+/// Takes the tables from version 1 to version 2. Proxies of the version before go on with the connections that they
+/// have, and know nothing of sagas.
 pub(crate) const MIGRATE: &str = "UPDATE ringway_store SET version = 2 WHERE version = 1;\n";
 
 /// Makes the tables usable: the version and the identity of the store, once. The identity is made by the server.

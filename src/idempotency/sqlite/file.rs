@@ -29,9 +29,10 @@ const LOG_SIZE: i64 = 64 << 20;
 const WRITER_CACHE: i64 = 8 << 10;
 const READER_CACHE: i64 = 2 << 10;
 
-/// `state`: 0 running, 1 done, 2 done without a body, 3 unknown, 4 tombstone, 5 under a saga. `holder` and `number` are the token.
-/// Times are milliseconds since 1970; `expires` of a running record is `created` and its time to live. Rows stand in the order of the claims, so that a commit touches
-/// few pages; an identity begins with a hash of its key, so that a key's records stand together.
+/// `state`: 0 running, 1 done, 2 done without a body, 3 unknown, 4 tombstone, 5 under a saga. `holder` and `number` are
+/// the token. Times are milliseconds since 1970; `expires` of a running record is `created` and its time to live. Rows
+/// stand in the order of the claims, so that a commit touches few pages; an identity begins with a hash of its key, so
+/// that a key's records stand together.
 const TABLES: &str = "
     CREATE TABLE records (
         row INTEGER PRIMARY KEY,

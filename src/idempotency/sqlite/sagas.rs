@@ -67,7 +67,8 @@ pub(super) fn withdraw(desk: &mut Desk, id: Id, token: Token) -> Result<()> {
     Ok(())
 }
 
-/// Appends to the log, and ends the record with the saga. Returns the time; nothing where another process owns the saga.
+/// Appends to the log, and ends the record with the saga. Returns the time; nothing where another process owns the
+/// saga.
 pub(super) fn append(desk: &mut Desk, append: &Append) -> Result<Option<Millis>> {
     let (now, own) = (desk.clock.now(), desk.holders.own);
     let found: Option<(i64, i64, i64)> = desk

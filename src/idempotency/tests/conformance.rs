@@ -99,6 +99,10 @@ impl PostgresKit {
         let url = pooler.map_or(direct, |pooler| pooler.url(&database));
         Some(PostgresKit { server, database, url, folder: tempfile::tempdir().unwrap() })
     }
+
+    pub(super) fn execute(&self, statement: &str) {
+        self.server.execute(&self.database, statement);
+    }
 }
 
 #[cfg(feature = "postgres")]

@@ -301,3 +301,19 @@ fn a_file_of_an_earlier_version_gets_the_table_of_sagas() {
     assert_eq!(claim_with(&*store, saga_claim(0, MINE)), Ok(Claimed::First));
     assert!(saga(&*store, 0).is_some());
 }
+
+#[cfg(feature = "postgres")]
+#[test]
+fn a_database_of_the_version_before_gets_the_table_of_sagas() {
+    let Some(kit) = super::conformance::PostgresKit::start(None) else { return };
+    let before = kit.open(1);
+    assert_eq!(claim_with(&*before, new_claim(1, OTHER, 0, HOUR)), Ok(Claimed::First));
+    kit.execute("DROP TABLE ringway_sagas; UPDATE ringway_store SET version = 1");
+    let store = kit.open(2);
+    let theirs = Token { holder: 2, number: 1 };
+    assert_eq!(claim_with(&*store, saga_claim(0, theirs)), Ok(Claimed::First));
+    assert!(saga(&*store, 0).is_some());
+    assert_eq!(record(&*store, 1).unwrap().token, OTHER, "its records stay");
+    // A process of the version before goes on with the connection that it has.
+    assert_eq!(claim_with(&*before, new_claim(2, MINE, 0, HOUR)), Ok(Claimed::First));
+}

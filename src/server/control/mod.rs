@@ -2,4 +2,5 @@
 
 pub(super) mod gauges;
 mod purge;
+mod sagas;
 mod status;

@@ -1,6 +1,6 @@
 //! The status of a running proxy, for the admin API and the command line.
 
-use super::purge;
+use super::{purge, sagas};
 use crate::cache::{Cache, Purge};
 use crate::clock::{self, steady_millis};
 use crate::config::{self, NodeState};
@@ -66,7 +66,7 @@ impl Control for Handle {
             }),
             config: ConfigStatus {
                 file: snapshot.config.file.display().to_string(),
-                routes: snapshot.routes.len(),
+                routes: snapshot.config.settings.routes.len(),
                 pools: snapshot.pools.len(),
             },
             last_reload: self.last_reload.lock().status(),
@@ -165,12 +165,18 @@ impl Control for Handle {
         })
     }
 
-    fn sagas<'a>(&'a self, _state: Option<&'a str>) -> Reply<'a, Vec<SagaStatus>> {
-        Box::pin(std::future::ready(Ok(Vec::new())))
+    fn sagas<'a>(&'a self, state: Option<&'a str>) -> Reply<'a, Vec<SagaStatus>> {
+        Box::pin(async move {
+            let Some(records) = self.records.get() else { return Ok(Vec::new()) };
+            sagas::listed(records, state).await
+        })
     }
 
-    fn decide<'a>(&'a self, _id: &'a str, _decision: SagaDecision, _by: &'a str) -> Reply<'a, Decided> {
-        Box::pin(std::future::ready(Ok(Decided::Absent)))
+    fn decide<'a>(&'a self, id: &'a str, decision: SagaDecision, by: &'a str) -> Reply<'a, Decided> {
+        Box::pin(async move {
+            let Some(records) = self.records.get() else { return Ok(Decided::Absent) };
+            sagas::decide(records, &self.events, id, decision, by).await
+        })
     }
 
     fn events(&self) -> Arc<Events> {

@@ -89,6 +89,12 @@ impl OpenStore {
             }
         });
         let store = self.clone();
+        metrics.gauge(elsewhere::SAGAS_STUCK, move |samples| {
+            if let Some(stuck) = store.get().and_then(|records| records.stuck_sagas()) {
+                samples.push(Sample { labels: Vec::new(), value: stuck as f64 });
+            }
+        });
+        let store = self.clone();
         metrics.gauge(elsewhere::STORE_UP, move |samples| {
             if let Some(records) = store.get() {
                 let labels = vec!["idempotency".to_owned()];

@@ -1,13 +1,52 @@
-//! The calls about sagas that stand apart from the transaction of all writes.
+//! Sagas: their part of the transaction of all writes, and the calls that stand apart from it.
 
-use super::{Batch, RESULTS, Trouble, is_operation, pipelined, query, simple, within_for};
+use super::{Answer, Batch, RESULTS, Trouble, is_operation, pipelined, query, simple, within_for};
+use crate::idempotency::postgres::connection::Connection;
 use crate::idempotency::postgres::rows::{self, Param, signed};
-use crate::idempotency::postgres::sagas::{self, Owned};
+use crate::idempotency::postgres::sagas::{self, Appending, Begun, Owned};
+use crate::idempotency::record::Holder;
 use crate::idempotency::remote::{Call, Pending};
 use crate::idempotency::saga::{MOST, SagaQuery, SagaRow, Seen};
 use crate::saga::log::Standing;
-use tokio_postgres::Error;
 use tokio_postgres::types::Type;
+use tokio_postgres::{Error, Row};
+
+/// The parameters of the statements about sagas in one transaction.
+pub(super) struct OfSagas<'a> {
+    begun: Vec<Begun>,
+    appends: Vec<Appending<'a>>,
+    withdrawn: Vec<Owned>,
+}
+
+impl<'a> OfSagas<'a> {
+    pub(super) fn of(writes: &'a [Pending], own: Holder) -> OfSagas<'a> {
+        let mut of = OfSagas { begun: Vec::new(), appends: Vec::new(), withdrawn: Vec::new() };
+        for pending in writes {
+            match &pending.call {
+                Call::Claim(claim, _) => of.begun.extend(Begun::of(claim)),
+                Call::Append(append, _) => of.appends.push(Appending::of(append, own)),
+                Call::Release(release, _) if release.of_saga => of.withdrawn.push(Owned::released(release)),
+                _ => {}
+            }
+        }
+        of
+    }
+
+    pub(super) fn have_appends(&self) -> bool {
+        !self.appends.is_empty()
+    }
+
+    /// Returns the statements that follow the claims.
+    pub(super) fn begin<'b>(&'b self, connection: &'b Connection) -> impl Iterator<Item = Answer<'b, Vec<Row>>> {
+        self.begun.iter().map(|saga| query(connection, sagas::BEGIN, saga.params()))
+    }
+
+    /// Returns the statements that come before the releases.
+    pub(super) fn go_on<'b>(&'b self, connection: &'b Connection) -> impl Iterator<Item = Answer<'b, Vec<Row>>> {
+        let appends = self.appends.iter().map(|append| query(connection, append.statement(), append.params()));
+        appends.chain(self.withdrawn.iter().map(|release| query(connection, sagas::WITHDRAW, release.params())))
+    }
+}
 
 impl Batch<'_> {
     /// Answers questions about sagas.

@@ -1,0 +1,90 @@
+//! Sagas that other processes have left, or died with: a worker takes them over and goes on.
+
+use super::executor::Executor;
+use crate::idempotency::{Records, SagaRow, TakenSaga};
+use crate::proxy::snapshot::Snapshot;
+use crate::proxy::worker_context::WorkerContext;
+use crate::saga::log::{Progress, Standing, What, decode};
+use crate::saga::machine::{Event, Plan};
+use crate::saga::{Definition, Kept};
+use std::cell::Cell;
+use std::rc::Rc;
+use std::sync::Arc;
+
+/// The most sagas that a worker takes over in a round: others have their turn.
+const AT_ONCE: usize = 16;
+
+/// Goes on with sagas that are without an owner, and with those that a person has decided about.
+pub(crate) fn recover(worker: &Rc<WorkerContext>) {
+    if worker.leaving_since().is_some() {
+        return;
+    }
+    let snapshot = worker.snapshot();
+    let Some(records) = &snapshot.records else { return };
+    while let Some(taken) = records.decided_saga() {
+        go_on(worker, records, &snapshot, taken);
+    }
+    for _ in 0..AT_ONCE {
+        let Some(row) = records.offered_saga() else { break };
+        match readable(&row) {
+            Some(definition) if has_pools(&definition, &snapshot) => {
+                let (worker, records, snapshot) = (Rc::clone(worker), Arc::clone(records), Arc::clone(&snapshot));
+                tokio::task::spawn_local(async move {
+                    if let Some(taken) = records.take_over(row).await {
+                        tracing::info!(id = %taken.row.id, route = definition.route, "a saga was taken over");
+                        go_on(&worker, &records, &snapshot, taken);
+                    }
+                });
+            }
+            Some(definition) => {
+                let (id, route) = (row.id, definition.route);
+                tracing::debug!(%id, route, "a saga is left to others: the configuration lacks a pool of it");
+                records.decline(&row);
+            }
+            None => records.decline(&row),
+        }
+    }
+}
+
+/// Returns the definition of a saga, where it can be read here.
+fn readable(row: &SagaRow) -> Option<Definition> {
+    Definition::from_bytes(row.definition.as_bytes())
+        .inspect_err(|error| tracing::error!(id = %row.id, %error, "a saga cannot be taken over"))
+        .ok()
+}
+
+fn has_pools(definition: &Definition, snapshot: &Snapshot) -> bool {
+    definition.pools().iter().all(|name| snapshot.pools.iter().any(|pool| *pool.name == **name))
+}
+
+/// Carries out a saga from where its log ends.
+fn go_on(worker: &Rc<WorkerContext>, records: &Arc<Records>, snapshot: &Arc<Snapshot>, taken: TakenSaga) {
+    let TakenSaga { row, open, decision } = taken;
+    let (Some(definition), Ok(entries)) = (readable(&row), decode(&row.log)) else {
+        tracing::error!(id = %row.id, "the log of a saga cannot be read");
+        return;
+    };
+    let mut kept = Kept::from_bytes(row.inputs.as_bytes()).unwrap_or_default();
+    for entry in &entries {
+        if let What::Succeeded { outputs, .. } = &entry.what
+            && let Some(outputs) = Kept::from_bytes(outputs.as_bytes())
+        {
+            // What did not fit then does not fit now.
+            let _ = kept.add(outputs);
+        }
+    }
+    let progress = Progress::fold(definition.steps.len(), row.created, &entries);
+    let executor = Executor {
+        worker: Rc::clone(worker),
+        records: Arc::clone(records),
+        plan: Arc::new(Plan::of(&definition)),
+        definition: Arc::new(definition),
+        seed: row.seed,
+        kept,
+        open,
+        pools: snapshot.pools.clone(),
+        standing: Rc::new(Cell::new(Standing::Running)),
+        waiting: None,
+    };
+    executor.spawn(progress, decision.unwrap_or(Event::Begin));
+}

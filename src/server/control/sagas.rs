@@ -1,0 +1,44 @@
+//! What the admin API can ask of sagas: their states, and a person's decision on one that is stuck.
+
+use crate::control::{Decided, Event as ControlEvent, Events, SagaDecision, SagaStatus};
+use crate::idempotency::{Id, Records};
+use crate::proxy::status_of;
+use crate::saga::log::{Outcome, Standing, decode};
+use crate::saga::machine::Event;
+
+/// Returns the sagas in a state, or all of them.
+pub(super) async fn listed(records: &Records, state: Option<&str>) -> Result<Vec<SagaStatus>, String> {
+    if !records.keeps_sagas() {
+        return Ok(Vec::new());
+    }
+    let standing = state.and_then(|word| Standing::ALL.into_iter().find(|standing| standing.word() == word));
+    let found = records.sagas(standing).await.map_err(|error| error.to_string())?;
+    Ok(found.iter().filter_map(status_of).collect())
+}
+
+/// Has a stuck saga go on as a person has decided.
+pub(super) async fn decide(
+    records: &Records,
+    events: &Events,
+    id: &str,
+    decision: SagaDecision,
+    by: &str,
+) -> Result<Decided, String> {
+    let Some(id) = Id::parse(id).filter(|_| records.keeps_sagas()) else { return Ok(Decided::Absent) };
+    let Some(row) = records.saga(id).await.map_err(|error| error.to_string())? else { return Ok(Decided::Absent) };
+    let has_turned = decode(&row.log).is_ok_and(|log| log.iter().any(|entry| entry.is_turn()));
+    let event = match decision {
+        SagaDecision::Retry => Event::Retry { by: by.to_owned() },
+        SagaDecision::ResolveSucceeded if has_turned => return Ok(Decided::Unfit),
+        SagaDecision::ResolveSucceeded => Event::Resolve { by: by.to_owned(), outcome: Outcome::Succeeded },
+        SagaDecision::ResolveCompensated => Event::Resolve { by: by.to_owned(), outcome: Outcome::Compensated },
+    };
+    // Logged before, as the store may carry it out after the request has been abandoned.
+    tracing::warn!(%id, by, decision = decision.words(), "a person decides on a saga");
+    if !records.decide(id, event).await.map_err(|error| error.to_string())? {
+        return Ok(Decided::Unfit);
+    }
+    let (id, decision, by) = (id.to_string(), decision.words().to_owned(), by.to_owned());
+    events.record(ControlEvent::SagaDecided { id, decision, by });
+    Ok(Decided::Accepted)
+}
