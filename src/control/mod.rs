@@ -94,7 +94,6 @@ impl SagaDecision {
 }
 
 /// The result of a person's decision on a saga.
-#[allow(dead_code, reason = "no saga can be decided on yet")]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Decided {
     /// The saga goes on as decided.

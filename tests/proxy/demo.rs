@@ -52,7 +52,7 @@ fn the_hints_can_be_run() {
     let demo = Demo::start(&[]);
     let said = demo.said();
     let hints: Vec<&str> = said.lines().filter(|line| line.contains(" --admin http://")).map(str::trim).collect();
-    assert_eq!(hints.len(), 2, "{said}");
+    assert_eq!(hints.len(), 3, "{said}");
     for hint in hints {
         let ran = Command::new("sh").args(["-c", hint]).output().unwrap();
         assert!(ran.status.success(), "{hint}: {}", String::from_utf8_lossy(&ran.stderr));

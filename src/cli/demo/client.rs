@@ -34,6 +34,15 @@ pub(super) async fn pay(proxy: SocketAddr, key: &str) -> Result<Answer, ClientEr
     send_body(payment, r#"{"amount": 4200, "currency": "eur"}"#).await
 }
 
+/// Sends an order, whose steps run once however often it is sent.
+pub(super) async fn order(proxy: SocketAddr, key: &str, amount: u32) -> Result<Answer, ClientError> {
+    let order = request(Method::POST, proxy, "/checkout")
+        .header("authorization", "Bearer alice")
+        .header("idempotency-key", format!("\"{key}\""))
+        .header("content-type", "application/json");
+    send_body(order, serde_json::json!({ "items": ["pen"], "amount": amount }).to_string()).await
+}
+
 /// Sends a large body.
 pub(super) async fn upload(proxy: SocketAddr, size: usize) -> Result<Answer, ClientError> {
     send_body(request(Method::POST, proxy, "/upload").header("x-user-id", "alice"), vec![b'x'; size]).await

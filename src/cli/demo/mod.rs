@@ -3,12 +3,14 @@
 mod client;
 mod echo;
 mod nodes;
+mod services;
 mod tour;
 
 use super::Outcome;
 use crate::config::Config;
 use crate::server;
 use nodes::DemoNode;
+use services::Services;
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -63,6 +65,7 @@ struct Stage {
     admin: SocketAddr,
     /// Three that serve from the beginning, and one that joins.
     nodes: Vec<DemoNode>,
+    services: Services,
     file: DemoFile,
 }
 
@@ -71,7 +74,8 @@ async fn demo(once: bool) -> Outcome {
     for id in ["node-1", "node-2", "node-3", "node-4"] {
         nodes.push(DemoNode::start(id).await?);
     }
-    let file = DemoFile::create()?;
+    let services = Services::start().await?;
+    let file = DemoFile::create(&services)?;
     file.write(&nodes[..3])?;
     let (config, _) = Config::load(&file.path()).map_err(|report| report.to_string())?;
     let mut running = server::start(config, server::Inherited::default()).await?;
@@ -82,7 +86,7 @@ async fn demo(once: bool) -> Outcome {
         println!("  {} on http://{}", node.id, node.address);
     }
     println!();
-    let mut stage = Stage { proxy, admin: running.admin(), nodes, file };
+    let mut stage = Stage { proxy, admin: running.admin(), nodes, services, file };
     let held = tour::take(&mut stage).await?;
     println!();
     if !once {
@@ -93,6 +97,10 @@ async fn demo(once: bool) -> Outcome {
         println!(
             "  curl -i -H 'authorization: me' -H 'idempotency-key: 1' -d amount=5 http://{proxy}/payments   # twice"
         );
+        println!(
+            "  curl -i -H 'authorization: me' -H 'idempotency-key: 2' -d '{{\"items\": [], \"amount\": 5000}}' http://{proxy}/checkout"
+        );
+        println!("  {} sagas --admin http://{}", program(), running.admin());
         println!("  {} purge --all --admin http://{}", program(), running.admin());
         println!("  {} status --admin http://{}", program(), running.admin());
         println!("  $EDITOR {}      # a change takes effect at once", stage.file.path().display());
@@ -107,13 +115,17 @@ async fn demo(once: bool) -> Outcome {
 /// The demo's configuration, in a folder of its own that goes when the demo ends.
 struct DemoFile {
     folder: PathBuf,
+    /// The pools of the checkout.
+    services: String,
 }
 
 impl DemoFile {
-    fn create() -> io::Result<DemoFile> {
+    fn create(services: &Services) -> io::Result<DemoFile> {
         let folder = std::env::temp_dir().join(format!("ringway-demo-{}", std::process::id()));
         std::fs::create_dir(&folder)?;
-        let file = DemoFile { folder };
+        let pools = services.pools.iter();
+        let pools = pools.map(|(name, at)| format!("  {name}: {{ nodes: [{{ id: {name}-1, address: \"{at}\" }}] }}\n"));
+        let file = DemoFile { folder, services: pools.collect() };
         let secret: String = (0..4).map(|_| format!("{:016x}", fastrand::u64(..))).collect();
         std::fs::write(file.folder.join("affinity.key"), secret)?;
         Ok(file)
@@ -129,6 +141,7 @@ impl DemoFile {
             .iter()
             .map(|node| format!("      - {{ id: {}, address: \"{}\" }}\n", node.id, node.address))
             .collect();
+        let services = &self.services;
         self.write_text(&format!(
             "listeners:
   - {{ name: http, address: \"127.0.0.1:0\" }}
@@ -141,10 +154,26 @@ pools:
     retries: {{}}
     nodes:
 {list}
+{services}
 routes:
   - {{ name: hello, path: /hello, respond: {{ body: \"hello from the edge\\n\" }} }}
   - {{ name: shop, path_prefix: /shop, pool: app, affinity_cookie: {{ mode: strict, secret_file: affinity.key }} }}
   - {{ name: payments, path_prefix: /payments, pool: app, idempotency: {{ required: true }} }}
+  - name: checkout
+    path: /checkout
+    methods: [POST]
+    idempotency: {{ required: true }}
+    saga:
+      steps:
+        - name: reserve
+          request: {{ pool: inventory, path: /reservations, body: {{ items: \"${{request.body.items}}\" }} }}
+          compensate: {{ pool: inventory, path: \"/reservations/${{steps.reserve.key}}/undo\" }}
+        - name: charge
+          request: {{ pool: payments, path: /charges, body: {{ amount: \"${{request.body.amount}}\" }} }}
+          compensate: {{ pool: payments, path: \"/charges/${{steps.charge.key}}/undo\" }}
+        - name: ship
+          request: {{ pool: shipping, path: /shipments, body: {{ reservation: \"${{steps.reserve.body.id}}\" }} }}
+      respond: {{ status: 201, body: {{ shipment: \"${{steps.ship.body.id}}\" }} }}
   - {{ name: news, path_prefix: /news, pool: app, hash_on: [uri], cache: {{ default_ttl: 1m }} }}
   - {{ name: site, path_prefix: /, pool: app, hash_on: [header:x-user-id, client_ip] }}
 "

@@ -1,7 +1,7 @@
 //! The tour: each step sends real requests, prints the results, and checks them.
 
 use super::Stage;
-use super::client::{admin, ambiguous, get, pay, purge, shop, upload};
+use super::client::{admin, ambiguous, get, order, pay, purge, shop, upload};
 use super::nodes::DemoNode;
 use http::Method;
 use std::collections::BTreeMap;
@@ -38,6 +38,7 @@ pub(super) async fn take(stage: &mut Stage) -> io::Result<bool> {
     sessions_stick(stage, &mut report).await?;
     one_fetch_serves_all(stage, &mut report).await?;
     a_payment_is_charged_once(stage, &mut report).await?;
+    an_order_is_whole_or_undone(stage, &mut report).await?;
     wait_until(stage.admin, "/api/pools", |pools| !pools.contains("\"healthy\": false")).await?;
     a_node_dies(stage, &homes, &mut report).await?;
     a_node_joins_live(stage, &homes, &mut report).await?;
@@ -148,6 +149,34 @@ async fn a_payment_is_charged_once(stage: &mut Stage, report: &mut Report) -> io
         "It was sent five times with one Idempotency-Key, and {charged_by} was killed in between: {charges} charge, and the other {replayed} answers were the first one again."
     );
     report.step("A payment is charged once.", &said, first.status == 200 && charges == 1 && replayed == 4);
+    Ok(())
+}
+
+async fn an_order_is_whole_or_undone(stage: &Stage, report: &mut Report) -> io::Result<()> {
+    let refused = order(stage.proxy, "order-5000", 5000).await?;
+    let (seen, left) = (stage.services.seen(), stage.services.standing());
+    let again = order(stage.proxy, "order-5000", 5000).await?;
+    let is_replayed = again.field("idempotent-replayed") == Some("true") && again.body == refused.body;
+    let said = format!(
+        "A card was declined: {}. The client got {}, and again when it asked again; {} reservations, {} charges and {} shipments are left.",
+        seen.join(", "),
+        refused.status,
+        left[0],
+        left[1],
+        left[2]
+    );
+    let undone = ["inventory reserves", "payments declines", "inventory releases"];
+    let is_undone = refused.body.contains("saga-compensated") && left == [0; 3] && seen == undone;
+    report.step("A failed order is undone.", &said, refused.status == 409 && is_undone && is_replayed);
+
+    let done = order(stage.proxy, "order-40", 40).await?;
+    let said = format!(
+        "A good card: {}. The client got {} with {}.",
+        stage.services.seen().join(", "),
+        done.status,
+        done.body
+    );
+    report.step("A good one is whole.", &said, done.status == 201 && stage.services.standing() == [1; 3]);
     Ok(())
 }
 
