@@ -445,8 +445,8 @@ pub fn configuration(data: &[u8]) {
     }
 }
 
-/// A line with the path of a saga's step, then the body of a request: what is kept is bounded and reads back, the path has
-/// the segments of its template, and the step's body is JSON.
+/// A line with the path of a saga's step, then the body of a request: what is kept is bounded and reads back, the path
+/// has the segments of its template, and the step's body is JSON.
 pub fn saga(data: &[u8]) {
     let end = data.iter().position(|&byte| byte == b'\n').unwrap_or(data.len());
     let (line, body) = (&data[..end], data.get(end + 1..).unwrap_or_default());

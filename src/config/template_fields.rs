@@ -17,8 +17,8 @@ pub(crate) struct References {
 }
 
 impl References {
-    /// Reads a template. A reference that stands for nothing is kept for the check of the whole saga, and the template is
-    /// read without it.
+    /// Reads a template. A reference that stands for nothing is kept for the check of the whole saga, and the template
+    /// is read without it.
     fn read(&mut self, node: &Node, text: &str, reader: &mut Reader<'_>) -> Option<Text> {
         let mut source = text.to_owned();
         // How many characters of `source` the text does not have.

@@ -1,5 +1,5 @@
-//! Validation of sagas: references to values that are known, steps with their undos, and the settings that a route with a
-//! saga needs or cannot have.
+//! Validation of sagas: references to values that are known, steps with their undos, and the settings that a route with
+//! a saga needs or cannot have.
 
 use super::diagnostics::{Diagnostics, Span};
 use super::model::{

@@ -125,8 +125,8 @@ pub(crate) fn strip_response(fields: &mut HeaderMap) -> StrippedAnswer {
     stripped
 }
 
-/// Returns whether a plain `Connection` is `close`: it is nearly always absent, `close` or `keep-alive`. `None` where it
-/// is anything else.
+/// Returns whether a plain `Connection` is `close`: it is nearly always absent, `close` or `keep-alive`. `None` where
+/// it is anything else.
 fn says_only_whether_to_close(fields: &HeaderMap) -> Option<bool> {
     let mut values = fields.get_all(CONNECTION).iter();
     let (first, second) = (values.next().map(HeaderValue::as_bytes), values.next());

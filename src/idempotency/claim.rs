@@ -1,5 +1,4 @@
-//! The right to run a request, and the duty to say how it ended: kept whatever becomes of the task that
-//! holds it.
+//! A claim: the right to run a request, and the duty to record its end, whatever happens to its task.
 
 use super::open_claims::{Abandoned, Unsettled};
 use super::open_saga::OpenSaga;
@@ -15,9 +14,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-/// The time that a look-up may take after a claim has failed.
+/// The timeout of a look-up after a failed claim.
 const REPLAY_WITHIN: Duration = Duration::from_millis(500);
-/// Between two tries to store a result: at first, and at most.
+/// The interval of attempts to store a result: at first, and at most.
 const RETRY: [Duration; 2] = [Duration::from_millis(20), Duration::from_millis(500)];
 
 /// The end of a run.
@@ -29,27 +28,27 @@ pub(crate) enum End {
     Unknown,
 }
 
-/// The result of telling the store the end of a run.
+/// The result of recording the end of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Settled {
     /// It is durable.
     Durable,
-    /// The record is not this run's any more: an operator, or `on_unknown: retry`, has let another run.
+    /// The record belongs to another run: an operator, or `on_unknown: retry`, has allowed it.
     Superseded,
-    /// The store did not take it in time; it will be told that the outcome is unknown.
+    /// The store did not accept it in time; an unknown outcome will be recorded.
     Failed,
 }
 
-/// The right to run a request, and the duty to say how it ended.
+/// The right to run a request, and the duty to record its end.
 pub(crate) struct Claim {
     records: Arc<Records>,
     asked: KeyedRequest,
     token: Token,
     ttl: Duration,
     lease: Duration,
-    /// When the claim was sent that the store granted.
+    /// The time at which the granted claim was sent.
     sent: BootTime,
-    /// How it is released.
+    /// The way in which it is released.
     way: ReleaseWay,
     /// The store's time when its saga began.
     began: Option<Millis>,
@@ -81,18 +80,18 @@ impl Claim {
         saga
     }
 
-    /// Returns the time by which the first byte of the request must be sent: a process that was stopped for longer
-    /// may have been taken for dead. In the half of the lease that is left, no other process buries the claim.
+    /// Returns the time by which the first byte of the request must be sent: a process that was suspended for longer
+    /// may count as dead. In the remaining half of the lease no other process ends the claim.
     pub(crate) fn send_by(&self) -> BootTime {
         self.sent + self.lease / 2
     }
 
-    /// From here on the request may run.
+    /// Notes that the request may run from here on.
     pub(crate) fn sending(&mut self) {
         self.may_have_run = true;
     }
 
-    /// Says how it ended, durably; tried again for the length of the lease.
+    /// Records the end of the run, durably; repeated for the length of the lease.
     pub(crate) async fn settle(mut self, end: End) -> Settled {
         let deadline = Instant::now() + self.lease;
         let mut pause = RETRY[0];
@@ -113,7 +112,7 @@ impl Claim {
         };
         match settled {
             Settled::Durable | Settled::Superseded => self.is_settled = true,
-            // Dropped, the claim goes on trying, without the result.
+            // When it is dropped, the claim continues to record its end, without the result.
             Settled::Failed => self.may_have_run = !matches!(end, End::Released),
         }
         let KeyedRequest { id, subject, .. } = &self.asked;
@@ -122,7 +121,7 @@ impl Claim {
                 warn_unknown(*id, subject, "an earlier run of it may have been carried out");
             }
             (End::Unknown, Settled::Durable) => warn_unknown(*id, subject, "the node gave no whole answer"),
-            // One that was released is gone, whoever heard of it first.
+            // A released claim is gone, whichever copy the store got first.
             (End::Done(_) | End::DoneWithoutBody | End::Unknown, Settled::Superseded) => {
                 tracing::warn!(%id, key = subject.key, "the end of a request came after another run of it was let");
             }
@@ -167,9 +166,9 @@ impl Drop for Claim {
 
 /// The result of a claim for a request.
 pub(crate) enum Turn {
-    /// It is the first, and is to run.
+    /// It is the first request with the key, and is to run.
     First(Claim),
-    /// There was one before it.
+    /// There is a record of an earlier request.
     Found(Found),
 }
 
@@ -181,8 +180,8 @@ struct Times {
 }
 
 impl Records {
-    /// Claims a request. Returns the claim, or the record of an earlier request with its key. A claim whose waiting
-    /// request is gone releases itself.
+    /// Claims a request. Returns the claim, or the record of an earlier request with its key. A claim whose request is
+    /// dropped while it waits releases itself.
     pub(crate) async fn claim(
         self: &Arc<Self>,
         asked: &KeyedRequest,
@@ -207,7 +206,7 @@ impl Records {
         let of_saga = saga.is_some();
         let (records, mine) = (Arc::clone(self), asked.clone());
         let (times, retake) = (Times { ttl: policy.ttl, lease: policy.lease }, policy.retries_unknown);
-        // A later answer would not allow a byte to be sent.
+        // A later reply would not allow a byte to be sent.
         let patience = PATIENCE.min(policy.lease / 2);
         let turn = ask(&self.calls.claim, patience, |done| {
             let made = move |reply: Result<ClaimReply, StoreError>| {

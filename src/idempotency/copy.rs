@@ -1,8 +1,8 @@
-//! The way of records from one store to another, offline: `ringway store copy`.
+//! Copying records from one store to another, offline: `ringway store copy`.
 //!
-//! Records keep their identity, state, token, times and result. One that was running has no holder any more: it
-//! arrives as unknown. Records that the target has already stay as they are there, unless the source knows
-//! more: the target's has expired, or is an unknown outcome of the same run. Tombstones stay behind.
+//! Records keep their identity, state, token, times and result. A running one has no holder any more, and becomes
+//! unknown. Existing records of the target stay, unless the source has more: the target's has expired, or is an unknown
+//! outcome of the same run. Tombstones are not copied.
 //!
 //! Sagas that have ended go along where both stores keep sagas; where the target keeps none, their answers do. While a
 //! saga is open nothing is copied: the services know its steps by keys that only its row can make.
@@ -30,11 +30,11 @@ pub(super) struct Archived {
 
 /// A store that no process works on.
 pub(super) trait Archive {
-    /// Returns how many records there are.
+    /// Returns the number of records.
     fn count(&mut self) -> Result<u64, String>;
     /// Returns the next records after an identity, in order; none at the end.
     fn read(&mut self, after: Option<Id>) -> Result<Vec<Archived>, String>;
-    /// Adds records that are not there, durably. Returns how many it added.
+    /// Adds missing records, durably. Returns the number of added ones.
     fn write(&mut self, records: &[Archived]) -> Result<u64, String>;
     /// Returns how many sagas go on, or are stuck.
     fn open_sagas(&mut self) -> Result<u64, String> {
@@ -63,10 +63,11 @@ pub(crate) struct Copied {
     pub(crate) unknown: u64,
 }
 
-/// Copies all records. `progress` hears how many of how many were read.
+/// Copies all records. `progress` gets the number of read ones, and of all.
 ///
 /// # Errors
-/// A sentence for operators. What was copied by then stays; a second copy goes on.
+///
+/// A sentence for operators. Records that were copied by then stay; a second copy continues.
 pub(crate) fn copy(from: &Kind, to: &Kind, mut progress: impl FnMut(u64, u64)) -> Result<Copied, String> {
     if from == to {
         return Err("both are the same store".to_owned());

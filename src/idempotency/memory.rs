@@ -1,4 +1,4 @@
-//! A store in memory: for tests, and for those who accept that a restart forgets everything.
+//! A store in memory, for tests, and where records may be lost by a restart.
 
 use super::clock::Clock;
 use super::identity::{Id, Subject};
@@ -70,7 +70,7 @@ impl Records {
         Some(entry)
     }
 
-    /// Lets an event happen to a record that is there; gives whether it concerned it.
+    /// Applies an event to an existing record; returns whether it applied.
     fn apply(&mut self, id: &Id, event: Event, now: Millis, response: Option<StoredResponse>) -> bool {
         let Some(entry) = self.by_id.get(id) else { return false };
         match transition(Some(&entry.record), event, now) {
@@ -130,7 +130,7 @@ impl Store for Memory {
 
     fn complete(&self, completion: Completion, done: Done<bool>) {
         let Completion { id, token, finish, response, ttl } = completion;
-        // Alone, it keeps nothing else alive of what was read with it.
+        // Copied, so that it keeps no larger buffer alive.
         let response = response.filter(|_| finish == Finish::Done).map(|response| response.alone());
         let event = Event::Complete { token, finish, expires: self.clock.expiry(ttl) };
         let completed = self.records().apply(&id, event, self.clock.now(), response);

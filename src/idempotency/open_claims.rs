@@ -1,5 +1,4 @@
-//! The claims of this process that are open: none is forgotten before the store has heard how it ended, whatever
-//! becomes of the task that holds it.
+//! The open claims of this process: each is kept until the store has recorded its end, whatever happens to its task.
 
 use super::identity::Id;
 use super::record::{ReleaseWay, Token};
@@ -22,7 +21,7 @@ pub(super) enum Abandoned {
     Unknown,
 }
 
-/// A claim that no task holds, and of whose end the store has not heard.
+/// A claim without a task, whose end the store has not recorded.
 #[derive(Clone, Copy)]
 pub(super) struct Unsettled {
     pub(super) id: Id,
@@ -30,7 +29,7 @@ pub(super) struct Unsettled {
     pub(super) ttl: Duration,
     /// It began a saga, which has not gone on.
     pub(super) of_saga: bool,
-    /// The store was told, and has not answered yet.
+    /// The store was called, and has not answered yet.
     pub(super) is_told: bool,
 }
 
@@ -40,10 +39,10 @@ pub(super) struct OpenClaims(Mutex<Claims>);
 
 #[derive(Default)]
 struct Claims {
-    /// Claims that were sent to the store, or are held by a task.
+    /// Claims that were sent to the store, or have a task.
     held: HashSet<Token>,
     unsettled: HashMap<Token, Unsettled>,
-    /// The last claims that were never granted, and whose fate was unknown: copies of them may come to life.
+    /// The last claims that were never granted and whose fate was unknown: copies of them may still arrive.
     ungranted: VecDeque<Token>,
 }
 
@@ -52,7 +51,7 @@ impl OpenClaims {
         self.0.lock()
     }
 
-    /// Enters a claim before it is sent to the store. Returns whether there is room for it.
+    /// Registers a claim before it is sent to the store. Returns whether there is room for it.
     pub(super) fn enter(&self, token: Token) -> bool {
         let mut claims = self.lock();
         claims.unsettled.len() < MAX_UNSETTLED && claims.held.insert(token)
@@ -65,7 +64,7 @@ impl OpenClaims {
         claims.unsettled.remove(&token);
     }
 
-    /// Notes the end of a claim that no task holds any more.
+    /// Notes the end of a claim without a task.
     pub(super) fn abandon(&self, token: Token, unsettled: Unsettled) {
         let mut claims = self.lock();
         claims.held.remove(&token);
@@ -81,17 +80,17 @@ impl OpenClaims {
         claims.ungranted.push_back(token);
     }
 
-    /// Returns whether it is known that no request was sent under a claim.
+    /// Returns whether certainly no request was sent under a claim.
     pub(super) fn is_ungranted(&self, token: Token) -> bool {
         self.lock().ungranted.contains(&token)
     }
 
-    /// Returns the end of a claim that no task holds, where the store has not heard of it.
+    /// Returns the end of a claim without a task that the store has not recorded.
     pub(super) fn unsettled(&self, token: Token) -> Option<Abandoned> {
         self.lock().unsettled.get(&token).map(|unsettled| unsettled.end)
     }
 
-    /// Returns claims whose end the store is to be told.
+    /// Returns the claims whose end the store must record.
     pub(super) fn untold(&self) -> Vec<(Token, Unsettled)> {
         let claims = self.lock();
         let untold = claims.unsettled.iter().filter(|(_, unsettled)| !unsettled.is_told);
@@ -104,12 +103,12 @@ impl OpenClaims {
         claims.held.contains(&token) || claims.unsettled.contains_key(&token)
     }
 
-    /// Returns whether a task holds a claim.
+    /// Returns whether a claim has a task.
     pub(super) fn are_held(&self) -> bool {
         !self.lock().held.is_empty()
     }
 
-    /// Returns whether the store has heard how every claim ended that no task holds.
+    /// Returns whether the store has recorded the end of every claim without a task.
     pub(super) fn are_settled(&self) -> bool {
         self.lock().unsettled.is_empty()
     }

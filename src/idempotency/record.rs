@@ -60,7 +60,7 @@ impl State {
     pub(crate) const ALL: [State; 6] =
         [State::Running, State::Done, State::DoneWithoutBody, State::Unknown, State::Tombstone, State::Saga];
 
-    /// Returns the word for it, for operators.
+    /// Returns the word of the state, for operators.
     pub(crate) fn word(self) -> &'static str {
         match self {
             State::Running | State::Saga => "running",
@@ -125,7 +125,7 @@ impl Finish {
 /// An event of a record. `expires` is the time at which the record may go if it ends now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Event {
-    /// A proxy wants to run the request. `retake`: even if it may have run already.
+    /// A proxy claims the request. `retake`: even if it may have run already.
     Claim { token: Token, fingerprint: Fingerprint, retake: bool, expires: Millis },
     /// The run with this token has ended.
     Complete { token: Token, finish: Finish, expires: Millis },
@@ -135,7 +135,7 @@ pub(crate) enum Event {
     HolderDied(Holder),
     /// An operator has looked, and allows another run.
     Authorise,
-    /// Time to forget ended records.
+    /// The time to remove ended records.
     Expire,
 }
 
@@ -144,9 +144,9 @@ pub(crate) enum Event {
 pub(crate) enum ReleaseWay {
     /// None: it was sent once, and its answer came.
     Plain,
-    /// A tombstone: copies of it may still be under way.
+    /// A tombstone: copies of the claim may still arrive.
     Entombed,
-    /// An unknown outcome, for it was claimed in the place of one; its token is noted as dead.
+    /// An unknown outcome, as it was claimed in the place of one; its token is dead.
     Retaken,
 }
 
@@ -182,7 +182,7 @@ pub(crate) fn transition(record: Option<&Record>, event: Event, now: Millis) -> 
                 Some(_) => Transition::Stays,
             }
         }
-        // A tombstone never takes the place of another token's record.
+        // A tombstone never replaces the record of another token.
         (Event::Release { token, way: ReleaseWay::Entombed | ReleaseWay::Retaken, .. }, record)
             if record.is_none_or(|record| record.is_over(now) && !record.is_open_to(token)) =>
         {
@@ -190,7 +190,7 @@ pub(crate) fn transition(record: Option<&Record>, event: Event, now: Millis) -> 
         }
         (Event::Expire, Some(record)) if record.is_over(now) => Transition::Goes,
         (_, None) => Transition::Stays,
-        // A late completion of one's own is better than not to know; one that is repeated has happened.
+        // A late completion with its own token is better than an unknown outcome; a repeated one changes nothing.
         (Event::Complete { token, finish, expires }, Some(record))
             if record.is_open_to(token) || (record.token == token && record.state == finish.state()) =>
         {
@@ -240,12 +240,12 @@ impl Record {
         matches!(self.state, State::Running | State::Saga)
     }
 
-    /// Returns whether it has ended, and its time is up.
+    /// Returns whether it has ended and expired.
     pub(crate) fn is_over(&self, now: Millis) -> bool {
         !self.is_running() && self.expires <= now
     }
 
-    /// Returns whether the run with this token may still say how it ended.
+    /// Returns whether the run with this token may still record its end.
     pub(crate) fn is_open_to(&self, token: Token) -> bool {
         self.token == token && matches!(self.state, State::Running | State::Unknown) && self.dead != Some(token)
     }
@@ -414,8 +414,8 @@ mod tests {
     }
 
     proptest! {
-        /// Without an operator, without `retry` and before its time, a request that was claimed and not
-        /// released is never claimed again, whatever happens.
+        /// Without an operator, without `retry` and before its expiry, a request that was claimed and not released is
+        /// never claimed again, for any order of events.
         #[test]
         fn at_most_one_run(events in proptest::collection::vec(any_event(), 0..60)) {
             let mut record: Option<Record> = None;

@@ -1,5 +1,5 @@
-//! What a process knows of its store, and of its own claims: none is ever forgotten while it is open,
-//! whatever becomes of the task that holds it.
+//! The records of the store, as one process uses them, and its own claims, which are kept while they are open, whatever
+//! happens to their tasks.
 
 use super::clock::millis;
 use super::identity::Id;
@@ -17,21 +17,21 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use tokio::sync::{Notify, oneshot};
 
-/// The time that a call to the store may take before it is given up.
+/// The timeout of a call to the store.
 pub(super) const PATIENCE: Duration = Duration::from_secs(5);
-/// The period at which waiting requests look for results of other processes.
+/// The interval at which waiting requests look up results of other processes.
 const POLL: Duration = Duration::from_millis(250);
 /// Before a claim is sent again whose record was not found.
 const BREATH: Duration = Duration::from_millis(20);
 /// Between two rounds of upkeep.
 const ROUND: Duration = Duration::from_millis(500);
 const SHORTEST_ROUND: Duration = Duration::from_millis(20);
-/// Between two searches for running records that no task holds.
+/// The interval of searches for running records without a task.
 const SEARCH: Duration = Duration::from_secs(5);
 /// The time for which such a record is kept: the default of a route.
 const LOST_TTL: Duration = Duration::from_secs(24 * 3600);
 
-/// The records, as one process sees them.
+/// The records, for one process.
 pub(crate) struct Records {
     pub(crate) kind: Kind,
     pub(super) store: Box<dyn Store>,
@@ -109,7 +109,7 @@ impl Calls {
 impl Writing {
     /// Takes the result of a write; records an event where it begins or ceases to fail.
     fn note(&self, failure: Option<&StoreError>) {
-        // Neither says anything of the store itself.
+        // Neither of these says anything about the store itself.
         if matches!(failure, Some(StoreError::Overloaded | StoreError::Released)) {
             return;
         }
@@ -154,7 +154,7 @@ impl Records {
         &*self.store
     }
 
-    /// Returns whether writes reach the store, as far as is known.
+    /// Returns whether writes reach the store, as far as it is known.
     pub(crate) fn is_up(&self) -> bool {
         self.store.is_up().unwrap_or_else(|| !self.writing.has_failed.load(Ordering::Relaxed))
     }
@@ -172,7 +172,7 @@ impl Records {
         }
     }
 
-    /// Returns whether the store has heard how every claim ended that is not open any more.
+    /// Returns whether the store has recorded the end of every closed claim.
     pub(crate) fn is_settled(&self) -> bool {
         self.claims.are_settled()
     }
@@ -182,12 +182,13 @@ impl Records {
         self.writing.events.record(event);
     }
 
-    /// Returns how many records there are, where the store knows.
+    /// Returns the number of records, where the store has it.
     pub(crate) fn count(&self) -> Option<u64> {
         self.store.count()
     }
 
-    /// Makes a record unknown where a run of this process has ended without a result, and the store has not heard of it.
+    /// Makes a record unknown where a run of this process has ended without a result, and the store has not heard of
+    /// it.
     pub(super) fn correct(&self, record: &mut Record) {
         if record.state == State::Running
             && record.token.holder == self.store.holder()
@@ -209,11 +210,11 @@ impl Records {
         Ok(found)
     }
 
-    /// Waits until a run has ended, at most until a deadline; gives whether it has.
+    /// Waits until a run has ended, at most until a deadline; returns whether it has.
     pub(crate) async fn wait(&self, id: Id, deadline: Instant) -> bool {
         let waiter = Waiter::enter(self, id);
         loop {
-            // Heard from here on; what ended before is what the look-up sees.
+            // Registered first: a run that ended before is found by the look-up.
             let ended = waiter.ended.notified();
             match self.look_up(id).await {
                 Ok(Some(found)) if found.record.is_running() => {}
@@ -231,7 +232,7 @@ impl Records {
             if now >= deadline {
                 return false;
             }
-            // Nobody tells of what another process does.
+            // Other processes send no notification.
             let _ = tokio::time::timeout_at((now + POLL).min(deadline).into(), ended).await;
         }
     }
@@ -248,8 +249,7 @@ impl Records {
         ask(&self.calls.authorise, PATIENCE, |done| self.store.authorise(id, done)).await
     }
 
-    /// Shows that this process lives, ends what is left over, and forgets what has expired; for as long
-    /// as the process lives.
+    /// Sends heartbeats, ends orphaned claims, and removes expired records, for the life of the process.
     pub(crate) async fn keep(self: Arc<Self>) {
         tokio::join!(self.keep_alive(), self.keep_tidy(), self.keep_sagas());
     }
@@ -261,7 +261,7 @@ impl Records {
             tokio::time::sleep((lease / 6).clamp(SHORTEST_ROUND, ROUND)).await;
             if (self.claims.are_held() || self.sagas.are_open()) && last_beat.elapsed() >= lease / 3 {
                 last_beat = Instant::now();
-                // The writing thread has told of what is wrong with the store.
+                // The writing thread has logged the failure of the store.
                 let _ = ask(&self.calls.beat, PATIENCE, |done| self.store.beat(done)).await;
             }
             self.settle_what_is_left();
@@ -293,8 +293,8 @@ impl Records {
         }
     }
 
-    /// Ends running records of this process that no task holds: copies of claims that came to life after their
-    /// tombstone. One that was never granted is released, for nothing was sent under it; of any other nothing is known.
+    /// Ends running records of this process without a task: copies of claims that arrived after their tombstone. A
+    /// claim that was never granted is released, as nothing was sent under it; the outcome of any other is unknown.
     pub(super) async fn end_lost_claims(self: &Arc<Self>) {
         let Ok(running) = ask(&self.calls.find, PATIENCE, |done| self.store.running(done)).await else { return };
         for (id, token) in running.into_iter().filter(|(_, token)| !self.claims.contains(*token)) {
@@ -313,10 +313,10 @@ impl Records {
         }
     }
 
-    /// Tells the store the end of a claim that no task holds; repeated until the store has heard of it.
+    /// Has the store record the end of a claim without a task; repeated until it has.
     pub(super) fn abandon(self: &Arc<Self>, token: Token, unsettled: Unsettled) {
         let Unsettled { id, end, ttl, of_saga, .. } = unsettled;
-        // Known here from now on, and to the store as soon as it hears of it.
+        // Known here from now on, and in the store once it has recorded it.
         self.claims.abandon(token, Unsettled { is_told: true, ..unsettled });
         let records = Arc::clone(self);
         let heard = Box::new(move |result: Result<bool, StoreError>| {
@@ -356,7 +356,7 @@ impl Records {
     }
 }
 
-/// Calls the store and waits for what it says.
+/// Calls the store and waits for its result.
 pub(super) async fn ask<T: Send + 'static>(
     call: &Call,
     patience: Duration,
@@ -364,7 +364,7 @@ pub(super) async fn ask<T: Send + 'static>(
 ) -> Result<T, StoreError> {
     let began = Instant::now();
     let (tell, told) = oneshot::channel();
-    // Nobody may be there to hear it any more.
+    // The caller may not wait any more.
     begin(Box::new(move |result| drop(tell.send(result))));
     let told = tokio::time::timeout(patience, told).await;
     let took = began.elapsed().as_secs_f64();
@@ -374,19 +374,19 @@ pub(super) async fn ask<T: Send + 'static>(
         Err(_) => Err(StoreError::TooSlow),
         Ok(answer) => answer.unwrap_or(Err(StoreError::Ended)),
     };
-    // A request that is in a hurry says nothing of the store by that.
+    // A short timeout of the caller says nothing about the store.
     if let Some(writing) = call.writing.as_ref().filter(|_| told_in_time(&result, patience)) {
         writing.note(result.as_ref().err());
     }
     result
 }
 
-/// Returns whether a call had the time that a store may take.
+/// Returns whether a call had the full timeout of the store.
 fn told_in_time<T>(result: &Result<T, StoreError>, patience: Duration) -> bool {
     !matches!(result, Err(StoreError::TooSlow)) || patience >= PATIENCE
 }
 
-/// One who waits for the end of a run.
+/// A waiter for the end of a run.
 struct Waiter<'a> {
     records: &'a Records,
     id: Id,

@@ -1,4 +1,4 @@
-//! One request's way through the records: its turn, its one run, and how that ended.
+//! A request's run: its claim, the single run, and its end.
 
 use super::claim::{Claim, End, Settled, Turn};
 use super::record::State;
@@ -17,12 +17,11 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// The node, as a run sees it.
+/// The node of a run.
 pub(crate) trait Origin {
     type Body: Body<Data = Bytes> + Unpin;
     type Failure;
-    /// Sends the request, at most once, and not one byte of it later than a time. The answer is what the client is to
-    /// get.
+    /// Sends the request, at most once, and no byte of it after a time. The response is that for the client.
     async fn send(&mut self, by: BootTime) -> Sent<Self::Body, Self::Failure>;
 }
 
@@ -32,11 +31,11 @@ pub(crate) enum Sent<B, F> {
     Nothing(F),
     /// It may have run, and no answer came.
     NoAnswer(F),
-    /// The answer's head is here. `whole`: every byte of the request had been sent by then.
+    /// The head of the response. `whole`: every byte of the request had been sent by then.
     Answer { response: Response<B>, whole: bool },
 }
 
-/// What a request's turn is.
+/// The result of a request's start.
 pub(crate) enum Started {
     /// To run.
     First(Claim),
@@ -57,7 +56,7 @@ pub(crate) enum Refused {
     Mismatch,
     /// It may have run.
     Unknown,
-    /// It has run; its answer was too large to be kept.
+    /// It has run; its response was too large to be kept.
     TooLarge,
     StoreFailed(StoreError),
 }
@@ -96,20 +95,20 @@ pub(crate) async fn start(
 
 /// The result of a run.
 pub(crate) enum Outcome<B, F> {
-    /// The whole answer, what stood beside it for this client alone, and what the store made of it.
+    /// The complete response, the extensions for this client only, and the result of its storage.
     Answer { response: StoredResponse, beside: Extensions, settled: Settled },
-    /// An answer that says that nothing was done: the next request runs again.
+    /// A response by which the node declares that it has done nothing: the next request runs.
     Passed(Response<B>),
-    /// An answer that is larger than what is stored: what was read of it, and the rest.
+    /// A response that is larger than the limit: the part that was read, and the rest.
     Large { head: Response<()>, beginning: Bytes, rest: B },
-    /// It may have run, and there is no whole answer.
+    /// It may have run, and there is no complete response.
     Unknown,
     /// Nothing was sent; the next request runs again.
     NotSent(F),
 }
 
-/// Runs a request that was claimed. The answer is read to its end, also where its client has left; how the run
-/// ended is durable when this returns, unless the outcome says otherwise.
+/// Runs a claimed request. The response is read to its end, even when its client has left; the end of the run is
+/// durable when this returns, unless the outcome says otherwise.
 pub(crate) async fn run<O: Origin>(
     mut claim: Claim,
     origin: &mut O,
@@ -133,7 +132,7 @@ pub(crate) async fn run<O: Origin>(
         claim.settle(End::Released).await;
         return Outcome::Passed(response);
     }
-    // A gateway behind does not know either.
+    // A gateway behind does not know the outcome either.
     if matches!(status, StatusCode::BAD_GATEWAY | StatusCode::GATEWAY_TIMEOUT) {
         claim.settle(End::Unknown).await;
         return Outcome::Unknown;
@@ -188,11 +187,10 @@ async fn read<B: Body<Data = Bytes> + Unpin>(body: &mut B, policy: &Policy, shar
     }
 }
 
-/// How long an answer waits for room at most: its node waits, too.
+/// The longest time for which a response waits for the budget; its node waits too.
 const ROOM_WITHIN: Duration = Duration::from_secs(1);
 
-/// Makes a share large enough, and waits for others to give something back if need be: a result that is
-/// not stored is lost.
+/// Grows a share, and waits for others to return a part of the budget if needed: a result that is not stored is lost.
 async fn cover(share: &mut Share, bytes: u64, patience: Duration) -> bool {
     let deadline = Instant::now() + patience.min(ROOM_WITHIN);
     while !share.cover(bytes) {

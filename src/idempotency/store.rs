@@ -1,9 +1,8 @@
-//! Where records are kept: what every store promises.
+//! The trait of stores, and its guarantees.
 //!
-//! Each call is one atomic step, and what it changed is durable when `done` hears of it. A call that
-//! no caller waits for any more is carried out all the same. Nothing here assumes that there is only one
-//! process: every answer about another's record is what the store knows, not what this process does. The store's own
-//! clock decides about times: calls carry durations.
+//! Each call is one atomic step, whose change is durable when `done` is called. A call is carried out even if its
+//! caller does not wait any more. Nothing here assumes a single process: a reply about another process's record is what
+//! the store has. The store's own clock decides about times: calls carry durations.
 
 use super::fingerprint::Fingerprint;
 use super::identity::{Id, Subject};
@@ -15,24 +14,24 @@ use std::any::Any;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Hears what became of a call; on any thread, and once.
+/// Called with the result of a call; on any thread, and once.
 pub(crate) type Done<T> = Box<dyn FnOnce(Result<T, StoreError>) + Send>;
 
 /// A store of records.
 pub(crate) trait Store: Send + Sync {
-    /// The number by which this process is known to the others.
+    /// Returns the number of this process in the store.
     fn holder(&self) -> Holder;
-    /// Inserts a running record where none is; else gives the record that is there.
+    /// Inserts a running record where there is none; otherwise returns the existing one.
     fn claim(&self, claim: NewClaim, done: Done<ClaimReply>);
-    /// Says how a run ended; `false` where the record is another's, or none.
+    /// Records the end of a run; `false` where the record is another one's, or missing.
     fn complete(&self, completion: Completion, done: Done<bool>);
-    /// Gives up a claim whose request does not count as sent; `false` as for `complete`.
+    /// Releases a claim whose request does not count as sent; `false` as for `complete`.
     fn release(&self, release: Release, done: Done<bool>);
-    /// Removes a record that has ended, on an operator's word.
+    /// Removes a record that has ended, for an operator.
     fn authorise(&self, id: Id, done: Done<Authorised>);
-    /// Shows the others that this process lives.
+    /// Sends the heartbeat of this process.
     fn beat(&self, done: Done<()>);
-    /// Removes some of what has expired; marks, and logs, what dead holders left behind.
+    /// Removes some expired records; ends, and logs, claims of dead holders.
     fn tend(&self, done: Done<Tended>);
     /// Returns some of the running records of this process.
     fn running(&self, done: Done<Vec<(Id, Token)>>);
@@ -57,13 +56,13 @@ pub(crate) trait Store: Send + Sync {
     fn keeps_sagas(&self) -> bool {
         false
     }
-    /// Returns how many records there are, where the store knows.
+    /// Returns the number of records, where the store has it.
     fn count(&self) -> Option<u64>;
-    /// Returns whether writes reach the store; nothing where only their results can tell.
+    /// Returns whether writes reach the store; `None` where only their results tell.
     fn is_up(&self) -> Option<bool> {
         None
     }
-    /// Returns what can be lost and when, under the settings that were found on the store, in sentences.
+    /// Returns what can be lost and when, under the current settings of the store, in sentences.
     fn promise(&self) -> Vec<String> {
         Vec::new()
     }
@@ -85,9 +84,9 @@ pub(crate) struct NewClaim {
     pub(crate) subject: Arc<Subject>,
     pub(crate) fingerprint: Fingerprint,
     pub(crate) token: Token,
-    /// Take what is UNKNOWN, too.
+    /// Claims an UNKNOWN record too.
     pub(crate) retake: bool,
-    /// The time for which the holder may be silent before others take it for dead.
+    /// The time without a heartbeat after which others count the holder as dead.
     pub(crate) lease: Duration,
     /// The time for which the record is kept once it has ended.
     pub(crate) ttl: Duration,
@@ -119,8 +118,8 @@ pub(crate) enum Claimed {
 }
 
 impl Claimed {
-    /// Returns the result of a claim that was made where a record was. A claim that is sent again cannot tell whether
-    /// its first copy took the place of an unknown outcome; where it may have, it did.
+    /// Returns the result of a claim in the place of a record. A repeated claim cannot tell whether its first copy took
+    /// the place of an unknown outcome; if it may have, it counts so.
     pub(super) fn over(before: Option<&Record>, claim: &NewClaim, now: Millis) -> Claimed {
         match before.filter(|record| !record.is_over(now)) {
             Some(record) if record.is_open_to(claim.token) && !claim.retake => Claimed::First,
@@ -180,7 +179,7 @@ pub(crate) struct Tended {
     pub(crate) more: bool,
 }
 
-/// A record as operators see it.
+/// A record for operators.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Listed {
     pub(crate) id: Id,
@@ -192,12 +191,12 @@ pub(crate) struct Listed {
     pub(crate) age: Duration,
     /// The time until it may go; a running record has none.
     pub(crate) expires_in: Option<Duration>,
-    /// The name of the process that made the claim, where the store knows it.
+    /// The name of the process that made the claim, where the store has it.
     pub(crate) holder_name: Option<String>,
 }
 
 impl Listed {
-    /// Returns a record as it stands at a time.
+    /// Returns a record as of a time.
     pub(super) fn at(now: Millis, id: Id, subject: Subject, record: Record, status: Option<u16>) -> Listed {
         let age = Duration::from_millis(now.saturating_sub(record.created));
         let left = Duration::from_millis(record.expires.saturating_sub(now));
@@ -206,7 +205,7 @@ impl Listed {
     }
 }
 
-/// Why a store did not do what it was asked.
+/// The reasons for which a store has not carried out a call.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum StoreError {
     #[error("more calls wait for the store than it takes")]

@@ -1,4 +1,4 @@
-//! Stores against the rule, against each other, and against processes that die.
+//! Stores against the rule, against each other, and with processes that die.
 
 mod conformance;
 mod histories;
@@ -54,7 +54,7 @@ fn new_claim(number: u8, token: Token, print: u8, lease: Duration) -> NewClaim {
     NewClaim { id, subject, fingerprint, token, retake: false, lease, ttl: TTL, saga: None }
 }
 
-/// Claims, and returns only what came of it.
+/// Claims, and returns only the result.
 fn claim_with(store: &dyn Store, claim: NewClaim) -> Result<Claimed, StoreError> {
     call(|done| store.claim(claim, done)).map(|reply| reply.claimed)
 }
@@ -102,7 +102,7 @@ fn a_silent_holder_is_unknown_until_it_speaks() {
             Claimed::Found(found) => found.record.state,
         }
     };
-    // How long others wait is the claim's own lease, whatever theirs would be.
+    // The lease of the claim itself counts for others, not their own.
     let lease = Duration::from_millis(200);
     claim_with(&silent, lasting(new_claim(0, mine, 0, lease))).unwrap();
     assert_eq!(state(Duration::ZERO), State::Running);

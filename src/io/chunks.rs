@@ -1,5 +1,5 @@
-//! The framing of a chunked body (RFC 9112 7.1), read strictly: the digits and extensions of each chunk's line, the line
-//! ends, and the trailers.
+//! The framing of a chunked body (RFC 9112 7.1), read strictly: the digits and extensions of each chunk's line, the
+//! line ends, and the trailers.
 //!
 //! hyper decodes the bodies of clients' requests. Its decoder takes a bare line feed in trailers, and any byte in
 //! extensions; a node or a proxy that reads these otherwise sees another message. What passes here means one thing to

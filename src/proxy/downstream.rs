@@ -205,8 +205,8 @@ impl Downstream {
         }
     }
 
-    /// Tells a client that waits for `100 Continue` to send its body, which is read now. For HTTP/1 hyper does that. Once
-    /// the response has begun it is too late.
+    /// Tells a client that waits for `100 Continue` to send its body, which is read now. For HTTP/1 hyper does that.
+    /// Once the response has begun it is too late.
     pub(super) fn ask_for_body(&self, has_answer: bool) {
         if let Some(stream) = &self.stream
             && let Some(tell) = stream.on_body.take().filter(|_| !has_answer)

@@ -22,7 +22,7 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
-/// Where one worker writes down what it did.
+/// The recorder of one worker's requests, in metrics and the access log.
 pub(crate) struct RequestRecorder {
     metrics: Arc<Metrics>,
     log: RefCell<Option<AccessLog>>,
@@ -37,7 +37,7 @@ const MAX_COUNTERS: usize = 4096;
 const DISCARD_FOR: Duration = Duration::from_secs(5);
 const DISCARD_BYTES: usize = 1 << 20;
 
-/// The serial that stands for no route in the counters' keys; routes count from 1.
+/// The serial of no route; routes count from 1.
 const NO_ROUTE: u64 = 0;
 
 impl RequestRecorder {
@@ -67,7 +67,7 @@ impl RequestRecorder {
     /// Counts and logs a request whose head could not be read.
     pub(crate) fn unreadable(&self, client: &Downstream, status: StatusCode, problem: &'static str) {
         self.count(NO_ROUTE, "none", "OTHER", status.as_u16());
-        // Nothing is known of when it began.
+        // The begin of the request is unknown.
         self.metrics.request_duration.with_label_values(&["none"]).observe(0.0);
         if let Some(log) = &*self.log.borrow() {
             log.write(&Entry {
@@ -99,7 +99,7 @@ impl RequestRecorder {
 
     fn count(&self, serial: u64, route: &str, method: &'static str, code: u16) {
         let mut counters = self.counters.borrow_mut();
-        // Handles of routes that reloads have replaced are let go of.
+        // Drops the handles of routes that reloads have replaced.
         if counters.len() >= MAX_COUNTERS {
             counters.clear();
         }
@@ -110,7 +110,7 @@ impl RequestRecorder {
         counter.inc();
     }
 
-    /// Counts what a client does over HTTP/2 that honest ones seldom do.
+    /// Counts HTTP/2 misbehaviour of a client.
     pub(crate) fn glitch(&self, kind: &'static str) {
         self.metrics.http2_glitches.with_label_values(&[kind]).inc();
     }
@@ -127,7 +127,7 @@ impl RequestRecorder {
     }
 }
 
-/// The part of a route that metrics, logs and the last step need: a tunnel that outlives its configuration holds this,
+/// The part of a route that metrics, logs and the last step need: a tunnel that outlives its configuration keeps this,
 /// and not the pool with its ring.
 pub(crate) struct RouteLabel {
     /// Unique in the process.
@@ -149,7 +149,7 @@ pub(crate) struct Exchange {
     pub(crate) response_bytes: Cell<u64>,
     pub(crate) body_fault: Cell<Option<BodyFault>>,
     is_too_slow: Cell<bool>,
-    /// The request's body, up to its end or that of its answer; see [`Exchange::end_body`].
+    /// The request's body, up to its end or that of the response; see [`Exchange::end_body`].
     pub(super) body: RefCell<Option<ClientBody>>,
     pub(crate) connect_time: Cell<Option<Duration>>,
     pub(crate) first_byte_time: Cell<Option<Duration>>,
@@ -267,7 +267,7 @@ impl Exchange {
         &self.client
     }
 
-    /// Notes whether a piece of the answer is with the client now, or still to come from the node.
+    /// Notes whether a piece of the response is with the connection now, or still has to come from the node.
     pub(crate) fn offer(&self, is_offered: bool) {
         self.client.offer(is_offered);
     }
@@ -277,7 +277,7 @@ impl Exchange {
         self.client.stream.is_some()
     }
 
-    /// Returns whether the request is a HEAD, whose answer has no body.
+    /// Returns whether the request is a HEAD, whose response has no body.
     pub(super) fn is_head(&self) -> bool {
         self.method == Method::HEAD
     }
@@ -292,12 +292,12 @@ impl Exchange {
         self.client.gave(bytes);
     }
 
-    /// Returns whether its answer has begun.
+    /// Returns whether the response has begun.
     pub(super) fn has_answer(&self) -> bool {
         self.status.get() > 0
     }
 
-    /// The request's body did not arrive whole.
+    /// Notes that the request's body did not arrive completely.
     pub(super) fn body_failed(&self, fault: BodyFault) {
         self.body_fault.set(Some(fault));
         if fault == BodyFault::Stalled {
@@ -305,8 +305,8 @@ impl Exchange {
         }
     }
 
-    /// The answer's body is no more: whole or not, nothing else will be written for it. The request ends with it,
-    /// for what a client sends behind its answer must not be taken for what it has not finished.
+    /// Notes that the response's body is dropped: nothing else will be written for it. The request's body ends with it,
+    /// as bytes of the client after the response must not be read as the rest of the body.
     pub(crate) fn left(&self) {
         self.end_body();
         self.client.http1.phase.set(Phase::Ending);
@@ -327,8 +327,8 @@ impl Exchange {
         }
     }
 
-    /// Drops the request's body, even while a step reads it. Of a body that is not whole, a stream's rest is read for a
-    /// while; over HTTP/1, hyper reads what has arrived of it, or closes the connection behind the response.
+    /// Drops the request's body, even while a step reads it. The rest of an incomplete body of a stream is read for a
+    /// while; over HTTP/1, hyper reads what has arrived, or closes the connection after the response.
     fn end_body(&self) {
         if let Some(body) = self.body.take() {
             self.client.awaits_body.set(None);
@@ -340,13 +340,13 @@ impl Exchange {
         }
     }
 
-    /// Its client reads more slowly than it may while others wait for it.
+    /// Notes that the client was slower than the least rate while other readers waited for it.
     pub(super) fn too_slow(&self) {
         self.is_too_slow.set(true);
         self.recorder.aborted(Abort::Write);
     }
 
-    /// Its answer ends before it is whole.
+    /// Notes that the response ends before it is complete.
     pub(super) fn broke_off(&self) {
         let is_the_clients = self.body_fault.get().is_some() || self.is_too_slow.get();
         self.ended(if is_the_clients { "client" } else { "upstream" });
@@ -407,8 +407,8 @@ impl Exchange {
     }
 }
 
-/// Reads what a stream of HTTP/2 still sends behind its answer, up to a bound: a reset in the same moment as the answer
-/// would have some clients lose it (curl 7.88 for one). Then the stream is reset without an error (RFC 9113 8.1).
+/// Reads the rest of a stream's body after the response, up to a bound: after a reset at the same time as the response,
+/// some clients lose it (curl 7.88, for example). Then the stream is reset without an error (RFC 9113 8.1).
 async fn discard(mut body: ClientBody, client: Rc<Downstream>) {
     let until = tokio::time::Instant::now() + DISCARD_FOR;
     let mut left = DISCARD_BYTES;

@@ -1,8 +1,7 @@
-//! The step that runs a request with an `Idempotency-Key` once: what makes it one of those, its one
-//! run, and its answer.
+//! The step for requests with an `Idempotency-Key`: the claim, the single run, and the response.
 //!
-//! Everything that can be refused by the head alone is, before the body is read. The run itself is a
-//! task of its own, which ends well even if the client leaves.
+//! Refusals by the head alone come before the body is read. The run is a task of its own, which continues when the
+//! client leaves.
 
 use super::body::RequestBody;
 use super::caching::invalidation::{Invalidation, invalidation};
@@ -81,7 +80,7 @@ pub(super) fn identify(
     Ok(Identified { id: subject.identify(&scope), subject: Arc::new(subject) })
 }
 
-/// Refuses a request by its head, or begins what answers it.
+/// Refuses a request by its head, or begins to answer it.
 pub(super) fn begin(
     snapshot: &Snapshot,
     mut routed: RoutedRequest<'_>,
@@ -100,7 +99,7 @@ pub(super) fn begin(
     let begin = if rules.is_canonical { Fingerprint::canonical } else { Fingerprint::exact };
     let fingerprint = begin(routed.form.query.as_deref(), head.fields.plain());
     let invalidation = route_of(snapshot, &routed, &head).and_then(|caching| invalidation(&routed, &caching, &head));
-    // To read the body is what makes the client send it: no expectation goes further.
+    // The proxy reads the body itself, so the expectation is not forwarded.
     routed.form.expects_continue = false;
     let mut upstream_request = routed.upstream_request_with(head, Outgoing::Empty)?;
     upstream_request.context.body_limit = rules.max_request;
@@ -204,7 +203,7 @@ impl Keyed {
         Ok(BufferedBody::new(pieces.join(), trailers))
     }
 
-    /// Gives the request its body, which is sent with its length unless fields follow it.
+    /// Sets the body of the request, which is sent with its length unless it has trailers.
     fn give(&mut self, body: BufferedBody) {
         let Some(request) = &mut self.upstream_request.dispatch.request else { return };
         if let (Some(length), true) = (body.length(), request.headers().contains_key(TRANSFER_ENCODING)) {
@@ -236,7 +235,7 @@ impl Keyed {
         let (outcome, share) = told.await.map_err(|_| unknown(retries_unknown))?;
         match outcome {
             Outcome::Answer { response, mut beside, .. } => {
-                // The repetitions will have nothing else of what stood beside it.
+                // Repetitions do not get the fields beside the stored response.
                 let cookie = beside.remove().map(|NewCookie(cookie)| cookie);
                 Ok(Reply::complete(restored(response, share, &exchange)?).with_cookie(cookie))
             }
@@ -262,13 +261,13 @@ impl Keyed {
         match self.send_within(None).await {
             Sent::Answer { response, .. } => Ok(passed(response, &exchange)),
             Sent::Nothing(problem) => Err(problem),
-            // A client that took it for a failure would ask again.
+            // A client that took it for a failure would retry.
             Sent::NoAnswer(_) => Err(unprotected()),
         }
     }
 }
 
-/// The nodes, as the run sees them.
+/// The nodes, as the origin of a run.
 impl Origin for Keyed {
     type Body = AnswerBody;
     type Failure = Problem;
@@ -279,10 +278,10 @@ impl Origin for Keyed {
 }
 
 impl Keyed {
-    /// Sends the request; its first byte by a time, where it holds a claim.
+    /// Sends the request; with a claim its first byte is sent by `by` or never.
     async fn send_within(&mut self, by: Option<BootTime>) -> Sent<AnswerBody, Problem> {
         self.upstream_request.run_at_most_once(by);
-        // Boxed: it is large, and the run's future is not all there is to a request.
+        // Boxed: the future is large and would be a part of every request's future.
         let answer = Box::pin(async { self.upstream_request.fetch().await }).await;
         let reach = self.upstream_request.dispatch.reach;
         let mut response = match answer {
@@ -318,7 +317,7 @@ pub(super) fn replay(
     Ok(Reply::complete(response))
 }
 
-/// Returns the response that a stored one stands for.
+/// Returns the response of a stored one.
 fn restored(
     response: StoredResponse,
     share: Share,
@@ -336,8 +335,8 @@ fn passed(response: Response<AnswerBody>, exchange: &Rc<Exchange>) -> Reply {
     complete(response.map(|body| ResponseBody::answer(body, exchange)))
 }
 
-/// Returns a reply whose route's fields are there already. The affinity cookie beside it is for the client that asked, and
-/// never for a store.
+/// Returns a reply that has the route's fields already. The affinity cookie beside it is for this client only, and is
+/// never stored.
 fn complete(mut response: Response<ResponseBody>) -> Reply {
     let cookie = response.extensions_mut().remove().map(|NewCookie(cookie)| cookie);
     Reply::complete(response).with_cookie(cookie)

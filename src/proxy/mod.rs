@@ -1,9 +1,9 @@
-//! The way of a request. `pipeline` calls the steps in this order: `request` (its one form), `route`, `rate_limit`,
-//! `idempotent`, `caching`, `affinity`, `hash_key`, `forward`, `upstream`, `respond`.
+//! The pipeline of a request. `pipeline` calls the steps in this order: `request` (normalisation), `route`,
+//! `rate_limit`, `idempotent`, `caching`, `affinity`, `hash_key`, `forward`, `upstream`, `respond`.
 //!
 //! `plan` has the decisions, which `ringway explain` prints too; `step` is the result of a step; `respond::finish` is
-//! the one exit. `worker_context` holds what the steps of a worker share, `snapshot` the configuration, `exchange` the
-//! record of one request, `downstream` the connection as the steps see it, `client_body` the body that it hands over.
+//! the one exit. `worker_context` has the state that the steps of a worker share, `snapshot` the configuration,
+//! `exchange` the record of one request, `downstream` the connection, `client_body` its body.
 
 pub(crate) mod affinity;
 mod body;

@@ -1,6 +1,6 @@
-//! The way of a request from its connection to its response: the steps in their order.
+//! The pipeline of a request, from its connection to its response: the steps in their order.
 //!
-//! `begin` is the part that needs no waiting: the request's one form, its route, and what is answered at once.
+//! `begin` is the synchronous part: normalisation, the route, and replies that need no waiting.
 
 use super::body::BodyRules;
 use super::caching;
@@ -79,7 +79,7 @@ fn begin(
         let is_http2 = head.version == Version::HTTP_2;
         let bounds = Bounds { body: settings.limits.request_body.0, body_follows: is_http2.then_some(body_follows) };
         if is_http2 {
-            // HTTP/1 counts fields as it reads them; of HTTP/2 hyper knows only the size of all.
+            // HTTP/1 counts the fields while parsing; for HTTP/2 hyper limits only the size of all.
             if head.headers.len() > settings.limits.headers as usize {
                 return Err(too_many_fields());
             }
@@ -164,8 +164,8 @@ fn check_admission(client: &Downstream, method: &Method, form: &Form<'_>) -> Res
     }
 }
 
-/// Counts a request against its route's rate limit. Returns what is still to be counted: where hits of the cache, or
-/// replays, are free, a request counts once it is neither.
+/// Counts a request against the rate limit of its route. Returns the limit that is still to be counted, where hits of
+/// the cache or replays are not.
 fn count(
     route: &Route,
     is_keyed: bool,

@@ -1,4 +1,4 @@
-//! The last step: what a step replies, what the proxy adds to it, and the proxy's own replies.
+//! The last step: the reply of a step, the fields that the proxy adds to it, and the proxy's own replies.
 
 use super::downstream::Phase;
 use super::exchange::Exchange;
@@ -15,7 +15,7 @@ use http_body::Body as _;
 use serde::Serialize;
 use std::rc::Rc;
 
-/// A response as a step makes it, with what [`finish`] adds.
+/// A response of a step, with what [`finish`] adds.
 pub(super) struct Reply {
     response: Response<ResponseBody>,
     additions: Additions,
@@ -67,7 +67,7 @@ impl Reply {
     }
 }
 
-/// Adds what [`finish`] adds to every response of a route; for a result that is stored with it.
+/// Adds the fields that [`finish`] adds to every response of a route, for a result that is stored with them.
 pub(super) fn add_route_fields(fields: &mut HeaderMap, exchange: &Exchange, cache_status: Option<CacheStatus>) {
     exchange.apply_response_fields(fields);
     add_cache_status(fields, cache_status);
@@ -79,7 +79,7 @@ fn add_cache_status(fields: &mut HeaderMap, status: Option<CacheStatus>) {
     }
 }
 
-/// The one exit: returns the response as its connection sends it, and tells the exchange.
+/// The one exit: returns the response for the connection, and completes the exchange.
 pub(super) fn finish(reply: Reply, exchange: &Exchange) -> Response<ResponseBody> {
     let Reply { mut response, additions } = reply;
     let Additions { takes_route_fields, cache_status, cookie } = additions;
@@ -92,12 +92,12 @@ pub(super) fn finish(reply: Reply, exchange: &Exchange) -> Response<ResponseBody
     }
     add_cache_status(fields, cache_status);
     let client = exchange.client();
-    // A connection that switches has no next request to be told of.
+    // A connection that switches protocols has no next request.
     if client.stream.is_some() {
         if exchange.is_head() {
             response.body_mut().leave_out();
         }
-        // HTTP/2 says otherwise when a connection ends.
+        // HTTP/2 announces the end of a connection by GOAWAY.
         response.headers_mut().remove(CONNECTION);
     } else if (client.connection.leaving.get() || client.connection.is_spent.get())
         && response.status() != StatusCode::SWITCHING_PROTOCOLS
@@ -108,7 +108,7 @@ pub(super) fn finish(reply: Reply, exchange: &Exchange) -> Response<ResponseBody
         && response.body().size_hint().exact().is_none()
         && !response.headers().contains_key(CONTENT_LENGTH)
     {
-        // Its end is that of the connection. To an answer of HTTP/1.1 hyper would add `keep-alive`.
+        // The end of the response is the end of the connection. hyper would add `keep-alive` to an HTTP/1.1 response.
         *response.version_mut() = Version::HTTP_10;
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
@@ -149,7 +149,7 @@ pub(super) fn fixed(route: &Route, form: &Form<'_>, exchange: &Rc<Exchange>) -> 
             (*status, body.clone())
         }
     };
-    // These have no content, whatever the configuration says (RFC 9110 6.4.1).
+    // These statuses have no content, whatever the configuration is (RFC 9110 6.4.1).
     let has_content = !matches!(status, StatusCode::NO_CONTENT | StatusCode::RESET_CONTENT | StatusCode::NOT_MODIFIED);
     let body = if has_content { body } else { Bytes::new() };
     Ok(Some(Reply::new(respond(status, fields, body, exchange))))

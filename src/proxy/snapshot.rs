@@ -1,4 +1,4 @@
-//! One configuration, built and ready to serve: swapped in whole, never changed.
+//! One configuration, built and ready to serve: immutable, and swapped as a whole.
 
 use super::affinity::Affinity;
 use super::exchange::RouteLabel;
@@ -24,7 +24,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-/// Everything that a request needs to know of the configuration.
+/// The configuration as requests use it.
 pub(crate) struct Snapshot {
     pub(crate) config: Config,
     pub(crate) table: Table,
@@ -134,7 +134,7 @@ pub(crate) struct IdempotencyRules {
     pub(super) namespace: String,
     pub(super) methods: Vec<Method>,
     pub(super) required: bool,
-    /// The field that holds the key.
+    /// The field of the key.
     pub(super) key_header: HeaderName,
     /// Fingerprints are made of the canonical form of a body.
     pub(super) is_canonical: bool,
@@ -155,11 +155,11 @@ pub(crate) enum IdempotencyResult {
     Conflict,
     /// The key was used for another request.
     Mismatch,
-    /// It may have run before, or a first one ended without a whole answer.
+    /// It may have run before, or the first run ended without a complete response.
     Unknown,
     /// There was no key, and there had to be one.
     Missing,
-    /// The field was no key, or the caller not known.
+    /// The key is invalid, or the caller is unknown.
     Invalid,
     /// It has run, and its result was too large to be kept.
     TooLarge,
@@ -231,8 +231,7 @@ impl IdempotencyRules {
     }
 }
 
-/// Returns whether a route may take some reads of a URI and leave others to the next: by fields, or GET
-/// without HEAD.
+/// Returns whether a route may match some reads of a URI and not others: by fields, or GET without HEAD.
 fn parts_reads(route: &config::Route) -> bool {
     let reads = route.methods.iter().filter(|method| [http::Method::GET, http::Method::HEAD].contains(method)).count();
     !route.headers.entries.is_empty() || reads == 1
@@ -264,7 +263,7 @@ pub(crate) struct Parts<'a> {
     pub(crate) records: Option<&'a Arc<Records>>,
     /// The one that is in force.
     pub(crate) earlier: Option<&'a Snapshot>,
-    /// The configuration is that one's: only what name servers tell of may be new.
+    /// The configuration is the same; only nodes from DNS may be new.
     pub(crate) is_same: bool,
 }
 
@@ -322,8 +321,8 @@ impl Snapshot {
         Ok(Snapshot { table, routes, pools: listed, log: parts.log, key_headers, records, config })
     }
 
-    /// Returns whether there is anything to serve: some pool that routes forward to has a node that takes
-    /// requests, or no route forwards at all. One pool's outage is no reason to turn all traffic away.
+    /// Returns whether the proxy can serve: a pool that routes forward to has an available node, or no route forwards.
+    /// The outage of one pool is no reason to refuse all traffic.
     pub(crate) fn is_usable(&self) -> bool {
         let mut pools = self.routes.iter().filter_map(|route| match &route.action {
             Action::Forward(pool) => Some(pool),

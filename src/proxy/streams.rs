@@ -39,8 +39,8 @@ struct Slots {
     free: Vec<usize>,
 }
 
-/// One stream's slot. The task is there so that a stream can be ended whose client takes nothing of its answer: while the
-/// client's window is shut, hyper asks for no more of the body, and no timer of ours would run.
+/// One stream's slot. The task is there so that a stream can be ended whose client takes nothing of its answer: while
+/// the client's window is shut, hyper asks for no more of the body, and no timer of ours would run.
 #[derive(Default)]
 struct Slot {
     task: Option<AbortHandle>,

@@ -1,4 +1,5 @@
-//! The step that asks nodes on a client's behalf: it makes a dispatch of the request, and a reply of the response.
+//! The step that sends a request to the nodes for a client: it makes a dispatch of the request, and a reply of the
+//! response.
 
 use super::body::Gate;
 use super::client_body::BodyFault;
@@ -31,7 +32,7 @@ pub(super) struct UpstreamRequest {
     pub(super) context: UpstreamContext,
     pub(super) dispatch: Dispatch,
     pub(super) may_switch: bool,
-    /// Up to this length a body is awaited before a node is asked.
+    /// A body up to this length is buffered before a node gets the request.
     pub(super) request_buffer: u64,
     /// Where it is still to be counted against the route's rate limit.
     pub(super) uncounted: Option<Uncounted>,
@@ -54,7 +55,7 @@ pub(super) struct UpstreamContext {
 #[derive(Clone)]
 pub(super) struct ExchangeObserver {
     pub(super) exchange: Rc<Exchange>,
-    /// Holds the request's body back until a node asks for it.
+    /// Delays the request's body until a node wants it.
     pub(super) gate: Option<Rc<Gate>>,
     /// The client takes interim responses.
     pub(super) wants_interim: bool,
@@ -62,12 +63,12 @@ pub(super) struct ExchangeObserver {
     pub(super) takes_trailers: bool,
 }
 
-/// An affinity cookie, beside a response that is not for everybody.
+/// An affinity cookie, beside a response that may be shared.
 #[derive(Clone)]
 pub(super) struct NewCookie(pub(super) HeaderValue);
 
 impl UpstreamRequest {
-    /// Returns the reply of the nodes, or why there is none.
+    /// Returns the reply from the nodes' response or failure.
     pub(super) async fn forward(mut self) -> Reply {
         let reply = match self.send().await {
             Ok(response) if response.head.status() == StatusCode::SWITCHING_PROTOCOLS => self.switch(response),
@@ -78,7 +79,7 @@ impl UpstreamRequest {
         reply.with_cache_status(self.cache_status)
     }
 
-    /// Asks the nodes. Returns the response without the parts that concern its connection.
+    /// Sends the request to the nodes. Returns the response without its hop-by-hop parts.
     pub(super) async fn fetch(&mut self) -> Result<Response<AnswerBody>, Problem> {
         let response = self.send().await?;
         self.context.open(&self.dispatch, response)
@@ -97,8 +98,8 @@ impl UpstreamRequest {
         self.uncounted.take().map_or(Ok(()), |uncounted| self.context.observer.exchange.count(uncounted))
     }
 
-    /// Has the request run at most once, within a time that begins now: the time that its client took to send it is not
-    /// the node's. Where it holds a claim, nothing of it is sent from `send_by` on.
+    /// Makes the request run at most once, with a total time that begins now: the time in which its client sent it does
+    /// not count. With a claim, nothing of it is sent from `send_by` on.
     pub(super) fn run_at_most_once(&mut self, send_by: Option<BootTime>) {
         self.dispatch.deadlines = Deadlines { send_by, ..Deadlines::from_now(&self.dispatch.pool) };
         self.dispatch.retries = RetrySafety::AtMostOnce;
@@ -108,7 +109,7 @@ impl UpstreamRequest {
         &self.context.observer.exchange
     }
 
-    /// Awaits the body where it is small. Returns whether there was one.
+    /// Buffers the body where it is small. Returns whether there was one.
     async fn wait_for_small_body(&mut self) -> Result<bool, Problem> {
         let (limit, until) = (self.request_buffer, self.dispatch.deadlines.until);
         let request = self.dispatch.request.as_mut();
@@ -116,8 +117,8 @@ impl UpstreamRequest {
             return Ok(false);
         };
         let budget = &self.context.worker.budget;
-        // A body that the node has to ask for is waited for by the node. Where much is held already bodies stream: slow
-        // clients are not to take the rest.
+        // With `Expect` the node asks for the body. With half of the budget spent all bodies stream, so that slow
+        // clients do not take the rest.
         if self.context.observer.gate.is_some() || budget.is_half_held() {
             return Ok(false);
         }
@@ -138,7 +139,7 @@ impl UpstreamRequest {
         Ok(true)
     }
 
-    /// Makes the connection a tunnel, once the client has the 101 that it has asked for.
+    /// Makes the connection a tunnel, once the client has received the 101.
     fn switch(&self, mut response: NodeResponse) -> Result<Reply, Problem> {
         let failed = |failure| self.context.failed(failure);
         // A node that switches before it has the request cannot have understood it (RFC 9110 7.8).
@@ -167,7 +168,7 @@ impl UpstreamContext {
         Deadlines::from(self.observer.exchange.started, pool)
     }
 
-    /// Asks the nodes. Returns the response without the parts that concern its connection.
+    /// Sends a dispatch to the nodes. Returns the response without its hop-by-hop parts.
     pub(super) async fn fetch(&self, mut dispatch: Dispatch) -> Result<Response<AnswerBody>, Problem> {
         let response = self.send(&mut dispatch).await?;
         self.open(&dispatch, response)
@@ -180,7 +181,7 @@ impl UpstreamContext {
         })
     }
 
-    /// Returns a node's response with its body; its affinity cookie stands beside it, as [`NewCookie`].
+    /// Returns a node's response with its body, and its affinity cookie beside it as [`NewCookie`].
     fn open(&self, dispatch: &Dispatch, response: NodeResponse) -> Result<Response<AnswerBody>, Problem> {
         let cookie = self.cookie(&dispatch.pool, &response);
         let opened = dispatch.open(response, &self.worker.connections, &self.observer);

@@ -1,5 +1,5 @@
-//! The values of a request and of the steps' answers that are kept, and the rehearsal of every template before the first
-//! request is sent.
+//! The values of a request and of the steps' answers that are kept, and the rehearsal of every template before the
+//! first request is sent.
 
 use super::definition::Definition;
 use super::values::{Kept, MAX_KEPT};
@@ -23,8 +23,8 @@ impl Definition {
     ///
     /// # Errors
     ///
-    /// Fails where a part is missing, cannot stand where a template has it, or where all are too large: a saga that could
-    /// not be carried out is refused before anything is sent.
+    /// Fails where a part is missing, cannot stand where a template has it, or where all are too large: a saga that
+    /// could not be carried out is refused before anything is sent.
     pub(crate) fn inputs(&self, fields: &HeaderMap, body: &[u8]) -> Result<Kept, BadInput> {
         let mut kept = Kept::default();
         let mut body_text = None;

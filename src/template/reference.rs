@@ -1,4 +1,5 @@
-//! References: the dotted paths between `${` and `}`, to values of the request, of an earlier step or of the environment.
+//! References: the dotted paths between `${` and `}`, to values of the request, of an earlier step or of the
+//! environment.
 
 use http::HeaderName;
 use std::fmt;

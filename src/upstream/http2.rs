@@ -312,7 +312,8 @@ impl SharedLink {
     }
 
     /// Returns whether the request is sent at once, after the node has said how many streams it allows; waited for as
-    /// long as `timeout`, or without end where that is zero. hyper holds back what is beyond them: a claim would grow old there unseen.
+    /// long as `timeout`, or without end where that is zero. hyper holds back what is beyond them: a claim would grow
+    /// old there unseen.
     pub(super) async fn admission(&self, timeout: Duration) -> Admission {
         let Allowance { most, told } = &*self.shared.allowance;
         let timeout = if timeout.is_zero() { Duration::MAX } else { timeout };

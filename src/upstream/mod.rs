@@ -8,7 +8,8 @@
 //! it. `node` and `group` are what outlives a configuration, found again in the `registry`. `retry` says
 //! what may be tried again, `queue` holds the requests that wait for room, `discovery` finds the nodes.
 //! `connections` are those of a worker: `connect`, `link`, `idle`, `answer` and `interim` are about one connection,
-//! whose messages `http1` writes and reads, `http2` about those that requests share; `replay_body` keeps a body that may have to be sent again.
+//! whose messages `http1` writes and reads, `http2` about those that requests share; `replay_body` keeps a body that
+//! may have to be sent again.
 //!
 //! The result of an attempt is a [`link::SendResult`], for everything above rests on the difference
 //! between a request that was never sent and one that may have run.

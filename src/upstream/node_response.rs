@@ -70,7 +70,8 @@ impl NodeResponse {
     }
 }
 
-/// Removes the fields of the connection from a head, and makes its lengths one. An error where its framing is malformed.
+/// Removes the fields of the connection from a head, and makes its lengths one. An error where its framing is
+/// malformed.
 fn clean(head: &mut response::Parts, is_stream: bool, takes_trailers: bool) -> Result<(), Failure> {
     let coding = fields::transfer_coding(&head.headers);
     match coding {

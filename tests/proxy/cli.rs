@@ -75,7 +75,8 @@ fn check_reads_standard_input() {
     assert!(code == Some(1) && said.starts_with("<stdin>:12:37: unknown key `strip_prefx`"), "{said}");
 }
 
-/// Without `--config` a file is looked for, the nearest first; where there is none, the error says where, and what to do.
+/// Without `--config` a file is looked for, the nearest first; where there is none, the error says where, and what to
+/// do.
 #[test]
 fn a_configuration_is_looked_for() {
     let folder = tempfile::tempdir().unwrap();

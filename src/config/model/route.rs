@@ -31,7 +31,8 @@ settings! {
         redirect: Option<Redirect> = absent;
         /// A fixed response.
         respond: Option<Respond> = absent;
-        /// A business transaction over several pools, undone where a step fails. Needs `idempotency: { required: true }`.
+        /// A business transaction over several pools, undone where a step fails. Needs `idempotency: { required: true
+        /// }`.
         saga: Option<Spanned<Verbatim<Saga>>> = absent;
         /// The sources of the hash key, in order; the first one that is present in the request counts. Without any,
         /// requests are spread at random.

@@ -49,8 +49,8 @@ impl Trouble {
                     .to_owned(),
             );
         }
-        // Connection exceptions, shutdowns, servers that have become read-only at a failover, and statements that must be
-        // prepared anew.
+        // Connection exceptions, shutdowns, servers that have become read-only at a failover, and statements that must
+        // be prepared anew.
         let is_away = code.code().starts_with("08")
             || code.code().starts_with("57P")
             || matches!(

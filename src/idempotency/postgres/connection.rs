@@ -193,8 +193,8 @@ async fn open_one(settings: &Settings, config: &Config) -> Result<Connection, Er
     })
 }
 
-/// Makes the tables where there are none, and compares the store's identity with the one that is known here. Returns the
-/// identity.
+/// Makes the tables where there are none, and compares the store's identity with the one that is known here. Returns
+/// the identity.
 async fn check(client: &Client, settings: &Settings, what_for: Use, used: Option<&str>) -> Result<String, String> {
     let file = IdentityFile::new(&settings.identity_file);
     let known = file.read().map_err(|error| file_error(settings, &error))?;

@@ -1,4 +1,5 @@
-//! The statements of every transaction and look-up, prepared: to parse and plan them takes longer than to carry them out.
+//! The statements of every transaction and look-up, prepared: to parse and plan them takes longer than to carry them
+//! out.
 //!
 //! A prepared statement belongs to one process of the server. A pooler may lead each transaction to another one, which
 //! does not know it, or knows a different statement by its name. So statements are prepared only where the connection
@@ -62,8 +63,8 @@ const STATEMENTS: [(&str, &[Type]); 7] = [
     (rows::RELEASE, &[Type::BYTEA_ARRAY, Type::INT8_ARRAY, Type::INT8_ARRAY]),
 ];
 
-/// Plans are kept while tables grow: one that reads a whole small table would stay until the statistics are renewed. And
-/// no plan is worth compiling.
+/// Plans are kept while tables grow: one that reads a whole small table would stay until the statistics are renewed.
+/// And no plan is worth compiling.
 const PLANNING: &str = "SET enable_seqscan = off; SET jit = off";
 
 /// The prepared statements of a connection; none behind a pooler.

@@ -18,8 +18,8 @@ use tokio_postgres::{Error, Row};
 /// A parameter of a statement, with its type: statements are not prepared.
 pub(super) type Param<'a> = (&'a (dyn ToSql + Sync), Type);
 
-/// The start of every transaction that grants or ends a claim: it waits for the synchronous standby, whatever the role's
-/// default is, and hears where that wait was cancelled.
+/// The start of every transaction that grants or ends a claim: it waits for the synchronous standby, whatever the
+/// role's default is, and hears where that wait was cancelled.
 pub(super) const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED; \
      SET LOCAL synchronous_commit = on; SET LOCAL client_min_messages = warning; SET LOCAL lock_timeout = '400ms'; \
      SET LOCAL statement_timeout = 0; SET LOCAL idle_in_transaction_session_timeout = '5s'";
@@ -208,8 +208,8 @@ pub(super) const PAGE: &str = "SELECT r.id, r.state, r.holder, r.number, r.finge
             r.namespace, r.method, r.authority, r.path, r.key
      FROM ringway_records r WHERE r.id > $1 AND r.state <> 4 ORDER BY r.id LIMIT $2";
 
-/// Adds a record of another store, where there is none, or one that says less: an expired one, a tombstone, or an unknown
-/// outcome of the same run.
+/// Adds a record of another store, where there is none, or one that says less: an expired one, a tombstone, or an
+/// unknown outcome of the same run.
 pub(super) const ADD: &str = "INSERT INTO ringway_records
      (id, state, holder, number, lease, created, touched, expires, fingerprint, namespace, method, authority, path, key,
       dead_holder, dead_number, status, fields, body, trailers)

@@ -1,8 +1,8 @@
 //! The calls that wait, carried out together: one pipeline, and behind the writes of it one `WAIT`.
 //!
-//! Writes are torn where their fate is unknown: the connection broke or was silent, or fewer replicas than are asked for
-//! have acknowledged. They are sent again, and write again. The connection is used for nothing else: `WAIT` answers for
-//! the writes of its own connection.
+//! Writes are torn where their fate is unknown: the connection broke or was silent, or fewer replicas than are asked
+//! for have acknowledged. They are sent again, and write again. The connection is used for nothing else: `WAIT` answers
+//! for the writes of its own connection.
 
 use super::Redis;
 use super::connection::{Connection, EMPTY, ask_pulse};
@@ -238,7 +238,8 @@ impl Batch<'_> {
         command
     }
 
-    /// Carries out claims, completions, releases, releases by operators and heartbeats, in the order in which they came.
+    /// Carries out claims, completions, releases, releases by operators and heartbeats, in the order in which they
+    /// came.
     async fn write(&self, calls: &mut Vec<Pending>) -> Result<(), String> {
         let connection = self.connection;
         self.refuse_claims(calls).await?;

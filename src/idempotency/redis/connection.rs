@@ -76,8 +76,8 @@ impl Connection {
         command
     }
 
-    /// Sends commands, with so many bytes of results, without waiting between them. Returns their replies, errors of the
-    /// server among them. The server has a second, and the time that the bytes of either way may take.
+    /// Sends commands, with so many bytes of results, without waiting between them. Returns their replies, errors of
+    /// the server among them. The server has a second, and the time that the bytes of either way may take.
     ///
     /// # Errors
     /// The connection broke, or was silent.

@@ -106,8 +106,8 @@ struct Redis {
     status: Arc<Status>,
     /// The address of the server that took writes last.
     writable: RefCell<Option<String>>,
-    /// The time in microseconds, by the clock of the server that takes writes, up to which its replicas have all results;
-    /// zero where none is known.
+    /// The time in microseconds, by the clock of the server that takes writes, up to which its replicas have all
+    /// results; zero where none is known.
     confirmed: Cell<u64>,
 }
 

@@ -8,7 +8,7 @@ use crate::idempotency::store::{
 };
 use std::time::{Duration, Instant};
 
-/// The time after which a call is given up, where its claim's lease does not end it earlier.
+/// The time after which a call fails, unless its claim's lease ends earlier.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// A call of the store's trait, with its callback.
@@ -65,7 +65,7 @@ impl Call {
     }
 }
 
-/// A call, and how far it has come.
+/// A call, with its progress.
 pub(in crate::idempotency) struct Pending {
     pub(in crate::idempotency) call: Call,
     /// It was sent before, and its fate is unknown: it is sent again as a write.
@@ -84,7 +84,8 @@ impl Pending {
         Pending { call, is_resent: false, give_up: Instant::now() + patience }
     }
 
-    /// Answers a call that the store has refused. Of one that was sent before, an earlier copy may have been carried out.
+    /// Answers a call that the store has refused. Of one that was sent before, an earlier copy may have been carried
+    /// out.
     pub(in crate::idempotency) fn refuse(self, error: &StoreError) {
         self.call.fail(match self.is_resent {
             true => StoreError::Torn(error.to_string()),

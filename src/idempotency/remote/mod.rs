@@ -1,9 +1,9 @@
 //! A store behind a network: the adapter between the store's trait and an [`Engine`].
 //!
-//! A thread with a runtime of its own drives two lanes, each with a connection and a bounded queue: one for calls that
-//! write, one for look-ups. The calls that wait are carried out together. A lane connects when it begins, and again
-//! whenever its connection breaks or is silent; calls that were never sent fail at once while the store is known to be
-//! away, and calls of unknown fate are sent again until their time is up.
+//! A thread with a runtime of its own drives two queues, each with a connection and a bound: one for calls that write,
+//! one for look-ups. Waiting calls are carried out together. A queue connects when it begins, and again whenever its
+//! connection breaks or is silent; calls that were never sent fail at once while the store is known to be away, and
+//! calls of unknown fate are sent again until their timeout.
 
 mod call;
 mod identity_file;
@@ -28,7 +28,7 @@ use std::time::Duration;
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, watch};
 
-/// Calls that may wait in a lane; further ones fail at once.
+/// The most calls in a queue; further ones fail at once.
 const QUEUE: usize = 8192;
 /// The most calls that are carried out together.
 pub(super) const BATCH: usize = 512;
@@ -39,16 +39,16 @@ pub(super) const SILENCE: Duration = Duration::from_secs(1);
 /// Between two attempts to connect; for as long a call waits for a connection that has never failed.
 pub(super) const ATTEMPT: Duration = Duration::from_millis(250);
 
-/// The use of a lane's connection.
+/// The use of a queue's connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Use {
     /// It must reach a server that takes writes.
     Writing,
-    /// It should reach the server that takes writes, and else any that can be read.
+    /// It should reach the server that accepts writes, or else any that can be read.
     Reading,
 }
 
-/// The protocol of a remote store. Both lanes share it, on one thread.
+/// The protocol of a remote store. Both queues share it, on one thread.
 pub(super) trait Engine: 'static {
     /// The place of the store, and the secrets to reach it.
     type Settings: Clone + Send + Sync + 'static;
@@ -62,8 +62,8 @@ pub(super) trait Engine: 'static {
     /// A sentence for operators.
     async fn connect(&self, settings: &Self::Settings, what_for: Use) -> Result<Self::Connection, String>;
 
-    /// Carries out calls, and removes those that it has answered. The others are sent again. The connection is
-    /// replaced after an error, which is a sentence for operators.
+    /// Carries out calls, and removes those that it has answered. The others are sent again. The connection is replaced
+    /// after an error, which is a sentence for operators.
     async fn carry_out(&self, connection: &mut Self::Connection, calls: &mut Vec<Pending>) -> Result<(), String>;
 
     /// Returns why new claims are refused on a connection that works, in a sentence for operators.
@@ -75,7 +75,7 @@ pub(super) trait Engine: 'static {
     async fn closed(&self, connection: &Self::Connection);
 }
 
-/// Whether a store confirms what it is sent.
+/// The state of a store: whether it confirms calls.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum State {
     /// No attempt to connect has ended yet.
@@ -103,7 +103,7 @@ impl Status {
         std::mem::replace(&mut *self.state.lock(), state)
     }
 
-    /// Notes what the engine's settings promise, in sentences.
+    /// Notes the guarantees of the engine's settings, in sentences.
     pub(super) fn promises(&self, sentences: Vec<String>) {
         *self.promise.lock() = sentences;
     }
@@ -112,7 +112,7 @@ impl Status {
         self.promise.lock().clone()
     }
 
-    /// Notes how many records there are, about.
+    /// Notes the approximate number of records.
     pub(super) fn counted(&self, records: u64) {
         self.count.store(records, Ordering::Relaxed);
     }
@@ -128,12 +128,13 @@ pub(super) struct Remote<S> {
     keeps_sagas: bool,
 }
 
-/// Returns for how long the server may be silent after so many bytes of results: they travel at 4 MiB a second at least.
+/// Returns the time for which the server may be silent during results of that size: they travel at 4 MiB a second or
+/// more.
 pub(super) fn silence_for(bytes: usize) -> Duration {
     SILENCE + Duration::from_millis(bytes as u64 / 4096)
 }
 
-/// Returns the name by which operators know this process: its host and number.
+/// Returns the name of this process for operators: its host and process id.
 pub(super) fn holder_name() -> String {
     let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
     format!("{host}/{}", std::process::id())

@@ -9,7 +9,7 @@ use crate::idempotency::saga::SagaRow;
 use rusqlite::Connection;
 use std::path::Path;
 
-/// Counts the records anew, without tombstones.
+/// Counts the records again, without tombstones.
 const COUNT: &str = "UPDATE extent SET records = (SELECT count(*) FROM records WHERE state <> 4)";
 
 /// Opens the file; makes it where it is to be the target.
@@ -28,10 +28,11 @@ pub(in crate::idempotency) fn archive(path: &Path, is_target: bool) -> Result<Bo
     Ok(Box::new(SqliteArchive { connection }))
 }
 
-/// Looks at a file, and changes nothing.
+/// Inspects a file without a change.
 ///
 /// # Errors
-/// It is there, and is not a store that this Ringway knows.
+///
+/// It exists and is not a store that this version supports.
 pub(in crate::idempotency) fn inspect(path: &Path) -> Result<(), String> {
     if !path.exists() {
         return Ok(());

@@ -1,4 +1,4 @@
-//! The file: how it is opened, what is in it, and whether it is still the one that was opened.
+//! The file: opening it, its tables, and the check that it is still the opened one.
 
 use crate::idempotency::store_identity::new_identity;
 use rusqlite::{Connection, OpenFlags};
@@ -8,12 +8,12 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-/// How long another process may hold the file before a call fails, and how often it is looked at: often,
-/// for a writer that is busy lets go of it only for moments.
+/// The time for which another process may lock the file before a call fails, and the interval of attempts: short, as a
+/// busy writer unlocks it only for moments.
 const BUSY: Duration = Duration::from_secs(2);
 const BUSY_STEP: Duration = Duration::from_micros(500);
 
-/// Marks the file as ours (`PRAGMA application_id`): "RWid".
+/// The application id of the file (`PRAGMA application_id`): "RWid".
 const APPLICATION: i64 = 0x5257_6964;
 
 /// The version of the tables (`PRAGMA user_version`).
@@ -139,26 +139,26 @@ pub(super) enum Use {
 }
 
 impl StoreFile {
-    /// Makes the file where there is none, and its tables.
+    /// Creates the file where there is none, and its tables.
     pub(super) fn prepare(path: &Path) -> Result<StoreFile, FileError> {
         if let Some(folder) = path.parent()
             && !folder.as_os_str().is_empty()
         {
             DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
         }
-        // What callers were answered is for nobody else to read; SQLite's other files take after it.
+        // Only the owner may read the responses; SQLite's other files get the same mode.
         let is_new = match OpenOptions::new().write(true).create_new(true).mode(0o600).open(path) {
             Ok(_) => true,
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => false,
             Err(error) => return Err(error.into()),
         };
-        // One name for all who share it, whatever links lead there.
+        // One name for all processes that share it, whatever links lead to it.
         let path = path.canonicalize()?;
         let file = StoreFile { identity: identity_of(&path)?, path };
         let deadline = Instant::now() + BUSY;
         let made = loop {
             match file.connect(Use::Writing).and_then(|mut connection| file.make_tables(&mut connection)) {
-                // To turn on the log SQLite does not wait for others.
+                // SQLite does not wait for others when it turns on the log.
                 Err(FileError::Sqlite(error)) if is_busy(&error) && Instant::now() < deadline => {
                     std::thread::sleep(BUSY_STEP);
                 }
@@ -169,7 +169,7 @@ impl StoreFile {
             tracing::warn!(path = %file.path.display(), "the idempotency store was empty: it remembers nothing");
         }
         if made {
-            // A folder that is made must be there after a crash, like what is in it.
+            // A created folder must survive a crash, like its content.
             file.path.ancestors().skip(1).take(2).try_for_each(sync_folder)?;
         }
         Ok(file)
@@ -185,8 +185,8 @@ impl StoreFile {
         Ok(Sides { log: beside("-wal")?, index: beside("-shm")? })
     }
 
-    /// Opens the file that [`StoreFile::prepare`] found. Never makes one: an empty store would run
-    /// again what the lost one remembered.
+    /// Opens the file that [`StoreFile::prepare`] found. Never creates one: with an empty store, requests that the lost
+    /// one had recorded would run again.
     pub(super) fn connect(&self, what_for: Use) -> Result<Connection, FileError> {
         self.check()?;
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
@@ -212,7 +212,7 @@ impl StoreFile {
         if identity_of(&self.path)? == self.identity { Ok(()) } else { Err(FileError::Replaced) }
     }
 
-    /// Returns whether they had to be made.
+    /// Returns whether the tables had to be created.
     fn make_tables(&self, connection: &mut Connection) -> Result<bool, FileError> {
         let transaction = connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
         let pragma = |name: &str| transaction.pragma_query_value(None, name, |row| row.get::<_, i64>(0));
@@ -259,7 +259,7 @@ pub(super) fn look_at(path: &Path) -> Result<(), FileError> {
     }
 }
 
-/// Gives the file a version, and an identity of its own.
+/// Gives the file a version and an identity.
 fn name(connection: &Connection) -> Result<(), FileError> {
     connection.execute("INSERT INTO store VALUES (?1)", [new_identity()?])?;
     connection.pragma_update(None, "application_id", APPLICATION)?;
@@ -276,8 +276,8 @@ fn identity_of(path: &Path) -> Result<(u64, u64), FileError> {
     }
 }
 
-/// Makes what stands in a folder durable; not every folder can be opened for that, nor every file system
-/// asked.
+/// Makes the entries of a folder durable; not every folder can be opened for that, and not every file system supports
+/// it.
 fn sync_folder(folder: &Path) -> Result<(), FileError> {
     use io::ErrorKind::{InvalidInput, PermissionDenied, Unsupported};
     match File::open(folder).and_then(|folder| folder.sync_all()) {

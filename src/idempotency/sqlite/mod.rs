@@ -1,8 +1,7 @@
 //! A store in one SQLite file, shared by the processes of a machine.
 //!
-//! One thread writes: whatever waits for it shares one commit, and so one wait for the disk. Another
-//! one reads beside it. A connection on which anything failed is given up and opened anew, so that the
-//! store recovers when the disk does.
+//! One thread writes: waiting calls share one commit, and so one sync of the disk. Another thread reads. A connection
+//! with an error is closed and opened again, so that the store recovers when the disk does.
 
 mod archive;
 mod beats;
@@ -51,7 +50,7 @@ struct Desk {
 }
 
 impl Sqlite {
-    /// Opens or makes the file, and marks what dead processes left behind.
+    /// Opens or creates the file, and ends the claims of dead processes.
     pub(crate) fn open(path: &Path, holder: Holder, clock: Clock) -> Result<Sqlite, FileError> {
         let clock = Arc::new(clock);
         let file = StoreFile::prepare(path)?;
@@ -165,9 +164,9 @@ struct Writer {
     /// What stood beside it when it was opened, and does for as long as this process has it open.
     sides: Sides,
     desk: Desk,
-    /// The connection is to be given up.
+    /// The connection must be replaced.
     reconnect: bool,
-    /// The log has told that the store is out of order.
+    /// The failure of the store has been logged.
     is_out: bool,
     count: Arc<AtomicU64>,
 }
@@ -179,7 +178,7 @@ impl Carrier for Writer {
     fn carry_out(&mut self, jobs: &mut [Box<dyn Job<Desk>>]) -> Result<(), JobFailure> {
         let committed = self.prepare(jobs).and_then(|count| self.commit(count).map_err(JobFailure::torn));
         if committed.is_err() {
-            // Others must not wait for what is left of it.
+            // A pending transaction must not block others.
             let _ = self.desk.connection.execute_batch("ROLLBACK");
             self.desk.last_beat = None;
         }
@@ -215,7 +214,7 @@ impl Writer {
     fn begin(&mut self) -> Result<(), FileError> {
         self.file.check()?;
         if self.file.sides()? != self.sides {
-            // What is written now would be gone with the file that was removed.
+            // A write now would be lost with the removed file.
             return Err(FileError::Replaced);
         }
         if self.reconnect {

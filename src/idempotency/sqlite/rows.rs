@@ -1,5 +1,5 @@
-//! What each call does to the tables, as [`transition`] has it. The statements for what happens to
-//! every request say so in SQL; a property holds them to the same as the function.
+//! The effect of each call on the tables, as [`transition`] defines it. The statements of the frequent calls implement
+//! it in SQL; a property compares them with the function.
 
 use super::beats::beat_within;
 use super::columns::{number, signed, subject};
@@ -74,7 +74,7 @@ fn replace(
     Ok(())
 }
 
-/// Enters a record where there is none. Returns whether there was none.
+/// Inserts a record where there is none. Returns whether there was none.
 fn insert(desk: &mut Desk, id: Id, record: &Record, subject: &Subject, lease: Duration) -> Result<bool> {
     let Subject { namespace, method, authority, path, key } = subject;
     let inserted = desk
@@ -250,8 +250,8 @@ pub(super) fn page(connection: &Connection, after: Option<Id>) -> Result<Vec<Arc
     page.collect()
 }
 
-/// Adds a record of another store, where there is none, or one that says less: an expired one, a tombstone, or an unknown
-/// outcome of the same run. Returns how many it added.
+/// Adds a record of another store, where there is none, or one that says less: an expired one, a tombstone, or an
+/// unknown outcome of the same run. Returns how many it added.
 pub(super) fn add(connection: &Connection, archived: &Archived, now: Millis) -> Result<u64> {
     let Archived { id, subject, record, lease, response } = archived;
     let Subject { namespace, method, authority, path, key } = subject;
@@ -326,8 +326,7 @@ pub(super) fn tend(desk: &mut Desk) -> Result<Tended> {
     Ok(Tended { expired, more: expired == BATCH as usize || buried >= BATCH as usize })
 }
 
-/// Marks some of what processes that are gone left behind, and of what silent ones have had for longer
-/// than its lease. Gives how many.
+/// Ends some claims of dead processes, and of those that are silent for longer than the lease. Returns their number.
 pub(super) fn bury_the_dead(desk: &mut Desk, now: Millis) -> Result<usize> {
     let mut statement = desk.connection.prepare_cached(
         "SELECT holder, beat, NOT EXISTS (SELECT 1 FROM records WHERE state = 0 AND records.holder = holders.holder)
@@ -377,11 +376,10 @@ pub(super) fn running(desk: &mut Desk) -> Result<Vec<(Id, Token)>> {
 const GONE: &str = "the proxy that held the claim is gone";
 const SILENT: &str = "the proxy that held the claim has been silent for its whole lease";
 
-/// Makes one claim UNKNOWN if its holder is dead, or has been silent for its lease. Gives the record
-/// then.
+/// Makes one claim UNKNOWN if its holder is dead, or silent for longer than the lease. Returns the record then.
 fn bury(desk: &mut Desk, id: Id, record: &Record, lease: Duration, now: Millis) -> Result<Option<Record>> {
     let holder = record.token.holder;
-    // What has ended needs nobody any more.
+    // A record that has ended needs no holder.
     let Transition::Becomes(orphan) = transition(Some(record), Event::HolderDied(holder), now) else {
         return Ok(None);
     };
@@ -406,7 +404,7 @@ fn bury(desk: &mut Desk, id: Id, record: &Record, lease: Duration, now: Millis) 
     Ok(Some(orphan))
 }
 
-/// Returns how many records there are.
+/// Returns the number of records.
 pub(super) fn extent(connection: &Connection) -> Result<u64> {
     connection.query_row("SELECT records FROM extent", [], |row| number(row, 0))
 }

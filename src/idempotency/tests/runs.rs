@@ -119,13 +119,13 @@ async fn a_claim_that_is_let_go_is_free_until_something_was_sent() {
     for kind in [Kind::Memory, Kind::Sqlite(folder.path().join("store.db"))] {
         let records = records(kind);
         drop(first(&records, 0).await);
-        // The store hears of it before it hears of the next one.
+        // The store records it before it gets the next one.
         let mut claim = first(&records, 0).await;
         claim.sending();
         drop(claim);
         let found = records.claim(&asked(0), &policy(), None).await;
         assert!(matches!(found, Ok(Turn::Found(found)) if found.record.state == State::Unknown));
-        // A claim that nobody waits for is made, and released.
+        // A claim whose caller does not wait is made, and released.
         let (other, rules) = (asked(2), policy());
         let mut unheard = Box::pin(records.claim(&other, &rules, None));
         let _ = std::future::poll_fn(|cx| std::task::Poll::Ready(unheard.as_mut().poll(cx))).await;
@@ -217,7 +217,7 @@ async fn a_running_record_that_no_request_holds_is_ended_by_upkeep() {
     let records = records(Kind::Memory);
     let held = first(&records, 0).await;
     let token = |number| Token { holder: records.store().holder(), number };
-    // Copies of claims that come to life: of one that was granted once, and of one that never was.
+    // Late copies of claims: of one that was granted once, and of one that never was.
     records.claims.was_not_granted(token(1001));
     for (number, claimed) in [(1, 1000), (2, 1001)] {
         let claim = new_claim(number, token(claimed), 0, HOUR);

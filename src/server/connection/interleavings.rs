@@ -45,8 +45,8 @@ static TLS: LazyLock<(Arc<ServerConfig>, Arc<ClientConfig>)> = LazyLock::new(|| 
     (Arc::new(server), Arc::new(client))
 });
 
-/// Runs a program. Its first byte chooses the transport, TLS or TCP that the reactor knows or does not know yet; each further byte is a step: the low three bits say what
-/// happens, the others how much of it.
+/// Runs a program. Its first byte chooses the transport, TLS or TCP that the reactor knows or does not know yet; each
+/// further byte is a step: the low three bits say what happens, the others how much of it.
 pub(crate) fn run(program: &[u8]) {
     let Some((transport, steps)) = program.split_first() else { return };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().expect("a runtime can be made");

@@ -268,7 +268,8 @@ async fn close(
             }
         }
         (None, Ok(())) => {
-            // A client that has asked for the end sends nothing more that could reset the connection under its response.
+            // A client that has asked for the end sends nothing more that could reset the connection under its
+            // response.
             let is_over = client.http1.says_close.get() && pulse.is_between_requests() && !stream.has_unread();
             if is_over && !stream.is_tls() {
                 return;

@@ -47,8 +47,8 @@ impl OpenStore {
         opened.map(Some).map_err(|cause| StoreUnavailable { kind: kind.to_string(), cause })
     }
 
-    /// Keeps a store that was opened, from now on; its upkeep is work in the background. Must be called by one caller at
-    /// a time.
+    /// Keeps a store that was opened, from now on; its upkeep is work in the background. Must be called by one caller
+    /// at a time.
     pub(super) fn adopt(&self, records: Option<Arc<Records>>, events: &Arc<Events>, background: &Background) {
         if let Some(records) = records
             && self.0.set(Arc::clone(&records)).is_ok()
