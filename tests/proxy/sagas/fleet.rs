@@ -50,7 +50,10 @@ fn another_proxy_goes_on_where_one_of_three_is_killed() {
         });
         let mut client = proxy.connect();
         client.send(checkout(&order));
-        eventually(&format!("the end of the proxy at {boundary}"), || proxy.has_ended());
+        eventually("a step", || proxy.has_ended() || shop.inventory.has_effect(&order));
+        // On a machine that stands still for a lease, the saga is taken from it before.
+        let is_over = |other: &Proxy| other.checks_out(&order).status == 201;
+        eventually(&format!("the end of the proxy at {boundary}"), || proxy.has_ended() || is_over(&others[0]));
         let answers = others.each_ref().map(|other| other.insists(&order));
         assert_eq!(answers[0].body, answers[1].body, "{boundary}");
         assert_eq!(answers[0].status, 201, "{boundary}: {:?}", answers[0]);
