@@ -20,9 +20,9 @@ use std::time::{Duration, Instant};
 /// The node of a run.
 pub(crate) trait Origin {
     type Body: Body<Data = Bytes> + Unpin;
-    type Failure;
+    type Error;
     /// Sends the request, at most once, and no byte of it after a time. The response is that for the client.
-    async fn send(&mut self, by: BootTime) -> Sent<Self::Body, Self::Failure>;
+    async fn send(&mut self, by: BootTime) -> Sent<Self::Body, Self::Error>;
 }
 
 /// The result of sending a request.
@@ -114,7 +114,7 @@ pub(crate) async fn run<O: Origin>(
     origin: &mut O,
     policy: &Policy,
     share: &mut Share,
-) -> Outcome<O::Body, O::Failure> {
+) -> Outcome<O::Body, O::Error> {
     claim.sending();
     let (response, whole) = match origin.send(claim.send_by()).await {
         Sent::Answer { response, whole } => (response, whole),

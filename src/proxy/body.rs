@@ -27,7 +27,7 @@ type Piece<E> = Option<Result<Frame<Bytes>, E>>;
 /// response, as a connection to a node that others share may still have a reference to this one.
 pub(super) struct RequestBody {
     /// Weak, as a node that reads no more of the body may keep it for any time.
-    client: Weak<Downstream>,
+    downstream: Weak<Downstream>,
     exchange: Weak<Exchange>,
     /// It was read to its end.
     has_ended: bool,
@@ -84,13 +84,13 @@ impl Gate {
 
 impl RequestBody {
     pub(super) fn new(
-        client: &Rc<Downstream>,
+        downstream: &Rc<Downstream>,
         exchange: &Rc<Exchange>,
         gate: Option<Rc<Gate>>,
         rules: BodyRules,
     ) -> RequestBody {
         RequestBody {
-            client: Rc::downgrade(client),
+            downstream: Rc::downgrade(downstream),
             exchange: Rc::downgrade(exchange),
             has_ended: false,
             gate,
@@ -105,10 +105,14 @@ impl RequestBody {
     }
 
     /// Returns the next piece; nothing where the answer has ended.
-    fn poll_piece(client: &Downstream, exchange: &Exchange, cx: &mut Context<'_>) -> Option<Poll<Piece<BodyFault>>> {
+    fn poll_piece(
+        downstream: &Downstream,
+        exchange: &Exchange,
+        cx: &mut Context<'_>,
+    ) -> Option<Poll<Piece<BodyFault>>> {
         let mut incoming = exchange.body.borrow_mut();
         let frame = Pin::new(incoming.as_mut()?).poll_frame(cx);
-        let mut waker = client.body_waker.borrow_mut();
+        let mut waker = downstream.body_waker.borrow_mut();
         if frame.is_pending() && !waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
             *waker = Some(cx.waker().clone());
         }
@@ -116,8 +120,8 @@ impl RequestBody {
     }
 
     /// Returns whether the next piece of a stream is overdue. The timer of a whole connection belongs to its owner.
-    fn stalls(&mut self, client: &Downstream, is_waiting: bool, cx: &mut Context<'_>) -> bool {
-        let Some(stream) = &client.stream else { return false };
+    fn stalls(&mut self, downstream: &Downstream, is_waiting: bool, cx: &mut Context<'_>) -> bool {
+        let Some(stream) = &downstream.stream else { return false };
         if !is_waiting {
             self.stall = None;
             return false;
@@ -127,8 +131,8 @@ impl RequestBody {
         while timer.as_mut().poll(cx).is_ready() {
             let armed = timer.deadline().into_std() - idle;
             // Once the response has begun, its progress counts too.
-            let moved = client.gave_last().filter(|&moved| moved > armed);
-            let starved = client.was_starved_since(armed).then(Instant::now);
+            let moved = downstream.gave_last().filter(|&moved| moved > armed);
+            let starved = downstream.was_starved_since(armed).then(Instant::now);
             let Some(since) = moved.max(starved) else { return true };
             timer.as_mut().reset((since + idle).into());
         }
@@ -148,20 +152,20 @@ impl Body for RequestBody {
             return Poll::Ready(None);
         }
         let answered = || Poll::Ready(Some(Err(BodyFailed::because_of(BodyFault::Answered))));
-        let (Some(client), Some(exchange)) = (self.client.upgrade(), self.exchange.upgrade()) else {
+        let (Some(downstream), Some(exchange)) = (self.downstream.upgrade(), self.exchange.upgrade()) else {
             return answered();
         };
-        client.ask_for_body(exchange.has_answer());
-        let Some(frame) = RequestBody::poll_piece(&client, &exchange, cx) else { return answered() };
-        if client.http1.body_expired.get() || self.stalls(&client, frame.is_pending(), cx) {
+        downstream.ask_for_body(exchange.has_answer());
+        let Some(frame) = RequestBody::poll_piece(&downstream, &exchange, cx) else { return answered() };
+        if downstream.http1.body_expired.get() || self.stalls(&downstream, frame.is_pending(), cx) {
             return RequestBody::fault(&exchange, BodyFault::Stalled);
         }
         let mut waited = Duration::ZERO;
         match frame.is_pending() {
-            true if client.awaits_body.get().is_none() => client.awaits_body.set(Some(Instant::now())),
+            true if downstream.awaits_body.get().is_none() => downstream.awaits_body.set(Some(Instant::now())),
             true => {}
             false => {
-                let since = client.awaits_body.take().filter(|&since| !client.was_starved_since(since));
+                let since = downstream.awaits_body.take().filter(|&since| !downstream.was_starved_since(since));
                 waited = since.map_or(Duration::ZERO, |since| since.elapsed());
             }
         }
@@ -174,7 +178,7 @@ impl Body for RequestBody {
                     });
                 }
                 let length = frame.data_ref().map_or(0, Bytes::len);
-                client.took(length);
+                downstream.took(length);
                 let received = exchange.request_bytes.get() + length as u64;
                 exchange.request_bytes.set(received);
                 if !waited.is_zero() && !exchange.has_answer() && self.rules.min_rate.waited(waited, received) {
@@ -187,7 +191,7 @@ impl Body for RequestBody {
             }
             Some(Err(fault)) => RequestBody::fault(&exchange, fault),
             // A stream that is reset without an error has no end, so that the body is incomplete.
-            None if client.stream.is_some() && !self.is_end_stream() => {
+            None if downstream.stream.is_some() && !self.is_end_stream() => {
                 RequestBody::fault(&exchange, BodyFault::ClientGone)
             }
             None => {

@@ -65,14 +65,14 @@ impl RequestRecorder {
     }
 
     /// Counts and logs a request whose head could not be read.
-    pub(crate) fn unreadable(&self, client: &Downstream, status: StatusCode, problem: &'static str) {
+    pub(crate) fn unreadable(&self, downstream: &Downstream, status: StatusCode, problem: &'static str) {
         self.count(NO_ROUTE, "none", "OTHER", status.as_u16());
         // The begin of the request is unknown.
         self.metrics.request_duration.with_label_values(&["none"]).observe(0.0);
         if let Some(log) = &*self.log.borrow() {
             log.write(&Entry {
-                listener: &client.connection.listener,
-                client: client.connection.peer_text.to_str().unwrap_or_default(),
+                listener: &downstream.connection.listener,
+                client: downstream.connection.peer_text.to_str().unwrap_or_default(),
                 method: "-",
                 host: "",
                 uri: "-",
@@ -140,7 +140,7 @@ pub(crate) struct RouteLabel {
 /// One request and its answer.
 pub(crate) struct Exchange {
     recorder: Rc<RequestRecorder>,
-    client: Rc<Downstream>,
+    downstream: Rc<Downstream>,
     pub(crate) started: Instant,
     method: Method,
     route: RefCell<Option<Arc<RouteLabel>>>,
@@ -179,7 +179,7 @@ struct Details {
 impl Exchange {
     pub(crate) fn begin(
         recorder: &Rc<RequestRecorder>,
-        client: &Rc<Downstream>,
+        downstream: &Rc<Downstream>,
         head: &request::Parts,
     ) -> Rc<Exchange> {
         recorder.metrics.requests_in_flight.inc();
@@ -196,7 +196,7 @@ impl Exchange {
         });
         Rc::new(Exchange {
             recorder: Rc::clone(recorder),
-            client: Rc::clone(client),
+            downstream: Rc::clone(downstream),
             started: Instant::now(),
             method: head.method.clone(),
             route: RefCell::default(),
@@ -263,18 +263,18 @@ impl Exchange {
     }
 
     /// Returns the connection that it came on.
-    pub(super) fn client(&self) -> &Downstream {
-        &self.client
+    pub(super) fn downstream(&self) -> &Downstream {
+        &self.downstream
     }
 
     /// Notes whether a piece of the response is with the connection now, or still has to come from the node.
     pub(crate) fn offer(&self, is_offered: bool) {
-        self.client.offer(is_offered);
+        self.downstream.offer(is_offered);
     }
 
     /// Returns whether the request came on a stream of HTTP/2.
     pub(super) fn is_on_stream(&self) -> bool {
-        self.client.stream.is_some()
+        self.downstream.stream.is_some()
     }
 
     /// Returns whether the request is a HEAD, whose response has no body.
@@ -284,12 +284,12 @@ impl Exchange {
 
     /// Waits until the client's connection has room for more of a node's answer.
     pub(super) fn poll_room(&self, cx: &std::task::Context<'_>) -> Poll<()> {
-        self.client.poll_room(cx)
+        self.downstream.poll_room(cx)
     }
 
     /// Notes that these bytes of the response were handed to the client's connection.
     pub(super) fn gave(&self, bytes: u64) {
-        self.client.gave(bytes);
+        self.downstream.gave(bytes);
     }
 
     /// Returns whether the response has begun.
@@ -309,7 +309,7 @@ impl Exchange {
     /// as bytes of the client after the response must not be read as the rest of the body.
     pub(crate) fn left(&self) {
         self.end_body();
-        self.client.http1.phase.set(Phase::Ending);
+        self.downstream.http1.phase.set(Phase::Ending);
     }
 
     /// The request has a body.
@@ -320,8 +320,8 @@ impl Exchange {
     /// Notes that no step reads the request's body any more. On a stream that has no response yet, its rest waits for
     /// that: a stream whose body is dropped is reset together with its response.
     pub(super) fn release_body(&self) {
-        if self.client.stream.is_some() && !self.has_answer() {
-            self.client.awaits_body.set(None);
+        if self.downstream.stream.is_some() && !self.has_answer() {
+            self.downstream.awaits_body.set(None);
         } else {
             self.end_body();
         }
@@ -331,12 +331,12 @@ impl Exchange {
     /// while; over HTTP/1, hyper reads what has arrived, or closes the connection after the response.
     fn end_body(&self) {
         if let Some(body) = self.body.take() {
-            self.client.awaits_body.set(None);
-            self.client.http1.drains_body.set(!body.is_end_stream());
-            if self.client.stream.is_some() && self.has_answer() && !body.is_end_stream() {
-                tokio::task::spawn_local(discard(body, Rc::clone(&self.client)));
+            self.downstream.awaits_body.set(None);
+            self.downstream.http1.drains_body.set(!body.is_end_stream());
+            if self.downstream.stream.is_some() && self.has_answer() && !body.is_end_stream() {
+                tokio::task::spawn_local(discard(body, Rc::clone(&self.downstream)));
             }
-            self.client.wake_body();
+            self.downstream.wake_body();
         }
     }
 
@@ -377,8 +377,8 @@ impl Exchange {
         let node = details.node.borrow();
         let uri = details.uri.path_and_query().map_or("/", http::uri::PathAndQuery::as_str);
         log.write(&Entry {
-            listener: &self.client.connection.listener,
-            client: address.as_deref().or(self.client.connection.peer_text.to_str().ok()).unwrap_or_default(),
+            listener: &self.downstream.connection.listener,
+            client: address.as_deref().or(self.downstream.connection.peer_text.to_str().ok()).unwrap_or_default(),
             method: self.method.as_str(),
             host: &text(&details.host).or_else(|| details.uri.host().map(str::to_owned)).unwrap_or_default(),
             uri,
@@ -409,13 +409,13 @@ impl Exchange {
 
 /// Reads the rest of a stream's body after the response, up to a bound: after a reset at the same time as the response,
 /// some clients lose it (curl 7.88, for example). Then the stream is reset without an error (RFC 9113 8.1).
-async fn discard(mut body: ClientBody, client: Rc<Downstream>) {
+async fn discard(mut body: ClientBody, downstream: Rc<Downstream>) {
     let until = tokio::time::Instant::now() + DISCARD_FOR;
     let mut left = DISCARD_BYTES;
     while left > 0 {
         let Ok(Some(Ok(frame))) = tokio::time::timeout_at(until, body.frame()).await else { break };
         let length = frame.data_ref().map_or(0, bytes::Bytes::len);
-        client.took(length);
+        downstream.took(length);
         left = left.saturating_sub(length);
     }
 }
@@ -440,7 +440,7 @@ impl ClientPart for Exchange {
     }
 
     fn is_awaited(&self) -> bool {
-        self.client.awaits_body.get().is_some()
+        self.downstream.awaits_body.get().is_some()
     }
 }
 

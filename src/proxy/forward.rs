@@ -35,7 +35,7 @@ type NodeHead = (Method, Uri, HeaderMap);
 /// A request that has found its route and pool.
 pub(super) struct RoutedRequest<'a> {
     pub(super) worker: &'a Rc<WorkerContext>,
-    pub(super) client: &'a Rc<Downstream>,
+    pub(super) downstream: &'a Rc<Downstream>,
     pub(super) exchange: &'a Rc<Exchange>,
     pub(super) route: &'a Arc<Route>,
     pub(super) pool: &'a Arc<Pool>,
@@ -119,7 +119,7 @@ impl RoutedRequest<'_> {
     fn prepare(&self, head: RequestHead) -> Result<(NodeHead, bool), Problem> {
         let RequestHead { method, uri, version, fields } = head;
         let (address, has_trailers) = (fields.facts.address, fields.facts.takes_trailers);
-        let (mut fields, upgrade) = fields.for_node(&self.client.connection.peer_text);
+        let (mut fields, upgrade) = fields.for_node(&self.downstream.connection.peer_text);
         let target = self.new_target(&uri)?.unwrap_or(uri);
         let upgrade = upgrade.filter(|to| self.may_upgrade(version, to));
         if method == Method::OPTIONS
@@ -192,9 +192,9 @@ impl RoutedRequest<'_> {
         if !self.form.has_body {
             return Outgoing::Empty;
         }
-        let (client, exchange) = (self.client, self.exchange);
+        let (downstream, exchange) = (self.downstream, self.exchange);
         let rules = self.body_rules(self.body_limit);
-        Outgoing::Stream(Box::pin(RequestBody::new(client, exchange, gate, rules)))
+        Outgoing::Stream(Box::pin(RequestBody::new(downstream, exchange, gate, rules)))
     }
 }
 

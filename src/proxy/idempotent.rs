@@ -105,7 +105,7 @@ pub(super) fn begin(
     upstream_request.context.body_limit = rules.max_request;
     upstream_request.cache_status = routed.route.cache.as_ref().map(|_| CacheStatus::forwarded(ForwardReason::Method));
     let body_rules = routed.body_rules(rules.max_request);
-    let body = routed.form.has_body.then(|| RequestBody::new(routed.client, routed.exchange, None, body_rules));
+    let body = routed.form.has_body.then(|| RequestBody::new(routed.downstream, routed.exchange, None, body_rules));
     let keyed = Box::new(Keyed {
         upstream_request,
         rules: Arc::clone(rules),
@@ -270,7 +270,7 @@ impl Keyed {
 /// The nodes, as the origin of a run.
 impl Origin for Keyed {
     type Body = AnswerBody;
-    type Failure = Problem;
+    type Error = Problem;
 
     async fn send(&mut self, by: BootTime) -> Sent<AnswerBody, Problem> {
         self.send_within(Some(by)).await

@@ -30,18 +30,18 @@ use std::rc::Rc;
 /// Returns the response to one request. A refusal is a response too.
 pub(crate) fn answer(
     worker: &Rc<WorkerContext>,
-    client: &Rc<Downstream>,
+    downstream: &Rc<Downstream>,
     request: Request<impl Into<ClientBody>>,
 ) -> ResponseFuture {
     let (head, body) = request.into_parts();
     let body = body.into();
-    client.begin_request(head.version);
-    let exchange = Exchange::begin(&worker.recorder, client, &head);
+    downstream.begin_request(head.version);
+    let exchange = Exchange::begin(&worker.recorder, downstream, &head);
     let body_follows = !body.is_end_stream();
     if body_follows {
         exchange.take_body(body);
     }
-    match begin(worker, client, &exchange, head, body_follows) {
+    match begin(worker, downstream, &exchange, head, body_follows) {
         // Boxed, for hyper moves a service's future about before it first polls it.
         Ok(Step::Forward(upstream_request)) => {
             ResponseFuture::Pending { reply: PendingReply(Box::pin(upstream_request.forward())), exchange }
@@ -50,7 +50,7 @@ pub(crate) fn answer(
         Ok(Step::Reply(reply)) => ResponseFuture::ready(reply, &exchange),
         Err(problem) => {
             if problem.status() == StatusCode::BAD_REQUEST && problem.close {
-                client.note_malformed();
+                downstream.note_malformed();
             }
             ResponseFuture::ready(Reply::problem(&problem, &exchange), &exchange)
         }
@@ -58,23 +58,23 @@ pub(crate) fn answer(
 }
 
 /// Returns the response to a request that hyper could not read, as bytes to send before the connection closes.
-pub(crate) fn unreadable(worker: &WorkerContext, client: &Downstream, problem: &Problem) -> Vec<u8> {
-    worker.recorder.unreadable(client, problem.status(), problem.name());
+pub(crate) fn unreadable(worker: &WorkerContext, downstream: &Downstream, problem: &Problem) -> Vec<u8> {
+    worker.recorder.unreadable(downstream, problem.status(), problem.name());
     problem.to_http1()
 }
 
 /// Takes a request as far as it goes without waiting, by one configuration.
 fn begin(
     worker: &Rc<WorkerContext>,
-    client: &Rc<Downstream>,
+    downstream: &Rc<Downstream>,
     exchange: &Rc<Exchange>,
     mut head: request::Parts,
     body_follows: bool,
 ) -> Result<Step, Problem> {
-    check_framing(client)?;
+    check_framing(downstream)?;
     worker.with_snapshot(|snapshot| {
         let settings = &snapshot.config.settings;
-        client.count_request(settings.limits.requests_per_connection);
+        downstream.count_request(settings.limits.requests_per_connection);
         let (uri, host) = (head.uri.clone(), head.headers.get(HOST).cloned());
         let is_http2 = head.version == Version::HTTP_2;
         let bounds = Bounds { body: settings.limits.request_body.0, body_follows: is_http2.then_some(body_follows) };
@@ -87,16 +87,16 @@ fn begin(
         }
         let underscores = underscores(settings.limits.underscores_in_headers);
         let peer = Peer {
-            address: client.connection.peer.ip(),
-            is_secure: client.is_secure(),
-            certificate: client.connection.secured.as_ref().and_then(|secured| secured.subject.as_ref()),
+            address: downstream.connection.peer.ip(),
+            is_secure: downstream.is_secure(),
+            certificate: downstream.connection.secured.as_ref().and_then(|secured| secured.subject.as_ref()),
             trusted_proxies: &settings.trusted_proxies,
             underscores,
             key_headers: &snapshot.key_headers,
         };
         let (head, form) = enter(head, &uri, host.as_ref(), peer, bounds)?;
-        client.http1.says_close.set(head.fields.facts.says_close);
-        check_admission(client, &head.method, &form)?;
+        downstream.http1.says_close.set(head.fields.facts.says_close);
+        check_admission(downstream, &head.method, &form)?;
 
         let index = plan::route(&snapshot.table, &head, &form).ok_or_else(no_route)?;
         let route = &snapshot.routes[index];
@@ -110,7 +110,7 @@ fn begin(
             Action::Saga(saga) => {
                 let body_rules = BodyRules { limit: bounds.body, min_rate: min_rate(), underscores };
                 let request =
-                    SagaRequest { worker, client, exchange, saga, rules: idempotency, form, uncounted, body_rules };
+                    SagaRequest { worker, downstream, exchange, saga, rules: idempotency, form, uncounted, body_rules };
                 return saga::begin(request, &head);
             }
             Action::SagaStates => return saga::show(snapshot, &form, exchange, &head),
@@ -120,7 +120,7 @@ fn begin(
         };
         let routed = RoutedRequest {
             worker,
-            client,
+            downstream,
             exchange,
             route,
             pool,
@@ -142,8 +142,8 @@ fn begin(
 }
 
 /// Refuses a request whose bytes were malformed, also where hyper has accepted them.
-fn check_framing(client: &Downstream) -> Result<(), Problem> {
-    match client.http1.malformed.get() {
+fn check_framing(downstream: &Downstream) -> Result<(), Problem> {
+    match downstream.http1.malformed.get() {
         None => Ok(()),
         Some(Malformed::Chunks) => Err(bad_chunk()),
         Some(Malformed::Fragment) => {
@@ -153,11 +153,11 @@ fn check_framing(client: &Downstream) -> Result<(), Problem> {
 }
 
 /// Refuses a method that is never answered, and a host that the connection's certificate does not cover.
-fn check_admission(client: &Downstream, method: &Method, form: &Form<'_>) -> Result<(), Problem> {
+fn check_admission(downstream: &Downstream, method: &Method, form: &Form<'_>) -> Result<(), Problem> {
     if *method == Method::TRACE {
         return Err(trace_refused());
     }
-    let certificate = client.connection.secured.as_ref().and_then(|secured| secured.certificate.as_ref());
+    let certificate = downstream.connection.secured.as_ref().and_then(|secured| secured.certificate.as_ref());
     match certificate {
         Some(names) if !names.cover(&form.host) => Err(misdirected()),
         _ => Ok(()),

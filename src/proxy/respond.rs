@@ -91,20 +91,20 @@ pub(super) fn finish(reply: Reply, exchange: &Exchange) -> Response<ResponseBody
         fields.append(SET_COOKIE, cookie);
     }
     add_cache_status(fields, cache_status);
-    let client = exchange.client();
+    let downstream = exchange.downstream();
     // A connection that switches protocols has no next request.
-    if client.stream.is_some() {
+    if downstream.stream.is_some() {
         if exchange.is_head() {
             response.body_mut().leave_out();
         }
         // HTTP/2 announces the end of a connection by GOAWAY.
         response.headers_mut().remove(CONNECTION);
-    } else if (client.connection.leaving.get() || client.connection.is_spent.get())
+    } else if (downstream.connection.leaving.get() || downstream.connection.is_spent.get())
         && response.status() != StatusCode::SWITCHING_PROTOCOLS
     {
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
-    if client.http1.is_http10.get()
+    if downstream.http1.is_http10.get()
         && response.body().size_hint().exact().is_none()
         && !response.headers().contains_key(CONTENT_LENGTH)
     {
@@ -118,8 +118,8 @@ pub(super) fn finish(reply: Reply, exchange: &Exchange) -> Response<ResponseBody
     }
     exchange.add_rate_limit(response.headers_mut());
     exchange.answered(response.status());
-    client.offer(true);
-    client.http1.phase.set(Phase::Answer);
+    downstream.offer(true);
+    downstream.http1.phase.set(Phase::Answer);
     response
 }
 

@@ -18,8 +18,8 @@ use crate::clock::{self, BootTime, steady_millis};
 use crate::http::fields;
 use crate::http::problem::Problem;
 use crate::upstream::{
-    AnswerBody, ClientPart, Deadlines, Dispatch, DispatchError, Failure, Interim, Node, NodeResponse, Observer,
-    Outgoing, Pool, RetrySafety,
+    AnswerBody, ClientPart, Deadlines, Dispatch, DispatchError, Interim, Node, NodeResponse, Observer, Outgoing, Pool,
+    RetrySafety, UpstreamError,
 };
 use http::header::{CONNECTION, UPGRADE};
 use http::{HeaderValue, Response, StatusCode};
@@ -130,10 +130,10 @@ impl UpstreamRequest {
         };
         match awaited {
             Ok(Ok(body)) => *request.body_mut() = body,
-            Ok(Err(_)) => return Err(self.context.failed(Failure::RequestBody)),
+            Ok(Err(_)) => return Err(self.context.failed(UpstreamError::RequestBody)),
             Err(_) => {
                 self.exchange().body_failed(BodyFault::Stalled);
-                return Err(self.context.failed(Failure::RequestBody));
+                return Err(self.context.failed(UpstreamError::RequestBody));
             }
         }
         Ok(true)
@@ -147,13 +147,13 @@ impl UpstreamRequest {
             self.may_switch && self.exchange().body.borrow().as_ref().is_none_or(http_body::Body::is_end_stream);
         let cookie = self.context.cookie(&self.dispatch.pool, &response);
         let protocol = fields::strip_response(response.head.headers_mut()).upgrade.filter(|_| may_switch);
-        let protocol = protocol.ok_or_else(|| failed(Failure::Malformed))?;
+        let protocol = protocol.ok_or_else(|| failed(UpstreamError::Malformed))?;
         let (mut head, node, in_flight) = response.into_switched().map_err(failed)?;
         let timeouts = &self.dispatch.pool.timeouts;
         let (idle, half_closed_idle) = (timeouts.tunnel, timeouts.idle);
         let record = Rc::<Exchange>::clone(self.exchange());
-        if !self.exchange().client().switch_to(Tunnel { node, in_flight, record, idle, half_closed_idle }) {
-            return Err(failed(Failure::Malformed));
+        if !self.exchange().downstream().switch_to(Tunnel { node, in_flight, record, idle, half_closed_idle }) {
+            return Err(failed(UpstreamError::Malformed));
         }
         head.headers_mut().insert(UPGRADE, protocol);
         head.headers_mut().insert(CONNECTION, HeaderValue::from_static("upgrade"));
@@ -227,7 +227,7 @@ impl UpstreamContext {
     }
 
     /// Returns the problem for a request that no node has answered.
-    fn failed(&self, failure: Failure) -> Problem {
+    fn failed(&self, failure: UpstreamError) -> Problem {
         let exchange = &self.observer.exchange;
         if let Some(fault) = exchange.body_fault.get() {
             return self.body_problem(fault);
@@ -264,7 +264,7 @@ impl Observer for ExchangeObserver {
     fn interim(&self, interim: &Interim) {
         match &self.gate {
             Some(gate) if interim.is_continue() => gate.open(),
-            _ if self.wants_interim => self.exchange.client().interim(&interim.to_http1()),
+            _ if self.wants_interim => self.exchange.downstream().interim(&interim.to_http1()),
             _ => {}
         }
     }

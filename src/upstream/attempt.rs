@@ -9,7 +9,7 @@ use super::link::{AttemptLimits, Link, SendResult};
 use super::observer::Observer;
 use super::pool::{Node, Pool};
 use super::retry::{RetrySafety, Setback};
-use super::{Failure, Outgoing};
+use super::{Outgoing, UpstreamError};
 use http::header::HOST;
 use http::{HeaderValue, Request, Response};
 use std::time::{Duration, Instant};
@@ -31,7 +31,7 @@ pub(crate) struct Reach {
 pub(super) enum AttemptResult {
     Response(Response<()>, Carrier),
     Failed {
-        failure: Failure,
+        failure: UpstreamError,
         /// The grounds for another attempt; none where there may be none.
         setback: Option<Setback>,
         /// The failure counts against the node.
@@ -41,7 +41,7 @@ pub(super) enum AttemptResult {
 
 /// The result of an attempt that has found its connection too late to send anything.
 const LAPSED: AttemptResult =
-    AttemptResult::Failed { failure: Failure::ClaimLapsed, setback: None, is_the_nodes: false };
+    AttemptResult::Failed { failure: UpstreamError::ClaimLapsed, setback: None, is_the_nodes: false };
 
 /// An attempt at a node, with its terms.
 pub(super) struct Attempt<'a, O> {
@@ -96,7 +96,7 @@ impl<O: Observer> Attempt<'_, O> {
                     return failed(failure, Setback::StaleConnection, false);
                 }
                 SendResult::NotSent(failure) => (failure, false),
-                SendResult::Unprocessed { .. } => (Failure::Terminated, true),
+                SendResult::Unprocessed { .. } => (UpstreamError::Terminated, true),
                 SendResult::Stale(failure) | SendResult::SentNoAnswer(failure) => (failure, true),
             };
             return self.judge(failure, sent, is_client_slow, link.last_activity());
@@ -142,7 +142,7 @@ impl<O: Observer> Attempt<'_, O> {
                         wants_new = true;
                         continue;
                     }
-                    Admission::Unknown => return self.not_connected(Failure::ConnectTimeout, timeout),
+                    Admission::Unknown => return self.not_connected(UpstreamError::ConnectTimeout, timeout),
                 }
             }
             if self.deadlines.has_lapsed() {
@@ -166,13 +166,13 @@ impl<O: Observer> Attempt<'_, O> {
                 }
                 // The request of a client that has failed is not sent to another node.
                 SendResult::Unprocessed { is_refusal } if !observer.has_body_failed() => {
-                    return failed(Failure::Terminated, Setback::UnprocessedStream, is_refusal);
+                    return failed(UpstreamError::Terminated, Setback::UnprocessedStream, is_refusal);
                 }
                 SendResult::Stale(failure) if self.retries == RetrySafety::ByMethod && !observer.has_body_failed() => {
                     return failed(failure, Setback::StaleConnection, false);
                 }
                 SendResult::NotSent(failure) => (failure, false),
-                SendResult::Unprocessed { .. } => (Failure::Terminated, true),
+                SendResult::Unprocessed { .. } => (UpstreamError::Terminated, true),
                 SendResult::Stale(failure) | SendResult::SentNoAnswer(failure) => (failure, true),
             };
             // hyper resets a stream whose body fails, and reports nothing else.
@@ -192,25 +192,25 @@ impl<O: Observer> Attempt<'_, O> {
 
     /// Returns the result of a connection that was not established within `timeout`. It counts against the node, unless
     /// the end of the request has shortened the time.
-    fn not_connected(&self, failure: Failure, timeout: Duration) -> AttemptResult {
-        let had_its_time = failure != Failure::ConnectTimeout || timeout == self.pool.timeouts.connect;
+    fn not_connected(&self, failure: UpstreamError, timeout: Duration) -> AttemptResult {
+        let had_its_time = failure != UpstreamError::ConnectTimeout || timeout == self.pool.timeouts.connect;
         failed(failure, Setback::NotSent, had_its_time)
     }
 
     /// Returns the result of an attempt without a response: for the request, and for its node.
-    fn judge(&self, failure: Failure, sent: bool, is_client_slow: bool, last_activity: Instant) -> AttemptResult {
+    fn judge(&self, failure: UpstreamError, sent: bool, is_client_slow: bool, last_activity: Instant) -> AttemptResult {
         let first_byte = self.pool.timeouts.first_byte;
         // Once the request's body has failed, all that follows is the client's failure.
-        let failure = if self.observer.has_body_failed() { Failure::RequestBody } else { failure };
+        let failure = if self.observer.has_body_failed() { UpstreamError::RequestBody } else { failure };
         let setback = match failure {
-            Failure::RequestBody => None,
-            Failure::Timeout if is_client_slow => None,
+            UpstreamError::RequestBody => None,
+            UpstreamError::Timeout if is_client_slow => None,
             _ if !sent => Some(Setback::NotSent),
-            Failure::Timeout => Some(Setback::Late),
+            UpstreamError::Timeout => Some(Setback::Late),
             _ => Some(Setback::Reset),
         };
         // The end of the whole request is not the node's failure, if the node's own timeout had not passed.
-        let had_its_time = failure != Failure::Timeout
+        let had_its_time = failure != UpstreamError::Timeout
             || (!is_client_slow && !first_byte.is_zero() && last_activity.elapsed() >= first_byte);
         AttemptResult::Failed { failure, setback, is_the_nodes: failure.is_the_nodes() && had_its_time }
     }
@@ -246,16 +246,16 @@ impl<O: Observer> Attempt<'_, O> {
 
 impl<O> Attempt<'_, O> {
     /// Counts a failure at the node, and logs one that an operator has to mend.
-    pub(super) fn note_failure(&self, failure: Failure) {
+    pub(super) fn note_failure(&self, failure: UpstreamError) {
         let (node, runtime) = (self.node, &self.node.runtime);
-        if matches!(failure, Failure::TlsCertificate(_)) && runtime.may_warn(self.started) {
+        if matches!(failure, UpstreamError::TlsCertificate(_)) && runtime.may_warn(self.started) {
             tracing::warn!(pool = &*self.pool.name, node = &*node.id, address = %node.address(), "{failure}");
         }
         runtime.count(failure.label());
     }
 }
 
-fn failed(failure: Failure, setback: Setback, is_the_nodes: bool) -> AttemptResult {
+fn failed(failure: UpstreamError, setback: Setback, is_the_nodes: bool) -> AttemptResult {
     AttemptResult::Failed { failure, setback: Some(setback), is_the_nodes }
 }
 

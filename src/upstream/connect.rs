@@ -1,6 +1,6 @@
 //! A new connection to a node, for requests and for health checks alike.
 
-use super::{CertificateFault, Failure};
+use super::{CertificateFault, UpstreamError};
 use crate::config::Protocol;
 use crate::io::Stream;
 use crate::tls::ClientTls;
@@ -47,16 +47,16 @@ impl Endpoint {
     }
 
     /// Connects, with a TLS handshake where TLS is used. The caller sets the timeout.
-    pub(super) async fn connect(&self) -> Result<Stream, (Failure, String)> {
+    pub(super) async fn connect(&self) -> Result<Stream, (UpstreamError, String)> {
         let connected = match self.others.is_empty() {
             true => TcpStream::connect(self.address).await,
             false => connect_to_any(std::iter::once(&self.address).chain(&*self.others)).await,
         };
         let socket = connected.map_err(|error| {
             let failure = match error.kind() {
-                io::ErrorKind::ConnectionRefused => Failure::ConnectionRefused,
-                io::ErrorKind::TimedOut => Failure::ConnectTimeout,
-                _ => Failure::Unreachable,
+                io::ErrorKind::ConnectionRefused => UpstreamError::ConnectionRefused,
+                io::ErrorKind::TimedOut => UpstreamError::ConnectTimeout,
+                _ => UpstreamError::Unreachable,
             };
             (failure, error.to_string())
         })?;
@@ -93,11 +93,11 @@ async fn connect_to_any(mut addresses: impl Iterator<Item = &SocketAddr>) -> io:
 }
 
 /// Why a handshake has failed.
-fn failure_of(error: &io::Error) -> Failure {
+fn failure_of(error: &io::Error) -> UpstreamError {
     match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
-        Some(rustls::Error::InvalidCertificate(error)) => Failure::TlsCertificate(CertificateFault::of(error)),
-        Some(_) => Failure::TlsProtocol,
-        None => Failure::Terminated,
+        Some(rustls::Error::InvalidCertificate(error)) => UpstreamError::TlsCertificate(CertificateFault::of(error)),
+        Some(_) => UpstreamError::TlsProtocol,
+        None => UpstreamError::Terminated,
     }
 }
 

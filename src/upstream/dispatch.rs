@@ -31,7 +31,7 @@ use super::pick::PickError;
 use super::pool::{Picked, Pool, Tried};
 use super::replay_body::ReplayBody;
 use super::retry::{RetrySafety, Setback};
-use super::{AnswerBody, Failure, NodePreference, Outgoing};
+use super::{AnswerBody, NodePreference, Outgoing, UpstreamError};
 use crate::clock::steady_millis;
 use crate::config::Protocol;
 use crate::http::budget::Budget;
@@ -64,7 +64,7 @@ pub(crate) enum DispatchError {
     SessionNodeDown,
     /// The last attempt has failed.
     #[error("{0}")]
-    Failed(Failure),
+    Failed(UpstreamError),
 }
 
 /// The attempts that were made for a request.
@@ -93,8 +93,8 @@ impl DispatchError {
             DispatchError::SessionNodeDown => unavailable(ProblemKind::SessionNodeDown),
             DispatchError::Failed(failure) => {
                 let kind = match failure {
-                    Failure::ClaimLapsed => ProblemKind::StoreUnavailable,
-                    Failure::ConnectTimeout | Failure::Timeout => ProblemKind::UpstreamTimeout,
+                    UpstreamError::ClaimLapsed => ProblemKind::StoreUnavailable,
+                    UpstreamError::ConnectTimeout | UpstreamError::Timeout => ProblemKind::UpstreamTimeout,
                     _ => ProblemKind::UpstreamFailed,
                 };
                 Problem::new(kind, failure.to_string()).with_token(failure.proxy_status())
@@ -145,7 +145,7 @@ impl Dispatch {
         response: NodeResponse,
         connections: &NodeConnections,
         observer: &impl Observer,
-    ) -> Result<Response<AnswerBody>, Failure> {
+    ) -> Result<Response<AnswerBody>, UpstreamError> {
         response.open(&self.pool, self.deadlines.until, connections, observer)
     }
 
@@ -346,7 +346,7 @@ impl Dispatch {
 }
 
 /// Counts a retry by its reason.
-fn count_retry(pool: &Pool, setback: Option<Setback>, result: &Result<NodeResponse, Failure>) {
+fn count_retry(pool: &Pool, setback: Option<Setback>, result: &Result<NodeResponse, UpstreamError>) {
     match (setback.and_then(Setback::reason), result) {
         (Some(reason), _) => pool.group.retried(reason),
         (None, Ok(response)) => pool.group.retried(response.head.status().as_str()),
@@ -445,7 +445,7 @@ mod tests {
         let mut dispatch = post(&pool, 0, RetrySafety::AtMostOnce);
         let closing = async { drop(node(listener, "").await) };
         let (response, ()) = tokio::join!(dispatch.fetch(&connections, &NoClient), closing);
-        assert_eq!(response.err(), Some(DispatchError::Failed(Failure::Terminated)));
+        assert_eq!(response.err(), Some(DispatchError::Failed(UpstreamError::Terminated)));
         assert_eq!(dispatch.reach, Reach { sent: true, whole: true });
         let mut dispatch = post(&pool, 1, RetrySafety::AtMostOnce);
         dispatch.wanted.may_leave = false;

@@ -6,7 +6,7 @@
 use super::connect::Endpoint;
 use super::link::{AttemptLimits, SendResult};
 use super::node::NodeRuntime;
-use super::{BodyError, Failure, Outgoing};
+use super::{BodyError, Outgoing, UpstreamError};
 use crate::io::{OnThisThread, Stream};
 use bytes::Bytes;
 use http::header::{CONNECTION, HOST, TRANSFER_ENCODING};
@@ -202,7 +202,7 @@ impl SharedLinks {
         node: &Arc<NodeRuntime>,
         endpoint: &Endpoint,
         timeout: Duration,
-    ) -> Result<Box<SharedLink>, Failure> {
+    ) -> Result<Box<SharedLink>, UpstreamError> {
         let told: Rc<Notify> = Rc::default();
         self.connecting.borrow_mut().insert(node.serial, Rc::clone(&told));
         let _connecting = Connecting { links: self, serial: node.serial, told };
@@ -210,7 +210,7 @@ impl SharedLinks {
         let connecting = async {
             let stream = endpoint.connect().await.map_err(|(failure, _)| failure)?;
             if stream.is_tls() && stream.alpn_protocol() != Some(b"h2") {
-                return Err(Failure::TlsProtocol);
+                return Err(UpstreamError::TlsProtocol);
             }
             let mut builder = Builder::new(OnThisThread);
             builder
@@ -222,11 +222,11 @@ impl SharedLinks {
                 .keep_alive_interval(PING_EVERY)
                 .keep_alive_timeout(PING_TIMEOUT);
             let stream = Heard { stream, listener: Rc::clone(&listener) };
-            builder.handshake(TokioIo::new(stream)).await.map_err(|_| Failure::Terminated)
+            builder.handshake(TokioIo::new(stream)).await.map_err(|_| UpstreamError::Terminated)
         };
         let (sender, connection) = match timeout.is_zero() {
             true => connecting.await?,
-            false => tokio::time::timeout(timeout, connecting).await.map_err(|_| Failure::ConnectTimeout)??,
+            false => tokio::time::timeout(timeout, connecting).await.map_err(|_| UpstreamError::ConnectTimeout)??,
         };
         let allowance: Rc<Allowance> = Rc::default();
         let allowed = Rc::clone(&allowance);
@@ -346,11 +346,11 @@ impl SharedLink {
         is_new: bool,
         waits_for_client: impl Fn() -> bool,
     ) -> SendResult {
-        let Some(mut taken) = request.take() else { return SendResult::NotSent(Failure::RequestBody) };
+        let Some(mut taken) = request.take() else { return SendResult::NotSent(UpstreamError::RequestBody) };
         let plain = (taken.uri().clone(), taken.headers().clone());
         let (method, is_bare) = (taken.method().clone(), matches!(taken.body(), Outgoing::Empty));
         if dress(&mut taken, endpoint).is_none() {
-            return SendResult::NotSent(Failure::RequestBody);
+            return SendResult::NotSent(UpstreamError::RequestBody);
         }
         if !is_bare {
             let permit = self.permit.get_or_insert_with(|| Rc::new(StreamPermit(Rc::clone(&self.shared))));
@@ -384,7 +384,7 @@ impl SharedLink {
                 if let Some(mut unsent) = error.take_message() {
                     (*unsent.uri_mut(), *unsent.headers_mut()) = plain;
                     *request = Some(unsent);
-                    return SendResult::NotSent(Failure::Terminated);
+                    return SendResult::NotSent(UpstreamError::Terminated);
                 }
                 if is_bare {
                     // All of it is still here.
@@ -396,11 +396,11 @@ impl SharedLink {
                 match ended(error.error()) {
                     Ended::Refused => SendResult::Unprocessed { is_refusal: true },
                     Ended::BeyondGoaway => SendResult::Unprocessed { is_refusal: false },
-                    Ended::Connection if !is_new => SendResult::Stale(Failure::Terminated),
-                    Ended::Connection | Ended::Stream => SendResult::SentNoAnswer(Failure::Terminated),
+                    Ended::Connection if !is_new => SendResult::Stale(UpstreamError::Terminated),
+                    Ended::Connection | Ended::Stream => SendResult::SentNoAnswer(UpstreamError::Terminated),
                 }
             }
-            None => SendResult::SentNoAnswer(Failure::Timeout),
+            None => SendResult::SentNoAnswer(UpstreamError::Timeout),
         }
     }
 

@@ -13,7 +13,7 @@ use super::http1::content::{BadContent, Content, Part};
 use super::http1::request::Output;
 use super::http1::response::{self, Asked, BadHead, FinalHead, Head};
 use super::interim::Interim;
-use super::{Failure, Outgoing};
+use super::{Outgoing, UpstreamError};
 use crate::io::Stream;
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, Method, Request, Response};
@@ -37,15 +37,15 @@ const WRITES_A_TURN: usize = 16;
 pub(crate) enum SendResult {
     /// No byte of the request left this process: it may be tried elsewhere, whatever it is, if it
     /// has come back whole.
-    NotSent(Failure),
+    NotSent(UpstreamError),
     /// The node has declared that it did not begin with the request: it may be tried again, whatever it is, if it is
     /// still all here. A node that refuses a stream is not well; one that says that it goes away may be.
     Unprocessed { is_refusal: bool },
     /// A connection that was kept from an earlier request has ended after the request was written, before any byte of
     /// an answer: the node may have run it.
-    Stale(Failure),
+    Stale(UpstreamError),
     /// Something was sent and no answer began: the node may have run it.
-    SentNoAnswer(Failure),
+    SentNoAnswer(UpstreamError),
     /// The answer's head is here; its body comes over the link.
     Answer(Response<()>),
 }
@@ -95,11 +95,11 @@ pub(crate) struct Link {
 
 impl Link {
     /// Connects to a node.
-    pub(crate) async fn connect(endpoint: &Endpoint, timeout: Duration) -> Result<Box<Link>, Failure> {
+    pub(crate) async fn connect(endpoint: &Endpoint, timeout: Duration) -> Result<Box<Link>, UpstreamError> {
         let connecting = endpoint.connect();
         let connected = match timeout.is_zero() {
             true => connecting.await,
-            false => tokio::time::timeout(timeout, connecting).await.map_err(|_| Failure::ConnectTimeout)?,
+            false => tokio::time::timeout(timeout, connecting).await.map_err(|_| UpstreamError::ConnectTimeout)?,
         };
         let stream = connected.map_err(|(failure, error)| {
             tracing::debug!(error, address = %endpoint.address, "no connection to a node");
@@ -140,10 +140,10 @@ impl Link {
         on_interim: Option<impl Fn(Interim)>,
         waits_for_client: impl Fn() -> bool,
     ) -> SendResult {
-        let Some(asked) = request.as_mut() else { return SendResult::NotSent(Failure::RequestBody) };
+        let Some(asked) = request.as_mut() else { return SendResult::NotSent(UpstreamError::RequestBody) };
         // A node that speaks before it is asked does not answer.
         if self.sent == 0 && !self.is_quiet() {
-            return SendResult::NotSent(Failure::Terminated);
+            return SendResult::NotSent(UpstreamError::Terminated);
         }
         let sent_before = self.sent;
         self.begin(asked, limits.started);
@@ -164,7 +164,7 @@ impl Link {
                         // A node is not slow as long as the client is.
                         let first_byte = if waits_for_client() { Duration::ZERO } else { limits.first_byte };
                         return match self.is_late(cx, first_byte, limits.until) {
-                            true => Poll::Ready(Err(Failure::Timeout)),
+                            true => Poll::Ready(Err(UpstreamError::Timeout)),
                             false => Poll::Pending,
                         };
                     }
@@ -180,7 +180,7 @@ impl Link {
             self.give_back(request, is_bare);
             return SendResult::NotSent(failure);
         }
-        if sent_before > 0 && failure == Failure::Terminated && !self.has_received {
+        if sent_before > 0 && failure == UpstreamError::Terminated && !self.has_received {
             request.take_if(|_| !is_bare);
             return SendResult::Stale(failure);
         }
@@ -222,9 +222,14 @@ impl Link {
 
     /// Writes as much of the request as it can, and reads the answer to the end of a head. The fields of a final one
     /// are put into `fields`.
-    fn poll_head(&mut self, cx: &mut Context<'_>, asked: Asked, fields: &mut HeaderMap) -> Poll<Result<Head, Failure>> {
+    fn poll_head(
+        &mut self,
+        cx: &mut Context<'_>,
+        asked: Asked,
+        fields: &mut HeaderMap,
+    ) -> Poll<Result<Head, UpstreamError>> {
         if self.poll_request(cx).is_err() {
-            return Poll::Ready(Err(Failure::RequestBody));
+            return Poll::Ready(Err(UpstreamError::RequestBody));
         }
         loop {
             match response::take(&mut self.input, &mut self.seen, asked, fields) {
@@ -234,15 +239,15 @@ impl Link {
                     if let Head::Final(head) = &head
                         && head.content.check(&self.input).is_err()
                     {
-                        return Poll::Ready(Err(Failure::Malformed));
+                        return Poll::Ready(Err(UpstreamError::Malformed));
                     }
                     return Poll::Ready(Ok(head));
                 }
-                Err(BadHead::Malformed) => return Poll::Ready(Err(Failure::Malformed)),
-                Err(BadHead::TooLarge) => return Poll::Ready(Err(Failure::HeadTooLarge)),
+                Err(BadHead::Malformed) => return Poll::Ready(Err(UpstreamError::Malformed)),
+                Err(BadHead::TooLarge) => return Poll::Ready(Err(UpstreamError::HeadTooLarge)),
             }
             match ready!(self.poll_read(cx)) {
-                Ok(0) | Err(_) => return Poll::Ready(Err(Failure::Terminated)),
+                Ok(0) | Err(_) => return Poll::Ready(Err(UpstreamError::Terminated)),
                 Ok(_) => {}
             }
         }

@@ -119,7 +119,7 @@ impl http_body::Body for Outgoing {
 
 /// The reasons for which an attempt at a node has no response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Failure {
+pub(crate) enum UpstreamError {
     /// The node's address refuses connections.
     ConnectionRefused,
     /// No connection within `timeouts.connect`.
@@ -181,62 +181,62 @@ impl CertificateFault {
     }
 }
 
-impl Failure {
+impl UpstreamError {
     /// Returns whether it counts against the node. A request that its client did not send completely does not, nor a
     /// response that only exceeds a limit of the proxy.
     pub(crate) fn is_the_nodes(self) -> bool {
-        !matches!(self, Failure::RequestBody | Failure::HeadTooLarge | Failure::ClaimLapsed)
+        !matches!(self, UpstreamError::RequestBody | UpstreamError::HeadTooLarge | UpstreamError::ClaimLapsed)
     }
 
     /// Returns the label in metrics and the word in logs.
     pub(crate) fn label(self) -> &'static str {
         match self {
-            Failure::ConnectionRefused => "connection_refused",
-            Failure::ConnectTimeout => "connect_timeout",
-            Failure::Unreachable => "unreachable",
-            Failure::TlsCertificate(_) => "tls_certificate",
-            Failure::TlsProtocol => "tls_protocol",
-            Failure::Terminated => "terminated",
-            Failure::Timeout => "timeout",
-            Failure::Malformed => "malformed",
-            Failure::HeadTooLarge => "head_too_large",
-            Failure::RequestBody => "request_body",
-            Failure::ClaimLapsed => "claim_lapsed",
+            UpstreamError::ConnectionRefused => "connection_refused",
+            UpstreamError::ConnectTimeout => "connect_timeout",
+            UpstreamError::Unreachable => "unreachable",
+            UpstreamError::TlsCertificate(_) => "tls_certificate",
+            UpstreamError::TlsProtocol => "tls_protocol",
+            UpstreamError::Terminated => "terminated",
+            UpstreamError::Timeout => "timeout",
+            UpstreamError::Malformed => "malformed",
+            UpstreamError::HeadTooLarge => "head_too_large",
+            UpstreamError::RequestBody => "request_body",
+            UpstreamError::ClaimLapsed => "claim_lapsed",
         }
     }
 
     /// RFC 9209's error token.
     pub(crate) fn proxy_status(self) -> &'static str {
         match self {
-            Failure::ConnectionRefused => "connection_refused",
-            Failure::ConnectTimeout => "connection_timeout",
-            Failure::Unreachable => "destination_ip_unroutable",
-            Failure::TlsCertificate(_) => "tls_certificate_error",
-            Failure::TlsProtocol => "tls_protocol_error",
-            Failure::Terminated => "connection_terminated",
-            Failure::Timeout => "http_response_timeout",
-            Failure::Malformed => "http_protocol_error",
-            Failure::HeadTooLarge => "http_response_header_section_size",
-            Failure::RequestBody => "http_request_error",
-            Failure::ClaimLapsed => "proxy_internal_error",
+            UpstreamError::ConnectionRefused => "connection_refused",
+            UpstreamError::ConnectTimeout => "connection_timeout",
+            UpstreamError::Unreachable => "destination_ip_unroutable",
+            UpstreamError::TlsCertificate(_) => "tls_certificate_error",
+            UpstreamError::TlsProtocol => "tls_protocol_error",
+            UpstreamError::Terminated => "connection_terminated",
+            UpstreamError::Timeout => "http_response_timeout",
+            UpstreamError::Malformed => "http_protocol_error",
+            UpstreamError::HeadTooLarge => "http_response_header_section_size",
+            UpstreamError::RequestBody => "http_request_error",
+            UpstreamError::ClaimLapsed => "proxy_internal_error",
         }
     }
 }
 
-impl fmt::Display for Failure {
+impl fmt::Display for UpstreamError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Failure::ConnectionRefused => "the node refused the connection",
-            Failure::ConnectTimeout => "the node did not accept a connection in time",
-            Failure::Unreachable => "the node cannot be reached",
-            Failure::TlsCertificate(fault) => fault.text(),
-            Failure::TlsProtocol => "the TLS handshake with the node has failed",
-            Failure::Terminated => "the node closed the connection before it answered",
-            Failure::Timeout => "the node did not answer in time",
-            Failure::Malformed => "the node's answer is not valid HTTP",
-            Failure::HeadTooLarge => "the head of the node's answer is too large",
-            Failure::RequestBody => "the request's body ended early",
-            Failure::ClaimLapsed => {
+            UpstreamError::ConnectionRefused => "the node refused the connection",
+            UpstreamError::ConnectTimeout => "the node did not accept a connection in time",
+            UpstreamError::Unreachable => "the node cannot be reached",
+            UpstreamError::TlsCertificate(fault) => fault.text(),
+            UpstreamError::TlsProtocol => "the TLS handshake with the node has failed",
+            UpstreamError::Terminated => "the node closed the connection before it answered",
+            UpstreamError::Timeout => "the node did not answer in time",
+            UpstreamError::Malformed => "the node's answer is not valid HTTP",
+            UpstreamError::HeadTooLarge => "the head of the node's answer is too large",
+            UpstreamError::RequestBody => "the request's body ended early",
+            UpstreamError::ClaimLapsed => {
                 "the claim of the request's key was too old to send anything; repeat the request later"
             }
         })

@@ -1,6 +1,6 @@
 //! The response of a node whose head has come: it is opened for its body, or its connection becomes a tunnel.
 
-use super::Failure;
+use super::UpstreamError;
 use super::answer::{AnswerBody, Carrier, Keep};
 use super::connections::NodeConnections;
 use super::node::InFlight;
@@ -34,10 +34,10 @@ impl NodeResponse {
         until: Option<Instant>,
         connections: &NodeConnections,
         observer: &impl Observer,
-    ) -> Result<Response<AnswerBody>, Failure> {
+    ) -> Result<Response<AnswerBody>, UpstreamError> {
         let NodeResponse { head, carrier, in_flight, started, .. } = self;
         if head.status() == StatusCode::SWITCHING_PROTOCOLS {
-            return Err(Failure::Malformed);
+            return Err(UpstreamError::Malformed);
         }
         let (mut head, ()) = head.into_parts();
         if !carrier.has_plain_head() {
@@ -59,10 +59,10 @@ impl NodeResponse {
     }
 
     /// Returns the head of a 101, the socket after it, and the node's permit, which the tunnel keeps.
-    pub(crate) fn into_switched(self) -> Result<(Response<()>, Stream, InFlight), Failure> {
+    pub(crate) fn into_switched(self) -> Result<(Response<()>, Stream, InFlight), UpstreamError> {
         // HTTP/2 has no 101.
-        let Carrier::Own(link) = self.carrier else { return Err(Failure::Malformed) };
-        let stream = link.into_switched().ok_or(Failure::Terminated)?;
+        let Carrier::Own(link) = self.carrier else { return Err(UpstreamError::Malformed) };
+        let stream = link.into_switched().ok_or(UpstreamError::Terminated)?;
         let mut in_flight = self.in_flight;
         in_flight.finished();
         in_flight.count_now();
@@ -72,14 +72,14 @@ impl NodeResponse {
 
 /// Removes the fields of the connection from a head, and makes its lengths one. An error where its framing is
 /// malformed.
-fn clean(head: &mut response::Parts, is_stream: bool, takes_trailers: bool) -> Result<(), Failure> {
+fn clean(head: &mut response::Parts, is_stream: bool, takes_trailers: bool) -> Result<(), UpstreamError> {
     let coding = fields::transfer_coding(&head.headers);
     match coding {
-        TransferCoding::Unsupported => return Err(Failure::Malformed),
+        TransferCoding::Unsupported => return Err(UpstreamError::Malformed),
         // The chunks define the body; a length beside them must be ignored (RFC 9112 6.3).
         TransferCoding::Chunked => drop(head.headers.remove(CONTENT_LENGTH)),
         TransferCoding::None => {
-            fields::unify_content_length(&mut head.headers).map_err(|_| Failure::Malformed)?;
+            fields::unify_content_length(&mut head.headers).map_err(|_| UpstreamError::Malformed)?;
         }
     }
     if let Some(named) = fields::strip_response(&mut head.headers).named {

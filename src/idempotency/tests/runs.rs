@@ -50,7 +50,7 @@ impl Scripted {
 
 impl Origin for Scripted {
     type Body = Full<Bytes>;
-    type Failure = &'static str;
+    type Error = &'static str;
 
     async fn send(&mut self, _by: BootTime) -> Sent<Full<Bytes>, &'static str> {
         self.0.take().expect("a request is sent once")

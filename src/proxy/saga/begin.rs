@@ -38,7 +38,7 @@ use tokio::sync::oneshot;
 /// A request that has found a route with a saga.
 pub(in crate::proxy) struct SagaRequest<'a> {
     pub(in crate::proxy) worker: &'a Rc<WorkerContext>,
-    pub(in crate::proxy) client: &'a Rc<Downstream>,
+    pub(in crate::proxy) downstream: &'a Rc<Downstream>,
     pub(in crate::proxy) exchange: &'a Rc<Exchange>,
     pub(in crate::proxy) saga: &'a Arc<SagaRules>,
     pub(in crate::proxy) rules: Option<&'a Arc<IdempotencyRules>>,
@@ -49,7 +49,7 @@ pub(in crate::proxy) struct SagaRequest<'a> {
 
 /// Refuses a request by its head, or begins what answers it.
 pub(in crate::proxy) fn begin(request: SagaRequest<'_>, head: &RequestHead) -> Result<Step, Problem> {
-    let SagaRequest { worker, client, exchange, saga, rules, form, uncounted, body_rules } = request;
+    let SagaRequest { worker, downstream, exchange, saga, rules, form, uncounted, body_rules } = request;
     let rules = rules.ok_or_else(|| {
         Problem::new(ProblemKind::MethodNotAllowed, "a saga runs for the methods of `idempotency.methods` alone")
     })?;
@@ -62,7 +62,7 @@ pub(in crate::proxy) fn begin(request: SagaRequest<'_>, head: &RequestHead) -> R
     trace::identify(&mut fields, &mut worker.random.borrow_mut());
     exchange.identified(head.fields.facts.address, &fields);
     let body_rules = BodyRules { limit: rules.max_request.min(body_rules.limit), ..body_rules };
-    let body = form.has_body.then(|| RequestBody::new(client, exchange, None, body_rules));
+    let body = form.has_body.then(|| RequestBody::new(downstream, exchange, None, body_rules));
     let keyed = Box::new(KeyedSaga {
         worker: Rc::clone(worker),
         exchange: Rc::clone(exchange),

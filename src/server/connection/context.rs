@@ -122,8 +122,8 @@ pub(super) async fn wait<T>(
 }
 
 /// Sends an error answer to a request that never reached the pipeline.
-pub(super) async fn refuse(context: &Context, mut stream: Stream, client: &Downstream, problem: &Problem) {
-    let bytes = proxy::unreadable(&context.worker, client, problem);
+pub(super) async fn refuse(context: &Context, mut stream: Stream, downstream: &Downstream, problem: &Problem) {
+    let bytes = proxy::unreadable(&context.worker, downstream, problem);
     let sent = tokio::time::timeout(LINGER, async {
         stream.write_all(&bytes).await?;
         stream.shutdown().await

@@ -31,7 +31,7 @@ const HANDSHAKE: u8 = 0x16;
 /// A connection that is ready for requests.
 pub(super) struct Begun {
     pub(super) stream: Stream,
-    pub(super) client: Rc<Downstream>,
+    pub(super) downstream: Rc<Downstream>,
     /// Its place among the connections of its address.
     pub(super) address_permit: Option<AddressPermit>,
 }
@@ -48,14 +48,18 @@ pub(super) async fn begin(
     match (&handshake.proxy_protocol, &handshake.tls) {
         (None, None) => {
             let address_permit = address_permit(context, peer)?;
-            Some(Begun { stream: Stream::over_socket(socket), client: client(context, peer, None), address_permit })
+            Some(Begun {
+                stream: Stream::over_socket(socket),
+                downstream: downstream(context, peer, None),
+                address_permit,
+            })
         }
         // Boxed, for the connection's task keeps the room that this takes.
         _ => Box::pin(shake_hands(context, handshake, socket, peer, deadline)).await,
     }
 }
 
-fn client(context: &Context, peer: SocketAddr, secured: Option<Secured>) -> Rc<Downstream> {
+fn downstream(context: &Context, peer: SocketAddr, secured: Option<Secured>) -> Rc<Downstream> {
     Rc::new(Downstream::new(peer, Arc::clone(&context.name), Rc::clone(&context.leaving), secured))
 }
 
@@ -74,7 +78,7 @@ async fn shake_hands(
     let Some(tls) = tls else {
         return Some(Begun {
             stream: Stream::over_socket(socket),
-            client: client(context, peer, None),
+            downstream: downstream(context, peer, None),
             address_permit,
         });
     };
@@ -85,7 +89,7 @@ async fn shake_hands(
         if first.is_ascii_alphabetic() {
             let problem =
                 Problem::bad_request(ProblemKind::TlsRequired, "this address speaks HTTPS: ask for https:// here");
-            refuse(context, Stream::tcp(socket), &client(context, peer, None), &problem).await;
+            refuse(context, Stream::tcp(socket), &downstream(context, peer, None), &problem).await;
         }
         return None;
     }
@@ -105,7 +109,7 @@ async fn shake_hands(
     let secured = secured(&tls, &stream);
     context.worker.recorder.handshaken(&context.name, secured.is_some());
     let secured = secured?;
-    Some(Begun { stream: Stream::tls(stream), client: client(context, peer, Some(secured)), address_permit })
+    Some(Begun { stream: Stream::tls(stream), downstream: downstream(context, peer, Some(secured)), address_permit })
 }
 
 /// Waits for the first byte of a connection, and leaves it there; `None` where the connection ends before.

@@ -16,7 +16,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 /// A client's socket for hyper.
 pub(super) struct Http1Io {
     stream: Rc<RefCell<Stream>>,
-    client: Rc<Downstream>,
+    downstream: Rc<Downstream>,
     pub(super) pulse: Rc<Pulse>,
 }
 
@@ -72,7 +72,7 @@ impl Pulse {
 }
 
 impl Http1Io {
-    pub(super) fn new(stream: Stream, client: Rc<Downstream>) -> Http1Io {
+    pub(super) fn new(stream: Stream, downstream: Rc<Downstream>) -> Http1Io {
         let now = Instant::now();
         let began = stream.unread_since();
         let pulse = Rc::new(Pulse {
@@ -85,7 +85,7 @@ impl Http1Io {
             ended: Cell::new(false),
             tunnel: RefCell::default(),
         });
-        Http1Io { stream: Rc::new(RefCell::new(stream)), client, pulse }
+        Http1Io { stream: Rc::new(RefCell::new(stream)), downstream, pulse }
     }
 
     /// A second handle on the socket, to watch it while hyper has the wire.
@@ -95,7 +95,7 @@ impl Http1Io {
 
     /// Sends the interim answers that wait.
     fn poll_inject(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let mut waiting = self.client.http1.inject.borrow_mut();
+        let mut waiting = self.downstream.http1.inject.borrow_mut();
         while !waiting.is_empty() {
             let written = Pin::new(&mut *self.stream.borrow_mut()).poll_write(cx, &waiting);
             self.pulse.write_blocked.set(written.is_pending());
@@ -109,7 +109,7 @@ impl Http1Io {
     /// Returns whether hyper's next write is an error response to a malformed head: between requests, after the last
     /// response, it writes nothing else.
     fn is_error_answer(&self) -> bool {
-        self.client.http1.phase.get() == Phase::Idle
+        self.downstream.http1.phase.get() == Phase::Idle
     }
 
     fn poll_write_with(
@@ -170,7 +170,7 @@ impl AsyncRead for Http1Io {
                 return Poll::Ready(Err(io::Error::from(io::ErrorKind::InvalidData)));
             }
             // The rest of an abandoned body begins no head.
-            let has_bytes = buf.filled().len() > before && !self.client.http1.drains_body.take();
+            let has_bytes = buf.filled().len() > before && !self.downstream.http1.drains_body.take();
             self.pulse.read(has_bytes);
             self.pulse.ended.set(buf.filled().len() == before);
         }
@@ -202,8 +202,8 @@ impl AsyncWrite for Http1Io {
         let flushed = Pin::new(&mut *self.stream.borrow_mut()).poll_flush(cx);
         self.pulse.write_blocked.set(flushed.is_pending());
         ready!(flushed)?;
-        if self.client.http1.phase.get() == Phase::Ending {
-            self.client.http1.phase.set(Phase::Idle);
+        if self.downstream.http1.phase.get() == Phase::Ending {
+            self.downstream.http1.phase.set(Phase::Idle);
             self.pulse.head_began.set(None);
         }
         Poll::Ready(Ok(()))

@@ -45,16 +45,21 @@ const ASK_AGAIN: Duration = Duration::from_millis(20);
 const GRACE: Duration = Duration::from_secs(5);
 
 /// Serves a connection until it ends.
-pub(super) async fn serve(context: &Rc<context::Context>, stream: Stream, client: &Rc<Downstream>, limits: &Limits) {
+pub(super) async fn serve(
+    context: &Rc<context::Context>,
+    stream: Stream,
+    downstream: &Rc<Downstream>,
+    limits: &Limits,
+) {
     let streams: Rc<Streams> = Rc::default();
     let share = context.worker.budget.nothing();
     let recorder = Rc::clone(&context.worker.recorder);
-    let meter = FloodMeter::new(PREFACE.len(), CONNECTION_WINDOW - FIRST_WINDOW, glitches(context, client, limits));
+    let meter = FloodMeter::new(PREFACE.len(), CONNECTION_WINDOW - FIRST_WINDOW, glitches(context, downstream, limits));
     let wire = Http2Io::new(stream, Notes { meter, streams: Rc::clone(&streams), recorder, share });
     let tasks = StreamTasks(Rc::clone(&streams));
     let mut session = Session {
         context,
-        client,
+        downstream,
         limits,
         streams: Rc::clone(&streams),
         out: wire.handle(),
@@ -66,7 +71,7 @@ pub(super) async fn serve(context: &Rc<context::Context>, stream: Stream, client
     };
     let service = StreamService {
         worker: Rc::clone(&context.worker),
-        client: Rc::clone(client),
+        downstream: Rc::clone(downstream),
         streams,
         body_idle: limits.body_idle_timeout,
         wire: wire.stream_handle(),
@@ -116,7 +121,7 @@ fn builder(tasks: StreamTasks, limits: &Limits) -> Builder<StreamTasks> {
 /// Answers the requests of a connection, each with a downstream of its own.
 struct StreamService {
     worker: Rc<WorkerContext>,
-    client: Rc<Downstream>,
+    downstream: Rc<Downstream>,
     streams: Rc<Streams>,
     body_idle: Duration,
     wire: StreamHandle,
@@ -124,8 +129,8 @@ struct StreamService {
 
 impl StreamService {
     fn answer(&self, mut request: Request<Incoming>) -> DeferredResponse {
-        self.client.had_request.set(true);
-        let stream = Rc::new(self.client.for_stream(&self.streams, self.body_idle));
+        self.downstream.had_request.set(true);
+        let stream = Rc::new(self.downstream.for_stream(&self.streams, self.body_idle));
         if let (Some(number), true) = (self.wire.accept(), request.headers().contains_key(EXPECT)) {
             stream.on_body(Box::new(self.wire.continuing(number)));
         }
@@ -157,7 +162,7 @@ enum Next {
 /// The timers and the end of one connection, beside hyper's.
 struct Session<'a> {
     context: &'a context::Context,
-    client: &'a Downstream,
+    downstream: &'a Downstream,
     limits: &'a Limits,
     streams: Rc<Streams>,
     out: WireHandle,
@@ -209,13 +214,13 @@ impl Session<'_> {
         }
         let verdict = self.out.verdict();
         if verdict == Verdict::Hostile {
-            tracing::debug!(peer = %self.client.connection.peer, "an HTTP/2 connection is cut: it is too odd");
+            tracing::debug!(peer = %self.downstream.connection.peer, "an HTTP/2 connection is cut: it is too odd");
             self.context.worker.recorder.aborted(Abort::Http2Glitches);
             self.out.rebuke();
             self.streams.end_all();
             return Next::End;
         }
-        let must_end = self.client.connection.is_spent.get() || verdict == Verdict::Odd;
+        let must_end = self.downstream.connection.is_spent.get() || verdict == Verdict::Odd;
         if self.told_to_end.is_none() && (must_end || drain.poll(cx).is_ready()) {
             self.told_to_end = Some(Instant::now());
             return Next::GoAway;
@@ -253,7 +258,7 @@ impl Session<'_> {
     fn waits(&mut self) -> Waits {
         let is_idle = self.streams.are_none();
         self.idle_since = if is_idle { self.idle_since.or_else(|| Some(Instant::now())) } else { None };
-        let idle_limit = match (self.told_to_end, self.client.had_request.get()) {
+        let idle_limit = match (self.told_to_end, self.downstream.had_request.get()) {
             (Some(_), _) => GRACE,
             (None, true) => self.limits.keep_alive_timeout,
             (None, false) => self.limits.header_timeout,
@@ -298,9 +303,9 @@ impl Session<'_> {
 
 /// Returns the limit of glitches. A trusted proxy has none, as it carries many clients, and one of them must not end
 /// the connection of the others.
-fn glitches(context: &context::Context, client: &Downstream, limits: &Limits) -> u32 {
+fn glitches(context: &context::Context, downstream: &Downstream, limits: &Limits) -> u32 {
     let trusted = &context.worker.snapshot().config.settings.trusted_proxies;
-    if is_trusted(client.connection.peer.ip(), trusted) { 0 } else { limits.http2_glitches }
+    if is_trusted(downstream.connection.peer.ip(), trusted) { 0 } else { limits.http2_glitches }
 }
 
 /// Runs the tasks of a connection's streams, and notes them.

@@ -147,7 +147,7 @@ impl Peer {
 /// The proxy's end.
 struct Connection {
     peer: Peer,
-    client: Rc<Downstream>,
+    downstream: Rc<Downstream>,
     /// Both are here but in the middle of a hand-over.
     wire: Option<(Http1Io, Watch)>,
     read: Vec<u8>,
@@ -158,14 +158,14 @@ struct Connection {
 impl Connection {
     fn new(stream: Stream, peer: Peer) -> Connection {
         let address = (Ipv4Addr::LOCALHOST, 1).into();
-        let client = Rc::new(Downstream::new(address, "http".into(), Rc::<Cell<bool>>::default(), None));
-        let mut connection = Connection { peer, client, wire: None, read: Vec::new(), promised: false };
+        let downstream = Rc::new(Downstream::new(address, "http".into(), Rc::<Cell<bool>>::default(), None));
+        let mut connection = Connection { peer, downstream, wire: None, read: Vec::new(), promised: false };
         connection.wrap(stream);
         connection
     }
 
     fn wrap(&mut self, stream: Stream) {
-        let wire = Http1Io::new(stream, Rc::clone(&self.client));
+        let wire = Http1Io::new(stream, Rc::clone(&self.downstream));
         let watch = wire.watch();
         self.wire = Some((wire, watch));
     }
@@ -230,7 +230,7 @@ impl Connection {
 
     /// An answer, from its head to the flush behind its last byte.
     async fn answer(&mut self, length: usize) {
-        self.client.http1.phase.set(Phase::Request);
+        self.downstream.http1.phase.set(Phase::Request);
         let bytes = vec![b'x'; 1 + length];
         let wire = self.wire();
         poll_fn(|cx| {
@@ -239,7 +239,7 @@ impl Connection {
             Poll::Ready(())
         })
         .await;
-        self.client.http1.phase.set(Phase::Ending);
+        self.downstream.http1.phase.set(Phase::Ending);
         let wire = self.wire();
         poll_fn(|cx| {
             let _ = Pin::new(&mut *wire).poll_flush(cx);

@@ -49,18 +49,18 @@ pub(in crate::server) async fn serve(context: Rc<Context>, socket: TcpStream, pe
     let limits = |context: &Context| context.worker.snapshot().config.settings.limits.clone();
     let mut deadline = Instant::now() + limits(&context).header_timeout;
     let Some(begun) = handshake::begin(&context, socket, peer, deadline).await else { return };
-    let Begun { mut stream, client, address_permit: _address_permit } = begun;
+    let Begun { mut stream, downstream, address_permit: _address_permit } = begun;
     while is_readable(&context, &mut stream, deadline).await {
         let limits = limits(&context);
-        if !client.had_request.get() && speaks_http2(&mut stream, deadline).await {
-            return Box::pin(http2::serve(&context, stream, &client, &limits)).await;
+        if !downstream.had_request.get() && speaks_http2(&mut stream, deadline).await {
+            return Box::pin(http2::serve(&context, stream, &downstream, &limits)).await;
         }
-        match Box::pin(session(&context, stream, &client, &limits)).await {
+        match Box::pin(session(&context, stream, &downstream, &limits)).await {
             Some(bare) => stream = bare,
             None => return,
         }
         // A connection without a request yet has no more time than it had.
-        if client.had_request.get() {
+        if downstream.had_request.get() {
             // It was idle for this time before hyper was dropped.
             deadline = Instant::now() - PARK_AFTER + limits.keep_alive_timeout;
         }
@@ -90,16 +90,16 @@ enum SessionEnd {
 async fn session(
     context: &Rc<Context>,
     mut stream: Stream,
-    client: &Rc<Downstream>,
+    downstream: &Rc<Downstream>,
     limits: &Limits,
 ) -> Option<Stream> {
-    *client.http1.task.borrow_mut() = Some(poll_fn(|cx| Poll::Ready(cx.waker().clone())).await);
+    *downstream.http1.task.borrow_mut() = Some(poll_fn(|cx| Poll::Ready(cx.waker().clone())).await);
     loop {
-        let wire = Http1Io::new(stream, Rc::clone(client));
+        let wire = Http1Io::new(stream, Rc::clone(downstream));
         let pulse = Rc::clone(&wire.pulse);
-        client.switches_at(pulse.as_tunnel_slot());
+        downstream.switches_at(pulse.as_tunnel_slot());
         let watch = wire.watch();
-        let (worker, owner) = (Rc::clone(&context.worker), Rc::clone(client));
+        let (worker, owner) = (Rc::clone(&context.worker), Rc::clone(downstream));
         let framed = Rc::clone(&pulse);
         let service = service_fn(move |request: Request<Incoming>| {
             let framing = Framing::of(request.headers(), request.body());
@@ -113,7 +113,7 @@ async fn session(
                 if let Poll::Ready(result) = Pin::new(&mut connection).poll(cx) {
                     return Poll::Ready(SessionEnd::Closed(result));
                 }
-                let is_waiting = client.http1.phase.get() != Phase::Idle && client.awaits_body.get().is_none();
+                let is_waiting = downstream.http1.phase.get() != Phase::Idle && downstream.awaits_body.get().is_none();
                 if is_waiting {
                     match watch.poll_look(cx) {
                         Poll::Ready(Seen::End) => return Poll::Ready(SessionEnd::Abandon),
@@ -121,10 +121,10 @@ async fn session(
                         Poll::Pending => {}
                     }
                 }
-                let Poll::Ready(expired) = timers(client, &pulse, limits, timer.as_mut(), cx) else {
+                let Poll::Ready(expired) = timers(downstream, &pulse, limits, timer.as_mut(), cx) else {
                     return Poll::Pending;
                 };
-                if let Some(end) = expire(expired, context, client) {
+                if let Some(end) = expire(expired, context, downstream) {
                     return Poll::Ready(end);
                 }
             }
@@ -145,14 +145,14 @@ async fn session(
                 context.worker.recorder.aborted(Abort::Head);
                 let detail = "the request's head did not arrive in time";
                 let problem = Problem::new(ProblemKind::RequestTimeout, detail);
-                refuse(context, stream, client, &problem).await;
+                refuse(context, stream, downstream, &problem).await;
                 return None;
             }
             SessionEnd::Abandon => {
                 return None;
             }
             SessionEnd::Closed(result) => {
-                close(context, stream, client, &pulse, (result, is_first_line)).await;
+                close(context, stream, downstream, &pulse, (result, is_first_line)).await;
                 return None;
             }
         }
@@ -172,7 +172,7 @@ fn builder(limits: &Limits) -> Builder {
 }
 
 /// Handles an expired timer. Returns the end of the session, where it is one.
-fn expire(expired: Expired, context: &Context, client: &Downstream) -> Option<SessionEnd> {
+fn expire(expired: Expired, context: &Context, downstream: &Downstream) -> Option<SessionEnd> {
     match expired {
         Expired::Park => Some(SessionEnd::Park),
         Expired::Head => Some(SessionEnd::HeadTimeout),
@@ -182,8 +182,8 @@ fn expire(expired: Expired, context: &Context, client: &Downstream) -> Option<Se
         }
         // The body ends in an error, which the pipeline answers.
         Expired::Body => {
-            client.http1.body_expired.set(true);
-            client.wake_body();
+            downstream.http1.body_expired.set(true);
+            downstream.wake_body();
             None
         }
     }
@@ -201,14 +201,14 @@ enum Expired {
 /// Waits for the deadline of the current phase. The timer may be armed for an earlier time than needed; it is moved
 /// only when it fires, so that a request arms no timer.
 fn timers(
-    client: &Downstream,
+    downstream: &Downstream,
     pulse: &Pulse,
     limits: &Limits,
     mut timer: Pin<&mut Sleep>,
     cx: &mut std::task::Context<'_>,
 ) -> Poll<Expired> {
     loop {
-        let next = next_deadline(client, pulse, limits);
+        let next = next_deadline(downstream, pulse, limits);
         if let Some((deadline, _)) = next
             && timer.deadline().into_std() > deadline
         {
@@ -226,17 +226,17 @@ fn timers(
     }
 }
 
-fn next_deadline(client: &Downstream, pulse: &Pulse, limits: &Limits) -> Option<(Instant, Expired)> {
-    if client.http1.phase.get() == Phase::Idle {
+fn next_deadline(downstream: &Downstream, pulse: &Pulse, limits: &Limits) -> Option<(Instant, Expired)> {
+    if downstream.http1.phase.get() == Phase::Idle {
         return Some(match pulse.head_began.get() {
             Some(began) => (began + limits.header_timeout, Expired::Head),
             None => (pulse.last_read.get().max(pulse.last_write.get()) + PARK_AFTER, Expired::Park),
         });
     }
     let write = pulse.write_blocked.get().then(|| (pulse.last_write.get() + limits.write_timeout, Expired::Write));
-    let body = client.awaits_body.get().filter(|_| !client.http1.body_expired.get()).map(|since| {
+    let body = downstream.awaits_body.get().filter(|_| !downstream.http1.body_expired.get()).map(|since| {
         let mut moved = pulse.last_read.get().max(since);
-        if client.http1.phase.get() == Phase::Answer {
+        if downstream.http1.phase.get() == Phase::Answer {
             // Once the response has begun, its progress counts too.
             moved = moved.max(pulse.last_write.get());
         }
@@ -250,27 +250,29 @@ fn next_deadline(client: &Downstream, pulse: &Pulse, limits: &Limits) -> Option<
 async fn close(
     context: &Context,
     mut stream: Stream,
-    client: &Downstream,
+    downstream: &Downstream,
     pulse: &Pulse,
     (result, is_first_line): (hyper::Result<()>, bool),
 ) {
     match (pulse.tunnel.take(), result) {
         (Some(tunnel), Ok(())) => tunnel::run(stream, tunnel).await,
-        (_, Err(error)) if pulse.held_back.get() || (client.http1.phase.get() == Phase::Idle && error.is_parse()) => {
+        (_, Err(error))
+            if pulse.held_back.get() || (downstream.http1.phase.get() == Phase::Idle && error.is_parse()) =>
+        {
             context.worker.recorder.glitch(Glitch::Malformed.label());
-            refuse(context, stream, client, &unreadable(&error, is_first_line)).await;
+            refuse(context, stream, downstream, &unreadable(&error, is_first_line)).await;
         }
         (_, Err(error)) => {
             tracing::debug!(%error, "a connection ended early");
             // A truncated response must not look complete, which HTTP/1.0 can only show by a reset.
-            if client.http1.is_http10.get() {
+            if downstream.http1.is_http10.get() {
                 stream.reset_at_end();
             }
         }
         (None, Ok(())) => {
             // A client that has asked for the end sends nothing more that could reset the connection under its
             // response.
-            let is_over = client.http1.says_close.get() && pulse.is_between_requests() && !stream.has_unread();
+            let is_over = downstream.http1.says_close.get() && pulse.is_between_requests() && !stream.has_unread();
             if is_over && !stream.is_tls() {
                 return;
             }
