@@ -12,12 +12,10 @@ use std::sync::Arc;
 #[cfg(test)]
 pub(crate) use events::CAPACITY as RING;
 pub(crate) use events::{Event, Events, NewEvents, RecordedEvent};
-#[allow(unused_imports, reason = "no saga has failed yet")]
-pub(crate) use status::SagaFailure;
 pub(crate) use status::{
     CacheStatus, CommandResult, ConfigStatus, ConnectionsStatus, DiscoveryStatus, DrainStatus, EffectiveConfig,
     HealthCheckStatus, IdempotencyStatus, KeyOwners, ListenerStatus, NodeStatus, PoolStatus, RecordStatus,
-    ReloadStatus, SagaStatus, SagaStepStatus, Status,
+    ReloadStatus, SagaFailure, SagaStatus, SagaStepStatus, Status,
 };
 
 /// The requests that a running proxy answers for the admin API.

@@ -5,6 +5,7 @@
 //! while another one has clearly fewer hands it over. It hands over a few in each tick at most: where very many
 //! come, the hash spreads them well enough, and to hand over costs a wake-up.
 
+use super::connection::context::Handshake;
 use super::connection::limit::ConnectionPermit;
 use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
@@ -22,12 +23,19 @@ struct Seat {
     handed: mpsc::UnboundedSender<Handed>,
 }
 
-/// A connection that another worker has accepted.
-pub(super) struct Handed {
+/// A connection that a worker has accepted and not read from.
+pub(super) struct Accepted {
     pub(super) listener: Arc<str>,
+    /// The listener's handshake, for the worker that serves the connection may find it removed.
+    pub(super) handshake: Handshake,
     pub(super) stream: TcpStream,
     pub(super) peer: SocketAddr,
     pub(super) permit: ConnectionPermit,
+}
+
+/// A connection that another worker has accepted, and its place here.
+pub(super) struct Handed {
+    pub(super) accepted: Accepted,
     pub(super) place: Place,
 }
 
@@ -70,19 +78,9 @@ impl Balance {
     ///
     /// # Errors
     /// The connection, where the worker has ended.
-    pub(super) fn hand_over(
-        self: &Arc<Balance>,
-        worker: usize,
-        listener: &Arc<str>,
-        stream: TcpStream,
-        (peer, permit): (SocketAddr, ConnectionPermit),
-    ) -> Result<(), (TcpStream, ConnectionPermit)> {
-        let (listener, place) = (Arc::clone(listener), self.enter(worker));
-        let handed = Handed { listener, stream, peer, permit, place };
-        self.0[worker].handed.send(handed).map_err(|back| {
-            let Handed { stream, permit, .. } = back.0;
-            (stream, permit)
-        })
+    pub(super) fn hand_over(self: &Arc<Balance>, worker: usize, accepted: Accepted) -> Result<(), Accepted> {
+        let handed = Handed { accepted, place: self.enter(worker) };
+        self.0[worker].handed.send(handed).map_err(|back| back.0.accepted)
     }
 }
 

@@ -4,10 +4,11 @@
 use crate::cache::Cache;
 use crate::http::budget::Budget;
 use crate::proxy::{RequestRecorder, Snapshot, WorkerContext, recover};
-use crate::server::balance::{Balance, HANDED_A_TICK, Handed, Place};
+use crate::server::balance::{Accepted, Balance, HANDED_A_TICK, Handed, Place};
+use crate::server::connection;
 use crate::server::connection::address_limit::Addresses;
+use crate::server::connection::context::{Context, Handshake};
 use crate::server::connection::limit::{ConnectionPermit, ConnectionPermits};
-use crate::server::connection::{self, context::Context};
 use crate::server::listener::accept::{Accepting, accept};
 use crate::server::listener::open::{Open, Uses};
 use crate::server::listener::socket_set::{is_exhaustion, refuse_syns};
@@ -227,14 +228,14 @@ impl Worker {
     }
 
     /// Serves a connection that another worker has accepted.
-    fn take_over(&self, handed: Handed) {
-        let Handed { listener, stream, peer, permit, place } = handed;
+    fn take_over(&mut self, handed: Handed) {
+        let Handed { accepted: Accepted { listener, handshake, stream, peer, permit }, place } = handed;
+        // The worker that has accepted it may know a newer configuration.
+        self.follow_snapshot();
+        self.follow_listeners();
         let known = self.accepting.iter().find(|(open, _)| open.name == listener);
         let context = known.map(|(_, context)| Rc::clone(context)).unwrap_or_else(|| {
-            // The listener has gone meanwhile.
-            let context = Rc::new(Context::new(&self.context, &listener, &self.shared.addresses));
-            context.leave();
-            context
+            Rc::new(Context::of_removed(&self.context, &listener, &self.shared.addresses, handshake))
         });
         let held = (permit, place, Counted::new(&self.gauge(&listener)), Rc::clone(&self.here));
         serve(context, (stream, peer), held);
@@ -343,8 +344,9 @@ impl Acceptor {
             && let Some(worker) = self.balance.better(self.number)
         {
             self.may_hand_over.set(left);
-            match self.balance.hand_over(worker, &self.context.name, stream, (peer, permit)) {
-                Err(back) => (stream, permit) = back,
+            let (listener, handshake) = (Arc::clone(&self.context.name), Handshake::of(&self.context));
+            match self.balance.hand_over(worker, Accepted { listener, handshake, stream, peer, permit }) {
+                Err(back) => (stream, permit) = (back.stream, back.permit),
                 Ok(()) => return,
             }
         }

@@ -51,6 +51,20 @@ impl Context {
         }
     }
 
+    /// Returns the context of a listener that the configuration in force has no more: its connections begin with this
+    /// handshake, and end with their next answer.
+    pub(in crate::server) fn of_removed(
+        worker: &Rc<WorkerContext>,
+        name: &Arc<str>,
+        addresses: &Arc<Addresses>,
+        handshake: Handshake,
+    ) -> Context {
+        let context = Context::new(worker, name, addresses);
+        context.handshake.replace(Some(handshake));
+        context.leave();
+        context
+    }
+
     /// Waits until the listener is on its way out.
     pub(in crate::server) async fn left(&self) {
         let mut drain = pin!(self.drain.notified());
@@ -69,14 +83,14 @@ impl Context {
 
 /// The beginning of a listener's connections: a PROXY protocol header, and TLS.
 #[derive(Clone, Default)]
-pub(super) struct Handshake {
+pub(in crate::server) struct Handshake {
     pub(super) proxy_protocol: Option<ProxyProtocol>,
     pub(super) tls: Option<Arc<ServerTls>>,
 }
 
 impl Handshake {
     /// Returns the handshake of the configuration in force, or of the last one that had this listener.
-    pub(super) fn of(context: &Context) -> Handshake {
+    pub(in crate::server) fn of(context: &Context) -> Handshake {
         let snapshot = context.worker.snapshot();
         let mut listeners = snapshot.config.settings.listeners.iter();
         let mut last = context.handshake.borrow_mut();
