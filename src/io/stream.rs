@@ -159,8 +159,10 @@ impl Stream {
 
     /// Has bytes that were read wait; returns their number.
     fn take(&mut self, read: &[u8]) -> usize {
-        self.unread.extend_from_slice(read);
-        self.unread_since.get_or_insert_with(Instant::now);
+        if !read.is_empty() {
+            self.unread.extend_from_slice(read);
+            self.unread_since.get_or_insert_with(Instant::now);
+        }
         read.len()
     }
 

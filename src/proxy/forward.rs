@@ -128,7 +128,7 @@ impl RoutedRequest<'_> {
             fields.insert(MAX_FORWARDS, HeaderValue::from(left.saturating_sub(1)));
         }
         if self.form.has_body && self.form.content_length.is_none() {
-            // Said outright, for without it hyper sends a GET without its body.
+            // The framing of content whose length the client has not announced.
             fields.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
         }
         if self.form.has_expectation && !self.form.expects_continue {
@@ -156,7 +156,9 @@ impl RoutedRequest<'_> {
             Some(prefix) => target::strip_prefix(&self.form.path, prefix).unwrap_or(&self.form.path),
             None => &self.form.path,
         };
-        if uri.path() == path && !matches!(self.form.query, Some(Cow::Owned(_))) {
+        // `http://host?query` has no path, and a path and query without a slash.
+        let has_path = uri.path_and_query().is_none_or(|target| !target.as_str().starts_with('?'));
+        if has_path && uri.path() == path && !matches!(self.form.query, Some(Cow::Owned(_))) {
             let Some(_) = uri.authority() else { return Ok(None) };
             let mut parts = http::uri::Parts::default();
             parts.path_and_query = uri.path_and_query().cloned();

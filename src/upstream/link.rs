@@ -30,6 +30,9 @@ use tokio::time::Sleep;
 const MIN_READ: usize = 8 << 10;
 const MAX_READ: usize = 64 << 10;
 
+/// The most bytes of interim answers and empty lines before a final answer's head.
+const MAX_BEFORE_HEAD: usize = 128 * response::MAX_HEAD;
+
 /// So many pieces of a request are written before the answer is looked for, which may be there already.
 const WRITES_A_TURN: usize = 16;
 
@@ -68,6 +71,8 @@ pub(crate) struct Link {
     input: BytesMut,
     /// The part of them in which no head ends.
     seen: usize,
+    /// The bytes that have arrived and stood before the final head.
+    before_head: usize,
     read_size: usize,
     output: Output,
     /// The content of the request, as long as more of it comes.
@@ -114,6 +119,7 @@ impl Link {
             stream,
             input: BytesMut::new(),
             seen: 0,
+            before_head: 0,
             read_size: MIN_READ,
             output: Output::default(),
             body: Outgoing::Empty,
@@ -195,6 +201,7 @@ impl Link {
         self.output.begin(request.method(), request.uri(), request.headers(), content);
         self.body = if content.is_some() { body } else { Outgoing::Empty };
         (self.has_taken, self.has_received, self.last_activity) = (false, false, started);
+        self.before_head = 0;
     }
 
     /// Gives the content of a request back of which nothing was sent; none of the request where a part of it is gone.
@@ -232,7 +239,13 @@ impl Link {
             return Poll::Ready(Err(UpstreamError::RequestBody));
         }
         loop {
-            match response::take(&mut self.input, &mut self.seen, asked, fields) {
+            let before = self.input.len();
+            let taken = response::take(&mut self.input, &mut self.seen, asked, fields);
+            self.before_head += before - self.input.len();
+            match taken {
+                Ok(None | Some(Head::Interim(_))) if self.before_head > MAX_BEFORE_HEAD => {
+                    return Poll::Ready(Err(UpstreamError::HeadTooLarge));
+                }
                 Ok(None) => {}
                 Ok(Some(head)) => {
                     // What has come with the head is refused with it, and not in the middle of the answer.
@@ -392,7 +405,9 @@ impl Link {
     /// a session ticket for one, is no answer.
     pub(super) fn is_quiet(&mut self) -> bool {
         let mut cx = Context::from_waker(Waker::noop());
-        self.stream.poll_peek(&mut cx).is_pending()
+        // Without the task's budget: an exhausted one would make any socket look quiet.
+        let peek = pin!(poll_fn(|cx| self.stream.poll_peek(cx)));
+        pin!(tokio::task::unconstrained(peek)).poll(&mut cx).is_pending()
     }
 
     /// Returns how many bytes the kernel has taken, over all requests.
@@ -412,7 +427,7 @@ impl Link {
 
     /// Takes the socket out of a link whose node has answered 101; `None` where the request is not all sent.
     pub(crate) fn into_switched(mut self) -> Option<Stream> {
-        if !self.output.is_whole() || !self.output.is_empty() {
+        if !self.output.is_whole() || !self.output.is_empty() || self.must_flush || self.cannot_write {
             return None;
         }
         self.stream.unread(&self.input);

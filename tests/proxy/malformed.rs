@@ -329,8 +329,10 @@ fn options_for_a_whole_server_go_on_as_such() {
         let answer = proxy.connect().request(format!("OPTIONS {target} HTTP/1.1\r\nhost: a\r\n\r\n"));
         assert!(answer.text().starts_with(expected), "{target}: {}", answer.text());
     }
-    let get = proxy.connect().request("GET http://a HTTP/1.1\r\nhost: a\r\n\r\n");
-    assert!(get.text().starts_with("GET / "), "{}", get.text());
+    for (target, expected) in [("http://a", "GET / "), ("http://a?b", "GET /?b "), ("http://a/?b", "GET /?b ")] {
+        let get = proxy.connect().request(format!("GET {target} HTTP/1.1\r\nhost: a\r\n\r\n"));
+        assert!(get.text().starts_with(expected), "{target}: {}", get.text());
+    }
 }
 
 /// Characters beyond ASCII have one form, as everything else in a target.

@@ -141,6 +141,22 @@ async fn an_attempt_comes_to_a_result() {
 }
 
 #[tokio::test]
+async fn interim_responses_without_end_are_no_answer() {
+    for piece in ["HTTP/1.1 103 Hints\r\nx: y\r\n\r\n", "\r\n"] {
+        let (mut link, mut node) = link().await;
+        let mut request = request(Method::GET, Outgoing::Empty);
+        let pieces = piece.repeat(4096);
+        let sent = send(&mut link, &mut request);
+        let mut sent = pin!(sent);
+        let endless = async { while node.write_all(pieces.as_bytes()).await.is_ok() {} };
+        tokio::select! {
+            sent = &mut sent => assert_eq!(word(&sent), "sent: HeadTooLarge", "{piece:?}"),
+            () = endless => panic!("the link has ended without a result"),
+        }
+    }
+}
+
+#[tokio::test]
 async fn only_a_link_that_is_in_step_takes_another_request() {
     for (answer, is_reusable) in [
         (OK, true),
