@@ -238,7 +238,7 @@ impl Downstream {
     /// have a part of every stream's response buffered.
     pub(crate) fn poll_room(&self, cx: &std::task::Context<'_>) -> Poll<()> {
         let Some(stream) = &self.stream else { return Poll::Ready(()) };
-        stream.open.streams.poll_room(cx)
+        stream.open.poll_room(cx)
     }
 
     /// Notes bytes of a response that were passed to the connection.

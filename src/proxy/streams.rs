@@ -23,8 +23,8 @@ pub(crate) struct Streams {
     dropped: Cell<u64>,
     /// When its bodies last waited unread for the process to hold less.
     starved: Cell<Option<Instant>>,
-    /// Answers that wait until more of these are sent.
-    waiting: RefCell<Vec<Waker>>,
+    /// Whether answers wait until more of these are sent.
+    has_waiting: Cell<bool>,
     /// The connection's task, which is told when there are fewer.
     task: RefCell<Option<Waker>>,
     /// The slot of the stream whose task is made next: hyper makes it as soon as it has called the service.
@@ -46,6 +46,8 @@ struct Slot {
     task: Option<AbortHandle>,
     /// Since when a piece of the answer has been offered to the client; none while the node is waited for.
     offered: Option<Instant>,
+    /// The answer's task, while it waits for the connection to hold less.
+    waiting: Option<Waker>,
 }
 
 impl Slots {
@@ -112,25 +114,14 @@ impl Streams {
             self.dropped.set(self.given.get().saturating_sub(bytes));
         }
         self.gone.set(bytes + self.dropped.get());
-        if self.unsent() < UNSENT {
-            self.waiting.borrow_mut().drain(..).for_each(Waker::wake);
+        if self.unsent() < UNSENT && self.has_waiting.take() {
+            let mut open = self.open.borrow_mut();
+            open.slots.iter_mut().filter_map(|slot| slot.waiting.take()).for_each(Waker::wake);
         }
     }
 
     fn unsent(&self) -> u64 {
         self.given.get().saturating_sub(self.gone.get())
-    }
-
-    /// Waits until the connection holds little of what nodes have answered.
-    pub(super) fn poll_room(&self, cx: &Context<'_>) -> Poll<()> {
-        if self.unsent() < UNSENT {
-            return Poll::Ready(());
-        }
-        let mut waiting = self.waiting.borrow_mut();
-        if !waiting.iter().any(|waker| waker.will_wake(cx.waker())) {
-            waiting.push(cx.waker().clone());
-        }
-        Poll::Pending
     }
 
     /// Has the connection's task look again.
@@ -182,6 +173,16 @@ impl OpenStream {
         OpenStream { streams: Rc::clone(streams), slot }
     }
 
+    /// Waits until the connection holds little of the answers of nodes.
+    pub(super) fn poll_room(&self, cx: &Context<'_>) -> Poll<()> {
+        if self.streams.unsent() < UNSENT {
+            return Poll::Ready(());
+        }
+        self.streams.open.borrow_mut().slots[self.slot].waiting = Some(cx.waker().clone());
+        self.streams.has_waiting.set(true);
+        Poll::Pending
+    }
+
     /// Notes since when a piece of its answer is with the client; `None` while it is still to come from the node.
     pub(super) fn offer(&self, since: Option<Instant>) {
         self.streams.open.borrow_mut().slots[self.slot].offered = since;
@@ -196,5 +197,56 @@ impl Drop for OpenStream {
             streams.begun.set(None);
         }
         streams.wake();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A client may begin and reset streams as long as the connection is full: none of them leaves anything behind.
+    #[test]
+    fn a_stream_that_ends_while_it_waits_leaves_its_slot() {
+        let streams = Rc::new(Streams::default());
+        let cx = Context::from_waker(Waker::noop());
+        streams.gave(UNSENT);
+        for _ in 0..1000 {
+            let stream = OpenStream::new(&streams);
+            assert!(stream.poll_room(&cx).is_pending());
+        }
+        assert!(streams.are_none());
+        assert_eq!(streams.open.borrow().slots.len(), 1);
+        assert!(streams.open.borrow().slots.iter().all(|slot| slot.waiting.is_none()));
+    }
+
+    #[test]
+    fn waiting_streams_are_woken_once_the_connection_holds_less() {
+        let streams = Rc::new(Streams::default());
+        let woken = std::sync::Arc::new(Woken::default());
+        let waker = Waker::from(std::sync::Arc::clone(&woken));
+        let cx = Context::from_waker(&waker);
+        streams.gave(UNSENT);
+        let (first, second) = (OpenStream::new(&streams), OpenStream::new(&streams));
+        assert!(first.poll_room(&cx).is_pending() && second.poll_room(&cx).is_pending());
+        streams.sent(0, false);
+        assert_eq!(woken.count(), 0);
+        streams.sent(1, false);
+        assert_eq!(woken.count(), 2);
+        assert!(first.poll_room(&cx).is_ready());
+    }
+
+    #[derive(Default)]
+    struct Woken(std::sync::atomic::AtomicUsize);
+
+    impl Woken {
+        fn count(&self) -> usize {
+            self.0.load(std::sync::atomic::Ordering::Relaxed)
+        }
+    }
+
+    impl std::task::Wake for Woken {
+        fn wake(self: std::sync::Arc<Self>) {
+            self.0.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        }
     }
 }

@@ -1,5 +1,5 @@
 //! The prober: health checks of every node at intervals. One per process, on the thread of the admin listener, whatever
-//! the number of workers.
+//! the number of workers. It speaks HTTP by hyper's client, which is off the path of requests.
 
 use super::connect::Endpoint;
 use super::node::NodeRuntime;
