@@ -5,6 +5,7 @@
 //! are read at each scrape.
 
 use super::families::{Family, Labels, ReadGauge, Registered, register, registered};
+use super::process_metrics::ProcessMetrics;
 use prometheus::core::Collector;
 use prometheus::proto::{LabelPair, MetricFamily};
 use prometheus::{Encoder, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Registry, TextEncoder};
@@ -239,7 +240,7 @@ impl Metrics {
             metrics.cache_purges.with_label_values(&[kind]);
         }
         metrics.build_info.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
-        register(&metrics.registry, prometheus::process_collector::ProcessCollector::for_self());
+        register(&metrics.registry, ProcessMetrics::new());
         register(&metrics.registry, PROCESS_LOG_DROPPED.clone());
         metrics
     }

@@ -5,3 +5,4 @@ mod families;
 pub(crate) mod lines;
 pub(crate) mod metrics;
 pub(crate) mod process_log;
+mod process_metrics;

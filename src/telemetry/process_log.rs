@@ -12,10 +12,12 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use tracing::field::{Field, Visit};
 use tracing::{Event, Subscriber};
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
+use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::registry::LookupSpan;
+use tracing_subscriber::util::SubscriberInitExt as _;
 
 /// The most messages in the queue.
 const QUEUE: usize = 4096;
@@ -30,11 +32,12 @@ static LINES: OnceLock<Lines> = OnceLock::new();
 pub(crate) fn init(is_json: bool) -> io::Result<()> {
     let lines = Lines::open("log", Destination::Stderr, QUEUE, |lines| PROCESS_LOG_DROPPED.inc_by(lines), |_| ())?;
     let lines = LINES.get_or_init(|| lines);
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(|| Message(lines));
+    let levels = levels(std::env::var("RUST_LOG").ok().as_deref());
+    let layer = tracing_subscriber::fmt::layer().with_writer(|| Message(lines));
+    let registry = tracing_subscriber::registry().with(levels);
     match is_json {
-        true => subscriber.event_format(JsonEvents).init(),
-        false => subscriber.with_ansi(io::stderr().is_terminal()).with_target(false).init(),
+        true => registry.with(layer.event_format(JsonEvents)).init(),
+        false => registry.with(layer.with_ansi(io::stderr().is_terminal()).with_target(false)).init(),
     }
     // The message of a panic must not wait for a reader either.
     std::panic::set_hook(Box::new(|panic| {
@@ -44,6 +47,13 @@ pub(crate) fn init(is_json: bool) -> io::Result<()> {
         flush(Duration::from_millis(100));
     }));
     Ok(())
+}
+
+/// Returns the levels that `RUST_LOG` sets, such as `debug` or `info,ringway::upstream=debug`: `info` where it is absent,
+/// empty or no list of levels.
+fn levels(variable: Option<&str>) -> Targets {
+    let set = variable.filter(|text| !text.trim().is_empty()).and_then(|text| text.parse().ok());
+    set.unwrap_or_else(|| Targets::new().with_default(LevelFilter::INFO))
 }
 
 /// Waits until all messages are written, or until the timeout.
@@ -116,5 +126,32 @@ impl Write for Message {
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tracing::Level;
+
+    #[test]
+    fn the_variable_sets_the_levels() {
+        let most = |variable, target| {
+            let levels = levels(variable);
+            [Level::TRACE, Level::DEBUG, Level::INFO, Level::WARN, Level::ERROR]
+                .into_iter()
+                .find(|level| levels.would_enable(target, level))
+        };
+        for (variable, ringway, hyper) in [
+            (None, Some(Level::INFO), Some(Level::INFO)),
+            (Some(""), Some(Level::INFO), Some(Level::INFO)),
+            (Some("no=such=level"), Some(Level::INFO), Some(Level::INFO)),
+            (Some("debug"), Some(Level::DEBUG), Some(Level::DEBUG)),
+            (Some("warn,ringway::upstream=trace"), Some(Level::TRACE), Some(Level::WARN)),
+            (Some("ringway=error"), Some(Level::ERROR), None),
+        ] {
+            let found = (most(variable, "ringway::upstream::link"), most(variable, "hyper::proto"));
+            assert_eq!(found, (ringway, hyper), "{variable:?}");
+        }
     }
 }
