@@ -15,7 +15,7 @@ const ORDER: &[&[&str]] = &[
     &["admin"],
     &["proxy"],
     &["upstream"],
-    &["cache", "idempotency"],
+    &["cache", "fleet", "idempotency"],
     &["saga"],
     &["control"],
     &["config"],

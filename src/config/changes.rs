@@ -20,6 +20,7 @@ pub(crate) fn changes(old: &Config, new: &Config) -> Vec<String> {
         process_log,
         cache,
         idempotency_store,
+        fleet,
         pools,
         routes,
     } = &old.settings;
@@ -44,6 +45,7 @@ pub(crate) fn changes(old: &Config, new: &Config) -> Vec<String> {
         ("process_log", *process_log != other.process_log),
         ("cache", *cache != other.cache),
         ("idempotency_store", *idempotency_store != other.idempotency_store),
+        ("fleet", *fleet != other.fleet),
     ];
     changes.extend(blocks.iter().filter(|(_, differs)| *differs).map(|(name, _)| (*name).to_owned()));
     let files = files(&old.secrets, &new.secrets);

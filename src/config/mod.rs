@@ -15,6 +15,7 @@ mod template_fields;
 mod tree;
 mod units;
 mod validate;
+mod validate_fleet;
 mod validate_saga;
 pub(crate) mod values;
 
@@ -27,6 +28,8 @@ pub(crate) use model::{
     Protocol, ProxyProtocol, RateLimit, Retries, Route, RouteCache, RouteIdempotency, Saga, SagaRequest, SagaStep,
     Scheme, Settings, StoreKind, Timeouts, UnderscoresInHeaders,
 };
+#[allow(unused_imports, reason = "the bus comes with the next change")]
+pub(crate) use model::{Fleet, FleetRedis, Quorum};
 
 pub(crate) use validate::MAX_POINTS;
 
@@ -78,6 +81,12 @@ pub(crate) struct Secrets {
     pub(crate) store_password: Option<String>,
     /// The TLS settings to the servers of the store, from `idempotency_store.tls`.
     pub(crate) store_tls: Option<Arc<ClientTls>>,
+    /// The lines of `fleet.secret_file`, the newest first.
+    pub(crate) fleet_secrets: Vec<String>,
+    /// The password of `fleet.redis.password_file`.
+    pub(crate) fleet_password: Option<String>,
+    /// The TLS settings to the nodes of `fleet.redis`.
+    pub(crate) fleet_tls: Option<Arc<ClientTls>>,
     /// All files that were read, with their state at the time of reading.
     pub(crate) files: Vec<(PathBuf, FileStamp)>,
 }

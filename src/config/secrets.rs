@@ -42,6 +42,7 @@ pub(super) fn read(settings: &Settings, folder: &Path, diagnostics: &mut Diagnos
         let subject = Subject { name: "the idempotency store".to_owned(), span: settings.idempotency_store.kind.span };
         secrets.store_tls = files.client(&subject, tls, &[]).map(Arc::new);
     }
+    files.fleet(settings, &mut secrets);
     for cookie in settings.routes.iter().filter_map(|route| route.affinity_cookie.as_ref()) {
         if let Some(file) = &cookie.secret_file
             && let Some(lines) = files.secrets(file)
@@ -114,6 +115,22 @@ impl Files<'_> {
             bytes.drain(..3);
         }
         Some(bytes)
+    }
+
+    /// Reads the files of the block `fleet`.
+    fn fleet(&mut self, settings: &Settings, secrets: &mut Secrets) {
+        let Some(fleet) = &settings.fleet else { return };
+        if let Some(file) = &fleet.secret_file {
+            secrets.fleet_secrets = self.secrets(file).unwrap_or_default();
+        }
+        let Some(redis) = &fleet.redis else { return };
+        if let Some(file) = &redis.password_file {
+            secrets.fleet_password = self.password(file);
+        }
+        if let Some(tls) = &redis.tls {
+            let subject = Subject { name: "the nodes of `fleet.redis`".to_owned(), span: fleet.id.span };
+            secrets.fleet_tls = self.client(&subject, tls, &[]).map(Arc::new);
+        }
     }
 
     fn text(&mut self, file: &Spanned<String>) -> Option<String> {

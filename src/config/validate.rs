@@ -7,8 +7,8 @@ use super::model::{
     Settings, StoreKind, UnderscoresInHeaders,
 };
 use super::read::{Spanned, did_you_mean};
-use super::validate_saga;
 use super::values::HashSource;
+use super::{validate_fleet, validate_saga};
 use crate::http::{fields, head, method, target};
 use http::Method;
 use http::header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, COOKIE, HOST};
@@ -29,6 +29,9 @@ pub(super) fn validate(settings: &Settings, diagnostics: &mut Diagnostics) {
     routes(settings, diagnostics);
     unused_pools(settings, diagnostics);
     idempotency_store(&settings.idempotency_store, diagnostics);
+    if let Some(fleet) = &settings.fleet {
+        validate_fleet::fleet(fleet, diagnostics);
+    }
     admin(settings, diagnostics);
     for route in &settings.routes {
         if let Some(limit) = &route.rate_limit {

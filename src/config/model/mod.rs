@@ -1,10 +1,12 @@
 //! Every key of the file, with its default and what it means.
 
+mod fleet;
 mod listener;
 mod pool;
 mod route;
 mod saga;
 
+pub(crate) use fleet::{Fleet, FleetRedis, Quorum};
 pub(crate) use listener::{
     CertificateFiles, ClientAuth, Listener, ListenerTls, MinVersion, ProxyProtocol, SniMismatch,
 };
@@ -49,6 +51,8 @@ settings! {
         cache: Cache = block;
         /// The store of the results of requests with an `Idempotency-Key`; opened only if a route uses it.
         idempotency_store: IdempotencyStore = block;
+        /// The fleet that this proxy belongs to: purges and invalidations reach all its proxies.
+        fleet: Option<Fleet> = absent;
         /// The pools of nodes to forward to, by name.
         pools: Named<Pool> = absent;
         /// The routes; the first one that matches a request wins.

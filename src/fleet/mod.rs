@@ -1,0 +1,47 @@
+//! The fleet: proxies that hear each other's purges and writes.
+//!
+//! - `event`: the events of the bus and their encoding. `digest`: what members compare.
+//! - `gaps`: whether something may have been missed; `members`: who belongs to the fleet; `window`: which events were
+//!   heard already. Pure state machines.
+//! - `bus`: the handle that workers and the admin API call. `thread`: the thread behind it. `node`: one Redis node: the
+//!   connection that publishes, and the one that reads. `stream`: the commands, and their replies.
+//!
+//! The room knows neither the cache nor the routes: what arrives goes to a [`Listener`].
+
+mod bus;
+mod event;
+
+pub(crate) use bus::Bus;
+pub(crate) use event::{Event, Heartbeat, MAX_CAUSAL, ProcessId, Purge, PurgeBy};
+
+/// An event that another process of the fleet has published.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Heard {
+    pub(crate) from: ProcessId,
+    /// The number of the event among those of its process.
+    pub(crate) number: u64,
+    pub(crate) event: Event,
+}
+
+/// The receiver of what arrives on the bus, called on the thread of the bus.
+pub(crate) trait Listener: Send + Sync + 'static {
+    /// Applies purges, writes and fills, in the order in which they were heard. They are in force for every later
+    /// request when the function returns, and beat every fetch that began before.
+    fn apply(&self, batch: &[Heard]);
+    /// Notes that events may have been missed: each response that was fetched or validated before now must be
+    /// validated before it is served.
+    fn missed(&self);
+    /// Returns what other members compare with their own.
+    fn digests(&self) -> Digests;
+}
+
+/// What the members of a fleet compare with each other.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Digests {
+    /// Of the configuration.
+    pub(crate) config: u64,
+    /// Of the ring of each pool, by its name.
+    pub(crate) rings: Vec<(String, u64)>,
+    /// The address at which operators reach the process.
+    pub(crate) address: String,
+}
