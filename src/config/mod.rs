@@ -29,7 +29,7 @@ pub(crate) use model::{
     Scheme, Settings, StoreKind, Timeouts, UnderscoresInHeaders,
 };
 #[allow(unused_imports, reason = "the bus comes with the next change")]
-pub(crate) use model::{Fleet, FleetRedis, Quorum};
+pub(crate) use model::{Fleet, FleetRedis, PoolTls, Quorum};
 
 pub(crate) use validate::MAX_POINTS;
 

@@ -44,7 +44,7 @@ pub(crate) use key::key_of;
 pub(crate) use open_saga::{LostSaga, OpenSaga, TakenSaga};
 pub(crate) use records::Records;
 #[cfg(feature = "redis")]
-pub(crate) use redis::{Settings as RedisSettings, TlsSettings as RedisTls};
+pub(crate) use redis::Settings as RedisSettings;
 pub(crate) use request::{KeyedRequest, Policy};
 pub(crate) use response::StoredResponse;
 pub(crate) use run::{Origin, Outcome, Pieces, Refused, Sent, Started, run, start};

@@ -2,6 +2,9 @@
 
 pub(crate) mod chunks;
 mod messages;
+#[cfg(feature = "redis")]
+pub(crate) mod redis;
+pub(crate) mod silence;
 mod socket;
 mod stream;
 

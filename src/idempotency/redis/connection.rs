@@ -1,29 +1,17 @@
 //! A connection to Redis: to the server that takes writes if there is one, and only to the store that is known.
 
-use super::counted::Counted;
 use super::facts::{self, Facts, Pulse};
 use super::scripts::Script;
 use super::values::{list, text};
-use super::{Settings, TlsSettings, promise};
-use crate::idempotency::remote::{IdentityFile, Known, SILENCE, Use, silence_for};
+use super::{Settings, promise};
+use crate::idempotency::remote::{IdentityFile, Known, SILENCE, Use};
 use crate::idempotency::store_identity::new_identity;
-use ::redis::aio::{ConnectionLike, MultiplexedConnection};
-use ::redis::{AsyncConnectionConfig, Cmd, Pipeline, RedisConnectionInfo, RedisError, Value};
-use rustls::pki_types::ServerName;
+use crate::io::redis::{Client, within_a_second};
+use ::redis::{Cmd, Pipeline, Value};
 use std::cell::{Cell, RefCell};
-use std::pin::pin;
-use std::rc::Rc;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
-use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpStream;
-use tokio::sync::Notify;
 use tokio::task::JoinSet;
-use tokio_rustls::TlsConnector;
 
-/// The time after which the kernel gives up a connection whose bytes are not acknowledged.
-const TCP_USER_TIMEOUT: Duration = Duration::from_secs(30);
 /// The time for which other servers may still answer after one that takes writes has.
 const GRACE: Duration = Duration::from_millis(100);
 /// The version of the keys and fields that this Ringway reads and writes.
@@ -31,10 +19,7 @@ const VERSION: &str = "1";
 
 /// A connection to the store.
 pub(super) struct Connection {
-    client: MultiplexedConnection,
-    /// The bytes that have arrived.
-    arrived: Arc<AtomicU64>,
-    ended: Rc<Ended>,
+    client: Client,
     pub(super) address: String,
     pub(super) facts: Facts,
     prefix: String,
@@ -48,19 +33,10 @@ pub(super) struct Connection {
     pub(super) pulse_at: Cell<Instant>,
 }
 
-/// The end of a connection.
-#[derive(Default)]
-struct Ended {
-    has_ended: Cell<bool>,
-    told: Notify,
-}
-
 impl Connection {
     /// Returns when the connection has ended.
     pub(super) async fn closed(&self) {
-        if !self.ended.has_ended.get() {
-            self.ended.told.notified().await;
-        }
+        self.client.closed().await;
     }
 
     /// Returns the name of a key.
@@ -76,27 +52,12 @@ impl Connection {
         command
     }
 
-    /// Sends commands, with so many bytes of results, without waiting between them. Returns their replies, errors of
-    /// the server among them. The server has a second, and the time that the bytes of either way may take.
+    /// Sends commands, as [`Client::send`] does.
     ///
     /// # Errors
     /// The connection broke, or was silent.
     pub(super) async fn send(&self, commands: &Pipeline, bytes: usize) -> Result<Vec<Value>, String> {
-        let mut client = self.client.clone();
-        let mut replies = pin!(client.req_packed_commands(commands, 0, commands.len()));
-        let (began, before) = (Instant::now(), self.arrived.load(Ordering::Relaxed));
-        let mut until = began + silence_for(bytes);
-        loop {
-            if let Ok(replies) = tokio::time::timeout_at(until.into(), &mut replies).await {
-                return replies.map_err(|error| explain(&error));
-            }
-            let arrived = usize::try_from(self.arrived.load(Ordering::Relaxed) - before).unwrap_or(usize::MAX);
-            let next = began + silence_for(bytes.saturating_add(arrived));
-            if next <= Instant::now() {
-                return Err("the server does not answer".to_owned());
-            }
-            until = next;
-        }
+        self.client.send(commands, bytes).await
     }
 
     /// Sends one command.
@@ -104,13 +65,7 @@ impl Connection {
     /// # Errors
     /// As for [`Connection::send`], and where the server refuses it.
     pub(super) async fn ask(&self, command: Cmd) -> Result<Value, String> {
-        let mut commands = Pipeline::new();
-        commands.add_command(command);
-        match self.send(&commands, 0).await?.pop() {
-            Some(Value::ServerError(error)) => Err(error.to_string()),
-            Some(value) => Ok(value),
-            None => Err("the server gave no reply".to_owned()),
-        }
+        self.client.ask(command).await
     }
 
     /// Notes the pulse of the server. Returns the promise where it is another one by that.
@@ -185,10 +140,7 @@ async fn open_all(settings: &Settings) -> Vec<Result<Connection, String>> {
     let mut attempts = JoinSet::new();
     for (at, address) in settings.addresses.iter().enumerate() {
         let (settings, address) = (settings.clone(), address.clone());
-        attempts.spawn_local(async move {
-            let opened = tokio::time::timeout(SILENCE, open(&settings, &address)).await;
-            (at, opened.unwrap_or_else(|_| Err("it does not answer".to_owned())))
-        });
+        attempts.spawn_local(async move { (at, within_a_second(open(&settings, &address)).await) });
     }
     let mut opened: Vec<_> = settings.addresses.iter().map(|_| Err("it does not answer".to_owned())).collect();
     let mut until = Instant::now() + 2 * SILENCE;
@@ -217,56 +169,9 @@ fn outage(settings: &Settings, opened: &[Result<Connection, String>]) -> String 
 
 /// Connects to one server, and asks for its facts.
 async fn open(settings: &Settings, address: &str) -> Result<Connection, String> {
-    let socket = TcpStream::connect(address).await.map_err(|error| error.to_string())?;
-    let options = socket2::SockRef::from(&socket);
-    let set = options.set_tcp_nodelay(true).and_then(|()| options.set_tcp_user_timeout(Some(TCP_USER_TIMEOUT)));
-    set.map_err(|error| error.to_string())?;
-    match &settings.tls {
-        None => greet(settings, address, socket).await,
-        Some(tls) => {
-            let name = name_of(tls, address)?;
-            let shaken = TlsConnector::from(Arc::clone(&tls.config)).connect(name, socket).await;
-            greet(settings, address, shaken.map_err(|error| format!("TLS: {error}"))?).await
-        }
-    }
-}
-
-/// Returns the name that a server must show.
-fn name_of(tls: &TlsSettings, address: &str) -> Result<ServerName<'static>, String> {
-    let host = address.rsplit_once(':').map_or(address, |(host, _)| host);
-    let host = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(host);
-    match &tls.server_name {
-        Some(name) => Ok(name.clone()),
-        None => ServerName::try_from(host.to_owned()).map_err(|error| error.to_string()),
-    }
-}
-
-async fn greet<S>(settings: &Settings, address: &str, stream: S) -> Result<Connection, String>
-where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-{
-    let mut info = RedisConnectionInfo::default().set_lib_name("ringway", env!("CARGO_PKG_VERSION"));
-    if let Some(username) = &settings.username {
-        info = info.set_username(username);
-    }
-    if let Some(password) = &settings.password {
-        info = info.set_password(password);
-    }
-    let config = AsyncConnectionConfig::new().set_response_timeout(None).set_connection_timeout(None);
-    let (stream, arrived) = Counted::new(stream);
-    let made = MultiplexedConnection::new_with_config(&info, stream, config).await;
-    let (client, driver) = made.map_err(|error| explain(&error))?;
-    let ended = Rc::new(Ended::default());
-    let told = Rc::clone(&ended);
-    tokio::task::spawn_local(async move {
-        driver.await;
-        told.has_ended.set(true);
-        told.told.notify_one();
-    });
+    let client = Client::open(&settings.login, address).await?;
     let mut connection = Connection {
         client,
-        arrived,
-        ended,
         address: address.to_owned(),
         facts: Facts::default(),
         prefix: settings.prefix(),
@@ -387,9 +292,4 @@ pub(super) fn compare(found: &str, known: &Known) -> Result<(), String> {
 
 pub(super) fn file_error(settings: &Settings, error: &std::io::Error) -> String {
     format!("the file `{}`, which names the store that is known here: {error}", settings.identity_file.display())
-}
-
-/// Returns an error in a sentence.
-pub(super) fn explain(error: &RedisError) -> String {
-    error.to_string()
 }

@@ -6,7 +6,6 @@
 
 mod batch;
 mod connection;
-mod counted;
 mod facts;
 mod operate;
 mod promise;
@@ -17,6 +16,7 @@ pub(super) use operate::{adopt, archive, inspect};
 
 use super::record::Holder;
 use super::remote::{Engine, Pending, Remote, Status, Use, holder_name};
+use crate::io::redis::Login;
 use connection::Connection;
 use std::cell::{Cell, RefCell};
 use std::fmt;
@@ -29,9 +29,7 @@ use std::sync::Arc;
 pub(crate) struct Settings {
     /// Hosts and ports; one of them takes writes.
     pub(crate) addresses: Vec<String>,
-    pub(crate) username: Option<String>,
-    pub(crate) password: Option<String>,
-    pub(crate) tls: Option<TlsSettings>,
+    pub(crate) login: Login,
     /// The replicas that must have a claim before its request is sent.
     pub(crate) replicas: u32,
     /// The proxies that belong together: a part of every key.
@@ -40,21 +38,9 @@ pub(crate) struct Settings {
     pub(crate) identity_file: PathBuf,
 }
 
-/// TLS towards the servers.
-#[derive(Clone)]
-pub(crate) struct TlsSettings {
-    pub(crate) config: Arc<rustls::ClientConfig>,
-    /// The name that servers must show; without one the host of their address.
-    pub(crate) server_name: Option<rustls::pki_types::ServerName<'static>>,
-    /// What the configuration was made of.
-    pub(crate) digest: Vec<u8>,
-}
-
 impl Settings {
     fn parts(&self) -> impl PartialEq + '_ {
-        let tls = self.tls.as_ref().map(|tls| (&tls.server_name, &tls.digest));
-        let login = (&self.username, &self.password, tls);
-        (&self.addresses, login, self.replicas, &self.fleet, &self.identity_file)
+        (&self.addresses, &self.login, self.replicas, &self.fleet, &self.identity_file)
     }
 
     /// Returns the beginning of every key.

@@ -6,8 +6,10 @@ use crate::idempotency::identity::{Id, Subject};
 use crate::idempotency::record::{Record, State, Token};
 use crate::idempotency::response::StoredResponse;
 use crate::idempotency::store::{Found, Listed};
-use ::redis::Value;
+use crate::io::redis::Value;
 use bytes::Bytes;
+
+pub(super) use crate::io::redis::{bytes, list, number, text};
 
 /// A reply that no script gives.
 #[derive(Debug)]
@@ -20,35 +22,6 @@ pub(super) fn token_text(token: Token) -> String {
 
 pub(super) fn holder_text(holder: u64) -> String {
     format!("{holder:016x}")
-}
-
-fn bytes(value: &Value) -> Option<&[u8]> {
-    match value {
-        Value::BulkString(bytes) => Some(bytes),
-        Value::SimpleString(text) => Some(text.as_bytes()),
-        _ => None,
-    }
-}
-
-pub(super) fn text(value: &Value) -> Option<String> {
-    match value {
-        Value::VerbatimString { text, .. } => Some(text.clone()),
-        value => bytes(value).map(|bytes| String::from_utf8_lossy(bytes).into_owned()),
-    }
-}
-
-pub(super) fn number(value: &Value) -> Option<u64> {
-    match value {
-        Value::Int(number) => u64::try_from(*number).ok(),
-        value => std::str::from_utf8(bytes(value)?).ok()?.parse().ok(),
-    }
-}
-
-pub(super) fn list(value: &Value) -> &[Value] {
-    match value {
-        Value::Array(values) => values,
-        _ => &[],
-    }
 }
 
 fn token(value: &Value) -> Option<Token> {

@@ -9,6 +9,7 @@ mod call;
 mod identity_file;
 mod lane;
 
+pub(super) use crate::io::silence::{SILENCE, silence_for};
 pub(super) use call::{Call, Pending};
 pub(super) use identity_file::{IdentityFile, Known};
 
@@ -34,8 +35,6 @@ const QUEUE: usize = 8192;
 pub(super) const BATCH: usize = 512;
 /// The most bytes of results that are carried out together.
 const BATCH_BYTES: usize = 8 << 20;
-/// A connection that is silent for this long with calls on it is replaced.
-pub(super) const SILENCE: Duration = Duration::from_secs(1);
 /// Between two attempts to connect; for as long a call waits for a connection that has never failed.
 pub(super) const ATTEMPT: Duration = Duration::from_millis(250);
 
@@ -126,12 +125,6 @@ pub(super) struct Remote<S> {
     settings: watch::Sender<S>,
     status: Arc<Status>,
     keeps_sagas: bool,
-}
-
-/// Returns the time for which the server may be silent during results of that size: they travel at 4 MiB a second or
-/// more.
-pub(super) fn silence_for(bytes: usize) -> Duration {
-    SILENCE + Duration::from_millis(bytes as u64 / 4096)
 }
 
 /// Returns the name of this process for operators: its host and process id.

@@ -168,9 +168,7 @@ impl RedisKit {
         let folder = tempfile::tempdir().unwrap();
         let settings = RedisSettings {
             addresses: vec![format!("127.0.0.1:{}", server.port)],
-            username: None,
-            password: None,
-            tls: None,
+            login: Default::default(),
             replicas: 0,
             fleet: format!("conformance{}", NUMBER.fetch_add(1, Ordering::Relaxed)),
             identity_file: folder.path().join("store.id"),

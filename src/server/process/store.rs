@@ -3,10 +3,14 @@
 use super::background::Background;
 use crate::config::{Config, StoreKind};
 use crate::control::{Event, Events};
+#[cfg(feature = "redis")]
+use crate::idempotency::RedisSettings;
 use crate::idempotency::{Kind, OpenError, Records};
 #[cfg(feature = "redis")]
-use crate::idempotency::{RedisSettings, RedisTls};
+use crate::io::redis::{Login, TlsSettings};
 use crate::telemetry::metrics::{Metrics, Sample, elsewhere};
+#[cfg(feature = "redis")]
+use crate::{config::PoolTls, tls::ClientTls};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -128,20 +132,29 @@ pub(crate) fn store_of(config: &Config) -> Result<Kind, StoreUnavailable> {
 fn redis(config: &Config) -> Result<Kind, StoreUnavailable> {
     let settings = &config.settings.idempotency_store;
     let addresses = settings.address.as_ref().map(|addresses| addresses.value.0.as_slice()).unwrap_or_default();
-    let tls = config.secrets.store_tls.as_ref().map(|tls| RedisTls {
-        config: Arc::clone(&tls.config),
-        server_name: settings.tls.as_ref().and_then(|tls| Some(tls.server_name.as_ref()?.value.0.clone())),
-        digest: tls.digest.clone(),
-    });
-    Ok(Kind::Redis(RedisSettings {
-        addresses: addresses.iter().map(ToString::to_string).collect(),
+    let login = Login {
         username: settings.username.as_ref().map(|username| username.value.clone()),
         password: config.secrets.store_password.clone(),
-        tls,
+        tls: config.secrets.store_tls.as_ref().map(|tls| tls_settings(tls, settings.tls.as_ref())),
+    };
+    let fleet = config.settings.fleet.as_ref().map_or("default", |fleet| fleet.id.as_str());
+    Ok(Kind::Redis(RedisSettings {
+        addresses: addresses.iter().map(ToString::to_string).collect(),
+        login,
         replicas: settings.durability.replicas,
-        fleet: "default".to_owned(),
+        fleet: fleet.to_owned(),
         identity_file: config.path(&settings.identity_file),
     }))
+}
+
+/// Returns TLS towards Redis servers.
+#[cfg(feature = "redis")]
+pub(super) fn tls_settings(tls: &ClientTls, settings: Option<&PoolTls>) -> TlsSettings {
+    TlsSettings {
+        config: Arc::clone(&tls.config),
+        server_name: settings.and_then(|settings| Some(settings.server_name.as_ref()?.value.0.clone())),
+        digest: tls.digest.clone(),
+    }
 }
 
 #[cfg(not(feature = "redis"))]

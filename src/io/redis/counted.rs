@@ -8,14 +8,14 @@ use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// A stream, and the bytes that have arrived on it.
-pub(super) struct Counted<S> {
+pub(in crate::io) struct Counted<S> {
     stream: S,
     arrived: Arc<AtomicU64>,
 }
 
 impl<S> Counted<S> {
     /// Returns the stream with its count.
-    pub(super) fn new(stream: S) -> (Counted<S>, Arc<AtomicU64>) {
+    pub(in crate::io) fn new(stream: S) -> (Counted<S>, Arc<AtomicU64>) {
         let arrived = Arc::new(AtomicU64::new(0));
         (Counted { stream, arrived: Arc::clone(&arrived) }, arrived)
     }
