@@ -28,7 +28,6 @@ mod control;
 #[cfg(test)]
 #[path = "../tests/engines/mod.rs"]
 mod engines;
-#[allow(dead_code, unused_imports, reason = "the bus comes with the next change")]
 mod fleet;
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]

@@ -5,7 +5,9 @@ use super::body::Body;
 use super::connections::AdminConnection;
 use super::event_stream;
 use crate::config::NodeState;
-use crate::control::{CommandResult, Control, Decided, PurgeOrder, PurgeTarget, Release, SagaDecision};
+use crate::control::{
+    CommandResult, Control, Decided, HeardBy, PurgeOrder, PurgeTarget, Purged, Release, SagaDecision,
+};
 use crate::http::problem::{Problem, ProblemKind};
 use bytes::Bytes;
 use http::header::{CACHE_CONTROL, CONTENT_TYPE};
@@ -81,9 +83,11 @@ async fn read(
             }
             control.sagas(state.as_deref()).await.map(|found| as_json(&found)).map_err(store_failed)
         }
+        ["api", "fleet"] => control.fleet().map(|fleet| as_json(&fleet)).ok_or_else(no_fleet),
         ["api", "events"] => Err(wrong_method("GET")),
         ["api", "idempotency", _] => Err(wrong_method("DELETE")),
         ["api", "reload" | "drain"]
+        | ["api", "fleet", _, "forget"]
         | ["api", "sagas", _, "retry" | "resolve"]
         | ["api", "cache", "purge"]
         | ["api", "pools", _, "nodes", _, "up" | "drain" | "down"] => Err(wrong_method("POST")),
@@ -101,11 +105,20 @@ async fn change(
         ["api", "cache", "purge"] => {
             let order = purge_order(&read_body(body).await?).map_err(bad_purge)?;
             let purged = order.to_string();
-            let responses = control.purge(order).await.map_err(bad_purge)?;
+            let Purged { responses, heard_by } = control.purge(order).await.map_err(bad_purge)?;
             let noun = if responses == 1 { "response" } else { "responses" };
-            let result = CommandResult { responses: Some(responses), ..CommandResult::success() };
-            Ok(as_json(&result.with_detail(format!("purged {purged}: {responses} stored {noun}"))))
+            let heard = heard_by.as_ref().map(in_words).unwrap_or_default();
+            let result = CommandResult { responses: Some(responses), heard_by, ..CommandResult::success() };
+            Ok(as_json(&result.with_detail(format!("purged {purged}: {responses} stored {noun}{heard}"))))
         }
+        ["api", "fleet", process, "forget"] => match control.forget_member(process) {
+            Ok(true) => Ok(as_json(&CommandResult::success().with_detail(format!("forgot {process}")))),
+            Ok(false) => {
+                let detail = format!("this proxy knows no member `{process}`; the others were told to forget it");
+                Err(Problem::new(ProblemKind::NoSuchMember, detail))
+            }
+            Err(detail) => Err(Problem::new(ProblemKind::NoSuchMember, detail)),
+        },
         ["api", "reload"] => match place.working(control.reload()).await {
             Ok(said) => Ok(as_json(&CommandResult::success().with_detail(said))),
             Err(said) => Err(Problem::new(ProblemKind::ReloadFailed, said)),
@@ -137,7 +150,7 @@ async fn change(
             decide(id, decision, place.working(control.decide(id, decision, &by)).await.map_err(store_failed)?)
         }
         ["api", "idempotency", _] => Err(wrong_method("DELETE")),
-        ["api", "events" | "sagas"] => Err(wrong_method("GET")),
+        ["api", "events" | "fleet" | "sagas"] => Err(wrong_method("GET")),
         _ => Err(not_found()),
     }
 }
@@ -268,6 +281,25 @@ fn purge_order(body: &[u8]) -> Result<PurgeOrder, String> {
         what = what.or(target);
     }
     what.map(|what| PurgeOrder { what, soft }).ok_or_else(|| EXPECTED.to_owned())
+}
+
+/// Returns which proxies have applied a purge, as the end of a sentence.
+fn in_words(heard_by: &HeardBy) -> String {
+    let HeardBy { members, of, missing, complete, published } = heard_by;
+    let mut words = format!("; heard by {members} of {of} proxies");
+    if !missing.is_empty() {
+        words += &format!("; missing: {}", missing.join(", "));
+    }
+    if !published {
+        words += "; not yet published: too few nodes of the bus have it, and it is sent again until they do";
+    } else if !complete && missing.is_empty() {
+        words += "; the bus does not work, so that there may be others";
+    }
+    words
+}
+
+fn no_fleet() -> Problem {
+    Problem::new(ProblemKind::NoSuchMember, "no fleet is configured: the block `fleet` adds this proxy to one")
 }
 
 fn bad_purge(detail: String) -> Problem {

@@ -21,7 +21,6 @@ use std::borrow::Cow;
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
@@ -306,13 +305,13 @@ impl Cache {
         }
         match hit.compare_with_head(&deciding(&answer.headers, &answer.extensions)) {
             HeadFinding::Nothing => {}
-            HeadFinding::Differs => hit.is_soft_purged.store(true, Relaxed),
+            HeadFinding::Differs => hit.soft_purge(),
             HeadFinding::Same => {
                 let timing =
                     Timing { requested, received: self.now(), received_at: clock::unix_seconds().cast_signed() };
                 let (stored, update) = self.freshened(order, &hit, answer, timing, token);
-                // A HEAD does not end a soft purge: only a validation of the response does.
-                stored.is_soft_purged.store(hit.is_soft_purged.load(Relaxed), Relaxed);
+                // A HEAD ends neither a soft purge nor a doubt: only a validation of the response does.
+                stored.keep_marks_of(&hit);
                 if update == UpdateResult::Kept {
                     self.store.put(order.address(), stored, token, Some(&hit));
                 }

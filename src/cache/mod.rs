@@ -46,13 +46,17 @@ use crate::http::head::RequestFields;
 use fill::Fills;
 use http::HeaderMap;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicI64, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 use store::{EntryStore, Found};
 use tokio::sync::Notify;
 
 /// The time for which the requests of a group go to the nodes one by one after a response that cannot be shared.
 const PASS: Milliseconds = 10_000;
+
+/// The most validations of responses in doubt that begin in a second; other requests for such responses go to the
+/// nodes.
+const VALIDATIONS: u32 = 1000;
 
 /// The pause between two sweeps.
 const SWEEP_PAUSE: Duration = Duration::from_secs(1);
@@ -67,6 +71,14 @@ pub(crate) struct Cache {
     #[cfg(test)]
     advanced: std::sync::atomic::AtomicI64,
     purged: Notify,
+    validations: Validations,
+}
+
+/// The validations of responses in doubt that have begun in a second.
+#[derive(Default)]
+struct Validations {
+    second: AtomicI64,
+    begun: AtomicU32,
 }
 
 /// Wakes the sweeper when it is dropped.
@@ -110,6 +122,7 @@ impl Cache {
             #[cfg(test)]
             advanced: Default::default(),
             purged: Notify::new(),
+            validations: Validations::default(),
         }
     }
 
@@ -177,6 +190,9 @@ impl Cache {
     /// changed, or it is stale already.
     fn is_useless(&self, fill: &Fill) -> bool {
         let head = fill.head();
+        if self.store.is_in_doubt(fill.epoch) {
+            return true;
+        }
         // Before the head has arrived its tags are unknown, and may be among the purged ones.
         if head.is_none() && self.store.has_purged_tags(fill.epoch) || fill.is_outdated.load(Ordering::Acquire) {
             return true;
@@ -202,6 +218,47 @@ impl Cache {
         let rule = self.store.purge(purge, soft);
         let sweep = Sweep(Arc::clone(self));
         move || sweep.0.store.count(&rule)
+    }
+
+    /// Applies many purges at once, each hard or soft, for every later request.
+    pub(crate) fn purge_many(&self, purges: &[(Purge, bool)]) {
+        if !purges.is_empty() {
+            self.store.purge_many(purges);
+            self.purged.notify_one();
+        }
+    }
+
+    /// Has each response that was fetched or validated before now validated before it is served: what other proxies
+    /// have said of it may have been missed.
+    pub(crate) fn doubt(&self) {
+        self.store.doubt();
+    }
+
+    /// Returns whether a response in doubt may be validated now: validations of different responses begin at a bounded
+    /// rate, so that a whole store in doubt is validated little by little.
+    pub(crate) fn may_validate(&self, stored: &Stored, now: Milliseconds) -> bool {
+        if !stored.begin_validation() {
+            // Another request has begun it; this one joins.
+            return true;
+        }
+        let second = now / 1000;
+        if self.validations.second.swap(second, Ordering::Relaxed) != second {
+            self.validations.begun.store(0, Ordering::Relaxed);
+        }
+        let may = self.validations.begun.fetch_add(1, Ordering::Relaxed) < VALIDATIONS;
+        if !may {
+            stored.put_off_validation();
+        }
+        may
+    }
+
+    /// Invalidates the stored responses of a URI, in the form of [`KeyRules::uri`], and those of its running fetches.
+    pub(crate) fn invalidate_uri(&self, uri: &str) {
+        let Some((scheme, rest)) = uri.split_once("://") else { return };
+        let (authority, rest) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+        let (path, query) = rest.split_once('?').map_or((rest, None), |(path, query)| (path, Some(query)));
+        let target = TargetUri { scheme, authority, path, query };
+        self.store.invalidate(KeyRules::default().of_uri(target), uri, None);
     }
 
     /// Invalidates the stored responses of a URI whose resource has changed (RFC 9111 4.4) and those of its running

@@ -12,7 +12,7 @@ use http::header::{AGE, DATE, ETAG, LAST_MODIFIED};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use smallvec::SmallVec;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed};
 
 /// The memory of an object besides its fields, body and URI: its structures here and in the table.
 pub(super) const OVERHEAD: usize = 440;
@@ -106,6 +106,13 @@ pub(super) struct Marker {
     pub(super) varies: Option<Selecting>,
 }
 
+/// A soft purge has made the response stale.
+const SOFT_PURGED: u8 = 1;
+/// An event of the fleet may have been missed since the response was validated.
+const IN_DOUBT: u8 = 2;
+/// The validation of a response in doubt has begun.
+const UNDER_VALIDATION: u8 = 4;
+
 /// What few responses have.
 #[derive(Clone, Debug)]
 struct Rare {
@@ -135,7 +142,8 @@ pub(crate) struct Stored {
     pub(super) checked: AtomicU64,
     /// The turn of that request, truncated.
     pub(super) turn: u32,
-    pub(super) is_soft_purged: AtomicBool,
+    /// [`SOFT_PURGED`], [`IN_DOUBT`], [`UNDER_VALIDATION`].
+    marks: AtomicU8,
     /// The time of the last use, from 1; 0 for never. Recorded only where there may be other variants.
     used: AtomicU32,
     /// The time until which the node is not asked again, in milliseconds, and in the lowest byte the number of
@@ -154,7 +162,7 @@ impl Clone for Stored {
             rare: self.rare.clone(),
             checked: AtomicU64::new(self.checked.load(Relaxed)),
             turn: self.turn,
-            is_soft_purged: AtomicBool::new(self.is_soft_purged.load(Relaxed)),
+            marks: AtomicU8::new(self.marks.load(Relaxed)),
             used: AtomicU32::new(self.used.load(Relaxed)),
             pause: AtomicU64::new(self.pause.load(Relaxed)),
         }
@@ -198,7 +206,7 @@ impl Stored {
             rare: Rare::of(varies, tags),
             checked: AtomicU64::new(epoch),
             turn: turn as u32,
-            is_soft_purged: AtomicBool::new(false),
+            marks: AtomicU8::new(0),
             used: AtomicU32::new(0),
             pause: AtomicU64::new(0),
         }
@@ -277,11 +285,50 @@ impl Stored {
     }
 
     pub(crate) fn reuse(&self, now: Milliseconds, requested: Option<&RequestDirectives>) -> Reuse {
-        policy::reuse(&self.terms, now, self.is_soft_purged.load(Relaxed), requested)
+        match self.marks.load(Relaxed) {
+            0 => policy::reuse(&self.terms, now, false, requested),
+            SOFT_PURGED => policy::reuse(&self.terms, now, true, requested),
+            _ => Reuse::AfterValidation,
+        }
     }
 
     pub(crate) fn is_fresh(&self, now: Milliseconds) -> bool {
         matches!(self.reuse(now, None), Reuse::Yes { stale: false })
+    }
+
+    /// Makes the response stale.
+    pub(super) fn soft_purge(&self) {
+        self.marks.fetch_or(SOFT_PURGED, Relaxed);
+    }
+
+    pub(super) fn is_soft_purged(&self) -> bool {
+        self.marks.load(Relaxed) & SOFT_PURGED != 0
+    }
+
+    /// Has the response validated before it is served again.
+    pub(super) fn doubt(&self) {
+        // One that is under validation since an earlier doubt needs another one.
+        let _ = self.marks.fetch_update(Relaxed, Relaxed, |marks| Some(marks & SOFT_PURGED | IN_DOUBT));
+    }
+
+    /// Returns whether the response must be validated because an event of the fleet may have been missed.
+    pub(crate) fn is_in_doubt(&self) -> bool {
+        self.marks.load(Relaxed) & IN_DOUBT != 0
+    }
+
+    /// Notes that the validation of a response in doubt begins. Returns whether it is the first request to do so.
+    pub(super) fn begin_validation(&self) -> bool {
+        self.marks.fetch_or(UNDER_VALIDATION, Relaxed) & UNDER_VALIDATION == 0
+    }
+
+    /// Ends a validation that was not begun after all.
+    pub(super) fn put_off_validation(&self) {
+        self.marks.fetch_and(!UNDER_VALIDATION, Relaxed);
+    }
+
+    /// Takes over the marks of the response that this one replaces without a validation.
+    pub(super) fn keep_marks_of(&self, other: &Stored) {
+        self.marks.store(other.marks.load(Relaxed), Relaxed);
     }
 
     /// Returns whether several requests may share the response to one validation (RFC 9111 4).
@@ -291,7 +338,7 @@ impl Stored {
 
     /// Returns whether it may be served in place of a node's error. A stored error is no better than the new one.
     pub(crate) fn stands_in(&self, now: Milliseconds) -> bool {
-        !self.status.is_server_error() && policy::stands_in(&self.terms, now)
+        !self.status.is_server_error() && !self.is_in_doubt() && policy::stands_in(&self.terms, now)
     }
 
     /// Records a use.

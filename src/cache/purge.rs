@@ -7,6 +7,13 @@
 use super::key::hash_text;
 use std::collections::HashMap;
 
+/// The most rules, each found by its hash; more become one rule for everything. A burst of purges is within it.
+const MAX_RULES: usize = 65_536;
+/// The most rules by prefix, which are compared one by one.
+const MAX_PREFIXES: usize = 1024;
+/// The most bytes of URIs and prefixes.
+const MAX_BYTES: usize = 16 << 20;
+
 /// The position of a fetch or a change in their common order.
 pub(super) type Turn = u64;
 
@@ -85,48 +92,67 @@ pub(super) struct PurgeRules {
     tags: HashMap<u64, PurgeEpochs>,
     /// The epoch of the last purge by tag.
     pub(super) last_tag: Epoch,
+    /// The epoch at which events of the fleet may have been missed: earlier responses are validated.
+    pub(super) doubt: Epoch,
+    /// The bytes of all URIs and prefixes.
+    bytes: usize,
 }
 
 impl PurgeRules {
     /// Returns the rules with a further one.
     pub(super) fn with(&self, purge: &Purge, soft: bool) -> PurgeRules {
         let mut rules = self.clone();
-        rules.epoch += 1;
-        let epoch = rules.epoch;
-        match purge {
-            Purge::All if soft => rules.all.record(epoch, soft),
+        rules.add(purge, soft);
+        rules
+    }
+
+    /// Adds a rule. Beyond the bounds it is one for everything: too much is purged rather than too little.
+    pub(super) fn add(&mut self, purge: &Purge, soft: bool) {
+        self.epoch += 1;
+        let epoch = self.epoch;
+        match if self.has_room() { purge } else { &Purge::All } {
+            Purge::All if soft => self.all.record(epoch, soft),
             // A purge of everything includes all other rules.
             Purge::All => {
-                let mut all = rules.all;
+                let mut all = self.all;
                 all.record(epoch, soft);
-                rules = PurgeRules { epoch, all, last_tag: epoch, ..PurgeRules::default() };
+                let doubt = self.doubt;
+                *self = PurgeRules { epoch, all, last_tag: epoch, doubt, ..PurgeRules::default() };
             }
-            Purge::Url(urls) => {
-                for url in urls {
-                    let rule = match url.starts_with('/') {
-                        true => rules.paths.entry(url.clone()),
-                        false => rules.urls.entry(without_scheme(url).to_owned()),
-                    };
-                    rule.or_default().record(epoch, soft);
-                }
-            }
+            Purge::Url(urls) => urls.iter().for_each(|url| self.add_url(url, soft)),
             Purge::Prefix(prefix) => {
                 let prefix = without_scheme(prefix);
-                match rules.prefixes.iter_mut().find(|(known, _)| known == prefix) {
+                match self.prefixes.iter_mut().find(|(known, _)| known == prefix) {
                     Some((_, strokes)) => strokes.record(epoch, soft),
                     None => {
                         let mut strokes = PurgeEpochs::default();
                         strokes.record(epoch, soft);
-                        rules.prefixes.push((prefix.to_owned(), strokes));
+                        self.bytes += prefix.len();
+                        self.prefixes.push((prefix.to_owned(), strokes));
                     }
                 }
             }
             Purge::Tag(tag) => {
-                rules.tags.entry(hash_text(tag.as_bytes())).or_default().record(epoch, soft);
-                rules.last_tag = epoch;
+                self.tags.entry(hash_text(tag.as_bytes())).or_default().record(epoch, soft);
+                self.last_tag = epoch;
             }
         }
-        rules
+    }
+
+    fn add_url(&mut self, url: &str, soft: bool) {
+        let (table, url) = match url.starts_with('/') {
+            true => (&mut self.paths, url),
+            false => (&mut self.urls, without_scheme(url)),
+        };
+        if !table.contains_key(url) {
+            self.bytes += url.len();
+        }
+        table.entry(url.to_owned()).or_default().record(self.epoch, soft);
+    }
+
+    /// Returns whether a further rule is within the bounds.
+    fn has_room(&self) -> bool {
+        self.len() < MAX_RULES && self.prefixes.len() < MAX_PREFIXES && self.bytes < MAX_BYTES
     }
 
     /// Returns the rules without those up to an epoch.
@@ -137,6 +163,8 @@ impl PurgeRules {
         rules.paths.retain(|_, strokes| stays(strokes));
         rules.prefixes.retain(|(_, strokes)| stays(strokes));
         rules.tags.retain(|_, strokes| stays(strokes));
+        let texts = rules.urls.keys().chain(rules.paths.keys()).chain(rules.prefixes.iter().map(|(prefix, _)| prefix));
+        rules.bytes = texts.map(String::len).sum();
         rules
     }
 
@@ -205,6 +233,22 @@ mod tests {
             let soft = PurgeRules::default().with(&purge, true);
             assert_eq!(soft.judge(uri, &tags, 0) == Verdict::Stale, gone, "{purge:?}");
         }
+    }
+
+    #[test]
+    fn rules_beyond_the_bounds_are_one_for_everything() {
+        let judge = |rules: &PurgeRules| rules.judge("http://other/", &[], 0);
+        let mut rules = PurgeRules::default();
+        (0..10_000).for_each(|number| rules.add(&Purge::Url(vec![format!("http://a/{number}")]), false));
+        assert_eq!((rules.len(), judge(&rules)), (10_000, Verdict::Untouched), "a burst is no purge of everything");
+        let mut prefixes = PurgeRules::default();
+        (0..MAX_PREFIXES).for_each(|number| prefixes.add(&Purge::Prefix(format!("/{number}")), false));
+        assert_eq!(judge(&prefixes), Verdict::Untouched);
+        prefixes.add(&Purge::Prefix("/a".to_owned()), false);
+        assert_eq!((prefixes.len(), judge(&prefixes)), (0, Verdict::Gone));
+        let mut long = PurgeRules::default();
+        (0..17).for_each(|number| long.add(&Purge::Url(vec![format!("/{number}{}", "a".repeat(1 << 20))]), false));
+        assert_eq!((long.len(), long.bytes, judge(&long)), (0, 0, Verdict::Gone));
     }
 
     proptest! {

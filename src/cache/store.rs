@@ -22,9 +22,6 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 /// The bytes that may be added before eviction runs.
 const SLACK: u64 = 1 << 20;
 
-/// The most purge rules; more become one rule for everything.
-const MAX_RULES: usize = 4096;
-
 /// `memory` divided by this is reserved for entries that eviction has not seen yet.
 const RESERVE: u64 = 64;
 
@@ -287,9 +284,13 @@ impl EntryStore {
             return false;
         }
         let rules = self.rules.load();
-        match rules.judge(uri, stored.tags(), stored.checked.load(Ordering::Relaxed)) {
+        let checked = stored.checked.load(Ordering::Relaxed);
+        if rules.doubt > checked {
+            stored.doubt();
+        }
+        match rules.judge(uri, stored.tags(), checked) {
             Verdict::Gone => return true,
-            Verdict::Stale => stored.is_soft_purged.store(true, Ordering::Relaxed),
+            Verdict::Stale => stored.soft_purge(),
             Verdict::Untouched => {}
         }
         stored.checked.fetch_max(rules.epoch, Ordering::Relaxed);
@@ -353,6 +354,11 @@ impl EntryStore {
     /// Returns whether any tag was purged after an epoch.
     pub(super) fn has_purged_tags(&self, since: Epoch) -> bool {
         self.epoch.load(Ordering::Acquire) > since && self.rules.load().last_tag > since
+    }
+
+    /// Returns whether events of the fleet may have been missed since an epoch.
+    pub(super) fn is_in_doubt(&self, since: Epoch) -> bool {
+        self.epoch.load(Ordering::Acquire) > since && self.rules.load().doubt > since
     }
 
     /// Returns whether a purge, hard or soft, applies to the response of a fetch that began at an epoch.
@@ -445,23 +451,42 @@ impl EntryStore {
     pub(super) fn purge(&self, purge: &Purge, soft: bool) -> PurgeCount {
         let _one = self.changing.lock();
         let before = self.rules.load_full();
-        let purge = match before.len() < MAX_RULES {
-            true => purge,
-            // Above the limit of rules, everything is purged: too much rather than too little.
-            false => &Purge::All,
-        };
-        let rules = before.with(purge, soft);
+        let mut rules = PurgeRules::clone(&before);
+        rules.add(purge, soft);
+        let epoch = rules.epoch;
+        self.enforce(rules);
+        PurgeCount { epoch, alone: PurgeRules::default().with(purge, false), before }
+    }
+
+    /// Applies many purges, each hard or soft, at once.
+    pub(super) fn purge_many(&self, purges: &[(Purge, bool)]) {
+        let _one = self.changing.lock();
+        let mut rules = PurgeRules::clone(&self.rules.load());
+        purges.iter().for_each(|(purge, soft)| rules.add(purge, *soft));
+        self.enforce(rules);
+    }
+
+    /// Has each response that was fetched or validated before now validated before it is served.
+    pub(super) fn doubt(&self) {
+        let _one = self.changing.lock();
+        let mut rules = PurgeRules::clone(&self.rules.load());
+        rules.epoch += 1;
+        rules.doubt = rules.epoch;
+        self.enforce(rules);
+    }
+
+    /// Puts rules in force. The lock of changes must be held.
+    fn enforce(&self, rules: PurgeRules) {
         let epoch = rules.epoch;
         self.rules.store(Arc::new(rules));
         self.epoch.store(epoch, Ordering::Release);
-        PurgeCount { epoch, alone: PurgeRules::default().with(purge, false), before }
     }
 
     /// Returns the number of responses that a purge has removed. It scans the table.
     pub(super) fn count(&self, purged: &PurgeCount) -> u64 {
         let is_purged = |uri: &str, stored: &Stored| {
             let checked = stored.checked.load(Ordering::Relaxed);
-            let came_later = checked >= purged.epoch && !stored.is_soft_purged.load(Ordering::Relaxed);
+            let came_later = checked >= purged.epoch && !stored.is_soft_purged();
             !came_later
                 && purged.alone.judge(uri, stored.tags(), 0) == Verdict::Gone
                 && purged.before.judge(uri, stored.tags(), checked) != Verdict::Gone

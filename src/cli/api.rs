@@ -100,5 +100,7 @@ impl Target {
 
 fn report(result: &CommandResult) -> Outcome {
     writeln!(stdout(), "{}", result.detail.as_deref().unwrap_or_default())?;
-    Ok(ExitCode::SUCCESS)
+    // A purge that is not in force everywhere: the answer names the proxies.
+    let is_everywhere = result.heard_by.as_ref().is_none_or(|heard_by| heard_by.complete);
+    Ok(if is_everywhere { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

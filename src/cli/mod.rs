@@ -5,6 +5,7 @@ mod check;
 mod demo;
 mod explain;
 mod explain_saga;
+mod fleet;
 mod http_client;
 mod node;
 mod purge;
@@ -57,6 +58,8 @@ enum Command {
     Drain(node::DrainOptions),
     /// Set the state of a node, until the configuration file changes it.
     Node(node::NodeOptions),
+    /// Show the fleet of a running proxy: its members, the bus, and whether all agree; or remove a member that is gone.
+    Fleet(fleet::Options),
     /// Show the sagas of a running proxy and its fleet, or decide on one that is stuck.
     Sagas(sagas::Options),
     /// Print the tables of a shared idempotency store, copy records between stores, or adopt a new store.
@@ -100,6 +103,7 @@ pub fn main() -> ExitCode {
         Command::Purge(options) => purge::run(&options),
         Command::Drain(options) => node::drain(&options),
         Command::Node(options) => node::run(&options),
+        Command::Fleet(options) => fleet::run(&options),
         Command::Sagas(options) => sagas::run(&options),
         Command::Store(options) => store::run(options),
         Command::Completions { shell } => {

@@ -21,6 +21,9 @@ pub(crate) mod values;
 
 pub(crate) use changes::changes;
 pub use diagnostics::Report;
+#[cfg(feature = "redis")]
+pub(crate) use model::PoolTls;
+pub(crate) use model::Quorum;
 pub(crate) use model::{
     AddressFamily, AffinityCookie, AffinityMode, CacheKey, CheckKind, ClientDirectives, Discovery, FieldRules,
     FingerprintKind, GrpcCheck, HealthCheck, IgnoredDirective, Initially, Limits, Listener, LogFormat, NodeState,
@@ -28,8 +31,6 @@ pub(crate) use model::{
     Protocol, ProxyProtocol, RateLimit, Retries, Route, RouteCache, RouteIdempotency, Saga, SagaRequest, SagaStep,
     Scheme, Settings, StoreKind, Timeouts, UnderscoresInHeaders,
 };
-#[allow(unused_imports, reason = "the bus comes with the next change")]
-pub(crate) use model::{Fleet, FleetRedis, PoolTls, Quorum};
 
 pub(crate) use validate::MAX_POINTS;
 

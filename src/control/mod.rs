@@ -1,6 +1,7 @@
 //! The handle on a running proxy: the server implements it, the admin listener uses it.
 
 mod events;
+mod fleet;
 mod status;
 
 use crate::config::NodeState;
@@ -12,6 +13,7 @@ use std::sync::Arc;
 #[cfg(test)]
 pub(crate) use events::CAPACITY as RING;
 pub(crate) use events::{Event, Events, NewEvents, RecordedEvent};
+pub(crate) use fleet::{BusNodeStatus, BusStatus, FleetStatus, HeardBy, MemberStatus, RingStatus};
 pub(crate) use status::{
     CacheStatus, CommandResult, ConfigStatus, ConnectionsStatus, DiscoveryStatus, DrainStatus, EffectiveConfig,
     HealthCheckStatus, IdempotencyStatus, KeyOwners, ListenerStatus, NodeStatus, PoolStatus, RecordStatus,
@@ -39,9 +41,13 @@ pub(crate) trait Control: Send + Sync {
     fn set_node_state(&self, pool: &str, id: &str, state: NodeState) -> Option<bool>;
     /// Reloads the configuration; returns a summary, or the reason for which the old one stays.
     fn reload(&self) -> Pin<Box<dyn Future<Output = Result<String, String>> + Send + '_>>;
-    /// Removes stored responses from the cache, in force for every later request. Returns their number, or the reason
-    /// for which the order is invalid.
-    fn purge(&self, order: PurgeOrder) -> Reply<'_, u64>;
+    /// Removes stored responses from the cache, in force for every later request, on all proxies of the fleet. Returns
+    /// their number here and the members that have heard of it, or the reason for which the order is invalid.
+    fn purge(&self, order: PurgeOrder) -> Reply<'_, Purged>;
+    /// Returns the fleet as this process sees it; `None` where none is configured.
+    fn fleet(&self) -> Option<FleetStatus>;
+    /// Removes a member that is gone for good from the fleet. Returns whether there is one; or why the text names none.
+    fn forget_member(&self, process: &str) -> Result<bool, String>;
     /// Returns the records of requests with an `Idempotency-Key`, or the reason for which the store cannot.
     fn idempotency<'a>(&'a self, key: &'a str) -> Reply<'a, Vec<RecordStatus>>;
     /// Releases a record that has ended, so that the next request with its key runs; `by` is the operator's address.
@@ -129,6 +135,15 @@ pub(crate) enum PurgeTarget {
     Prefix(String),
     Tag(String),
     All,
+}
+
+/// The result of a purge.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Purged {
+    /// The number of responses that this process had stored.
+    pub(crate) responses: u64,
+    /// The members that have applied it; `None` without a bus.
+    pub(crate) heard_by: Option<HeardBy>,
 }
 
 /// The clients that may use the admin listener.

@@ -1,5 +1,6 @@
 //! The status of a running proxy: the JSON of the admin API, written by the server and read by the command line.
 
+use super::fleet::HeardBy;
 use crate::config::NodeState;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -258,6 +259,9 @@ pub(crate) struct CommandResult {
     /// The number of purged responses.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) responses: Option<u64>,
+    /// The proxies of the fleet that have applied the purge.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) heard_by: Option<HeardBy>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) detail: Option<String>,
 }

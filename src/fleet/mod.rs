@@ -10,9 +10,24 @@
 
 mod bus;
 mod event;
+mod gaps;
+mod members;
+#[cfg(feature = "redis")]
+mod node;
+mod queue;
+mod status;
+#[cfg(feature = "redis")]
+mod stream;
+#[cfg(feature = "redis")]
+mod thread;
+mod window;
 
 pub(crate) use bus::Bus;
-pub(crate) use event::{Event, Heartbeat, MAX_CAUSAL, ProcessId, Purge, PurgeBy};
+#[allow(unused_imports, reason = "the bound of what others encode")]
+pub(crate) use event::MAX_CAUSAL;
+pub(crate) use event::{Event, ProcessId, Purge, PurgeBy};
+#[cfg(feature = "redis")]
+pub(crate) use thread::{BusControl, BusSettings, start};
 
 /// An event that another process of the fleet has published.
 #[derive(Clone, Debug, PartialEq)]

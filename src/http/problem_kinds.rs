@@ -136,6 +136,9 @@ problem_kinds! {
     NoSuchSaga: NOT_FOUND, "no-such-saga", Some("destination_not_found"), Both,
         "There is no saga with this id, or it is another caller's.",
         "Ask with the credentials of the request that began it. Operators: `ringway sagas` lists them.";
+    NoSuchMember: NOT_FOUND, "no-such-member", None, Admin,
+        "The fleet has no such member, or there is no fleet.",
+        "`ringway fleet` lists the members with their processes.";
     MethodNotAllowed: METHOD_NOT_ALLOWED, "method-not-allowed", DENIED, Both,
         "CONNECT and TRACE are not answered; a path of the admin API has other methods.",
         "Use another method; the admin API names those of the path in `detail`.";

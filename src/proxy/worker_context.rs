@@ -3,6 +3,7 @@
 use super::exchange::RequestRecorder;
 use super::snapshot::Snapshot;
 use crate::cache::Cache;
+use crate::fleet::Bus;
 use crate::http::budget::Budget;
 use crate::upstream::NodeConnections;
 use arc_swap::ArcSwap;
@@ -19,6 +20,8 @@ pub(crate) struct WorkerContext {
     pub(crate) connections: Rc<NodeConnections>,
     pub(super) random: RefCell<fastrand::Rng>,
     pub(super) cache: Arc<Cache>,
+    /// The bus of the fleet, where the process is in one.
+    pub(super) bus: Option<Bus>,
     /// The bytes of bodies that the process may buffer.
     pub(crate) budget: Arc<Budget>,
     /// Held by every task that must end well before the worker does.
@@ -34,6 +37,7 @@ impl WorkerContext {
     pub(crate) fn new(
         snapshot: Arc<ArcSwap<Snapshot>>,
         cache: Arc<Cache>,
+        bus: Option<Bus>,
         budget: Arc<Budget>,
         recorder: RequestRecorder,
     ) -> WorkerContext {
@@ -43,6 +47,7 @@ impl WorkerContext {
             connections: Rc::new(NodeConnections::new(Arc::clone(&budget))),
             random: RefCell::new(fastrand::Rng::new()),
             cache,
+            bus,
             budget,
             tasks: Rc::default(),
             leaving: watch::Sender::default(),

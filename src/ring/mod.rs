@@ -130,6 +130,20 @@ impl Ring {
         arcs.into_iter().map(|arc| arc as f64 / 2f64.powi(64)).collect()
     }
 
+    /// Returns a digest of the points and of the names of their owners: two rings with the same one assign every key
+    /// alike.
+    pub fn digest<'a>(&self, name: impl Fn(usize) -> &'a str) -> u64 {
+        let mut hasher = SipHasher24::new();
+        for (hash, &owner) in self.hashes.iter().zip(&self.owners) {
+            hasher.write_u64(*hash);
+            hasher.write(name(owner as usize).as_bytes());
+            hasher.write_u8(0xff);
+        }
+        // Points alone do not tell the position of a key.
+        hasher.write_u64(self.hash_key(b"ringway"));
+        hasher.finish()
+    }
+
     /// Returns the number of points.
     pub fn points(&self) -> usize {
         self.hashes.len()

@@ -143,8 +143,14 @@ metrics! {
             "Duration of calls to the idempotency store, until their changes are durable.",
             "Every request with a key waits for it. Alert when it approaches the timeouts of your clients.";
         store_duration: HistogramVec, "ringway_store_duration_seconds", ["store", "op"],
-            "Duration of calls to a store; `idempotency` is the idempotency store.",
+            "Duration of calls to a store: `idempotency` is the idempotency store, others are nodes of `fleet.redis`.",
             "Distinguishes a slow store from a slow node. Compare `op=\"claim\"` with the commits of the engine itself.";
+        fleet_events: IntCounterVec, "ringway_fleet_events_total", ["kind", "direction"],
+            "Events of the fleet's bus, by kind: `published` by this process, `heard` from others, or `dropped`.",
+            "Alert on `dropped`, for the other proxies validate what they have stored, and on `kind=\"malformed\"`.";
+        fleet_gaps: IntCounter, "ringway_fleet_gaps_total", [],
+            "Gaps in the reading of a node of the bus: it was silent, or has lost events.",
+            "A rising rate means an unstable node. Gaps at too many nodes at once have stored responses validated.";
         sagas: IntCounterVec, "ringway_sagas_total", ["route", "outcome"],
             "Sagas that came to an end: `succeeded` or `compensated`; and those that became `stuck`.",
             "Alert on `stuck`, and on a rising share of `compensated`: a service refuses what the others accept.";
@@ -181,8 +187,14 @@ metrics! {
             "Records in the idempotency store.",
             "Growth of the store; it levels off after the longest `ttl`.";
         STORE_UP: Gauge, "ringway_store_up", ["store"],
-            "1 if a store accepts writes; `idempotency` is the idempotency store.",
-            "Alert on 0: new keys are refused, or forwarded unprotected, as `on_store_failure` says.";
+            "1 if a store accepts writes: `idempotency` is the idempotency store, others are nodes of `fleet.redis`.",
+            "Alert on 0: new keys are refused, or forwarded unprotected, as `on_store_failure` says; or a node of the bus is away.";
+        FLEET_MEMBERS: Gauge, "ringway_fleet_members", [],
+            "Members of the fleet that are alive, this process among them.",
+            "Alert where it is less than the number of proxies that should run.";
+        FLEET_EVENT_LAG: Gauge, "ringway_fleet_event_lag_seconds", [],
+            "The time that an event of this process takes over the bus, by its last heartbeat.",
+            "Alert above a second: a purge takes that long to reach this proxy.";
         SAGAS_STUCK: Gauge, "ringway_sagas_stuck", [],
             "Sagas in the store that wait for a person, as of the last five seconds; at most 1000 are counted.",
             "Alert above 0: `ringway sagas --state stuck` lists them, and nothing goes on before a person decides.";

@@ -4,6 +4,7 @@
 use super::request::{caching_route, has_override, order};
 use super::serving::{ReplyBuilder, ServedFrom};
 use crate::cache::{Cache, FetchToken, Key, KeyRules, LeaderResult, Order, TargetUri};
+use crate::fleet::Event;
 use crate::http::head::{RequestFields, RequestHead};
 use crate::http::method::is_safe;
 use crate::http::problem::Problem;
@@ -114,13 +115,20 @@ impl Invalidation {
         if !(status.is_success() || status.is_redirection()) {
             return;
         }
-        for (key, uri) in &self.targets {
+        let mut targets = self.targets.to_vec();
+        for name in [LOCATION, CONTENT_LOCATION] {
+            let named =
+                text(answer, &name).and_then(|reference| self.base.named(worker, reference, &self.order.request));
+            targets.extend(named.into_iter().flatten());
+        }
+        for (key, uri) in &targets {
             worker.cache.invalidate(*key, uri, token);
         }
-        for name in [LOCATION, CONTENT_LOCATION] {
-            if let Some(reference) = text(answer, &name) {
-                self.base.invalidate(worker, reference, &self.order.request, token);
-            }
+        if let Some(bus) = &worker.bus {
+            let mut uris: Vec<String> = targets.into_iter().map(|(_, uri)| uri).collect();
+            uris.sort_unstable();
+            uris.dedup();
+            bus.publish(Event::Write { uris, causal: None });
         }
     }
 
@@ -195,17 +203,15 @@ impl BaseUri {
         self.resolve(reference).is_some_and(|(path, named)| path == self.path && named.as_deref() == query)
     }
 
-    /// Invalidates the responses of a URI of the same origin, except that of the write `but`.
-    fn invalidate(&self, worker: &WorkerContext, reference: &str, fields: &RequestFields, but: Option<&FetchToken>) {
-        let Some((path, query)) = self.resolve(reference) else { return };
+    /// Returns the stored responses of a URI of the same origin, by keys and URIs.
+    fn named(&self, worker: &WorkerContext, reference: &str, fields: &RequestFields) -> Option<[(Key, String); 2]> {
+        let (path, query) = self.resolve(reference)?;
         let snapshot = worker.snapshot();
-        let Some(route) = caching_route(&snapshot, &self.host, &path, fields) else { return };
-        let Some(rules) = &route.cache else { return };
+        let route = caching_route(&snapshot, &self.host, &path, fields)?;
+        let rules = route.cache.as_ref()?;
         let target =
             TargetUri { scheme: self.scheme, authority: &self.authority, path: &path, query: query.as_deref() };
-        for (key, uri) in targets(&rules.key, target) {
-            worker.cache.invalidate(key, &uri, but);
-        }
+        Some(targets(&rules.key, target))
     }
 }
 

@@ -72,6 +72,12 @@ pub(super) fn begin(routed: &RoutedRequest<'_>, caching: &Arc<Route>, head: Requ
                 }
                 return Ok(Step::Reply(reply));
             }
+            // The excess of a store in doubt goes to the nodes.
+            Reuse::AfterValidation
+                if hit.is_in_doubt() && !directives.only_if_cached && !worker.cache.may_validate(&hit, now) =>
+            {
+                return pass(routed, rules, head);
+            }
             Reuse::AfterValidation if hit.is_pausing(now) && hit.stands_in(now) && !directives.only_if_cached => {
                 return Ok(Step::Reply(replies.serve(&hit, ServedFrom::StandIn)));
             }
@@ -97,6 +103,14 @@ fn bypass(routed: &RoutedRequest<'_>, rules: &CacheRules, head: RequestHead) -> 
     note(routed, rules, CacheResult::Bypass);
     let mut upstream_request = routed.upstream_request(head)?;
     upstream_request.cache_status = Some(CacheStatus::forwarded(ForwardReason::Bypass));
+    Ok(Step::Forward(upstream_request))
+}
+
+/// Forwards a request for a stored response that cannot be validated now.
+fn pass(routed: &RoutedRequest<'_>, rules: &CacheRules, head: RequestHead) -> Result<Step, Problem> {
+    note(routed, rules, CacheResult::Pass);
+    let mut upstream_request = routed.upstream_request(head)?;
+    upstream_request.cache_status = Some(CacheStatus::forwarded(ForwardReason::Stale));
     Ok(Step::Forward(upstream_request))
 }
 

@@ -2,6 +2,7 @@
 
 use crate::cache::Cache;
 use crate::clock::steady_millis;
+use crate::fleet::Bus;
 use crate::http::budget::Budget;
 use crate::proxy::Snapshot;
 use crate::server::process::handle::LastReload;
@@ -23,6 +24,18 @@ pub(in crate::server) fn cache(metrics: &Metrics, cache: &Arc<Cache>) {
     };
     gauge(elsewhere::CACHE_ENTRIES, |(entries, _)| entries);
     gauge(elsewhere::CACHE_BYTES, |(_, bytes)| bytes);
+}
+
+/// Registers the gauges of the fleet, where the process has a bus.
+pub(in crate::server) fn fleet(metrics: &Metrics, bus: Option<&Bus>) {
+    let gauge = |family, read: fn(&Bus) -> f64| {
+        let bus = bus.cloned();
+        metrics.gauge(family, move |samples| {
+            samples.extend(bus.iter().map(|bus| Sample { labels: Vec::new(), value: read(bus) }));
+        });
+    };
+    gauge(elsewhere::FLEET_MEMBERS, |bus| bus.members() as f64);
+    gauge(elsewhere::FLEET_EVENT_LAG, |bus| bus.lag().as_secs_f64());
 }
 
 /// Registers the gauge of buffered bytes.

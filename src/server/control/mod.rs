@@ -1,6 +1,7 @@
 //! The state of the running process for the admin API and the command line: status, gauges, and purges.
 
+mod fleet;
 pub(super) mod gauges;
-mod purge;
+pub(super) mod purge;
 mod sagas;
 mod status;

@@ -5,7 +5,7 @@ use crate::http::target::{normalize_path, normalize_query, parse_authority, resp
 use crate::proxy::Snapshot;
 
 /// The URIs that a URL is stored under: routes may leave out parts of its query.
-pub(super) fn urls(snapshot: &Snapshot, url: &str) -> Result<Vec<String>, String> {
+pub(in crate::server) fn urls(snapshot: &Snapshot, url: &str) -> Result<Vec<String>, String> {
     let (origin, rest) = split(url)?;
     let rest = rest.split('#').next().unwrap_or_default();
     let (path, query) = match rest.split_once('?') {
@@ -27,7 +27,7 @@ pub(super) fn urls(snapshot: &Snapshot, url: &str) -> Result<Vec<String>, String
 }
 
 /// Returns a prefix of URIs.
-pub(super) fn prefix(text: &str) -> Result<String, String> {
+pub(in crate::server) fn prefix(text: &str) -> Result<String, String> {
     let (origin, rest) = split(text)?;
     // A host is one host, and not all whose names begin so.
     let rest = if rest.is_empty() { "/" } else { rest };

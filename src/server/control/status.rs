@@ -1,13 +1,14 @@
 //! The status of a running proxy, for the admin API and the command line.
 
-use super::{purge, sagas};
+use super::{fleet, purge, sagas};
 use crate::cache::{Cache, Purge};
 use crate::clock::{self, steady_millis};
 use crate::config::{self, NodeState};
 use crate::control::{
     Access, CacheStatus, ConfigStatus, ConnectionsStatus, Control, Decided, DiscoveryStatus, DrainStatus,
-    EffectiveConfig, Event, Events, HealthCheckStatus, IdempotencyStatus, KeyOwners, ListenerStatus, NodeStatus,
-    PoolStatus, PurgeOrder, PurgeTarget, RecordStatus, Release, Reply, SagaDecision, SagaStatus, Status,
+    EffectiveConfig, Event, Events, FleetStatus, HealthCheckStatus, IdempotencyStatus, KeyOwners, ListenerStatus,
+    NodeStatus, PoolStatus, PurgeOrder, PurgeTarget, Purged, RecordStatus, Release, Reply, SagaDecision, SagaStatus,
+    Status,
 };
 use crate::idempotency::{Authorised, Id, Listed};
 use crate::server::listener::open::Open;
@@ -45,7 +46,7 @@ impl Control for Handle {
         let snapshot = self.snapshot.load();
         let listener = |open: &Open| ListenerStatus { name: open.name.to_string(), address: open.bound.to_string() };
         Status {
-            version: env!("CARGO_PKG_VERSION").to_owned(),
+            version: version(),
             pid: std::process::id(),
             uptime_seconds: self.started.elapsed().as_secs(),
             ready: self.is_ready(),
@@ -114,7 +115,7 @@ impl Control for Handle {
         })
     }
 
-    fn purge(&self, order: PurgeOrder) -> Reply<'_, u64> {
+    fn purge(&self, order: PurgeOrder) -> Reply<'_, Purged> {
         Box::pin(async move {
             let (by, value) = match &order.what {
                 PurgeTarget::All => ("all", None),
@@ -130,13 +131,23 @@ impl Control for Handle {
             };
             self.metrics.cache_purges.with_label_values(&[purge.kind()]).inc();
             let count = self.cache.purge(&purge, order.soft);
-            // A scan of a large table takes a while.
-            let responses = tokio::task::spawn_blocking(count).await.unwrap_or_default();
+            // A scan of a large table takes a while; here it is in force already.
+            let counted = tokio::task::spawn_blocking(count);
+            let (responses, heard_by) = tokio::join!(counted, fleet::purge(self, &order));
+            let responses = responses.unwrap_or_default();
             let (by, value) = (by.to_owned(), value.cloned());
             self.events.record(Event::Purge { by, value, soft: order.soft, responses });
             tracing::info!(responses, "the cache was purged: {order}");
-            Ok(responses)
+            Ok(Purged { responses, heard_by })
         })
+    }
+
+    fn fleet(&self) -> Option<FleetStatus> {
+        fleet::status(self)
+    }
+
+    fn forget_member(&self, process: &str) -> Result<bool, String> {
+        fleet::forget(self, process)
     }
 
     fn idempotency<'a>(&'a self, key: &'a str) -> Reply<'a, Vec<RecordStatus>> {
@@ -231,6 +242,11 @@ fn cache_status(cache: &Cache, metrics: &Metrics) -> CacheStatus {
         requests: totals(&metrics.cache_requests, "result"),
         purges: totals(&metrics.cache_purges, "kind"),
     }
+}
+
+/// Returns the version of the program.
+pub(super) fn version() -> String {
+    env!("CARGO_PKG_VERSION").to_owned()
 }
 
 fn pool_status(pool: &Pool, discovery: Option<DiscoveryStatus>) -> PoolStatus {

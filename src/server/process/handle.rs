@@ -1,6 +1,7 @@
 //! The handle of a running proxy: the state that outlives a configuration, and the signals between its parts.
 
 use super::background::Background;
+use super::fleet::FleetMember;
 use super::hints::Hints;
 use super::store::OpenStore;
 use crate::cache::Cache;
@@ -38,6 +39,8 @@ pub(in crate::server) struct Handle {
     pub(in crate::server) cache: Arc<Cache>,
     pub(in crate::server) budget: Arc<Budget>,
     pub(in crate::server) records: OpenStore,
+    /// The process as a member of a fleet, where it is one.
+    pub(in crate::server) fleet: Option<FleetMember>,
     pub(in crate::server) stage: watch::Sender<Stage>,
     pub(in crate::server) open: watch::Sender<Vec<Open>>,
     pub(in crate::server) triggers: mpsc::Sender<Trigger>,

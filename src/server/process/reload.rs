@@ -4,6 +4,7 @@
 //! outlives a configuration (load and state of nodes, kept connections, listening sockets, the access log) is kept
 //! beside it and found by name.
 
+use super::fleet::FleetMember;
 use super::handle::{Handle, Trigger};
 use super::log::open_log;
 use super::store::StoreUnavailable;
@@ -189,6 +190,7 @@ fn reload(handle: &Handle, config: Config, report: &Report) -> Result<Reloaded, 
     if handle.records.is_another(&config) {
         needs_restart.push("idempotency_store");
     }
+    needs_restart.extend(FleetMember::needs_restart(handle.fleet.as_ref(), &config));
     tokio::runtime::Handle::current().block_on(handle.discovered.prepare(config.discoveries()));
     if let Some(pool) = emptied(handle, &config, &old) {
         return Err(ReloadError::NoNodes(pool));
@@ -200,6 +202,9 @@ fn reload(handle: &Handle, config: Config, report: &Report) -> Result<Reloaded, 
     // Nothing fails from here on.
     handle.records.adopt(records, &handle.events, &handle.background);
     handle.records.reconfigure(&snapshot.config);
+    if let Some(fleet) = &handle.fleet {
+        fleet.reconfigure(&snapshot.config);
+    }
     handle.adopt(snapshot);
     for gone in now.iter().filter(|open| !next.iter().any(|other| other.is(open))) {
         tracing::info!(listener = &*gone.name, address = %gone.bound, "not listening any more");

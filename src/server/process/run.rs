@@ -1,6 +1,7 @@
 //! Start and end of a proxy: workers first, then the admin listener; in reverse order at the end.
 
 use super::background::Background;
+use super::fleet::{Concerned, FleetMember};
 use super::follow;
 use super::handle::{Handle, LastReload, Trigger};
 use super::inherited::{Inherited, Predecessor};
@@ -38,6 +39,9 @@ use tokio::sync::{mpsc, watch};
 
 /// The longest wait for workers after they were stopped, and for the reader of the access log.
 const LAST_MOMENT: Duration = Duration::from_millis(300);
+
+/// The longest wait for the first connection to the bus.
+const BUS: Duration = Duration::from_millis(500);
 
 /// Triggers of reloads that may wait: they are joined anyway.
 const TRIGGERS: usize = 64;
@@ -84,6 +88,10 @@ pub(crate) async fn start(config: Config, mut inherited: Inherited) -> Result<Ru
     handle.open_admin();
     if let Some(metrics) = &handle.metrics_listener {
         tracing::info!(address = %metrics.bound, "metrics and probes");
+    }
+    if let Some(bus) = handle.fleet.as_ref().and_then(|fleet| fleet.bus.as_ref()) {
+        // What is fetched before the first connection is validated later.
+        bus.ready(BUS).await;
     }
     let threads = start_workers(&handle).map_err(StartError::Thread)?;
     if inherited.predecessor.is_some() {
@@ -139,6 +147,8 @@ async fn build(
     let last_reload = Arc::new(Mutex::new(LastReload::first()));
     let (admin, metrics_listener) = bind_admin(&settings, inherited)?;
     let open = bind_listeners(&settings, inherited, workers)?;
+    let concerned = Concerned { snapshot: &snapshot, cache: &cache, metrics: &metrics, admin: admin.bound };
+    let fleet = FleetMember::join(&snapshot.load().config, &concerned).map_err(StartError::Thread)?;
     let (triggers, waiting) = mpsc::channel(TRIGGERS);
     let (stage, _) = watch::channel(Stage::Serving);
     let handle = Arc::new(Handle {
@@ -152,6 +162,7 @@ async fn build(
         cache,
         budget,
         records,
+        fleet,
         stage,
         open,
         triggers,
@@ -186,7 +197,9 @@ fn register_gauges(handle: &Handle) {
     gauges::certificates(metrics, &handle.snapshot);
     gauges::cache(metrics, &handle.cache);
     gauges::budget(metrics, &handle.budget);
-    handle.records.gauges(metrics);
+    let bus = handle.fleet.as_ref().and_then(|fleet| fleet.bus.clone());
+    gauges::fleet(metrics, bus.as_ref());
+    handle.records.gauges(metrics, bus);
 }
 
 /// Opens the idempotency store, where a route uses one: the same as the process before had.
@@ -271,6 +284,7 @@ fn start_workers(handle: &Handle) -> io::Result<Vec<JoinHandle<()>>> {
         snapshot: Arc::clone(&handle.snapshot),
         metrics: Arc::clone(&handle.metrics),
         cache: Arc::clone(&handle.cache),
+        bus: handle.fleet.as_ref().and_then(|fleet| fleet.bus.clone()),
         budget: Arc::clone(&handle.budget),
         permits: Arc::clone(&handle.permits),
         addresses: Arc::default(),
@@ -363,6 +377,9 @@ impl Running {
                 true if thread.join().is_err() => tracing::error!("a worker ended in a panic"),
                 true => {}
             }
+        }
+        if let Some(fleet) = &self.handle.fleet {
+            fleet.leave();
         }
         self.handle.records.wait_for_claims();
         self.handle.background.end(LAST_MOMENT);

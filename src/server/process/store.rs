@@ -3,6 +3,7 @@
 use super::background::Background;
 use crate::config::{Config, StoreKind};
 use crate::control::{Event, Events};
+use crate::fleet::Bus;
 #[cfg(feature = "redis")]
 use crate::idempotency::RedisSettings;
 use crate::idempotency::{Kind, OpenError, Records};
@@ -85,7 +86,7 @@ impl OpenStore {
     }
 
     /// Registers the gauge of its records.
-    pub(super) fn gauges(&self, metrics: &Metrics) {
+    pub(super) fn gauges(&self, metrics: &Metrics, bus: Option<Bus>) {
         let store = self.clone();
         metrics.gauge(elsewhere::IDEMPOTENCY_RECORDS, move |samples| {
             if let Some(count) = store.get().and_then(|records| records.count()) {
@@ -103,6 +104,9 @@ impl OpenStore {
             if let Some(records) = store.get() {
                 let labels = vec!["idempotency".to_owned()];
                 samples.push(Sample { labels, value: f64::from(u8::from(records.is_up())) });
+            }
+            for (node, up) in bus.iter().flat_map(Bus::nodes) {
+                samples.push(Sample { labels: vec![node], value: f64::from(u8::from(up)) });
             }
         });
     }

@@ -1,0 +1,214 @@
+//! The fleet that the process belongs to: its bus, and the receiver of what arrives there.
+
+use crate::cache::{Cache, Purge};
+use crate::config::Config;
+use crate::config::read::Field;
+use crate::fleet::{Bus, Digests, Event, Heard, Listener, ProcessId, PurgeBy};
+use crate::proxy::Snapshot;
+use crate::server::control::purge;
+use crate::telemetry::metrics::Metrics;
+use arc_swap::ArcSwap;
+use parking_lot::Mutex;
+use sha2::{Digest, Sha256};
+use std::io;
+use std::net::SocketAddr;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+#[cfg(feature = "redis")]
+use {
+    super::store::tls_settings,
+    crate::fleet::{self, BusControl, BusSettings},
+    crate::io::redis::Login,
+};
+
+/// The blocks of the configuration in which the proxies of a fleet may differ.
+const OWN_BLOCKS: [&str; 7] =
+    ["workers", "listeners", "admin", "metrics", "access_log", "process_log", "idempotency_store"];
+
+/// The time that a process which stops has to say good-bye.
+const FAREWELL: Duration = Duration::from_millis(300);
+
+/// The process as a member of a fleet.
+pub(in crate::server) struct FleetMember {
+    pub(in crate::server) process: ProcessId,
+    pub(in crate::server) bus: Option<Bus>,
+    #[cfg(feature = "redis")]
+    control: Option<BusControl>,
+}
+
+/// The parts of the process that events of the fleet concern.
+pub(super) struct Concerned<'a> {
+    pub(super) snapshot: &'a Arc<ArcSwap<Snapshot>>,
+    pub(super) cache: &'a Arc<Cache>,
+    pub(super) metrics: &'a Arc<Metrics>,
+    pub(super) admin: SocketAddr,
+}
+
+impl FleetMember {
+    /// Joins the fleet of a configuration; `None` where it has none.
+    ///
+    /// # Errors
+    /// The system has no randomness, or no thread can be started.
+    pub(super) fn join(config: &Config, concerned: &Concerned<'_>) -> io::Result<Option<FleetMember>> {
+        if config.settings.fleet.is_none() {
+            return Ok(None);
+        }
+        let process = ProcessId::random()?;
+        Ok(Some(FleetMember::start(config, process, concerned)?))
+    }
+
+    #[cfg(feature = "redis")]
+    fn start(config: &Config, process: ProcessId, concerned: &Concerned<'_>) -> io::Result<FleetMember> {
+        let Some(settings) = bus_settings(config) else { return Ok(FleetMember { process, bus: None, control: None }) };
+        let listener = Arc::new(FleetListener::new(concerned));
+        let (bus, control) = fleet::start(&settings, process, listener, concerned.metrics)?;
+        Ok(FleetMember { process, bus: Some(bus), control: Some(control) })
+    }
+
+    #[cfg(not(feature = "redis"))]
+    fn start(_: &Config, process: ProcessId, _: &Concerned<'_>) -> io::Result<FleetMember> {
+        Ok(FleetMember { process, bus: None })
+    }
+
+    /// Says good-bye to the other members.
+    pub(super) fn leave(&self) {
+        if let Some(bus) = &self.bus {
+            bus.leave(FAREWELL);
+        }
+    }
+
+    /// Returns the part of another configuration that this process cannot follow.
+    #[cfg(feature = "redis")]
+    pub(super) fn needs_restart(member: Option<&FleetMember>, config: &Config) -> Option<&'static str> {
+        if member.is_some() != config.settings.fleet.is_some() {
+            return Some("fleet");
+        }
+        let control = member.and_then(|member| member.control.as_ref());
+        match (control, bus_settings(config)) {
+            (None, None) => None,
+            (Some(control), Some(settings)) => control.is_another(&settings).then_some("fleet.redis"),
+            _ => Some("fleet.redis"),
+        }
+    }
+
+    #[cfg(not(feature = "redis"))]
+    pub(super) fn needs_restart(member: Option<&FleetMember>, config: &Config) -> Option<&'static str> {
+        (member.is_some() != config.settings.fleet.is_some()).then_some("fleet")
+    }
+
+    /// Lets the bus go on under a new configuration: at other addresses of the same nodes, or with another login.
+    #[cfg(feature = "redis")]
+    pub(super) fn reconfigure(&self, config: &Config) {
+        if let (Some(control), Some(settings)) = (&self.control, bus_settings(config))
+            && !control.is_another(&settings)
+        {
+            control.reconfigure(&settings);
+        }
+    }
+
+    #[cfg(not(feature = "redis"))]
+    pub(super) fn reconfigure(&self, _: &Config) {}
+}
+
+/// Returns the place of the bus; `None` where the configuration has none.
+#[cfg(feature = "redis")]
+fn bus_settings(config: &Config) -> Option<BusSettings> {
+    let fleet = config.settings.fleet.as_ref()?;
+    let redis = fleet.redis.as_ref()?;
+    let tls = config.secrets.fleet_tls.as_ref().map(|tls| tls_settings(tls, redis.tls.as_ref()));
+    Some(BusSettings {
+        fleet: fleet.id.value.clone(),
+        lease: fleet.lease,
+        quorum: redis.quorum(),
+        nodes: redis.nodes.iter().map(|node| (node.id.value.clone(), node.address.to_string())).collect(),
+        login: Login {
+            username: redis.username.as_ref().map(|username| username.value.clone()),
+            password: config.secrets.fleet_password.clone(),
+            tls,
+        },
+    })
+}
+
+/// The receiver of the events of other members: it applies them to the cache.
+struct FleetListener {
+    snapshot: Arc<ArcSwap<Snapshot>>,
+    cache: Arc<Cache>,
+    metrics: Arc<Metrics>,
+    admin: SocketAddr,
+    /// The digests of the configuration that was in force last.
+    digests: Mutex<(Weak<Snapshot>, Digests)>,
+}
+
+impl FleetListener {
+    fn new(concerned: &Concerned<'_>) -> FleetListener {
+        FleetListener {
+            snapshot: Arc::clone(concerned.snapshot),
+            cache: Arc::clone(concerned.cache),
+            metrics: Arc::clone(concerned.metrics),
+            admin: concerned.admin,
+            digests: Mutex::default(),
+        }
+    }
+}
+
+impl Listener for FleetListener {
+    fn apply(&self, batch: &[Heard]) {
+        let snapshot = self.snapshot.load();
+        let mut purges = Vec::new();
+        for heard in batch {
+            match &heard.event {
+                Event::Purge(ordered) => {
+                    let by = match ordered.by {
+                        PurgeBy::All => Ok(Purge::All),
+                        PurgeBy::Tag => Ok(Purge::Tag(ordered.value.clone())),
+                        PurgeBy::Prefix => purge::prefix(&ordered.value).map(Purge::Prefix),
+                        PurgeBy::Url => purge::urls(&snapshot, &ordered.value).map(Purge::Url),
+                    };
+                    // What this version cannot read purges everything: too much rather than too little.
+                    let by = by.unwrap_or(Purge::All);
+                    self.metrics.cache_purges.with_label_values(&[by.kind()]).inc();
+                    tracing::debug!(from = %heard.from, purge = ?by, soft = ordered.soft, "a purge of another proxy");
+                    purges.push((by, ordered.soft));
+                }
+                Event::Write { uris, .. } => uris.iter().for_each(|uri| self.cache.invalidate_uri(uri)),
+                _ => {}
+            }
+        }
+        self.cache.purge_many(&purges);
+        if !purges.is_empty() {
+            tracing::info!(purges = purges.len(), "purges of other proxies were applied");
+        }
+    }
+
+    fn missed(&self) {
+        self.cache.doubt();
+    }
+
+    fn digests(&self) -> Digests {
+        let snapshot = self.snapshot.load_full();
+        let mut known = self.digests.lock();
+        if !std::ptr::eq(known.0.as_ptr(), Arc::as_ptr(&snapshot)) {
+            *known = (Arc::downgrade(&snapshot), digests(&snapshot, self.admin));
+        }
+        known.1.clone()
+    }
+}
+
+/// Returns the digests of a configuration: of what must be equal on all members.
+fn digests(snapshot: &Snapshot, admin: SocketAddr) -> Digests {
+    let mut shown = snapshot.config.settings.show();
+    if let Some(blocks) = shown.as_object_mut() {
+        blocks.retain(|name, _| !OWN_BLOCKS.contains(&name.as_str()));
+    }
+    let digest = Sha256::digest(shown.to_string().as_bytes());
+    let mut config = [0; 8];
+    config.copy_from_slice(&digest[..8]);
+    let ring = |pool: &Arc<crate::upstream::Pool>| {
+        (pool.name.to_string(), pool.ring.digest(|member| pool.nodes.get(member).map_or("", |node| &*node.id)))
+    };
+    Digests {
+        config: u64::from_be_bytes(config),
+        rings: snapshot.pools.iter().map(ring).collect(),
+        address: admin.to_string(),
+    }
+}
