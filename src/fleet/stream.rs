@@ -15,14 +15,19 @@ pub(super) const PAGE: usize = 256;
 /// The time for which a reading waits for entries.
 pub(super) const BLOCK: Duration = Duration::from_millis(250);
 
-/// Adds entries to the stream, which it makes where there is none. What others have written into it counts as the end
-/// of its epoch.
+/// Adds entries to the stream, which it makes where there is none. What others have written into it, and the removal of
+/// its last entries, count as the end of its epoch.
 const PUBLISH: &str = r"
 local last = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)
 local epoch, number = ARGV[1], 0
 if #last > 0 then
   local f = last[1][2]
-  if f[1] == 'e' and f[3] == 'n' and tonumber(f[4]) then epoch, number = f[2], tonumber(f[4]) end
+  local is_cut = true
+  local info = redis.call('XINFO', 'STREAM', KEYS[1])
+  for i = 1, #info, 2 do
+    if info[i] == 'last-generated-id' then is_cut = info[i + 1] ~= last[1][1] end
+  end
+  if not is_cut and f[1] == 'e' and f[3] == 'n' and tonumber(f[4]) then epoch, number = f[2], tonumber(f[4]) end
 end
 for i = 3, #ARGV do
   number = number + 1
@@ -50,7 +55,9 @@ impl Keys {
         let mut command = ::redis::cmd("EVAL");
         let epoch = format!("{:016x}", getrandom::u64().unwrap_or_else(|_| fastrand::u64(..)));
         command.arg(PUBLISH).arg(1).arg(&self.stream).arg(epoch).arg(MAX_ENTRIES);
-        events.for_each(|event| drop(command.arg(&event[..])));
+        for event in events {
+            command.arg(&event[..]);
+        }
         command
     }
 
@@ -67,6 +74,7 @@ impl Keys {
         let mut commands = Pipeline::new();
         commands.cmd("INFO").arg("server");
         commands.cmd("XREVRANGE").arg(&self.stream).arg("+").arg("-").arg("COUNT").arg(1);
+        commands.cmd("XINFO").arg("STREAM").arg(&self.stream);
         commands
     }
 }
@@ -85,6 +93,8 @@ pub(super) struct Entry {
 pub(super) struct Look {
     pub(super) run: String,
     pub(super) last: Option<Entry>,
+    /// The id that the stream gave out last, where the entry with it is gone.
+    pub(super) cut: Option<String>,
 }
 
 /// How far a stream was read.
@@ -95,6 +105,8 @@ pub(super) struct Position {
     epoch: String,
     number: u64,
     pub(super) id: String,
+    /// The last id of the stream whose entry is gone, once that was noticed.
+    cut: Option<String>,
 }
 
 /// Before the first entry of a stream.
@@ -109,6 +121,7 @@ impl Position {
             epoch: last.map(|last| last.epoch.clone()).unwrap_or_default(),
             number: last.map_or(0, |last| last.number),
             id: last.map_or_else(|| START.to_owned(), |last| last.id.clone()),
+            cut: look.cut.clone(),
         }
     }
 
@@ -117,6 +130,8 @@ impl Position {
     pub(super) fn resume(&mut self, look: &Look) -> Option<&'static str> {
         let is_same_run = self.run == look.run;
         look.run.clone_into(&mut self.run);
+        let cut = std::mem::replace(&mut self.cut, look.cut.clone());
+        let is_cut = look.cut.as_ref().is_some_and(|now| cut.as_ref() != Some(now) && order(now) > order(&self.id));
         let is_before = |last: &Entry| (last.number, order(&last.id)) < (self.number, order(&self.id));
         let reason = match &look.last {
             None if self.number > 0 => "the stream is gone",
@@ -124,6 +139,7 @@ impl Position {
             Some(last) if is_before(last) => "the stream was restored from an earlier state",
             // What was read is still there; what came after it may have been lost.
             _ if !is_same_run => return Some("the server was restarted or replaced"),
+            _ if is_cut => return Some("the last entries of the stream are gone"),
             _ => return None,
         };
         (self.epoch, self.number, self.id) = (String::new(), 0, START.to_owned());
@@ -184,7 +200,7 @@ pub(super) fn entries(reply: &Value) -> Vec<Result<Entry, String>> {
 /// # Errors
 /// The server refuses the commands, or replies with something else.
 pub(super) fn look(replies: &[Value]) -> Result<Look, String> {
-    let [info, last] = replies else { return Err("the server gave no reply".to_owned()) };
+    let [info, last, stream] = replies else { return Err("the server gave no reply".to_owned()) };
     for reply in [info, last] {
         if let Value::ServerError(error) = reply {
             return Err(error.to_string());
@@ -192,6 +208,9 @@ pub(super) fn look(replies: &[Value]) -> Result<Look, String> {
     }
     let info = text(info).unwrap_or_default();
     let run = field(&info, "run_id").ok_or("`INFO` shows no run_id")?;
+    let names = list(stream).chunks(2);
+    let given = names.filter(|pair| bytes(&pair[0]) == Some(b"last-generated-id")).find_map(|pair| text(pair.get(1)?));
+    let last_id = list(last).first().and_then(|entry| text(list(entry).first()?));
     let last = match list(last).first().map(entry) {
         None => None,
         Some(Ok(entry)) => Some(entry),
@@ -203,7 +222,8 @@ pub(super) fn look(replies: &[Value]) -> Result<Look, String> {
             event: Bytes::new(),
         }),
     };
-    Ok(Look { run: run.to_owned(), last })
+    let cut = given.filter(|given| last_id.is_some_and(|last| last != *given));
+    Ok(Look { run: run.to_owned(), last, cut })
 }
 
 /// Returns a field of `INFO`.
@@ -220,7 +240,7 @@ mod tests {
     }
 
     fn seen(run: &str, last: Option<Entry>) -> Look {
-        Look { run: run.to_owned(), last }
+        Look { run: run.to_owned(), last, cut: None }
     }
 
     #[test]
@@ -242,6 +262,13 @@ mod tests {
             assert_eq!(position.id == at.id, goes_on, "{look:?}");
             assert_eq!(position.run, look.run);
         }
+        let cut = Look { cut: Some("8-0".to_owned()), ..seen("a", Some(made("5-0", "e", 7))) };
+        let mut position = at.clone();
+        assert_eq!(position.resume(&cut), Some("the last entries of the stream are gone"));
+        assert_eq!(position.resume(&cut), None, "noticed once");
+        position.pass(&made("8-0", "e", 8));
+        let read = Look { cut: Some("8-0".to_owned()), ..seen("a", Some(made("8-0", "e", 8))) };
+        assert_eq!(position.resume(&read), None, "it was read before it was deleted");
         let mut fresh = Position::at_end(&seen("a", None));
         assert_eq!(fresh.resume(&seen("a", Some(made("5-0", "e", 1)))), None);
     }

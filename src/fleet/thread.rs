@@ -115,6 +115,8 @@ pub(super) struct Core {
     window: RefCell<Window>,
     /// The number and the moment of the last heartbeat, until it comes back.
     beat: Cell<Option<(u64, Moment)>>,
+    /// The moment of the last tick.
+    ticked: Cell<Moment>,
     has_left: Cell<bool>,
     has_warned: Cell<bool>,
 }
@@ -163,6 +165,7 @@ impl Core {
             gaps: RefCell::new(gaps),
             window: RefCell::default(),
             beat: Cell::default(),
+            ticked: Cell::default(),
             has_left: Cell::default(),
             has_warned: Cell::default(),
         })
@@ -273,7 +276,9 @@ impl Core {
 
     fn tick(&self) {
         let now = self.shared.now();
-        for at in 0..self.nodes.len() {
+        // After a pause of this process, what has arrived meanwhile is read first.
+        let was_away = now.saturating_sub(self.ticked.replace(now)) > 3 * TICK.as_millis() as Moment;
+        for at in (0..self.nodes.len()).filter(|_| !was_away) {
             let is_late = now.saturating_sub(self.gaps.borrow().read(at)) > SILENT_AFTER;
             if is_late && !self.gaps.borrow().is_silent(at) {
                 tracing::warn!(node = self.nodes[at].id, "a node of the bus is silent");

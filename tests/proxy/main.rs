@@ -18,6 +18,7 @@ mod engines;
 mod events;
 mod facts;
 mod fields;
+mod fleet;
 mod floods;
 mod following;
 mod forwarding;

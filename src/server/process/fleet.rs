@@ -200,6 +200,13 @@ fn digests(snapshot: &Snapshot, admin: SocketAddr) -> Digests {
     if let Some(blocks) = shown.as_object_mut() {
         blocks.retain(|name, _| !OWN_BLOCKS.contains(&name.as_str()));
     }
+    // Each proxy may reach the nodes of the bus by other addresses, and with a login of its own.
+    if let Some(redis) = shown.pointer_mut("/fleet/redis").and_then(|redis| redis.as_object_mut()) {
+        redis.retain(|name, _| !["username", "password_file", "tls"].contains(&name.as_str()));
+        for node in redis.get_mut("nodes").and_then(|nodes| nodes.as_array_mut()).into_iter().flatten() {
+            node.as_object_mut().map(|node| node.remove("address"));
+        }
+    }
     let digest = Sha256::digest(shown.to_string().as_bytes());
     let mut config = [0; 8];
     config.copy_from_slice(&digest[..8]);

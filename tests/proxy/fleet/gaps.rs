@@ -1,0 +1,154 @@
+//! Gaps: what was missed is validated before it is served.
+
+use super::{Bus, Member, Versions, url};
+use crate::support::eventually;
+
+/// Has a proxy miss a purge: its links are cut, another proxy purges, something happens to the nodes, and it comes back.
+fn miss(bus: &mut Bus, happens: impl FnOnce(&mut Bus)) {
+    let versions = Versions::start();
+    let members = bus.proxies(2, &versions);
+    let (near, far) = (&members[0], &members[1]);
+    members.iter().for_each(|member| member.warm("/a"));
+    far.cut(true);
+    let new = versions.change("/a");
+    let heard = near.purge(&url("/a"));
+    assert_eq!((heard.members, heard.of, heard.complete), (1, 2, false), "{heard:?}");
+    happens(bus);
+    far.cut(false);
+    eventually("the bus", || far.works());
+    assert_eq!(far.get("/a").0, new, "the struck response is not served after healing");
+    far.warm("/a");
+    // Once validated it is served, and there is no loop.
+    let validated = versions.validations();
+    (0..20).for_each(|_| assert_eq!(far.get("/a"), (new.clone(), true)));
+    assert_eq!(versions.validations(), validated);
+}
+
+#[test]
+fn a_cut_loses_nothing() {
+    let Some(mut bus) = Bus::start(1) else { return };
+    miss(&mut bus, |_| ());
+}
+
+#[test]
+fn a_stream_that_was_deleted_is_noticed() {
+    let Some(mut bus) = Bus::start(1) else { return };
+    miss(&mut bus, |bus| drop(bus.nodes[0].execute(&["DEL", "ringway:test:bus"])));
+}
+
+#[test]
+fn a_flushed_server_is_noticed() {
+    let Some(mut bus) = Bus::start(1) else { return };
+    miss(&mut bus, |bus| drop(bus.nodes[0].execute(&["FLUSHALL"])));
+}
+
+#[test]
+fn a_trimmed_stream_is_noticed() {
+    let Some(mut bus) = Bus::start(1) else { return };
+    miss(&mut bus, |bus| drop(bus.nodes[0].execute(&["XTRIM", "ringway:test:bus", "MAXLEN", "0"])));
+}
+
+#[test]
+fn an_entry_that_was_deleted_is_noticed() {
+    let Some(mut bus) = Bus::start(1) else { return };
+    miss(&mut bus, |bus| {
+        let ids = bus.nodes[0].execute(&["XRANGE", "ringway:test:bus", "-", "+"]);
+        let ids: Vec<&str> = ids.lines().filter(|line| line.contains('-') && line.len() < 24).collect();
+        let purges = ids
+            .iter()
+            .filter(|id| bus.nodes[0].execute(&["XRANGE", "ringway:test:bus", id, id]).contains("example.com/a"));
+        purges.for_each(|id| drop(bus.nodes[0].execute(&["XDEL", "ringway:test:bus", id])));
+    });
+}
+
+#[test]
+fn a_restart_that_comes_back_empty_is_noticed() {
+    let Some(mut bus) = Bus::start(1) else { return };
+    miss(&mut bus, |bus| {
+        bus.nodes[0].lose();
+        bus.nodes[0].run();
+    });
+}
+
+#[test]
+fn two_of_three_nodes_that_come_back_empty_are_noticed() {
+    let Some(mut bus) = Bus::start(3) else { return };
+    miss(&mut bus, |bus| {
+        for node in &mut bus.nodes[..2] {
+            node.lose();
+            node.run();
+        }
+        // The third never had it: what it has is lost with its stream.
+        bus.nodes[2].execute(&["DEL", "ringway:test:bus"]);
+    });
+}
+
+#[test]
+fn one_node_of_three_that_comes_back_empty_is_no_doubt() {
+    let Some(mut bus) = Bus::start(3) else { return };
+    let versions = Versions::start();
+    let members = bus.proxies(2, &versions);
+    let doubts: Vec<u64> = members.iter().map(Member::doubts).collect();
+    members.iter().for_each(|member| member.warm("/a"));
+    bus.nodes[0].lose();
+    eventually("the loss of the node", || members.iter().all(|member| !member.works()));
+    bus.nodes[0].run();
+    eventually("the bus", || members.iter().all(Member::works));
+    let log = members[1].proxy.log();
+    assert_eq!(members.iter().map(Member::doubts).collect::<Vec<_>>(), doubts, "{log}");
+    assert!(members[1].get("/a").1);
+    assert!(members[1].proxy.metric("ringway_fleet_gaps_total") >= 1.0);
+}
+
+#[test]
+fn a_silent_link_is_replaced_and_what_was_stored_before_is_validated() {
+    let Some(bus) = Bus::start(1) else { return };
+    let versions = Versions::start();
+    let members = bus.proxies(2, &versions);
+    let far = &members[1];
+    far.warm("/a");
+    far.warm("/b");
+    let new = versions.change("/a");
+    // Half-open: what it sends is lost on the way.
+    far.links[0].hold_replies(true);
+    eventually("the silence", || far.fleet()["bus"]["open_gap"] == true);
+    assert!(!members[0].purge(&url("/a")).complete);
+    // While the gap is open, what was stored before it is validated before it is served.
+    assert_eq!(far.get("/a").0, new);
+    assert_eq!(far.get("/b").0, "v0");
+    assert!(versions.validations() >= 2);
+    assert!(far.get("/b").1, "validated since the gap began");
+    far.links[0].hold_replies(false);
+    far.links[0].cut(true);
+    far.links[0].cut(false);
+    eventually("the bus", || far.works());
+}
+
+#[test]
+fn what_strangers_write_into_the_stream_does_no_harm() {
+    let Some(bus) = Bus::start(1) else { return };
+    let versions = Versions::start();
+    let members = bus.proxies(2, &versions);
+    members.iter().for_each(|member| member.warm("/a"));
+    let add = |fields: &[&str]| {
+        let command: Vec<&str> = ["XADD", "ringway:test:bus", "*"].iter().chain(fields).copied().collect();
+        bus.nodes[0].execute(&command);
+    };
+    add(&["x", "y"]);
+    add(&["e", "0", "n", "1", "d", "no event"]);
+    eventually("the count", || {
+        members
+            .iter()
+            .all(|it| it.proxy.metric("ringway_fleet_events_total{direction=\"heard\",kind=\"malformed\"}") >= 2.0)
+    });
+    // It may have been a purge.
+    assert!(!members[1].get("/a").1);
+    let new = versions.change("/a");
+    eventually("a purge that all have heard", || members[0].purge(&url("/a")).complete);
+    assert_eq!(members[1].get("/a").0, new);
+    bus.nodes[0].execute(&["DEL", "ringway:test:bus"]);
+    bus.nodes[0].execute(&["SET", "ringway:test:bus", "no stream"]);
+    members[0].proxy.logs("cannot be used");
+    bus.nodes[0].execute(&["DEL", "ringway:test:bus"]);
+    eventually("the bus", || members.iter().all(Member::works));
+}

@@ -1,0 +1,118 @@
+//! Membership: who belongs to the fleet, who is missed, and whether all agree.
+
+use super::{Bus, HeardBy, Versions, url};
+use crate::support::{Proxy, eventually};
+use std::process::Command;
+
+#[test]
+fn a_member_that_stops_leaves_and_one_that_vanishes_is_missed_until_it_is_forgotten() {
+    let Some(mut bus) = Bus::start(1) else { return };
+    bus.lease = "1s";
+    let versions = Versions::start();
+    let mut members = bus.proxies(3, &versions);
+    // SIGTERM: it says good-bye.
+    let mut leaving = members.pop().unwrap();
+    leaving.proxy.signal("TERM");
+    eventually("its end", || leaving.proxy.has_ended());
+    eventually("its absence", || members.iter().all(|member| member.knows(2)));
+    assert_eq!(members[0].purge(&url("/a")), HeardBy::all(2));
+    // SIGKILL: it is missed, and stays in `of`.
+    let vanished = members.pop().unwrap();
+    let process = vanished.process();
+    vanished.proxy.signal("KILL");
+    eventually("its lease", || members[0].knows(1));
+    let heard = members[0].purge(&url("/a"));
+    assert_eq!((heard.members, heard.of, heard.complete, heard.published), (1, 2, false, true), "{heard:?}");
+    assert!(heard.missing[0].contains(&process), "{heard:?}");
+    let warnings = members[0].fleet()["warnings"].to_string();
+    assert!(warnings.contains(&format!("ringway fleet forget {process}")), "{warnings}");
+    // A proxy that starts now knows it from the nodes.
+    let late = bus.proxy(&versions);
+    eventually("the members of the late one", || late.knows(2));
+    assert_eq!(late.purge(&url("/a")).of, 3);
+    let admin = format!("http://{}", members[0].proxy.admin);
+    let forget = |id: &str| {
+        Command::new(env!("CARGO_BIN_EXE_ringway")).args(["fleet", "forget", id, "--admin", &admin]).output().unwrap()
+    };
+    assert!(forget(&process).status.success());
+    assert!(!forget(&process).status.success(), "once is enough");
+    assert!(!forget(&members[0].process()).status.success(), "itself");
+    eventually("oblivion", || [&members[0], &late].iter().all(|member| member.purge(&url("/a")) == HeardBy::all(2)));
+}
+
+#[test]
+fn the_fleet_shows_its_members_the_engines_and_what_they_disagree_on() {
+    let Some(bus) = Bus::start(1) else { return };
+    let versions = Versions::start();
+    let members = bus.proxies(2, &versions);
+    let agrees = |member: &super::Member| member.fleet()["rings"][0]["agree"] == true;
+    eventually("agreement", || members.iter().all(agrees));
+    let fleet = members[0].fleet();
+    assert_eq!(fleet["members"][0]["config"], fleet["members"][1]["config"], "{fleet}");
+    assert_eq!(fleet["warnings"].as_array().unwrap().len(), 0, "{fleet}");
+    assert!(fleet["bus"]["promise"].to_string().contains("Redis"), "{fleet}");
+    let offset = fleet["members"][1]["clock_offset_seconds"].as_f64().unwrap();
+    assert!(offset.abs() < 5.0, "{fleet}");
+    // Another seed: another owner of each key.
+    let ports: Vec<u16> = members[1].links.iter().map(crate::engines::Link::port).collect();
+    let other = versions.origin.configuration("").replacen("nodes:", "ring: { seed: other-seed }\n    nodes:", 1);
+    members[1].proxy.reconfigure(&(bus.block(&ports) + &other));
+    eventually("disagreement", || members.iter().all(|member| !agrees(member)));
+    eventually("the warnings", || {
+        let warnings = members[0].fleet()["warnings"].to_string();
+        warnings.contains("disagree on the ring") && warnings.contains("different configurations")
+    });
+    let text = Command::new(env!("CARGO_BIN_EXE_ringway"))
+        .args(["fleet", "--admin", &format!("http://{}", members[0].proxy.admin)])
+        .output()
+        .unwrap();
+    let text = String::from_utf8(text.stdout).unwrap();
+    for part in ["2 of 2 members live", "N=1 W=1 R=1", "DISAGREE", "self", "live", "warning:"] {
+        assert!(text.contains(part), "{part}:\n{text}");
+    }
+}
+
+#[test]
+fn a_change_of_the_bus_needs_a_restart_and_a_change_of_address_does_not() {
+    let Some(bus) = Bus::start(1) else { return };
+    let versions = Versions::start();
+    let members = bus.proxies(2, &versions);
+    let another = crate::engines::Link::to(bus.nodes[0].port);
+    let site = versions.origin.configuration("");
+    members[1].proxy.reconfigure(&(bus.block(&[another.port()]) + &site));
+    members[1].cut(true);
+    eventually("the new address", || members[0].purge(&url("/a")) == HeardBy::all(2));
+    let needs = || members[1].proxy.admin_get("/api/status").json()["last_reload"]["needs_restart"].to_string();
+    assert_eq!(needs(), "[]");
+    members[1].proxy.reconfigure(&(bus.block(&[another.port()]).replace("id: r0", "id: r9") + &site));
+    assert!(needs().contains("fleet.redis"), "{}", needs());
+    members[1].proxy.reconfigure(&site);
+    assert!(needs().contains("fleet"), "{}", needs());
+    assert_eq!(members[0].purge(&url("/a")), HeardBy::all(2), "the bus in force goes on");
+}
+
+#[test]
+fn a_proxy_starts_and_serves_without_its_bus() {
+    let Some(mut bus) = Bus::start(1) else { return };
+    let versions = Versions::start();
+    bus.nodes[0].kill();
+    let proxy = Proxy::start(&(bus.block(&[bus.nodes[0].port]) + &versions.origin.configuration("")));
+    assert_eq!(proxy.get("/a").status, 200);
+    let heard = proxy.purge(&url("/a")).json();
+    assert_eq!((&heard["heard_by"]["published"], &heard["heard_by"]["complete"]), (&false.into(), &false.into()));
+    proxy.logs("cannot be used");
+    assert_eq!(proxy.metric("ringway_store_up{store=\"r0\"}"), 0.0);
+    bus.nodes[0].run();
+    eventually("the bus", || proxy.metric("ringway_store_up{store=\"r0\"}") == 1.0);
+    assert_eq!(proxy.log().matches("cannot be used").count(), 1, "said once");
+}
+
+#[test]
+fn two_nodes_that_are_one_server_are_refused() {
+    let Some(bus) = Bus::start(1) else { return };
+    let versions = Versions::start();
+    let links = [crate::engines::Link::to(bus.nodes[0].port), crate::engines::Link::to(bus.nodes[0].port)];
+    let ports: Vec<u16> = links.iter().map(crate::engines::Link::port).collect();
+    let proxy = Proxy::start(&(bus.block(&ports) + &versions.origin.configuration("")));
+    proxy.logs("the same server as the node");
+}
