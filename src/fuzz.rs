@@ -53,6 +53,12 @@ routes:
     Config::parse(Path::new("fuzz.yaml"), text, &|_| None).expect("the fixed configuration is valid").0
 });
 
+/// An event of the fleet's bus, from a server that others may write to: an event, or an error; and a second encoding of
+/// an event has the same bytes.
+pub fn fleet_event(data: &[u8]) {
+    crate::fleet::read_any(data);
+}
+
 /// The head of a request: an accepted one has a path in the normal form, with a leading `/` (or `*`) and without dot
 /// segments, and a host in the normal form, in lower case and without a trailing dot.
 pub fn request_head(data: &[u8]) {
@@ -536,10 +542,11 @@ mod tests {
 
     type Target = fn(&[u8]);
 
-    const TARGETS: [(&str, Target); 13] = [
+    const TARGETS: [(&str, Target); 14] = [
         ("request_head", request_head),
         ("field_rules", field_rules),
         ("cache_control", cache_control),
+        ("fleet_event", fleet_event),
         ("proxy_protocol", proxy_protocol),
         ("range", range),
         ("cookie", cookie),

@@ -44,6 +44,8 @@ enum Event {
     },
     /// The resource has changed by a write.
     Invalidation,
+    /// Events of the fleet may have been missed.
+    Doubt,
     /// The response to a HEAD, with a validator or without.
     Head {
         has_tag: bool,
@@ -60,6 +62,7 @@ fn events() -> impl Strategy<Value = Vec<Event>> {
         1 => (0..SAYINGS.len()).prop_map(Event::Say),
         1 => (any::<bool>(), any::<bool>()).prop_map(|(by_tag, soft)| Event::Purge { by_tag, soft }),
         1 => Just(Event::Invalidation),
+        1 => Just(Event::Doubt),
         2 => any::<bool>().prop_map(|has_tag| Event::Head { has_tag }),
         1 => Just(Event::Sweep),
         3 => (1..5i64).prop_map(Event::Wait),
@@ -86,6 +89,7 @@ enum Happened {
     Purge {
         soft: bool,
     },
+    Doubt,
 }
 
 struct World {
@@ -172,6 +176,7 @@ impl World {
             if reuse != Reuse::AfterValidation {
                 let (version, as_fresh) = (version_of(&hit), matches!(reuse, Reuse::Yes { .. }));
                 assert!(self.may_serve(version, as_fresh), "{version} at {}: {:?}", self.now(), self.log);
+                assert!(self.is_beyond_doubt(version), "{version} in doubt: {:?}", self.log);
                 if as_fresh {
                     return;
                 }
@@ -180,13 +185,25 @@ impl World {
         // A running fetch would be joined, which this test does not need.
         if let Joined::Leader(leader) = cache.join(cache.group(&order), &order) {
             let (result, arriving) = cache.fetch(leader, &order, &mut Scripted { world: self }, false).await;
+            if let LeaderResult::Confirmed { stored, validated: false } = &result {
+                assert!(self.is_beyond_doubt(version_of(stored)), "after waiting: {:?}", self.log);
+            }
             if let LeaderResult::StandIn(stored) = result {
                 let version = version_of(&stored);
+                assert!(self.is_beyond_doubt(version), "{version} stands in, in doubt: {:?}", self.log);
                 assert!(version < ERROR, "an error stands in");
                 assert!(self.is_good(version), "{version} stands in: {:?}", self.log);
             }
             self.arriving.extend(arriving);
         }
+    }
+
+    /// Returns whether a version was fetched or validated since the last doubt.
+    fn is_beyond_doubt(&self, version: u32) -> bool {
+        let since = self.log.iter().rposition(|event| matches!(event, Happened::Doubt)).unwrap_or(0);
+        let is_answer =
+            |event: &Happened| matches!(event, Happened::Answer { version: given, .. } if *given == version);
+        self.log[since..].iter().any(is_answer)
     }
 
     fn was_purged_after(&self, index: usize, counts: fn(bool) -> bool) -> bool {
@@ -272,6 +289,10 @@ proptest! {
                 Event::Invalidation => {
                     world.cache.invalidate(order().key, URI, None);
                     world.log.push(Happened::Purge { soft: false });
+                }
+                Event::Doubt => {
+                    world.cache.doubt();
+                    world.log.push(Happened::Doubt);
                 }
                 Event::Head { has_tag } => world.head(has_tag),
                 Event::Sweep => drop(world.cache.store.sweep()),
@@ -367,6 +388,49 @@ fn two_threads_never_bring_back_what_was_purged() {
         world.cache.store.sweep();
         assert_eq!(world.cache.extent().0, 0);
     }
+}
+
+/// Stores a response under a path.
+fn store(cache: &Cache, path: &str) -> Order {
+    let target = TargetUri { scheme: "http", authority: "a", path, query: None };
+    let rules = KeyRules::default();
+    let order = Order { key: rules.key(target, &HeaderMap::new().into()), uri: rules.uri(target), ..order() };
+    let answer = Response::builder().header("cache-control", "max-age=60").body(Full::from("x")).unwrap();
+    let (_, arriving) = cache.adopt::<_, Infallible>(&order, answer, 0, cache.begin(&order));
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    runtime.block_on(cache.receive(&order, arriving.unwrap()));
+    order
+}
+
+#[test]
+fn validations_of_a_store_in_doubt_begin_at_a_bounded_rate() {
+    let cache = Cache::new(8 << 20, &Budget::new(1 << 20), || {});
+    let orders: Vec<Order> = (0..VALIDATIONS + 10).map(|number| store(&cache, &format!("/{number}"))).collect();
+    cache.doubt();
+    let may = |order: &Order, at| match cache.look_up(order.key, &order.request) {
+        Known::Response(hit) => {
+            assert_eq!(hit.reuse(at, None), Reuse::AfterValidation);
+            cache.may_validate(&hit, at)
+        }
+        _ => panic!("it is stored"),
+    };
+    let count = |at| orders.iter().filter(|order| may(order, at)).count();
+    assert_eq!(count(5_000), VALIDATIONS as usize);
+    // Those that have begun are joined, which costs nothing; the others wait for the next second.
+    assert_eq!(count(5_999), VALIDATIONS as usize);
+    assert_eq!(count(6_000), VALIDATIONS as usize + 10);
+}
+
+#[test]
+fn events_of_other_proxies_remove_what_they_name() {
+    let cache = Cache::new(1 << 20, &Budget::new(1 << 20), || {});
+    let [a, b, c] = ["/a", "/b", "/c"].map(|path| store(&cache, path));
+    let is_stored = |order: &Order| matches!(cache.look_up(order.key, &order.request), Known::Response(_));
+    cache.invalidate_uri("http://a/a");
+    cache.invalidate_uri("no URI");
+    assert!(!is_stored(&a) && is_stored(&b) && is_stored(&c));
+    cache.purge_many(&[(Purge::Url(vec!["http://a/b".to_owned()]), false), (Purge::Tag("t".to_owned()), false)]);
+    assert!(!is_stored(&b) && is_stored(&c));
 }
 
 #[test]

@@ -40,10 +40,34 @@ pub(super) fn run(file: Option<PathBuf>, connects: bool) -> Outcome {
         (false, errors) => writeln!(out, "{}: {errors} errors{warnings}", file.display())?,
     }
     match config {
-        Some(config) if connects => connect(&config, &mut out),
+        Some(config) if connects => {
+            let (store, bus) = (connect(&config, &mut out)?, connect_bus(&config, &mut out)?);
+            Ok(if bus { store } else { ExitCode::FAILURE })
+        }
         Some(_) => Ok(ExitCode::SUCCESS),
         None => Ok(ExitCode::FAILURE),
     }
+}
+
+/// Connects to the nodes of the fleet's bus, and prints what each promises. Returns whether all can be used.
+#[cfg(feature = "redis")]
+fn connect_bus(config: &Config, out: &mut impl Write) -> std::io::Result<bool> {
+    let Some(settings) = crate::server::bus_settings(config) else { return Ok(true) };
+    let told = crate::fleet::inspect(&settings);
+    let crate::config::Quorum { replicas, write, read } = settings.quorum;
+    writeln!(out, "bus of the fleet {} (N={replicas} W={write} R={read}):", settings.fleet)?;
+    for sentence in &told {
+        match sentence {
+            Ok(sentence) => writeln!(out, "  {sentence}")?,
+            Err(error) => writeln!(out, "  error: {error}")?,
+        }
+    }
+    Ok(told.iter().all(Result::is_ok))
+}
+
+#[cfg(not(feature = "redis"))]
+fn connect_bus(_: &Config, _: &mut impl Write) -> std::io::Result<bool> {
+    Ok(true)
 }
 
 /// Connects to the stores that routes use, and prints what their settings guarantee.

@@ -148,11 +148,20 @@ mod tests {
     use proptest::prelude::*;
     use std::collections::BTreeSet;
 
+    /// All nodes were read at 1.
+    fn connect(gaps: &mut Gaps, nodes: usize) {
+        for node in 0..nodes {
+            gaps.note(node, Finding::Lost(1));
+        }
+        for node in 0..nodes {
+            gaps.note(node, Finding::Read(1));
+        }
+    }
+
     /// Returns the doubts that findings cause, at the nodes that they name, after all nodes were read at 1.
     fn doubts((n, w, r): (usize, usize, usize), findings: &[(usize, Finding)]) -> Vec<bool> {
         let mut gaps = Gaps::new(n, w, r, 0);
-        (0..n).for_each(|node| drop(gaps.note(node, Finding::Lost(1))));
-        (0..n).for_each(|node| drop(gaps.note(node, Finding::Read(1))));
+        connect(&mut gaps, n);
         assert!(!gaps.is_open());
         findings.iter().map(|&(node, finding)| gaps.note(node, finding)).collect()
     }
@@ -220,8 +229,7 @@ mod tests {
     impl World {
         fn new((n, w, r): (usize, usize, usize), threshold: Option<usize>) -> World {
             let mut gaps = Gaps::new(n, w, r, 0);
-            (0..n).for_each(|node| drop(gaps.note(node, Finding::Lost(1))));
-            (0..n).for_each(|node| drop(gaps.note(node, Finding::Read(1))));
+            connect(&mut gaps, n);
             if let Some(threshold) = threshold {
                 gaps.threshold = threshold;
             }
@@ -291,7 +299,9 @@ mod tests {
             (self.cut, self.unsent) = (sorted(&self.cut), sorted(&self.unsent));
             self.gaps.nodes = order.iter().map(|&at| self.gaps.nodes[at].clone()).collect();
             let mut moments = BTreeSet::new();
-            self.each_moment(&mut |moment| drop(moments.insert(*moment)));
+            self.each_moment(&mut |moment| {
+                moments.insert(*moment);
+            });
             // Apart by two, as the machine adds one.
             let ranks: Vec<Moment> = moments.into_iter().collect();
             self.each_moment(&mut |moment| *moment = 2 * ranks.binary_search(moment).unwrap() as Moment);

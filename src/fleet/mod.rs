@@ -1,20 +1,26 @@
 //! The fleet: proxies that hear each other's purges and writes.
 //!
-//! - `event`: the events of the bus and their encoding. `digest`: what members compare.
+//! - `event`: the events of the bus; `encoding`: their bytes. `queue`: those that wait for a node.
 //! - `gaps`: whether something may have been missed; `members`: who belongs to the fleet; `window`: which events were
 //!   heard already. Pure state machines.
-//! - `bus`: the handle that workers and the admin API call. `thread`: the thread behind it. `node`: one Redis node: the
+//! - `bus`: the handle that workers and the admin API call. `thread`, `core`: the thread behind it, and its
+//!   state. `node`: one Redis node: the
 //!   connection that publishes, and the one that reads. `stream`: the commands, and their replies.
 //!
 //! The room knows neither the cache nor the routes: what arrives goes to a [`Listener`].
 
 mod bus;
+#[cfg(feature = "redis")]
+mod core;
+mod encoding;
 mod event;
 mod gaps;
 mod members;
 #[cfg(feature = "redis")]
 mod node;
 mod queue;
+#[cfg(feature = "redis")]
+mod settings;
 mod status;
 #[cfg(feature = "redis")]
 mod stream;
@@ -24,10 +30,16 @@ mod window;
 
 pub(crate) use bus::Bus;
 #[allow(unused_imports, reason = "the bound of what others encode")]
-pub(crate) use event::MAX_CAUSAL;
+pub(crate) use encoding::MAX_CAUSAL;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use encoding::read_any;
 pub(crate) use event::{Event, ProcessId, Purge, PurgeBy};
 #[cfg(feature = "redis")]
-pub(crate) use thread::{BusControl, BusSettings, start};
+pub(crate) use node::inspect;
+#[cfg(feature = "redis")]
+pub(crate) use settings::{BusControl, BusSettings};
+#[cfg(feature = "redis")]
+pub(crate) use thread::start;
 
 /// An event that another process of the fleet has published.
 #[derive(Clone, Debug, PartialEq)]

@@ -1,11 +1,12 @@
 //! One node of the bus: a connection that publishes, and one that reads. Each is opened anew whenever it breaks or is
 //! silent.
 
+use super::core::{Core, NodeState};
 use super::event::Event;
 use super::gaps::Finding;
 use super::queue::{Encoded, Entry as TableEntry};
+use super::settings::BusSettings;
 use super::stream::{self, BLOCK, Look, PAGE, Position};
-use super::thread::Core;
 use crate::clock;
 use crate::io::redis::{Client, Value, bytes, list, text, within_a_second};
 use ::redis::Pipeline;
@@ -198,9 +199,8 @@ fn take(core: &Core, at: usize, position: &mut Position, entries: Vec<Result<str
 /// # Errors
 /// They are.
 fn check_run(core: &Core, at: usize, look: &Look) -> Result<(), String> {
-    let is_taken = |(other, node): (usize, &super::thread::NodeState)| {
-        other != at && node.run.borrow().as_deref() == Some(look.run.as_str())
-    };
+    let is_taken =
+        |(other, node): (usize, &NodeState)| other != at && node.run.borrow().as_deref() == Some(look.run.as_str());
     if let Some((_, other)) = core.nodes.iter().enumerate().find(|it| is_taken(*it)) {
         return Err(format!("it is the same server as the node `{}`: give each node a server of its own", other.id));
     }
@@ -256,6 +256,34 @@ fn words(id: &str, info: &str) -> Result<String, String> {
     let (version, valkey) = (field("redis_version"), field("valkey_version"));
     let program = if valkey.is_empty() { format!("Redis {version}") } else { format!("Valkey {valkey}") };
     Ok(format!("{id}: {program} {keeps}{evicts}"))
+}
+
+/// Asks each node of the bus for its promise. Returns a sentence for each, or why it cannot be used.
+pub(crate) fn inspect(settings: &BusSettings) -> Vec<Result<String, String>> {
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return vec![Err(error.to_string())],
+    };
+    let tasks = tokio::task::LocalSet::new();
+    tasks.block_on(&runtime, async {
+        let (mut runs, mut told) = (Vec::new(), Vec::new());
+        for (id, address) in settings.chosen() {
+            let found = within_a_second(async {
+                let client = Client::open(&settings.login, &address).await?;
+                Ok(text(&client.ask(::redis::cmd("INFO")).await?).unwrap_or_default())
+            });
+            let judged = found.await.and_then(|info| {
+                let run = stream::field(&info, "run_id").unwrap_or_default().to_owned();
+                if let Some((other, _)) = runs.iter().find(|(_, known)| *known == run) {
+                    return Err(format!("it is the same server as the node `{other}`"));
+                }
+                runs.push((id.clone(), run));
+                words(&id, &info)
+            });
+            told.push(judged.map_err(|error| format!("{id} at {address}: {error}")));
+        }
+        told
+    })
 }
 
 #[cfg(test)]

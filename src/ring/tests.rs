@@ -22,6 +22,19 @@ fn golden_assignments_never_change() {
 }
 
 #[test]
+fn a_digest_tells_rings_apart_that_assign_keys_otherwise() {
+    let digest = |seed: &str, members: &[(&str, u32)]| {
+        let (ring, ids) = ring(seed, 16, members);
+        ring.digest(|member| ids[member])
+    };
+    let first = digest("s", &[("a", 1), ("b", 2)]);
+    assert_eq!(first, digest("s", &[("b", 2), ("a", 1)]), "in any order");
+    for (seed, members) in [("t", [("a", 1), ("b", 2)]), ("s", [("a", 2), ("b", 1)]), ("s", [("a", 1), ("c", 2)])] {
+        assert_ne!(first, digest(seed, &members), "{seed} {members:?}");
+    }
+}
+
+#[test]
 fn an_empty_ring_owns_nothing() {
     let (none, _) = ring("s", 256, &[]);
     assert_eq!(none.owner(7), None);

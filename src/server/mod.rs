@@ -14,6 +14,8 @@ mod listener;
 mod process;
 mod worker;
 
+#[cfg(feature = "redis")]
+pub(crate) use process::fleet::bus_settings;
 pub(crate) use process::inherited::Inherited;
 pub(crate) use process::run::start;
 pub(crate) use process::store::store_of;

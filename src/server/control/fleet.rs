@@ -1,6 +1,5 @@
 //! What the admin API can ask of the fleet: its members, and the removal of one that is gone.
 
-use super::status::version;
 use crate::control::{FleetStatus, HeardBy, MemberStatus, PurgeOrder, PurgeTarget};
 use crate::fleet::{ProcessId, Purge, PurgeBy};
 use crate::server::process::handle::Handle;
@@ -21,7 +20,7 @@ pub(super) fn status(handle: &Handle) -> Option<FleetStatus> {
         process: member.process.to_string(),
         name: String::new(),
         address: handle.admin.bound.to_string(),
-        version: version(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
         state: "self".to_owned(),
         heard_seconds: 0.0,
         lag_seconds: 0.0,

@@ -46,7 +46,7 @@ impl Control for Handle {
         let snapshot = self.snapshot.load();
         let listener = |open: &Open| ListenerStatus { name: open.name.to_string(), address: open.bound.to_string() };
         Status {
-            version: version(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
             uptime_seconds: self.started.elapsed().as_secs(),
             ready: self.is_ready(),
@@ -242,11 +242,6 @@ fn cache_status(cache: &Cache, metrics: &Metrics) -> CacheStatus {
         requests: totals(&metrics.cache_requests, "result"),
         purges: totals(&metrics.cache_purges, "kind"),
     }
-}
-
-/// Returns the version of the program.
-pub(super) fn version() -> String {
-    env!("CARGO_PKG_VERSION").to_owned()
 }
 
 fn pool_status(pool: &Pool, discovery: Option<DiscoveryStatus>) -> PoolStatus {

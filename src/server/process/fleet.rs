@@ -112,7 +112,7 @@ impl FleetMember {
 
 /// Returns the place of the bus; `None` where the configuration has none.
 #[cfg(feature = "redis")]
-fn bus_settings(config: &Config) -> Option<BusSettings> {
+pub(crate) fn bus_settings(config: &Config) -> Option<BusSettings> {
     let fleet = config.settings.fleet.as_ref()?;
     let redis = fleet.redis.as_ref()?;
     let tls = config.secrets.fleet_tls.as_ref().map(|tls| tls_settings(tls, redis.tls.as_ref()));

@@ -108,6 +108,34 @@ fn a_proxy_starts_and_serves_without_its_bus() {
 }
 
 #[test]
+fn check_connect_prints_the_promise_of_each_node_and_refuses_what_cannot_be_one() {
+    let Some(bus) = Bus::start(2) else { return };
+    let versions = Versions::start();
+    let folder = tempfile::tempdir().unwrap();
+    let check = |ports: &[u16]| {
+        let listeners = "listeners: [{ name: http, address: \"127.0.0.1:8080\" }]\n";
+        let file = folder.path().join("ringway.yaml");
+        std::fs::write(&file, listeners.to_owned() + &bus.block(ports) + &versions.origin.configuration("")).unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_ringway"));
+        let output = command.args(["check", "--connect", "--config"]).arg(&file).output().unwrap();
+        (output.status.success(), String::from_utf8(output.stdout).unwrap())
+    };
+    let [one, two] = [bus.nodes[0].port, bus.nodes[1].port];
+    let (is_good, told) = check(&[one, two]);
+    assert!(is_good && told.contains("r1: Redis") && told.contains("N=2 W=2 R=1"), "{told}");
+    let away = crate::engines::Link::to(one);
+    away.cut(true);
+    let (is_good, told) = check(&[one, away.port()]);
+    assert!(!is_good && told.contains("error: r1 at"), "{told}");
+    away.cut(false);
+    let (is_good, told) = check(&[one, away.port()]);
+    assert!(!is_good && told.contains("the same server as the node `r0`"), "{told}");
+    let replica = bus.nodes[0].replica(&[]);
+    let (is_good, told) = check(&[one, replica.port]);
+    assert!(!is_good && told.contains("it is a replica"), "{told}");
+}
+
+#[test]
 fn two_nodes_that_are_one_server_are_refused() {
     let Some(bus) = Bus::start(1) else { return };
     let versions = Versions::start();
