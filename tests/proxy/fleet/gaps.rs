@@ -125,6 +125,32 @@ fn a_silent_link_is_replaced_and_what_was_stored_before_is_validated() {
 }
 
 #[test]
+fn a_fetch_that_began_before_a_gap_ended_is_joined_by_no_later_request() {
+    let Some(bus) = Bus::start(1) else { return };
+    let versions = Versions::start();
+    let members = bus.proxies(2, &versions);
+    let far = &members[1];
+    let asks = || versions.origin.asks().iter().filter(|ask| ask.path() == "/slow").count();
+    std::thread::scope(|scope| {
+        let early = scope.spawn(|| far.get("/slow"));
+        eventually("the fetch", || asks() == 1);
+        far.cut(true);
+        let new = versions.change("/slow");
+        assert!(!members[0].purge(&url("/slow")).complete);
+        bus.nodes[0].execute(&["DEL", "ringway:test:bus"]);
+        let doubts = far.doubts();
+        far.cut(false);
+        eventually("the doubt", || far.doubts() > doubts);
+        let late = scope.spawn(|| far.get("/slow"));
+        eventually("a fetch of its own", || asks() == 2);
+        versions.barrier.open();
+        assert_eq!(early.join().unwrap().0, "v0");
+        assert_eq!(late.join().unwrap().0, new);
+        assert_eq!(far.get("/slow").0, new);
+    });
+}
+
+#[test]
 fn what_strangers_write_into_the_stream_does_no_harm() {
     let Some(bus) = Bus::start(1) else { return };
     let versions = Versions::start();
