@@ -57,6 +57,8 @@ pub(crate) struct BusNodeStatus {
     pub(crate) up: bool,
     /// Why it is not.
     pub(crate) error: Option<String>,
+    /// The age of the last reading by which this process had all that the node has, in seconds.
+    pub(crate) read_seconds: f64,
     /// The events that wait to be published there.
     pub(crate) waiting: usize,
 }

@@ -63,6 +63,8 @@ pub(super) struct Board {
     pub(super) nodes: Vec<BusNodeStatus>,
     /// The version and the persistence of each node, in words.
     pub(super) facts: Vec<Option<String>>,
+    /// The moment of the last complete reading of each node.
+    pub(super) read: Vec<u64>,
     pub(super) doubts: u64,
     /// The time that an event of this process takes to come back, in milliseconds.
     pub(super) lag: u64,

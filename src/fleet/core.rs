@@ -73,12 +73,13 @@ impl Core {
         };
         let status = |(id, address): &(String, String)| {
             let (id, address) = (id.clone(), address.clone());
-            BusNodeStatus { id, address, up: false, error: None, waiting: 0 }
+            BusNodeStatus { id, address, up: false, error: None, read_seconds: 0.0, waiting: 0 }
         };
         {
             let mut board = shared.board.lock();
             board.nodes = chosen.iter().map(status).collect();
             board.facts = vec![None; chosen.len()];
+            board.read = vec![shared.now(); chosen.len()];
         }
         let gaps = Gaps::new(quorum.replicas, quorum.write, quorum.read, shared.now());
         Rc::new(Core {
@@ -201,6 +202,9 @@ impl Core {
     /// Notes a finding of a node, and what follows from it.
     pub(super) fn note(&self, at: usize, finding: Finding) {
         let is_doubt = self.gaps.borrow_mut().note(at, finding);
+        if let Finding::Read(moment) = finding {
+            self.shared.board.lock().read[at] = moment;
+        }
         if is_doubt {
             self.shared.board.lock().doubts += 1;
             self.listener.missed();

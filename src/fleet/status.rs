@@ -12,7 +12,10 @@ impl Bus {
     /// Returns the fleet as this process sees it.
     pub(crate) fn status(&self) -> FleetStatus {
         let shared = &self.shared;
-        let (board, now) = (shared.board.lock().clone(), shared.now());
+        let (mut board, now) = (shared.board.lock().clone(), shared.now());
+        for (node, read) in board.nodes.iter_mut().zip(&board.read) {
+            node.read_seconds = seconds(now.saturating_sub(*read));
+        }
         let clock = i128::try_from(clock::since_1970().as_millis()).unwrap_or_default();
         let mut members = vec![MemberStatus {
             state: "self".to_owned(),

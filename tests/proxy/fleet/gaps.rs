@@ -48,16 +48,33 @@ fn a_trimmed_stream_is_noticed() {
     miss(&mut bus, |bus| drop(bus.nodes[0].execute(&["XTRIM", "ringway:test:bus", "MAXLEN", "0"])));
 }
 
+/// Deletes the purge, and no other entry.
+fn delete_purge(bus: &Bus) {
+    let ids = bus.nodes[0].execute(&["XRANGE", "ringway:test:bus", "-", "+"]);
+    let ids: Vec<&str> = ids.lines().filter(|line| line.contains('-') && line.len() < 24).collect();
+    let is_purge = |id: &str| bus.nodes[0].execute(&["XRANGE", "ringway:test:bus", id, id]).contains("example.com/a");
+    let deleted: Vec<String> = ids
+        .into_iter()
+        .filter(|id| is_purge(id))
+        .map(|id| bus.nodes[0].execute(&["XDEL", "ringway:test:bus", id]))
+        .collect();
+    assert_eq!(deleted, ["1"]);
+}
+
 #[test]
-fn an_entry_that_was_deleted_is_noticed() {
+fn a_last_entry_that_was_deleted_is_noticed() {
+    let Some(mut bus) = Bus::start(1) else { return };
+    miss(&mut bus, |bus| delete_purge(bus));
+}
+
+#[test]
+fn an_entry_in_the_middle_that_was_deleted_is_noticed() {
     let Some(mut bus) = Bus::start(1) else { return };
     miss(&mut bus, |bus| {
-        let ids = bus.nodes[0].execute(&["XRANGE", "ringway:test:bus", "-", "+"]);
-        let ids: Vec<&str> = ids.lines().filter(|line| line.contains('-') && line.len() < 24).collect();
-        let purges = ids
-            .iter()
-            .filter(|id| bus.nodes[0].execute(&["XRANGE", "ringway:test:bus", id, id]).contains("example.com/a"));
-        purges.for_each(|id| drop(bus.nodes[0].execute(&["XDEL", "ringway:test:bus", id])));
+        let length = || bus.nodes[0].execute(&["XLEN", "ringway:test:bus"]).parse::<u64>().unwrap();
+        let before = length();
+        eventually("a heartbeat behind the purge", || length() > before);
+        delete_purge(bus);
     });
 }
 
@@ -88,6 +105,7 @@ fn one_node_of_three_that_comes_back_empty_is_no_doubt() {
     let Some(mut bus) = Bus::start(3) else { return };
     let versions = Versions::start();
     let members = bus.proxies(2, &versions);
+    members.iter().for_each(Member::reads_on);
     let doubts: Vec<u64> = members.iter().map(Member::doubts).collect();
     members.iter().for_each(|member| member.warm("/a"));
     bus.nodes[0].lose();
@@ -128,7 +146,9 @@ fn a_silent_link_is_replaced_and_what_was_stored_before_is_validated() {
 fn a_fetch_that_began_before_a_gap_ended_is_joined_by_no_later_request() {
     let Some(bus) = Bus::start(1) else { return };
     let versions = Versions::start();
-    let members = bus.proxies(2, &versions);
+    // Requests that may join a fetch wait for longer than the test.
+    let members = [bus.proxy(&versions), bus.proxy_with(&versions, "lock_timeout: 1m")];
+    eventually("all members", || members.iter().all(|member| member.knows(2)));
     let far = &members[1];
     let asks = || versions.origin.asks().iter().filter(|ask| ask.path() == "/slow").count();
     std::thread::scope(|scope| {

@@ -82,9 +82,14 @@ impl Bus {
 
     /// Starts a proxy with links of its own to all nodes.
     pub fn proxy(&self, versions: &Versions) -> Member {
+        self.proxy_with(versions, "")
+    }
+
+    /// The same, with settings of the cache.
+    pub fn proxy_with(&self, versions: &Versions, cache: &str) -> Member {
         let links: Vec<Link> = self.nodes.iter().map(|node| Link::to(node.port)).collect();
         let ports: Vec<u16> = links.iter().map(Link::port).collect();
-        let proxy = Proxy::start(&(self.block(&ports) + &versions.origin.configuration("")));
+        let proxy = Proxy::start(&(self.block(&ports) + &versions.origin.configuration(cache)));
         let member = Member { proxy, links };
         eventually("the bus", || member.works());
         member
@@ -124,6 +129,16 @@ impl Member {
     pub fn knows(&self, count: usize) -> bool {
         let fleet = self.fleet();
         fleet["members"].as_array().unwrap().iter().filter(|member| member["state"] != "missed").count() == count
+    }
+
+    /// Waits until it has read all nodes since now: what happens to one of them from here on is a gap of its own.
+    pub fn reads_on(&self) {
+        let began = std::time::Instant::now();
+        eventually("a reading of all nodes", || {
+            let age = began.elapsed().as_secs_f64();
+            let nodes = self.fleet()["bus"]["nodes"].clone();
+            nodes.as_array().unwrap().iter().all(|node| node["read_seconds"].as_f64().unwrap() < age)
+        });
     }
 
     pub fn doubts(&self) -> u64 {
