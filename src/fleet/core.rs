@@ -35,6 +35,10 @@ pub(super) struct Core {
     window: RefCell<Window>,
     /// The number and the moment of the last heartbeat, until it comes back.
     beat: Cell<Option<(u64, Moment)>>,
+    /// The purges that were applied and not acknowledged yet.
+    acknowledged: RefCell<Vec<HeardRange>>,
+    /// Notified when there are some.
+    pub(super) has_heard: Notify,
     /// The moment of the last tick.
     ticked: Cell<Moment>,
     has_left: Cell<bool>,
@@ -91,6 +95,8 @@ impl Core {
             gaps: RefCell::new(gaps),
             window: RefCell::default(),
             beat: Cell::default(),
+            acknowledged: RefCell::default(),
+            has_heard: Notify::new(),
             ticked: Cell::default(),
             has_left: Cell::default(),
             has_warned: Cell::default(),
@@ -289,10 +295,19 @@ impl Core {
             self.shared.board.lock().doubts += 1;
             self.listener.missed();
         }
+        if !acknowledged.is_empty() {
+            self.acknowledged.borrow_mut().extend(acknowledged);
+            self.has_heard.notify_one();
+        }
+        is_new
+    }
+
+    /// Publishes which purges this process has applied since the last time.
+    pub(super) fn acknowledge(&self) {
+        let acknowledged = std::mem::take(&mut *self.acknowledged.borrow_mut());
         for ranges in acknowledged.chunks(MAX_ITEMS) {
             self.publish(self.shared.number(), &Event::Heard(ranges.to_vec()));
         }
-        is_new
     }
 
     /// Notes that an event of this process has come back.

@@ -127,8 +127,10 @@ async fn read_on(core: &Core, at: usize, client: &Client, position: &mut Option<
     let mut looked: Option<Instant> = None;
     loop {
         if looked.is_none_or(|looked| looked.elapsed() >= LOOK) {
-            let sent = core.shared.now();
+            let (sent, began) = (core.shared.now(), Instant::now());
             let look = stream::look(&client.send(&core.keys.look(), 0).await?)?;
+            let duration = core.shared.metrics.store_duration.with_label_values(&[&*core.nodes[at].id, "look"]);
+            duration.observe(began.elapsed().as_secs_f64());
             check_run(core, at, &look)?;
             match position {
                 None => {

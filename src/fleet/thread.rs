@@ -17,6 +17,10 @@ use tokio::time::MissedTickBehavior;
 
 /// The longest wait for the last events at the end.
 const FAREWELL: Duration = Duration::from_millis(250);
+/// The pause before a task begins anew.
+const AGAIN: Duration = Duration::from_secs(1);
+/// The pause between two acknowledgements.
+const GATHER: Duration = Duration::from_millis(10);
 
 /// Starts the thread of the bus, which connects by itself.
 ///
@@ -34,18 +38,45 @@ pub(crate) fn start(
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let here = Arc::clone(&shared);
     std::thread::Builder::new().name("bus".to_owned()).spawn(move || {
+        let _ended = Ended(Arc::clone(&here));
         let tasks = tokio::task::LocalSet::new();
         tasks.block_on(&runtime, async move { run(Core::new(here, listener, settings), orders).await });
     })?;
     Ok((Bus { shared, queue }, BusControl(Arc::new(control))))
 }
 
+/// Says where the thread ends in a panic: nothing travels any more.
+struct Ended(Arc<Shared>);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        self.0.works.send_replace(false);
+        if std::thread::panicking() {
+            tracing::error!("the thread of the bus has ended in a panic: no purge travels before a restart");
+        }
+    }
+}
+
+/// Keeps a task of a node going, should it end in a panic.
+async fn keep<F: Future<Output = ()> + 'static>(core: Rc<Core>, at: usize, task: fn(Rc<Core>, usize) -> F) {
+    loop {
+        let ended = tokio::task::spawn_local(task(Rc::clone(&core), at)).await;
+        tracing::error!(
+            node = core.nodes[at].id,
+            panic = ended.is_err(),
+            "a task of the bus has ended; it begins anew"
+        );
+        tokio::time::sleep(AGAIN).await;
+    }
+}
+
 /// Works until all handles are gone.
 async fn run(core: Rc<Core>, mut orders: mpsc::Receiver<Outgoing>) {
     for at in 0..core.nodes.len() {
-        tokio::task::spawn_local(node::publish(Rc::clone(&core), at));
-        tokio::task::spawn_local(node::read(Rc::clone(&core), at));
+        tokio::task::spawn_local(keep(Rc::clone(&core), at, node::publish));
+        tokio::task::spawn_local(keep(Rc::clone(&core), at, node::read));
     }
+    tokio::task::spawn_local(acknowledge(Rc::clone(&core)));
     let lease = core.settings.borrow().lease;
     let mut beats = tokio::time::interval(lease / 3);
     let mut ticks = tokio::time::interval(TICK);
@@ -64,6 +95,15 @@ async fn run(core: Rc<Core>, mut orders: mpsc::Receiver<Outgoing>) {
         if core.shared.has_dropped.swap(false, Ordering::AcqRel) {
             core.publish(core.shared.number(), &Event::Missed);
         }
+    }
+}
+
+/// Publishes acknowledgements, many in one event.
+async fn acknowledge(core: Rc<Core>) {
+    loop {
+        core.has_heard.notified().await;
+        core.acknowledge();
+        tokio::time::sleep(GATHER).await;
     }
 }
 

@@ -115,17 +115,15 @@ impl Invalidation {
         if !(status.is_success() || status.is_redirection()) {
             return;
         }
-        let mut targets = self.targets.to_vec();
-        for name in [LOCATION, CONTENT_LOCATION] {
-            let named =
-                text(answer, &name).and_then(|reference| self.base.named(worker, reference, &self.order.request));
-            targets.extend(named.into_iter().flatten());
-        }
-        for (key, uri) in &targets {
+        let named = [LOCATION, CONTENT_LOCATION].map(|name| {
+            text(answer, &name).and_then(|reference| self.base.named(worker, reference, &self.order.request))
+        });
+        let targets = || self.targets.iter().chain(named.iter().flatten().flatten());
+        for (key, uri) in targets() {
             worker.cache.invalidate(*key, uri, token);
         }
         if let Some(bus) = &worker.bus {
-            let mut uris: Vec<String> = targets.into_iter().map(|(_, uri)| uri).collect();
+            let mut uris: Vec<String> = targets().map(|(_, uri)| uri.clone()).collect();
             uris.sort_unstable();
             uris.dedup();
             bus.publish(Event::Write { uris, causal: None });
