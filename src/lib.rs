@@ -28,6 +28,7 @@ mod control;
 #[cfg(test)]
 #[path = "../tests/engines/mod.rs"]
 mod engines;
+#[cfg_attr(not(feature = "redis"), allow(dead_code, unused_imports, reason = "no bus without Redis"))]
 mod fleet;
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]

@@ -110,6 +110,7 @@ pub(crate) struct Group {
     pub(crate) passes: bool,
 }
 
+#[cfg_attr(not(feature = "redis"), allow(dead_code, reason = "some is for events of a fleet"))]
 impl Cache {
     /// Returns an empty cache. `memory` bounds the stored responses in bytes, the budget the arriving bodies; `evicted`
     /// is called for every evicted entry.

@@ -227,6 +227,7 @@ impl Drop for FetchToken {
     }
 }
 
+#[cfg_attr(not(feature = "redis"), allow(dead_code, reason = "some is for events of a fleet"))]
 impl EntryStore {
     pub(super) fn new(memory: u64, evicted: impl Fn() + Send + Sync + 'static) -> EntryStore {
         let uris = Arc::new(Uris::default());

@@ -1,6 +1,7 @@
 //! The life of the process: start, signals and stop, reloads, upgrades of the binary, and inheritance.
 
 pub(super) mod background;
+#[cfg_attr(not(feature = "redis"), allow(dead_code, reason = "no bus without Redis"))]
 pub(in crate::server) mod fleet;
 mod follow;
 pub(super) mod handle;
