@@ -112,6 +112,12 @@ impl Core {
     /// Puts an event into the queue of every node.
     pub(super) fn publish(&self, number: u64, event: &Event) {
         let Some(bytes) = event.encode(self.shared.process, number) else {
+            if let Event::Heartbeat(beat) = event
+                && !beat.rings.is_empty()
+            {
+                let short = Heartbeat { rings: Vec::new(), ..(**beat).clone() };
+                return self.publish(number, &Event::Heartbeat(Box::new(short)));
+            }
             self.shared.count(event.kind(), "dropped");
             tracing::error!(kind = event.kind(), "an event exceeds its bound; the other proxies validate instead");
             return self.publish(self.shared.number(), &Event::Missed);
@@ -123,16 +129,17 @@ impl Core {
             Event::Forget(process) => TableEntry::Gone(*process),
             _ => TableEntry::Stays,
         };
+        // A node that has been away for long misses nothing that counts, where enough others take events.
+        let taking = self.nodes.iter().filter(|node| !node.queue.borrow().is_half_full()).count();
         for node in &self.nodes {
-            let mut queue = node.queue.borrow_mut();
-            if queue.push(Encoded { number, bytes: bytes.clone(), entry }) {
+            let is_full = node.queue.borrow_mut().push(Encoded { number, bytes: bytes.clone(), entry });
+            if is_full && taking < self.shared.quorum.write {
                 self.shared.count(event.kind(), "dropped");
                 let number = self.shared.number();
                 if let Some(bytes) = Event::Missed.encode(self.shared.process, number) {
-                    queue.push(Encoded { number, bytes, entry: TableEntry::Stays });
+                    node.queue.borrow_mut().push(Encoded { number, bytes, entry: TableEntry::Stays });
                 }
             }
-            drop(queue);
             node.filled.notify_one();
         }
     }
@@ -259,11 +266,14 @@ impl Core {
     pub(super) fn take(&self, entries: &[Entry]) -> bool {
         let (mut batch, mut acknowledged, mut has_missed, mut is_new) = (Vec::new(), Vec::new(), false, false);
         for entry in entries {
-            let Ok((from, number, event)) = Event::decode(&entry.event) else {
-                // Its meaning is unknown, so that it may have been a purge.
-                self.shared.count("malformed", "heard");
-                has_missed = true;
-                continue;
+            let (from, number, event) = match Event::decode(&entry.event) {
+                Ok(decoded) => decoded,
+                Err(error) => {
+                    // Its meaning is unknown, so that it may have been a purge.
+                    self.shared.count("malformed", "heard");
+                    has_missed |= error.may_matter();
+                    continue;
+                }
             };
             if from == self.shared.process {
                 self.came_back(number);

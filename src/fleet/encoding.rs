@@ -6,10 +6,10 @@ use bytes::Bytes;
 
 /// The version of the encoding. A process that reads another one cannot tell what it means.
 const VERSION: u8 = 1;
-/// The largest event in bytes.
-pub(super) const MAX_EVENT: usize = 64 << 10;
-/// The longest text of an event in bytes: a URI, a tag, a name.
-const MAX_TEXT: usize = 16 << 10;
+/// The largest event in bytes: the URIs of a write that names two others, however long a request's target may be.
+pub(super) const MAX_EVENT: usize = 2 << 20;
+/// The longest text of an event in bytes: a URI, whose normal form may be three times as long as a request's target.
+const MAX_TEXT: usize = 256 << 10;
 /// The most URIs of a write, pools of a heartbeat, and ranges of an acknowledgement.
 pub(super) const MAX_ITEMS: usize = 1024;
 /// The longest `causal` part of an event in bytes.
@@ -30,6 +30,14 @@ pub(crate) enum Malformed {
     Version(u8),
     #[error("the event is of the unknown kind {0}")]
     Kind(u8),
+}
+
+impl Malformed {
+    /// Returns whether the bytes may have been an event that matters: kinds from 128 on are for events that a process
+    /// which does not know them may ignore.
+    pub(super) fn may_matter(self) -> bool {
+        !matches!(self, Malformed::Kind(128..))
+    }
 }
 
 impl Event {
@@ -120,9 +128,9 @@ impl Writer {
         self.bytes.extend_from_slice(&number.to_be_bytes());
     }
 
-    /// Adds bytes behind their length, which fits 16 bits.
+    /// Adds bytes behind their length.
     fn part(&mut self, bytes: &[u8], most: usize) {
-        match u16::try_from(bytes.len()) {
+        match u32::try_from(bytes.len()) {
             Ok(length) if bytes.len() <= most => {
                 self.bytes.extend_from_slice(&length.to_be_bytes());
                 self.bytes.extend_from_slice(bytes);
@@ -197,7 +205,7 @@ impl<'a> Reader<'a> {
     }
 
     fn part(&mut self, most: usize) -> Result<&'a [u8], Malformed> {
-        let length = usize::from(u16::from_be_bytes(self.array()?));
+        let length = self.int()? as usize;
         if length > most { Err(Malformed::TooLarge) } else { self.take(length) }
     }
 
@@ -322,7 +330,7 @@ mod tests {
     fn an_event_beyond_its_bounds_is_not_made() {
         let long = "a".repeat(MAX_TEXT + 1);
         let many = vec![String::new(); MAX_ITEMS + 1];
-        let large = vec!["a".repeat(MAX_TEXT); 5];
+        let large = vec!["a".repeat(MAX_TEXT); 9];
         for uris in [vec![long], many, large] {
             assert_eq!(Event::Write { uris, causal: None }.encode(ProcessId(1), 1), None);
         }
@@ -342,6 +350,9 @@ mod tests {
             let mut newer = bytes.to_vec();
             newer[0] = 2;
             assert_eq!(Event::decode(&newer), Err(Malformed::Version(2)));
+            assert!(Malformed::Version(2).may_matter());
+            (newer[0], newer[1]) = (VERSION, 128);
+            assert_eq!(Event::decode(&newer).map_err(Malformed::may_matter), Err(false));
         }
     }
 

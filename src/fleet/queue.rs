@@ -73,6 +73,11 @@ impl Queue {
         }
     }
 
+    /// Returns whether the node takes events more slowly than they come.
+    pub(super) fn is_half_full(&self) -> bool {
+        self.events.len() > MAX_EVENTS / 2 || self.bytes > MAX_BYTES / 2
+    }
+
     pub(super) fn len(&self) -> usize {
         self.events.len()
     }
@@ -101,6 +106,7 @@ mod tests {
         assert!(!queue.push(event(9, 8)));
         queue.remove_before(place);
         assert_eq!((queue.len(), queue.bytes), (1, 8));
+        assert!(!queue.is_half_full());
     }
 
     #[test]

@@ -8,10 +8,11 @@ use ::redis::{Cmd, Pipeline};
 use bytes::Bytes;
 use std::time::Duration;
 
-/// The entries of a stream; the oldest go first.
+/// The most entries of a stream, and about the most bytes; the oldest go first.
 const MAX_ENTRIES: usize = 100_000;
+const MAX_BYTES: usize = 64 << 20;
 /// The most entries of one reply.
-pub(super) const PAGE: usize = 256;
+pub(super) const PAGE: usize = 128;
 /// The time for which a reading waits for entries.
 pub(super) const BLOCK: Duration = Duration::from_millis(250);
 
@@ -29,9 +30,13 @@ if #last > 0 then
   end
   if not is_cut and f[1] == 'e' and f[3] == 'n' and tonumber(f[4]) then epoch, number = f[2], tonumber(f[4]) end
 end
-for i = 3, #ARGV do
+for i = 4, #ARGV do
   number = number + 1
   redis.call('XADD', KEYS[1], 'MAXLEN', '~', ARGV[2], '*', 'e', epoch, 'n', string.format('%.0f', number), 'd', ARGV[i])
+end
+local size = redis.pcall('MEMORY', 'USAGE', KEYS[1], 'SAMPLES', 5)
+if type(size) == 'number' and size > tonumber(ARGV[3]) then
+  redis.call('XTRIM', KEYS[1], 'MAXLEN', '~', math.ceil(redis.call('XLEN', KEYS[1]) / 2))
 end
 return number
 ";
@@ -54,7 +59,7 @@ impl Keys {
     pub(super) fn publish<'a>(&self, events: impl Iterator<Item = &'a Bytes>) -> Cmd {
         let mut command = ::redis::cmd("EVAL");
         let epoch = format!("{:016x}", getrandom::u64().unwrap_or_else(|_| fastrand::u64(..)));
-        command.arg(PUBLISH).arg(1).arg(&self.stream).arg(epoch).arg(MAX_ENTRIES);
+        command.arg(PUBLISH).arg(1).arg(&self.stream).arg(epoch).arg(MAX_ENTRIES).arg(MAX_BYTES);
         for event in events {
             command.arg(&event[..]);
         }

@@ -97,6 +97,21 @@ fn a_write_on_one_proxy_invalidates_on_the_others() {
 }
 
 #[test]
+fn a_write_to_a_very_long_target_travels_like_any_other() {
+    let Some(bus) = Bus::start(1) else { return };
+    let versions = Versions::start();
+    let members = bus.proxies(2, &versions);
+    let path = format!("/long?{}", "\u{e9}".repeat(15_000).replace('\u{e9}', "%c3%a9"))[..60_000].to_owned();
+    members.iter().for_each(|member| member.warm(&path));
+    members.iter().for_each(|member| member.warm("/other"));
+    let doubts = members[1].doubts();
+    assert_eq!(members[0].proxy.send("POST", &path, "content-length: 0").status, 200);
+    eventually("the new version", || members[1].get(&path).0 == "v1");
+    assert_eq!(members[1].doubts(), doubts, "it is published as it is");
+    assert!(members[1].get("/other").1);
+}
+
+#[test]
 fn the_command_says_who_has_heard_and_fails_where_one_has_not() {
     let Some(bus) = Bus::start(1) else { return };
     let versions = Versions::start();
