@@ -16,6 +16,7 @@ fn miss(bus: &mut Bus, happens: impl FnOnce(&mut Bus)) {
     happens(bus);
     far.cut(false);
     eventually("the bus", || far.works());
+    far.reads_on();
     assert_eq!(far.get("/a").0, new, "the struck response is not served after healing");
     far.warm("/a");
     // Once validated it is served, and there is no loop.
@@ -85,6 +86,28 @@ fn a_restart_that_comes_back_empty_is_noticed() {
         bus.nodes[0].lose();
         bus.nodes[0].run();
     });
+}
+
+#[test]
+fn a_stream_whose_clock_went_back_is_noticed() {
+    let Some(bus) = Bus::start(1) else { return };
+    let versions = Versions::start();
+    let members = bus.proxies(2, &versions);
+    members.iter().for_each(|member| member.warm("/a"));
+    // The next ids are those of another century, and then of this one again.
+    bus.nodes[0].execute(&["XADD", "ringway:test:bus", "9999999999999-0", "x", "y"]);
+    members.iter().for_each(Member::reads_on);
+    let length = bus.nodes[0].execute(&["XLEN", "ringway:test:bus"]);
+    eventually("a later entry", || bus.nodes[0].execute(&["XLEN", "ringway:test:bus"]) != length);
+    let last = bus.nodes[0].execute(&["XREVRANGE", "ringway:test:bus", "+", "-", "COUNT", "1"]);
+    assert!(last.starts_with("9999999999999-"), "{last}");
+    members.iter().for_each(Member::reads_on);
+    bus.nodes[0].execute(&["DEL", "ringway:test:bus"]);
+    let new = versions.change("/a");
+    members[0].purge_everywhere(&url("/a"), 2);
+    assert!(members.iter().all(|member| member.get("/a").0 == new));
+    let last = bus.nodes[0].execute(&["XREVRANGE", "ringway:test:bus", "+", "-", "COUNT", "1"]);
+    assert!(!last.starts_with("9999999999999-"), "{last}");
 }
 
 #[test]

@@ -1,7 +1,8 @@
 //! Membership: who belongs to the fleet, who is missed, and whether all agree.
 
 use super::{Bus, HeardBy, Versions, url};
-use crate::support::{Proxy, eventually};
+use crate::engines::Redis;
+use crate::support::{Authority, Proxy, eventually, write_private};
 use std::process::Command;
 
 #[test]
@@ -15,7 +16,7 @@ fn a_member_that_stops_leaves_and_one_that_vanishes_is_missed_until_it_is_forgot
     leaving.proxy.signal("TERM");
     eventually("its end", || leaving.proxy.has_ended());
     eventually("its absence", || members.iter().all(|member| member.knows(2)));
-    assert_eq!(members[0].purge(&url("/a")), HeardBy::all(2));
+    members[0].purge_everywhere(&url("/a"), 2);
     // SIGKILL: it is missed, and stays in `of`.
     let vanished = members.pop().unwrap();
     let process = vanished.process();
@@ -88,7 +89,8 @@ fn a_change_of_the_bus_needs_a_restart_and_a_change_of_address_does_not() {
     assert!(needs().contains("fleet.redis"), "{}", needs());
     members[1].proxy.reconfigure(&site);
     assert!(needs().contains("fleet"), "{}", needs());
-    assert_eq!(members[0].purge(&url("/a")), HeardBy::all(2), "the bus in force goes on");
+    // The bus in force goes on.
+    members[0].purge_everywhere(&url("/a"), 2);
 }
 
 #[test]
@@ -105,6 +107,37 @@ fn a_proxy_starts_and_serves_without_its_bus() {
     bus.nodes[0].run();
     eventually("the bus", || proxy.metric("ringway_store_up{store=\"r0\"}") == 1.0);
     assert_eq!(proxy.log().matches("cannot be used").count(), 1, "said once");
+}
+
+#[test]
+fn a_bus_over_tls_with_a_password_is_verified_and_shows_no_secret() {
+    let authority = Authority::new();
+    let pair = authority.issue("server", &["localhost", "127.0.0.1"]);
+    let (chain, key) = (pair.chain.display(), pair.key.display());
+    let port = crate::engines::free_port();
+    let settings = [
+        format!("tls-port {port}"),
+        format!("tls-cert-file {chain}"),
+        format!("tls-key-file {key}"),
+        "tls-auth-clients no".into(),
+        "user proxy on >first-word ~ringway:* +@all".into(),
+    ];
+    let Some(_server) = Redis::start(&settings.iter().map(String::as_str).collect::<Vec<_>>()) else { return };
+    let versions = Versions::start();
+    let folder = tempfile::tempdir().unwrap();
+    let password = folder.path().join("password");
+    write_private(&password, "first-word");
+    let block = |tls: &str| {
+        let login = format!("username: proxy, password_file: {}, tls: {{ {tls} }}", password.display());
+        let nodes = format!("nodes: [{{ id: r0, address: \"127.0.0.1:{port}\" }}]");
+        format!("fleet: {{ redis: {{ {nodes}, {login} }} }}\n{}", versions.origin.configuration(""))
+    };
+    let trusting = Proxy::start(&block(&format!("ca_file: {}", authority.file().display())));
+    eventually("the bus", || trusting.metric("ringway_store_up{store=\"r0\"}") == 1.0);
+    let suspicious = Proxy::start(&block(""));
+    suspicious.logs("TLS: ");
+    let shown = trusting.admin_get("/api/fleet").text() + &trusting.admin_get("/api/config").text() + &trusting.log();
+    assert!(!shown.contains("first-word"), "{shown}");
 }
 
 #[test]

@@ -163,6 +163,19 @@ impl Member {
         HeardBy::of(&answer)
     }
 
+    /// Purges until an answer names all members of a fleet of that size, which the first one does unless the machine is
+    /// busy. Returns how often.
+    pub fn purge_everywhere(&self, order: &str, count: u64) -> f64 {
+        let mut purges = 0.0;
+        eventually("a purge that all have heard", || {
+            purges += 1.0;
+            let heard = self.purge(order);
+            assert!(heard.of == count && heard.published, "{heard:?}");
+            heard == HeardBy::all(count)
+        });
+        purges
+    }
+
     pub fn cut(&self, is_cut: bool) {
         self.links.iter().for_each(|link| link.cut(is_cut));
     }

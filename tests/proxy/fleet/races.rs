@@ -44,6 +44,7 @@ fn race(nodes: usize, rounds: usize, mut faults: impl FnMut(&mut Bus, &[Member],
         link.hold_requests(false);
     }
     eventually("the bus", || members.iter().all(Member::works));
+    members.iter().for_each(Member::reads_on);
     for member in &members {
         let now = member.proxy.send("GET", "/a", "cache-control: no-cache").text();
         let found = member.get("/a").0;
