@@ -63,3 +63,51 @@ fn a_store_in_doubt_is_validated_at_a_bounded_rate_and_each_response_once() {
     assert!(paths.iter().all(|path| members[1].get(path).1));
     assert_eq!(versions.origin.asked() - asked, validated);
 }
+
+/// Writes to more targets than the queue of a node takes.
+fn overflow(member: &super::Member) {
+    for number in 0..320 {
+        let path = format!("/long?{number}={}", "x".repeat(58_000));
+        assert_eq!(member.proxy.send("POST", &path, "content-length: 0").status, 200);
+    }
+}
+
+#[test]
+fn what_could_not_be_published_is_validated_by_the_others() {
+    let Some(bus) = Bus::start(1) else { return };
+    let versions = Versions::start();
+    let members = bus.proxies(2, &versions);
+    let (near, far) = (&members[0], &members[1]);
+    far.warm("/a");
+    far.warm("/b");
+    near.cut(true);
+    assert_eq!(near.proxy.send("POST", "/a", "content-length: 0").status, 200);
+    overflow(near);
+    let dropped = || near.proxy.metric("ringway_fleet_events_total{direction=\"dropped\",kind=\"write\"}");
+    assert!(dropped() >= 1.0);
+    let doubts = far.doubts();
+    near.cut(false);
+    eventually("the news that something is missing", || far.doubts() > doubts);
+    assert_eq!(far.get("/a").0, "v1");
+    assert_eq!(far.get("/b"), ("v0".to_owned(), false), "validated");
+}
+
+#[test]
+fn a_node_that_is_away_for_long_makes_no_doubt_where_the_others_take_all_events() {
+    let Some(bus) = Bus::start(3) else { return };
+    let versions = Versions::start();
+    let members = bus.proxies(2, &versions);
+    let (near, far) = (&members[0], &members[1]);
+    far.warm("/a");
+    members.iter().for_each(super::Member::reads_on);
+    let doubts = far.doubts();
+    near.links[2].cut(true);
+    assert_eq!(near.proxy.send("POST", "/a", "content-length: 0").status, 200);
+    overflow(near);
+    eventually("the write", || far.get("/a").0 == "v1");
+    near.links[2].cut(false);
+    eventually("the bus", || near.works());
+    near.purge_everywhere(&url("/b"), 2);
+    assert_eq!(far.doubts(), doubts);
+    assert_eq!(near.proxy.metric("ringway_fleet_events_total{direction=\"dropped\",kind=\"write\"}"), 0.0);
+}
