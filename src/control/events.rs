@@ -52,7 +52,7 @@ pub(crate) enum Event {
     Drain { timeout_seconds: f64 },
     /// A certificate is in use; its end in seconds since 1970.
     Certificate { name: String, file: String, expires: i64 },
-    /// The idempotency store has begun, ceased, or begun again to work.
+    /// The idempotency store, or the bus of the fleet, has begun, ceased, or begun again to work.
     Store { store: String, working: bool, error: Option<String> },
 }
 

@@ -230,6 +230,7 @@ impl Core {
                     tracing::error!("the bus does not work: stored responses are validated before they are served")
                 }
             }
+            self.listener.changed(works);
             self.shared.look_again();
         }
     }

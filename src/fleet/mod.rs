@@ -58,6 +58,8 @@ pub(crate) trait Listener: Send + Sync + 'static {
     /// Notes that events may have been missed: each response that was fetched or validated before now must be
     /// validated before it is served.
     fn missed(&self);
+    /// Notes that the bus works from now on, or does not.
+    fn changed(&self, works: bool);
     /// Returns what other members compare with their own.
     fn digests(&self) -> Digests;
 }

@@ -63,6 +63,25 @@ impl Reader {
 }
 
 #[test]
+fn an_outage_of_the_bus_of_a_fleet_is_told() {
+    let Some(mut server) = crate::engines::Redis::start(&[]) else { return };
+    let node = Origin::echo();
+    let nodes = format!("nodes: [{{ id: r0, address: \"127.0.0.1:{}\" }}]", server.port);
+    let proxy = Proxy::start(&format!("fleet: {{ redis: {{ {nodes} }} }}\n{}", Proxy::pool(&[node.address], "")));
+    let mut reader = Reader::open(&proxy, None);
+    let mut working = || {
+        let told = reader.find("store");
+        assert_eq!((&told["store"], told["error"].is_null()), (&"bus of the fleet".into(), told["working"] == true));
+        told["working"] == true
+    };
+    assert!(working());
+    server.kill();
+    assert!(!working());
+    server.run();
+    assert!(working());
+}
+
+#[test]
 fn what_operators_do_is_told_in_order() {
     let node = Origin::echo();
     let proxy = Proxy::before(&[node.address]);

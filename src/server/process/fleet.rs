@@ -3,6 +3,7 @@
 use crate::cache::{Cache, Purge};
 use crate::config::Config;
 use crate::config::read::Field;
+use crate::control::{self, Events};
 use crate::fleet::{Bus, Digests, Event, Heard, Listener, ProcessId, PurgeBy};
 use crate::proxy::Snapshot;
 use crate::server::control::purge;
@@ -41,6 +42,7 @@ pub(super) struct Concerned<'a> {
     pub(super) snapshot: &'a Arc<ArcSwap<Snapshot>>,
     pub(super) cache: &'a Arc<Cache>,
     pub(super) metrics: &'a Arc<Metrics>,
+    pub(super) events: &'a Arc<Events>,
     pub(super) admin: SocketAddr,
 }
 
@@ -134,6 +136,7 @@ struct FleetListener {
     snapshot: Arc<ArcSwap<Snapshot>>,
     cache: Arc<Cache>,
     metrics: Arc<Metrics>,
+    events: Arc<Events>,
     admin: SocketAddr,
     /// The digests of the configuration that was in force last.
     digests: Mutex<(Weak<Snapshot>, Digests)>,
@@ -145,6 +148,7 @@ impl FleetListener {
             snapshot: Arc::clone(concerned.snapshot),
             cache: Arc::clone(concerned.cache),
             metrics: Arc::clone(concerned.metrics),
+            events: Arc::clone(concerned.events),
             admin: concerned.admin,
             digests: Mutex::default(),
         }
@@ -182,6 +186,11 @@ impl Listener for FleetListener {
 
     fn missed(&self) {
         self.cache.doubt();
+    }
+
+    fn changed(&self, working: bool) {
+        let error = (!working).then(|| "too many nodes are away: purges of other proxies may be missed".to_owned());
+        self.events.record(control::Event::Store { store: "bus of the fleet".to_owned(), working, error });
     }
 
     fn digests(&self) -> Digests {

@@ -147,7 +147,8 @@ async fn build(
     let last_reload = Arc::new(Mutex::new(LastReload::first()));
     let (admin, metrics_listener) = bind_admin(&settings, inherited)?;
     let open = bind_listeners(&settings, inherited, workers)?;
-    let concerned = Concerned { snapshot: &snapshot, cache: &cache, metrics: &metrics, admin: admin.bound };
+    let concerned =
+        Concerned { snapshot: &snapshot, cache: &cache, metrics: &metrics, events: &events, admin: admin.bound };
     let fleet = FleetMember::join(&snapshot.load().config, &concerned).map_err(StartError::Thread)?;
     let (triggers, waiting) = mpsc::channel(TRIGGERS);
     let (stage, _) = watch::channel(Stage::Serving);

@@ -153,6 +153,7 @@ fn a_silent_link_is_replaced_and_what_was_stored_before_is_validated() {
     // Half-open: what it sends is lost on the way.
     far.links[0].hold_replies(true);
     eventually("the silence", || far.fleet()["bus"]["open_gap"] == true);
+    far.proxy.logs("the bus does not work");
     assert!(!members[0].purge(&url("/a")).complete);
     // While the gap is open, what was stored before it is validated before it is served.
     assert_eq!(far.get("/a").0, new);
