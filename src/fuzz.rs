@@ -59,6 +59,12 @@ pub fn fleet_event(data: &[u8]) {
     crate::fleet::read_any(data);
 }
 
+/// A session token from a client, and a write from the bus: refused, or read; what was read once is read again from its
+/// own text.
+pub fn session_token(data: &[u8]) {
+    crate::consistency::read_any(data);
+}
+
 /// The head of a request: an accepted one has a path in the normal form, with a leading `/` (or `*`) and without dot
 /// segments, and a host in the normal form, in lower case and without a trailing dot.
 pub fn request_head(data: &[u8]) {
@@ -542,11 +548,12 @@ mod tests {
 
     type Target = fn(&[u8]);
 
-    const TARGETS: [(&str, Target); 14] = [
+    const TARGETS: [(&str, Target); 15] = [
         ("request_head", request_head),
         ("field_rules", field_rules),
         ("cache_control", cache_control),
         ("fleet_event", fleet_event),
+        ("session_token", session_token),
         ("proxy_protocol", proxy_protocol),
         ("range", range),
         ("cookie", cookie),

@@ -24,6 +24,8 @@ mod cache;
 pub mod cli;
 mod clock;
 pub mod config;
+#[allow(dead_code)]
+mod consistency;
 mod control;
 #[cfg(test)]
 #[path = "../tests/engines/mod.rs"]

@@ -19,7 +19,7 @@ const ORDER: &[&[&str]] = &[
     &["saga"],
     &["control"],
     &["config"],
-    &["ring", "tls", "telemetry", "template"],
+    &["consistency", "ring", "tls", "telemetry", "template"],
     &["http", "io"],
     &["clock"],
     &["reference", "engines"],

@@ -83,6 +83,9 @@ async fn read(
             }
             control.sagas(state.as_deref()).await.map(|found| as_json(&found)).map_err(store_failed)
         }
+        ["api", "fleet", "groups", ref group @ ..] if !group.is_empty() => {
+            Ok(as_json(&control.group(&group.join("/"))))
+        }
         ["api", "fleet"] => control.fleet().map(|fleet| as_json(&fleet)).ok_or_else(no_fleet),
         ["api", "events"] => Err(wrong_method("GET")),
         ["api", "idempotency", _] => Err(wrong_method("DELETE")),

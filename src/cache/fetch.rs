@@ -11,6 +11,7 @@ use super::streaming_body::{Demand, StreamingBody, StreamingReader};
 use super::vary::{Selecting, Varies};
 use super::{Cache, PASS};
 use crate::clock;
+use crate::consistency::{Requester, Tag, TagBase};
 use crate::http::fields::{NamedByConnection, content_length};
 use crate::http::head::RequestFields;
 use bytes::Bytes;
@@ -20,6 +21,7 @@ use http_body::Body as HttpBody;
 use std::borrow::Cow;
 use std::future::poll_fn;
 use std::pin::Pin;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
@@ -50,6 +52,10 @@ pub(crate) struct Order {
     pub(crate) request: RequestFields,
     pub(crate) traits: RequestTraits,
     pub(crate) policy: Arc<CachePolicy>,
+    /// The requester, on a route with a guarantee.
+    pub(crate) requester: Option<Rc<Requester>>,
+    /// What the fetch is no older than, on a causal route.
+    pub(crate) base: Option<TagBase>,
 }
 
 /// The result of a fetch for the request that began it.
@@ -105,6 +111,28 @@ impl Drop for EndOnDrop {
 impl Order {
     fn address(&self) -> Address<'_> {
         Address { key: self.key, uri: &self.uri, is_listed: self.has_parts }
+    }
+
+    /// Returns the order for a requester, whose fetch begins now.
+    pub(crate) fn for_requester(mut self, requester: Option<&Rc<Requester>>) -> Order {
+        self.base = requester.and_then(|requester| requester.begin());
+        self.requester = requester.cloned();
+        self
+    }
+
+    /// Returns whether a stored response may be served to the requester without validation.
+    pub(crate) fn accepts(&self, stored: &Stored, now: Milliseconds) -> bool {
+        self.requester.as_ref().is_none_or(|requester| requester.check(stored.causal_tag(), now).is_ok())
+    }
+
+    /// Returns whether the requester may wait for a running fetch with this base.
+    pub(super) fn may_wait(&self, base: Option<&TagBase>) -> bool {
+        self.requester.as_ref().is_none_or(|requester| requester.may_wait(base))
+    }
+
+    /// Returns the tag of an answer whose head has arrived.
+    fn tag(&self, now: Milliseconds) -> Option<Tag> {
+        self.requester.as_ref().zip(self.base.as_ref()).map(|(requester, base)| requester.tag(base, now))
     }
 
     /// Returns the group of a request before the `Vary` of its responses is known.
@@ -169,8 +197,9 @@ impl Cache {
             Found::Response(hit) => Some(hit),
             Found::OtherVariants(_) | Found::Nothing => None,
         };
-        if let Some(hit) = base.as_ref().filter(|hit| !must_fetch && hit.is_fresh(self.now())) {
-            hit.note_use(self.now());
+        let now = self.now();
+        if let Some(hit) = base.as_ref().filter(|hit| !must_fetch && hit.is_fresh(now) && order.accepts(hit, now)) {
+            hit.note_use(now);
             let stored = hit.share();
             leader.finish(FetchOutcome::Stored { stored: Arc::clone(&stored), validated: false });
             return (LeaderResult::Confirmed { stored, validated: false }, None);
@@ -221,7 +250,7 @@ impl Cache {
         hit: &CacheHit,
         now: Milliseconds,
     ) -> Option<SharedResponse> {
-        let is_gone = leader.token.is_outdated() || self.store.is_gone(&order.uri, hit);
+        let is_gone = leader.token.is_outdated() || self.store.is_gone(&order.uri, hit) || !order.accepts(hit, now);
         if is_gone { None } else { hit.stand_in(now) }
     }
 
@@ -287,7 +316,8 @@ impl Cache {
         let admission = judged.unwrap_or_else(|_| (once(timing), Vec::new()));
         let fields = freshened(&answer.headers);
         let stored =
-            Stored::new(previous.status, fields, admission, &order.request, timing.received_at, token.moment());
+            Stored::new(previous.status, fields, admission, &order.request, timing.received_at, token.moment())
+                .with_tag(order.tag(timing.received));
         (stored.take_body_of(previous), update)
     }
 
@@ -396,7 +426,8 @@ impl Cache {
         let is_stored =
             length.is_some_and(|length| self.has_room_for(length)) && !self.is_outdated(order, &fields, &leader.token);
         let stored =
-            Stored::new(head.status, fields, admission, &order.request, timing.received_at, leader.token.moment());
+            Stored::new(head.status, fields, admission, &order.request, timing.received_at, leader.token.moment())
+                .with_tag(order.tag(timing.received));
         let streaming = leader.stream(stored, length, order.policy.max_object, is_shared);
         let reader = streaming.read().expect("a body is not too large before its first piece");
         (
@@ -419,7 +450,12 @@ impl Cache {
         token: FetchToken,
     ) -> (LeaderResult<B, F>, Option<Arriving<B>>) {
         let timing = Timing { requested, received: self.now(), received_at: clock::unix_seconds().cast_signed() };
-        self.deliver(self.fills.solo(&order.uri, order.base_group(), token), order, response, timing)
+        self.deliver(
+            self.fills.solo(&order.uri, order.base_group(), (token, order.base.clone())),
+            order,
+            response,
+            timing,
+        )
     }
 
     /// Streams the body of a response to its readers, and stores it at its end.

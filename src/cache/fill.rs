@@ -9,6 +9,7 @@ use super::object::{SharedResponse, Stored};
 use super::purge::Epoch;
 use super::store::FetchToken;
 use super::streaming_body::StreamingBody;
+use crate::consistency::TagBase;
 use crate::http::budget::Budget;
 use parking_lot::{Mutex, MutexGuard};
 use std::collections::HashMap;
@@ -47,6 +48,8 @@ pub(crate) struct Fill {
     pub(super) epoch: Epoch,
     /// Set when the resource has changed since the begin.
     pub(super) is_outdated: Arc<AtomicBool>,
+    /// What its answer is no older than, on a causal route.
+    pub(super) base: Option<TagBase>,
     state: Mutex<FillState>,
 }
 
@@ -102,7 +105,7 @@ impl Fills {
         self: &Arc<Self>,
         key: Key,
         uri: &str,
-        begin: impl FnOnce() -> FetchToken,
+        begin: impl FnOnce() -> (FetchToken, Option<TagBase>),
         is_useless: impl FnOnce(&Fill) -> bool,
     ) -> Joined {
         let mut shard = self.shard(key);
@@ -117,10 +120,15 @@ impl Fills {
     }
 
     /// Returns the leader of a fetch that no request can join.
-    pub(super) fn solo(self: &Arc<Self>, uri: &str, key: Key, token: FetchToken) -> FetchLeader {
+    pub(super) fn solo(
+        self: &Arc<Self>,
+        uri: &str,
+        key: Key,
+        (token, base): (FetchToken, Option<TagBase>),
+    ) -> FetchLeader {
         let state = Mutex::new(FillState { stage: FillStage::Fetching, waiters: HashMap::new(), next: 0 });
         let (epoch, is_outdated) = (token.epoch, token.outdated());
-        let fill = Arc::new(Fill { uri: uri.to_owned(), epoch, is_outdated, state });
+        let fill = Arc::new(Fill { uri: uri.to_owned(), epoch, is_outdated, base, state });
         FetchLeader { fills: Arc::clone(self), key, narrowed: None, fill, token }
     }
 }

@@ -177,14 +177,15 @@ impl Cache {
         self.fills.join(
             group.key,
             &order.uri,
-            || self.store.begin(&order.uri, order.key, group.variant),
-            |fill| self.is_useless(fill),
+            || (self.store.begin(&order.uri, order.key, group.variant), order.base.clone()),
+            |fill| self.is_useless(fill) || !order.may_wait(fill.base.as_ref()),
         )
     }
 
     /// Begins a fetch that no other request can join.
     pub(crate) fn fetch_alone(&self, group: Group, order: &Order) -> FetchLeader {
-        self.fills.solo(&order.uri, group.key, self.store.begin(&order.uri, order.key, group.variant))
+        let token = self.store.begin(&order.uri, order.key, group.variant);
+        self.fills.solo(&order.uri, group.key, (token, order.base.clone()))
     }
 
     /// Returns whether the response of a running fetch cannot answer new requests: it was purged, its resource has

@@ -6,6 +6,7 @@ use super::packed_headers::PackedHeaders;
 use super::policy::{self, Milliseconds, Reuse, Terms};
 use super::purge::{Epoch, Turn};
 use super::vary::{Selecting, Varies};
+use crate::consistency::Tag;
 use crate::http::fields::content_length;
 use crate::http::head::RequestFields;
 use http::header::{AGE, DATE, ETAG, LAST_MODIFIED};
@@ -118,11 +119,14 @@ const UNDER_VALIDATION: u8 = 4;
 struct Rare {
     varies: Option<Selecting>,
     tags: Box<[u64]>,
+    /// The answers that it is no older than, on a causal route.
+    causal: Option<Box<Tag>>,
 }
 
 impl Rare {
-    fn of(varies: Option<Selecting>, tags: Box<[u64]>) -> Option<Box<Rare>> {
-        (varies.is_some() || !tags.is_empty()).then(|| Box::new(Rare { varies, tags }))
+    fn of(varies: Option<Selecting>, tags: Box<[u64]>, causal: Option<Box<Tag>>) -> Option<Box<Rare>> {
+        let is_there = varies.is_some() || !tags.is_empty() || causal.is_some();
+        is_there.then(|| Box::new(Rare { varies, tags, causal }))
     }
 }
 
@@ -203,7 +207,7 @@ impl Stored {
             fields,
             body: None,
             terms,
-            rare: Rare::of(varies, tags),
+            rare: Rare::of(varies, tags, None),
             checked: AtomicU64::new(epoch),
             turn: turn as u32,
             marks: AtomicU8::new(0),
@@ -219,6 +223,20 @@ impl Stored {
             large => self.body = Some(Box::new(large)),
         }
         self
+    }
+
+    /// Returns the response with a tag.
+    pub(super) fn with_tag(mut self, causal: Option<Tag>) -> Stored {
+        if let Some(causal) = causal {
+            let (varies, tags) = self.rare.take().map_or_else(Default::default, |rare| (rare.varies, rare.tags));
+            self.rare = Rare::of(varies, tags, Some(Box::new(causal)));
+        }
+        self
+    }
+
+    /// Returns the answers that it is no older than, on a causal route.
+    pub(crate) fn causal_tag(&self) -> Option<&Tag> {
+        self.rare.as_ref()?.causal.as_deref()
     }
 
     /// Returns the request fields that choose it, where it is one of several responses.
@@ -424,14 +442,15 @@ impl Stored {
     pub(crate) fn take_body_of(self, older: &Stored) -> Stored {
         // The tags came in fields that are not stored, and a 304 need not repeat these.
         let tags = if self.tags().is_empty() { older.tags() } else { self.tags() };
-        let rare = Rare::of(older.varies().cloned(), tags.into());
+        let rare = Rare::of(older.varies().cloned(), tags.into(), self.causal_tag().cloned().map(Box::new));
         Stored { status: older.status, rare, ..self }.with_body(older.body())
     }
 
     /// Returns its memory in bytes, without the overhead.
     pub(super) fn size(&self) -> usize {
         let rare = self.rare.as_ref().map_or(0, |rare| {
-            size_of::<Rare>() + rare.varies.as_ref().map_or(0, Selecting::size) + size_of_val(&*rare.tags)
+            let causal = rare.causal.as_ref().map_or(0, |tag| tag.size());
+            size_of::<Rare>() + rare.varies.as_ref().map_or(0, Selecting::size) + size_of_val(&*rare.tags) + causal
         });
         self.fields.size() + self.body.as_ref().map_or(0, |body| size_of::<Body>() + body.size()) + rare
     }

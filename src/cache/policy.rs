@@ -38,7 +38,7 @@ pub(crate) struct CachePolicy {
 
 impl CachePolicy {
     /// Returns the policy of a route; `largest` bounds the size of a stored body by that of the cache.
-    pub(crate) fn of(route: &RouteCache, largest: u64, limits: &Limits) -> CachePolicy {
+    pub(crate) fn of(route: &RouteCache, stale_if_error: Duration, largest: u64, limits: &Limits) -> CachePolicy {
         let overrides = route.r#override.as_ref();
         let ignores = |directive| overrides.is_some_and(|overrides| overrides.ignore.contains(&directive));
         CachePolicy {
@@ -46,7 +46,7 @@ impl CachePolicy {
             negative_ttl: milliseconds(route.negative_ttl),
             heuristic_max: milliseconds(route.heuristic_max),
             stale_while_revalidate: milliseconds(route.stale_while_revalidate),
-            stale_if_error: milliseconds(route.stale_if_error),
+            stale_if_error: milliseconds(stale_if_error),
             honours_clients: route.client_directives == ClientDirectives::Honour,
             stores_set_cookie: route.store_set_cookie,
             allows_stale_with_s_maxage: route.allow_stale_with_s_maxage,

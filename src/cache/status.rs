@@ -18,6 +18,10 @@ pub(crate) enum ForwardReason {
     Stale,
     /// The request requires validation, such as by `no-cache`.
     Request,
+    /// The session may have seen a newer response, or a write is known that the stored one does not include.
+    Causal,
+    /// The route serves no stored response without validation.
+    Strong,
 }
 
 impl ForwardReason {
@@ -28,7 +32,16 @@ impl ForwardReason {
             ForwardReason::UriMiss => "uri-miss",
             ForwardReason::VaryMiss => "vary-miss",
             ForwardReason::Stale => "stale",
-            ForwardReason::Request => "request",
+            ForwardReason::Request | ForwardReason::Causal | ForwardReason::Strong => "request",
+        }
+    }
+
+    /// Returns the parameter `detail`.
+    fn detail(self) -> Option<&'static str> {
+        match self {
+            ForwardReason::Causal => Some("causal"),
+            ForwardReason::Strong => Some("strong"),
+            _ => None,
         }
     }
 }
@@ -76,7 +89,10 @@ impl CacheStatus {
                 if stored {
                     let _ = write!(rest, "; stored");
                 }
-                if collapsed { write!(rest, "; collapsed") } else { Ok(()) }
+                if collapsed {
+                    let _ = write!(rest, "; collapsed");
+                }
+                why.detail().map_or(Ok(()), |detail| write!(rest, "; detail={detail}"))
             }
         };
         let left = rest.len();
@@ -108,6 +124,8 @@ mod tests {
             (CacheStatus::Hit { ttl: -999_999_999_999_999 }, "ringway; hit; ttl=-999999999999999"),
             (CacheStatus::StandIn { ttl: -5 }, "ringway; hit; ttl=-5; detail=stale-if-error"),
             (CacheStatus::Refused, "ringway; detail=only-if-cached"),
+            (CacheStatus::forwarded(ForwardReason::Causal), "ringway; fwd=request; detail=causal"),
+            (CacheStatus::forwarded(ForwardReason::Strong), "ringway; fwd=request; detail=strong"),
             (CacheStatus::forwarded(ForwardReason::UriMiss), "ringway; fwd=uri-miss"),
             (
                 CacheStatus::Forwarded { why: ForwardReason::Stale, status: Some(304), stored: true, collapsed: true },

@@ -137,6 +137,8 @@ fn order() -> Order {
         request: HeaderMap::new().into(),
         traits: RequestTraits::default(),
         policy: Arc::new(policy()),
+        requester: None,
+        base: None,
     }
 }
 

@@ -6,7 +6,8 @@ use crate::cache::{BypassCookies, KeyRules};
 use crate::clock;
 use crate::config::values::Size;
 use crate::config::{
-    AffinityMode, ClientDirectives, Config, NodeState, OnConcurrent, OnStoreFailure, OnUnknown, RateLimit, Route,
+    AffinityMode, ClientDirectives, Config, Level, NodeState, OnConcurrent, OnConcurrentWrite, OnStoreFailure,
+    OnUnknown, RateLimit, Route,
 };
 use crate::http::head::{Peer, RequestFields, RequestHead};
 use crate::http::method::is_safe;
@@ -14,7 +15,9 @@ use crate::http::target;
 use crate::idempotency::key_of;
 use crate::proxy::affinity::{Affinity, Session};
 use crate::proxy::plan::{self, CacheBypass, Candidates, ChosenBy};
-use crate::proxy::{Bounds, Form, ScopeSources, Table, enter, find_key, redirect_target, underscores};
+use crate::proxy::{
+    Bounds, Form, GroupedRequest, ScopeSources, Table, enter, find_key, redirect_target, underscores, uri_group,
+};
 use crate::upstream::ring_of;
 use http::{HeaderName, HeaderValue, Method, Request, Uri};
 use std::io::{Write, stdout};
@@ -93,6 +96,7 @@ pub(super) fn run(options: Options) -> Outcome {
         return explain_saga(&mut out, saga).map(|()| ExitCode::SUCCESS).map_err(Into::into);
     }
     explain_cache(&mut out, &config, route, &form, &head)?;
+    explain_consistency(&mut out, route, &form, &head.fields)?;
     explain_node(&mut out, &config, route, &form, &head.fields)?;
     Ok(ExitCode::SUCCESS)
 }
@@ -203,7 +207,7 @@ fn explain_cache(
         shown(cache.default_ttl),
         shown(cache.negative_ttl),
         shown(cache.stale_while_revalidate),
-        shown(cache.stale_if_error),
+        shown(route.stale_if_error()),
         shown(cache.heuristic_max)
     )?;
     if let Some(overrides) = &cache.r#override {
@@ -218,6 +222,28 @@ fn explain_cache(
         barred(http::header::COOKIE, "has a Cookie: stored only with a freshness of its own"),
     ];
     notes.into_iter().flatten().try_for_each(|note| writeln!(out, "             {note}"))
+}
+
+fn explain_consistency(
+    out: &mut impl Write,
+    route: &Route,
+    form: &Form<'_>,
+    fields: &RequestFields,
+) -> std::io::Result<()> {
+    let Some(rules) = &route.consistency else { return Ok(()) };
+    match rules.level.value {
+        Level::Eventual => return Ok(()),
+        Level::Strong => return writeln!(out, "consistency  strong: each hit is validated at a node"),
+        Level::Causal => writeln!(out, "consistency  causal: a session never sees an older version than it has seen")?,
+    }
+    let own = rules.groups.iter().map(|group| group.value.clone());
+    let subject = GroupedRequest { form, fields };
+    let groups: Vec<String> = own.chain([uri_group()]).map(|group| group.render(&subject)).collect();
+    writeln!(out, "             groups {}", groups.join(", "))?;
+    if rules.on_concurrent_write.value == OnConcurrentWrite::Reject {
+        writeln!(out, "             a write whose session does not know of another one: 409")?;
+    }
+    Ok(())
 }
 
 fn explain_node(

@@ -15,6 +15,7 @@ mod template_fields;
 mod tree;
 mod units;
 mod validate;
+mod validate_consistency;
 mod validate_fleet;
 mod validate_saga;
 pub(crate) mod values;
@@ -31,6 +32,7 @@ pub(crate) use model::{
     Protocol, ProxyProtocol, RateLimit, Retries, Route, RouteCache, RouteIdempotency, Saga, SagaRequest, SagaStep,
     Scheme, Settings, StoreKind, Timeouts, UnderscoresInHeaders,
 };
+pub(crate) use model::{Level, OnConcurrentWrite};
 
 pub(crate) use validate::MAX_POINTS;
 

@@ -8,7 +8,7 @@ use super::model::{
 };
 use super::read::{Spanned, did_you_mean};
 use super::values::HashSource;
-use super::{validate_fleet, validate_saga};
+use super::{validate_consistency, validate_fleet, validate_saga};
 use crate::http::{fields, head, method, target};
 use http::Method;
 use http::header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, COOKIE, HOST};
@@ -321,6 +321,9 @@ fn validate_route(settings: &Settings, route: &Route, diagnostics: &mut Diagnost
     }
     if let Some(saga) = &route.saga {
         validate_saga::validate(settings, route, saga, diagnostics);
+    }
+    if let Some(consistency) = &route.consistency {
+        validate_consistency::validate(settings, route, consistency, diagnostics);
     }
 }
 

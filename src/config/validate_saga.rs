@@ -3,7 +3,7 @@
 
 use super::diagnostics::{Diagnostics, Span};
 use super::model::{
-    OnStoreFailure, OnUnknown, Route, RouteIdempotency, Saga, SagaRequest, SagaStep, Settings, StoreKind,
+    Level, OnStoreFailure, OnUnknown, Route, RouteIdempotency, Saga, SagaRequest, SagaStep, Settings, StoreKind,
 };
 use super::read::{Spanned, Verbatim, did_you_mean};
 use super::template_fields::{References, is_credential};
@@ -37,8 +37,9 @@ pub(super) fn validate(
     if saga.stuck_after <= saga.deadline {
         diagnostics.error(saga.span, "`stuck_after` of the saga is not longer than its `deadline`");
     }
-    if let Some(group) = saga.changes.first() {
-        let message = "no route of this file has `consistency`, so that `changes` changes nothing";
+    let is_causal = |route: &Route| route.level() == Level::Causal;
+    if let Some(group) = saga.changes.first().filter(|_| !settings.routes.iter().any(is_causal)) {
+        let message = "no route of this file has `consistency: { level: causal }`, so that `changes` changes nothing";
         diagnostics.warning(group.span, message);
     }
     steps(settings, saga, diagnostics);

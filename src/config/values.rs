@@ -4,6 +4,7 @@ pub(crate) use super::hash_source::HashSource;
 use super::read::{Field, Reader};
 use super::tree::{Node, Value};
 use super::units;
+use crate::consistency::GroupTemplate;
 use crate::http::target;
 use http::{HeaderName, HeaderValue, Method, StatusCode};
 use ipnet::IpNet;
@@ -580,6 +581,14 @@ impl fmt::Display for HostPattern {
         }
     }
 }
+
+scalar!(
+    GroupTemplate,
+    "a template like `{host}/{path:2}`",
+    json!({ "title": "template", "type": "string", "examples": ["{host}/{path:2}", "{header:x-tenant}"] }),
+    |text| text.parse::<GroupTemplate>(),
+    |value| value.to_string().into()
+);
 
 scalar!(
     HostPattern,

@@ -93,3 +93,22 @@ pub(crate) struct RingStatus {
     /// All members that have the pool assign every key alike.
     pub(crate) agree: bool,
 }
+
+/// A group of causal routes, as this process knows it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct GroupStatus {
+    pub(crate) group: String,
+    /// The clock of this process: the highest number that it has given out or heard, by process.
+    pub(crate) clock: BTreeMap<String, u64>,
+    /// The last writes, those that a later one includes left out. Several are concurrent.
+    pub(crate) writes: Vec<WriteStatus>,
+}
+
+/// A write to a group.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct WriteStatus {
+    pub(crate) process: String,
+    pub(crate) number: u64,
+    /// The clock of its process when it began.
+    pub(crate) clock: BTreeMap<String, u64>,
+}

@@ -13,7 +13,9 @@ use std::sync::Arc;
 #[cfg(test)]
 pub(crate) use events::CAPACITY as RING;
 pub(crate) use events::{Event, Events, NewEvents, RecordedEvent};
-pub(crate) use fleet::{BusNodeStatus, BusStatus, FleetStatus, HeardBy, MemberStatus, RingStatus};
+pub(crate) use fleet::{
+    BusNodeStatus, BusStatus, FleetStatus, GroupStatus, HeardBy, MemberStatus, RingStatus, WriteStatus,
+};
 pub(crate) use status::{
     CacheStatus, CommandResult, ConfigStatus, ConnectionsStatus, DiscoveryStatus, DrainStatus, EffectiveConfig,
     HealthCheckStatus, IdempotencyStatus, KeyOwners, ListenerStatus, NodeStatus, PoolStatus, RecordStatus,
@@ -46,6 +48,8 @@ pub(crate) trait Control: Send + Sync {
     fn purge(&self, order: PurgeOrder) -> Reply<'_, Purged>;
     /// Returns the fleet as this process sees it; `None` where none is configured.
     fn fleet(&self) -> Option<FleetStatus>;
+    /// Returns what this process knows of a group of causal routes, by its text.
+    fn group(&self, group: &str) -> GroupStatus;
     /// Removes a member that is gone for good from the fleet. Returns whether there is one; or why the text names none.
     fn forget_member(&self, process: &str) -> Result<bool, String>;
     /// Returns the records of requests with an `Idempotency-Key`, or the reason for which the store cannot.

@@ -9,7 +9,7 @@
 use super::fields::{self, ForbiddenOption, HopByHop};
 use super::forwarded::{Origin, is_trusted};
 use super::trace::{is_request_id, is_traceparent};
-use http::header::{HOST, UPGRADE};
+use http::header::{COOKIE, HOST, UPGRADE};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, Version, header, request};
 use ipnet::IpNet;
 use std::borrow::Cow;
@@ -357,6 +357,29 @@ impl RequestFields {
             fields.insert(fields::X_CLIENT_CERT_SUBJECT, subject);
         }
         (fields, more.upgrade)
+    }
+
+    /// Removes a field that is for the proxy alone.
+    pub(crate) fn remove(&mut self, name: &HeaderName) {
+        self.map.remove(name);
+    }
+
+    /// Removes the cookies of a name, which are for the proxy alone.
+    pub(crate) fn remove_cookie(&mut self, name: &str) {
+        let is_other = |pair: &&[u8]| {
+            let rest = pair.trim_ascii().strip_prefix(name.as_bytes());
+            !rest.is_some_and(|rest| rest.starts_with(b"="))
+        };
+        let lines: Vec<HeaderValue> = self.map.get_all(COOKIE).iter().cloned().collect();
+        self.map.remove(COOKIE);
+        for line in lines {
+            let kept: Vec<&[u8]> = line.as_bytes().split(|&byte| byte == b';').filter(is_other).collect();
+            let kept = kept.join(&b";"[..]);
+            // A part of a value is a value.
+            if let (false, Ok(kept)) = (kept.trim_ascii().is_empty(), HeaderValue::from_bytes(kept.trim_ascii())) {
+                self.map.append(COOKIE, kept);
+            }
+        }
     }
 
     /// Sets the normalised host.

@@ -5,7 +5,7 @@ pub(crate) use super::problem_kinds::ProblemKind;
 use bytes::Bytes;
 use http::header::{CACHE_CONTROL, CONNECTION, CONTENT_TYPE, RETRY_AFTER};
 use http::{HeaderMap, HeaderValue, StatusCode};
-use serde_json::json;
+use serde_json::{Value, json};
 use std::borrow::Cow;
 
 /// A problem document that the proxy answers with.
@@ -20,11 +20,13 @@ pub(crate) struct Problem {
     pub(crate) retry_after: Option<u32>,
     /// The connection must be closed, as its framing is unknown.
     pub(crate) close: bool,
+    /// Extension members (RFC 9457 3.2).
+    members: Vec<(&'static str, Value)>,
 }
 
 impl Problem {
     pub(crate) fn new(kind: ProblemKind, detail: impl Into<Cow<'static, str>>) -> Problem {
-        Problem { kind, detail: detail.into(), token: None, retry_after: None, close: false }
+        Problem { kind, detail: detail.into(), token: None, retry_after: None, close: false, members: Vec::new() }
     }
 
     /// Returns the problem of a malformed request; the connection is closed, as the following bytes may be part of it.
@@ -35,6 +37,12 @@ impl Problem {
     /// Replaces the token of `Proxy-Status` by a more specific one.
     pub(crate) fn with_token(mut self, token: &'static str) -> Problem {
         self.token = Some(token);
+        self
+    }
+
+    /// Adds an extension member.
+    pub(crate) fn with_member(mut self, name: &'static str, value: Value) -> Problem {
+        self.members.push((name, value));
         self
     }
 
@@ -74,12 +82,15 @@ impl Problem {
         if self.close {
             fields.insert(CONNECTION, HeaderValue::from_static("close"));
         }
-        let body = json!({
+        let mut body = json!({
             "type": format!("urn:ringway:problem:{}", row.name),
             "title": status.canonical_reason().unwrap_or("Error"),
             "status": status.as_u16(),
             "detail": self.detail,
         });
+        for (name, value) in &self.members {
+            body[*name] = value.clone();
+        }
         (fields, Bytes::from(body.to_string()))
     }
 

@@ -160,6 +160,9 @@ problem_kinds! {
     SagaCompensating: CONFLICT, "saga-compensating", DENIED, Clients,
         "A step has failed, or the deadline has passed, and the steps before it are being undone.",
         "Repeat the request with the same key after `Retry-After`, or ask at `Location`.";
+    ConcurrentWrite: CONFLICT, "concurrent-write", DENIED, Clients,
+        "Another write to the same group is not known to the session (`on_concurrent_write: reject`).",
+        "Read the resource, merge both changes, and write again with the session's new token.";
     SagaCompensated: CONFLICT, "saga-compensated", DENIED, Clients,
         "A step has failed, and all steps before it are undone; `detail` names the step and its status.",
         "Mend what the step refused, and send the request with a new key: nothing of it is left.";

@@ -1,6 +1,7 @@
 //! The downstream connection, as the pipeline uses it.
 
 use super::streams::{OpenStream, Streams};
+use crate::consistency::Token;
 use crate::io;
 use crate::tls::Names;
 use crate::upstream::InFlight;
@@ -45,7 +46,12 @@ pub(crate) struct ConnectionState {
     pub(crate) is_spent: Cell<bool>,
     /// The requests on this connection so far.
     requests: Cell<u32>,
+    /// The session token that was handed out last.
+    pub(super) session: Given,
 }
+
+/// The session token that a connection was given last.
+pub(super) type Given = RefCell<Option<Box<Token>>>;
 
 /// The state of a connection of HTTP/1; of a stream it stays as it begins.
 #[derive(Default)]
@@ -150,6 +156,7 @@ impl Downstream {
             peer_text: HeaderValue::try_from(text).expect("an IP address is a field value"),
             is_spent: Cell::new(false),
             requests: Cell::new(0),
+            session: RefCell::default(),
         };
         Downstream::on(Rc::new(connection), None)
     }

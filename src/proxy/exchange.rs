@@ -4,6 +4,8 @@ use super::client_body::{BodyFault, ClientBody};
 use super::downstream::{Downstream, Phase, TunnelRecord};
 use super::field_rules::FieldRules;
 use super::rate_limit::{Standing, Uncounted};
+use super::session::Session;
+use crate::consistency::Requester;
 use crate::http::fields::X_REQUEST_ID;
 use crate::http::problem::Problem;
 use crate::telemetry::access_log::{AccessLog, Entry, Sink};
@@ -14,7 +16,7 @@ use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, Version, request};
 use http_body::Body as _;
 use http_body_util::BodyExt as _;
 use prometheus::{Histogram, IntCounter};
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::rc::Rc;
@@ -162,6 +164,8 @@ pub(crate) struct Exchange {
     /// The result for its `Idempotency-Key`.
     idempotency: Cell<Option<&'static str>>,
     ended_by: Cell<&'static str>,
+    /// Its session, on a route with a guarantee.
+    session: OnceCell<Box<Session>>,
     /// Only where an access log is written.
     details: Option<Box<Details>>,
 }
@@ -214,6 +218,7 @@ impl Exchange {
             standing: RefCell::default(),
             idempotency: Cell::new(None),
             ended_by: Cell::new("client"),
+            session: OnceCell::new(),
             details,
         })
     }
@@ -234,6 +239,20 @@ impl Exchange {
     /// Notes the cache's result for the log.
     pub(crate) fn cached(&self, result: &'static str) {
         self.cache.set(Some(result));
+    }
+
+    /// Begins its session, on a route with a guarantee.
+    pub(super) fn begin_session(&self, session: Session) {
+        let _ = self.session.set(Box::new(session));
+    }
+
+    pub(super) fn session(&self) -> Option<&Session> {
+        self.session.get().map(|session| &**session)
+    }
+
+    /// Returns its requester, on a route with a guarantee.
+    pub(super) fn requester(&self) -> Option<&Rc<Requester>> {
+        self.session().map(Session::requester)
     }
 
     /// Notes the result for its `Idempotency-Key`, for the log.

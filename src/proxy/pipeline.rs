@@ -16,6 +16,7 @@ use super::rate_limit::Uncounted;
 use super::request::{Bounds, Form, enter, join_cookie_fields, underscores};
 use super::respond::{self, Reply};
 use super::saga::{self, SagaRequest};
+use super::session::{self, Session};
 use super::snapshot::{Action, Route};
 use super::step::{PendingReply, ResponseFuture, Step};
 use super::worker_context::WorkerContext;
@@ -94,7 +95,12 @@ fn begin(
             underscores,
             key_headers: &snapshot.key_headers,
         };
-        let (head, form) = enter(head, &uri, host.as_ref(), peer, bounds)?;
+        let (mut head, form) = enter(head, &uri, host.as_ref(), peer, bounds)?;
+        let received = snapshot
+            .sessions
+            .as_ref()
+            .map(|rules| (rules, session::take(rules, &mut head.fields, worker.recorder.metrics())));
+        let given = &downstream.connection.session;
         downstream.http1.says_close.set(head.fields.facts.says_close);
         check_admission(downstream, &head.method, &form)?;
 
@@ -108,6 +114,16 @@ fn begin(
         let pool = match &route.action {
             Action::Forward(pool) => pool,
             Action::Saga(saga) => {
+                let changes = &saga.definition.changes;
+                if let (false, Some(received)) = (changes.is_empty(), received) {
+                    let is_secure = head.fields.facts.is_secure;
+                    exchange.begin_session(Session::of_groups(
+                        (&worker.causality, given),
+                        changes,
+                        received,
+                        is_secure,
+                    ));
+                }
                 let body_rules = BodyRules { limit: bounds.body, min_rate: min_rate(), underscores };
                 let request =
                     SagaRequest { worker, downstream, exchange, saga, rules: idempotency, form, uncounted, body_rules };
@@ -131,10 +147,21 @@ fn begin(
             request_buffer: settings.limits.request_buffer.0,
             min_rate: min_rate(),
         };
+        let caching = match idempotency {
+            Some(_) if !snapshot.has_guarantees => None,
+            _ => caching::request::route_of(snapshot, &routed, &head),
+        };
+        if let Some(rules) = caching.as_ref().and_then(|route| route.consistency.as_ref()) {
+            let request = (&routed.form, &head.fields);
+            let session = Session::begin((&worker.causality, given), rules, received, request);
+            let allowed = session.check_write(&head.method);
+            exchange.begin_session(session);
+            allowed?;
+        }
         if let Some(rules) = idempotency {
             return idempotent::begin(snapshot, routed, rules, head);
         }
-        match caching::request::route_of(snapshot, &routed, &head) {
+        match caching {
             Some(route) => caching::begin(&routed, &route, head),
             None => routed.begin(head),
         }

@@ -91,6 +91,10 @@ pub(super) fn finish(reply: Reply, exchange: &Exchange) -> Response<ResponseBody
         fields.append(SET_COOKIE, cookie);
     }
     add_cache_status(fields, cache_status);
+    if let Some(session) = exchange.session() {
+        let given = &exchange.downstream().connection.session;
+        session.finish(response.headers_mut(), given, !takes_route_fields);
+    }
     let downstream = exchange.downstream();
     // A connection that switches protocols has no next request.
     if downstream.stream.is_some() {

@@ -8,6 +8,7 @@ use super::rate_limit::RateLimit;
 use super::request::Form;
 use super::route::Table;
 use super::saga::{self, SagaRules};
+use super::session::{ConsistencyRules, SessionRules};
 use crate::cache::{self, BypassCookies, KeyRules};
 use crate::config::values::HashSource;
 use crate::config::{self, Config, FingerprintKind, OnConcurrent, OnStoreFailure, OnUnknown};
@@ -35,6 +36,10 @@ pub(crate) struct Snapshot {
     pub(crate) log: Option<Arc<Sink>>,
     /// The fields in which routes expect idempotency keys.
     pub(super) key_headers: Vec<HeaderName>,
+    /// The signer of sessions, where a route is causal.
+    pub(super) sessions: Option<Arc<SessionRules>>,
+    /// A route has a guarantee of its reads.
+    pub(super) has_guarantees: bool,
     /// The store, where a route uses it.
     pub(super) records: Option<Arc<Records>>,
 }
@@ -46,6 +51,7 @@ pub(crate) struct Route {
     pub(crate) hash_on: Vec<HashSource>,
     pub(super) affinity: Option<Affinity>,
     pub(crate) cache: Option<CacheRules>,
+    pub(super) consistency: Option<ConsistencyRules>,
     pub(super) idempotency: Option<Arc<IdempotencyRules>>,
     pub(crate) rate_limit: Option<Arc<RateLimit>>,
     pub(crate) strip_prefix: Option<String>,
@@ -110,12 +116,13 @@ impl CacheResult {
 }
 
 impl CacheRules {
-    fn build(route: &str, settings: &config::RouteCache, config: &Config, metrics: &Metrics) -> CacheRules {
+    fn build(route: &config::Route, settings: &config::RouteCache, config: &Config, metrics: &Metrics) -> CacheRules {
+        let (route, stale_if_error) = (route.name.as_str(), route.stale_if_error());
         let key = KeyRules::of(&settings.key);
         let largest = config.settings.cache.max_object.0;
         CacheRules {
             key: if config.settings.routes.iter().any(parts_reads) { key.for_route_only(route) } else { key },
-            policy: Arc::new(cache::CachePolicy::of(settings, largest, &config.settings.limits)),
+            policy: Arc::new(cache::CachePolicy::of(settings, stale_if_error, largest, &config.settings.limits)),
             lock_timeout: settings.lock_timeout,
             bypass_cookies: BypassCookies::of(settings.bypass_cookies.iter().map(|name| name.as_str())),
             counters: CacheResult::ALL.map(|result| metrics.cache_requests.with_label_values(&[route, result.label()])),
@@ -304,7 +311,7 @@ impl Snapshot {
             Arc::new(Route::build(route, &pools, &config, (parts.metrics, parts.records), earlier))
         });
         let states = saga::states_route(&settings.routes);
-        let (table, routes) = match states {
+        let (table, routes): (Table, Vec<Arc<Route>>) = match states {
             None => (Table::new(&settings.routes), built.collect()),
             // Before all others, for it is not theirs to take.
             Some(states) => {
@@ -318,7 +325,19 @@ impl Snapshot {
         };
         let key_headers = config.key_headers();
         let records = parts.records.cloned();
-        Ok(Snapshot { table, routes, pools: listed, log: parts.log, key_headers, records, config })
+        let sessions = SessionRules::build(&config);
+        let has_guarantees = routes.iter().any(|route| route.consistency.is_some());
+        Ok(Snapshot {
+            table,
+            routes,
+            pools: listed,
+            log: parts.log,
+            key_headers,
+            sessions,
+            has_guarantees,
+            records,
+            config,
+        })
     }
 
     /// Returns whether the proxy can serve: a pool that routes forward to has an available node, or no route forwards.
@@ -369,7 +388,8 @@ impl Route {
             action,
             hash_on: route.hash_on.clone(),
             affinity: route.affinity_cookie.as_ref().map(|cookie| Affinity::new(cookie, &config.secrets)),
-            cache: route.cache.as_ref().map(|cache| CacheRules::build(&route.name, cache, config, metrics)),
+            cache: route.cache.as_ref().map(|cache| CacheRules::build(route, cache, config, metrics)),
+            consistency: ConsistencyRules::build(route, metrics),
             idempotency: route.idempotency.as_ref().map(|settings| {
                 let records = records.expect("the store is open where a route uses it");
                 Arc::new(IdempotencyRules::build(&route.name, settings, config, metrics, records))

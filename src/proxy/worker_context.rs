@@ -3,6 +3,7 @@
 use super::exchange::RequestRecorder;
 use super::snapshot::Snapshot;
 use crate::cache::Cache;
+use crate::consistency::Causality;
 use crate::fleet::Bus;
 use crate::http::budget::Budget;
 use crate::upstream::NodeConnections;
@@ -20,6 +21,8 @@ pub(crate) struct WorkerContext {
     pub(crate) connections: Rc<NodeConnections>,
     pub(super) random: RefCell<fastrand::Rng>,
     pub(super) cache: Arc<Cache>,
+    /// What the process knows of the order of answers.
+    pub(super) causality: Arc<Causality>,
     /// The bus of the fleet, where the process is in one.
     pub(super) bus: Option<Bus>,
     /// The bytes of bodies that the process may buffer.
@@ -37,7 +40,7 @@ impl WorkerContext {
     pub(crate) fn new(
         snapshot: Arc<ArcSwap<Snapshot>>,
         cache: Arc<Cache>,
-        bus: Option<Bus>,
+        (causality, bus): (Arc<Causality>, Option<Bus>),
         budget: Arc<Budget>,
         recorder: RequestRecorder,
     ) -> WorkerContext {
@@ -47,6 +50,7 @@ impl WorkerContext {
             connections: Rc::new(NodeConnections::new(Arc::clone(&budget))),
             random: RefCell::new(fastrand::Rng::new()),
             cache,
+            causality,
             bus,
             budget,
             tasks: Rc::default(),

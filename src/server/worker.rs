@@ -2,6 +2,7 @@
 //! another.
 
 use crate::cache::Cache;
+use crate::consistency::Causality;
 use crate::fleet::Bus;
 use crate::http::budget::Budget;
 use crate::proxy::{RequestRecorder, Snapshot, WorkerContext, recover};
@@ -65,6 +66,7 @@ pub(in crate::server) struct WorkerShared {
     pub(in crate::server) snapshot: Arc<ArcSwap<Snapshot>>,
     pub(in crate::server) metrics: Arc<Metrics>,
     pub(in crate::server) cache: Arc<Cache>,
+    pub(in crate::server) causality: Arc<Causality>,
     pub(in crate::server) bus: Option<Bus>,
     pub(in crate::server) budget: Arc<Budget>,
     pub(in crate::server) permits: Arc<ConnectionPermits>,
@@ -103,8 +105,8 @@ impl Worker {
     fn new(number: usize, shared: WorkerShared) -> Worker {
         let recorder = RequestRecorder::new(Arc::clone(&shared.metrics));
         let (snapshot, cache) = (Arc::clone(&shared.snapshot), Arc::clone(&shared.cache));
-        let context =
-            Rc::new(WorkerContext::new(snapshot, cache, shared.bus.clone(), Arc::clone(&shared.budget), recorder));
+        let fleet = (Arc::clone(&shared.causality), shared.bus.clone());
+        let context = Rc::new(WorkerContext::new(snapshot, cache, fleet, Arc::clone(&shared.budget), recorder));
         Worker {
             number,
             shared,

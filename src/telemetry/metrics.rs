@@ -133,6 +133,12 @@ metrics! {
         cache_evictions: IntCounter, "ringway_cache_evictions_total", [],
             "Entries that were evicted from the cache.",
             "A steady rate with a low hit ratio means that `cache.memory` is too small.";
+        concurrent_writes: IntCounterVec, "ringway_concurrent_writes_total", ["route"],
+            "Stored responses of causal routes that were dropped, as a write is known that neither includes them nor is included.",
+            "Clients that write to one group through several proxies at a time. Each costs a fetch.";
+        session_tokens: IntCounterVec, "ringway_session_tokens_total", ["result"],
+            "Session tokens that could not be used: `bad` (forged, cut or signed by an unknown secret), `expired`, or made under `other_templates`.",
+            "A rise of `bad` after a change of `fleet.secret_file`: a proxy signs by a secret that others do not have yet.";
         cache_purges: IntCounterVec, "ringway_cache_purges_total", ["kind"],
             "Purges of the cache.",
             "Explains a sudden fall of the hit ratio.";

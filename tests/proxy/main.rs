@@ -6,6 +6,7 @@ mod accounts;
 mod bounds;
 mod browser;
 mod caching;
+mod causal;
 mod cli;
 mod closing;
 mod demo;

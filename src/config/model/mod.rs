@@ -1,11 +1,13 @@
 //! Every key of the file, with its default and what it means.
 
+mod consistency;
 mod fleet;
 mod listener;
 mod pool;
 mod route;
 mod saga;
 
+pub(crate) use consistency::{Consistency, Level, OnConcurrentWrite};
 pub(crate) use fleet::{Fleet, FleetRedis, Quorum};
 pub(crate) use listener::{
     CertificateFiles, ClientAuth, Listener, ListenerTls, MinVersion, ProxyProtocol, SniMismatch,

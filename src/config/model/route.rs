@@ -1,5 +1,6 @@
 //! What happens with requests: routes, what they do, and the rules of caches, sessions and requests that run once.
 
+use super::consistency::{Consistency, Level};
 use super::saga::Saga;
 use crate::config::read::{Named, Spanned, Verbatim, choices, settings};
 use crate::config::values::{HashSource, HostPattern, RedirectStatus, RoutePath, Size};
@@ -53,10 +54,23 @@ settings! {
         rate_limit: Option<RateLimit> = absent;
         /// Stores responses and answers from them (RFC 9111). Off without the block; `cache: {}` uses the defaults.
         cache: Option<RouteCache> = absent;
+        /// How old a response from the cache may be. Without the block: `level: eventual`.
+        consistency: Option<Consistency> = absent;
     }
 }
 
 impl Route {
+    /// Returns the guarantee of the route's reads from the cache.
+    pub(crate) fn level(&self) -> Level {
+        self.consistency.as_ref().map_or(Level::Eventual, |consistency| consistency.level.value)
+    }
+
+    /// Returns the time for which a stale response may be served when the node fails.
+    pub(crate) fn stale_if_error(&self) -> Duration {
+        let default = if self.level() == Level::Strong { Duration::ZERO } else { Duration::from_secs(3600) };
+        self.cache.as_ref().and_then(|cache| cache.stale_if_error).unwrap_or(default)
+    }
+
     /// Returns the pools that the route sends requests to.
     pub(crate) fn pools(&self) -> impl Iterator<Item = &Spanned<String>> {
         let steps = self.saga.iter().flat_map(|saga| saga.requests()).map(|request| &request.pool);
@@ -199,8 +213,9 @@ settings! {
         /// The time for which a stale response may be served while it is validated in the background, unless the
         /// response sets its own.
         stale_while_revalidate: Duration = "0s" within "0s" to "365d";
-        /// The time for which a stale response may be served when the node fails, unless the response sets its own.
-        stale_if_error: Duration = "1h" within "0s" to "365d";
+        /// The time for which a stale response may be served when the node fails, unless the response sets its own; by
+        /// default 1h, and 0s on strong routes.
+        stale_if_error: Option<Duration> = absent within "0s" to "365d";
         /// `default_ttl` for 404, 405, 410, 414, 451 and 501.
         negative_ttl: Duration = "0s" within "0s" to "1d";
         /// The largest body that is stored; larger ones are streamed without being stored.

@@ -35,7 +35,8 @@ pub(in crate::proxy) fn invalidation(
     let rules = caching.cache.as_ref()?;
     let target = plan::cache_target(&routed.form, &head.fields);
     let fields = &head.fields;
-    let order = order(rules, rules.key.key(target, fields), target, &head.method, fields);
+    let order = order(rules, rules.key.key(target, fields), target, &head.method, fields)
+        .for_requester(routed.exchange.requester());
     let base = BaseUri {
         scheme: fields.facts.scheme(),
         host: routed.form.host.to_string(),
@@ -122,11 +123,13 @@ impl Invalidation {
         for (key, uri) in targets() {
             worker.cache.invalidate(*key, uri, token);
         }
+        let order = &self.order;
+        let written = order.requester.as_ref().zip(order.base.as_ref()).map(|(requester, base)| requester.wrote(base));
         if let Some(bus) = &worker.bus {
             let mut uris: Vec<String> = targets().map(|(_, uri)| uri.clone()).collect();
             uris.sort_unstable();
             uris.dedup();
-            bus.publish(Event::Write { uris, causal: None });
+            bus.publish(Event::Write { uris, causal: written.map(|write| write.encode().into()) });
         }
     }
 

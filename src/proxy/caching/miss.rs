@@ -229,6 +229,7 @@ impl Miss {
             };
             let deadline = *deadline.get_or_insert_with(|| Instant::now() + lock_timeout);
             match wait(fill, deadline).await {
+                Waited::For(outcome) if !self.accepts(&outcome) => return self.pass(group).await,
                 Waited::For(FetchOutcome::Streaming(streaming)) if streaming.head.is_for(&self.order.request) => {
                     match streaming.read() {
                         Some(reader) => {
@@ -250,6 +251,16 @@ impl Miss {
                 }
                 Waited::For(FetchOutcome::Released) | Waited::TooLong => return self.pass(group).await,
             }
+        }
+    }
+
+    /// Returns whether the guarantee of the route allows this outcome of another request's fetch.
+    fn accepts(&self, outcome: &FetchOutcome) -> bool {
+        let now = self.cache().now();
+        match outcome {
+            FetchOutcome::Streaming(streaming) => self.order.accepts(&streaming.head, now),
+            FetchOutcome::Stored { stored, .. } | FetchOutcome::StandIn(stored) => self.order.accepts(stored, now),
+            FetchOutcome::Released => true,
         }
     }
 
@@ -294,6 +305,7 @@ impl Miss {
         let failed = answer.as_ref().map_or(true, |response| is_failure(response.status()));
         if failed
             && let Known::Response(hit) = self.cache().look_up(self.order.key, &self.order.request)
+            && self.order.accepts(&hit, self.cache().now())
             && let Some(stale) = hit.stand_in(self.cache().now())
         {
             return self.stand_in(&stale);

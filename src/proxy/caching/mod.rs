@@ -13,7 +13,8 @@ use super::plan;
 use super::respond::Reply;
 use super::snapshot::{CacheResult, CacheRules, Route};
 use super::step::Step;
-use crate::cache::{CacheStatus, ForwardReason, Joined, Known, Order, RequestDirectives, Reuse};
+use crate::cache::{CacheStatus, ForwardReason, Joined, Known, Milliseconds, Order, RequestDirectives, Reuse, Stored};
+use crate::consistency::{Rejection, Requester};
 use crate::http::head::RequestHead;
 use crate::http::method::is_safe;
 use crate::http::problem::{Problem, ProblemKind};
@@ -52,7 +53,13 @@ pub(super) fn begin(routed: &RoutedRequest<'_>, caching: &Arc<Route>, head: Requ
         exchange: routed.exchange,
         now,
     };
+    let requester = routed.exchange.requester();
     let why = match worker.cache.look_up(key, fields) {
+        Known::Response(hit)
+            if let Some(why) = requester.and_then(|requester| refusal(caching, requester, &hit, now)) =>
+        {
+            why
+        }
         Known::Response(hit) => match hit.reuse(now, honoured) {
             Reuse::Yes { stale } => {
                 hit.note_use(now);
@@ -62,7 +69,7 @@ pub(super) fn begin(routed: &RoutedRequest<'_>, caching: &Arc<Route>, head: Requ
                 hit.note_use(now);
                 let reply = replies.serve(&hit, ServedFrom::WhileValidating);
                 if !is_private && !hit.is_pausing(now) && !directives.no_store {
-                    let order = order(rules, key, target, &head.method, fields);
+                    let order = order(rules, key, target, &head.method, fields).for_requester(requester);
                     // One validation at a time is enough.
                     if let Joined::Leader(leader) = worker.cache.join(worker.cache.group(&order), &order)
                         && let Ok(upstream_request) = routed.upstream_request(head)
@@ -93,9 +100,18 @@ pub(super) fn begin(routed: &RoutedRequest<'_>, caching: &Arc<Route>, head: Requ
     if is_private {
         return bypass(routed, rules, head);
     }
-    let order = order(rules, key, target, &head.method, fields);
+    let order = order(rules, key, target, &head.method, fields).for_requester(requester);
     let miss = miss(routed, caching, order, head, why)?;
     Ok(Step::Later(Box::pin(miss.reply())))
+}
+
+/// Returns why a stored response may not be served to a requester without validation.
+fn refusal(caching: &Route, requester: &Requester, hit: &Stored, now: Milliseconds) -> Option<ForwardReason> {
+    let rejection = requester.check(hit.causal_tag(), now).err()?;
+    if let (Rejection::Concurrent, Some(rules)) = (rejection, &caching.consistency) {
+        rules.concurrent.inc();
+    }
+    Some(if rejection == Rejection::Strong { ForwardReason::Strong } else { ForwardReason::Causal })
 }
 
 /// Forwards a request without use of the store.

@@ -57,6 +57,8 @@ pub(super) fn order(
             no_store: RequestDirectives::of(plain).no_store,
         },
         policy: Arc::clone(&rules.policy),
+        requester: None,
+        base: None,
     }
 }
 

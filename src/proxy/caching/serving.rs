@@ -139,6 +139,9 @@ impl ReplyBuilder<'_> {
 
     /// Counts and logs a way of serving. Returns its `Cache-Status`.
     fn note(&self, from: ServedFrom, stored: &Stored) -> Option<CacheStatus> {
+        if let Some(requester) = self.exchange.requester() {
+            requester.serves(stored.causal_tag());
+        }
         if let (Some(rules), Some(result)) = (self.rules, from.result()) {
             rules.count(result);
             self.exchange.cached(result.label());

@@ -8,6 +8,7 @@ use super::answers;
 use super::kill::{self, Side};
 use crate::control::Event as ControlEvent;
 use crate::idempotency::{LostSaga, OpenSaga, Records, StoredResponse};
+use crate::proxy::session;
 use crate::proxy::worker_context::WorkerContext;
 use crate::saga::keys::Seed;
 use crate::saga::log::{Entry, Millis, Outcome, Progress, Standing, What};
@@ -141,6 +142,9 @@ impl Executor {
         let standing = after.standing();
         if standing == before.standing() || !(standing.is_end() || standing == Standing::Stuck) {
             return;
+        }
+        if !self.definition.changes.is_empty() {
+            session::announce(&self.worker.causality, self.worker.bus.as_ref(), &self.definition.changes);
         }
         let (id, route) = (self.open.id, self.definition.route.as_str());
         self.worker.recorder.metrics().sagas.with_label_values(&[route, standing.word()]).inc();

@@ -36,7 +36,7 @@ pub(in crate::proxy) fn states_route(routes: &[config::Route]) -> Option<config:
 
 /// The saga of a route.
 pub(crate) struct SagaRules {
-    pub(super) definition: Arc<Definition>,
+    pub(in crate::proxy) definition: Arc<Definition>,
     /// The copy that a row gets.
     pub(super) text: String,
     pub(super) plan: Arc<Plan>,

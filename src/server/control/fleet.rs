@@ -1,6 +1,7 @@
 //! What the admin API can ask of the fleet: its members, and the removal of one that is gone.
 
-use crate::control::{FleetStatus, HeardBy, MemberStatus, PurgeOrder, PurgeTarget};
+use crate::consistency::{Dot, group_id};
+use crate::control::{FleetStatus, GroupStatus, HeardBy, MemberStatus, PurgeOrder, PurgeTarget, WriteStatus};
 use crate::fleet::{ProcessId, Purge, PurgeBy};
 use crate::server::process::handle::Handle;
 use std::collections::BTreeMap;
@@ -37,6 +38,23 @@ pub(super) fn status(handle: &Handle) -> Option<FleetStatus> {
         rings: Vec::new(),
         warnings: vec![warning.to_owned()],
     })
+}
+
+/// Returns what this process knows of a group of causal routes.
+pub(super) fn group(handle: &Handle, group: &str) -> GroupStatus {
+    let clock = |dots: &mut dyn Iterator<Item = Dot>| {
+        dots.filter(|dot| dot.number > 0).map(|dot| (ProcessId(dot.process).to_string(), dot.number)).collect()
+    };
+    let writes = handle.causality.writes.of(group_id(group)).into_iter().map(|known| WriteStatus {
+        process: ProcessId(known.dot.process).to_string(),
+        number: known.dot.number,
+        clock: clock(&mut known.clock.iter()),
+    });
+    GroupStatus {
+        group: group.to_owned(),
+        clock: clock(&mut handle.causality.clock.vector().iter()),
+        writes: writes.collect(),
+    }
 }
 
 /// Publishes a purge that this process has applied. Returns which members have applied it, too; `None` without a bus.

@@ -6,9 +6,9 @@ use crate::clock::{self, steady_millis};
 use crate::config::{self, NodeState};
 use crate::control::{
     Access, CacheStatus, ConfigStatus, ConnectionsStatus, Control, Decided, DiscoveryStatus, DrainStatus,
-    EffectiveConfig, Event, Events, FleetStatus, HealthCheckStatus, IdempotencyStatus, KeyOwners, ListenerStatus,
-    NodeStatus, PoolStatus, PurgeOrder, PurgeTarget, Purged, RecordStatus, Release, Reply, SagaDecision, SagaStatus,
-    Status,
+    EffectiveConfig, Event, Events, FleetStatus, GroupStatus, HealthCheckStatus, IdempotencyStatus, KeyOwners,
+    ListenerStatus, NodeStatus, PoolStatus, PurgeOrder, PurgeTarget, Purged, RecordStatus, Release, Reply,
+    SagaDecision, SagaStatus, Status,
 };
 use crate::idempotency::{Authorised, Id, Listed};
 use crate::server::listener::open::Open;
@@ -144,6 +144,10 @@ impl Control for Handle {
 
     fn fleet(&self) -> Option<FleetStatus> {
         fleet::status(self)
+    }
+
+    fn group(&self, group: &str) -> GroupStatus {
+        fleet::group(self, group)
     }
 
     fn forget_member(&self, process: &str) -> Result<bool, String> {

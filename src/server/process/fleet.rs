@@ -3,6 +3,7 @@
 use crate::cache::{Cache, Purge};
 use crate::config::Config;
 use crate::config::read::Field;
+use crate::consistency::{Causality, Dot, Write};
 use crate::control::{self, Events};
 use crate::fleet::{Bus, Digests, Event, Heard, Listener, ProcessId, PurgeBy};
 use crate::proxy::Snapshot;
@@ -26,6 +27,9 @@ use {
 const OWN_BLOCKS: [&str; 7] =
     ["workers", "listeners", "admin", "metrics", "access_log", "process_log", "idempotency_store"];
 
+/// The time between two publications of the numbers of answers.
+const NUMBERS: Duration = Duration::from_millis(100);
+
 /// The time that a process which stops has to say good-bye.
 const FAREWELL: Duration = Duration::from_millis(300);
 
@@ -41,6 +45,7 @@ pub(in crate::server) struct FleetMember {
 pub(super) struct Concerned<'a> {
     pub(super) snapshot: &'a Arc<ArcSwap<Snapshot>>,
     pub(super) cache: &'a Arc<Cache>,
+    pub(super) causality: &'a Arc<Causality>,
     pub(super) metrics: &'a Arc<Metrics>,
     pub(super) events: &'a Arc<Events>,
     pub(super) admin: SocketAddr,
@@ -50,12 +55,15 @@ impl FleetMember {
     /// Joins the fleet of a configuration; `None` where it has none.
     ///
     /// # Errors
-    /// The system has no randomness, or no thread can be started.
-    pub(super) fn join(config: &Config, concerned: &Concerned<'_>) -> io::Result<Option<FleetMember>> {
+    /// No thread can be started.
+    pub(super) fn join(
+        config: &Config,
+        process: ProcessId,
+        concerned: &Concerned<'_>,
+    ) -> io::Result<Option<FleetMember>> {
         if config.settings.fleet.is_none() {
             return Ok(None);
         }
-        let process = ProcessId::random()?;
         Ok(Some(FleetMember::start(config, process, concerned)?))
     }
 
@@ -112,6 +120,22 @@ impl FleetMember {
     pub(super) fn reconfigure(&self, _: &Config) {}
 }
 
+/// Tells the other members of the last number that this process has given out, ten times a second at most: what they
+/// fetch from then on includes the answers up to it.
+pub(super) async fn publish_numbers(bus: Bus, causality: Arc<Causality>) {
+    let mut interval = tokio::time::interval(NUMBERS);
+    interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut published = 0;
+    loop {
+        interval.tick().await;
+        let number = causality.clock.now().number;
+        if number > published {
+            published = number;
+            bus.publish(Event::Fills { number, causal: None });
+        }
+    }
+}
+
 /// Returns the place of the bus; `None` where the configuration has none.
 #[cfg(feature = "redis")]
 pub(crate) fn bus_settings(config: &Config) -> Option<BusSettings> {
@@ -135,6 +159,7 @@ pub(crate) fn bus_settings(config: &Config) -> Option<BusSettings> {
 struct FleetListener {
     snapshot: Arc<ArcSwap<Snapshot>>,
     cache: Arc<Cache>,
+    causality: Arc<Causality>,
     metrics: Arc<Metrics>,
     events: Arc<Events>,
     admin: SocketAddr,
@@ -147,6 +172,7 @@ impl FleetListener {
         FleetListener {
             snapshot: Arc::clone(concerned.snapshot),
             cache: Arc::clone(concerned.cache),
+            causality: Arc::clone(concerned.causality),
             metrics: Arc::clone(concerned.metrics),
             events: Arc::clone(concerned.events),
             admin: concerned.admin,
@@ -174,7 +200,17 @@ impl Listener for FleetListener {
                     tracing::debug!(from = %heard.from, purge = ?by, soft = ordered.soft, "a purge of another proxy");
                     purges.push((by, ordered.soft));
                 }
-                Event::Write { uris, .. } => uris.iter().for_each(|uri| self.cache.invalidate_uri(uri)),
+                Event::Write { uris, causal } => {
+                    uris.iter().for_each(|uri| self.cache.invalidate_uri(uri));
+                    let write = causal.as_ref().and_then(|bytes| Write::decode(bytes));
+                    // The number is its publisher's own.
+                    if let Some(write) = write.filter(|write| write.dot.process == heard.from.0) {
+                        self.causality.hear(&write);
+                    }
+                }
+                Event::Fills { number, .. } => {
+                    self.causality.clock.hear([Dot { process: heard.from.0, number: *number }]);
+                }
                 _ => {}
             }
         }

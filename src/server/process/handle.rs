@@ -7,6 +7,7 @@ use super::store::OpenStore;
 use crate::cache::Cache;
 use crate::clock;
 use crate::config::FileStamp;
+use crate::consistency::Causality;
 use crate::control::{Control, Event, Events, ReloadStatus};
 use crate::http::budget::Budget;
 use crate::proxy::Snapshot;
@@ -39,6 +40,8 @@ pub(in crate::server) struct Handle {
     pub(in crate::server) cache: Arc<Cache>,
     pub(in crate::server) budget: Arc<Budget>,
     pub(in crate::server) records: OpenStore,
+    /// What the process knows of the order of answers on causal routes.
+    pub(in crate::server) causality: Arc<Causality>,
     /// The process as a member of a fleet, where it is one.
     pub(in crate::server) fleet: Option<FleetMember>,
     pub(in crate::server) stage: watch::Sender<Stage>,

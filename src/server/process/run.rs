@@ -1,7 +1,7 @@
 //! Start and end of a proxy: workers first, then the admin listener; in reverse order at the end.
 
 use super::background::Background;
-use super::fleet::{Concerned, FleetMember};
+use super::fleet::{Concerned, FleetMember, publish_numbers};
 use super::follow;
 use super::handle::{Handle, LastReload, Trigger};
 use super::inherited::{Inherited, Predecessor};
@@ -14,7 +14,9 @@ use super::upgrade;
 use crate::admin::Reach;
 use crate::cache::Cache;
 use crate::config::{Config, Settings};
+use crate::consistency::Causality;
 use crate::control::{Event, Events};
+use crate::fleet::ProcessId;
 use crate::http::budget::Budget;
 use crate::idempotency::Records;
 use crate::proxy::{Parts, Snapshot};
@@ -147,9 +149,20 @@ async fn build(
     let last_reload = Arc::new(Mutex::new(LastReload::first()));
     let (admin, metrics_listener) = bind_admin(&settings, inherited)?;
     let open = bind_listeners(&settings, inherited, workers)?;
-    let concerned =
-        Concerned { snapshot: &snapshot, cache: &cache, metrics: &metrics, events: &events, admin: admin.bound };
-    let fleet = FleetMember::join(&snapshot.load().config, &concerned).map_err(StartError::Thread)?;
+    let process = ProcessId::random().map_err(StartError::Thread)?;
+    let causality = Arc::new(Causality::new(process.0));
+    let concerned = Concerned {
+        snapshot: &snapshot,
+        cache: &cache,
+        causality: &causality,
+        metrics: &metrics,
+        events: &events,
+        admin: admin.bound,
+    };
+    let fleet = FleetMember::join(&snapshot.load().config, process, &concerned).map_err(StartError::Thread)?;
+    if let Some(bus) = fleet.as_ref().and_then(|fleet| fleet.bus.clone()) {
+        background.spawn("the numbers of answers", publish_numbers(bus, Arc::clone(&causality)));
+    }
     let (triggers, waiting) = mpsc::channel(TRIGGERS);
     let (stage, _) = watch::channel(Stage::Serving);
     let handle = Arc::new(Handle {
@@ -163,6 +176,7 @@ async fn build(
         cache,
         budget,
         records,
+        causality,
         fleet,
         stage,
         open,
@@ -285,6 +299,7 @@ fn start_workers(handle: &Handle) -> io::Result<Vec<JoinHandle<()>>> {
         snapshot: Arc::clone(&handle.snapshot),
         metrics: Arc::clone(&handle.metrics),
         cache: Arc::clone(&handle.cache),
+        causality: Arc::clone(&handle.causality),
         bus: handle.fleet.as_ref().and_then(|fleet| fleet.bus.clone()),
         budget: Arc::clone(&handle.budget),
         permits: Arc::clone(&handle.permits),

@@ -1,0 +1,166 @@
+//! The requester of a read or a write on a route with a guarantee: what it may be served, and what its answer includes.
+
+use super::group::Groups;
+use super::tag::{Tag, TagBase};
+use super::token::Token;
+use super::vector::{Clock, Dot};
+use super::writes::{Known, Relation, Write, Writes};
+use std::cell::{Cell, RefCell};
+use std::sync::Arc;
+
+/// The longest time without validation after which a response is served, in milliseconds: half of the life of a session
+/// token.
+const MAX_UNVALIDATED: i64 = 12 * 3600 * 1000;
+
+/// The causal state of the process.
+pub(crate) struct Causality {
+    pub(crate) clock: Clock,
+    pub(crate) writes: Writes,
+}
+
+impl Causality {
+    pub(crate) fn new(process: u64) -> Causality {
+        Causality { clock: Clock::new(process), writes: Writes::default() }
+    }
+
+    /// Notes a write of this process that has just been answered, and that began after all that the process knows.
+    pub(crate) fn write(&self, groups: Groups) -> Write {
+        let clock = Arc::new(self.clock.vector());
+        let write = Write { dot: self.clock.next(), clock, groups };
+        self.writes.note(&write);
+        write
+    }
+
+    /// Notes a write of another process.
+    pub(crate) fn hear(&self, write: &Write) {
+        self.clock.hear([write.dot]);
+        self.writes.note(write);
+    }
+}
+
+/// The guarantee of a read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Guarantee {
+    Causal,
+    /// No stored response is served without validation.
+    Strong,
+}
+
+/// A request on a route with a guarantee.
+pub(crate) struct Requester {
+    causality: Arc<Causality>,
+    pub(crate) guarantee: Guarantee,
+    pub(crate) groups: Groups,
+    /// What its session has seen.
+    pub(crate) token: Token,
+    /// What its answer includes at least, where the route refuses concurrent writes.
+    begun: Option<TagBase>,
+    /// The stored response that it is answered with.
+    served: RefCell<Option<Tag>>,
+    /// The dot of the write that it has made.
+    written: Cell<Option<Dot>>,
+}
+
+/// Why a stored response is not served without validation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Rejection {
+    /// The session may have seen a newer one, or nothing is known of its age.
+    Session,
+    /// A write is later than the response.
+    Superseded,
+    /// A write and the response do not include each other.
+    Concurrent,
+    /// The guarantee is strong.
+    Strong,
+}
+
+impl Requester {
+    pub(crate) fn new(causality: &Arc<Causality>, guarantee: Guarantee, groups: Groups, token: Token) -> Requester {
+        Requester {
+            causality: Arc::clone(causality),
+            guarantee,
+            groups,
+            token,
+            begun: None,
+            served: RefCell::default(),
+            written: Cell::new(None),
+        }
+    }
+
+    /// Returns the requester on a route that refuses concurrent writes.
+    pub(crate) fn knowing_writes(mut self) -> Requester {
+        self.begun = self.begin();
+        self
+    }
+
+    /// Returns a write to its groups that its session has not seen; `None` where it has seen all that the process knows,
+    /// and where the route does not ask.
+    pub(crate) fn unseen_write(&self) -> Option<Known> {
+        self.begun.as_ref()?;
+        let known = self.groups.iter().flat_map(|group| self.causality.writes.of(*group));
+        known.into_iter().find(|known| !self.token.has_seen(known.dot, &self.groups))
+    }
+
+    /// Returns whether a response with this tag may be served at this time, in milliseconds of the cache's clock.
+    pub(crate) fn check(&self, tag: Option<&Tag>, now: i64) -> Result<(), Rejection> {
+        if self.guarantee == Guarantee::Strong {
+            return Err(Rejection::Strong);
+        }
+        let tag = tag.filter(|tag| now - tag.validated <= MAX_UNVALIDATED).ok_or(Rejection::Session)?;
+        if !self.token.is_covered(&self.groups, |dot| tag.covers(dot)) {
+            return Err(Rejection::Session);
+        }
+        match self.causality.writes.relation(&self.groups, tag) {
+            Relation::Covered => Ok(()),
+            Relation::Superseded => Err(Rejection::Superseded),
+            Relation::Concurrent => Err(Rejection::Concurrent),
+        }
+    }
+
+    /// Returns whether the answer of a fetch with this base may be waited for.
+    pub(crate) fn may_wait(&self, base: Option<&TagBase>) -> bool {
+        base.is_some_and(|base| self.token.is_covered(&self.groups, |dot| base.covers(dot)))
+    }
+
+    /// Returns the base of a fetch that begins now; `None` where responses need no tag.
+    pub(crate) fn begin(&self) -> Option<TagBase> {
+        let seen = self.token.dots(&self.groups);
+        (self.guarantee == Guarantee::Causal).then(|| TagBase::begin(&self.causality.clock, seen))
+    }
+
+    /// Returns the tag of an answer whose head has just arrived. That of a write has the dot of the write.
+    pub(crate) fn tag(&self, base: &TagBase, now: i64) -> Tag {
+        base.tag(self.written.get().unwrap_or_else(|| self.causality.clock.next()), now)
+    }
+
+    /// Notes the answer that the client gets.
+    pub(crate) fn serves(&self, tag: Option<&Tag>) {
+        *self.served.borrow_mut() = tag.cloned();
+    }
+
+    /// Notes that a node has answered the write of the request, which began with this base. Returns what others have to
+    /// know of it.
+    pub(crate) fn wrote(&self, base: &TagBase) -> Write {
+        let dot = self.causality.clock.next();
+        self.written.set(Some(dot));
+        let write = Write { dot, clock: Arc::new(base.vector()), groups: self.groups.clone() };
+        self.causality.writes.note(&write);
+        write
+    }
+
+    /// Notes the answer, whose head is about to leave, in the token of its session: with the dot of the stored response
+    /// or of the write, else with a new one.
+    pub(crate) fn answer(&self, token: &mut Token) {
+        let served = self.served.borrow();
+        let known = served.as_ref().map(|tag| tag.dot).or(self.written.get());
+        let dot = known.unwrap_or_else(|| self.causality.clock.next());
+        token.answered(&self.groups, &self.token, dot, |group| {
+            let Some(begun) = &self.begun else { return Vec::new() };
+            let includes = |dot: &Dot| match &*served {
+                Some(tag) => tag.covers(*dot),
+                None => begun.covers(*dot) || self.written.get() == Some(*dot),
+            };
+            self.causality.writes.of(group).into_iter().map(|known| known.dot).filter(includes).collect()
+        });
+    }
+}

@@ -1,0 +1,358 @@
+//! Sessions of causal routes: the token that a request brings is taken off it before any step reads the fields, and the
+//! answer brings the new one.
+//!
+//! The token travels in the cookie `ringway-session` or in the field `Ringway-Session`. An answer has it in the form in
+//! which the request had it, in both where the request had none, and only where it has changed.
+
+use super::downstream::Given;
+use super::hash_key::cookies;
+use super::request::Form;
+use crate::clock;
+use crate::config::{self, Config, Level, OnConcurrentWrite};
+use crate::consistency::{
+    Causality, Dot, GroupSubject, GroupTemplate, Groups, Guarantee, Known, Opened, Requester, Signer, Token, digest,
+    group_id,
+};
+use crate::fleet::{Bus, Event};
+use crate::http::head::RequestFields;
+use crate::http::method::is_safe;
+use crate::http::problem::{Problem, ProblemKind};
+use crate::telemetry::metrics::Metrics;
+use http::header::{CACHE_CONTROL, SET_COOKIE};
+use http::{HeaderMap, HeaderName, HeaderValue, Method};
+use prometheus::IntCounter;
+use serde_json::{Value, json};
+use std::rc::Rc;
+use std::sync::Arc;
+
+/// The cookie of a token.
+const COOKIE_NAME: &str = "ringway-session";
+/// The field of a token.
+pub(crate) const FIELD: HeaderName = HeaderName::from_static("ringway-session");
+/// The most tokens that a request may bring, such as cookies for several paths.
+const MAX_TOKENS: usize = 4;
+/// The life of a cookie, in seconds: that of its token.
+const LIFE: u64 = 24 * 3600;
+
+/// The signer of a configuration with causal routes.
+pub(crate) struct SessionRules {
+    signer: Signer,
+}
+
+impl SessionRules {
+    /// Returns the rules; `None` where no route is causal.
+    pub(super) fn build(config: &Config) -> Option<Arc<SessionRules>> {
+        let causal = || config.settings.routes.iter().filter(|route| route.level() == Level::Causal);
+        causal().next()?;
+        let templates = causal().filter_map(|route| route.consistency.as_ref()).flat_map(|rules| &rules.groups);
+        let digest = digest(templates.map(|template| &template.value));
+        Some(Arc::new(SessionRules { signer: Signer::new(&config.secrets.fleet_secrets, digest) }))
+    }
+}
+
+/// The guarantee of a route, and its groups.
+pub(crate) struct ConsistencyRules {
+    pub(super) guarantee: Guarantee,
+    templates: Vec<GroupTemplate>,
+    /// Writes of sessions that do not know of another write are refused.
+    refuses_concurrent: bool,
+    /// Stored responses that were dropped for a concurrent write.
+    pub(super) concurrent: IntCounter,
+}
+
+impl ConsistencyRules {
+    /// Returns the rules of a route; `None` where it guarantees nothing.
+    pub(super) fn build(route: &config::Route, metrics: &Metrics) -> Option<ConsistencyRules> {
+        let guarantee = match route.level() {
+            Level::Eventual => return None,
+            Level::Causal => Guarantee::Causal,
+            Level::Strong => Guarantee::Strong,
+        };
+        let own = route.consistency.iter().flat_map(|rules| &rules.groups).map(|template| template.value.clone());
+        let uri = uri_group();
+        Some(ConsistencyRules {
+            guarantee,
+            refuses_concurrent: route
+                .consistency
+                .as_ref()
+                .is_some_and(|rules| rules.on_concurrent_write.value == OnConcurrentWrite::Reject),
+            templates: own.chain([uri]).collect(),
+            concurrent: metrics.concurrent_writes.with_label_values(&[route.name.as_str()]),
+        })
+    }
+
+    /// Returns the groups of a request.
+    fn groups(&self, form: &Form<'_>, fields: &RequestFields) -> Groups {
+        let subject = GroupedRequest { form, fields };
+        self.templates.iter().map(|template| template.group(&subject)).collect()
+    }
+}
+
+/// Returns the template of the group that each request has.
+pub(crate) fn uri_group() -> GroupTemplate {
+    "{host}{path}".parse().expect("the template is well-formed")
+}
+
+/// Notes a write that this process has made itself, and tells the other members of the fleet.
+pub(super) fn announce(causality: &Causality, bus: Option<&Bus>, groups: &[String]) {
+    let write = causality.write(groups.iter().map(|group| group_id(group)).collect());
+    if let Some(bus) = bus {
+        bus.publish(Event::Write { uris: Vec::new(), causal: Some(write.encode().into()) });
+    }
+}
+
+/// A request, as templates of groups see it.
+pub(crate) struct GroupedRequest<'a> {
+    pub(crate) form: &'a Form<'a>,
+    pub(crate) fields: &'a RequestFields,
+}
+
+impl GroupSubject for GroupedRequest<'_> {
+    fn host(&self) -> &str {
+        &self.form.host
+    }
+
+    fn path(&self) -> &str {
+        &self.form.path
+    }
+
+    fn header(&self, name: &HeaderName, part: &mut dyn FnMut(&[u8])) {
+        if let Some(value) = self.fields.value(name) {
+            part(&value);
+        }
+    }
+}
+
+/// The token that a request has brought, and the forms in which it had it.
+#[derive(Default)]
+pub(super) struct Received {
+    token: Token,
+    in_cookie: bool,
+    in_field: bool,
+}
+
+/// Takes the tokens off a request.
+pub(super) fn take(rules: &SessionRules, fields: &mut RequestFields, metrics: &Metrics) -> Received {
+    let mut received = Received::default();
+    let (mut texts, mut now) = (0, 0);
+    let mut read = |text: &[u8], token: &mut Token| {
+        texts += 1;
+        now = if now == 0 { clock::unix_seconds() } else { now };
+        let opened = if texts > MAX_TOKENS { Opened::Bad } else { rules.signer.open(text, now) };
+        let (other, result) = match opened {
+            Opened::Token(other) => (other, None),
+            Opened::Expired => (Token::default(), Some("expired")),
+            Opened::OtherTemplates => (Token::unknown(), Some("other_templates")),
+            Opened::Bad => (Token::unknown(), Some("bad")),
+        };
+        if let Some(result) = result {
+            metrics.session_tokens.with_label_values(&[result]).inc();
+        }
+        match texts {
+            1 => *token = other,
+            _ => token.join(&other),
+        }
+    };
+    for value in fields.plain().get_all(FIELD) {
+        received.in_field = true;
+        // An empty value asks for the field, and brings no token.
+        if !value.is_empty() {
+            read(value.as_bytes(), &mut received.token);
+        }
+    }
+    for value in cookies(fields.plain(), COOKIE_NAME) {
+        received.in_cookie = true;
+        read(value, &mut received.token);
+    }
+    if received.in_field {
+        fields.remove(&FIELD);
+    }
+    if received.in_cookie {
+        fields.remove_cookie(COOKIE_NAME);
+    }
+    received
+}
+
+/// A request on a route with a guarantee, until its answer leaves.
+pub(super) struct Session {
+    requester: Rc<Requester>,
+    /// `None` on a strong route.
+    causal: Option<CausalSession>,
+}
+
+struct CausalSession {
+    rules: Arc<SessionRules>,
+    /// What the client has sent.
+    received: Received,
+    is_secure: bool,
+}
+
+impl Session {
+    /// Returns the session of a request.
+    pub(super) fn begin(
+        (causality, given): (&Arc<Causality>, &Given),
+        rules: &ConsistencyRules,
+        sessions: Option<(&Arc<SessionRules>, Received)>,
+        (form, fields): (&Form<'_>, &RequestFields),
+    ) -> Session {
+        let of = |groups, token| {
+            let requester = Requester::new(causality, rules.guarantee, groups, token);
+            Rc::new(if rules.refuses_concurrent { requester.knowing_writes() } else { requester })
+        };
+        match (rules.guarantee, sessions) {
+            (Guarantee::Causal, Some((sessions, received))) => {
+                let requester = of(rules.groups(form, fields), arrived(&received, given));
+                let is_secure = fields.facts.is_secure;
+                let causal = CausalSession { rules: Arc::clone(sessions), received, is_secure };
+                Session { requester, causal: Some(causal) }
+            }
+            _ => Session { requester: of(Groups::new(), Token::default()), causal: None },
+        }
+    }
+
+    /// Returns the session of a request that writes to these groups by requests of the proxy's own.
+    pub(super) fn of_groups(
+        (causality, given): (&Arc<Causality>, &Given),
+        groups: &[String],
+        (sessions, received): (&Arc<SessionRules>, Received),
+        is_secure: bool,
+    ) -> Session {
+        let token = arrived(&received, given);
+        let groups = groups.iter().map(|group| group_id(group)).collect();
+        let requester = Requester::new(causality, Guarantee::Causal, groups, token);
+        let causal = CausalSession { rules: Arc::clone(sessions), received, is_secure };
+        Session { requester: Rc::new(requester), causal: Some(causal) }
+    }
+
+    /// Refuses a write whose session does not know of another write, where the route says so.
+    pub(super) fn check_write(&self, method: &Method) -> Result<(), Problem> {
+        match self.requester.unseen_write().filter(|_| !is_safe(method)) {
+            None => Ok(()),
+            Some(known) => Err(concurrent_write(&self.requester, &known)),
+        }
+    }
+
+    pub(super) fn requester(&self) -> &Rc<Requester> {
+        &self.requester
+    }
+
+    /// Adds the token to an answer, and bars caches behind the proxy from it: their copies would be outside of the
+    /// guarantee. A stored result of an idempotent request keeps its own `Cache-Control`.
+    pub(super) fn finish(&self, fields: &mut HeaderMap, given: &Given, is_stored_result: bool) {
+        if !is_stored_result {
+            bar_other_caches(fields);
+        }
+        let Some(causal) = &self.causal else { return };
+        let mut token = self.requester.token.clone();
+        if let Some(given) = &*given.borrow() {
+            token.join(given);
+        }
+        self.requester.answer(&mut token);
+        fields.remove(FIELD);
+        if !token.is_same_as(&causal.received.token) {
+            causal.put(&mut token, fields);
+        }
+        *given.borrow_mut() = Some(Box::new(token));
+    }
+}
+
+/// Returns the token of a request. What the connection was given counts, also where the client does not bring it back.
+fn arrived(received: &Received, given: &Given) -> Token {
+    let mut token = received.token.clone();
+    if let Some(given) = &*given.borrow() {
+        token.join(given);
+    }
+    token
+}
+
+impl CausalSession {
+    fn put(&self, token: &mut Token, fields: &mut HeaderMap) {
+        let text = self.rules.signer.seal(token, clock::unix_seconds());
+        let Received { in_cookie, in_field, .. } = self.received;
+        if (in_cookie || !in_field)
+            && let Ok(cookie) = HeaderValue::try_from(format!(
+                "{COOKIE_NAME}={text}; Path=/; Max-Age={LIFE}; HttpOnly; SameSite=Lax{}",
+                if self.is_secure { "; Secure" } else { "" }
+            ))
+        {
+            fields.append(SET_COOKIE, cookie);
+        }
+        if (in_field || !in_cookie)
+            && let Ok(value) = HeaderValue::try_from(text)
+        {
+            fields.insert(FIELD, value);
+        }
+    }
+}
+
+/// Returns the 409 for a write whose session does not know of another one, with the clocks of both.
+fn concurrent_write(requester: &Requester, known: &Known) -> Problem {
+    let clock = |dots: &mut dyn Iterator<Item = Dot>| {
+        let numbers = dots.map(|dot| (format!("{:016x}", dot.process), json!(dot.number)));
+        Value::Object(numbers.collect())
+    };
+    let detail = "another write to the same group is not known to this session: read, merge and write again";
+    let mut theirs = known.clock.iter().chain([known.dot]);
+    let mut yours = requester.token.writes(&requester.groups);
+    Problem::new(ProblemKind::ConcurrentWrite, detail)
+        .with_member("concurrent", clock(&mut theirs))
+        .with_member("yours", clock(&mut yours))
+}
+
+/// Directives that would let another cache serve a response without asking.
+const SHARED: [&str; 5] = ["public", "s-maxage", "proxy-revalidate", "private", "no-cache"];
+/// Fields by which other caches are told more than by `Cache-Control`.
+const OTHER_CACHES: [HeaderName; 2] =
+    [HeaderName::from_static("cdn-cache-control"), HeaderName::from_static("surrogate-control")];
+
+/// Adds `private, no-cache` to a response, in place of what contradicts it.
+fn bar_other_caches(fields: &mut HeaderMap) {
+    let mut value = Vec::new();
+    for line in fields.get_all(CACHE_CONTROL) {
+        for directive in line.as_bytes().split(|&byte| byte == b',').map(<[u8]>::trim_ascii) {
+            let name = directive.split(|&byte| byte == b'=').next().unwrap_or_default().trim_ascii();
+            let is_shared = SHARED.iter().any(|shared| name.eq_ignore_ascii_case(shared.as_bytes()));
+            // A list of fields, as of `no-cache="set-cookie"`, may hold commas: of such a value nothing is kept.
+            if directive.contains(&b'"') {
+                value.clear();
+                break;
+            }
+            if !directive.is_empty() && !is_shared {
+                value.extend_from_slice(directive);
+                value.extend_from_slice(b", ");
+            }
+        }
+    }
+    value.extend_from_slice(b"private, no-cache");
+    if let Ok(value) = HeaderValue::from_bytes(&value) {
+        fields.insert(CACHE_CONTROL, value);
+    }
+    for name in &OTHER_CACHES {
+        fields.remove(name);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn other_caches_are_barred_whatever_the_response_says() {
+        for (lines, expected) in [
+            (&[][..], "private, no-cache"),
+            (&["max-age=60"], "max-age=60, private, no-cache"),
+            (&["public, max-age=60", "S-MaxAge=9, must-revalidate"], "max-age=60, must-revalidate, private, no-cache"),
+            (&["no-store"], "no-store, private, no-cache"),
+            (&["private, no-cache"], "private, no-cache"),
+            (&["no-cache=\"set-cookie, x\", max-age=1"], "private, no-cache"),
+        ] {
+            let mut fields = HeaderMap::new();
+            lines.iter().for_each(|line| _ = fields.append(CACHE_CONTROL, HeaderValue::from_static(line)));
+            fields.insert("cdn-cache-control", HeaderValue::from_static("max-age=9"));
+            bar_other_caches(&mut fields);
+            let found: Vec<&HeaderValue> = fields.get_all(CACHE_CONTROL).iter().collect();
+            assert_eq!(found, [expected], "{lines:?}");
+            assert!(!fields.contains_key("cdn-cache-control"));
+        }
+    }
+}
