@@ -1,7 +1,10 @@
-//! Histories of sessions that go to any of three proxies, with faults, and their checker: a session reads its own
-//! writes, and never goes back. `RINGWAY_HISTORIES=N` runs that many of 500 operations.
+//! Histories of sessions that go to any of three proxies, without a bus and with one that is cut off half of the time,
+//! and their checker: a session reads its own writes, and never goes back. `RINGWAY_HISTORIES=N` runs that many of 500
+//! operations of each kind.
 
+use super::bus::Heard;
 use super::{Proxies, Session};
+use crate::engines::Link;
 use crate::support::Proxy;
 use std::collections::HashMap;
 use std::sync::Mutex;
@@ -81,17 +84,20 @@ fn session(proxies: &[Proxy], random: &mut Random, operations: usize, prefix: u6
     done
 }
 
-/// Purges now and then, and forgets everything that is stored.
-fn disturb(proxies: &[Proxy], random: &mut Random, is_over: &AtomicBool) {
+/// Purges now and then, forgets everything that is stored, and cuts proxies off the bus half of the time.
+fn disturb(proxies: &[Proxy], links: &[Link], random: &mut Random, is_over: &AtomicBool) {
     while !is_over.load(Ordering::Relaxed) {
         let proxy = &proxies[random.below(proxies.len() as u64) as usize];
         let soft = random.below(2) == 0;
         proxy.purge(&format!("{{\"all\": true, \"soft\": {soft}}}"));
+        for link in links {
+            link.cut(random.below(2) == 0);
+        }
         std::thread::park_timeout(Duration::from_millis(5 + random.below(40)));
     }
 }
 
-fn history(fleet: &Proxies, seed: u64, operations: usize) -> Vec<String> {
+fn history(proxies: &[Proxy], links: &[Link], seed: u64, operations: usize) -> Vec<String> {
     let is_over = AtomicBool::new(false);
     let found = Mutex::new(Vec::new());
     std::thread::scope(|scope| {
@@ -100,12 +106,12 @@ fn history(fleet: &Proxies, seed: u64, operations: usize) -> Vec<String> {
                 let found = &found;
                 scope.spawn(move || {
                     let mut random = Random(seed ^ (number << 32));
-                    let done = session(&fleet.proxies, &mut random, operations / SESSIONS, seed);
+                    let done = session(proxies, &mut random, operations / SESSIONS, seed);
                     found.lock().unwrap().extend(violations(&done));
                 })
             })
             .collect();
-        let disturber = scope.spawn(|| disturb(&fleet.proxies, &mut Random(!seed), &is_over));
+        let disturber = scope.spawn(|| disturb(proxies, links, &mut Random(!seed), &is_over));
         let results: Vec<_> = sessions.into_iter().map(std::thread::ScopedJoinHandle::join).collect();
         is_over.store(true, Ordering::Relaxed);
         disturber.join().unwrap();
@@ -114,19 +120,28 @@ fn history(fleet: &Proxies, seed: u64, operations: usize) -> Vec<String> {
     found.into_inner().unwrap().into_iter().map(|violation| format!("seed {seed:x}: {violation}")).collect()
 }
 
-#[test]
-fn no_session_goes_back_in_histories_over_three_proxies() {
+fn histories(proxies: &[Proxy], links: &[Link]) {
     let (count, operations) = match std::env::var("RINGWAY_HISTORIES") {
         Ok(count) => (count.parse().expect("RINGWAY_HISTORIES is a number"), 500),
         Err(_) => (20, 120),
     };
-    let fleet = Proxies::causal(3);
     let mut found = Vec::new();
     for number in 0..count {
-        found.extend(history(&fleet, getrandom::u64().unwrap() >> 16, operations));
+        found.extend(history(proxies, links, getrandom::u64().unwrap() >> 16, operations));
         if number % 100 == 99 {
             eprintln!("{} histories, {} violations", number + 1, found.len());
         }
     }
     assert!(found.is_empty(), "{found:#?}");
+}
+
+#[test]
+fn no_session_goes_back_in_histories_over_three_proxies() {
+    histories(&Proxies::causal(3).proxies, &[]);
+}
+
+#[test]
+fn no_session_goes_back_in_histories_with_a_bus_that_is_cut() {
+    let Some(fleet) = Heard::start(3) else { return };
+    histories(&fleet.proxies, &fleet.links);
 }
