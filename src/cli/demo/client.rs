@@ -25,6 +25,12 @@ pub(super) async fn shop(proxy: SocketAddr, cookie: &str) -> Result<Answer, Clie
     send_body(if cookie.is_empty() { visit } else { visit.header("cookie", cookie) }, "").await
 }
 
+/// Reads or writes a note, with the session of an earlier answer or without.
+pub(super) async fn note(method: Method, proxy: SocketAddr, session: &str) -> Result<Answer, ClientError> {
+    let note = request(method, proxy, "/notes/1").header("host", "notes.example");
+    send_body(if session.is_empty() { note } else { note.header("cookie", session) }, "").await
+}
+
 /// Sends a payment, which runs once however often it is sent.
 pub(super) async fn pay(proxy: SocketAddr, key: &str) -> Result<Answer, ClientError> {
     let payment = request(Method::POST, proxy, "/payments")

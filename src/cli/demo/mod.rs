@@ -1,4 +1,4 @@
-//! `ringway demo`: three nodes, the proxy in front of them, and a tour that checks its own claims.
+//! `ringway demo`: three nodes, two proxies in front of them, and a tour that checks its own claims.
 
 mod client;
 mod echo;
@@ -62,6 +62,8 @@ fn program() -> String {
 /// The nodes, the proxy and the files of the tour.
 struct Stage {
     proxy: SocketAddr,
+    /// Another proxy of the same fleet.
+    other_proxy: SocketAddr,
     admin: SocketAddr,
     /// Three that serve from the beginning, and one that joins.
     nodes: Vec<DemoNode>,
@@ -80,13 +82,16 @@ async fn demo(once: bool) -> Outcome {
     let (config, _) = Config::load(&file.path()).map_err(|report| report.to_string())?;
     let mut running = server::start(config, server::Inherited::default()).await?;
     let (_, proxy) = running.listeners().swap_remove(0);
+    let (config, _) = Config::load(&file.second(&nodes[..3])?).map_err(|report| report.to_string())?;
+    let mut other = server::start(config, server::Inherited::default()).await?;
+    let (_, other_proxy) = other.listeners().swap_remove(0);
 
     println!("Ringway {} on http://{proxy}, before three nodes:", env!("CARGO_PKG_VERSION"));
     for node in &nodes[..3] {
         println!("  {} on http://{}", node.id, node.address);
     }
     println!();
-    let mut stage = Stage { proxy, admin: running.admin(), nodes, services, file };
+    let mut stage = Stage { proxy, other_proxy, admin: running.admin(), nodes, services, file };
     let held = tour::take(&mut stage).await?;
     println!();
     if !once {
@@ -108,6 +113,7 @@ async fn demo(once: bool) -> Outcome {
         println!("\nCtrl-C ends it.");
         end().await?;
     }
+    other.stop();
     running.stop();
     Ok(if held { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
@@ -127,7 +133,9 @@ impl DemoFile {
         let pools = pools.map(|(name, at)| format!("  {name}: {{ nodes: [{{ id: {name}-1, address: \"{at}\" }}] }}\n"));
         let file = DemoFile { folder, services: pools.collect() };
         let secret: String = (0..4).map(|_| format!("{:016x}", fastrand::u64(..))).collect();
-        std::fs::write(file.folder.join("affinity.key"), secret)?;
+        for name in ["affinity.key", "fleet.key"] {
+            std::fs::write(file.folder.join(name), &secret)?;
+        }
         Ok(file)
     }
 
@@ -135,18 +143,31 @@ impl DemoFile {
         self.folder.join("ringway.yaml")
     }
 
+    /// Writes the configuration of the other proxy, with a store of its own. Returns its path.
+    fn second(&self, nodes: &[DemoNode]) -> io::Result<PathBuf> {
+        let path = self.folder.join("second.yaml");
+        let text = format!("idempotency_store: {{ path: second/store.db }}\n{}", self.text(nodes));
+        std::fs::write(&path, text)?;
+        Ok(path)
+    }
+
     /// Writes a configuration with these nodes over the old one.
     fn write(&self, nodes: &[DemoNode]) -> io::Result<()> {
+        self.write_text(&self.text(nodes))
+    }
+
+    fn text(&self, nodes: &[DemoNode]) -> String {
         let list: String = nodes
             .iter()
             .map(|node| format!("      - {{ id: {}, address: \"{}\" }}\n", node.id, node.address))
             .collect();
         let services = &self.services;
-        self.write_text(&format!(
+        format!(
             "listeners:
   - {{ name: http, address: \"127.0.0.1:0\" }}
 admin: {{ address: \"127.0.0.1:0\" }}
 access_log: {{ format: \"off\" }}
+fleet: {{ secret_file: fleet.key }}
 pools:
   app:
     health_check: {{ interval: 100ms, healthy_after: 1, unhealthy_after: 2 }}
@@ -175,9 +196,10 @@ routes:
           request: {{ pool: shipping, path: /shipments, body: {{ reservation: \"${{steps.reserve.body.id}}\" }} }}
       respond: {{ status: 201, body: {{ shipment: \"${{steps.ship.body.id}}\" }} }}
   - {{ name: news, path_prefix: /news, pool: app, hash_on: [uri], cache: {{ default_ttl: 1m }} }}
+  - {{ name: notes, path_prefix: /notes, pool: app, hash_on: [uri], cache: {{ default_ttl: 1m }}, consistency: {{ level: causal }} }}
   - {{ name: site, path_prefix: /, pool: app, hash_on: [header:x-user-id, client_ip] }}
 "
-        ))
+        )
     }
 
     fn write_text(&self, text: &str) -> io::Result<()> {

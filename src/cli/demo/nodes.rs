@@ -53,23 +53,36 @@ impl DemoNode {
 
 async fn serve(listener: TcpListener, id: &'static str, served: Arc<AtomicU64>) {
     let mut connections = JoinSet::new();
+    let notes = Arc::new(AtomicU64::new(1));
     while let Ok((stream, _)) = listener.accept().await {
-        let served = Arc::clone(&served);
+        let counters = (Arc::clone(&served), Arc::clone(&notes));
         connections.spawn(async move {
-            let service = service_fn(move |request| answer(request, id, Arc::clone(&served)));
+            let service =
+                service_fn(move |request| answer(request, id, (Arc::clone(&counters.0), Arc::clone(&counters.1))));
             let _ = Builder::new().serve_connection(TokioIo::new(stream), service).await;
         });
     }
+}
+
+/// Answers with the version of the notes, which every POST makes a new one.
+fn note(request: &Request<Incoming>, notes: &AtomicU64) -> Response<Full<Bytes>> {
+    if request.method() == http::Method::POST {
+        notes.fetch_add(1, Ordering::Relaxed);
+    }
+    Response::new(Full::new(Bytes::from(format!("version {}", notes.load(Ordering::Relaxed)))))
 }
 
 /// Answers with the node's name and the number of bytes in the request.
 async fn answer(
     request: Request<Incoming>,
     id: &'static str,
-    served: Arc<AtomicU64>,
+    (served, notes): (Arc<AtomicU64>, Arc<AtomicU64>),
 ) -> Result<Response<Full<Bytes>>, hyper::Error> {
     if request.uri().path() != "/healthz" {
         served.fetch_add(1, Ordering::Relaxed);
+    }
+    if request.uri().path().starts_with("/notes/") {
+        return Ok(note(&request, &notes));
     }
     let received = request.into_body().collect().await?.to_bytes().len();
     let mut response = Response::new(Full::new(Bytes::from(format!("{id} got {received} bytes\n"))));

@@ -1,7 +1,7 @@
 //! The tour: each step sends real requests, prints the results, and checks them.
 
 use super::Stage;
-use super::client::{admin, ambiguous, get, order, pay, purge, shop, upload};
+use super::client::{admin, ambiguous, get, note, order, pay, purge, shop, upload};
 use super::nodes::DemoNode;
 use http::Method;
 use std::collections::BTreeMap;
@@ -37,6 +37,7 @@ pub(super) async fn take(stage: &mut Stage) -> io::Result<bool> {
     two_meanings_are_refused(stage, &mut report).await?;
     sessions_stick(stage, &mut report).await?;
     one_fetch_serves_all(stage, &mut report).await?;
+    a_client_reads_its_own_write(stage, &mut report).await?;
     a_payment_is_charged_once(stage, &mut report).await?;
     an_order_is_whole_or_undone(stage, &mut report).await?;
     wait_until(stage.admin, "/api/pools", |pools| !pools.contains("\"healthy\": false")).await?;
@@ -122,6 +123,22 @@ async fn one_fetch_serves_all(stage: &Stage, report: &mut Report) -> io::Result<
     let status = after.field("cache-status").unwrap_or_default().to_owned();
     let said = format!("The page was purged ({purged}); the next reader had it fetched anew: `{status}`.");
     report.step("A purge is in force at once.", &said, purged == 200 && served() - before == 2);
+    Ok(())
+}
+
+async fn a_client_reads_its_own_write(stage: &Stage, report: &mut Report) -> io::Result<()> {
+    let (here, there) = (stage.proxy, stage.other_proxy);
+    let before = note(Method::GET, there, "").await?;
+    let written = note(Method::POST, here, "").await?;
+    let session = written.field("set-cookie").and_then(|set| set.split(';').next()).unwrap_or_default().to_owned();
+    let others = note(Method::GET, there, "").await?;
+    let own = note(Method::GET, there, &session).await?;
+    let said = format!(
+        "A note was at {} on one proxy; a client made {} of it through the other. Then the first proxy gave {} to others from its cache, and {} to that client.",
+        before.body, written.body, others.body, own.body
+    );
+    let ok = own.body == written.body && others.body == before.body && own.body != before.body;
+    report.step("Clients read their own writes, on any proxy.", &said, ok);
     Ok(())
 }
 
