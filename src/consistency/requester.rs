@@ -6,6 +6,7 @@ use super::token::Token;
 use super::vector::{Clock, Dot};
 use super::writes::{Known, Relation, Write, Writes};
 use std::cell::{Cell, RefCell};
+use std::rc::Rc;
 use std::sync::Arc;
 
 /// The longest time without validation after which a response is served, in milliseconds: half of the life of a session
@@ -52,11 +53,12 @@ pub(crate) struct Requester {
     pub(crate) guarantee: Guarantee,
     pub(crate) groups: Groups,
     /// What its session has seen.
-    pub(crate) token: Token,
+    pub(crate) token: Rc<Token>,
     /// What its answer includes at least, where the route refuses concurrent writes.
     begun: Option<TagBase>,
-    /// The stored response that it is answered with.
-    served: RefCell<Option<Tag>>,
+    /// The dot of the stored response that it is answered with, and its tag where the route refuses concurrent writes.
+    served: Cell<Option<Dot>>,
+    included: RefCell<Option<Tag>>,
     /// The dot of the write that it has made.
     written: Cell<Option<Dot>>,
 }
@@ -75,14 +77,15 @@ pub(crate) enum Rejection {
 }
 
 impl Requester {
-    pub(crate) fn new(causality: &Arc<Causality>, guarantee: Guarantee, groups: Groups, token: Token) -> Requester {
+    pub(crate) fn new(causality: &Arc<Causality>, guarantee: Guarantee, groups: Groups, token: Rc<Token>) -> Requester {
         Requester {
             causality: Arc::clone(causality),
             guarantee,
             groups,
             token,
             begun: None,
-            served: RefCell::default(),
+            served: Cell::new(None),
+            included: RefCell::default(),
             written: Cell::new(None),
         }
     }
@@ -135,7 +138,10 @@ impl Requester {
 
     /// Notes the answer that the client gets.
     pub(crate) fn serves(&self, tag: Option<&Tag>) {
-        *self.served.borrow_mut() = tag.cloned();
+        self.served.set(tag.map(|tag| tag.dot));
+        if self.begun.is_some() {
+            *self.included.borrow_mut() = tag.cloned();
+        }
     }
 
     /// Notes that a node has answered the write of the request, which began with this base. Returns what others have to
@@ -148,15 +154,22 @@ impl Requester {
         write
     }
 
+    /// Returns whether the session has the answer already: it has got the same stored response before, and nothing else of
+    /// its groups.
+    pub(crate) fn has_answer(&self) -> bool {
+        let has = |dot| self.groups.iter().all(|group| self.token.has_only(*group, dot));
+        self.begun.is_none() && self.served.get().is_some_and(has)
+    }
+
     /// Notes the answer, whose head is about to leave, in the token of its session: with the dot of the stored response
     /// or of the write, else with a new one.
     pub(crate) fn answer(&self, token: &mut Token) {
-        let served = self.served.borrow();
-        let known = served.as_ref().map(|tag| tag.dot).or(self.written.get());
+        let included = self.included.borrow();
+        let known = self.served.get().or(self.written.get());
         let dot = known.unwrap_or_else(|| self.causality.clock.next());
         token.answered(&self.groups, &self.token, dot, |group| {
             let Some(begun) = &self.begun else { return Vec::new() };
-            let includes = |dot: &Dot| match &*served {
+            let includes = |dot: &Dot| match &*included {
                 Some(tag) => tag.covers(*dot),
                 None => begun.covers(*dot) || self.written.get() == Some(*dot),
             };

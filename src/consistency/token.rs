@@ -83,6 +83,11 @@ impl Token {
         })
     }
 
+    /// Returns whether the session has this dot of a group, and no other one.
+    pub(super) fn has_only(&self, group: GroupId, dot: Dot) -> bool {
+        self.of(group).is_some_and(|seen| seen.dots[..] == [dot])
+    }
+
     /// Returns whether the session has seen a write to one of these groups.
     pub(crate) fn has_seen(&self, write: Dot, groups: &[GroupId]) -> bool {
         groups.iter().filter_map(|group| self.of(*group)).any(|seen| {

@@ -370,6 +370,11 @@ impl RequestFields {
             let rest = pair.trim_ascii().strip_prefix(name.as_bytes());
             !rest.is_some_and(|rest| rest.starts_with(b"="))
         };
+        let is_alone = |line: &HeaderValue| !line.as_bytes().contains(&b';') && !is_other(&line.as_bytes());
+        if self.map.get_all(COOKIE).iter().all(is_alone) {
+            self.map.remove(COOKIE);
+            return;
+        }
         let lines: Vec<HeaderValue> = self.map.get_all(COOKIE).iter().cloned().collect();
         self.map.remove(COOKIE);
         for line in lines {

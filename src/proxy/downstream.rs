@@ -1,7 +1,7 @@
 //! The downstream connection, as the pipeline uses it.
 
+use super::session::Given;
 use super::streams::{OpenStream, Streams};
-use crate::consistency::Token;
 use crate::io;
 use crate::tls::Names;
 use crate::upstream::InFlight;
@@ -47,11 +47,8 @@ pub(crate) struct ConnectionState {
     /// The requests on this connection so far.
     requests: Cell<u32>,
     /// The session token that was handed out last.
-    pub(super) session: Given,
+    pub(super) session: RefCell<Option<Given>>,
 }
-
-/// The session token that a connection was given last.
-pub(super) type Given = RefCell<Option<Box<Token>>>;
 
 /// The state of a connection of HTTP/1; of a stream it stays as it begins.
 #[derive(Default)]

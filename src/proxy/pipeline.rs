@@ -96,11 +96,11 @@ fn begin(
             key_headers: &snapshot.key_headers,
         };
         let (mut head, form) = enter(head, &uri, host.as_ref(), peer, bounds)?;
-        let received = snapshot
-            .sessions
-            .as_ref()
-            .map(|rules| (rules, session::take(rules, &mut head.fields, worker.recorder.metrics())));
         let given = &downstream.connection.session;
+        let received = snapshot.sessions.as_ref().map(|rules| {
+            let metrics = worker.recorder.metrics();
+            (rules, session::take(rules, &mut head.fields, given, metrics))
+        });
         downstream.http1.says_close.set(head.fields.facts.says_close);
         check_admission(downstream, &head.method, &form)?;
 

@@ -4,7 +4,6 @@
 //! The token travels in the cookie `ringway-session` or in the field `Ringway-Session`. An answer has it in the form in
 //! which the request had it, in both where the request had none, and only where it has changed.
 
-use super::downstream::Given;
 use super::hash_key::cookies;
 use super::request::Form;
 use crate::clock;
@@ -22,6 +21,8 @@ use http::header::{CACHE_CONTROL, SET_COOKIE};
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 use prometheus::IntCounter;
 use serde_json::{Value, json};
+use smallvec::SmallVec;
+use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -123,47 +124,51 @@ impl GroupSubject for GroupedRequest<'_> {
     }
 }
 
+/// The token that a client has, as far as its connection knows: a request with the same text needs no verification.
+pub(super) struct Given {
+    rules: Arc<SessionRules>,
+    token: Rc<Token>,
+    text: Box<[u8]>,
+}
+
+type GivenSlot = RefCell<Option<Given>>;
+
 /// The token that a request has brought, and the forms in which it had it.
 #[derive(Default)]
 pub(super) struct Received {
-    token: Token,
+    token: Rc<Token>,
+    /// The text, where it is one and a good one.
+    text: Option<Box<[u8]>>,
     in_cookie: bool,
     in_field: bool,
 }
 
 /// Takes the tokens off a request.
-pub(super) fn take(rules: &SessionRules, fields: &mut RequestFields, metrics: &Metrics) -> Received {
+pub(super) fn take(
+    rules: &Arc<SessionRules>,
+    fields: &mut RequestFields,
+    given: &GivenSlot,
+    metrics: &Metrics,
+) -> Received {
     let mut received = Received::default();
-    let (mut texts, mut now) = (0, 0);
-    let mut read = |text: &[u8], token: &mut Token| {
-        texts += 1;
-        now = if now == 0 { clock::unix_seconds() } else { now };
-        let opened = if texts > MAX_TOKENS { Opened::Bad } else { rules.signer.open(text, now) };
-        let (other, result) = match opened {
-            Opened::Token(other) => (other, None),
-            Opened::Expired => (Token::default(), Some("expired")),
-            Opened::OtherTemplates => (Token::unknown(), Some("other_templates")),
-            Opened::Bad => (Token::unknown(), Some("bad")),
-        };
-        if let Some(result) = result {
-            metrics.session_tokens.with_label_values(&[result]).inc();
-        }
-        match texts {
-            1 => *token = other,
-            _ => token.join(&other),
-        }
-    };
+    let mut texts: SmallVec<[&[u8]; 1]> = SmallVec::new();
     for value in fields.plain().get_all(FIELD) {
         received.in_field = true;
         // An empty value asks for the field, and brings no token.
-        if !value.is_empty() {
-            read(value.as_bytes(), &mut received.token);
-        }
+        texts.extend(Some(value.as_bytes()).filter(|text| !text.is_empty()));
     }
     for value in cookies(fields.plain(), COOKIE_NAME) {
         received.in_cookie = true;
-        read(value, &mut received.token);
+        texts.push(value);
     }
+    match (&texts[..], &*given.borrow()) {
+        ([], _) => {}
+        ([text], Some(given)) if *given.text == **text && Arc::ptr_eq(&given.rules, rules) => {
+            received.token = Rc::clone(&given.token);
+        }
+        _ => (received.token, received.text) = open(rules, &texts, metrics),
+    }
+    drop(texts);
     if received.in_field {
         fields.remove(&FIELD);
     }
@@ -171,6 +176,32 @@ pub(super) fn take(rules: &SessionRules, fields: &mut RequestFields, metrics: &M
         fields.remove_cookie(COOKIE_NAME);
     }
     received
+}
+
+/// Returns what several texts bring together, and the text where it is one and a good one.
+fn open(rules: &SessionRules, texts: &[&[u8]], metrics: &Metrics) -> (Rc<Token>, Option<Box<[u8]>>) {
+    let now = clock::unix_seconds();
+    let (mut token, mut good) = (None::<Token>, None);
+    for (number, text) in texts.iter().enumerate() {
+        let opened = if number < MAX_TOKENS { rules.signer.open(text, now) } else { Opened::Bad };
+        let (other, result) = match opened {
+            Opened::Token(other) => {
+                good = Some((*text).into());
+                (other, None)
+            }
+            Opened::Expired => (Token::default(), Some("expired")),
+            Opened::OtherTemplates => (Token::unknown(), Some("other_templates")),
+            Opened::Bad => (Token::unknown(), Some("bad")),
+        };
+        if let Some(result) = result {
+            metrics.session_tokens.with_label_values(&[result]).inc();
+        }
+        match &mut token {
+            None => token = Some(other),
+            Some(token) => token.join(&other),
+        }
+    }
+    (Rc::new(token.unwrap_or_default()), good.filter(|_| texts.len() == 1))
 }
 
 /// A request on a route with a guarantee, until its answer leaves.
@@ -190,7 +221,7 @@ struct CausalSession {
 impl Session {
     /// Returns the session of a request.
     pub(super) fn begin(
-        (causality, given): (&Arc<Causality>, &Given),
+        (causality, given): (&Arc<Causality>, &GivenSlot),
         rules: &ConsistencyRules,
         sessions: Option<(&Arc<SessionRules>, Received)>,
         (form, fields): (&Form<'_>, &RequestFields),
@@ -201,23 +232,23 @@ impl Session {
         };
         match (rules.guarantee, sessions) {
             (Guarantee::Causal, Some((sessions, received))) => {
-                let requester = of(rules.groups(form, fields), arrived(&received, given));
+                let requester = of(rules.groups(form, fields), arrived(&received.token, given));
                 let is_secure = fields.facts.is_secure;
                 let causal = CausalSession { rules: Arc::clone(sessions), received, is_secure };
                 Session { requester, causal: Some(causal) }
             }
-            _ => Session { requester: of(Groups::new(), Token::default()), causal: None },
+            _ => Session { requester: of(Groups::new(), Rc::default()), causal: None },
         }
     }
 
     /// Returns the session of a request that writes to these groups by requests of the proxy's own.
     pub(super) fn of_groups(
-        (causality, given): (&Arc<Causality>, &Given),
+        (causality, given): (&Arc<Causality>, &GivenSlot),
         groups: &[String],
         (sessions, received): (&Arc<SessionRules>, Received),
         is_secure: bool,
     ) -> Session {
-        let token = arrived(&received, given);
+        let token = arrived(&received.token, given);
         let groups = groups.iter().map(|group| group_id(group)).collect();
         let requester = Requester::new(causality, Guarantee::Causal, groups, token);
         let causal = CausalSession { rules: Arc::clone(sessions), received, is_secure };
@@ -238,35 +269,42 @@ impl Session {
 
     /// Adds the token to an answer, and bars caches behind the proxy from it: their copies would be outside of the
     /// guarantee. A stored result of an idempotent request keeps its own `Cache-Control`.
-    pub(super) fn finish(&self, fields: &mut HeaderMap, given: &Given, is_stored_result: bool) {
+    pub(super) fn finish(&self, fields: &mut HeaderMap, given: &GivenSlot, is_stored_result: bool) {
         if !is_stored_result {
             bar_other_caches(fields);
         }
         let Some(causal) = &self.causal else { return };
-        let mut token = self.requester.token.clone();
-        if let Some(given) = &*given.borrow() {
-            token.join(given);
-        }
-        self.requester.answer(&mut token);
         fields.remove(FIELD);
-        if !token.is_same_as(&causal.received.token) {
-            causal.put(&mut token, fields);
+        let has_it = |given: &Given| Rc::ptr_eq(&given.token, &self.requester.token) && self.requester.has_answer();
+        if given.borrow().as_ref().is_some_and(has_it) {
+            return;
         }
-        *given.borrow_mut() = Some(Box::new(token));
+        let mut token = arrived(&self.requester.token, given).as_ref().clone();
+        self.requester.answer(&mut token);
+        let text = match token.is_same_as(&causal.received.token) {
+            true => causal.received.text.clone().unwrap_or_default(),
+            false => causal.put(&mut token, fields).into(),
+        };
+        *given.borrow_mut() = Some(Given { rules: Arc::clone(&causal.rules), token: Rc::new(token), text });
     }
 }
 
-/// Returns the token of a request. What the connection was given counts, also where the client does not bring it back.
-fn arrived(received: &Received, given: &Given) -> Token {
-    let mut token = received.token.clone();
-    if let Some(given) = &*given.borrow() {
-        token.join(given);
+/// Returns a session's token with what the connection was given, which counts also where the client does not bring it
+/// back.
+fn arrived(token: &Rc<Token>, given: &GivenSlot) -> Rc<Token> {
+    match &*given.borrow() {
+        Some(given) if !Rc::ptr_eq(&given.token, token) => {
+            let mut token = Token::clone(token);
+            token.join(&given.token);
+            Rc::new(token)
+        }
+        _ => Rc::clone(token),
     }
-    token
 }
 
 impl CausalSession {
-    fn put(&self, token: &mut Token, fields: &mut HeaderMap) {
+    /// Adds a token to an answer. Returns its text.
+    fn put(&self, token: &mut Token, fields: &mut HeaderMap) -> Vec<u8> {
         let text = self.rules.signer.seal(token, clock::unix_seconds());
         let Received { in_cookie, in_field, .. } = self.received;
         if (in_cookie || !in_field)
@@ -278,10 +316,11 @@ impl CausalSession {
             fields.append(SET_COOKIE, cookie);
         }
         if (in_field || !in_cookie)
-            && let Ok(value) = HeaderValue::try_from(text)
+            && let Ok(value) = HeaderValue::try_from(&text)
         {
             fields.insert(FIELD, value);
         }
+        text.into_bytes()
     }
 }
 
@@ -307,7 +346,7 @@ const OTHER_CACHES: [HeaderName; 2] =
 
 /// Adds `private, no-cache` to a response, in place of what contradicts it.
 fn bar_other_caches(fields: &mut HeaderMap) {
-    let mut value = Vec::new();
+    let mut value: SmallVec<[u8; 128]> = SmallVec::new();
     for line in fields.get_all(CACHE_CONTROL) {
         for directive in line.as_bytes().split(|&byte| byte == b',').map(<[u8]>::trim_ascii) {
             let name = directive.split(|&byte| byte == b'=').next().unwrap_or_default().trim_ascii();
