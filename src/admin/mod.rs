@@ -1,13 +1,17 @@
-//! The admin listener: probes, metrics and the API, for people and scripts on the same machine.
+//! The admin listener: the dashboard, probes, metrics and the API, for people and scripts on the same machine.
 //!
 //! Requests that a browser was tricked into sending are refused: the Host must be one that the
 //! listener answers to, and an Origin must be the listener's own.
 
 mod body;
 mod connections;
+mod dashboard;
 mod event_stream;
+mod orders;
+mod query;
 mod routes;
 mod socket;
+mod tap_stream;
 
 use crate::control::{Access, Control};
 use crate::http::problem::{Problem, ProblemKind};
@@ -146,7 +150,7 @@ async fn answer(
     let allowed = match reach {
         Reach::ReadOnly if is_probe || path == "/metrics" => Ok(()),
         Reach::ReadOnly => Err(routes::not_found()),
-        Reach::Everything => control.access().check(request.headers(), is_probe),
+        Reach::Everything => control.access().check(request.headers(), is_probe || dashboard::has(path)),
     };
     let answered = match allowed {
         Ok(()) => routes::answer(control, request, peer, connection).await,
@@ -163,7 +167,9 @@ async fn answer(
 }
 
 impl Access {
-    fn check(&self, fields: &HeaderMap, is_probe: bool) -> Result<(), Problem> {
+    /// Refuses what does not come from a client of this listener. Probes and the dashboard's files are open to all that
+    /// reach it.
+    fn check(&self, fields: &HeaderMap, is_open: bool) -> Result<(), Problem> {
         let host = fields.get(HOST).and_then(|value| value.to_str().ok()).unwrap_or_default();
         if !self.answers_to(host) {
             let detail = "the admin listener does not answer to this Host; name it under `admin.allowed_hosts`";
@@ -177,7 +183,7 @@ impl Access {
             }
         }
         match &self.token {
-            Some(token) if !is_probe && !has_token(fields, token) => {
+            Some(token) if !is_open && !has_token(fields, token) => {
                 let detail = "send the token as `Authorization: Bearer TOKEN`";
                 Err(Problem::new(ProblemKind::Unauthorized, detail))
             }

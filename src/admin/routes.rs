@@ -3,11 +3,13 @@
 use super::BODY_TIMEOUT;
 use super::body::Body;
 use super::connections::AdminConnection;
+use super::dashboard;
 use super::event_stream;
+use super::orders::{decision, purge_order};
+use super::query;
+use super::tap_stream;
 use crate::config::NodeState;
-use crate::control::{
-    CommandResult, Control, Decided, HeardBy, PurgeOrder, PurgeTarget, Purged, Release, SagaDecision,
-};
+use crate::control::{CommandResult, Control, Decided, HeardBy, Purged, Release, RingKey, SagaDecision};
 use crate::http::problem::{Problem, ProblemKind};
 use bytes::Bytes;
 use http::header::{CACHE_CONTROL, CONTENT_TYPE};
@@ -16,17 +18,21 @@ use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
 use percent_encoding::percent_decode_str;
 use serde::Serialize;
-use serde_json::Value as Json;
 use std::borrow::Cow;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Instant;
 use tokio::sync::watch;
 
 /// The words for the states of a saga.
 const SAGA_STATES: [&str; 5] = ["running", "compensating", "succeeded", "compensated", "stuck"];
 
-/// The largest body of a request here.
+/// The largest body of a request here, and of a plan, which may be a whole file.
 const MAX_BODY: usize = 64 << 10;
+const MAX_PLAN: usize = 4 << 20;
+/// The slices of a ring without `slices`, and the most of them.
+const SLICES: u64 = 720;
+const MAX_SLICES: u64 = 4096;
 
 pub(super) async fn answer(
     control: &dyn Control,
@@ -42,6 +48,12 @@ pub(super) async fn answer(
     if *request.method() == Method::GET && *segments == ["api", "events"] {
         let reading = place.read().ok_or_else(too_many_readers)?;
         return Ok(event_stream::respond(control.events(), request.headers(), reading, paused.clone()));
+    }
+    if *request.method() == Method::GET && *segments == ["api", "tap"] {
+        let (filter, sampling) = query::tap(request.uri().query(), |key| control.places(key))?;
+        let reading = place.read().ok_or_else(too_many_readers)?;
+        let reader = control.observers().tap.open(filter, sampling).ok_or_else(too_many_readers)?;
+        return Ok(tap_stream::respond(reader, reading, paused.clone()));
     }
     match *request.method() {
         Method::GET | Method::HEAD => place.working(read(control, &request, &segments)).await,
@@ -67,11 +79,27 @@ async fn read(
         ["api", "status"] => Ok(as_json(&control.status())),
         ["api", "config"] => Ok(as_json(&control.config())),
         ["api", "pools"] => Ok(as_json(&control.pools())),
-        ["api", "pools", pool, "ring"] => match parameter(request, "key") {
-            Some(key) => control.owners(pool, &key).map(|owners| as_json(&owners)).ok_or_else(not_found),
-            None => Err(missing_key()),
-        },
+        ["api", "pools", pool, "ring"] => ring(control, request, pool),
+        ["api", "history"] => {
+            let after = query::number(request.uri().query(), "after", 0)?;
+            Ok(respond(
+                StatusCode::OK,
+                "application/json",
+                serde_json::to_vec(&control.history(after)).unwrap_or_default().into(),
+            ))
+        }
+        ["api", "top"] => {
+            let (by, measure, most) = query::top(request.uri().query())?;
+            Ok(as_json(&control.observers().top.ask(by, measure, most, Instant::now())))
+        }
+        ["api", "check"] => {
+            let unreadable = |error| Problem::new(ProblemKind::ReloadFailed, error);
+            control.check().await.map(|found| as_json(&found)).map_err(unreadable)
+        }
         ["api", "idempotency"] => match parameter(request, "key") {
+            None if parameter(request, "state").as_deref() == Some("unknown") => {
+                control.unknown().await.map(|found| as_json(&found)).map_err(store_failed)
+            }
             Some(key) => control.idempotency(&key).await.map(|found| as_json(&found)).map_err(store_failed),
             None => Err(missing_key()),
         },
@@ -87,14 +115,30 @@ async fn read(
             Ok(as_json(&control.group(&group.join("/"))))
         }
         ["api", "fleet"] => control.fleet().map(|fleet| as_json(&fleet)).ok_or_else(no_fleet),
-        ["api", "events"] => Err(wrong_method("GET")),
+        ["api", "events" | "tap"] => Err(wrong_method("GET")),
         ["api", "idempotency", _] => Err(wrong_method("DELETE")),
-        ["api", "reload" | "drain"]
+        ["api", "reload" | "drain" | "plan"]
         | ["api", "fleet", _, "forget"]
         | ["api", "sagas", _, "retry" | "resolve"]
         | ["api", "cache", "purge"]
         | ["api", "pools", _, "nodes", _, "up" | "drain" | "down"] => Err(wrong_method("POST")),
-        _ => Err(not_found()),
+        _ => dashboard::respond(request.uri().path(), request.headers()).ok_or_else(not_found),
+    }
+}
+
+/// Returns the nodes of a key or of its place, or the owners of the slices of a ring.
+fn ring(control: &dyn Control, request: &Request<Incoming>, pool: &str) -> Result<Response<Body>, Problem> {
+    let owners = |key: RingKey<'_>| control.owners(pool, key).map(|owners| as_json(&owners)).ok_or_else(not_found);
+    let place = |digits: String| u64::from_str_radix(&digits, 16).ok().filter(|_| digits.len() == 16);
+    match (parameter(request, "key"), parameter(request, "key_hash"), parameter(request, "slices")) {
+        (Some(key), ..) => owners(RingKey::Text(&key)),
+        (None, Some(digits), _) => owners(RingKey::Place(place(digits).ok_or_else(missing_key)?)),
+        (None, None, Some(_)) => {
+            let count = query::number(request.uri().query(), "slices", SLICES)?.clamp(1, MAX_SLICES);
+            let slices = control.slices(pool, usize::try_from(count).unwrap_or_default()).ok_or_else(not_found)?;
+            Ok(respond(StatusCode::OK, "application/json", serde_json::to_vec(&slices).unwrap_or_default().into()))
+        }
+        (None, None, None) => Err(missing_key()),
     }
 }
 
@@ -147,13 +191,19 @@ async fn change(
                 }
             }
         }
+        ["api", "plan"] => {
+            let bad = |detail| Problem::new(ProblemKind::BadPlan, detail);
+            let order = serde_json::from_slice(&read_up_to(body, MAX_PLAN).await?);
+            let order = order.map_err(|error| bad(format!("expected a JSON object with a plan: {error}")))?;
+            place.working(control.plan(order)).await.map(|plan| as_json(&plan)).map_err(bad)
+        }
         ["api", "sagas", id, word @ ("retry" | "resolve")] => {
             let (decision, name) = decision(word, &read_body(body).await?).map_err(bad_decision)?;
             let by = name.map_or_else(|| peer.to_string(), |name| format!("{name} at {peer}"));
             decide(id, decision, place.working(control.decide(id, decision, &by)).await.map_err(store_failed)?)
         }
         ["api", "idempotency", _] => Err(wrong_method("DELETE")),
-        ["api", "events" | "fleet" | "sagas"] => Err(wrong_method("GET")),
+        ["api", "events" | "fleet" | "sagas" | "tap" | "top" | "history" | "check"] => Err(wrong_method("GET")),
         _ => Err(not_found()),
     }
 }
@@ -175,34 +225,6 @@ fn decide(id: &str, decision: SagaDecision, decided: Decided) -> Result<Response
             Err(Problem::new(ProblemKind::NoSuchSaga, detail))
         }
     }
-}
-
-/// Returns the decision that a path and a body stand for, and the name of the person; or why it makes no sense.
-fn decision(word: &str, body: &[u8]) -> Result<(SagaDecision, Option<String>), String> {
-    const EXPECTED: &str = r#"expected a JSON object with "outcome": "succeeded" or "compensated" for `resolve`, and perhaps "by" with a name of at most 128 characters"#;
-    let given = match body.trim_ascii() {
-        b"" => serde_json::Map::new(),
-        body => match serde_json::from_slice(body) {
-            Ok(Json::Object(given)) => given,
-            _ => return Err(EXPECTED.to_owned()),
-        },
-    };
-    let (mut outcome, mut by) = (None, None);
-    for (key, value) in &given {
-        match (key.as_str(), value.as_str()) {
-            ("outcome", Some("succeeded")) if word == "resolve" => outcome = Some(SagaDecision::ResolveSucceeded),
-            ("outcome", Some("compensated")) if word == "resolve" => outcome = Some(SagaDecision::ResolveCompensated),
-            ("by", Some(name)) if is_name(name) => by = Some(name.to_owned()),
-            _ => return Err(format!("`{key}` is not known here, or has another value; {EXPECTED}")),
-        }
-    }
-    let retry = (word == "retry").then_some(SagaDecision::Retry);
-    Ok((retry.or(outcome).ok_or(EXPECTED)?, by))
-}
-
-/// Returns whether a text can stand in a log as the name of a person.
-fn is_name(text: &str) -> bool {
-    (1..=128).contains(&text.chars().count()) && !text.chars().any(char::is_control)
 }
 
 fn bad_decision(detail: String) -> Problem {
@@ -228,12 +250,12 @@ async fn remove(control: &dyn Control, segments: &[&str], peer: SocketAddr) -> R
 }
 
 fn too_many_readers() -> Problem {
-    let detail = "as many clients read events as may; end one of them, or ask again later";
+    let detail = "as many clients read streams as may; end one of them, or ask again later";
     Problem::new(ProblemKind::TooManyReaders, detail).retry_after(5)
 }
 
 fn missing_key() -> Problem {
-    let detail = "give the key as `?key=KEY`";
+    let detail = "give the key as `?key=KEY`; for a ring, its place as `?key_hash=` with 16 hexadecimal digits will do";
     Problem::new(ProblemKind::MissingKey, detail)
 }
 
@@ -244,46 +266,19 @@ fn store_failed(error: String) -> Problem {
 
 /// Returns a small body, complete.
 async fn read_body(body: &mut Incoming) -> Result<Bytes, Problem> {
-    let Ok(whole) = tokio::time::timeout(BODY_TIMEOUT, Limited::new(body, MAX_BODY).collect()).await else {
+    read_up_to(body, MAX_BODY).await
+}
+
+/// Returns a body of at most so many bytes, complete.
+async fn read_up_to(body: &mut Incoming, most: usize) -> Result<Bytes, Problem> {
+    let Ok(whole) = tokio::time::timeout(BODY_TIMEOUT, Limited::new(body, most).collect()).await else {
         let detail = format!("the body did not arrive within {BODY_TIMEOUT:?}");
         return Err(Problem::new(ProblemKind::RequestTimeout, detail).closing());
     };
     whole.map(http_body_util::Collected::to_bytes).map_err(|_| {
-        let detail = format!("the body is larger than {MAX_BODY} bytes, or did not arrive whole");
+        let detail = format!("the body is larger than {most} bytes, or did not arrive whole");
         Problem::new(ProblemKind::ContentTooLarge, detail)
     })
-}
-
-/// Returns the purge that a body requests, or the reason for which it is invalid.
-fn purge_order(body: &[u8]) -> Result<PurgeOrder, String> {
-    const EXPECTED: &str = r#"expected a JSON object with one of "url", "prefix", "tag" (each a text) and "all": true, and perhaps "soft": true"#;
-    let Ok(Json::Object(given)) = serde_json::from_slice(body) else { return Err(EXPECTED.to_owned()) };
-    let mut what = None;
-    let mut soft = false;
-    for (key, value) in &given {
-        let text = || match value {
-            Json::String(text) if !text.is_empty() => Ok(text.clone()),
-            _ => Err(format!("expected a text for \"{key}\"; {EXPECTED}")),
-        };
-        let target = match key.as_str() {
-            "url" => Some(PurgeTarget::Url(text()?)),
-            "prefix" => Some(PurgeTarget::Prefix(text()?)),
-            "tag" => Some(PurgeTarget::Tag(text()?)),
-            "all" if *value == Json::Bool(true) => Some(PurgeTarget::All),
-            "all" | "soft" if !value.is_boolean() => return Err(format!("expected true or false for \"{key}\"")),
-            "all" => None,
-            "soft" => {
-                soft = *value == Json::Bool(true);
-                None
-            }
-            _ => return Err(format!("`{key}` is not known; {EXPECTED}")),
-        };
-        if target.is_some() && what.is_some() {
-            return Err(EXPECTED.to_owned());
-        }
-        what = what.or(target);
-    }
-    what.map(|what| PurgeOrder { what, soft }).ok_or_else(|| EXPECTED.to_owned())
 }
 
 /// Returns which proxies have applied a purge, as the end of a sentence.
@@ -315,7 +310,7 @@ fn wrong_method(allowed: &str) -> Problem {
 }
 
 pub(super) fn not_found() -> Problem {
-    let detail = "there is nothing at this path; see `/api/status`, `/api/config`, `/api/pools`, `/metrics`";
+    let detail = "there is nothing at this path; see `/`, `/api/status`, `/api/config`, `/api/pools`, `/metrics`";
     Problem::new(ProblemKind::NotFound, detail)
 }
 
@@ -342,57 +337,4 @@ fn respond(status: StatusCode, media_type: &'static str, body: Bytes) -> Respons
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(media_type));
     response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     response
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_decision_says_what_became_of_the_saga() {
-        let read = |word, body: &str| decision(word, body.as_bytes());
-        let by = |name: &str| Some(name.to_owned());
-        assert_eq!(read("retry", ""), Ok((SagaDecision::Retry, None)));
-        assert_eq!(read("retry", r#" {"by": "ann"} "#), Ok((SagaDecision::Retry, by("ann"))));
-        let (succeeded, compensated) = (SagaDecision::ResolveSucceeded, SagaDecision::ResolveCompensated);
-        assert_eq!(read("resolve", r#"{"outcome": "succeeded"}"#), Ok((succeeded, None)));
-        assert_eq!(read("resolve", r#"{"outcome": "compensated", "by": "b"}"#), Ok((compensated, by("b"))));
-        for (word, bad) in [
-            ("resolve", ""),
-            ("resolve", "{}"),
-            ("resolve", r#"{"outcome": "stuck"}"#),
-            ("retry", r#"{"outcome": "succeeded"}"#),
-            ("retry", r#"{"by": "a\nb"}"#),
-            ("retry", r#"{"by": ""}"#),
-            ("retry", r#"{"who": "ann"}"#),
-            ("retry", "[]"),
-            ("retry", "no JSON"),
-        ] {
-            assert!(read(word, bad).is_err(), "{word} {bad}");
-        }
-    }
-
-    #[test]
-    fn purges_say_one_thing() {
-        let read = |text: &str| purge_order(text.as_bytes());
-        let order = |what, soft| Ok(PurgeOrder { what, soft });
-        assert_eq!(read(r#"{"url": "http://a/b"}"#), order(PurgeTarget::Url("http://a/b".into()), false));
-        assert_eq!(read(r#"{"prefix": "/a", "soft": true}"#), order(PurgeTarget::Prefix("/a".into()), true));
-        assert_eq!(read(r#"{"soft": false, "tag": "t"}"#), order(PurgeTarget::Tag("t".into()), false));
-        assert_eq!(read(r#"{"all": true}"#), order(PurgeTarget::All, false));
-        for bad in [
-            "",
-            "[]",
-            "{}",
-            r#"{"all": false}"#,
-            r#"{"all": 1}"#,
-            r#"{"url": ""}"#,
-            r#"{"url": 1}"#,
-            r#"{"url": "/a", "tag": "b"}"#,
-            r#"{"tags": "b"}"#,
-            r#"{"all": true, "soft": "yes"}"#,
-        ] {
-            assert!(read(bad).is_err(), "{bad}");
-        }
-    }
 }

@@ -1,7 +1,7 @@
 //! The commands' client of the admin API.
 
 use super::Outcome;
-use super::http_client::{Answer, ClientError, send};
+use super::http_client::{Answer, ClientError, StreamError, send, stream};
 use crate::control::CommandResult;
 use bytes::Bytes;
 use http::header::AUTHORIZATION;
@@ -44,6 +44,8 @@ pub(super) enum ApiError {
     /// The proxy has refused the request, with its own explanation.
     #[error("{0}")]
     Refused(String),
+    #[error(transparent)]
+    Output(io::Error),
     #[error("cannot start a runtime: {0}")]
     Runtime(io::Error),
 }
@@ -75,6 +77,27 @@ impl Target {
 
     /// Makes one call; a response that is no success becomes its problem's detail.
     fn call<T: DeserializeOwned>(&self, method: Method, path: &str, body: String) -> Result<T, ApiError> {
+        let (url, request) = self.request(method, path, body)?;
+        let answer = runtime()?.block_on(send(request)).map_err(|cause| self.unreachable(cause))?;
+        let unknown = |cause| ApiError::Unknown { url: url.clone(), status: answer.status, cause };
+        match answer.status {
+            200 => serde_json::from_str(&answer.body).map_err(unknown),
+            _ => Err(refused(url.clone(), &answer)),
+        }
+    }
+
+    /// Reads a stream of lines until the function returns false, or the proxy ends it.
+    pub(super) fn stream(&self, path: &str, line: &mut dyn FnMut(&str) -> io::Result<bool>) -> Result<(), ApiError> {
+        let (url, request) = self.request(Method::GET, path, String::new())?;
+        runtime()?.block_on(stream(request, line)).map_err(|error| match error {
+            StreamError::Refused(answer) => refused(url, &answer),
+            StreamError::Failed(cause) => self.unreachable(cause),
+            StreamError::Output(cause) => ApiError::Output(cause),
+        })
+    }
+
+    /// Returns the URL of a call, and its request with the token.
+    fn request(&self, method: Method, path: &str, body: String) -> Result<(String, Request<Bytes>), ApiError> {
         let url = format!("{}{path}", self.admin.trim_end_matches('/'));
         let mut request = Request::builder().method(method).uri(&url);
         if let Some(file) = &self.token_file {
@@ -84,17 +107,27 @@ impl Target {
             request = request.header(AUTHORIZATION, value.map_err(|_| ApiError::BadToken(file.clone()))?);
         }
         let request = request.body(Bytes::from(body)).map_err(|_| ApiError::Url(self.admin.clone()))?;
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(ApiError::Runtime)?;
-        let Answer { status, body, .. } = runtime.block_on(send(request)).map_err(|cause| match cause {
+        Ok((url, request))
+    }
+
+    fn unreachable(&self, cause: ClientError) -> ApiError {
+        match cause {
             ClientError::Url(_) => ApiError::Url(self.admin.clone()),
             cause => ApiError::Unreachable { admin: self.admin.clone(), cause },
-        })?;
-        let unknown = |cause| ApiError::Unknown { url: url.clone(), status, cause };
-        match status {
-            200 => serde_json::from_str(&body).map_err(unknown),
-            401 => Err(ApiError::Unauthorized { url }),
-            _ => Err(ApiError::Refused(serde_json::from_str::<Refusal>(&body).map_err(unknown)?.detail)),
         }
+    }
+}
+
+fn runtime() -> Result<tokio::runtime::Runtime, ApiError> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(ApiError::Runtime)
+}
+
+/// Returns the error of a response that is no success.
+fn refused(url: String, answer: &Answer) -> ApiError {
+    match (answer.status, serde_json::from_str::<Refusal>(&answer.body)) {
+        (401, _) => ApiError::Unauthorized { url },
+        (_, Ok(refusal)) => ApiError::Refused(refusal.detail),
+        (status, Err(cause)) => ApiError::Unknown { url, status, cause },
     }
 }
 

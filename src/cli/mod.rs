@@ -15,6 +15,8 @@ mod sagas;
 mod schema;
 mod status;
 mod store;
+mod tap;
+mod top;
 
 use crate::config::{self, Config, Report};
 use clap::{CommandFactory, Parser, Subcommand};
@@ -62,6 +64,10 @@ enum Command {
     Fleet(fleet::Options),
     /// Show the sagas of a running proxy and its fleet, or decide on one that is stuck.
     Sagas(sagas::Options),
+    /// Show the requests of a running proxy as they end: a sample, filtered.
+    Tap(Box<tap::Options>),
+    /// Show the hottest keys, URLs, clients or routes of a running proxy.
+    Top(top::Options),
     /// Print the tables of a shared idempotency store, copy records between stores, or adopt a new store.
     Store(store::Options),
     /// Print completions for a shell.
@@ -105,6 +111,8 @@ pub fn main() -> ExitCode {
         Command::Node(options) => node::run(&options),
         Command::Fleet(options) => fleet::run(&options),
         Command::Sagas(options) => sagas::run(&options),
+        Command::Tap(options) => tap::run(&options),
+        Command::Top(options) => top::run(&options),
         Command::Store(options) => store::run(options),
         Command::Completions { shell } => {
             // To a buffer first: `generate` panics where its reader has gone.
@@ -138,5 +146,10 @@ fn shown(duration: std::time::Duration) -> String {
 }
 
 fn is_broken_pipe(error: &(dyn std::error::Error + 'static)) -> bool {
-    error.downcast_ref::<std::io::Error>().is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
+    let of_stream = error.downcast_ref().and_then(|error| match error {
+        api::ApiError::Output(error) => Some(error),
+        _ => None,
+    });
+    let error = error.downcast_ref::<std::io::Error>().or(of_stream);
+    error.is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
 }

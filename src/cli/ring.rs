@@ -2,9 +2,9 @@
 
 use super::{Outcome, load};
 use crate::config::{Config, Pool};
-use crate::ring::{Change, Member, Ring, Seed};
+use crate::control::{KeyOrder, Members, PlanKeys, PlanNode, PoolPlan, Side, changed};
+use crate::ring::{Member, Ring, Seed};
 use crate::upstream::seed_of;
-use serde_json::json;
 use std::io::{Write, stdout};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -34,9 +34,6 @@ pub(super) struct Options {
     json: bool,
 }
 
-/// The members of a pool, now or after a change.
-type Members = Vec<(String, u32)>;
-
 pub(super) fn run(options: Options) -> Outcome {
     let Some((config, _)) = load(options.config.clone()) else { return Ok(ExitCode::FAILURE) };
     let (name, pool) = choose_pool(&config, options.pool.as_deref())?;
@@ -44,7 +41,7 @@ pub(super) fn run(options: Options) -> Outcome {
         eprintln!("the nodes that `discovery` finds are not known here; name them with --with ADDRESS:PORT");
     }
     let now: Members = pool.listed().iter().map(|node| (node.id.value.clone(), node.weight)).collect();
-    let then = change(&now, &options)?;
+    let then = changed(&now, &options.without, &options.with_).map_err(|error| format!("--{error}"))?;
     let seed = seed_of(name, pool, &config.secrets);
     let (before, after) = (build(seed, pool, &now), build(seed, pool, &then));
     let keys = match &options.keys {
@@ -55,19 +52,13 @@ pub(super) fn run(options: Options) -> Outcome {
             text.lines().filter(|line| !line.is_empty()).map(str::to_owned).collect()
         }
     };
-    let moved = Change::between((&before, &ids(&now)), (&after, &ids(&then)));
-    let view = View {
-        name,
-        key: options.key.as_deref(),
-        keys,
-        now: (&now, &before),
-        then: (then != now).then_some((&then, &after)),
-        moved,
-    };
+    let (now, then) = (Side { members: &now, ring: &before }, Side { members: &then, ring: &after });
+    let asked = PlanKeys { key: options.key.as_deref(), keys: &keys };
+    let plan = PoolPlan::of(name, now, (then.members != now.members).then_some(then), &asked);
     if options.json {
-        writeln!(stdout(), "{:#}", view.json())?;
+        writeln!(stdout(), "{:#}", serde_json::to_value(&plan)?)?;
     } else {
-        view.print(&mut stdout().lock())?;
+        print(&mut stdout().lock(), &plan, &keys)?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -87,136 +78,48 @@ fn choose_pool<'a>(config: &'a Config, wanted: Option<&str>) -> Result<(&'a str,
         .ok_or_else(|| format!("there is no pool `{name}`; the pools are: {}", names()))
 }
 
-fn change(now: &Members, options: &Options) -> Result<Members, String> {
-    let mut then = now.clone();
-    for id in &options.without {
-        let before = then.len();
-        then.retain(|(node, _)| node != id);
-        if then.len() == before {
-            return Err(format!("--without {id}: the pool has no such node"));
-        }
-    }
-    for wanted in &options.with_ {
-        let (id, weight) = match wanted.split_once('=') {
-            None => (wanted.as_str(), 1),
-            Some((id, weight)) => {
-                let weight = weight.parse().ok().filter(|&weight| weight <= 1000);
-                (
-                    id,
-                    weight
-                        .ok_or_else(|| format!("--with {wanted}: expected ID=WEIGHT with a weight from 0 to 1000"))?,
-                )
-            }
-        };
-        match then.iter_mut().find(|(node, _)| node == id) {
-            Some((_, old)) => *old = weight,
-            None => then.push((id.to_owned(), weight)),
-        }
-    }
-    Ok(then)
-}
-
 fn build(seed: &str, pool: &Pool, members: &Members) -> Ring {
     let list: Vec<Member<'_>> = members.iter().map(|(id, weight)| Member { id, weight: *weight }).collect();
     Ring::build(Seed::new(seed), pool.ring.virtual_nodes, &list)
 }
 
-fn ids(members: &Members) -> Vec<&str> {
-    members.iter().map(|(id, _)| id.as_str()).collect()
-}
-
-struct View<'a> {
-    name: &'a str,
-    key: Option<&'a str>,
-    /// Those whose owners are shown.
-    keys: Vec<String>,
-    now: (&'a Members, &'a Ring),
-    then: Option<(&'a Members, &'a Ring)>,
-    moved: Change,
-}
-
-impl View<'_> {
-    fn order(&self, key: &str, (members, ring): (&Members, &Ring)) -> Vec<String> {
-        ring.walk(ring.hash_key(key.as_bytes())).map(|member| members[member].0.clone()).collect()
-    }
-
-    fn owner<'m>(&self, key: &str, (members, ring): (&'m Members, &Ring)) -> Option<&'m str> {
-        ring.owner(ring.hash_key(key.as_bytes())).map(|member| members[member].0.as_str())
-    }
-
-    fn owners(&self, side: (&Members, &Ring)) -> serde_json::Value {
-        self.keys
-            .iter()
-            .map(|key| (key.clone(), json!(self.owner(key, side))))
-            .collect::<serde_json::Map<_, _>>()
-            .into()
-    }
-
-    fn json(&self) -> serde_json::Value {
-        let nodes = |(members, ring): (&Members, &Ring)| -> serde_json::Value {
-            let listed = members.iter().zip(ring.shares());
-            listed.map(|((id, weight), share)| json!({ "id": id, "weight": weight, "share": share })).collect()
+fn print(out: &mut impl Write, plan: &PoolPlan, keys: &[String]) -> std::io::Result<()> {
+    writeln!(out, "pool {}: {} nodes, {} points", plan.pool, plan.nodes.len(), plan.points)?;
+    let after = plan.change.iter().flat_map(|change| &change.nodes);
+    let width = plan.nodes.iter().chain(after).map(|node| node.id.len()).max().unwrap_or(0).max(4);
+    print_nodes(out, &plan.nodes, width)?;
+    print_order(out, plan.key.as_ref())?;
+    for key in keys {
+        let owner = |owners: &serde_json::Map<String, serde_json::Value>| {
+            owners.get(key).and_then(|owner| owner.as_str()).unwrap_or("nobody").to_owned()
         };
-        let mut out = json!({ "pool": self.name, "points": self.now.1.points(), "nodes": nodes(self.now) });
-        if let Some(key) = self.key {
-            out["key"] = json!({ "key": key, "order": self.order(key, self.now) });
+        let (now, then) = (owner(&plan.owners), plan.change.as_ref().map(|change| owner(&change.owners)));
+        match then {
+            Some(then) if then != now => writeln!(out, "{key}: {now} -> {then}")?,
+            _ => writeln!(out, "{key}: {now}")?,
         }
-        if !self.keys.is_empty() {
-            out["owners"] = self.owners(self.now);
-        }
-        if let Some(then) = self.then {
-            let transfers: Vec<_> =
-                self.moved.transfers.iter().map(|t| json!({ "from": t.from, "to": t.to, "share": t.share })).collect();
-            out["change"] = json!({ "nodes": nodes(then), "moved": self.moved.moved, "transfers": transfers });
-            if let Some(key) = self.key {
-                out["change"]["key"] = json!({ "key": key, "order": self.order(key, then) });
-            }
-            if !self.keys.is_empty() {
-                out["change"]["owners"] = self.owners(then);
-            }
-        }
-        out
     }
+    let Some(change) = &plan.change else { return Ok(()) };
+    writeln!(out, "\nafter the change {:.2} % of the keys have another node:", change.moved * 100.0)?;
+    for transfer in &change.transfers {
+        let name = |node: &Option<String>| node.clone().unwrap_or_else(|| "nobody".to_owned());
+        writeln!(out, "  {:>5.2} %  {} -> {}", transfer.share * 100.0, name(&transfer.from), name(&transfer.to))?;
+    }
+    print_nodes(out, &change.nodes, width)?;
+    print_order(out, change.key.as_ref())
+}
 
-    fn print(&self, out: &mut impl Write) -> std::io::Result<()> {
-        let (members, ring) = self.now;
-        writeln!(out, "pool {}: {} nodes, {} points", self.name, members.len(), ring.points())?;
-        let width = members
-            .iter()
-            .chain(self.then.iter().flat_map(|(then, _)| then.iter()))
-            .map(|(id, _)| id.len())
-            .max()
-            .unwrap_or(0)
-            .max(4);
-        writeln!(out, "\n  {:width$}  weight   share", "node")?;
-        for ((id, weight), share) in members.iter().zip(ring.shares()) {
-            writeln!(out, "  {id:width$}  {weight:>6}  {:>5.2} %", share * 100.0)?;
-        }
-        if let Some(key) = self.key {
-            writeln!(out, "\nkey {key}: {}", self.order(key, self.now).join(" -> "))?;
-        }
-        for key in &self.keys {
-            let owner = |side| self.owner(key, side).unwrap_or("nobody");
-            match self.then {
-                Some(then) if owner(then) != owner(self.now) => {
-                    writeln!(out, "{key}: {} -> {}", owner(self.now), owner(then))?;
-                }
-                _ => writeln!(out, "{key}: {}", owner(self.now))?,
-            }
-        }
-        let Some(then) = self.then else { return Ok(()) };
-        writeln!(out, "\nafter the change {:.2} % of the keys have another node:", self.moved.moved * 100.0)?;
-        for transfer in &self.moved.transfers {
-            let name = |node: &Option<String>| node.clone().unwrap_or_else(|| "nobody".to_owned());
-            writeln!(out, "  {:>5.2} %  {} -> {}", transfer.share * 100.0, name(&transfer.from), name(&transfer.to))?;
-        }
-        writeln!(out, "\n  {:width$}  weight   share", "node")?;
-        for ((id, weight), share) in then.0.iter().zip(then.1.shares()) {
-            writeln!(out, "  {id:width$}  {weight:>6}  {:>5.2} %", share * 100.0)?;
-        }
-        if let Some(key) = self.key {
-            writeln!(out, "\nkey {key}: {}", self.order(key, then).join(" -> "))?;
-        }
-        Ok(())
+fn print_nodes(out: &mut impl Write, nodes: &[PlanNode], width: usize) -> std::io::Result<()> {
+    writeln!(out, "\n  {:width$}  weight   share", "node")?;
+    for PlanNode { id, weight, share } in nodes {
+        writeln!(out, "  {id:width$}  {weight:>6}  {:>5.2} %", share * 100.0)?;
+    }
+    Ok(())
+}
+
+fn print_order(out: &mut impl Write, key: Option<&KeyOrder>) -> std::io::Result<()> {
+    match key {
+        Some(KeyOrder { key, order }) => writeln!(out, "\nkey {key}: {}", order.join(" -> ")),
+        None => Ok(()),
     }
 }

@@ -116,6 +116,15 @@ impl Diagnostics {
     }
 }
 
+/// One diagnostic of a report, for a program.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Finding {
+    pub(crate) is_error: bool,
+    /// Line and column, from 1; `None` where it concerns the whole file.
+    pub(crate) place: Option<(usize, usize)>,
+    pub(crate) message: String,
+}
+
 /// The diagnostics of one file, ready to print.
 #[derive(Debug)]
 pub struct Report {
@@ -135,6 +144,16 @@ impl Report {
     pub(crate) fn unreadable(file: &Path, message: String) -> Report {
         let diagnostic = Diagnostic { span: Span::default(), severity: Severity::Error, message };
         Report { file: file.to_owned(), findings: vec![(diagnostic, None)], files: Vec::new() }
+    }
+
+    /// Returns the diagnostics in the order of the file.
+    pub(crate) fn findings(&self) -> Vec<Finding> {
+        let finding = |(found, _): &(Diagnostic, Option<String>)| Finding {
+            is_error: found.severity == Severity::Error,
+            place: (found.span.line != 0).then_some((found.span.line, found.span.column)),
+            message: found.message.clone(),
+        };
+        self.findings.iter().map(finding).collect()
     }
 
     /// Returns the number of errors.

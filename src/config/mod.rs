@@ -21,6 +21,7 @@ mod validate_saga;
 pub(crate) mod values;
 
 pub(crate) use changes::changes;
+pub(crate) use diagnostics::Finding;
 pub use diagnostics::Report;
 #[cfg(feature = "redis")]
 pub(crate) use model::PoolTls;
@@ -34,6 +35,7 @@ pub(crate) use model::{
 };
 pub(crate) use model::{Level, OnConcurrentWrite};
 
+pub(crate) use units::duration;
 pub(crate) use validate::MAX_POINTS;
 
 use crate::tls::{ClientTls, ServerTls};
@@ -166,6 +168,28 @@ impl Config {
         }
     }
 
+    /// Returns the settings of a text that may come from outside, where it is valid, and its diagnostics. The files that
+    /// it names are not read. A variable of the environment keeps its name, unless the file in force names it too and
+    /// its value is a number, a size or a duration: other values might be secrets, which the reader could see in names.
+    pub(crate) fn draft(in_force: &Config, text: &str) -> (Option<Settings>, Vec<Finding>) {
+        let known = variables(&in_force.source);
+        let environment = |name: &str| {
+            let value = std::env::var(name).ok().filter(|value| known.contains(&name) && is_quantity(value));
+            Some(value.unwrap_or_else(|| format!("${{{name}}}")))
+        };
+        let mut diagnostics = Diagnostics::default();
+        let settings = tree::parse(text, &mut diagnostics).and_then(|tree| {
+            let mut reader = Reader { diagnostics: &mut diagnostics, environment: &environment, is_verbatim: false };
+            Settings::read(&tree, &mut reader)
+        });
+        if let Some(settings) = &settings {
+            validate::validate(settings, &mut diagnostics);
+        }
+        let is_valid = !diagnostics.has_errors();
+        let report = diagnostics.report(&in_force.file, text);
+        (settings.filter(|_| is_valid), report.findings())
+    }
+
     /// Returns the settings of a text, for tests of what is made of them, whatever else may be wrong.
     #[cfg(test)]
     pub(crate) fn settings_of(file: &Path, text: &str, environment: &dyn Fn(&str) -> Option<String>) -> Settings {
@@ -227,6 +251,12 @@ pub(crate) fn effective(config: &Config) -> serde_json::Value {
         }
     }
     shown
+}
+
+/// Returns whether a value is a number, perhaps with a unit.
+fn is_quantity(value: &str) -> bool {
+    let unit = value.trim_start_matches(|c: char| c.is_ascii_digit() || c == '.');
+    unit.len() < value.len() && value.len() <= 12 && unit.len() <= 3 && unit.chars().all(|c| c.is_ascii_alphabetic())
 }
 
 /// Returns the environment variables that a text names.

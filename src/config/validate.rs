@@ -3,8 +3,8 @@
 
 use super::diagnostics::{Diagnostics, Span};
 use super::model::{
-    AffinityCookie, AffinityMode, FieldRules, IdempotencyStore, Pool, RateLimit, Route, RouteCache, RouteIdempotency,
-    Settings, StoreKind, UnderscoresInHeaders,
+    AccessLog, AffinityCookie, AffinityMode, FieldRules, IdempotencyStore, LogFormat, Pool, RateLimit, Route,
+    RouteCache, RouteIdempotency, Settings, StoreKind, UnderscoresInHeaders,
 };
 use super::read::{Spanned, did_you_mean};
 use super::values::HashSource;
@@ -33,6 +33,7 @@ pub(super) fn validate(settings: &Settings, diagnostics: &mut Diagnostics) {
         validate_fleet::fleet(fleet, diagnostics);
     }
     admin(settings, diagnostics);
+    access_log(&settings.access_log, diagnostics);
     for route in &settings.routes {
         if let Some(limit) = &route.rate_limit {
             rate_limit(route, limit, diagnostics);
@@ -40,6 +41,14 @@ pub(super) fn validate(settings: &Settings, diagnostics: &mut Diagnostics) {
         if let Some(cookie) = &route.affinity_cookie {
             affinity_cookie(route, cookie, diagnostics);
         }
+    }
+}
+
+fn access_log(log: &AccessLog, diagnostics: &mut Diagnostics) {
+    let fields = || log.fields.iter().map(|field| (field.word(), field.span));
+    diagnostics.unique("field", fields());
+    if let Some((_, span)) = fields().next().filter(|_| log.format != LogFormat::Json) {
+        diagnostics.error(span, "`fields` chooses the fields of `format: json`; remove it, or use that format");
     }
 }
 

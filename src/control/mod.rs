@@ -2,24 +2,31 @@
 
 mod events;
 mod fleet;
+mod plan;
 mod status;
 
 use crate::config::NodeState;
+use crate::telemetry::observers::Observers;
 use std::fmt;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 
+pub(crate) use crate::telemetry::history::HistoryStatus;
+pub(crate) use crate::telemetry::top::TopStatus;
 #[cfg(test)]
 pub(crate) use events::CAPACITY as RING;
 pub(crate) use events::{Event, Events, NewEvents, RecordedEvent};
 pub(crate) use fleet::{
     BusNodeStatus, BusStatus, FleetStatus, GroupStatus, HeardBy, MemberStatus, RingStatus, WriteStatus,
 };
+pub(crate) use plan::{
+    CheckStatus, Finding, KeyOrder, Members, PlanKeys, PlanNode, PlanOrder, PlanStatus, PoolPlan, Side, changed,
+};
 pub(crate) use status::{
     CacheStatus, CommandResult, ConfigStatus, ConnectionsStatus, DiscoveryStatus, DrainStatus, EffectiveConfig,
     HealthCheckStatus, IdempotencyStatus, KeyOwners, ListenerStatus, NodeStatus, PoolStatus, RecordStatus,
-    ReloadStatus, SagaFailure, SagaStatus, SagaStepStatus, Status,
+    ReloadStatus, RingSlices, SagaFailure, SagaStatus, SagaStepStatus, Status,
 };
 
 /// The requests that a running proxy answers for the admin API.
@@ -37,7 +44,11 @@ pub(crate) trait Control: Send + Sync {
     /// Returns every pool with its nodes, their states, shares of the keys and load.
     fn pools(&self) -> Vec<PoolStatus>;
     /// Returns the nodes of a key in their order; `None` where the pool does not exist.
-    fn owners(&self, pool: &str, key: &str) -> Option<KeyOwners>;
+    fn owners(&self, pool: &str, key: RingKey<'_>) -> Option<KeyOwners>;
+    /// Returns the owners of equal slices of a pool's ring; `None` where the pool does not exist.
+    fn slices(&self, pool: &str, count: usize) -> Option<RingSlices>;
+    /// Returns the places of a key on the rings of all pools.
+    fn places(&self, key: &str) -> Vec<u64>;
     /// Sets the state of a node, until the file changes it. Returns whether the node exists; `None` where a new process
     /// is taking over, which must be addressed instead.
     fn set_node_state(&self, pool: &str, id: &str, state: NodeState) -> Option<bool>;
@@ -54,16 +65,33 @@ pub(crate) trait Control: Send + Sync {
     fn forget_member(&self, process: &str) -> Result<bool, String>;
     /// Returns the records of requests with an `Idempotency-Key`, or the reason for which the store cannot.
     fn idempotency<'a>(&'a self, key: &'a str) -> Reply<'a, Vec<RecordStatus>>;
+    /// Returns the newest records of this process whose outcome is not known, or the reason for which the store cannot.
+    fn unknown(&self) -> Reply<'_, Vec<RecordStatus>>;
     /// Releases a record that has ended, so that the next request with its key runs; `by` is the operator's address.
     fn release<'a>(&'a self, id: &'a str, by: SocketAddr) -> Reply<'a, Release>;
     /// Returns the sagas in a state, or all of them, the newest first; or why the store cannot tell.
     fn sagas<'a>(&'a self, state: Option<&'a str>) -> Reply<'a, Vec<SagaStatus>>;
     /// Carries out a person's decision on a saga that is stuck; `by` is who decides.
     fn decide<'a>(&'a self, id: &'a str, decision: SagaDecision, by: &'a str) -> Reply<'a, Decided>;
+    /// Returns the readers of finished requests.
+    fn observers(&self) -> Arc<Observers>;
+    /// Returns the samples of the last fifteen minutes after a number.
+    fn history(&self, after: u64) -> HistoryStatus;
+    /// Returns what a change would move, or why the order makes no sense.
+    fn plan(&self, order: PlanOrder) -> Reply<'_, PlanStatus>;
+    /// Returns the errors and warnings of the configuration file as it is now.
+    fn check(&self) -> Reply<'_, CheckStatus>;
     /// Returns the events of the process.
     fn events(&self) -> Arc<Events>;
     /// Begins to drain, as SIGTERM does.
     fn drain(&self);
+}
+
+/// A key of a ring, or the place where it lies.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum RingKey<'a> {
+    Text(&'a str),
+    Place(u64),
 }
 
 /// The reply to a call that the process carries out in the background, or the error as text.

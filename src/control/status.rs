@@ -169,7 +169,8 @@ pub(crate) struct DrainStatus {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct KeyOwners {
     pub(crate) pool: String,
-    pub(crate) key: String,
+    /// `None` where only its place is known.
+    pub(crate) key: Option<String>,
     /// 64 bits in hexadecimal.
     pub(crate) hash: String,
     pub(crate) owner: Option<String>,
@@ -177,6 +178,15 @@ pub(crate) struct KeyOwners {
     pub(crate) order: Vec<String>,
     /// The node that takes the key now.
     pub(crate) takes: Option<String>,
+}
+
+/// The owners of equal slices of a ring: `GET /api/pools/POOL/ring`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct RingSlices {
+    pub(crate) pool: String,
+    pub(crate) nodes: Vec<String>,
+    /// For each slice, from the place 0 on, the owner of the key at its middle, as an index into `nodes`.
+    pub(crate) slices: Vec<Option<usize>>,
 }
 
 /// A record of the idempotency store: `GET /api/idempotency?key=KEY` lists those of a key.

@@ -112,6 +112,12 @@ problem_kinds! {
     BadPurge: BAD_REQUEST, "bad-purge", None, Admin,
         "The body of a purge does not select any responses.",
         "Send one of `url`, `prefix`, `tag` and `\"all\": true`, and `soft` if needed.";
+    BadFilter: BAD_REQUEST, "bad-filter", None, Admin,
+        "A parameter of `/api/tap`, `/api/top` or `/api/history` is unknown, or its value is none.",
+        "Correct the parameter that `detail` names.";
+    BadPlan: BAD_REQUEST, "bad-plan", None, Admin,
+        "The body of `/api/plan` is no plan: a `file`, or a `pool` with `without` and `with`.",
+        "Correct what `detail` names. Errors within a file are no problem: they stand in the response.";
     BadDecision: BAD_REQUEST, "bad-decision", None, Admin,
         "There is no such state of sagas, or the body of a decision does not say what became of the saga.",
         "Send `\"outcome\": \"succeeded\"` or `\"compensated\"` to `resolve`, and your name as `by` if you want it.";
@@ -230,7 +236,7 @@ problem_kinds! {
         "A new process is taking over.",
         "Send the request again on a new connection.";
     TooManyReaders: SERVICE_UNAVAILABLE, "too-many-readers", None, Admin,
-        "The limit of readers of the stream of events is reached.",
+        "The limit of readers of `/api/events`, or of `/api/tap`, is reached.",
         "Close one of them, or retry after `Retry-After`.";
     UpstreamTimeout: GATEWAY_TIMEOUT, "upstream-timeout", Some("http_response_timeout"), Clients,
         "A node did not accept a connection, or did not answer, in time.",

@@ -118,9 +118,9 @@ impl Claim {
         let KeyedRequest { id, subject, .. } = &self.asked;
         match (&end, settled) {
             (End::Released, Settled::Durable) if self.way == ReleaseWay::Retaken => {
-                warn_unknown(*id, subject, "an earlier run of it may have been carried out");
+                self.unknown("an earlier run of it may have been carried out");
             }
-            (End::Unknown, Settled::Durable) => warn_unknown(*id, subject, "the node gave no whole answer"),
+            (End::Unknown, Settled::Durable) => self.unknown("the node gave no whole answer"),
             // A released claim is gone, whichever copy the store got first.
             (End::Done(_) | End::DoneWithoutBody | End::Unknown, Settled::Superseded) => {
                 tracing::warn!(%id, key = subject.key, "the end of a request came after another run of it was let");
@@ -128,6 +128,13 @@ impl Claim {
             _ => {}
         }
         settled
+    }
+
+    /// Notes that the outcome of its request is not known.
+    fn unknown(&self, why: &str) {
+        let KeyedRequest { id, subject, .. } = &self.asked;
+        warn_unknown(*id, subject, why);
+        self.records.unknowns.note(*id, subject);
     }
 
     async fn tell_store(&self, end: &End, patience: Duration) -> Result<bool, StoreError> {
@@ -155,7 +162,7 @@ impl Drop for Claim {
         }
         let end = if self.may_have_run { Abandoned::Unknown } else { Abandoned::Released(self.way) };
         if matches!(end, Abandoned::Unknown | Abandoned::Released(ReleaseWay::Retaken)) {
-            warn_unknown(self.asked.id, &self.asked.subject, "its run ended without a result that could be stored");
+            self.unknown("its run ended without a result that could be stored");
         }
         let of_saga = self.began.is_some();
         let unsettled = Unsettled { id: self.asked.id, end, ttl: self.ttl, of_saga, is_told: false };

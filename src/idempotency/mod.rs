@@ -35,6 +35,7 @@ mod sqlite;
 mod store;
 mod store_identity;
 mod stores;
+mod unknowns;
 
 pub(crate) use claim::{Claim, Settled};
 pub(crate) use copy::copy;

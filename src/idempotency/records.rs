@@ -8,6 +8,7 @@ use super::open_sagas::OpenSagas;
 use super::record::{Finish, Record, ReleaseWay, State, Token};
 use super::store::{Authorised, Completion, Found, Listed, Release, Store, StoreError, Tended};
 use super::stores::{self, Kind, OpenError};
+use super::unknowns::Unknowns;
 use crate::control::{Event, Events};
 use parking_lot::Mutex;
 use prometheus::{Histogram, HistogramVec};
@@ -45,6 +46,7 @@ pub(crate) struct Records {
     waiting: Mutex<HashMap<Id, Waiting>>,
     pub(super) claims: OpenClaims,
     pub(super) sagas: OpenSagas,
+    pub(super) unknowns: Unknowns,
 }
 
 #[derive(Default)]
@@ -146,6 +148,7 @@ impl Records {
             waiting: Mutex::default(),
             claims: OpenClaims::default(),
             sagas: OpenSagas::default(),
+            unknowns: Unknowns::default(),
         }))
     }
 
@@ -241,6 +244,22 @@ impl Records {
     pub(crate) async fn find(&self, key: &str) -> Result<Vec<Listed>, StoreError> {
         let mut listed = ask(&self.calls.find, PATIENCE, |done| self.store.find(key.to_owned(), done)).await?;
         listed.iter_mut().for_each(|listed| self.correct(&mut listed.record));
+        Ok(listed)
+    }
+
+    /// Returns the newest records of this process whose outcome is still not known; their age is the time since then.
+    pub(crate) async fn unknown(&self) -> Result<Vec<Listed>, StoreError> {
+        let mut listed = Vec::new();
+        for (id, subject, since) in self.unknowns.newest() {
+            let found = self.look_up(id).await?.filter(|found| found.record.state == State::Unknown);
+            // It was released, or a late result has arrived.
+            let Some(Found { record, .. }) = found else {
+                self.unknowns.forget(id);
+                continue;
+            };
+            let (subject, age) = ((*subject).clone(), since.elapsed());
+            listed.push(Listed { id, subject, record, status: None, age, expires_in: None, holder_name: None });
+        }
         Ok(listed)
     }
 

@@ -8,8 +8,10 @@ use super::session::Session;
 use crate::consistency::Requester;
 use crate::http::fields::X_REQUEST_ID;
 use crate::http::problem::Problem;
-use crate::telemetry::access_log::{AccessLog, Entry, Sink};
+use crate::telemetry::access_log::{AccessLog, Entry, Sink, Text};
 use crate::telemetry::metrics::{Abort, Metrics, method_label};
+use crate::telemetry::observers::Observers;
+use crate::telemetry::watched::Skipped;
 use crate::upstream::ClientPart;
 use http::header::{HOST, USER_AGENT};
 use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, Version, request};
@@ -24,10 +26,12 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
-/// The recorder of one worker's requests, in metrics and the access log.
+/// The recorder of one worker's requests, in metrics, in the access log and for observers.
 pub(crate) struct RequestRecorder {
     metrics: Arc<Metrics>,
     log: RefCell<Option<AccessLog>>,
+    observers: Arc<Observers>,
+    skipped: Skipped,
     /// Counters of requests by route, method and code, found once.
     counters: RefCell<HashMap<(u64, &'static str, u16), IntCounter, foldhash::fast::RandomState>>,
 }
@@ -43,8 +47,9 @@ const DISCARD_BYTES: usize = 1 << 20;
 const NO_ROUTE: u64 = 0;
 
 impl RequestRecorder {
-    pub(crate) fn new(metrics: Arc<Metrics>) -> RequestRecorder {
-        RequestRecorder { metrics, log: RefCell::default(), counters: RefCell::default() }
+    pub(crate) fn new(metrics: Arc<Metrics>, observers: Arc<Observers>) -> RequestRecorder {
+        let (log, counters) = (RefCell::default(), RefCell::default());
+        RequestRecorder { metrics, log, observers, skipped: Skipped::default(), counters }
     }
 
     /// Writes to another log from now on, if it is another one.
@@ -66,15 +71,32 @@ impl RequestRecorder {
         &self.metrics
     }
 
+    /// Returns whether the details of a request are recorded: for the access log, or for an observer.
+    fn wants_details(&self) -> bool {
+        self.log.borrow().is_some() || self.observers.is_watched()
+    }
+
+    /// Hands a finished request to the access log, unless its route has none, and to the observers.
+    fn record(&self, entry: &Entry<'_>, is_logged: bool) {
+        if let Some(log) = &*self.log.borrow()
+            && is_logged
+        {
+            log.write(entry);
+        }
+        if self.observers.is_watched() {
+            self.observers.observe(entry, &self.skipped);
+        }
+    }
+
     /// Counts and logs a request whose head could not be read.
     pub(crate) fn unreadable(&self, downstream: &Downstream, status: StatusCode, problem: &'static str) {
         self.count(NO_ROUTE, "none", "OTHER", status.as_u16());
         // The begin of the request is unknown.
         self.metrics.request_duration.with_label_values(&["none"]).observe(0.0);
-        if let Some(log) = &*self.log.borrow() {
-            log.write(&Entry {
+        if self.wants_details() {
+            let entry = Entry {
                 listener: &downstream.connection.listener,
-                client: downstream.connection.peer_text.to_str().unwrap_or_default(),
+                client: downstream.connection.peer.ip().to_canonical(),
                 method: "-",
                 host: "",
                 uri: "-",
@@ -95,7 +117,9 @@ impl RequestRecorder {
                 cache: None,
                 idempotency: None,
                 ended_by: "proxy",
-            });
+                key: None,
+            };
+            self.record(&entry, true);
         }
     }
 
@@ -137,6 +161,8 @@ pub(crate) struct RouteLabel {
     pub(crate) name: Box<str>,
     pub(crate) duration: Histogram,
     pub(crate) response_fields: FieldRules,
+    /// Its requests get lines in the access log.
+    pub(crate) is_logged: bool,
 }
 
 /// One request and its answer.
@@ -166,7 +192,7 @@ pub(crate) struct Exchange {
     ended_by: Cell<&'static str>,
     /// Its session, on a route with a guarantee.
     session: OnceCell<Box<Session>>,
-    /// Only where an access log is written.
+    /// Only for the access log and for observers.
     details: Option<Box<Details>>,
 }
 
@@ -178,6 +204,7 @@ struct Details {
     client_address: Cell<Option<IpAddr>>,
     request_id: RefCell<Option<HeaderValue>>,
     node: RefCell<Option<(Arc<str>, Arc<str>)>>,
+    key: Cell<Option<u64>>,
 }
 
 impl Exchange {
@@ -187,7 +214,7 @@ impl Exchange {
         head: &request::Parts,
     ) -> Rc<Exchange> {
         recorder.metrics.requests_in_flight.inc();
-        let details = recorder.log.borrow().is_some().then(|| {
+        let details = recorder.wants_details().then(|| {
             Box::new(Details {
                 uri: head.uri.clone(),
                 version: head.version,
@@ -196,6 +223,7 @@ impl Exchange {
                 client_address: Cell::new(None),
                 request_id: RefCell::default(),
                 node: RefCell::default(),
+                key: Cell::new(None),
             })
         });
         Rc::new(Exchange {
@@ -389,18 +417,24 @@ impl Exchange {
         }
     }
 
-    fn log(&self, log: &AccessLog, details: &Details, status: u16, route: &str, duration: Duration) {
-        let text =
-            |value: &Option<HeaderValue>| value.as_ref().and_then(|value| value.to_str().ok().map(str::to_owned));
-        let address = details.client_address.get().map(|address| address.to_string());
+    /// Notes the place of its hash key on the ring.
+    pub(super) fn hashed(&self, key: u64) {
+        if let Some(details) = &self.details {
+            details.key.set(Some(key));
+        }
+    }
+
+    /// Hands the finished request to the access log and to observers.
+    fn record(&self, details: &Details, status: u16, route: Option<&RouteLabel>, duration: Duration) {
         let node = details.node.borrow();
-        let uri = details.uri.path_and_query().map_or("/", http::uri::PathAndQuery::as_str);
-        log.write(&Entry {
-            listener: &self.downstream.connection.listener,
-            client: address.as_deref().or(self.downstream.connection.peer_text.to_str().ok()).unwrap_or_default(),
+        let request_id = details.request_id.borrow();
+        let connection = &self.downstream.connection;
+        let entry = Entry {
+            listener: &connection.listener,
+            client: details.client_address.get().unwrap_or_else(|| connection.peer.ip().to_canonical()),
             method: self.method.as_str(),
-            host: &text(&details.host).or_else(|| details.uri.host().map(str::to_owned)).unwrap_or_default(),
-            uri,
+            host: text_of(&details.host).or_else(|| details.uri.host()).unwrap_or_default(),
+            uri: details.uri.path_and_query().map_or("/", http::uri::PathAndQuery::as_str),
             protocol: match details.version {
                 Version::HTTP_10 => "HTTP/1.0",
                 Version::HTTP_2 => "HTTP/2.0",
@@ -412,18 +446,25 @@ impl Exchange {
             duration: duration.as_secs_f64(),
             connect: self.connect_time.get().map(|time| time.as_secs_f64()),
             first_byte: self.first_byte_time.get().map(|time| time.as_secs_f64()),
-            route,
+            route: route.map_or("none", |route| &*route.name),
             pool: node.as_ref().map(|(pool, _)| &**pool),
             node: node.as_ref().map(|(_, node)| &**node),
             attempts: self.attempts.get(),
-            request_id: text(&details.request_id.borrow()).as_deref(),
-            user_agent: text(&details.user_agent).as_deref(),
+            request_id: request_id.as_ref().map(Text::of),
+            user_agent: details.user_agent.as_ref().map(Text::of),
             error: self.error.get(),
             cache: self.cache.get(),
             idempotency: self.idempotency.get(),
             ended_by: self.ended_by.get(),
-        });
+            key: details.key.get(),
+        };
+        self.recorder.record(&entry, route.is_none_or(|route| route.is_logged));
     }
+}
+
+/// Returns a field's value, where it is text.
+fn text_of(value: &Option<HeaderValue>) -> Option<&str> {
+    value.as_ref().and_then(|value| value.to_str().ok())
 }
 
 /// Reads the rest of a stream's body after the response, up to a bound: after a reset at the same time as the response,
@@ -489,8 +530,8 @@ impl Drop for Exchange {
             recorder.metrics.request_bytes.inc_by(self.request_bytes.get());
         }
         recorder.metrics.response_bytes.inc_by(self.response_bytes.get());
-        if let (Some(log), Some(details)) = (&*recorder.log.borrow(), &self.details) {
-            self.log(log, details, status, route.as_ref().map_or("none", |route| &*route.name), duration);
+        if let Some(details) = &self.details {
+            self.record(details, status, route.as_deref(), duration);
         }
     }
 }

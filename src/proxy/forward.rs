@@ -5,7 +5,7 @@ use super::downstream::Downstream;
 use super::exchange::Exchange;
 use super::hash_key::find_key;
 use super::min_rate::MinRate;
-use super::plan::{self, Candidates, Choice};
+use super::plan::{self, Candidates, Choice, ChosenBy};
 use super::rate_limit::Uncounted;
 use super::request::Form;
 use super::respond::Reply;
@@ -112,7 +112,11 @@ impl RoutedRequest<'_> {
         let key = find_key(&self.route.hash_on, &self.form, fields);
         // Only a cookie has an expiry.
         let now = if affinity.is_some() { clock::unix_seconds() } else { 0 };
-        plan::choice(&candidates, fields, key.as_ref(), now, random)
+        let choice = plan::choice(&candidates, fields, key.as_ref(), now, random);
+        if choice.by != ChosenBy::Random {
+            self.exchange.hashed(choice.wanted.hash);
+        }
+        choice
     }
 
     /// Returns the head for the node, and whether the node may switch protocols.

@@ -384,6 +384,7 @@ impl Route {
                 name: route.name.as_str().into(),
                 duration: metrics.request_duration.with_label_values(&[route.name.as_str()]),
                 response_fields: FieldRules::of(&route.response_headers),
+                is_logged: route.access_log,
             }),
             action,
             hash_on: route.hash_on.clone(),

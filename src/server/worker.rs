@@ -15,6 +15,7 @@ use crate::server::listener::accept::{Accepting, accept};
 use crate::server::listener::open::{Open, Uses};
 use crate::server::listener::socket_set::{is_exhaustion, refuse_syns};
 use crate::telemetry::metrics::Metrics;
+use crate::telemetry::observers::Observers;
 use arc_swap::ArcSwap;
 use prometheus::{IntCounter, IntGauge};
 use socket2::SockRef;
@@ -65,6 +66,7 @@ pub(in crate::server) struct WorkerShared {
     pub(in crate::server) balance: Arc<Balance>,
     pub(in crate::server) snapshot: Arc<ArcSwap<Snapshot>>,
     pub(in crate::server) metrics: Arc<Metrics>,
+    pub(in crate::server) observers: Arc<Observers>,
     pub(in crate::server) cache: Arc<Cache>,
     pub(in crate::server) causality: Arc<Causality>,
     pub(in crate::server) bus: Option<Bus>,
@@ -103,7 +105,7 @@ struct Worker {
 
 impl Worker {
     fn new(number: usize, shared: WorkerShared) -> Worker {
-        let recorder = RequestRecorder::new(Arc::clone(&shared.metrics));
+        let recorder = RequestRecorder::new(Arc::clone(&shared.metrics), Arc::clone(&shared.observers));
         let (snapshot, cache) = (Arc::clone(&shared.snapshot), Arc::clone(&shared.cache));
         let fleet = (Arc::clone(&shared.causality), shared.bus.clone());
         let context = Rc::new(WorkerContext::new(snapshot, cache, fleet, Arc::clone(&shared.budget), recorder));

@@ -1,66 +1,7 @@
 //! The stream of events of the admin listener.
 
-use crate::support::{Authority, Client, Does, Origin, PATIENCE, Proxy, eventually};
+use crate::support::{Authority, Client, Does, EventReader, Origin, Proxy, eventually};
 use serde_json::Value;
-use std::io::{BufRead, BufReader};
-use std::net::TcpStream;
-use std::time::Instant;
-
-/// A reader of the stream.
-struct Reader {
-    lines: BufReader<TcpStream>,
-    /// The fields of the last event.
-    id: Option<String>,
-    name: String,
-}
-
-impl Reader {
-    fn open(proxy: &Proxy, last: Option<&str>) -> Reader {
-        let mut client = Client::connect(proxy.admin);
-        let last = last.map_or(String::new(), |id| format!("last-event-id: {id}\r\n"));
-        client.send(format!("GET /api/events HTTP/1.1\r\nhost: {}\r\n{last}\r\n", proxy.admin));
-        let stream = client.stream.try_clone().unwrap();
-        let mut reader = Reader { lines: BufReader::new(stream), id: None, name: String::new() };
-        let mut head = String::new();
-        while !head.ends_with("\r\n\r\n") {
-            assert!(reader.lines.read_line(&mut head).unwrap() > 0, "{head}");
-        }
-        assert!(head.starts_with("HTTP/1.1 200 ") && head.contains("content-type: text/event-stream\r\n"), "{head}");
-        reader
-    }
-
-    /// Returns the data of the next event; `None` at the end of the stream.
-    fn next(&mut self) -> Option<Value> {
-        let (mut data, began) = (None, Instant::now());
-        self.id = None;
-        loop {
-            assert!(began.elapsed() < PATIENCE, "no event came but signs of life");
-            let mut line = String::new();
-            if self.lines.read_line(&mut line).ok()? == 0 {
-                return None;
-            }
-            match line.trim_end_matches(['\r', '\n']).split_once(": ") {
-                Some(("id", id)) => self.id = Some(id.to_owned()),
-                Some(("event", name)) => self.name = name.to_owned(),
-                Some(("data", json)) => data = Some(serde_json::from_str(json).unwrap()),
-                // Sizes of chunks, comments and `retry` stand between events.
-                _ if data.is_some() => return data,
-                _ => {}
-            }
-        }
-    }
-
-    /// Returns the next event of a kind.
-    fn find(&mut self, kind: &str) -> Value {
-        loop {
-            let event = self.next().unwrap_or_else(|| panic!("the stream ended without `{kind}`"));
-            assert_eq!(event["kind"], *self.name);
-            if event["kind"] == kind {
-                return event;
-            }
-        }
-    }
-}
 
 #[test]
 fn an_outage_of_the_bus_of_a_fleet_is_told() {
@@ -68,7 +9,7 @@ fn an_outage_of_the_bus_of_a_fleet_is_told() {
     let node = Origin::echo();
     let nodes = format!("nodes: [{{ id: r0, address: \"127.0.0.1:{}\" }}]", server.port);
     let proxy = Proxy::start(&format!("fleet: {{ redis: {{ {nodes} }} }}\n{}", Proxy::pool(&[node.address], "")));
-    let mut reader = Reader::open(&proxy, None);
+    let mut reader = EventReader::open(&proxy, "/api/events", None);
     let mut working = || {
         let told = reader.find("store");
         assert_eq!((&told["store"], told["error"].is_null()), (&"bus of the fleet".into(), told["working"] == true));
@@ -85,7 +26,7 @@ fn an_outage_of_the_bus_of_a_fleet_is_told() {
 fn what_operators_do_is_told_in_order() {
     let node = Origin::echo();
     let proxy = Proxy::before(&[node.address]);
-    let mut reader = Reader::open(&proxy, None);
+    let mut reader = EventReader::open(&proxy, "/api/events", None);
     proxy.admin_post("/api/pools/app/nodes/n0/drain", "");
     let drained = reader.find("node_state");
     assert_eq!((&drained["pool"], &drained["node"], &drained["state"]), (&"app".into(), &"n0".into(), &"drain".into()));
@@ -108,7 +49,7 @@ fn health_and_ejection_of_nodes_are_told() {
     let mut nodes = Origin::several(2);
     let settings = "    outlier_ejection: { consecutive_failures: 2, base_time: 200ms }\n    health_check: { interval: 50ms, unhealthy_after: 2, healthy_after: 1 }\n";
     let proxy = Proxy::start(&Proxy::pool(&Origin::addresses(&nodes), settings));
-    let mut reader = Reader::open(&proxy, None);
+    let mut reader = EventReader::open(&proxy, "/api/events", None);
     nodes[0].does(Does::Answer(503));
     for path in proxy.paths_of("n0", 2) {
         proxy.get(&path);
@@ -135,7 +76,7 @@ fn certificates_are_told_when_they_come_into_force() {
     let (authority, node) = (Authority::new(), Origin::echo());
     let pair = authority.issue("edge", &["edge.example"]);
     let proxy = Proxy::start_both(&pair, &Proxy::pool(&[node.address], ""));
-    let mut reader = Reader::open(&proxy, None);
+    let mut reader = EventReader::open(&proxy, "/api/events", None);
     let first = reader.find("certificate");
     assert_eq!(first["name"], "edge.example");
     authority.issue_later("edge", &["edge.example"]);
@@ -150,14 +91,14 @@ fn a_reader_goes_on_after_the_last_event_that_it_has_seen() {
     for tag in ["a", "b", "c"] {
         proxy.purge(&format!(r#"{{"tag": "{tag}"}}"#));
     }
-    let mut reader = Reader::open(&proxy, None);
+    let mut reader = EventReader::open(&proxy, "/api/events", None);
     let ids: Vec<(Value, String)> =
         (0..3).map(|_| (reader.find("purge")["value"].clone(), reader.id.clone().unwrap())).collect();
     assert_eq!((&ids[0].0, &ids[2].0), (&"a".into(), &"c".into()));
-    let mut again = Reader::open(&proxy, Some(&ids[1].1));
+    let mut again = EventReader::open(&proxy, "/api/events", Some(&ids[1].1));
     assert_eq!(again.next().unwrap()["value"], "c");
     // An id of another process: everything that is kept.
-    let mut other = Reader::open(&proxy, Some("1-2"));
+    let mut other = EventReader::open(&proxy, "/api/events", Some("1-2"));
     assert_eq!(other.find("purge")["value"], "a");
 }
 
@@ -165,7 +106,7 @@ fn a_reader_goes_on_after_the_last_event_that_it_has_seen() {
 fn readers_are_bounded_and_other_requests_are_answered() {
     let node = Origin::echo();
     let proxy = Proxy::before(&[node.address]);
-    let mut readers: Vec<Reader> = (0..32).map(|_| Reader::open(&proxy, None)).collect();
+    let mut readers: Vec<EventReader> = (0..32).map(|_| EventReader::open(&proxy, "/api/events", None)).collect();
     let refused = proxy.admin_get("/api/events");
     assert_eq!((refused.status, refused.problem().as_str()), (503, "too-many-readers"));
     assert!(refused.field("retry-after").is_some());
@@ -183,7 +124,7 @@ fn readers_are_bounded_and_other_requests_are_answered() {
 fn the_end_of_the_process_is_told_and_ends_the_stream() {
     let node = Origin::echo();
     let mut proxy = Proxy::before(&[node.address]);
-    let mut reader = Reader::open(&proxy, None);
+    let mut reader = EventReader::open(&proxy, "/api/events", None);
     proxy.signal("TERM");
     assert!(reader.find("drain")["timeout_seconds"].as_f64() > Some(0.0));
     while reader.next().is_some() {}

@@ -33,6 +33,7 @@ mod malformed;
 mod model;
 mod nodes;
 mod observe;
+mod observers;
 mod pipelining;
 mod pools;
 mod process_log;

@@ -283,3 +283,26 @@ fn nodes_whose_ids_need_spelling_can_be_addressed() {
         assert_eq!(proxy.node(id)["state"], "drain", "{id}");
     }
 }
+
+/// The chosen fields in their order, for the routes that have a log; a sample keeps what went wrong.
+#[test]
+fn the_log_can_be_smaller() {
+    let node = Origin::several(1).remove(0);
+    let routes = "routes:\n  - { name: quiet, path_prefix: /quiet, pool: app, access_log: false }\n";
+    let text = Proxy::pool(&[node.address], "").replace("routes:\n", routes);
+    let log = "access_log: { fields: [status, uri, error], sample: 0%, slow: 1h }\n";
+    let proxy = Proxy::start(&format!("{log}{text}"));
+    for path in ["/well", "/quiet", "/well"] {
+        proxy.get(path);
+    }
+    proxy.send("TRACE", "/refused", "");
+    node.does(crate::support::Does::Answer(500));
+    proxy.get("/quiet/ill");
+    proxy.get("/ill");
+    let lines = log_lines(&proxy, 2);
+    let expected = [
+        r#"{"status":405,"uri":"/refused","error":"method-not-allowed"}"#,
+        r#"{"status":500,"uri":"/ill","error":null}"#,
+    ];
+    assert_eq!(lines, expected);
+}

@@ -24,7 +24,7 @@ pub(crate) use route::{
 pub(crate) use saga::{Saga, SagaRequest, SagaStep};
 
 use super::read::{Named, Spanned, choices, settings};
-use super::values::{ServerAddresses, Size};
+use super::values::{Percent, ServerAddresses, Size};
 use ipnet::IpNet;
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -164,6 +164,65 @@ settings! {
         format: LogFormat = "json";
         /// `stdout`, `stderr` or a file to append to.
         path: String = "stdout";
+        /// The fields of a line of `json`, in this order; all of them without the key.
+        fields: Vec<Spanned<LogField>> = absent;
+        /// The share of requests that get a line. Those with status 500 and above, with a problem document of the
+        /// proxy, not completed, or slower than `slow` always get one.
+        sample: Percent = "100%";
+        /// The duration from which a request gets a line whatever `sample` says.
+        slow: Duration = "1s" within "0s" to "1h";
+    }
+}
+
+choices! {
+    /// A field of a line of the access log.
+    LogField {
+        /// The end of the request, in RFC 3339.
+        Time = "time",
+        /// The name of the listener.
+        Listener = "listener",
+        /// The client's address.
+        Client = "client",
+        /// The method.
+        Method = "method",
+        /// The host.
+        Host = "host",
+        /// The path and the query.
+        Uri = "uri",
+        /// The version of HTTP.
+        Protocol = "protocol",
+        /// The status.
+        Status = "status",
+        /// The bytes of the request's body.
+        RequestBytes = "request_bytes",
+        /// The bytes of the response's body.
+        ResponseBytes = "response_bytes",
+        /// The time from the head of the request to the end of the response, in seconds, as all times.
+        Duration = "duration",
+        /// The time for the connection to the node.
+        Connect = "connect",
+        /// The time to the first byte of the node's response.
+        FirstByte = "first_byte",
+        /// The route.
+        Route = "route",
+        /// The pool.
+        Pool = "pool",
+        /// The node.
+        Node = "node",
+        /// The attempts at nodes.
+        Attempts = "attempts",
+        /// The id of the request.
+        RequestId = "request_id",
+        /// The client's `User-Agent`.
+        UserAgent = "user_agent",
+        /// The type of the proxy's problem document.
+        Error = "error",
+        /// The result of the cache.
+        Cache = "cache",
+        /// The result for the `Idempotency-Key`.
+        Idempotency = "idempotency",
+        /// The side that ended the request: `completed`, `client`, `upstream` or `proxy`.
+        EndedBy = "ended_by",
     }
 }
 

@@ -52,6 +52,8 @@ settings! {
         idempotency: Option<RouteIdempotency> = absent;
         /// A rate limit per client; further requests get 429. Off without the block.
         rate_limit: Option<RateLimit> = absent;
+        /// Whether the requests of the route get lines in the access log.
+        access_log: bool = "true";
         /// Stores responses and answers from them (RFC 9111). Off without the block; `cache: {}` uses the defaults.
         cache: Option<RouteCache> = absent;
         /// How old a response from the cache may be. Without the block: `level: eventual`.

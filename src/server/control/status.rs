@@ -1,20 +1,21 @@
 //! The status of a running proxy, for the admin API and the command line.
 
-use super::{fleet, purge, sagas};
+use super::{fleet, plan, purge, sagas};
 use crate::cache::{Cache, Purge};
 use crate::clock::{self, steady_millis};
 use crate::config::{self, NodeState};
 use crate::control::{
-    Access, CacheStatus, ConfigStatus, ConnectionsStatus, Control, Decided, DiscoveryStatus, DrainStatus,
-    EffectiveConfig, Event, Events, FleetStatus, GroupStatus, HealthCheckStatus, IdempotencyStatus, KeyOwners,
-    ListenerStatus, NodeStatus, PoolStatus, PurgeOrder, PurgeTarget, Purged, RecordStatus, Release, Reply,
-    SagaDecision, SagaStatus, Status,
+    Access, CacheStatus, CheckStatus, ConfigStatus, ConnectionsStatus, Control, Decided, DiscoveryStatus, DrainStatus,
+    EffectiveConfig, Event, Events, FleetStatus, GroupStatus, HealthCheckStatus, HistoryStatus, IdempotencyStatus,
+    KeyOwners, ListenerStatus, NodeStatus, PlanOrder, PlanStatus, PoolStatus, PurgeOrder, PurgeTarget, Purged,
+    RecordStatus, Release, Reply, RingKey, RingSlices, SagaDecision, SagaStatus, Status,
 };
 use crate::idempotency::{Authorised, Id, Listed};
 use crate::server::listener::open::Open;
 use crate::server::process::handle::{Handle, Trigger};
 use crate::server::worker::Stage;
 use crate::telemetry::metrics::{Metrics, totals};
+use crate::telemetry::observers::Observers;
 use crate::upstream::{Node, Pool};
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -162,6 +163,14 @@ impl Control for Handle {
         })
     }
 
+    fn unknown(&self) -> Reply<'_, Vec<RecordStatus>> {
+        Box::pin(async move {
+            let Some(records) = self.records.get() else { return Ok(Vec::new()) };
+            let found = records.unknown().await.map_err(|error| error.to_string())?;
+            Ok(found.iter().map(record_status).collect())
+        })
+    }
+
     fn release<'a>(&'a self, id: &'a str, by: SocketAddr) -> Reply<'a, Release> {
         Box::pin(async move {
             let (Some(records), Some(id)) = (self.records.get(), Id::parse(id)) else { return Ok(Release::Absent) };
@@ -202,18 +211,66 @@ impl Control for Handle {
         self.drain_requested.notify_one();
     }
 
-    fn owners(&self, pool: &str, key: &str) -> Option<KeyOwners> {
+    fn owners(&self, pool: &str, key: RingKey<'_>) -> Option<KeyOwners> {
         let snapshot = self.snapshot.load();
         let pool = snapshot.pools.iter().find(|candidate| &*candidate.name == pool)?;
-        let hash = pool.ring.hash_key(key.as_bytes());
+        let (hash, key) = match key {
+            RingKey::Text(key) => (pool.ring.hash_key(key.as_bytes()), Some(key.to_owned())),
+            RingKey::Place(hash) => (hash, None),
+        };
         let order: Vec<String> = pool.ring.walk(hash).map(|member| pool.nodes[member].id.to_string()).collect();
         Some(KeyOwners {
             pool: pool.name.to_string(),
-            key: key.to_owned(),
+            key,
             hash: format!("{hash:016x}"),
             owner: order.first().cloned(),
             order,
             takes: pool.taker(hash, Instant::now()).map(|node| node.id.to_string()),
+        })
+    }
+
+    fn slices(&self, pool: &str, count: usize) -> Option<RingSlices> {
+        let snapshot = self.snapshot.load();
+        let pool = snapshot.pools.iter().find(|candidate| &*candidate.name == pool)?;
+        let width = u64::MAX / count.max(1) as u64;
+        let owner = |slice: usize| pool.ring.owner(slice as u64 * width + width / 2);
+        Some(RingSlices {
+            pool: pool.name.to_string(),
+            nodes: pool.nodes.iter().map(|node| node.id.to_string()).collect(),
+            slices: (0..count).map(owner).collect(),
+        })
+    }
+
+    fn places(&self, key: &str) -> Vec<u64> {
+        let snapshot = self.snapshot.load();
+        let mut places: Vec<u64> = snapshot.pools.iter().map(|pool| pool.ring.hash_key(key.as_bytes())).collect();
+        places.sort_unstable();
+        places.dedup();
+        places
+    }
+
+    fn observers(&self) -> Arc<Observers> {
+        Arc::clone(&self.observers)
+    }
+
+    fn history(&self, after: u64) -> HistoryStatus {
+        self.history.after(after)
+    }
+
+    fn plan(&self, order: PlanOrder) -> Reply<'_, PlanStatus> {
+        Box::pin(async move {
+            let (snapshot, history) = (self.snapshot.load_full(), self.history.after(0));
+            // A ring of a thousand nodes takes a while to build.
+            let planned = tokio::task::spawn_blocking(move || plan::plan(&snapshot, &history, &order)).await;
+            planned.unwrap_or_else(|_| Err("the plan ended in a panic".to_owned()))
+        })
+    }
+
+    fn check(&self) -> Reply<'_, CheckStatus> {
+        Box::pin(async move {
+            let snapshot = self.snapshot.load_full();
+            let checked = self.run_after_earlier(move || plan::check(&snapshot.config)).await;
+            checked.ok_or_else(|| "the file, or one that it names, takes long to be read; ask again".to_owned())
         })
     }
 }

@@ -15,7 +15,9 @@ use crate::server::connection::limit::ConnectionPermits;
 use crate::server::listener::admin_socket::AdminSocket;
 use crate::server::listener::open::Open;
 use crate::server::worker::Stage;
+use crate::telemetry::history::History;
 use crate::telemetry::metrics::Metrics;
+use crate::telemetry::observers::Observers;
 use crate::tls::Certificate;
 use crate::upstream::{Discovered, Probes, Registry, StateOverride};
 use arc_swap::ArcSwap;
@@ -33,6 +35,8 @@ pub(in crate::server) struct Handle {
     pub(in crate::server) snapshot: Arc<ArcSwap<Snapshot>>,
     pub(in crate::server) metrics: Arc<Metrics>,
     pub(in crate::server) events: Arc<Events>,
+    pub(in crate::server) observers: Arc<Observers>,
+    pub(in crate::server) history: Arc<History>,
     pub(in crate::server) background: Background,
     pub(in crate::server) registry: Registry,
     pub(in crate::server) probes: Probes,

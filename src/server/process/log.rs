@@ -1,7 +1,7 @@
 //! The access log of a configuration.
 
 use crate::config::{Config, LogFormat};
-use crate::telemetry::access_log::{Format, Sink};
+use crate::telemetry::access_log::{Format, Selection, Sink};
 use crate::telemetry::lines::Destination;
 use crate::telemetry::metrics::Metrics;
 use std::io;
@@ -31,6 +31,11 @@ pub(super) fn open_log(config: &Config, metrics: &Metrics) -> Result<Option<Arc<
             (Destination::File(path.clone()), path.display().to_string())
         }
     };
-    let sink = Sink::open(format, destination, metrics.access_log_dropped.clone());
+    let selection = Selection {
+        fields: settings.fields.iter().map(|field| field.word()).collect(),
+        left_out: 1.0 - settings.sample.ratio(),
+        slow: settings.slow.as_secs_f64(),
+    };
+    let sink = Sink::open(format, selection, destination, metrics.access_log_dropped.clone());
     sink.map(|sink| Some(Arc::new(sink))).map_err(|cause| LogError { path, cause })
 }

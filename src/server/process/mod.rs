@@ -10,7 +10,7 @@ mod hints;
 pub(super) mod inherited;
 mod log;
 mod nofile;
-mod reload;
+pub(super) mod reload;
 pub(super) mod run;
 pub(super) mod store;
 mod systemd;

@@ -235,7 +235,7 @@ fn rebuild(handle: &Handle) -> Result<(), BadPool> {
 }
 
 /// Settings whose change a running process cannot follow.
-fn needs_restart(old: &Settings, new: &Settings) -> Vec<&'static str> {
+pub(in crate::server) fn needs_restart(old: &Settings, new: &Settings) -> Vec<&'static str> {
     let metrics = |settings: &Settings| settings.metrics.as_ref().map(|metrics| metrics.address.value);
     let mut names = Vec::new();
     if old.workers != new.workers {
@@ -354,7 +354,10 @@ impl Handle {
     }
 
     /// Runs such work after an earlier one has ended.
-    async fn run_after_earlier<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+    pub(in crate::server) async fn run_after_earlier<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Option<T> {
         let deadline = Instant::now() + READING;
         while self.is_reading.load(Ordering::Acquire) && Instant::now() < deadline {
             tokio::time::sleep(Duration::from_millis(5)).await;

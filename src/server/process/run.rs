@@ -26,7 +26,9 @@ use crate::server::control::gauges;
 use crate::server::listener::admin_socket::AdminSocket;
 use crate::server::listener::open::{self, BindError, Open};
 use crate::server::worker::{self, Stage, WorkerShared};
+use crate::telemetry;
 use crate::telemetry::metrics::Metrics;
+use crate::telemetry::observers::Observers;
 use crate::upstream::{BadPool, Discovered, Probes, Registry};
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
@@ -169,6 +171,8 @@ async fn build(
         snapshot,
         metrics,
         events,
+        observers: Observers::new(),
+        history: Arc::default(),
         background,
         registry,
         probes,
@@ -200,8 +204,29 @@ async fn build(
         replaced: tokio::sync::Notify::new(),
     });
     register_gauges(&handle);
+    observe(&handle);
     handle.certificates_in_force(None);
     Ok((handle, waiting))
+}
+
+/// Begins to sample the history, and to tend the counters of the hottest names.
+fn observe(handle: &Handle) {
+    let (history, metrics) = (Arc::clone(&handle.history), Arc::clone(&handle.metrics));
+    handle.background.spawn("history", async move {
+        let mut interval = tokio::time::interval(telemetry::history::INTERVAL);
+        interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            interval.tick().await;
+            history.sample(&metrics);
+        }
+    });
+    let observers = Arc::clone(&handle.observers);
+    handle.background.spawn("hottest names", async move {
+        loop {
+            tokio::time::sleep(telemetry::top::UPKEEP).await;
+            observers.top.tend(Instant::now());
+        }
+    });
 }
 
 /// Registers the gauges that are read at scrape time.
@@ -298,6 +323,7 @@ fn start_workers(handle: &Handle) -> io::Result<Vec<JoinHandle<()>>> {
         balance,
         snapshot: Arc::clone(&handle.snapshot),
         metrics: Arc::clone(&handle.metrics),
+        observers: Arc::clone(&handle.observers),
         cache: Arc::clone(&handle.cache),
         causality: Arc::clone(&handle.causality),
         bus: handle.fleet.as_ref().and_then(|fleet| fleet.bus.clone()),

@@ -47,8 +47,11 @@ fn an_operator_releases_what_is_unknown() {
     let proxy = payments(&[origin.address], "");
     assert_eq!(proxy.ask(charge("/", "k", "")).problem(), "outcome-unknown");
     let id = proxy.records("k")[0]["id"].as_str().unwrap().to_owned();
+    let unknown = || proxy.admin_get("/api/idempotency?state=unknown").json();
+    assert_eq!((&unknown()[0]["id"], &unknown()[0]["state"]), (&id.as_str().into(), &"unknown".into()));
     let path = format!("/api/idempotency/{id}");
     assert_eq!(proxy.admin_delete(&path).status, 200);
+    assert_eq!(unknown(), serde_json::json!([]), "it is released");
     let is_told = |line: &str| ["released", &id, "by=127.0.0.1"].iter().all(|part| line.contains(part));
     eventually("the release is told", || proxy.log().lines().any(is_told));
     assert_eq!(proxy.admin_delete(&path).problem(), "no-such-record");

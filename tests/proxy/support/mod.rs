@@ -4,6 +4,7 @@
 mod barrier;
 mod client;
 mod conduct;
+mod event_reader;
 pub mod http2;
 mod http2_origin;
 mod nginx;
@@ -16,6 +17,7 @@ mod wire;
 pub use barrier::Barrier;
 pub use client::{Answer, Client};
 pub use conduct::Does;
+pub use event_reader::EventReader;
 pub use nginx::Nginx;
 pub use origin::{Ask, Origin};
 pub use peer::Peer;
