@@ -23,6 +23,18 @@ bless:
     RINGWAY_BLESS=1 cargo test --locked --lib reference
     RINGWAY_BLESS=1 cargo test --locked --test proxy -- reference golden
 
+# The dashboard in Chromium.
+dashboard:
+    cargo build --locked
+    npm ci --prefix tests/dashboard --no-audit --no-fund --ignore-scripts
+    npm test --silent --prefix tests/dashboard
+
+# The screenshots of docs/dashboard.md, anew.
+shots:
+    cargo build --locked
+    npm ci --prefix tests/dashboard --no-audit --no-fund --ignore-scripts
+    npm run --silent shots --prefix tests/dashboard
+
 # What a request costs, against the table.
 counts:
     cargo build --locked --release
