@@ -48,7 +48,7 @@ pub(crate) use records::Records;
 pub(crate) use redis::Settings as RedisSettings;
 pub(crate) use request::{KeyedRequest, Policy};
 pub(crate) use response::StoredResponse;
-pub(crate) use run::{Origin, Outcome, Pieces, Refused, Sent, Started, run, start};
+pub(crate) use run::{Origin, Outcome, Pieces, Refused, Sent, Started, repeat, run, start};
 pub(crate) use saga::{NewSaga, SagaRow};
 pub(crate) use store::{Authorised, Listed, StoreError};
 pub(crate) use stores::{Kind, OpenError, adopt, inspect, schema};

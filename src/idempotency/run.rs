@@ -6,7 +6,7 @@ use super::records::Records;
 use super::request::{KeyedRequest, Policy};
 use super::response::StoredResponse;
 use super::saga::NewSaga;
-use super::store::StoreError;
+use super::store::{Found, StoreError};
 use crate::clock::BootTime;
 use crate::http::budget::Share;
 use bytes::{Bytes, BytesMut};
@@ -77,20 +77,47 @@ pub(crate) async fn start(
             Err(error) if policy.forwards_without_store => return Started::Unprotected(error),
             Err(error) => return Started::Refused(Refused::StoreFailed(error)),
         };
-        if found.record.fingerprint != asked.fingerprint {
-            return Started::Refused(Refused::Mismatch);
+        if let Some(started) = answer(records, asked, found, deadline).await {
+            return started;
         }
-        return match (found.record.state, found.response) {
-            (State::Done, Some(response)) => Started::Replay(response),
-            (State::Done | State::DoneWithoutBody, _) => Started::Refused(Refused::TooLarge),
-            (State::Unknown | State::Tombstone, _) => Started::Refused(Refused::Unknown),
-            (State::Running | State::Saga, _) => match deadline {
-                // It may be released: then it is this one's turn.
-                Some(deadline) if Instant::now() < deadline && records.wait(asked.id, deadline).await => continue,
-                _ => Started::Refused(Refused::Running),
-            },
-        };
     }
+}
+
+/// Returns the answer to a request whose key has a record, as [`start`] does; nothing where the key is free. Nothing is
+/// claimed.
+pub(crate) async fn repeat(records: &Arc<Records>, asked: &KeyedRequest, policy: &Policy) -> Option<Started> {
+    let deadline = policy.wait.map(|wait| Instant::now() + wait);
+    loop {
+        let found = match records.look_up(asked.id).await {
+            Ok(found) => found?,
+            Err(error) => return Some(Started::Refused(Refused::StoreFailed(error))),
+        };
+        if let Some(started) = answer(records, asked, found, deadline).await {
+            return Some(started);
+        }
+    }
+}
+
+/// Returns the answer to a request by the record of its key. Returns nothing once a run has ended that the request has
+/// waited for: the key may be free.
+async fn answer(
+    records: &Arc<Records>,
+    asked: &KeyedRequest,
+    found: Found,
+    deadline: Option<Instant>,
+) -> Option<Started> {
+    if found.record.fingerprint != asked.fingerprint {
+        return Some(Started::Refused(Refused::Mismatch));
+    }
+    Some(match (found.record.state, found.response) {
+        (State::Done, Some(response)) => Started::Replay(response),
+        (State::Done | State::DoneWithoutBody, _) => Started::Refused(Refused::TooLarge),
+        (State::Unknown | State::Tombstone, _) => Started::Refused(Refused::Unknown),
+        (State::Running | State::Saga, _) => match deadline {
+            Some(deadline) if Instant::now() < deadline && records.wait(asked.id, deadline).await => return None,
+            _ => Started::Refused(Refused::Running),
+        },
+    })
 }
 
 /// The result of a run.

@@ -9,7 +9,7 @@ use crate::http::problem::{Problem, ProblemKind};
 use crate::http::trace;
 use crate::idempotency::{
     Claim, Fingerprint, Fingerprinting, Id, KeyedRequest, NewSaga, Pieces, Refused, Started, StoredResponse, Subject,
-    start,
+    repeat, start,
 };
 use crate::proxy::body::{BodyRules, RequestBody};
 use crate::proxy::client_body::BodyFault;
@@ -133,10 +133,14 @@ impl KeyedSaga {
         let records = Arc::clone(&self.rules.records);
         let inputs = match self.saga.definition.inputs(&self.fields, &body) {
             Ok(inputs) => inputs,
-            Err(bad) => {
-                self.note(IdempotencyResult::Invalid);
-                return Err(bad_input(&bad));
-            }
+            // The record of the key decides first: a reload may have changed what the saga needs.
+            Err(bad) => match repeat(&records, &asked, &self.rules.policy).await {
+                Some(started) => return self.answer(started).await,
+                None => {
+                    self.note(IdempotencyResult::Invalid);
+                    return Err(bad_input(&bad));
+                }
+            },
         };
         let seed = seed()?;
         let new = NewSaga {
@@ -150,13 +154,20 @@ impl KeyedSaga {
                 self.note(IdempotencyResult::First);
                 self.run(claim, seed, inputs).await
             }
+            started => self.answer(started).await,
+        }
+    }
+
+    /// Returns the answer to a request that begins no saga.
+    async fn answer(&self, started: Started) -> Result<Reply, Problem> {
+        match started {
             Started::Replay(response) => {
                 self.note(IdempotencyResult::Replayed);
                 self.restore(response, true)
             }
             Started::Refused(Refused::Running) => {
                 self.note(IdempotencyResult::Conflict);
-                let standing = records.saga(self.id).await.ok().flatten().map(|row| row.standing);
+                let standing = self.rules.records.saga(self.id).await.ok().flatten().map(|row| row.standing);
                 Ok(self.unfinished(standing.unwrap_or(Standing::Running)))
             }
             Started::Refused(refused) => {
@@ -167,6 +178,8 @@ impl KeyedSaga {
                 self.note(IdempotencyResult::StoreFailure);
                 Err(idempotent::refusal(&Refused::StoreFailed(error), false))
             }
+            // Dropped, the claim is released.
+            Started::First(_) => Ok(self.unfinished(Standing::Running)),
         }
     }
 

@@ -27,8 +27,7 @@ fn a_request_that_no_saga_can_run_with_is_refused_before_anything_is_sent() {
 fn a_repetition_is_told_to_wait_and_where_to_look() {
     let shop = Shop::sqlite();
     let proxy = shop.proxy();
-    let gate = Barrier::default();
-    shop.inventory.next([Trick::Waits(gate.clone())]);
+    let gate = shop.inventory.next_waits();
     std::thread::scope(|scope| {
         let first = scope.spawn(|| proxy.checks_out("order-1"));
         shop.inventory.origin.wait_for(1);
@@ -59,8 +58,7 @@ fn a_repetition_may_wait_for_the_answer() {
     let mut shop = Shop::sqlite();
     shop.keys = "lease: 1s, on_concurrent: wait, wait: 10s";
     let proxy = shop.proxy();
-    let gate = Barrier::default();
-    shop.inventory.next([Trick::Waits(gate.clone())]);
+    let gate = shop.inventory.next_waits();
     std::thread::scope(|scope| {
         let first = scope.spawn(|| proxy.checks_out("order-1"));
         shop.inventory.origin.wait_for(1);
@@ -81,8 +79,7 @@ fn a_repetition_may_wait_for_the_answer() {
 fn a_client_that_leaves_does_not_end_its_saga() {
     let shop = Shop::sqlite();
     let proxy = shop.proxy();
-    let gate = Barrier::default();
-    shop.payments.next([Trick::Waits(gate.clone())]);
+    let gate = shop.payments.next_waits();
     let mut client = proxy.connect();
     client.send(checkout("order-1"));
     shop.payments.origin.wait_for(1);

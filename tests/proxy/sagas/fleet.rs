@@ -39,34 +39,106 @@ fn a_proxy_that_is_killed_at_any_boundary_of_the_log_leaves_books_that_balance()
     }
 }
 
+/// Kills a proxy of a fleet at a boundary of its log, and has the others go on. Returns their answer.
+fn killed_in_a_fleet(shop: &Shop, others: &[Proxy; 2], boundary: &str, order: &str) -> Answer {
+    let mut proxy = shop.proxy_with(|command| {
+        command.env("RINGWAY_SAGA_KILL", boundary);
+    });
+    let mut client = proxy.connect();
+    client.send(checkout(order));
+    eventually("a step", || proxy.has_ended() || !shop.inventory.of(order).is_empty());
+    // On a machine that stands still for a lease, the saga is taken from it before.
+    let is_over = |other: &Proxy| is_final(&other.checks_out(order));
+    eventually(&format!("the end of the proxy at {boundary}"), || proxy.has_ended() || is_over(&others[0]));
+    let answers = others.each_ref().map(|other| other.insists(order));
+    assert_eq!(answers[0].body, answers[1].body, "{boundary}");
+    shop.books_balance(order);
+    let [answer, _] = answers;
+    answer
+}
+
 #[test]
 fn another_proxy_goes_on_where_one_of_three_is_killed() {
     let Some(shop) = Shop::postgres() else { return };
     let others = [shop.proxy(), shop.proxy()];
     for boundary in boundaries(4) {
+        let answer = killed_in_a_fleet(&shop, &others, &boundary, &format!("order-{}", boundary.replace(':', "-")));
+        assert_eq!(answer.status, 201, "{boundary}: {answer:?}");
+    }
+}
+
+#[test]
+fn another_proxy_undoes_the_rest_where_one_of_three_is_killed_while_it_undoes() {
+    let Some(shop) = Shop::postgres() else { return };
+    let others = [shop.proxy(), shop.proxy()];
+    let mut undone = 0;
+    for boundary in boundaries(6) {
         let order = format!("order-{}", boundary.replace(':', "-"));
-        let mut proxy = shop.proxy_with(|command| {
-            command.env("RINGWAY_SAGA_KILL", &boundary);
-        });
-        let mut client = proxy.connect();
-        client.send(checkout(&order));
-        eventually("a step", || proxy.has_ended() || shop.inventory.has_effect(&order));
-        // On a machine that stands still for a lease, the saga is taken from it before.
-        let is_over = |other: &Proxy| other.checks_out(&order).status == 201;
-        eventually(&format!("the end of the proxy at {boundary}"), || proxy.has_ended() || is_over(&others[0]));
-        let answers = others.each_ref().map(|other| other.insists(&order));
-        assert_eq!(answers[0].body, answers[1].body, "{boundary}");
-        assert_eq!(answers[0].status, 201, "{boundary}: {:?}", answers[0]);
+        shop.shipping.next([Trick::Refuse]);
+        let answer = killed_in_a_fleet(&shop, &others, &boundary, &order);
+        // Killed before it was refused, shipping is asked again.
+        assert_eq!(answer.status == 201, shop.effects(&order) == [true; 3], "{boundary}: {answer:?}");
+        let was_turned = shop.inventory.of(&order)[0].is_undone;
+        assert_eq!(was_turned, answer.status == 409, "{boundary}");
+        undone += u32::from(was_turned);
+        shop.shipping.steps.lock().unwrap().clear();
+    }
+    assert!(undone >= 5, "from the turn on all is undone: {undone}");
+}
+
+#[test]
+fn an_append_whose_confirmation_is_lost_is_recognised_and_no_step_is_sent_again() {
+    let Some((mut shop, link, database)) = Shop::postgres_behind_a_link() else { return };
+    (shop.keys, shop.timeout) = ("lease: 10s", "5s");
+    let server = crate::engines::Postgres::shared().unwrap();
+    let proxy = shop.proxy();
+    eventually("a connection", || proxy.checks_out("first").status == 201);
+    let torn = |order: &str, asked: &dyn Fn(), gate: Barrier, appends: u32| {
+        std::thread::scope(|scope| {
+            let first = scope.spawn(|| proxy.checks_out(order));
+            asked();
+            // What is written from here on is committed, and its confirmation lost.
+            link.hold_replies(true);
+            gate.open();
+            let sequence = "SELECT sequence FROM ringway_sagas ORDER BY created DESC LIMIT 1";
+            eventually(&format!("append {appends}"), || server.execute(&database, sequence) == appends.to_string());
+            link.cut(true);
+            link.hold_replies(false);
+            link.cut(false);
+            first.join().unwrap()
+        })
+    };
+    let asked_before = shop.services().map(|service| service.origin.asked());
+    for (at, service) in shop.services().into_iter().enumerate() {
+        let order = format!("order-{at}");
+        let before = service.origin.asked();
+        let gate = service.next_waits();
+        let answer = torn(&order, &|| service.origin.wait_for(before + 1), gate, at as u32 + 2);
+        assert_eq!(answer.status, 201, "{order}: {answer:?}");
         shop.books_balance(&order);
     }
+    let asked = shop.services().map(|service| service.origin.asked());
+    assert_eq!([0, 1, 2].map(|at| asked[at] - asked_before[at]), [3, 3, 3], "no step was sent again");
+    // On the way back: the turn is the fourth append, the first undo the fifth.
+    shop.shipping.next([Trick::Refuse]);
+    let before = shop.payments.origin.asked();
+    let gate = shop.payments.next_undo_waits();
+    let answer = torn("order-3", &|| shop.payments.origin.wait_for(before + 2), gate, 5);
+    assert_eq!(answer.problem(), "saga-compensated", "{answer:?}");
+    assert_eq!(shop.effects("order-3"), [false; 3]);
+    assert_eq!(shop.payments.origin.asked(), before + 2, "no undo was sent again");
+    // Each entry is there once.
+    let logs = server.execute(&database, "SELECT log FROM ringway_sagas ORDER BY created");
+    let entries = logs.matches("\"what\":\"started\"").count();
+    assert_eq!(entries, 5 * 3, "{logs}");
+    assert_eq!(logs.matches("\"what\":\"undone\"").count(), 2, "{logs}");
 }
 
 #[test]
 fn an_owner_that_was_stopped_past_its_lease_sends_nothing_more() {
     let Some(shop) = Shop::postgres() else { return };
     let (owner, other) = (shop.proxy(), shop.proxy());
-    let gate = Barrier::default();
-    shop.payments.next([Trick::Waits(gate.clone())]);
+    let gate = shop.payments.next_waits();
     let mut client = owner.connect();
     client.send(checkout("order-1"));
     shop.payments.origin.wait_for(1);

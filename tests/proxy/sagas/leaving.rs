@@ -6,8 +6,7 @@ use super::*;
 fn a_reload_does_not_change_a_running_saga() {
     let shop = Shop::sqlite();
     let proxy = shop.proxy();
-    let gate = Barrier::default();
-    shop.inventory.next([Trick::Waits(gate.clone())]);
+    let gate = shop.inventory.next_waits();
     std::thread::scope(|scope| {
         let first = scope.spawn(|| proxy.checks_out("order-1"));
         shop.inventory.origin.wait_for(1);
@@ -21,10 +20,67 @@ fn a_reload_does_not_change_a_running_saga() {
 }
 
 #[test]
-fn an_upgrade_hands_sagas_over_and_no_step_is_sent_twice() {
+fn a_repetition_has_the_answer_of_its_record_although_a_reload_asks_for_other_values() {
     let shop = Shop::sqlite();
+    let proxy = shop.proxy();
+    let done = proxy.checks_out("done");
+    assert_eq!(done.status, 201, "{done:?}");
+    let gate = shop.inventory.next_waits();
+    std::thread::scope(|scope| {
+        let first = scope.spawn(|| proxy.checks_out("running"));
+        shop.inventory.origin.wait_for(2);
+        proxy.reconfigure(&shop.text().replace("${request.body.amount}", "${request.body.price}"));
+        let again = proxy.checks_out("done");
+        assert_eq!((again.status, &again.body), (201, &done.body), "{again:?}");
+        assert_eq!(again.field("idempotent-replayed").as_deref(), Some("true"));
+        let again = proxy.checks_out("running");
+        assert_eq!((again.status, again.problem().as_str()), (409, "saga-running"), "{again:?}");
+        assert!(again.field("location").is_some());
+        let other = proxy.connect().request(by("alice", "done", "{\"order\":\"other\",\"amount\":2}"));
+        assert_eq!(other.problem(), "idempotency-key-reused");
+        let new = proxy.checks_out("new");
+        assert_eq!((new.status, new.problem().as_str()), (400, "saga-input"), "{new:?}");
+        gate.open();
+        assert_eq!(first.join().unwrap().status, 201, "it goes on as it began");
+    });
+    assert_eq!(shop.inventory.origin.asked(), 2);
+}
+
+#[test]
+fn a_repetition_waits_for_its_record_although_a_reload_asks_for_other_values() {
+    let mut shop = Shop::sqlite();
+    shop.keys = "lease: 1s, on_concurrent: wait, wait: 10s";
+    let proxy = shop.proxy();
+    let gate = shop.inventory.next_waits();
+    std::thread::scope(|scope| {
+        let first = scope.spawn(|| proxy.checks_out("order-1"));
+        shop.inventory.origin.wait_for(1);
+        proxy.reconfigure(&shop.text().replace("${request.body.amount}", "${request.body.price}"));
+        let again = scope.spawn(|| proxy.checks_out("order-1"));
+        eventually("a look-up", || {
+            proxy.metric("ringway_store_duration_seconds_count{op=\"look_up\",store=\"idempotency\"}") >= 2.0
+        });
+        gate.open();
+        let (first, again) = (first.join().unwrap(), again.join().unwrap());
+        assert_eq!((first.status, again.status), (201, 201), "{again:?}");
+        assert_eq!(again.field("idempotent-replayed").as_deref(), Some("true"));
+    });
+}
+
+#[test]
+fn an_upgrade_hands_sagas_over_and_no_step_is_sent_twice() {
+    hands_over_at_an_upgrade(Shop::sqlite());
+}
+
+#[test]
+fn an_upgrade_hands_sagas_in_a_shared_store_over_and_no_step_is_sent_twice() {
+    let Some(shop) = Shop::postgres() else { return };
+    hands_over_at_an_upgrade(shop);
+}
+
+fn hands_over_at_an_upgrade(mut shop: Shop) {
+    shop.keys = "lease: 5s";
     let mut proxy = shop.proxy();
-    let gate = Barrier::default();
     // Its clients are gone: nothing keeps them with the old process.
     shop.payments.next(std::iter::repeat_n(Trick::Busy, 20));
     for order in 0..5 {
@@ -33,7 +89,6 @@ fn an_upgrade_hands_sagas_over_and_no_step_is_sent_twice() {
         shop.inventory.origin.wait_for(order + 1);
     }
     proxy.upgrade();
-    gate.open();
     for order in 0..5 {
         let order = format!("order-{order}");
         let answer = proxy.insists(&order);
@@ -46,7 +101,20 @@ fn an_upgrade_hands_sagas_over_and_no_step_is_sent_twice() {
 
 #[test]
 fn a_drained_proxy_leaves_its_sagas_to_the_next() {
-    let mut shop = Shop::sqlite();
+    let shop = Shop::sqlite();
+    leaves_to_the_next(shop, |shop| shop.proxy());
+}
+
+/// The next one is there already, and has not to wait until the lease of the one that leaves is over.
+#[test]
+fn a_drained_proxy_leaves_its_sagas_to_another_of_the_fleet() {
+    let Some(mut shop) = Shop::postgres() else { return };
+    shop.keys = "lease: 10m";
+    let other = shop.proxy();
+    leaves_to_the_next(shop, |_| other);
+}
+
+fn leaves_to_the_next(mut shop: Shop, next: impl FnOnce(&Shop) -> Proxy) {
     shop.times = "deadline: 60s, stuck_after: 1h".to_owned();
     let mut proxy = shop.proxy();
     shop.payments.next(std::iter::repeat_n(Trick::Busy, 200));
@@ -57,7 +125,7 @@ fn a_drained_proxy_leaves_its_sagas_to_the_next() {
     proxy.signal("TERM");
     eventually("the end of the proxy", || proxy.has_ended());
     shop.payments.steps.lock().unwrap().clear();
-    let next = shop.proxy();
+    let next = next(&shop);
     assert_eq!(next.insists("order-1").status, 201);
     assert_eq!((shop.inventory.origin.asked(), shop.shipping.origin.asked()), (1, 1));
     shop.books_balance("order-1");

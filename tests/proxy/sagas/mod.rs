@@ -7,8 +7,8 @@ mod leaving;
 mod outcomes;
 mod persons;
 
-use crate::engines::Postgres;
-use crate::support::{Answer, Ask, Barrier, Origin, Peer, Proxy, eventually};
+use crate::engines::{Link, Postgres};
+use crate::support::{Answer, Ask, Barrier, Origin, Peer, Proxy, eventually, write_private};
 use std::collections::{HashMap, VecDeque};
 use std::path::Path;
 use std::process::Command;
@@ -33,6 +33,8 @@ enum Trick {
     AnswersHalf,
     /// It hangs up before it has done anything.
     HangsUp,
+    /// It does the work, and answers with 70 KB.
+    AnswersMuch,
     /// It begins when the gate is open.
     Waits(Barrier),
     /// It honours the key.
@@ -97,6 +99,20 @@ impl Service {
         self.steps.lock().unwrap().extend(tricks);
     }
 
+    /// Has the next step wait for the gate that is returned.
+    fn next_waits(&self) -> Barrier {
+        let gate = Barrier::default();
+        self.next([Trick::Waits(gate.clone())]);
+        gate
+    }
+
+    /// Has the next undo wait for the gate that is returned.
+    fn next_undo_waits(&self) -> Barrier {
+        let gate = Barrier::default();
+        self.next_undo([Trick::Waits(gate.clone())]);
+        gate
+    }
+
     fn next_undo(&self, tricks: impl IntoIterator<Item = Trick>) {
         self.undos.lock().unwrap().extend(tricks);
     }
@@ -134,7 +150,8 @@ fn work(name: &str, books: &Books, (key, body): (&str, &serde_json::Value), tric
         }
         entry.is_undone
     };
-    let answer = format!("{{\"id\":\"{name}-{}\",\"amount\":1.50}}", &key[..8]);
+    let more = if matches!(trick, Trick::AnswersMuch) { "x".repeat(70_000) } else { String::new() };
+    let answer = format!("{{\"id\":\"{name}-{}{more}\",\"amount\":1.50}}", &key[..8]);
     match trick {
         _ if is_late => refuse(peer, 410),
         Trick::Works(status) => refuse(peer, *status),
@@ -169,6 +186,12 @@ enum Store {
     Postgres(tempfile::TempDir),
 }
 
+/// Returns the name of a database that no other test has.
+fn new_database() -> String {
+    static NUMBER: AtomicU32 = AtomicU32::new(0);
+    format!("sagas{}", NUMBER.fetch_add(1, Ordering::Relaxed))
+}
+
 /// Three services, and a store for the proxies before them.
 struct Shop {
     inventory: Service,
@@ -180,13 +203,15 @@ struct Shop {
     has_pivot: bool,
     /// More rules of the route's keys.
     keys: &'static str,
+    /// The time that a step may take.
+    timeout: &'static str,
 }
 
 impl Shop {
     fn new(store: Store) -> Shop {
         let [inventory, payments, shipping] = ["inventory", "payments", "shipping"].map(Service::start);
         let times = "deadline: 10s, stuck_after: 1h".to_owned();
-        Shop { inventory, payments, shipping, store, times, has_pivot: true, keys: "lease: 1s" }
+        Shop { inventory, payments, shipping, store, times, has_pivot: true, keys: "lease: 1s", timeout: "500ms" }
     }
 
     fn sqlite() -> Shop {
@@ -195,14 +220,22 @@ impl Shop {
 
     /// One that proxies of several machines share, where the engine is installed.
     fn postgres() -> Option<Shop> {
-        static NUMBER: AtomicU32 = AtomicU32::new(0);
-        let database = format!("sagas{}", NUMBER.fetch_add(1, Ordering::Relaxed));
-        let url = Postgres::shared()?.database(&database);
+        let server = Postgres::shared()?;
+        Some(Shop::at(&server.database(&new_database())))
+    }
+
+    /// The same behind a link that can fail; with the name of the database.
+    fn postgres_behind_a_link() -> Option<(Shop, Link, String)> {
+        let server = Postgres::shared()?;
+        let (database, link) = (new_database(), Link::to(server.port));
+        let url = server.database(&database).replace(&format!(":{}/", server.port), &format!(":{}/", link.port()));
+        Some((Shop::at(&url), link, database))
+    }
+
+    fn at(url: &str) -> Shop {
         let folder = tempfile::tempdir().unwrap();
-        use std::os::unix::fs::PermissionsExt;
-        std::fs::write(folder.path().join("url"), &url).unwrap();
-        std::fs::set_permissions(folder.path().join("url"), std::fs::Permissions::from_mode(0o600)).unwrap();
-        Some(Shop::new(Store::Postgres(folder)))
+        write_private(&folder.path().join("url"), url);
+        Shop::new(Store::Postgres(folder))
     }
 
     fn text(&self) -> String {
@@ -214,9 +247,9 @@ impl Shop {
             }
         };
         let undo = |step: &str, pool: &str| {
-            format!("compensate: {{ pool: {pool}, path: \"/undo/${{steps.{step}.key}}\" }}, timeout: 500ms")
+            format!("compensate: {{ pool: {pool}, path: \"/undo/${{steps.{step}.key}}\" }}, timeout: {}", self.timeout)
         };
-        let shipping = if self.has_pivot { "timeout: 500ms".to_owned() } else { undo("ship", "shipping") };
+        let shipping = if self.has_pivot { format!("timeout: {}", self.timeout) } else { undo("ship", "shipping") };
         let pool = |name: &str, service: &Service| {
             format!("  {name}: {{ nodes: [{{ id: {name}-1, address: \"{}\" }}] }}\n", service.origin.address)
         };
@@ -291,6 +324,11 @@ fn by(caller: &str, key: &str, body: &str) -> String {
     )
 }
 
+/// Returns whether an answer is the last one of its saga.
+fn is_final(answer: &Answer) -> bool {
+    answer.status == 201 || (answer.status == 409 && answer.problem() == "saga-compensated")
+}
+
 impl Proxy {
     /// One checkout on a connection of its own.
     fn checks_out(&self, order: &str) -> Answer {
@@ -316,9 +354,9 @@ impl Proxy {
         let mut last = None;
         eventually(&format!("the end of {order}"), || {
             let answer = self.checks_out(order);
-            let is_final = answer.status == 201 || (answer.status == 409 && answer.problem() == "saga-compensated");
+            let is_over = is_final(&answer);
             last = Some(answer);
-            is_final || {
+            is_over || {
                 std::thread::sleep(Duration::from_millis(20));
                 false
             }

@@ -94,8 +94,7 @@ fn what_may_have_been_done_is_asked_again_with_the_same_key() {
 fn a_step_that_hangs_is_given_up_and_asked_again() {
     let shop = Shop::sqlite();
     let proxy = shop.proxy();
-    let gate = Barrier::default();
-    shop.payments.next([Trick::Waits(gate.clone())]);
+    let gate = shop.payments.next_waits();
     let answer = proxy.checks_out("order-1");
     assert_eq!(answer.status, 201, "{answer:?}");
     gate.open();
