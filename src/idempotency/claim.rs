@@ -195,6 +195,9 @@ impl Records {
         policy: &Policy,
         saga: Option<&NewSaga>,
     ) -> Result<Turn, StoreError> {
+        if saga.is_some() && self.is_full_of_sagas() {
+            return self.look_up(asked.id).await?.map(Turn::Found).ok_or(StoreError::Overloaded);
+        }
         let number = self.last.fetch_add(1, Ordering::Relaxed) + 1;
         let token = Token { holder: self.store.holder(), number };
         if !self.claims.enter(token) {

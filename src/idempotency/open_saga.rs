@@ -234,6 +234,17 @@ impl Records {
         self.sagas.offer(owned.into_iter().filter(|row| !self.claims.contains(row.token)));
     }
 
+    /// Returns whether this process works on as many sagas as it may: others are left to other processes, and no new
+    /// one begins.
+    pub(crate) fn is_full_of_sagas(&self) -> bool {
+        self.sagas.are_full()
+    }
+
+    /// Notes a saga whose row cannot be read here. Returns whether that is to be logged.
+    pub(crate) fn note_unreadable_saga(&self, id: Id) -> bool {
+        self.sagas.note_unreadable(id)
+    }
+
     /// Returns a saga without an owner, as it was seen, for [`Records::take_over`] or [`Records::decline`].
     pub(crate) fn offered_saga(&self) -> Option<SagaRow> {
         self.sagas.offered()

@@ -12,6 +12,12 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 /// Sagas that wait to be taken over here; other processes see the rest.
 const OFFERS: usize = 256;
 
+/// The most sagas that tasks of this process work on. Each keeps 64 KiB of values at most.
+const MOST_OPEN: usize = 8192;
+
+/// The most sagas that are remembered as unreadable.
+const UNREADABLE: usize = 1024;
+
 /// The sagas of this process.
 #[derive(Default)]
 pub(super) struct OpenSagas {
@@ -32,6 +38,8 @@ struct Sagas {
     wanted: HashSet<Id>,
     /// Those that a person has decided about, and that this process owns now.
     decided: VecDeque<DecidedSaga>,
+    /// Those whose rows cannot be read here, as it was logged.
+    unreadable: HashSet<Id>,
 }
 
 /// A saga that was stuck, that a person has decided about, and that this process owns now.
@@ -66,6 +74,17 @@ impl OpenSagas {
 
     pub(super) fn are_open(&self) -> bool {
         !self.lock().open.is_empty()
+    }
+
+    /// Returns whether this process works on as many sagas as it may.
+    pub(super) fn are_full(&self) -> bool {
+        self.lock().open.len() >= MOST_OPEN
+    }
+
+    /// Notes a saga whose row cannot be read here. Returns whether that is new.
+    pub(super) fn note_unreadable(&self, id: Id) -> bool {
+        let mut sagas = self.lock();
+        sagas.unreadable.len() < UNREADABLE && sagas.unreadable.insert(id)
     }
 
     /// Notes that a task works on a saga.
@@ -107,5 +126,37 @@ impl OpenSagas {
 
     pub(super) fn decided(&self) -> Option<DecidedSaga> {
         self.lock().decided.pop_front()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn id(number: usize) -> Id {
+        let mut id = [0; Id::LENGTH];
+        id[..8].copy_from_slice(&number.to_be_bytes());
+        Id(id)
+    }
+
+    #[test]
+    fn the_sagas_of_a_process_are_bounded() {
+        let sagas = OpenSagas::default();
+        for number in 0..MOST_OPEN {
+            assert!(!sagas.are_full());
+            sagas.enter(id(number), 0);
+        }
+        assert!(sagas.are_full());
+        sagas.leave(id(0), 0);
+        assert!(!sagas.are_full());
+    }
+
+    #[test]
+    fn a_saga_that_cannot_be_read_is_new_once() {
+        let sagas = OpenSagas::default();
+        assert!(sagas.note_unreadable(id(0)));
+        assert!(!sagas.note_unreadable(id(0)));
+        assert!((1..UNREADABLE).all(|number| sagas.note_unreadable(id(number))));
+        assert!(!sagas.note_unreadable(id(UNREADABLE)), "no more are remembered");
     }
 }

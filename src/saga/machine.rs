@@ -89,6 +89,13 @@ pub(crate) enum Answer {
     Unresolved,
 }
 
+impl Answer {
+    /// Returns whether the answer says that the step was not carried out, and may be later.
+    pub(crate) fn is_temporary(&self) -> bool {
+        matches!(self, Answer::Status { status, retry_after } if is_temporary(*status, *retry_after))
+    }
+}
+
 /// An event of a saga that this proxy works on.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Event {

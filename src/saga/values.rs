@@ -31,11 +31,16 @@ impl Kept {
         self.0.insert(reference.to_string(), json);
     }
 
+    /// Returns whether the values of a step's answer can be added: all together are [`MAX_KEPT`] at most.
+    pub(crate) fn has_room_for(&self, other: &Kept) -> bool {
+        self.size() + other.size() <= MAX_KEPT
+    }
+
     /// Adds the values of a step's answer; nothing is added where all together would be more than [`MAX_KEPT`].
     /// Returns whether they were added.
     #[must_use]
     pub(crate) fn add(&mut self, other: Kept) -> bool {
-        let fits = self.size() + other.size() <= MAX_KEPT;
+        let fits = self.has_room_for(&other);
         if fits {
             self.0.extend(other.0);
         }

@@ -6,7 +6,7 @@
 //! leads to one process of the server: there the number of that process is the one in the connection's own key for
 //! cancellation, and a pooler makes such keys itself.
 
-use super::rows;
+use super::{rows, sagas};
 use std::cell::Cell;
 use std::future::{Future, Ready, poll_fn, ready};
 use std::io;
@@ -23,7 +23,7 @@ use tokio_postgres::{Client, Error, Statement};
 pub(super) type Answer<'a, T> = Pin<Box<dyn Future<Output = Result<T, Error>> + 'a>>;
 
 /// The statements that are prepared, with the types of their parameters.
-const STATEMENTS: [(&str, &[Type]); 7] = [
+const STATEMENTS: [(&str, &[Type]); 10] = [
     (rows::SAME_STORE, &[Type::TEXT]),
     (rows::BEAT, &[Type::INT8, Type::TEXT]),
     (
@@ -61,6 +61,9 @@ const STATEMENTS: [(&str, &[Type]); 7] = [
         ],
     ),
     (rows::RELEASE, &[Type::BYTEA_ARRAY, Type::INT8_ARRAY, Type::INT8_ARRAY]),
+    (sagas::BEGIN, &sagas::BEGIN_TYPES),
+    (sagas::APPEND, &sagas::APPEND_TYPES),
+    (sagas::END, &sagas::END_TYPES),
 ];
 
 /// Plans are kept while tables grow: one that reads a whole small table would stay until the statistics are renewed.

@@ -7,7 +7,7 @@ use crate::idempotency::saga::{Append, SagaRow, Seen};
 use crate::idempotency::store::{NewClaim, Release};
 use crate::saga::log::Standing;
 use std::time::Duration;
-use tokio_postgres::types::Type;
+use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, Error, Row};
 
 /// The most orphans that are returned at a time.
@@ -43,7 +43,7 @@ pub(super) const WITHDRAW: &str = "WITH gone AS (
      SELECT id, holder, number FROM gone WHERE false";
 
 /// Appends to the log. An append that is sent again is recognised by its sequence, and writes.
-const APPEND: &str = "WITH appended AS (
+pub(super) const APPEND: &str = "WITH appended AS (
          UPDATE ringway_sagas s
          SET log = CASE WHEN s.sequence = $3 THEN s.log || $4 ELSE s.log END, sequence = $3 + $5, state = $6, owner = $7,
              touched = now()
@@ -53,7 +53,7 @@ const APPEND: &str = "WITH appended AS (
      SELECT id, holder, number, (extract(epoch FROM clock_timestamp()) * 1000)::int8 FROM appended";
 
 /// The same, and ends the record.
-const END: &str = "WITH appended AS (
+pub(super) const END: &str = "WITH appended AS (
          UPDATE ringway_sagas s
          SET log = CASE WHEN s.sequence = $3 THEN s.log || $4 ELSE s.log END, sequence = $3 + $5, state = $6, owner = $7,
              touched = now(), expires = now() + s.ttl * interval '1 millisecond'
@@ -93,6 +93,26 @@ pub(super) const FORGET: &str = "DELETE FROM ringway_sagas WHERE id IN
 /// The number of sagas that go on, or are stuck.
 pub(super) const OPEN: &str = "SELECT count(*) FROM ringway_sagas WHERE state IN (0, 1, 4)";
 
+/// The types of the parameters of [`BEGIN`], [`APPEND`] and [`END`].
+pub(super) const BEGIN_TYPES: [Type; 8] =
+    [Type::BYTEA, Type::INT8, Type::INT8, Type::BYTEA, Type::TEXT, Type::TEXT, Type::INT8, Type::INT8];
+pub(super) const APPEND_TYPES: [Type; 7] =
+    [Type::BYTEA, Type::INT8, Type::INT8, Type::TEXT, Type::INT8, Type::INT2, Type::INT8];
+pub(super) const END_TYPES: [Type; 12] = [
+    Type::BYTEA,
+    Type::INT8,
+    Type::INT8,
+    Type::TEXT,
+    Type::INT8,
+    Type::INT2,
+    Type::INT8,
+    Type::INT2,
+    Type::INT4,
+    Type::BYTEA,
+    Type::BYTEA,
+    Type::BYTEA,
+];
+
 /// Returns the statement for one saga.
 pub(super) fn one() -> String {
     format!("{COLUMNS} WHERE s.id = $1")
@@ -108,13 +128,14 @@ pub(super) fn owned() -> String {
     format!("{COLUMNS} WHERE s.state < 2 AND s.owner = $1 ORDER BY s.created LIMIT $2")
 }
 
-/// Returns the statement for the sagas that go on and have no owner, or a dead one.
+/// Returns the statement for the sagas that go on and have no owner, or a dead one; in any order, so that those which a
+/// process cannot go on with do not hide the others.
 pub(super) fn orphaned() -> String {
     format!(
         "{COLUMNS} WHERE s.state < 2 AND s.owner <> $1
                AND NOT EXISTS (SELECT FROM ringway_holders h WHERE h.holder = s.owner
                                AND clock_timestamp() - h.beat < s.lease * interval '1 millisecond')
-         ORDER BY s.created LIMIT $2"
+         ORDER BY random() LIMIT $2"
     )
 }
 
@@ -152,16 +173,9 @@ impl Begun {
     }
 
     pub(super) fn params(&self) -> Vec<Param<'_>> {
-        vec![
-            (&self.id, Type::BYTEA),
-            (&self.holder, Type::INT8),
-            (&self.number, Type::INT8),
-            (&self.seed, Type::BYTEA),
-            (&self.definition, Type::TEXT),
-            (&self.inputs, Type::TEXT),
-            (&self.lease, Type::INT8),
-            (&self.ttl, Type::INT8),
-        ]
+        let params: [&(dyn ToSql + Sync); 8] =
+            [&self.id, &self.holder, &self.number, &self.seed, &self.definition, &self.inputs, &self.lease, &self.ttl];
+        params.into_iter().zip(BEGIN_TYPES).collect()
     }
 }
 
@@ -207,20 +221,22 @@ impl<'a> Appending<'a> {
     }
 
     pub(super) fn params(&self) -> Vec<Param<'_>> {
-        let mut params: Vec<Param<'_>> = vec![
-            (&self.id, Type::BYTEA),
-            (&self.epoch, Type::INT8),
-            (&self.sequence, Type::INT8),
-            (&self.entries, Type::TEXT),
-            (&self.growth, Type::INT8),
-            (&self.state, Type::INT2),
-            (&self.owner, Type::INT8),
+        let params: [&(dyn ToSql + Sync); 12] = [
+            &self.id,
+            &self.epoch,
+            &self.sequence,
+            &self.entries,
+            &self.growth,
+            &self.state,
+            &self.owner,
+            &self.finish,
+            &self.status,
+            &self.fields,
+            &self.body,
+            &self.trailers,
         ];
-        if self.append.end.is_some() {
-            params.extend([(&self.finish as _, Type::INT2), (&self.status as _, Type::INT4)]);
-            params.extend([&self.fields, &self.body, &self.trailers].map(|bytes| (bytes as _, Type::BYTEA)));
-        }
-        params
+        let types = if self.append.end.is_some() { &END_TYPES[..] } else { &APPEND_TYPES[..] };
+        params.into_iter().zip(types.iter().cloned()).collect()
     }
 }
 

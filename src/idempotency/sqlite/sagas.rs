@@ -125,7 +125,8 @@ pub(super) fn append(desk: &mut Desk, append: &Append) -> Result<Option<Millis>>
 /// Returns sagas that go on and have no owner, or a dead one.
 pub(super) fn orphaned(desk: &mut Desk) -> Result<Vec<SagaRow>> {
     let (now, own) = (desk.clock.now(), desk.holders.own);
-    let text = format!("SELECT {COLUMNS} WHERE s.state < 2 AND s.owner <> ?1 ORDER BY s.created LIMIT ?2");
+    // In any order: those that this process cannot go on with must not hide the others.
+    let text = format!("SELECT {COLUMNS} WHERE s.state < 2 AND s.owner <> ?1 ORDER BY random() LIMIT ?2");
     let others = rows_of(&desk.connection, &text, params![signed(own), MOST], now)?;
     let mut silences = HashMap::new();
     let mut orphaned = Vec::new();

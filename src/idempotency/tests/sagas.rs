@@ -317,3 +317,22 @@ fn a_database_of_the_version_before_gets_the_table_of_sagas() {
     // A process of the version before goes on with the connection that it has.
     assert_eq!(claim_with(&*before, new_claim(2, MINE, 0, HOUR)), Ok(Claimed::First));
 }
+
+#[test]
+fn every_saga_without_an_owner_is_offered_in_the_end() {
+    over_stores(|kit, store| {
+        for number in 0..100 {
+            let token = Token { holder: 1, number: u64::from(number) + 1 };
+            claim_with(store, saga_claim(number, token)).unwrap();
+            let left = Append { entries: None, gives_up: true, ..append_of(number, token, 0, 0, "") };
+            assert!(append(store, left).is_some());
+        }
+        // Those that a process cannot go on with must not hide the others from it.
+        let other = kit.open(2);
+        let mut seen = std::collections::HashSet::new();
+        for _ in 0..100 {
+            seen.extend(sagas(&*other, SagaQuery::Orphaned).into_iter().map(|row| row.id));
+        }
+        assert_eq!(seen.len(), 100);
+    });
+}

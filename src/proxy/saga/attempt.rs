@@ -7,7 +7,7 @@ use crate::proxy::saga::executor::Lost;
 use crate::saga::keys::step_key;
 use crate::saga::log::Millis;
 use crate::saga::machine::{Answer, Way};
-use crate::saga::{Context, Outgoing as StepOutgoing};
+use crate::saga::{Context, Kept, Outgoing as StepOutgoing};
 use crate::upstream::{AnswerBody, Deadlines, Dispatch, NoClient, NodePreference, Outgoing, Pool, RetrySafety};
 use bytes::{Bytes, BytesMut};
 use http::header::{ACCEPT, HOST, RETRY_AFTER};
@@ -46,11 +46,15 @@ impl Executor {
             return Ok(Answer::Success { status: status.as_u16(), outputs: String::new() });
         }
         // What templates need of an answer must be here whole; of others the status says all.
-        let outputs = match (body, self.definition.has_outputs(step)) {
+        let mut outputs = match (body, self.definition.has_outputs(step)) {
             (Some(body), _) => self.definition.outputs(step, status, &body),
             (None, false) => self.definition.outputs(step, status, b""),
             (None, true) => return Ok(Answer::None),
         };
+        if !self.kept.has_room_for(&outputs) {
+            tracing::warn!(id = %self.open.id, route = self.definition.route, "an answer is too large for its saga");
+            outputs = Kept::default();
+        }
         let outputs = String::from_utf8(outputs.to_bytes()).unwrap_or_default();
         Ok(Answer::Success { status: status.as_u16(), outputs })
     }

@@ -121,9 +121,9 @@ impl Executor {
     }
 
     fn keep(&mut self, outputs: &str) {
-        let added = Kept::from_bytes(outputs.as_bytes()).is_some_and(|outputs| self.kept.add(outputs));
-        if !added {
-            tracing::warn!(id = %self.open.id, route = self.definition.route, "an answer is too large for its saga");
+        if let Some(outputs) = Kept::from_bytes(outputs.as_bytes()) {
+            // They were measured when the answer came.
+            let _ = self.kept.add(outputs);
         }
     }
 
@@ -170,6 +170,7 @@ impl Executor {
         let outcome = match (answer, way) {
             (Answer::Success { .. }, Way::Do) => "done",
             (Answer::Success { .. }, Way::Undo) => "undone",
+            (answer, Way::Do) if answer.is_temporary() => "postponed",
             (Answer::Status { status, .. }, Way::Do) if (400..500).contains(status) => "refused",
             (Answer::Status { .. } | Answer::None, Way::Do) => "unknown",
             (Answer::NotSent | Answer::Unresolved, Way::Do) => "not_sent",

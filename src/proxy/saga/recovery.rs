@@ -4,7 +4,8 @@ use super::executor::Executor;
 use crate::idempotency::{Records, SagaRow, TakenSaga};
 use crate::proxy::snapshot::Snapshot;
 use crate::proxy::worker_context::WorkerContext;
-use crate::saga::log::{Progress, Standing, What, decode};
+use crate::saga::definition::BadDefinition;
+use crate::saga::log::{BadLog, Entry, Progress, Standing, What, decode};
 use crate::saga::machine::{Event, Plan};
 use crate::saga::{Definition, Kept};
 use std::cell::Cell;
@@ -25,9 +26,12 @@ pub(crate) fn recover(worker: &Rc<WorkerContext>) {
         go_on(worker, records, &snapshot, taken);
     }
     for _ in 0..AT_ONCE {
+        if records.is_full_of_sagas() {
+            return;
+        }
         let Some(row) = records.offered_saga() else { break };
-        match readable(&row) {
-            Some(definition) if has_pools(&definition, &snapshot) => {
+        match read(&row) {
+            Ok((definition, _)) if has_pools(&definition, &snapshot) => {
                 let (worker, records, snapshot) = (Rc::clone(worker), Arc::clone(records), Arc::clone(&snapshot));
                 tokio::task::spawn_local(async move {
                     if let Some(taken) = records.take_over(row).await {
@@ -36,21 +40,33 @@ pub(crate) fn recover(worker: &Rc<WorkerContext>) {
                     }
                 });
             }
-            Some(definition) => {
+            Ok((definition, _)) => {
                 let (id, route) = (row.id, definition.route);
                 tracing::debug!(%id, route, "a saga is left to others: the configuration lacks a pool of it");
                 records.decline(&row);
             }
-            None => records.decline(&row),
+            Err(error) => {
+                if records.note_unreadable_saga(row.id) {
+                    tracing::error!(id = %row.id, %error, "a saga cannot be taken over");
+                }
+                records.decline(&row);
+            }
         }
     }
 }
 
-/// Returns the definition of a saga, where it can be read here.
-fn readable(row: &SagaRow) -> Option<Definition> {
-    Definition::from_bytes(row.definition.as_bytes())
-        .inspect_err(|error| tracing::error!(id = %row.id, %error, "a saga cannot be taken over"))
-        .ok()
+/// A row that cannot be read here.
+#[derive(Debug, thiserror::Error)]
+enum BadRow {
+    #[error(transparent)]
+    Definition(#[from] BadDefinition),
+    #[error(transparent)]
+    Log(#[from] BadLog),
+}
+
+/// Reads the definition and the log of a saga.
+fn read(row: &SagaRow) -> Result<(Definition, Vec<Entry>), BadRow> {
+    Ok((Definition::from_bytes(row.definition.as_bytes())?, decode(&row.log)?))
 }
 
 fn has_pools(definition: &Definition, snapshot: &Snapshot) -> bool {
@@ -60,9 +76,12 @@ fn has_pools(definition: &Definition, snapshot: &Snapshot) -> bool {
 /// Carries out a saga from where its log ends.
 fn go_on(worker: &Rc<WorkerContext>, records: &Arc<Records>, snapshot: &Arc<Snapshot>, taken: TakenSaga) {
     let TakenSaga { row, open, decision } = taken;
-    let (Some(definition), Ok(entries)) = (readable(&row), decode(&row.log)) else {
-        tracing::error!(id = %row.id, "the log of a saga cannot be read");
-        return;
+    let (definition, entries) = match read(&row) {
+        Ok(read) => read,
+        Err(error) => {
+            tracing::error!(id = %row.id, %error, "a saga cannot be gone on with");
+            return;
+        }
     };
     let mut kept = Kept::from_bytes(row.inputs.as_bytes()).unwrap_or_default();
     for entry in &entries {

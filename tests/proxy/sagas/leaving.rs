@@ -100,6 +100,29 @@ fn hands_over_at_an_upgrade(mut shop: Shop) {
 }
 
 #[test]
+fn a_saga_of_a_later_version_is_left_alone_and_logged_once() {
+    let shop = Shop::sqlite();
+    let mut proxy = shop.proxy();
+    shop.payments.next(std::iter::repeat_n(Trick::Busy, 200));
+    let mut client = proxy.connect();
+    client.send(checkout("order-1"));
+    shop.payments.origin.wait_for(1);
+    drop(client);
+    proxy.signal("TERM");
+    eventually("the end of the proxy", || proxy.has_ended());
+    let Store::Sqlite(folder) = &shop.store else { unreachable!() };
+    let store = rusqlite::Connection::open(folder.path().join("store.db")).unwrap();
+    store.execute("UPDATE sagas SET definition = '{\"version\":99}'", []).unwrap();
+    let next = shop.proxy();
+    next.logs("a saga cannot be taken over");
+    let looks = || next.metric("ringway_store_duration_seconds_count{op=\"sagas\",store=\"idempotency\"}");
+    let before = looks();
+    eventually("more looks", || looks() >= before + 5.0);
+    assert_eq!(next.log().matches("a saga cannot be taken over").count(), 1, "{}", next.log());
+    assert_eq!(next.checks_out("order-1").problem(), "saga-running");
+}
+
+#[test]
 fn a_drained_proxy_leaves_its_sagas_to_the_next() {
     let shop = Shop::sqlite();
     leaves_to_the_next(shop, |shop| shop.proxy());

@@ -166,3 +166,31 @@ fn a_pool_without_a_node_is_tried_until_it_has_one() {
     shop.payments.origin.revive();
     assert_eq!(proxy.checks_out("order-2").status, 201);
 }
+
+#[test]
+fn an_answer_that_is_too_large_for_its_saga_is_not_stored() {
+    let shop = Shop::sqlite();
+    let proxy = shop.proxy();
+    shop.inventory.next([Trick::AnswersMuch]);
+    let answer = proxy.checks_out("order-1");
+    assert_eq!((answer.status, answer.problem().as_str()), (409, "saga-compensated"), "{answer:?}");
+    assert_eq!(answer.json()["step"], "ship", "it needs a part of that answer");
+    assert_eq!(shop.effects("order-1"), [false; 3]);
+    proxy.logs("an answer is too large for its saga");
+    let Store::Sqlite(folder) = &shop.store else { unreachable!() };
+    let store = rusqlite::Connection::open(folder.path().join("store.db")).unwrap();
+    let length: i64 = store.query_row("SELECT max(length(log)) FROM sagas", [], |row| row.get(0)).unwrap();
+    assert!(length < 4096, "{length} bytes of log");
+}
+
+#[test]
+fn a_temporary_refusal_is_counted_as_one() {
+    let shop = Shop::sqlite();
+    let proxy = shop.proxy();
+    shop.payments.next([Trick::Busy]);
+    assert_eq!(proxy.checks_out("order-1").status, 201);
+    let count = |outcome: &str| {
+        proxy.metric(&format!("ringway_saga_steps_total{{outcome=\"{outcome}\",route=\"checkout\",step=\"charge\"}}"))
+    };
+    assert_eq!((count("postponed"), count("refused"), count("done")), (1.0, 0.0, 1.0));
+}
