@@ -293,3 +293,6 @@ pub(super) fn compare(found: &str, known: &Known) -> Result<(), String> {
 pub(super) fn file_error(settings: &Settings, error: &std::io::Error) -> String {
     format!("the file `{}`, which names the store that is known here: {error}", settings.identity_file.display())
 }
+
+#[cfg(test)]
+mod tests;

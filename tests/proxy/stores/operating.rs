@@ -1,7 +1,7 @@
 //! What operators do with a shared store: check it, make its tables, move its records.
 
 use super::*;
-use crate::engines::Postgres;
+use crate::engines::{Postgres, as_engine, give_to_engine};
 use crate::idempotency::is_replay;
 use crate::support::{Authority, eventually};
 use std::path::Path;
@@ -51,6 +51,36 @@ fn check_connect_says_where_the_file_that_names_the_store_cannot_be_written() {
     let text = text.replace(&known.display().to_string(), &below.display().to_string());
     let (is_good, told) = ringway(&["check", "--connect", "--config"], Some(&file_of(folder.path(), &text)));
     assert!(!is_good && told.contains(&format!("the file `{}`", below.display())), "{told}");
+}
+
+#[test]
+fn check_connect_says_where_the_user_may_not_make_the_file_that_names_the_store() {
+    use std::os::unix::fs::PermissionsExt;
+    let Some(server) = Postgres::shared() else { return };
+    let place = Place::new(&server.database("forbidden"));
+    let (folder, closed) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    std::fs::set_permissions(closed.path(), std::fs::Permissions::from_mode(0o555)).unwrap();
+    let text = place.text(([127, 0, 0, 1], 9).into(), "");
+    let identity = closed.path().join("store.id");
+    let text = text.replace(&place.identity_file().display().to_string(), &identity.display().to_string());
+    let file = file_of(folder.path(), &text);
+    for folder in [folder.path(), place.url_file().parent().unwrap()] {
+        give_to_engine(folder);
+    }
+    // A user who is not root: of root no folder is closed.
+    let check = || {
+        let mut command = as_engine(Path::new(env!("CARGO_BIN_EXE_ringway")));
+        let Output { status, stdout, stderr } =
+            command.args(["check", "--connect", "--config"]).arg(&file).output().unwrap();
+        (status.success(), String::from_utf8_lossy(&stdout).into_owned() + &String::from_utf8_lossy(&stderr))
+    };
+    let (is_good, told) = check();
+    assert!(!is_good && told.contains(&format!("the file `{}`", identity.display())), "{told}");
+    assert!(told.contains("ermission denied"), "{told}");
+    std::fs::set_permissions(closed.path(), std::fs::Permissions::from_mode(0o777)).unwrap();
+    let (is_good, told) = check();
+    assert!(is_good, "{told}");
+    assert!(!identity.exists(), "a check makes nothing");
 }
 
 #[test]
