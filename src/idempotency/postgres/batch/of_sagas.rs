@@ -1,6 +1,6 @@
 //! Sagas: their part of the transaction of all writes, and the calls that stand apart from it.
 
-use super::{Answer, Batch, RESULTS, Trouble, is_operation, pipelined, query, simple, within_for};
+use super::{Answer, Batch, RESULTS, Trouble, pipelined, query, simple, within_for};
 use crate::idempotency::postgres::connection::Connection;
 use crate::idempotency::postgres::rows::{self, Param, signed};
 use crate::idempotency::postgres::sagas::{self, Appending, Begun, Owned};
@@ -49,25 +49,8 @@ impl<'a> OfSagas<'a> {
 }
 
 impl Batch<'_> {
-    /// Answers questions about sagas.
-    pub(super) async fn read_sagas(&self, calls: &mut Vec<Pending>) -> Result<(), Trouble> {
-        let is_read = |pending: &Pending| matches!(&pending.call, Call::Sagas(..)) && !is_operation(&pending.call);
-        while let Some(at) = calls.iter().position(is_read) {
-            let Call::Sagas(query, _) = calls[at].call else { break };
-            match (self.find_sagas(query).await, calls.swap_remove(at)) {
-                (Ok(found), Pending { call: Call::Sagas(_, done), .. }) => done(Ok(found)),
-                (Err(Trouble::Refused(error)), pending) => pending.refuse(&error),
-                (Err(broken), pending) => {
-                    calls.push(pending);
-                    return Err(broken);
-                }
-                _ => {}
-            }
-        }
-        Ok(())
-    }
-
-    async fn find_sagas(&self, query: SagaQuery) -> Result<Vec<SagaRow>, Trouble> {
+    /// Returns the sagas that are asked for.
+    pub(super) async fn find_sagas(&self, query: SagaQuery) -> Result<Vec<SagaRow>, Trouble> {
         let limit = MOST;
         match query {
             SagaQuery::One(id) => {
