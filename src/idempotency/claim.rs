@@ -15,7 +15,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 /// The timeout of a look-up after a failed claim.
-const REPLAY_WITHIN: Duration = Duration::from_millis(500);
+pub(super) const REPLAY_WITHIN: Duration = Duration::from_millis(500);
 /// The interval of attempts to store a result: at first, and at most.
 const RETRY: [Duration; 2] = [Duration::from_millis(20), Duration::from_millis(500)];
 
@@ -110,6 +110,9 @@ impl Claim {
                 }
             }
         };
+        if matches!((&end, settled), (End::Done(_), Settled::Durable)) {
+            self.records.ended.note(self.asked.id);
+        }
         match settled {
             Settled::Durable | Settled::Superseded => self.is_settled = true,
             // When it is dropped, the claim continues to record its end, without the result.

@@ -12,6 +12,7 @@ mod canonical;
 mod claim;
 mod clock;
 mod copy;
+mod ended;
 mod fingerprint;
 mod identity;
 mod key;

@@ -2,6 +2,7 @@
 //! happens to their tasks.
 
 use super::clock::millis;
+use super::ended::EndedKeys;
 use super::identity::Id;
 use super::open_claims::{Abandoned, OpenClaims, Unsettled};
 use super::open_sagas::OpenSagas;
@@ -47,6 +48,7 @@ pub(crate) struct Records {
     pub(super) claims: OpenClaims,
     pub(super) sagas: OpenSagas,
     pub(super) unknowns: Unknowns,
+    pub(super) ended: EndedKeys,
 }
 
 #[derive(Default)]
@@ -149,6 +151,7 @@ impl Records {
             claims: OpenClaims::default(),
             sagas: OpenSagas::default(),
             unknowns: Unknowns::default(),
+            ended: EndedKeys::default(),
         }))
     }
 

@@ -56,6 +56,10 @@ pub(crate) trait Store: Send + Sync {
     fn keeps_sagas(&self) -> bool {
         false
     }
+    /// Returns whether a look-up takes it less than a claim that finds a result.
+    fn prefers_look_ups(&self) -> bool {
+        false
+    }
     /// Returns the number of records, where the store has it.
     fn count(&self) -> Option<u64>;
     /// Returns whether writes reach the store; `None` where only their results tell.

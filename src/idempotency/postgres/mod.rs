@@ -129,6 +129,7 @@ impl Engine for Postgres {
     type Settings = Settings;
     type Connection = Connection;
     const KEEPS_SAGAS: bool = true;
+    const PREFERS_LOOK_UPS: bool = true;
 
     async fn connect(&self, settings: &Settings, what_for: Use) -> Result<Connection, String> {
         let used = self.used.borrow().clone();

@@ -54,6 +54,8 @@ pub(super) trait Engine: 'static {
     type Connection: 'static;
     /// It carries out the calls of sagas.
     const KEEPS_SAGAS: bool = false;
+    /// A look-up takes it less than a claim that finds a result.
+    const PREFERS_LOOK_UPS: bool = false;
 
     /// Connects, and makes sure that it is the right store.
     ///
@@ -125,6 +127,7 @@ pub(super) struct Remote<S> {
     settings: watch::Sender<S>,
     status: Arc<Status>,
     keeps_sagas: bool,
+    prefers_look_ups: bool,
 }
 
 /// Returns the name of this process for operators: its host and process id.
@@ -172,7 +175,8 @@ impl<S: Clone + Send + Sync + 'static> Remote<S> {
                 tokio::join!(lane(Use::Writing, written).run(), lane(Use::Reading, read).run())
             });
         })?;
-        Ok(Remote { holder, writes, reads, settings, status, keeps_sagas: E::KEEPS_SAGAS })
+        let (keeps_sagas, prefers_look_ups) = (E::KEEPS_SAGAS, E::PREFERS_LOOK_UPS);
+        Ok(Remote { holder, writes, reads, settings, status, keeps_sagas, prefers_look_ups })
     }
 
     fn submit(&self, call: Call) {
@@ -252,6 +256,10 @@ impl<S: Clone + Send + Sync + 'static> Store for Remote<S> {
 
     fn keeps_sagas(&self) -> bool {
         self.keeps_sagas
+    }
+
+    fn prefers_look_ups(&self) -> bool {
+        self.prefers_look_ups
     }
 
     fn count(&self) -> Option<u64> {

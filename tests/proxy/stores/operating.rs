@@ -100,6 +100,29 @@ fn status_prints_the_store_and_its_promise() {
 }
 
 #[test]
+fn a_result_that_ended_here_is_replayed_by_a_look_up_and_a_record_that_was_deleted_is_not() {
+    let Some(server) = Postgres::shared() else { return };
+    let place = Place::new(&server.database("looked-up"));
+    let node = Counting::start();
+    let proxy = place.proxy(node.address(), "");
+    eventually("a first request", || proxy.ask(pay("k")).status == 201);
+    let calls =
+        |op: &str| proxy.metric(&format!("ringway_store_duration_seconds_count{{op=\"{op}\",store=\"idempotency\"}}"));
+    let (claims, looks) = (calls("claim"), calls("look_up"));
+    for _ in 0..3 {
+        assert!(is_replay(&proxy.ask(pay("k"))));
+    }
+    assert_eq!((calls("claim"), calls("look_up")), (claims, looks + 3.0));
+    let other = proxy.ask(crate::idempotency::charge("/pay", "k", "other"));
+    assert_eq!(other.problem(), "idempotency-key-reused");
+    // Released by an operator on any proxy, the key is claimed anew.
+    server.execute("looked-up", "DELETE FROM ringway_records WHERE key = 'k'");
+    let again = proxy.ask(pay("k"));
+    assert!(again.status == 201 && !is_replay(&again));
+    assert_eq!(node.of("k"), 2);
+}
+
+#[test]
 fn the_printed_schema_serves_a_role_that_may_make_no_tables() {
     let Some(server) = Postgres::shared() else { return };
     server.database("schema");
