@@ -17,7 +17,8 @@ pub(crate) fn step_key(seed: &Seed, step: usize, way: Way) -> String {
         Way::Undo => "undo",
     };
     let tag = hmac::sign(&key, format!("{step}/{way}").as_bytes());
-    tag.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
+    let digit = |value: u8| char::from(b"0123456789abcdef"[usize::from(value)]);
+    tag.as_ref().iter().flat_map(|byte| [digit(byte >> 4), digit(byte & 15)]).collect()
 }
 
 #[cfg(test)]

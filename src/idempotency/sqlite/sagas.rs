@@ -17,6 +17,20 @@ const COLUMNS: &str = "s.id, s.holder, s.number, s.owner, s.epoch, s.sequence, s
      s.log, s.lease, s.ttl, s.created, s.touched, r.namespace, r.method, r.authority, r.path, r.key
      FROM sagas s LEFT JOIN records r ON r.id = s.id";
 
+/// Appends to the log of a saga whose state and owner stay: columns with an index that are set, also to the values that
+/// they have, would have their pages written with each append.
+const APPEND_IN_PLACE: &str = "UPDATE sagas
+     SET log = CASE WHEN sequence = ?3 THEN log || ?4 ELSE log END, sequence = ?3 + ?5, touched = ?8
+     WHERE id = ?1 AND epoch = ?2 AND sequence IN (?3, ?3 + ?5) AND state = ?6 AND owner = ?7
+     RETURNING holder, number, ttl";
+
+/// Appends to the log of any saga.
+const APPEND: &str = "UPDATE sagas
+     SET log = CASE WHEN sequence = ?3 THEN log || ?4 ELSE log END, sequence = ?3 + ?5, state = ?6, owner = ?7,
+         touched = ?8
+     WHERE id = ?1 AND epoch = ?2 AND sequence IN (?3, ?3 + ?5)
+     RETURNING holder, number, ttl";
+
 /// The most owners that are looked at, and orphans that are returned, at a time.
 const ORPHANS: i64 = 64;
 
@@ -71,28 +85,24 @@ pub(super) fn withdraw(desk: &mut Desk, id: Id, token: Token) -> Result<()> {
 /// saga.
 pub(super) fn append(desk: &mut Desk, append: &Append) -> Result<Option<Millis>> {
     let (now, own) = (desk.clock.now(), desk.holders.own);
-    let found: Option<(i64, i64, i64)> = desk
-        .connection
-        .prepare_cached(
-            "UPDATE sagas SET log = CASE WHEN sequence = ?3 THEN log || ?4 ELSE log END, sequence = ?3 + ?5,
-                              state = ?6, owner = ?7, touched = ?8
-             WHERE id = ?1 AND epoch = ?2 AND sequence IN (?3, ?3 + ?5)
-             RETURNING holder, number, ttl",
-        )?
-        .query_row(
-            params![
-                append.id.0,
-                signed(append.epoch),
-                signed(append.sequence),
-                append.entries.as_deref().unwrap_or_default(),
-                append.growth(),
-                append.standing.code(),
-                signed(append.owner(own)),
-                signed(now),
-            ],
-            |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)),
-        )
-        .optional()?;
+    let update = |text: &str| -> Result<Option<(i64, i64, i64)>> {
+        let params = params![
+            append.id.0,
+            signed(append.epoch),
+            signed(append.sequence),
+            append.entries.as_deref().unwrap_or_default(),
+            append.growth(),
+            append.standing.code(),
+            signed(append.owner(own)),
+            signed(now),
+        ];
+        let row = |row: &Row<'_>| Ok((row.get(0)?, row.get(1)?, row.get(2)?));
+        desk.connection.prepare_cached(text)?.query_row(params, row).optional()
+    };
+    let found = match update(APPEND_IN_PLACE)? {
+        None => update(APPEND)?,
+        found => found,
+    };
     let Some((holder, number, ttl)) = found else { return Ok(None) };
     if let Some(end) = &append.end {
         let ttl = Duration::from_millis(ttl.unsigned_abs());
