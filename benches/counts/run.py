@@ -30,7 +30,7 @@ sys.dont_write_bytecode = True
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import harness  # noqa: E402
 from harness import BenchError  # noqa: E402
-from traffic import Http1, Http2, OneRequest, Origin, tls_context  # noqa: E402
+from traffic import Http1, Http2, OneRequest, Origin, Session, tls_context  # noqa: E402
 
 TABLE = Path(__file__).with_name("table.json")
 KINDS = ("instructions", "allocations", "clock reads", "system calls")
@@ -72,6 +72,10 @@ ROUTES = """\
 PAY_ROUTES = """\
   - { name: pay, path_prefix: /pay, pool: app, hash_on: [uri], idempotency: { scope: [] } }
 idempotency_store: { path: "@FOLDER@/store.db" }
+"""
+CAUSAL_ROUTES = """\
+  - { name: causal, path_prefix: /hit, pool: app, hash_on: [uri], cache: {}, consistency: { level: causal, groups: ["{host}/{path:1}"] } }
+fleet: { secret_file: "@FOLDER@/fleet.key" }
 """
 MANY_ROUTES = "".join(
     f"  - {{ name: r{number}, path_prefix: /r{number}, pool: app, hash_on: [uri] }}\n" for number in range(10_000))
@@ -116,6 +120,7 @@ CASES = [
     Case("hit", lambda _: get(b"/hit/1")),
     Case("watched hit", lambda _: get(b"/hit/1"), watched_by=b"/api/tap?status=5xx", like="hit",
          ungated=("allocations",)),
+    Case("causal hit", lambda _: get(b"/hit/1"), client=Session, routes=CAUSAL_ROUTES),
     Case("hit 1 MiB", lambda _: get(b"/large/1"), expected=(200, 2**20), count=80,
          growth=WINDOWS_GROWTH, ungated=("clock reads", "system calls"), repeats=3),
     Case("hit 304", lambda _: get(b"/hit/2", b'If-None-Match: "fixed"\r\n'), expected=(304, 0)),
@@ -236,6 +241,7 @@ class Counter:
         self.origin, self.tool, self.asked_keys = Origin(), tool_type(folder), 0
         self.ports = harness.free_ports(["HTTP", "HTTPS", "ADMIN"])
         chain, key, _ = harness.certificate(folder)
+        (folder / "fleet.key").write_text("0123456789abcdef" * 2)
         config = folder / "ringway.yaml"
         config.write_text(harness.fill(CONFIG, **self.ports, ORIGIN=self.origin.port, CHAIN=chain, KEY=key,
                                        ROUTES=harness.fill(routes, FOLDER=folder)))

@@ -89,6 +89,7 @@ class Http1:
                 raise ConnectionError("the connection ended before an answer")
             received += more
         head, _, body = received.partition(b"\r\n\r\n")
+        self.head = head
         status, expected, length = int(head.split(b" ", 2)[1]), content_length(head), len(body)
         if status == 304:
             return status, 0
@@ -102,6 +103,22 @@ class Http1:
 
     def close(self):
         self.socket.close()
+
+
+class Session(Http1):
+    """A connection whose client sends back the cookie that it was given."""
+
+    cookie = b""
+
+    def ask(self, request, rest=lambda: None):
+        if self.cookie:
+            request = request.replace(b"\r\n\r\n", b"\r\nCookie: %s\r\n\r\n" % self.cookie, 1)
+        found = super().ask(request, rest)
+        for line in self.head.split(b"\r\n"):
+            name, _, value = line.partition(b": ")
+            if name.lower() == b"set-cookie":
+                self.cookie = value.partition(b";")[0]
+        return found
 
 
 class OneRequest:
