@@ -17,7 +17,7 @@ use crate::http::head::RequestFields;
 use crate::http::method::is_safe;
 use crate::http::problem::{Problem, ProblemKind};
 use crate::telemetry::metrics::Metrics;
-use http::header::{CACHE_CONTROL, SET_COOKIE};
+use http::header::{CACHE_CONTROL, COOKIE, SET_COOKIE};
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 use prometheus::IntCounter;
 use serde_json::{Value, json};
@@ -131,6 +131,18 @@ pub(super) struct Given {
     text: Box<[u8]>,
 }
 
+impl Given {
+    /// Returns whether a request brings this token in a cookie, and no other cookie.
+    fn is_cookie_of(&self, rules: &Arc<SessionRules>, fields: &HeaderMap) -> bool {
+        let mut lines = fields.get_all(COOKIE).iter();
+        let (Some(line), None) = (lines.next(), lines.next()) else { return false };
+        let value = line.as_bytes().strip_prefix(COOKIE_NAME.as_bytes()).and_then(|rest| rest.strip_prefix(b"="));
+        value.is_some_and(|value| *value == *self.text)
+            && Arc::ptr_eq(&self.rules, rules)
+            && !fields.contains_key(FIELD)
+    }
+}
+
 type GivenSlot = RefCell<Option<Given>>;
 
 /// The token that a request has brought, and the forms in which it had it.
@@ -150,6 +162,11 @@ pub(super) fn take(
     given: &GivenSlot,
     metrics: &Metrics,
 ) -> Received {
+    if let Some(given) = given.borrow().as_ref().filter(|given| given.is_cookie_of(rules, fields.plain())) {
+        let received = Received { token: Rc::clone(&given.token), in_cookie: true, ..Received::default() };
+        fields.remove(&COOKIE);
+        return received;
+    }
     let mut received = Received::default();
     let mut texts: SmallVec<[&[u8]; 1]> = SmallVec::new();
     for value in fields.plain().get_all(FIELD) {
@@ -270,11 +287,11 @@ impl Session {
     /// Adds the token to an answer, and bars caches behind the proxy from it: their copies would be outside of the
     /// guarantee. A stored result of an idempotent request keeps its own `Cache-Control`.
     pub(super) fn finish(&self, fields: &mut HeaderMap, given: &GivenSlot, is_stored_result: bool) {
-        if !is_stored_result {
-            bar_other_caches(fields);
+        match is_stored_result {
+            true => _ = fields.remove(FIELD),
+            false => bar_other_caches(fields),
         }
         let Some(causal) = &self.causal else { return };
-        fields.remove(FIELD);
         let has_it = |given: &Given| Rc::ptr_eq(&given.token, &self.requester.token) && self.requester.has_answer();
         if given.borrow().as_ref().is_some_and(has_it) {
             return;
@@ -340,9 +357,9 @@ fn concurrent_write(requester: &Requester, known: &Known) -> Problem {
 
 /// Directives that would let another cache serve a response without asking.
 const SHARED: [&str; 5] = ["public", "s-maxage", "proxy-revalidate", "private", "no-cache"];
-/// Fields by which other caches are told more than by `Cache-Control`.
-const OTHER_CACHES: [HeaderName; 2] =
-    [HeaderName::from_static("cdn-cache-control"), HeaderName::from_static("surrogate-control")];
+/// Fields by which other caches are told more than by `Cache-Control`, and the field of the token, which is the proxy's.
+const BARRED: [HeaderName; 3] =
+    [HeaderName::from_static("cdn-cache-control"), HeaderName::from_static("surrogate-control"), FIELD];
 
 /// Adds `private, no-cache` to a response, in place of what contradicts it.
 fn bar_other_caches(fields: &mut HeaderMap) {
@@ -366,8 +383,10 @@ fn bar_other_caches(fields: &mut HeaderMap) {
     if let Ok(value) = HeaderValue::from_bytes(&value) {
         fields.insert(CACHE_CONTROL, value);
     }
-    for name in &OTHER_CACHES {
-        fields.remove(name);
+    // Most responses have none of them, which one pass finds out.
+    let is_barred = |name: &HeaderName| matches!(name.as_str().len(), 15 | 17) && BARRED.contains(name);
+    if fields.keys().any(is_barred) {
+        BARRED.iter().for_each(|name| _ = fields.remove(name));
     }
 }
 
