@@ -177,3 +177,50 @@ impl Requester {
         });
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn requester(causality: &Arc<Causality>, guarantee: Guarantee, token: Token) -> Requester {
+        Requester::new(causality, guarantee, Groups::from_slice(&[1]), Rc::new(token))
+    }
+
+    #[test]
+    fn a_response_is_served_without_validation_for_half_the_life_of_a_token() {
+        let causality = Arc::new(Causality::new(1));
+        let reader = requester(&causality, Guarantee::Causal, Token::default());
+        let tag = reader.tag(&reader.begin().unwrap(), 5);
+        assert_eq!(reader.check(Some(&tag), 5 + MAX_UNVALIDATED), Ok(()));
+        assert_eq!(reader.check(Some(&tag), 6 + MAX_UNVALIDATED), Err(Rejection::Session));
+        assert_eq!(reader.check(None, 5), Err(Rejection::Session), "a response from before the route was causal");
+        let strong = requester(&causality, Guarantee::Strong, Token::default());
+        assert_eq!(strong.check(Some(&tag), 5), Err(Rejection::Strong));
+        assert!(strong.begin().is_none() && !strong.may_wait(None));
+    }
+
+    #[test]
+    fn an_answer_has_the_dot_of_what_it_is() {
+        let causality = Arc::new(Causality::new(1));
+        let dots = |requester: &Requester| {
+            let mut token = Token::clone(&requester.token);
+            requester.answer(&mut token);
+            token.dots(&[1]).map(|dot| dot.number).collect::<Vec<_>>()
+        };
+        let reader = requester(&causality, Guarantee::Causal, Token::default());
+        let tag = reader.tag(&reader.begin().unwrap(), 0);
+        reader.serves(Some(&tag));
+        assert_eq!((dots(&reader), reader.has_answer()), (vec![1], false), "the dot of the stored response");
+        let mut token = Token::default();
+        reader.answer(&mut token);
+        let again = requester(&causality, Guarantee::Causal, token);
+        again.serves(Some(&tag));
+        assert!(again.has_answer());
+        let passing = requester(&causality, Guarantee::Causal, Token::default());
+        assert_eq!(dots(&passing), [2], "a new one");
+        let writer = requester(&causality, Guarantee::Causal, Token::default());
+        let write = writer.wrote(&writer.begin().unwrap());
+        assert_eq!((dots(&writer), write.dot.number), (vec![3], 3), "that of the write");
+        assert_eq!(again.check(Some(&tag), 0), Err(Rejection::Superseded), "the write has seen the response");
+    }
+}

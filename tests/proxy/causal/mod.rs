@@ -322,6 +322,29 @@ fn an_idempotent_write_and_its_replay_bring_a_token() {
     }
 }
 
+/// A stale response that others get while it is validated is not for a session that may have seen a newer one.
+#[test]
+fn nothing_stale_goes_to_a_session_that_has_written() {
+    let version = Arc::new(AtomicUsize::new(1));
+    let origin = Origin::start(move |ask, peer| {
+        let write = usize::from(ask.method() == "POST");
+        let version = version.fetch_add(write, Ordering::SeqCst) + write;
+        let fields = format!("cache-control: max-age=0, stale-while-revalidate=600 | etag: \"{version}\"");
+        peer.reply(200, &fields, &format!("v{version}"));
+    });
+    let folder = tempfile::tempdir().unwrap();
+    let secret = folder.path().join("key");
+    write_private(&secret, SECRET);
+    let text = configuration(&origin, &secret, "level: causal");
+    let (here, there) = (Proxy::start(&text), Proxy::start(&text));
+    let is_stale = || there.metric("ringway_cache_requests_total{result=\"stale\",route=\"site\"}") >= 1.0;
+    eventually("a stale hit", || there.get("/a").status == 200 && is_stale());
+    let mut writer = Session::default();
+    assert_eq!(writer.post(&here, "/a").text(), "v2");
+    let (reading, gone) = (writer.get(&there, "/a"), writer.send(&there, "HEAD", "/a"));
+    assert_eq!((reading.text().as_str(), gone.status), ("v2", 200));
+}
+
 /// On one connection the proxy remembers what it has handed out.
 #[test]
 fn a_client_without_cookies_keeps_its_session_on_a_connection() {
