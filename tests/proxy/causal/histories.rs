@@ -76,11 +76,15 @@ fn session(proxies: &[Proxy], random: &mut Random, operations: usize, prefix: u6
         let more = if random.below(2) == 0 { "" } else { "/comments" };
         let path = format!("/h{prefix:x}/{resource}{more}");
         let answer = session.send(proxy, if is_write { "POST" } else { "GET" }, &path);
-        let Some(version) = answer.text().strip_prefix('v').and_then(|version| version.parse().ok()) else {
-            panic!("no version: {answer:?}");
+        // The node may close an idle connection: what came of a write is unknown then, and its answer says nothing.
+        let version = answer.text().strip_prefix('v').and_then(|version| version.parse().ok());
+        let Some(version) = version.filter(|_| answer.status == 200) else {
+            assert_eq!(answer.status, 502, "{answer:?}");
+            continue;
         };
         done.push(Operation { resource, is_write, version });
     }
+    assert!(2 * done.len() > operations, "{} of {operations} operations were answered", done.len());
     done
 }
 
