@@ -41,18 +41,30 @@ fn a_request_in_flight_is_answered_and_told_to_close() {
 #[test]
 fn a_connection_without_a_request_gets_its_chance() {
     let node = Origin::echo();
-    let mut proxy = Proxy::before(&[node.address]);
-    let (mut fresh, mut kept, mut silent) = (proxy.connect(), proxy.connect(), proxy.connect());
-    assert_eq!(kept.request("GET /before HTTP/1.1\r\nhost: a\r\n\r\n").field("connection"), None);
-    eventually("three connections", || proxy.metric("ringway_connections{listener=\"http\"}") == 3.0);
-    proxy.signal("TERM");
-    eventually("the end of listening", || TcpStream::connect(proxy.address).is_err());
-    for client in [&mut fresh, &mut kept] {
-        let answer = client.request("GET /after HTTP/1.1\r\nhost: a\r\n\r\n");
-        assert_eq!((answer.status, answer.field("connection").as_deref()), (200, Some("close")));
-    }
-    assert!(silent.is_closed());
-    eventually("the end of the process", || proxy.has_ended());
+    // A machine that is busy elsewhere may let the time for a last request pass; then it says nothing.
+    let is_shown = (0..5).any(|_| {
+        let mut proxy = Proxy::before(&[node.address]);
+        let (mut fresh, mut kept, mut silent) = (proxy.connect(), proxy.connect(), proxy.connect());
+        assert_eq!(kept.request("GET /before HTTP/1.1\r\nhost: a\r\n\r\n").field("connection"), None);
+        eventually("three connections", || proxy.metric("ringway_connections{listener=\"http\"}") == 3.0);
+        let began = Instant::now();
+        proxy.signal("TERM");
+        eventually("the end of listening", || TcpStream::connect(proxy.address).is_err());
+        let request = "GET /after HTTP/1.1\r\nhost: a\r\n\r\n";
+        fresh.send(request);
+        kept.send(request);
+        if began.elapsed() > Duration::from_millis(800) {
+            return false;
+        }
+        for client in [&mut fresh, &mut kept] {
+            let answer = client.answer();
+            assert_eq!((answer.status, answer.field("connection").as_deref()), (200, Some("close")));
+        }
+        assert!(silent.is_closed());
+        eventually("the end of the process", || proxy.has_ended());
+        true
+    });
+    assert!(is_shown, "the machine was too busy, five times");
 }
 
 #[test]
