@@ -2,7 +2,7 @@
 //! runs twice.
 
 use super::*;
-use crate::engines::{Link, Redis};
+use crate::engines::{Link, Redis, free_port};
 use crate::idempotency::{held, is_replay};
 use crate::support::eventually;
 use std::process::Command;
@@ -206,7 +206,9 @@ fn servers_that_evict_and_clusters_are_refused() {
         let _ = proxy.ask(pay("other"));
         !is_up(&proxy)
     });
-    let cluster = Redis::start(&["cluster-enabled yes"]).unwrap();
+    // Its bus would take the port 10,000 above its own, which may be in use.
+    let bus = format!("cluster-port {}", free_port());
+    let cluster = Redis::start(&["cluster-enabled yes", &bus]).unwrap();
     let refused = Site::new(&[cluster.port]).proxy(node.address(), "");
     refused.logs("cluster mode");
     assert_eq!(refused.ask(pay("c")).problem(), "store-unavailable");
