@@ -342,6 +342,8 @@ impl Cache {
                 let (stored, update) = self.freshened(order, &hit, answer, timing, token);
                 // A HEAD ends neither a soft purge nor a doubt: only a validation of the response does.
                 stored.keep_marks_of(&hit);
+                // Nor does it say that the body is as new as it is: the validators may be weak.
+                let stored = stored.with_tag(hit.causal_tag().cloned());
                 if update == UpdateResult::Kept {
                     self.store.put(order.address(), stored, token, Some(&hit));
                 }

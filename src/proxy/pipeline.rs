@@ -154,9 +154,9 @@ fn begin(
         if let Some(rules) = caching.as_ref().and_then(|route| route.consistency.as_ref()) {
             let request = (&routed.form, &head.fields);
             let session = Session::begin((&worker.causality, given), rules, received, request);
-            let allowed = session.check_write(&head.method);
+            // A refusal tells the session of no write: it has to read first.
+            session.check_write(&head.method)?;
             exchange.begin_session(session);
-            allowed?;
         }
         if let Some(rules) = idempotency {
             return idempotent::begin(snapshot, routed, rules, head);

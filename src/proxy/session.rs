@@ -361,17 +361,27 @@ const SHARED: [&str; 5] = ["public", "s-maxage", "proxy-revalidate", "private", 
 const BARRED: [HeaderName; 3] =
     [HeaderName::from_static("cdn-cache-control"), HeaderName::from_static("surrogate-control"), FIELD];
 
+/// Returns whether a response may be stored nowhere, by the word anywhere in its directives.
+fn says_no_store(fields: &HeaderMap) -> bool {
+    let has = |line: &HeaderValue| line.as_bytes().to_ascii_lowercase().windows(8).any(|part| part == b"no-store");
+    fields.get_all(CACHE_CONTROL).iter().any(has)
+}
+
 /// Adds `private, no-cache` to a response, in place of what contradicts it.
 fn bar_other_caches(fields: &mut HeaderMap) {
     let mut value: SmallVec<[u8; 128]> = SmallVec::new();
-    for line in fields.get_all(CACHE_CONTROL) {
+    'lines: for line in fields.get_all(CACHE_CONTROL) {
         for directive in line.as_bytes().split(|&byte| byte == b',').map(<[u8]>::trim_ascii) {
             let name = directive.split(|&byte| byte == b'=').next().unwrap_or_default().trim_ascii();
             let is_shared = SHARED.iter().any(|shared| name.eq_ignore_ascii_case(shared.as_bytes()));
             // A list of fields, as of `no-cache="set-cookie"`, may hold commas: of such a value nothing is kept.
             if directive.contains(&b'"') {
                 value.clear();
-                break;
+                // Of what is left out, this must not be.
+                if says_no_store(fields) {
+                    value.extend_from_slice(b"no-store, ");
+                }
+                break 'lines;
             }
             if !directive.is_empty() && !is_shared {
                 value.extend_from_slice(directive);
@@ -403,6 +413,7 @@ mod tests {
             (&["no-store"], "no-store, private, no-cache"),
             (&["private, no-cache"], "private, no-cache"),
             (&["no-cache=\"set-cookie, x\", max-age=1"], "private, no-cache"),
+            (&["No-Store", "max-age=0, no-cache=\"x\""], "no-store, private, no-cache"),
         ] {
             let mut fields = HeaderMap::new();
             lines.iter().for_each(|line| _ = fields.append(CACHE_CONTROL, HeaderValue::from_static(line)));

@@ -16,6 +16,7 @@ fn a_write_that_does_not_know_of_another_one_is_refused() {
     let refused = one.post(proxy, "/articles/7");
     assert_eq!((refused.status, refused.problem().as_str()), (409, "concurrent-write"));
     assert_eq!(fleet.origin.asked(), asked, "no node was asked");
+    assert_eq!(one.post(proxy, "/articles/7").status, 409, "a refusal is no reading");
     let problem = refused.json();
     let theirs = problem["concurrent"].as_object().unwrap();
     assert!(theirs.values().any(|number| number.as_u64() > Some(0)) && problem["yours"].is_object(), "{problem}");
