@@ -24,7 +24,6 @@ mod cache;
 pub mod cli;
 mod clock;
 pub mod config;
-#[allow(dead_code)]
 mod consistency;
 mod control;
 #[cfg(test)]

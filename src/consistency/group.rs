@@ -1,4 +1,5 @@
-//! Groups: what changes together. A route's templates make them of a request; the URI without its query is always one.
+//! Groups of resources that change together. A route's templates make them of a request; the URI without its query is
+//! always one.
 
 use http::HeaderName;
 use siphasher::sip::SipHasher13;
@@ -91,33 +92,27 @@ impl GroupTemplate {
     /// Returns the group of a request. A missing part is empty.
     pub(crate) fn group(&self, subject: &dyn GroupSubject) -> GroupId {
         let mut hasher = SipHasher13::new();
-        for part in &self.parts {
-            match part {
-                Part::Text(text) => hasher.write(text.as_bytes()),
-                Part::Host => hasher.write(subject.host().as_bytes()),
-                Part::Path => hasher.write(subject.path().as_bytes()),
-                Part::Segments(segments) => hasher.write(first_segments(subject.path(), *segments).as_bytes()),
-                Part::Header(name) => subject.header(name, &mut |value| hasher.write(value)),
-            }
-        }
+        self.each(subject, |part| hasher.write(part));
         hasher.finish()
     }
 
     /// Returns the text of a request's group.
     pub(crate) fn render(&self, subject: &dyn GroupSubject) -> String {
         let mut text = String::new();
+        self.each(subject, |part| text.push_str(&String::from_utf8_lossy(part)));
+        text
+    }
+
+    fn each(&self, subject: &dyn GroupSubject, mut tell: impl FnMut(&[u8])) {
         for part in &self.parts {
             match part {
-                Part::Text(part) => text.push_str(part),
-                Part::Host => text.push_str(subject.host()),
-                Part::Path => text.push_str(subject.path()),
-                Part::Segments(segments) => text.push_str(first_segments(subject.path(), *segments)),
-                Part::Header(name) => {
-                    subject.header(name, &mut |value| text.push_str(&String::from_utf8_lossy(value)));
-                }
+                Part::Text(text) => tell(text.as_bytes()),
+                Part::Host => tell(subject.host().as_bytes()),
+                Part::Path => tell(subject.path().as_bytes()),
+                Part::Segments(segments) => tell(first_segments(subject.path(), *segments).as_bytes()),
+                Part::Header(name) => subject.header(name, &mut tell),
             }
         }
-        text
     }
 
     /// Returns the fields that the template names.

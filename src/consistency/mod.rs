@@ -1,7 +1,7 @@
 //! Causal reads: the clocks, tags and session tokens by which no session sees an older version than one that it has
 //! seen or written, on any proxy. Data, no I/O.
 //!
-//! - `group`: what changes together, by templates of a route. `vector`: dots, vectors and the clock of a process.
+//! - `group`: resources that change together, by templates of a route. `vector`: dots, vectors and the clock of a process.
 //! - `tag`: what a stored response includes. `token`: what a session has seen, by group. `signer`: tokens as text.
 //! - `writes`: the writes of each group that the process knows.
 //!

@@ -9,6 +9,7 @@ use super::token::{Dots, Seen, Token};
 use super::vector::Dot;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use bytes::Buf as _;
 use ring::hmac::{self, HMAC_SHA256};
 use smallvec::SmallVec;
 
@@ -73,17 +74,17 @@ impl Signer {
         if !self.keys.iter().any(|key| is_mac(key, bytes, mac)) {
             return Opened::Bad;
         }
-        let mut bytes = Bytes(bytes);
-        let (Some(VERSION), Some(flags)) = (bytes.byte(), bytes.byte()) else { return Opened::Bad };
-        let (Some(issued), Some(digest)) = (bytes.number(4), bytes.number(4)) else { return Opened::Bad };
-        if now > issued + LIFE {
+        let mut bytes = bytes;
+        let (Ok(VERSION), Ok(flags)) = (bytes.try_get_u8(), bytes.try_get_u8()) else { return Opened::Bad };
+        let (Ok(issued), Ok(digest)) = (bytes.try_get_u32(), bytes.try_get_u32()) else { return Opened::Bad };
+        if now > u64::from(issued) + LIFE {
             return Opened::Expired;
         }
-        if digest != u64::from(self.digest) {
+        if digest != self.digest {
             return Opened::OtherTemplates;
         }
-        match bytes.groups() {
-            Some(groups) if bytes.0.is_empty() => Opened::Token(Token { groups, is_folded: flags & FOLDED != 0 }),
+        match groups(&mut bytes) {
+            Some(groups) if bytes.is_empty() => Opened::Token(Token { groups, is_folded: flags & FOLDED != 0 }),
             _ => Opened::Bad,
         }
     }
@@ -146,53 +147,36 @@ pub(crate) fn read_any(bytes: &[u8]) {
     }
 }
 
-/// The bytes that are still to be read.
-struct Bytes<'a>(&'a [u8]);
-
-impl Bytes<'_> {
-    fn byte(&mut self) -> Option<u8> {
-        let (first, rest) = self.0.split_first()?;
-        self.0 = rest;
-        Some(*first)
-    }
-
-    fn number(&mut self, length: usize) -> Option<u64> {
-        let (number, rest) = self.0.split_at_checked(length)?;
-        self.0 = rest;
-        Some(number.iter().fold(0, |number, byte| number << 8 | u64::from(*byte)))
-    }
-
-    fn varint(&mut self) -> Option<u64> {
-        let mut number = 0;
-        for shift in (0..64).step_by(7) {
-            let byte = self.byte()?;
-            number |= u64::from(byte & 0x7f).checked_shl(shift)?;
-            if byte < 0x80 {
-                return Some(number);
-            }
+fn varint(bytes: &mut &[u8]) -> Option<u64> {
+    let mut number = 0;
+    for shift in (0..64).step_by(7) {
+        let byte = bytes.try_get_u8().ok()?;
+        number |= u64::from(byte & 0x7f).checked_shl(shift)?;
+        if byte < 0x80 {
+            return Some(number);
         }
-        None
     }
+    None
+}
 
-    fn dots(&mut self, processes: &[u64]) -> Option<Dots> {
-        let count = self.byte()?;
-        let dot = |bytes: &mut Bytes<'_>| {
-            let process = *processes.get(usize::from(bytes.byte()?))?;
-            Some(Dot { process, number: bytes.varint()? })
-        };
-        (0..count).map(|_| dot(self)).collect()
-    }
+fn dots(bytes: &mut &[u8], processes: &[u64]) -> Option<Dots> {
+    let count = bytes.try_get_u8().ok()?;
+    let mut dot = || {
+        let process = *processes.get(usize::from(bytes.try_get_u8().ok()?))?;
+        Some(Dot { process, number: varint(bytes)? })
+    };
+    (0..count).map(|_| dot()).collect()
+}
 
-    fn groups(&mut self) -> Option<Vec<Seen>> {
-        let count = self.byte()?;
-        let processes: Option<Vec<u64>> = (0..count).map(|_| self.number(8)).collect();
-        let processes = processes?;
-        let count = self.byte()?;
-        let seen = |bytes: &mut Bytes<'_>| {
-            Some(Seen { group: bytes.number(8)?, dots: bytes.dots(&processes)?, writes: bytes.dots(&processes)? })
-        };
-        (0..count).map(|_| seen(self)).collect()
-    }
+fn groups(bytes: &mut &[u8]) -> Option<Vec<Seen>> {
+    let count = bytes.try_get_u8().ok()?;
+    let processes: Vec<u64> = (0..count).map(|_| bytes.try_get_u64().ok()).collect::<Option<_>>()?;
+    let count = bytes.try_get_u8().ok()?;
+    let mut seen = || {
+        let group = bytes.try_get_u64().ok()?;
+        Some(Seen { group, dots: dots(bytes, &processes)?, writes: dots(bytes, &processes)? })
+    };
+    (0..count).map(|_| seen()).collect()
 }
 
 #[cfg(test)]

@@ -8,6 +8,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 /// The most processes of a vector. Processes are new at each start; those that were silent longest are forgotten, which
 /// costs validations.
 const MAX_PROCESSES: usize = 64;
+/// The most processes of a whole clock, with its own.
+pub(super) const MAX_CLOCK: usize = MAX_PROCESSES + 1;
 
 /// One answer: the process that gave it, and its number there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

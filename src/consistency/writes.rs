@@ -2,7 +2,8 @@
 
 use super::group::{GroupId, Groups};
 use super::tag::Tag;
-use super::vector::{Dot, Vector};
+use super::vector::{Dot, MAX_CLOCK, Vector};
+use bytes::Buf as _;
 use parking_lot::Mutex;
 use smallvec::SmallVec;
 use std::collections::HashMap;
@@ -119,12 +120,13 @@ impl Writes {
     }
 
     /// Returns the number of groups with known writes.
+    #[cfg(test)]
     pub(crate) fn len(&self) -> usize {
         self.shards.iter().map(|shard| shard.lock().groups.len()).sum()
     }
 }
 
-/// The longest encoding of a write: its clock has at most 64 processes, its groups are at most 255.
+/// The most groups of a write that travel.
 const MAX_GROUPS_OF_WRITE: usize = 255;
 
 impl Write {
@@ -148,9 +150,10 @@ impl Write {
         if !bytes.len().is_multiple_of(8) {
             return None;
         }
-        let mut numbers = bytes.chunks_exact(8).map(|chunk| chunk.iter().fold(0, |n, byte| n << 8 | u64::from(*byte)));
+        let mut bytes = bytes;
+        let mut numbers = std::iter::from_fn(|| bytes.try_get_u64().ok());
         let dot = Dot { process: numbers.next()?, number: numbers.next()? };
-        let processes = usize::try_from(numbers.next()?).ok().filter(|&processes| processes <= 65)?;
+        let processes = usize::try_from(numbers.next()?).ok().filter(|&processes| processes <= MAX_CLOCK)?;
         let clock: Option<Vector> =
             (0..processes).map(|_| Some(Dot { process: numbers.next()?, number: numbers.next()? })).collect();
         let groups: Groups = numbers.collect();

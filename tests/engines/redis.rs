@@ -69,6 +69,12 @@ impl Redis {
         replica
     }
 
+    /// Waits until a replica has everything that its primary has acknowledged.
+    pub(crate) fn catch_up_with(&self, primary: &Redis) {
+        let sent: u64 = primary.info("master_repl_offset").parse().unwrap();
+        until("the replica's data", || self.info("slave_repl_offset").parse().is_ok_and(|has: u64| has >= sent));
+    }
+
     /// Makes a replica the primary.
     pub(crate) fn promote(&self) {
         self.execute(&["REPLICAOF", "NO", "ONE"]);

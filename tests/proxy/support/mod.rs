@@ -28,7 +28,7 @@ pub use wire::Wire;
 use std::time::{Duration, Instant};
 
 /// How long anything that should happen may take before a test fails.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Waits until a condition holds.
 pub fn eventually(what: &str, mut holds: impl FnMut() -> bool) {

@@ -105,6 +105,8 @@ fn an_old_primary_that_comes_back_is_not_written_to() {
     let node = Counting::start();
     let proxies = start(&site, &node, 1);
     assert_eq!(proxies[0].ask(pay("k")).status, 201);
+    // A server that lacks even the store's identity would be refused as another store.
+    replica.catch_up_with(&primary);
     primary.kill();
     replica.promote();
     eventually("the new primary", || proxies[0].ask(pay("there")).status == 201);
