@@ -110,7 +110,7 @@ const STRANGER: Peer<'_> = Peer {
     certificate: None,
     trusted_proxies: &[],
     underscores: Underscores::Drop,
-    key_headers: &[],
+    protected: &[],
 };
 
 /// Claims of an untrusted peer, fields of the connection and names that pass for these are removed; the facts are those

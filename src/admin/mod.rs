@@ -150,7 +150,7 @@ async fn answer(
     let allowed = match reach {
         Reach::ReadOnly if is_probe || path == "/metrics" => Ok(()),
         Reach::ReadOnly => Err(routes::not_found()),
-        Reach::Everything => control.access().check(request.headers(), is_probe || dashboard::has(path)),
+        Reach::Everything => control.access().check(&request, is_probe || dashboard::has(path)),
     };
     let answered = match allowed {
         Ok(()) => routes::answer(control, request, peer, connection).await,
@@ -169,9 +169,13 @@ async fn answer(
 impl Access {
     /// Refuses what does not come from a client of this listener. Probes and the dashboard's files are open to all that
     /// reach it.
-    fn check(&self, fields: &HeaderMap, is_open: bool) -> Result<(), Problem> {
-        let host = fields.get(HOST).and_then(|value| value.to_str().ok()).unwrap_or_default();
-        if !self.answers_to(host) {
+    fn check<B>(&self, request: &Request<B>, is_open: bool) -> Result<(), Problem> {
+        let fields = request.headers();
+        let mut hosts = fields.get_all(HOST).iter().map(|value| value.to_str().unwrap_or_default());
+        let (host, is_one) = (hosts.next().unwrap_or_default(), hosts.next().is_none());
+        // A target in absolute form has a host of its own, which counts (RFC 9112 3.2.2).
+        let is_same = request.uri().authority().is_none_or(|authority| authority.as_str().eq_ignore_ascii_case(host));
+        if !is_one || !is_same || !self.answers_to(host) {
             let detail = "the admin listener does not answer to this Host; name it under `admin.allowed_hosts`";
             return Err(Problem::new(ProblemKind::ForeignHost, detail));
         }
@@ -185,7 +189,7 @@ impl Access {
         match &self.token {
             Some(token) if !is_open && !has_token(fields, token) => {
                 let detail = "send the token as `Authorization: Bearer TOKEN`";
-                Err(Problem::new(ProblemKind::Unauthorized, detail))
+                Err(Problem::unauthorized(detail, "Bearer"))
             }
             _ => Ok(()),
         }
@@ -205,8 +209,10 @@ impl Access {
 }
 
 fn has_token(fields: &HeaderMap, token: &str) -> bool {
-    let given = fields.get(AUTHORIZATION).and_then(|value| value.as_bytes().strip_prefix(b"Bearer "));
-    given.is_some_and(|given| bool::from(given.ct_eq(token.as_bytes())))
+    let given = fields.get(AUTHORIZATION).and_then(|value| value.as_bytes().split_first_chunk::<7>());
+    given.is_some_and(|(scheme, given)| {
+        scheme.eq_ignore_ascii_case(b"Bearer ") && bool::from(given.trim_ascii_start().ct_eq(token.as_bytes()))
+    })
 }
 
 #[cfg(test)]
@@ -215,9 +221,14 @@ mod tests {
     use http::HeaderValue;
 
     fn check(access: &Access, lines: &[(&'static str, &'static str)], is_probe: bool) -> Result<(), u16> {
-        let fields: HeaderMap =
-            lines.iter().map(|&(name, value)| (name.parse().unwrap(), HeaderValue::from_static(value))).collect();
-        access.check(&fields, is_probe).map_err(|problem| problem.status().as_u16())
+        let mut request = Request::new(());
+        for &(name, value) in lines {
+            match name {
+                ":target" => *request.uri_mut() = value.parse().unwrap(),
+                _ => _ = request.headers_mut().append(name, HeaderValue::from_static(value)),
+            }
+        }
+        access.check(&request, is_probe).map_err(|problem| problem.status().as_u16())
     }
 
     #[test]
@@ -230,6 +241,9 @@ mod tests {
             assert_eq!(check(&open, &[("host", host)], false), Err(421), "{host}");
         }
         let host = ("host", "127.0.0.1:9900");
+        assert_eq!(check(&open, &[host, ("host", "evil.example")], false), Err(421));
+        assert_eq!(check(&open, &[host, (":target", "http://127.0.0.1:9900/api/status")], false), Ok(()));
+        assert_eq!(check(&open, &[host, (":target", "http://evil.example/api/status")], false), Err(421));
         assert_eq!(check(&open, &[host, ("origin", "http://127.0.0.1:9900")], false), Ok(()));
         assert_eq!(check(&open, &[host, ("origin", "http://evil.example")], false), Err(403));
         assert_eq!(check(&open, &[host, ("origin", "null")], false), Err(403));
@@ -238,6 +252,8 @@ mod tests {
         assert_eq!(check(&closed, &[host], false), Err(401));
         assert_eq!(check(&closed, &[host, ("authorization", "Bearer 0123456789abcdeX")], false), Err(401));
         assert_eq!(check(&closed, &[host, ("authorization", "Bearer 0123456789abcdef")], false), Ok(()));
+        assert_eq!(check(&closed, &[host, ("authorization", "bearer 0123456789abcdef")], false), Ok(()));
+        assert_eq!(check(&closed, &[host, ("authorization", "Bearer")], false), Err(401));
         assert_eq!(check(&closed, &[host], true), Ok(()));
     }
 }

@@ -304,9 +304,8 @@ fn bad_purge(detail: String) -> Problem {
     Problem::new(ProblemKind::BadPurge, detail)
 }
 
-fn wrong_method(allowed: &str) -> Problem {
-    let detail = format!("use one of {allowed} here");
-    Problem::new(ProblemKind::MethodNotAllowed, detail)
+fn wrong_method(allowed: &'static str) -> Problem {
+    Problem::method_not_allowed(format!("use one of {allowed} here"), allowed)
 }
 
 pub(super) fn not_found() -> Problem {

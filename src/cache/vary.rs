@@ -425,7 +425,7 @@ mod tests {
                 certificate: certificate.as_ref(),
                 trusted_proxies: &[],
                 underscores: Underscores::Drop,
-                key_headers: &[],
+                protected: &[],
             };
             let marks = Marks::of(&head.headers);
             RequestHead::sanitise(head, &marks, peer).unwrap().fields

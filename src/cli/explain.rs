@@ -47,14 +47,14 @@ pub(super) fn run(options: Options) -> Outcome {
     let (head, _) = request(&options)?.into_parts();
     let settings = &config.settings;
     let uri = head.uri.clone();
-    let key_headers = config.key_headers();
+    let protected_fields = config.protected_fields();
     let peer = Peer {
         address: options.from,
         is_secure: uri.scheme_str() == Some("https"),
         certificate: None,
         trusted_proxies: &settings.trusted_proxies,
         underscores: underscores(settings.limits.underscores_in_headers),
-        key_headers: &key_headers,
+        protected: &protected_fields,
     };
     let bounds = Bounds { body: settings.limits.request_body.0, body_follows: None };
     let mut out = stdout().lock();

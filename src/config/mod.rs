@@ -201,10 +201,14 @@ impl Config {
         self.settings.pools.iter().filter_map(|(_, pool)| pool.discovery.as_ref())
     }
 
-    /// Returns the request fields in which routes expect idempotency keys.
-    pub(crate) fn key_headers(&self) -> Vec<HeaderName> {
-        let rules = self.settings.routes.iter().filter_map(|route| route.idempotency.as_ref());
-        let mut names: Vec<HeaderName> = rules.map(|rules| rules.key_header.clone()).collect();
+    /// Returns the request fields in which routes expect idempotency keys, and those that routes set.
+    pub(crate) fn protected_fields(&self) -> Vec<HeaderName> {
+        let mut names = Vec::new();
+        for route in &self.settings.routes {
+            names.extend(route.idempotency.iter().map(|rules| rules.key_header.clone()));
+            names.extend(route.request_headers.set.iter().filter_map(|(name, _)| name.parse().ok()));
+        }
+        names.sort_by(|one, other| one.as_str().cmp(other.as_str()));
         names.dedup();
         names
     }

@@ -30,8 +30,8 @@ pub(crate) struct Peer<'a> {
     pub(crate) certificate: Option<&'a HeaderValue>,
     pub(crate) trusted_proxies: &'a [IpNet],
     pub(crate) underscores: Underscores,
-    /// The fields in which routes expect idempotency keys.
-    pub(crate) key_headers: &'a [HeaderName],
+    /// The fields in which routes expect idempotency keys, and those that routes set: `Connection` must not name them.
+    pub(crate) protected: &'a [HeaderName],
 }
 
 /// The treatment of fields with `_` in their names, which CGI and WSGI servers cannot tell from `-`.
@@ -255,7 +255,7 @@ impl RequestHead {
         }
         if marks.connection {
             let HopByHop { upgrade, trailers, close } =
-                fields::strip_request(map, peer.key_headers).map_err(BadHead::ConnectionOption)?;
+                fields::strip_request(map, peer.protected).map_err(BadHead::ConnectionOption)?;
             (facts.takes_trailers, facts.says_close) = (trailers, close);
             if upgrade.is_some() {
                 facts.more().upgrade = upgrade;

@@ -3,8 +3,8 @@
 use super::fields::PROXY_STATUS;
 pub(crate) use super::problem_kinds::ProblemKind;
 use bytes::Bytes;
-use http::header::{CACHE_CONTROL, CONNECTION, CONTENT_TYPE, RETRY_AFTER};
-use http::{HeaderMap, HeaderValue, StatusCode};
+use http::header::{ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use serde_json::{Value, json};
 use std::borrow::Cow;
 
@@ -20,18 +20,42 @@ pub(crate) struct Problem {
     pub(crate) retry_after: Option<u32>,
     /// The connection must be closed, as its framing is unknown.
     pub(crate) close: bool,
+    /// Boxed, as most problems have none of these.
+    more: Option<Box<More>>,
+}
+
+/// Parts that few problems have.
+#[derive(Clone, Debug, Default)]
+struct More {
     /// Extension members (RFC 9457 3.2).
     members: Vec<(&'static str, Value)>,
+    /// A field that the status demands.
+    field: Option<(HeaderName, &'static str)>,
 }
 
 impl Problem {
     pub(crate) fn new(kind: ProblemKind, detail: impl Into<Cow<'static, str>>) -> Problem {
-        Problem { kind, detail: detail.into(), token: None, retry_after: None, close: false, members: Vec::new() }
+        Problem { kind, detail: detail.into(), token: None, retry_after: None, close: false, more: None }
     }
 
     /// Returns the problem of a malformed request; the connection is closed, as the following bytes may be part of it.
     pub(crate) fn bad_request(kind: ProblemKind, detail: impl Into<Cow<'static, str>>) -> Problem {
         Problem::new(kind, detail).closing()
+    }
+
+    /// Returns the 405 of a target with these methods (RFC 9110 15.5.6).
+    pub(crate) fn method_not_allowed(detail: impl Into<Cow<'static, str>>, allowed: &'static str) -> Problem {
+        Problem::new(ProblemKind::MethodNotAllowed, detail).with_field(ALLOW, allowed)
+    }
+
+    /// Returns the 401 that asks for credentials of this scheme (RFC 9110 15.5.2).
+    pub(crate) fn unauthorized(detail: &'static str, scheme: &'static str) -> Problem {
+        Problem::new(ProblemKind::Unauthorized, detail).with_field(WWW_AUTHENTICATE, scheme)
+    }
+
+    fn with_field(mut self, name: HeaderName, value: &'static str) -> Problem {
+        self.more.get_or_insert_default().field = Some((name, value));
+        self
     }
 
     /// Replaces the token of `Proxy-Status` by a more specific one.
@@ -42,7 +66,7 @@ impl Problem {
 
     /// Adds an extension member.
     pub(crate) fn with_member(mut self, name: &'static str, value: Value) -> Problem {
-        self.members.push((name, value));
+        self.more.get_or_insert_default().members.push((name, value));
         self
     }
 
@@ -79,6 +103,9 @@ impl Problem {
         if let Some(seconds) = self.retry_after {
             fields.insert(RETRY_AFTER, HeaderValue::from(seconds));
         }
+        if let Some((name, value)) = self.more.as_ref().and_then(|more| more.field.as_ref()) {
+            fields.insert(name, HeaderValue::from_static(value));
+        }
         if self.close {
             fields.insert(CONNECTION, HeaderValue::from_static("close"));
         }
@@ -88,7 +115,7 @@ impl Problem {
             "status": status.as_u16(),
             "detail": self.detail,
         });
-        for (name, value) in &self.members {
+        for (name, value) in self.more.iter().flat_map(|more| &more.members) {
             body[*name] = value.clone();
         }
         (fields, Bytes::from(body.to_string()))

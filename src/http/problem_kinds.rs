@@ -146,8 +146,8 @@ problem_kinds! {
         "The fleet has no such member, or there is no fleet.",
         "`ringway fleet` lists the members with their processes.";
     MethodNotAllowed: METHOD_NOT_ALLOWED, "method-not-allowed", DENIED, Both,
-        "CONNECT and TRACE are not answered; a path of the admin API has other methods.",
-        "Use another method; the admin API names those of the path in `detail`.";
+        "CONNECT and TRACE are not answered; the path of a saga's state, or of the admin API, has other methods.",
+        "Use another method: `Allow` or `detail` names those of the path.";
     RequestTimeout: REQUEST_TIMEOUT, "request-timeout", REQUEST, Both,
         "The request's head or body did not arrive in time, or the body came too slowly.",
         "Send the request again. Operators: see `limits`: `header_timeout`, `body_idle_timeout` and `body_min_rate`.";

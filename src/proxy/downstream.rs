@@ -192,6 +192,11 @@ impl Downstream {
         slot.map(|slot| slot.put(tunnel)).is_some()
     }
 
+    /// Returns whether the request is the CONNECT of a tunnel on a stream: a 2xx would tell its client that it is open.
+    pub(super) fn is_connect(&self) -> bool {
+        self.stream.is_some() && self.tunnel.borrow().strong_count() > 0
+    }
+
     /// Notes that a request of this version begins.
     pub(super) fn begin_request(&self, version: Version) {
         self.had_request.set(true);

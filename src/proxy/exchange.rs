@@ -89,8 +89,10 @@ impl RequestRecorder {
     }
 
     /// Counts and logs a request whose head could not be read.
-    pub(crate) fn unreadable(&self, downstream: &Downstream, status: StatusCode, problem: &'static str) {
-        self.count(NO_ROUTE, "none", "OTHER", status.as_u16());
+    pub(crate) fn unreadable(&self, downstream: &Downstream, problem: &Problem) {
+        let (status, body) = (problem.status().as_u16(), problem.render().1);
+        self.count(NO_ROUTE, "none", "OTHER", status);
+        self.metrics.response_bytes.inc_by(body.len() as u64);
         // The begin of the request is unknown.
         self.metrics.request_duration.with_label_values(&["none"]).observe(0.0);
         if self.wants_details() {
@@ -101,9 +103,9 @@ impl RequestRecorder {
                 host: "",
                 uri: "-",
                 protocol: "HTTP/1.1",
-                status: status.as_u16(),
+                status,
                 request_bytes: 0,
-                response_bytes: 0,
+                response_bytes: body.len() as u64,
                 duration: 0.0,
                 connect: None,
                 first_byte: None,
@@ -113,7 +115,7 @@ impl RequestRecorder {
                 attempts: 0,
                 request_id: None,
                 user_agent: None,
-                error: Some(problem),
+                error: Some(problem.name()),
                 cache: None,
                 idempotency: None,
                 ended_by: "proxy",

@@ -11,7 +11,7 @@ use super::forward::RoutedRequest;
 use super::idempotent;
 use super::min_rate::MinRate;
 use super::plan;
-use super::problems::bad_chunk;
+use super::problems::{ANSWERED_METHODS, bad_chunk};
 use super::rate_limit::Uncounted;
 use super::request::{Bounds, Form, enter, join_cookie_fields, underscores};
 use super::respond::{self, Reply};
@@ -60,7 +60,7 @@ pub(crate) fn answer(
 
 /// Returns the response to a request that hyper could not read, as bytes to send before the connection closes.
 pub(crate) fn unreadable(worker: &WorkerContext, downstream: &Downstream, problem: &Problem) -> Vec<u8> {
-    worker.recorder.unreadable(downstream, problem.status(), problem.name());
+    worker.recorder.unreadable(downstream, problem);
     problem.to_http1()
 }
 
@@ -93,7 +93,7 @@ fn begin(
             certificate: downstream.connection.secured.as_ref().and_then(|secured| secured.subject.as_ref()),
             trusted_proxies: &settings.trusted_proxies,
             underscores,
-            key_headers: &snapshot.key_headers,
+            protected: &snapshot.protected_fields,
         };
         let (mut head, form) = enter(head, &uri, host.as_ref(), peer, bounds)?;
         let given = &downstream.connection.session;
@@ -228,5 +228,5 @@ fn misdirected() -> Problem {
 
 /// A TRACE answer would show a client the fields that proxies add.
 fn trace_refused() -> Problem {
-    Problem::new(ProblemKind::MethodNotAllowed, "TRACE is not answered here").closing()
+    Problem::method_not_allowed("TRACE is not answered here", ANSWERED_METHODS).closing()
 }

@@ -3,6 +3,9 @@
 use super::client_body::BodyFault;
 use crate::http::problem::{Problem, ProblemKind};
 
+/// The registered methods that some routes may answer, for `Allow`.
+pub(super) const ANSWERED_METHODS: &str = "GET, HEAD, OPTIONS, POST, PUT, PATCH, DELETE";
+
 /// 413 for a body over the limit.
 pub(super) fn too_large(limit: u64) -> Problem {
     let detail = format!("the request's body is larger than {limit} bytes");

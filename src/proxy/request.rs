@@ -1,6 +1,6 @@
 //! The entry of the pipeline: a request's one view and one form, read once and strictly, or why it is refused.
 
-use super::problems::too_large;
+use super::problems::{ANSWERED_METHODS, too_large};
 use crate::config::UnderscoresInHeaders;
 use crate::http::fields::{self, TransferCoding, transfer_coding};
 use crate::http::head::{BadHead, Marks, Peer, RequestHead, Underscores};
@@ -103,7 +103,7 @@ impl<'a> Form<'a> {
         let method = &head.method;
         if *method == Method::CONNECT {
             let detail = "this proxy does not make CONNECT tunnels";
-            return Err(Problem::new(ProblemKind::MethodNotAllowed, detail).closing());
+            return Err(Problem::method_not_allowed(detail, ANSWERED_METHODS).closing());
         }
         let is_http2 = head.version == Version::HTTP_2;
         let has_no_path = || uri.path_and_query().is_some_and(|target| target.as_str().starts_with('?'));
@@ -291,7 +291,7 @@ mod tests {
             certificate: sent.certificate.as_ref(),
             trusted_proxies: if sent.is_trusted { &trusted } else { &[] },
             underscores: Underscores::Drop,
-            key_headers: &[],
+            protected: &[],
         };
         let bounds = Bounds { body: 0, body_follows: None };
         let (head, _) = enter(head, &uri, host.as_ref(), peer, bounds).ok()?;

@@ -80,7 +80,11 @@ fn add_cache_status(fields: &mut HeaderMap, status: Option<CacheStatus>) {
 }
 
 /// The one exit: returns the response for the connection, and completes the exchange.
-pub(super) fn finish(reply: Reply, exchange: &Exchange) -> Response<ResponseBody> {
+pub(super) fn finish(reply: Reply, exchange: &Rc<Exchange>) -> Response<ResponseBody> {
+    let reply = match reply.response.status().is_success() && exchange.downstream().is_connect() {
+        true => Reply::problem(&no_switch(), exchange),
+        false => reply,
+    };
     let Reply { mut response, additions } = reply;
     let Additions { takes_route_fields, cache_status, cookie } = additions;
     let fields = response.headers_mut();
@@ -125,6 +129,12 @@ pub(super) fn finish(reply: Reply, exchange: &Exchange) -> Response<ResponseBody
     downstream.offer(true);
     downstream.http1.phase.set(Phase::Answer);
     response
+}
+
+/// The request for a WebSocket got a response that is none.
+fn no_switch() -> Problem {
+    let detail = "the node answered the WebSocket handshake, and did not switch protocols";
+    Problem::new(ProblemKind::UpstreamFailed, detail).with_token("http_upgrade_failed")
 }
 
 /// Returns the reply of a route without a pool.

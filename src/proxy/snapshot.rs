@@ -34,8 +34,8 @@ pub(crate) struct Snapshot {
     pub(crate) pools: Vec<Arc<Pool>>,
     /// Where workers write the access log.
     pub(crate) log: Option<Arc<Sink>>,
-    /// The fields in which routes expect idempotency keys.
-    pub(super) key_headers: Vec<HeaderName>,
+    /// The fields in which routes expect idempotency keys, and those that routes set: `Connection` must not name them.
+    pub(super) protected_fields: Vec<HeaderName>,
     /// The signer of sessions, where a route is causal.
     pub(super) sessions: Option<Arc<SessionRules>>,
     /// A route has a guarantee of its reads.
@@ -323,7 +323,7 @@ impl Snapshot {
                 (Table::new(&all), std::iter::once(of_states).chain(built).collect())
             }
         };
-        let key_headers = config.key_headers();
+        let protected_fields = config.protected_fields();
         let records = parts.records.cloned();
         let sessions = SessionRules::build(&config);
         let has_guarantees = routes.iter().any(|route| route.consistency.is_some());
@@ -332,7 +332,7 @@ impl Snapshot {
             routes,
             pools: listed,
             log: parts.log,
-            key_headers,
+            protected_fields,
             sessions,
             has_guarantees,
             records,

@@ -38,7 +38,7 @@ pub(crate) struct PendingReply(pub(super) ReplyFuture);
 
 impl ResponseFuture {
     /// Returns the response to a request whose steps are through.
-    pub(super) fn ready(reply: Reply, exchange: &Exchange) -> ResponseFuture {
+    pub(super) fn ready(reply: Reply, exchange: &Rc<Exchange>) -> ResponseFuture {
         ResponseFuture::Ready(Some(finish(reply, exchange)))
     }
 }

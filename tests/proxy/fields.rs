@@ -123,6 +123,8 @@ routes:
     assert!(!head.contains("x-debug") && !head.contains("cookie"), "{head}");
     assert_eq!(answer.field("x-frame-options").as_deref(), Some("DENY"));
     assert!(answer.field("server").is_none() && answer.field("x-power").is_none(), "{answer:?}");
+    let named = proxy.get_with("/api", "connection: close, x-edge");
+    assert_eq!((named.status, named.problem().as_str()), (400, "bad-connection-option"));
     assert!(client.request("GET /api HTTP/1.1\r\nhost: a\r\n\r\n").text().starts_with("GET / HTTP/1.1"));
     assert!(client.request("GET /%61pi/./x/%7Ey HTTP/1.1\r\nhost: a\r\n\r\n").text().starts_with("GET /x/~y HTTP/1.1"));
 }

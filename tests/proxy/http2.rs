@@ -343,7 +343,10 @@ fn a_websocket_is_a_stream() {
         assert_eq!(sender.send_request(plain).await.unwrap().status(), 403);
         assert_eq!(sender.send_request(connect("/refused")).await.unwrap().status(), 403);
         // A success that is no switch would tell the browser that the socket is open.
-        assert_eq!(sender.send_request(connect("/plain")).await.unwrap().status(), 502);
+        let refused = sender.send_request(connect("/plain")).await.unwrap();
+        assert_eq!(refused.status(), 502);
+        assert_eq!(refused.headers()["content-type"], "application/problem+json");
+        assert_eq!(refused.headers()["proxy-status"], "ringway; error=http_upgrade_failed");
         let mut answer = sender.send_request(connect("/chat")).await.unwrap();
         assert_eq!((answer.status(), answer.headers().get("upgrade")), (http::StatusCode::OK, None));
         assert_eq!(answer.headers()["sec-websocket-protocol"], "chat");
@@ -362,6 +365,8 @@ fn a_websocket_is_a_stream() {
         assert!(head.contains(expected), "{expected}: {head}");
     }
     drop(runtime);
+    // The metrics have the status that the client got.
+    assert_eq!(proxy.metric("ringway_requests_total{code=\"502\",method=\"GET\",route=\"site\"}"), 1.0);
     eventually("the tunnel to end", || proxy.metric("ringway_node_in_flight{node=\"n0\",pool=\"app\"}") == 0.0);
     // A CONNECT that is none of these makes no tunnel.
     let client = Http2::connect(proxy.address);

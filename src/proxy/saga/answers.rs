@@ -29,16 +29,16 @@ pub(super) fn problem(standing: Standing) -> Problem {
         ),
         Standing::Stuck => (
             ProblemKind::SagaStuck,
-            "a step can be neither finished nor undone, and a person has to decide; repeat the request with the same key \
-             later",
+            "a step can be neither finished nor undone, and a person has to decide; ask for its state later",
         ),
         Standing::Running | Standing::Succeeded | Standing::Compensated => (
             ProblemKind::SagaRunning,
             "the steps of the request with this Idempotency-Key are still running; repeat it later",
         ),
     };
-    let seconds = if standing == Standing::Stuck { 60 } else { 1 };
-    Problem::new(kind, detail).retry_after(seconds)
+    let problem = Problem::new(kind, detail);
+    // No client can tell when a person decides.
+    if standing == Standing::Stuck { problem } else { problem.retry_after(1) }
 }
 
 /// Returns the final answer of a saga whose steps are done.

@@ -6,7 +6,6 @@ use crate::config::read::{Named, Spanned};
 use crate::config::values::RoutePath;
 use crate::saga::Definition;
 use crate::saga::machine::Plan;
-use http::Method;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,7 +21,7 @@ pub(in crate::proxy) fn states_route(routes: &[config::Route]) -> Option<config:
         hosts: Vec::new(),
         path: None,
         path_prefix: Some(Spanned { value: RoutePath(SAGAS.to_owned()), span }),
-        methods: vec![Method::GET, Method::HEAD],
+        methods: Vec::new(),
         scheme: None,
         headers: Named::default(),
         saga: None,

@@ -12,6 +12,7 @@ use crate::proxy::snapshot::Snapshot;
 use crate::proxy::step::Step;
 use crate::saga::Definition;
 use crate::saga::log::{Entry, Fate, Millis, Progress, What, decode};
+use http::Method;
 use std::rc::Rc;
 use std::sync::Arc;
 use time::OffsetDateTime;
@@ -23,6 +24,9 @@ pub(in crate::proxy) fn show(
     exchange: &Rc<Exchange>,
     head: &RequestHead,
 ) -> Result<Step, Problem> {
+    if !matches!(head.method, Method::GET | Method::HEAD) {
+        return Err(Problem::method_not_allowed("the state of a saga can only be read", "GET, HEAD"));
+    }
     let id = form.path.strip_prefix(SAGAS).and_then(Id::parse).ok_or_else(absent)?;
     let records = snapshot.records.clone().ok_or_else(absent)?;
     // The scopes of the routes that run sagas: the id tells which of them began it.

@@ -86,9 +86,6 @@ pub(super) async fn switch(
                 tunnel::run(Counted { io: TokioIo::new(upgraded), stream }, tunnel).await;
             }
         });
-    } else if response.status().is_success() {
-        // In response to a CONNECT, a 2xx would mean that the tunnel is open.
-        *response.status_mut() = StatusCode::BAD_GATEWAY;
     }
     response
 }

@@ -33,11 +33,13 @@ pub(super) async fn decide(
         SagaDecision::ResolveSucceeded => Event::Resolve { by: by.to_owned(), outcome: Outcome::Succeeded },
         SagaDecision::ResolveCompensated => Event::Resolve { by: by.to_owned(), outcome: Outcome::Compensated },
     };
-    // Logged before, as the store may carry it out after the request has been abandoned.
-    tracing::warn!(%id, by, decision = decision.words(), "a person decides on a saga");
+    // Logged before as well, as the store may carry it out after the request has been abandoned.
+    tracing::info!(%id, by, decision = decision.words(), "a person asks for a decision on a saga");
     if !records.decide(id, event).await.map_err(|error| error.to_string())? {
+        tracing::info!(%id, by, decision = decision.words(), "the decision was refused: the saga is not stuck");
         return Ok(Decided::Unfit);
     }
+    tracing::warn!(%id, by, decision = decision.words(), "a person has decided on a saga");
     let (id, decision, by) = (id.to_string(), decision.words().to_owned(), by.to_owned());
     events.record(ControlEvent::SagaDecided { id, decision, by });
     Ok(Decided::Accepted)

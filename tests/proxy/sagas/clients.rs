@@ -43,6 +43,8 @@ fn a_repetition_is_told_to_wait_and_where_to_look() {
         assert_eq!(state.json()["steps"][1]["state"], "untouched");
         // Another caller learns nothing.
         assert_eq!(proxy.saga(&location, "mallory").problem(), "no-such-saga");
+        let written = proxy.send("DELETE", &location, "host: shop.example | authorization: Bearer alice");
+        assert_eq!((written.status, written.field("allow").as_deref()), (405, Some("GET, HEAD")));
         assert_eq!(proxy.saga(&format!("/.ringway/sagas/{}", "0".repeat(64)), "alice").problem(), "no-such-saga");
         assert_eq!(proxy.saga("/.ringway/sagas/x", "alice").status, 404);
         gate.open();

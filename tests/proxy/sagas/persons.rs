@@ -15,6 +15,8 @@ fn stuck(has_pivot: bool) -> (Shop, Proxy, String, String) {
     }
     let answer = proxy.checks_out("order-1");
     assert_eq!((answer.status, answer.problem().as_str()), (409, "saga-stuck"), "{answer:?}");
+    // No client can tell when a person decides.
+    assert_eq!(answer.field("retry-after"), None);
     let found = proxy.sagas("stuck");
     assert_eq!(found.len(), 1);
     let id = found[0]["id"].as_str().unwrap().to_owned();
@@ -36,11 +38,14 @@ fn an_undo_that_fails_for_too_long_waits_for_a_person_and_goes_on() {
     assert_eq!(shop.inventory.origin.asked(), undos, "nothing goes on by itself");
     shop.inventory.undos.lock().unwrap().clear();
     assert_eq!(decide(&proxy, &id, "resolve", "{\"outcome\":\"succeeded\"}").status, 409, "nothing goes forward");
+    assert!(!proxy.log().contains("a person has decided"), "{}", proxy.log());
     assert_eq!(decide(&proxy, &id, "retry", "{\"by\":\"ann\"}").status, 200);
     assert_eq!(proxy.insists("order-1").problem(), "saga-compensated");
     assert_eq!(shop.effects("order-1"), [false; 3]);
     assert!(proxy.log().contains("ann"), "it is logged who decided");
+    assert_eq!(proxy.log().matches("a person has decided").count(), 1);
     assert_eq!(decide(&proxy, &id, "retry", "").status, 409, "it is over");
+    assert_eq!(proxy.log().matches("a person has decided").count(), 1, "{}", proxy.log());
     eventually("the gauge", || proxy.metric("ringway_sagas_stuck") == 0.0);
 }
 
