@@ -1,7 +1,7 @@
 //! `Cache-Control` of responses and requests (RFC 9111 5.2), and the targeted fields that replace it for this cache
 //! (RFC 9213).
 
-use crate::http::fields::list_has;
+use crate::http::fields::{items, list_has};
 use http::header::{CACHE_CONTROL, PRAGMA};
 use http::{HeaderMap, HeaderName, HeaderValue};
 use std::borrow::Cow;
@@ -266,18 +266,9 @@ impl RequestDirectives {
 
 /// Calls a function for every directive of a list with its argument. Commas in quoted strings are no separators.
 fn each(list: &[u8], mut tell: impl FnMut(&[u8], Argument<'_>)) {
-    let mut rest = list;
-    while !rest.is_empty() {
-        let (item, after) = match end_of_item(rest) {
-            Some(comma) => (&rest[..comma], &rest[comma + 1..]),
-            None => (rest, &[][..]),
-        };
-        rest = after;
-        let item = item.trim_ascii();
+    for item in items(list) {
         let Some(equals) = item.iter().position(|&byte| byte == b'=') else {
-            if !item.is_empty() {
-                tell(item, Argument::None);
-            }
+            tell(item, Argument::None);
             continue;
         };
         let (name, value) = (&item[..equals], &item[equals + 1..]);
@@ -304,21 +295,6 @@ fn argument<'a>(name: &[u8], value: &'a [u8]) -> Argument<'a> {
         })
         .collect();
     Argument::Text(plain.into())
-}
-
-/// Returns the position of the comma that ends the first item.
-fn end_of_item(list: &[u8]) -> Option<usize> {
-    let (mut quoted, mut escaped) = (false, false);
-    list.iter().position(|&byte| {
-        match byte {
-            _ if escaped => escaped = false,
-            b'\\' if quoted => escaped = true,
-            b'"' => quoted = !quoted,
-            b',' => return !quoted,
-            _ => {}
-        }
-        false
-    })
 }
 
 #[cfg(test)]

@@ -225,11 +225,11 @@ impl Stored {
         self
     }
 
-    /// Returns the response with a tag.
+    /// Returns the response with another tag, or without one.
     pub(super) fn with_tag(mut self, causal: Option<Tag>) -> Stored {
-        if let Some(causal) = causal {
+        if causal.is_some() || self.causal_tag().is_some() {
             let (varies, tags) = self.rare.take().map_or_else(Default::default, |rare| (rare.varies, rare.tags));
-            self.rare = Rare::of(varies, tags, Some(Box::new(causal)));
+            self.rare = Rare::of(varies, tags, causal.map(Box::new));
         }
         self
     }

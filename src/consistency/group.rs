@@ -137,13 +137,14 @@ pub(crate) fn group_id(text: &str) -> GroupId {
     hasher.finish()
 }
 
-/// Returns the digest of the templates of all routes, in any order: tokens made under others are not understood.
-pub(crate) fn digest<'a>(templates: impl Iterator<Item = &'a GroupTemplate>) -> u32 {
-    let mut texts: Vec<&str> = templates.map(|template| template.text.as_str()).collect();
+/// Returns the digest of templates, each with the name of its route, in any order: tokens made under others are not
+/// understood.
+pub(crate) fn digest<'a>(templates: impl Iterator<Item = (&'a str, &'a GroupTemplate)>) -> u32 {
+    let mut texts: Vec<(&str, &str)> = templates.map(|(route, template)| (route, template.text.as_str())).collect();
     texts.sort_unstable();
     texts.dedup();
     let mut hasher = SipHasher13::new();
-    for text in texts {
+    for text in texts.iter().flat_map(|(route, template)| [route, template]) {
         hasher.write(text.as_bytes());
         hasher.write_u8(0);
     }
@@ -216,12 +217,15 @@ mod tests {
     }
 
     #[test]
-    fn the_digest_is_that_of_the_set() {
-        let of = |texts: &[&str]| {
-            let templates: Vec<GroupTemplate> = texts.iter().map(|text| text.parse().unwrap()).collect();
-            digest(templates.iter())
+    fn the_digest_is_that_of_each_routes_set() {
+        let of = |texts: &[(&str, &str)]| {
+            let templates: Vec<(&str, GroupTemplate)> =
+                texts.iter().map(|(route, text)| (*route, text.parse().unwrap())).collect();
+            digest(templates.iter().map(|(route, template)| (*route, template)))
         };
-        assert_eq!(of(&["{host}", "{path}"]), of(&["{path}", "{host}", "{path}"]));
-        assert_ne!(of(&["{host}"]), of(&["{host}", "{path}"]));
+        assert_eq!(of(&[("a", "{host}"), ("a", "{path}")]), of(&[("a", "{path}"), ("a", "{host}"), ("a", "{path}")]));
+        assert_ne!(of(&[("a", "{host}")]), of(&[("a", "{host}"), ("a", "{path}")]));
+        // Routes that swap their templates make other groups.
+        assert_ne!(of(&[("a", "{host}"), ("b", "{path}")]), of(&[("b", "{host}"), ("a", "{path}")]));
     }
 }

@@ -5,6 +5,7 @@ use super::tag::{Tag, TagBase};
 use super::token::Token;
 use super::vector::{Clock, Dot};
 use super::writes::{Known, Relation, Write, Writes};
+use http::StatusCode;
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -61,6 +62,8 @@ pub(crate) struct Requester {
     included: RefCell<Option<Tag>>,
     /// The dot of the write that it has made.
     written: Cell<Option<Dot>>,
+    /// A node has answered it with what the groups are now.
+    is_shown: Cell<bool>,
 }
 
 /// Why a stored response is not served without validation.
@@ -87,6 +90,7 @@ impl Requester {
             served: Cell::new(None),
             included: RefCell::default(),
             written: Cell::new(None),
+            is_shown: Cell::new(false),
         }
     }
 
@@ -144,6 +148,12 @@ impl Requester {
         }
     }
 
+    /// Notes that the client gets a node's answer with this status. An error shows nothing of the groups, but that
+    /// something is not there.
+    pub(crate) fn passes_on(&self, status: StatusCode) {
+        self.is_shown.set(status.as_u16() < 400 || matches!(status, StatusCode::NOT_FOUND | StatusCode::GONE));
+    }
+
     /// Notes that a node has answered the write of the request, which began with this base. Returns what others have to
     /// know of it.
     pub(crate) fn wrote(&self, base: &TagBase) -> Write {
@@ -171,7 +181,7 @@ impl Requester {
             let Some(begun) = &self.begun else { return Vec::new() };
             let includes = |dot: &Dot| match &*included {
                 Some(tag) => tag.covers(*dot),
-                None => begun.covers(*dot) || self.written.get() == Some(*dot),
+                None => (self.is_shown.get() && begun.covers(*dot)) || self.written.get() == Some(*dot),
             };
             self.causality.writes.of(group).into_iter().map(|known| known.dot).filter(includes).collect()
         });

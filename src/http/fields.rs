@@ -227,6 +227,43 @@ pub(crate) fn sanitise_trailers(trailers: &mut HeaderMap, is_barred: impl Fn(&He
     }
 }
 
+/// Returns the items of a comma-separated list, without white space around them and without empty ones. Commas in
+/// quoted strings are no separators.
+pub(crate) fn items(list: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let mut rest = list;
+    let next = move || {
+        if rest.is_empty() {
+            return None;
+        }
+        let end = end_of_item(rest);
+        let item = &rest[..end.unwrap_or(rest.len())];
+        rest = end.map_or(&[], |end| &rest[end + 1..]);
+        Some(item.trim_ascii())
+    };
+    std::iter::from_fn(next).filter(|item| !item.is_empty())
+}
+
+/// Returns the position of the comma that ends the first item of a list.
+fn end_of_item(list: &[u8]) -> Option<usize> {
+    let (mut is_quoted, mut is_escaped) = (false, false);
+    list.iter().position(|&byte| {
+        match byte {
+            _ if is_escaped => is_escaped = false,
+            b'\\' if is_quoted => is_escaped = true,
+            b'"' => is_quoted = !is_quoted,
+            b',' => return !is_quoted,
+            _ => {}
+        }
+        false
+    })
+}
+
+/// Returns whether a quoted string in an item of a list has no end.
+pub(crate) fn is_unclosed(item: &[u8]) -> bool {
+    // Behind such an item, a comma is still a part of it.
+    item.contains(&b'"') && end_of_item(&[item, b","].concat()).is_none()
+}
+
 /// Returns whether a comma-separated list has a member, regardless of case and parameters.
 pub(crate) fn list_has(value: &HeaderValue, member: &str) -> bool {
     value.as_bytes().split(|&byte| byte == b',').any(|item| {

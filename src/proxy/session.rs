@@ -13,6 +13,7 @@ use crate::consistency::{
     group_id,
 };
 use crate::fleet::{Bus, Event};
+use crate::http::fields::{is_unclosed, items};
 use crate::http::head::RequestFields;
 use crate::http::method::is_safe;
 use crate::http::problem::{Problem, ProblemKind};
@@ -38,6 +39,8 @@ const LIFE: u64 = 24 * 3600;
 /// The signer of a configuration with causal routes.
 pub(crate) struct SessionRules {
     signer: Signer,
+    /// The digest of the routes' templates, by which tokens are understood.
+    digest: u32,
 }
 
 impl SessionRules {
@@ -45,9 +48,12 @@ impl SessionRules {
     pub(super) fn build(config: &Config) -> Option<Arc<SessionRules>> {
         let causal = || config.settings.routes.iter().filter(|route| route.level() == Level::Causal);
         causal().next()?;
-        let templates = causal().filter_map(|route| route.consistency.as_ref()).flat_map(|rules| &rules.groups);
-        let digest = digest(templates.map(|template| &template.value));
-        Some(Arc::new(SessionRules { signer: Signer::new(&config.secrets.fleet_secrets, digest) }))
+        let templates = causal().flat_map(|route| {
+            let own = route.consistency.iter().flat_map(|rules| &rules.groups);
+            own.map(|template| (route.name.as_str(), &template.value))
+        });
+        let digest = digest(templates);
+        Some(Arc::new(SessionRules { signer: Signer::new(&config.secrets.fleet_secrets, digest), digest }))
     }
 }
 
@@ -249,7 +255,7 @@ impl Session {
         };
         match (rules.guarantee, sessions) {
             (Guarantee::Causal, Some((sessions, received))) => {
-                let requester = of(rules.groups(form, fields), arrived(&received.token, given));
+                let requester = of(rules.groups(form, fields), arrived(&received.token, given, sessions));
                 let is_secure = fields.facts.is_secure;
                 let causal = CausalSession { rules: Arc::clone(sessions), received, is_secure };
                 Session { requester, causal: Some(causal) }
@@ -265,7 +271,7 @@ impl Session {
         (sessions, received): (&Arc<SessionRules>, Received),
         is_secure: bool,
     ) -> Session {
-        let token = arrived(&received.token, given);
+        let token = arrived(&received.token, given, sessions);
         let groups = groups.iter().map(|group| group_id(group)).collect();
         let requester = Requester::new(causality, Guarantee::Causal, groups, token);
         let causal = CausalSession { rules: Arc::clone(sessions), received, is_secure };
@@ -296,7 +302,7 @@ impl Session {
         if given.borrow().as_ref().is_some_and(has_it) {
             return;
         }
-        let mut token = arrived(&self.requester.token, given).as_ref().clone();
+        let mut token = arrived(&self.requester.token, given, &causal.rules).as_ref().clone();
         self.requester.answer(&mut token);
         let text = match token.is_same_as(&causal.received.token) {
             true => causal.received.text.clone().unwrap_or_default(),
@@ -307,12 +313,15 @@ impl Session {
 }
 
 /// Returns a session's token with what the connection was given, which counts also where the client does not bring it
-/// back.
-fn arrived(token: &Rc<Token>, given: &GivenSlot) -> Rc<Token> {
+/// back. Under other templates it can only be said that there was something.
+fn arrived(token: &Rc<Token>, given: &GivenSlot, rules: &SessionRules) -> Rc<Token> {
     match &*given.borrow() {
         Some(given) if !Rc::ptr_eq(&given.token, token) => {
             let mut token = Token::clone(token);
-            token.join(&given.token);
+            match given.rules.digest == rules.digest {
+                true => token.join(&given.token),
+                false => token.join(&Token::unknown()),
+            }
             Rc::new(token)
         }
         _ => Rc::clone(token),
@@ -361,33 +370,21 @@ const SHARED: [&str; 5] = ["public", "s-maxage", "proxy-revalidate", "private", 
 const BARRED: [HeaderName; 3] =
     [HeaderName::from_static("cdn-cache-control"), HeaderName::from_static("surrogate-control"), FIELD];
 
-/// Returns whether a response may be stored nowhere, by the word anywhere in its directives.
-fn says_no_store(fields: &HeaderMap) -> bool {
-    let has = |line: &HeaderValue| line.as_bytes().to_ascii_lowercase().windows(8).any(|part| part == b"no-store");
-    fields.get_all(CACHE_CONTROL).iter().any(has)
-}
-
 /// Adds `private, no-cache` to a response, in place of what contradicts it.
 fn bar_other_caches(fields: &mut HeaderMap) {
     let mut value: SmallVec<[u8; 128]> = SmallVec::new();
-    'lines: for line in fields.get_all(CACHE_CONTROL) {
-        for directive in line.as_bytes().split(|&byte| byte == b',').map(<[u8]>::trim_ascii) {
-            let name = directive.split(|&byte| byte == b'=').next().unwrap_or_default().trim_ascii();
-            let is_shared = SHARED.iter().any(|shared| name.eq_ignore_ascii_case(shared.as_bytes()));
-            // A list of fields, as of `no-cache="set-cookie"`, may hold commas: of such a value nothing is kept.
-            if directive.contains(&b'"') {
-                value.clear();
-                // Of what is left out, this must not be.
-                if says_no_store(fields) {
-                    value.extend_from_slice(b"no-store, ");
-                }
-                break 'lines;
-            }
-            if !directive.is_empty() && !is_shared {
-                value.extend_from_slice(directive);
-                value.extend_from_slice(b", ");
-            }
-        }
+    for item in fields.get_all(CACHE_CONTROL).iter().flat_map(|line| items(line.as_bytes())) {
+        let name = item.split(|&byte| byte == b'=').next().unwrap_or_default().trim_ascii();
+        let is_shared = SHARED.iter().any(|shared| name.eq_ignore_ascii_case(shared.as_bytes()));
+        let kept = match is_unclosed(item) {
+            // It would swallow the directives behind it. Of all that another reader finds in it, one must not be lost.
+            true if has_no_store(item) => &b"no-store"[..],
+            true => continue,
+            false if is_shared => continue,
+            false => item,
+        };
+        value.extend_from_slice(kept);
+        value.extend_from_slice(b", ");
     }
     value.extend_from_slice(b"private, no-cache");
     if let Ok(value) = HeaderValue::from_bytes(&value) {
@@ -398,6 +395,10 @@ fn bar_other_caches(fields: &mut HeaderMap) {
     if fields.keys().any(is_barred) {
         BARRED.iter().for_each(|name| _ = fields.remove(name));
     }
+}
+
+fn has_no_store(item: &[u8]) -> bool {
+    item.to_ascii_lowercase().windows(8).any(|part| part == b"no-store")
 }
 
 #[cfg(test)]
@@ -412,8 +413,14 @@ mod tests {
             (&["public, max-age=60", "S-MaxAge=9, must-revalidate"], "max-age=60, must-revalidate, private, no-cache"),
             (&["no-store"], "no-store, private, no-cache"),
             (&["private, no-cache"], "private, no-cache"),
-            (&["no-cache=\"set-cookie, x\", max-age=1"], "private, no-cache"),
-            (&["No-Store", "max-age=0, no-cache=\"x\""], "no-store, private, no-cache"),
+            (&["no-cache=\"set-cookie, x\", max-age=1"], "max-age=1, private, no-cache"),
+            (&["No-Store", "max-age=0, no-cache=\"x\""], "No-Store, max-age=0, private, no-cache"),
+            (
+                &["private=\"a, b\", no-transform", "x=\"\\\"public, y\""],
+                "no-transform, x=\"\\\"public, y\", private, no-cache",
+            ),
+            (&["max-age=1, x=\"public, no-store"], "max-age=1, no-store, private, no-cache"),
+            (&["x=\"a\\"], "private, no-cache"),
         ] {
             let mut fields = HeaderMap::new();
             lines.iter().for_each(|line| _ = fields.append(CACHE_CONTROL, HeaderValue::from_static(line)));

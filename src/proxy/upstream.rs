@@ -195,6 +195,9 @@ impl UpstreamContext {
     /// Returns the reply that a node's response makes for this request's client.
     pub(super) fn reply(&self, response: Response<AnswerBody>) -> Reply {
         let (mut head, body) = response.into_parts();
+        if let Some(requester) = self.observer.exchange.requester() {
+            requester.passes_on(head.status);
+        }
         let cookie = head.extensions.remove().map(|NewCookie(cookie)| cookie);
         let body = ResponseBody::answer(body, &self.observer.exchange);
         Reply::new(Response::from_parts(head, body)).with_cookie(cookie)

@@ -1,6 +1,6 @@
 //! Writes that do not know of each other, and the routes that refuse them.
 
-use super::{Proxies, Session, status, warm};
+use super::{Proxies, Session, status, token_of, warm};
 
 const REJECTING: &str = "level: causal, groups: [\"{host}/{path:2}\"], on_concurrent_write: reject";
 
@@ -17,6 +17,12 @@ fn a_write_that_does_not_know_of_another_one_is_refused() {
     assert_eq!((refused.status, refused.problem().as_str()), (409, "concurrent-write"));
     assert_eq!(fleet.origin.asked(), asked, "no node was asked");
     assert_eq!(one.post(proxy, "/articles/7").status, 409, "a refusal is no reading");
+    // Nor is a problem of the proxy's own.
+    let cookie = format!("cookie: ringway-session={} | cache-control: only-if-cached", one.token.as_ref().unwrap());
+    let absent = proxy.send("GET", "/articles/7", &cookie);
+    assert_eq!(absent.problem(), "not-cached");
+    one.token = token_of(&absent).or(one.token);
+    assert_eq!(one.post(proxy, "/articles/7").status, 409);
     let problem = refused.json();
     let theirs = problem["concurrent"].as_object().unwrap();
     assert!(theirs.values().any(|number| number.as_u64() > Some(0)) && problem["yours"].is_object(), "{problem}");

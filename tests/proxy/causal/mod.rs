@@ -54,7 +54,11 @@ pub fn configuration(origin: &Origin, secret: &std::path::Path, settings: &str) 
 
 impl Proxies {
     pub fn start(count: usize, settings: &str) -> Proxies {
-        let (origin, folder) = (versions(), tempfile::tempdir().unwrap());
+        Proxies::before(versions(), count, settings)
+    }
+
+    fn before(origin: Origin, count: usize, settings: &str) -> Proxies {
+        let folder = tempfile::tempdir().unwrap();
         let secret = folder.path().join("fleet.key");
         write_private(&secret, SECRET);
         let text = configuration(&origin, &secret, settings);
@@ -155,6 +159,26 @@ fn what_has_not_changed_is_confirmed_and_not_fetched() {
 }
 
 /// A write to one resource of a group concerns the others, on the proxy that it went through and for its session.
+/// A HEAD of a session that has written may find the validators unchanged, where they are weak: the stored body is not
+/// newer for it.
+#[test]
+fn a_head_makes_no_stored_body_newer() {
+    let version = AtomicUsize::new(1);
+    let origin = Origin::start(move |ask, peer| {
+        let made = usize::from(ask.method() == "POST");
+        let version = version.fetch_add(made, Ordering::SeqCst) + made;
+        peer.reply(200, "cache-control: public, max-age=600 | etag: W/\"same\"", &format!("v{version}"));
+    });
+    let fleet = Proxies::before(origin, 2, "level: causal");
+    let [here, there] = &fleet.proxies[..] else { panic!() };
+    warm(there, "/a");
+    let mut writer = Session::default();
+    assert_eq!(writer.post(here, "/a").text(), "v2");
+    // On another connection of the same client.
+    assert_eq!(writer.clone().send(there, "HEAD", "/a").status, 200);
+    assert_eq!(writer.get(there, "/a").text(), "v2");
+}
+
 #[test]
 fn a_group_changes_together() {
     let fleet = Proxies::causal(2);
