@@ -54,7 +54,7 @@ pub(crate) struct Order {
     pub(crate) policy: Arc<CachePolicy>,
     /// The requester, on a route with a guarantee.
     pub(crate) requester: Option<Rc<Requester>>,
-    /// What the fetch is no older than, on a causal route.
+    /// The answers that the fetch is no older than, on a causal route.
     pub(crate) base: Option<TagBase>,
 }
 

@@ -48,7 +48,7 @@ pub(crate) struct Fill {
     pub(super) epoch: Epoch,
     /// Set when the resource has changed since the begin.
     pub(super) is_outdated: Arc<AtomicBool>,
-    /// What its answer is no older than, on a causal route.
+    /// The answers that its own is no older than, on a causal route.
     pub(super) base: Option<TagBase>,
     state: Mutex<FillState>,
 }

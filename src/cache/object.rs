@@ -114,7 +114,7 @@ const IN_DOUBT: u8 = 2;
 /// The validation of a response in doubt has begun.
 const UNDER_VALIDATION: u8 = 4;
 
-/// What few responses have.
+/// Parts that few responses have.
 #[derive(Clone, Debug)]
 struct Rare {
     varies: Option<Selecting>,

@@ -9,7 +9,7 @@ use std::io::{self, Write, stdout};
 use std::process::ExitCode;
 use std::time::Duration;
 
-/// How often `--watch` asks.
+/// The period of `--watch`.
 const EVERY: Duration = Duration::from_secs(1);
 
 #[derive(clap::Args)]

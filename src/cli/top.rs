@@ -10,17 +10,17 @@ use std::time::Duration;
 
 /// The time that is counted before the first answer, where counting begins with the question.
 const COUNT_FOR: Duration = Duration::from_secs(3);
-/// How often `--watch` asks.
+/// The period of `--watch`.
 const EVERY: Duration = Duration::from_secs(2);
 
 #[derive(clap::Args)]
 pub(super) struct Options {
     #[command(flatten)]
     target: Target,
-    /// What is listed
+    /// The kind of the listed names
     #[arg(long, default_value = "url", value_parser = ["key", "url", "client", "route"])]
     by: String,
-    /// What they are ordered by
+    /// The measure that orders them
     #[arg(long, default_value = "requests", value_parser = ["requests", "bytes", "time", "errors"])]
     measure: String,
     /// The number of rows

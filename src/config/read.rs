@@ -10,7 +10,7 @@ use std::ops::Deref;
 pub(crate) struct Reader<'a> {
     pub(crate) diagnostics: &'a mut Diagnostics,
     pub(crate) environment: &'a dyn Fn(&str) -> Option<String>,
-    /// Whether `${` is left to templates, inside `saga`.
+    /// `true` inside `saga`, where `${` is left to templates.
     pub(crate) is_verbatim: bool,
 }
 

@@ -175,7 +175,7 @@ fn request(settings: &Settings, place: &Place<'_>, request: &SagaRequest, diagno
 /// A place of templates, and the steps whose answers are known there.
 struct Place<'a> {
     saga: &'a Saga,
-    /// How many steps have been done.
+    /// The number of steps that have been done.
     done: usize,
     /// The step that is sent or undone, whose key is known.
     current: Option<(&'a SagaStep, Sending)>,

@@ -112,9 +112,9 @@ pub(crate) enum Release {
 pub(crate) enum SagaDecision {
     /// The saga goes on where it was.
     Retry,
-    /// What was open is seen to: all steps are done.
+    /// The open step is seen to: all steps are done.
     ResolveSucceeded,
-    /// What was open is seen to: the step that was open is not done, or what was to be undone is undone.
+    /// The open step is seen to: it is not done, or all that was to be undone is undone.
     ResolveCompensated,
 }
 

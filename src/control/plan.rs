@@ -212,7 +212,7 @@ pub(crate) struct PlanOrder {
     pub(crate) keys: Vec<String>,
 }
 
-/// What a change would move: `POST /api/plan`.
+/// The keys that a change would move: `POST /api/plan`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct PlanStatus {
     /// The change could come into force.

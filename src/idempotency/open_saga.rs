@@ -30,7 +30,7 @@ pub(crate) struct LostSaga;
 pub(crate) struct TakenSaga {
     pub(crate) row: SagaRow,
     pub(crate) open: OpenSaga,
-    /// What a person has decided, where it was stuck.
+    /// A person's decision, where it was stuck.
     pub(crate) decision: Option<Event>,
 }
 

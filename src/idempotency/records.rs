@@ -80,7 +80,7 @@ pub(super) struct Call {
     writing: Option<Arc<Writing>>,
 }
 
-/// Whether the store can be written, as the last write tells.
+/// The result of the last write, for the log and the events.
 struct Writing {
     store: String,
     has_failed: AtomicBool,

@@ -78,7 +78,7 @@ pub(crate) trait Store: Send + Sync {
     }
 }
 
-/// How many records [`Store::find`] gives at most, and [`Store::tend`] removes at a time.
+/// The most records that [`Store::find`] returns, and that [`Store::tend`] removes at a time.
 pub(crate) const BATCH: u32 = 1000;
 
 /// A claim to be made.

@@ -33,7 +33,7 @@ pub(crate) struct Form<'a> {
 #[derive(Clone, Copy)]
 pub(crate) struct Bounds {
     pub(crate) body: u64,
-    /// Whether the request has a body, where other means than fields tell it (HTTP/2).
+    /// `true` where the request has a body, if other means than fields tell it (HTTP/2).
     pub(crate) body_follows: Option<bool>,
 }
 

@@ -236,7 +236,7 @@ pub(super) struct Session {
 
 struct CausalSession {
     rules: Arc<SessionRules>,
-    /// What the client has sent.
+    /// The tokens that the client has sent.
     received: Received,
     is_secure: bool,
 }

@@ -23,7 +23,7 @@ pub(crate) struct Streams {
     dropped: Cell<u64>,
     /// When its bodies last waited unread for the process to hold less.
     starved: Cell<Option<Instant>>,
-    /// Whether answers wait until more of these are sent.
+    /// `true` where answers wait until more of these are sent.
     has_waiting: Cell<bool>,
     /// The connection's task, which is told when there are fewer.
     task: RefCell<Option<Waker>>,

@@ -21,7 +21,7 @@ pub(crate) struct WorkerContext {
     pub(crate) connections: Rc<NodeConnections>,
     pub(super) random: RefCell<fastrand::Rng>,
     pub(super) cache: Arc<Cache>,
-    /// What the process knows of the order of answers.
+    /// The order of answers on causal routes, as far as the process knows it.
     pub(super) causality: Arc<Causality>,
     /// The bus of the fleet, where the process is in one.
     pub(super) bus: Option<Bus>,

@@ -131,7 +131,7 @@ impl Standing {
     }
 }
 
-/// What follows from the entries of a log.
+/// The state that follows from the entries of a log.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Progress {
     pub(crate) fates: Vec<Fate>,

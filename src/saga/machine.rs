@@ -101,7 +101,7 @@ impl Answer {
 pub(crate) enum Event {
     /// The work begins, or goes on.
     Begin,
-    /// What was to be appended is durable.
+    /// The entry that was to be appended is durable.
     Durable,
     /// An attempt has ended.
     Answer(Answer),
@@ -113,7 +113,7 @@ pub(crate) enum Event {
     Resolve { by: String, outcome: Outcome },
 }
 
-/// What is to be done next.
+/// The next action.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Effect {
     /// Make the entries durable, in one transaction. With [`What::Ended`] the record gets its answer in the same one.
@@ -128,7 +128,7 @@ pub(crate) enum Effect {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct State {
     created: Millis,
-    /// What the log tells.
+    /// The progress that the log tells.
     pub(crate) progress: Progress,
     activity: Activity,
 }

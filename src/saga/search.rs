@@ -89,7 +89,7 @@ struct Message {
     waiting: Option<usize>,
 }
 
-/// What a proxy is about to do.
+/// The next action of a proxy.
 #[derive(Clone, PartialEq, Eq, Hash)]
 enum Todo {
     Append(Vec<Entry>),

@@ -409,7 +409,7 @@ mod tests {
     }
 
     proptest! {
-        /// What is written from a text reads back as the same text.
+        /// A text that is written reads back as the same text.
         #[test]
         fn a_text_reads_back(text in "(\\$|\\{|\\}|\\$\\{|\\$\\{request\\.body\\.a\\}|a| ){0,12}") {
             let Ok(parsed) = Text::parse(&text) else { return Ok(()) };

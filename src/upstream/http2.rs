@@ -92,7 +92,7 @@ impl Allowance {
     }
 }
 
-/// Whether a request on a connection is sent at once.
+/// The readiness of a connection for a request: it is sent at once, or waits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Admission {
     Admitted,

@@ -91,7 +91,7 @@ pub(crate) struct Link {
     has_plain_head: bool,
     /// Something has come since the request began.
     has_received: bool,
-    /// How many bytes the kernel has taken, over all requests.
+    /// The number of bytes that the kernel has taken, over all requests.
     sent: u64,
     last_activity: Instant,
     /// Armed lazily: it may fire early, and is then set to the deadline that holds by then.

@@ -1,4 +1,4 @@
-//! What happens with requests: routes, what they do, and the rules of caches, sessions and requests that run once.
+//! Routes: their actions, and the rules of caches, sessions and requests that run once.
 
 use super::consistency::{Consistency, Level};
 use super::saga::Saga;
@@ -52,11 +52,11 @@ settings! {
         idempotency: Option<RouteIdempotency> = absent;
         /// A rate limit per client; further requests get 429. Off without the block.
         rate_limit: Option<RateLimit> = absent;
-        /// Whether the requests of the route get lines in the access log.
+        /// `false`: requests of the route get no lines in the access log.
         access_log: bool = "true";
         /// Stores responses and answers from them (RFC 9111). Off without the block; `cache: {}` uses the defaults.
         cache: Option<RouteCache> = absent;
-        /// How old a response from the cache may be. Without the block: `level: eventual`.
+        /// The guarantee of responses from the cache. Without the block: `level: eventual`.
         consistency: Option<Consistency> = absent;
     }
 }

@@ -32,7 +32,7 @@ use tokio_postgres::{Client, Error, Row};
 /// For how long the server may be silent before stored results arrive, which may be large.
 const RESULTS: Duration = Duration::from_secs(4);
 
-/// How often a claim looks at a record that others change meanwhile.
+/// The number of times that a claim looks at a record that others change meanwhile.
 const LOOKS: usize = 5;
 
 /// Why calls were not carried out.

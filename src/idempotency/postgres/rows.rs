@@ -227,7 +227,7 @@ pub(super) const ADD: &str = "INSERT INTO ringway_records
               AND ringway_records.number = excluded.number AND excluded.state <> 3
      RETURNING id";
 
-/// Whether a proxy that lives holds claims.
+/// The query for claims that a living proxy holds.
 pub(super) const IS_IN_USE: &str = "SELECT EXISTS (SELECT FROM ringway_records r
      JOIN ringway_holders h ON h.holder = r.holder
      WHERE r.state = 0 AND now() - h.beat < r.lease * interval '1 millisecond')";

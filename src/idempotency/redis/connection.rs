@@ -25,7 +25,7 @@ pub(super) struct Connection {
     prefix: String,
     /// The version and the identity of the store, as its key has them.
     pub(super) store: String,
-    /// What the server calls the scripts, in their order.
+    /// The server's names for the scripts, in their order.
     names: Vec<String>,
     /// The replicas that must have a write.
     pub(super) replicas: u32,

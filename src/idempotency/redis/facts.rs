@@ -18,7 +18,7 @@ pub(super) struct Facts {
     /// The history of writes that it goes on with, and the one that it followed before it was promoted.
     pub(super) history: String,
     pub(super) former_history: String,
-    /// How often proxies have moved to another server, up to this one, as the store has it.
+    /// The number of moves of proxies to another server, up to this one, as the store has it.
     pub(super) moves: u64,
     pub(super) pulse: Pulse,
     pub(super) has_aof: bool,

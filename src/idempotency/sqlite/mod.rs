@@ -161,7 +161,7 @@ impl Store for Sqlite {
 
 struct Writer {
     file: StoreFile,
-    /// What stood beside it when it was opened, and does for as long as this process has it open.
+    /// The files beside it when it was opened, which stay for as long as this process has it open.
     sides: Sides,
     desk: Desk,
     /// The connection must be replaced.

@@ -39,7 +39,7 @@ pub(crate) struct TlsSettings {
     pub(crate) config: Arc<rustls::ClientConfig>,
     /// The name that servers must show; without one the host of their address.
     pub(crate) server_name: Option<ServerName<'static>>,
-    /// What the configuration was made of.
+    /// The digest of the settings and files that the configuration was made of.
     pub(crate) digest: Vec<u8>,
 }
 

@@ -1,4 +1,4 @@
-//! What the clients of a saga see: its final answer, and problems while there is none.
+//! The responses to the clients of a saga: its final answer, and problems while there is none.
 
 use crate::clock;
 use crate::http::date;

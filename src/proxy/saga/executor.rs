@@ -27,7 +27,7 @@ const LAST_MOMENT: Duration = Duration::from_secs(2);
 /// Another process owns the saga now.
 pub(super) type Lost = LostSaga;
 
-/// What the work on a saga has come to.
+/// The result of the work on a saga.
 pub(super) enum Ending {
     Answer(StoredResponse),
     Stuck,

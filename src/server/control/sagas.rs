@@ -1,4 +1,4 @@
-//! What the admin API can ask of sagas: their states, and a person's decision on one that is stuck.
+//! The sagas in the admin API: their states, and a person's decision on one that is stuck.
 
 use crate::control::{Decided, Event as ControlEvent, Events, SagaDecision, SagaStatus};
 use crate::idempotency::{Id, Records};

@@ -44,7 +44,7 @@ pub(in crate::server) struct Handle {
     pub(in crate::server) cache: Arc<Cache>,
     pub(in crate::server) budget: Arc<Budget>,
     pub(in crate::server) records: OpenStore,
-    /// What the process knows of the order of answers on causal routes.
+    /// The order of answers on causal routes, as far as the process knows it.
     pub(in crate::server) causality: Arc<Causality>,
     /// The process as a member of a fleet, where it is one.
     pub(in crate::server) fleet: Option<FleetMember>,

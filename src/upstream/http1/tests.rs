@@ -176,7 +176,7 @@ fn response() -> impl Strategy<Value = String> {
 }
 
 proptest! {
-    /// What is accepted is what hyper reads, and what hyper alone accepts is refused for its chunks.
+    /// All that is accepted is read in the same way by hyper; hyper alone accepts some malformed chunks.
     #[test]
     fn responses_are_read_as_hyper_reads_them(bytes in response(), cut in 0usize..60, is_head in any::<bool>()) {
         let asked = Asked { is_head, wants_interim: false };
