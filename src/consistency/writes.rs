@@ -102,7 +102,9 @@ impl Writes {
             let known = Known { dot: write.dot, clock: Arc::clone(&write.clock) };
             self.shard(*group).lock().note(*group, known);
         }
-        self.has_any.store(true, Ordering::Release);
+        if !write.groups.is_empty() {
+            self.has_any.store(true, Ordering::Release);
+        }
     }
 
     /// Returns the relation of the known writes of these groups to a stored response.

@@ -13,7 +13,7 @@ const MAX_TEXT: usize = 256 << 10;
 /// The most URIs of a write, pools of a heartbeat, and ranges of an acknowledgement.
 pub(super) const MAX_ITEMS: usize = 1024;
 /// The longest `causal` part of an event in bytes.
-pub(crate) const MAX_CAUSAL: usize = 16 << 10;
+const MAX_CAUSAL: usize = 16 << 10;
 
 /// Why bytes are no event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -59,10 +59,7 @@ impl Event {
                 out.items(uris, |out, uri| out.text(uri));
                 out.causal(causal.as_ref());
             }
-            Event::Fills { number, causal } => {
-                out.long(*number);
-                out.causal(causal.as_ref());
-            }
+            Event::Fills { number } => out.long(*number),
             Event::Heartbeat(beat) => out.heartbeat(beat),
             Event::Heard(ranges) => out.items(ranges, |out, range| {
                 out.long(range.process.0);
@@ -251,7 +248,7 @@ impl<'a> Reader<'a> {
                 Event::Purge(Purge { by, soft, value: self.text()?, causal: self.causal()? })
             }
             2 => Event::Write { uris: self.items(Reader::text)?, causal: self.causal()? },
-            3 => Event::Fills { number: self.long()?, causal: self.causal()? },
+            3 => Event::Fills { number: self.long()? },
             4 => Event::Heartbeat(Box::new(self.heartbeat()?)),
             5 => Event::Heard(self.items(|read| {
                 Ok(HeardRange { process: ProcessId(read.long()?), first: read.long()?, last: read.long()? })
@@ -299,8 +296,8 @@ mod tests {
             purge(PurgeBy::Prefix, "/a/"),
             purge(PurgeBy::Tag, "news"),
             purge(PurgeBy::All, ""),
-            Event::Write { uris: vec!["http://a/b".into(), "http://a/c?d".into()], causal: None },
-            Event::Fills { number: u64::MAX, causal },
+            Event::Write { uris: vec!["http://a/b".into(), "http://a/c?d".into()], causal },
+            Event::Fills { number: u64::MAX },
             Event::Heartbeat(Box::new(Heartbeat {
                 name: "edge-1/7".into(),
                 address: "127.0.0.1:9900".into(),
@@ -335,7 +332,7 @@ mod tests {
             assert_eq!(Event::Write { uris, causal: None }.encode(ProcessId(1), 1), None);
         }
         let causal = Some(Bytes::from(vec![0; MAX_CAUSAL + 1]));
-        assert_eq!(Event::Fills { number: 1, causal }.encode(ProcessId(1), 1), None);
+        assert_eq!(Event::Write { uris: Vec::new(), causal }.encode(ProcessId(1), 1), None);
     }
 
     #[test]

@@ -42,7 +42,7 @@ pub(crate) enum Event {
     /// A write has changed resources: the URIs whose stored responses it invalidates.
     Write { uris: Vec<String>, causal: Option<Bytes> },
     /// Fills have changed content: the number of the last answer that this process has given out.
-    Fills { number: u64, causal: Option<Bytes> },
+    Fills { number: u64 },
     /// A sign of life.
     Heartbeat(Box<Heartbeat>),
     /// The process has applied purges of others.
@@ -62,6 +62,7 @@ pub(crate) struct Purge {
     /// The URL, prefix or tag; empty for everything.
     pub(crate) value: String,
     pub(crate) soft: bool,
+    /// The number that it has among the answers of its process, and the clock of the process.
     pub(crate) causal: Option<Bytes>,
 }
 

@@ -29,8 +29,6 @@ mod thread;
 mod window;
 
 pub(crate) use bus::Bus;
-#[allow(unused_imports, reason = "the bound of what others encode")]
-pub(crate) use encoding::MAX_CAUSAL;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) use encoding::read_any;
 pub(crate) use event::{Event, ProcessId, Purge, PurgeBy};

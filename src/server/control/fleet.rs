@@ -1,6 +1,6 @@
 //! What the admin API can ask of the fleet: its members, and the removal of one that is gone.
 
-use crate::consistency::{Dot, group_id};
+use crate::consistency::{Dot, Groups, group_id};
 use crate::control::{FleetStatus, GroupStatus, HeardBy, MemberStatus, PurgeOrder, PurgeTarget, WriteStatus};
 use crate::fleet::{ProcessId, Purge, PurgeBy};
 use crate::server::process::handle::Handle;
@@ -66,7 +66,8 @@ pub(super) async fn purge(handle: &Handle, order: &PurgeOrder) -> Option<HeardBy
         PurgeTarget::Tag(value) => (PurgeBy::Tag, value.clone()),
         PurgeTarget::All => (PurgeBy::All, String::new()),
     };
-    Some(bus.purge(Purge { by, value, soft: order.soft, causal: None }, PATIENCE).await)
+    let causal = Some(handle.causality.write(Groups::new()).encode().into());
+    Some(bus.purge(Purge { by, value, soft: order.soft, causal }, PATIENCE).await)
 }
 
 /// Removes a member that is gone for good. Returns whether this process knew it.

@@ -10,6 +10,7 @@ use crate::proxy::Snapshot;
 use crate::server::control::purge;
 use crate::telemetry::metrics::Metrics;
 use arc_swap::ArcSwap;
+use bytes::Bytes;
 use parking_lot::Mutex;
 use sha2::{Digest, Sha256};
 use std::io;
@@ -131,7 +132,7 @@ pub(super) async fn publish_numbers(bus: Bus, causality: Arc<Causality>) {
         let number = causality.clock.now().number;
         if number > published {
             published = number;
-            bus.publish(Event::Fills { number, causal: None });
+            bus.publish(Event::Fills { number });
         }
     }
 }
@@ -179,6 +180,15 @@ impl FleetListener {
             digests: Mutex::default(),
         }
     }
+
+    /// Notes the number and the groups of a write or a purge.
+    fn hear(&self, heard: &Heard, causal: Option<&Bytes>) {
+        let write = causal.and_then(|bytes| Write::decode(bytes));
+        // The number is its publisher's own.
+        if let Some(write) = write.filter(|write| write.dot.process == heard.from.0) {
+            self.causality.hear(&write);
+        }
+    }
 }
 
 impl Listener for FleetListener {
@@ -199,16 +209,13 @@ impl Listener for FleetListener {
                     self.metrics.cache_purges.with_label_values(&[by.kind()]).inc();
                     tracing::debug!(from = %heard.from, purge = ?by, soft = ordered.soft, "a purge of another proxy");
                     purges.push((by, ordered.soft));
+                    self.hear(heard, ordered.causal.as_ref());
                 }
                 Event::Write { uris, causal } => {
                     uris.iter().for_each(|uri| self.cache.invalidate_uri(uri));
-                    let write = causal.as_ref().and_then(|bytes| Write::decode(bytes));
-                    // The number is its publisher's own.
-                    if let Some(write) = write.filter(|write| write.dot.process == heard.from.0) {
-                        self.causality.hear(&write);
-                    }
+                    self.hear(heard, causal.as_ref());
                 }
-                Event::Fills { number, .. } => {
+                Event::Fills { number } => {
                     self.causality.clock.hear([Dot { process: heard.from.0, number: *number }]);
                 }
                 _ => {}

@@ -96,3 +96,13 @@ fn writes_that_do_not_know_of_each_other_are_counted() {
     assert!(read.text() == "v3" && status(&read).contains("detail=causal"), "{read:?}");
     assert_eq!(here.metric("ringway_concurrent_writes_total{route=\"site\"}"), 1.0);
 }
+
+#[test]
+fn a_purge_has_a_number_that_others_hear() {
+    let Some(fleet) = Heard::start(2) else { return };
+    let before = fleet.heard(0, 0);
+    let purged = fleet.proxies[0].purge("{\"all\":true}").json();
+    assert_eq!(purged["heard_by"]["members"], 2, "{purged}");
+    assert_eq!(fleet.heard(0, 0), before + 1);
+    assert!(fleet.heard(1, 0) > before, "it came with the purge");
+}
