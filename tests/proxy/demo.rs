@@ -1,6 +1,6 @@
 //! The demo's tour holds, step by step, its hints can be run, and its nodes show what a first configuration does.
 
-use crate::support::{Client, Proxy, eventually};
+use crate::support::{Client, Proxy, eventually, have};
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
 use std::process::{Child, Command, Stdio};
@@ -12,6 +12,9 @@ fn the_tour_holds() {
     let said = String::from_utf8_lossy(&told.stdout);
     assert!(told.status.success(), "{said}");
     assert!(said.matches("ok   ").count() >= 5 && !said.contains("FAIL"), "{said}");
+    if have("redis-server", "redis-server") {
+        assert!(said.contains("ok   A purge reaches every proxy."), "{said}");
+    }
 }
 
 /// A demo that stays up, ended when dropped.

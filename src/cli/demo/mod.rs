@@ -4,6 +4,7 @@ mod client;
 mod echo;
 mod nodes;
 mod services;
+mod stores;
 mod tour;
 
 use super::Outcome;
@@ -15,6 +16,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use stores::Stores;
 use tokio::signal::unix::{SignalKind, signal};
 
 #[derive(clap::Args)]
@@ -68,6 +70,8 @@ struct Stage {
     /// Three that serve from the beginning, and one that joins.
     nodes: Vec<DemoNode>,
     services: Services,
+    /// The bus of the proxies, where Redis is installed.
+    stores: Option<Stores>,
     file: DemoFile,
 }
 
@@ -77,7 +81,9 @@ async fn demo(once: bool) -> Outcome {
         nodes.push(DemoNode::start(id).await?);
     }
     let services = Services::start().await?;
-    let file = DemoFile::create(&services)?;
+    let mut file = DemoFile::create(&services)?;
+    let stores = Stores::start(&file.folder).await;
+    file.bus = stores.as_ref().map(|stores| format!(", {}", stores.block())).unwrap_or_default();
     file.write(&nodes[..3])?;
     let (config, _) = Config::load(&file.path()).map_err(|report| report.to_string())?;
     let mut running = server::start(config, server::Inherited::default()).await?;
@@ -91,7 +97,7 @@ async fn demo(once: bool) -> Outcome {
         println!("  {} on http://{}", node.id, node.address);
     }
     println!();
-    let mut stage = Stage { proxy, other_proxy, admin: running.admin(), nodes, services, file };
+    let mut stage = Stage { proxy, other_proxy, admin: running.admin(), nodes, services, stores, file };
     let held = tour::take(&mut stage).await?;
     println!();
     if !once {
@@ -123,6 +129,8 @@ struct DemoFile {
     folder: PathBuf,
     /// The pools of the checkout.
     services: String,
+    /// The bus, as a part of the block `fleet`.
+    bus: String,
 }
 
 impl DemoFile {
@@ -131,7 +139,7 @@ impl DemoFile {
         std::fs::create_dir(&folder)?;
         let pools = services.pools.iter();
         let pools = pools.map(|(name, at)| format!("  {name}: {{ nodes: [{{ id: {name}-1, address: \"{at}\" }}] }}\n"));
-        let file = DemoFile { folder, services: pools.collect() };
+        let file = DemoFile { folder, services: pools.collect(), bus: String::new() };
         let secret: String = (0..4).map(|_| format!("{:016x}", fastrand::u64(..))).collect();
         for name in ["affinity.key", "fleet.key"] {
             std::fs::write(file.folder.join(name), &secret)?;
@@ -161,13 +169,13 @@ impl DemoFile {
             .iter()
             .map(|node| format!("      - {{ id: {}, address: \"{}\" }}\n", node.id, node.address))
             .collect();
-        let services = &self.services;
+        let DemoFile { services, bus, .. } = self;
         format!(
             "listeners:
   - {{ name: http, address: \"127.0.0.1:0\" }}
 admin: {{ address: \"127.0.0.1:0\" }}
 access_log: {{ format: \"off\" }}
-fleet: {{ secret_file: fleet.key }}
+fleet: {{ secret_file: fleet.key{bus} }}
 pools:
   app:
     health_check: {{ interval: 100ms, healthy_after: 1, unhealthy_after: 2 }}
