@@ -154,7 +154,9 @@ pub(crate) fn digest<'a>(templates: impl Iterator<Item = (&'a str, &'a GroupTemp
 /// Returns the first segments of a path, without its first slash.
 fn first_segments(path: &str, count: usize) -> &str {
     let path = path.strip_prefix('/').unwrap_or(path);
-    path.match_indices('/').nth(count - 1).map_or(path, |(end, _)| &path[..end])
+    // Segments are short: a loop over bytes beats a search.
+    let mut slashes = path.bytes().enumerate().filter(|(_, byte)| *byte == b'/');
+    slashes.nth(count - 1).map_or(path, |(end, _)| &path[..end])
 }
 
 #[cfg(test)]

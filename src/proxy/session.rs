@@ -18,7 +18,7 @@ use crate::http::head::RequestFields;
 use crate::http::method::is_safe;
 use crate::http::problem::{Problem, ProblemKind};
 use crate::telemetry::metrics::Metrics;
-use http::header::{CACHE_CONTROL, COOKIE, SET_COOKIE};
+use http::header::{CACHE_CONTROL, COOKIE, Entry, SET_COOKIE};
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 use prometheus::IntCounter;
 use serde_json::{Value, json};
@@ -364,16 +364,46 @@ fn concurrent_write(requester: &Requester, known: &Known) -> Problem {
         .with_member("yours", clock(&mut yours))
 }
 
+/// The directives by which only the client's own cache may keep a response, and asks before it uses it.
+const ONLY_PRIVATE: &str = "private, no-cache";
 /// Directives that would let another cache serve a response without asking.
 const SHARED: [&str; 5] = ["public", "s-maxage", "proxy-revalidate", "private", "no-cache"];
 /// Fields by which other caches are told more than by `Cache-Control`, and the field of the token, which is the proxy's.
 const BARRED: [HeaderName; 3] =
     [HeaderName::from_static("cdn-cache-control"), HeaderName::from_static("surrogate-control"), FIELD];
 
+thread_local! {
+    /// The last `Cache-Control` of one line, and the value in its place: most responses of a route have the same.
+    static LAST_BARRED: RefCell<Option<(HeaderValue, HeaderValue)>> = const { RefCell::new(None) };
+}
+
 /// Adds `private, no-cache` to a response, in place of what contradicts it.
 fn bar_other_caches(fields: &mut HeaderMap) {
-    let mut value: SmallVec<[u8; 128]> = SmallVec::new();
-    for item in fields.get_all(CACHE_CONTROL).iter().flat_map(|line| items(line.as_bytes())) {
+    match fields.entry(CACHE_CONTROL) {
+        Entry::Occupied(mut entry) => {
+            let mut lines = entry.iter();
+            let value = match (lines.next(), lines.next()) {
+                (Some(line), None) => LAST_BARRED.with_borrow_mut(|last| match last {
+                    Some((known, value)) if known == line => value.clone(),
+                    _ => last.insert((line.clone(), barred([line].into_iter()))).1.clone(),
+                }),
+                _ => barred(entry.iter()),
+            };
+            entry.insert(value);
+        }
+        Entry::Vacant(entry) => _ = entry.insert(HeaderValue::from_static(ONLY_PRIVATE)),
+    }
+    // Most responses have none of them, which one pass finds out.
+    let is_barred = |name: &HeaderName| matches!(name.as_str().len(), 15 | 17) && BARRED.contains(name);
+    if fields.keys().any(is_barred) {
+        BARRED.iter().for_each(|name| _ = fields.remove(name));
+    }
+}
+
+/// Returns the directives of a response without those that are for other caches, and with `private, no-cache`.
+fn barred<'a>(lines: impl Iterator<Item = &'a HeaderValue>) -> HeaderValue {
+    let mut value = Vec::new();
+    for item in lines.flat_map(|line| items(line.as_bytes())) {
         let name = item.split(|&byte| byte == b'=').next().unwrap_or_default().trim_ascii();
         let is_shared = SHARED.iter().any(|shared| name.eq_ignore_ascii_case(shared.as_bytes()));
         let kept = match is_unclosed(item) {
@@ -386,15 +416,8 @@ fn bar_other_caches(fields: &mut HeaderMap) {
         value.extend_from_slice(kept);
         value.extend_from_slice(b", ");
     }
-    value.extend_from_slice(b"private, no-cache");
-    if let Ok(value) = HeaderValue::from_bytes(&value) {
-        fields.insert(CACHE_CONTROL, value);
-    }
-    // Most responses have none of them, which one pass finds out.
-    let is_barred = |name: &HeaderName| matches!(name.as_str().len(), 15 | 17) && BARRED.contains(name);
-    if fields.keys().any(is_barred) {
-        BARRED.iter().for_each(|name| _ = fields.remove(name));
-    }
+    value.extend_from_slice(ONLY_PRIVATE.as_bytes());
+    HeaderValue::try_from(value).unwrap_or(HeaderValue::from_static(ONLY_PRIVATE))
 }
 
 fn has_no_store(item: &[u8]) -> bool {

@@ -1,5 +1,6 @@
 //! The promise of the store: the losses that are possible under the settings found on the server, and when.
 
+use crate::idempotency::remote::WITHOUT_WRITES;
 use tokio_postgres::{Client, Error};
 
 /// The settings of a server that decide what survives which failure.
@@ -62,11 +63,7 @@ pub(crate) fn sentences(found: &Found) -> Vec<String> {
     } else {
         format!("A commit waits for `{standbys}`: at most once through a failover to a synchronous standby.")
     });
-    sentences.push(
-        "While no server takes writes, new keys are refused (CP) or forwarded unprotected (AP), as the route's \
-         `on_store_failure` says; stored results are replayed where a server can be read."
-            .to_owned(),
-    );
+    sentences.push(WITHOUT_WRITES.to_owned());
     sentences
 }
 

@@ -55,17 +55,7 @@ pub(crate) fn adopt(settings: &Settings) -> Operated {
             None => connection::name(&connection).await?,
         };
         let found = connection::identity_of(&store)?;
-        let file = IdentityFile::new(&settings.identity_file);
-        let before = file.read().map_err(|error| error.to_string())?;
-        file.write(found).map_err(|error| format!("`{}`: {error}", settings.identity_file.display()))?;
-        Ok(vec![match before {
-            Known::This(before) if before == found => format!("the store {found} was the known one already"),
-            Known::This(before) => format!(
-                "the store {found} is the known one now, in the place of {before}; requests that {before} alone \
-                 remembered can run again"
-            ),
-            Known::Nothing => format!("the store {found} is the known one now"),
-        }])
+        IdentityFile::new(&settings.identity_file).adopt(found).map(|said| vec![said])
     })
 }
 

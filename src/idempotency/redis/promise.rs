@@ -1,6 +1,7 @@
 //! The promise of the store: the losses that are possible under the settings found on the server, and when.
 
 use super::facts::Facts;
+use crate::idempotency::remote::WITHOUT_WRITES;
 
 /// Returns the promise that the settings allow, a sentence for each kind of failure.
 pub(super) fn sentences(facts: &Facts, replicas: u32, address: &str) -> Vec<String> {
@@ -69,11 +70,7 @@ pub(super) fn sentences(facts: &Facts, replicas: u32, address: &str) -> Vec<Stri
             ));
         }
     }
-    sentences.push(
-        "While no server takes writes, new keys are refused (CP) or forwarded unprotected (AP), as the route's \
-         `on_store_failure` says; stored results are replayed where a server can be read."
-            .to_owned(),
-    );
+    sentences.push(WITHOUT_WRITES.to_owned());
     sentences
 }
 

@@ -75,6 +75,24 @@ impl IdentityFile {
         fs::rename(&beside, &self.path)?;
         File::open(folder.unwrap_or(Path::new(".")))?.sync_all()
     }
+
+    /// Takes the store with this identity for the right one. Returns a sentence for operators.
+    ///
+    /// # Errors
+    /// The file cannot be read or written; the sentence names it.
+    pub(in crate::idempotency) fn adopt(&self, found: &str) -> Result<String, String> {
+        let named = |error: io::Error| format!("`{}`: {error}", self.path.display());
+        let before = self.read().map_err(named)?;
+        self.write(found).map_err(named)?;
+        Ok(match before {
+            Known::This(before) if before == found => format!("the store {found} was the known one already"),
+            Known::This(before) => format!(
+                "the store {found} is the known one now, in the place of {before}; requests that {before} alone \
+                 remembered can run again"
+            ),
+            Known::Nothing => format!("the store {found} is the known one now"),
+        })
+    }
 }
 
 #[cfg(test)]

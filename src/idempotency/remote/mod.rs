@@ -38,6 +38,10 @@ const BATCH_BYTES: usize = 8 << 20;
 /// Between two attempts to connect; for as long a call waits for a connection that has never failed.
 pub(super) const ATTEMPT: Duration = Duration::from_millis(250);
 
+/// The promise while the store cannot be written, in a sentence.
+pub(super) const WITHOUT_WRITES: &str = "While no server takes writes, new keys are refused (CP) or forwarded unprotected \
+    (AP), as the route's `on_store_failure` says; stored results are replayed where a server can be read.";
+
 /// The use of a queue's connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Use {
