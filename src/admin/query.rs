@@ -12,6 +12,9 @@ use std::net::IpAddr;
 const DEFAULT_ROWS: usize = 20;
 const MAX_ROWS: usize = 200;
 /// The parameters of `GET /api/tap`.
+/// The most codes and classes of a status filter.
+const MAX_STATUSES: usize = 32;
+
 const OF_TAP: &str =
     "route, pool, node, method, host, path, client, status, min, cache, idempotency, key, key_hash, sample, rate";
 
@@ -50,6 +53,10 @@ pub(super) fn tap(query: Option<&str>, places: impl Fn(&str) -> Vec<u64>) -> Res
             "status" => {
                 let all: Option<Vec<StatusFilter>> = value.split(',').map(StatusFilter::parse).collect();
                 filter.status.extend(all.ok_or_else(|| expected("codes and classes like `404,5xx`"))?);
+                // Each finished request is compared with all of them.
+                if filter.status.len() > MAX_STATUSES {
+                    return Err(bad(format!("expected at most {MAX_STATUSES} codes and classes in `status`")));
+                }
             }
             "min" => {
                 let least = duration(&value).map_err(|what| expected(&what))?;

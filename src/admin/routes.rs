@@ -152,7 +152,7 @@ async fn change(
         ["api", "cache", "purge"] => {
             let order = purge_order(&read_body(body).await?).map_err(bad_purge)?;
             let purged = order.to_string();
-            let Purged { responses, heard_by } = control.purge(order).await.map_err(bad_purge)?;
+            let Purged { responses, heard_by } = place.working(control.purge(order)).await.map_err(bad_purge)?;
             let noun = if responses == 1 { "response" } else { "responses" };
             let heard = heard_by.as_ref().map(in_words).unwrap_or_default();
             let result = CommandResult { responses: Some(responses), heard_by, ..CommandResult::success() };

@@ -1,7 +1,7 @@
 //! The commands' client of the admin API.
 
 use super::Outcome;
-use super::http_client::{Answer, ClientError, StreamError, send, stream};
+use super::http_client::{Answer, ClientError, StreamEnd, StreamError, send, stream};
 use crate::control::CommandResult;
 use bytes::Bytes;
 use http::header::AUTHORIZATION;
@@ -87,7 +87,11 @@ impl Target {
     }
 
     /// Reads a stream of lines until the function returns false, or the proxy ends it.
-    pub(super) fn stream(&self, path: &str, line: &mut dyn FnMut(&str) -> io::Result<bool>) -> Result<(), ApiError> {
+    pub(super) fn stream(
+        &self,
+        path: &str,
+        line: &mut dyn FnMut(&str) -> io::Result<bool>,
+    ) -> Result<StreamEnd, ApiError> {
         let (url, request) = self.request(Method::GET, path, String::new())?;
         runtime()?.block_on(stream(request, line)).map_err(|error| match error {
             StreamError::Refused(answer) => refused(url, &answer),

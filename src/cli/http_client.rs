@@ -14,6 +14,8 @@ use tokio::task::JoinHandle;
 
 /// The longest wait for a response: a reload of a large configuration may take its time.
 const TIMEOUT: Duration = Duration::from_secs(60);
+/// The longest silence within a stream, whose server gives a sign of life every 15 seconds.
+const SILENCE: Duration = Duration::from_secs(45);
 
 /// A response, read to its end.
 pub(super) struct Answer {
@@ -38,7 +40,7 @@ pub(super) enum ClientError {
     Connect { url: String, cause: io::Error },
     #[error("{url} does not answer in HTTP: {cause}")]
     Exchange { url: String, cause: hyper::Error },
-    #[error("{url} has not answered for {TIMEOUT:?}")]
+    #[error("{url} has said nothing for too long")]
     Timeout { url: String },
 }
 
@@ -63,11 +65,20 @@ pub(super) enum StreamError {
     Output(io::Error),
 }
 
+/// The side that has ended a stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum StreamEnd {
+    /// The function has all that it wants.
+    Reader,
+    /// The server has nothing more to say.
+    Peer,
+}
+
 /// Sends a request, and hands on the lines of its response as they arrive, until the function returns false.
 pub(super) async fn stream(
     request: Request<Bytes>,
     line: &mut dyn FnMut(&str) -> io::Result<bool>,
-) -> Result<(), StreamError> {
+) -> Result<StreamEnd, StreamError> {
     let url = request.uri().to_string();
     let failed = |cause| StreamError::Failed(ClientError::Exchange { url: url.clone(), cause });
     let opened = tokio::time::timeout(TIMEOUT, open(request)).await;
@@ -79,17 +90,19 @@ pub(super) async fn stream(
         return Err(StreamError::Refused(Answer { status: head.status.as_u16(), fields: head.headers, body }));
     }
     let mut rest: Vec<u8> = Vec::new();
-    while let Some(frame) = body.frame().await {
+    loop {
+        let frame = tokio::time::timeout(SILENCE, body.frame()).await;
+        let frame = frame.map_err(|_| StreamError::Failed(ClientError::Timeout { url: url.clone() }))?;
+        let Some(frame) = frame else { return Ok(StreamEnd::Peer) };
         rest.extend_from_slice(frame.map_err(failed)?.data_ref().map_or(&[], |data| data));
         let whole = rest.iter().rposition(|&byte| byte == b'\n').map_or(0, |end| end + 1);
         for text in String::from_utf8_lossy(&rest[..whole]).lines() {
             if !line(text).map_err(StreamError::Output)? {
-                return Ok(());
+                return Ok(StreamEnd::Reader);
             }
         }
         rest.drain(..whole);
     }
-    Ok(())
 }
 
 async fn exchange(request: Request<Bytes>) -> Result<Answer, ClientError> {

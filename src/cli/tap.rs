@@ -2,6 +2,7 @@
 
 use super::Outcome;
 use super::api::Target;
+use super::http_client::StreamEnd;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::Deserialize;
 use std::io::{self, Write, stdout};
@@ -114,8 +115,10 @@ pub(super) fn run(options: &Options) -> Outcome {
         }
         Ok(left > 0)
     };
-    options.target.stream(&format!("/api/tap{}", query(options)), &mut print)?;
-    Ok(ExitCode::SUCCESS)
+    match options.target.stream(&format!("/api/tap{}", query(options)), &mut print)? {
+        StreamEnd::Reader => Ok(ExitCode::SUCCESS),
+        StreamEnd::Peer => Err("the proxy has ended the stream: it stops, or another process takes over".into()),
+    }
 }
 
 fn query(options: &Options) -> String {

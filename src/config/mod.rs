@@ -36,7 +36,7 @@ pub(crate) use model::{
 pub(crate) use model::{Level, OnConcurrentWrite};
 
 pub(crate) use units::duration;
-pub(crate) use validate::MAX_POINTS;
+pub(crate) use validate::{MAX_POINTS, is_node_id};
 
 use crate::tls::{ClientTls, ServerTls};
 use diagnostics::Diagnostics;

@@ -17,6 +17,11 @@ use std::time::Duration;
 /// The most points of a pool's ring: 256 MiB.
 pub(crate) const MAX_POINTS: u64 = 1 << 24;
 
+/// Returns whether a text can be the id of a node.
+pub(crate) fn is_node_id(text: &str) -> bool {
+    (1..=128).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic())
+}
+
 /// The longest time in which a spent burst may be replenished.
 const LONGEST_BURST: Duration = Duration::from_secs(365 * 24 * 3600);
 
@@ -163,7 +168,7 @@ fn validate_pool(name: &Spanned<String>, pool: &Pool, diagnostics: &mut Diagnost
     }
     diagnostics.unique("node id", nodes.iter().map(|node| (node.id.as_str(), node.id.span)));
     for node in nodes {
-        if node.id.is_empty() || node.id.len() > 128 || !node.id.bytes().all(|byte| byte.is_ascii_graphic()) {
+        if !is_node_id(&node.id.value) {
             diagnostics.error(node.id.span, "expected a node id of 1 to 128 visible ASCII characters");
         }
     }

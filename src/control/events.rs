@@ -1,6 +1,6 @@
 //! The events of a running proxy: a bounded ring for the readers of the admin API.
 
-use super::status::node_state;
+use super::node_state;
 use crate::clock;
 use crate::config::NodeState;
 use parking_lot::Mutex;
@@ -11,6 +11,8 @@ use tokio::sync::watch;
 
 /// The most events that are kept; the oldest go first.
 pub(crate) const CAPACITY: usize = 1024;
+/// The number of reloads that are kept apart, however many other events come after them.
+const RELOADS: usize = 10;
 /// The longest text of an event, in bytes: operators' URLs and nodes' errors come from outside.
 const MAX_TEXT: usize = 1024;
 
@@ -109,6 +111,7 @@ pub(crate) struct Events {
     /// Distinguishes the sequence of this process from that of another: the time of its start in milliseconds.
     pub(crate) epoch: u64,
     ring: Mutex<VecDeque<Arc<RecordedEvent>>>,
+    reloads: Mutex<VecDeque<Arc<RecordedEvent>>>,
     /// The number of the last event.
     last: watch::Sender<u64>,
 }
@@ -123,7 +126,7 @@ pub(crate) struct NewEvents {
 impl Events {
     pub(crate) fn new() -> Arc<Events> {
         let epoch = u64::try_from(clock::since_1970().as_millis()).unwrap_or(u64::MAX);
-        Arc::new(Events { epoch, ring: Mutex::default(), last: watch::Sender::new(0) })
+        Arc::new(Events { epoch, ring: Mutex::default(), reloads: Mutex::default(), last: watch::Sender::new(0) })
     }
 
     /// Adds an event. Never waits for a reader.
@@ -137,7 +140,13 @@ impl Events {
         if ring.len() >= CAPACITY {
             ring.pop_front();
         }
-        ring.push_back(Arc::new(RecordedEvent { sequence, time, event }));
+        let recorded = Arc::new(RecordedEvent { sequence, time, event });
+        if matches!(recorded.event, Event::Reload { .. }) {
+            let mut reloads = self.reloads.lock();
+            reloads.truncate(RELOADS - 1);
+            reloads.push_front(Arc::clone(&recorded));
+        }
+        ring.push_back(recorded);
         // Under the lock, so that numbers are published in their order.
         self.last.send_replace(sequence);
     }
@@ -151,6 +160,11 @@ impl Events {
             missed: first.saturating_sub(sequence + 1),
             events: ring.iter().skip(skipped).take(most).cloned().collect(),
         }
+    }
+
+    /// Returns the last reloads, the newest first.
+    pub(crate) fn reloads(&self) -> Vec<RecordedEvent> {
+        self.reloads.lock().iter().map(|event| RecordedEvent::clone(event)).collect()
     }
 
     /// Returns a receiver of the number of the last event.
@@ -178,6 +192,20 @@ mod tests {
         let numbers: Vec<u64> = some.events.iter().map(|event| event.sequence).collect();
         assert_eq!((some.missed, numbers), (0, vec![8, 9, 10]));
         assert!(events.after(CAPACITY as u64 + 5, 3).events.is_empty());
+    }
+
+    #[test]
+    fn the_last_reloads_outlive_other_events() {
+        let events = Events::new();
+        for number in 0..RELOADS + 2 {
+            let error = Some(number.to_string());
+            let (file, line, column, needs_restart) = (None, None, None, Vec::new());
+            events.record(Event::Reload { success: false, error, file, line, column, needs_restart });
+        }
+        drain(&events, CAPACITY);
+        let reloads = events.reloads();
+        assert_eq!((reloads.len(), reloads[0].sequence), (RELOADS, RELOADS as u64 + 2));
+        assert!(events.after(0, usize::MAX).events.iter().all(|event| event.event.kind() == "drain"));
     }
 
     #[test]

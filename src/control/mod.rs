@@ -2,6 +2,7 @@
 
 mod events;
 mod fleet;
+mod node_state;
 mod plan;
 mod status;
 
@@ -24,9 +25,9 @@ pub(crate) use plan::{
     CheckStatus, Finding, KeyOrder, Members, PlanKeys, PlanNode, PlanOrder, PlanStatus, PoolPlan, Side, changed,
 };
 pub(crate) use status::{
-    CacheStatus, CommandResult, ConfigStatus, ConnectionsStatus, DiscoveryStatus, DrainStatus, EffectiveConfig,
-    HealthCheckStatus, IdempotencyStatus, KeyOwners, ListenerStatus, NodeStatus, PoolStatus, RecordStatus,
-    ReloadStatus, RingSlices, SagaFailure, SagaStatus, SagaStepStatus, Status,
+    CacheStatus, CertificateStatus, CommandResult, ConfigStatus, ConnectionsStatus, DiscoveryStatus, DrainStatus,
+    EffectiveConfig, HealthCheckStatus, IdempotencyStatus, KeyOwners, ListenerStatus, NodeStatus, PoolStatus,
+    RecordStatus, ReloadStatus, RingSlices, SagaFailure, SagaStatus, SagaStepStatus, Status,
 };
 
 /// The requests that a running proxy answers for the admin API.

@@ -1,12 +1,15 @@
 //! The keys that a change of a pool's members moves, and the load afterwards: the answer of `ringway ring` and of
 //! `POST /api/plan`.
 
+use crate::config::is_node_id;
 use crate::ring::{Change, Ring, Transfer};
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 
 /// The heaviest weight of a node.
 const MAX_WEIGHT: u32 = 1000;
+/// The most nodes that leave, join or change in one plan.
+const MAX_CHANGES: usize = 4096;
 
 /// The members of a pool with their weights.
 pub(crate) type Members = Vec<(String, u32)>;
@@ -46,13 +49,14 @@ impl<'a> Side<'a> {
 
 /// Returns the members after a change. `with` has `ID` or `ID=WEIGHT` of nodes that join, or get another weight.
 pub(crate) fn changed(now: &Members, without: &[String], with: &[String]) -> Result<Members, String> {
-    let mut then = now.clone();
+    if without.len() + with.len() > MAX_CHANGES {
+        return Err(format!("a plan changes at most {MAX_CHANGES} nodes"));
+    }
+    let mut then: Vec<Option<(String, u32)>> = now.iter().cloned().map(Some).collect();
+    let mut places: HashMap<String, usize> = now.iter().enumerate().map(|(at, (id, _))| (id.clone(), at)).collect();
     for id in without {
-        let before = then.len();
-        then.retain(|(node, _)| node != id);
-        if then.len() == before {
-            return Err(format!("without {id}: the pool has no such node"));
-        }
+        let place = places.remove(id).ok_or_else(|| format!("without {id}: the pool has no such node"))?;
+        then[place] = None;
     }
     for wanted in with {
         let (id, weight) = match wanted.rsplit_once('=') {
@@ -61,12 +65,16 @@ pub(crate) fn changed(now: &Members, without: &[String], with: &[String]) -> Res
         };
         let expected = || format!("with {wanted}: expected ID=WEIGHT with a weight from 0 to {MAX_WEIGHT}");
         let weight = weight.ok_or_else(expected)?;
-        match then.iter_mut().find(|(node, _)| node == id) {
-            Some((_, old)) => *old = weight,
-            None => then.push((id.to_owned(), weight)),
+        if !is_node_id(id) {
+            return Err(format!("with {wanted}: expected a node id of 1 to 128 visible ASCII characters"));
+        }
+        let place = *places.entry(id.to_owned()).or_insert(then.len());
+        match then.get_mut(place) {
+            Some(old) => *old = Some((id.to_owned(), weight)),
+            None => then.push(Some((id.to_owned(), weight))),
         }
     }
-    Ok(then)
+    Ok(then.into_iter().flatten().collect())
 }
 
 /// The plan of one pool.

@@ -1,6 +1,8 @@
 //! The status of a running proxy: the JSON of the admin API, written by the server and read by the command line.
 
+use super::events::RecordedEvent;
 use super::fleet::HeardBy;
+use super::node_state;
 use crate::config::NodeState;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -25,6 +27,22 @@ pub(crate) struct Status {
     pub(crate) idempotency: Option<IdempotencyStatus>,
     pub(crate) config: ConfigStatus,
     pub(crate) last_reload: ReloadStatus,
+    /// The last ten reloads, the newest first.
+    #[serde(default)]
+    pub(crate) reloads: Vec<RecordedEvent>,
+    /// The certificates in use.
+    #[serde(default)]
+    pub(crate) certificates: Vec<CertificateStatus>,
+}
+
+/// A certificate of a listener.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub(crate) struct CertificateStatus {
+    /// Its first name, else its file.
+    pub(crate) name: String,
+    pub(crate) file: String,
+    /// Its end, in seconds since 1970.
+    pub(crate) expires: i64,
 }
 
 /// A listener and its address.
@@ -283,22 +301,6 @@ impl CommandResult {
 
     pub(crate) fn with_detail(self, detail: impl Into<String>) -> CommandResult {
         CommandResult { detail: Some(detail.into()), ..self }
-    }
-}
-
-/// The state of a node, by its word in the file.
-pub(super) mod node_state {
-    use crate::config::NodeState;
-    use serde::de::Error;
-    use serde::{Deserialize, Deserializer, Serializer};
-
-    pub(crate) fn serialize<S: Serializer>(state: &NodeState, to: S) -> Result<S::Ok, S::Error> {
-        to.serialize_str(state.word())
-    }
-
-    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<NodeState, D::Error> {
-        let word = String::deserialize(from)?;
-        NodeState::from_word(&word).ok_or_else(|| D::Error::custom(format!("`{word}` is no state of a node")))
     }
 }
 

@@ -2,6 +2,7 @@
 //! the counters and histograms that there are anyway; a request pays nothing for it.
 
 use super::metrics::Metrics;
+use crate::clock;
 use parking_lot::Mutex;
 use prometheus::core::Collector;
 use prometheus::proto::{LabelPair, Metric, MetricFamily};
@@ -54,8 +55,18 @@ struct Sample {
 }
 
 /// The history of the process.
-#[derive(Default)]
-pub(crate) struct History(Mutex<Kept>);
+pub(crate) struct History {
+    /// Distinguishes the numbers of this process from those of another: the time of its start in milliseconds.
+    epoch: u64,
+    kept: Mutex<Kept>,
+}
+
+impl Default for History {
+    fn default() -> History {
+        let epoch = u64::try_from(clock::since_1970().as_millis()).unwrap_or(u64::MAX);
+        History { epoch, kept: Mutex::default() }
+    }
+}
 
 #[derive(Default)]
 struct Kept {
@@ -73,6 +84,8 @@ pub(crate) struct HistoryStatus {
     pub(crate) interval_seconds: u64,
     /// The number of the newest sample: `?after=` leaves out those up to a number.
     pub(crate) newest: u64,
+    /// The process that the numbers are of.
+    pub(crate) epoch: u64,
     pub(crate) cache: CacheHistory,
     pub(crate) routes: Vec<RouteHistory>,
     pub(crate) nodes: Vec<NodeHistory>,
@@ -100,8 +113,8 @@ pub(crate) struct NodeHistory {
     pub(crate) samples: SampleLists,
 }
 
-/// The samples of a series: of a route its requests, of a node the attempts at it. Errors are responses with 5xx of a
-/// route, and attempts without a response of a node. Latencies are in milliseconds, from the buckets of the histogram.
+/// The samples of a series: of a route its requests, of a node the attempts at it. Errors are responses with 5xx, and
+/// of a node also attempts that it left without a response. Latencies are in milliseconds, from the buckets of the histogram.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct SampleLists {
     pub(crate) requests: Vec<u32>,
@@ -129,18 +142,19 @@ impl History {
     /// Adds a sample: the difference to the last state of the counters.
     pub(crate) fn sample(&self, metrics: &Metrics) {
         let reading = read(metrics);
-        self.0.lock().add(reading);
+        self.kept.lock().add(reading);
     }
 
     /// Returns the samples after a number.
     pub(crate) fn after(&self, number: u64) -> HistoryStatus {
-        let kept = self.0.lock();
+        let kept = self.kept.lock();
         // A number of another process is not known here.
         let most = if number > kept.newest { SAMPLES as u64 } else { kept.newest - number };
         let most = usize::try_from(most).unwrap_or(SAMPLES);
         let mut status = HistoryStatus {
             interval_seconds: INTERVAL.as_secs(),
             newest: kept.newest,
+            epoch: self.epoch,
             cache: CacheHistory::default(),
             routes: Vec::new(),
             nodes: Vec::new(),
@@ -210,6 +224,10 @@ fn quantile(buckets: &[u64], bounds: &[f64], quantile: f64) -> Option<f32> {
     bounds.last().map(|&bound| bound as f32)
 }
 
+/// The outcomes of attempts that say nothing against the node: an answer, whose status is counted apart, and what
+/// `UpstreamError::is_the_nodes` denies.
+const NOT_THE_NODES: [&str; 4] = ["answer", "request_body", "head_too_large", "claim_lapsed"];
+
 fn read(metrics: &Metrics) -> Reading {
     let mut reading = Reading::default();
     let route = |metric: &Metric| Series::Route(label(metric, "route"));
@@ -219,8 +237,11 @@ fn read(metrics: &Metrics) -> Reading {
         reading.count(route(metric), metric, is_error);
     }
     for metric in collected(&metrics.upstream_requests).iter().flat_map(MetricFamily::get_metric) {
-        let is_error = label(metric, "outcome") != "answer";
+        let is_error = !NOT_THE_NODES.contains(&label(metric, "outcome").as_str());
         reading.count(node(metric), metric, is_error);
+    }
+    for metric in collected(&metrics.upstream_server_errors).iter().flat_map(MetricFamily::get_metric) {
+        reading.series.entry(node(metric)).or_default().errors += metric.get_counter().get_value() as u64;
     }
     for metric in collected(&metrics.cache_requests).iter().flat_map(MetricFamily::get_metric) {
         let is_hit = HITS.contains(&label(metric, "result").as_str());
@@ -284,6 +305,9 @@ mod tests {
         history.sample(&metrics);
         (0..100).for_each(|_| answer("200", 0.2));
         metrics.upstream_requests.with_label_values(&["app", "n0", "timeout"]).inc();
+        metrics.upstream_requests.with_label_values(&["app", "n0", "request_body"]).inc();
+        metrics.upstream_requests.with_label_values(&["app", "n0", "answer"]).inc_by(2);
+        metrics.upstream_server_errors.with_label_values(&["app", "n0"]).inc();
         metrics.cache_requests.with_label_values(&["site", "hit"]).inc_by(3);
         metrics.cache_requests.with_label_values(&["site", "miss"]).inc();
         history.sample(&metrics);
@@ -295,7 +319,7 @@ mod tests {
         assert!(site.p50[1].is_some_and(|time| (100.0..=250.0).contains(&time)), "{site:?}");
         assert_eq!((&all.cache.hits[..], &all.cache.requests[..]), (&[3][..], &[4][..]));
         let node = &all.nodes[0];
-        assert_eq!((node.node.as_str(), &node.samples.errors[..], node.samples.p50[0]), ("n0", &[1][..], None));
+        assert_eq!((node.node.as_str(), &node.samples.errors[..], node.samples.p50[0]), ("n0", &[2][..], None));
         let newest = history.after(1);
         assert_eq!(newest.routes[0].samples.requests, [100]);
         assert!(history.after(2).routes[0].samples.requests.is_empty());

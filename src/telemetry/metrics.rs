@@ -115,6 +115,9 @@ metrics! {
         upstream_requests: IntCounterVec, "ringway_upstream_requests_total", ["pool", "node", "outcome"],
             "Attempts at nodes, by outcome.",
             "Finds the node that fails, and how. Alert on outcomes other than `answer`.";
+        upstream_server_errors: IntCounterVec, "ringway_upstream_server_errors_total", ["pool", "node"],
+            "Responses of nodes with a status from 500 to 599. They are among the outcomes `answer`.",
+            "Finds the node whose application fails while its connections work.";
         upstream_duration: HistogramVec, "ringway_upstream_duration_seconds", ["pool", "node"],
             "Time from the start of an attempt to the end of its response.",
             "Finds the slow node; the rest of `ringway_request_duration_seconds` is spent in the proxy and by clients.";

@@ -356,6 +356,9 @@ fn count_retry(pool: &Pool, setback: Option<Setback>, result: &Result<NodeRespon
 
 /// Counts the status for a node: 502, 503 and 504 count against it, 500 never.
 fn judge(status: StatusCode, in_flight: &mut InFlight) {
+    if status.is_server_error() {
+        in_flight.node().count_server_error();
+    }
     match status {
         StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT => in_flight.failed(),
         _ => in_flight.answered(),

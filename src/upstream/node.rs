@@ -174,6 +174,13 @@ impl NodeRuntime {
         }
     }
 
+    /// Counts a response with a status from 500 to 599.
+    pub(crate) fn count_server_error(&self) {
+        if !self.is_gone.load(Ordering::Relaxed) {
+            self.metrics.upstream_server_errors.with_label_values(&[&*self.group.name, &*self.id]).inc();
+        }
+    }
+
     /// Wakes requests that wait for the node.
     fn wake_waiting(&self) {
         self.queue.wake_all();

@@ -236,6 +236,20 @@ part("a slow node is named, with the time since when", async () => {
   await page.context().close();
 });
 
+part("a proxy that hangs does not look ready", async () => {
+  const own = await new Proxy(shop(nodes)).start();
+  const page = await open("#/", { of: own });
+  await sees(page, "all well");
+  page.expected = /ERR_|timed out|Failed to load/;
+  own.child.kill("SIGSTOP");
+  await page.locator("#standing").getByText("no answer").waitFor({ timeout: 20000 });
+  await page.locator("#standing").getByText(/as it was .* ago/).waitFor();
+  own.child.kill("SIGCONT");
+  await page.locator("#standing").getByText("ready").waitFor({ timeout: 20000 });
+  await page.context().close();
+  own.end();
+});
+
 let failed = 0;
 const wanted = process.argv[2];
 for (const [name, work] of parts) {

@@ -47,12 +47,20 @@ function askToken(wasWrong) {
   return asking;
 }
 
-async function send(method, path, body, signal) {
+// The longest time that a reading may take, and anything else: a proxy that hangs is not one that answers.
+const [READING, CHANGING] = [8000, 60000];
+// The longest silence of a stream: the proxy gives a sign of life every 15 seconds.
+const SILENCE = 40000;
+
+async function send(method, path, body) {
   for (;;) {
     const had = sessionStorage.getItem(KEY);
+    const signal = AbortSignal.timeout(method === "GET" ? READING : CHANGING);
     const options = { method, signal, cache: "no-store", headers: fields(body === undefined ? {} : { "content-type": "application/json" }) };
     if (body !== undefined) options.body = JSON.stringify(body);
-    const response = await fetch(path, options);
+    const response = await fetch(path, options).catch((error) => {
+      throw error.name === "TimeoutError" ? new Error("the proxy does not answer") : error;
+    });
     if (response.status !== 401) return response;
     // Another call may have got a token meanwhile.
     if (sessionStorage.getItem(KEY) === had) await askToken(had !== null);
@@ -115,7 +123,8 @@ async function read(body, onEvent) {
   let rest = "";
   let event = { id: null, name: "message", data: "" };
   for (;;) {
-    const { done, value } = await reader.read();
+    const timer = setTimeout(() => reader.cancel(), SILENCE);
+    const { done, value } = await reader.read().finally(() => clearTimeout(timer));
     if (done) return;
     const lines = (rest + value).split("\n");
     rest = lines.pop();

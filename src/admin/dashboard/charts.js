@@ -43,7 +43,7 @@ export function chart({ title, unit, lines, height = 120 }) {
     description, ...grid, ...paths, cursor,
   );
   const scale = h("span", { class: "scale" });
-  const values = lines.map(() => h("output", { class: "value" }, "–"));
+  const values = lines.map(() => h("span", { class: "value" }, "–"));
   const legend = h(
     "ul",
     { class: "legend" },

@@ -24,11 +24,17 @@ export function configView() {
   const list = h("ul", { class: "certificates" });
   const effective = h("pre", { class: "effective", tabindex: "0" }, "");
   const details = h("details", {}, h("summary", {}, "All settings with their defaults; secrets are hidden"), effective);
-  details.addEventListener("toggle", async () => {
-    if (!details.open || effective.textContent) return;
-    const config = await get("/api/config").catch((error) => error.message);
-    setText(effective, JSON.stringify(config, null, 2));
-  });
+  let readOf = null;
+  const readSettings = async () => {
+    readOf = state.status?.last_reload.time ?? null;
+    try {
+      setText(effective, JSON.stringify(await get("/api/config"), null, 2));
+    } catch (error) {
+      readOf = null;
+      setText(effective, error.message);
+    }
+  };
+  details.addEventListener("toggle", () => { if (details.open) readSettings(); });
   const element = h("div", { class: "stack" },
     section("File", file, last, h("div", { class: "buttons left" }, h("button", { type: "button", on: { click: reload } }, "Reload…"))),
     h("div", { class: "split" }, section("Last ten reloads", reloads), h("div", { class: "stack" }, section("What check says of the file now", findings), section("Certificates", list))),
@@ -42,7 +48,8 @@ export function configView() {
       setText(file, status.config.file);
       const it = status.last_reload;
       setText(last, `${plural(status.config.routes, "route")}, ${plural(status.config.pools, "pool")}. Read ${it.time}; ${plural(it.reloads, "reload")}, ${plural(it.failures, "failure")}.`);
-      const recent = state.events.filter((event) => event.kind === "reload").slice(-10).reverse();
+      if (details.open && readOf !== null && readOf !== it.time) readSettings();
+      const recent = status.reloads;
       show(reloads, recent.map((event) => event.sequence), () => (recent.length ? recent.map(reloadLine) : [h("li", {}, empty("None since the start. A change of the file is one."))]));
       show(findings, check, () => {
         if (!check) return [h("li", {}, empty("Not read yet."))];

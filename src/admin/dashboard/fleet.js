@@ -1,7 +1,7 @@
 // The fleet: its members, the bus, and whether all agree on every ring.
 
 import { get } from "./api.js";
-import { badge, empty, h, section, show } from "./dom.js";
+import { badge, empty, h, section, setText, show } from "./dom.js";
 import { plural, span } from "./format.js";
 import { table } from "./table.js";
 
@@ -55,13 +55,19 @@ export function fleetView() {
 
   async function read() {
     // A call for a fleet that is not there would be an error in the console.
-    const config = await get("/api/config").catch(() => null);
+    const config = await get("/api/config");
     alone.hidden = !config || Boolean(config.fleet);
     content.hidden = !config?.fleet;
     if (!config?.fleet) return;
     draw(await get("/api/fleet"));
   }
-  const again = () => read().catch(() => {});
+  const old = h("p", { class: "bad", role: "status" }, "");
+  content.prepend(old);
+  let readAt = null;
+  const again = () => read().then(() => {
+    readAt = Date.now();
+    setText(old, "");
+  }, (error) => setText(old, readAt === null ? error.message : `As it was ${span((Date.now() - readAt) / 1000)} ago: ${error.message}`));
   again();
   timer = setInterval(() => { if (!document.hidden) again(); }, 4000);
   return { title: "Fleet", element: h("div", {}, alone, content), update() {}, leave: () => clearInterval(timer) };

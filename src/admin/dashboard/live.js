@@ -42,7 +42,9 @@ function line(record) {
 function tapPanel(params) {
   const inputs = Object.fromEntries(FILTERS.map(([name, , placeholder]) => [name, h("input", { id: uniqueId(name), type: "text", spellcheck: "false", autocomplete: "off", placeholder, value: params.get(name) ?? "" })]));
   const rows = h("tbody");
-  const told = h("p", { class: "hint", role: "status" }, "Not reading. Requests cost nothing while no reader is there.");
+  const told = h("p", { class: "hint" }, "Not reading. Requests cost nothing while no reader is there.");
+  // The beginning and the end are said aloud; the running count is not.
+  const spoken = h("p", { class: "sr", role: "status" });
   const begin = h("button", { type: "submit", class: "primary" }, "Read");
   const stop = h("button", { type: "button", disabled: true, on: { click: () => end() } }, "Stop");
   const form = h("form", { on: { submit: (event) => { event.preventDefault(); read(); } } },
@@ -60,6 +62,7 @@ function tapPanel(params) {
     reading = null;
     stop.disabled = true;
     setText(told, text);
+    setText(spoken, text);
   }
 
   function read() {
@@ -73,6 +76,7 @@ function tapPanel(params) {
     reading = new AbortController();
     stop.disabled = false;
     setText(told, "Reading. Nothing has come yet: send a request, or loosen the filter.");
+    setText(spoken, "Reading.");
     stream(`/api/tap?${query}`, {
       onEvent: (name, data) => {
         if (name === "request") {
@@ -96,7 +100,7 @@ function tapPanel(params) {
     }
     setText(told, `${plural(seen, "request")} shown${leftOut ? `, ${number(leftOut)} left out: more than are shown in this time` : ""}${waiting.length ? `, ${waiting.length} wait for the pointer to rest` : ""}.`);
   }
-  return { element: section("Requests as they end", form, told, table), draw, leave: () => end(), isWanted: FILTERS.some(([name]) => params.get(name)), read };
+  return { element: section("Requests as they end", form, told, spoken, table), draw, leave: () => end(), isWanted: FILTERS.some(([name]) => params.get(name)), read };
 }
 
 const shownValue = { time: (value) => milliseconds(value / 1000), bytes, requests: number, errors: number };
@@ -109,20 +113,26 @@ export function topPanel(fixed = {}) {
   const told = h("p", { class: "hint" }, "");
   const list = h("ol", { class: "top" });
   const bar = h("div", { class: "inline" }, fixed.by ? null : [h("label", { for: by.id }, "The hottest"), by], h("label", { for: measure.id }, "by"), measure);
+  let asked = 0;
   async function ask() {
-    const found = await get(`/api/top?by=${by.value}&measure=${measure.value}&limit=15`).catch((error) => ({ error: error.message }));
+    asked += 1;
+    const turn = asked;
+    const [of, measured] = [by.value, measure.value];
+    const found = await get(`/api/top?by=${of}&measure=${measured}&limit=15`).catch((error) => ({ error: error.message }));
+    // An answer to an earlier question comes late.
+    if (turn !== asked) return;
     if (found.error) return setText(told, found.error);
     setText(told, found.rows.length
       ? `The last ${span(found.seconds)}${found.one_of > 1 ? `, one request of ${found.one_of} counted` : ""}.`
       : "Counting has begun. Nothing has come yet.");
-    if (isPointing() && list.matches(":hover")) return;
-    show(list, found.rows, () => found.rows.map((row) => {
+    if ((isPointing() && list.matches(":hover")) || list.contains(document.activeElement)) return;
+    show(list, [of, measured, found.rows], () => found.rows.map((row) => {
       const fill = h("i", { class: "a" });
       fill.style.width = `${(row.value / Math.max(1, found.rows[0].value)) * 100}%`;
-      const [pool, place] = by.value === "key" ? row.name.split(" ") : [];
+      const [pool, place] = of === "key" ? row.name.split(" ") : [];
       const name = place ? h("a", { href: `#/pools/${encodeURIComponent(pool)}?key_hash=${place}` }, row.name) : row.name;
       return h("li", {}, h("span", { class: "name" }, name), h("span", { class: "meter", "aria-hidden": "true" }, fill),
-        h("span", { class: "value" }, `${row.excess ? "≤ " : ""}${shownValue[measure.value](row.value)}`), h("small", {}, percent(row.value / Math.max(1, found.total))));
+        h("span", { class: "value" }, `${row.excess ? "≤ " : ""}${shownValue[measured](row.value)}`), h("small", {}, percent(row.value / Math.max(1, found.total))));
     }));
   }
   return { element: h("div", {}, bar, told, list), ask };

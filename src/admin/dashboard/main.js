@@ -71,10 +71,10 @@ const standing = document.getElementById("standing");
 const about = document.getElementById("process");
 
 function drawFrame() {
-  const { status, error, isLive } = state;
+  const { status, error, readAt, isLive } = state;
   const count = attention().filter(([kind]) => kind === "bad").length;
   const words = error
-    ? ["bad", "no answer", error]
+    ? ["bad", "no answer", readAt === null ? error : `${error}; as it was ${span((Date.now() - readAt) / 1000)} ago`]
     : !status
       ? ["off", "connecting", ""]
       : status.draining

@@ -2,7 +2,7 @@
 
 import { get } from "./api.js";
 import { decide, release } from "./actions.js";
-import { badge, empty, h, section, show, uniqueId } from "./dom.js";
+import { badge, empty, h, isPointing, section, show, uniqueId } from "./dom.js";
 import { number, plural, span } from "./format.js";
 import { refreshAll, state } from "./state.js";
 
@@ -61,6 +61,9 @@ function sagaCard(saga) {
     h("div", { class: "buttons left" }, button("retry", "Retry…"), saga.failed ? null : button("succeeded", "Resolve as succeeded…"), button("compensated", "Resolve as compensated…")));
 }
 
+// Why what is shown may be old.
+const unread = () => (state.storeError ? h("li", { class: "bad" }, `Cannot be read now: ${state.storeError}`) : null);
+
 export function onceView(params) {
   const outcomes = h("ul", { class: "outcomes" });
   const store = h("div", {});
@@ -84,13 +87,15 @@ export function onceView(params) {
         return known.map(([name, [kind, meaning]]) => h("li", {}, badge(kind, name.replace("_", " ")), h("strong", {}, number(found.requests[name])), h("small", {}, meaning)));
       });
       show(unknown, found?.requests.unknown ?? 0, () => (found?.requests.unknown ? ["Requests without a known outcome, as they come: ", h("a", { href: "#/live?idempotency=unknown" }, "the live view"), "."] : [""]));
-      show(open, state.unknown.map((record) => [record.id, Math.round(record.age / 60)]), () => (state.unknown.length
-        ? state.unknown.map((record) => recordCard(record, refreshAll))
+      // A card that has the focus, or the pointer, stays.
+      const isHeld = (element) => element.contains(document.activeElement) || (element.matches(":hover") && isPointing());
+      if (!isHeld(open)) show(open, [state.storeError, state.unknown.map((record) => [record.id, Math.round(record.age / 60)])], () => (state.unknown.length || state.storeError
+        ? [unread(), ...state.unknown.map((record) => recordCard(record, refreshAll))]
         : [h("li", {}, empty("None, as far as this process has seen since its start. Those of other processes are found by their key."))]));
       show(store, found, () => (found
         ? [h("p", {}, badge(found.up ? "good" : "bad", found.up ? "works" : "takes no claims"), ` ${found.store}${found.records === null ? "" : `, ${plural(found.records, "record")}`}`), h("ul", {}, found.promise.map((text) => h("li", {}, text)))]
         : [empty("No route uses the store.")]));
-      show(sagas, state.sagas, () => (state.sagas.length ? state.sagas.map(sagaCard) : [h("li", {}, empty("None waits for a decision."))]));
+      if (!isHeld(sagas)) show(sagas, [state.storeError, state.sagas], () => (state.sagas.length || state.storeError ? [unread(), ...state.sagas.map(sagaCard)] : [h("li", {}, empty("None waits for a decision."))]));
     },
   };
 }

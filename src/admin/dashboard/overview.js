@@ -34,10 +34,11 @@ export function attention() {
   }
   for (const slow of slowNodes()) {
     const seconds = (Date.now() - slow.since) / 1000;
-    found.push(["warn", `Node ${slow.node} of ${slow.pool} is slow: half of its requests take over ${milliseconds(slow.p50)}, elsewhere ${milliseconds(slow.base)}, since ${clock(slow.since)} (${span(seconds)})`, pool(slow.pool, slow.node)]);
+    found.push(["warn", `Node ${slow.node} of ${slow.pool} is slow: half of its requests take over ${milliseconds(slow.p50)}, elsewhere ${milliseconds(slow.base)}, ${slow.isOlder ? `for over ${span(seconds)}` : `since ${clock(slow.since)} (${span(seconds)})`}`, pool(slow.pool, slow.node)]);
   }
   if (!status.last_reload.success) found.push(["bad", `The file is not in force: ${status.last_reload.error}`, "#/config"]);
   if (status.idempotency && !status.idempotency.up) found.push(["bad", "The idempotency store takes no claims", "#/once"]);
+  if (state.storeError) found.push(["bad", `Sagas and records cannot be read: ${state.storeError}`, "#/once"]);
   if (state.unknown.length) found.push(["warn", `${plural(state.unknown.length, "request has", "requests have")} an outcome that is not known`, "#/once"]);
   if (sagas.length) found.push(["bad", `${plural(sagas.length, "saga is", "sagas are")} stuck and wait for a decision`, "#/once"]);
   for (const it of certificates()) {
@@ -50,11 +51,10 @@ export function attention() {
   return found.sort((a, b) => order[a[0]] - order[b[0]]);
 }
 
-// The certificates in use, by their events: the last one of each name.
+// The certificates in use.
 export function certificates() {
-  const all = new Map();
-  for (const event of state.events) if (event.kind === "certificate") all.set(`${event.name} ${event.file}`, event);
-  return [...all.values()].map((event) => ({ name: event.name, file: event.file, ends: new Date(event.expires * 1000), left: event.expires - Date.now() / 1000 }));
+  const all = state.status?.certificates ?? [];
+  return all.map(({ name, file, expires }) => ({ name, file, ends: new Date(expires * 1000), left: expires - Date.now() / 1000 }));
 }
 
 function figure(title) {
@@ -90,14 +90,16 @@ export function overviewView() {
 
   function drawAttention() {
     const found = attention();
-    setText(spoken, found.length ? found.map(([, text]) => text.split(/, since |: half of/)[0]).join(". ") : "All is well.");
+    setText(spoken, found.length ? found.map(([, text]) => text.split(/, since |, for over |: half of/)[0]).join(". ") : "All is well.");
     const draw = () => found.length
       ? found.map(([kind, text, link]) => h("li", { class: kind }, badge(kind, kind === "bad" ? "now" : "look"), " ", link ? h("a", { href: link }, text) : h("span", {}, text)))
       : [h("li", { class: "good" }, badge("good", "all well"), " No node is ill or slow, the file is in force, nothing waits for a decision.")];
     // Texts with a time change each second; the lines themselves stay in their places.
     if (list.children.length === found.length && found.length) {
       const links = [...list.querySelectorAll("a, li > span:last-child")];
-      const same = links.length === found.length && found.every(([kind], at) => list.children[at].className === kind);
+      const subject = (text) => text.split(/[,:]| is /)[0];
+      const same = links.length === found.length && found.every(([kind, text, link], at) =>
+        list.children[at].className === kind && links[at].getAttribute("href") === link && subject(links[at].textContent) === subject(text));
       if (same) {
         found.forEach(([, text], at) => setText(links[at], text));
         return;

@@ -18,7 +18,7 @@ function measured(pool) {
     const series = state.nodes.get(nodeKey(pool.name, node.id));
     return {
       ...node,
-      rate: series ? rateOf(series.requests) : 0,
+      rate: series ? rateOf(series.requests) : null,
       errors: series ? errorShare(series) : null,
       p50: series ? recentOf(series.p50) : null,
       p99: series ? recentOf(series.p99) : null,
@@ -64,7 +64,7 @@ function nodesTable(name, choose) {
       { name: "flight", title: "In flight", numeric: true, value: (row) => row.in_flight, text: (row) => number(row.in_flight) },
       { name: "p50", title: "p50", numeric: true, value: (row) => row.p50, text: (row) => milliseconds(row.p50) },
       { name: "p99", title: "p99", numeric: true, value: (row) => row.p99, text: (row) => milliseconds(row.p99) },
-      { name: "errors", title: "Errors", numeric: true, value: (row) => row.errors, text: (row) => percent(row.errors) },
+      { name: "errors", title: "Failed or 5xx", numeric: true, value: (row) => row.errors, text: (row) => percent(row.errors) },
       { name: "line", title: "p50, 15 min", cell: () => {
         const line = sparkline("a");
         return { element: line.element, update: (row) => line.update(row.latencies) };
@@ -131,6 +131,7 @@ export function poolView(name, params) {
     section("Nodes", nodes.element),
     plan.element);
   let knownRing = null;
+  let knownStates = null;
 
   function choose(id) {
     chosen = chosen === id ? null : id;
@@ -138,11 +139,22 @@ export function poolView(name, params) {
   }
 
   async function readSlices(pool) {
-    const stamp = JSON.stringify(pool.nodes.map((node) => [node.id, node.weight]));
+    const stamp = JSON.stringify([pool.points, state.status?.last_reload.time, pool.nodes.map((node) => [node.id, node.weight])]);
     if (stamp === knownRing) return;
     knownRing = stamp;
-    const slices = await get(`/api/pools/${encodeURIComponent(name)}/ring?slices=720`).catch(() => null);
-    drawing.slices(slices);
+    try {
+      drawing.slices(await get(`/api/pools/${encodeURIComponent(name)}/ring?slices=720`));
+    } catch {
+      // Read again with the next update.
+      knownRing = null;
+    }
+  }
+
+  // The way of the key, whenever a node that it may go to has changed.
+  function followKey(rows) {
+    const stamp = JSON.stringify([knownRing, rows.map((row) => standing(row))]);
+    if (stamp === knownStates) return;
+    knownStates = stamp;
     form.look();
   }
 
@@ -163,6 +175,7 @@ export function poolView(name, params) {
       nodes.update(rows);
       plan.update(pool);
       readSlices(pool);
+      followKey(rows);
       const ups = rows.filter((row) => ["good", "info"].includes(standing(row)[0])).length;
       const lines = [
         [`${ups} of ${rows.length} nodes take new keys`, ups === rows.length ? "good" : ups ? "warn" : "bad"],

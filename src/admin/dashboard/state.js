@@ -10,15 +10,21 @@ export const state = {
   pools: [],
   sagas: [],
   unknown: [],
+  // Why the sagas and the records cannot be read; the last ones stay.
+  storeError: null,
   check: null,
   events: [],
   interval: 5,
   newest: 0,
   newestAt: 0,
+  // The process that the samples are of.
+  epoch: null,
   routes: new Map(),
   nodes: new Map(),
   cache: { requests: [], hits: [] },
   isLive: false,
+  // When the status was read last, and why it cannot be read now.
+  readAt: null,
   error: null,
 };
 
@@ -43,11 +49,12 @@ export const nodeKey = (pool, node) => JSON.stringify([pool, node]);
 
 async function readHistory() {
   let more = await get(`/api/history?after=${state.newest}`);
-  if (more.newest < state.newest) {
+  if (more.epoch !== state.epoch && state.epoch !== null) {
     // Another process has taken over.
     state.newest = 0;
     more = await get("/api/history?after=0");
   }
+  state.epoch = more.epoch;
   const isAnew = state.newest === 0;
   if (isAnew) {
     state.routes.clear();
@@ -70,22 +77,31 @@ async function readHistory() {
 
 async function readStatus() {
   [state.status, state.pools] = await Promise.all([get("/api/status"), get("/api/pools")]);
+  state.readAt = Date.now();
 }
 
 async function readSlowly() {
-  const stuck = state.status?.idempotency ? await get("/api/sagas?state=stuck").catch(() => []) : [];
-  state.sagas = stuck;
-  state.unknown = state.status?.idempotency ? await get("/api/idempotency?state=unknown").catch(() => []) : [];
+  if (state.status?.idempotency) {
+    try {
+      [state.sagas, state.unknown] = await Promise.all([get("/api/sagas?state=stuck"), get("/api/idempotency?state=unknown")]);
+      state.storeError = null;
+    } catch (error) {
+      state.storeError = error.message;
+    }
+  }
   state.check = await get("/api/check").catch(() => state.check);
 }
 
+// The faults of the readings: each ends with the next success of the same one.
+const faults = new Map();
 async function attempt(work) {
   try {
     await work();
-    state.error = null;
+    faults.delete(work);
   } catch (error) {
-    state.error = error.message;
+    faults.set(work, error.message);
   }
+  state.error = faults.get(readStatus) ?? faults.get(readHistory) ?? null;
   changed();
 }
 
@@ -163,7 +179,7 @@ export function errorShare(series, samples = 12) {
   return requests ? sum(last(series.errors, samples)) / requests : null;
 }
 
-// The highest value of the last samples that had requests.
+// The value of the last sample that had requests.
 export function recentOf(list, samples = 6) {
   const known = last(list, samples).filter((value) => value !== null);
   return known.length ? known[known.length - 1] : null;
@@ -218,7 +234,9 @@ export function slowNodes() {
       else gap += since === null && at(series.p50, back) !== null ? MOST_GAP : 1;
     }
     if (count < LEAST_SAMPLES) continue;
-    found.push({ pool: series.pool, node: series.node, p50: recentOf(series.p50), base: usual(0), since: timeOf(since + 1) });
+    // It may have been slow before the first sample, too.
+    const isOlder = since >= series.p50.length - MOST_GAP;
+    found.push({ pool: series.pool, node: series.node, p50: recentOf(series.p50), base: usual(0), since: timeOf(since + 1), isOlder });
   }
   return found;
 }

@@ -3,7 +3,9 @@
 //! The file of a plan comes from outside: none of the files that it names is read, and no variable of the environment
 //! that the running file does not name itself.
 
-use crate::config::{Config, Finding as ConfigFinding, Pool as PoolSettings, Settings, changes};
+use crate::config::{
+    Config, Finding as ConfigFinding, MAX_POINTS, NodeState, Pool as PoolSettings, Route, Settings, changes,
+};
 use crate::control::{
     CheckStatus, Finding, HistoryStatus, Members, PlanKeys, PlanOrder, PlanStatus, PoolPlan, Side, changed,
 };
@@ -63,6 +65,10 @@ fn of_members(snapshot: &Snapshot, order: &PlanOrder, name: &str) -> Result<Plan
     };
     let now = members_now(pool);
     let then = changed(&now, &order.without, &order.with)?;
+    let weight: u64 = then.iter().map(|(_, weight)| u64::from(*weight)).sum();
+    if weight * u64::from(settings.ring.virtual_nodes) > MAX_POINTS {
+        return Err(format!("the ring would have more than {MAX_POINTS} points; take lower weights"));
+    }
     let plan = compared(pool, &now, settings, &then, (&snapshot.config, order));
     Ok(PlanStatus { valid: true, pools: vec![plan], ..PlanStatus::default() })
 }
@@ -98,16 +104,45 @@ fn of_file(snapshot: &Snapshot, order: &PlanOrder, text: &str) -> PlanStatus {
             plan.unknown.push(format!("{}: {reason}", pool.name));
             continue;
         }
+        plan.unknown.extend(changed_states(was, will).map(|what| format!("{}: {what}", pool.name)));
         let (now, then) = (members_now(pool), members_then(pool, was, will));
         let compared = compared(pool, &now, will, &then, (&snapshot.config, order));
         if compared.change.is_some() || !order.keys.is_empty() || order.key.is_some() {
             plan.pools.push(compared);
         }
     }
+    plan.unknown.extend(moved_routes(old, &settings));
     plan.cache_lost = cache_lost(old, &settings);
     let config = Config { source: text.into(), settings, ..snapshot.config.clone() };
     plan.changes = changes(&snapshot.config, &config);
     plan
+}
+
+/// Returns the nodes whose state the file changes, in sentences: the ring keeps their keys, which other nodes serve
+/// while they are down or drain.
+fn changed_states(was: &PoolSettings, will: &PoolSettings) -> impl Iterator<Item = String> {
+    let before: HashMap<&str, _> = was.listed().iter().map(|node| (node.id.as_str(), node.state)).collect();
+    let changed =
+        will.listed().iter().filter(move |node| before.get(node.id.as_str()).is_some_and(|was| *was != node.state));
+    changed.map(|node| match node.state {
+        NodeState::Up => format!("`{}` takes its keys again (`state: up`)", node.id.value),
+        state => format!("the keys of `{}` go to the next nodes (`state: {}`)", node.id.value, state.word()),
+    })
+}
+
+/// Returns the routes that another configuration sends to another pool, or by another key, in sentences.
+fn moved_routes(old: &Settings, new: &Settings) -> Vec<String> {
+    let moved = old.routes.iter().filter_map(|was| {
+        let will = new.routes.iter().find(|route| route.name.value == was.name.value)?;
+        let pool = |route: &Route| route.pool.as_ref().map(|pool| pool.value.clone());
+        match (pool(was) == pool(will), was.hash_on == will.hash_on) {
+            (false, _) => Some("another pool"),
+            (_, false) => Some("another `hash_on`: its keys are other ones"),
+            _ => None,
+        }
+        .map(|what| format!("the route `{}` has {what}", was.name.value))
+    });
+    moved.collect()
 }
 
 /// Returns why the keys of a pool cannot be compared; `None` where they can.

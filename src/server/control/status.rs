@@ -12,7 +12,7 @@ use crate::control::{
 };
 use crate::idempotency::{Authorised, Id, Listed};
 use crate::server::listener::open::Open;
-use crate::server::process::handle::{Handle, Trigger};
+use crate::server::process::handle::{Handle, Trigger, certificates};
 use crate::server::worker::Stage;
 use crate::telemetry::metrics::{Metrics, totals};
 use crate::telemetry::observers::Observers;
@@ -21,8 +21,11 @@ use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
+
+/// The longest time that a check of the file takes, and that it waits for an earlier one.
+const CHECKING: Duration = Duration::from_secs(5);
 
 impl Control for Handle {
     fn is_ready(&self) -> bool {
@@ -72,6 +75,8 @@ impl Control for Handle {
                 pools: snapshot.pools.len(),
             },
             last_reload: self.last_reload.lock().status(),
+            reloads: self.events.reloads(),
+            certificates: certificates(&snapshot).into_iter().collect(),
         }
     }
 
@@ -132,14 +137,18 @@ impl Control for Handle {
             };
             self.metrics.cache_purges.with_label_values(&[purge.kind()]).inc();
             let count = self.cache.purge(&purge, order.soft);
-            // A scan of a large table takes a while; here it is in force already.
-            let counted = tokio::task::spawn_blocking(count);
+            // A scan of a large table takes a while; here it is in force already. It is recorded, also where the client
+            // does not wait for the answer.
+            let (by, value, events) = (by.to_owned(), value.cloned(), Arc::clone(&self.events));
+            let (words, soft) = (order.to_string(), order.soft);
+            let counted = tokio::task::spawn_blocking(move || {
+                let responses = count();
+                events.record(Event::Purge { by, value, soft, responses });
+                tracing::info!(responses, "the cache was purged: {words}");
+                responses
+            });
             let (responses, heard_by) = tokio::join!(counted, fleet::purge(self, &order));
-            let responses = responses.unwrap_or_default();
-            let (by, value) = (by.to_owned(), value.cloned());
-            self.events.record(Event::Purge { by, value, soft: order.soft, responses });
-            tracing::info!(responses, "the cache was purged: {order}");
-            Ok(Purged { responses, heard_by })
+            Ok(Purged { responses: responses.unwrap_or_default(), heard_by })
         })
     }
 
@@ -259,18 +268,30 @@ impl Control for Handle {
 
     fn plan(&self, order: PlanOrder) -> Reply<'_, PlanStatus> {
         Box::pin(async move {
+            // A ring of a thousand nodes takes a while to build: one after the other, and each to its end.
+            let turn = Arc::clone(&self.planning).lock_owned().await;
             let (snapshot, history) = (self.snapshot.load_full(), self.history.after(0));
-            // A ring of a thousand nodes takes a while to build.
-            let planned = tokio::task::spawn_blocking(move || plan::plan(&snapshot, &history, &order)).await;
+            let planned = tokio::task::spawn_blocking(move || {
+                let _until_it_is_done = turn;
+                plan::plan(&snapshot, &history, &order)
+            });
+            let planned = planned.await;
             planned.unwrap_or_else(|_| Err("the plan ended in a panic".to_owned()))
         })
     }
 
     fn check(&self) -> Reply<'_, CheckStatus> {
         Box::pin(async move {
+            // Not by the turn of reloads, which a file that takes long must not wait behind.
+            let slow = || "the file, or one that it names, takes long to be read; ask again".to_owned();
+            let turn = tokio::time::timeout(CHECKING, Arc::clone(&self.checking).lock_owned()).await;
+            let turn = turn.map_err(|_| slow())?;
             let snapshot = self.snapshot.load_full();
-            let checked = self.run_after_earlier(move || plan::check(&snapshot.config)).await;
-            checked.ok_or_else(|| "the file, or one that it names, takes long to be read; ask again".to_owned())
+            let checked = tokio::task::spawn_blocking(move || {
+                let _until_it_is_done = turn;
+                plan::check(&snapshot.config)
+            });
+            tokio::time::timeout(CHECKING, checked).await.ok().and_then(Result::ok).ok_or_else(slow)
         })
     }
 }

@@ -8,7 +8,7 @@ use crate::cache::Cache;
 use crate::clock;
 use crate::config::FileStamp;
 use crate::consistency::Causality;
-use crate::control::{Control, Event, Events, ReloadStatus};
+use crate::control::{CertificateStatus, Control, Event, Events, ReloadStatus};
 use crate::http::budget::Budget;
 use crate::proxy::Snapshot;
 use crate::server::connection::limit::ConnectionPermits;
@@ -58,6 +58,9 @@ pub(in crate::server) struct Handle {
     pub(in crate::server) hints: Arc<Hints>,
     /// A file is being read, and takes its time.
     pub(in crate::server) is_reading: Arc<AtomicBool>,
+    /// The turns of plans, and of checks of the file, by the admin API.
+    pub(in crate::server) planning: Arc<tokio::sync::Mutex<()>>,
+    pub(in crate::server) checking: Arc<tokio::sync::Mutex<()>>,
     /// The files that a configuration names which was refused.
     pub(in crate::server) refused: Mutex<Vec<(PathBuf, FileStamp)>>,
     pub(in crate::server) started: Instant,
@@ -119,14 +122,8 @@ impl Handle {
 
     /// Records the certificates that the configuration in force has and an earlier one had not.
     pub(in crate::server) fn certificates_in_force(&self, earlier: Option<&Snapshot>) {
-        let all = |snapshot: &Snapshot| -> BTreeSet<(String, String, i64)> {
-            let certificates = snapshot.config.secrets.tls.values().flat_map(|tls| tls.certificates());
-            let key =
-                |it: &Arc<Certificate>| (it.names.dns.first().unwrap_or(&it.file).clone(), it.file.clone(), it.expiry);
-            certificates.map(key).collect()
-        };
-        let (new, old) = (all(&self.snapshot.load()), earlier.map(all).unwrap_or_default());
-        for (name, file, expires) in new.difference(&old).cloned() {
+        let (new, old) = (certificates(&self.snapshot.load()), earlier.map(certificates).unwrap_or_default());
+        for CertificateStatus { name, file, expires } in new.difference(&old).cloned() {
             self.events.record(Event::Certificate { name, file, expires });
         }
     }
@@ -161,6 +158,17 @@ pub(in crate::server) enum Trigger {
     Signal,
     /// A request of the admin API, which waits for the result.
     AdminApi(oneshot::Sender<Result<String, String>>),
+}
+
+/// Returns the certificates of a configuration's listeners.
+pub(in crate::server) fn certificates(snapshot: &Snapshot) -> BTreeSet<CertificateStatus> {
+    let certificates = snapshot.config.secrets.tls.values().flat_map(|tls| tls.certificates());
+    let status = |it: &Arc<Certificate>| CertificateStatus {
+        name: it.names.dns.first().unwrap_or(&it.file).clone(),
+        file: it.file.clone(),
+        expires: it.expiry,
+    };
+    certificates.map(status).collect()
 }
 
 /// The result of the last reload.

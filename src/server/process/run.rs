@@ -189,6 +189,8 @@ async fn build(
         content: Mutex::default(),
         hints: Arc::default(),
         is_reading: Arc::default(),
+        planning: Arc::default(),
+        checking: Arc::default(),
         refused: Mutex::default(),
         started: Instant::now(),
         workers,

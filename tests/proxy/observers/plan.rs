@@ -86,9 +86,18 @@ fn a_plan_tells_the_errors_of_its_file_and_changes_nothing() {
         r#"{"pool": "app", "with": ["a=9999"]}"#,
         r#"{"pool": "app", "file": ""}"#,
         r#"{"pools": "app"}"#,
+        r#"{"pool": "app", "with": ["=1"]}"#,
+        r#"{"pool": "app", "with": ["two words=1"]}"#,
     ] {
         let refused = proxy.admin_post("/api/plan", bad);
         assert_eq!((refused.status, refused.problem().as_str()), (400, "bad-plan"), "{bad}");
+    }
+    // A ring that no configuration may have, and more changes than any plan needs.
+    let heavy: Vec<String> = (0..100).map(|number| format!("n{number}=1000")).collect();
+    let many: Vec<String> = (0..5000).map(|number| format!("n{number}=0")).collect();
+    for (with, words) in [(heavy, "more than 16777216 points"), (many, "at most 4096 nodes")] {
+        let refused = proxy.admin_post("/api/plan", &json!({ "pool": "app", "with": with }).to_string());
+        assert!(refused.status == 400 && refused.text().contains(words), "{refused:?}");
     }
     assert_eq!(proxy.admin_get("/api/plan").problem(), "method-not-allowed");
 }
