@@ -220,6 +220,10 @@ fn decide(id: &str, decision: SagaDecision, decided: Decided) -> Result<Response
             );
             Err(Problem::new(ProblemKind::SagaNotStuck, detail))
         }
+        Decided::LacksPool(pool) => {
+            let detail = format!("this proxy has no pool `{pool}`, which the saga `{id}` uses: decide at another one");
+            Err(Problem::new(ProblemKind::SagaElsewhere, detail))
+        }
         Decided::Absent => {
             let detail = format!("there is no saga `{id}`; see `/api/sagas`");
             Err(Problem::new(ProblemKind::NoSuchSaga, detail))

@@ -131,12 +131,14 @@ impl SagaDecision {
 }
 
 /// The result of a person's decision on a saga.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Decided {
     /// The saga goes on as decided.
     Accepted,
     /// The saga is not stuck, or the decision does not fit it.
     Unfit,
+    /// This proxy has no pool of this name, which the saga uses.
+    LacksPool(String),
     /// There is no such saga.
     Absent,
 }

@@ -178,6 +178,9 @@ problem_kinds! {
     SagaNotStuck: CONFLICT, "saga-not-stuck", None, Admin,
         "The saga is not stuck: the proxy works on it, or it has ended.",
         "Look at it again with `ringway sagas`; there is nothing to decide.";
+    SagaElsewhere: CONFLICT, "saga-elsewhere", None, Admin,
+        "The configuration of this proxy lacks a pool that the saga uses.",
+        "Decide at a proxy that has the pool, or add it here.";
     RecordRunning: CONFLICT, "record-running", None, Admin,
         "The request of the record still runs.",
         "Wait until it has ended, then look up the record again.";

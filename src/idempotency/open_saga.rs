@@ -6,7 +6,7 @@
 
 use super::clock::millis;
 use super::identity::Id;
-use super::open_sagas::DecidedSaga;
+use super::open_sagas::{DecidedSaga, Decision};
 use super::record::{Finish, Millis, Token};
 use super::records::{PATIENCE, Records, ask};
 use super::response::StoredResponse;
@@ -17,6 +17,7 @@ use crate::saga::log::{Entry, Standing, encode};
 use crate::saga::machine::Event;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::oneshot;
 
 /// Between two attempts to append: at first, and at most.
 const RETRY: [Duration; 2] = [Duration::from_millis(20), Duration::from_millis(500)];
@@ -31,7 +32,7 @@ pub(crate) struct TakenSaga {
     pub(crate) row: SagaRow,
     pub(crate) open: OpenSaga,
     /// A person's decision, where it was stuck.
-    pub(crate) decision: Option<Event>,
+    pub(crate) decision: Option<Decision>,
 }
 
 /// A saga that this process owns.
@@ -279,14 +280,25 @@ impl Records {
         Ok(row.map(|row| (row, sent)))
     }
 
-    /// Has a stuck saga go on as a person has decided. Returns whether it was stuck.
+    /// Has a stuck saga go on as a person has decided. Returns whether it was stuck, once the decision is durable.
     ///
     /// # Errors
-    /// The store does not answer, or keeps no sagas.
-    pub(crate) async fn decide(&self, id: Id, decision: Event) -> Result<bool, StoreError> {
-        let Some(row) = self.saga(id).await?.filter(|row| row.standing == Standing::Stuck) else { return Ok(false) };
-        let Some((row, sent)) = self.take(Seen { id, epoch: row.epoch }).await? else { return Ok(false) };
-        self.sagas.decide(DecidedSaga { row, sent, decision });
-        Ok(true)
+    /// The store does not answer, or keeps no sagas; or nothing here goes on with the saga.
+    pub(crate) async fn decide(&self, id: Id, event: Event) -> Result<bool, StoreError> {
+        let logged = {
+            // Two decisions that see the same epoch would both find the saga to be this process's own.
+            let Some(_turn) = self.sagas.decide_on(id) else { return Ok(false) };
+            let Some(row) = self.saga(id).await?.filter(|row| row.standing == Standing::Stuck) else {
+                return Ok(false);
+            };
+            let Some((row, sent)) = self.take(Seen { id, epoch: row.epoch }).await? else { return Ok(false) };
+            let (told, logged) = oneshot::channel();
+            self.sagas.decide(DecidedSaga { row, sent, decision: Decision { event, logged: told } });
+            logged
+        };
+        match tokio::time::timeout(PATIENCE, logged).await {
+            Ok(Ok(())) => Ok(true),
+            _ => Err(StoreError::Torn("the decision is not in the log yet: look at the saga again".to_owned())),
+        }
     }
 }

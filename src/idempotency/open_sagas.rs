@@ -8,6 +8,7 @@ use foldhash::{HashMap, HashSet};
 use parking_lot::{Mutex, MutexGuard};
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use tokio::sync::oneshot;
 
 /// Sagas that wait to be taken over here; other processes see the rest.
 const OFFERS: usize = 256;
@@ -38,6 +39,8 @@ struct Sagas {
     wanted: HashSet<Id>,
     /// Those that a person has decided about, and that this process owns now.
     decided: VecDeque<DecidedSaga>,
+    /// Those that a decision is being made about.
+    in_decision: HashSet<Id>,
     /// Those whose rows cannot be read here, as it was logged.
     unreadable: HashSet<Id>,
 }
@@ -47,7 +50,26 @@ pub(super) struct DecidedSaga {
     pub(super) row: SagaRow,
     /// When the takeover was sent.
     pub(super) sent: BootTime,
-    pub(super) decision: Event,
+    pub(super) decision: Decision,
+}
+
+/// A person's decision on a saga that was stuck.
+pub(crate) struct Decision {
+    pub(crate) event: Event,
+    /// Told once the decision is in the log: only then it is answered.
+    pub(crate) logged: oneshot::Sender<()>,
+}
+
+/// The turn of one decision on a saga, which ends when this is dropped.
+pub(super) struct DecisionTurn<'a> {
+    sagas: &'a OpenSagas,
+    id: Id,
+}
+
+impl Drop for DecisionTurn<'_> {
+    fn drop(&mut self) {
+        self.sagas.lock().in_decision.remove(&self.id);
+    }
 }
 
 impl OpenSagas {
@@ -118,6 +140,12 @@ impl OpenSagas {
     /// Ends an offer: the saga was taken over, or not.
     pub(super) fn settle(&self, id: Id) {
         self.lock().wanted.remove(&id);
+    }
+
+    /// Returns the turn to decide on a saga; `None` while another decision has it.
+    pub(super) fn decide_on(&self, id: Id) -> Option<DecisionTurn<'_>> {
+        let is_first = self.lock().in_decision.insert(id);
+        is_first.then(|| DecisionTurn { sagas: self, id })
     }
 
     pub(super) fn decide(&self, decided: DecidedSaga) {

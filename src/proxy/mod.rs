@@ -41,7 +41,7 @@ pub(crate) use request::{Bounds, Form, enter, underscores, unsupported_coding};
 pub(crate) use respond::redirect_target;
 pub(crate) use response_body::ResponseBody;
 pub(crate) use route::Table;
-pub(crate) use saga::{recover, status_of};
+pub(crate) use saga::{missing_pool, recover, status_of};
 pub(crate) use session::{GroupedRequest, uri_group};
 pub(crate) use snapshot::{Parts, Snapshot};
 pub(crate) use step::ResponseFuture;

@@ -208,6 +208,7 @@ impl KeyedSaga {
             open,
             pools: self.worker.snapshot().pools.clone(),
             standing: Rc::clone(&standing),
+            decided: None,
             waiting: Some(waiting),
         };
         executor.spawn(progress, Event::Begin);

@@ -48,6 +48,8 @@ pub(super) struct Executor {
     /// The pools of the configuration that was in force when the work began.
     pub(super) pools: Vec<Arc<Pool>>,
     pub(super) standing: Rc<Cell<Standing>>,
+    /// Told once a person's decision is in the log.
+    pub(super) decided: Option<oneshot::Sender<()>>,
     /// The client that waits for the end.
     pub(super) waiting: Option<oneshot::Sender<Ending>>,
 }
@@ -115,6 +117,9 @@ impl Executor {
         kill::at(Side::Before);
         self.open.append(&entries, after.standing(), answer.clone()).await?;
         kill::at(Side::After);
+        if let Some(decided) = self.decided.take() {
+            let _ = decided.send(());
+        }
         self.standing.set(after.standing());
         self.tell(before, &after);
         Ok(answer)

@@ -15,7 +15,7 @@ mod rules;
 mod status;
 
 pub(super) use begin::{SagaRequest, begin};
-pub(crate) use recovery::recover;
+pub(crate) use recovery::{missing_pool, recover};
 pub(super) use rules::{SagaRules, states_route};
 pub(super) use status::show;
 pub(crate) use status::status_of;

@@ -70,7 +70,13 @@ fn read(row: &SagaRow) -> Result<(Definition, Vec<Entry>), BadRow> {
 }
 
 fn has_pools(definition: &Definition, snapshot: &Snapshot) -> bool {
-    definition.pools().iter().all(|name| snapshot.pools.iter().any(|pool| *pool.name == **name))
+    missing_pool(definition, snapshot).is_none()
+}
+
+/// Returns a pool of a saga that a configuration lacks.
+pub(crate) fn missing_pool<'a>(definition: &'a Definition, snapshot: &Snapshot) -> Option<&'a str> {
+    let has = |name: &str| snapshot.pools.iter().any(|pool| *pool.name == *name);
+    definition.pools().into_iter().find(|name| !has(name))
 }
 
 /// Carries out a saga from where its log ends.
@@ -93,6 +99,7 @@ fn go_on(worker: &Rc<WorkerContext>, records: &Arc<Records>, snapshot: &Arc<Snap
         }
     }
     let progress = Progress::fold(definition.steps.len(), row.created, &entries);
+    let (event, decided) = decision.map_or((Event::Begin, None), |decision| (decision.event, Some(decision.logged)));
     let executor = Executor {
         worker: Rc::clone(worker),
         records: Arc::clone(records),
@@ -103,7 +110,8 @@ fn go_on(worker: &Rc<WorkerContext>, records: &Arc<Records>, snapshot: &Arc<Snap
         open,
         pools: snapshot.pools.clone(),
         standing: Rc::new(Cell::new(Standing::Running)),
+        decided,
         waiting: None,
     };
-    executor.spawn(progress, decision.unwrap_or(Event::Begin));
+    executor.spawn(progress, event);
 }

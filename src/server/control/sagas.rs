@@ -2,7 +2,8 @@
 
 use crate::control::{Decided, Event as ControlEvent, Events, SagaDecision, SagaStatus};
 use crate::idempotency::{Id, Records};
-use crate::proxy::status_of;
+use crate::proxy::{Snapshot, missing_pool, status_of};
+use crate::saga::Definition;
 use crate::saga::log::{Outcome, Standing, decode};
 use crate::saga::machine::Event;
 
@@ -18,7 +19,7 @@ pub(super) async fn listed(records: &Records, state: Option<&str>) -> Result<Vec
 
 /// Has a stuck saga go on as a person has decided.
 pub(super) async fn decide(
-    records: &Records,
+    (records, snapshot): (&Records, &Snapshot),
     events: &Events,
     id: &str,
     decision: SagaDecision,
@@ -26,6 +27,10 @@ pub(super) async fn decide(
 ) -> Result<Decided, String> {
     let Some(id) = Id::parse(id).filter(|_| records.keeps_sagas()) else { return Ok(Decided::Absent) };
     let Some(row) = records.saga(id).await.map_err(|error| error.to_string())? else { return Ok(Decided::Absent) };
+    let definition = Definition::from_bytes(row.definition.as_bytes()).ok();
+    if let Some(pool) = definition.as_ref().and_then(|definition| missing_pool(definition, snapshot)) {
+        return Ok(Decided::LacksPool(pool.to_owned()));
+    }
     let has_turned = decode(&row.log).is_ok_and(|log| log.iter().any(|entry| entry.is_turn()));
     let event = match decision {
         SagaDecision::Retry => Event::Retry { by: by.to_owned() },

@@ -208,7 +208,8 @@ impl Control for Handle {
     fn decide<'a>(&'a self, id: &'a str, decision: SagaDecision, by: &'a str) -> Reply<'a, Decided> {
         Box::pin(async move {
             let Some(records) = self.records.get() else { return Ok(Decided::Absent) };
-            sagas::decide(records, &self.events, id, decision, by).await
+            let snapshot = self.snapshot.load_full();
+            sagas::decide((records, &snapshot), &self.events, id, decision, by).await
         })
     }
 

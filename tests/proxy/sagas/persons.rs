@@ -108,3 +108,30 @@ fn a_compensation_that_has_failed_for_too_long_is_tried_once_more() {
     assert_eq!(proxy.insists("order-1").problem(), "saga-compensated");
     assert_eq!(shop.effects("order-1"), [false; 3]);
 }
+
+/// Of decisions at the same moment one counts, and it is in the log before it is answered.
+#[test]
+fn one_decision_counts() {
+    let (shop, proxy, id, location) = stuck(false);
+    shop.inventory.undos.lock().unwrap().clear();
+    let accepted = std::thread::scope(|scope| {
+        let decide = |word| if word == 0 { ("retry", "") } else { ("resolve", "{\"outcome\":\"compensated\"}") };
+        let deciding: Vec<_> = (0..8)
+            .map(|number| {
+                let (proxy, id) = (&proxy, &id);
+                scope.spawn(move || {
+                    let (word, body) = decide(number % 2);
+                    let answer = self::decide(proxy, id, word, body);
+                    if answer.status == 200 {
+                        assert!(proxy.sagas("stuck").is_empty(), "it is answered before it is durable");
+                    }
+                    answer.status
+                })
+            })
+            .collect();
+        deciding.into_iter().map(|one| one.join().unwrap()).filter(|status| *status == 200).count()
+    });
+    assert_eq!(accepted, 1);
+    assert_eq!(proxy.insists("order-1").problem(), "saga-compensated");
+    assert_eq!(proxy.saga(&location, "alice").json()["state"], "compensated");
+}
