@@ -35,8 +35,16 @@ impl Causality {
 
     /// Notes a write of another process.
     pub(crate) fn hear(&self, write: &Write) {
-        self.clock.hear([write.dot]);
+        self.hear_number(write.dot);
         self.writes.note(write);
+    }
+
+    /// Notes a number of another process. A process that is forgotten for it is in no later tag: its writes get a number
+    /// of this process, which the tags of all later fetches include.
+    pub(crate) fn hear_number(&self, dot: Dot) {
+        for process in self.clock.hear([dot]) {
+            self.writes.forget(process, || self.clock.next());
+        }
     }
 }
 

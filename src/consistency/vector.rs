@@ -44,8 +44,11 @@ impl Vector {
         self.0.iter().copied()
     }
 
-    fn forget(&mut self, process: u64) {
+    /// Forgets a process. Returns whether it was known.
+    pub(super) fn forget(&mut self, process: u64) -> bool {
+        let before = self.0.len();
         self.0.retain(|dot| dot.process != process);
+        self.0.len() < before
     }
 }
 
@@ -94,8 +97,9 @@ impl Clock {
         vector
     }
 
-    /// Notes dots of other processes.
-    pub(crate) fn hear(&self, dots: impl IntoIterator<Item = Dot>) {
+    /// Notes dots of other processes. Returns the processes that are forgotten for them.
+    pub(super) fn hear(&self, dots: impl IntoIterator<Item = Dot>) -> Vec<u64> {
+        let mut forgotten = Vec::new();
         let mut order = self.order.lock();
         let mut heard = Vector::clone(&self.heard.load());
         for dot in dots.into_iter().filter(|dot| dot.process != self.process) {
@@ -103,10 +107,13 @@ impl Clock {
             order.push(dot.process);
             heard.join(dot);
             if order.len() > MAX_PROCESSES {
-                heard.forget(order.remove(0));
+                let process = order.remove(0);
+                heard.forget(process);
+                forgotten.push(process);
             }
         }
         self.heard.store(Arc::new(heard));
+        forgotten
     }
 }
 

@@ -107,6 +107,20 @@ impl Writes {
         }
     }
 
+    /// Replaces the dots of a process that is forgotten by one that is taken where there are any.
+    pub(super) fn forget(&self, process: u64, next: impl Fn() -> Dot) {
+        let mut taken = None;
+        for shard in &self.shards {
+            let mut shard = shard.lock();
+            for known in shard.groups.values_mut().flatten().filter(|known| known.dot.process == process) {
+                known.dot = *taken.get_or_insert_with(&next);
+            }
+            if shard.floor.forget(process) {
+                shard.floor.join(*taken.get_or_insert_with(&next));
+            }
+        }
+    }
+
     /// Returns the relation of the known writes of these groups to a stored response.
     pub(crate) fn relation(&self, groups: &[GroupId], tag: &Tag) -> Relation {
         if !self.has_any.load(Ordering::Acquire) {
@@ -138,8 +152,9 @@ impl Write {
         let mut put = |number: u64| bytes.extend_from_slice(&number.to_be_bytes());
         put(self.dot.process);
         put(self.dot.number);
-        put(self.clock.iter().len() as u64);
-        for dot in self.clock.iter() {
+        // A clock with fewer processes says less, and nothing wrong.
+        put(self.clock.iter().len().min(MAX_CLOCK) as u64);
+        for dot in self.clock.iter().take(MAX_CLOCK) {
             put(dot.process);
             put(dot.number);
         }
@@ -174,6 +189,27 @@ mod tests {
 
     fn write(at: Dot, clock: &[Dot], groups: &[GroupId]) -> Write {
         Write { dot: at, clock: Arc::new(clock.iter().copied().collect()), groups: groups.into() }
+    }
+
+    #[test]
+    fn the_writes_of_a_forgotten_process_do_not_stay_for_ever() {
+        let causality = crate::consistency::Causality::new(1);
+        let tag_now = || tag(&causality.clock, &[]);
+        let gone = write(dot(2, 1), &[], &[7]);
+        causality.hear(&gone);
+        let included = tag_now();
+        assert_eq!(causality.writes.relation(&[7], &included), Relation::Covered);
+        (0..MAX_CLOCK as u64).for_each(|number| causality.hear_number(dot(100 + number, 1)));
+        assert_ne!(causality.writes.relation(&[7], &included), Relation::Covered, "it is validated once");
+        assert_eq!(causality.writes.relation(&[7], &tag_now()), Relation::Covered);
+    }
+
+    #[test]
+    fn a_clock_of_many_processes_travels_cut() {
+        let many: Vec<Dot> = (0..MAX_CLOCK as u64 + 3).map(|process| dot(process + 1, 1)).collect();
+        let sent = write(dot(9, 9), &many, &[7]);
+        let read = Write::decode(&sent.encode()).unwrap();
+        assert_eq!((read.dot, &read.groups, read.clock.iter().len()), (sent.dot, &sent.groups, MAX_CLOCK));
     }
 
     /// Returns the tag of a response that was fetched by process 1, with these dots of others in hand.

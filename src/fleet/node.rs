@@ -73,11 +73,12 @@ async fn publish_on(core: &Core, at: usize, client: &Client) -> String {
         let size = batch.iter().map(|event| event.bytes.len()).sum();
         match client.send(&commands(core, &batch), size).await {
             Err(error) => return error,
-            Ok(replies) => {
-                if let Some(Value::ServerError(error)) = replies.iter().find(|it| matches!(it, Value::ServerError(_))) {
-                    return error.to_string();
-                }
-            }
+            Ok(replies) => match replies.split_first() {
+                Some((Value::ServerError(error), _)) => return error.to_string(),
+                // The events are in the stream: sent again, they would push others out of it.
+                Some((_, of_table)) => note_refused(of_table, &node.id),
+                None => {}
+            },
         }
         let duration = core.shared.metrics.store_duration.with_label_values(&[&*node.id, "publish"]);
         duration.observe(began.elapsed().as_secs_f64());
@@ -87,7 +88,14 @@ async fn publish_on(core: &Core, at: usize, client: &Client) -> String {
     }
 }
 
-/// Returns the commands that publish a batch, and keep the table of members.
+/// Logs that the table of members cannot be kept at a node.
+fn note_refused(replies: &[Value], node: &str) {
+    if let Some(Value::ServerError(error)) = replies.iter().find(|reply| matches!(reply, Value::ServerError(_))) {
+        tracing::warn!(node, %error, "the table of members cannot be kept at a node of the bus");
+    }
+}
+
+/// Returns the commands that publish a batch, and keep the table of members. The reply of the first is that of the batch.
 fn commands(core: &Core, batch: &[Encoded]) -> Pipeline {
     let mut commands = Pipeline::new();
     commands.add_command(core.keys.publish(batch.iter().map(|event| &event.bytes)));
@@ -217,12 +225,23 @@ async fn load_members(core: &Core, client: &Client) -> Result<(), String> {
     let reply = client.ask(command).await?;
     let now = core.shared.now();
     let clock = u64::try_from(clock::since_1970().as_millis()).unwrap_or(u64::MAX);
-    for value in list(&reply).iter().take(MAX_TABLE) {
+    let mut known = 0;
+    let mut forgotten = ::redis::cmd("HDEL");
+    forgotten.arg(&core.keys.members);
+    let mut has_forgotten = false;
+    for value in list(&reply) {
         let Some(Ok((process, _, Event::Heartbeat(beat)))) = bytes(value).map(Event::decode) else { continue };
         let age = clock.saturating_sub(beat.clock);
-        if process != core.shared.process && age <= super::members::REMEMBERED {
+        if age > super::members::REMEMBERED {
+            forgotten.arg(process.to_string());
+            has_forgotten = true;
+        } else if process != core.shared.process && known < MAX_TABLE {
+            known += 1;
             core.shared.members.lock().add(process, *beat, now.saturating_sub(age));
         }
+    }
+    if has_forgotten {
+        client.ask(forgotten).await?;
     }
     Ok(())
 }

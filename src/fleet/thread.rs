@@ -38,7 +38,7 @@ pub(crate) fn start(
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let here = Arc::clone(&shared);
     std::thread::Builder::new().name("bus".to_owned()).spawn(move || {
-        let _ended = Ended(Arc::clone(&here));
+        let _ended = Ended(Arc::clone(&here), Arc::clone(&listener));
         let tasks = tokio::task::LocalSet::new();
         tasks.block_on(&runtime, async move { run(Core::new(here, listener, settings), orders).await });
     })?;
@@ -46,12 +46,15 @@ pub(crate) fn start(
 }
 
 /// Says where the thread ends in a panic: nothing travels any more.
-struct Ended(Arc<Shared>);
+struct Ended(Arc<Shared>, Arc<dyn Listener>);
 
 impl Drop for Ended {
     fn drop(&mut self) {
         self.0.works.send_replace(false);
         if std::thread::panicking() {
+            // Events are missed from now on.
+            self.1.missed();
+            self.1.changed(false);
             tracing::error!("the thread of the bus has ended in a panic: no purge travels before a restart");
         }
     }
@@ -116,8 +119,8 @@ fn carry_out(core: &Rc<Core>, order: Outgoing) {
             tokio::task::spawn_local(async move {
                 let deadline = Instant::now() + FAREWELL;
                 let is_sent = |node: &&NodeState| node.queue.borrow().len() == 0;
-                while core.nodes.iter().filter(is_sent).count() < core.shared.quorum.write && Instant::now() < deadline
-                {
+                // At each node: one that did not hear it would tell others of this process for a day.
+                while !core.nodes.iter().all(|node| is_sent(&node)) && Instant::now() < deadline {
                     tokio::time::sleep(Duration::from_millis(2)).await;
                 }
                 // The caller may have gone.

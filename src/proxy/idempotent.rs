@@ -280,6 +280,12 @@ impl Origin for Keyed {
 impl Keyed {
     /// Sends the request; with a claim its first byte is sent by `by` or never.
     async fn send_within(&mut self, by: Option<BootTime>) -> Sent<AnswerBody, Problem> {
+        let method = self.upstream_request.dispatch.request.as_ref().map(|request| request.method());
+        if let (Some(session), Some(method)) = (self.upstream_request.exchange().session(), method)
+            && let Err(problem) = session.check_write(method)
+        {
+            return Sent::Nothing(problem);
+        }
         self.upstream_request.run_at_most_once(by);
         // Boxed: the future is large and would be a part of every request's future.
         let answer = Box::pin(async { self.upstream_request.fetch().await }).await;

@@ -154,8 +154,11 @@ fn begin(
         if let Some(rules) = caching.as_ref().and_then(|route| route.consistency.as_ref()) {
             let request = (&routed.form, &head.fields);
             let session = Session::begin((&worker.causality, given), rules, received, request);
-            // A refusal tells the session of no write: it has to read first.
-            session.check_write(&head.method)?;
+            // A repetition with a key has its stored result, whatever others have written since: it is checked as its
+            // first byte is about to be sent.
+            if idempotency.is_none() {
+                session.check_write(&head.method)?;
+            }
             exchange.begin_session(session);
         }
         if let Some(rules) = idempotency {

@@ -183,10 +183,13 @@ impl FleetListener {
 
     /// Notes the number and the groups of a write or a purge.
     fn hear(&self, heard: &Heard, causal: Option<&Bytes>) {
-        let write = causal.and_then(|bytes| Write::decode(bytes));
-        // The number is its publisher's own.
-        if let Some(write) = write.filter(|write| write.dot.process == heard.from.0) {
-            self.causality.hear(&write);
+        let Some(bytes) = causal else { return };
+        match Write::decode(bytes) {
+            // The number is its publisher's own.
+            Some(write) if write.dot.process == heard.from.0 => self.causality.hear(&write),
+            Some(_) => {}
+            // It may be of groups that this process has responses of.
+            None => self.missed(),
         }
     }
 }
@@ -216,7 +219,7 @@ impl Listener for FleetListener {
                     self.hear(heard, causal.as_ref());
                 }
                 Event::Fills { number } => {
-                    self.causality.clock.hear([Dot { process: heard.from.0, number: *number }]);
+                    self.causality.hear_number(Dot { process: heard.from.0, number: *number });
                 }
                 _ => {}
             }

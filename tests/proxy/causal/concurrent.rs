@@ -1,6 +1,7 @@
 //! Writes that do not know of each other, and the routes that refuse them.
 
-use super::{Proxies, Session, status, token_of, warm};
+use super::{Proxies, SECRET, Session, configuration, status, token_of, versions, warm};
+use crate::support::{Proxy, write_private};
 
 const REJECTING: &str = "level: causal, groups: [\"{host}/{path:2}\"], on_concurrent_write: reject";
 
@@ -65,4 +66,29 @@ fn the_clocks_of_a_group_can_be_read() {
         assert!(found["clock"][process].as_u64() >= write["number"].as_u64(), "{found}");
     }
     assert!(status(&session.get(proxy, "/articles/7")).contains("detail=causal"));
+}
+
+/// A repetition with a key gets the stored result of its own write, which the session has not seen; a new key of that
+/// session is refused before anything is sent.
+#[test]
+fn a_repeated_write_with_a_key_is_no_concurrent_one() {
+    let (origin, folder) = (versions(), tempfile::tempdir().unwrap());
+    let secret = folder.path().join("key");
+    write_private(&secret, SECRET);
+    let text = configuration(&origin, &secret, REJECTING).replace("cache: {}", "cache: {}, idempotency: { scope: [] }");
+    let proxy = Proxy::start(&format!("idempotency_store: {{ path: {}/store.db }}\n{text}", folder.path().display()));
+    let mut session = Session::default();
+    session.get(&proxy, "/articles/7");
+    let token = session.token.unwrap();
+    let pay = |key: &str| {
+        let fields = format!("cookie: ringway-session={token} | idempotency-key: {key} | content-length: 0");
+        proxy.send("POST", "/articles/7", &fields)
+    };
+    assert_eq!(pay("k").text(), "v2");
+    let again = pay("k");
+    assert_eq!((again.text().as_str(), again.field("idempotent-replayed").as_deref()), ("v2", Some("true")));
+    let asked = origin.asked();
+    let refused = pay("other");
+    assert_eq!((refused.status, refused.problem().as_str()), (409, "concurrent-write"));
+    assert_eq!((origin.asked(), proxy.admin_get("/api/idempotency?key=other").text().trim()), (asked, "[]"));
 }
