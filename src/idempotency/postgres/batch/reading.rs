@@ -111,7 +111,9 @@ impl Batch<'_> {
     /// Makes sure that standbys have all that was read before: by a commit that waits for them. Without that, a result
     /// that one client got could be lost with the server. Returns whether they have it.
     pub(super) async fn confirm(&self) -> Result<bool, Trouble> {
-        let (client, connection, own) = (self.client(), self.connection, signed(self.engine.holder));
+        // A row of its own: while it waits for a standby, its lock is not to be in the way of claims, which renew the
+        // heartbeat of the process.
+        let (client, connection, own) = (self.client(), self.connection, signed(!self.engine.holder));
         let (began, warnings) = (Instant::now(), self.connection.warnings());
         within(pipelined(vec![
             simple(client, rows::BEGIN),
