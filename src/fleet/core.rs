@@ -41,6 +41,8 @@ pub(super) struct Core {
     pub(super) has_heard: Notify,
     /// The moment of the last tick.
     ticked: Cell<Moment>,
+    /// The last tick came late.
+    came_late: Cell<bool>,
     has_left: Cell<bool>,
     has_warned: Cell<bool>,
 }
@@ -98,6 +100,7 @@ impl Core {
             acknowledged: RefCell::default(),
             has_heard: Notify::new(),
             ticked: Cell::default(),
+            came_late: Cell::default(),
             has_left: Cell::default(),
             has_warned: Cell::default(),
         })
@@ -176,10 +179,13 @@ impl Core {
     pub(super) fn tick(&self) {
         let now = self.shared.now();
         // After a pause of this process, what has arrived meanwhile is read first.
-        let was_away = now.saturating_sub(self.ticked.replace(now)) > 3 * TICK.as_millis() as Moment;
+        // One such tick is passed over: a thread that always comes late must look, too.
+        let is_late = now.saturating_sub(self.ticked.replace(now)) > 3 * TICK.as_millis() as Moment;
+        let came_late = self.came_late.replace(is_late);
+        let was_away = is_late && !came_late;
         for at in (0..self.nodes.len()).filter(|_| !was_away) {
-            let is_late = now.saturating_sub(self.gaps.borrow().read(at)) > SILENT_AFTER;
-            if is_late && !self.gaps.borrow().is_silent(at) {
+            let is_silent = now.saturating_sub(self.gaps.borrow().read(at)) > SILENT_AFTER;
+            if is_silent && !self.gaps.borrow().is_silent(at) {
                 tracing::warn!(node = self.nodes[at].id, "a node of the bus is silent");
                 self.shared.metrics.fleet_gaps.inc();
                 self.note(at, Finding::Silent(now));

@@ -222,7 +222,9 @@ impl Records {
         loop {
             // Registered first: a run that ended before is found by the look-up.
             let ended = waiter.ended.notified();
-            match self.look_up(id).await {
+            // The time left, and enough for one answer where none is.
+            let left = deadline.saturating_duration_since(Instant::now()).max(POLL);
+            match self.look_up_within(id, left.min(PATIENCE)).await {
                 Ok(Some(found)) if found.record.is_running() => {}
                 Ok(Some(_)) => return true,
                 // Released, or not here yet: a standby may be behind. The claim that follows decides; it is not sent
