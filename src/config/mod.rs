@@ -16,6 +16,7 @@ mod tree;
 mod units;
 mod validate;
 mod validate_consistency;
+mod validate_etcd;
 mod validate_fleet;
 mod validate_saga;
 pub(crate) mod values;
@@ -92,6 +93,10 @@ pub(crate) struct Secrets {
     pub(crate) fleet_password: Option<String>,
     /// The TLS settings to the nodes of `fleet.redis`.
     pub(crate) fleet_tls: Option<Arc<ClientTls>>,
+    /// The password of `fleet.etcd.password_file`.
+    pub(crate) etcd_password: Option<String>,
+    /// The TLS settings to the endpoints of `fleet.etcd`.
+    pub(crate) etcd_tls: Option<Arc<ClientTls>>,
     /// All files that were read, with their state at the time of reading.
     pub(crate) files: Vec<(PathBuf, FileStamp)>,
 }

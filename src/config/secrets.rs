@@ -123,6 +123,12 @@ impl Files<'_> {
         if let Some(file) = &fleet.secret_file {
             secrets.fleet_secrets = self.secrets(file).unwrap_or_default();
         }
+        if let Some(etcd) = &fleet.etcd {
+            secrets.etcd_password = etcd.password_file.as_ref().and_then(|file| self.password(file));
+            let subject = Subject { name: "the endpoints of `fleet.etcd`".to_owned(), span: fleet.id.span };
+            let tls = etcd.tls.as_ref().and_then(|tls| self.client(&subject, tls, &[b"http/1.1"]));
+            secrets.etcd_tls = tls.map(Arc::new);
+        }
         let Some(redis) = &fleet.redis else { return };
         if let Some(file) = &redis.password_file {
             secrets.fleet_password = self.password(file);

@@ -8,7 +8,7 @@ use super::model::{
 };
 use super::read::{Spanned, did_you_mean};
 use super::values::HashSource;
-use super::{validate_consistency, validate_fleet, validate_saga};
+use super::{validate_consistency, validate_etcd, validate_fleet, validate_saga};
 use crate::http::{fields, head, method, target};
 use http::Method;
 use http::header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, COOKIE, HOST};
@@ -37,6 +37,7 @@ pub(super) fn validate(settings: &Settings, diagnostics: &mut Diagnostics) {
     if let Some(fleet) = &settings.fleet {
         validate_fleet::fleet(fleet, diagnostics);
     }
+    validate_etcd::validate(settings, diagnostics);
     admin(settings, diagnostics);
     access_log(&settings.access_log, diagnostics);
     for route in &settings.routes {

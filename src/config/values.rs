@@ -231,6 +231,42 @@ scalar!(
     |value| value.to_string().into()
 );
 
+/// The client URL of a member of etcd.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct EtcdEndpoint {
+    pub(crate) is_tls: bool,
+    pub(crate) address: NodeAddress,
+}
+
+impl fmt::Display for EtcdEndpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}://{}", if self.is_tls { "https" } else { "http" }, self.address)
+    }
+}
+
+impl EtcdEndpoint {
+    const EXPECTED: &str = "the client URL of an etcd member, like `https://10.0.0.1:2379`";
+
+    fn parse(text: &str) -> Result<EtcdEndpoint, String> {
+        let (scheme, rest) = text.split_once("://").ok_or(Self::EXPECTED)?;
+        let is_tls = match scheme {
+            "https" => true,
+            "http" => false,
+            _ => return Err(Self::EXPECTED.to_owned()),
+        };
+        let address = NodeAddress::parse(rest.strip_suffix('/').unwrap_or(rest)).map_err(|_| Self::EXPECTED)?;
+        Ok(EtcdEndpoint { is_tls, address })
+    }
+}
+
+scalar!(
+    EtcdEndpoint,
+    EtcdEndpoint::EXPECTED,
+    json!({ "title": "etcd endpoint", "type": "string", "examples": ["https://10.0.0.1:2379", "http://127.0.0.1:2379"] }),
+    |text| EtcdEndpoint::parse(text),
+    |value| value.to_string().into()
+);
+
 /// The addresses of a server with replicas.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct ServerAddresses(pub(crate) Vec<NodeAddress>);

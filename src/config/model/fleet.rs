@@ -1,6 +1,6 @@
 //! The block `fleet`: the proxies that belong together, and the engines that they share.
 
-use super::PoolTls;
+use super::{FleetEtcd, PoolTls};
 use crate::config::read::{Spanned, settings};
 use crate::config::values::NodeAddress;
 use std::time::Duration;
@@ -19,6 +19,8 @@ settings! {
         lease: Duration = "10s" within "300ms" to "1h";
         /// The nodes of the bus, which carries purges and invalidations to every proxy.
         redis: Option<FleetRedis> = absent;
+        /// The etcd cluster by which the fleet has one leader, shared health, and states of nodes for all proxies.
+        etcd: Option<FleetEtcd> = absent;
     }
 }
 

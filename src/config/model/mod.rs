@@ -1,6 +1,7 @@
 //! Every key of the file, with its default and what it means.
 
 mod consistency;
+mod etcd;
 mod fleet;
 mod listener;
 mod pool;
@@ -8,13 +9,14 @@ mod route;
 mod saga;
 
 pub(crate) use consistency::{Consistency, Level, OnConcurrentWrite};
+pub(crate) use etcd::FleetEtcd;
 pub(crate) use fleet::{Fleet, FleetRedis, Quorum};
 pub(crate) use listener::{
     CertificateFiles, ClientAuth, Listener, ListenerTls, MinVersion, ProxyProtocol, SniMismatch,
 };
 pub(crate) use pool::{
-    AddressFamily, CheckKind, Discovery, GrpcCheck, HealthCheck, Initially, NodeState, OutlierEjection, Pool,
-    PoolConnections, PoolTls, Protocol, Retries, Timeouts,
+    AddressFamily, CheckKind, Discovery, GrpcCheck, HealthCheck, HealthScope, Initially, NodeState, OutlierEjection,
+    Pool, PoolConnections, PoolTls, Protocol, Retries, Timeouts,
 };
 pub(crate) use route::{
     AffinityCookie, AffinityMode, CacheKey, ClientDirectives, FieldRules, FingerprintKind, IgnoredDirective,

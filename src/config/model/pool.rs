@@ -20,6 +20,9 @@ settings! {
         ring: RingSettings = block;
         /// Active health checks of every node. Off without the block; `health_check: {}` uses the defaults.
         health_check: Option<HealthCheck> = absent;
+        /// `local`, or `shared`: one proxy of the fleet checks the nodes for all. It needs `health_check` and
+        /// `fleet.etcd`.
+        health: Spanned<HealthScope> = "local";
         /// Ejects a node for a while when consecutive requests to it fail.
         outlier_ejection: OutlierEjection = block;
         /// A node that joins or comes back gets its keys gradually over this time; 0s assigns all of them at once.
@@ -98,6 +101,16 @@ choices! {
         Up = "up",
         /// It gets none until `healthy_after` checks have passed.
         Down = "down",
+    }
+}
+
+choices! {
+    /// The proxies that check the nodes of a pool.
+    HealthScope {
+        /// Each proxy checks for itself.
+        Local = "local",
+        /// The leader of the fleet checks for all; each for itself while there is none.
+        Shared = "shared",
     }
 }
 

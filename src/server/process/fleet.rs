@@ -262,6 +262,9 @@ fn digests(snapshot: &Snapshot, admin: SocketAddr) -> Digests {
             node.as_object_mut().map(|node| node.remove("address"));
         }
     }
+    if let Some(etcd) = shown.pointer_mut("/fleet/etcd").and_then(|etcd| etcd.as_object_mut()) {
+        etcd.clear();
+    }
     let digest = Sha256::digest(shown.to_string().as_bytes());
     let mut config = [0; 8];
     config.copy_from_slice(&digest[..8]);
