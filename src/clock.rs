@@ -51,6 +51,11 @@ impl BootTime {
         BootTime(since_boot())
     }
 
+    /// Returns it in milliseconds since the boot.
+    pub(crate) fn millis(self) -> u64 {
+        u64::try_from(self.0.as_millis()).unwrap_or(u64::MAX)
+    }
+
     /// Returns the time that is left until it; zero once it has passed.
     pub(crate) fn left(self) -> Duration {
         self.0.saturating_sub(since_boot())

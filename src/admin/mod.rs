@@ -7,6 +7,7 @@ mod body;
 mod connections;
 mod dashboard;
 mod event_stream;
+mod fleet;
 mod orders;
 mod query;
 mod routes;

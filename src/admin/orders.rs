@@ -26,6 +26,23 @@ pub(super) fn decision(word: &str, body: &[u8]) -> Result<(SagaDecision, Option<
     Ok((retry.or(outcome).ok_or(EXPECTED)?, by))
 }
 
+/// Returns the name of the person that an order comes from, where its body has one; or why the body makes no sense.
+pub(super) fn person(body: &[u8]) -> Result<Option<String>, String> {
+    const EXPECTED: &str = r#"expected no body, or a JSON object with "by": a name of at most 128 characters"#;
+    let given = match body.trim_ascii() {
+        b"" => return Ok(None),
+        body => match serde_json::from_slice(body) {
+            Ok(Json::Object(given)) => given,
+            _ => return Err(EXPECTED.to_owned()),
+        },
+    };
+    match given.get("by").and_then(Json::as_str) {
+        Some(name) if given.len() == 1 && is_name(name) => Ok(Some(name.to_owned())),
+        None if given.is_empty() => Ok(None),
+        _ => Err(EXPECTED.to_owned()),
+    }
+}
+
 /// Returns whether a text can stand in a log as the name of a person.
 fn is_name(text: &str) -> bool {
     (1..=128).contains(&text.chars().count()) && !text.chars().any(char::is_control)
@@ -88,6 +105,16 @@ mod tests {
             ("retry", "no JSON"),
         ] {
             assert!(read(word, bad).is_err(), "{word} {bad}");
+        }
+    }
+
+    #[test]
+    fn an_order_may_name_a_person() {
+        assert_eq!(person(b""), Ok(None));
+        assert_eq!(person(b"{}"), Ok(None));
+        assert_eq!(person(br#"{"by": "ann"}"#), Ok(Some("ann".to_owned())));
+        for bad in ["[]", r#"{"by": ""}"#, r#"{"by": 1}"#, r#"{"by": "a", "x": 1}"#, r#"{"x": "a"}"#] {
+            assert!(person(bad.as_bytes()).is_err(), "{bad}");
         }
     }
 

@@ -5,7 +5,8 @@ use super::body::Body;
 use super::connections::AdminConnection;
 use super::dashboard;
 use super::event_stream;
-use super::orders::{decision, purge_order};
+use super::fleet;
+use super::orders::{decision, person, purge_order};
 use super::query;
 use super::tap_stream;
 use crate::config::NodeState;
@@ -57,7 +58,10 @@ pub(super) async fn answer(
     }
     match *request.method() {
         Method::GET | Method::HEAD => place.working(read(control, &request, &segments)).await,
-        Method::POST => change(control, &segments, request.body_mut(), (peer, place)).await,
+        Method::POST => {
+            let scope = scope(&request)?;
+            change(control, &segments, request.body_mut(), (peer, place, scope)).await
+        }
         Method::DELETE => place.working(remove(control, &segments, peer)).await,
         _ => Err(wrong_method("GET, HEAD, POST, DELETE")),
     }
@@ -146,7 +150,7 @@ async fn change(
     control: &dyn Control,
     segments: &[&str],
     body: &mut Incoming,
-    (peer, place): (SocketAddr, &AdminConnection),
+    (peer, place, scope): (SocketAddr, &AdminConnection, Scope),
 ) -> Result<Response<Body>, Problem> {
     match *segments {
         ["api", "cache", "purge"] => {
@@ -158,14 +162,9 @@ async fn change(
             let result = CommandResult { responses: Some(responses), heard_by, ..CommandResult::success() };
             Ok(as_json(&result.with_detail(format!("purged {purged}: {responses} stored {noun}{heard}"))))
         }
-        ["api", "fleet", process, "forget"] => match control.forget_member(process) {
-            Ok(true) => Ok(as_json(&CommandResult::success().with_detail(format!("forgot {process}")))),
-            Ok(false) => {
-                let detail = format!("this proxy knows no member `{process}`; the others were told to forget it");
-                Err(Problem::new(ProblemKind::NoSuchMember, detail))
-            }
-            Err(detail) => Err(Problem::new(ProblemKind::NoSuchMember, detail)),
-        },
+        ["api", "fleet", process, "forget"] => {
+            place.working(fleet::forget(control, process)).await.map(|result| as_json(&result))
+        }
         ["api", "reload"] => match place.working(control.reload()).await {
             Ok(said) => Ok(as_json(&CommandResult::success().with_detail(said))),
             Err(said) => Err(Problem::new(ProblemKind::ReloadFailed, said)),
@@ -176,6 +175,11 @@ async fn change(
         }
         ["api", "pools", pool, "nodes", id, word] => {
             let state = NodeState::from_word(word).ok_or_else(not_found)?;
+            if scope == Scope::Fleet {
+                let by = by(person(&read_body(body).await?).map_err(bad_decision)?, peer);
+                let set = place.working(fleet::set_state(control, (pool, id), state, &by)).await;
+                return set.map(|result| as_json(&result));
+            }
             match control.set_node_state(pool, id, state) {
                 Some(true) => {
                     let [pool, node, state] = [pool, id, word].map(|text| Some(text.to_owned()));
@@ -199,13 +203,34 @@ async fn change(
         }
         ["api", "sagas", id, word @ ("retry" | "resolve")] => {
             let (decision, name) = decision(word, &read_body(body).await?).map_err(bad_decision)?;
-            let by = name.map_or_else(|| peer.to_string(), |name| format!("{name} at {peer}"));
+            let by = by(name, peer);
             decide(id, decision, place.working(control.decide(id, decision, &by)).await.map_err(store_failed)?)
         }
         ["api", "idempotency", _] => Err(wrong_method("DELETE")),
         ["api", "events" | "fleet" | "sagas" | "tap" | "top" | "history" | "check"] => Err(wrong_method("GET")),
         _ => Err(not_found()),
     }
+}
+
+/// The proxies that an order is for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Scope {
+    Proxy,
+    Fleet,
+}
+
+/// Returns the proxies that an order is for, by `scope` in the query.
+fn scope(request: &Request<Incoming>) -> Result<Scope, Problem> {
+    match parameter(request, "scope").as_deref() {
+        None | Some("proxy") => Ok(Scope::Proxy),
+        Some("fleet") => Ok(Scope::Fleet),
+        Some(other) => Err(bad_decision(format!("there is no scope `{other}`: use `proxy` or `fleet`"))),
+    }
+}
+
+/// Returns the person and the address that an order comes from.
+fn by(name: Option<String>, peer: SocketAddr) -> String {
+    name.map_or_else(|| peer.to_string(), |name| format!("{name} at {peer}"))
 }
 
 fn decide(id: &str, decision: SagaDecision, decided: Decided) -> Result<Response<Body>, Problem> {

@@ -137,7 +137,8 @@ fn refused(url: String, answer: &Answer) -> ApiError {
 
 fn report(result: &CommandResult) -> Outcome {
     writeln!(stdout(), "{}", result.detail.as_deref().unwrap_or_default())?;
-    // A purge that is not in force everywhere: the answer names the proxies.
-    let is_everywhere = result.heard_by.as_ref().is_none_or(|heard_by| heard_by.complete);
+    // A purge or a state that is not in force everywhere: the answer names the proxies.
+    let is_everywhere = result.heard_by.as_ref().is_none_or(|heard_by| heard_by.complete)
+        && result.applied_by.as_ref().is_none_or(|applied_by| applied_by.complete);
     Ok(if is_everywhere { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

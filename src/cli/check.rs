@@ -42,11 +42,23 @@ pub(super) fn run(file: Option<PathBuf>, connects: bool) -> Outcome {
     match config {
         Some(config) if connects => {
             let (store, bus) = (connect(&config, &mut out)?, connect_bus(&config, &mut out)?);
-            Ok(if bus { store } else { ExitCode::FAILURE })
+            let etcd = connect_etcd(&config, &mut out)?;
+            Ok(if bus && etcd { store } else { ExitCode::FAILURE })
         }
         Some(_) => Ok(ExitCode::SUCCESS),
         None => Ok(ExitCode::FAILURE),
     }
+}
+
+/// Connects to the endpoints of etcd, and prints what was found. Returns whether the fleet can use it.
+fn connect_etcd(config: &Config, out: &mut impl Write) -> std::io::Result<bool> {
+    let Some(settings) = crate::server::etcd_settings(config) else { return Ok(true) };
+    let found = crate::fleet::inspect_etcd(&settings);
+    writeln!(out, "etcd of the fleet {}:", settings.fleet)?;
+    found.sentences.iter().try_for_each(|sentence| writeln!(out, "  {sentence}"))?;
+    found.warnings.iter().try_for_each(|warning| writeln!(out, "  warning: {warning}"))?;
+    found.errors.iter().try_for_each(|error| writeln!(out, "  error: {error}"))?;
+    Ok(found.errors.is_empty())
 }
 
 /// Connects to the nodes of the fleet's bus, and prints what each promises. Returns whether all can be used.

@@ -2,7 +2,7 @@
 
 use super::Outcome;
 use super::api::Target;
-use crate::control::{BusStatus, FleetStatus, MemberStatus};
+use crate::control::{BusStatus, FleetStatus, LeaderStatus, MemberStatus};
 use serde_json::Value as Json;
 use std::io::{self, Write, stdout};
 use std::process::ExitCode;
@@ -67,6 +67,9 @@ fn print(out: &mut impl Write, fleet: &FleetStatus) -> io::Result<()> {
     if let Some(bus) = &fleet.bus {
         print_bus(out, bus)?;
     }
+    if let Some(leader) = &fleet.leader {
+        print_leader(out, leader)?;
+    }
     let head = ["PROCESS", "NAME", "STATE", "VERSION", "ADDRESS", "HEARD", "LAG", "CONFIG"].map(str::to_owned);
     let row = |member: &MemberStatus| {
         [
@@ -92,6 +95,30 @@ fn print(out: &mut impl Write, fleet: &FleetStatus) -> io::Result<()> {
         writeln!(out, "ring of `{}`: the proxies {word}", ring.pool)?;
     }
     fleet.warnings.iter().try_for_each(|warning| writeln!(out, "warning: {warning}"))
+}
+
+fn print_leader(out: &mut impl Write, leader: &LeaderStatus) -> io::Result<()> {
+    let state = if leader.up { "up" } else { "away" };
+    writeln!(out, "etcd  {}: {state}, {} members", leader.endpoint, leader.members.len())?;
+    match (&leader.name, &leader.process) {
+        _ if leader.leads => writeln!(out, "      leader: this proxy, term {}", leader.term)?,
+        (Some(name), Some(process)) => writeln!(out, "      leader: {name} ({process}), term {}", leader.term)?,
+        _ => writeln!(out, "      leader: none")?,
+    }
+    for pool in &leader.pools {
+        let prober = match &*pool.prober {
+            "self" => "this proxy, for the fleet",
+            "leader" => "the leader",
+            _ => "each proxy for itself",
+        };
+        let age = pool.age_seconds.map(|age| format!(", last sign of life {age:.1} s ago")).unwrap_or_default();
+        writeln!(out, "      nodes of `{}` are checked by {prober}{age}", pool.pool)?;
+    }
+    for state in &leader.states {
+        let word = state.state.word();
+        writeln!(out, "      {}/{}: {word}, by {} (over `{}`)", state.pool, state.node, state.by, state.file.word())?;
+    }
+    Ok(())
 }
 
 fn print_bus(out: &mut impl Write, bus: &BusStatus) -> io::Result<()> {

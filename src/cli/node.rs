@@ -2,8 +2,9 @@
 
 use super::Outcome;
 use super::api::Target;
-use crate::control::{CommandResult, DrainStatus, NodeStatus, PoolStatus};
+use crate::control::{CommandResult, DrainStatus, FleetStatus, NodeStatus, PoolStatus};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+use serde_json::json;
 use std::io::{Write, stdout};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -23,6 +24,9 @@ pub(super) struct DrainOptions {
     /// Show the progress, and return when the last session has left
     #[arg(long, requires = "node")]
     wait: bool,
+    /// On all proxies of the fleet: return when each has applied it, or exit with 1 and the names of those that have not
+    #[arg(long, requires = "node")]
+    fleet: bool,
 }
 
 #[derive(clap::Args)]
@@ -36,14 +40,25 @@ pub(super) struct NodeOptions {
     /// The state
     #[arg(value_parser = ["up", "drain", "down"])]
     state: String,
+    /// On all proxies of the fleet: return when each has applied it, or exit with 1 and the names of those that have not
+    #[arg(long)]
+    fleet: bool,
 }
 
 pub(super) fn run(options: &NodeOptions) -> Outcome {
-    set_state(&options.target, &options.pool, &options.node, &options.state)
+    let NodeOptions { target, pool, node, state, fleet } = options;
+    if *fleet { set_fleet_state(target, pool, node, state) } else { set_state(target, pool, node, state) }
 }
 
 pub(super) fn drain(options: &DrainOptions) -> Outcome {
     match (&options.pool, &options.node) {
+        (Some(pool), Some(node)) if options.fleet => {
+            let code = set_fleet_state(&options.target, pool, node, "drain")?;
+            if !options.wait || code != ExitCode::SUCCESS {
+                return Ok(code);
+            }
+            follow_fleet(&options.target, pool, node)
+        }
         (Some(pool), Some(node)) => {
             set_state(&options.target, pool, node, "drain")?;
             if options.wait { follow(&options.target, pool, node) } else { Ok(ExitCode::SUCCESS) }
@@ -52,10 +67,26 @@ pub(super) fn drain(options: &DrainOptions) -> Outcome {
     }
 }
 
-fn set_state(target: &Target, pool: &str, node: &str, state: &str) -> Outcome {
+/// Returns the path of a state of a node.
+fn path(pool: &str, node: &str, state: &str) -> String {
     // Percent-encoded, as names may contain any character.
-    let [pool_name, node_id] = [pool, node].map(|name| utf8_percent_encode(name, NON_ALPHANUMERIC).to_string());
-    let _: CommandResult = target.post(&format!("/api/pools/{pool_name}/nodes/{node_id}/{state}"))?;
+    let [pool, node] = [pool, node].map(|name| utf8_percent_encode(name, NON_ALPHANUMERIC).to_string());
+    format!("/api/pools/{pool}/nodes/{node}/{state}")
+}
+
+/// Sets the state of a node for the fleet. Returns 1 where a proxy has not applied it.
+fn set_fleet_state(target: &Target, pool: &str, node: &str, state: &str) -> Outcome {
+    let mut body = json!({});
+    if let Ok(name) = std::env::var("USER")
+        && !name.is_empty()
+    {
+        body["by"] = name.into();
+    }
+    target.command_with(&format!("{}?scope=fleet", path(pool, node, state)), &body)
+}
+
+fn set_state(target: &Target, pool: &str, node: &str, state: &str) -> Outcome {
+    let _: CommandResult = target.post(&path(pool, node, state))?;
     writeln!(stdout(), "{pool}/{node}: {state}")?;
     Ok(ExitCode::SUCCESS)
 }
@@ -76,6 +107,30 @@ fn follow(target: &Target, pool: &str, node: &str) -> Outcome {
             return Ok(ExitCode::SUCCESS);
         }
         let now = progress(drain);
+        if now != told {
+            writeln!(stdout(), "{pool}/{node}: {now}")?;
+            told = now;
+        }
+        std::thread::sleep(EVERY);
+    }
+}
+
+/// Prints the progress of a drain on all proxies until it is done. Returns 1 where another operator ends it before.
+fn follow_fleet(target: &Target, pool: &str, node: &str) -> Outcome {
+    let mut told = String::new();
+    loop {
+        let fleet: FleetStatus = target.get("/api/fleet")?;
+        let mut states = fleet.leader.iter().flat_map(|leader| &leader.states);
+        let drain = states.find(|state| (&*state.pool, &*state.node) == (pool, node) && state.state.word() == "drain");
+        let Some(drain) = drain else {
+            return Err(format!("{pool}/{node} does not drain for the fleet any more").into());
+        };
+        let waits: Vec<&str> = drain.missing.iter().chain(&drain.draining).map(String::as_str).collect();
+        if waits.is_empty() {
+            writeln!(stdout(), "{pool}/{node}: the last session has left all proxies")?;
+            return Ok(ExitCode::SUCCESS);
+        }
+        let now = format!("requests or sessions are left on {}", waits.join(", "));
         if now != told {
             writeln!(stdout(), "{pool}/{node}: {now}")?;
             told = now;

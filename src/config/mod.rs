@@ -29,10 +29,10 @@ pub(crate) use model::PoolTls;
 pub(crate) use model::Quorum;
 pub(crate) use model::{
     AddressFamily, AffinityCookie, AffinityMode, CacheKey, CheckKind, ClientDirectives, Discovery, FieldRules,
-    FingerprintKind, GrpcCheck, HealthCheck, IgnoredDirective, Initially, Limits, Listener, LogFormat, NodeState,
-    OnConcurrent, OnGone, OnStoreFailure, OnUnknown, OutlierEjection, Pool, PoolConnections, ProcessLogFormat,
-    Protocol, ProxyProtocol, RateLimit, Retries, Route, RouteCache, RouteIdempotency, Saga, SagaRequest, SagaStep,
-    Scheme, Settings, StoreKind, Timeouts, UnderscoresInHeaders,
+    FingerprintKind, GrpcCheck, HealthCheck, HealthScope, IgnoredDirective, Initially, Limits, Listener, LogFormat,
+    NodeState, OnConcurrent, OnGone, OnStoreFailure, OnUnknown, OutlierEjection, Pool, PoolConnections,
+    ProcessLogFormat, Protocol, ProxyProtocol, RateLimit, Retries, Route, RouteCache, RouteIdempotency, Saga,
+    SagaRequest, SagaStep, Scheme, Settings, StoreKind, Timeouts, UnderscoresInHeaders,
 };
 pub(crate) use model::{Level, OnConcurrentWrite};
 

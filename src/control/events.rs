@@ -37,6 +37,9 @@ pub(crate) enum Event {
         node: String,
         #[serde(with = "node_state")]
         state: NodeState,
+        /// The person and the address, where it was set for the whole fleet.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        by: Option<String>,
     },
     /// The verdict of the health checks of a node has changed.
     NodeHealth { pool: String, node: String, healthy: bool, error: Option<String> },
@@ -86,6 +89,7 @@ impl Event {
             | Event::Store { error, .. }
             | Event::Purge { value: error, .. } => error.as_mut(),
             Event::SagaDecided { by, .. } => Some(by),
+            Event::NodeState { by, .. } => by.as_mut(),
             _ => None,
         };
         if let Some(text) = text.filter(|text| text.len() > MAX_TEXT) {
@@ -211,7 +215,7 @@ mod tests {
     #[test]
     fn an_event_is_flat_json_and_its_text_is_bounded() {
         let events = Events::new();
-        events.record(Event::NodeState { pool: "app".into(), node: "n0".into(), state: NodeState::Drain });
+        events.record(Event::NodeState { pool: "app".into(), node: "n0".into(), state: NodeState::Drain, by: None });
         events.record(Event::Purge {
             by: "tag".into(),
             value: Some("\u{e9}".repeat(MAX_TEXT)),

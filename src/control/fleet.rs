@@ -1,5 +1,6 @@
 //! The state of the fleet, as the admin API shows it.
 
+use super::leader::LeaderStatus;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -26,6 +27,8 @@ pub(crate) struct FleetStatus {
     pub(crate) process: String,
     /// The bus; absent where none is configured.
     pub(crate) bus: Option<BusStatus>,
+    /// What it knows by etcd; absent where none is configured.
+    pub(crate) leader: Option<LeaderStatus>,
     pub(crate) members: Vec<MemberStatus>,
     /// The pools, and whether all members send a key to the same node.
     pub(crate) rings: Vec<RingStatus>,

@@ -2,7 +2,8 @@
 
 mod events;
 mod fleet;
-mod node_state;
+mod leader;
+pub(crate) mod node_state;
 mod plan;
 mod status;
 
@@ -21,6 +22,7 @@ pub(crate) use events::{Event, Events, NewEvents, RecordedEvent};
 pub(crate) use fleet::{
     BusNodeStatus, BusStatus, FleetStatus, GroupStatus, HeardBy, MemberStatus, RingStatus, WriteStatus,
 };
+pub(crate) use leader::{AppliedBy, AppliedStatus, FleetStateStatus, LeaderStatus, SharedHealthStatus};
 pub(crate) use plan::{
     CheckStatus, Finding, KeyOrder, Members, PlanKeys, PlanNode, PlanOrder, PlanStatus, PoolPlan, Side, changed,
 };
@@ -63,7 +65,10 @@ pub(crate) trait Control: Send + Sync {
     /// Returns what this process knows of a group of causal routes, by its text.
     fn group(&self, group: &str) -> GroupStatus;
     /// Removes a member that is gone for good from the fleet. Returns whether there is one; or why the text names none.
-    fn forget_member(&self, process: &str) -> Result<bool, String>;
+    fn forget_member<'a>(&'a self, process: &'a str) -> Reply<'a, bool>;
+    /// Sets the state of a node for the whole fleet; `by` is the person and the address that it comes from. Returns the
+    /// members that have applied it, or why etcd cannot tell.
+    fn set_fleet_state<'a>(&'a self, node: (&'a str, &'a str), state: NodeState, by: &'a str) -> Reply<'a, FleetState>;
     /// Returns the records of requests with an `Idempotency-Key`, or the reason for which the store cannot.
     fn idempotency<'a>(&'a self, key: &'a str) -> Reply<'a, Vec<RecordStatus>>;
     /// Returns the newest records of this process whose outcome is not known, or the reason for which the store cannot.
@@ -97,6 +102,18 @@ pub(crate) enum RingKey<'a> {
 
 /// The reply to a call that the process carries out in the background, or the error as text.
 pub(crate) type Reply<'a, T> = Pin<Box<dyn Future<Output = Result<T, String>> + Send + 'a>>;
+
+/// The result of a state of a node for the whole fleet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum FleetState {
+    /// It is set; these members have applied it.
+    Set(AppliedBy),
+    NoSuchNode,
+    /// A new process is taking over, which must be addressed instead.
+    BeingReplaced,
+    /// No etcd is configured.
+    NoEtcd,
+}
 
 /// The result of a release.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -2,6 +2,7 @@
 
 use super::events::RecordedEvent;
 use super::fleet::HeardBy;
+use super::leader::AppliedBy;
 use super::node_state;
 use crate::config::NodeState;
 use serde::{Deserialize, Serialize};
@@ -290,6 +291,9 @@ pub(crate) struct CommandResult {
     /// The proxies of the fleet that have applied the purge.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) heard_by: Option<HeardBy>,
+    /// The proxies of the fleet that have applied the state of a node.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) applied_by: Option<AppliedBy>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) detail: Option<String>,
 }

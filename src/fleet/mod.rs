@@ -6,6 +6,7 @@
 //! - `bus`: the handle that workers and the admin API call. `thread`, `core`: the thread behind it, and its
 //!   state. `node`: one Redis node: the
 //!   connection that publishes, and the one that reads. `stream`: the commands, and their replies.
+//! - `etcd`: the client of etcd; `leader`: one leader for the fleet, shared health, and the states of nodes.
 //!
 //! The room knows neither the cache nor the routes: what arrives goes to a [`Listener`].
 
@@ -13,8 +14,10 @@ mod bus;
 #[cfg(feature = "redis")]
 mod core;
 mod encoding;
+mod etcd;
 mod event;
 mod gaps;
+mod leader;
 mod members;
 #[cfg(feature = "redis")]
 mod node;
@@ -31,7 +34,9 @@ mod window;
 pub(crate) use bus::Bus;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) use encoding::read_any;
+pub(crate) use etcd::{Endpoint, EtcdLogin, EtcdSettings, inspect as inspect_etcd};
 pub(crate) use event::{Event, ProcessId, Purge, PurgeBy};
+pub(crate) use leader::{Host, Leadership, NodeVerdict, SharedPool, StateOrder, start as start_leadership};
 #[cfg(feature = "redis")]
 pub(crate) use node::inspect;
 #[cfg(feature = "redis")]

@@ -42,6 +42,7 @@ impl Bus {
             process: shared.process.to_string(),
             warnings: warnings(&board, &members, &rings, works),
             bus: Some(bus(board, shared.quorum, works)),
+            leader: None,
             members,
             rings,
         }

@@ -223,6 +223,9 @@ problem_kinds! {
     StoreUnavailable: SERVICE_UNAVAILABLE, "store-unavailable", INTERNAL, Both,
         "The idempotency store is not available; nothing was forwarded.",
         "Repeat with the same key after `Retry-After`. Operators: the process log has the cause.";
+    FleetUnavailable: SERVICE_UNAVAILABLE, "fleet-unavailable", None, Admin,
+        "etcd does not answer, or refuses: the state of a node for the fleet may not be set.",
+        "Send the request again: a state that is set twice is the same. `ringway fleet` has the cause.";
     BuffersFull: SERVICE_UNAVAILABLE, "buffers-full", INTERNAL, Clients,
         "The buffers of the proxy have reached `limits.buffered_bytes`.",
         "Repeat the request later. Operators: watch `ringway_buffered_bytes`, and raise the limit.";

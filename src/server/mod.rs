@@ -17,5 +17,6 @@ mod worker;
 #[cfg(feature = "redis")]
 pub(crate) use process::fleet::bus_settings;
 pub(crate) use process::inherited::Inherited;
+pub(crate) use process::leader::etcd_settings;
 pub(crate) use process::run::start;
 pub(crate) use process::store::store_of;

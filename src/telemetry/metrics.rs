@@ -196,7 +196,7 @@ metrics! {
             "Records in the idempotency store.",
             "Growth of the store; it levels off after the longest `ttl`.";
         STORE_UP: Gauge, "ringway_store_up", ["store"],
-            "1 if a store accepts writes: `idempotency` is the idempotency store, others are nodes of `fleet.redis`.",
+            "1 if a store accepts writes: `idempotency` is the idempotency store, `etcd` that of `fleet.etcd`, others are nodes of `fleet.redis`.",
             "Alert on 0: new keys are refused, or forwarded unprotected, as `on_store_failure` says; or a node of the bus is away.";
         FLEET_MEMBERS: Gauge, "ringway_fleet_members", [],
             "Members of the fleet that are alive, this process among them.",
@@ -204,6 +204,15 @@ metrics! {
         FLEET_EVENT_LAG: Gauge, "ringway_fleet_event_lag_seconds", [],
             "The time that an event of this process takes over the bus, by its last heartbeat.",
             "Alert above a second: a purge takes that long to reach this proxy.";
+        LEADER: Gauge, "ringway_leader", ["id"],
+            "1 if this process is the leader of the fleet with this id.",
+            "Alert where the sum over the proxies of a fleet is not 1 for longer than `fleet.lease`.";
+        LEADER_TERM: Gauge, "ringway_leader_term", [],
+            "The term of the leader that this process knows: the revision of etcd at its election; 0 without one.",
+            "A rise is a change of the leader. Proxies that differ for long see different etcd clusters.";
+        FLEET_HEALTH_AGE: Gauge, "ringway_fleet_health_age_seconds", ["pool"],
+            "Time since the last sign of life of the leader's checks of a pool with `health: shared`.",
+            "Alert above three intervals of the pool: each proxy then checks its nodes for itself.";
         SAGAS_STUCK: Gauge, "ringway_sagas_stuck", [],
             "Sagas in the store that wait for a person, as of the last five seconds; at most 1000 are counted.",
             "Alert above 0: `ringway sagas --state stuck` lists them, and nothing goes on before a person decides.";

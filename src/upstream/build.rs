@@ -8,7 +8,7 @@ use super::registry::Registry;
 use super::retry::RetryRules;
 use crate::config::MAX_POINTS;
 use crate::config::values::NodeAddress;
-use crate::config::{self, NodeState, Secrets};
+use crate::config::{self, HealthScope, NodeState, Secrets};
 use crate::ring::{Member, Ring, Seed};
 use rustls::pki_types::ServerName;
 use std::net::{SocketAddr, ToSocketAddrs};
@@ -98,6 +98,7 @@ impl Pool {
             timeouts: settings.timeouts.clone(),
             connections: settings.connections.clone(),
             health_check: settings.health_check.clone().map(Arc::new),
+            is_health_shared: settings.health.value == HealthScope::Shared,
             is_discovered: settings.discovery.is_some(),
             ejection: settings.outlier_ejection.clone(),
             retries: RetryRules::of(settings.retries.as_ref()),

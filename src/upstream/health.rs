@@ -85,6 +85,16 @@ impl Health {
         }
     }
 
+    /// Takes the verdict of another process; returns the health of the node where it changes.
+    pub(super) fn follow(&self, is_healthy: bool, failure: Option<&str>, now: SteadyMillis) -> Option<bool> {
+        self.set(|checks| {
+            let changed = checks.is_bad == is_healthy;
+            let failure = failure.map(str::to_owned);
+            *checks = Checks { is_bad: !is_healthy, passed: 0, failed: 0, failure, at: Some(now) };
+            changed.then_some(is_healthy)
+        })
+    }
+
     /// Counts a check; returns the health of the node where it changes.
     pub(super) fn record(
         &self,
@@ -145,6 +155,19 @@ mod tests {
         record(&health, false, &rules, false);
         health.forget();
         assert!(health.is_healthy() && health.checks() == Checks::default());
+    }
+
+    #[test]
+    fn the_verdict_of_another_process_counts_at_once_and_own_checks_go_on_from_there() {
+        let (health, rules) = (Health::default(), rules(2, 2));
+        assert_eq!(health.follow(true, None, 1), None);
+        assert_eq!(health.follow(false, Some("refused"), 2), Some(false));
+        assert_eq!(health.checks().failure.as_deref(), Some("refused"));
+        assert_eq!(record(&health, true, &rules, false), None);
+        assert_eq!(record(&health, true, &rules, false), Some(true));
+        assert_eq!(record(&health, false, &rules, false), None);
+        assert_eq!(health.follow(true, None, 3), None);
+        assert_eq!(record(&health, false, &rules, false), None, "counts begin anew");
     }
 
     proptest! {

@@ -10,6 +10,7 @@ use super::sessions::Sessions;
 use crate::clock::{SteadyMillis, steady_millis};
 use crate::config::{HealthCheck, NodeState};
 use crate::control::Event;
+use crate::fleet::NodeVerdict;
 use crate::telemetry::metrics::Metrics;
 use prometheus::{Histogram, IntCounter};
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
@@ -197,8 +198,21 @@ impl NodeRuntime {
     pub(super) fn checked(&self, result: Result<(), String>, rules: &HealthCheck) {
         let now = steady_millis(Instant::now());
         let failure = result.as_ref().err().cloned().unwrap_or_default();
+        let changed = self.health.record(result, rules, self.group.is_all_unhealthy(), now);
+        self.judged(changed, failure, now);
+    }
+
+    /// Takes the verdict of the process that checks the node for the fleet.
+    pub(super) fn follow(&self, verdict: &NodeVerdict) {
+        let now = steady_millis(Instant::now());
+        let changed = self.health.follow(verdict.healthy, verdict.failure.as_deref(), now);
+        self.judged(changed, verdict.failure.clone().unwrap_or_default(), now);
+    }
+
+    /// Draws the conclusions from a verdict that has changed.
+    fn judged(&self, changed: Option<bool>, failure: String, now: SteadyMillis) {
         let (pool, node) = (&*self.group.name, &*self.id);
-        match self.health.record(result, rules, self.group.is_all_unhealthy(), now) {
+        match changed {
             Some(true) => {
                 tracing::info!(pool, node, "the node is well again: its health checks pass");
                 self.verdict(true, None);

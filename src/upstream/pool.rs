@@ -25,6 +25,8 @@ pub(crate) struct Pool {
     pub(crate) timeouts: Timeouts,
     pub(crate) connections: PoolConnections,
     pub(crate) health_check: Option<Arc<HealthCheck>>,
+    /// One process checks the nodes for the fleet.
+    pub(crate) is_health_shared: bool,
     /// The node is discovered by DNS, and may be missing from an answer for a while.
     pub(super) is_discovered: bool,
     pub(crate) ejection: OutlierEjection,
@@ -78,6 +80,14 @@ pub(crate) type Tried = SmallVec<[usize; 4]>;
 impl Node {
     pub(crate) fn address(&self) -> SocketAddr {
         self.endpoint.address
+    }
+
+    /// Returns the name of the node in verdicts that processes share: its id and its address, as the file has them.
+    pub(super) fn verdict_name(&self) -> String {
+        match self.named.is_empty() {
+            true => format!("{}@{}", self.id, self.endpoint.address),
+            false => format!("{}@{}", self.id, self.named),
+        }
     }
 }
 

@@ -1,10 +1,14 @@
 //! The prober: health checks of every node at intervals. One per process, on the thread of the admin listener, whatever
 //! the number of workers. It speaks HTTP by hyper's client, which is off the path of requests.
+//!
+//! The nodes of a pool with shared health follow the verdicts of the process that checks for the fleet, where there are
+//! verdicts; the others are checked here.
 
 use super::connect::Endpoint;
 use super::node::NodeRuntime;
 use super::pool::{Node, Pool};
 use crate::config::{CheckKind, GrpcCheck, HealthCheck, Protocol};
+use crate::fleet::NodeVerdict;
 use crate::io::Stream;
 use crate::tls::ClientTls;
 use bytes::Bytes;
@@ -28,10 +32,22 @@ use tokio::time::Instant;
 const MAX_BODY: usize = 64 << 10;
 const MAX_HEAD: usize = 64 << 10;
 
-/// All checks that are going on, by the node's serial.
+/// The longest text of a failure that processes share, in bytes.
+const MAX_FAILURE: usize = 128;
+
+/// All checks that are going on.
 pub(crate) struct Probes {
     runtime: Handle,
-    running: Mutex<HashMap<u64, Probe>>,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    /// By the node's serial.
+    running: HashMap<u64, Probe>,
+    pools: Vec<Arc<Pool>>,
+    /// The verdicts of another process on the nodes of a pool, by the names of both.
+    followed: HashMap<String, HashMap<String, NodeVerdict>>,
 }
 
 /// The checks of one node, which end with it.
@@ -65,40 +81,85 @@ impl Drop for Probe {
 impl Probes {
     /// Checks will run on this runtime.
     pub(crate) fn new(runtime: Handle) -> Probes {
-        Probes { runtime, running: Mutex::default() }
+        Probes { runtime, state: Mutex::default() }
     }
 
     /// Checks the nodes of these pools from now on. Nodes whose checks are as they were keep their
     /// rhythm.
     pub(crate) fn follow(&self, pools: &[Arc<Pool>]) {
-        let mut running = self.running.lock();
-        let mut before = std::mem::take(&mut *running);
-        for (check, node) in pools.iter().filter_map(|pool| Some((pool.health_check.as_ref()?, pool))).flat_map(each) {
-            let serial = node.runtime.serial;
-            let kept = before.remove(&serial).filter(|probe| probe.is(check, node));
-            let probe = kept.unwrap_or_else(|| {
-                let (runtime, check) = (Arc::clone(&node.runtime), Arc::clone(check));
-                let endpoint = check.port.map_or_else(|| node.endpoint.clone(), |port| node.endpoint.at(port.0));
-                let (host, protocol, tls) = (endpoint.host.clone(), endpoint.protocol, endpoint.tls.clone());
-                let task = self.runtime.spawn(watch(runtime, Arc::clone(&check), endpoint)).abort_handle();
-                Probe { check, host, protocol, tls, task }
-            });
-            running.insert(serial, probe);
+        let mut state = self.state.lock();
+        state.pools = pools.to_vec();
+        state.followed.retain(|name, _| pools.iter().any(|pool| *pool.name == **name && pool.is_health_shared));
+        self.check_others(&mut state);
+    }
+
+    /// Has the nodes of a pool follow the verdicts of another process. Nodes without one are checked here; without
+    /// verdicts all are.
+    pub(crate) fn follow_verdicts(&self, pool: &str, verdicts: Option<&[NodeVerdict]>) {
+        let mut state = self.state.lock();
+        let by_name = |all: &[NodeVerdict]| all.iter().map(|it| (it.node.clone(), it.clone())).collect();
+        let verdicts: Option<HashMap<String, NodeVerdict>> = verdicts.map(by_name);
+        if state.followed.get(pool) == verdicts.as_ref() {
+            return;
         }
+        match verdicts {
+            Some(verdicts) => state.followed.insert(pool.to_owned(), verdicts),
+            None => state.followed.remove(pool),
+        };
+        self.check_others(&mut state);
+    }
+
+    /// Returns the verdicts on the nodes of a pool that this process checks.
+    pub(crate) fn verdicts(&self, pool: &str) -> Vec<NodeVerdict> {
+        let state = self.state.lock();
+        let nodes = state.pools.iter().filter(|known| *known.name == *pool).flat_map(|pool| &pool.nodes);
+        let verdict = |node: &Node| {
+            let healthy = node.runtime.health.is_healthy();
+            let mut failure = node.runtime.checks().failure.filter(|_| !healthy);
+            if let Some(text) = &mut failure {
+                text.truncate(text.floor_char_boundary(MAX_FAILURE));
+            }
+            NodeVerdict { node: node.verdict_name(), healthy, failure }
+        };
+        nodes.filter(|node| node.unresolved.is_none()).map(verdict).collect()
+    }
+
+    /// Has nodes follow the verdicts that there are, and checks the others.
+    fn check_others(&self, state: &mut State) {
+        let mut before = std::mem::take(&mut state.running);
+        for pool in &state.pools {
+            let Some(check) = &pool.health_check else { continue };
+            let followed = state.followed.get(&*pool.name);
+            for node in pool.nodes.iter().filter(|node| node.unresolved.is_none()) {
+                if let Some(verdict) = followed.and_then(|verdicts| verdicts.get(&node.verdict_name())) {
+                    // A check that is under way ends.
+                    drop(before.remove(&node.runtime.serial));
+                    node.runtime.follow(verdict);
+                    continue;
+                }
+                let kept = before.remove(&node.runtime.serial).filter(|probe| probe.is(check, node));
+                let probe = kept.unwrap_or_else(|| self.check(node, check, pool.is_health_shared));
+                state.running.insert(node.runtime.serial, probe);
+            }
+        }
+    }
+
+    /// Begins to check a node. All processes of a fleet begin at the same time where the leader is gone: the first
+    /// check of each comes at a moment of its own.
+    fn check(&self, node: &Node, check: &Arc<HealthCheck>, is_shared: bool) -> Probe {
+        let (runtime, check) = (Arc::clone(&node.runtime), Arc::clone(check));
+        let endpoint = check.port.map_or_else(|| node.endpoint.clone(), |port| node.endpoint.at(port.0));
+        let (host, protocol, tls) = (endpoint.host.clone(), endpoint.protocol, endpoint.tls.clone());
+        let first = if is_shared { check.interval } else { check.interval / 10 };
+        let task = self.runtime.spawn(watch(runtime, Arc::clone(&check), endpoint, first)).abort_handle();
+        Probe { check, host, protocol, tls, task }
     }
 }
 
-fn each<'a>(
-    (check, pool): (&'a Arc<HealthCheck>, &'a Arc<Pool>),
-) -> impl Iterator<Item = (&'a Arc<HealthCheck>, &'a Node)> {
-    let nodes = pool.nodes.iter().filter(|node| node.unresolved.is_none());
-    nodes.map(move |node| (check, node))
-}
-
-/// Checks one node until the task is aborted.
-async fn watch(node: Arc<NodeRuntime>, check: Arc<HealthCheck>, endpoint: Endpoint) {
-    // The first one comes soon, and not of all nodes at once.
-    let mut at = Instant::now() + part_of(check.interval / 10);
+/// Checks one node until the task is aborted, for the first time within so long.
+async fn watch(node: Arc<NodeRuntime>, check: Arc<HealthCheck>, endpoint: Endpoint, first: Duration) {
+    // Not of all nodes at once.
+    let mut at = Instant::now() + part_of(first);
     loop {
         tokio::time::sleep_until(at).await;
         let asked = tokio::time::timeout(check.timeout, check_node(&check, &endpoint)).await;

@@ -1,8 +1,13 @@
 //! What the admin API can ask of the fleet: its members, and the removal of one that is gone.
 
+use crate::clock;
+use crate::config::NodeState;
 use crate::consistency::{Dot, Groups, group_id};
-use crate::control::{FleetStatus, GroupStatus, HeardBy, MemberStatus, PurgeOrder, PurgeTarget, WriteStatus};
-use crate::fleet::{ProcessId, Purge, PurgeBy};
+use crate::control::{
+    AppliedStatus, FleetState, FleetStatus, GroupStatus, HeardBy, MemberStatus, PurgeOrder, PurgeTarget, WriteStatus,
+};
+use crate::fleet::{ProcessId, Purge, PurgeBy, StateOrder};
+use crate::server::process::fleet::FleetMember;
 use crate::server::process::handle::Handle;
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -13,31 +18,52 @@ const PATIENCE: Duration = Duration::from_millis(250);
 /// Returns the fleet as this process sees it; `None` where none is configured.
 pub(super) fn status(handle: &Handle) -> Option<FleetStatus> {
     let member = handle.fleet.as_ref()?;
-    if let Some(bus) = &member.bus {
-        return Some(bus.status());
+    let mut status = match &member.bus {
+        Some(bus) => bus.status(),
+        None => without_bus(handle, member),
+    };
+    if let Some(leadership) = &member.leadership {
+        status.warnings.extend(leadership.warnings(member.bus.is_some()));
+        status.leader = Some(leadership.status());
     }
+    Some(status)
+}
+
+fn without_bus(handle: &Handle, member: &FleetMember) -> FleetStatus {
     let id = handle.snapshot.load().config.settings.fleet.as_ref().map(|fleet| fleet.id.value.clone());
-    let own = MemberStatus {
+    let own = AppliedStatus {
         process: member.process.to_string(),
         name: String::new(),
         address: handle.admin.bound.to_string(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         state: "self".to_owned(),
+        applied: 0,
+    };
+    let known = member.leadership.as_ref().map(|leadership| leadership.status().members).unwrap_or_default();
+    let is_known = known.iter().any(|known| known.process == own.process);
+    let own = (!is_known).then_some(own);
+    let members = own.into_iter().chain(known).map(|known| MemberStatus {
+        process: known.process,
+        name: known.name,
+        address: known.address,
+        version: known.version,
+        state: known.state,
         heard_seconds: 0.0,
         lag_seconds: 0.0,
         clock_offset_seconds: 0.0,
         config: String::new(),
         rings: BTreeMap::new(),
-    };
+    });
     let warning = "the fleet has no bus: purges and writes stay on this proxy; `fleet.redis` adds one";
-    Some(FleetStatus {
+    FleetStatus {
         id: id.unwrap_or_default(),
         process: member.process.to_string(),
         bus: None,
-        members: vec![own],
+        leader: None,
+        members: members.collect(),
         rings: Vec::new(),
         warnings: vec![warning.to_owned()],
-    })
+    }
 }
 
 /// Returns what this process knows of a group of causal routes.
@@ -70,17 +96,58 @@ pub(super) async fn purge(handle: &Handle, order: &PurgeOrder) -> Option<HeardBy
     Some(bus.purge(Purge { by, value, soft: order.soft, causal }, PATIENCE).await)
 }
 
-/// Removes a member that is gone for good. Returns whether this process knew it.
+/// Removes a member that is gone for good. Returns whether this process or etcd knew it.
 ///
 /// # Errors
-/// The text names no process, this one, or there is no bus.
-pub(super) fn forget(handle: &Handle, process: &str) -> Result<bool, String> {
+/// The text names no process, this one, there is neither a bus nor etcd, or etcd does not answer.
+pub(super) async fn forget(handle: &Handle, process: &str) -> Result<bool, String> {
     let process: ProcessId = process.parse()?;
     let member = handle.fleet.as_ref().ok_or("no fleet is configured")?;
-    let bus = member.bus.as_ref().ok_or("the fleet has no bus: `fleet.redis` adds one")?;
+    if member.bus.is_none() && member.leadership.is_none() {
+        return Err("the fleet has neither a bus nor etcd: `fleet.redis` and `fleet.etcd` add them".to_owned());
+    }
     if process == member.process {
         return Err("this is the process itself, which is not gone".to_owned());
     }
     tracing::warn!(%process, "an operator removes a member from the fleet");
-    Ok(bus.forget(process))
+    let by_bus = member.bus.as_ref().is_some_and(|bus| bus.forget(process));
+    let by_etcd = match &member.leadership {
+        Some(leadership) => leadership.forget(process).await?,
+        None => false,
+    };
+    Ok(by_bus || by_etcd)
+}
+
+/// Sets the state of a node for the whole fleet. Returns the members that have applied it.
+///
+/// # Errors
+/// etcd does not answer, or refuses.
+pub(super) async fn set_state(
+    handle: &Handle,
+    (pool, node): (&str, &str),
+    state: NodeState,
+    by: &str,
+) -> Result<FleetState, String> {
+    let Some(leadership) = handle.leadership() else { return Ok(FleetState::NoEtcd) };
+    if *handle.states_given.lock() {
+        return Ok(FleetState::BeingReplaced);
+    }
+    let file = {
+        let snapshot = handle.snapshot.load();
+        let pool = snapshot.pools.iter().find(|known| &*known.name == pool);
+        let node = pool.and_then(|pool| pool.nodes.iter().find(|known| &*known.id == node));
+        node.map(|node| node.state)
+    };
+    let Some(file) = file else { return Ok(FleetState::NoSuchNode) };
+    let order = StateOrder {
+        pool: pool.to_owned(),
+        node: node.to_owned(),
+        state,
+        file,
+        by: by.to_owned(),
+        at: clock::unix_seconds(),
+        number: 0,
+        revision: 0,
+    };
+    leadership.set_state(order).await.map(FleetState::Set)
 }

@@ -2,7 +2,7 @@
 
 use crate::cache::Cache;
 use crate::clock::steady_millis;
-use crate::fleet::Bus;
+use crate::fleet::{Bus, Leadership};
 use crate::http::budget::Budget;
 use crate::proxy::Snapshot;
 use crate::server::process::handle::LastReload;
@@ -12,7 +12,7 @@ use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Registers the gauges of the cache.
 pub(in crate::server) fn cache(metrics: &Metrics, cache: &Arc<Cache>) {
@@ -26,16 +26,40 @@ pub(in crate::server) fn cache(metrics: &Metrics, cache: &Arc<Cache>) {
     gauge(elsewhere::CACHE_BYTES, |(_, bytes)| bytes);
 }
 
-/// Registers the gauges of the fleet, where the process has a bus.
-pub(in crate::server) fn fleet(metrics: &Metrics, bus: Option<&Bus>) {
+/// Registers the gauges of the fleet, where the process has a bus or etcd.
+pub(in crate::server) fn fleet(metrics: &Metrics, bus: Option<&Bus>, leadership: Option<&Leadership>) {
     let gauge = |family, read: fn(&Bus) -> f64| {
         let bus = bus.cloned();
         metrics.gauge(family, move |samples| {
             samples.extend(bus.iter().map(|bus| Sample { labels: Vec::new(), value: read(bus) }));
         });
     };
-    gauge(elsewhere::FLEET_MEMBERS, |bus| bus.members() as f64);
+    let (by_bus, by_etcd) = (bus.cloned(), leadership.cloned());
+    metrics.gauge(elsewhere::FLEET_MEMBERS, move |samples| {
+        let by_etcd = || by_etcd.as_ref().map(Leadership::members);
+        let members = by_bus.as_ref().map(Bus::members).or_else(by_etcd);
+        samples.extend(members.map(|members| Sample { labels: Vec::new(), value: members as f64 }));
+    });
     gauge(elsewhere::FLEET_EVENT_LAG, |bus| bus.lag().as_secs_f64());
+}
+
+/// Registers the gauges of the leader, and of shared health, where the process has etcd.
+pub(in crate::server) fn leader(metrics: &Metrics, leadership: Option<&Leadership>) {
+    let Some(leadership) = leadership else { return };
+    let own = leadership.clone();
+    metrics.gauge(elsewhere::LEADER, move |samples| {
+        let labels = vec![own.fleet().to_owned()];
+        samples.push(Sample { labels, value: f64::from(u8::from(own.is_leader())) });
+    });
+    let own = leadership.clone();
+    metrics.gauge(elsewhere::LEADER_TERM, move |samples| {
+        samples.push(Sample { labels: Vec::new(), value: own.term() as f64 });
+    });
+    let own = leadership.clone();
+    metrics.gauge(elsewhere::FLEET_HEALTH_AGE, move |samples| {
+        let sample = |(pool, age): (String, Duration)| Sample { labels: vec![pool], value: age.as_secs_f64() };
+        samples.extend(own.ages().into_iter().map(sample));
+    });
 }
 
 /// Registers the gauge of buffered bytes.

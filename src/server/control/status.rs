@@ -6,9 +6,9 @@ use crate::clock::{self, steady_millis};
 use crate::config::{self, NodeState};
 use crate::control::{
     Access, CacheStatus, CheckStatus, ConfigStatus, ConnectionsStatus, Control, Decided, DiscoveryStatus, DrainStatus,
-    EffectiveConfig, Event, Events, FleetStatus, GroupStatus, HealthCheckStatus, HistoryStatus, IdempotencyStatus,
-    KeyOwners, ListenerStatus, NodeStatus, PlanOrder, PlanStatus, PoolStatus, PurgeOrder, PurgeTarget, Purged,
-    RecordStatus, Release, Reply, RingKey, RingSlices, SagaDecision, SagaStatus, Status,
+    EffectiveConfig, Event, Events, FleetState, FleetStatus, GroupStatus, HealthCheckStatus, HistoryStatus,
+    IdempotencyStatus, KeyOwners, ListenerStatus, NodeStatus, PlanOrder, PlanStatus, PoolStatus, PurgeOrder,
+    PurgeTarget, Purged, RecordStatus, Release, Reply, RingKey, RingSlices, SagaDecision, SagaStatus, Status,
 };
 use crate::idempotency::{Authorised, Id, Listed};
 use crate::server::listener::open::Open;
@@ -107,7 +107,7 @@ impl Control for Handle {
         let set = found.is_some_and(|pool| self.registry.set_state(pool, id, state));
         if set {
             tracing::info!(pool, node = id, state = state.word(), "the state of a node was set");
-            self.events.record(Event::NodeState { pool: pool.to_owned(), node: id.to_owned(), state });
+            self.events.record(Event::NodeState { pool: pool.to_owned(), node: id.to_owned(), state, by: None });
         }
         Some(set)
     }
@@ -160,8 +160,12 @@ impl Control for Handle {
         fleet::group(self, group)
     }
 
-    fn forget_member(&self, process: &str) -> Result<bool, String> {
-        fleet::forget(self, process)
+    fn forget_member<'a>(&'a self, process: &'a str) -> Reply<'a, bool> {
+        Box::pin(fleet::forget(self, process))
+    }
+
+    fn set_fleet_state<'a>(&'a self, node: (&'a str, &'a str), state: NodeState, by: &'a str) -> Reply<'a, FleetState> {
+        Box::pin(fleet::set_state(self, node, state, by))
     }
 
     fn idempotency<'a>(&'a self, key: &'a str) -> Reply<'a, Vec<RecordStatus>> {

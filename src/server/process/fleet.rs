@@ -1,14 +1,16 @@
 //! The fleet that the process belongs to: its bus, and the receiver of what arrives there.
 
+use super::leader::{LeaderHost, etcd_settings};
 use crate::cache::{Cache, Purge};
 use crate::config::Config;
 use crate::config::read::Field;
 use crate::consistency::{Causality, Dot, Write};
 use crate::control::{self, Events};
-use crate::fleet::{Bus, Digests, Event, Heard, Listener, ProcessId, PurgeBy};
+use crate::fleet::{self, Bus, Digests, Event, Heard, Leadership, Listener, ProcessId, PurgeBy};
 use crate::proxy::Snapshot;
 use crate::server::control::purge;
 use crate::telemetry::metrics::Metrics;
+use crate::upstream::{Probes, Registry};
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -20,7 +22,7 @@ use std::time::Duration;
 #[cfg(feature = "redis")]
 use {
     super::store::tls_settings,
-    crate::fleet::{self, BusControl, BusSettings},
+    crate::fleet::{BusControl, BusSettings},
     crate::io::redis::Login,
 };
 
@@ -38,6 +40,8 @@ const FAREWELL: Duration = Duration::from_millis(300);
 pub(in crate::server) struct FleetMember {
     pub(in crate::server) process: ProcessId,
     pub(in crate::server) bus: Option<Bus>,
+    /// By etcd.
+    pub(in crate::server) leadership: Option<Leadership>,
     #[cfg(feature = "redis")]
     control: Option<BusControl>,
 }
@@ -49,6 +53,8 @@ pub(super) struct Concerned<'a> {
     pub(super) causality: &'a Arc<Causality>,
     pub(super) metrics: &'a Arc<Metrics>,
     pub(super) events: &'a Arc<Events>,
+    pub(super) registry: &'a Arc<Registry>,
+    pub(super) probes: &'a Arc<Probes>,
     pub(super) admin: SocketAddr,
 }
 
@@ -65,26 +71,68 @@ impl FleetMember {
         if config.settings.fleet.is_none() {
             return Ok(None);
         }
-        Ok(Some(FleetMember::start(config, process, concerned)?))
+        let leadership = match etcd_settings(config) {
+            Some(settings) => Some(fleet::start_leadership(&settings, process, concerned.host())?),
+            None => None,
+        };
+        Ok(Some(FleetMember { leadership, ..FleetMember::start(config, process, concerned)? }))
     }
 
     #[cfg(feature = "redis")]
     fn start(config: &Config, process: ProcessId, concerned: &Concerned<'_>) -> io::Result<FleetMember> {
-        let Some(settings) = bus_settings(config) else { return Ok(FleetMember { process, bus: None, control: None }) };
+        let Some(settings) = bus_settings(config) else {
+            return Ok(FleetMember { process, bus: None, leadership: None, control: None });
+        };
         let listener = Arc::new(FleetListener::new(concerned));
         let (bus, control) = fleet::start(&settings, process, listener, concerned.metrics)?;
-        Ok(FleetMember { process, bus: Some(bus), control: Some(control) })
+        Ok(FleetMember { process, bus: Some(bus), leadership: None, control: Some(control) })
     }
 
     #[cfg(not(feature = "redis"))]
     fn start(_: &Config, process: ProcessId, _: &Concerned<'_>) -> io::Result<FleetMember> {
-        Ok(FleetMember { process, bus: None })
+        Ok(FleetMember { process, bus: None, leadership: None })
     }
 
     /// Says good-bye to the other members.
     pub(super) fn leave(&self) {
         if let Some(bus) = &self.bus {
             bus.leave(FAREWELL);
+        }
+        if let Some(leadership) = &self.leadership {
+            leadership.leave(FAREWELL);
+        }
+    }
+
+    /// Returns once the bus works and the states of nodes were read, or after so long.
+    pub(super) async fn ready(&self, patience: Duration) {
+        let bus = async {
+            if let Some(bus) = &self.bus {
+                bus.ready(patience).await;
+            }
+        };
+        let states = async {
+            if let Some(leadership) = &self.leadership {
+                leadership.ready(patience).await;
+            }
+        };
+        tokio::join!(bus, states);
+    }
+
+    /// Returns whether another configuration has another etcd, which this process cannot follow.
+    fn has_another_etcd(&self, config: &Config) -> bool {
+        match (&self.leadership, etcd_settings(config)) {
+            (None, None) => false,
+            (Some(leadership), Some(settings)) => leadership.is_another(&settings),
+            _ => true,
+        }
+    }
+
+    /// Lets the leader's room go on under a new configuration: with other endpoints, or with another login.
+    fn reconfigure_etcd(&self, config: &Config) {
+        if let (Some(leadership), Some(settings)) = (&self.leadership, etcd_settings(config))
+            && !leadership.is_another(&settings)
+        {
+            leadership.reconfigure(&settings);
         }
     }
 
@@ -93,6 +141,9 @@ impl FleetMember {
     pub(super) fn needs_restart(member: Option<&FleetMember>, config: &Config) -> Option<&'static str> {
         if member.is_some() != config.settings.fleet.is_some() {
             return Some("fleet");
+        }
+        if member.is_some_and(|member| member.has_another_etcd(config)) {
+            return Some("fleet.etcd");
         }
         let control = member.and_then(|member| member.control.as_ref());
         match (control, bus_settings(config)) {
@@ -104,12 +155,16 @@ impl FleetMember {
 
     #[cfg(not(feature = "redis"))]
     pub(super) fn needs_restart(member: Option<&FleetMember>, config: &Config) -> Option<&'static str> {
+        if member.is_some_and(|member| member.has_another_etcd(config)) {
+            return Some("fleet.etcd");
+        }
         (member.is_some() != config.settings.fleet.is_some()).then_some("fleet")
     }
 
     /// Lets the bus go on under a new configuration: at other addresses of the same nodes, or with another login.
     #[cfg(feature = "redis")]
     pub(super) fn reconfigure(&self, config: &Config) {
+        self.reconfigure_etcd(config);
         if let (Some(control), Some(settings)) = (&self.control, bus_settings(config))
             && !control.is_another(&settings)
         {
@@ -118,7 +173,21 @@ impl FleetMember {
     }
 
     #[cfg(not(feature = "redis"))]
-    pub(super) fn reconfigure(&self, _: &Config) {}
+    pub(super) fn reconfigure(&self, config: &Config) {
+        self.reconfigure_etcd(config);
+    }
+}
+
+impl Concerned<'_> {
+    fn host(&self) -> Arc<LeaderHost> {
+        Arc::new(LeaderHost {
+            snapshot: Arc::clone(self.snapshot),
+            probes: Arc::clone(self.probes),
+            registry: Arc::clone(self.registry),
+            events: Arc::clone(self.events),
+            admin: self.admin,
+        })
+    }
 }
 
 /// Tells the other members of the last number that this process has given out, ten times a second at most: what they

@@ -9,6 +9,7 @@ use crate::clock;
 use crate::config::FileStamp;
 use crate::consistency::Causality;
 use crate::control::{CertificateStatus, Control, Event, Events, ReloadStatus};
+use crate::fleet::Leadership;
 use crate::http::budget::Budget;
 use crate::proxy::Snapshot;
 use crate::server::connection::limit::ConnectionPermits;
@@ -38,8 +39,8 @@ pub(in crate::server) struct Handle {
     pub(in crate::server) observers: Arc<Observers>,
     pub(in crate::server) history: Arc<History>,
     pub(in crate::server) background: Background,
-    pub(in crate::server) registry: Registry,
-    pub(in crate::server) probes: Probes,
+    pub(in crate::server) registry: Arc<Registry>,
+    pub(in crate::server) probes: Arc<Probes>,
     pub(in crate::server) discovered: Arc<Discovered>,
     pub(in crate::server) cache: Arc<Cache>,
     pub(in crate::server) budget: Arc<Budget>,
@@ -98,6 +99,18 @@ impl Handle {
         let mut given = self.states_given.lock();
         *given = true;
         self.registry.state_overrides()
+    }
+
+    /// Hands leadership of the fleet over, for good.
+    pub(in crate::server) fn retire(&self) {
+        if let Some(leadership) = self.leadership() {
+            leadership.retire();
+        }
+    }
+
+    /// Returns the process as a member of a fleet with etcd.
+    pub(in crate::server) fn leadership(&self) -> Option<&Leadership> {
+        self.fleet.as_ref()?.leadership.as_ref()
     }
 
     /// Takes no more connections there.

@@ -11,6 +11,7 @@
 //!
 //! If either process ends before that, nothing has changed: the sockets are open in both.
 
+use crate::fleet::StateOrder;
 use crate::upstream::StateOverride;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
@@ -40,7 +41,12 @@ const MOST: u32 = 64 << 20;
 pub(in crate::server) enum HandoverMessage {
     Offer(Offer),
     Ready,
-    Go { nodes: Vec<StateOverride> },
+    Go {
+        nodes: Vec<StateOverride>,
+        /// The states for the whole fleet.
+        #[serde(default)]
+        orders: Vec<StateOrder>,
+    },
     Serving,
 }
 

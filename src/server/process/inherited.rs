@@ -2,6 +2,7 @@
 //! activation).
 
 use super::handover::{HandoverMessage, Line, Listening, Offer, VARIABLE};
+use crate::fleet::StateOrder;
 use crate::server::listener::open::Open;
 use crate::server::listener::socket_set::set_inherited;
 use crate::upstream::StateOverride;
@@ -101,11 +102,11 @@ fn from_systemd() -> io::Result<Inherited> {
 }
 
 impl Predecessor {
-    /// Reports that everything is built. Returns the states of nodes, once the predecessor refuses further ones.
-    pub(in crate::server) fn built(&mut self) -> io::Result<Vec<StateOverride>> {
+    /// Reports that everything is built. Returns the states of nodes, here and for the fleet, once the predecessor refuses further ones.
+    pub(in crate::server) fn built(&mut self) -> io::Result<(Vec<StateOverride>, Vec<StateOrder>)> {
         self.0.send(&HandoverMessage::Ready)?;
         match self.0.receive()? {
-            HandoverMessage::Go { nodes } => Ok(nodes),
+            HandoverMessage::Go { nodes, orders } => Ok((nodes, orders)),
             _ => Err(io::ErrorKind::InvalidData.into()),
         }
     }

@@ -8,6 +8,7 @@ pub(super) mod handle;
 pub(super) mod handover;
 mod hints;
 pub(super) mod inherited;
+pub(in crate::server) mod leader;
 mod log;
 mod nofile;
 pub(super) mod reload;

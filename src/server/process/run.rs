@@ -44,7 +44,7 @@ use tokio::sync::{mpsc, watch};
 /// The longest wait for workers after they were stopped, and for the reader of the access log.
 const LAST_MOMENT: Duration = Duration::from_millis(300);
 
-/// The longest wait for the first connection to the bus.
+/// The longest wait for the first connection to the bus, and for the first reading of etcd.
 const BUS: Duration = Duration::from_millis(500);
 
 /// Triggers of reloads that may wait: they are joined anyway.
@@ -86,16 +86,17 @@ pub(crate) async fn start(config: Config, mut inherited: Inherited) -> Result<Ru
     handle.note(Some(&source));
     tokio::spawn(reload::run(Arc::clone(&handle), waiting));
     if let Some(predecessor) = &mut inherited.predecessor {
-        let said = predecessor.built().map_err(StartError::Handover)?;
-        handle.registry.take_over(&handle.snapshot.load().pools, &said);
+        let (states, orders) = predecessor.built().map_err(StartError::Handover)?;
+        handle.registry.take_over_orders(&orders);
+        handle.registry.take_over(&handle.snapshot.load().pools, &states);
     }
     handle.open_admin();
     if let Some(metrics) = &handle.metrics_listener {
         tracing::info!(address = %metrics.bound, "metrics and probes");
     }
-    if let Some(bus) = handle.fleet.as_ref().and_then(|fleet| fleet.bus.as_ref()) {
-        // What is fetched before the first connection is validated later.
-        bus.ready(BUS).await;
+    if let Some(fleet) = &handle.fleet {
+        // What is fetched before the first connection to the bus is validated later.
+        fleet.ready(BUS).await;
     }
     let threads = start_workers(&handle).map_err(StartError::Thread)?;
     if inherited.predecessor.is_some() {
@@ -119,7 +120,7 @@ async fn build(
     let settings = config.settings.clone();
     let metrics = Arc::new(Metrics::new());
     let events = Events::new();
-    let registry = Registry::new(Arc::clone(&metrics), Arc::clone(&events));
+    let registry = Arc::new(Registry::new(Arc::clone(&metrics), Arc::clone(&events)));
     let workers = match settings.workers {
         0 => std::thread::available_parallelism().map_or(1, usize::from),
         given => given as usize,
@@ -130,7 +131,7 @@ async fn build(
     let opened = open_store(&records, &config, (&metrics, &events), inherited)?;
     let background = Background::start().map_err(StartError::Thread)?;
     let runtime = background.runtime();
-    let (probes, discovered) = (Probes::new(runtime.clone()), Arc::new(Discovered::new(runtime.clone())));
+    let (probes, discovered) = (Arc::new(Probes::new(runtime.clone())), Arc::new(Discovered::new(runtime.clone())));
     discovered.prepare(config.discoveries()).await;
     let parts = Parts {
         registry: &registry,
@@ -159,6 +160,8 @@ async fn build(
         causality: &causality,
         metrics: &metrics,
         events: &events,
+        registry: &registry,
+        probes: &probes,
         admin: admin.bound,
     };
     let fleet = FleetMember::join(&snapshot.load().config, process, &concerned).map_err(StartError::Thread)?;
@@ -240,8 +243,9 @@ fn register_gauges(handle: &Handle) {
     gauges::cache(metrics, &handle.cache);
     gauges::budget(metrics, &handle.budget);
     let bus = handle.fleet.as_ref().and_then(|fleet| fleet.bus.clone());
-    gauges::fleet(metrics, bus.as_ref());
-    handle.records.gauges(metrics, bus);
+    gauges::fleet(metrics, bus.as_ref(), handle.leadership());
+    gauges::leader(metrics, handle.leadership());
+    handle.records.gauges(metrics, bus, handle.leadership().cloned());
 }
 
 /// Opens the idempotency store, where a route uses one: the same as the process before had.
@@ -383,6 +387,7 @@ impl Running {
     /// all have ended.
     pub(crate) async fn drain(mut self) -> bool {
         let limits = self.handle.snapshot.load().config.settings.limits.clone();
+        self.handle.retire();
         self.handle.stage.send_replace(Stage::Leaving);
         self.handle.events.record(Event::Drain { timeout_seconds: limits.drain_timeout.as_secs_f64() });
         // If another process serves already, there is no need to wait for load balancers.

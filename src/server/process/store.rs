@@ -3,7 +3,7 @@
 use super::background::Background;
 use crate::config::{Config, StoreKind};
 use crate::control::{Event, Events};
-use crate::fleet::Bus;
+use crate::fleet::{Bus, Leadership};
 #[cfg(feature = "redis")]
 use crate::idempotency::RedisSettings;
 use crate::idempotency::{Kind, OpenError, Records};
@@ -86,7 +86,7 @@ impl OpenStore {
     }
 
     /// Registers the gauge of its records.
-    pub(super) fn gauges(&self, metrics: &Metrics, bus: Option<Bus>) {
+    pub(super) fn gauges(&self, metrics: &Metrics, bus: Option<Bus>, leadership: Option<Leadership>) {
         let store = self.clone();
         metrics.gauge(elsewhere::IDEMPOTENCY_RECORDS, move |samples| {
             if let Some(count) = store.get().and_then(|records| records.count()) {
@@ -107,6 +107,10 @@ impl OpenStore {
             }
             for (node, up) in bus.iter().flat_map(Bus::nodes) {
                 samples.push(Sample { labels: vec![node], value: f64::from(u8::from(up)) });
+            }
+            if let Some(leadership) = &leadership {
+                let labels = vec!["etcd".to_owned()];
+                samples.push(Sample { labels, value: f64::from(u8::from(leadership.is_up())) });
             }
         });
     }

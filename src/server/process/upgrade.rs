@@ -47,6 +47,8 @@ pub(super) async fn run(handle: Arc<Handle>) {
             tracing::info!(pid, took = ?began.elapsed(), "the new binary serves; this one ends");
             systemd::main_pid(pid);
             handle.is_replaced.store(true, Ordering::SeqCst);
+            // The new process, or another proxy, leads the fleet from now on.
+            handle.retire();
             handle.replaced.notify_one();
         }
         Err(error) => {
@@ -121,7 +123,7 @@ fn hand_over(handle: &Arc<Handle>, line: &mut Line) -> io::Result<()> {
     }
     // From here on, states of nodes are set in the new process.
     handle.close_admin();
-    line.send(&HandoverMessage::Go { nodes: handle.take_states() })?;
+    line.send(&HandoverMessage::Go { nodes: handle.take_states(), orders: handle.registry.orders() })?;
     expect(line, |said| matches!(said, HandoverMessage::Serving))
 }
 
