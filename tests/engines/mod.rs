@@ -2,11 +2,13 @@
 //! and the faults that happen to them. Shared by the unit tests and by `tests/proxy`.
 #![allow(dead_code, unused_imports, missing_docs, reason = "each of the two test programs uses a part")]
 
+mod etcd;
 mod link;
 mod pgbouncer;
 mod postgres;
 mod redis;
 
+pub(crate) use etcd::Etcd;
 pub(crate) use link::Link;
 pub(crate) use pgbouncer::PgBouncer;
 pub(crate) use postgres::Postgres;
