@@ -1,5 +1,5 @@
-//! Causal reads: the clocks, tags and session tokens by which no session sees an older version than one that it has
-//! seen or written, on any proxy. Data, no I/O.
+//! Guarantees of reads: the clocks, tags and session tokens of causal ones, by which no session sees an older version than
+//! one that it has seen or written, on any proxy; and the stamps of strong ones (`quorum`). Data, no I/O.
 //!
 //! - `group`: resources that change together, by templates of a route. `vector`: dots, vectors and the clock of a process.
 //! - `tag`: what a stored response includes. `token`: what a session has seen, by group. `signer`: tokens as text.
@@ -10,6 +10,8 @@
 //! its fetch began after the answers with these dots had arrived, so that it is no older than they are.
 
 mod group;
+#[cfg_attr(not(test), allow(dead_code, unused_imports, reason = "the connections to the nodes come next"))]
+pub(crate) mod quorum;
 mod requester;
 mod signer;
 mod tag;
@@ -17,7 +19,7 @@ mod token;
 mod vector;
 mod writes;
 
-pub(crate) use group::{GroupSubject, GroupTemplate, Groups, digest, group_id};
+pub(crate) use group::{GroupId, GroupSubject, GroupTemplate, Groups, digest, group_id};
 pub(crate) use requester::{Causality, Guarantee, Rejection, Requester};
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) use signer::read_any;
