@@ -156,11 +156,17 @@ async fn change(
         ["api", "cache", "purge"] => {
             let order = purge_order(&read_body(body).await?).map_err(bad_purge)?;
             let purged = order.to_string();
-            let Purged { responses, heard_by } = place.working(control.purge(order)).await.map_err(bad_purge)?;
+            let purged_by = place.working(control.purge(order)).await;
+            let Purged { responses, heard_by, unmarked } = purged_by.map_err(bad_purge)?;
             let noun = if responses == 1 { "response" } else { "responses" };
             let heard = heard_by.as_ref().map(in_words).unwrap_or_default();
-            let result = CommandResult { responses: Some(responses), heard_by, ..CommandResult::success() };
-            Ok(as_json(&result.with_detail(format!("purged {purged}: {responses} stored {noun}{heard}"))))
+            let stamps = match unmarked {
+                Some(true) => "; unmarked: too few nodes of `fleet.redis` have its stamp, and get it later",
+                _ => "",
+            };
+            let responses_of = Some(responses);
+            let result = CommandResult { responses: responses_of, heard_by, unmarked, ..CommandResult::success() };
+            Ok(as_json(&result.with_detail(format!("purged {purged}: {responses} stored {noun}{heard}{stamps}"))))
         }
         ["api", "fleet", process, "forget"] => {
             place.working(fleet::forget(control, process)).await.map(|result| as_json(&result))

@@ -11,7 +11,7 @@ use super::streaming_body::{Demand, StreamingBody, StreamingReader};
 use super::vary::{Selecting, Varies};
 use super::{Cache, PASS};
 use crate::clock;
-use crate::consistency::{Requester, Tag, TagBase};
+use crate::consistency::{FetchBase, Requester, StoredTag};
 use crate::http::fields::{NamedByConnection, content_length};
 use crate::http::head::RequestFields;
 use bytes::Bytes;
@@ -54,8 +54,8 @@ pub(crate) struct Order {
     pub(crate) policy: Arc<CachePolicy>,
     /// The requester, on a route with a guarantee.
     pub(crate) requester: Option<Rc<Requester>>,
-    /// The answers that the fetch is no older than, on a causal route.
-    pub(crate) base: Option<TagBase>,
+    /// What the fetch is no older than, on a route with a guarantee.
+    pub(crate) base: Option<FetchBase>,
 }
 
 /// The result of a fetch for the request that began it.
@@ -126,12 +126,12 @@ impl Order {
     }
 
     /// Returns whether the requester may wait for a running fetch with this base.
-    pub(super) fn may_wait(&self, base: Option<&TagBase>) -> bool {
+    pub(super) fn may_wait(&self, base: Option<&FetchBase>) -> bool {
         self.requester.as_ref().is_none_or(|requester| requester.may_wait(base))
     }
 
     /// Returns the tag of an answer whose head has arrived.
-    fn tag(&self, now: Milliseconds) -> Option<Tag> {
+    fn tag(&self, now: Milliseconds) -> Option<StoredTag> {
         self.requester.as_ref().zip(self.base.as_ref()).map(|(requester, base)| requester.tag(base, now))
     }
 

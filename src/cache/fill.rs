@@ -9,7 +9,7 @@ use super::object::{SharedResponse, Stored};
 use super::purge::Epoch;
 use super::store::FetchToken;
 use super::streaming_body::StreamingBody;
-use crate::consistency::TagBase;
+use crate::consistency::FetchBase;
 use crate::http::budget::Budget;
 use parking_lot::{Mutex, MutexGuard};
 use std::collections::HashMap;
@@ -48,8 +48,8 @@ pub(crate) struct Fill {
     pub(super) epoch: Epoch,
     /// Set when the resource has changed since the begin.
     pub(super) is_outdated: Arc<AtomicBool>,
-    /// The answers that its own is no older than, on a causal route.
-    pub(super) base: Option<TagBase>,
+    /// What its answer is no older than, on a route with a guarantee.
+    pub(super) base: Option<FetchBase>,
     state: Mutex<FillState>,
 }
 
@@ -105,7 +105,7 @@ impl Fills {
         self: &Arc<Self>,
         key: Key,
         uri: &str,
-        begin: impl FnOnce() -> (FetchToken, Option<TagBase>),
+        begin: impl FnOnce() -> (FetchToken, Option<FetchBase>),
         is_useless: impl FnOnce(&Fill) -> bool,
     ) -> Joined {
         let mut shard = self.shard(key);
@@ -124,7 +124,7 @@ impl Fills {
         self: &Arc<Self>,
         uri: &str,
         key: Key,
-        (token, base): (FetchToken, Option<TagBase>),
+        (token, base): (FetchToken, Option<FetchBase>),
     ) -> FetchLeader {
         let state = Mutex::new(FillState { stage: FillStage::Fetching, waiters: HashMap::new(), next: 0 });
         let (epoch, is_outdated) = (token.epoch, token.outdated());

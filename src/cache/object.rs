@@ -6,7 +6,7 @@ use super::packed_headers::PackedHeaders;
 use super::policy::{self, Milliseconds, Reuse, Terms};
 use super::purge::{Epoch, Turn};
 use super::vary::{Selecting, Varies};
-use crate::consistency::Tag;
+use crate::consistency::StoredTag;
 use crate::http::fields::content_length;
 use crate::http::head::RequestFields;
 use http::header::{AGE, DATE, ETAG, LAST_MODIFIED};
@@ -119,12 +119,12 @@ const UNDER_VALIDATION: u8 = 4;
 struct Rare {
     varies: Option<Selecting>,
     tags: Box<[u64]>,
-    /// The answers that it is no older than, on a causal route.
-    causal: Option<Box<Tag>>,
+    /// What it is no older than, on a route with a guarantee.
+    causal: Option<Box<StoredTag>>,
 }
 
 impl Rare {
-    fn of(varies: Option<Selecting>, tags: Box<[u64]>, causal: Option<Box<Tag>>) -> Option<Box<Rare>> {
+    fn of(varies: Option<Selecting>, tags: Box<[u64]>, causal: Option<Box<StoredTag>>) -> Option<Box<Rare>> {
         let is_there = varies.is_some() || !tags.is_empty() || causal.is_some();
         is_there.then(|| Box::new(Rare { varies, tags, causal }))
     }
@@ -226,7 +226,7 @@ impl Stored {
     }
 
     /// Returns the response with another tag, or without one.
-    pub(super) fn with_tag(mut self, causal: Option<Tag>) -> Stored {
+    pub(super) fn with_tag(mut self, causal: Option<StoredTag>) -> Stored {
         if causal.is_some() || self.causal_tag().is_some() {
             let (varies, tags) = self.rare.take().map_or_else(Default::default, |rare| (rare.varies, rare.tags));
             self.rare = Rare::of(varies, tags, causal.map(Box::new));
@@ -234,8 +234,8 @@ impl Stored {
         self
     }
 
-    /// Returns the answers that it is no older than, on a causal route.
-    pub(crate) fn causal_tag(&self) -> Option<&Tag> {
+    /// Returns what it is no older than, on a route with a guarantee.
+    pub(crate) fn causal_tag(&self) -> Option<&StoredTag> {
         self.rare.as_ref()?.causal.as_deref()
     }
 

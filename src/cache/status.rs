@@ -20,8 +20,12 @@ pub(crate) enum ForwardReason {
     Request,
     /// The session may have seen a newer response, or a write is known that the stored one does not include.
     Causal,
-    /// The route serves no stored response without validation.
+    /// The route serves no stored response without validation, or a write may have changed it.
     Strong,
+    /// A write of the response's groups is under way.
+    Marked,
+    /// The nodes of the fleet cannot verify the stored response.
+    Unverifiable,
 }
 
 impl ForwardReason {
@@ -32,7 +36,11 @@ impl ForwardReason {
             ForwardReason::UriMiss => "uri-miss",
             ForwardReason::VaryMiss => "vary-miss",
             ForwardReason::Stale => "stale",
-            ForwardReason::Request | ForwardReason::Causal | ForwardReason::Strong => "request",
+            ForwardReason::Request
+            | ForwardReason::Causal
+            | ForwardReason::Strong
+            | ForwardReason::Marked
+            | ForwardReason::Unverifiable => "request",
         }
     }
 
@@ -41,6 +49,8 @@ impl ForwardReason {
         match self {
             ForwardReason::Causal => Some("causal"),
             ForwardReason::Strong => Some("strong"),
+            ForwardReason::Marked => Some("marked"),
+            ForwardReason::Unverifiable => Some("unverifiable"),
             _ => None,
         }
     }
@@ -51,6 +61,8 @@ impl ForwardReason {
 pub(crate) enum CacheStatus {
     /// A response from the store; `ttl` is the number of seconds until it is stale.
     Hit { ttl: i64 },
+    /// A response from the store that should have been verified, and could not be.
+    Unverified { ttl: i64 },
     /// A stale response in place of a node's error.
     StandIn { ttl: i64 },
     /// No response was stored, and the request has `only-if-cached`.
@@ -79,6 +91,7 @@ impl CacheStatus {
         // All values are shorter than the array.
         let _ = match self {
             CacheStatus::Hit { .. } => Ok(()),
+            CacheStatus::Unverified { ttl } => write!(rest, "ringway; hit; ttl={ttl}; detail=unverified"),
             CacheStatus::StandIn { ttl } => write!(rest, "ringway; hit; ttl={ttl}; detail=stale-if-error"),
             CacheStatus::Refused => write!(rest, "ringway; detail=only-if-cached"),
             CacheStatus::Forwarded { why, status, stored, collapsed } => {
@@ -126,6 +139,9 @@ mod tests {
             (CacheStatus::Refused, "ringway; detail=only-if-cached"),
             (CacheStatus::forwarded(ForwardReason::Causal), "ringway; fwd=request; detail=causal"),
             (CacheStatus::forwarded(ForwardReason::Strong), "ringway; fwd=request; detail=strong"),
+            (CacheStatus::Unverified { ttl: 7 }, "ringway; hit; ttl=7; detail=unverified"),
+            (CacheStatus::forwarded(ForwardReason::Marked), "ringway; fwd=request; detail=marked"),
+            (CacheStatus::forwarded(ForwardReason::Unverifiable), "ringway; fwd=request; detail=unverifiable"),
             (CacheStatus::forwarded(ForwardReason::UriMiss), "ringway; fwd=uri-miss"),
             (
                 CacheStatus::Forwarded { why: ForwardReason::Stale, status: Some(304), stored: true, collapsed: true },

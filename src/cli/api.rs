@@ -140,5 +140,6 @@ fn report(result: &CommandResult) -> Outcome {
     // A purge or a state that is not in force everywhere: the answer names the proxies.
     let is_everywhere = result.heard_by.as_ref().is_none_or(|heard_by| heard_by.complete)
         && result.applied_by.as_ref().is_none_or(|applied_by| applied_by.complete);
+    let is_everywhere = is_everywhere && result.unmarked != Some(true);
     Ok(if is_everywhere { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

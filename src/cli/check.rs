@@ -74,6 +74,22 @@ fn connect_bus(config: &Config, out: &mut impl Write) -> std::io::Result<bool> {
             Err(error) => writeln!(out, "  error: {error}")?,
         }
     }
+    Ok(told.iter().all(Result::is_ok) & connect_quorum(config, out)?)
+}
+
+/// Connects to the nodes by which strong reads are verified, and prints whether each can hold stamps. Returns whether all
+/// can.
+#[cfg(feature = "redis")]
+fn connect_quorum(config: &Config, out: &mut impl Write) -> std::io::Result<bool> {
+    let Some(rules) = crate::server::quorum_rules(config) else { return Ok(true) };
+    let told = crate::fleet::quorum::inspect(&rules);
+    writeln!(out, "strong reads, {}:", rules.settings.current.quorum.tolerance())?;
+    for sentence in &told {
+        match sentence {
+            Ok(sentence) => writeln!(out, "  {sentence}")?,
+            Err(error) => writeln!(out, "  error: {error}")?,
+        }
+    }
     Ok(told.iter().all(Result::is_ok))
 }
 

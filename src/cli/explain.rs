@@ -6,9 +6,11 @@ use crate::cache::{BypassCookies, KeyRules};
 use crate::clock;
 use crate::config::values::Size;
 use crate::config::{
-    AffinityMode, ClientDirectives, Config, Level, NodeState, OnConcurrent, OnConcurrentWrite, OnStoreFailure,
-    OnUnknown, RateLimit, Route,
+    AffinityMode, ClientDirectives, Config, Consistency, Level, NodeState, OnConcurrent, OnConcurrentWrite,
+    OnQuorumLoss, OnStoreFailure, OnUnknown, OnWriteQuorumLoss, RateLimit, Reads, Route,
 };
+use crate::consistency::group_id;
+use crate::consistency::quorum::{ALL, slot_of};
 use crate::http::head::{Peer, RequestFields, RequestHead};
 use crate::http::method::is_safe;
 use crate::http::target;
@@ -18,6 +20,7 @@ use crate::proxy::plan::{self, CacheBypass, Candidates, ChosenBy};
 use crate::proxy::{
     Bounds, Form, GroupedRequest, ScopeSources, Table, enter, find_key, redirect_target, underscores, uri_group,
 };
+use crate::server::quorum_rules;
 use crate::upstream::ring_of;
 use http::{HeaderName, HeaderValue, Method, Request, Uri};
 use std::io::{Write, stdout};
@@ -96,7 +99,7 @@ pub(super) fn run(options: Options) -> Outcome {
         return explain_saga(&mut out, saga).map(|()| ExitCode::SUCCESS).map_err(Into::into);
     }
     explain_cache(&mut out, &config, route, &form, &head)?;
-    explain_consistency(&mut out, route, &form, &head.fields)?;
+    explain_consistency(&mut out, &config, route, &form, &head.fields)?;
     explain_node(&mut out, &config, route, &form, &head.fields)?;
     Ok(ExitCode::SUCCESS)
 }
@@ -226,6 +229,7 @@ fn explain_cache(
 
 fn explain_consistency(
     out: &mut impl Write,
+    config: &Config,
     route: &Route,
     form: &Form<'_>,
     fields: &RequestFields,
@@ -233,6 +237,10 @@ fn explain_consistency(
     let Some(rules) = &route.consistency else { return Ok(()) };
     match rules.level.value {
         Level::Eventual => return Ok(()),
+        Level::Strong if rules.is_by_quorum() => writeln!(
+            out,
+            "consistency  strong: a hit is served where the stamps of its groups are those from before its fetch"
+        )?,
         Level::Strong => return writeln!(out, "consistency  strong: each hit is validated at a node"),
         Level::Causal => writeln!(out, "consistency  causal: a session never sees an older version than it has seen")?,
     }
@@ -240,10 +248,44 @@ fn explain_consistency(
     let subject = GroupedRequest { form, fields };
     let groups: Vec<String> = own.chain([uri_group()]).map(|group| group.render(&subject)).collect();
     writeln!(out, "             groups {}", groups.join(", "))?;
+    if rules.is_by_quorum() {
+        explain_quorum(out, config, rules, &groups)?;
+    }
     if rules.on_concurrent_write.value == OnConcurrentWrite::Reject {
         writeln!(out, "             a write whose session does not know of another one: 409")?;
     }
     Ok(())
+}
+
+fn explain_quorum(
+    out: &mut impl Write,
+    config: &Config,
+    consistency: &Consistency,
+    groups: &[String],
+) -> std::io::Result<()> {
+    let Some(rules) = quorum_rules(config) else { return Ok(()) };
+    let slots = groups.iter().map(|group| (group.as_str(), slot_of(group_id(group)))).chain([("everything", ALL)]);
+    for (group, slot) in slots {
+        let nodes: Vec<&str> = rules
+            .nodes(slot)
+            .iter()
+            .filter_map(|node| rules.settings.ids.get(usize::from(node)))
+            .map(|id| &**id)
+            .collect();
+        writeln!(out, "             slot {slot} ({group}) on {}", nodes.join(", "))?;
+    }
+    writeln!(out, "             {}", rules.settings.current.quorum.tolerance())?;
+    let reads = match (consistency.reads(), consistency.on_quorum_loss()) {
+        (Reads::Origin, _) => "a read is validated at a node, for `reads: origin`",
+        (_, OnQuorumLoss::Origin) => "a read without R nodes goes to a node",
+        (_, OnQuorumLoss::Reject) => "a read without R nodes: 503",
+        (_, OnQuorumLoss::Stale) => "a read without R nodes gets the stored response, unverified",
+    };
+    let writes = match consistency.on_write_quorum_loss() {
+        OnWriteQuorumLoss::Reject => "503",
+        OnWriteQuorumLoss::Forward => "forwarded unmarked",
+    };
+    writeln!(out, "             {reads}; a write without W nodes: {writes}")
 }
 
 fn explain_node(

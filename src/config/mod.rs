@@ -25,8 +25,9 @@ pub(crate) use changes::changes;
 pub(crate) use diagnostics::Finding;
 pub use diagnostics::Report;
 #[cfg(feature = "redis")]
+pub(crate) use model::FleetNode;
+#[cfg(feature = "redis")]
 pub(crate) use model::PoolTls;
-pub(crate) use model::Quorum;
 pub(crate) use model::{
     AddressFamily, AffinityCookie, AffinityMode, CacheKey, CheckKind, ClientDirectives, Discovery, FieldRules,
     FingerprintKind, GrpcCheck, HealthCheck, HealthScope, IgnoredDirective, Initially, Limits, Listener, LogFormat,
@@ -34,7 +35,8 @@ pub(crate) use model::{
     ProcessLogFormat, Protocol, ProxyProtocol, RateLimit, Retries, Route, RouteCache, RouteIdempotency, Saga,
     SagaRequest, SagaStep, Scheme, Settings, StoreKind, Timeouts, UnderscoresInHeaders,
 };
-pub(crate) use model::{Level, OnConcurrentWrite};
+pub(crate) use model::{Consistency, Level, OnConcurrentWrite, OnQuorumLoss, OnWriteQuorumLoss, Reads};
+pub(crate) use model::{FormerRedis, Quorum};
 
 pub(crate) use units::duration;
 pub(crate) use validate::{MAX_POINTS, is_node_id};

@@ -1,7 +1,7 @@
 //! The rules of the block `fleet`.
 
 use super::diagnostics::{Diagnostics, Span};
-use super::model::{Fleet, FleetRedis};
+use super::model::{Fleet, FleetRedis, FormerRedis};
 use super::read::Spanned;
 
 /// The longest name of a fleet or of one of its nodes.
@@ -47,6 +47,9 @@ fn nodes(fleet: &Spanned<String>, redis: &FleetRedis, diagnostics: &mut Diagnost
         nodes.iter().map(|node| (node.address.to_string(), node.address.span)).collect();
     diagnostics.unique("address of a store node", addresses.iter().map(|(text, span)| (text.as_str(), *span)));
     quorum(redis, at, diagnostics);
+    if let Some(old) = &redis.former {
+        former(redis, old, at, diagnostics);
+    }
     if let Some(username) = redis.username.as_ref().filter(|_| redis.password_file.is_none()) {
         diagnostics.error(username.span, "`username` needs `password_file`");
     }
@@ -69,12 +72,40 @@ fn quorum(redis: &FleetRedis, at: Span, diagnostics: &mut Diagnostics) {
             diagnostics.error(span(given), message);
         }
     }
-    if found.write + found.read <= found.replicas {
+    if !found.overlaps() {
         let message = format!(
             "`write` ({}) and `read` ({}) together do not exceed `replicas` ({}): each node that is away has every stored \
              response validated",
             found.write, found.read, found.replicas
         );
         diagnostics.warning(span(&redis.read), message);
+    }
+}
+
+/// Reports a block `former` that cannot have been in force, or that names a node anew.
+fn former(redis: &FleetRedis, former: &FormerRedis, at: Span, diagnostics: &mut Diagnostics) {
+    let (found, count) = (former.quorum(), former.nodes.len());
+    let is_in = |value: usize| (1..=found.replicas).contains(&value);
+    let at = former.nodes.first().map_or(at, |node| node.id.span);
+    if found.replicas == 0 || found.replicas > count || !is_in(found.write) || !is_in(found.read) || !found.overlaps() {
+        let message = "`former` takes the nodes and numbers that were in force: `write` and `read` together exceed \
+                       `replicas`, which does not exceed the nodes";
+        diagnostics.error(at, message);
+    }
+    former.nodes.iter().for_each(|node| name("id", &node.id, diagnostics));
+    let known = |node: &super::model::FleetNode| redis.nodes.iter().find(|known| known.id.value == node.id.value);
+    for node in &former.nodes {
+        let is_taken = |known: &super::model::FleetNode| {
+            known.id.value != node.id.value && known.address.to_string() == node.address.to_string()
+        };
+        let moved = known(node).is_some_and(|known| known.address.to_string() != node.address.to_string());
+        if moved || redis.nodes.iter().any(is_taken) {
+            let message = format!("the node `{}` has one address in `nodes` and another one here", node.id.value);
+            diagnostics.error(node.id.span, message);
+        }
+    }
+    let new = former.nodes.iter().filter(|node| known(node).is_none()).count();
+    if redis.nodes.len() + new > MAX_NODES {
+        diagnostics.error(at, format!("`nodes` and `former` take at most {MAX_NODES} different nodes together"));
     }
 }

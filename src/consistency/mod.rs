@@ -10,7 +10,6 @@
 //! its fetch began after the answers with these dots had arrived, so that it is no older than they are.
 
 mod group;
-#[cfg_attr(not(test), allow(dead_code, unused_imports, reason = "the connections to the nodes come next"))]
 pub(crate) mod quorum;
 mod requester;
 mod signer;
@@ -24,7 +23,7 @@ pub(crate) use requester::{Causality, Guarantee, Rejection, Requester};
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) use signer::read_any;
 pub(crate) use signer::{Opened, Signer};
-pub(crate) use tag::{Tag, TagBase};
+pub(crate) use tag::{FetchBase, StoredTag};
 pub(crate) use token::Token;
 #[cfg(test)]
 use vector::Clock;

@@ -1,12 +1,13 @@
 //! The requester of a read or a write on a route with a guarantee: what it may be served, and what its answer includes.
 
 use super::group::Groups;
-use super::tag::{Tag, TagBase};
+use super::quorum::{Look, Verdict};
+use super::tag::{FetchBase, StoredTag, Tag, TagBase};
 use super::token::Token;
 use super::vector::{Clock, Dot};
 use super::writes::{Known, Relation, Write, Writes};
 use http::StatusCode;
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -54,6 +55,8 @@ pub(crate) enum Guarantee {
     Causal,
     /// No stored response is served without validation.
     Strong,
+    /// A stored response is served where the stamps of its groups are those from before its fetch.
+    Quorum,
 }
 
 /// A request on a route with a guarantee.
@@ -72,6 +75,8 @@ pub(crate) struct Requester {
     written: Cell<Option<Dot>>,
     /// A node has answered it with what the groups are now.
     is_shown: Cell<bool>,
+    /// What the nodes of the fleet have said of its groups since it arrived.
+    look: OnceCell<Look>,
 }
 
 /// Why a stored response is not served without validation.
@@ -99,12 +104,20 @@ impl Requester {
             included: RefCell::default(),
             written: Cell::new(None),
             is_shown: Cell::new(false),
+            look: OnceCell::new(),
         }
+    }
+
+    /// Notes what the nodes of the fleet have said of its groups. Nothing that they say later counts.
+    pub(crate) fn looked(&self, look: Look) {
+        let _ = self.look.set(look);
     }
 
     /// Returns the requester on a route that refuses concurrent writes.
     pub(crate) fn knowing_writes(mut self) -> Requester {
-        self.begun = self.begin();
+        if let Some(FetchBase::Causal(base)) = self.begin() {
+            self.begun = Some(base);
+        }
         self
     }
 
@@ -117,10 +130,16 @@ impl Requester {
     }
 
     /// Returns whether a response with this tag may be served at this time, in milliseconds of the cache's clock.
-    pub(crate) fn check(&self, tag: Option<&Tag>, now: i64) -> Result<(), Rejection> {
-        if self.guarantee == Guarantee::Strong {
-            return Err(Rejection::Strong);
-        }
+    pub(crate) fn check(&self, tag: Option<&StoredTag>, now: i64) -> Result<(), Rejection> {
+        let tag = match (self.guarantee, tag) {
+            (Guarantee::Causal, Some(StoredTag::Causal(tag))) => Some(tag),
+            (Guarantee::Causal, _) => None,
+            (Guarantee::Quorum, Some(StoredTag::Quorum(tag))) => {
+                let is_fresh = |look: &Look| look.judge(tag) == Verdict::Fresh;
+                return if self.look.get().is_some_and(is_fresh) { Ok(()) } else { Err(Rejection::Strong) };
+            }
+            (Guarantee::Strong | Guarantee::Quorum, _) => return Err(Rejection::Strong),
+        };
         let tag = tag.filter(|tag| now - tag.validated <= MAX_UNVALIDATED).ok_or(Rejection::Session)?;
         if !self.token.is_covered(&self.groups, |dot| tag.covers(dot)) {
             return Err(Rejection::Session);
@@ -133,23 +152,44 @@ impl Requester {
     }
 
     /// Returns whether the answer of a fetch with this base may be waited for.
-    pub(crate) fn may_wait(&self, base: Option<&TagBase>) -> bool {
-        base.is_some_and(|base| self.token.is_covered(&self.groups, |dot| base.covers(dot)))
+    pub(crate) fn may_wait(&self, base: Option<&FetchBase>) -> bool {
+        match base {
+            Some(FetchBase::Causal(base)) => {
+                self.guarantee == Guarantee::Causal && self.token.is_covered(&self.groups, |dot| base.covers(dot))
+            }
+            Some(FetchBase::Quorum(tag)) => self.look.get().is_some_and(|look| look.judge(tag) == Verdict::Fresh),
+            None => false,
+        }
     }
 
     /// Returns the base of a fetch that begins now; `None` where responses need no tag.
-    pub(crate) fn begin(&self) -> Option<TagBase> {
-        let seen = self.token.dots(&self.groups);
-        (self.guarantee == Guarantee::Causal).then(|| TagBase::begin(&self.causality.clock, seen))
+    pub(crate) fn begin(&self) -> Option<FetchBase> {
+        match self.guarantee {
+            Guarantee::Causal => {
+                let seen = self.token.dots(&self.groups);
+                Some(FetchBase::Causal(TagBase::begin(&self.causality.clock, seen)))
+            }
+            Guarantee::Strong => None,
+            Guarantee::Quorum => self.look.get()?.freeze().map(|tag| FetchBase::Quorum(Arc::new(tag))),
+        }
     }
 
     /// Returns the tag of an answer whose head has just arrived. That of a write has the dot of the write.
-    pub(crate) fn tag(&self, base: &TagBase, now: i64) -> Tag {
-        base.tag(self.written.get().unwrap_or_else(|| self.causality.clock.next()), now)
+    pub(crate) fn tag(&self, base: &FetchBase, now: i64) -> StoredTag {
+        match base {
+            FetchBase::Causal(base) => {
+                StoredTag::Causal(base.tag(self.written.get().unwrap_or_else(|| self.causality.clock.next()), now))
+            }
+            FetchBase::Quorum(tag) => StoredTag::Quorum(Arc::clone(tag)),
+        }
     }
 
     /// Notes the answer that the client gets.
-    pub(crate) fn serves(&self, tag: Option<&Tag>) {
+    pub(crate) fn serves(&self, tag: Option<&StoredTag>) {
+        let tag = match tag {
+            Some(StoredTag::Causal(tag)) => Some(tag),
+            _ => None,
+        };
         self.served.set(tag.map(|tag| tag.dot));
         if self.begun.is_some() {
             *self.included.borrow_mut() = tag.cloned();
@@ -164,12 +204,13 @@ impl Requester {
 
     /// Notes that a node has answered the write of the request, which began with this base. Returns what others have to
     /// know of it.
-    pub(crate) fn wrote(&self, base: &TagBase) -> Write {
+    pub(crate) fn wrote(&self, base: &FetchBase) -> Option<Write> {
+        let FetchBase::Causal(base) = base else { return None };
         let dot = self.causality.clock.next();
         self.written.set(Some(dot));
         let write = Write { dot, clock: Arc::new(base.vector()), groups: self.groups.clone() };
         self.causality.writes.note(&write);
-        write
+        Some(write)
     }
 
     /// Returns whether the session has the answer already: it has got the same stored response before, and nothing else of
@@ -237,7 +278,7 @@ mod tests {
         let passing = requester(&causality, Guarantee::Causal, Token::default());
         assert_eq!(dots(&passing), [2], "a new one");
         let writer = requester(&causality, Guarantee::Causal, Token::default());
-        let write = writer.wrote(&writer.begin().unwrap());
+        let write = writer.wrote(&writer.begin().unwrap()).unwrap();
         assert_eq!((dots(&writer), write.dot.number), (vec![3], 3), "that of the write");
         assert_eq!(again.check(Some(&tag), 0), Err(Rejection::Superseded), "the write has seen the response");
     }

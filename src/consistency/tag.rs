@@ -1,7 +1,33 @@
 //! The tag of a stored response: the answers that it is no older than.
 
+use super::quorum::QuorumTag;
 use super::vector::{Clock, Dot, Vector};
 use std::sync::Arc;
+
+/// What a fetch is no older than, by the guarantee of its route.
+#[derive(Clone, Debug)]
+pub(crate) enum FetchBase {
+    Causal(TagBase),
+    Quorum(Arc<QuorumTag>),
+}
+
+/// What a stored response is no older than, by the guarantee of its route.
+#[derive(Clone, Debug)]
+pub(crate) enum StoredTag {
+    Causal(Tag),
+    Quorum(Arc<QuorumTag>),
+}
+
+impl StoredTag {
+    /// Returns its memory in bytes, without what it shares.
+    pub(crate) fn size(&self) -> usize {
+        size_of::<StoredTag>()
+            + match self {
+                StoredTag::Causal(tag) => tag.size() - size_of::<Tag>(),
+                StoredTag::Quorum(tag) => tag.size(),
+            }
+    }
+}
 
 /// What a fetch is no older than, when it begins: the clock of the process, and what its requester has seen.
 #[derive(Clone, Debug)]

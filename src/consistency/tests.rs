@@ -2,7 +2,8 @@
 //! version than one that it has seen or written. With one counter in the place of vectors, or with a response's own dot
 //! in its vector, sessions do.
 
-use super::{Clock, Dot, Tag, TagBase, Token};
+use super::tag::{Tag, TagBase};
+use super::{Clock, Dot, Token};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 

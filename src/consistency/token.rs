@@ -162,7 +162,8 @@ impl Token {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::consistency::{Clock, TagBase};
+    use crate::consistency::Clock;
+    use crate::consistency::tag::TagBase;
 
     fn dot(process: u64, number: u64) -> Dot {
         Dot { process, number }

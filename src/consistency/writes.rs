@@ -181,7 +181,8 @@ impl Write {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::consistency::{Clock, TagBase};
+    use crate::consistency::Clock;
+    use crate::consistency::tag::TagBase;
 
     fn dot(process: u64, number: u64) -> Dot {
         Dot { process, number }

@@ -196,6 +196,9 @@ pub(crate) struct Purged {
     pub(crate) responses: u64,
     /// The members that have applied it; `None` without a bus.
     pub(crate) heard_by: Option<HeardBy>,
+    /// Too few nodes have the stamps of it: other proxies may serve strong reads from before it. `None` where no route is
+    /// verified by a quorum.
+    pub(crate) unmarked: Option<bool>,
 }
 
 /// The clients that may use the admin listener.

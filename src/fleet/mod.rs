@@ -7,6 +7,7 @@
 //!   state. `node`: one Redis node: the
 //!   connection that publishes, and the one that reads. `stream`: the commands, and their replies.
 //! - `etcd`: the client of etcd; `leader`: one leader for the fleet, shared health, and the states of nodes.
+//! - `quorum`: the stamps and marks of strong reads, on the same nodes and connections of their own.
 //!
 //! The room knows neither the cache nor the routes: what arrives goes to a [`Listener`].
 
@@ -22,6 +23,7 @@ mod members;
 #[cfg(feature = "redis")]
 mod node;
 mod queue;
+pub(crate) mod quorum;
 #[cfg(feature = "redis")]
 mod settings;
 mod status;
@@ -40,7 +42,11 @@ pub(crate) use leader::{Host, Leadership, NodeVerdict, SharedPool, StateOrder, s
 #[cfg(feature = "redis")]
 pub(crate) use node::inspect;
 #[cfg(feature = "redis")]
+use node::words;
+#[cfg(feature = "redis")]
 pub(crate) use settings::{BusControl, BusSettings};
+#[cfg(feature = "redis")]
+use stream::field as field_of;
 #[cfg(feature = "redis")]
 pub(crate) use thread::start;
 

@@ -258,7 +258,7 @@ async fn note_facts(core: &Core, at: usize, client: &Client) -> Result<(), Strin
 ///
 /// # Errors
 /// The server cannot be a node of the bus.
-fn words(id: &str, info: &str) -> Result<String, String> {
+pub(super) fn words(id: &str, info: &str) -> Result<String, String> {
     let field = |name| stream::field(info, name).unwrap_or_default();
     if field("cluster_enabled") == "1" {
         return Err("it is in cluster mode; the bus needs servers of their own".to_owned());

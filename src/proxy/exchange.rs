@@ -67,7 +67,7 @@ impl RequestRecorder {
     }
 
     /// Returns the metrics of the process.
-    pub(super) fn metrics(&self) -> &Metrics {
+    pub(super) fn metrics(&self) -> &Arc<Metrics> {
         &self.metrics
     }
 

@@ -12,6 +12,7 @@ use super::respond::Reply;
 use super::response_body::ResponseBody;
 use super::snapshot::Route;
 use super::step::Step;
+use super::strong::MarkOrder;
 use super::upstream::{ExchangeObserver, UpstreamContext, UpstreamRequest};
 use super::worker_context::WorkerContext;
 use crate::clock;
@@ -48,6 +49,8 @@ pub(super) struct RoutedRequest<'a> {
     pub(super) uncounted: Option<Uncounted>,
     /// The rate at which its body must arrive.
     pub(super) min_rate: MinRate,
+    /// The mark that it needs, where it may change what a strong route caches.
+    pub(super) mark: Option<Rc<MarkOrder>>,
 }
 
 impl RoutedRequest<'_> {
@@ -99,6 +102,7 @@ impl RoutedRequest<'_> {
             may_switch,
             request_buffer: self.request_buffer,
             uncounted: self.uncounted.clone(),
+            mark: self.mark.clone(),
             cache_status: None,
         })
     }

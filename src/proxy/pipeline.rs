@@ -21,6 +21,7 @@ use super::snapshot::{Action, Route};
 use super::step::{PendingReply, ResponseFuture, Step};
 use super::worker_context::WorkerContext;
 use crate::http::head::{Peer, RequestFields};
+use crate::http::method::is_safe;
 use crate::http::problem::{Problem, ProblemKind};
 use crate::io::Malformed;
 use http::header::HOST;
@@ -134,7 +135,7 @@ fn begin(
                 return respond::fixed(route, &form, exchange)?.map(Step::Reply).ok_or_else(no_route);
             }
         };
-        let routed = RoutedRequest {
+        let mut routed = RoutedRequest {
             worker,
             downstream,
             exchange,
@@ -146,7 +147,11 @@ fn begin(
             body_limit: bounds.body,
             request_buffer: settings.limits.request_buffer.0,
             min_rate: min_rate(),
+            mark: None,
         };
+        if let Some(strong) = snapshot.strong.as_ref().filter(|_| !is_safe(&head.method)) {
+            routed.mark = strong.mark(&routed.form, &head.fields);
+        }
         let caching = match idempotency {
             Some(_) if !snapshot.has_guarantees => None,
             _ => caching::request::route_of(snapshot, &routed, &head),

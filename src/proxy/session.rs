@@ -4,14 +4,16 @@
 //! The token travels in the cookie `ringway-session` or in the field `Ringway-Session`. An answer has it in the form in
 //! which the request had it, in both where the request had none, and only where it has changed.
 
+use super::groups::{GroupedRequest, uri_group};
 use super::hash_key::cookies;
 use super::request::Form;
+use super::strong::StrongReads;
 use crate::clock;
-use crate::config::{self, Config, Level, OnConcurrentWrite};
+use crate::config::{self, Config, Level, OnConcurrentWrite, Reads};
 use crate::consistency::{
-    Causality, Dot, GroupSubject, GroupTemplate, Groups, Guarantee, Known, Opened, Requester, Signer, Token, digest,
-    group_id,
+    Causality, Dot, GroupTemplate, Groups, Guarantee, Known, Opened, Requester, Signer, Token, digest, group_id,
 };
+use crate::fleet::quorum::QuorumRules;
 use crate::fleet::{Bus, Event};
 use crate::http::fields::{is_unclosed, items};
 use crate::http::head::RequestFields;
@@ -65,14 +67,23 @@ pub(crate) struct ConsistencyRules {
     refuses_concurrent: bool,
     /// Stored responses that were dropped for a concurrent write.
     pub(super) concurrent: IntCounter,
+    /// Set where reads are verified by a quorum.
+    pub(super) strong: Option<StrongReads>,
 }
 
 impl ConsistencyRules {
     /// Returns the rules of a route; `None` where it guarantees nothing.
-    pub(super) fn build(route: &config::Route, metrics: &Metrics) -> Option<ConsistencyRules> {
+    pub(super) fn build(
+        route: &config::Route,
+        metrics: &Metrics,
+        quorum: Option<&Arc<QuorumRules>>,
+    ) -> Option<ConsistencyRules> {
+        let reads = route.consistency.as_ref().filter(|rules| rules.is_by_quorum()).map(config::Consistency::reads);
+        let quorum = quorum.filter(|_| reads == Some(Reads::Cache));
         let guarantee = match route.level() {
             Level::Eventual => return None,
             Level::Causal => Guarantee::Causal,
+            Level::Strong if quorum.is_some() => Guarantee::Quorum,
             Level::Strong => Guarantee::Strong,
         };
         let own = route.consistency.iter().flat_map(|rules| &rules.groups).map(|template| template.value.clone());
@@ -85,6 +96,7 @@ impl ConsistencyRules {
                 .is_some_and(|rules| rules.on_concurrent_write.value == OnConcurrentWrite::Reject),
             templates: own.chain([uri]).collect(),
             concurrent: metrics.concurrent_writes.with_label_values(&[route.name.as_str()]),
+            strong: quorum.map(|quorum| StrongReads::build(route, quorum, metrics)),
         })
     }
 
@@ -95,38 +107,11 @@ impl ConsistencyRules {
     }
 }
 
-/// Returns the template of the group that each request has.
-pub(crate) fn uri_group() -> GroupTemplate {
-    "{host}{path}".parse().expect("the template is well-formed")
-}
-
 /// Notes a write that this process has made itself, and tells the other members of the fleet.
 pub(super) fn announce(causality: &Causality, bus: Option<&Bus>, groups: &[String]) {
     let write = causality.write(groups.iter().map(|group| group_id(group)).collect());
     if let Some(bus) = bus {
         bus.publish(Event::Write { uris: Vec::new(), causal: Some(write.encode().into()) });
-    }
-}
-
-/// A request, as templates of groups see it.
-pub(crate) struct GroupedRequest<'a> {
-    pub(crate) form: &'a Form<'a>,
-    pub(crate) fields: &'a RequestFields,
-}
-
-impl GroupSubject for GroupedRequest<'_> {
-    fn host(&self) -> &str {
-        &self.form.host
-    }
-
-    fn path(&self) -> &str {
-        &self.form.path
-    }
-
-    fn header(&self, name: &HeaderName, part: &mut dyn FnMut(&[u8])) {
-        if let Some(value) = self.fields.value(name) {
-            part(&value);
-        }
     }
 }
 
@@ -259,6 +244,9 @@ impl Session {
                 let is_secure = fields.facts.is_secure;
                 let causal = CausalSession { rules: Arc::clone(sessions), received, is_secure };
                 Session { requester, causal: Some(causal) }
+            }
+            (Guarantee::Quorum, _) => {
+                Session { requester: of(rules.groups(form, fields), Rc::default()), causal: None }
             }
             _ => Session { requester: of(Groups::new(), Rc::default()), causal: None },
         }

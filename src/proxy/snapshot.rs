@@ -9,9 +9,11 @@ use super::request::Form;
 use super::route::Table;
 use super::saga::{self, SagaRules};
 use super::session::{ConsistencyRules, SessionRules};
+use super::strong::StrongRoutes;
 use crate::cache::{self, BypassCookies, KeyRules};
 use crate::config::values::HashSource;
 use crate::config::{self, Config, FingerprintKind, OnConcurrent, OnStoreFailure, OnUnknown};
+use crate::fleet::quorum::QuorumRules;
 use crate::http::head::RequestFields;
 use crate::idempotency::{Policy, Records, Scope};
 use crate::telemetry::access_log::Sink;
@@ -40,6 +42,8 @@ pub(crate) struct Snapshot {
     pub(super) sessions: Option<Arc<SessionRules>>,
     /// A route has a guarantee of its reads.
     pub(super) has_guarantees: bool,
+    /// The strong routes that are verified by a quorum, where there are any.
+    pub(crate) strong: Option<StrongRoutes>,
     /// The store, where a route uses it.
     pub(super) records: Option<Arc<Records>>,
 }
@@ -83,6 +87,8 @@ pub(crate) enum CacheResult {
     Collapsed,
     /// Fetched for this request alone.
     Pass,
+    /// Fetched for this request alone, as a write is under way.
+    Marked,
     /// Not a request that a cache answers.
     Bypass,
     /// `only-if-cached`, and it was not.
@@ -90,13 +96,14 @@ pub(crate) enum CacheResult {
 }
 
 impl CacheResult {
-    const ALL: [CacheResult; 8] = [
+    const ALL: [CacheResult; 9] = [
         CacheResult::Hit,
         CacheResult::Stale,
         CacheResult::Revalidated,
         CacheResult::Miss,
         CacheResult::Collapsed,
         CacheResult::Pass,
+        CacheResult::Marked,
         CacheResult::Bypass,
         CacheResult::Refused,
     ];
@@ -109,6 +116,7 @@ impl CacheResult {
             CacheResult::Miss => "miss",
             CacheResult::Collapsed => "collapsed",
             CacheResult::Pass => "pass",
+            CacheResult::Marked => "marked",
             CacheResult::Bypass => "bypass",
             CacheResult::Refused => "refused",
         }
@@ -268,6 +276,8 @@ pub(crate) struct Parts<'a> {
     pub(crate) log: Option<Arc<Sink>>,
     /// There if a route uses them.
     pub(crate) records: Option<&'a Arc<Records>>,
+    /// There if strong routes are verified by a quorum.
+    pub(crate) quorum: Option<Arc<QuorumRules>>,
     /// The one that is in force.
     pub(crate) earlier: Option<&'a Snapshot>,
     /// The configuration is the same; only nodes from DNS may be new.
@@ -308,7 +318,7 @@ impl Snapshot {
         let built = settings.routes.iter().map(|route| {
             let mut earlier = parts.earlier.iter().flat_map(|earlier| &earlier.routes);
             let earlier = earlier.find(|earlier| *earlier.label.name == **route.name);
-            Arc::new(Route::build(route, &pools, &config, (parts.metrics, parts.records), earlier))
+            Arc::new(Route::build(route, &pools, &config, &parts, earlier))
         });
         let states = saga::states_route(&settings.routes);
         let (table, routes): (Table, Vec<Arc<Route>>) = match states {
@@ -318,7 +328,7 @@ impl Snapshot {
                 if let Some(records) = parts.records {
                     records.expect_sagas();
                 }
-                let of_states = Arc::new(Route::build(&states, &pools, &config, (parts.metrics, None), None));
+                let of_states = Arc::new(Route::build(&states, &pools, &config, &parts, None));
                 let all: Vec<config::Route> = std::iter::once(states).chain(settings.routes.iter().cloned()).collect();
                 (Table::new(&all), std::iter::once(of_states).chain(built).collect())
             }
@@ -326,6 +336,7 @@ impl Snapshot {
         let protected_fields = config.protected_fields();
         let records = parts.records.cloned();
         let sessions = SessionRules::build(&config);
+        let strong = StrongRoutes::build(&config, parts.quorum.as_ref(), parts.metrics);
         let has_guarantees = routes.iter().any(|route| route.consistency.is_some());
         Ok(Snapshot {
             table,
@@ -335,6 +346,7 @@ impl Snapshot {
             protected_fields,
             sessions,
             has_guarantees,
+            strong,
             records,
             config,
         })
@@ -366,9 +378,10 @@ impl Route {
         route: &config::Route,
         pools: &HashMap<&str, Arc<Pool>>,
         config: &Config,
-        (metrics, records): (&Metrics, Option<&Arc<Records>>),
+        parts: &Parts<'_>,
         earlier: Option<&Arc<Route>>,
     ) -> Route {
+        let (metrics, records) = (parts.metrics, parts.records);
         static SERIAL: AtomicU64 = AtomicU64::new(1);
         let action = match (&route.pool, &route.redirect, &route.respond, &route.saga) {
             (Some(pool), ..) => Action::Forward(Arc::clone(&pools[pool.as_str()])),
@@ -390,7 +403,7 @@ impl Route {
             hash_on: route.hash_on.clone(),
             affinity: route.affinity_cookie.as_ref().map(|cookie| Affinity::new(cookie, &config.secrets)),
             cache: route.cache.as_ref().map(|cache| CacheRules::build(route, cache, config, metrics)),
-            consistency: ConsistencyRules::build(route, metrics),
+            consistency: ConsistencyRules::build(route, metrics, parts.quorum.as_ref()),
             idempotency: route.idempotency.as_ref().map(|settings| {
                 let records = records.expect("the store is open where a route uses it");
                 Arc::new(IdempotencyRules::build(&route.name, settings, config, metrics, records))

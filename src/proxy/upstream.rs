@@ -5,6 +5,7 @@ use super::body::Gate;
 use super::client_body::BodyFault;
 use super::downstream::Tunnel;
 use super::exchange::Exchange;
+use super::marked::send_marked;
 use super::plan::{Choice, CookieRule};
 use super::problems::body_problem;
 use super::rate_limit::Uncounted;
@@ -12,6 +13,7 @@ use super::request_buffer;
 use super::respond::Reply;
 use super::response_body::ResponseBody;
 use super::snapshot::Route;
+use super::strong::MarkOrder;
 use super::worker_context::WorkerContext;
 use crate::cache::CacheStatus;
 use crate::clock::{self, BootTime, steady_millis};
@@ -36,6 +38,8 @@ pub(super) struct UpstreamRequest {
     pub(super) request_buffer: u64,
     /// Where it is still to be counted against the route's rate limit.
     pub(super) uncounted: Option<Uncounted>,
+    /// The mark that it needs, where it may change what a strong route caches.
+    pub(super) mark: Option<Rc<MarkOrder>>,
     /// The entry in `Cache-Status`, where the route has a cache.
     pub(super) cache_status: Option<CacheStatus>,
 }
@@ -90,7 +94,14 @@ impl UpstreamRequest {
         if self.wait_for_small_body().await? {
             self.dispatch.deadlines.started = Instant::now();
         }
-        self.context.send(&mut self.dispatch).await
+        match self.mark.take() {
+            None => self.context.send(&mut self.dispatch).await,
+            Some(order) => {
+                let (context, dispatch) = (&self.context, &mut self.dispatch);
+                let client = context.worker.quorum(order.rules());
+                Box::pin(send_marked(&client, dispatch, &order, async |dispatch| context.send(dispatch).await)).await
+            }
+        }
     }
 
     /// Counts it against the route's rate limit, where that is still to be done.

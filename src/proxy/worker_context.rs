@@ -5,10 +5,11 @@ use super::snapshot::Snapshot;
 use crate::cache::Cache;
 use crate::consistency::Causality;
 use crate::fleet::Bus;
+use crate::fleet::quorum::{QuorumClient, QuorumRules};
 use crate::http::budget::Budget;
 use crate::upstream::NodeConnections;
 use arc_swap::ArcSwap;
-use std::cell::RefCell;
+use std::cell::{OnceCell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
@@ -25,6 +26,8 @@ pub(crate) struct WorkerContext {
     pub(super) causality: Arc<Causality>,
     /// The bus of the fleet, where the process is in one.
     pub(super) bus: Option<Bus>,
+    /// The nodes that verify strong reads, once they are needed.
+    quorum: OnceCell<Rc<QuorumClient>>,
     /// The bytes of bodies that the process may buffer.
     pub(crate) budget: Arc<Budget>,
     /// Held by every task that must end well before the worker does.
@@ -52,6 +55,7 @@ impl WorkerContext {
             cache,
             causality,
             bus,
+            quorum: OnceCell::new(),
             budget,
             tasks: Rc::default(),
             leaving: watch::Sender::default(),
@@ -78,6 +82,23 @@ impl WorkerContext {
     /// Returns whether no work is left that must be completed.
     pub(crate) fn is_quiet(&self) -> bool {
         Rc::strong_count(&self.tasks) == 1
+    }
+
+    /// Returns the worker's connections to the nodes that verify strong reads.
+    pub(super) fn quorum(&self, rules: &Arc<QuorumRules>) -> Rc<QuorumClient> {
+        let start = || QuorumClient::start(rules, self.recorder.metrics(), false);
+        Rc::clone(self.quorum.get_or_init(start))
+    }
+
+    /// Connects to the nodes that verify the strong reads of the configuration in force, or goes on by its rules.
+    /// Returns the connections; `None` where it needs none.
+    pub(crate) fn follow_quorum(&self) -> Option<Rc<QuorumClient>> {
+        self.with_snapshot(|snapshot| {
+            let strong = snapshot.strong.as_ref()?;
+            let client = self.quorum(&strong.rules);
+            client.follow(&strong.rules);
+            Some(client)
+        })
     }
 
     /// Returns the configuration in force.

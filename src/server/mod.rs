@@ -16,6 +16,7 @@ mod worker;
 
 #[cfg(feature = "redis")]
 pub(crate) use process::fleet::bus_settings;
+pub(crate) use process::fleet::quorum_rules;
 pub(crate) use process::inherited::Inherited;
 pub(crate) use process::leader::etcd_settings;
 pub(crate) use process::run::start;

@@ -43,6 +43,9 @@ const EXHAUSTED: Duration = Duration::from_millis(50);
 /// The longest wait for other threads to close the sockets of a removed listener.
 const LET_GO: Duration = Duration::from_secs(1);
 
+/// The longest wait for the nodes that verify strong reads before the first connection is accepted.
+const QUORUM: Duration = Duration::from_millis(500);
+
 /// The time for the handshakes that have begun when a removed listener takes no more.
 const HANDSHAKES: Duration = Duration::from_millis(50);
 
@@ -122,6 +125,9 @@ impl Worker {
 
     async fn work(mut self, mut handed: UnboundedReceiver<Handed>) {
         self.follow_snapshot();
+        if let Some(quorum) = self.context.follow_quorum() {
+            quorum.ready(QUORUM).await;
+        }
         self.follow_listeners();
         let mut interval = tokio::time::interval(TICK);
         interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -183,6 +189,7 @@ impl Worker {
 
     /// Uses the access log of the current configuration.
     fn follow_snapshot(&self) {
+        self.context.follow_quorum();
         self.context.recorder.log_to(self.context.snapshot().log.as_ref());
     }
 

@@ -81,6 +81,7 @@ macro_rules! with_labels {
     };
 }
 
+without_labels!(prometheus::Counter, Counter);
 without_labels!(IntCounter, Counter);
 without_labels!(IntGauge, Gauge);
 with_labels!(IntCounterVec, Counter, |family: &Family| Opts::new(family.name, family.help));

@@ -8,7 +8,9 @@ use super::families::{Family, Labels, ReadGauge, Registered, register, registere
 use super::process_metrics::ProcessMetrics;
 use prometheus::core::Collector;
 use prometheus::proto::{LabelPair, MetricFamily};
-use prometheus::{Encoder, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Registry, TextEncoder};
+use prometheus::{
+    Counter, Encoder, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Registry, TextEncoder,
+};
 use std::collections::BTreeMap;
 use std::sync::LazyLock;
 
@@ -142,6 +144,18 @@ metrics! {
         session_tokens: IntCounterVec, "ringway_session_tokens_total", ["result"],
             "Session tokens that could not be used: `bad` (forged, cut or signed by an unknown secret), `expired`, or made under `other_templates`.",
             "A rise of `bad` after a change of `fleet.secret_file`: a proxy signs by a secret that others do not have yet.";
+        consistency_requests: IntCounterVec, "ringway_consistency_requests_total", ["route", "result"],
+            "Requests on strong routes with `verify: quorum`: reads that were `fresh`, `changed`, `marked` (a write is under way), under `quorum_lost` (also: nodes that have just started, another configuration) or served `unverified`; and `unmarked_write`.",
+            "A share of `fresh` below the hit ratio means writes, slow writes (`marked`) or nodes that are away (`quorum_lost`). Alert on `unverified` and `unmarked_write`: they are outside the promise.";
+        consistency_config_skew: IntGauge, "ringway_consistency_config_skew", [],
+            "1 while proxies with another consistency configuration are alive: strong reads pass to the nodes.",
+            "1 for a while after a rollout. Alert when it stays: two configurations are in use.";
+        consistency_marked_slots: IntGauge, "ringway_consistency_marked_slots", [],
+            "Slots, of 65,537, that writes of this process have marked now.",
+            "Reads of these slots pass to the nodes. Long requests keep it up.";
+        consistency_marked_seconds: Counter, "ringway_consistency_marked_seconds_total", [],
+            "Time for which writes of this process have kept slots marked, in seconds, summed over slots.",
+            "Its rate over 65,537 is the share of time in which a slot is marked; write latency and `groups` decide it.";
         cache_purges: IntCounterVec, "ringway_cache_purges_total", ["kind"],
             "Purges of the cache.",
             "Explains a sudden fall of the hit ratio.";

@@ -18,13 +18,16 @@ use std::time::{Duration, Instant};
 /// was idle for longer, which would leave it unknown whether the request has run.
 const FRESH: Duration = Duration::from_secs(1);
 
-/// The part of a request that has been sent. It is noted for requests that run at most once.
+/// The part of a request that has been sent. `sent` and `whole` are noted for requests that run at most once.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Reach {
     /// A part of the request was sent.
     pub(crate) sent: bool,
     /// All of the request was sent when the response began.
     pub(crate) whole: bool,
+    /// A part of the request was sent to a node that has not answered it, or not for itself (502, 504), so that it may
+    /// still take effect. Noted for all requests.
+    pub(crate) unanswered: bool,
 }
 
 /// The result of one attempt.
@@ -82,6 +85,7 @@ impl<O: Observer> Attempt<'_, O> {
             let before = link.sent();
             let outcome = link.send(request, self.limits(started), on_interim, || observer.is_client_slow()).await;
             let is_client_slow = observer.is_client_slow();
+            reach.unanswered |= matches!(outcome, SendResult::Stale(_) | SendResult::SentNoAnswer(_));
             if self.retries == RetrySafety::AtMostOnce {
                 reach.sent = !matches!(outcome, SendResult::NotSent(_));
                 reach.whole = length.is_some_and(|length| link.sent() - before >= length);
@@ -153,6 +157,7 @@ impl<O: Observer> Attempt<'_, O> {
             let is_slow = || observer.is_client_slow();
             let outcome = link.send(&self.node.endpoint, request, self.limits(started), is_new, is_slow).await;
             let is_client_slow = is_slow();
+            reach.unanswered |= matches!(outcome, SendResult::Stale(_) | SendResult::SentNoAnswer(_));
             if self.retries == RetrySafety::AtMostOnce {
                 reach.sent = !matches!(outcome, SendResult::NotSent(_) | SendResult::Unprocessed { .. });
                 // The connection does not report how much of a stream was sent; all of it is assumed.

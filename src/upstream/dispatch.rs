@@ -212,6 +212,8 @@ impl Dispatch {
             let next = setback.and_then(|setback| self.next(setback, so_far, spare.as_ref()));
             match (next, result) {
                 (Some(next), result) => {
+                    let is_gateway = |status| matches!(status, StatusCode::BAD_GATEWAY | StatusCode::GATEWAY_TIMEOUT);
+                    self.reach.unanswered |= matches!(setback, Some(Setback::Status(status)) if is_gateway(status));
                     count_retry(&pool, setback, &result);
                     // Closes its connection, and returns its permit.
                     drop(result);
@@ -436,7 +438,7 @@ mod tests {
         assert_eq!((response.status(), response.headers().contains_key("keep-alive")), (StatusCode::CREATED, false));
         assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), "done");
         assert_eq!(read, "POST /path HTTP/1.1\r\nhost: orders.example\r\ncontent-length: 4\r\n\r\nbody");
-        assert_eq!(dispatch.reach, Reach { sent: true, whole: true });
+        assert_eq!(dispatch.reach, Reach { sent: true, whole: true, unanswered: false });
         assert_eq!(pool.nodes[1].runtime.idle(), 1, "its connection is kept");
     }
 
@@ -449,7 +451,7 @@ mod tests {
         let closing = async { drop(node(listener, "").await) };
         let (response, ()) = tokio::join!(dispatch.fetch(&connections, &NoClient), closing);
         assert_eq!(response.err(), Some(DispatchError::Failed(UpstreamError::Terminated)));
-        assert_eq!(dispatch.reach, Reach { sent: true, whole: true });
+        assert_eq!(dispatch.reach, Reach { sent: true, whole: true, unanswered: true });
         let mut dispatch = post(&pool, 1, RetrySafety::AtMostOnce);
         dispatch.wanted.may_leave = false;
         let error = dispatch.fetch(&connections, &NoClient).await.err().unwrap();

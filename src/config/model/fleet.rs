@@ -44,6 +44,23 @@ settings! {
         password_file: Option<Spanned<String>> = absent;
         /// TLS to the nodes. Off without the block; `tls: {}` trusts the system's authorities.
         tls: Option<PoolTls> = absent;
+        /// The nodes and numbers before a change of them, while proxies with the block before are still alive: strong
+        /// writes are marked by both, and strong reads pass to the pool's nodes. A change needs a restart.
+        former: Option<FormerRedis> = absent;
+    }
+}
+
+settings! {
+    /// The nodes and numbers of `fleet.redis` before a change.
+    FormerRedis {
+        /// As they were.
+        nodes: Vec<FleetNode> = required;
+        /// As it was.
+        replicas: Option<Spanned<u32>> = absent;
+        /// As it was.
+        write: Option<Spanned<u32>> = absent;
+        /// As it was.
+        read: Option<Spanned<u32>> = absent;
     }
 }
 
@@ -68,13 +85,47 @@ pub(crate) struct Quorum {
     pub(crate) read: usize,
 }
 
+impl Quorum {
+    fn given(nodes: usize, numbers: [&Option<Spanned<u32>>; 3]) -> Quorum {
+        let [replicas, write, read] = numbers.map(|value| value.as_ref().map(|value| value.value as usize));
+        let replicas = replicas.unwrap_or(nodes.clamp(1, 3));
+        let write = write.unwrap_or(replicas / 2 + 1);
+        let read = read.unwrap_or((replicas + 1).saturating_sub(write).max(1));
+        Quorum { replicas, write, read }
+    }
+
+    /// Returns what these numbers tolerate and lose on strong routes, in words.
+    pub(crate) fn tolerance(self) -> String {
+        let Quorum { replicas, write, read } = self;
+        let without = |spare: usize, what: &str| match spare {
+            0 => format!("{what} stop while any node is away"),
+            1 => format!("{what} go on with one node away"),
+            spare => format!("{what} go on with {spare} nodes away"),
+        };
+        let (hits, writes) = (without(replicas - read, "hits"), without(replicas - write, "writes"));
+        let lost = match replicas - read {
+            0 => "; so do hits until a node that was restarted counts again",
+            _ => "",
+        };
+        format!("N={replicas} W={write} R={read}: {hits}{lost}, {writes}")
+    }
+
+    /// Returns whether each set of R nodes has one in common with each set of W.
+    pub(crate) fn overlaps(self) -> bool {
+        self.write + self.read > self.replicas
+    }
+}
+
 impl FleetRedis {
     /// Returns N, W and R, defaults filled in.
     pub(crate) fn quorum(&self) -> Quorum {
-        let given = |value: &Option<Spanned<u32>>| value.as_ref().map(|value| value.value as usize);
-        let replicas = given(&self.replicas).unwrap_or(self.nodes.len().clamp(1, 3));
-        let write = given(&self.write).unwrap_or(replicas / 2 + 1);
-        let read = given(&self.read).unwrap_or((replicas + 1).saturating_sub(write).max(1));
-        Quorum { replicas, write, read }
+        Quorum::given(self.nodes.len(), [&self.replicas, &self.write, &self.read])
+    }
+}
+
+impl FormerRedis {
+    /// Returns N, W and R, defaults filled in.
+    pub(crate) fn quorum(&self) -> Quorum {
+        Quorum::given(self.nodes.len(), [&self.replicas, &self.write, &self.read])
     }
 }

@@ -8,9 +8,9 @@ mod pool;
 mod route;
 mod saga;
 
-pub(crate) use consistency::{Consistency, Level, OnConcurrentWrite};
+pub(crate) use consistency::{Consistency, Level, OnConcurrentWrite, OnQuorumLoss, OnWriteQuorumLoss, Reads, Verify};
 pub(crate) use etcd::FleetEtcd;
-pub(crate) use fleet::{Fleet, FleetRedis, Quorum};
+pub(crate) use fleet::{Fleet, FleetNode, FleetRedis, FormerRedis, Quorum};
 pub(crate) use listener::{
     CertificateFiles, ClientAuth, Listener, ListenerTls, MinVersion, ProxyProtocol, SniMismatch,
 };

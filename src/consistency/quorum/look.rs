@@ -147,16 +147,6 @@ impl Look {
         }
     }
 
-    /// Returns the nodes that have answered.
-    pub(crate) fn answered(&self) -> NodeSet {
-        self.answered
-    }
-
-    /// Returns the nodes that are asked.
-    pub(crate) fn asked(&self) -> NodeSet {
-        self.rules.needs.nodes()
-    }
-
     /// Returns whether R nodes of each slot have answered whose memory counts, or a mark is seen: more replies may only
     /// turn a verdict of [`Verdict::Changed`].
     pub(crate) fn is_settled(&self) -> bool {
@@ -240,7 +230,7 @@ mod tests {
     fn a_look_allows_what_its_replies_do() {
         let (a, b) = (reply(0, Some(5)), reply(1, Some(6)));
         assert_eq!(look(2, &[a.clone(), b.clone()]).standing(), Standing::Usable);
-        assert_eq!(look(2, &[a.clone()]).standing(), Standing::QuorumLost);
+        assert_eq!(look(2, std::slice::from_ref(&a)).standing(), Standing::QuorumLost);
         let young = NodeReply { is_old: false, ..b.clone() };
         assert_eq!(look(2, &[a.clone(), young.clone()]).standing(), Standing::Young);
         assert_eq!(look(2, &[a.clone(), young, reply(2, Some(7))]).standing(), Standing::Usable);

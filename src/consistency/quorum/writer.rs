@@ -45,6 +45,17 @@ pub(crate) enum Begun {
     Lost,
 }
 
+impl Op {
+    /// Returns the last operation of a write.
+    pub(crate) fn of(outcome: Outcome) -> Op {
+        match outcome {
+            Outcome::NotSent => Op::Unmark,
+            Outcome::Answered => Op::End,
+            Outcome::Unknown => Op::Linger,
+        }
+    }
+}
+
 /// Whether the client may have its answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Farewell {
@@ -120,10 +131,10 @@ impl Writer {
         }
     }
 
-    /// Returns the time from which nothing of the write may be sent that was not before: half a lease after the begin. (A
-    /// process that was stopped between the two must not send after its mark.)
+    /// Returns the time from which nothing of the write may be sent that was not before: half a lease after the last mark
+    /// that W nodes have acknowledged was sent. (A process that was stopped between the two must not send after its mark.)
     pub(crate) fn send_by(&self) -> Millis {
-        self.begun + self.lease / 2
+        self.protected.unwrap_or(self.begun) + self.lease / 2
     }
 
     /// Returns the time of the next renewal.
@@ -158,11 +169,7 @@ impl Writer {
     /// Returns the last operation, which is sent now.
     pub(crate) fn finish(&mut self, outcome: Outcome, now: Millis) -> Op {
         self.end = Some(Round { sent: now, acknowledged: NodeSet::default() });
-        match outcome {
-            Outcome::NotSent => Op::Unmark,
-            Outcome::Answered => Op::End,
-            Outcome::Unknown => Op::Linger,
-        }
+        Op::of(outcome)
     }
 
     /// Returns whether the client may have its answer.

@@ -45,8 +45,12 @@ pub(in crate::proxy) fn invalidation(
         default_port: fields.facts.default_port(),
     };
     // The response to a POST with fields that override its method or URI is not stored for GETs.
-    let may_serve_reads =
-        head.method == Method::POST && !has_override(fields.plain()) && !rules.bypass_cookies.are_in(fields.plain());
+    // On a strong route it would need a tag from before the write, which the mark of the write outdates.
+    let is_strong = routed.mark.is_some() || caching.consistency.as_ref().is_some_and(|rules| rules.strong.is_some());
+    let may_serve_reads = head.method == Method::POST
+        && !is_strong
+        && !has_override(fields.plain())
+        && !rules.bypass_cookies.are_in(fields.plain());
     Some(Invalidation { targets: targets(&rules.key, target), order: Rc::new(order), may_serve_reads, base })
 }
 
@@ -124,7 +128,8 @@ impl Invalidation {
             worker.cache.invalidate(*key, uri, token);
         }
         let order = &self.order;
-        let written = order.requester.as_ref().zip(order.base.as_ref()).map(|(requester, base)| requester.wrote(base));
+        let written =
+            order.requester.as_ref().zip(order.base.as_ref()).and_then(|(requester, base)| requester.wrote(base));
         if let Some(bus) = &worker.bus {
             let mut uris: Vec<String> = targets().map(|(_, uri)| uri.clone()).collect();
             uris.sort_unstable();

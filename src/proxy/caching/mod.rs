@@ -7,14 +7,16 @@ pub(super) mod invalidation;
 mod miss;
 pub(super) mod request;
 mod serving;
+mod verified;
 
+use super::exchange::Exchange;
 use super::forward::RoutedRequest;
 use super::plan;
 use super::respond::Reply;
 use super::snapshot::{CacheResult, CacheRules, Route};
 use super::step::Step;
 use crate::cache::{CacheStatus, ForwardReason, Joined, Known, Milliseconds, Order, RequestDirectives, Reuse, Stored};
-use crate::consistency::{Rejection, Requester};
+use crate::consistency::{Guarantee, Rejection, Requester};
 use crate::http::head::RequestHead;
 use crate::http::method::is_safe;
 use crate::http::problem::{Problem, ProblemKind};
@@ -24,6 +26,7 @@ use request::{is_read, order};
 use serving::{ReplyBuilder, ServedFrom};
 use std::rc::Rc;
 use std::sync::Arc;
+use verified::VerifiedRead;
 
 /// Answers a request from the store, or begins a fetch.
 pub(super) fn begin(routed: &RoutedRequest<'_>, caching: &Arc<Route>, head: RequestHead) -> Result<Step, Problem> {
@@ -38,7 +41,7 @@ pub(super) fn begin(routed: &RoutedRequest<'_>, caching: &Arc<Route>, head: Requ
     let honoured = rules.policy.honours_clients.then_some(&directives);
     if plan::cache_bypass(&routed.form, fields, &rules.bypass_cookies).is_some() {
         if directives.only_if_cached {
-            return Ok(Step::Reply(refused(routed, rules)));
+            return Ok(Step::Reply(refused(rules, routed.exchange)));
         }
         return bypass(routed, rules, head);
     }
@@ -54,6 +57,13 @@ pub(super) fn begin(routed: &RoutedRequest<'_>, caching: &Arc<Route>, head: Requ
         now,
     };
     let requester = routed.exchange.requester();
+    if let Some(requester) = requester.filter(|requester| requester.guarantee == Guarantee::Quorum) {
+        let order = order(rules, key, target, &head.method, fields);
+        let (requester, caching, method) = (Rc::clone(requester), Arc::clone(caching), head.method.clone());
+        let upstream_request = routed.upstream_request(head)?;
+        let read = VerifiedRead { upstream_request, caching, order, requester, method, directives, is_private };
+        return Ok(Step::Later(Box::pin(read.reply())));
+    }
     let why = match worker.cache.look_up(key, fields) {
         Known::Response(hit)
             if let Some(why) = requester.and_then(|requester| refusal(caching, requester, &hit, now)) =>
@@ -95,7 +105,7 @@ pub(super) fn begin(routed: &RoutedRequest<'_>, caching: &Arc<Route>, head: Requ
         Known::Nothing => ForwardReason::UriMiss,
     };
     if directives.only_if_cached {
-        return Ok(Step::Reply(refused(routed, rules)));
+        return Ok(Step::Reply(refused(rules, routed.exchange)));
     }
     if is_private {
         return bypass(routed, rules, head);
@@ -116,7 +126,7 @@ fn refusal(caching: &Route, requester: &Requester, hit: &Stored, now: Millisecon
 
 /// Forwards a request without use of the store.
 fn bypass(routed: &RoutedRequest<'_>, rules: &CacheRules, head: RequestHead) -> Result<Step, Problem> {
-    note(routed, rules, CacheResult::Bypass);
+    note(routed.exchange, rules, CacheResult::Bypass);
     let mut upstream_request = routed.upstream_request(head)?;
     upstream_request.cache_status = Some(CacheStatus::forwarded(ForwardReason::Bypass));
     Ok(Step::Forward(upstream_request))
@@ -124,21 +134,21 @@ fn bypass(routed: &RoutedRequest<'_>, rules: &CacheRules, head: RequestHead) -> 
 
 /// Forwards a request for a stored response that cannot be validated now.
 fn pass(routed: &RoutedRequest<'_>, rules: &CacheRules, head: RequestHead) -> Result<Step, Problem> {
-    note(routed, rules, CacheResult::Pass);
+    note(routed.exchange, rules, CacheResult::Pass);
     let mut upstream_request = routed.upstream_request(head)?;
     upstream_request.cache_status = Some(CacheStatus::forwarded(ForwardReason::Stale));
     Ok(Step::Forward(upstream_request))
 }
 
 /// Answers a request with `only-if-cached` by 504.
-fn refused(routed: &RoutedRequest<'_>, rules: &CacheRules) -> Reply {
-    note(routed, rules, CacheResult::Refused);
-    Reply::problem(&not_cached(), routed.exchange).with_cache_status(Some(CacheStatus::Refused))
+fn refused(rules: &CacheRules, exchange: &Rc<Exchange>) -> Reply {
+    note(exchange, rules, CacheResult::Refused);
+    Reply::problem(&not_cached(), exchange).with_cache_status(Some(CacheStatus::Refused))
 }
 
-fn note(routed: &RoutedRequest<'_>, rules: &CacheRules, result: CacheResult) {
+fn note(exchange: &Exchange, rules: &CacheRules, result: CacheResult) {
     rules.count(result);
-    routed.exchange.cached(result.label());
+    exchange.cached(result.label());
 }
 
 fn miss(
@@ -157,7 +167,7 @@ fn miss(
 fn other_method(routed: &RoutedRequest<'_>, caching: &Route, head: RequestHead) -> Result<Step, Problem> {
     let own = routed.route.cache.as_ref();
     if let Some(own) = own {
-        note(routed, own, CacheResult::Bypass);
+        note(routed.exchange, own, CacheResult::Bypass);
     }
     let status = own.map(|_| CacheStatus::forwarded(ForwardReason::Method));
     if is_safe(&head.method) {

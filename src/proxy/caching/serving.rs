@@ -29,6 +29,8 @@ pub(super) enum ServedFrom {
     CollapsedFetch { why: ForwardReason },
     /// The streaming body of the request's own fetch.
     OwnFetch { why: ForwardReason, is_stored: bool },
+    /// A response that the nodes of the fleet could not verify, where the route says so.
+    Unverified,
     /// A stale response in place of a node's error (RFC 5861 4).
     StandIn,
     /// The response to a POST, which later GETs may get (RFC 9110 9.3.3).
@@ -40,9 +42,10 @@ impl ServedFrom {
     fn result(self) -> Option<CacheResult> {
         Some(match self {
             ServedFrom::LookUp { is_stale: false } | ServedFrom::LookUpAfterWait => CacheResult::Hit,
-            ServedFrom::LookUp { is_stale: true } | ServedFrom::WhileValidating | ServedFrom::StandIn => {
-                CacheResult::Stale
-            }
+            ServedFrom::LookUp { is_stale: true }
+            | ServedFrom::WhileValidating
+            | ServedFrom::Unverified
+            | ServedFrom::StandIn => CacheResult::Stale,
             ServedFrom::Validation { .. } => CacheResult::Revalidated,
             ServedFrom::CollapsedFetch { .. } => CacheResult::Collapsed,
             ServedFrom::OwnFetch { .. } => CacheResult::Miss,
@@ -61,6 +64,7 @@ impl ServedFrom {
             ServedFrom::Validation { why, is_collapsed } => forwarded(why, Some(304), false, is_collapsed),
             ServedFrom::CollapsedFetch { why } => forwarded(why, None, false, true),
             ServedFrom::OwnFetch { why, is_stored } => forwarded(why, None, is_stored, false),
+            ServedFrom::Unverified => Some(CacheStatus::Unverified { ttl: stored.ttl(now) }),
             ServedFrom::StandIn => Some(CacheStatus::StandIn { ttl: stored.ttl(now) }),
             ServedFrom::AdoptedPost => None,
         }

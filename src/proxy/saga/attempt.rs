@@ -32,7 +32,9 @@ impl Executor {
         let now = self.open.now();
         let timeout = self.definition.steps[step].timeout;
         let left = give_up.map_or(timeout, |give_up| Duration::from_millis(give_up.saturating_sub(now)).min(timeout));
-        let answer = send(&self.worker.connections, pool, request, Instant::now() + left, self.open.send_by()).await;
+        let send_by = self.open.send_by();
+        let send_by = self.mark.send_by.map_or(send_by, |by| by.min(send_by));
+        let answer = send(&self.worker.connections, pool, request, Instant::now() + left, send_by).await;
         let (head, body) = match answer {
             Ok(answer) => answer.into_parts(),
             Err(reach) => return Ok(if reach { Answer::None } else { Answer::NotSent }),

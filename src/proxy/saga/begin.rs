@@ -209,6 +209,7 @@ impl KeyedSaga {
             pools: self.worker.snapshot().pools.clone(),
             standing: Rc::clone(&standing),
             decided: None,
+            mark: Default::default(),
             waiting: Some(waiting),
         };
         executor.spawn(progress, Event::Begin);

@@ -6,9 +6,12 @@
 
 use super::answers;
 use super::kill::{self, Side};
+use crate::clock::BootTime;
 use crate::control::Event as ControlEvent;
+use crate::fleet::quorum::Mark;
 use crate::idempotency::{LostSaga, OpenSaga, Records, StoredResponse};
 use crate::proxy::session;
+use crate::proxy::strong::MarkOrder;
 use crate::proxy::worker_context::WorkerContext;
 use crate::saga::keys::Seed;
 use crate::saga::log::{Entry, Millis, Outcome, Progress, Standing, What};
@@ -35,6 +38,16 @@ pub(super) enum Ending {
     Left,
 }
 
+/// The mark of a saga.
+#[derive(Default)]
+pub(super) struct SagaMark {
+    pub(super) held: Option<(Rc<MarkOrder>, Mark)>,
+    /// The time from which a step may not be sent under it.
+    pub(super) send_by: Option<BootTime>,
+    /// A request was not answered, and may still take effect.
+    pub(super) is_open: bool,
+}
+
 /// A saga that this process works on.
 pub(super) struct Executor {
     pub(super) worker: Rc<WorkerContext>,
@@ -50,6 +63,7 @@ pub(super) struct Executor {
     pub(super) standing: Rc<Cell<Standing>>,
     /// Told once a person's decision is in the log.
     pub(super) decided: Option<oneshot::Sender<()>>,
+    pub(super) mark: SagaMark,
     /// The client that waits for the end.
     pub(super) waiting: Option<oneshot::Sender<Ending>>,
 }
@@ -60,6 +74,7 @@ impl Executor {
         let here = Rc::clone(&self.worker.tasks);
         tokio::task::spawn_local(async move {
             let ending = self.run(progress, event).await.unwrap_or(Ending::Left);
+            self.end_mark(!matches!(ending, Ending::Left)).await;
             let Executor { open, waiting, .. } = self;
             if matches!(ending, Ending::Left) {
                 open.give_up().await;
@@ -88,12 +103,12 @@ impl Executor {
                     if self.is_to_leave() {
                         return Ok(Ending::Left);
                     }
-                    let answer = self.attempt(step, way, give_up).await?;
+                    let answer = self.attempt_marked(step, way, give_up).await?;
                     self.count_attempt(step, way, &answer);
                     Event::Answer(answer)
                 }
                 Effect::Wait { until } => {
-                    if !self.wait(until).await {
+                    if !self.wait_marked(until).await {
                         return Ok(Ending::Left);
                     }
                     Event::Due
@@ -196,7 +211,7 @@ impl Executor {
     }
 
     /// Waits until a time of the store. Returns whether the saga stays here.
-    async fn wait(&mut self, until: Millis) -> bool {
+    pub(super) async fn wait(&mut self, until: Millis) -> bool {
         loop {
             if self.is_to_leave() {
                 return false;

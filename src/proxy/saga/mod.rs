@@ -10,6 +10,7 @@ mod attempt;
 mod begin;
 mod executor;
 mod kill;
+mod marked;
 mod recovery;
 mod rules;
 mod status;

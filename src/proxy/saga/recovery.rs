@@ -111,6 +111,7 @@ fn go_on(worker: &Rc<WorkerContext>, records: &Arc<Records>, snapshot: &Arc<Snap
         pools: snapshot.pools.clone(),
         standing: Rc::new(Cell::new(Standing::Running)),
         decided,
+        mark: Default::default(),
         waiting: None,
     };
     executor.spawn(progress, event);

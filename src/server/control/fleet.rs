@@ -8,6 +8,8 @@ use crate::control::{
 };
 use crate::fleet::{ProcessId, Purge, PurgeBy, StateOrder};
 use crate::server::process::fleet::FleetMember;
+use crate::cache;
+use crate::proxy::strong::slots_of_uris;
 use crate::server::process::handle::Handle;
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -94,6 +96,17 @@ pub(super) async fn purge(handle: &Handle, order: &PurgeOrder) -> Option<HeardBy
     };
     let causal = Some(handle.causality.write(Groups::new()).encode().into());
     Some(bus.purge(Purge { by, value, soft: order.soft, causal }, PATIENCE).await)
+}
+
+/// Stamps the slots of a purge, so that no other proxy serves what was stored before it on a strong route. Returns whether
+/// enough nodes have the stamps; `None` where no route is verified by them.
+pub(super) async fn stamp(handle: &Handle, purge: &cache::Purge) -> Option<bool> {
+    handle.snapshot.load().strong.as_ref()?;
+    let slots = match purge {
+        cache::Purge::Url(uris) => slots_of_uris(uris),
+        _ => slots_of_uris(&[String::new()]),
+    };
+    Some(handle.fleet.as_ref()?.stamper.stamp(slots).await)
 }
 
 /// Removes a member that is gone for good. Returns whether this process or etcd knew it.

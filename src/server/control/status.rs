@@ -147,8 +147,10 @@ impl Control for Handle {
                 tracing::info!(responses, "the cache was purged: {words}");
                 responses
             });
-            let (responses, heard_by) = tokio::join!(counted, fleet::purge(self, &order));
-            Ok(Purged { responses: responses.unwrap_or_default(), heard_by })
+            let (responses, heard_by, stamped) =
+                tokio::join!(counted, fleet::purge(self, &order), fleet::stamp(self, &purge));
+            let unmarked = stamped.map(|stamped| !stamped);
+            Ok(Purged { responses: responses.unwrap_or_default(), heard_by, unmarked })
         })
     }
 

@@ -2,11 +2,12 @@
 
 use super::leader::{LeaderHost, etcd_settings};
 use crate::cache::{Cache, Purge};
-use crate::config::Config;
 use crate::config::read::Field;
+use crate::config::{Config, FormerRedis};
 use crate::consistency::{Causality, Dot, Write};
 use crate::control::{self, Events};
 use crate::fleet::{self, Bus, Digests, Event, Heard, Leadership, Listener, ProcessId, PurgeBy};
+use crate::fleet::quorum::{QuorumRules, Stamper};
 use crate::proxy::Snapshot;
 use crate::server::control::purge;
 use crate::telemetry::metrics::Metrics;
@@ -22,6 +23,8 @@ use std::time::Duration;
 #[cfg(feature = "redis")]
 use {
     super::store::tls_settings,
+    crate::config::{self, FleetNode},
+    crate::fleet::quorum::{QuorumSettings, Reach, Spread},
     crate::fleet::{BusControl, BusSettings},
     crate::io::redis::Login,
 };
@@ -42,6 +45,8 @@ pub(in crate::server) struct FleetMember {
     pub(in crate::server) bus: Option<Bus>,
     /// By etcd.
     pub(in crate::server) leadership: Option<Leadership>,
+    /// Stamps the slots of purges, where strong routes are verified by a quorum.
+    pub(in crate::server) stamper: Stamper,
     #[cfg(feature = "redis")]
     control: Option<BusControl>,
 }
@@ -80,17 +85,21 @@ impl FleetMember {
 
     #[cfg(feature = "redis")]
     fn start(config: &Config, process: ProcessId, concerned: &Concerned<'_>) -> io::Result<FleetMember> {
+        let stamper = Stamper::default();
         let Some(settings) = bus_settings(config) else {
-            return Ok(FleetMember { process, bus: None, leadership: None, control: None });
+            return Ok(FleetMember { process, bus: None, leadership: None, stamper, control: None });
         };
         let listener = Arc::new(FleetListener::new(concerned));
         let (bus, control) = fleet::start(&settings, process, listener, concerned.metrics)?;
-        Ok(FleetMember { process, bus: Some(bus), leadership: None, control: Some(control) })
+        if let Some(rules) = quorum_rules(config) {
+            stamper.follow(&rules, concerned.metrics);
+        }
+        Ok(FleetMember { process, bus: Some(bus), leadership: None, stamper, control: Some(control) })
     }
 
     #[cfg(not(feature = "redis"))]
     fn start(_: &Config, process: ProcessId, _: &Concerned<'_>) -> io::Result<FleetMember> {
-        Ok(FleetMember { process, bus: None, leadership: None })
+        Ok(FleetMember { process, bus: None, leadership: None, stamper: Stamper::default() })
     }
 
     /// Says good-bye to the other members.
@@ -138,7 +147,11 @@ impl FleetMember {
 
     /// Returns the part of another configuration that this process cannot follow.
     #[cfg(feature = "redis")]
-    pub(super) fn needs_restart(member: Option<&FleetMember>, config: &Config) -> Option<&'static str> {
+    pub(super) fn needs_restart(
+        member: Option<&FleetMember>,
+        former: &Option<FormerRedis>,
+        config: &Config,
+    ) -> Option<&'static str> {
         if member.is_some() != config.settings.fleet.is_some() {
             return Some("fleet");
         }
@@ -146,6 +159,9 @@ impl FleetMember {
             return Some("fleet.etcd");
         }
         let control = member.and_then(|member| member.control.as_ref());
+        if former != &config.settings.fleet.as_ref().and_then(|fleet| fleet.redis.as_ref()?.former.clone()) {
+            return Some("fleet.redis.former");
+        }
         match (control, bus_settings(config)) {
             (None, None) => None,
             (Some(control), Some(settings)) => control.is_another(&settings).then_some("fleet.redis"),
@@ -154,7 +170,11 @@ impl FleetMember {
     }
 
     #[cfg(not(feature = "redis"))]
-    pub(super) fn needs_restart(member: Option<&FleetMember>, config: &Config) -> Option<&'static str> {
+    pub(super) fn needs_restart(
+        member: Option<&FleetMember>,
+        _: &Option<FormerRedis>,
+        config: &Config,
+    ) -> Option<&'static str> {
         if member.is_some_and(|member| member.has_another_etcd(config)) {
             return Some("fleet.etcd");
         }
@@ -163,8 +183,11 @@ impl FleetMember {
 
     /// Lets the bus go on under a new configuration: at other addresses of the same nodes, or with another login.
     #[cfg(feature = "redis")]
-    pub(super) fn reconfigure(&self, config: &Config) {
+    pub(super) fn reconfigure(&self, config: &Config, metrics: &Arc<Metrics>) {
         self.reconfigure_etcd(config);
+        if let Some(rules) = quorum_rules(config) {
+            self.stamper.follow(&rules, metrics);
+        }
         if let (Some(control), Some(settings)) = (&self.control, bus_settings(config))
             && !control.is_another(&settings)
         {
@@ -173,7 +196,7 @@ impl FleetMember {
     }
 
     #[cfg(not(feature = "redis"))]
-    pub(super) fn reconfigure(&self, config: &Config) {
+    pub(super) fn reconfigure(&self, config: &Config, _: &Arc<Metrics>) {
         self.reconfigure_etcd(config);
     }
 }
@@ -223,6 +246,56 @@ pub(crate) fn bus_settings(config: &Config) -> Option<BusSettings> {
             tls,
         },
     })
+}
+
+/// Returns the rules by which strong reads are verified; `None` where no route needs them.
+#[cfg(feature = "redis")]
+pub(crate) fn quorum_rules(config: &Config) -> Option<Arc<QuorumRules>> {
+    let bus = bus_settings(config)?;
+    let redis = config.settings.fleet.as_ref()?.redis.as_ref()?;
+    let strong = || config.settings.routes.iter().filter_map(|route| Some((route, route.consistency.as_ref()?)));
+    let strong = || strong().filter(|(_, rules)| rules.is_by_quorum());
+    let settle = strong().map(|(_, rules)| rules.settle()).max()?;
+    let mut nodes = bus.nodes;
+    let current = Spread { nodes: (0..nodes.len() as u8).collect(), quorum: bus.quorum };
+    let former = redis.former.as_ref().map(|former| {
+        let place = |node: &FleetNode| {
+            nodes.iter().position(|(id, _)| *id == node.id.value).unwrap_or_else(|| {
+                nodes.push((node.id.value.clone(), node.address.to_string()));
+                nodes.len() - 1
+            })
+        };
+        Spread { nodes: former.nodes.iter().map(place).map(|place| place as u8).collect(), quorum: former.quorum() }
+    });
+    let (ids, addresses) = nodes.into_iter().unzip();
+    let mut routes: Vec<String> = strong().map(|(route, rules)| marked_part(route, rules)).collect();
+    routes.sort_unstable();
+    Some(Arc::new(QuorumRules::new(QuorumSettings {
+        fleet: bus.fleet,
+        lease: bus.lease,
+        settle,
+        ids,
+        reach: Reach { addresses, login: bus.login },
+        current,
+        former,
+        routes: routes.join("\n"),
+    })))
+}
+
+#[cfg(not(feature = "redis"))]
+pub(crate) fn quorum_rules(_: &Config) -> Option<Arc<QuorumRules>> {
+    None
+}
+
+/// Returns the part of a strong route that all proxies must have alike: what it matches, its groups and its `settle`.
+#[cfg(feature = "redis")]
+fn marked_part(route: &config::Route, rules: &config::Consistency) -> String {
+    let mut shown = route.show();
+    if let Some(parts) = shown.as_object_mut() {
+        parts.retain(|name, _| ["hosts", "path", "path_prefix"].contains(&name.as_str()));
+    }
+    let groups: Vec<String> = rules.groups.iter().map(|group| group.value.to_string()).collect();
+    format!("{shown} {groups:?} {}", rules.settle().as_millis())
 }
 
 /// The receiver of the events of other members: it applies them to the cache.

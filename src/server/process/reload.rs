@@ -4,7 +4,7 @@
 //! outlives a configuration (load and state of nodes, kept connections, listening sockets, the access log) is kept
 //! beside it and found by name.
 
-use super::fleet::FleetMember;
+use super::fleet::{FleetMember, quorum_rules};
 use super::handle::{Handle, Trigger};
 use super::log::open_log;
 use super::store::StoreUnavailable;
@@ -190,7 +190,8 @@ fn reload(handle: &Handle, config: Config, report: &Report) -> Result<Reloaded, 
     if handle.records.is_another(&config) {
         needs_restart.push("idempotency_store");
     }
-    needs_restart.extend(FleetMember::needs_restart(handle.fleet.as_ref(), &config));
+    let former = old.config.settings.fleet.as_ref().and_then(|fleet| fleet.redis.as_ref()?.former.clone());
+    needs_restart.extend(FleetMember::needs_restart(handle.fleet.as_ref(), &former, &config));
     tokio::runtime::Handle::current().block_on(handle.discovered.prepare(config.discoveries()));
     if let Some(pool) = emptied(handle, &config, &old) {
         return Err(ReloadError::NoNodes(pool));
@@ -203,7 +204,7 @@ fn reload(handle: &Handle, config: Config, report: &Report) -> Result<Reloaded, 
     handle.records.adopt(records, &handle.events, &handle.background);
     handle.records.reconfigure(&snapshot.config);
     if let Some(fleet) = &handle.fleet {
-        fleet.reconfigure(&snapshot.config);
+        fleet.reconfigure(&snapshot.config, &handle.metrics);
     }
     handle.adopt(snapshot);
     for gone in now.iter().filter(|open| !next.iter().any(|other| other.is(open))) {
@@ -275,7 +276,8 @@ impl Handle {
         is_same: bool,
     ) -> Result<Snapshot, BadPool> {
         let (registry, metrics, discovered) = (&self.registry, &*self.metrics, &*self.discovered);
-        Snapshot::build(config, Parts { registry, metrics, discovered, log, records, earlier: Some(earlier), is_same })
+        let (quorum, earlier) = (quorum_rules(&config), Some(earlier));
+        Snapshot::build(config, Parts { registry, metrics, discovered, log, records, quorum, earlier, is_same })
     }
 
     /// Records the result of a reload; returns the reply to its requester.

@@ -1,7 +1,7 @@
 //! Start and end of a proxy: workers first, then the admin listener; in reverse order at the end.
 
 use super::background::Background;
-use super::fleet::{Concerned, FleetMember, publish_numbers};
+use super::fleet::{Concerned, FleetMember, publish_numbers, quorum_rules};
 use super::follow;
 use super::handle::{Handle, LastReload, Trigger};
 use super::inherited::{Inherited, Predecessor};
@@ -139,6 +139,7 @@ async fn build(
         discovered: &discovered,
         log,
         records: opened.as_ref(),
+        quorum: quorum_rules(&config),
         earlier: None,
         is_same: false,
     };

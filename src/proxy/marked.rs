@@ -1,0 +1,100 @@
+//! The way of a write under its mark: the mark before the first byte, its renewal while the nodes work, and its end before
+//! the answer goes on.
+
+use super::strong::MarkOrder;
+use crate::consistency::quorum::Outcome;
+use crate::fleet::quorum::{Lapsed, MarkLost, QuorumClient};
+use crate::http::problem::{Problem, ProblemKind};
+use crate::upstream::{BodyError, Dispatch, NodeResponse, Outgoing};
+use bytes::Bytes;
+use http::StatusCode;
+use http_body::{Body, Frame};
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll};
+
+/// Sends a write under its mark, and ends the mark by its outcome, before the answer goes on.
+pub(super) async fn send_marked(
+    client: &Rc<QuorumClient>,
+    dispatch: &mut Dispatch,
+    order: &MarkOrder,
+    send: impl AsyncFnOnce(&mut Dispatch) -> Result<NodeResponse, Problem>,
+) -> Result<NodeResponse, Problem> {
+    let mark = order.begin(client).await.map_err(|MarkLost| write_refused())?;
+    if let Some(by) = mark.send_by() {
+        let given = dispatch.deadlines.send_by;
+        dispatch.deadlines.send_by = Some(given.map_or(by, |given| given.min(by)));
+    }
+    if let Some(request) = &mut dispatch.request
+        && !matches!(request.body(), Outgoing::Empty)
+    {
+        let body = std::mem::replace(request.body_mut(), Outgoing::Empty);
+        *request.body_mut() = Outgoing::Stream(Box::pin(GuardedBody { body, has_lapsed: mark.lapse() }));
+    }
+    let sent = mark.protect(send(dispatch)).await;
+    let is_unanswered = dispatch.reach.unanswered;
+    let outcome = match &sent {
+        Ok(Ok(response)) if !is_unanswered && !is_unknown(response.head.status()) => Outcome::Answered,
+        Ok(Err(_)) if !is_unanswered => Outcome::NotSent,
+        _ => Outcome::Unknown,
+    };
+    let may_leave = order.end(mark, outcome).await;
+    match sent {
+        Ok(sent) if may_leave || outcome != Outcome::Answered => sent,
+        Ok(_) => Err(end_lost()),
+        Err(Lapsed) => Err(lapsed()),
+    }
+}
+
+/// Returns whether a status leaves it open what has become of a request.
+fn is_unknown(status: StatusCode) -> bool {
+    matches!(status, StatusCode::BAD_GATEWAY | StatusCode::GATEWAY_TIMEOUT)
+}
+
+/// A request's body, each piece of which is sent under the mark of the request.
+struct GuardedBody {
+    body: Outgoing,
+    has_lapsed: Rc<dyn Fn() -> bool>,
+}
+
+impl Body for GuardedBody {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        if (self.has_lapsed)() {
+            return Poll::Ready(Some(Err("the mark of this write has ceased to protect it".into())));
+        }
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> http_body::SizeHint {
+        self.body.size_hint()
+    }
+}
+
+fn unavailable(detail: &'static str) -> Problem {
+    Problem::new(ProblemKind::ConsistencyUnavailable, detail).retry_after(1)
+}
+
+fn write_refused() -> Problem {
+    unavailable(
+        "too few nodes of `fleet.redis` take the mark of this write, and nothing was forwarded; repeat it later",
+    )
+}
+
+fn lapsed() -> Problem {
+    unavailable(
+        "the write may have run: the nodes of `fleet.redis` went away meanwhile, and its connection was closed; find out what it did before you send another",
+    )
+}
+
+fn end_lost() -> Problem {
+    unavailable(
+        "the write has run, and too few nodes of `fleet.redis` know that it has ended; its answer is held back: find out what it did before you send another",
+    )
+}
