@@ -48,6 +48,7 @@ mod scale;
 mod sessions;
 mod stalls;
 mod stores;
+mod strong;
 mod support;
 mod timers;
 mod tls;
