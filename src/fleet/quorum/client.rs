@@ -14,6 +14,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::{Notify, watch};
 
+/// A part of the refusal of a node that does not know the configuration of this process.
+const UNREGISTERED: &str = "UNREGISTERED";
+
 /// The connections of one thread to the nodes of its fleet.
 pub(crate) struct QuorumClient {
     pub(super) links: Vec<NodeLink>,
@@ -103,7 +106,7 @@ impl QuorumClient {
     /// Sends an operation to nodes, each its slots. `done` is called for each node that has carried it out.
     pub(super) fn send(
         &self,
-        rules: &QuorumRules,
+        rules: &Arc<QuorumRules>,
         (order, slots): (WriteOrder, &[Slot]),
         nodes: NodeSet,
         done: &Rc<dyn Fn(u8)>,
@@ -112,8 +115,16 @@ impl QuorumClient {
             let Some(open) = self.links.get(usize::from(node)).and_then(NodeLink::open) else { continue };
             let own: Vec<Slot> = slots.iter().copied().filter(|slot| rules.nodes(*slot).contains(node)).collect();
             let (order, done) = (WriteOrder { slots: own, ..order.clone() }, Rc::clone(done));
+            let rules = Arc::clone(rules);
             tokio::task::spawn_local(async move {
-                match open.connection.write(&order).await {
+                let mut written = open.connection.write(&order).await;
+                // The node has lost what it had: the configuration is registered anew first.
+                if written.as_ref().is_err_and(|error| error.contains(UNREGISTERED))
+                    && open.connection.register(&rules).await.is_ok()
+                {
+                    written = open.connection.write(&order).await;
+                }
+                match written {
                     Ok(()) => done(node),
                     Err(error) => tracing::debug!(node, error, flags = order.flags, "a node did not take an operation"),
                 }
