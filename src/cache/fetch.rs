@@ -54,7 +54,7 @@ pub(crate) struct Order {
     pub(crate) policy: Arc<CachePolicy>,
     /// The requester, on a route with a guarantee.
     pub(crate) requester: Option<Rc<Requester>>,
-    /// What the fetch is no older than, on a route with a guarantee.
+    /// The lower bound of the fetch's age, on a route with a guarantee: what its response includes at least.
     pub(crate) base: Option<FetchBase>,
 }
 

@@ -48,7 +48,7 @@ pub(crate) struct Fill {
     pub(super) epoch: Epoch,
     /// Set when the resource has changed since the begin.
     pub(super) is_outdated: Arc<AtomicBool>,
-    /// What its answer is no older than, on a route with a guarantee.
+    /// The lower bound of its answer, on a route with a guarantee.
     pub(super) base: Option<FetchBase>,
     state: Mutex<FillState>,
 }

@@ -119,7 +119,7 @@ const UNDER_VALIDATION: u8 = 4;
 struct Rare {
     varies: Option<Selecting>,
     tags: Box<[u64]>,
-    /// What it is no older than, on a route with a guarantee.
+    /// The tag of the response, on a route with a guarantee.
     causal: Option<Box<StoredTag>>,
 }
 

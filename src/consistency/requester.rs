@@ -75,7 +75,7 @@ pub(crate) struct Requester {
     written: Cell<Option<Dot>>,
     /// A node has answered it with what the groups are now.
     is_shown: Cell<bool>,
-    /// What the nodes of the fleet have said of its groups since it arrived.
+    /// The replies of the nodes of the fleet about its groups, since it arrived.
     look: OnceCell<Look>,
 }
 

@@ -4,14 +4,14 @@ use super::quorum::QuorumTag;
 use super::vector::{Clock, Dot, Vector};
 use std::sync::Arc;
 
-/// What a fetch is no older than, by the guarantee of its route.
+/// The lower bound of a fetch, by the guarantee of its route.
 #[derive(Clone, Debug)]
 pub(crate) enum FetchBase {
     Causal(TagBase),
     Quorum(Arc<QuorumTag>),
 }
 
-/// What a stored response is no older than, by the guarantee of its route.
+/// The lower bound of a stored response, by the guarantee of its route.
 #[derive(Clone, Debug)]
 pub(crate) enum StoredTag {
     Causal(Tag),

@@ -125,6 +125,9 @@ fn bus(board: Board, quorum: Quorum, works: bool) -> BusStatus {
             false => "R + W does not exceed N: a gap at one node has all stored responses validated.".to_owned(),
         },
     ];
+    if quorum.overlaps() {
+        promise.push(format!("Strong routes with `verify: quorum`, {}.", quorum.tolerance()));
+    }
     promise.extend(board.facts.into_iter().flatten());
     BusStatus { replicas, write, read, open_gap: !works, doubts: board.doubts, promise, nodes: board.nodes }
 }

@@ -9,9 +9,10 @@ use crate::upstream::{BodyError, Dispatch, NodeResponse, Outgoing};
 use bytes::Bytes;
 use http::StatusCode;
 use http_body::{Body, Frame};
+use std::cell::Cell;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 /// Sends a write under its mark, and ends the mark by its outcome, before the answer goes on.
 pub(super) async fn send_marked(
@@ -25,14 +26,18 @@ pub(super) async fn send_marked(
         let given = dispatch.deadlines.send_by;
         dispatch.deadlines.send_by = Some(given.map_or(by, |given| given.min(by)));
     }
+    let is_whole = Rc::new(Cell::new(true));
     if let Some(request) = &mut dispatch.request
         && !matches!(request.body(), Outgoing::Empty)
     {
         let body = std::mem::replace(request.body_mut(), Outgoing::Empty);
-        *request.body_mut() = Outgoing::Stream(Box::pin(GuardedBody { body, has_lapsed: mark.lapse() }));
+        is_whole.set(body.is_end_stream());
+        let (has_lapsed, is_whole) = (mark.lapse(), Rc::clone(&is_whole));
+        *request.body_mut() = Outgoing::Stream(Box::pin(GuardedBody { body, has_lapsed, is_whole }));
     }
     let sent = mark.protect(send(dispatch)).await;
-    let is_unanswered = dispatch.reach.unanswered;
+    // A piece that is sent after the answer has begun may take effect after its end.
+    let is_unanswered = dispatch.reach.unanswered || (!is_whole.get() && matches!(sent, Ok(Ok(_))));
     let outcome = match &sent {
         Ok(Ok(response)) if !is_unanswered && !is_unknown(response.head.status()) => Outcome::Answered,
         Ok(Err(_)) if !is_unanswered => Outcome::NotSent,
@@ -55,6 +60,8 @@ fn is_unknown(status: StatusCode) -> bool {
 struct GuardedBody {
     body: Outgoing,
     has_lapsed: Rc<dyn Fn() -> bool>,
+    /// All of it was taken.
+    is_whole: Rc<Cell<bool>>,
 }
 
 impl Body for GuardedBody {
@@ -65,7 +72,9 @@ impl Body for GuardedBody {
         if (self.has_lapsed)() {
             return Poll::Ready(Some(Err("the mark of this write has ceased to protect it".into())));
         }
-        Pin::new(&mut self.body).poll_frame(cx)
+        let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
+        self.is_whole.set(frame.is_none() || self.body.is_end_stream());
+        Poll::Ready(frame)
     }
 
     fn is_end_stream(&self) -> bool {

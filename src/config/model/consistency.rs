@@ -17,7 +17,7 @@ choices! {
 }
 
 choices! {
-    /// How a strong read finds out that a stored response is the newest.
+    /// The way in which a strong read finds out that a stored response is the newest.
     Verify {
         /// By a conditional request to a node for every hit.
         Origin = "origin",
@@ -73,7 +73,7 @@ settings! {
     Consistency {
         /// `eventual`, `causal` or `strong`.
         level: Spanned<Level> = "eventual";
-        /// How a strong read is verified: `origin`, or `quorum` by the nodes of `fleet.redis`.
+        /// The verification of a strong read: `origin`, or `quorum` by the nodes of `fleet.redis`.
         verify: Option<Spanned<Verify>> = absent;
         /// What changes together: templates of `{host}`, `{path}`, `{path:N}` (the first N segments) and
         /// `{header:NAME}`, at most four. The URI without its query is always a group.
@@ -87,7 +87,8 @@ settings! {
         /// other proxies may serve the old response until the quorum is back; if this process ends before, until its
         /// freshness ends. `verify: quorum` only.
         on_write_quorum_loss: Option<Spanned<OnWriteQuorumLoss>> = absent;
-        /// How long a node may still carry out a request after its connection broke, from 100ms to 1h; 60s by default.
+        /// The longest time for which a node may still carry out a request whose connection broke, from 100ms to 1h; 60s by
+        /// default.
         /// `verify: quorum` only.
         settle: Option<Spanned<Duration>> = absent;
         /// `pass` or `reject` (409), for a write of a session that does not know of another write in its group. Causal

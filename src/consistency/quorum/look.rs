@@ -1,4 +1,4 @@
-//! What the nodes say of a reader's slots, and what follows of it: the tag of a response that is fetched now, and the
+//! The replies of the nodes to a reader, and what follows of them: the tag of a response that is fetched now, and the
 //! verdict on one that is stored.
 
 use super::nodes::{Need, Needs, NodeSet};
@@ -16,7 +16,7 @@ pub(crate) struct Life {
     pub(crate) run: u64,
 }
 
-/// What a node has of a slot. Stamp and marks were read at one moment, or the stamp first.
+/// The state of a slot on a node. Stamp and marks were read at one moment, or the stamp first.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub(crate) struct SlotView {
     /// `None`: there is none, which equals nothing.
@@ -59,7 +59,7 @@ struct Component {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub(crate) struct QuorumTag(Box<[Component]>);
 
-/// What the nodes have said so far to one reader, about requests that arrived before they were asked.
+/// The replies of the nodes to one reader so far. They were asked after its request had arrived.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Look {
     rules: LookRules,
@@ -72,7 +72,7 @@ pub(crate) struct Look {
     has_other_config: bool,
 }
 
-/// What a reader's look allows, whatever is stored.
+/// The consequence of a reader's look, whatever is stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Standing {
     /// Stored responses may be compared, and a fetch may begin whose response is stored.

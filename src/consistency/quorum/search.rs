@@ -40,7 +40,7 @@ struct Variant {
     restarts: u8,
 }
 
-/// What a node has told a reader.
+/// The reply of a node to a reader.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 struct View {
     /// 0: absent.

@@ -10,7 +10,7 @@ pub(crate) type Millis = u64;
 /// The longest wait for W nodes, at the begin and at the end of a write.
 const PATIENCE: Millis = 250;
 
-/// What a write asks its nodes for. Each is carried out on a node at one moment.
+/// An operation of a write at its nodes. Each is carried out on a node at one moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Op {
     /// A new stamp and a mark, before the first byte.
@@ -25,7 +25,7 @@ pub(crate) enum Op {
     Unmark,
 }
 
-/// What has become of a write at the nodes of its pool.
+/// The outcome of a write at the nodes of its pool.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Outcome {
     /// No byte of it was sent.
@@ -56,7 +56,7 @@ impl Op {
     }
 }
 
-/// Whether the client may have its answer.
+/// The answer to a client: whether it may leave.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Farewell {
     /// W nodes of each slot have the last stamp.

@@ -25,6 +25,8 @@ pub(crate) struct QuorumClient {
     /// Told whenever a node is connected.
     pub(super) connected: Notify,
     pub(super) debts: RefCell<Debts>,
+    /// Told of debts that can be paid at once.
+    pub(super) owed: Notify,
     /// It writes to the process's log.
     pub(super) speaks: bool,
     /// A part of the names of writes, and the number of the last one.
@@ -42,6 +44,7 @@ impl QuorumClient {
             metrics: Arc::clone(metrics),
             connected: Notify::new(),
             debts: RefCell::default(),
+            owed: Notify::new(),
             speaks,
             process: getrandom::u64().unwrap_or_else(|_| fastrand::u64(..)),
             last: Cell::new(0),

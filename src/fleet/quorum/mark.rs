@@ -3,7 +3,9 @@
 
 use super::check::PATIENCE;
 use super::client::{QuorumClient, now};
+use super::debts;
 use super::rules::{QuorumRules, millis};
+use super::wire::WriteOrder;
 use crate::clock::BootTime;
 use crate::consistency::quorum::{Begun, Farewell, Millis, NodeSet, Op, Outcome, Slots, Writer};
 use std::cell::{Cell, RefCell};
@@ -23,7 +25,7 @@ pub(crate) struct MarkLost;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Lapsed;
 
-/// How a write has ended at the nodes of its fleet.
+/// The end of a write at the nodes of its fleet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Ending {
     /// No stored response from before it is served by any proxy.
@@ -233,22 +235,30 @@ impl Mark {
 
     /// Sends the last operation.
     fn finish(&self, outcome: Outcome) {
-        self.is_over.set(true);
         self.state.writer.borrow_mut().finish(outcome, now());
         self.send_again(outcome);
+        self.close();
+    }
+
+    /// Notes that the write has ended.
+    fn close(&self) {
+        self.is_over.set(true);
         let metrics = &self.client.metrics;
         metrics.consistency_marked_slots.sub(self.slots.len().cast_signed() as i64);
         metrics.consistency_marked_seconds.inc_by(self.began.elapsed().as_secs_f64() * self.slots.len() as f64);
     }
 
+    fn last_order(&self, outcome: Outcome) -> WriteOrder {
+        self.client.order(&self.rules, flags(Op::of(outcome)), self.write.clone(), millis(self.settle))
+    }
+
     fn send_again(&self, outcome: Outcome) {
-        let op = Op::of(outcome);
         let state = Rc::clone(&self.state);
         let done: Rc<dyn Fn(u8)> = Rc::new(move |node| {
             state.writer.borrow_mut().ended(node);
             state.told.notify_one();
         });
-        let order = self.client.order(&self.rules, flags(op), self.write.clone(), millis(self.settle));
+        let order = self.last_order(outcome);
         let nodes: NodeSet = self.state.writer.borrow().nodes();
         self.client.send(&self.rules, (order, &self.slots), nodes, &done);
     }
@@ -266,16 +276,19 @@ fn flags(op: Op) -> &'static str {
 }
 
 impl Drop for Mark {
-    /// Ends a write whose client has gone, or that was never sent.
+    /// Ends a write whose client has gone, or that was never sent. At the end of the thread the mark ends by itself.
     fn drop(&mut self) {
-        // At the end of the thread nothing can be sent: the mark ends by itself.
-        if self.is_over.get() || tokio::runtime::Handle::try_current().is_err() {
+        if self.is_over.get() {
             return;
         }
         let outcome = if self.may_be_sent.get() { Outcome::Unknown } else { Outcome::NotSent };
-        self.finish(outcome);
+        self.close();
         if self.is_unmarked.get() {
             self.owe(outcome);
         }
+        let order = self.last_order(outcome);
+        let (rules, slots) = (Arc::clone(&self.rules), self.slots.clone());
+        self.client.debts.borrow_mut().end(debts::Ending { rules, order, slots });
+        self.client.owed.notify_one();
     }
 }

@@ -1,4 +1,4 @@
-//! How the nodes are reached.
+//! The addresses and the login of the nodes.
 
 #[cfg(feature = "redis")]
 use crate::io::redis::Login;

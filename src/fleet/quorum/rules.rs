@@ -13,7 +13,7 @@ const PROTOCOL: u64 = 1;
 /// The points of each node on the ring of slots.
 const POINTS: u32 = 256;
 
-/// What a configuration says of the nodes.
+/// The settings of a configuration for the nodes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct QuorumSettings {
     /// The name of the fleet, a part of every key.
@@ -23,7 +23,7 @@ pub(crate) struct QuorumSettings {
     pub(crate) settle: Duration,
     /// The nodes' identities, those of `former` among them.
     pub(crate) ids: Vec<String>,
-    /// How each is reached.
+    /// Their addresses, and the login.
     pub(crate) reach: Reach,
     /// The nodes in force, and their numbers.
     pub(crate) current: Spread,

@@ -1,6 +1,7 @@
 //! The tasks of a client: one for each node, and one that pays debts.
 
 use super::client::QuorumClient;
+use super::debts::Ending;
 use super::rules::QuorumRules;
 use super::serving::serve;
 use crate::consistency::quorum::Slot;
@@ -29,7 +30,14 @@ impl QuorumClient {
 /// Pays debts, for as long as the thread runs.
 pub(super) async fn pay(client: Rc<QuorumClient>) {
     loop {
-        tokio::time::sleep(ATTEMPT).await;
+        // An operation is sent at once, the rest is tried again.
+        let _ = tokio::time::timeout(ATTEMPT, client.owed.notified()).await;
+        let endings = client.debts.borrow_mut().take_endings();
+        for Ending { rules, order, slots } in endings {
+            let nodes = rules.writes(&slots).nodes();
+            let done: Rc<dyn Fn(u8)> = Rc::new(|_| ());
+            client.send(&rules, (order, &slots), nodes, &done);
+        }
         client.debts.borrow_mut().come_due(Instant::now());
         loop {
             let batch: Vec<Slot> = client.debts.borrow().stamps.iter().copied().take(BATCH).collect();

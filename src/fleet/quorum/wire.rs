@@ -15,7 +15,7 @@ const REGISTER: &str = include_str!("scripts/register.lua");
 const CHECK: &str = include_str!("scripts/check.lua");
 const WRITE: &str = include_str!("scripts/write.lua");
 
-/// What a connection has found its server to be.
+/// The facts about a server that its connection has found.
 #[derive(Clone, Debug)]
 pub(super) struct ServerFacts {
     /// The hash of its `run_id`.
@@ -83,7 +83,7 @@ impl Connection {
                 command
             };
             let mut commands = Pipeline::new();
-            // What ends or shows something may write beyond `maxmemory`; a begin may not.
+            // Scripts that end or show something may write beyond `maxmemory`; a begin may not.
             commands.add_command(load(REGISTER, " flags=allow-oom"));
             commands.add_command(load(CHECK, " flags=allow-oom"));
             commands.add_command(load(WRITE, ""));

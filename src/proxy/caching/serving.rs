@@ -225,3 +225,31 @@ fn insert(head: &mut HeaderMap, name: http::HeaderName, value: String) {
         head.insert(name, value);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Returns the verification of a stored response that is served in a way, on a strong route with `verify: quorum`. A
+    /// new way of serving fails to compile here until it has one.
+    fn verification(way: ServedFrom) -> &'static str {
+        match way {
+            ServedFrom::LookUp { .. } => "VerifiedRead::verified, by the look of the request",
+            ServedFrom::WhileValidating => "off: VerifiedRead fetches instead",
+            ServedFrom::LookUpAfterWait => "Cache::fetch and Miss::accepts, by the look of the request",
+            ServedFrom::Validation { is_collapsed: false, .. } => "a node, for a request of its own",
+            ServedFrom::Validation { is_collapsed: true, .. } => "Order::may_wait and Miss::accepts, by the look",
+            ServedFrom::CollapsedFetch { .. } => "Order::may_wait and Miss::accepts, by the look",
+            ServedFrom::OwnFetch { .. } => "a node, for a request of its own",
+            ServedFrom::Unverified => "nothing: the route says so, and the answer too",
+            ServedFrom::StandIn => "Cache::stand_in and Miss::fetch_unshared, by the look of the request",
+            ServedFrom::AdoptedPost => "off: Invalidation::may_serve_reads",
+        }
+    }
+
+    #[test]
+    fn every_way_says_how_it_is_verified() {
+        assert!(verification(ServedFrom::AdoptedPost).starts_with("off"));
+        assert!(verification(ServedFrom::StandIn).contains("look"));
+    }
+}

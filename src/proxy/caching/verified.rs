@@ -34,7 +34,7 @@ pub(super) struct VerifiedRead {
     pub(super) is_private: bool,
 }
 
-/// What is known once the nodes have answered.
+/// The result of a look.
 enum Looked {
     /// A stored response is served.
     Serve(Reply),

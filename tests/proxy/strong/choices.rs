@@ -88,7 +88,7 @@ fn reads_without_a_quorum_are_served_unverified() {
     assert!(status(&answer).starts_with("ringway; hit; ttl="), "{answer:?}");
     assert!(status(&answer).ends_with("; detail=unverified"), "{answer:?}");
     assert_eq!((shop.origin.asked(), count(&proxy, "unverified")), (asked, 1.0));
-    // What is not stored comes from the origin.
+    // A response that is not stored comes from the origin.
     assert_eq!(proxy.get("/tools/other").status, 200);
 }
 

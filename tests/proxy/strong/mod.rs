@@ -151,7 +151,7 @@ pub fn status(answer: &Answer) -> String {
     answer.field("cache-status").unwrap_or_default()
 }
 
-/// Whether an answer is a stored response that the nodes have verified.
+/// Returns whether an answer is a stored response that the nodes have verified.
 pub fn is_hit(answer: &Answer) -> bool {
     status(answer).starts_with("ringway; hit; ttl=") && !status(answer).contains("detail")
 }

@@ -94,6 +94,23 @@ fn an_unknown_outcome_leaves_the_mark_for_a_while() {
     assert!(!status(&proxies[1].get("/tools/list")).contains("marked"));
 }
 
+/// A body that is sent to its end leaves no mark, be it buffered, streamed or chunked.
+#[test]
+fn a_write_with_a_body_ends_with_its_answer() {
+    let Some(nodes) = Nodes::start(3) else { return };
+    let shop = Shop::start();
+    let proxies = nodes.proxies(2, &shop, "/tools/list");
+    let chunked = "transfer-encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n".to_owned();
+    let with = |length: usize| format!("content-length: {length}\r\n\r\n{}", "x".repeat(length));
+    for rest in [with(5), with(200_000), chunked] {
+        let mut client = proxies[0].connect();
+        let answer = client.request(format!("POST /tools/add HTTP/1.1\r\nhost: example.com\r\n{rest}"));
+        assert_eq!(answer.status, 200, "{answer:?}");
+        let read = proxies[1].get("/tools/list");
+        assert_eq!((read.text(), status(&read).contains("marked")), (answer.text(), false), "{read:?}");
+    }
+}
+
 /// The client of a write leaves: the write goes on under its mark, or its mark stays for a while.
 #[test]
 fn a_client_that_leaves_takes_no_mark_with_it() {
