@@ -294,7 +294,6 @@ pub(crate) struct CommandResult {
     /// The proxies of the fleet that have applied the state of a node.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) applied_by: Option<AppliedBy>,
-    /// Whether too few nodes have the stamps of the purge, so that other proxies may serve strong reads from before it.
     /// Set where too few nodes have the stamps of the purge: other proxies may serve strong reads from before it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) unmarked: Option<bool>,
