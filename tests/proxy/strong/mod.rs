@@ -138,7 +138,7 @@ pub fn routes(shop: &Shop, more: &str) -> String {
     let comma = if more.is_empty() { "" } else { ", " };
     let consistency =
         format!("level: strong, verify: quorum, settle: 1s, groups: [\"{{host}}/{{path:1}}\"]{comma}{more}");
-    let route = format!("hash_on: [uri], cache: {{}}, consistency: {{ {consistency} }} }}");
+    let route = format!("hash_on: [uri], cache: {{ lock_timeout: 5m }}, consistency: {{ {consistency} }} }}");
     Proxy::pool(&[shop.origin.address], "").replace("hash_on: [uri] }", &route)
 }
 
