@@ -1,5 +1,6 @@
 //! What the admin API can ask of the fleet: its members, and the removal of one that is gone.
 
+use crate::cache;
 use crate::clock;
 use crate::config::NodeState;
 use crate::consistency::{Dot, Groups, group_id};
@@ -7,9 +8,8 @@ use crate::control::{
     AppliedStatus, FleetState, FleetStatus, GroupStatus, HeardBy, MemberStatus, PurgeOrder, PurgeTarget, WriteStatus,
 };
 use crate::fleet::{ProcessId, Purge, PurgeBy, StateOrder};
-use crate::server::process::fleet::FleetMember;
-use crate::cache;
 use crate::proxy::strong::slots_of_uris;
+use crate::server::process::fleet::FleetMember;
 use crate::server::process::handle::Handle;
 use std::collections::BTreeMap;
 use std::time::Duration;
