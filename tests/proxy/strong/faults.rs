@@ -87,6 +87,38 @@ fn a_node_that_restarts_empty_counts_only_later() {
     });
 }
 
+/// The mark is on two of three nodes. One of them forgets it, and the reader cannot reach the other one.
+#[test]
+fn a_forgotten_mark_is_believed_to_be_there() {
+    let Some(mut nodes) = Nodes::start(3) else { return };
+    let shop = Shop::start();
+    let ((writer, of_writer), (reader, of_reader)) = (nodes.linked(&shop), nodes.linked(&shop));
+    [&writer, &reader].iter().for_each(|proxy| warm(proxy, "/tools/list"));
+    of_writer[2].cut(true);
+    eventually("a lost node", || writer.send("POST", "/books/add", "content-length: 0").status == 200);
+    let barrier = shop.hold("before", "/tools/add");
+    let writing = later(&writer, "POST", "/tools/add", "content-length: 0");
+    shop.waits_for("POST", "/tools/add");
+    of_reader[1].cut(true);
+    assert!(status(&reader.get("/tools/list")).contains("detail=marked"));
+    // Its renewals are kept from the node that forgets, for a while.
+    of_writer[0].hold_requests(true);
+    nodes.nodes[0].lose();
+    nodes.nodes[0].run();
+    let mut answered = 0;
+    eventually("answers of the node that has forgotten", || {
+        let answer = reader.get("/tools/list");
+        assert!(!is_hit(&answer), "served beside a write: {answer:?}");
+        answered += u32::from(!status(&answer).contains("detail=marked"));
+        answered > 50
+    });
+    of_writer[0].hold_requests(false);
+    barrier.open();
+    let answer = writing.join().unwrap();
+    let read = reader.get("/tools/list");
+    assert!(answer.status == 503 || read.text() == "v2", "{answer:?} {read:?}");
+}
+
 #[test]
 fn hits_go_on_while_a_node_has_just_restarted() {
     let Some(mut nodes) = Nodes::start(3) else { return };

@@ -7,7 +7,7 @@ mod rollouts;
 mod ways;
 mod writes;
 
-use crate::engines::Redis;
+use crate::engines::{Link, Redis};
 use crate::support::{Answer, Barrier, Origin, Proxy, eventually};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -114,6 +114,16 @@ impl Nodes {
     pub fn block_of(&self, which: &[usize], more: &str) -> String {
         let comma = if more.is_empty() { "" } else { ", " };
         format!("fleet: {{ id: test, lease: 3s, redis: {{ nodes: [{}]{comma}{more} }} }}\n", self.list(which))
+    }
+
+    /// Starts a proxy that reaches each node over a link of its own.
+    pub fn linked(&self, shop: &Shop) -> (Proxy, Vec<Link>) {
+        let links: Vec<Link> = self.nodes.iter().map(|node| Link::to(node.port)).collect();
+        let mut text = self.block() + &routes(shop, "");
+        for (node, link) in self.nodes.iter().zip(&links) {
+            text = text.replace(&format!("127.0.0.1:{}\"", node.port), &format!("127.0.0.1:{}\"", link.port()));
+        }
+        (Proxy::start(&text), links)
     }
 
     pub fn block(&self) -> String {
