@@ -22,9 +22,10 @@ pub(super) async fn send_marked(
     send: impl AsyncFnOnce(&mut Dispatch) -> Result<NodeResponse, Problem>,
 ) -> Result<NodeResponse, Problem> {
     let mark = order.begin(client).await.map_err(|MarkLost| write_refused())?;
-    if let Some(by) = mark.send_by() {
-        let given = dispatch.deadlines.send_by;
-        dispatch.deadlines.send_by = Some(given.map_or(by, |given| given.min(by)));
+    let (given, by) = (dispatch.deadlines.send_by, mark.send_by());
+    let is_sooner = by.is_some_and(|by| given.is_none_or(|given| by < given));
+    if is_sooner {
+        dispatch.deadlines.send_by = by;
     }
     let is_whole = Rc::new(Cell::new(true));
     if let Some(request) = &mut dispatch.request
@@ -45,6 +46,7 @@ pub(super) async fn send_marked(
     };
     let may_leave = order.end(mark, outcome).await;
     match sent {
+        Ok(Err(problem)) if is_sooner && problem.kind == ProblemKind::StoreUnavailable => Err(write_refused()),
         Ok(sent) if may_leave || outcome != Outcome::Answered => sent,
         Ok(_) => Err(end_lost()),
         Err(Lapsed) => Err(lapsed()),

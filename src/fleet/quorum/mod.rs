@@ -26,6 +26,7 @@ mod wire;
 #[path = "wire_none.rs"]
 mod wire;
 
+pub(crate) use check::Check;
 pub(crate) use client::QuorumClient;
 pub(crate) use mark::{Ending, Lapsed, Mark, MarkLost};
 pub(crate) use reach::Reach;

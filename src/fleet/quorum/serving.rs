@@ -7,6 +7,7 @@ use super::rules::{QuorumRules, millis};
 use super::wire::{Checked, Connection, ServerFacts};
 use crate::clock;
 use crate::consistency::quorum::{Life, NodeReply};
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -77,8 +78,9 @@ async fn serve_on(
     link.open.replace(Some(Rc::clone(&open)));
     client.connected.notify_waiters();
     let mut now = Arc::clone(&rules.borrow());
-    let mut registers = Instant::now() + now.settings.lease / 3;
+    let mut registers = pin!(tokio::time::sleep(now.settings.lease / 3));
     loop {
+        let mut is_due = false;
         tokio::select! {
             biased;
             () = open.connection.closed() => return "the server has closed the connection".to_owned(),
@@ -91,13 +93,13 @@ async fn serve_on(
                     return "the settings have changed".to_owned();
                 }
                 now = next;
-                registers = Instant::now();
+                is_due = true;
             }
-            () = tokio::time::sleep_until(registers.into()) => {}
+            () = registers.as_mut() => is_due = true,
             () = link.filled.notified() => {}
         }
-        if Instant::now() >= registers {
-            registers = Instant::now() + now.settings.lease / 3;
+        if is_due {
+            registers.as_mut().reset((Instant::now() + now.settings.lease / 3).into());
             if let Err(error) = register(client, link, &open.connection, &now).await {
                 return error;
             }

@@ -7,6 +7,7 @@ use crate::fleet::{field_of, words};
 use crate::io::redis::{Client, Value, list, number, text, within_a_second};
 use ::redis::{Cmd, Pipeline};
 use siphasher::sip::SipHasher13;
+use std::cell::RefCell;
 use std::hash::Hasher as _;
 use std::time::Instant;
 
@@ -187,8 +188,13 @@ fn hex(number: u64) -> String {
     format!("{number:016x}")
 }
 
+/// Returns a number that no other operation has, of any process.
 fn random() -> u64 {
-    getrandom::u64().unwrap_or_else(|_| fastrand::u64(..))
+    thread_local! {
+        static RANDOM: RefCell<fastrand::Rng> =
+            RefCell::new(getrandom::u64().map_or_else(|_| fastrand::Rng::new(), fastrand::Rng::with_seed));
+    }
+    RANDOM.with_borrow_mut(|random| random.u64(..))
 }
 
 fn checked(reply: &Value, slots: usize) -> Option<Checked> {

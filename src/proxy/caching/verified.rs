@@ -11,6 +11,7 @@ use crate::cache::{CacheStatus, ForwardReason, Known, Order, RequestDirectives, 
 use crate::config::OnQuorumLoss;
 use crate::consistency::quorum::Standing;
 use crate::consistency::{Requester, StoredTag};
+use crate::fleet::quorum::Check;
 use crate::http::problem::Problem;
 use crate::proxy::exchange::Exchange;
 use crate::proxy::respond::Reply;
@@ -32,6 +33,11 @@ pub(super) struct VerifiedRead {
     pub(super) directives: RequestDirectives,
     /// A protocol switch concerns only this client and the node.
     pub(super) is_private: bool,
+}
+
+/// Returns whether the nodes have verified a stored response so far.
+fn is_fresh(check: &Check, hit: &Stored) -> bool {
+    matches!(hit.causal_tag(), Some(StoredTag::Quorum(tag)) if check.is_fresh(tag))
 }
 
 /// The result of a look.
@@ -86,8 +92,17 @@ impl VerifiedRead {
         }
         let check = client.look(&reads.rules, &slots_of(&self.requester.groups));
         check.settle().await;
-        if check.standing() == Standing::Usable && !self.stored().is_some_and(|it| check.is_fresh(&it)) {
-            check.settle_all().await;
+        if check.standing() == Standing::Usable {
+            match self.look_up() {
+                Known::Response(hit) if is_fresh(&check, &hit) => {
+                    if let Some(reply) = self.serve(&hit) {
+                        reads.count(ReadResult::Fresh);
+                        return Looked::Serve(reply);
+                    }
+                }
+                // Other nodes may be those that its tag names, and a tag that names more is worth more.
+                _ => check.settle_all().await,
+            }
         }
         let standing = check.standing();
         if let Some(look) = check.into_look() {
@@ -107,15 +122,13 @@ impl VerifiedRead {
         }
     }
 
-    /// Returns the tag of the stored response.
-    fn stored(&self) -> Option<Arc<crate::consistency::quorum::QuorumTag>> {
-        match self.look_up() {
-            Known::Response(hit) => match hit.causal_tag() {
-                Some(StoredTag::Quorum(tag)) => Some(Arc::clone(tag)),
-                _ => None,
-            },
-            Known::OtherVariants | Known::Nothing => None,
-        }
+    /// Returns the reply from a stored response that is fresh also by its own terms.
+    fn serve(&self, hit: &Stored) -> Option<Reply> {
+        let now = self.upstream_request.context.worker.cache.now();
+        let honoured = self.order.policy.honours_clients.then_some(&self.directives);
+        let Reuse::Yes { stale } = hit.reuse(now, honoured) else { return None };
+        hit.note_use(now);
+        Some(self.replies(self.rules()).serve(hit, ServedFrom::LookUp { is_stale: stale }))
     }
 
     fn look_up(&self) -> Known {
@@ -134,21 +147,14 @@ impl VerifiedRead {
             return Looked::Fetch;
         }
         reads.count(ReadResult::Fresh);
-        let honoured = self.order.policy.honours_clients.then_some(&self.directives);
-        match hit.reuse(now, honoured) {
-            Reuse::Yes { stale } => {
-                hit.note_use(now);
-                Looked::Serve(self.replies(self.rules()).serve(&hit, ServedFrom::LookUp { is_stale: stale }))
-            }
-            Reuse::AfterValidation | Reuse::WhileValidating
-                if hit.is_in_doubt()
-                    && !self.directives.only_if_cached
-                    && !self.upstream_request.context.worker.cache.may_validate(&hit, now) =>
-            {
-                Looked::Pass(ForwardReason::Stale, CacheResult::Pass)
-            }
-            // Nothing stale is served while it is validated.
-            Reuse::AfterValidation | Reuse::WhileValidating => Looked::Fetch,
+        if let Some(reply) = self.serve(&hit) {
+            return Looked::Serve(reply);
+        }
+        // The excess of a store in doubt goes to the nodes; nothing stale is served while it is validated.
+        let may_validate = || self.upstream_request.context.worker.cache.may_validate(&hit, now);
+        match hit.is_in_doubt() && !self.directives.only_if_cached && !may_validate() {
+            true => Looked::Pass(ForwardReason::Stale, CacheResult::Pass),
+            false => Looked::Fetch,
         }
     }
 

@@ -3,6 +3,7 @@
 
 mod choices;
 mod faults;
+mod refusals;
 mod rollouts;
 mod ways;
 mod writes;
