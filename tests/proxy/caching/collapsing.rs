@@ -1,7 +1,6 @@
 //! One fetch for all who want the same.
 
-use super::serving::warm;
-use crate::support::{Barrier, Client, Origin, Proxy, eventually};
+use crate::support::{Barrier, Client, Origin, Proxy, eventually, warm};
 use std::io::{Read, Write};
 use std::time::{Duration, Instant};
 

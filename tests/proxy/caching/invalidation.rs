@@ -1,9 +1,8 @@
 //! Changes of a resource end what is stored of it, and nothing else (RFC 9111 4.4).
 
-use super::serving::warm;
 use super::{is_hit, settled};
 use crate::support::http2::Http2;
-use crate::support::{Barrier, Origin, Proxy, eventually};
+use crate::support::{Barrier, Origin, Proxy, eventually, warm};
 
 #[test]
 fn methods_that_are_registered_as_safe_invalidate_nothing() {

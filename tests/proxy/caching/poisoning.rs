@@ -1,8 +1,7 @@
 //! What no client may do to the others: bypass, fill or split the cache by what is not in the key.
 
 use super::is_hit;
-use super::serving::warm;
-use crate::support::{Origin, Proxy, eventually};
+use crate::support::{Origin, Proxy, eventually, warm};
 
 /// An origin that shows everything that it was told, before a proxy; a stranger asks first, then
 /// somebody else. Gives what the second one got.

@@ -1,10 +1,9 @@
 //! What may be stored and for how long, beyond the examples of RFC 9111: bodies of reads, `Connection`, heuristics,
 //! overrides.
 
-use super::serving::warm;
 use super::{is_hit, settled, status};
 use crate::support::http2::Http2;
-use crate::support::{Origin, Proxy, eventually};
+use crate::support::{Origin, Proxy, eventually, warm};
 
 #[test]
 fn a_read_with_a_body_passes_the_store_by() {

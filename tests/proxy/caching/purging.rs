@@ -1,8 +1,7 @@
 //! Purges win over everything that began before them.
 
 use super::is_hit;
-use super::serving::warm;
-use crate::support::{Barrier, Client, Origin, eventually};
+use crate::support::{Barrier, Client, Origin, eventually, warm};
 use std::process::Command;
 
 #[test]

@@ -1,7 +1,6 @@
 //! Parts of stored responses (RFC 9110 14).
 
-use super::serving::warm;
-use crate::support::{Barrier, Origin, eventually};
+use crate::support::{Barrier, Origin, eventually, warm};
 
 const BODY: &str = "0123456789";
 

@@ -1,14 +1,8 @@
 //! What clients get from the store: age, status, conditions, staleness, variants, keys, limits.
 
-use crate::support::{Barrier, Origin, Proxy, eventually};
+use crate::support::{Barrier, Origin, Proxy, eventually, warm};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-
-/// Waits until a path is answered from the store.
-pub fn warm(proxy: &Proxy, path: &str) {
-    proxy.get(path);
-    eventually("a hit", || proxy.get(path).field("cache-status").is_some_and(|status| status.contains("; hit")));
-}
 
 #[test]
 fn a_hit_tells_its_age_and_what_the_cache_did() {

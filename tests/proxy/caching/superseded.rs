@@ -1,9 +1,8 @@
 //! Newer answers end, mark or freshen the stored response that they supersede: HEAD, answers that cannot be stored,
 //! errors.
 
-use super::serving::warm;
 use super::{is_hit, outlive, settled};
-use crate::support::{Barrier, Origin, eventually};
+use crate::support::{Barrier, Origin, eventually, warm};
 
 #[test]
 fn a_head_without_a_validator_changes_nothing() {

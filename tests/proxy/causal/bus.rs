@@ -1,8 +1,8 @@
 //! Causal routes of proxies that hear each other: what is heard costs fewer validations, and ends what it supersedes.
 
-use super::{SECRET, Session, configuration, status, versions, warm};
+use super::{SECRET, Session, configuration, status, versions};
 use crate::engines::{Link, Redis};
-use crate::support::{Origin, Proxy, eventually, write_private};
+use crate::support::{Origin, Proxy, eventually, warm, write_private};
 use tempfile::TempDir;
 
 /// Two or three proxies, each with a link of its own to one Redis.

@@ -5,7 +5,7 @@
 use super::bus::Heard;
 use super::{Proxies, Session};
 use crate::engines::Link;
-use crate::support::Proxy;
+use crate::support::{Proxy, Random};
 use std::collections::HashMap;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -53,19 +53,6 @@ fn the_checker_finds_each_violation() {
     assert!(violations(&[read(2), other]).is_empty(), "another group");
 }
 
-/// A small generator, so that a history can be repeated by its seed.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, bound: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (mixed ^ (mixed >> 31)) % bound
-    }
-}
-
 /// Runs the operations of one session, on any proxy each.
 fn session(proxies: &[Proxy], random: &mut Random, operations: usize, prefix: u64) -> Vec<Operation> {
     let mut session = Session::default();
@@ -109,13 +96,13 @@ fn history(proxies: &[Proxy], links: &[Link], seed: u64, operations: usize) -> V
             .map(|number| {
                 let found = &found;
                 scope.spawn(move || {
-                    let mut random = Random(seed ^ (number << 32));
+                    let mut random = Random::new(seed ^ (number << 32));
                     let done = session(proxies, &mut random, operations / SESSIONS, seed);
                     found.lock().unwrap().extend(violations(&done));
                 })
             })
             .collect();
-        let disturber = scope.spawn(|| disturb(proxies, links, &mut Random(!seed), &is_over));
+        let disturber = scope.spawn(|| disturb(proxies, links, &mut Random::new(!seed), &is_over));
         let results: Vec<_> = sessions.into_iter().map(std::thread::ScopedJoinHandle::join).collect();
         is_over.store(true, Ordering::Relaxed);
         disturber.join().unwrap();

@@ -5,7 +5,7 @@ mod concurrent;
 mod histories;
 mod tokens;
 
-use crate::support::{Answer, Barrier, Origin, Proxy, eventually, write_private};
+use crate::support::{Answer, Barrier, Origin, Proxy, eventually, warm, write_private};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -94,12 +94,6 @@ impl Session {
     pub fn post(&mut self, proxy: &Proxy, path: &str) -> Answer {
         self.send(proxy, "POST", path)
     }
-}
-
-/// Waits until a path is answered from the store of a proxy.
-pub fn warm(proxy: &Proxy, path: &str) {
-    proxy.get(path);
-    eventually("a hit", || status(&proxy.get(path)).starts_with("ringway; hit"));
 }
 
 /// The token in an answer's cookie.

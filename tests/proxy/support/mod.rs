@@ -7,10 +7,13 @@ mod conduct;
 mod event_reader;
 pub mod http2;
 mod http2_origin;
+mod impatient;
+mod member;
 mod nginx;
 mod origin;
 mod peer;
 mod proxy;
+mod random;
 mod tls;
 mod wire;
 
@@ -18,10 +21,13 @@ pub use barrier::Barrier;
 pub use client::{Answer, Client};
 pub use conduct::Does;
 pub use event_reader::EventReader;
+pub use impatient::ask_once;
+pub use member::{Member, disturb};
 pub use nginx::Nginx;
 pub use origin::{Ask, Origin};
 pub use peer::Peer;
 pub use proxy::Proxy;
+pub use random::Random;
 pub use tls::{Authority, Front, Pair, TlsClient, write_private};
 pub use wire::Wire;
 
@@ -37,6 +43,13 @@ pub fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
         assert!(Instant::now() < deadline, "{what} did not happen");
         std::thread::sleep(Duration::from_millis(5));
     }
+}
+
+/// Waits until a path is answered from the store of a proxy.
+pub fn warm(proxy: &Proxy, path: &str) {
+    proxy.get(path);
+    let status = || proxy.get(path).field("cache-status").unwrap_or_default();
+    eventually("a hit", || status().starts_with("ringway; hit"));
 }
 
 /// Whether a program that a test needs is there. Without it the test is skipped, unless

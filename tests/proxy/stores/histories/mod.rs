@@ -10,38 +10,14 @@ mod faults;
 use super::redis::Site;
 use super::*;
 use crate::engines::{Link, Postgres, Redis};
+use crate::support::{Member, Random, ask_once};
 use checker::{Operation, Seen, violations};
-use faults::Member;
-use std::io::{Read, Write};
-use std::net::TcpStream;
 use std::sync::Barrier;
 
 const PROXIES: usize = 3;
 const CLIENTS: usize = 4;
 /// Short: what is stopped for longer is taken for dead.
 const LEASE: Duration = Duration::from_millis(300);
-
-/// A sequence of random numbers (SplitMix64).
-pub struct Random(u64);
-
-impl Random {
-    pub fn new(seed: u64) -> Random {
-        Random(seed)
-    }
-
-    pub fn below(&mut self, bound: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (mixed ^ (mixed >> 31)) % bound
-    }
-
-    /// A time between two bounds, in milliseconds.
-    pub fn millis(&mut self, low: u64, high: u64) -> Duration {
-        Duration::from_millis(low + self.below(high - low))
-    }
-}
 
 /// How many histories of how many operations.
 fn extent() -> (u64, usize) {
@@ -53,22 +29,14 @@ fn extent() -> (u64, usize) {
 
 /// One request, as a client without patience sends it.
 fn ask(address: SocketAddr, key: &str) -> Seen {
-    let answer = || -> std::io::Result<String> {
-        let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(1))?;
-        stream.set_read_timeout(Some(Duration::from_secs(3)))?;
-        stream.write_all(pay(key).replacen("\r\n", "\r\nconnection: close\r\n", 1).as_bytes())?;
-        let mut text = Vec::new();
-        stream.read_to_end(&mut text)?;
-        Ok(String::from_utf8_lossy(&text).into_owned())
-    };
-    let Ok(text) = answer() else { return Seen::Nothing };
-    let Some((head, body)) = text.split_once("\r\n\r\n") else { return Seen::Nothing };
+    let Some((head, body)) = ask_once(address, &pay(key)) else { return Seen::Nothing };
+    let body = String::from_utf8_lossy(&body).into_owned();
     match head.get(9..12) {
-        Some("201") if body.starts_with("charged") => Seen::Result(body.to_owned()),
+        Some("201") if body.starts_with("charged") => Seen::Result(body),
         Some("409") if body.contains("outcome-unknown") => Seen::Unknown,
         Some(status @ ("409" | "503")) => Seen::Refused(status.parse().unwrap()),
         _ if body.is_empty() => Seen::Nothing,
-        _ => panic!("no answer of this harness: {text}"),
+        _ => panic!("no answer of this harness: {head}\n\n{body}"),
     }
 }
 
@@ -115,7 +83,7 @@ fn histories(port: u16, text: impl Fn(u16, SocketAddr) -> String) -> (usize, Vec
     let node = Counting::start();
     let mut members: Vec<Member> = (0..PROXIES)
         .map(|_| Link::to(port))
-        .map(|link| Member::start(text(link.port(), node.address()), link))
+        .map(|link| Member::start(text(link.port(), node.address()), vec![link]))
         .collect();
     let only = std::env::var("RINGWAY_SEED").ok().map(|seed| u64::from_str_radix(&seed, 16).expect("hexadecimal"));
     let seeds: Vec<u64> =
