@@ -3,6 +3,7 @@
 
 mod choices;
 mod faults;
+mod histories;
 mod refusals;
 mod rollouts;
 mod ways;

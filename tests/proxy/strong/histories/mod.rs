@@ -1,0 +1,252 @@
+//! Random histories of strong routes: clients read and write a few registers through several proxies, while proxies crash
+//! and stop, and links to the origin and to the nodes of the quorum are cut, slow, silent or late. What clients saw is
+//! judged by `checker`.
+//!
+//! `RINGWAY_HISTORIES=2000 cargo test --test proxy strong::histories` runs that many; `RINGWAY_SEED` repeats the one that
+//! a failure names.
+
+mod checker;
+mod checker_tests;
+mod client;
+mod faults;
+mod registers;
+
+use crate::engines::{Link, Redis};
+use crate::support::{Member, Proxy, Random};
+use checker::{Operation, is_linearizable, shortest};
+use client::{Client, Log};
+use registers::Registers;
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Barrier, Mutex};
+use std::time::{Duration, Instant};
+
+const PROXIES: usize = 3;
+const CLIENTS: usize = 6;
+/// How long the origin may still apply a request after its connection broke.
+const SETTLE: Duration = Duration::from_secs(1);
+/// Sites in which histories run at the same time.
+const LANES: usize = 2;
+/// Histories after which a site is made anew.
+const HISTORIES_OF_A_SITE: usize = 25;
+
+/// What a kind of histories runs over.
+#[derive(Clone, Copy)]
+struct Kind {
+    /// The settings of the route's `consistency`.
+    consistency: &'static str,
+    /// The Redis nodes of the fleet; 0 for none.
+    nodes: usize,
+    has_faults: bool,
+}
+
+/// Proxies before one origin, with the nodes of their quorum.
+struct Site {
+    registers: Registers,
+    nodes: Vec<Redis>,
+    members: Vec<Member>,
+}
+
+impl Site {
+    /// Starts a site; `None` where Redis is needed and not installed.
+    fn start(kind: Kind) -> Option<Site> {
+        let registers = Registers::start();
+        let nodes: Vec<Redis> = (0..kind.nodes).map(|_| Redis::start(&[])).collect::<Option<_>>()?;
+        let member = |_| {
+            let ports = [registers.address().port()].into_iter().chain(nodes.iter().map(|node| node.port));
+            let links: Vec<Link> = ports.map(Link::to).collect();
+            Member::start(configuration(kind, &links), links)
+        };
+        let members = (0..PROXIES).map(member).collect();
+        Some(Site { registers, nodes, members })
+    }
+}
+
+/// The configuration of a proxy: its first link goes to the origin, the others to the nodes.
+fn configuration(kind: Kind, links: &[Link]) -> String {
+    let nodes: Vec<String> = links[1..]
+        .iter()
+        .enumerate()
+        .map(|(at, link)| format!("{{ id: r{at}, address: \"127.0.0.1:{}\" }}", link.port()))
+        .collect();
+    let fleet = match nodes.is_empty() {
+        true => String::new(),
+        false => format!("fleet: {{ lease: 300ms, redis: {{ nodes: [{}] }} }}\n", nodes.join(", ")),
+    };
+    let route = format!("hash_on: [uri], cache: {{}}, consistency: {{ {} }} }}", kind.consistency);
+    let origin = ([127, 0, 0, 1], links[0].port()).into();
+    fleet + &Proxy::pool(&[origin], "").replace("hash_on: [uri] }", &route)
+}
+
+/// What has come of histories.
+#[derive(Default)]
+struct Verdict {
+    judged: usize,
+    /// Histories in which this machine was too slow for `settle`: they prove nothing.
+    void: usize,
+    violations: Vec<String>,
+    answers: BTreeMap<String, usize>,
+}
+
+impl Verdict {
+    fn add(&mut self, other: Verdict) {
+        self.judged += other.judged;
+        self.void += other.void;
+        self.violations.extend(other.violations);
+        for (answer, count) in other.answers {
+            *self.answers.entry(answer).or_default() += count;
+        }
+    }
+
+    /// How many requests had an answer in which this text stands.
+    fn count(&self, text: &str) -> usize {
+        self.answers.iter().filter(|(answer, _)| answer.contains(text)).map(|(_, count)| count).sum()
+    }
+
+    fn all(&self) -> usize {
+        self.answers.values().sum()
+    }
+}
+
+/// Runs a history, and judges it.
+fn history(site: &mut Site, kind: Kind, seed: u64, operations: usize) -> Verdict {
+    static NUMBER: AtomicU64 = AtomicU64::new(0);
+    let prefix = format!("/h{}", NUMBER.fetch_add(1, Ordering::Relaxed));
+    let mut random = Random::new(seed);
+    let seeds: Vec<u64> = (0..CLIENTS + 2).map(|_| random.below(u64::MAX)).collect();
+    let (is_over, begin, begun) = (AtomicBool::new(!kind.has_faults), Barrier::new(CLIENTS), Instant::now());
+    let addresses: Vec<_> = site.members.iter().map(Member::address).collect();
+    let (members, nodes) = (&mut site.members, &mut site.nodes);
+    let (logs, is_beyond) = std::thread::scope(|scope| {
+        let (begin, is_over, addresses, prefix) = (&begin, &is_over, &addresses, &prefix);
+        let clients: Vec<_> = (0..CLIENTS)
+            .map(|number| {
+                let client = Client::new(number, seeds[number], prefix, begun, addresses);
+                scope.spawn(move || {
+                    begin.wait();
+                    client.run(operations / CLIENTS)
+                })
+            })
+            .collect();
+        let mut of_proxies = Random::new(seeds[CLIENTS]);
+        let at_proxies = scope.spawn(move || faults::of_proxies(members, &mut of_proxies, is_over));
+        let mut of_nodes = Random::new(seeds[CLIENTS + 1]);
+        let at_nodes = scope.spawn(move || faults::of_nodes(nodes, &mut of_nodes, is_over));
+        let logs: Vec<Log> = clients.into_iter().map(|client| client.join().unwrap()).collect();
+        is_over.store(true, Ordering::Relaxed);
+        at_nodes.join().unwrap();
+        (logs, at_proxies.join().unwrap())
+    });
+    let mut verdict = judge(logs, &site.registers, seed);
+    if is_beyond || site.registers.slowest() > SETTLE / 3 {
+        (verdict.judged, verdict.void, verdict.violations) = (0, 1, Vec::new());
+    }
+    verdict
+}
+
+/// Judges what the clients of a history have seen.
+fn judge(logs: Vec<Log>, registers: &Registers, seed: u64) -> Verdict {
+    let mut verdict = Verdict { judged: 1, ..Verdict::default() };
+    let mut operations: BTreeMap<u64, Vec<Operation>> = BTreeMap::new();
+    let mut found = Vec::new();
+    for log in logs {
+        found.extend(log.faulty);
+        let ran = log.refused.iter().filter(|&&value| registers.has_written(value));
+        found.extend(ran.map(|value| format!("write {value} was refused and took effect")));
+        for (answer, count) in log.answers {
+            *verdict.answers.entry(answer).or_default() += count;
+        }
+        for (key, done) in log.operations {
+            operations.entry(key).or_default().extend(done);
+        }
+    }
+    let wrong = operations.values().filter(|done| !is_linearizable(done));
+    found.extend(wrong.map(|done| format!("a register is not linearizable:{}", told(shortest(done)))));
+    verdict.violations = found.into_iter().map(|violation| format!("RINGWAY_SEED={seed:x}: {violation}")).collect();
+    verdict
+}
+
+/// Returns operations as text, a line for each.
+fn told(mut operations: Vec<Operation>) -> String {
+    operations.sort_by_key(|operation| operation.call);
+    let millis = |nanos: u64| format!("{:.2}", Duration::from_nanos(nanos).as_secs_f64() * 1000.0);
+    operations.iter().fold(String::new(), |mut text, Operation { process, call, end, action, place }| {
+        let end = end.map_or("unknown".to_owned(), millis);
+        let _ = write!(text, "\n    client {process}, {} to {end} ms: {action:?} by {place}", millis(*call));
+        text
+    })
+}
+
+/// How many histories of how many operations.
+fn extent() -> (usize, usize) {
+    match std::env::var("RINGWAY_HISTORIES") {
+        Ok(count) => (count.parse().expect("RINGWAY_HISTORIES is a number"), 500),
+        Err(_) => (20, 240),
+    }
+}
+
+/// Runs histories of a kind, until there are enough or a violation may stop them; `None` where Redis is missing.
+fn histories(kind: Kind, count: usize, operations: usize, stops: bool) -> Option<Verdict> {
+    let only = std::env::var("RINGWAY_SEED").ok().map(|seed| u64::from_str_radix(&seed, 16).expect("hexadecimal"));
+    let seeds = only.map_or_else(|| (0..count).map(|_| getrandom::u64().unwrap() >> 16).collect(), |it| vec![it]);
+    let (left, total) = (Mutex::new(seeds), Mutex::new(Verdict::default()));
+    let lane = || {
+        let mut site = Site::start(kind)?;
+        for number in 1.. {
+            let Some(seed) = left.lock().unwrap().pop() else { break };
+            if number % HISTORIES_OF_A_SITE == 0 {
+                site = Site::start(kind)?;
+            }
+            let verdict = history(&mut site, kind, seed, operations);
+            verdict.violations.iter().for_each(|violation| eprintln!("{violation}"));
+            let mut total = total.lock().unwrap();
+            total.add(verdict);
+            if stops && !total.violations.is_empty() {
+                break;
+            }
+            if (total.judged + total.void) % 100 == 0 {
+                eprintln!("{} histories, {} void, {} violations", total.judged, total.void, total.violations.len());
+            }
+        }
+        Some(())
+    };
+    std::thread::scope(|scope| {
+        let lanes: Vec<_> = (0..LANES).map(|_| scope.spawn(lane)).collect();
+        lanes.into_iter().map(|lane| lane.join().unwrap()).collect::<Option<Vec<()>>>()
+    })?;
+    let total = total.into_inner().unwrap();
+    eprintln!("{} histories, {} void, {} violations", total.judged, total.void, total.violations.len());
+    total.answers.iter().for_each(|(answer, count)| eprintln!("{count:>8} {answer}"));
+    Some(total)
+}
+
+/// Requires histories without a violation, in which this machine was fast enough and most requests were answered.
+fn hold(verdict: &Verdict) {
+    assert!(verdict.violations.is_empty(), "{:#?}", verdict.violations);
+    assert!(verdict.judged > verdict.void, "{} judged, {} void", verdict.judged, verdict.void);
+    let answered = verdict.all() - verdict.count("no answer") - verdict.count(" 50");
+    assert!(
+        2 * answered > verdict.all(),
+        "{answered} of {} requests were answered: {:#?}",
+        verdict.all(),
+        verdict.answers
+    );
+}
+
+#[test]
+fn reads_that_the_origin_verifies_are_linearizable() {
+    let consistency = "level: strong, verify: origin, groups: [\"{host}/{path:2}\"]";
+    let (count, operations) = extent();
+    let kind = Kind { consistency, nodes: 0, has_faults: true };
+    let Some(verdict) = histories(kind, count, operations, false) else { return };
+    hold(&verdict);
+    assert!(verdict.count("fwd-status=304") > 0, "validated responses are served: {:#?}", verdict.answers);
+}
+
+#[test]
+fn histories_show_stale_reads_of_an_eventual_route() {
+    let kind = Kind { consistency: "level: eventual", nodes: 0, has_faults: false };
+    let Some(verdict) = histories(kind, 20, 240, true) else { return };
+    assert!(verdict.violations.iter().any(|it| it.contains("not linearizable")), "{:#?}", verdict.answers);
+}
