@@ -125,8 +125,10 @@ impl<'a> Client<'a> {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         let value = NEXT.fetch_add(1, Ordering::Relaxed);
         let method = if self.random.below(2) == 0 { "PUT" } else { "POST" };
-        let body = value.to_string();
-        let (call, place, answer) = self.ask(method, key, &format!("content-length: {}\r\n", body.len()), &body);
+        let (body, by_key) = (value.to_string(), method == "POST" && self.random.below(2) == 0);
+        let more = if by_key { format!("idempotency-key: {value}\r\n") } else { String::new() };
+        let fields = format!("{more}content-length: {}\r\n", body.len());
+        let (call, place, answer) = self.ask(method, key, &fields, &body);
         let end = self.nanos();
         match answer {
             Some(seen) if matches!(seen.status, 200 | 204) => {

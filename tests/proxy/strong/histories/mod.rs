@@ -12,7 +12,7 @@ mod faults;
 mod registers;
 
 use crate::engines::{Link, Redis};
-use crate::support::{Member, Proxy, Random};
+use crate::support::{Member, Random};
 use checker::{Operation, is_linearizable, shortest};
 use client::{Client, Log};
 use registers::Registers;
@@ -74,9 +74,18 @@ fn configuration(kind: Kind, links: &[Link]) -> String {
         true => String::new(),
         false => format!("fleet: {{ lease: 300ms, redis: {{ nodes: [{}] }} }}\n", nodes.join(", ")),
     };
-    let route = format!("hash_on: [uri], cache: {{}}, consistency: {{ {} }} }}", kind.consistency);
-    let origin = ([127, 0, 0, 1], links[0].port()).into();
-    fleet + &Proxy::pool(&[origin], "").replace("hash_on: [uri] }", &route)
+    // Some writes go through a route of their own, which caches nothing; those with a key through one more step.
+    let (origin, consistency) = (links[0].port(), kind.consistency);
+    format!(
+        "{fleet}idempotency_store: {{ kind: memory }}
+pools:
+  app:
+    nodes: [{{ id: origin, address: \"127.0.0.1:{origin}\" }}]
+routes:
+  - {{ name: posts, path_prefix: /, methods: [POST], pool: app, hash_on: [uri], idempotency: {{ scope: [] }} }}
+  - {{ name: site, path_prefix: /, pool: app, hash_on: [uri], cache: {{}}, consistency: {{ {consistency} }} }}
+"
+    )
 }
 
 /// What has come of histories.
