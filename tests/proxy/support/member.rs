@@ -38,6 +38,15 @@ impl Member {
         self.proxy = Some(proxy);
     }
 
+    /// Gives the proxy another configuration, by a reload or by a crash.
+    pub fn reconfigure(&mut self, text: &str, by_reload: bool) {
+        text.clone_into(&mut self.text);
+        match by_reload {
+            true => self.proxy().reconfigure(text),
+            false => self.crash(),
+        }
+    }
+
     /// Suspends the proxy.
     pub fn stop(&self, time: Duration) {
         self.proxy().signal("STOP");

@@ -4,19 +4,38 @@
 use super::SETTLE;
 use crate::engines::Redis;
 use crate::support::{Member, Random, disturb};
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-/// Lets proxies and links fail until a history is over. Returns whether the network has kept a request to the origin for
-/// longer than `settle` allows.
-pub fn of_proxies(members: &mut [Member], random: &mut Random, is_over: &AtomicBool) -> bool {
+/// Configurations that reach the proxies one after the other.
+pub type Rollouts = VecDeque<Rollout>;
+
+/// A configuration for one proxy.
+pub struct Rollout {
+    pub at: usize,
+    pub text: String,
+    /// It takes a restart.
+    pub needs_restart: bool,
+}
+
+/// Lets proxies and links fail until a history is over, and rolls configurations out meanwhile. Returns whether the
+/// network has kept a request to the origin for longer than `settle` allows.
+pub fn of_proxies(members: &mut [Member], mut rollouts: Rollouts, random: &mut Random, is_over: &AtomicBool) -> bool {
     let mut is_beyond = false;
     while !is_over.load(Ordering::Relaxed) {
         std::thread::sleep(random.millis(5, 80));
+        if random.below(2) == 0
+            && let Some(Rollout { at, text, needs_restart }) = rollouts.pop_front()
+        {
+            members[at].reconfigure(&text, !needs_restart && random.below(3) > 0);
+            continue;
+        }
         let at = random.below(members.len() as u64) as usize;
         is_beyond |= of_proxy(&mut members[at], random);
     }
     members.iter().for_each(Member::heal);
+    rollouts.into_iter().for_each(|it| members[it.at].reconfigure(&it.text, !it.needs_restart));
     is_beyond
 }
 

@@ -15,6 +15,7 @@ use crate::engines::{Link, Redis};
 use crate::support::{Member, Random};
 use checker::{Operation, is_linearizable, shortest};
 use client::{Client, Log};
+use faults::{Rollout, Rollouts};
 use registers::Registers;
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -34,11 +35,21 @@ const HISTORIES_OF_A_SITE: usize = 25;
 /// What a kind of histories runs over.
 #[derive(Clone, Copy)]
 struct Kind {
-    /// The settings of the route's `consistency`.
-    consistency: &'static str,
     /// The Redis nodes of the fleet; 0 for none.
     nodes: usize,
+    /// The configurations of all proxies. A history begins with one of them, and rolls the next two out; after the last
+    /// one comes the first.
+    stages: &'static [Stage],
     has_faults: bool,
+}
+
+/// One configuration of all proxies.
+#[derive(Clone, Copy)]
+struct Stage {
+    /// The settings of `fleet.redis`, where `@0` is the first node; empty for no fleet.
+    redis: &'static str,
+    /// The settings of the route.
+    route: &'static str,
 }
 
 /// Proxies before one origin, with the nodes of their quorum.
@@ -46,6 +57,8 @@ struct Site {
     registers: Registers,
     nodes: Vec<Redis>,
     members: Vec<Member>,
+    /// The place of the configuration among the stages.
+    stage: usize,
 }
 
 impl Site {
@@ -56,26 +69,38 @@ impl Site {
         let member = |_| {
             let ports = [registers.address().port()].into_iter().chain(nodes.iter().map(|node| node.port));
             let links: Vec<Link> = ports.map(Link::to).collect();
-            Member::start(configuration(kind, &links), links)
+            Member::start(configuration(kind.stages[0], &links), links)
         };
         let members = (0..PROXIES).map(member).collect();
-        Some(Site { registers, nodes, members })
+        Some(Site { registers, nodes, members, stage: 0 })
+    }
+
+    /// Returns the configurations of the next two stages, one stage after the other.
+    fn rollouts(&mut self, kind: Kind) -> Rollouts {
+        let mut rollouts = Rollouts::new();
+        for _ in 0..if kind.stages.len() > 1 { 2 } else { 0 } {
+            let before = kind.stages[self.stage];
+            self.stage = (self.stage + 1) % kind.stages.len();
+            let stage = kind.stages[self.stage];
+            let needs_restart = stage.redis != before.redis;
+            let texts = self.members.iter().map(|member| configuration(stage, &member.links));
+            rollouts.extend(texts.enumerate().map(|(at, text)| Rollout { at, text, needs_restart }));
+        }
+        rollouts
     }
 }
 
 /// The configuration of a proxy: its first link goes to the origin, the others to the nodes.
-fn configuration(kind: Kind, links: &[Link]) -> String {
-    let nodes: Vec<String> = links[1..]
-        .iter()
-        .enumerate()
-        .map(|(at, link)| format!("{{ id: r{at}, address: \"127.0.0.1:{}\" }}", link.port()))
-        .collect();
-    let fleet = match nodes.is_empty() {
+fn configuration(stage: Stage, links: &[Link]) -> String {
+    let (origin, Stage { redis, route }) = (links[0].port(), stage);
+    let redis = links[1..].iter().enumerate().fold(redis.to_owned(), |text, (at, link)| {
+        text.replace(&format!("@{at}"), &format!("{{ id: r{at}, address: \"127.0.0.1:{}\" }}", link.port()))
+    });
+    let fleet = match redis.is_empty() {
         true => String::new(),
-        false => format!("fleet: {{ lease: 300ms, redis: {{ nodes: [{}] }} }}\n", nodes.join(", ")),
+        false => format!("fleet: {{ lease: 300ms, redis: {{ {redis} }} }}\n"),
     };
     // Some writes go through a route of their own, which caches nothing; those with a key through one more step.
-    let (origin, consistency) = (links[0].port(), kind.consistency);
     format!(
         "{fleet}idempotency_store: {{ kind: memory }}
 pools:
@@ -83,7 +108,7 @@ pools:
     nodes: [{{ id: origin, address: \"127.0.0.1:{origin}\" }}]
 routes:
   - {{ name: posts, path_prefix: /, methods: [POST], pool: app, hash_on: [uri], idempotency: {{ scope: [] }} }}
-  - {{ name: site, path_prefix: /, pool: app, hash_on: [uri], cache: {{}}, consistency: {{ {consistency} }} }}
+  - {{ name: site, path_prefix: /, pool: app, hash_on: [uri]{route} }}
 "
     )
 }
@@ -126,6 +151,7 @@ fn history(site: &mut Site, kind: Kind, seed: u64, operations: usize) -> Verdict
     let seeds: Vec<u64> = (0..CLIENTS + 2).map(|_| random.below(u64::MAX)).collect();
     let (is_over, begin, begun) = (AtomicBool::new(!kind.has_faults), Barrier::new(CLIENTS), Instant::now());
     let addresses: Vec<_> = site.members.iter().map(Member::address).collect();
+    let rollouts = site.rollouts(kind);
     let (members, nodes) = (&mut site.members, &mut site.nodes);
     let (logs, is_beyond) = std::thread::scope(|scope| {
         let (begin, is_over, addresses, prefix) = (&begin, &is_over, &addresses, &prefix);
@@ -139,7 +165,7 @@ fn history(site: &mut Site, kind: Kind, seed: u64, operations: usize) -> Verdict
             })
             .collect();
         let mut of_proxies = Random::new(seeds[CLIENTS]);
-        let at_proxies = scope.spawn(move || faults::of_proxies(members, &mut of_proxies, is_over));
+        let at_proxies = scope.spawn(move || faults::of_proxies(members, rollouts, &mut of_proxies, is_over));
         let mut of_nodes = Random::new(seeds[CLIENTS + 1]);
         let at_nodes = scope.spawn(move || faults::of_nodes(nodes, &mut of_nodes, is_over));
         let logs: Vec<Log> = clients.into_iter().map(|client| client.join().unwrap()).collect();
@@ -187,11 +213,11 @@ fn told(mut operations: Vec<Operation>) -> String {
     })
 }
 
-/// How many histories of how many operations.
-fn extent() -> (usize, usize) {
+/// How many histories of how many operations; so many short ones where the environment does not say.
+fn extent(short: usize) -> (usize, usize) {
     match std::env::var("RINGWAY_HISTORIES") {
         Ok(count) => (count.parse().expect("RINGWAY_HISTORIES is a number"), 500),
-        Err(_) => (20, 240),
+        Err(_) => (short, 240),
     }
 }
 
@@ -243,19 +269,86 @@ fn hold(verdict: &Verdict) {
     );
 }
 
+/// Runs the histories of a test, so many where the environment does not say; `None` where Redis is missing.
+fn run(nodes: usize, stages: &'static [Stage], short: usize) -> Option<Verdict> {
+    let (count, operations) = extent(short);
+    let verdict = histories(Kind { nodes, stages, has_faults: true }, count, operations, false)?;
+    hold(&verdict);
+    Some(verdict)
+}
+
+/// Requires that responses were served from stores, without which nothing is proved.
+fn is_served_from_stores(verdict: &Verdict) {
+    let hits = verdict.count("ringway; hit");
+    assert!(20 * hits > verdict.all(), "{hits} hits of {} requests: {:#?}", verdict.all(), verdict.answers);
+}
+
+const BY_ORIGIN: &str = ", cache: {}, consistency: { level: strong, verify: origin, groups: [\"{host}/{path:2}\"] }";
+const EVENTUAL: &str = ", cache: {}, consistency: { level: eventual }";
+
 #[test]
 fn reads_that_the_origin_verifies_are_linearizable() {
-    let consistency = "level: strong, verify: origin, groups: [\"{host}/{path:2}\"]";
-    let (count, operations) = extent();
-    let kind = Kind { consistency, nodes: 0, has_faults: true };
-    let Some(verdict) = histories(kind, count, operations, false) else { return };
-    hold(&verdict);
+    let Some(verdict) = run(0, &[Stage { redis: "", route: BY_ORIGIN }], 20) else { return };
     assert!(verdict.count("fwd-status=304") > 0, "validated responses are served: {:#?}", verdict.answers);
 }
 
 #[test]
 fn histories_show_stale_reads_of_an_eventual_route() {
-    let kind = Kind { consistency: "level: eventual", nodes: 0, has_faults: false };
+    let kind = Kind { nodes: 0, stages: &[Stage { redis: "", route: EVENTUAL }], has_faults: false };
     let Some(verdict) = histories(kind, 20, 240, true) else { return };
     assert!(verdict.violations.iter().any(|it| it.contains("not linearizable")), "{:#?}", verdict.answers);
+}
+
+/// The settings of a strong route by a quorum, with `reads`.
+macro_rules! by_quorum {
+    ($reads:literal) => {
+        concat!(
+            ", cache: {}, consistency: { level: strong, verify: quorum, settle: 1s, ",
+            "groups: [\"{host}/{path:2}\"], reads: ",
+            $reads,
+            " }"
+        )
+    };
+}
+
+const BY_QUORUM: &str = by_quorum!("cache");
+const TWO_OF_THREE: Stage = Stage { redis: "nodes: [@0, @1, @2]", route: BY_QUORUM };
+
+#[test]
+fn reads_that_two_of_three_nodes_verify_are_linearizable() {
+    let Some(verdict) = run(3, &[TWO_OF_THREE], 20) else { return };
+    is_served_from_stores(&verdict);
+}
+
+#[test]
+fn reads_are_linearizable_by_other_numbers_that_overlap() {
+    for redis in [
+        "nodes: [@0, @1, @2, @3, @4], replicas: 3",
+        "nodes: [@0, @1, @2], write: 3, read: 1",
+        "nodes: [@0, @1, @2], write: 1, read: 3",
+    ] {
+        let stages = Box::leak(Box::new([Stage { redis, route: BY_QUORUM }]));
+        let Some(verdict) = run(5, stages, 4) else { return };
+        is_served_from_stores(&verdict);
+    }
+}
+
+/// Other nodes and numbers take over, by two rollouts.
+#[test]
+fn reads_are_linearizable_while_nodes_change() {
+    const OTHERS: &str = "nodes: [@2, @3, @4], write: 3, read: 1";
+    let stages = &[
+        TWO_OF_THREE,
+        Stage { redis: "nodes: [@2, @3, @4], write: 3, read: 1, former: { nodes: [@0, @1, @2] }", route: BY_QUORUM },
+        Stage { redis: OTHERS, route: BY_QUORUM },
+        Stage { redis: "nodes: [@0, @1, @2], former: { nodes: [@2, @3, @4], write: 3, read: 1 }", route: BY_QUORUM },
+    ];
+    run(5, stages, 20);
+}
+
+/// A strong route is new: all proxies mark writes before any serves a stored response.
+#[test]
+fn reads_are_linearizable_while_a_route_becomes_strong() {
+    const MARKING: Stage = Stage { redis: "nodes: [@0, @1, @2]", route: by_quorum!("origin") };
+    run(3, &[Stage { redis: "nodes: [@0, @1, @2]", route: "" }, MARKING, TWO_OF_THREE, MARKING], 8);
 }
