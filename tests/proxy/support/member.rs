@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 /// A proxy in a history, which crashes and comes back, and its links, which fail.
 pub struct Member {
     text: String,
-    pub links: Vec<Link>,
+    pub links: Arc<Vec<Link>>,
     proxy: Option<Proxy>,
     address: Arc<Mutex<SocketAddr>>,
 }
@@ -17,7 +17,7 @@ impl Member {
     pub fn start(text: String, links: Vec<Link>) -> Member {
         let proxy = Proxy::start(&text);
         let address = Arc::new(Mutex::new(proxy.address));
-        Member { text, links, proxy: Some(proxy), address }
+        Member { text, links: Arc::new(links), proxy: Some(proxy), address }
     }
 
     /// Where clients reach the proxy; another one after a crash.
@@ -53,11 +53,11 @@ impl Member {
         sleep(time);
         self.proxy().signal("CONT");
     }
+}
 
-    /// Ends the faults that outlast their cause.
-    pub fn heal(&self) {
-        self.links.iter().for_each(|link| link.cut_after(usize::MAX));
-    }
+/// Ends the faults of links that outlast their cause.
+pub fn heal(links: &[Link]) {
+    links.iter().for_each(|link| link.cut_after(usize::MAX));
 }
 
 /// Has a link fail in one of its ways, and ends that. What is held back is held for less than `longest` milliseconds.

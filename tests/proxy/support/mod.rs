@@ -22,7 +22,7 @@ pub use client::{Answer, Client};
 pub use conduct::Does;
 pub use event_reader::EventReader;
 pub use impatient::ask_once;
-pub use member::{Member, disturb};
+pub use member::{Member, disturb, heal};
 pub use nginx::Nginx;
 pub use origin::{Ask, Origin};
 pub use peer::Peer;

@@ -1,6 +1,6 @@
 //! The faults of a history: one after the other, each at a random proxy and for a random time.
 
-use crate::support::{Member, Random, disturb};
+use crate::support::{Member, Random, disturb, heal};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// One fault, and its end.
@@ -20,5 +20,5 @@ pub fn happen(members: &mut [Member], random: &mut Random, is_over: &AtomicBool)
         let at = random.below(members.len() as u64) as usize;
         suffer(&mut members[at], random);
     }
-    members.iter().for_each(Member::heal);
+    members.iter().for_each(|member| heal(&member.links));
 }

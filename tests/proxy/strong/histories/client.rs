@@ -11,7 +11,7 @@ use std::thread::sleep;
 use std::time::Instant;
 
 /// The registers of a history.
-const KEYS: u64 = 4;
+const KEYS: u64 = 6;
 
 /// A client, and what it has seen so far.
 pub struct Client<'a> {
@@ -84,11 +84,18 @@ impl<'a> Client<'a> {
     /// Does so many operations.
     pub fn run(mut self, operations: usize) -> Log {
         for _ in 0..operations {
-            sleep(self.random.millis(0, 30));
-            let key = self.random.below(KEYS);
-            match self.random.below(5) {
-                0 => self.write(key),
-                _ => self.read(key),
+            sleep(self.random.millis(0, 80));
+            match self.random.below(8) {
+                // Some registers are written to often, some hardly: what the stores have of these is served for long.
+                0 => {
+                    let most = 1 + self.random.below(KEYS);
+                    let key = self.random.below(most);
+                    self.write(key);
+                }
+                _ => {
+                    let key = self.random.below(KEYS);
+                    self.read(key);
+                }
             }
         }
         self.log

@@ -1,10 +1,10 @@
-//! The faults of a history: one after the other at proxies and their links, and beside them one after the other at the
-//! nodes of the quorum.
+//! The faults of a history, at the same time: one after the other of proxies, of links, and of the nodes of the quorum.
 
 use super::SETTLE;
-use crate::engines::Redis;
-use crate::support::{Member, Random, disturb};
+use crate::engines::{Link, Redis};
+use crate::support::{Member, Random, disturb, heal};
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -19,46 +19,40 @@ pub struct Rollout {
     pub needs_restart: bool,
 }
 
-/// Lets proxies and links fail until a history is over, and rolls configurations out meanwhile. Returns whether the
-/// network has kept a request to the origin for longer than `settle` allows.
-pub fn of_proxies(members: &mut [Member], mut rollouts: Rollouts, random: &mut Random, is_over: &AtomicBool) -> bool {
-    let mut is_beyond = false;
-    while !is_over.load(Ordering::Relaxed) {
-        std::thread::sleep(random.millis(5, 80));
-        if random.below(2) == 0
+/// Lets proxies crash and stop until a history is over, and rolls configurations out meanwhile.
+pub fn of_proxies(members: &mut [Member], mut rollouts: Rollouts, random: &mut Random, is_over: &AtomicBool) {
+    while pause(random.millis(50, 700), is_over) {
+        if random.below(3) > 0
             && let Some(Rollout { at, text, needs_restart }) = rollouts.pop_front()
         {
             members[at].reconfigure(&text, !needs_restart && random.below(3) > 0);
             continue;
         }
         let at = random.below(members.len() as u64) as usize;
-        is_beyond |= of_proxy(&mut members[at], random);
+        match random.below(5) {
+            0 | 1 => members[at].crash(),
+            // Up to longer than the lease.
+            2 | 3 => members[at].stop(random.millis(50, 800)),
+            _ => purge(&members[at], random),
+        }
     }
-    members.iter().for_each(Member::heal);
     rollouts.into_iter().for_each(|it| members[it.at].reconfigure(&it.text, !it.needs_restart));
-    is_beyond
 }
 
-fn of_proxy(member: &mut Member, random: &mut Random) -> bool {
-    match random.below(12) {
-        0 => member.crash(),
-        // Up to longer than the lease.
-        1 => member.stop(random.millis(50, 800)),
-        2 => purge(member, random),
-        // The link to the origin: what it holds arrives before `settle` has passed since the proxy gave up.
-        3..6 => {
-            let longest = SETTLE / 3;
-            let held = disturb(&member.links[0], random, u64::try_from(longest.as_millis()).unwrap());
-            return held > longest + Duration::from_millis(200);
-        }
-        _ => {
-            let at = random.below(member.links.len() as u64) as usize;
-            if at > 0 {
-                disturb(&member.links[at], random, 1500);
-            }
-        }
+/// Lets the links of a proxy each fail until a history is over. Returns whether a request to the origin was kept for
+/// longer than `settle` allows.
+pub fn of_links(proxies: &[Arc<Vec<Link>>], random: &mut Random, is_over: &AtomicBool) -> bool {
+    let mut is_beyond = false;
+    while pause(random.millis(5, 120), is_over) {
+        let links = &proxies[random.below(proxies.len() as u64) as usize];
+        let at = random.below(links.len() as u64) as usize;
+        // What the link to the origin holds arrives before `settle` has passed since the proxy gave up.
+        let longest = if at == 0 { SETTLE / 3 } else { SETTLE * 3 / 2 };
+        let held = disturb(&links[at], random, u64::try_from(longest.as_millis()).unwrap());
+        is_beyond |= at == 0 && held > longest + Duration::from_millis(200);
     }
-    false
+    proxies.iter().for_each(|links| heal(links));
+    is_beyond
 }
 
 fn purge(member: &Member, random: &mut Random) {

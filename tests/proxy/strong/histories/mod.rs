@@ -20,7 +20,7 @@ use registers::Registers;
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Barrier, Mutex};
+use std::sync::{Arc, Barrier, Mutex};
 use std::time::{Duration, Instant};
 
 const PROXIES: usize = 3;
@@ -28,7 +28,7 @@ const CLIENTS: usize = 6;
 /// How long the origin may still apply a request after its connection broke.
 const SETTLE: Duration = Duration::from_secs(1);
 /// Sites in which histories run at the same time.
-const LANES: usize = 2;
+const LANES: usize = 3;
 /// Histories after which a site is made anew.
 const HISTORIES_OF_A_SITE: usize = 25;
 
@@ -148,13 +148,14 @@ fn history(site: &mut Site, kind: Kind, seed: u64, operations: usize) -> Verdict
     static NUMBER: AtomicU64 = AtomicU64::new(0);
     let prefix = format!("/h{}", NUMBER.fetch_add(1, Ordering::Relaxed));
     let mut random = Random::new(seed);
-    let seeds: Vec<u64> = (0..CLIENTS + 2).map(|_| random.below(u64::MAX)).collect();
+    let seeds: Vec<u64> = (0..CLIENTS + 3).map(|_| random.below(u64::MAX)).collect();
     let (is_over, begin, begun) = (AtomicBool::new(!kind.has_faults), Barrier::new(CLIENTS), Instant::now());
     let addresses: Vec<_> = site.members.iter().map(Member::address).collect();
+    let links: Vec<_> = site.members.iter().map(|member| Arc::clone(&member.links)).collect();
     let rollouts = site.rollouts(kind);
     let (members, nodes) = (&mut site.members, &mut site.nodes);
     let (logs, is_beyond) = std::thread::scope(|scope| {
-        let (begin, is_over, addresses, prefix) = (&begin, &is_over, &addresses, &prefix);
+        let (begin, is_over, addresses, prefix, links) = (&begin, &is_over, &addresses, &prefix, &links);
         let clients: Vec<_> = (0..CLIENTS)
             .map(|number| {
                 let client = Client::new(number, seeds[number], prefix, begun, addresses);
@@ -164,14 +165,16 @@ fn history(site: &mut Site, kind: Kind, seed: u64, operations: usize) -> Verdict
                 })
             })
             .collect();
-        let mut of_proxies = Random::new(seeds[CLIENTS]);
+        let faults = seeds[CLIENTS..].iter().map(|seed| Random::new(*seed)).collect::<Vec<_>>();
+        let Ok([mut of_proxies, mut of_links, mut of_nodes]) = <[Random; 3]>::try_from(faults) else { unreachable!() };
         let at_proxies = scope.spawn(move || faults::of_proxies(members, rollouts, &mut of_proxies, is_over));
-        let mut of_nodes = Random::new(seeds[CLIENTS + 1]);
+        let at_links = scope.spawn(move || faults::of_links(links, &mut of_links, is_over));
         let at_nodes = scope.spawn(move || faults::of_nodes(nodes, &mut of_nodes, is_over));
         let logs: Vec<Log> = clients.into_iter().map(|client| client.join().unwrap()).collect();
         is_over.store(true, Ordering::Relaxed);
+        at_proxies.join().unwrap();
         at_nodes.join().unwrap();
-        (logs, at_proxies.join().unwrap())
+        (logs, at_links.join().unwrap())
     });
     let mut verdict = judge(logs, &site.registers, seed);
     if is_beyond || site.registers.slowest() > SETTLE / 3 {
@@ -217,7 +220,7 @@ fn told(mut operations: Vec<Operation>) -> String {
 fn extent(short: usize) -> (usize, usize) {
     match std::env::var("RINGWAY_HISTORIES") {
         Ok(count) => (count.parse().expect("RINGWAY_HISTORIES is a number"), 500),
-        Err(_) => (short, 240),
+        Err(_) => (short, 360),
     }
 }
 

@@ -90,7 +90,12 @@ fn answer(state: &Mutex<State>, request: &Request, stream: &mut TcpStream, rando
             }
         }
     };
-    linger(random);
+    match is_read {
+        true => linger(random),
+        // The writer has its mark meanwhile, and may be lost with it.
+        false if random.below(4) == 0 => sleep(random.millis(20, 150)),
+        false => {}
+    }
     let tag = format!("\"{value}\"");
     let about = format!("cache-control: public, max-age=600\r\netag: {tag}\r\n");
     match (is_read, random.below(40)) {
