@@ -8,10 +8,15 @@ use std::net::SocketAddr;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::sleep;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// The registers of a history.
 const KEYS: u64 = 6;
+/// Those at which clients meet.
+const MEETINGS: u64 = 3;
+/// How long a meeting and the rest after it take, and the meeting alone.
+const ROUND: Duration = Duration::from_millis(500);
+const BUSY: Duration = Duration::from_millis(200);
 
 /// A client, and what it has seen so far.
 pub struct Client<'a> {
@@ -84,21 +89,26 @@ impl<'a> Client<'a> {
     /// Does so many operations.
     pub fn run(mut self, operations: usize) -> Log {
         for _ in 0..operations {
-            sleep(self.random.millis(0, 80));
-            match self.random.below(8) {
-                // Some registers are written to often, some hardly: what the stores have of these is served for long.
-                0 => {
-                    let most = 1 + self.random.below(KEYS);
-                    let key = self.random.below(most);
-                    self.write(key);
-                }
-                _ => {
-                    let key = self.random.below(KEYS);
-                    self.read(key);
-                }
+            let key = self.next_key();
+            match self.random.below(14) {
+                0 => self.write(key),
+                _ => self.read(key),
             }
         }
         self.log
+    }
+
+    /// Waits for the next operation. All clients meet at one register for a while, as fast as they can, and then rest:
+    /// when they meet there again, the marks of then have ended.
+    fn next_key(&mut self) -> u64 {
+        sleep(self.random.millis(0, 6));
+        let elapsed = self.begun.elapsed();
+        let into = Duration::from_nanos(u64::try_from(elapsed.as_nanos() % ROUND.as_nanos()).unwrap());
+        if into > BUSY {
+            sleep(ROUND - into);
+        }
+        let round = u64::try_from(self.begun.elapsed().as_nanos() / ROUND.as_nanos()).unwrap();
+        if self.random.below(6) == 0 { self.random.below(KEYS) } else { round % MEETINGS }
     }
 
     fn nanos(&self) -> u64 {

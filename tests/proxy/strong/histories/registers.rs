@@ -72,9 +72,9 @@ pub fn representation(value: u64) -> String {
 /// Carries a request out, and answers; `None` where the connection ends.
 fn answer(state: &Mutex<State>, request: &Request, stream: &mut TcpStream, random: &mut Random) -> Option<()> {
     let arrived = Instant::now();
-    linger(random);
     let register = request.path.split('/').take(3).collect::<Vec<_>>().join("/");
     let is_read = matches!(request.method.as_str(), "GET" | "HEAD");
+    linger(is_read, random);
     let (value, is_new) = {
         let mut state = state.lock().unwrap();
         state.slowest = state.slowest.max(arrived.elapsed());
@@ -90,12 +90,7 @@ fn answer(state: &Mutex<State>, request: &Request, stream: &mut TcpStream, rando
             }
         }
     };
-    match is_read {
-        true => linger(random),
-        // The writer has its mark meanwhile, and may be lost with it.
-        false if random.below(4) == 0 => sleep(random.millis(20, 150)),
-        false => {}
-    }
+    linger(is_read, random);
     let tag = format!("\"{value}\"");
     let about = format!("cache-control: public, max-age=600\r\netag: {tag}\r\n");
     match (is_read, random.below(40)) {
@@ -132,11 +127,12 @@ fn reply(stream: &mut TcpStream, fields: &str, value: u64, random: &mut Random) 
     write(stream, end)
 }
 
-/// Waits for a time, mostly a short one.
-fn linger(random: &mut Random) {
-    match random.below(10) {
+/// Waits for a time, mostly a short one; before and after the work of a write a longer one more often.
+fn linger(is_read: bool, random: &mut Random) {
+    match random.below(12) {
         0 => sleep(random.millis(5, 60)),
-        1..5 => sleep(random.millis(0, 4)),
+        1..4 if !is_read => sleep(random.millis(20, 100)),
+        4..8 => sleep(random.millis(0, 4)),
         _ => {}
     }
 }
