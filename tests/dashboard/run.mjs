@@ -5,7 +5,7 @@ import violations from "./axe.mjs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { chromium } from "playwright-core";
-import { BROWSER, Proxy, eventually, sleep, startNodes, traffic } from "./world.mjs";
+import { BROWSER, Proxy, engines, eventually, sleep, startNodes, traffic } from "./world.mjs";
 import { names, shop, shopper } from "./shop.mjs";
 
 const begun = Date.now();
@@ -234,6 +234,29 @@ part("a slow node is named, with the time since when", async () => {
   await sees(page, /Node app-3 of app is slow: half of its requests take over \d+ ms, elsewhere .* since \d\d:\d\d:\d\d/, 30000);
   assert(!(await page.locator(".attention").textContent()).match(/Node (?!app-3)\S+ of \S+ is slow/), "another node is called slow");
   await page.context().close();
+});
+
+part("a fleet shows its members, its leader and its states of nodes", async () => {
+  const found = await engines();
+  if (!found) {
+    assert(!process.env.RINGWAY_REQUIRE_TOOLS, "redis-server or etcd is missing");
+    return console.log("skip  it needs redis-server and etcd");
+  }
+  const fleet = `fleet: { lease: 1s, redis: { nodes: [{ id: r1, address: "127.0.0.1:${found.redis}" }] }, etcd: { endpoints: ["${found.etcd}"] } }\n`;
+  const members = [await new Proxy(fleet + shop(nodes)).start(), await new Proxy(fleet + shop(nodes)).start()];
+  await eventually("a leader", async () => (await members[0].get("/api/fleet")).leader.process);
+  await fetch(`${members[0].admin}/api/pools/app/nodes/app-2/drain?scope=fleet`, { method: "POST" });
+  const page = await open("#/fleet", { of: members[1] });
+  await page.locator("table tbody tr").nth(1).waitFor();
+  await sees(page, "etcd answers");
+  await sees(page, /(this process|another) leads/);
+  await sees(page, /app-2 of app, by /);
+  await sees(page, "all send a key to the same node");
+  const wrong = await violations(page);
+  assert(wrong.length === 0, `axe: ${JSON.stringify(wrong, null, 1)}`);
+  await page.context().close();
+  members.forEach((member) => member.end());
+  found.end();
 });
 
 part("a proxy that hangs does not look ready", async () => {

@@ -89,6 +89,40 @@ export class Proxy {
   }
 }
 
+async function freePort() {
+  const server = http.createServer();
+  await new Promise((resolve) => server.listen(0, "127.0.0.1", resolve));
+  const { port } = server.address();
+  await new Promise((resolve) => server.close(resolve));
+  return port;
+}
+
+// The engines of a fleet, which end with `end`; null where one is not installed.
+export async function engines() {
+  const folder = mkdtempSync(join(tmpdir(), "ringway-engines-"));
+  const [redis, client, peer] = await Promise.all([freePort(), freePort(), freePort()]);
+  const of = (port) => `http://127.0.0.1:${port}`;
+  const commands = [
+    ["redis-server", "--port", redis, "--bind", "127.0.0.1", "--save", "", "--dir", folder],
+    ["etcd", "--data-dir", join(folder, "etcd"), "--listen-client-urls", of(client), "--advertise-client-urls", of(client),
+      "--listen-peer-urls", of(peer), "--initial-advertise-peer-urls", of(peer), "--initial-cluster", `default=${of(peer)}`],
+  ];
+  let isWhole = true;
+  const children = commands.map(([program, ...args]) => {
+    const child = spawn(program, args.map(String), { stdio: "ignore" });
+    child.on("error", () => { isWhole = false; });
+    return child;
+  });
+  const end = () => {
+    children.forEach((child) => child.kill("SIGKILL"));
+    rmSync(folder, { recursive: true, force: true });
+  };
+  await sleep(100);
+  if (isWhole) return { redis, etcd: of(client), end };
+  end();
+  return null;
+}
+
 // Sends requests at a steady rate until it is stopped.
 export function traffic(proxy, perSecond, pick) {
   const agent = new http.Agent({ keepAlive: true, maxSockets: 40 });

@@ -2,9 +2,10 @@
 
 import { get } from "./api.js";
 import { badge, empty, h, section, setText, show } from "./dom.js";
-import { plural, span } from "./format.js";
+import { clock, day, plural, span } from "./format.js";
 import { table } from "./table.js";
 
+const PROBERS = { self: "checked here for all", leader: "checked by the leader", local: "checked by each proxy" };
 const KINDS = { self: "good", live: "good", missed: "bad" };
 
 function membersTable() {
@@ -33,10 +34,14 @@ export function fleetView() {
   const warnings = h("ul", { class: "findings" });
   const rings = h("ul", { class: "facts" });
   const bus = h("div", {});
+  const leader = h("div", {});
+  const states = h("ul", { class: "findings" });
   const members = membersTable();
   const content = h("div", { class: "stack", hidden: true },
     section("Members", members.element),
-    h("div", { class: "split" }, section("Bus", bus), h("div", { class: "stack" }, section("Rings", rings), section("To look at", warnings))));
+    h("div", { class: "split" },
+      h("div", { class: "stack" }, section("Bus", bus), section("Leader", leader)),
+      h("div", { class: "stack" }, section("Rings", rings), section("States of nodes for the fleet", states), section("To look at", warnings))));
   alone.hidden = true;
   let timer = null;
 
@@ -53,13 +58,29 @@ export function fleetView() {
       : [empty("No bus is configured: purges reach this proxy alone.")]));
   }
 
+  function drawLeader(found) {
+    show(leader, found && { ...found, pools: found.pools.map((pool) => [pool.pool, pool.prober, pool.reason]) }, () => (found
+      ? [h("p", {}, badge(found.up ? "good" : "bad", found.up ? "etcd answers" : "etcd does not answer"), ` ${found.endpoint}${found.error ? `: ${found.error}` : ""}`),
+        h("p", {}, found.process
+          ? [badge(found.leads ? "good" : "info", found.leads ? "this process leads" : "another leads"), ` ${found.name ?? found.process}, term ${found.term}`]
+          : badge("warn", "no leader")),
+        h("ul", { class: "findings" }, found.pools.map((pool) => h("li", {}, badge(pool.prober === "local" ? "warn" : "good", PROBERS[pool.prober] ?? pool.prober), ` ${pool.pool}${pool.reason ? `: ${pool.reason}` : ""}`)))]
+      : [empty("No etcd is configured: each proxy checks nodes by itself, and keeps states of nodes for itself.")]));
+    const list = found?.states ?? [];
+    show(states, list, () => (list.length
+      ? list.map((it) => h("li", {}, badge(it.missing.length ? "warn" : "good", it.state), ` ${it.node} of ${it.pool}, by ${it.by}, ${day(new Date(it.at * 1000))} ${clock(new Date(it.at * 1000))}${it.missing.length ? `; not yet at ${it.missing.join(", ")}` : ""}${it.draining.length ? `; sessions are left at ${it.draining.join(", ")}` : ""}`))
+      : [h("li", {}, empty("None: each node has the state of the file, or of one proxy."))]));
+  }
+
   async function read() {
     // A call for a fleet that is not there would be an error in the console.
     const config = await get("/api/config");
     alone.hidden = !config || Boolean(config.fleet);
     content.hidden = !config?.fleet;
     if (!config?.fleet) return;
-    draw(await get("/api/fleet"));
+    const fleet = await get("/api/fleet");
+    draw(fleet);
+    drawLeader(fleet.leader);
   }
   const old = h("p", { class: "bad", role: "status" }, "");
   content.prepend(old);
