@@ -227,7 +227,7 @@ problem_kinds! {
         "etcd does not answer, or refuses: the state of a node for the fleet may not be set.",
         "Send the request again: a state that is set twice is the same. `ringway fleet` has the cause.";
     ConsistencyUnavailable: SERVICE_UNAVAILABLE, "consistency-unavailable", INTERNAL, Clients,
-        "Too few nodes of `fleet.redis` answer for a strong read or write; nothing was forwarded, unless the detail says so.",
+        "Too few nodes of `fleet.redis` answer for a strong read or write; nothing was forwarded.",
         "Repeat after `Retry-After`. Operators: `on_quorum_loss` and `on_write_quorum_loss` choose; `/api/fleet` has the nodes.";
     BuffersFull: SERVICE_UNAVAILABLE, "buffers-full", INTERNAL, Clients,
         "The buffers of the proxy have reached `limits.buffered_bytes`.",

@@ -98,14 +98,19 @@ fn write_refused() -> Problem {
     )
 }
 
+/// Returns the problem of a write that may have run, or has: no client is to repeat it by itself.
+fn unknown(detail: &'static str) -> Problem {
+    Problem::new(ProblemKind::OutcomeUnknown, detail)
+}
+
 fn lapsed() -> Problem {
-    unavailable(
+    unknown(
         "the write may have run: the nodes of `fleet.redis` went away meanwhile, and its connection was closed; find out what it did before you send another",
     )
 }
 
 fn end_lost() -> Problem {
-    unavailable(
+    unknown(
         "the write has run, and too few nodes of `fleet.redis` know that it has ended; its answer is held back: find out what it did before you send another",
     )
 }

@@ -144,7 +144,8 @@ impl Writer {
 
     /// Returns the number of a renewal that is sent now, where it is time for one.
     pub(crate) fn renew(&mut self, now: Millis) -> Option<u32> {
-        if now < self.renews_at() {
+        // A renewal puts marks and no stamps: it must not make up for a beginning that W nodes have not acknowledged.
+        if now < self.renews_at() || self.protected.is_none() {
             return None;
         }
         self.last += 1;

@@ -86,9 +86,10 @@ impl Check {
         self.wait(self.began + PATIENCE, Asked::is_settled).await;
     }
 
-    /// Waits a moment for the nodes that have not answered yet.
+    /// Waits a moment for the nodes that have not answered yet, once R have: a tag that names all of them stays fresh
+    /// whichever of them answer first.
     pub(crate) async fn settle_all(&self) {
-        self.wait(self.began + FOR_ALL, |asked| asked.waiting.get().is_empty()).await;
+        self.wait(Instant::now() + FOR_ALL, |asked| asked.waiting.get().is_empty()).await;
     }
 
     /// Returns what the look allows so far.
