@@ -115,10 +115,20 @@ fn print_leader(out: &mut impl Write, leader: &LeaderStatus) -> io::Result<()> {
         writeln!(out, "      nodes of `{}` are checked by {prober}{age}", pool.pool)?;
     }
     for state in &leader.states {
-        let word = state.state.word();
-        writeln!(out, "      {}/{}: {word}, by {} (over `{}`)", state.pool, state.node, state.by, state.file.word())?;
+        let (word, file, ago) = (state.state.word(), state.file.word(), ago(state.at));
+        writeln!(out, "      {}/{}: {word}, by {}, {ago} ago (over `{file}`)", state.pool, state.node, state.by)?;
     }
     Ok(())
+}
+
+/// Returns the time since a moment, which is in seconds since 1970, in its largest unit.
+fn ago(at: u64) -> String {
+    match crate::clock::unix_seconds().saturating_sub(at) {
+        seconds @ ..120 => format!("{seconds} s"),
+        seconds @ ..7200 => format!("{} min", seconds / 60),
+        seconds @ ..172_800 => format!("{} h", seconds / 3600),
+        seconds => format!("{} days", seconds / 86_400),
+    }
 }
 
 fn print_bus(out: &mut impl Write, bus: &BusStatus) -> io::Result<()> {

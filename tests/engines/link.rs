@@ -31,7 +31,12 @@ pub(crate) struct Link {
 impl Link {
     /// Opens a link to a port of this machine.
     pub(crate) fn to(port: u16) -> Link {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        Link::from(SocketAddr::from(([127, 0, 0, 1], 0)), port)
+    }
+
+    /// Opens a link from an address to a port of this machine.
+    pub(crate) fn from(address: SocketAddr, port: u16) -> Link {
+        let listener = TcpListener::bind(address).unwrap();
         let address = listener.local_addr().unwrap();
         let faults = Arc::new(Faults { cut_after: AtomicUsize::new(usize::MAX), ..Faults::default() });
         let connections: Arc<Mutex<Vec<TcpStream>>> = Arc::default();

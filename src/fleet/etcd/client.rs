@@ -6,6 +6,7 @@
 use super::connection::Connection;
 use super::error::{EtcdError, NOT_FOUND, refusal};
 use super::settings::EtcdSettings;
+use super::version::of_version;
 use super::wire::{self, Header, KeyValue, Lease, Login, Range, Status, Streamed, Token, TxnReply};
 use crate::clock::BootTime;
 use bytes::Bytes;
@@ -162,6 +163,11 @@ impl Client {
     /// Returns the state of the member in use.
     pub(super) async fn status(&mut self) -> Result<Status, EtcdError> {
         Ok(self.call::<Status>("/v3/maintenance/status", &json!({})).await?.0)
+    }
+
+    /// Returns a warning where the member in use has a version with known faults.
+    pub(in crate::fleet) async fn version_warning(&mut self) -> Result<Option<String>, EtcdError> {
+        Ok(of_version(&self.status().await?.version))
     }
 
     /// Makes a call at the endpoint in use, and at the others where it fails. Returns the reply, and the time at which

@@ -34,6 +34,8 @@ pub(super) struct Core {
     pub(super) wants_member: Notify,
     /// The nodes that drain for the fleet and have nothing left here.
     drained: RefCell<Vec<(String, String)>>,
+    /// The version of etcd was looked at.
+    pub(super) has_looked: Cell<bool>,
     /// The revision of the last beat that was noted.
     noted: Cell<u64>,
     /// The term in which the process acted at the last look.
@@ -73,6 +75,7 @@ impl Core {
             has_lease: Notify::new(),
             wants_member: Notify::new(),
             drained: RefCell::default(),
+            has_looked: Cell::default(),
             noted: Cell::default(),
             acted: Cell::default(),
             failures: RefCell::new(Failures { lease: pending(), watch: pending(), was_told: false }),

@@ -76,6 +76,11 @@ async fn watch_once(core: &Core, client: &mut Client) -> Result<Infallible, Opti
     core.replace(header, all);
     let mut watch = Watch::open(client, &core.keys.prefix, header.revision + 1).await?;
     core.note(Part::Watch, Ok(&client.endpoint()));
+    if !core.has_looked.replace(true)
+        && let Ok(Some(warning)) = core.client().version_warning().await
+    {
+        tracing::warn!("{warning}");
+    }
     loop {
         match tokio::time::timeout(SILENCE, watch.next()).await {
             Ok(batch) => core.take(&batch?),

@@ -3,6 +3,7 @@
 mod election;
 mod engine;
 mod health;
+mod links;
 mod login;
 mod states;
 
