@@ -60,7 +60,7 @@ fn a_leader_that_was_stopped_past_its_lease_publishes_nothing_stale() {
 
 /// `RINGWAY_LEADER_RUNS=500 cargo test --test proxy -- --ignored leader::election`
 #[test]
-#[ignore = "takes half an hour"]
+#[ignore = "takes twenty minutes"]
 fn many_leaders_that_were_stopped_publish_nothing_stale() {
     let runs = std::env::var("RINGWAY_LEADER_RUNS").ok().and_then(|runs| runs.parse().ok());
     stopped_leaders_publish_nothing_stale(runs.unwrap_or(500));
