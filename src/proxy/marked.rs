@@ -46,7 +46,11 @@ pub(super) async fn send_marked(
     };
     let may_leave = order.end(mark, outcome).await;
     match sent {
-        Ok(Err(problem)) if is_sooner && problem.kind == ProblemKind::StoreUnavailable => Err(write_refused()),
+        // The mark was too old for another attempt.
+        Ok(Err(problem)) if is_sooner && problem.kind == ProblemKind::StoreUnavailable => match outcome {
+            Outcome::NotSent => Err(write_refused()),
+            _ => Err(lapsed()),
+        },
         Ok(sent) if may_leave || outcome != Outcome::Answered => sent,
         Ok(_) => Err(end_lost()),
         Err(Lapsed) => Err(lapsed()),
