@@ -26,6 +26,18 @@ struct State {
     slowest: Duration,
 }
 
+impl State {
+    /// Writes a value, unless it was written before. Returns whether it was not.
+    fn write(&mut self, register: String, value: u64, arrived: Instant) -> bool {
+        self.slowest = self.slowest.max(arrived.elapsed());
+        let is_new = self.written.insert(value);
+        if is_new {
+            self.values.insert(register, value);
+        }
+        is_new
+    }
+}
+
 struct Request {
     method: String,
     path: String,
@@ -70,24 +82,26 @@ pub fn representation(value: u64) -> String {
 }
 
 /// Carries a request out, and answers; `None` where the connection ends.
-fn answer(state: &Mutex<State>, request: &Request, stream: &mut TcpStream, random: &mut Random) -> Option<()> {
+fn answer(state: &Arc<Mutex<State>>, request: &Request, stream: &mut TcpStream, random: &mut Random) -> Option<()> {
     let arrived = Instant::now();
     let register = request.path.split('/').take(3).collect::<Vec<_>>().join("/");
     let is_read = matches!(request.method.as_str(), "GET" | "HEAD");
+    let written = if is_read { None } else { Some(String::from_utf8_lossy(&request.body).parse().ok()?) };
+    if let (Some(value), 0) = (written, random.below(25)) {
+        // The connection ends, and the work is done later.
+        let (state, late) = (Arc::clone(state), random.millis(20, 250));
+        std::thread::spawn(move || {
+            sleep(late);
+            state.lock().unwrap().write(register, value, arrived);
+        });
+        return None;
+    }
     linger(is_read, random);
     let (value, is_new) = {
         let mut state = state.lock().unwrap();
-        state.slowest = state.slowest.max(arrived.elapsed());
-        match is_read {
-            true => (state.values.get(&register).copied().unwrap_or(INITIAL), false),
-            false => {
-                let value = String::from_utf8_lossy(&request.body).parse().ok()?;
-                let is_new = state.written.insert(value);
-                if is_new {
-                    state.values.insert(register, value);
-                }
-                (value, is_new)
-            }
+        match written {
+            None => (state.values.get(&register).copied().unwrap_or(INITIAL), false),
+            Some(value) => (value, state.write(register, value, arrived)),
         }
     };
     linger(is_read, random);
