@@ -147,11 +147,15 @@ impl Nodes {
 
 /// One strong route for everything.
 pub fn routes(shop: &Shop, more: &str) -> String {
+    routes_before(&shop.origin, more)
+}
+
+pub fn routes_before(origin: &Origin, more: &str) -> String {
     let comma = if more.is_empty() { "" } else { ", " };
     let consistency =
         format!("level: strong, verify: quorum, settle: 1s, groups: [\"{{host}}/{{path:1}}\"]{comma}{more}");
     let route = format!("hash_on: [uri], cache: {{ lock_timeout: 5m }}, consistency: {{ {consistency} }} }}");
-    Proxy::pool(&[shop.origin.address], "").replace("hash_on: [uri] }", &route)
+    Proxy::pool(&[origin.address], "").replace("hash_on: [uri] }", &route)
 }
 
 /// Waits until a path is answered from the store of a proxy: the memory of new nodes counts only after a while.

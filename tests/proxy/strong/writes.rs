@@ -1,7 +1,7 @@
 //! Every write marks, whatever its way; its mark holds for as long as it may change something, and for nothing else.
 
-use super::{Nodes, Shop, count, is_hit, later, routes, status, warm};
-use crate::support::{Proxy, eventually};
+use super::{Nodes, Shop, count, is_hit, later, routes, routes_before, status, warm};
+use crate::support::{Origin, Proxy, eventually};
 
 /// A write is known to another proxy by its stamps, whatever the route, the method and the key.
 #[test]
@@ -109,6 +109,27 @@ fn a_write_with_a_body_ends_with_its_answer() {
         let read = proxies[1].get("/tools/list");
         assert_eq!((read.text(), status(&read).contains("marked")), (answer.text(), false), "{read:?}");
     }
+}
+
+/// The mark of a write grows old while its first attempt is under way, on a connection that then turns out to be stale.
+#[test]
+fn a_write_that_was_sent_is_not_said_to_be_refused() {
+    let Some(nodes) = Nodes::start(3) else { return };
+    let origin = Origin::start(|ask, peer| match ask.method() {
+        "PUT" => {
+            // More than half a lease: nothing may be sent any more.
+            std::thread::sleep(std::time::Duration::from_millis(1800));
+            peer.hang_up();
+        }
+        _ => peer.reply(200, "cache-control: max-age=600 | etag: \"1\"", "v1"),
+    });
+    let proxy = Proxy::start(&("workers: 1\n".to_owned() + &nodes.block() + &routes_before(&origin, "")));
+    warm(&proxy, "/tools/list");
+    proxy.get("/tools/other");
+    let answer = proxy.send("PUT", "/tools/list", "content-length: 0");
+    assert_eq!((answer.status, answer.problem().as_str()), (503, "consistency-unavailable"), "{answer:?}");
+    assert!(answer.text().contains("may have run"), "{answer:?}");
+    assert!(status(&proxy.get("/tools/list")).contains("detail=marked"), "it may still take effect");
 }
 
 /// The client of a write leaves: the write goes on under its mark, or its mark stays for a while.
