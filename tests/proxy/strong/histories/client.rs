@@ -151,7 +151,7 @@ impl<'a> Client<'a> {
             Some(seen) if matches!(seen.status, 200 | 204) => {
                 self.add(key, call, Some(end), Action::Write(value), place);
             }
-            Some(seen) if String::from_utf8_lossy(&seen.body).contains("nothing was forwarded") => {
+            Some(seen) if String::from_utf8_lossy(&seen.body).contains("problem:consistency-unavailable") => {
                 self.log.refused.push(value);
             }
             _ => self.add(key, call, None, Action::Write(value), place),
