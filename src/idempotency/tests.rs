@@ -22,7 +22,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::channel;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 const HOUR: Duration = Duration::from_secs(3600);
 /// Kept for 100 s, and 10 s of grace.
@@ -32,6 +32,18 @@ fn call<T: Send + 'static>(ask: impl FnOnce(Done<T>)) -> Result<T, StoreError> {
     let (tell, told) = channel();
     ask(Box::new(move |result| tell.send(result).unwrap()));
     told.recv_timeout(Duration::from_secs(20)).unwrap()
+}
+
+/// Reads from a store, again where a server was silent for a moment: look-ups are not sent again by themselves.
+fn read<T: Send + 'static>(ask: impl Fn(Done<T>)) -> T {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    loop {
+        match call(&ask) {
+            Ok(found) => return found,
+            Err(error) => assert!(Instant::now() < deadline, "{error}"),
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
 }
 
 fn subject(number: u8) -> Subject {

@@ -236,7 +236,7 @@ const fn theirs(number: u64) -> Token {
 }
 
 fn state_of(store: &dyn Store, number: u8) -> Option<State> {
-    call(|done| store.look_up(id(number), done)).unwrap().map(|found| found.record.state)
+    read(|done| store.look_up(id(number), done)).map(|found| found.record.state)
 }
 
 fn release(store: &dyn Store, number: u8, token: Token, way: ReleaseWay) -> bool {
@@ -333,7 +333,7 @@ fn records_live_from_their_end_and_running_ones_do_not_expire() {
         assert!(matches!(claim(store, 0, mine(2)), Ok(Claimed::Found(_))));
         assert!(complete(store, 0, mine(1), Finish::Done));
         kit.pass(TTL);
-        let listed = call(|done| store.find(subject(0).key, done)).unwrap();
+        let listed = read(|done| store.find(subject(0).key, done));
         assert_eq!(listed.len(), 1);
         assert!(listed[0].age >= HOUR && listed[0].expires_in.unwrap() <= TTL);
         assert!(matches!(claim(store, 0, mine(2)), Ok(Claimed::Found(found)) if found.response.is_some()));
@@ -449,7 +449,7 @@ fn agree(kits: &[Box<dyn Kit>], steps: &[Step]) -> Result<(), TestCaseError> {
     }
     for key in ["key-0", "key-1", "key-2"] {
         let listed = |store: &dyn Store| {
-            let mut listed = call(|done| store.find(key.to_owned(), done)).unwrap();
+            let mut listed = read(|done| store.find(key.to_owned(), done));
             listed.sort_by_key(|record| record.id);
             let seen = listed.into_iter().map(|it| (it.id, it.subject, timeless(it.record), it.status));
             seen.collect::<Vec<_>>()
@@ -468,6 +468,6 @@ fn timeless(record: record::Record) -> record::Record {
 
 /// Returns the result of a look-up of a record.
 fn seen(store: &dyn Store, number: u8) -> Option<Found> {
-    let found = call(|done| store.look_up(id(number), done)).unwrap();
+    let found = read(|done| store.look_up(id(number), done));
     found.map(|found| Found { record: timeless(found.record), response: found.response })
 }

@@ -225,7 +225,7 @@ impl History<'_> {
         // No record of a dead process is listed as running.
         let living: Vec<u64> = self.proxies.iter().map(|process| process.store().holder()).collect();
         for number in 0..2 {
-            let found = call(|done| self.proxies[proxy].store().look_up(id(number), done)).unwrap();
+            let found = read(|done| self.proxies[proxy].store().look_up(id(number), done));
             prop_assert!(found.is_none_or(
                 |found| found.record.state != State::Running || living.contains(&found.record.token.holder)
             ));

@@ -29,7 +29,7 @@ fn append(store: &dyn Store, append: Append) -> Option<Appended> {
 }
 
 fn sagas(store: &dyn Store, query: SagaQuery) -> Vec<SagaRow> {
-    call(|done| store.sagas(query, done)).unwrap()
+    read(|done| store.sagas(query, done))
 }
 
 fn saga(store: &dyn Store, number: u8) -> Option<SagaRow> {
@@ -41,7 +41,7 @@ fn take_over(store: &dyn Store, number: u8, epoch: u64) -> Option<SagaRow> {
 }
 
 fn record(store: &dyn Store, number: u8) -> Option<Record> {
-    call(|done| store.look_up(id(number), done)).unwrap().map(|found| found.record)
+    read(|done| store.look_up(id(number), done)).map(|found| found.record)
 }
 
 /// Runs a test over every kind of store that keeps sagas.
@@ -140,7 +140,7 @@ fn the_record_gets_its_answer_with_the_end_of_the_saga() {
         let ended = Append { standing: Standing::Succeeded, end, ..append_of(0, MINE, 0, 0, "end\n") };
         assert!(append(store, ended.clone()).is_some());
         assert!(append(store, ended).is_some(), "sent again");
-        let found = call(|done| store.look_up(id(0), done)).unwrap().unwrap();
+        let found = read(|done| store.look_up(id(0), done)).unwrap();
         assert_eq!((found.record.state, found.response), (State::Done, Some(response("answer"))));
         let row = saga(store, 0).unwrap();
         assert_eq!((row.standing, row.owner, row.log.as_str()), (Standing::Succeeded, NO_OWNER, "end\n"));
