@@ -64,9 +64,9 @@ pub(crate) struct Requester {
     causality: Arc<Causality>,
     pub(crate) guarantee: Guarantee,
     pub(crate) groups: Groups,
-    /// What its session has seen.
+    /// The dots that its session has seen.
     pub(crate) token: Rc<Token>,
-    /// What its answer includes at least, where the route refuses concurrent writes.
+    /// The answers that its own includes at least, where the route refuses concurrent writes.
     begun: Option<TagBase>,
     /// The dot of the stored response that it is answered with, and its tag where the route refuses concurrent writes.
     served: Cell<Option<Dot>>,

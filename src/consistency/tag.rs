@@ -29,7 +29,7 @@ impl StoredTag {
     }
 }
 
-/// What a fetch is no older than, when it begins: the clock of the process, and what its requester has seen.
+/// The answers that a fetch is no older than, when it begins: the clock of the process, and the dots of its requester.
 #[derive(Clone, Debug)]
 pub(crate) struct TagBase {
     pub(super) heard: Arc<Vector>,

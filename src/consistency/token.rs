@@ -7,8 +7,8 @@ use smallvec::SmallVec;
 /// The most dots of a group; a group with more is folded.
 const MAX_DOTS: usize = 8;
 
-/// What a session has seen and written, by group. Groups that are not named are unknown where `is_folded` says so, and
-/// untouched otherwise.
+/// The dots that a session has seen and written, by group. Groups that are not named are unknown where `is_folded` says
+/// so, and untouched otherwise.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Token {
     /// The group that was touched last stands at the end.
@@ -19,7 +19,7 @@ pub(crate) struct Token {
 
 pub(super) type Dots = SmallVec<[Dot; 2]>;
 
-/// What a session has of one group.
+/// The dots that a session has of one group.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Seen {
     pub(super) group: GroupId,

@@ -27,12 +27,12 @@ pub(crate) struct FleetStatus {
     pub(crate) process: String,
     /// The bus; absent where none is configured.
     pub(crate) bus: Option<BusStatus>,
-    /// What it knows by etcd; absent where none is configured.
+    /// The leader, shared health and states by etcd; absent where none is configured.
     pub(crate) leader: Option<LeaderStatus>,
     pub(crate) members: Vec<MemberStatus>,
     /// The pools, and whether all members send a key to the same node.
     pub(crate) rings: Vec<RingStatus>,
-    /// What operators should look at, in sentences.
+    /// Warnings for operators, in sentences.
     pub(crate) warnings: Vec<String>,
 }
 
@@ -47,7 +47,7 @@ pub(crate) struct BusStatus {
     pub(crate) open_gap: bool,
     /// Each time at which stored responses came in doubt, since the start.
     pub(crate) doubts: u64,
-    /// What the bus promises, and loses, in sentences.
+    /// The promise of the bus, and its losses, in sentences.
     pub(crate) promise: Vec<String>,
     pub(crate) nodes: Vec<BusNodeStatus>,
 }

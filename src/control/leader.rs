@@ -4,7 +4,7 @@ use super::node_state;
 use crate::config::NodeState;
 use serde::{Deserialize, Serialize};
 
-/// What this process knows by etcd.
+/// The leader, shared health and states of nodes, as this process knows them by etcd.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct LeaderStatus {
     /// etcd answers, and its changes arrive.

@@ -1,4 +1,4 @@
-//! Whether events may have been missed: a pure state machine over the nodes of the bus.
+//! Missed events: a pure state machine over the nodes of the bus that tells when some may have been.
 //!
 //! An event counts as published once W nodes have it at a time. A node is continuous from one reading to the next; where
 //! it is not (its entries were trimmed, it was restarted, it is silent), the time between is a gap. An event is missed
@@ -11,7 +11,7 @@ pub(super) type Moment = u64;
 /// The most gaps of one node that are kept; the earliest become one.
 const MAX_GAPS: usize = 8;
 
-/// What was found at a node.
+/// A finding at a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Finding {
     /// All entries that the node had at a moment were read.

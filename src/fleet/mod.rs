@@ -73,7 +73,7 @@ pub(crate) trait Listener: Send + Sync + 'static {
     fn digests(&self) -> Digests;
 }
 
-/// What the members of a fleet compare with each other.
+/// The digests that the members of a fleet compare with each other.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Digests {
     /// Of the configuration.

@@ -19,7 +19,7 @@ pub(super) struct Encoded {
     pub(super) entry: Entry,
 }
 
-/// What becomes of the entry of a member in the table of the node.
+/// The change of a member's entry in the table of the node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Entry {
     Stays,

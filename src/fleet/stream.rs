@@ -93,7 +93,7 @@ pub(super) struct Entry {
     pub(super) event: Bytes,
 }
 
-/// What a connection reaches: the run of the server, and the last entry of the stream.
+/// The run of the server that a connection reaches, and the last entry of its stream.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Look {
     pub(super) run: String,
@@ -102,7 +102,7 @@ pub(super) struct Look {
     pub(super) cut: Option<String>,
 }
 
-/// How far a stream was read.
+/// The position up to which a stream was read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Position {
     run: String,

@@ -16,7 +16,7 @@ pub(crate) struct Etcd {
     arguments: Vec<String>,
     /// `http`, or `https` towards clients.
     scheme: &'static str,
-    /// What `etcdctl` needs to be let in.
+    /// The credentials of `etcdctl`.
     login: Vec<String>,
 }
 

@@ -69,14 +69,14 @@ choices! {
 }
 
 settings! {
-    /// How old a response from the cache may be.
+    /// The guarantee of responses from the cache.
     Consistency {
         /// `eventual`, `causal` or `strong`.
         level: Spanned<Level> = "eventual";
         /// The verification of a strong read: `origin`, or `quorum` by the nodes of `fleet.redis`.
         verify: Option<Spanned<Verify>> = absent;
-        /// What changes together: templates of `{host}`, `{path}`, `{path:N}` (the first N segments) and
-        /// `{header:NAME}`, at most four. The URI without its query is always a group.
+        /// The resources that change together, as templates of `{host}`, `{path}`, `{path:N}` (the first N segments)
+        /// and `{header:NAME}`, at most four. The URI without its query is always a group.
         groups: Vec<Spanned<GroupTemplate>> = absent;
         /// `cache` (the default), or `origin` to mark writes before reads rely on it. `verify: quorum` only.
         reads: Option<Spanned<Reads>> = absent;

@@ -1,4 +1,4 @@
-//! What `ringway check --connect` says of an etcd cluster.
+//! The report of `ringway check --connect` on an etcd cluster.
 
 use super::client::{Client, Txn};
 use super::error::EtcdError;
@@ -12,7 +12,7 @@ use tokio::sync::watch;
 /// adds as many in a day.
 const MANY: u64 = 86_400;
 
-/// What was found out about a cluster.
+/// The facts about a cluster.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Inspection {
     pub(crate) sentences: Vec<String>,

@@ -23,7 +23,7 @@ pub(super) struct Core {
     pub(super) keys: Keys,
     /// The time to live of leases, in seconds.
     pub(super) ttl: u64,
-    /// What the election wants of etcd, for the task that carries it out.
+    /// The next call of the election to etcd, for the task that carries it out.
     pub(super) effects: RefCell<VecDeque<Effect>>,
     pub(super) has_effects: Notify,
     /// Notified when the lease is to be looked at.

@@ -56,7 +56,7 @@ pub(super) struct Election {
     holder: Option<Holder>,
 }
 
-/// What happens to the process.
+/// An input of the election: a reply of etcd, a change, or the time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Event {
     /// A new lease was granted.
@@ -75,7 +75,7 @@ pub(super) enum Event {
     Retire,
 }
 
-/// What the process is to do.
+/// An output of the election: a call to etcd, or a change of the role.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Effect {
     /// Asks for a lease.

@@ -23,7 +23,7 @@ pub(super) const REMEMBERED: u64 = 24 * 3600;
 /// The time between two looks for members that are gone.
 const LOOK: Duration = Duration::from_secs(2);
 
-/// What the leader has published in its term.
+/// The publications of a leader in its term.
 #[derive(Default)]
 struct Office {
     term: u64,

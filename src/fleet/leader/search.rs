@@ -39,7 +39,7 @@ enum Message {
     Refused { term: u64 },
 }
 
-/// What a process may still do.
+/// The actions that are left to a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Budget {
     keep_alives: u8,

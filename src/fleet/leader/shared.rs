@@ -26,7 +26,7 @@ pub(super) struct Shared {
     pub(super) applied: Mutex<u64>,
     /// The moment of the last beat for each pool.
     pub(super) heard: Mutex<BTreeMap<String, BootTime>>,
-    /// Whose checks count for each pool.
+    /// The prober of each pool.
     pub(super) probers: Mutex<BTreeMap<String, Prober>>,
     pub(super) board: Mutex<Board>,
     /// All keys were read once.

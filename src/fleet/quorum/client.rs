@@ -3,8 +3,8 @@
 use super::check::{Asked, Check, PATIENCE};
 use super::debts::Debts;
 use super::link::NodeLink;
+use super::messages::WriteOrder;
 use super::rules::{QuorumRules, millis};
-use super::wire::WriteOrder;
 use crate::clock;
 use crate::consistency::quorum::{Millis, NodeSet, Slot, Slots};
 use crate::telemetry::metrics::Metrics;

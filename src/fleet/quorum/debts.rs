@@ -1,7 +1,7 @@
 //! Slots that a process has written to, or purged, without W nodes: they are stamped once the quorum is back.
 
+use super::messages::WriteOrder;
 use super::rules::QuorumRules;
-use super::wire::WriteOrder;
 use crate::consistency::quorum::{Slot, Slots};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;

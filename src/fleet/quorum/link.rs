@@ -1,7 +1,8 @@
 //! One node, for one thread: its connection, and the checks that gather while another batch is on its way.
 
 use super::check::Asked;
-use super::wire::{Connection, ServerFacts};
+use super::messages::ServerFacts;
+use super::wire::Connection;
 use crate::consistency::quorum::{Millis, Slot};
 use foldhash::fast::RandomState;
 use std::cell::{Cell, RefCell};

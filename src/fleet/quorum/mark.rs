@@ -4,8 +4,8 @@
 use super::check::PATIENCE;
 use super::client::{QuorumClient, now};
 use super::debts;
+use super::messages::WriteOrder;
 use super::rules::{QuorumRules, millis};
-use super::wire::WriteOrder;
 use crate::clock::BootTime;
 use crate::consistency::quorum::{Begun, Farewell, Millis, NodeSet, Op, Outcome, Slots, Writer};
 use std::cell::{Cell, RefCell};

@@ -2,7 +2,7 @@
 //! are those of `consistency::quorum`.
 //!
 //! - `rules`: nodes, numbers and digest of a configuration, and the nodes of a slot. `reach`: their addresses.
-//! - `wire`: the commands to one server, and their replies. `link`: one node for one thread: its connection, and the checks
+//! - `messages`, `wire`: the commands to one server, and their replies. `link`: one node for one thread: its connection, and the checks
 //!   that gather while another batch is on its way; `serving`: the work on it.
 //! - `client`: all nodes for one thread; `start`: its tasks. `check`: the look of one reader. `mark`: the mark of one write.
 //! - `debts`: slots that must be stamped once the quorum is back.
@@ -15,6 +15,8 @@ mod client;
 mod debts;
 mod link;
 mod mark;
+#[cfg_attr(not(feature = "redis"), allow(dead_code, reason = "no connection reads them"))]
+mod messages;
 mod reach;
 mod rules;
 mod serving;

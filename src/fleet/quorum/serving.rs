@@ -3,8 +3,9 @@
 
 use super::client::QuorumClient;
 use super::link::{Gathering, NodeLink, Open};
+use super::messages::{Checked, ServerFacts};
 use super::rules::{QuorumRules, millis};
-use super::wire::{Checked, Connection, ServerFacts};
+use super::wire::Connection;
 use crate::clock;
 use crate::consistency::quorum::{Life, NodeReply};
 use std::pin::pin;

@@ -1,8 +1,9 @@
 //! The commands to one server, and their replies. Each is a script, which a server carries out at one moment and by its
 //! own clock.
 
+use super::messages::{Checked, ServerFacts, WriteOrder};
 use super::rules::QuorumRules;
-use crate::consistency::quorum::{Millis, Slot, SlotView};
+use crate::consistency::quorum::{Slot, SlotView};
 use crate::fleet::{field_of, words};
 use crate::io::redis::{Client, Value, list, number, text, within_a_second};
 use ::redis::{Cmd, Pipeline};
@@ -15,39 +16,6 @@ const PRELUDE: &str = include_str!("scripts/prelude.lua");
 const REGISTER: &str = include_str!("scripts/register.lua");
 const CHECK: &str = include_str!("scripts/check.lua");
 const WRITE: &str = include_str!("scripts/write.lua");
-
-/// The facts about a server that its connection has found.
-#[derive(Clone, Debug)]
-pub(super) struct ServerFacts {
-    /// The hash of its `run_id`.
-    pub(super) run: u64,
-    /// The server had run for so many milliseconds, at least, when the connection was made.
-    pub(super) uptime: Millis,
-    pub(super) at: Instant,
-}
-
-/// The reply to a batch of checks.
-pub(super) struct Checked {
-    /// The clock of the server.
-    pub(super) now: Millis,
-    pub(super) birth: u64,
-    pub(super) born: Millis,
-    pub(super) has_other_config: bool,
-    /// In the order of the slots.
-    pub(super) views: Vec<SlotView>,
-}
-
-/// An operation on slots of a node.
-#[derive(Clone, Debug)]
-pub(super) struct WriteOrder {
-    /// `s`: a new stamp. `m`: the mark. `u`: no mark. `d`: only where the digest is registered.
-    pub(super) flags: &'static str,
-    pub(super) write: String,
-    /// The life of the mark.
-    pub(super) life: Millis,
-    pub(super) digest: u64,
-    pub(super) slots: Vec<Slot>,
-}
 
 /// A connection to a server, which ends with its first failure.
 pub(super) struct Connection {

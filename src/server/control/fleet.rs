@@ -1,4 +1,5 @@
-//! What the admin API can ask of the fleet: its members, and the removal of one that is gone.
+//! The fleet in the admin API: its members, purges and states of nodes for all of them, and the removal of a member that
+//! is gone.
 
 use crate::cache;
 use crate::clock;

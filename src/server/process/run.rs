@@ -95,7 +95,7 @@ pub(crate) async fn start(config: Config, mut inherited: Inherited) -> Result<Ru
         tracing::info!(address = %metrics.bound, "metrics and probes");
     }
     if let Some(fleet) = &handle.fleet {
-        // What is fetched before the first connection to the bus is validated later.
+        // Responses that are fetched before the first connection to the bus are validated later.
         fleet.ready(BUS).await;
     }
     let threads = start_workers(&handle).map_err(StartError::Thread)?;

@@ -1,4 +1,4 @@
-//! Who leads: leaders that stop, vanish, or hand over.
+//! The election: leaders that stop, vanish, or hand over.
 
 use super::{Fleet, Member, leader_of, turn};
 use crate::support::{Barrier, Does, Origin, Proxy, eventually};

@@ -1,4 +1,4 @@
-//! What happens to etcd: members that end, come and go; a cluster that is away, or replaced by an empty one.
+//! Faults of etcd: members that end, come and go; a cluster that is away, or replaced by an empty one.
 
 use super::{Fleet, Member, Traffic, leader_of};
 use crate::support::eventually;

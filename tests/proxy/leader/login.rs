@@ -1,4 +1,5 @@
-//! How the proxies reach etcd: users with passwords, TLS, certificates of their own; and what `check --connect` says.
+//! The connections of the proxies to etcd: users with passwords, TLS, certificates of their own; and the report of
+//! `check --connect`.
 
 use super::{Fleet, leader_of};
 use crate::engines::Etcd;

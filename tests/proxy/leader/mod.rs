@@ -96,7 +96,7 @@ impl Member {
         self.proxy.admin_get("/api/fleet").json()
     }
 
-    /// What it knows by etcd.
+    /// Its status by etcd.
     pub fn leader(&self) -> Json {
         self.fleet()["leader"].clone()
     }
@@ -109,14 +109,14 @@ impl Member {
         self.fleet()["process"].as_str().unwrap().to_owned()
     }
 
-    /// Whether etcd works, and so many members are alive.
+    /// Returns whether etcd works, and so many members are alive.
     pub fn knows(&self, count: usize) -> bool {
         let leader = self.leader();
         let alive = |member: &&Json| member["state"] != "missed";
         leader["up"] == true && leader["members"].as_array().unwrap().iter().filter(alive).count() == count
     }
 
-    /// Whose checks of the pool count: `self`, `leader` or `local`.
+    /// The prober of the pool: `self`, `leader` or `local`.
     pub fn prober(&self) -> String {
         self.leader()["pools"][0]["prober"].as_str().unwrap_or_default().to_owned()
     }

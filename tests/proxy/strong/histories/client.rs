@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 const KEYS: u64 = 6;
 /// Those at which clients meet.
 const MEETINGS: u64 = 3;
-/// How long a meeting and the rest after it take, and the meeting alone.
+/// The time of a meeting with the rest after it, and of the meeting alone.
 const ROUND: Duration = Duration::from_millis(500);
 const BUSY: Duration = Duration::from_millis(200);
 
@@ -31,16 +31,16 @@ pub struct Client<'a> {
     pub log: Log,
 }
 
-/// What clients have done and seen.
+/// The operations of the clients, and their answers.
 #[derive(Default)]
 pub struct Log {
     /// The operations on each register.
     pub operations: BTreeMap<u64, Vec<Operation>>,
     /// Writes that were refused, and may not take effect.
     pub refused: Vec<u64>,
-    /// What no client may see, in words.
+    /// Answers that no client may see, in words.
     pub faulty: Vec<String>,
-    /// How many requests had which answer: a status, with what the cache did.
+    /// The number of requests by answer: a status, with the work of the cache.
     pub answers: BTreeMap<String, usize>,
 }
 
@@ -62,12 +62,12 @@ impl Seen {
         self.field("etag")?.trim_matches('"').parse().ok()
     }
 
-    /// Whether a body is all that the head has announced.
+    /// Returns whether a body is all that the head has announced.
     fn is_whole(&self) -> bool {
         self.field("content-length").is_none_or(|length| length.parse() == Ok(self.body.len()))
     }
 
-    /// What the cache has done, without numbers.
+    /// The work of the cache, without numbers.
     fn status(&self) -> String {
         let status = self.field("cache-status").unwrap_or_default();
         status.split("; ").filter(|part| !part.starts_with("ttl=")).collect::<Vec<_>>().join("; ")

@@ -25,14 +25,14 @@ use std::time::{Duration, Instant};
 
 const PROXIES: usize = 3;
 const CLIENTS: usize = 6;
-/// How long the origin may still apply a request after its connection broke.
+/// The time for which the origin may still apply a request after its connection broke.
 const SETTLE: Duration = Duration::from_secs(1);
 /// Sites in which histories run at the same time.
 const LANES: usize = 3;
 /// Histories after which a site is made anew.
 const HISTORIES_OF_A_SITE: usize = 25;
 
-/// What a kind of histories runs over.
+/// A kind of histories: nodes, stages and faults.
 #[derive(Clone, Copy)]
 struct Kind {
     /// The Redis nodes of the fleet; 0 for none.
@@ -113,7 +113,7 @@ routes:
     )
 }
 
-/// What has come of histories.
+/// The result of histories.
 #[derive(Default)]
 struct Verdict {
     judged: usize,
@@ -133,7 +133,7 @@ impl Verdict {
         }
     }
 
-    /// How many requests had an answer in which this text stands.
+    /// Returns the number of requests whose answer has this text.
     fn count(&self, text: &str) -> usize {
         self.answers.iter().filter(|(answer, _)| answer.contains(text)).map(|(_, count)| count).sum()
     }
@@ -216,7 +216,7 @@ fn told(mut operations: Vec<Operation>) -> String {
     })
 }
 
-/// How many histories of how many operations; so many short ones where the environment does not say.
+/// Returns the number of histories and of their operations; so many short ones where the environment does not say.
 fn extent(short: usize) -> (usize, usize) {
     match std::env::var("RINGWAY_HISTORIES") {
         Ok(count) => (count.parse().expect("RINGWAY_HISTORIES is a number"), 500),
