@@ -2,7 +2,7 @@
 //! `/api/fleet/PROCESS/forget`.
 
 use crate::config::NodeState;
-use crate::control::{AppliedBy, CommandResult, Control, FleetState};
+use crate::control::{AppliedBy, CommandResult, Control, FleetState, Forgotten};
 use crate::http::problem::{Problem, ProblemKind};
 
 /// Sets a state of a node for the fleet; `by` is the person and the address that it comes from.
@@ -12,7 +12,6 @@ pub(super) async fn set_state(
     state: NodeState,
     by: &str,
 ) -> Result<CommandResult, Problem> {
-    let unavailable = |detail| Problem::new(ProblemKind::FleetUnavailable, detail).retry_after(1);
     match control.set_fleet_state((pool, node), state, by).await.map_err(unavailable)? {
         FleetState::Set(applied) => {
             let detail = format!("{pool}/{node}: {}{}", state.word(), in_words(&applied));
@@ -43,13 +42,18 @@ pub(super) async fn set_state(
 /// Removes a member that is gone.
 pub(super) async fn forget(control: &dyn Control, process: &str) -> Result<CommandResult, Problem> {
     match control.forget_member(process).await {
-        Ok(true) => Ok(CommandResult::success().with_detail(format!("forgot {process}"))),
-        Ok(false) => {
+        Ok(Forgotten::Known) => Ok(CommandResult::success().with_detail(format!("forgot {process}"))),
+        Ok(Forgotten::Unknown) => {
             let detail = format!("this proxy knows no member `{process}`; the others were told to forget it");
             Err(Problem::new(ProblemKind::NoSuchMember, detail))
         }
-        Err(detail) => Err(Problem::new(ProblemKind::NoSuchMember, detail)),
+        Ok(Forgotten::Refused(detail)) => Err(Problem::new(ProblemKind::NoSuchMember, detail)),
+        Err(detail) => Err(unavailable(detail)),
     }
+}
+
+fn unavailable(detail: String) -> Problem {
+    Problem::new(ProblemKind::FleetUnavailable, detail).retry_after(1)
 }
 
 /// Returns which proxies have applied a state, as the end of a sentence.

@@ -93,6 +93,10 @@ fn former(redis: &FleetRedis, former: &FormerRedis, at: Span, diagnostics: &mut 
         diagnostics.error(at, message);
     }
     former.nodes.iter().for_each(|node| name("id", &node.id, diagnostics));
+    diagnostics.unique("node id", former.nodes.iter().map(|node| (node.id.value.as_str(), node.id.span)));
+    let addresses: Vec<String> = former.nodes.iter().map(|node| node.address.value.to_string()).collect();
+    let placed = addresses.iter().zip(&former.nodes).map(|(address, node)| (address.as_str(), node.address.span));
+    diagnostics.unique("node address", placed);
     let known = |node: &super::model::FleetNode| redis.nodes.iter().find(|known| known.id.value == node.id.value);
     for node in &former.nodes {
         let is_taken = |known: &super::model::FleetNode| {

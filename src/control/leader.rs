@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 pub(crate) struct LeaderStatus {
     /// etcd answers, and its changes arrive.
     pub(crate) up: bool,
-    /// Why it does not.
+    /// The last error of etcd; absent while `up`.
     pub(crate) error: Option<String>,
     /// The endpoint that was used last.
     pub(crate) endpoint: String,
@@ -33,7 +33,7 @@ pub(crate) struct SharedHealthStatus {
     pub(crate) pool: String,
     /// The process whose checks count here: `self` as the leader, `leader`, or `local` where each checks for itself.
     pub(crate) prober: String,
-    /// Why each checks for itself.
+    /// The reason for `local`.
     pub(crate) reason: Option<String>,
     /// The time since the last sign of life of the leader's checks, in seconds.
     pub(crate) age_seconds: Option<f64>,

@@ -65,7 +65,7 @@ pub(crate) trait Control: Send + Sync {
     /// Returns what this process knows of a group of causal routes, by its text.
     fn group(&self, group: &str) -> GroupStatus;
     /// Removes a member that is gone for good from the fleet. Returns whether there is one; or why the text names none.
-    fn forget_member<'a>(&'a self, process: &'a str) -> Reply<'a, bool>;
+    fn forget_member<'a>(&'a self, process: &'a str) -> Reply<'a, Forgotten>;
     /// Sets the state of a node for the whole fleet; `by` is the person and the address that it comes from. Returns the
     /// members that have applied it, or why etcd cannot tell.
     fn set_fleet_state<'a>(&'a self, node: (&'a str, &'a str), state: NodeState, by: &'a str) -> Reply<'a, FleetState>;
@@ -113,6 +113,16 @@ pub(crate) enum FleetState {
     BeingReplaced,
     /// No etcd is configured.
     NoEtcd,
+}
+
+/// The result of the removal of a member that is gone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Forgotten {
+    /// This process or etcd knew it.
+    Known,
+    Unknown,
+    /// It cannot be removed, for this reason.
+    Refused(String),
 }
 
 /// The result of a release.

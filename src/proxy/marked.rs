@@ -44,6 +44,7 @@ pub(super) async fn send_marked(
         Ok(Err(_)) if !is_unanswered => Outcome::NotSent,
         _ => Outcome::Unknown,
     };
+    let is_final = matches!(&sent, Ok(Ok(response)) if !is_unknown(response.head.status()));
     let may_leave = order.end(mark, outcome).await;
     match sent {
         // The mark was too old for another attempt.
@@ -51,7 +52,7 @@ pub(super) async fn send_marked(
             Outcome::NotSent => Err(write_refused()),
             _ => Err(lapsed()),
         },
-        Ok(sent) if may_leave || outcome != Outcome::Answered => sent,
+        Ok(sent) if may_leave || !is_final => sent,
         Ok(_) => Err(end_lost()),
         Err(Lapsed) => Err(lapsed()),
     }

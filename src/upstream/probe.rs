@@ -97,11 +97,18 @@ impl Probes {
     /// verdicts all are.
     pub(crate) fn follow_verdicts(&self, pool: &str, verdicts: Option<&[NodeVerdict]>) {
         let mut state = self.state.lock();
-        let by_name = |all: &[NodeVerdict]| all.iter().map(|it| (it.node.clone(), it.clone())).collect();
-        let verdicts: Option<HashMap<String, NodeVerdict>> = verdicts.map(by_name);
-        if state.followed.get(pool) == verdicts.as_ref() {
+        let is_same = match (state.followed.get(pool), verdicts) {
+            (None, None) => true,
+            (Some(known), Some(all)) => {
+                known.len() == all.len() && all.iter().all(|it| known.get(&it.node) == Some(it))
+            }
+            _ => false,
+        };
+        if is_same {
             return;
         }
+        let by_name = |all: &[NodeVerdict]| all.iter().map(|it| (it.node.clone(), it.clone())).collect();
+        let verdicts: Option<HashMap<String, NodeVerdict>> = verdicts.map(by_name);
         match verdicts {
             Some(verdicts) => state.followed.insert(pool.to_owned(), verdicts),
             None => state.followed.remove(pool),

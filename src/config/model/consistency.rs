@@ -27,7 +27,7 @@ choices! {
 }
 
 choices! {
-    /// Where reads of a route with `verify: quorum` are answered.
+    /// The source of responses to reads of a route with `verify: quorum`.
     Reads {
         /// From the cache, where the stamps allow it.
         Cache = "cache",

@@ -118,7 +118,6 @@ pub(super) struct Streamed<T> {
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 pub(super) struct WatchReply {
-    pub(super) header: Header,
     pub(super) canceled: bool,
     #[serde(deserialize_with = "number")]
     pub(super) compact_revision: u64,

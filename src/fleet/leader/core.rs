@@ -44,7 +44,7 @@ pub(super) struct Core {
     pub(super) has_left: Cell<bool>,
 }
 
-/// Why the lease, or the watch, does not work.
+/// The last errors of the lease and of the watch; `None` while they work.
 #[derive(Default)]
 struct Failures {
     lease: Option<String>,
@@ -156,6 +156,9 @@ impl Core {
                 let view = self.shared.view.lock();
                 (view.leader.as_ref().map(|(holder, _)| *holder), view.revision)
             };
+            if is_whole && revision < self.election().seen() {
+                self.step(Event::Lost);
+            }
             self.step(Event::Key { holder, revision });
         }
         if changes.orders {
@@ -194,7 +197,7 @@ impl Core {
         }
     }
 
-    /// Decides anew whose checks count for each pool.
+    /// Determines the prober of each pool with shared health, and applies its verdicts.
     pub(super) fn look_at_health(&self) {
         let pools = self.host.shared_pools();
         let (is_leader, now) = (self.acting().is_some(), BootTime::now());

@@ -69,6 +69,8 @@ pub(super) enum Event {
     Unanswered,
     /// etcd has refused a publication of a term, as the key does not have it any more.
     Refused { term: u64 },
+    /// A read of all keys has an older revision than was known: etcd has lost data, and counts anew.
+    Lost,
     /// Time has passed.
     Tick,
     /// The process hands over for good.
@@ -115,6 +117,7 @@ impl Election {
                     next.holder = None;
                 }
             }
+            Event::Lost => (next.seen, next.holder, next.role) = (0, None, Role::Follower),
             Event::Tick => {}
             Event::Retire => {
                 next.is_retired = true;
@@ -134,6 +137,11 @@ impl Election {
     pub(super) fn acting(&self, now: Moment) -> Option<u64> {
         let Role::Leader { term } = self.role else { return None };
         self.lease.filter(|lease| lease.is_fresh(now)).map(|_| term)
+    }
+
+    /// Returns the highest revision of which the state of the key is known.
+    pub(super) fn seen(&self) -> u64 {
+        self.seen
     }
 
     /// Returns the lease that is to be kept alive.
@@ -221,6 +229,24 @@ mod tests {
         assert_eq!((deposed.acting(3), effect), (None, Some(Effect::Campaign { lease: 7 })));
         let (deposed, _) = election.step(Event::Refused { term: 9 }, 3);
         assert_eq!(deposed.acting(3), None);
+    }
+
+    /// A cluster that has lost its data counts from 1: its revisions are older than those that were seen, and count.
+    #[test]
+    fn a_leader_is_elected_in_a_cluster_that_counts_anew() {
+        let (election, _) = Election::default().step(Event::Granted(lease(7, 0)), 0);
+        let (led, _) = election.step(Event::Key { holder: Some(Holder { term: 900, lease: 7 }), revision: 900 }, 1);
+        let (followed, _) =
+            election.step(Event::Key { holder: Some(Holder { term: 900, lease: 6 }), revision: 900 }, 1);
+        for election in [led, followed] {
+            let (election, _) = election.step(Event::Granted(lease(8, 10)), 11);
+            let (election, effect) = election.step(Event::Lost, 12);
+            assert_eq!((effect, election.acting(12), election.seen()), (None, None, 0), "the key is to be read first");
+            let (election, effect) = election.step(Event::Key { holder: None, revision: 3 }, 13);
+            assert_eq!(effect, Some(Effect::Campaign { lease: 8 }));
+            let won = Event::Key { holder: Some(Holder { term: 4, lease: 8 }), revision: 4 };
+            assert_eq!(election.step(won, 14).0.acting(14), Some(4));
+        }
     }
 
     #[test]

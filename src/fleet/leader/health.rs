@@ -8,7 +8,7 @@ pub(super) const SHORTEST_BEAT: Duration = Duration::from_millis(500);
 /// The longest time between two beats, by which a process also sees that its watch works.
 pub(super) const LONGEST_BEAT: Duration = Duration::from_secs(1);
 
-/// The process whose checks count.
+/// The prober of a pool: the process that sends its health checks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Prober {
     /// This process, as the leader, for all.
@@ -19,7 +19,7 @@ pub(super) enum Prober {
     Local(Why),
 }
 
-/// Why each process checks for itself.
+/// The reason for local health checks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Why {
     /// No beat of a leader has come for three intervals.

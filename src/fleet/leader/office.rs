@@ -9,13 +9,11 @@ use super::health::{SHORTEST_BEAT, between_beats};
 use super::tasks::AGAIN;
 use super::values::{Beat, LeaderValue, Table};
 use crate::fleet::etcd::{Client, EtcdError, KeyValue, Txn};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-/// The largest table, in bytes; etcd takes requests of 1.5 MiB.
-const MAX_TABLE: usize = 1 << 20;
-/// The most bytes, and keys, of a publication.
+/// The most bytes, and keys, of a publication, and of one table; etcd takes requests of 1.5 MiB.
 const MAX_BYTES: usize = 1 << 20;
 const MAX_KEYS: usize = 64;
 /// The time for which a member that is gone is remembered, in seconds.
@@ -31,6 +29,8 @@ struct Office {
     revision: u64,
     number: u64,
     tables: BTreeMap<String, Table>,
+    /// The pools whose tables etcd does not take, as it was logged.
+    oversized: BTreeSet<String>,
     beat: Option<Instant>,
     looked: Option<Instant>,
 }
@@ -73,8 +73,13 @@ async fn carry_out(core: &Core, client: &mut Client, effect: Effect) {
                         false => found,
                     };
                     core.step(Event::Key { holder, revision: done.header.revision });
+                    // A campaign that was overtaken is not repeated at once.
+                    if core.acting().is_none() {
+                        tokio::time::sleep(AGAIN).await;
+                    }
                 }
-                Err(_) => {
+                Err(error) => {
+                    tracing::debug!(%error, "a campaign was not answered");
                     tokio::time::sleep(AGAIN).await;
                     core.step(Event::Unanswered);
                 }
@@ -110,10 +115,18 @@ impl Office {
                 continue;
             }
             let bytes = serde_json::to_vec(&table).unwrap_or_default();
-            if bytes.len() > MAX_TABLE {
-                tracing::warn!(pool = pool.name, "the pool has too many nodes for etcd; each proxy checks for itself");
+            if bytes.len() > MAX_BYTES {
+                // The beat names the pool no more: what the others have of it is older than this.
+                self.tables.remove(&pool.name);
+                if self.oversized.insert(pool.name.clone()) {
+                    tracing::warn!(
+                        pool = pool.name,
+                        "the pool has too many nodes for etcd; each proxy checks for itself"
+                    );
+                }
                 continue;
             }
+            self.oversized.remove(&pool.name);
             if size + bytes.len() <= MAX_BYTES {
                 size += bytes.len();
                 txn = txn.put(&core.keys.table(&pool.name), &bytes, 0);
@@ -178,12 +191,13 @@ impl Office {
             .created_at(&core.keys.live(&process), 0)
             .changed_at(&key, member.revision)
             .put(&key, &value, lease);
-        match client.txn(&txn).await?.succeeded {
-            true => {
-                tracing::warn!(process, name = member.value.name, "a member vanished; it is forgotten after a day");
-                Ok(())
-            }
-            false => client.revoke(lease).await,
+        let done = client.txn(&txn).await;
+        if done.as_ref().is_ok_and(|done| done.succeeded) {
+            tracing::warn!(process, name = member.value.name, "a member vanished; it is forgotten after a day");
+            return Ok(());
         }
+        // A lease that nobody uses would stay for its whole life.
+        client.revoke(lease).await?;
+        done.map(drop)
     }
 }

@@ -21,7 +21,12 @@ const ATTEMPTS: usize = 8;
 /// Sets a state of a node, and waits until all members have applied it.
 pub(super) async fn set(core: &Core, mut order: StateOrder) -> Result<AppliedBy, String> {
     let mut client = core.client();
-    if core.shared.view.lock().count_orders() >= MAX_ORDERS {
+    let key = core.keys.state(&order.pool, &order.node);
+    let is_full = {
+        let view = core.shared.view.lock();
+        view.count_orders() >= MAX_ORDERS && !view.has_order(&key[core.keys.prefix.len()..])
+    };
+    if is_full {
         return Err(format!(
             "the fleet has {MAX_ORDERS} states of nodes already: set nodes `up --fleet` whose file says `up`, which \
              removes their states after a day"

@@ -40,7 +40,12 @@ async fn grant(core: &Core, client: &mut Client) -> Result<(), EtcdError> {
     let process = core.shared.process.to_string();
     let value = serde_json::to_vec(&core.member()).unwrap_or_default();
     let (live, member) = (core.keys.live(&process), core.keys.member(&process));
-    client.txn(&Txn::default().put(&live, b"", id).put(&member, &value, 0)).await?;
+    let registered = client.txn(&Txn::default().put(&live, b"", id).put(&member, &value, 0)).await;
+    if registered.is_err() || core.has_left.get() {
+        // A lease that nobody uses would stay for its whole life.
+        let _ = client.revoke(id).await;
+        return registered.map(drop);
+    }
     core.step(Event::Granted(Lease { id, ttl: ttl * 1000, sent: sent.millis() }));
     core.has_lease.notify_waiters();
     Ok(())
@@ -121,11 +126,11 @@ pub(super) async fn keep_member(core: Rc<Core>) {
 pub(super) async fn leave(core: &Core) -> Result<(), EtcdError> {
     core.has_left.set(true);
     let mut client = core.client();
-    client.txn(&Txn::default().delete(&core.keys.member(&core.shared.process.to_string()))).await?;
-    match core.election().lease() {
-        Some(lease) => client.revoke(lease.id).await,
-        None => Ok(()),
+    // The lease first: without it, no registration that is on its way brings the keys back.
+    if let Some(lease) = core.election().lease() {
+        client.revoke(lease.id).await?;
     }
+    client.txn(&Txn::default().delete(&core.keys.member(&core.shared.process.to_string()))).await.map(drop)
 }
 
 /// Returns the name of a process from the name of its key below the prefix.

@@ -18,7 +18,7 @@ pub(super) struct View {
     pub(super) tables: BTreeMap<String, Table>,
     /// The states of nodes, by the name of the key below the prefix.
     orders: BTreeMap<String, StateOrder>,
-    /// Those that a cluster has lost.
+    /// The names of states that etcd has lost and that this process keeps.
     kept: BTreeSet<String>,
     pub(super) members: BTreeMap<String, Member>,
     pub(super) live: BTreeSet<String>,
@@ -39,7 +39,6 @@ pub(super) struct Changes {
     pub(super) leader: bool,
     pub(super) beat: bool,
     pub(super) orders: bool,
-    pub(super) members: bool,
     /// The states of nodes that a cluster has lost, and that are kept here.
     pub(super) kept: usize,
 }
@@ -62,7 +61,7 @@ impl View {
                 self.orders.insert(name, order);
             }
         }
-        Changes { leader: true, orders: true, members: true, ..changes }
+        Changes { leader: true, orders: true, ..changes }
     }
 
     /// Takes the changes of a message of the watch.
@@ -83,6 +82,11 @@ impl View {
     /// Returns the number of states of nodes.
     pub(super) fn count_orders(&self) -> usize {
         self.orders.len()
+    }
+
+    /// Returns whether there is a state under the name of a key below the prefix.
+    pub(super) fn has_order(&self, name: &str) -> bool {
+        self.orders.contains_key(name)
     }
 
     fn change(&mut self, prefix: &str, key: &KeyValue, is_set: bool, changes: &mut Changes) {
@@ -119,13 +123,11 @@ impl View {
                 }
                 None => drop(self.members.remove(process)),
             }
-            changes.members = true;
         } else if let Some(process) = name.strip_prefix(Keys::LIVE) {
             match is_set {
                 true => self.live.insert(process.to_owned()),
                 false => self.live.remove(process),
             };
-            changes.members = true;
         }
     }
 }

@@ -185,7 +185,7 @@ impl Mark {
     /// Ends the write. Returns whether its client may have the answer, and what it is worth.
     pub(crate) async fn end(self, outcome: Outcome) -> Ending {
         self.finish(outcome);
-        let deadline = self.began.max(Instant::now()) + self.rules.settings.lease + PATIENCE;
+        let deadline = Instant::now() + self.rules.settings.lease + PATIENCE;
         loop {
             let farewell = self.state.writer.borrow().farewell(now());
             match farewell {
@@ -228,7 +228,7 @@ impl Mark {
             debts.stamps.extend(self.slots.iter().copied());
         }
         if outcome == Outcome::Unknown {
-            let due = Instant::now() + self.settle;
+            let due = Instant::now() + self.linger();
             debts.later.extend(self.slots.iter().map(|slot| (*slot, due)));
         }
     }
@@ -248,8 +248,14 @@ impl Mark {
         metrics.consistency_marked_seconds.inc_by(self.began.elapsed().as_secs_f64() * self.slots.len() as f64);
     }
 
+    /// Returns the time for which the mark of an unknown outcome stays: pieces of a body may go out for a lease, and the
+    /// node may carry the request out for `settle` after its connection has broken.
+    fn linger(&self) -> Duration {
+        self.rules.settings.lease + self.settle
+    }
+
     fn last_order(&self, outcome: Outcome) -> WriteOrder {
-        self.client.order(&self.rules, flags(Op::of(outcome)), self.write.clone(), millis(self.settle))
+        self.client.order(&self.rules, flags(Op::of(outcome)), self.write.clone(), millis(self.linger()))
     }
 
     fn send_again(&self, outcome: Outcome) {

@@ -45,6 +45,8 @@ pub(super) async fn serve(client: Rc<QuorumClient>, place: usize) {
 /// Connects to a node, and registers the configuration there.
 async fn open(client: &QuorumClient, rules: &QuorumRules, place: usize) -> Result<Open, String> {
     let (connection, facts) = Connection::open(rules, place).await?;
+    register(client, &client.links[place], &connection, rules).await?;
+    // Nothing is waited for from here on until the connection is known: two that open at a time see each other.
     let is_same = |(other, link): (usize, &NodeLink)| {
         other != place && link.open.borrow().as_ref().is_some_and(|open| open.facts.run == facts.run)
     };
@@ -52,7 +54,6 @@ async fn open(client: &QuorumClient, rules: &QuorumRules, place: usize) -> Resul
         let other = &rules.settings.ids[other];
         return Err(format!("it is the same server as the node `{other}`: give each node a server of its own"));
     }
-    register(client, &client.links[place], &connection, rules).await?;
     Ok(Open { connection, facts })
 }
 
@@ -91,6 +92,8 @@ async fn serve_on(
                 }
                 let next = Arc::clone(&rules.borrow_and_update());
                 if next.settings.reach != now.settings.reach || next.settings.fleet != now.settings.fleet {
+                    // The next attempt is made at once.
+                    rules.mark_changed();
                     return "the settings have changed".to_owned();
                 }
                 now = next;
@@ -128,7 +131,8 @@ fn deliver(node: u8, facts: &ServerFacts, rules: &QuorumRules, batch: &Gathering
     let age = checked.now.saturating_sub(checked.born).min(uptime);
     let mut reply = NodeReply {
         node,
-        life: Life { birth: checked.birth, run: facts.run },
+        // A tag is equal under its own configuration alone: other numbers or slots need other nodes.
+        life: Life { birth: checked.birth, run: facts.run ^ rules.digest },
         is_old: age >= rules.life(),
         has_other_config: checked.has_other_config,
         slots: Default::default(),

@@ -47,7 +47,7 @@ impl Executor {
         if way == Way::Undo {
             return Ok(Answer::Success { status: status.as_u16(), outputs: String::new() });
         }
-        // What templates need of an answer must be here whole; of others the status says all.
+        // The parts of an answer that templates use must have arrived whole; of other answers the status is enough.
         let mut outputs = match (body, self.definition.has_outputs(step)) {
             (Some(body), _) => self.definition.outputs(step, status, &body),
             (None, false) => self.definition.outputs(step, status, b""),

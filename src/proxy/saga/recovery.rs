@@ -94,7 +94,7 @@ fn go_on(worker: &Rc<WorkerContext>, records: &Arc<Records>, snapshot: &Arc<Snap
         if let What::Succeeded { outputs, .. } = &entry.what
             && let Some(outputs) = Kept::from_bytes(outputs.as_bytes())
         {
-            // What did not fit then does not fit now.
+            // An answer that did not fit before does not fit now.
             let _ = kept.add(outputs);
         }
     }

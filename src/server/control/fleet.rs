@@ -6,7 +6,8 @@ use crate::clock;
 use crate::config::NodeState;
 use crate::consistency::{Dot, Groups, group_id};
 use crate::control::{
-    AppliedStatus, FleetState, FleetStatus, GroupStatus, HeardBy, MemberStatus, PurgeOrder, PurgeTarget, WriteStatus,
+    AppliedStatus, FleetState, FleetStatus, Forgotten, GroupStatus, HeardBy, MemberStatus, PurgeOrder, PurgeTarget,
+    WriteStatus,
 };
 use crate::fleet::{ProcessId, Purge, PurgeBy, StateOrder};
 use crate::proxy::strong::slots_of_uris;
@@ -110,18 +111,22 @@ pub(super) async fn stamp(handle: &Handle, purge: &cache::Purge) -> Option<bool>
     Some(handle.fleet.as_ref()?.stamper.stamp(slots).await)
 }
 
-/// Removes a member that is gone for good. Returns whether this process or etcd knew it.
+/// Removes a member that is gone for good.
 ///
 /// # Errors
-/// The text names no process, this one, there is neither a bus nor etcd, or etcd does not answer.
-pub(super) async fn forget(handle: &Handle, process: &str) -> Result<bool, String> {
-    let process: ProcessId = process.parse()?;
-    let member = handle.fleet.as_ref().ok_or("no fleet is configured")?;
+/// etcd does not answer.
+pub(super) async fn forget(handle: &Handle, process: &str) -> Result<Forgotten, String> {
+    let refused = |why: &str| Ok(Forgotten::Refused(why.to_owned()));
+    let process = match process.parse::<ProcessId>() {
+        Ok(process) => process,
+        Err(error) => return Ok(Forgotten::Refused(error)),
+    };
+    let Some(member) = handle.fleet.as_ref() else { return refused("no fleet is configured") };
     if member.bus.is_none() && member.leadership.is_none() {
-        return Err("the fleet has neither a bus nor etcd: `fleet.redis` and `fleet.etcd` add them".to_owned());
+        return refused("the fleet has neither a bus nor etcd: `fleet.redis` and `fleet.etcd` add them");
     }
     if process == member.process {
-        return Err("this is the process itself, which is not gone".to_owned());
+        return refused("this is the process itself, which is not gone");
     }
     tracing::warn!(%process, "an operator removes a member from the fleet");
     let by_bus = member.bus.as_ref().is_some_and(|bus| bus.forget(process));
@@ -129,7 +134,7 @@ pub(super) async fn forget(handle: &Handle, process: &str) -> Result<bool, Strin
         Some(leadership) => leadership.forget(process).await?,
         None => false,
     };
-    Ok(by_bus || by_etcd)
+    Ok(if by_bus || by_etcd { Forgotten::Known } else { Forgotten::Unknown })
 }
 
 /// Sets the state of a node for the whole fleet. Returns the members that have applied it.

@@ -6,7 +6,7 @@ use crate::clock::{self, steady_millis};
 use crate::config::{self, NodeState};
 use crate::control::{
     Access, CacheStatus, CheckStatus, ConfigStatus, ConnectionsStatus, Control, Decided, DiscoveryStatus, DrainStatus,
-    EffectiveConfig, Event, Events, FleetState, FleetStatus, GroupStatus, HealthCheckStatus, HistoryStatus,
+    EffectiveConfig, Event, Events, FleetState, FleetStatus, Forgotten, GroupStatus, HealthCheckStatus, HistoryStatus,
     IdempotencyStatus, KeyOwners, ListenerStatus, NodeStatus, PlanOrder, PlanStatus, PoolStatus, PurgeOrder,
     PurgeTarget, Purged, RecordStatus, Release, Reply, RingKey, RingSlices, SagaDecision, SagaStatus, Status,
 };
@@ -162,7 +162,7 @@ impl Control for Handle {
         fleet::group(self, group)
     }
 
-    fn forget_member<'a>(&'a self, process: &'a str) -> Reply<'a, bool> {
+    fn forget_member<'a>(&'a self, process: &'a str) -> Reply<'a, Forgotten> {
         Box::pin(fleet::forget(self, process))
     }
 

@@ -349,7 +349,7 @@ impl Listener for FleetListener {
                         PurgeBy::Prefix => purge::prefix(&ordered.value).map(Purge::Prefix),
                         PurgeBy::Url => purge::urls(&snapshot, &ordered.value).map(Purge::Url),
                     };
-                    // What this version cannot read purges everything: too much rather than too little.
+                    // A purge that this version cannot read purges everything: too much rather than too little.
                     let by = by.unwrap_or(Purge::All);
                     self.metrics.cache_purges.with_label_values(&[by.kind()]).inc();
                     tracing::debug!(from = %heard.from, purge = ?by, soft = ordered.soft, "a purge of another proxy");

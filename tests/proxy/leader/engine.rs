@@ -37,7 +37,7 @@ fn a_cluster_that_changes_or_is_away_fails_no_request() {
     assert_eq!(members[0].set("n1", "up").problem(), "fleet-unavailable");
     for (member, before) in members.iter().zip(before) {
         assert_eq!(member.proxy.metric("ringway_store_up{store=\"etcd\"}"), 0.0);
-        assert!(told(member) >= 1 && told(member) <= before + 1, "said once");
+        assert_eq!(told(member), before + 1, "said once");
     }
     fleet.etcd.run_all();
     eventually("etcd to work", || members.iter().all(|member| member.knows(2)));
@@ -52,6 +52,8 @@ fn a_cluster_without_the_data_takes_no_state_away() {
     let Some(mut fleet) = Fleet::start(1) else { return };
     let members = fleet.proxies(2);
     assert_eq!(members[0].set("n1", "drain").status, 200);
+    // The cluster that comes after counts from 1: its revisions stay below those that the proxies have seen.
+    (0..300).for_each(|number| _ = fleet.etcd.execute(&["put", "elsewhere", &number.to_string()]));
     fleet.etcd.kill_all();
     fleet.etcd.replace();
     eventually("etcd to work", || members.iter().all(|member| member.knows(2)));

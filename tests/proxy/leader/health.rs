@@ -3,7 +3,7 @@
 use super::{Fleet, Member, QUICK, leader_of, turn};
 use crate::engines::Link;
 use crate::support::{Does, Proxy, eventually};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 /// Returns the checks a second at a node, with so many proxies.
 fn checks_with(fleet: &Fleet, count: usize) -> f64 {
@@ -71,9 +71,9 @@ fn with_checks_through(fleet: &Fleet, port: u16) -> (Member, Link) {
     (Member { proxy: Proxy::start(&text), links: vec![etcd] }, link)
 }
 
-/// All followers believe the leader, though they could reach the node; unless it reaches none at all.
+/// A leader that reaches none of a pool's nodes says more of itself than of them: each proxy checks by itself.
 #[test]
-fn a_node_that_only_the_leader_cannot_reach_takes_no_requests_unless_it_reaches_none() {
+fn a_leader_that_reaches_no_node_of_a_pool_is_not_believed() {
     let Some(mut fleet) = Fleet::start(1) else { return };
     fleet.nodes.truncate(1);
     let port = fleet.nodes[0].address.port();
@@ -91,21 +91,6 @@ fn a_node_that_only_the_leader_cannot_reach_takes_no_requests_unless_it_reaches_
     assert_eq!(second.proxy.get("/").status, 200);
     link.cut(false);
     eventually("checks by the leader", || second.prober() == "leader" && second.is_healthy("n0"));
-}
-
-#[test]
-fn a_verdict_of_a_leader_that_reaches_other_nodes_is_believed() {
-    let Some(fleet) = Fleet::start(1) else { return };
-    let members = fleet.proxies(2);
-    let leader = leader_of(&members);
-    // The leader's own view of the node: its checks fail, while everybody's requests would succeed.
-    turn(&fleet.nodes[0], false);
-    eventually("the verdict", || members.iter().all(|member| !member.is_healthy("n0")));
-    let follower = &members[1 - leader];
-    assert_eq!(follower.prober(), "leader");
-    let before = fleet.nodes[0].asked();
-    assert!((0..20).all(|number| follower.proxy.get(&format!("/{number}")).text() == "n1"));
-    assert_eq!(fleet.nodes[0].asked(), before);
 }
 
 /// The follower's own ejection wins for itself, and for nobody else.
@@ -126,7 +111,6 @@ fn a_node_that_only_a_follower_cannot_reach_is_ejected_there_alone() {
     assert_eq!(follower.prober(), "leader");
     let checked = fleet.nodes[0].checked();
     eventually("more checks that pass", || fleet.nodes[0].checked() > checked + 5);
-    std::thread::sleep(Duration::from_millis(1));
     assert!(!follower.is_healthy("n0"), "the leader's verdict does not end it");
     let path = &members[leader].proxy.paths_of("n0", 1)[0];
     assert_eq!(members[leader].proxy.get(path).text(), "n0");

@@ -71,7 +71,7 @@ pub fn shortest(operations: &[Operation]) -> Vec<Operation> {
         if !is_closed || is_linearizable(&left) {
             left.insert(at, removed);
         } else {
-            // What was needed for the removed one may not be needed now.
+            // An operation that only the removed one needed may be superfluous now.
             at = left.len();
         }
     }

@@ -282,7 +282,7 @@ fn hold(verdict: &Verdict) {
 /// Runs the histories of a test, so many where the environment does not say; `None` where Redis is missing.
 fn run(nodes: usize, stages: &'static [Stage], short: usize) -> Option<Verdict> {
     let (count, operations) = extent(short);
-    // What is rolled out takes a part of a history's time.
+    // A rollout takes a part of a history's time.
     let operations = if stages.len() > 1 { 2 * operations } else { operations };
     let verdict = histories(Kind { nodes, stages, has_faults: true }, count, operations, false)?;
     hold(&verdict);
