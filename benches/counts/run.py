@@ -37,7 +37,9 @@ KINDS = ("instructions", "allocations", "clock reads", "system calls")
 # What a case may grow by before the gate fails: a share of its instructions; of the others not one a request.
 # What TLS costs depends on chance; how often the threads of a store wake each other depends on how soon they run, and
 # how much of a large answer a socket takes at a time on TCP's windows, which shrink while a connection rests.
-GROWTH, TLS_GROWTH, UNSTEADY_GROWTH, WINDOWS_GROWTH, WHOLE = 0.03, 0.08, 0.15, 0.5, 0.5
+GROWTH, TLS_GROWTH, LOOKUP_GROWTH, UNSTEADY_GROWTH, WINDOWS_GROWTH, WHOLE = 0.03, 0.08, 0.08, 0.15, 0.5, 0.5
+# How often a case that seems to have grown is counted; the least is believed, for a cost that is real comes each time.
+TRIES = 3
 # By these the threads of a store wake each other; how often depends on how soon they run. All other reading and
 # writing, of sockets and files, goes by other calls.
 WAKING = ("epoll_wait", "futex", "read", "sched_yield", "write")
@@ -135,7 +137,7 @@ CASES = [
     Case("idempotent, first", lambda n: post(b"/pay/1", b"Idempotency-Key: key-%09d\r\n" % n), asked=1, count=200,
          growth=UNSTEADY_GROWTH, ungated=("allocations", "clock reads"), uncounted=WAKING, routes=PAY_ROUTES),
     Case("idempotent, replay", lambda _: post(b"/pay/2", b"Idempotency-Key: key-again\r\n"), count=200,
-         uncounted=WAKING, routes=PAY_ROUTES),
+         growth=LOOKUP_GROWTH, uncounted=WAKING, routes=PAY_ROUTES),
     Case("rate-limited", lambda _: get(b"/limited"), asked=1),
     Case("route 10,000", lambda _: get(b"/r9999/a"), asked=1, routes=MANY_ROUTES),
 ]
@@ -342,6 +344,22 @@ def count_all(cases, tools, args):
     return found
 
 
+def count_again(cases, known, found, args):
+    """Counts once more what has grown, in a process of its own; keeps the least of each kind."""
+    grown = {(name, kind) for name, kind, *_, has_grown in verdicts(cases, known, found) if has_grown}
+    again = [case for case in cases if case.name in known and any(name == case.name for name, _ in grown)]
+    again += [case for case in cases if case.like and any(name == case.name for name, _ in grown)]
+    tools = [tool for tool in TOOLS if any(kind in tool.kinds for _, kind in grown)]
+    if not again:
+        return False
+    print(f"counted again: {', '.join(case.name for case in again)}", file=sys.stderr)
+    for name, counts in count_all(again, tools, args).items():
+        for kind in KINDS:
+            if kind in counts and counts[kind] < found[name][kind]:
+                found[name][kind] = counts[kind]
+    return True
+
+
 def compiler():
     return subprocess.run(["rustc", "--version"], capture_output=True, text=True, check=True).stdout.split()[1]
 
@@ -402,10 +420,13 @@ def main():
         tables, version = json.loads(TABLE.read_text()) if TABLE.exists() else {}, compiler()
         if version not in tables and not args.bless:
             sys.exit(f"error: the table has no counts for rustc {version}; `{sys.argv[0]} --bless` writes them")
-        found = count_all(cases, tools, args)
+        found, known = count_all(cases, tools, args), tables.get(version, {})
+        for _ in range(0 if args.bless else TRIES - 1):
+            if not count_again(cases, known, found, args):
+                break
     except (BenchError, OSError, subprocess.SubprocessError) as error:
         sys.exit(f"error: {error}")
-    rows = verdicts(cases, tables.get(version, {}), found)
+    rows = verdicts(cases, known, found)
     show(rows)
     if args.bless:
         table = tables.setdefault(version, {})
