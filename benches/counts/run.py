@@ -123,6 +123,8 @@ CASES = [
     # In instructions of the proxy alone: with the kernel, a request costs about three times as much.
     Case("watched hit", lambda _: get(b"/hit/1"), watched_by=b"/api/tap?status=5xx", like="hit", growth=0.06,
          ungated=("allocations",)),
+    # The same request as that of a causal hit, without its guarantee.
+    Case("hit with a cookie", lambda _: get(b"/hit/1", b"Cookie: ringway-session=%s\r\n" % (b"a" * 108))),
     Case("causal hit", lambda _: get(b"/hit/1"), client=Session, routes=CAUSAL_ROUTES),
     Case("hit 1 MiB", lambda _: get(b"/large/1"), expected=(200, 2**20), count=80,
          growth=WINDOWS_GROWTH, ungated=("clock reads", "system calls"), repeats=3),

@@ -6,7 +6,7 @@ use crate::io;
 use crate::tls::Names;
 use crate::upstream::InFlight;
 use http::{HeaderValue, Version};
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::net::SocketAddr;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
@@ -40,14 +40,24 @@ pub(crate) struct ConnectionState {
     pub(crate) leaving: Rc<Cell<bool>>,
     /// The results of the TLS handshake; `None` without TLS.
     pub(crate) secured: Option<Secured>,
-    /// The peer's address in the form of `X-Forwarded-For`.
-    pub(crate) peer_text: HeaderValue,
+    /// The peer's address as text, once a request goes to a node.
+    peer_text: OnceCell<HeaderValue>,
     /// The connection has had as many requests as it may have: it ends with this response.
     pub(crate) is_spent: Cell<bool>,
     /// The requests on this connection so far.
     requests: Cell<u32>,
     /// The session token that was handed out last.
     pub(super) session: RefCell<Option<Given>>,
+}
+
+impl ConnectionState {
+    /// Returns the peer's address in the form of `X-Forwarded-For`.
+    pub(crate) fn peer_text(&self) -> &HeaderValue {
+        self.peer_text.get_or_init(|| {
+            let text = self.peer.ip().to_canonical().to_string();
+            HeaderValue::try_from(text).expect("an IP address is a field value")
+        })
+    }
 }
 
 /// The state of a connection of HTTP/1; of a stream it stays as it begins.
@@ -144,13 +154,12 @@ impl Downstream {
         leaving: Rc<Cell<bool>>,
         secured: Option<Secured>,
     ) -> Downstream {
-        let text = peer.ip().to_canonical().to_string();
         let connection = ConnectionState {
             peer,
             listener,
             leaving,
             secured,
-            peer_text: HeaderValue::try_from(text).expect("an IP address is a field value"),
+            peer_text: OnceCell::new(),
             is_spent: Cell::new(false),
             requests: Cell::new(0),
             session: RefCell::default(),

@@ -127,7 +127,7 @@ impl RoutedRequest<'_> {
     fn prepare(&self, head: RequestHead) -> Result<(NodeHead, bool), Problem> {
         let RequestHead { method, uri, version, fields } = head;
         let (address, has_trailers) = (fields.facts.address, fields.facts.takes_trailers);
-        let (mut fields, upgrade) = fields.for_node(&self.downstream.connection.peer_text);
+        let (mut fields, upgrade) = fields.for_node(self.downstream.connection.peer_text());
         let target = self.new_target(&uri)?.unwrap_or(uri);
         let upgrade = upgrade.filter(|to| self.may_upgrade(version, to));
         if method == Method::OPTIONS

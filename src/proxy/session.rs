@@ -20,7 +20,7 @@ use crate::http::head::RequestFields;
 use crate::http::method::is_safe;
 use crate::http::problem::{Problem, ProblemKind};
 use crate::telemetry::metrics::Metrics;
-use http::header::{CACHE_CONTROL, COOKIE, Entry, SET_COOKIE};
+use http::header::{CACHE_CONTROL, COOKIE, SET_COOKIE};
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 use prometheus::IntCounter;
 use serde_json::{Value, json};
@@ -234,9 +234,9 @@ impl Session {
         sessions: Option<(&Arc<SessionRules>, Received)>,
         (form, fields): (&Form<'_>, &RequestFields),
     ) -> Session {
-        let of = |groups, token| {
-            let requester = Requester::new(causality, rules.guarantee, groups, token);
-            Rc::new(if rules.refuses_concurrent { requester.knowing_writes() } else { requester })
+        let of = |groups, token| match rules.refuses_concurrent {
+            true => Rc::new(Requester::new(causality, rules.guarantee, groups, token).knowing_writes()),
+            false => Rc::new(Requester::new(causality, rules.guarantee, groups, token)),
         };
         match (rules.guarantee, sessions) {
             (Guarantee::Causal, Some((sessions, received))) => {
@@ -367,19 +367,21 @@ thread_local! {
 
 /// Adds `private, no-cache` to a response, in place of what contradicts it.
 fn bar_other_caches(fields: &mut HeaderMap) {
-    match fields.entry(CACHE_CONTROL) {
-        Entry::Occupied(mut entry) => {
-            let mut lines = entry.iter();
-            let value = match (lines.next(), lines.next()) {
-                (Some(line), None) => LAST_BARRED.with_borrow_mut(|last| match last {
-                    Some((known, value)) if known == line => value.clone(),
-                    _ => last.insert((line.clone(), barred([line].into_iter()))).1.clone(),
-                }),
-                _ => barred(entry.iter()),
-            };
-            entry.insert(value);
+    let mut lines = fields.get_all(&CACHE_CONTROL).iter();
+    match (lines.next(), lines.next()) {
+        (Some(line), None) => {
+            let value = LAST_BARRED.with_borrow_mut(|last| match last {
+                Some((known, value)) if known == line => value.clone(),
+                _ => last.insert((line.clone(), barred([line].into_iter()))).1.clone(),
+            });
+            if let Some(line) = fields.get_mut(&CACHE_CONTROL) {
+                *line = value;
+            }
         }
-        Entry::Vacant(entry) => _ = entry.insert(HeaderValue::from_static(ONLY_PRIVATE)),
+        _ => {
+            let value = barred(fields.get_all(&CACHE_CONTROL).iter());
+            fields.insert(CACHE_CONTROL, value);
+        }
     }
     // Most responses have none of them, which one pass finds out.
     let is_barred = |name: &HeaderName| matches!(name.as_str().len(), 15 | 17) && BARRED.contains(name);

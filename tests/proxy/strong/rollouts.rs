@@ -12,8 +12,10 @@ fn proxies_with_other_groups_send_reads_to_the_origin() {
     let old = nodes.proxy(&shop, "");
     warm(&old, "/tools/list");
     let new = Proxy::start(&(nodes.block() + &routes(&shop, "").replace("{path:1}", "{path:2}")));
-    let answer = old.get("/tools/list");
-    assert_eq!(status(&answer), "ringway; fwd=request; detail=unverifiable");
+    // A proxy that starts waits half a second for the nodes, which a busy machine may exceed.
+    let is_unverifiable =
+        |proxy: &Proxy| status(&proxy.get("/tools/list")) == "ringway; fwd=request; detail=unverifiable";
+    eventually("skew", || is_unverifiable(&old));
     assert!(!is_hit(&new.get("/tools/list")));
     assert_eq!(old.send("POST", "/tools/add", "content-length: 0").status, 200, "writes go on");
     assert_eq!(new.get("/tools/list").text(), "v2");
