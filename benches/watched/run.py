@@ -12,9 +12,9 @@ Exit codes: 0 done, 1 a broken run, 2 wrong usage, 3 a program is missing.
 
 import argparse
 import contextlib
-import http.client
 import json
 import re
+import socket
 import statistics
 import subprocess
 import sys
@@ -57,23 +57,24 @@ class Page:
     """An open page: its streams, and what it asks for again and again."""
 
     def __init__(self, port):
-        self.port, self.done, self.bytes = port, threading.Event(), 0
-        reads = [threading.Thread(target=self.stream, args=(path,)) for path in STREAMED]
-        self.threads = [*reads, threading.Thread(target=self.poll)]
+        self.port, self.done, self.bytes, self.error = port, threading.Event(), 0, None
+        self.streams = [self.open(path) for path in STREAMED]
+        work = [(self.read, stream) for stream in self.streams] + [(self.poll,)]
+        self.threads = [threading.Thread(target=call, args=args) for call, *args in work]
         for thread in self.threads:
             thread.start()
 
-    def client(self):
-        return http.client.HTTPConnection("127.0.0.1", self.port, timeout=0.5)
+    def open(self, path):
+        stream = socket.create_connection(("127.0.0.1", self.port))
+        stream.sendall(b"GET %s HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n" % path.encode())
+        return stream
 
-    def stream(self, path):
-        client = self.client()
-        client.request("GET", path)
-        response = client.getresponse()
-        while not self.done.is_set():
-            with contextlib.suppress(TimeoutError):
-                self.bytes += len(response.read1(65536))
-        client.close()
+    def read(self, stream):
+        with contextlib.closing(stream):
+            while part := stream.recv(65536):
+                self.bytes += len(part)
+        if not self.done.is_set():
+            self.error = "a stream has ended"
 
     def poll(self):
         due, newest = dict.fromkeys(POLLED, 0.0), 0
@@ -83,13 +84,19 @@ class Page:
                     due[path] = time.monotonic() + every
                     status, _, body = harness.fetch(self.port, "GET", f"{path}{newest}" if path == HISTORY else path)
                     if status != 200:
-                        raise harness.BenchError(f"{path} is not there")
+                        self.error = f"{path} is not there"
+                        return
                     newest = json.loads(body)["newest"] if path == HISTORY else newest
 
     def close(self):
         self.done.set()
+        for stream in self.streams:
+            with contextlib.suppress(OSError):
+                stream.shutdown(socket.SHUT_RDWR)
         for thread in self.threads:
             thread.join()
+        if self.error or not self.bytes:
+            raise harness.BenchError(self.error or "the page was shown nothing")
 
 
 @contextlib.contextmanager
@@ -100,7 +107,7 @@ def watched(args, port):
         for command in (["tap", "--json"], ["top", "--watch", "--json"]):
             reader = subprocess.Popen(
                 harness.on_cores("1", [args.binary, *command, "--admin", admin]), stdout=subprocess.PIPE,
-                stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=harness.die_with_parent)
+                stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True, preexec_fn=harness.die_with_parent)
             stack.callback(harness.stop, reader)
             # Reads on, so that no full pipe slows it down.
             drain = threading.Thread(target=lambda reader=reader: reader.stdout.read(), daemon=True)
@@ -108,7 +115,7 @@ def watched(args, port):
         page = Page(port)
         stack.callback(page.close)
         time.sleep(0.3)
-        yield page
+        yield
 
 
 def load(args, port, path, seconds):
@@ -166,10 +173,8 @@ def main():
                 load(args, ports["HTTP"], path, 1)
                 for number in range(args.rounds):
                     for is_open in (False, True) if number % 2 == 0 else (True, False):
-                        with watched(args, ports["ADMIN"]) if is_open else contextlib.nullcontext() as page:
+                        with watched(args, ports["ADMIN"]) if is_open else contextlib.nullcontext():
                             costs[path, is_open].append(measure(args, server, ports, path))
-                            if page and not page.bytes:
-                                raise harness.BenchError("the page was shown nothing")
     except (harness.BenchError, OSError, subprocess.SubprocessError) as error:
         sys.exit(f"error: {error}")
     for path in ("/hit", "/pass"):
