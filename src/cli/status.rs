@@ -86,6 +86,9 @@ fn print(out: &mut impl Write, status: &Status, pools: &[PoolStatus], colours: b
             writeln!(out, "        {sentence}")?;
         }
     }
+    if let Some(quorum) = &status.quorum {
+        writeln!(out, "quorum  {} (strong reads of {})", quorum.tolerance, quorum.routes.join(", "))?;
+    }
     pools.iter().try_for_each(|pool| print_pool(out, pool, &colours))
 }
 

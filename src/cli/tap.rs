@@ -82,6 +82,7 @@ struct Record {
     error: Option<String>,
     cache: Option<String>,
     idempotency: Option<String>,
+    consistency: Option<String>,
     ended_by: String,
     key_hash: Option<String>,
 }
@@ -155,6 +156,7 @@ impl Record {
         let mut notes = Vec::new();
         notes.extend(self.cache.as_ref().map(|result| format!("cache {result}")));
         notes.extend(self.idempotency.as_ref().map(|result| format!("key {result}")));
+        notes.extend(self.consistency.as_ref().map(|result| format!("consistency {result}")));
         notes.extend(self.error.clone());
         if self.attempts > 1 {
             notes.push(format!("{} attempts", self.attempts));

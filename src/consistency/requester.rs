@@ -92,6 +92,18 @@ pub(crate) enum Rejection {
     Strong,
 }
 
+impl Rejection {
+    /// Returns the word of the access log.
+    pub(crate) fn label(self) -> &'static str {
+        match self {
+            Rejection::Session => "session",
+            Rejection::Superseded => "superseded",
+            Rejection::Concurrent => "concurrent",
+            Rejection::Strong => "strong",
+        }
+    }
+}
+
 impl Requester {
     pub(crate) fn new(causality: &Arc<Causality>, guarantee: Guarantee, groups: Groups, token: Rc<Token>) -> Requester {
         Requester {

@@ -29,7 +29,7 @@ pub(crate) use plan::{
 pub(crate) use status::{
     CacheStatus, CertificateStatus, CommandResult, ConfigStatus, ConnectionsStatus, DiscoveryStatus, DrainStatus,
     EffectiveConfig, HealthCheckStatus, IdempotencyStatus, KeyOwners, ListenerStatus, NodeStatus, PoolStatus,
-    RecordStatus, ReloadStatus, RingSlices, SagaFailure, SagaStatus, SagaStepStatus, Status,
+    QuorumStatus, RecordStatus, ReloadStatus, RingSlices, SagaFailure, SagaStatus, SagaStepStatus, Status,
 };
 
 /// The requests that a running proxy answers for the admin API.

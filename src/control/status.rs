@@ -26,6 +26,9 @@ pub(crate) struct Status {
     pub(crate) cache: CacheStatus,
     /// `None` until a route uses the store.
     pub(crate) idempotency: Option<IdempotencyStatus>,
+    /// What the numbers of `fleet.redis` tolerate and lose; `None` without a strong route that is verified by a quorum.
+    #[serde(default)]
+    pub(crate) quorum: Option<QuorumStatus>,
     pub(crate) config: ConfigStatus,
     pub(crate) last_reload: ReloadStatus,
     /// The last ten reloads, the newest first.
@@ -34,6 +37,21 @@ pub(crate) struct Status {
     /// The certificates in use.
     #[serde(default)]
     pub(crate) certificates: Vec<CertificateStatus>,
+}
+
+/// The numbers by which strong reads are verified.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct QuorumStatus {
+    /// N: the nodes of a slot.
+    pub(crate) replicas: usize,
+    /// W.
+    pub(crate) write: usize,
+    /// R.
+    pub(crate) read: usize,
+    /// What these numbers tolerate and lose, in words.
+    pub(crate) tolerance: String,
+    /// The routes that read by it.
+    pub(crate) routes: Vec<String>,
 }
 
 /// A certificate of a listener.

@@ -118,6 +118,7 @@ impl RequestRecorder {
                 error: Some(problem.name()),
                 cache: None,
                 idempotency: None,
+                consistency: None,
                 ended_by: "proxy",
                 key: None,
             };
@@ -191,6 +192,8 @@ pub(crate) struct Exchange {
     standing: RefCell<Option<Standing>>,
     /// The result for its `Idempotency-Key`.
     idempotency: Cell<Option<&'static str>>,
+    /// What the guarantee of its route said of the stored response.
+    consistency: Cell<Option<&'static str>>,
     ended_by: Cell<&'static str>,
     /// Its session, on a route with a guarantee.
     session: OnceCell<Box<Session>>,
@@ -247,6 +250,7 @@ impl Exchange {
             cache: Cell::new(None),
             standing: RefCell::default(),
             idempotency: Cell::new(None),
+            consistency: Cell::new(None),
             ended_by: Cell::new("client"),
             session: OnceCell::new(),
             details,
@@ -288,6 +292,11 @@ impl Exchange {
     /// Notes the result for its `Idempotency-Key`, for the log.
     pub(crate) fn keyed(&self, result: &'static str) {
         self.idempotency.set(Some(result));
+    }
+
+    /// Notes what the guarantee of its route said of the stored response, for the log.
+    pub(super) fn checked(&self, result: &'static str) {
+        self.consistency.set(Some(result));
     }
 
     /// Counts it against the rate limit of its route. The problem is the reply to one request too many.
@@ -457,6 +466,7 @@ impl Exchange {
             error: self.error.get(),
             cache: self.cache.get(),
             idempotency: self.idempotency.get(),
+            consistency: self.consistency.get(),
             ended_by: self.ended_by.get(),
             key: details.key.get(),
         };

@@ -65,7 +65,7 @@ impl ReadResult {
     const ALL: [ReadResult; 5] =
         [ReadResult::Fresh, ReadResult::Changed, ReadResult::Marked, ReadResult::QuorumLost, ReadResult::Unverified];
 
-    fn label(self) -> &'static str {
+    pub(super) fn label(self) -> &'static str {
         match self {
             ReadResult::Fresh => "fresh",
             ReadResult::Changed => "changed",

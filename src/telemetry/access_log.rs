@@ -51,6 +51,8 @@ pub(crate) struct Entry<'a> {
     pub(crate) cache: Option<&'a str>,
     /// The result for the `Idempotency-Key`.
     pub(crate) idempotency: Option<&'a str>,
+    /// What the route's guarantee said of the stored response.
+    pub(crate) consistency: Option<&'a str>,
     pub(crate) ended_by: &'a str,
     /// The place of the hash key on the ring of its pool, where the request has one and went to a node.
     #[serde(skip)]
@@ -243,6 +245,7 @@ fn write_field(out: &mut Vec<u8>, entry: &Entry<'_>, name: &str) {
         "error" => write(out, entry.error),
         "cache" => write(out, entry.cache),
         "idempotency" => write(out, entry.idempotency),
+        "consistency" => write(out, entry.consistency),
         _ => write(out, entry.ended_by),
     }
 }
@@ -302,6 +305,7 @@ pub(super) mod tests {
             error: None,
             cache: None,
             idempotency: None,
+            consistency: None,
             ended_by: "completed",
             key: Some(0xab),
         }

@@ -25,7 +25,7 @@ function statusBadge(status) {
 
 function line(record) {
   const timers = [record.connect === null ? null : `connect ${milliseconds(record.connect * 1000)}`, record.first_byte === null ? null : `first byte ${milliseconds(record.first_byte * 1000)}`];
-  const notes = [record.cache && `cache ${record.cache}`, record.idempotency && `key ${record.idempotency}`, record.error, record.attempts > 1 && plural(record.attempts, "attempt"), record.ended_by !== "completed" && `ended by ${record.ended_by}`];
+  const notes = [record.cache && `cache ${record.cache}`, record.idempotency && `key ${record.idempotency}`, record.consistency && `consistency ${record.consistency}`, record.error, record.attempts > 1 && plural(record.attempts, "attempt"), record.ended_by !== "completed" && `ended by ${record.ended_by}`];
   const place = record.node ? `#/pools/${encodeURIComponent(record.pool)}?${record.key_hash ? `key_hash=${record.key_hash}` : `node=${encodeURIComponent(record.node)}`}` : null;
   return h("tr", {},
     h("td", {}, record.time.slice(11, 23)),

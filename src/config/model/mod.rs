@@ -223,6 +223,9 @@ choices! {
         Cache = "cache",
         /// The result for the `Idempotency-Key`.
         Idempotency = "idempotency",
+        /// What the route's `consistency` said of the stored response: `fresh`, `session`, `superseded`, `concurrent`,
+        /// `strong`; with `verify: quorum` `fresh`, `changed`, `marked`, `quorum_lost` or `unverified`.
+        Consistency = "consistency",
         /// The side that ended the request: `completed`, `client`, `upstream` or `proxy`.
         EndedBy = "ended_by",
     }

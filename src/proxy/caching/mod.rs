@@ -15,7 +15,7 @@ use super::plan;
 use super::respond::Reply;
 use super::snapshot::{CacheResult, CacheRules, Route};
 use super::step::Step;
-use crate::cache::{CacheStatus, ForwardReason, Joined, Known, Milliseconds, Order, RequestDirectives, Reuse, Stored};
+use crate::cache::{CacheStatus, ForwardReason, Joined, Known, Order, RequestDirectives, Reuse, Stored};
 use crate::consistency::{Guarantee, Rejection, Requester};
 use crate::http::head::RequestHead;
 use crate::http::method::is_safe;
@@ -66,7 +66,7 @@ pub(super) fn begin(routed: &RoutedRequest<'_>, caching: &Arc<Route>, head: Requ
     }
     let why = match worker.cache.look_up(key, fields) {
         Known::Response(hit)
-            if let Some(why) = requester.and_then(|requester| refusal(caching, requester, &hit, now)) =>
+            if let Some(why) = requester.and_then(|requester| refusal(routed, caching, requester, &hit)) =>
         {
             why
         }
@@ -116,8 +116,11 @@ pub(super) fn begin(routed: &RoutedRequest<'_>, caching: &Arc<Route>, head: Requ
 }
 
 /// Returns why a stored response may not be served to a requester without validation.
-fn refusal(caching: &Route, requester: &Requester, hit: &Stored, now: Milliseconds) -> Option<ForwardReason> {
-    let rejection = requester.check(hit.causal_tag(), now).err()?;
+fn refusal(routed: &RoutedRequest<'_>, caching: &Route, requester: &Requester, hit: &Stored) -> Option<ForwardReason> {
+    let now = routed.worker.cache.at(routed.exchange.started);
+    let result = requester.check(hit.causal_tag(), now);
+    routed.exchange.checked(result.map_or_else(Rejection::label, |()| "fresh"));
+    let rejection = result.err()?;
     if let (Rejection::Concurrent, Some(rules)) = (rejection, &caching.consistency) {
         rules.concurrent.inc();
     }

@@ -87,7 +87,7 @@ impl VerifiedRead {
         let worker = &self.upstream_request.context.worker;
         let client = worker.quorum(&reads.rules);
         if reads.rules.is_changing() || !client.has_rules(&reads.rules) {
-            reads.count(ReadResult::QuorumLost);
+            self.count(reads, ReadResult::QuorumLost);
             return Looked::Pass(ForwardReason::Unverifiable, CacheResult::Pass);
         }
         let check = client.look(&reads.rules, &slots_of(&self.requester.groups));
@@ -96,7 +96,7 @@ impl VerifiedRead {
             match self.look_up() {
                 Known::Response(hit) if is_fresh(&check, &hit) => {
                     if let Some(reply) = self.serve(&hit) {
-                        reads.count(ReadResult::Fresh);
+                        self.count(reads, ReadResult::Fresh);
                         return Looked::Serve(reply);
                     }
                 }
@@ -111,11 +111,11 @@ impl VerifiedRead {
         match standing {
             Standing::Usable => self.verified(reads),
             Standing::Marked => {
-                reads.count(ReadResult::Marked);
+                self.count(reads, ReadResult::Marked);
                 Looked::Pass(ForwardReason::Marked, CacheResult::Marked)
             }
             Standing::OtherConfig | Standing::Young => {
-                reads.count(ReadResult::QuorumLost);
+                self.count(reads, ReadResult::QuorumLost);
                 Looked::Pass(ForwardReason::Unverifiable, CacheResult::Pass)
             }
             Standing::QuorumLost => self.unverified(reads),
@@ -131,6 +131,12 @@ impl VerifiedRead {
         Some(self.replies(self.rules()).serve(hit, ServedFrom::LookUp { is_stale: stale }))
     }
 
+    /// Counts what the nodes said, and notes it for the log.
+    fn count(&self, reads: &StrongReads, result: ReadResult) {
+        reads.count(result);
+        self.upstream_request.exchange().checked(result.label());
+    }
+
     fn look_up(&self) -> Known {
         self.upstream_request.context.worker.cache.look_up(self.order.key, &self.order.request)
     }
@@ -139,14 +145,14 @@ impl VerifiedRead {
     fn verified(&self, reads: &StrongReads) -> Looked {
         let now = self.upstream_request.context.worker.cache.now();
         let Known::Response(hit) = self.look_up() else {
-            reads.count(ReadResult::Changed);
+            self.count(reads, ReadResult::Changed);
             return Looked::Fetch;
         };
         if self.requester.check(hit.causal_tag(), now).is_err() {
-            reads.count(ReadResult::Changed);
+            self.count(reads, ReadResult::Changed);
             return Looked::Fetch;
         }
-        reads.count(ReadResult::Fresh);
+        self.count(reads, ReadResult::Fresh);
         if let Some(reply) = self.serve(&hit) {
             return Looked::Serve(reply);
         }
@@ -164,10 +170,10 @@ impl VerifiedRead {
             && let Known::Response(hit) = self.look_up()
             && let Some(stored) = self.is_usable_unverified(&hit).then_some(&hit)
         {
-            reads.count(ReadResult::Unverified);
+            self.count(reads, ReadResult::Unverified);
             return Looked::Serve(self.replies(self.rules()).serve(stored, ServedFrom::Unverified));
         }
-        reads.count(ReadResult::QuorumLost);
+        self.count(reads, ReadResult::QuorumLost);
         match reads.on_quorum_loss {
             OnQuorumLoss::Reject => Looked::Refuse(read_refused()),
             OnQuorumLoss::Origin | OnQuorumLoss::Stale => Looked::Pass(ForwardReason::Unverifiable, CacheResult::Pass),

@@ -8,9 +8,11 @@ use crate::control::{
     Access, CacheStatus, CheckStatus, ConfigStatus, ConnectionsStatus, Control, Decided, DiscoveryStatus, DrainStatus,
     EffectiveConfig, Event, Events, FleetState, FleetStatus, Forgotten, GroupStatus, HealthCheckStatus, HistoryStatus,
     IdempotencyStatus, KeyOwners, ListenerStatus, NodeStatus, PlanOrder, PlanStatus, PoolStatus, PurgeOrder,
-    PurgeTarget, Purged, RecordStatus, Release, Reply, RingKey, RingSlices, SagaDecision, SagaStatus, Status,
+    PurgeTarget, Purged, QuorumStatus, RecordStatus, Release, Reply, RingKey, RingSlices, SagaDecision, SagaStatus,
+    Status,
 };
 use crate::idempotency::{Authorised, Id, Listed};
+use crate::proxy::Snapshot;
 use crate::server::listener::open::Open;
 use crate::server::process::handle::{Handle, Trigger, certificates};
 use crate::server::worker::Stage;
@@ -69,6 +71,7 @@ impl Control for Handle {
                 records: records.count(),
                 requests: totals(&self.metrics.idempotency_requests, "result"),
             }),
+            quorum: quorum(&snapshot),
             config: ConfigStatus {
                 file: snapshot.config.file.display().to_string(),
                 routes: snapshot.config.settings.routes.len(),
@@ -319,6 +322,21 @@ fn record_status(listed: &Listed) -> RecordStatus {
         holder: listed.holder_name.clone().unwrap_or_else(|| format!("{:016x}", listed.record.token.holder)),
         fingerprint: listed.record.fingerprint.to_string(),
     }
+}
+
+/// Returns the numbers by which strong reads are verified, where a route's are.
+fn quorum(snapshot: &Snapshot) -> Option<QuorumStatus> {
+    let numbers = snapshot.strong.as_ref()?.rules.settings.current.quorum;
+    let is_by_quorum =
+        |route: &&config::Route| route.consistency.as_ref().is_some_and(config::Consistency::is_by_quorum);
+    let routes = snapshot.config.settings.routes.iter().filter(is_by_quorum);
+    Some(QuorumStatus {
+        replicas: numbers.replicas,
+        write: numbers.write,
+        read: numbers.read,
+        tolerance: numbers.tolerance(),
+        routes: routes.map(|route| route.name.to_string()).collect(),
+    })
 }
 
 fn cache_status(cache: &Cache, metrics: &Metrics) -> CacheStatus {

@@ -1,7 +1,7 @@
 //! Session tokens: forged, cut, expired, of other secrets, in cookies and in fields.
 
 use super::{Proxies, SECRET, Session, configuration, status, token_of, versions, warm};
-use crate::support::{Proxy, write_private};
+use crate::support::{Proxy, eventually, write_private};
 
 #[test]
 fn a_forged_token_costs_a_validation_and_is_counted() {
@@ -93,4 +93,22 @@ fn a_token_stays_short() {
     }
     warm(proxy, "/articles/99");
     assert!(status(&session.get(proxy, "/articles/99")).contains("detail=causal"), "a group that may be forgotten");
+}
+
+#[test]
+fn the_log_says_why_a_response_was_validated() {
+    let (origin, folder) = (versions(), tempfile::tempdir().unwrap());
+    let secret = folder.path().join("key");
+    write_private(&secret, SECRET);
+    let text = configuration(&origin, &secret, "level: causal, groups: [\"{host}/{path:2}\"]");
+    let proxy =
+        Proxy::start(&("workers: 1\naccess_log: { format: json, fields: [uri, consistency] }\n".to_owned() + &text));
+    warm(&proxy, "/articles/7");
+    let mut session = Session { token: Some("forged".to_owned()) };
+    session.get(&proxy, "/articles/7");
+    session.get(&proxy, "/articles/7");
+    proxy.get("/articles/8");
+    let lines = ["session", "fresh"].map(|word| format!("{{\"uri\":\"/articles/7\",\"consistency\":\"{word}\"}}"));
+    let end = [&lines[..], &["{\"uri\":\"/articles/8\",\"consistency\":null}".to_owned()]].concat().join("\n");
+    eventually("the lines", || proxy.output().contains(&end));
 }

@@ -246,3 +246,34 @@ fn a_route_without_a_quorum_leaves_the_nodes_alone() {
         assert!(clients <= 2, "{clients} connections");
     }
 }
+
+#[test]
+fn the_log_and_the_status_tell_of_the_quorum() {
+    let Some(nodes) = Nodes::start(3) else { return };
+    let shop = Shop::start();
+    let proxy =
+        Proxy::start(&("workers: 1\naccess_log: { format: json }\n".to_owned() + &nodes.block() + &routes(&shop, "")));
+    warm(&proxy, "/tools/list");
+    let barrier = shop.hold("before", "/tools/add");
+    let running = later(&proxy, "POST", "/tools/add", "content-length: 0");
+    shop.waits_for("POST", "/tools/add");
+    proxy.get("/tools/list?marked");
+    barrier.open();
+    assert_eq!(running.join().unwrap().status, 200);
+    proxy.get("/tools/list");
+    let said = |uri: &str, word: &str| {
+        eventually(word, || {
+            let output = proxy.output();
+            let mut lines = output.lines().filter(|line| line.contains(&format!("\"uri\":\"{uri}\"")));
+            lines.next_back().is_some_and(|line| line.contains(&format!("\"consistency\":\"{word}\"")))
+        });
+    };
+    said("/tools/list?marked", "marked");
+    said("/tools/list", "changed");
+    warm(&proxy, "/tools/list");
+    said("/tools/list", "fresh");
+    let quorum = &proxy.admin_get("/api/status").json()["quorum"];
+    assert_eq!((&quorum["replicas"], &quorum["write"], &quorum["read"]), (&3.into(), &2.into(), &2.into()));
+    assert_eq!(quorum["routes"], serde_json::json!(["site"]));
+    assert!(quorum["tolerance"].as_str().unwrap().contains("writes go on with one node away"), "{quorum}");
+}
