@@ -18,7 +18,7 @@ use std::task::{Context, Poll, ready};
 pub(super) async fn send_marked(
     client: &Rc<QuorumClient>,
     dispatch: &mut Dispatch,
-    order: &MarkOrder,
+    order: &Rc<MarkOrder>,
     send: impl AsyncFnOnce(&mut Dispatch) -> Result<NodeResponse, Problem>,
 ) -> Result<NodeResponse, Problem> {
     let mark = order.begin(client).await.map_err(|MarkLost| write_refused())?;
@@ -45,7 +45,15 @@ pub(super) async fn send_marked(
         _ => Outcome::Unknown,
     };
     let is_final = matches!(&sent, Ok(Ok(response)) if !is_unknown(response.head.status()));
-    let may_leave = order.end(mark, outcome).await;
+    let may_leave = match &sent {
+        // Its client learns the same whatever the nodes say to the end.
+        Err(Lapsed) | Ok(Err(_)) if outcome == Outcome::Unknown => {
+            let order = Rc::clone(order);
+            tokio::task::spawn_local(async move { order.end(mark, outcome).await });
+            false
+        }
+        _ => order.end(mark, outcome).await,
+    };
     match sent {
         // The mark was too old for another attempt.
         Ok(Err(problem)) if is_sooner && problem.kind == ProblemKind::StoreUnavailable => match outcome {

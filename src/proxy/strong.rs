@@ -137,7 +137,12 @@ impl StrongRoutes {
     /// Returns the mark that a request needs which may change its target.
     pub(super) fn mark(&self, form: &Form<'_>, fields: &RequestFields) -> Option<Rc<MarkOrder>> {
         let query = Query { host: &form.host, path: &form.path, method: &Method::GET, fields };
-        let concerned = || self.routes.iter().filter(|route| route.table.find(query).is_some());
+        let concerned: SmallVec<[&MarkedRoute; 4]> =
+            self.routes.iter().filter(|route| route.table.find(query).is_some()).collect();
+        if concerned.is_empty() {
+            return None;
+        }
+        let concerned = || concerned.iter();
         let subject = GroupedRequest { form, fields };
         let groups = concerned().flat_map(|route| route.templates.iter().map(|template| template.group(&subject)));
         let slots = slots(groups, false);

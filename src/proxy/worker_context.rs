@@ -94,7 +94,10 @@ impl WorkerContext {
     /// Returns the connections; `None` where it needs none.
     pub(crate) fn follow_quorum(&self) -> Option<Rc<QuorumClient>> {
         self.with_snapshot(|snapshot| {
-            let strong = snapshot.strong.as_ref()?;
+            let Some(strong) = &snapshot.strong else {
+                self.quorum.get().iter().for_each(|client| client.rest());
+                return None;
+            };
             let client = self.quorum(&strong.rules);
             client.follow(&strong.rules);
             Some(client)

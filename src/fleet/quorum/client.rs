@@ -29,6 +29,8 @@ pub(crate) struct QuorumClient {
     pub(super) owed: Notify,
     /// It writes to the process's log.
     pub(super) speaks: bool,
+    /// A strong route needs it: its configuration is registered at the nodes.
+    pub(super) is_needed: Cell<bool>,
     /// A part of the names of writes, and the number of the last one.
     process: u64,
     last: Cell<u64>,
@@ -46,6 +48,7 @@ impl QuorumClient {
             debts: RefCell::default(),
             owed: Notify::new(),
             speaks,
+            is_needed: Cell::new(true),
             process: getrandom::u64().unwrap_or_else(|_| fastrand::u64(..)),
             last: Cell::new(0),
         }
@@ -53,6 +56,7 @@ impl QuorumClient {
 
     /// Goes on by other rules, of the same nodes.
     pub(crate) fn follow(&self, rules: &Arc<QuorumRules>) {
+        let has_rested = !self.is_needed.replace(true);
         self.rules.send_if_modified(|now| {
             let differs = !Arc::ptr_eq(now, rules)
                 && now.settings != rules.settings
@@ -60,8 +64,16 @@ impl QuorumClient {
             if differs {
                 *now = Arc::clone(rules);
             }
-            differs
+            // It registers at once.
+            differs || has_rested
         });
+    }
+
+    /// Registers no more, for no strong route is left: proxies with others would take its last one for one in force.
+    pub(crate) fn rest(&self) {
+        if self.is_needed.replace(false) {
+            self.metrics.consistency_config_skew.set(0);
+        }
     }
 
     /// Waits until W nodes of each slot can be reached, or for that long.

@@ -63,6 +63,9 @@ async fn register(
     connection: &Connection,
     rules: &QuorumRules,
 ) -> Result<(), String> {
+    if !client.is_needed.get() {
+        return Ok(());
+    }
     let sent = millis(clock::since_boot());
     let others = connection.register(rules).await?;
     link.registered.set(Some(sent));

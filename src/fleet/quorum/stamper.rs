@@ -23,7 +23,8 @@ pub(crate) struct Stamper(Mutex<Option<Started>>);
 
 struct Started {
     orders: mpsc::Sender<Order>,
-    rules: watch::Sender<Arc<QuorumRules>>,
+    /// `None` where no strong route is left.
+    rules: watch::Sender<Option<Arc<QuorumRules>>>,
 }
 
 impl Stamper {
@@ -31,11 +32,18 @@ impl Stamper {
     pub(crate) fn follow(&self, rules: &Arc<QuorumRules>, metrics: &Arc<Metrics>) {
         let mut started = self.0.lock();
         match &*started {
-            Some(started) => _ = started.rules.send_replace(Arc::clone(rules)),
+            Some(started) => _ = started.rules.send_replace(Some(Arc::clone(rules))),
             None => match start(rules, metrics) {
                 Ok(new) => *started = Some(new),
                 Err(error) => tracing::error!(%error, "purges cannot be stamped: no thread can be started"),
             },
+        }
+    }
+
+    /// Notes that no strong route is left.
+    pub(crate) fn rest(&self) {
+        if let Some(started) = &*self.0.lock() {
+            started.rules.send_replace(None);
         }
     }
 
@@ -52,7 +60,7 @@ impl Stamper {
 
 fn start(rules: &Arc<QuorumRules>, metrics: &Arc<Metrics>) -> std::io::Result<Started> {
     let (orders, mut queue) = mpsc::channel::<Order>(QUEUE);
-    let (sender, mut receiver) = watch::channel(Arc::clone(rules));
+    let (sender, mut receiver) = watch::channel(Some(Arc::clone(rules)));
     let (rules, metrics) = (Arc::clone(rules), Arc::clone(metrics));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     std::thread::Builder::new().name("stamps".to_owned()).spawn(move || {
@@ -68,7 +76,10 @@ fn start(rules: &Arc<QuorumRules>, metrics: &Arc<Metrics>) -> std::io::Result<St
                         let client = std::rc::Rc::clone(&client);
                         tokio::task::spawn_local(async move { done.send(client.stamp(&slots).await) });
                     }
-                    Ok(()) = receiver.changed() => client.follow(&Arc::clone(&receiver.borrow_and_update())),
+                    Ok(()) = receiver.changed() => match &*receiver.borrow_and_update() {
+                        Some(rules) => client.follow(rules),
+                        None => client.rest(),
+                    },
                 }
             }
         });

@@ -93,16 +93,16 @@ impl VerifiedRead {
         let check = client.look(&reads.rules, &slots_of(&self.requester.groups));
         check.settle().await;
         if check.standing() == Standing::Usable {
-            match self.look_up() {
-                Known::Response(hit) if is_fresh(&check, &hit) => {
-                    if let Some(reply) = self.serve(&hit) {
-                        self.count(reads, ReadResult::Fresh);
-                        return Looked::Serve(reply);
-                    }
-                }
-                // Other nodes may be those that its tag names, and a tag that names more is worth more.
-                _ => check.settle_all().await,
+            if let Known::Response(hit) = self.look_up()
+                && is_fresh(&check, &hit)
+                && let Some(reply) = self.serve(&hit)
+            {
+                self.count(reads, ReadResult::Fresh);
+                return Looked::Serve(reply);
             }
+            // Other nodes may be those that its tag names, and a tag that names more is worth more: also that of a
+            // validation.
+            check.settle_all().await;
         }
         let standing = check.standing();
         if let Some(look) = check.into_look() {

@@ -185,8 +185,9 @@ impl FleetMember {
     #[cfg(feature = "redis")]
     pub(super) fn reconfigure(&self, config: &Config, metrics: &Arc<Metrics>) {
         self.reconfigure_etcd(config);
-        if let Some(rules) = quorum_rules(config) {
-            self.stamper.follow(&rules, metrics);
+        match quorum_rules(config) {
+            Some(rules) => self.stamper.follow(&rules, metrics),
+            None => self.stamper.rest(),
         }
         if let (Some(control), Some(settings)) = (&self.control, bus_settings(config))
             && !control.is_another(&settings)

@@ -121,6 +121,25 @@ fn a_forgotten_mark_is_believed_to_be_there() {
     assert!(answer.status == 409 || read.text() == "v2", "{answer:?} {read:?}");
 }
 
+/// Nobody waits for nodes that are gone before he learns that the outcome of his write is unknown.
+#[test]
+fn a_write_without_nodes_is_answered_when_its_mark_lapses() {
+    let Some(mut nodes) = Nodes::start(3) else { return };
+    let shop = Shop::start();
+    let proxy = nodes.proxy(&shop, "");
+    warm(&proxy, "/tools/list");
+    let barrier = shop.hold("before", "/tools/add");
+    let writing = later(&proxy, "POST", "/tools/add", "content-length: 0");
+    shop.waits_for("POST", "/tools/add");
+    let lost = std::time::Instant::now();
+    (0..2).for_each(|node| nodes.nodes[node].lose());
+    let answer = writing.join().unwrap();
+    assert_eq!((answer.status, answer.problem().as_str()), (409, "outcome-unknown"), "{answer:?}");
+    // A lease is 3 s; the wait for the end would be another one.
+    assert!(lost.elapsed() < Duration::from_millis(5500), "{:?}", lost.elapsed());
+    barrier.open();
+}
+
 #[test]
 fn hits_go_on_while_a_node_has_just_restarted() {
     let Some(mut nodes) = Nodes::start(3) else { return };

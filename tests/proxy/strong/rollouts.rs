@@ -27,6 +27,24 @@ fn proxies_with_other_groups_send_reads_to_the_origin() {
     assert_eq!(old.get("/tools/list").text(), "v2");
 }
 
+/// A proxy that has no strong route any more says so: others do not wait for it.
+#[test]
+fn a_proxy_without_strong_routes_is_in_nobodys_way() {
+    let Some(nodes) = Nodes::start(3) else { return };
+    let shop = Shop::start();
+    let old = nodes.proxy(&shop, "");
+    let other = Proxy::start(&(nodes.block() + &routes(&shop, "").replace("{path:1}", "{path:2}")));
+    eventually("skew", || old.metric(SKEW) == 1.0 && other.metric(SKEW) == 1.0);
+    other.reconfigure(&(nodes.block() + &shop.origin.configuration("")));
+    warm(&old, "/tools/list");
+    eventually("the end of the skew", || old.metric(SKEW) == 0.0 && other.metric(SKEW) == 0.0);
+    // It takes part again at once.
+    other.reconfigure(&(nodes.block() + &routes(&shop, "")));
+    warm(&other, "/tools/list");
+    assert_eq!(other.send("POST", "/tools/add", "content-length: 0").status, 200);
+    assert_eq!(old.get("/tools/list").text(), "v2");
+}
+
 #[test]
 fn a_reload_with_other_groups_loses_no_write() {
     let Some(nodes) = Nodes::start(3) else { return };
