@@ -85,7 +85,7 @@ part("a dying node and a refused reload stand on the first page as they happen",
   await sees(page, "all well");
   const { port } = nodes[1];
   nodes[1].end();
-  await sees(page, /Node app-2 of app is (unhealthy|ejected)/);
+  await sees(page, /Node app-2 of the pool app is (unhealthy|ejected)/);
   nodes[1] = await new nodes[1].constructor(4).start(port);
   await eventually("the node to be well again", async () => (await page.locator(".attention").textContent()).includes("app-2") === false);
   proxy.write(shop(nodes, { more: "  - { name: broken, pool: nowhere }\n" }));
@@ -231,8 +231,9 @@ part("three nodes and three hundred are readable", async () => {
 
 part("a slow node is named, with the time since when", async () => {
   const page = await open("#/");
-  await sees(page, /Node app-3 of app is slow: half of its requests take over \d+ ms, elsewhere .* since \d\d:\d\d:\d\d/, 30000);
-  assert(!(await page.locator(".attention").textContent()).match(/Node (?!app-3)\S+ of \S+ is slow/), "another node is called slow");
+  await sees(page, /Node app-3 of the pool app is slow: half of its requests take over \d+ ms, elsewhere .* since \d\d:\d\d:\d\d/, 30000);
+  await sees(page, "app-3 is slow");
+  assert(!(await page.locator(".attention").textContent()).match(/Node (?!app-3)\S+ of the pool \S+ is slow/), "another node is called slow");
   await page.context().close();
 });
 

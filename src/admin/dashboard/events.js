@@ -15,7 +15,7 @@ const WORDS = {
   saga_decided: (it) => ["info", `${it.by} decided on the saga ${it.id}: ${it.decision}`],
   drain: () => ["warn", "The proxy drains and will end"],
   certificate: (it) => ["info", `The certificate ${it.name} is in use`],
-  store: (it) => (it.working ? ["good", `The store ${it.store} works`] : ["bad", `The store ${it.store} does not work: ${it.error ?? ""}`]),
+  store: (it) => (it.working ? ["good", `The idempotency store (${it.store}) works`] : ["bad", `The idempotency store (${it.store}) does not work: ${it.error ?? ""}`]),
 };
 
 export function eventLine(event) {

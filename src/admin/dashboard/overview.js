@@ -6,7 +6,7 @@ import { chart } from "./charts.js";
 import { eventLine } from "./events.js";
 import { poolsView } from "./pool.js";
 import { standing } from "./ring.js";
-import { rateOf, recentOf, slowNodes, state, totals } from "./state.js";
+import { rateOf, recentOf, slowNodes, slowSince, state, totals } from "./state.js";
 
 const DAY = 86400;
 
@@ -22,19 +22,18 @@ export function attention() {
   };
   if (status.draining) found.push(["warn", "The proxy drains and will end", null]);
   for (const it of pools) {
-    if (!it.usable) found.push(["bad", `${it.name} has no usable node`, pool(it.name)]);
-    else if (it.panic) found.push(["bad", `${it.name} is in panic: so few nodes are well that health is ignored`, pool(it.name)]);
+    if (!it.usable) found.push(["bad", `The pool ${it.name} has no usable node`, pool(it.name)]);
+    else if (it.panic) found.push(["bad", `The pool ${it.name} is in panic: so few nodes are well that health is ignored`, pool(it.name)]);
     for (const node of it.nodes) {
       const [kind, words] = standing(node);
       if (kind !== "bad") continue;
       const cause = node.ejected_for_seconds === null ? "node_health" : "node_ejection";
-      found.push(["bad", `Node ${node.id} of ${it.name} is ${words}${since(cause, node.id, it.name)}`, pool(it.name, node.id)]);
+      found.push(["bad", `Node ${node.id} of the pool ${it.name} is ${words}${since(cause, node.id, it.name)}`, pool(it.name, node.id)]);
     }
-    if (it.discovery && !it.discovery.success) found.push(["warn", `Discovery of ${it.name} fails: ${it.discovery.error}`, pool(it.name)]);
+    if (it.discovery && !it.discovery.success) found.push(["warn", `Discovery of the pool ${it.name} fails: ${it.discovery.error}`, pool(it.name)]);
   }
   for (const slow of slowNodes()) {
-    const seconds = (Date.now() - slow.since) / 1000;
-    found.push(["warn", `Node ${slow.node} of ${slow.pool} is slow: half of its requests take over ${milliseconds(slow.p50)}, elsewhere ${milliseconds(slow.base)}, ${slow.isOlder ? `for over ${span(seconds)}` : `since ${clock(slow.since)} (${span(seconds)})`}`, pool(slow.pool, slow.node)]);
+    found.push(["warn", `Node ${slow.node} of the pool ${slow.pool} is slow: half of its requests take over ${milliseconds(slow.p50)}, elsewhere ${milliseconds(slow.base)}, ${slowSince(slow)}`, pool(slow.pool, slow.node)]);
   }
   if (!status.last_reload.success) found.push(["bad", `The file is not in force: ${status.last_reload.error}`, "#/config"]);
   if (status.idempotency && !status.idempotency.up) found.push(["bad", "The idempotency store takes no claims", "#/once"]);
@@ -46,7 +45,7 @@ export function attention() {
   }
   if (status.last_reload.needs_restart.length) found.push(["warn", `A restart is needed for ${status.last_reload.needs_restart.join(", ")}`, "#/config"]);
   const warnings = check?.findings.filter((it) => it.severity === "warning").length ?? 0;
-  if (warnings) found.push(["warn", `The file has ${plural(warnings, "warning")}`, "#/config"]);
+  if (warnings) found.push(["warn", `The configuration file has ${plural(warnings, "warning")}`, "#/config"]);
   const order = { bad: 0, warn: 1 };
   return found.sort((a, b) => order[a[0]] - order[b[0]]);
 }

@@ -4,7 +4,7 @@
 import { get } from "./api.js";
 import { nodeState } from "./actions.js";
 import { badge, empty, h, section, setText, show, uniqueId } from "./dom.js";
-import { milliseconds, number, percent, plural, rate } from "./format.js";
+import { clock, milliseconds, number, percent, plural, rate } from "./format.js";
 import { sparkline } from "./charts.js";
 import { ring, standing } from "./ring.js";
 import { errorShare, nodeKey, rateOf, recentOf, slowNodes, state } from "./state.js";
@@ -30,7 +30,7 @@ function measured(pool) {
 
 function reason(node) {
   const parts = [];
-  if (node.slow) parts.push(`slow: p50 ${milliseconds(node.slow.p50)}, the others ${milliseconds(node.slow.base)}`);
+  if (node.slow) parts.push(`p50 ${milliseconds(node.slow.p50)}, the others ${milliseconds(node.slow.base)}${node.slow.isOlder ? "" : `, since ${clock(node.slow.since)}`}`);
   if (node.unresolved) parts.push(node.unresolved);
   if (node.ejected_for_seconds > 0) parts.push(`ejected for another ${Math.ceil(node.ejected_for_seconds)} s, as requests failed`);
   if (node.health_check?.error) parts.push(`last check: ${node.health_check.error}`);
@@ -177,7 +177,9 @@ export function poolView(name, params) {
       readSlices(pool);
       followKey(rows);
       const ups = rows.filter((row) => ["good", "info"].includes(standing(row)[0])).length;
+      const slow = rows.filter((row) => row.slow);
       const lines = [
+        ...slow.map((row) => [`${row.id} is slow`, "warn"]),
         [`${ups} of ${rows.length} nodes take new keys`, ups === rows.length ? "good" : ups ? "warn" : "bad"],
         [pool.panic ? "In panic: so few nodes are well that health is ignored" : "Health is respected", pool.panic ? "bad" : "good"],
         [pool.queued ? `${plural(pool.queued, "request waits", "requests wait")} for a node with room` : "No request waits for room", pool.queued ? "warn" : "good"],
@@ -198,11 +200,17 @@ export function poolsView() {
     element: h("div", {}, list, nothing),
     update() {
       nothing.hidden = state.pools.length > 0 || !state.status;
-      show(list, state.pools.map((pool) => [pool.name, pool.nodes.map((node) => standing(node))]), () => state.pools.map((pool) => {
-        const kinds = pool.nodes.map((node) => standing(node)[0]);
-        const ill = kinds.filter((kind) => kind !== "good" && kind !== "info").length;
-        const kind = pool.usable ? (ill ? "warn" : "good") : "bad";
-        const words = pool.usable ? (ill ? `${ill} of ${kinds.length} nodes take no new keys` : "all nodes well") : "no usable node";
+      const all = slowNodes();
+      const slowIn = (pool) => all.filter((it) => it.pool === pool.name).map((it) => it.node);
+      show(list, state.pools.map((pool) => [pool.name, pool.nodes.map((node) => standing(node)), slowIn(pool)]), () => state.pools.map((pool) => {
+        const slow = slowIn(pool);
+        const ill = pool.nodes.filter((node) => !["good", "info"].includes(standing(node)[0])).length;
+        const kinds = pool.nodes.map((node) => (standing(node)[0] === "good" && slow.includes(node.id) ? "warn" : standing(node)[0]));
+        const faults = [];
+        if (ill) faults.push(`${ill} of ${kinds.length} nodes take no new keys`);
+        if (slow.length) faults.push(slow.length === 1 ? `${slow[0]} is slow` : `${slow.length} nodes are slow`);
+        const kind = pool.usable ? (faults.length ? "warn" : "good") : "bad";
+        const words = pool.usable ? faults.join(", ") || "all nodes well" : "no usable node";
         const dots = h("span", { class: "dots", "aria-hidden": "true" }, kinds.slice(0, 60).map((it) => h("i", { class: it })));
         return h("li", {}, h("a", { class: "card", href: `#/pools/${encodeURIComponent(pool.name)}` },
           h("strong", {}, pool.name), badge(kind, words), dots, h("small", {}, plural(pool.nodes.length, "node"))));

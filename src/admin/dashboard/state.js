@@ -1,6 +1,7 @@
 // What the page knows of the proxy: read from the API, kept in one place, handed to the view.
 
 import { get, stream } from "./api.js";
+import { clock, span } from "./format.js";
 
 export const KEPT = 180;
 const MAX_EVENTS = 400;
@@ -205,6 +206,12 @@ const median = (values) => {
   const sorted = [...values].sort((a, b) => a - b);
   return sorted.length ? sorted[Math.floor((sorted.length - 1) / 2)] : null;
 };
+
+// Since when a slow node is slow, in words.
+export function slowSince({ since, isOlder }) {
+  const seconds = (Date.now() - since) / 1000;
+  return isOlder ? `for over ${span(seconds)}` : `since ${clock(since)} (${span(seconds)})`;
+}
 
 // How much slower than usual a node must be to count as slow, and how many samples must say so.
 const [FACTOR, LEAST_MS, LEAST_SAMPLES] = [3, 20, 3];

@@ -1,9 +1,9 @@
 // Rates, latency and errors of the last fifteen minutes, by route and by node.
 
-import { h, section, setText } from "./dom.js";
+import { badge, h, section, setText, show } from "./dom.js";
 import { milliseconds, percent, rate } from "./format.js";
 import { chart, sparkline } from "./charts.js";
-import { errorShare, nodeKey, rateOf, recentOf, state } from "./state.js";
+import { errorShare, nodeKey, rateOf, recentOf, slowNodes, state } from "./state.js";
 import { table } from "./table.js";
 
 function seriesTable({ caption, of, link, filter, nothing, choose }) {
@@ -19,7 +19,11 @@ function seriesTable({ caption, of, link, filter, nothing, choose }) {
     sort: { by: "rate", down: true },
     columns: [
       { name: "name", title: of, value: (row) => row.name, text: (row) => row.name,
-        cell: (row) => ({ element: h("button", { type: "button", class: "link", on: { click: () => choose(row.key) } }, row.name), update: () => {} }) },
+        cell: (row) => {
+          const mark = h("span", {});
+          const update = ({ slow }) => show(mark, slow, () => (slow ? [" ", badge("warn", "slow")] : []));
+          return { element: h("span", {}, h("button", { type: "button", class: "link", on: { click: () => choose(row.key) } }, row.name), mark), update };
+        } },
       { name: "rate", title: "Now", numeric: true, value: (row) => row.rate ?? 0, text: (row) => rate(row.rate) },
       { name: "rates", title: "Requests, 15 min", cell: spark("a", (row) => row.series.requests) },
       { name: "p50", title: "p50", numeric: true, value: (row) => row.p50, text: (row) => milliseconds(row.p50) },
@@ -61,7 +65,11 @@ export function trafficView(params) {
 
   function update() {
     const routeRows = [...state.routes.values()].map((series) => row(series.route, series.route === "none" ? "none (no route matched)" : series.route, series));
-    const nodeRows = [...state.nodes.values()].map((series) => row(nodeKey(series.pool, series.node), `${series.pool} / ${series.node}`, series));
+    const slow = new Set(slowNodes().map((it) => nodeKey(it.pool, it.node)));
+    const nodeRows = [...state.nodes.values()].map((series) => {
+      const key = nodeKey(series.pool, series.node);
+      return { ...row(key, `${series.pool} / ${series.node}`, series), slow: slow.has(key) };
+    });
     routes.update(routeRows);
     nodes.update(nodeRows);
     const busiest = [...routeRows].sort((a, b) => (b.rate ?? 0) - (a.rate ?? 0))[0];
