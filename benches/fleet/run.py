@@ -1,15 +1,17 @@
 #!/usr/bin/env python3
-"""How long a purge takes to the last of three proxies: healthy, after a cut of 30 s, and in a burst.
+"""How long a purge takes to the last of three proxies: healthy, after a cut of 30 s, and in a burst; and what the origin
+gets while a proxy is cut off from the bus.
 
-    run.py            # 1,000 purges, 3 cuts of 30 s, a burst of 10,000
-    run.py --smoke    # 50 purges, a cut of 3 s, a burst of 500: does the script work?
+    run.py            # 1,000 purges, 3 cuts of 30 s, a burst of 10,000, a gap over 5,000 objects
+    run.py --smoke    # 50 purges, a cut of 3 s, a burst of 500, a gap over 500: does the script work?
     run.py --nodes 3  # with three Redis servers, of which two must have an event
 
 Three proxies before an nginx share a bus. A purge is sent to the first one; its answer comes once all three have applied
 it, and a request to each then checks that what was purged is not served. The cut is of the third proxy's links to the
-bus: measured is the time from its end until that proxy has heard every purge meanwhile. It needs Linux, nginx and
-redis-server, not root. Exit codes: 0 done, 1 a broken run or a purged object served, 2 wrong usage, 3 a program is
-missing.
+bus: measured is the time from its end until that proxy has heard every purge meanwhile. At the end the third proxy is
+cut off again, and 32 clients ask it for the objects that it has stored, each of which must be validated: counted is what
+reaches the origin in each second. It needs Linux, nginx and redis-server, not root. Exit codes: 0 done, 1 a broken run or
+a purged object served, 2 wrong usage, 3 a program is missing.
 """
 
 import argparse
@@ -108,11 +110,19 @@ class Proxy:
         fleet = self.fleet()
         return not fleet["bus"]["open_gap"] and len(fleet["members"]) == PROXIES
 
-    def heard(self):
+    def metric(self, series):
+        """The sum of all series whose names and labels begin like this."""
         page = harness.fetch(self.admin, "GET", "/metrics")[2]
         page = page.decode() if isinstance(page, bytes) else page
-        series = 'ringway_fleet_events_total{direction="heard",kind="purge"} '
-        return sum(int(float(line.removeprefix(series))) for line in page.splitlines() if line.startswith(series))
+        return sum(int(float(line.split()[-1])) for line in page.splitlines() if line.startswith(series))
+
+    def heard(self):
+        return self.metric('ringway_fleet_events_total{direction="heard",kind="purge"}')
+
+    def asked(self):
+        """The requests that went to the origin, and those of them that passed by the cache."""
+        return (self.metric("ringway_upstream_requests_total{"),
+                self.metric('ringway_cache_requests_total{result="pass"'))
 
     def is_hit(self, path):
         return "hit" in harness.fetch(self.http, "GET", path)[1]["cache-status"]
@@ -120,6 +130,45 @@ class Proxy:
     def purge(self, path):
         body = json.dumps({"url": path})
         return json.loads(harness.fetch(self.admin, "POST", "/api/cache/purge", body)[2])["heard_by"]
+
+
+def ask_all(port, paths, first, step):
+    client = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    with contextlib.closing(client):
+        for path in paths[first::step]:
+            client.request("GET", path)
+            client.getresponse().read()
+
+
+def behind_a_gap(proxy, count):
+    """Returns the requests a second of clients, and the most validations and requests that the origin got in a second."""
+    paths = [f"/gap/{number}" for number in range(count)]
+    ask_all(proxy.http, paths, 0, 1)
+    for link in proxy.links:
+        link.cut(True)
+    harness.wait_for(lambda: proxy.fleet()["bus"]["open_gap"], "the gap is not noticed")
+    seen, done = [(time.monotonic(), *proxy.asked())], threading.Event()
+
+    def watch():
+        while not done.wait(0.1):
+            seen.append((time.monotonic(), *proxy.asked()))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    begin, rounds = time.monotonic(), 0
+    with concurrent.futures.ThreadPoolExecutor(32) as pool:
+        while time.monotonic() < begin + 3:
+            list(pool.map(lambda first: ask_all(proxy.http, paths, first, 32), range(32)))
+            rounds += 1
+    elapsed = time.monotonic() - begin
+    done.set()
+    watcher.join()
+    peaks = [(asked - before - (passed - passed_before), asked - before)
+             for time_before, before, passed_before in seen
+             for now, asked, passed in seen if 0.9 <= now - time_before <= 1.1]
+    for link in proxy.links:
+        link.cut(False)
+    return rounds * count / elapsed, max((it[0] for it in peaks), default=0), max((it[1] for it in peaks), default=0)
 
 
 def percentile(values, share):
@@ -187,6 +236,7 @@ def main():
     parser.add_argument("--smoke", action="store_true", help="few purges, a short cut, a small burst")
     args = parser.parse_args()
     purges, cuts, seconds, burst_size = (50, 1, 3, 500) if args.smoke else (args.purges, 3, 30, 10_000)
+    objects = 500 if args.smoke else 5_000
     harness.end_well()
     harness.require("nginx", "redis-server", str(args.binary))
     with contextlib.ExitStack() as stack:
@@ -213,12 +263,15 @@ def main():
         if [proxy.fleet()["bus"]["doubts"] for proxy in proxies] != doubts:
             raise harness.BenchError("stored responses came in doubt without a fault")
         delays = [after_a_cut(proxies, seconds) for _ in range(cuts)]
+        pressure, validations, asked = behind_a_gap(proxies[-1], objects)
     print(f"healthy: {purges} purges reached the last of {PROXIES} proxies in {percentile(times, 0.5) * 1e3:.1f} ms "
           f"(median), {percentile(times, 0.99) * 1e3:.1f} ms (p99)")
     print(f"burst: {burst_size} purges at {burst_size / pace:.0f} a second; the last proxy had the last one "
           f"{rest * 1e3:.0f} ms after its answer")
     print(f"after a cut of {seconds} s: the last proxy had all purges {max(delays) * 1e3:.0f} ms after its end (slowest of "
           f"{cuts})")
+    print(f"a gap over {objects} objects at {pressure:.0f} requests a second: the origin got at most {validations} "
+          f"validations in a second, and {asked} requests with those beyond their bound")
 
 
 if __name__ == "__main__":

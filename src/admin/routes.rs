@@ -171,6 +171,10 @@ async fn change(
         ["api", "fleet", process, "forget"] => {
             place.working(fleet::forget(control, process)).await.map(|result| as_json(&result))
         }
+        ["api", "reload" | "drain"] if scope == Scope::Fleet => {
+            let detail = "a reload and a drain are for one proxy: `scope=fleet` is for the states of nodes";
+            Err(bad_decision(detail.to_owned()))
+        }
         ["api", "reload"] => match place.working(control.reload()).await {
             Ok(said) => Ok(as_json(&CommandResult::success().with_detail(said))),
             Err(said) => Err(Problem::new(ProblemKind::ReloadFailed, said)),

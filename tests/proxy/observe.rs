@@ -150,6 +150,11 @@ fn the_admin_listener_tells_what_runs() {
     assert_eq!(proxy.admin_get("/api/nothing").status, 404);
     assert_eq!(proxy.admin_get("/api/pools/none/ring?key=k").status, 404);
     assert_eq!(proxy.admin_get("/api/pools/app/ring").status, 400);
+    // An order for one proxy is not taken for one to all.
+    for path in ["/api/drain?scope=fleet", "/api/reload?scope=fleet", "/api/reload?scope=all"] {
+        assert_eq!(proxy.admin_post(path, "").status, 400, "{path}");
+    }
+    assert_eq!(proxy.admin_get("/api/status").json()["draining"], false);
 }
 
 #[test]
