@@ -209,11 +209,10 @@ export function poolsView() {
         const faults = [];
         if (ill) faults.push(`${ill} of ${kinds.length} nodes take no new keys`);
         if (slow.length) faults.push(slow.length === 1 ? `${slow[0]} is slow` : `${slow.length} nodes are slow`);
-        const kind = pool.usable ? (faults.length ? "warn" : "good") : "bad";
-        const words = pool.usable ? faults.join(", ") || "all nodes well" : "no usable node";
+        const well = faults.length ? faults.map((text) => badge("warn", text)) : [badge("good", "all nodes well")];
         const dots = h("span", { class: "dots", "aria-hidden": "true" }, kinds.slice(0, 60).map((it) => h("i", { class: it })));
         return h("li", {}, h("a", { class: "card", href: `#/pools/${encodeURIComponent(pool.name)}` },
-          h("strong", {}, pool.name), badge(kind, words), dots, h("small", {}, plural(pool.nodes.length, "node"))));
+          h("strong", {}, pool.name), pool.usable ? well : badge("bad", "no usable node"), dots, h("small", {}, plural(pool.nodes.length, "node"))));
       }));
     },
   };
