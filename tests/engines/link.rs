@@ -3,7 +3,7 @@
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 /// The faults that are on.
@@ -19,13 +19,16 @@ struct Faults {
     delay: AtomicU64,
     /// Bytes from the engine after which the connection is reset.
     cut_after: AtomicUsize,
+    /// The link is gone.
+    is_over: AtomicBool,
 }
 
 /// A link to an address.
 pub(crate) struct Link {
     address: SocketAddr,
     faults: Arc<Faults>,
-    connections: Arc<Mutex<Vec<TcpStream>>>,
+    /// The ends of the connections, which live as long as their threads.
+    connections: Arc<Mutex<Vec<Weak<TcpStream>>>>,
 }
 
 impl Link {
@@ -39,10 +42,13 @@ impl Link {
         let listener = TcpListener::bind(address).unwrap();
         let address = listener.local_addr().unwrap();
         let faults = Arc::new(Faults { cut_after: AtomicUsize::new(usize::MAX), ..Faults::default() });
-        let connections: Arc<Mutex<Vec<TcpStream>>> = Arc::default();
+        let connections: Arc<Mutex<Vec<Weak<TcpStream>>>> = Arc::default();
         let (there, open) = (Arc::clone(&faults), Arc::clone(&connections));
         std::thread::spawn(move || {
             for client in listener.incoming().flatten() {
+                if there.is_over.load(Ordering::Relaxed) {
+                    return;
+                }
                 if there.is_cut.load(Ordering::Relaxed) {
                     reset(&client);
                     continue;
@@ -51,15 +57,16 @@ impl Link {
                     reset(&client);
                     continue;
                 };
+                let (client, engine) = (Arc::new(client), Arc::new(engine));
                 let mut open = open.lock().unwrap_or_else(PoisonError::into_inner);
+                open.retain(|stream| stream.strong_count() > 0);
                 for stream in [&client, &engine] {
                     let _ = stream.set_nodelay(true);
-                    open.extend(stream.try_clone());
+                    open.push(Arc::downgrade(stream));
                 }
                 drop(open);
-                let pair = (client.try_clone().unwrap(), engine.try_clone().unwrap());
-                pump(client, engine, Arc::clone(&there), true);
-                pump(pair.1, pair.0, Arc::clone(&there), false);
+                pump(Arc::clone(&client), Arc::clone(&engine), Arc::clone(&there), true);
+                pump(engine, client, Arc::clone(&there), false);
             }
         });
         Link { address, faults, connections }
@@ -74,7 +81,7 @@ impl Link {
         self.faults.is_cut.store(is_cut, Ordering::Relaxed);
         if is_cut {
             let mut open = self.connections.lock().unwrap_or_else(PoisonError::into_inner);
-            for stream in open.drain(..) {
+            for stream in open.drain(..).filter_map(|stream| stream.upgrade()) {
                 reset(&stream);
                 let _ = stream.shutdown(Shutdown::Both);
             }
@@ -102,11 +109,20 @@ impl Link {
     }
 }
 
+impl Drop for Link {
+    fn drop(&mut self) {
+        self.cut(true);
+        self.faults.is_over.store(true, Ordering::Relaxed);
+        // Wakes the thread that accepts.
+        let _ = TcpStream::connect(self.address);
+    }
+}
+
 /// Passes bytes on in one direction, with the faults that are on.
-fn pump(mut from: TcpStream, mut to: TcpStream, faults: Arc<Faults>, is_request: bool) {
+fn pump(from: Arc<TcpStream>, to: Arc<TcpStream>, faults: Arc<Faults>, is_request: bool) {
     std::thread::spawn(move || {
         let mut buffer = [0; 16 << 10];
-        while let Ok(length @ 1..) = from.read(&mut buffer) {
+        while let Ok(length @ 1..) = (&*from).read(&mut buffer) {
             let holds = if is_request { &faults.holds_requests } else { &faults.holds_replies };
             while holds.load(Ordering::Relaxed) && !faults.is_cut.load(Ordering::Relaxed) {
                 std::thread::sleep(Duration::from_millis(1));
@@ -128,7 +144,7 @@ fn pump(mut from: TcpStream, mut to: TcpStream, faults: Arc<Faults>, is_request:
                     faults.cut_after.store(left - length, Ordering::Relaxed);
                 }
             }
-            if to.write_all(&buffer[..passed]).is_err() || passed < length {
+            if (&*to).write_all(&buffer[..passed]).is_err() || passed < length {
                 break;
             }
         }
