@@ -95,7 +95,9 @@ part("a dying node and a refused reload stand on the first page as they happen",
   proxy.write(shop(nodes));
   await sees(page, "in force");
   await page.context().close();
-  // For the last part: a slow time needs three samples of five seconds.
+  // For the last part: a slow time needs three samples of five seconds, and some before it for its begin to be known.
+  const hasBefore = async () => (await proxy.get("/api/history?after=0")).newest >= 6;
+  await eventually("samples of the time before", hasBefore, 40000);
   nodes[2].delay = 120;
 });
 

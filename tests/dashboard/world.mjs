@@ -14,8 +14,8 @@ const PATIENCE = 20000;
 export const sleep = (milliseconds) => new Promise((resolve) => setTimeout(resolve, milliseconds));
 
 // Waits until a condition holds.
-export async function eventually(what, holds) {
-  const deadline = Date.now() + PATIENCE;
+export async function eventually(what, holds, within = PATIENCE) {
+  const deadline = Date.now() + within;
   for (;;) {
     if (await holds()) return;
     if (Date.now() > deadline) throw new Error(`${what} did not happen`);
