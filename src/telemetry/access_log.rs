@@ -335,7 +335,7 @@ pub(super) mod tests {
         let names: Vec<&'static str> = parsed.keys().map(|name| &*name.clone().leak()).collect();
         write_fields(&mut line, &entry(), &names);
         let chosen: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(&line).unwrap();
-        assert_eq!((chosen.len(), names.len()), (23, 23));
+        assert_eq!((chosen.len(), names.len()), (24, 24));
         for (name, value) in parsed.iter().filter(|(name, _)| *name != "time") {
             assert_eq!(chosen[name], *value, "{name}");
         }
