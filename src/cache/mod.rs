@@ -54,9 +54,9 @@ use tokio::sync::Notify;
 /// The time for which the requests of a group go to the nodes one by one after a response that cannot be shared.
 const PASS: Milliseconds = 10_000;
 
-/// The most validations of responses in doubt that begin in a tenth of a second; other requests for such responses go to
-/// the nodes.
-const VALIDATIONS: u32 = 100;
+/// The most validations of responses in doubt that begin in a second; other requests for such responses go to the
+/// nodes.
+const VALIDATIONS: u32 = 1000;
 
 /// The pause between two sweeps.
 const SWEEP_PAUSE: Duration = Duration::from_secs(1);
@@ -74,10 +74,10 @@ pub(crate) struct Cache {
     validations: Validations,
 }
 
-/// The validations of responses in doubt that have begun in a tenth of a second.
+/// The validations of responses in doubt that have begun in a second.
 #[derive(Default)]
 struct Validations {
-    tenth: AtomicI64,
+    second: AtomicI64,
     begun: AtomicU32,
 }
 
@@ -243,8 +243,8 @@ impl Cache {
             // Another request has begun it; this one joins.
             return true;
         }
-        let tenth = now / 100;
-        if self.validations.tenth.swap(tenth, Ordering::Relaxed) != tenth {
+        let second = now / 1000;
+        if self.validations.second.swap(second, Ordering::Relaxed) != second {
             self.validations.begun.store(0, Ordering::Relaxed);
         }
         let may = self.validations.begun.fetch_add(1, Ordering::Relaxed) < VALIDATIONS;

@@ -418,9 +418,9 @@ fn validations_of_a_store_in_doubt_begin_at_a_bounded_rate() {
     };
     let count = |at| orders.iter().filter(|order| may(order, at)).count();
     assert_eq!(count(5_000), VALIDATIONS as usize);
-    // Those that have begun are joined, which costs nothing; the others wait for the next tenth.
-    assert_eq!(count(5_099), VALIDATIONS as usize);
-    assert_eq!(count(5_100), VALIDATIONS as usize + 10);
+    // Those that have begun are joined, which costs nothing; the others wait for the next second.
+    assert_eq!(count(5_999), VALIDATIONS as usize);
+    assert_eq!(count(6_000), VALIDATIONS as usize + 10);
 }
 
 #[test]
