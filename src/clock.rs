@@ -4,11 +4,13 @@
 //!   backwards, so a decision that must be right uses a clock that is never set.
 //! - [`BootTime`]: continues while the machine sleeps, for claims that other processes time too.
 //! - [`steady_millis`]: an [`Instant`] as a number that fits into an atomic. Deadlines use [`Instant`] itself.
+//! - [`turn_time`]: the time of a task's turn, for what happens in it. A turn reads the clock once, not at each step.
 //!
 //! Debug builds read `RINGWAY_CLOCK_OFFSET`, a signed number of seconds that is added to the wall clock of the process,
 //! so that a test runs proxies whose clocks disagree. (The checks of certificates inside rustls use the real time.)
 
 use rustix::time::{ClockId, clock_gettime};
+use std::cell::Cell;
 use std::sync::{LazyLock, OnceLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -91,9 +93,72 @@ pub(crate) fn steady_millis(at: Instant) -> SteadyMillis {
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX - 1) + 1
 }
 
+thread_local! {
+    static TURN: Cell<Time> = const { Cell::new(Time::Unshared) };
+}
+
+/// What [`turn_time`] returns.
+#[derive(Clone, Copy)]
+enum Time {
+    /// The time of the call.
+    Unshared,
+    /// The time of the first call, which is still to come.
+    Unread,
+    At(Instant),
+}
+
+/// A turn of a task: a poll in which nothing waits. While it lives, [`turn_time`] returns one time on this thread.
+pub(crate) struct Turn(());
+
+impl Turn {
+    pub(crate) fn begin() -> Turn {
+        TURN.set(Time::Unread);
+        Turn(())
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        TURN.set(Time::Unshared);
+    }
+}
+
+/// Returns the time at which this was first asked for in the task's turn; outside of a turn, the present time. For times
+/// of activity and deadlines: it is as much too early as the turn has taken since, some microseconds.
+pub(crate) fn turn_time() -> Instant {
+    match TURN.get() {
+        Time::At(time) => time,
+        Time::Unread => new_turn_time(),
+        Time::Unshared => Instant::now(),
+    }
+}
+
+/// Returns the present time, which is the turn's from here on. For the end of what is measured.
+pub(crate) fn new_turn_time() -> Instant {
+    let now = Instant::now();
+    if !matches!(TURN.get(), Time::Unshared) {
+        TURN.set(Time::At(now));
+    }
+    now
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_turn_has_one_time_until_it_is_read_anew() {
+        let turn = Turn::begin();
+        let first = turn_time();
+        while Instant::now() == first {}
+        assert_eq!(turn_time(), first);
+        let end = new_turn_time();
+        assert!(end > first);
+        assert_eq!(turn_time(), end);
+        drop(turn);
+        while Instant::now() == end {}
+        assert!(turn_time() > end, "no turn has its time from the one before");
+    }
 
     #[test]
     fn the_wall_is_off_by_the_offset() {

@@ -5,7 +5,17 @@ use bytes::Bytes;
 use http::header::Entry;
 use http::{HeaderMap, HeaderValue};
 
-const HEX: &[u8; 16] = b"0123456789abcdef";
+/// The two hexadecimal digits of every byte.
+const HEX: [[u8; 2]; 256] = {
+    let digits = b"0123456789abcdef";
+    let mut all = [[0; 2]; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        all[byte] = [digits[byte >> 4], digits[byte & 15]];
+        byte += 1;
+    }
+    all
+};
 
 /// Sets the identifiers in the fields for the node: those of the client where they are well-formed, otherwise new ones.
 /// The proxy is always a span of its own.
@@ -51,8 +61,7 @@ fn value(text: Bytes) -> HeaderValue {
 
 fn write_hex(out: &mut [u8], number: u64) {
     for (digits, byte) in out.chunks_exact_mut(2).zip(number.to_be_bytes()) {
-        digits[0] = HEX[usize::from(byte >> 4)];
-        digits[1] = HEX[usize::from(byte & 15)];
+        digits.copy_from_slice(&HEX[usize::from(byte)]);
     }
 }
 

@@ -1,6 +1,7 @@
 //! A TCP socket that joins the reactor only when something has to wait for it. A connection that is accepted together
 //! with its one request is read, answered and closed without that.
 
+use socket2::SockRef;
 use std::cell::RefCell;
 use std::io::{self, IoSlice, Write};
 use std::mem::MaybeUninit;
@@ -9,7 +10,7 @@ use std::os::fd::AsFd;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
 
 /// Up to this size, copying the pieces together is cheaper than what the kernel spends on a
@@ -59,6 +60,17 @@ impl Socket {
 
     pub(super) fn poll_read(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         Pin::new(self.joined()?).poll_read(cx, buf)
+    }
+
+    /// Returns the number of bytes that a peek finds, 0 at the end; `None` where the reactor has heard of nothing since
+    /// the last read. Costs no system call then, and no waker.
+    pub(super) fn peek_at_once(&mut self) -> Option<io::Result<usize>> {
+        let socket = match self.joined() {
+            Ok(socket) => socket,
+            Err(error) => return Some(Err(error)),
+        };
+        let peek = || rustix::net::recv(socket.as_fd(), &mut [0], rustix::net::RecvFlags::PEEK);
+        at_once(socket.try_io(Interest::READABLE, || Ok(peek().map(|(_, length)| length)?)))
     }
 
     pub(super) fn poll_peek(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<usize>> {
@@ -111,6 +123,14 @@ impl Socket {
         }
     }
 
+    pub(super) fn allow_unsent(&self, bytes: u32) -> io::Result<()> {
+        match self {
+            Socket::Apart(Some(socket)) => SockRef::from(socket).set_tcp_notsent_lowat(bytes),
+            Socket::Apart(None) => Ok(()),
+            Socket::Joined(socket) => SockRef::from(socket).set_tcp_notsent_lowat(bytes),
+        }
+    }
+
     pub(super) fn reset_at_end(&self) -> io::Result<()> {
         match self {
             Socket::Apart(Some(socket)) => reset_at_end(socket),
@@ -122,7 +142,7 @@ impl Socket {
 
 /// Has the end of a connection be a reset.
 pub(super) fn reset_at_end(socket: &impl AsFd) -> io::Result<()> {
-    socket2::SockRef::from(socket).set_linger(Some(Duration::ZERO))
+    SockRef::from(socket).set_linger(Some(Duration::ZERO))
 }
 
 /// Returns the result of a system call; `None` where it has to be made again, when the reactor says so.

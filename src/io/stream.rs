@@ -10,8 +10,8 @@ use bytes::{Buf, BytesMut};
 use std::future::poll_fn;
 use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
-use std::pin::Pin;
-use std::task::{Context, Poll, ready};
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Instant;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
@@ -61,6 +61,11 @@ impl Stream {
 
     fn over(transport: Transport) -> Stream {
         Stream { transport, unread: BytesMut::new(), unread_since: None, peeked: false }
+    }
+
+    /// Returns whether the reactor does not know its socket yet.
+    pub(crate) fn is_apart(&self) -> bool {
+        matches!(self.transport, Transport::Tcp(Socket::Apart(_)))
     }
 
     pub(crate) fn is_tls(&self) -> bool {
@@ -130,6 +135,26 @@ impl Stream {
         Poll::Ready(if matches!(seen, Ok(1..)) { Seen::Bytes } else { Seen::End })
     }
 
+    /// Returns whether the reactor has heard of nothing since the last read: no byte, no end.
+    pub(crate) fn is_quiet(&mut self) -> bool {
+        if self.has_unread() || self.peeked {
+            return false;
+        }
+        match &mut self.transport {
+            Transport::Tcp(socket) => {
+                let peeked = socket.peek_at_once();
+                self.peeked = matches!(peeked, Some(Ok(1..)));
+                peeked.is_none()
+            }
+            // Without the task's budget: an exhausted one would make any connection look quiet.
+            Transport::Tls(_) => {
+                let fill = pin!(poll_fn(|cx| self.poll_fill(cx)));
+                let mut cx = Context::from_waker(Waker::noop());
+                pin!(tokio::task::unconstrained(fill)).poll(&mut cx).is_pending()
+            }
+        }
+    }
+
     /// Looks for what has arrived since the last read or look: pending also while bytes wait for a read, for then
     /// an end could not be told from what stands before it. Costs no system call where nothing has arrived.
     pub(crate) fn poll_arrival(&mut self, cx: &mut Context<'_>) -> Poll<Seen> {
@@ -176,6 +201,22 @@ impl Stream {
             self.peeked = false;
         }
         result
+    }
+
+    /// Has the kernel hold as much as that unsent, where it is written to without TLS, which writes in small pieces.
+    pub(crate) fn allow_unsent(&self, bytes: u32) {
+        if let Transport::Tcp(socket) = &self.transport {
+            // Without it, writes stay small.
+            let _ = socket.allow_unsent(bytes);
+        }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn tcp_socket(&self) -> Option<&TcpStream> {
+        match &self.transport {
+            Transport::Tcp(Socket::Joined(socket)) => Some(socket),
+            _ => None,
+        }
     }
 
     /// Has the end of the connection be a reset.

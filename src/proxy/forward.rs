@@ -65,7 +65,7 @@ impl RoutedRequest<'_> {
     }
 
     /// Returns the request for a node.
-    pub(super) fn upstream_request(&self, head: RequestHead) -> Result<UpstreamRequest, Problem> {
+    pub(super) fn upstream_request(&self, head: RequestHead) -> Result<Box<UpstreamRequest>, Problem> {
         let gate = self.form.expects_continue.then(|| Rc::new(Gate::new()));
         let outgoing = self.outgoing(gate.clone());
         let mut upstream_request = self.upstream_request_with(head, outgoing)?;
@@ -74,7 +74,11 @@ impl RoutedRequest<'_> {
     }
 
     /// Returns the request for a node, with another body.
-    pub(super) fn upstream_request_with(&self, head: RequestHead, body: Outgoing) -> Result<UpstreamRequest, Problem> {
+    pub(super) fn upstream_request_with(
+        &self,
+        head: RequestHead,
+        body: Outgoing,
+    ) -> Result<Box<UpstreamRequest>, Problem> {
         let choice = self.choose(&head.fields);
         let version = head.version;
         let takes_trailers = version == Version::HTTP_2 || head.fields.facts.takes_trailers;
@@ -83,7 +87,8 @@ impl RoutedRequest<'_> {
         (*request.method_mut(), *request.uri_mut(), *request.headers_mut()) = head;
         let deadlines = Deadlines::from(self.exchange.started, self.pool);
         let (pool, wanted) = (Arc::clone(self.pool), choice.wanted);
-        Ok(UpstreamRequest {
+        // Boxed, for it is large and is passed on often.
+        Ok(Box::new(UpstreamRequest {
             context: UpstreamContext {
                 worker: Rc::clone(self.worker),
                 observer: ExchangeObserver {
@@ -104,7 +109,7 @@ impl RoutedRequest<'_> {
             uncounted: self.uncounted.clone(),
             mark: self.mark.clone(),
             cache_status: None,
-        })
+        }))
     }
 
     /// Returns the choice of a node for this request.

@@ -128,7 +128,7 @@ pub(super) fn note(rules: &IdempotencyRules, exchange: &Exchange, result: Idempo
 /// A request with a key.
 struct Keyed {
     /// Without its body.
-    upstream_request: UpstreamRequest,
+    upstream_request: Box<UpstreamRequest>,
     rules: Arc<IdempotencyRules>,
     body: Option<RequestBody>,
     /// For the body.

@@ -14,7 +14,7 @@ use std::task::{Context, Poll, ready};
 #[expect(clippy::large_enum_variant, reason = "it lives for one match, and most requests are the large one")]
 pub(super) enum Step {
     Reply(Reply),
-    Forward(UpstreamRequest),
+    Forward(Box<UpstreamRequest>),
     Later(ReplyFuture),
 }
 

@@ -73,7 +73,7 @@ pub(super) struct NewCookie(pub(super) HeaderValue);
 
 impl UpstreamRequest {
     /// Returns the reply from the nodes' response or failure.
-    pub(super) async fn forward(mut self) -> Reply {
+    pub(super) async fn forward(mut self: Box<Self>) -> Reply {
         let reply = match self.send().await {
             Ok(response) if response.head.status() == StatusCode::SWITCHING_PROTOCOLS => self.switch(response),
             Ok(response) => self.context.open(&self.dispatch, response).map(|response| self.context.reply(response)),

@@ -241,14 +241,15 @@ impl Dispatch {
         let pool = &self.pool;
         let spare = spare.filter(|spare| spare.is_whole());
         let is_here = self.request.is_some() || spare.is_some();
+        let method = self.request.as_ref().map(Request::method).or(spare.map(|spare| &spare.method));
+        let may_run_twice = method.is_some_and(|method| self.retries.may_run_twice(method));
+        if !is_here || !pool.retries.cover(setback, may_run_twice) {
+            return None;
+        }
         let now = Instant::now();
         // In panic all nodes are tried, as far as the budget reaches.
         let is_within = so_far.made <= pool.retries.attempts;
-        let method = self.request.as_ref().map(Request::method).or(spare.map(|spare| &spare.method));
-        let may_run_twice = method.is_some_and(|method| self.retries.may_run_twice(method));
-        if !is_here
-            || !pool.retries.cover(setback, may_run_twice)
-            || self.deadlines.until.is_some_and(|until| now >= until)
+        if self.deadlines.until.is_some_and(|until| now >= until)
             || !(is_within || so_far.in_panic || pool.is_panic(steady_millis(now)))
         {
             return None;

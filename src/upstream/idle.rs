@@ -12,23 +12,41 @@ use std::time::{Duration, Instant};
 /// The idle connections of one worker.
 #[derive(Default)]
 pub(crate) struct IdleLinks {
-    by_node: RefCell<HashMap<u64, VecDeque<Idle>, foldhash::fast::RandomState>>,
+    by_node: RefCell<HashMap<u64, Waiting, foldhash::fast::RandomState>>,
+}
+
+/// The idle connections to one node, which are in the node's process-wide count.
+struct Waiting {
+    node: Arc<NodeRuntime>,
+    links: VecDeque<Idle>,
 }
 
 struct Idle {
     link: Box<Link>,
     since: Instant,
     until: Instant,
-    _counted: Counted,
 }
 
-/// One of a node's idle connections in the process-wide count.
-struct Counted(Arc<NodeRuntime>);
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        self.0.idle.fetch_sub(1, Ordering::Relaxed);
+impl Waiting {
+    fn at(node: &Arc<NodeRuntime>) -> Waiting {
+        Waiting { node: Arc::clone(node), links: VecDeque::new() }
     }
+
+    fn take_latest(&mut self) -> Option<Idle> {
+        let idle = self.links.pop_back()?;
+        self.node.idle.fetch_sub(1, Ordering::Relaxed);
+        Some(idle)
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.node.idle.fetch_sub(count(self.links.len()), Ordering::Relaxed);
+    }
+}
+
+fn count(links: usize) -> u32 {
+    u32::try_from(links).expect("the count of a node's idle connections fits")
 }
 
 impl IdleLinks {
@@ -38,12 +56,10 @@ impl IdleLinks {
     pub(crate) fn take(&self, node: &NodeRuntime, within: Option<Duration>) -> Option<Box<Link>> {
         let mut by_node = self.by_node.borrow_mut();
         let waiting = by_node.get_mut(&node.serial)?;
-        while let Some(mut idle) = waiting.pop_back() {
-            // Those before it have waited for longer.
-            if within.is_some_and(|within| idle.since.elapsed() >= within) {
-                waiting.push_back(idle);
-                return None;
-            }
+        // Those before the latest one have waited for longer.
+        let is_fresh = |idle: &Idle| within.is_none_or(|within| idle.since.elapsed() < within);
+        while waiting.links.back().is_some_and(is_fresh) {
+            let mut idle = waiting.take_latest()?;
             if idle.link.is_quiet() {
                 return Some(idle.link);
             }
@@ -57,8 +73,9 @@ impl IdleLinks {
             node.idle.fetch_sub(1, Ordering::Relaxed);
             return;
         }
-        let idle = Idle { link, since: now, until: now + timeout, _counted: Counted(Arc::clone(node)) };
-        self.by_node.borrow_mut().entry(node.serial).or_default().push_back(idle);
+        let mut by_node = self.by_node.borrow_mut();
+        let waiting = by_node.entry(node.serial).or_insert_with(|| Waiting::at(node));
+        waiting.links.push_back(Idle { link, since: now, until: now + timeout });
     }
 
     /// Closes connections that were idle for too long, those that the node has closed, and those to removed nodes.
@@ -68,8 +85,10 @@ impl IdleLinks {
             if !is_known(serial) {
                 return false;
             }
-            waiting.retain_mut(|idle| idle.until > now && idle.link.is_quiet());
-            !waiting.is_empty()
+            let before = waiting.links.len();
+            waiting.links.retain_mut(|idle| idle.until > now && idle.link.is_quiet());
+            waiting.node.idle.fetch_sub(count(before - waiting.links.len()), Ordering::Relaxed);
+            !waiting.links.is_empty()
         });
     }
 }

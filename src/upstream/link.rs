@@ -14,6 +14,7 @@ use super::http1::request::Output;
 use super::http1::response::{self, Asked, BadHead, FinalHead, Head};
 use super::interim::Interim;
 use super::{Outgoing, UpstreamError};
+use crate::clock::turn_time;
 use crate::io::Stream;
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, Method, Request, Response};
@@ -21,7 +22,7 @@ use http_body::{Body as _, Frame};
 use std::future::poll_fn;
 use std::io;
 use std::pin::{Pin, pin};
-use std::task::{Context, Poll, Waker, ready};
+use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt as _, AsyncWrite as _};
 use tokio::time::Sleep;
@@ -365,7 +366,7 @@ impl Link {
         self.output.wrote(length);
         self.must_flush = self.stream.is_tls();
         self.sent += length as u64;
-        self.last_activity = Instant::now();
+        self.last_activity = turn_time();
         Poll::Ready(Ok(()))
     }
 
@@ -373,7 +374,7 @@ impl Link {
     fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         self.input.reserve(self.read_size);
         let result = ready!(pin!(self.stream.read_buf(&mut self.input)).poll(cx));
-        self.last_activity = Instant::now();
+        self.last_activity = turn_time();
         if let Ok(length) = result {
             self.has_received |= length > 0;
             self.read_size = match length {
@@ -404,10 +405,7 @@ impl Link {
     /// where it has heard of something, or does not know, is the kernel asked. What TLS says to itself,
     /// a session ticket for one, is no answer.
     pub(super) fn is_quiet(&mut self) -> bool {
-        let mut cx = Context::from_waker(Waker::noop());
-        // Without the task's budget: an exhausted one would make any socket look quiet.
-        let peek = pin!(poll_fn(|cx| self.stream.poll_peek(cx)));
-        pin!(tokio::task::unconstrained(peek)).poll(&mut cx).is_pending()
+        self.stream.is_quiet()
     }
 
     /// Returns how many bytes the kernel has taken, over all requests.

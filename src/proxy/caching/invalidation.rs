@@ -67,7 +67,7 @@ pub(in crate::proxy) struct Invalidation {
 
 impl Invalidation {
     /// Forwards the write, and invalidates stored responses by its result.
-    pub(super) async fn forward(self, upstream_request: UpstreamRequest) -> Reply {
+    pub(super) async fn forward(self, upstream_request: Box<UpstreamRequest>) -> Reply {
         let exchange = Rc::clone(upstream_request.exchange());
         let (sender, receiver) = oneshot::channel();
         // In a task of its own, so that it invalidates even if the client disconnects before the response.
@@ -76,7 +76,7 @@ impl Invalidation {
     }
 
     /// Returns the reply to the client, after the invalidation.
-    async fn forwarded(self, mut upstream_request: UpstreamRequest) -> Reply {
+    async fn forwarded(self, mut upstream_request: Box<UpstreamRequest>) -> Reply {
         let worker = Rc::clone(&upstream_request.context.worker);
         let cache = Arc::clone(&worker.cache);
         let query =

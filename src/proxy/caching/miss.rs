@@ -59,8 +59,8 @@ struct Fetch {
 
 impl Fetch {
     /// Returns the parts of a request that may be sent more than once. Its body is dropped.
-    fn new(upstream_request: UpstreamRequest) -> (Fetch, UpstreamContext, Option<Uncounted>) {
-        let UpstreamRequest { mut context, dispatch, uncounted, .. } = upstream_request;
+    fn new(upstream_request: Box<UpstreamRequest>) -> (Fetch, UpstreamContext, Option<Uncounted>) {
+        let UpstreamRequest { mut context, dispatch, uncounted, .. } = *upstream_request;
         context.observer.gate = None;
         let Dispatch { pool, wanted, request, .. } = dispatch;
         let request = request.expect("an upstream request begins with its request");
@@ -149,7 +149,7 @@ async fn fetch_for(
 
 /// Validates a stored response after a client got it stale. The fetch has no client: it continues when that client
 /// disconnects, and does not appear in its log line.
-pub(super) fn validate_in_background(upstream_request: UpstreamRequest, order: Order, leader: FetchLeader) {
+pub(super) fn validate_in_background(upstream_request: Box<UpstreamRequest>, order: Order, leader: FetchLeader) {
     let (fetch, context, _) = Fetch::new(upstream_request);
     let (cache, connections) = (Arc::clone(&context.worker.cache), Rc::clone(&context.worker.connections));
     let until = Deadlines::from_now(&fetch.pool).until;
@@ -186,7 +186,7 @@ enum Waited {
 
 impl Miss {
     pub(super) fn new(
-        upstream_request: UpstreamRequest,
+        upstream_request: Box<UpstreamRequest>,
         caching: Arc<Route>,
         order: Rc<Order>,
         method: Method,

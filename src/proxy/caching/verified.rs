@@ -24,7 +24,7 @@ use std::sync::Arc;
 
 /// A read of a strong route.
 pub(super) struct VerifiedRead {
-    pub(super) upstream_request: UpstreamRequest,
+    pub(super) upstream_request: Box<UpstreamRequest>,
     pub(super) caching: Arc<Route>,
     /// Without its requester.
     pub(super) order: Order,

@@ -33,6 +33,8 @@ pub(in crate::server) struct Context {
     pub(super) addresses: Arc<Addresses>,
     /// The permit to compute a handshake: one connection at a time has it.
     pub(super) handshakes: Semaphore,
+    /// Whether a request usually arrives together with its connection.
+    pub(super) arrivals: Arrivals,
     /// The handshake by the last configuration that had this listener.
     pub(super) handshake: RefCell<Option<Handshake>>,
 }
@@ -47,6 +49,7 @@ impl Context {
             drain: Notify::new(),
             addresses,
             handshakes: Semaphore::new(1),
+            arrivals: Arrivals::default(),
             handshake: RefCell::default(),
         }
     }
@@ -81,6 +84,36 @@ impl Context {
     }
 }
 
+/// Whether the first bytes of a listener's connections are there when these are accepted: on a busy worker they often
+/// are, and reading at once saves joining the reactor; on an idle one they come later, and that read would be in vain.
+#[derive(Default)]
+pub(super) struct Arrivals {
+    /// The vain reads since the last one that found something.
+    vain: Cell<u32>,
+}
+
+/// So many vain reads in a row, and connections join the reactor first.
+const VAIN_READS: u32 = 4;
+/// Of these, one in so many is read from at once all the same.
+const PROBE_EVERY: u32 = 16;
+
+impl Arrivals {
+    /// Returns whether to read from a new connection at once.
+    pub(super) fn are_usual(&self) -> bool {
+        let vain = self.vain.get();
+        let is_read = vain < VAIN_READS || vain.is_multiple_of(PROBE_EVERY);
+        if !is_read {
+            self.vain.set(vain.wrapping_add(1).max(VAIN_READS));
+        }
+        is_read
+    }
+
+    /// Notes whether such a read has found something.
+    pub(super) fn note(&self, has_arrived: bool) {
+        self.vain.set(if has_arrived { 0 } else { self.vain.get().wrapping_add(1).max(1) });
+    }
+}
+
 /// The beginning of a listener's connections: a PROXY protocol header, and TLS.
 #[derive(Clone, Default)]
 pub(in crate::server) struct Handshake {
@@ -106,7 +139,12 @@ impl Handshake {
 /// Waits for bytes. Returns `false` where the connection ends or the deadline passes before. A drain shortens the wait.
 pub(super) async fn is_readable(context: &Context, stream: &mut Stream, deadline: Instant) -> bool {
     // What is here already needs no timer.
-    if let Poll::Ready(is_readable) = poll_fn(|cx| Poll::Ready(stream.poll_readable(cx))).await {
+    let is_apart = stream.is_apart();
+    let arrived = poll_fn(|cx| Poll::Ready(stream.poll_readable(cx))).await;
+    if is_apart {
+        context.arrivals.note(arrived.is_ready());
+    }
+    if let Poll::Ready(is_readable) = arrived {
         return is_readable;
     }
     let readable = poll_fn(|cx| stream.poll_readable(cx).map(|is_readable| is_readable.then_some(())));
@@ -154,4 +192,24 @@ pub(super) async fn linger(stream: &mut Stream) {
     let until_the_end = async { while matches!(stream.read(&mut discarded).await, Ok(1..)) {} };
     // Bytes that arrive later than that are not read: the client may get a reset.
     let _ = tokio::time::timeout(LINGER, until_the_end).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn new_connections_are_read_from_at_once_where_that_pays() {
+        let arrivals = Arrivals::default();
+        // The reads among so many connections, where each finds this.
+        let reads = |connections: u32, has_arrived: bool| {
+            let is_read = |_: &u32| arrivals.are_usual().then(|| arrivals.note(has_arrived)).is_some();
+            (0..connections).filter(is_read).count()
+        };
+        assert_eq!(reads(100, true), 100);
+        assert_eq!(reads(4, false), 4);
+        assert_eq!(reads(160, false), 10, "one in sixteen");
+        assert!((1..=16).contains(&(0..16).filter(|_| reads(1, true) == 1).count()), "the next one that is tried");
+        assert_eq!(reads(100, true), 100, "has all of them read again");
+    }
 }

@@ -44,9 +44,12 @@ pub(super) async fn begin(
     deadline: Instant,
 ) -> Option<Begun> {
     let handshake = Handshake::of(context);
-    let socket = Socket::Apart(Some(socket));
+    let mut socket = Socket::Apart(Some(socket));
     match (&handshake.proxy_protocol, &handshake.tls) {
         (None, None) => {
+            if !context.arrivals.are_usual() {
+                socket.joined().ok()?;
+            }
             let address_permit = address_permit(context, peer)?;
             Some(Begun {
                 stream: Stream::over_socket(socket),

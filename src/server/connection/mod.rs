@@ -12,9 +12,11 @@ mod http2_io;
 pub(crate) mod interleavings;
 pub(super) mod limit;
 pub(crate) mod proxy_protocol;
+mod timer;
 mod tunnel;
 mod websocket;
 
+use crate::clock::Turn;
 use crate::config::Limits;
 use crate::http::problem::{Problem, ProblemKind};
 use crate::io::{Framing, Seen, Stream};
@@ -35,8 +37,8 @@ use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
+use timer::Timer;
 use tokio::io::AsyncWriteExt;
-use tokio::time::Sleep;
 
 /// An idle connection returns hyper's buffers after this time.
 const PARK_AFTER: Duration = Duration::from_secs(1);
@@ -107,8 +109,10 @@ async fn session(
             proxy::answer(&worker, &owner, request)
         });
         let mut connection = builder(limits).serve_connection(TokioIo::new(wire), service);
-        let mut timer = pin!(tokio::time::sleep(PARK_AFTER));
+        let sleep = pin!(tokio::time::sleep(PARK_AFTER));
+        let mut timer = Timer::over(sleep);
         let end = poll_fn(|cx| {
+            let _turn = Turn::begin();
             loop {
                 if let Poll::Ready(result) = Pin::new(&mut connection).poll(cx) {
                     return Poll::Ready(SessionEnd::Closed(result));
@@ -121,7 +125,7 @@ async fn session(
                         Poll::Pending => {}
                     }
                 }
-                let Poll::Ready(expired) = timers(downstream, &pulse, limits, timer.as_mut(), cx) else {
+                let Poll::Ready(expired) = timers(downstream, &pulse, limits, &mut timer, cx) else {
                     return Poll::Pending;
                 };
                 if let Some(end) = expire(expired, context, downstream) {
@@ -204,24 +208,24 @@ fn timers(
     downstream: &Downstream,
     pulse: &Pulse,
     limits: &Limits,
-    mut timer: Pin<&mut Sleep>,
+    timer: &mut Timer<'_>,
     cx: &mut std::task::Context<'_>,
 ) -> Poll<Expired> {
     loop {
         let next = next_deadline(downstream, pulse, limits);
         if let Some((deadline, _)) = next
-            && timer.deadline().into_std() > deadline
+            && timer.deadline() > deadline
         {
-            timer.as_mut().reset(deadline.into());
+            timer.reset(deadline);
         }
-        if timer.as_mut().poll(cx).is_pending() {
+        if timer.poll(cx).is_pending() {
             return Poll::Pending;
         }
         let now = Instant::now();
         match next {
             Some((deadline, expired)) if deadline <= now => return Poll::Ready(expired),
-            Some((deadline, _)) => timer.as_mut().reset(deadline.into()),
-            None => timer.as_mut().reset((now + Duration::from_secs(3600)).into()),
+            Some((deadline, _)) => timer.reset(deadline),
+            None => timer.reset(now + Duration::from_secs(3600)),
         }
     }
 }

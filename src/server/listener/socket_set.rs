@@ -11,7 +11,7 @@ use std::net::{SocketAddr, TcpListener};
 
 const BACKLOG: i32 = 4096;
 /// The bound of a socket's send buffer. Without it the kernel copies megabytes of a response at once, for hundreds of
-/// slow readers one after another, while all other connections wait.
+/// slow readers one after another, while all other connections wait. A connection may raise it for a fast reader.
 const UNSENT: u32 = 128 << 10;
 
 /// The sockets of one address.
