@@ -95,6 +95,7 @@ pub(crate) fn steady_millis(at: Instant) -> SteadyMillis {
 
 thread_local! {
     static TURN: Cell<Time> = const { Cell::new(Time::Unshared) };
+    static POLL_AGAIN_BY: Cell<Option<Instant>> = const { Cell::new(None) };
 }
 
 /// What [`turn_time`] returns.
@@ -107,13 +108,21 @@ enum Time {
     At(Instant),
 }
 
-/// A turn of a task: a poll in which nothing waits. While it lives, [`turn_time`] returns one time on this thread.
+/// A turn of a task: a poll in which nothing waits. While it lives, [`turn_time`] returns one time on this thread. Its
+/// owner polls everything once more by the time that [`Turn::poll_again_by`] returns, so that what is polled in the turn
+/// needs no timer of its own.
 pub(crate) struct Turn(());
 
 impl Turn {
     pub(crate) fn begin() -> Turn {
         TURN.set(Time::Unread);
+        POLL_AGAIN_BY.set(None);
         Turn(())
+    }
+
+    /// Returns the earliest time by which something that was polled since the last call asks to be polled again.
+    pub(crate) fn poll_again_by(&self) -> Option<Instant> {
+        POLL_AGAIN_BY.take()
     }
 }
 
@@ -121,6 +130,15 @@ impl Drop for Turn {
     fn drop(&mut self) {
         TURN.set(Time::Unshared);
     }
+}
+
+/// Asks the owner of this turn to poll again by a time. Returns `false` outside of a turn, where nobody would.
+pub(crate) fn poll_again_by(time: Instant) -> bool {
+    if matches!(TURN.get(), Time::Unshared) {
+        return false;
+    }
+    POLL_AGAIN_BY.set(Some(POLL_AGAIN_BY.get().map_or(time, |earlier| earlier.min(time))));
+    true
 }
 
 /// Returns the time at which this was first asked for in the task's turn; outside of a turn, the present time. For times
@@ -158,6 +176,19 @@ mod tests {
         drop(turn);
         while Instant::now() == end {}
         assert!(turn_time() > end, "no turn has its time from the one before");
+    }
+
+    #[test]
+    fn a_turn_is_asked_for_the_next_by_the_earliest_time() {
+        let (now, second) = (Instant::now(), Duration::from_secs(1));
+        assert!(!poll_again_by(now), "outside of a turn nobody would poll again");
+        let turn = Turn::begin();
+        assert!(poll_again_by(now + second) && poll_again_by(now) && poll_again_by(now + 2 * second));
+        assert_eq!(turn.poll_again_by(), Some(now));
+        assert_eq!(turn.poll_again_by(), None, "until something is polled again");
+        assert!(poll_again_by(now));
+        drop(turn);
+        assert_eq!(Turn::begin().poll_again_by(), None);
     }
 
     #[test]

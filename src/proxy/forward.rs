@@ -21,7 +21,6 @@ use crate::http::fields;
 use crate::http::head::{RequestFields, RequestHead, Underscores};
 use crate::http::problem::{Problem, ProblemKind};
 use crate::http::target;
-use crate::http::trace;
 use crate::upstream::{Deadlines, Dispatch, Outgoing, Pool, RetrySafety};
 use bytes::Bytes;
 use http::header::{CONNECTION, EXPECT, MAX_FORWARDS, TE, TRANSFER_ENCODING, UPGRADE, VIA};
@@ -147,7 +146,7 @@ impl RoutedRequest<'_> {
         if self.form.has_expectation && !self.form.expects_continue {
             fields.remove(EXPECT);
         }
-        trace::identify(&mut fields, &mut self.worker.random.borrow_mut());
+        self.worker.identifiers.borrow_mut().set(&mut fields);
         self.exchange.identified(address, &fields);
         fields.append(VIA, via(version));
         self.route.request_fields.apply(&mut fields);

@@ -7,6 +7,7 @@ use crate::consistency::Causality;
 use crate::fleet::Bus;
 use crate::fleet::quorum::{QuorumClient, QuorumRules};
 use crate::http::budget::Budget;
+use crate::http::trace::Identifiers;
 use crate::upstream::NodeConnections;
 use arc_swap::ArcSwap;
 use std::cell::{OnceCell, RefCell};
@@ -21,6 +22,7 @@ pub(crate) struct WorkerContext {
     pub(crate) recorder: Rc<RequestRecorder>,
     pub(crate) connections: Rc<NodeConnections>,
     pub(super) random: RefCell<fastrand::Rng>,
+    pub(super) identifiers: RefCell<Identifiers>,
     pub(super) cache: Arc<Cache>,
     /// The order of answers on causal routes, as far as the process knows it.
     pub(super) causality: Arc<Causality>,
@@ -52,6 +54,7 @@ impl WorkerContext {
             recorder: Rc::new(recorder),
             connections: Rc::new(NodeConnections::new(Arc::clone(&budget))),
             random: RefCell::new(fastrand::Rng::new()),
+            identifiers: RefCell::default(),
             cache,
             causality,
             bus,

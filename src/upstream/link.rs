@@ -11,10 +11,10 @@
 use super::connect::Endpoint;
 use super::http1::content::{BadContent, Content, Part};
 use super::http1::request::Output;
-use super::http1::response::{self, Asked, BadHead, FinalHead, Head};
+use super::http1::response::{Asked, BadHead, FinalHead, Head, HeadReader, MAX_HEAD};
 use super::interim::Interim;
 use super::{Outgoing, UpstreamError};
-use crate::clock::turn_time;
+use crate::clock::{poll_again_by, turn_time};
 use crate::io::Stream;
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, Method, Request, Response};
@@ -32,7 +32,7 @@ const MIN_READ: usize = 8 << 10;
 const MAX_READ: usize = 64 << 10;
 
 /// The most bytes of interim answers and empty lines before a final answer's head.
-const MAX_BEFORE_HEAD: usize = 128 * response::MAX_HEAD;
+const MAX_BEFORE_HEAD: usize = 128 * MAX_HEAD;
 
 /// So many pieces of a request are written before the answer is looked for, which may be there already.
 const WRITES_A_TURN: usize = 16;
@@ -70,8 +70,7 @@ pub(crate) struct Link {
     stream: Stream,
     /// Bytes of the node that no message has taken yet.
     input: BytesMut,
-    /// The part of them in which no head ends.
-    seen: usize,
+    heads: HeadReader,
     /// The bytes that have arrived and stood before the final head.
     before_head: usize,
     read_size: usize,
@@ -119,7 +118,7 @@ impl Link {
         Link {
             stream,
             input: BytesMut::new(),
-            seen: 0,
+            heads: HeadReader::default(),
             before_head: 0,
             read_size: MIN_READ,
             output: Output::default(),
@@ -241,7 +240,7 @@ impl Link {
         }
         loop {
             let before = self.input.len();
-            let taken = response::take(&mut self.input, &mut self.seen, asked, fields);
+            let taken = self.heads.take(&mut self.input, asked, fields);
             self.before_head += before - self.input.len();
             match taken {
                 Ok(None | Some(Head::Interim(_))) if self.before_head > MAX_BEFORE_HEAD => {
@@ -446,6 +445,9 @@ pub(super) fn is_late(
 ) -> bool {
     let stalled = (!limit.is_zero()).then(|| last + limit);
     let Some(deadline) = stalled.into_iter().chain(until).min() else { return false };
+    if poll_again_by(deadline) {
+        return turn_time() >= deadline;
+    }
     loop {
         if timer.deadline().into_std() > deadline {
             timer.as_mut().reset(deadline.into());

@@ -6,7 +6,6 @@ use super::rules::SagaRules;
 use crate::http::budget::Share;
 use crate::http::head::RequestHead;
 use crate::http::problem::{Problem, ProblemKind};
-use crate::http::trace;
 use crate::idempotency::{
     Claim, Fingerprint, Fingerprinting, Id, KeyedRequest, NewSaga, Pieces, Refused, Started, StoredResponse, Subject,
     repeat, start,
@@ -59,7 +58,7 @@ pub(in crate::proxy) fn begin(request: SagaRequest<'_>, head: &RequestHead) -> R
     let begin = if rules.is_canonical { Fingerprint::canonical } else { Fingerprint::exact };
     let fingerprint = begin(form.query.as_deref(), head.fields.plain());
     let mut fields = head.fields.plain().clone();
-    trace::identify(&mut fields, &mut worker.random.borrow_mut());
+    worker.identifiers.borrow_mut().set(&mut fields);
     exchange.identified(head.fields.facts.address, &fields);
     let body_rules = BodyRules { limit: rules.max_request.min(body_rules.limit), ..body_rules };
     let body = form.has_body.then(|| RequestBody::new(downstream, exchange, None, body_rules));

@@ -16,7 +16,7 @@ mod timer;
 mod tunnel;
 mod websocket;
 
-use crate::clock::Turn;
+use crate::clock::{Turn, new_turn_time};
 use crate::config::Limits;
 use crate::http::problem::{Problem, ProblemKind};
 use crate::io::{Framing, Seen, Stream};
@@ -112,7 +112,7 @@ async fn session(
         let sleep = pin!(tokio::time::sleep(PARK_AFTER));
         let mut timer = Timer::over(sleep);
         let end = poll_fn(|cx| {
-            let _turn = Turn::begin();
+            let turn = Turn::begin();
             loop {
                 if let Poll::Ready(result) = Pin::new(&mut connection).poll(cx) {
                     return Poll::Ready(SessionEnd::Closed(result));
@@ -125,7 +125,8 @@ async fn session(
                         Poll::Pending => {}
                     }
                 }
-                let Poll::Ready(expired) = timers(downstream, &pulse, limits, &mut timer, cx) else {
+                let Poll::Ready(expired) = timers((downstream, &pulse, limits, turn.poll_again_by()), &mut timer, cx)
+                else {
                     return Poll::Pending;
                 };
                 if let Some(end) = expire(expired, context, downstream) {
@@ -190,6 +191,7 @@ fn expire(expired: Expired, context: &Context, downstream: &Downstream) -> Optio
             downstream.wake_body();
             None
         }
+        Expired::Turn => None,
     }
 }
 
@@ -200,19 +202,21 @@ enum Expired {
     Head,
     Body,
     Write,
+    /// Something of the request asks for another turn by this time: a node that is slow.
+    Turn,
 }
 
 /// Waits for the deadline of the current phase. The timer may be armed for an earlier time than needed; it is moved
 /// only when it fires, so that a request arms no timer.
 fn timers(
-    downstream: &Downstream,
-    pulse: &Pulse,
-    limits: &Limits,
+    (downstream, pulse, limits, again_by): (&Downstream, &Pulse, &Limits, Option<Instant>),
     timer: &mut Timer<'_>,
     cx: &mut std::task::Context<'_>,
 ) -> Poll<Expired> {
+    let next = next_deadline(downstream, pulse, limits);
+    let again = again_by.map(|time| (time, Expired::Turn));
+    let next = next.into_iter().chain(again).min_by_key(|&(deadline, _)| deadline);
     loop {
-        let next = next_deadline(downstream, pulse, limits);
         if let Some((deadline, _)) = next
             && timer.deadline() > deadline
         {
@@ -221,7 +225,8 @@ fn timers(
         if timer.poll(cx).is_pending() {
             return Poll::Pending;
         }
-        let now = Instant::now();
+        // What is polled again by its time has to see it passed.
+        let now = new_turn_time();
         match next {
             Some((deadline, expired)) if deadline <= now => return Poll::Ready(expired),
             Some((deadline, _)) => timer.reset(deadline),

@@ -18,6 +18,9 @@ use std::sync::LazyLock;
 pub(crate) const MAX_FIELDS: usize = 100;
 /// The largest head.
 pub(crate) const MAX_HEAD: usize = 64 << 10;
+/// The most names that are kept for the next head, and the most bytes of one.
+const MAX_NAMES: usize = 24;
+const MAX_NAME: usize = 64;
 
 /// The head of a response.
 #[derive(Debug, PartialEq, Eq)]
@@ -57,31 +60,70 @@ pub(crate) struct Asked {
     pub(crate) wants_interim: bool,
 }
 
-/// Takes the next head off the bytes that have arrived; `None` where it is not complete. `seen` is the number of these
-/// bytes that an earlier call has searched, and 0 before the first one. The fields of a final head are put into
-/// `fields`, in place of those that are there.
-pub(crate) fn take(
-    input: &mut BytesMut,
-    seen: &mut usize,
-    asked: Asked,
-    fields: &mut HeaderMap,
-) -> Result<Option<Head>, BadHead> {
-    // Empty lines may stand before a message (RFC 9112 2.2).
-    while matches!(input.first(), Some(b'\r' | b'\n')) {
-        input.advance(1);
+/// Reads the heads of a connection's responses.
+#[derive(Default)]
+pub(crate) struct HeadReader {
+    /// The number of bytes of the next head that were searched already.
+    seen: usize,
+    names: Names,
+}
+
+impl HeadReader {
+    /// Takes the next head off the bytes that have arrived; `None` where it is not complete. The fields of a final head
+    /// are put into `fields`, in place of those that are there.
+    pub(crate) fn take(
+        &mut self,
+        input: &mut BytesMut,
+        asked: Asked,
+        fields: &mut HeaderMap,
+    ) -> Result<Option<Head>, BadHead> {
+        // Empty lines may stand before a message (RFC 9112 2.2).
+        while matches!(input.first(), Some(b'\r' | b'\n')) {
+            input.advance(1);
+        }
+        if input.is_empty() {
+            return Ok(None);
+        }
+        let Some(length) = length_of(input, self.seen) else {
+            return expect_more(input, &mut self.seen);
+        };
+        if length > MAX_HEAD {
+            return Err(BadHead::TooLarge);
+        }
+        self.seen = 0;
+        let bytes = input.split_to(length).freeze();
+        read(&bytes, asked, &mut self.names, fields).map(Some)
     }
-    if input.is_empty() {
-        return Ok(None);
+}
+
+/// The field names of a connection's last heads by their place, as they were written: a node mostly sends the same ones
+/// in the same order, and to compare a name costs a fifth of parsing it.
+#[derive(Default)]
+struct Names(Vec<(Box<[u8]>, HeaderName)>);
+
+impl Names {
+    /// Returns the name of the field at this place of a head.
+    fn at(&mut self, place: usize, written: &[u8]) -> Result<HeaderName, BadHead> {
+        if let Some((known, name)) = self.0.get(place)
+            && **known == *written
+        {
+            return Ok(name.clone());
+        }
+        let name = HeaderName::from_bytes(written).map_err(|_| BadHead::Malformed)?;
+        self.keep(place, written, &name);
+        Ok(name)
     }
-    let Some(length) = length_of(input, *seen) else {
-        return expect_more(input, seen);
-    };
-    if length > MAX_HEAD {
-        return Err(BadHead::TooLarge);
+
+    #[cold]
+    fn keep(&mut self, place: usize, written: &[u8], name: &HeaderName) {
+        let kept = (written.into(), name.clone());
+        match self.0.get_mut(place) {
+            _ if written.len() > MAX_NAME => {}
+            Some(known) => *known = kept,
+            None if place < MAX_NAMES => self.0.push(kept),
+            None => {}
+        }
     }
-    *seen = 0;
-    let bytes = input.split_to(length).freeze();
-    read(&bytes, asked, fields).map(Some)
 }
 
 /// Returns the length of the head that these bytes begin with, where its empty line is among them and not before the
@@ -120,16 +162,17 @@ fn parse<'a, 'b>(
 }
 
 /// Reads a whole head.
-fn read(bytes: &Bytes, asked: Asked, fields: &mut HeaderMap) -> Result<Head, BadHead> {
+fn read(bytes: &Bytes, asked: Asked, names: &mut Names, fields: &mut HeaderMap) -> Result<Head, BadHead> {
     let mut lines = [const { MaybeUninit::uninit() }; MAX_FIELDS];
     let parsed = parse(bytes, &mut lines)?.ok_or(BadHead::Malformed)?;
     let status = parsed.code.and_then(|code| StatusCode::from_u16(code).ok()).ok_or(BadHead::Malformed)?;
     if status.is_informational() && status != StatusCode::SWITCHING_PROTOCOLS {
-        let interim = if asked.wants_interim { Some(read_interim(status, bytes, parsed.headers)?) } else { None };
+        let interim =
+            if asked.wants_interim { Some(read_interim(status, bytes, parsed.headers, names)?) } else { None };
         return Ok(Head::Interim(interim));
     }
     let is_http11 = parsed.version == Some(1);
-    let facts = read_fields(bytes, parsed.headers, fields)?;
+    let facts = read_fields(bytes, parsed.headers, names, fields)?;
     let reason = parsed.reason.filter(|reason| Some(*reason) != status.canonical_reason());
     let reason = match reason {
         Some(reason) => Some(ReasonPhrase::try_from(reason.as_bytes()).map_err(|_| BadHead::Malformed)?),
@@ -141,9 +184,14 @@ fn read(bytes: &Bytes, asked: Asked, fields: &mut HeaderMap) -> Result<Head, Bad
     Ok(Head::Final(FinalHead { status, reason, content, persists, is_plain: !facts.is_odd }))
 }
 
-fn read_interim(status: StatusCode, bytes: &Bytes, lines: &[httparse::Header<'_>]) -> Result<Interim, BadHead> {
+fn read_interim(
+    status: StatusCode,
+    bytes: &Bytes,
+    lines: &[httparse::Header<'_>],
+    names: &mut Names,
+) -> Result<Interim, BadHead> {
     let mut fields = HeaderMap::with_capacity(lines.len());
-    read_fields(bytes, lines, &mut fields)?;
+    read_fields(bytes, lines, names, &mut fields)?;
     Ok(Interim::new(status, fields))
 }
 
@@ -175,12 +223,17 @@ enum Coding {
 }
 
 /// Puts the fields into a map, in place of what is there. Returns the facts among them.
-fn read_fields(bytes: &Bytes, lines: &[httparse::Header<'_>], fields: &mut HeaderMap) -> Result<Facts, BadHead> {
+fn read_fields(
+    bytes: &Bytes,
+    lines: &[httparse::Header<'_>],
+    names: &mut Names,
+    fields: &mut HeaderMap,
+) -> Result<Facts, BadHead> {
     let mut facts = Facts::default();
     fields.clear();
     fields.reserve(lines.len());
-    for line in lines {
-        let name = HeaderName::from_bytes(line.name.as_bytes()).map_err(|_| BadHead::Malformed)?;
+    for (place, line) in lines.iter().enumerate() {
+        let name = names.at(place, line.name.as_bytes())?;
         let value = bytes.slice_ref(line.value);
         let value = HeaderValue::from_maybe_shared(value).map_err(|_| BadHead::Malformed)?;
         // The names that matter here have these lengths, and few others do.

@@ -1,10 +1,10 @@
 //! Whole responses: tables, and properties beside hyper's client, which reads the same bytes.
 
-use super::response::{Asked, BadHead, MAX_HEAD};
+use super::response::{Asked, BadHead, HeadReader, MAX_HEAD};
 use super::whole::{Read, head, read};
 use crate::io::chunks::Chunks;
-use bytes::Bytes;
-use http::{Method, Request};
+use bytes::{Bytes, BytesMut};
+use http::{HeaderMap, Method, Request};
 use http_body_util::{BodyExt as _, Empty};
 use hyper_util::rt::TokioIo;
 use proptest::prelude::*;
@@ -200,6 +200,24 @@ proptest! {
             }
             (Ok(None) | Err(_), None) => {}
             _ => prop_assert!(false, "{:?} and {:?}", ours, theirs),
+        }
+    }
+
+    /// What a connection has read before makes no difference.
+    #[test]
+    fn a_head_is_read_as_a_new_connection_reads_it(responses in prop::collection::vec(response(), 1..6)) {
+        let asked = Asked { is_head: false, wants_interim: true };
+        let mut heads = HeadReader::default();
+        for bytes in responses {
+            let (mut kept, mut kept_fields) = (BytesMut::from(bytes.as_bytes()), HeaderMap::new());
+            let (mut new, mut new_fields) = (kept.clone(), HeaderMap::new());
+            let again = heads.take(&mut kept, asked, &mut kept_fields);
+            prop_assert_eq!(&again, &HeadReader::default().take(&mut new, asked, &mut new_fields));
+            prop_assert_eq!((kept, kept_fields), (new, new_fields));
+            // An incomplete or malformed head ends its connection.
+            if !matches!(again, Ok(Some(_))) {
+                heads = HeadReader::default();
+            }
         }
     }
 

@@ -1,7 +1,7 @@
 //! Whole responses, read in pieces: for tests and fuzzers.
 
 use super::content::Part;
-use super::response::{Asked, BadHead, FinalHead, Head, take};
+use super::response::{Asked, BadHead, FinalHead, Head, HeadReader};
 use bytes::BytesMut;
 use http::{HeaderMap, StatusCode};
 
@@ -18,10 +18,10 @@ pub(crate) struct Read {
 /// Reads the head of a response that arrives in these pieces. Returns it with its fields, the number of pieces so far,
 /// and the bytes behind it.
 pub(crate) fn head(pieces: &[&[u8]], asked: Asked) -> Result<Option<(FinalHead, HeaderMap, usize, BytesMut)>, BadHead> {
-    let (mut input, mut seen, mut fields) = (BytesMut::new(), 0, HeaderMap::new());
+    let (mut input, mut heads, mut fields) = (BytesMut::new(), HeadReader::default(), HeaderMap::new());
     for (index, piece) in pieces.iter().enumerate() {
         input.extend_from_slice(piece);
-        while let Some(head) = take(&mut input, &mut seen, asked, &mut fields)? {
+        while let Some(head) = heads.take(&mut input, asked, &mut fields)? {
             match head {
                 Head::Interim(interim) => assert_eq!(interim.is_some(), asked.wants_interim),
                 Head::Final(head) => return Ok(Some((head, fields, index + 1, input))),
