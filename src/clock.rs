@@ -4,7 +4,7 @@
 //!   backwards, so a decision that must be right uses a clock that is never set.
 //! - [`BootTime`]: continues while the machine sleeps, for claims that other processes time too.
 //! - [`steady_millis`]: an [`Instant`] as a number that fits into an atomic. Deadlines use [`Instant`] itself.
-//! - [`turn_time`]: the time of a task's turn, for what happens in it. A turn reads the clock once, not at each step.
+//! - [`poll_time`]: one time for all steps of a task's poll, which so reads the clock once.
 //!
 //! Debug builds read `RINGWAY_CLOCK_OFFSET`, a signed number of seconds that is added to the wall clock of the process,
 //! so that a test runs proxies whose clocks disagree. (The checks of certificates inside rustls use the real time.)
@@ -94,68 +94,68 @@ pub(crate) fn steady_millis(at: Instant) -> SteadyMillis {
 }
 
 thread_local! {
-    static TURN: Cell<Time> = const { Cell::new(Time::Unshared) };
+    static POLL_TIME: Cell<PollTime> = const { Cell::new(PollTime::Outside) };
     static POLL_AGAIN_BY: Cell<Option<Instant>> = const { Cell::new(None) };
 }
 
-/// What [`turn_time`] returns.
+/// The state of [`poll_time`].
 #[derive(Clone, Copy)]
-enum Time {
-    /// The time of the call.
-    Unshared,
-    /// The time of the first call, which is still to come.
+enum PollTime {
+    /// No [`TaskPoll`] lives: each call reads the clock.
+    Outside,
+    /// The first call reads the clock.
     Unread,
-    At(Instant),
+    Read(Instant),
 }
 
-/// A turn of a task: a poll in which nothing waits. While it lives, [`turn_time`] returns one time on this thread. Its
-/// owner polls everything once more by the time that [`Turn::poll_again_by`] returns, so that what is polled in the turn
-/// needs no timer of its own.
-pub(crate) struct Turn(());
+/// One poll of a task. While this value lives, [`poll_time`] returns one time on this thread. Its owner polls all
+/// futures again by the time that [`TaskPoll::poll_again_by`] returns, so that they need no timers of their own.
+pub(crate) struct TaskPoll(());
 
-impl Turn {
-    pub(crate) fn begin() -> Turn {
-        TURN.set(Time::Unread);
+impl TaskPoll {
+    pub(crate) fn begin() -> TaskPoll {
+        POLL_TIME.set(PollTime::Unread);
         POLL_AGAIN_BY.set(None);
-        Turn(())
+        TaskPoll(())
     }
 
-    /// Returns the earliest time by which something that was polled since the last call asks to be polled again.
+    /// Returns the earliest time that was passed to [`poll_again_by`] since the last call.
     pub(crate) fn poll_again_by(&self) -> Option<Instant> {
         POLL_AGAIN_BY.take()
     }
 }
 
-impl Drop for Turn {
+impl Drop for TaskPoll {
     fn drop(&mut self) {
-        TURN.set(Time::Unshared);
+        POLL_TIME.set(PollTime::Outside);
     }
 }
 
-/// Asks the owner of this turn to poll again by a time. Returns `false` outside of a turn, where nobody would.
+/// Has the owner of the current [`TaskPoll`] poll again by this time. Returns `false` outside of one: the caller needs a
+/// timer then.
 pub(crate) fn poll_again_by(time: Instant) -> bool {
-    if matches!(TURN.get(), Time::Unshared) {
+    if matches!(POLL_TIME.get(), PollTime::Outside) {
         return false;
     }
     POLL_AGAIN_BY.set(Some(POLL_AGAIN_BY.get().map_or(time, |earlier| earlier.min(time))));
     true
 }
 
-/// Returns the time at which this was first asked for in the task's turn; outside of a turn, the present time. For times
-/// of activity and deadlines: it is as much too early as the turn has taken since, some microseconds.
-pub(crate) fn turn_time() -> Instant {
-    match TURN.get() {
-        Time::At(time) => time,
-        Time::Unread => new_turn_time(),
-        Time::Unshared => Instant::now(),
+/// Returns the time at which the current [`TaskPoll`] was first asked for it; outside of one, the present time. For times
+/// of activity and deadlines: it is some microseconds early.
+pub(crate) fn poll_time() -> Instant {
+    match POLL_TIME.get() {
+        PollTime::Read(time) => time,
+        PollTime::Unread => new_poll_time(),
+        PollTime::Outside => Instant::now(),
     }
 }
 
-/// Returns the present time, which is the turn's from here on. For the end of what is measured.
-pub(crate) fn new_turn_time() -> Instant {
+/// Returns the present time, and makes it that of the current [`TaskPoll`]. For the end of a measurement.
+pub(crate) fn new_poll_time() -> Instant {
     let now = Instant::now();
-    if !matches!(TURN.get(), Time::Unshared) {
-        TURN.set(Time::At(now));
+    if !matches!(POLL_TIME.get(), PollTime::Outside) {
+        POLL_TIME.set(PollTime::Read(now));
     }
     now
 }
@@ -165,30 +165,30 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_turn_has_one_time_until_it_is_read_anew() {
-        let turn = Turn::begin();
-        let first = turn_time();
+    fn a_poll_has_one_time_until_it_is_read_anew() {
+        let poll = TaskPoll::begin();
+        let first = poll_time();
         while Instant::now() == first {}
-        assert_eq!(turn_time(), first);
-        let end = new_turn_time();
+        assert_eq!(poll_time(), first);
+        let end = new_poll_time();
         assert!(end > first);
-        assert_eq!(turn_time(), end);
-        drop(turn);
+        assert_eq!(poll_time(), end);
+        drop(poll);
         while Instant::now() == end {}
-        assert!(turn_time() > end, "no turn has its time from the one before");
+        assert!(poll_time() > end, "no poll has its time from the one before");
     }
 
     #[test]
-    fn a_turn_is_asked_for_the_next_by_the_earliest_time() {
+    fn a_poll_is_followed_by_another_by_the_earliest_time() {
         let (now, second) = (Instant::now(), Duration::from_secs(1));
-        assert!(!poll_again_by(now), "outside of a turn nobody would poll again");
-        let turn = Turn::begin();
+        assert!(!poll_again_by(now), "no owner polls again");
+        let poll = TaskPoll::begin();
         assert!(poll_again_by(now + second) && poll_again_by(now) && poll_again_by(now + 2 * second));
-        assert_eq!(turn.poll_again_by(), Some(now));
-        assert_eq!(turn.poll_again_by(), None, "until something is polled again");
+        assert_eq!(poll.poll_again_by(), Some(now));
+        assert_eq!(poll.poll_again_by(), None, "until something is polled again");
         assert!(poll_again_by(now));
-        drop(turn);
-        assert_eq!(Turn::begin().poll_again_by(), None);
+        drop(poll);
+        assert_eq!(TaskPoll::begin().poll_again_by(), None);
     }
 
     #[test]

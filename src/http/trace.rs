@@ -20,7 +20,7 @@ const HEX: [[u8; 2]; 256] = {
 /// The room that the identifiers of many requests share: none has an allocation of its own.
 const ROOM: usize = 8 << 10;
 
-/// Makes the identifiers of requests.
+/// The identifiers of a worker's requests.
 #[derive(Default)]
 pub(crate) struct Identifiers {
     random: fastrand::Rng,
@@ -58,6 +58,7 @@ impl Identifiers {
         }
     }
 
+    /// Returns a copy of the text in the shared room.
     fn keep(&mut self, text: &[u8]) -> Bytes {
         if self.room.capacity() < text.len() {
             self.room = BytesMut::with_capacity(ROOM);

@@ -203,7 +203,7 @@ impl Stream {
         result
     }
 
-    /// Has the kernel hold as much as that unsent, where it is written to without TLS, which writes in small pieces.
+    /// Sets the bytes that the kernel may hold unsent. Without effect over TLS, which writes in small pieces.
     pub(crate) fn allow_unsent(&self, bytes: u32) {
         if let Transport::Tcp(socket) = &self.transport {
             // Without it, writes stay small.

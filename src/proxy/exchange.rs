@@ -5,7 +5,7 @@ use super::downstream::{Downstream, Phase, TunnelRecord};
 use super::field_rules::FieldRules;
 use super::rate_limit::{Standing, Uncounted};
 use super::session::Session;
-use crate::clock::{new_turn_time, turn_time};
+use crate::clock::{new_poll_time, poll_time};
 use crate::consistency::Requester;
 use crate::http::fields::X_REQUEST_ID;
 use crate::http::problem::Problem;
@@ -235,7 +235,7 @@ impl Exchange {
         Rc::new(Exchange {
             recorder: Rc::clone(recorder),
             downstream: Rc::clone(downstream),
-            started: turn_time(),
+            started: poll_time(),
             method: head.method.clone(),
             route: RefCell::default(),
             status: Cell::new(0),
@@ -520,7 +520,7 @@ impl ClientPart for Exchange {
 impl Drop for Exchange {
     fn drop(&mut self) {
         self.end_body();
-        let duration = new_turn_time().saturating_duration_since(self.started);
+        let duration = new_poll_time().saturating_duration_since(self.started);
         // As nginx has it: the client left before it had an answer.
         let status = match self.status.get() {
             0 => 499,

@@ -11,7 +11,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
 /// The result of the synchronous part of the pipeline.
-#[expect(clippy::large_enum_variant, reason = "it lives for one match, and most requests are the large one")]
+#[expect(clippy::large_enum_variant, reason = "it lives for one match")]
 pub(super) enum Step {
     Reply(Reply),
     Forward(Box<UpstreamRequest>),

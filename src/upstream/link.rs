@@ -14,7 +14,7 @@ use super::http1::request::Output;
 use super::http1::response::{Asked, BadHead, FinalHead, Head, HeadReader, MAX_HEAD};
 use super::interim::Interim;
 use super::{Outgoing, UpstreamError};
-use crate::clock::{poll_again_by, turn_time};
+use crate::clock::{poll_again_by, poll_time};
 use crate::io::Stream;
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, Method, Request, Response};
@@ -365,7 +365,7 @@ impl Link {
         self.output.wrote(length);
         self.must_flush = self.stream.is_tls();
         self.sent += length as u64;
-        self.last_activity = turn_time();
+        self.last_activity = poll_time();
         Poll::Ready(Ok(()))
     }
 
@@ -373,7 +373,7 @@ impl Link {
     fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         self.input.reserve(self.read_size);
         let result = ready!(pin!(self.stream.read_buf(&mut self.input)).poll(cx));
-        self.last_activity = turn_time();
+        self.last_activity = poll_time();
         if let Ok(length) = result {
             self.has_received |= length > 0;
             self.read_size = match length {
@@ -446,7 +446,7 @@ pub(super) fn is_late(
     let stalled = (!limit.is_zero()).then(|| last + limit);
     let Some(deadline) = stalled.into_iter().chain(until).min() else { return false };
     if poll_again_by(deadline) {
-        return turn_time() >= deadline;
+        return poll_time() >= deadline;
     }
     loop {
         if timer.deadline().into_std() > deadline {

@@ -33,8 +33,8 @@ pub(in crate::server) struct Context {
     pub(super) addresses: Arc<Addresses>,
     /// The permit to compute a handshake: one connection at a time has it.
     pub(super) handshakes: Semaphore,
-    /// Whether a request usually arrives together with its connection.
-    pub(super) arrivals: Arrivals,
+    /// The decision to read from a new connection at once.
+    pub(super) eager_reads: EagerReads,
     /// The handshake by the last configuration that had this listener.
     pub(super) handshake: RefCell<Option<Handshake>>,
 }
@@ -49,7 +49,7 @@ impl Context {
             drain: Notify::new(),
             addresses,
             handshakes: Semaphore::new(1),
-            arrivals: Arrivals::default(),
+            eager_reads: EagerReads::default(),
             handshake: RefCell::default(),
         }
     }
@@ -84,33 +84,33 @@ impl Context {
     }
 }
 
-/// Whether the first bytes of a listener's connections are there when these are accepted: on a busy worker they often
-/// are, and reading at once saves joining the reactor; on an idle one they come later, and that read would be in vain.
+/// Decides whether to read from a new connection before it joins the reactor. On a busy worker its first bytes are often
+/// there when it is accepted, and it need not join; on an idle one they come later, and the read would find nothing.
 #[derive(Default)]
-pub(super) struct Arrivals {
-    /// The vain reads since the last one that found something.
-    vain: Cell<u32>,
+pub(super) struct EagerReads {
+    /// The connections since the last such read that found something.
+    without: Cell<u32>,
 }
 
-/// So many vain reads in a row, and connections join the reactor first.
-const VAIN_READS: u32 = 4;
-/// Of these, one in so many is read from at once all the same.
+/// After so many reads without a byte, connections join the reactor first.
+const MAX_WITHOUT: u32 = 4;
+/// Of those connections, one in so many is read from at once all the same.
 const PROBE_EVERY: u32 = 16;
 
-impl Arrivals {
-    /// Returns whether to read from a new connection at once.
-    pub(super) fn are_usual(&self) -> bool {
-        let vain = self.vain.get();
-        let is_read = vain < VAIN_READS || vain.is_multiple_of(PROBE_EVERY);
-        if !is_read {
-            self.vain.set(vain.wrapping_add(1).max(VAIN_READS));
+impl EagerReads {
+    /// Returns whether to read from the next connection at once.
+    pub(super) fn take_next(&self) -> bool {
+        let without = self.without.get();
+        let is_next = without < MAX_WITHOUT || without.is_multiple_of(PROBE_EVERY);
+        if !is_next {
+            self.note(false);
         }
-        is_read
+        is_next
     }
 
-    /// Notes whether such a read has found something.
-    pub(super) fn note(&self, has_arrived: bool) {
-        self.vain.set(if has_arrived { 0 } else { self.vain.get().wrapping_add(1).max(1) });
+    /// Notes whether a connection was read from with success.
+    pub(super) fn note(&self, has_read: bool) {
+        self.without.set(if has_read { 0 } else { self.without.get().wrapping_add(1) });
     }
 }
 
@@ -142,7 +142,7 @@ pub(super) async fn is_readable(context: &Context, stream: &mut Stream, deadline
     let is_apart = stream.is_apart();
     let arrived = poll_fn(|cx| Poll::Ready(stream.poll_readable(cx))).await;
     if is_apart {
-        context.arrivals.note(arrived.is_ready());
+        context.eager_reads.note(arrived.is_ready());
     }
     if let Poll::Ready(is_readable) = arrived {
         return is_readable;
@@ -200,10 +200,10 @@ mod tests {
 
     #[test]
     fn new_connections_are_read_from_at_once_where_that_pays() {
-        let arrivals = Arrivals::default();
-        // The reads among so many connections, where each finds this.
-        let reads = |connections: u32, has_arrived: bool| {
-            let is_read = |_: &u32| arrivals.are_usual().then(|| arrivals.note(has_arrived)).is_some();
+        let eager_reads = EagerReads::default();
+        // Returns the number of reads among so many connections.
+        let reads = |connections: u32, has_read: bool| {
+            let is_read = |_: &u32| eager_reads.take_next().then(|| eager_reads.note(has_read)).is_some();
             (0..connections).filter(is_read).count()
         };
         assert_eq!(reads(100, true), 100);

@@ -47,7 +47,7 @@ pub(super) async fn begin(
     let mut socket = Socket::Apart(Some(socket));
     match (&handshake.proxy_protocol, &handshake.tls) {
         (None, None) => {
-            if !context.arrivals.are_usual() {
+            if !context.eager_reads.take_next() {
                 socket.joined().ok()?;
             }
             let address_permit = address_permit(context, peer)?;

@@ -3,7 +3,7 @@
 //! It notes when bytes moved, for the connection's timers; writes interim responses before the final one; and withholds
 //! the bare error responses that hyper writes when it cannot parse a head, so that the connection can send its own.
 
-use crate::clock::turn_time;
+use crate::clock::poll_time;
 use crate::io::{Framing, Malformed, Messages, Seen, Stream};
 use crate::proxy::{Downstream, Phase, Tunnel, TunnelSlot};
 use std::cell::{Cell, RefCell};
@@ -73,7 +73,7 @@ impl Pulse {
 
     /// Notes a read of hyper, and whether there were bytes that may begin a head.
     fn read(&self, has_bytes: bool) {
-        let now = turn_time();
+        let now = poll_time();
         self.last_read.set(now);
         if has_bytes && self.head_began.get().is_none() {
             self.head_began.set(Some(now));
@@ -83,7 +83,7 @@ impl Pulse {
 
 impl Http1Io {
     pub(super) fn new(stream: Stream, downstream: Rc<Downstream>) -> Http1Io {
-        let now = turn_time();
+        let now = poll_time();
         let began = stream.unread_since();
         let pulse = Rc::new(Pulse {
             last_read: Cell::new(now),
@@ -111,7 +111,7 @@ impl Http1Io {
             self.pulse.write_blocked.set(written.is_pending());
             let written = ready!(written)?;
             waiting.drain(..written);
-            self.pulse.last_write.set(turn_time());
+            self.pulse.last_write.set(poll_time());
         }
         Poll::Ready(Ok(()))
     }
@@ -146,7 +146,7 @@ impl Http1Io {
         let written = write(Pin::new(&mut *self.stream.borrow_mut()), cx);
         match &written {
             Poll::Ready(result) => {
-                self.pulse.last_write.set(turn_time());
+                self.pulse.last_write.set(poll_time());
                 self.pulse.write_blocked.set(false);
                 if let Ok(written) = result {
                     self.took(*written);

@@ -16,7 +16,7 @@ mod timer;
 mod tunnel;
 mod websocket;
 
-use crate::clock::{Turn, new_turn_time};
+use crate::clock::{TaskPoll, new_poll_time};
 use crate::config::Limits;
 use crate::http::problem::{Problem, ProblemKind};
 use crate::io::{Framing, Seen, Stream};
@@ -112,7 +112,7 @@ async fn session(
         let sleep = pin!(tokio::time::sleep(PARK_AFTER));
         let mut timer = Timer::over(sleep);
         let end = poll_fn(|cx| {
-            let turn = Turn::begin();
+            let task_poll = TaskPoll::begin();
             loop {
                 if let Poll::Ready(result) = Pin::new(&mut connection).poll(cx) {
                     return Poll::Ready(SessionEnd::Closed(result));
@@ -125,7 +125,8 @@ async fn session(
                         Poll::Pending => {}
                     }
                 }
-                let Poll::Ready(expired) = timers((downstream, &pulse, limits, turn.poll_again_by()), &mut timer, cx)
+                let Poll::Ready(expired) =
+                    timers((downstream, &pulse, limits, task_poll.poll_again_by()), &mut timer, cx)
                 else {
                     return Poll::Pending;
                 };
@@ -191,7 +192,7 @@ fn expire(expired: Expired, context: &Context, downstream: &Downstream) -> Optio
             downstream.wake_body();
             None
         }
-        Expired::Turn => None,
+        Expired::Poll => None,
     }
 }
 
@@ -202,8 +203,8 @@ enum Expired {
     Head,
     Body,
     Write,
-    /// Something of the request asks for another turn by this time: a node that is slow.
-    Turn,
+    /// A future of the request is to be polled again: its node may be late.
+    Poll,
 }
 
 /// Waits for the deadline of the current phase. The timer may be armed for an earlier time than needed; it is moved
@@ -214,7 +215,7 @@ fn timers(
     cx: &mut std::task::Context<'_>,
 ) -> Poll<Expired> {
     let next = next_deadline(downstream, pulse, limits);
-    let again = again_by.map(|time| (time, Expired::Turn));
+    let again = again_by.map(|time| (time, Expired::Poll));
     let next = next.into_iter().chain(again).min_by_key(|&(deadline, _)| deadline);
     loop {
         if let Some((deadline, _)) = next
@@ -225,8 +226,8 @@ fn timers(
         if timer.poll(cx).is_pending() {
             return Poll::Pending;
         }
-        // What is polled again by its time has to see it passed.
-        let now = new_turn_time();
+        // A future that is polled again by its deadline must find it passed.
+        let now = new_poll_time();
         match next {
             Some((deadline, expired)) if deadline <= now => return Poll::Ready(expired),
             Some((deadline, _)) => timer.reset(deadline),

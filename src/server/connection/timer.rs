@@ -1,4 +1,4 @@
-//! A timer that its task may poll at every turn: the runtime is asked only when it has to be.
+//! A timer that is cheap to poll: the runtime is asked only when the timer was moved or has fired.
 
 use std::pin::{Pin, pin};
 use std::task::{Context, Poll};
@@ -55,7 +55,7 @@ mod tests {
             let (deadline, mut polls) = (timer.deadline(), 0);
             poll_fn(|cx| {
                 polls += 1;
-                // The second poll of the same turn finds it armed.
+                // The second call finds it armed.
                 if timer.poll(cx).is_pending() { timer.poll(cx) } else { Poll::Ready(()) }
             })
             .await;

@@ -203,7 +203,7 @@ proptest! {
         }
     }
 
-    /// What a connection has read before makes no difference.
+    /// Earlier responses on a connection do not change how a head is read.
     #[test]
     fn a_head_is_read_as_a_new_connection_reads_it(responses in prop::collection::vec(response(), 1..6)) {
         let asked = Asked { is_head: false, wants_interim: true };
