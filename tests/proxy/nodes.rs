@@ -110,6 +110,27 @@ fn a_node_that_hangs() {
     assert!(started.elapsed() >= Duration::from_millis(300));
 }
 
+/// The timer of an HTTP/1 connection wakes it after a second whatever it waits for; a node is late by its own time.
+#[test]
+fn a_node_that_is_late_after_the_connection_was_woken() {
+    let silent = || {
+        Origin::by_connection(|peer| {
+            peer.request();
+            peer.client.has_ended();
+        })
+    };
+    expect(&silent(), "    timeouts: { first_byte: 1500ms }\n", 504, "http_response_timeout");
+    expect(&silent(), "    timeouts: { total: 1500ms }\n", 504, "http_response_timeout");
+    let node = Origin::by_connection(|peer| {
+        peer.request();
+        peer.send("HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nshort");
+        peer.client.has_ended();
+    });
+    let proxy = Proxy::start(&Proxy::pool(&[node.address], "    timeouts: { idle: 1500ms }\n"));
+    let got = proxy.connect().request("GET / HTTP/1.1\r\nhost: a\r\n\r\n");
+    assert!(got.truncated && got.text() == "short", "{got:?}");
+}
+
 #[test]
 fn a_node_slower_than_the_whole_request_may_take() {
     let node = Origin::by_connection(|peer| {
