@@ -229,8 +229,10 @@ impl Etcd {
     /// Adds a member to the cluster.
     pub(crate) fn add_member(&mut self) {
         let member = Member::new(self.members.len());
+        // A change may take effect and its answer be lost: to ask for it again is an error then.
         until("the addition of a member", || {
             self.ask(&["member", "add", &member.name, &format!("--peer-urls={}", member.peer_url())]).is_some()
+                || self.lists(&member.peer_url()) == Some(true)
         });
         self.members.push(member);
         self.run_unready(self.members.len() - 1, "existing");
@@ -242,9 +244,16 @@ impl Etcd {
         let list = self.execute(&["member", "list"]);
         let line = list.lines().find(|line| line.contains(&format!(", {name}, "))).unwrap().to_owned();
         let id = line.split(',').next().unwrap().to_owned();
-        until("the removal of a member", || self.ask(&["member", "remove", &id]).is_some());
+        until("the removal of a member", || {
+            self.ask(&["member", "remove", &id]).is_some() || self.lists(&id) == Some(false)
+        });
         self.kill(at);
         self.members.remove(at);
+    }
+
+    /// Returns whether the list of members has this text; `None` where the cluster does not answer.
+    fn lists(&self, text: &str) -> Option<bool> {
+        self.ask(&["member", "list"]).map(|list| list.contains(text))
     }
 
     /// Sends a signal to a member.
