@@ -14,6 +14,7 @@
 //! - [`ring`]: the consistent-hash ring, pure data.
 //! - `admin`: the admin listener. `control`: the handle on a running proxy that it holds.
 //! - [`config`]: YAML to validated settings with the place of every error.
+//! - `import`: the files of nginx and HAProxy to Ringway's, pure data.
 //! - `template`: texts and JSON with references, pure data.
 //! - `telemetry`: metrics, access log, trace context; called by all, calls none.
 //! - `http`: what HTTP itself says. `tls`: what TLS says: certificates, tickets, trust. `io`: what both ends do
@@ -36,6 +37,7 @@ mod fleet;
 pub mod fuzz;
 mod http;
 mod idempotency;
+mod import;
 mod io;
 mod proxy;
 #[cfg(test)]

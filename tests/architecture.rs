@@ -19,7 +19,7 @@ const ORDER: &[&[&str]] = &[
     &["saga"],
     &["control"],
     &["config"],
-    &["consistency", "ring", "tls", "telemetry", "template"],
+    &["consistency", "import", "ring", "tls", "telemetry", "template"],
     &["http", "io"],
     &["clock"],
     &["reference", "engines"],

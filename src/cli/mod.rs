@@ -7,6 +7,7 @@ mod explain;
 mod explain_saga;
 mod fleet;
 mod http_client;
+mod import;
 mod node;
 mod purge;
 mod ring;
@@ -50,6 +51,9 @@ enum Command {
     Explain(explain::Options),
     /// Print the configuration's JSON Schema, for editors.
     Schema,
+    /// Translate the configuration of nginx or HAProxy to a commented Ringway file, and list what could not be
+    /// translated.
+    Import(import::Options),
     /// Show the state of a running proxy: listeners, pools, nodes, the last reload.
     Status(status::Options),
     /// Reload the configuration of a running proxy; exits with 1 and the reason if it is refused.
@@ -104,6 +108,7 @@ pub fn main() -> ExitCode {
         Command::Ring(options) => ring::run(options),
         Command::Explain(options) => explain::run(options),
         Command::Schema => schema::run(),
+        Command::Import(options) => import::run(&options),
         Command::Status(options) => status::run(&options),
         Command::Reload(target) => status::reload(&target),
         Command::Purge(options) => purge::run(&options),

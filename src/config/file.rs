@@ -21,12 +21,12 @@ pub(crate) fn read(path: &Path, most: u64) -> io::Result<Vec<u8>> {
 }
 
 /// Returns the content of a file, pipe or device, of at most `most` bytes.
-pub(super) fn read_any(path: &Path, most: u64) -> io::Result<Vec<u8>> {
+pub(crate) fn read_any(path: &Path, most: u64) -> io::Result<Vec<u8>> {
     read_from(std::fs::File::open(path)?, most)
 }
 
 /// Returns standard input up to its end, of at most `most` bytes.
-pub(super) fn read_stdin(most: u64) -> io::Result<Vec<u8>> {
+pub(crate) fn read_stdin(most: u64) -> io::Result<Vec<u8>> {
     read_from(io::stdin().lock(), most)
 }
 

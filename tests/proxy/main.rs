@@ -29,6 +29,7 @@ mod grpc;
 mod http2;
 mod http2_nodes;
 mod idempotency;
+mod import;
 mod leader;
 mod malformed;
 mod model;

@@ -1,0 +1,300 @@
+//! Conditions: `acl`, and `if` and `unless` behind a rule.
+
+use super::super::draft::{PathMatch, Route, host, is_field, is_path, slug};
+use super::super::yaml::Value;
+use super::syntax::Line;
+
+/// A test that a route can make.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Test {
+    Paths(Vec<PathMatch>),
+    Hosts(Vec<String>),
+    Methods(Vec<String>),
+    Scheme(&'static str),
+    /// A field with one of these values; `*` is any.
+    Header(String, Vec<String>),
+    Always,
+    Never,
+}
+
+/// The `acl` lines of a section; those of one name are alternatives.
+pub(super) struct Acls<'a> {
+    lines: Vec<&'a Line>,
+}
+
+/// The routes that make a condition.
+#[derive(Debug, Default)]
+pub(super) struct Condition {
+    /// What each alternative matches.
+    pub(super) routes: Vec<Route>,
+    /// Some tests are missing: the routes match more requests.
+    pub(super) is_wider: bool,
+    /// An alternative could not be translated at all.
+    pub(super) is_partial: bool,
+    /// A prefix of a path matched inside of a segment too.
+    pub(super) has_open_prefix: bool,
+}
+
+impl<'a> Acls<'a> {
+    pub(super) fn new(lines: &[&'a Line]) -> Acls<'a> {
+        Acls { lines: lines.iter().filter(|line| line.word(0) == "acl").copied().collect() }
+    }
+
+    /// Returns the routes of the condition at the end of a rule; without one, a route for everything.
+    ///
+    /// `base`: what the routes match besides.
+    pub(super) fn condition(&self, words: &[String], base: &Route) -> Condition {
+        let mut words = words.iter().map(String::as_str).skip_while(|word| !matches!(*word, "if" | "unless"));
+        let is_negative = words.next() == Some("unless");
+        let terms: Vec<&str> = words.collect();
+        let mut condition = Condition::default();
+        if terms.is_empty() {
+            condition.routes.push(base.clone());
+            return condition;
+        }
+        let alternatives: Vec<Vec<Term<'_>>> = terms.split(|word| matches!(*word, "||" | "or")).map(terms_of).collect();
+        // `unless a` is `if !a`; more than one term cannot be turned around.
+        if is_negative && (alternatives.len() > 1 || alternatives[0].len() > 1) {
+            condition.is_partial = true;
+            return condition;
+        }
+        for alternative in alternatives {
+            let mut routes = vec![base.clone()];
+            let (mut known, mut unknown, mut is_void) = (0, 0, false);
+            for term in &alternative {
+                match self.test(term, is_negative) {
+                    None => unknown += 1,
+                    Some((test, is_open)) => {
+                        known += 1;
+                        condition.has_open_prefix |= is_open;
+                        // The rule is for the other scheme than the listener's.
+                        is_void |= matches!(test, Test::Scheme(scheme) if base.scheme.is_some_and(|own| own != scheme));
+                        routes = routes.iter().flat_map(|route| narrowed(route, &test)).collect();
+                    }
+                }
+            }
+            if is_void {
+                continue;
+            }
+            condition.is_wider |= unknown > 0;
+            condition.is_partial |= known == 0 || routes.is_empty();
+            if known > 0 {
+                condition.routes.extend(routes);
+            }
+        }
+        condition
+    }
+
+    /// Returns the test of a term, and whether it matched inside of a segment of the path.
+    fn test(&self, term: &Term<'_>, is_negative: bool) -> Option<(Test, bool)> {
+        let is_not = term.is_not != is_negative;
+        let tests: Vec<Option<(Test, bool)>> = match &term.kind {
+            Kind::Inline(words) => vec![test(words)],
+            Kind::Named(name) => {
+                let lines: Vec<_> = self.lines.iter().filter(|line| line.word(1) == *name).collect();
+                match lines.is_empty() {
+                    true => vec![predefined(name).map(|test| (test, false))],
+                    false => {
+                        let of = |line: &&&Line| test(&line.from(2).iter().map(String::as_str).collect::<Vec<_>>());
+                        lines.iter().map(of).collect()
+                    }
+                }
+            }
+        };
+        let tests: Vec<(Test, bool)> = tests.into_iter().collect::<Option<_>>()?;
+        let is_open = tests.iter().any(|(_, is_open)| *is_open);
+        let mut alternatives = tests.into_iter().map(|(test, _)| test);
+        let first = alternatives.next()?;
+        let test = alternatives.try_fold(first, either)?;
+        let test = match (is_not, test) {
+            (false, test) => test,
+            (true, Test::Scheme("http")) => Test::Scheme("https"),
+            (true, Test::Scheme(_)) => Test::Scheme("http"),
+            (true, Test::Always) => Test::Never,
+            (true, Test::Never) => Test::Always,
+            (true, _) => return None,
+        };
+        (test != Test::Never).then_some((test, is_open))
+    }
+}
+
+struct Term<'a> {
+    is_not: bool,
+    kind: Kind<'a>,
+}
+
+enum Kind<'a> {
+    Named(&'a str),
+    /// The words between `{` and `}`.
+    Inline(Vec<&'a str>),
+}
+
+fn terms_of<'a>(words: &[&'a str]) -> Vec<Term<'a>> {
+    let (mut terms, mut words, mut is_not) = (Vec::new(), words.iter().copied(), false);
+    while let Some(word) = words.next() {
+        let name = word.trim_start_matches('!');
+        is_not ^= (word.len() - name.len()) % 2 == 1;
+        let kind = match name {
+            "" => continue,
+            "{" => Kind::Inline(words.by_ref().take_while(|word| *word != "}").collect()),
+            name => Kind::Named(name),
+        };
+        terms.push(Term { is_not: std::mem::take(&mut is_not), kind });
+    }
+    terms
+}
+
+fn predefined(name: &str) -> Option<Test> {
+    let methods = |names: &[&str]| Test::Methods(names.iter().map(|name| (*name).to_owned()).collect());
+    Some(match name {
+        "METH_GET" => methods(&["GET", "HEAD"]),
+        "METH_CONNECT" | "METH_DELETE" | "METH_HEAD" | "METH_OPTIONS" | "METH_POST" | "METH_PUT" | "METH_TRACE" => {
+            methods(&[&name[5..]])
+        }
+        "TRUE" | "HTTP" => Test::Always,
+        "FALSE" => Test::Never,
+        _ => return None,
+    })
+}
+
+/// Returns the test of a criterion with its flags and values, and whether it matched inside of a segment.
+fn test(words: &[&str]) -> Option<(Test, bool)> {
+    let (criterion, rest) = words.split_first()?;
+    let (mut method, mut values, mut rest) = ("", Vec::new(), rest.iter());
+    while let Some(word) = rest.next() {
+        match *word {
+            "-i" | "-n" => {}
+            "-m" => method = rest.next()?,
+            "--" => values.extend(rest.by_ref().copied()),
+            word if word.starts_with('-') && values.is_empty() => return None,
+            word => values.push(word),
+        }
+    }
+    // Converters that normalise do no harm.
+    let criterion = criterion.split(",url_dec").next()?.split(",lower").next()?.split(",field(1,:)").next()?;
+    let criterion = criterion.strip_prefix("req.").unwrap_or(criterion);
+    let (name, argument) = match criterion.split_once('(') {
+        Some((name, argument)) => (name, argument.strip_suffix(')')?.split(',').next()?),
+        None => (criterion, ""),
+    };
+    let (name, method) = match (name.rsplit_once('_'), method) {
+        (
+            Some((
+                name @ ("path" | "hdr" | "url" | "base"),
+                kind @ ("beg" | "end" | "dom" | "reg" | "sub" | "dir" | "len"),
+            )),
+            "",
+        ) => (name, kind),
+        (_, method) => (name, method),
+    };
+    let owned = |values: &[&str]| values.iter().map(|value| (*value).to_owned()).collect::<Vec<_>>();
+    let found = match (name, method) {
+        ("path" | "url", "" | "str") => {
+            Test::Paths(values.iter().map(|path| PathMatch::Exact((*path).to_owned())).collect())
+        }
+        ("path" | "url", "beg") => {
+            Test::Paths(values.iter().map(|path| PathMatch::Prefix((*path).to_owned())).collect())
+        }
+        ("hdr", kind) if argument.eq_ignore_ascii_case("host") => Test::Hosts(hosts(kind, &values)?),
+        ("ssl_fc_sni", "" | "str") => Test::Hosts(hosts("", &values)?),
+        ("hdr", "" | "str") if is_field(argument, "") => Test::Header(argument.to_ascii_lowercase(), owned(&values)),
+        ("hdr", "found") if is_field(argument, "") => Test::Header(argument.to_ascii_lowercase(), vec!["*".to_owned()]),
+        ("method", _) => Test::Methods(owned(&values)),
+        ("ssl_fc", _) => Test::Scheme("https"),
+        ("always_true", _) => Test::Always,
+        ("always_false", _) => Test::Never,
+        _ => return None,
+    };
+    let is_open = match &found {
+        Test::Paths(paths) if paths.iter().any(|path| !is_path(path.text())) => return None,
+        Test::Paths(paths) => {
+            paths.iter().any(|path| matches!(path, PathMatch::Prefix(prefix) if !prefix.ends_with('/')))
+        }
+        Test::Methods(methods)
+            if methods
+                .iter()
+                .any(|method| method.is_empty() || !method.bytes().all(|byte| byte.is_ascii_uppercase())) =>
+        {
+            return None;
+        }
+        Test::Header(name, values) if !values.iter().all(|value| !value.is_empty() && is_field(name, value)) => {
+            return None;
+        }
+        _ => false,
+    };
+    let is_empty = match &found {
+        Test::Paths(paths) => paths.is_empty(),
+        Test::Hosts(values) | Test::Methods(values) | Test::Header(_, values) => values.is_empty(),
+        _ => false,
+    };
+    (!is_empty).then_some((found, is_open))
+}
+
+/// Returns the hosts of values that are matched whole, at the end (`end`) or by domain (`dom`).
+fn hosts(method: &str, values: &[&str]) -> Option<Vec<String>> {
+    let mut found = Vec::new();
+    for value in values {
+        let value = value.rsplit_once(':').map_or(*value, |(name, _)| name);
+        let (bare, is_below) = match value.strip_prefix('.') {
+            Some(bare) => (bare, true),
+            None => (value, false),
+        };
+        let bare = host(bare).filter(|bare| !bare.starts_with('*'))?;
+        match method {
+            "" | "str" if !is_below => found.push(bare),
+            "end" | "dom" if is_below => found.push(format!("*.{bare}")),
+            "end" | "dom" => found.extend([bare.clone(), format!("*.{bare}")]),
+            _ => return None,
+        }
+    }
+    Some(found)
+}
+
+/// Returns a test that holds where either of two holds.
+fn either(a: Test, b: Test) -> Option<Test> {
+    Some(match (a, b) {
+        (Test::Paths(a), Test::Paths(b)) => Test::Paths([a, b].concat()),
+        (Test::Hosts(a), Test::Hosts(b)) => Test::Hosts([a, b].concat()),
+        (Test::Methods(a), Test::Methods(b)) => Test::Methods([a, b].concat()),
+        (Test::Header(name, a), Test::Header(other, b)) if name == other => Test::Header(name, [a, b].concat()),
+        _ => return None,
+    })
+}
+
+/// Returns the routes that match what the route matches, and the test holds for.
+fn narrowed(route: &Route, test: &Test) -> Vec<Route> {
+    let with = |change: &dyn Fn(&mut Route)| {
+        let mut route = route.clone();
+        change(&mut route);
+        route
+    };
+    match test {
+        Test::Always => vec![route.clone()],
+        Test::Never => Vec::new(),
+        Test::Paths(_) if route.path.is_some() => Vec::new(),
+        Test::Paths(paths) => {
+            let of = |path: &PathMatch| {
+                with(&|route| {
+                    route.path = Some(path.clone());
+                    route.name = format!("{}-{}", route.name, slug(path.text()));
+                })
+            };
+            paths.iter().map(of).collect()
+        }
+        Test::Hosts(_) if !route.hosts.is_empty() => Vec::new(),
+        Test::Hosts(hosts) => vec![with(&|route| route.hosts.clone_from(hosts))],
+        Test::Methods(_) if !route.methods.is_empty() => Vec::new(),
+        Test::Methods(methods) => vec![with(&|route| route.methods.clone_from(methods))],
+        Test::Scheme(scheme) if route.scheme.is_some_and(|own| own != *scheme) => Vec::new(),
+        Test::Scheme(scheme) => vec![with(&|route| route.scheme = Some(scheme))],
+        Test::Header(name, values) => {
+            let of = |value: &String| {
+                with(&|route| {
+                    let value = Value::text(value.clone());
+                    super::super::draft::set(&mut route.headers, name, value);
+                })
+            };
+            values.iter().map(of).collect()
+        }
+    }
+}

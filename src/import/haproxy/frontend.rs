@@ -1,0 +1,408 @@
+//! `frontend`: listeners, and the routes of its rules in their order.
+
+use super::super::Place;
+use super::super::draft::{Draft, Route, is_field, set, slug};
+use super::super::yaml::{Entries, Value, entries};
+use super::acl::Acls;
+use super::backend::{self, Target};
+use super::syntax::Line;
+use super::{Proxy, shown};
+use std::collections::HashMap;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+/// Translates the frontends with the backends that they use. Returns the places of the sections that were not.
+pub(super) fn translate(draft: &mut Draft, proxies: &[Proxy<'_>]) -> Vec<Place> {
+    let fronts: Vec<&Proxy<'_>> = proxies.iter().filter(|proxy| proxy.is_frontend()).collect();
+    let schemes: Vec<Vec<&'static str>> = fronts.iter().map(|front| schemes(front)).collect();
+    let mut unread = Vec::new();
+    let has = |scheme: &str| schemes.iter().flatten().any(|other| *other == scheme);
+    let has_both = has("http") && has("https");
+    let mut backends = Backends { proxies, used: HashMap::new() };
+    let mut taken: Vec<&str> = Vec::new();
+    for (front, schemes) in fronts.iter().zip(&schemes) {
+        if schemes.iter().any(|scheme| taken.contains(scheme)) {
+            let remark = "another frontend has routes for the same scheme: routes of Ringway do not know the port";
+            draft.lose(&front.section.place, front.section.shown(), remark);
+            unread.push(front.section.place.clone());
+            continue;
+        }
+        taken.extend(schemes);
+        listeners(draft, front);
+        limits(draft, front);
+        let scheme = match &schemes[..] {
+            [scheme] if has_both => Some(*scheme),
+            _ => None,
+        };
+        routes(draft, front, &Route { scheme, ..Route::default() }, &mut backends);
+    }
+    let unused = proxies.iter().filter(|proxy| proxy.section.kind() == "backend");
+    for proxy in unused.filter(|proxy| !backends.used.contains_key(proxy.section.name())) {
+        draft.lose(&proxy.section.place, proxy.section.shown(), "no rule that was translated uses it");
+        unread.push(proxy.section.place.clone());
+    }
+    unread
+}
+
+/// Returns the schemes of a frontend's listeners.
+fn schemes(front: &Proxy<'_>) -> Vec<&'static str> {
+    let of = |line: &&Line| if line.has("ssl") { "https" } else { "http" };
+    let mut schemes: Vec<_> = front.all(&["bind"]).iter().map(of).collect();
+    schemes.sort_unstable();
+    schemes.dedup();
+    schemes
+}
+
+/// The backends, each translated when it is first used.
+struct Backends<'a> {
+    proxies: &'a [Proxy<'a>],
+    used: HashMap<&'a str, (Target, &'a Proxy<'a>)>,
+}
+
+impl<'a> Backends<'a> {
+    fn get(&mut self, draft: &mut Draft, name: &str) -> Option<&(Target, &'a Proxy<'a>)> {
+        let proxy = self.proxies.iter().find(|proxy| proxy.is_backend() && proxy.section.name() == name)?;
+        Some(self.used.entry(proxy.section.name()).or_insert_with(|| (backend::target(draft, proxy), proxy)))
+    }
+}
+
+/// Adds the listeners of a frontend.
+fn listeners(draft: &mut Draft, front: &Proxy<'_>) {
+    for line in front.all(&["bind"]) {
+        for text in line.word(1).split(',') {
+            let Some(address) = address(text) else {
+                draft.lose(&line.place, line.shown(), "a listener is an IP address and one TCP port");
+                continue;
+            };
+            let listener = draft.listener(address, format!("{}: {}", line.place, line.shown()));
+            if line.has("accept-proxy") {
+                listener.proxy_protocol = Some(vec!["127.0.0.0/8".to_owned()]);
+            }
+            let is_secure = line.has("ssl");
+            if is_secure {
+                let tls = listener.tls.get_or_insert_default();
+                for files in line.words.windows(2).filter(|words| words[0] == "crt") {
+                    // One file has the chain and the key.
+                    let pair = (files[1].clone(), files[1].clone());
+                    if !tls.certificates.contains(&pair) {
+                        tls.certificates.push(pair);
+                    }
+                }
+                if line.after("ssl-min-ver") == Some("TLSv1.3") {
+                    tls.min_version = Some("1.3");
+                }
+                if let (Some(file), Some(verify)) =
+                    (line.after("ca-file"), line.after("verify").filter(|verify| *verify != "none"))
+                {
+                    tls.client_ca_file = Some(file.to_owned());
+                    tls.is_client_auth_optional = verify == "optional";
+                }
+                if tls.certificates.is_empty() || line.has("crt-list") {
+                    draft.lose(&line.place, line.shown(), "list the certificates under `tls.certificates`");
+                }
+                let is_folder = |name: &&str| !name.rsplit('/').next().unwrap_or_default().contains('.');
+                if let Some(name) = line.after("crt").filter(is_folder) {
+                    draft.differ(
+                        &line.place,
+                        line.shown(),
+                        format!("if {name} is a folder, list its files: each has a chain and a key"),
+                    );
+                }
+            }
+            if line.has("accept-proxy") {
+                let remark =
+                    "name the load balancers in `proxy_protocol.trusted`: HAProxy accepted the header from anywhere";
+                draft.differ(&line.place, line.shown(), remark);
+            }
+        }
+    }
+}
+
+/// Returns the address of `bind`: `:80`, `*:80`, `10.0.0.1:80`, `[::]:80`.
+fn address(text: &str) -> Option<SocketAddr> {
+    let text = text.strip_prefix("ipv4@").or_else(|| text.strip_prefix("ipv6@")).unwrap_or(text);
+    if let Ok(address) = text.parse() {
+        return Some(address);
+    }
+    let (name, port) = text.rsplit_once(':')?;
+    let ip = match name {
+        "" | "*" => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+        "localhost" => IpAddr::V4(Ipv4Addr::LOCALHOST),
+        "::" => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+        name => name.parse().ok()?,
+    };
+    Some(SocketAddr::new(ip, port.parse().ok()?))
+}
+
+/// Timeouts of clients hold for the whole process: the longest of all frontends.
+fn limits(draft: &mut Draft, front: &Proxy<'_>) {
+    for (name, keys, most) in [
+        ("http-request", &["header_timeout"][..], 3600),
+        ("client", &["body_idle_timeout", "write_timeout"][..], 3600),
+        ("http-keep-alive", &["keep_alive_timeout"][..], 86_400),
+    ] {
+        let Some(length) = front.timeout(name) else { continue };
+        for key in keys {
+            let known = draft.limits.iter().any(|(known, _)| known == key);
+            if !known {
+                set(&mut draft.limits, key, shown(length, most));
+            }
+        }
+    }
+}
+
+fn routes(draft: &mut Draft, front: &Proxy<'_>, base: &Route, backends: &mut Backends<'_>) {
+    let acls = Acls::new(&front.lines);
+    let fields = Fields::of(draft, front);
+    let name = slug(front.section.name());
+    // Rules of requests come before those that choose the backend.
+    for line in &front.lines {
+        let from = match line.word(0) {
+            "redirect" => 1,
+            "http-request" => 2,
+            _ => continue,
+        };
+        let action = if from == 1 { "redirect" } else { line.word(1) };
+        let Some(answer) = answer(draft, line, action, from) else { continue };
+        let base = Route { name: format!("{name}-{action}"), ..base.clone() };
+        let condition = acls.condition(&line.words, &base);
+        let is_refusal = action == "deny";
+        if condition.is_partial || (condition.is_wider && !is_refusal) {
+            let is_rate = line.words.iter().any(|word| word.starts_with("sc_") || word.starts_with("sc0_"));
+            draft.lose(&line.place, line.shown(), if is_rate { RATE } else { NOT_CONDITION });
+        } else if condition.is_wider {
+            let remark = "only a part of the condition could be translated: more requests are refused than before";
+            draft.lose(&line.place, line.shown(), remark);
+        }
+        if condition.is_wider && !is_refusal {
+            continue;
+        }
+        open_prefix(draft, line, condition.has_open_prefix);
+        for mut route in condition.routes {
+            // Without it the redirection would lead to itself.
+            if matches!(&answer, (_, Value::Map(to)) if to.iter().any(|(_, to)| *to == Value::text("https://{host}{uri}")))
+            {
+                route.scheme = Some("http");
+            }
+            route.comments.push(format!("{}: {}", line.place, line.shown()));
+            route.set(answer.0, answer.1.clone());
+            draft.routes.push(route);
+        }
+    }
+    for line in &front.lines {
+        let name = line.word(1);
+        match line.word(0) {
+            "use_backend" => {
+                let base = Route { name: slug(name), ..base.clone() };
+                let condition = acls.condition(line.from(2), &base);
+                if condition.is_partial || condition.is_wider {
+                    draft.lose(&line.place, line.shown(), NOT_CONDITION);
+                    if condition.is_wider {
+                        continue;
+                    }
+                }
+                open_prefix(draft, line, condition.has_open_prefix);
+                for route in condition.routes {
+                    forward(draft, backends, &fields, line, name, route);
+                }
+            }
+            "default_backend" => {
+                let route = Route { name: slug(name), ..base.clone() };
+                forward(draft, backends, &fields, line, name, route);
+            }
+            _ => {}
+        }
+    }
+    if front.section.kind() == "listen" && front.find(&["default_backend"]).is_none() {
+        let line = Line { place: front.section.place.clone(), words: front.section.words.clone() };
+        let route = Route { name, ..base.clone() };
+        forward(draft, backends, &fields, &line, front.section.name(), route);
+    }
+}
+
+const RATE: &str = "use `rate_limit` of a route, or `limits.connections_per_address`";
+
+const NOT_CONDITION: &str =
+    "a route matches host, path, prefix, method, scheme and fields: this condition has something else";
+
+fn open_prefix(draft: &mut Draft, line: &Line, has_open_prefix: bool) {
+    if has_open_prefix {
+        draft.differ(&line.place, line.shown(), "`path_prefix` matches whole segments: /a and /a/b, not /ab");
+    }
+}
+
+/// Adds a route to a backend.
+fn forward(draft: &mut Draft, backends: &mut Backends<'_>, front: &Fields, line: &Line, name: &str, mut route: Route) {
+    let Some((target, proxy)) = backends.get(draft, name) else {
+        draft.lose(&line.place, line.shown(), "there is no HTTP backend of this name");
+        return;
+    };
+    let proxy = *proxy;
+    route.comments.push(format!("{}: {}", line.place, line.shown()));
+    route.set("pool", Value::text(target.pool.clone()));
+    target.route.iter().for_each(|(key, value)| route.set(key, value.clone()));
+    let mut fields = front.clone();
+    if proxy.section.kind() == "backend" {
+        let own = Fields::of(draft, proxy);
+        fields.add(own);
+        for line in proxy.lines.iter().filter(|line| matches!(line.word(0), "http-request" | "redirect")) {
+            let action = if line.word(0) == "redirect" { "redirect" } else { line.word(1) };
+            if !FIELD_ACTIONS.contains(&action) && !NEEDLESS_ACTIONS.contains(&action) {
+                draft.lose(&line.place, line.shown(), remark(action));
+            }
+        }
+    }
+    fields.write(&mut route);
+    draft.routes.push(route);
+}
+
+const FIELD_ACTIONS: [&str; 4] = ["set-header", "add-header", "del-header", "cache-use"];
+const NEEDLESS_ACTIONS: [&str; 6] =
+    ["set-log-level", "capture", "normalize-uri", "wait-for-body", "disable-l7-retry", "set-nice"];
+
+/// Returns what to do about a rule of requests that could not be translated.
+fn remark(action: &str) -> &'static str {
+    match action {
+        "set-path" | "replace-path" | "set-uri" | "replace-uri" | "set-pathq" | "replace-pathq" => {
+            "Ringway only removes a prefix of the path: `strip_prefix` of the route"
+        }
+        "auth" => "Ringway does not check passwords: let the nodes do it",
+        action if action.starts_with("track-sc") || action.starts_with("sc-") => RATE,
+        _ => "it has no counterpart in Ringway",
+    }
+}
+
+/// Returns the key and value of a rule that answers requests; lists those that are not translated.
+fn answer(draft: &mut Draft, line: &Line, action: &str, from: usize) -> Option<(&'static str, Value)> {
+    let lost = |draft: &mut Draft, remark: &str| {
+        draft.lose(&line.place, line.shown(), remark);
+        None
+    };
+    match action {
+        action if FIELD_ACTIONS.contains(&action) || NEEDLESS_ACTIONS.contains(&action) => None,
+        "redirect" => {
+            let (kind, value) = (line.word(from), line.word(from + 1));
+            let to = match kind {
+                "scheme" if value == "https" || value == "http" => format!("{value}://{{host}}{{uri}}"),
+                "prefix" => format!("{}{{uri}}", value.trim_end_matches('/')),
+                "location" => value
+                    .replace("%[path]", "{path}")
+                    .replace("%[pathq]", "{uri}")
+                    .replace("%[req.hdr(host)]", "{host}"),
+                _ => return lost(draft, "a redirection has {host}, {path} and {uri}, nothing else of the request"),
+            };
+            let known = to.replace("{host}", "").replace("{path}", "").replace("{uri}", "");
+            if known.contains(['%', '{', '}']) || http::HeaderValue::from_str(&to).is_err() {
+                return lost(draft, "a redirection has {host}, {path} and {uri}, nothing else of the request");
+            }
+            let status = line.after("code").unwrap_or("302");
+            let status = if ["301", "302", "303", "307", "308"].contains(&status) { status } else { "302" };
+            Some(("redirect", Value::Map(entries([("to", Value::text(to)), ("status", Value::plain(status))]))))
+        }
+        "deny" | "tarpit" | "reject" | "silent-drop" => {
+            let status = line.after("deny_status").or(line.after("status")).unwrap_or("403");
+            let status = status.parse::<u16>().ok().filter(|status| (200..600).contains(status)).unwrap_or(403);
+            Some(("respond", Value::Map(entries([("status", Value::plain(status))]))))
+        }
+        "return" => {
+            let status =
+                line.after("status").unwrap_or("200").parse::<u16>().ok().filter(|status| (200..600).contains(status));
+            let mut response = entries([("status", Value::plain(status.unwrap_or(200)))]);
+            match line.after("string").or(line.after("lf-string")) {
+                Some(body) if body.contains("%[") => return lost(draft, "the text of a response has no samples"),
+                Some(body) => response.push(("body".to_owned(), Value::text(body))),
+                None if line.has("file") || line.has("lf-file") => {
+                    return lost(draft, "a fixed response has its text in `body`");
+                }
+                None => {}
+            }
+            Some(("respond", Value::Map(response)))
+        }
+        action => lost(draft, remark(action)),
+    }
+}
+
+/// The changes of fields, and whether responses are cached.
+#[derive(Clone, Default)]
+struct Fields {
+    request: Changes,
+    response: Changes,
+    is_cached: bool,
+}
+
+#[derive(Clone, Default)]
+struct Changes {
+    sets: Entries,
+    removes: Vec<String>,
+}
+
+impl Fields {
+    /// Returns the changes of a section that hold for all its requests, and lists the others.
+    fn of(draft: &mut Draft, proxy: &Proxy<'_>) -> Fields {
+        let mut fields = Fields::default();
+        for line in &proxy.lines {
+            let is_request = match line.word(0) {
+                "http-request" => true,
+                "http-response" => false,
+                _ => continue,
+            };
+            let changes = if is_request { &mut fields.request } else { &mut fields.response };
+            let (name, value) = (line.word(2).to_ascii_lowercase(), line.word(3));
+            let is_conditional = line.has("if") || line.has("unless");
+            match line.word(1) {
+                "set-header" | "add-header" if is_request && is_default(&name) => {}
+                "set-header" | "add-header" if !is_conditional && !value.contains('%') && is_field(&name, value) => {
+                    if line.word(1) == "add-header" {
+                        draft.differ(
+                            &line.place,
+                            line.shown(),
+                            "a field is set: it takes the place of others of its name",
+                        );
+                    }
+                    set(&mut changes.sets, &name, Value::text(value));
+                }
+                "del-header" if !is_conditional && is_field(&name, "") => changes.removes.push(name),
+                "set-header" | "add-header" | "del-header" => {
+                    let remark = "a field is set to a fixed value on all requests of a route";
+                    draft.lose(&line.place, line.shown(), remark);
+                }
+                "cache-use" | "cache-store" => fields.is_cached = true,
+                _ if is_request => {}
+                action if NEEDLESS_ACTIONS.contains(&action) => {}
+                _ => draft.lose(&line.place, line.shown(), "it has no counterpart in Ringway"),
+            }
+        }
+        fields
+    }
+
+    fn add(&mut self, other: Fields) {
+        for (own, other) in [(&mut self.request, other.request), (&mut self.response, other.response)] {
+            other.sets.into_iter().for_each(|(name, value)| set(&mut own.sets, &name, value));
+            own.removes.extend(other.removes);
+        }
+        self.is_cached |= other.is_cached;
+    }
+
+    fn write(self, route: &mut Route) {
+        for (key, changes) in [("request_headers", self.request), ("response_headers", self.response)] {
+            let mut block = Entries::new();
+            if !changes.sets.is_empty() {
+                block.push(("set".to_owned(), Value::Map(changes.sets)));
+            }
+            if !changes.removes.is_empty() {
+                block.push(("remove".to_owned(), Value::texts(changes.removes)));
+            }
+            if !block.is_empty() {
+                route.set(key, Value::Map(block));
+            }
+        }
+        if self.is_cached {
+            route.set("cache", Value::Map(Entries::new()));
+        }
+    }
+}
+
+/// Returns whether Ringway sets a field of the request by itself.
+fn is_default(name: &str) -> bool {
+    ["x-forwarded-for", "x-forwarded-proto", "x-forwarded-host", "x-request-id", "connection", "upgrade"]
+        .contains(&name)
+}

@@ -1,0 +1,321 @@
+//! `location`, `return` and `if`: routes, in the order in which nginx would choose them.
+
+use super::super::draft::{Draft, PathMatch, Route, host, is_field, is_path, slug};
+use super::super::yaml::{Value, entries};
+use super::Shared;
+use super::rules::{self, Access};
+use super::scope::Scope;
+use super::syntax::Directive;
+use super::upstream::{self, Target};
+
+/// A server with what its routes have in common.
+pub(super) struct Site<'a> {
+    pub(super) shared: &'a Shared<'a>,
+    pub(super) scope: &'a Scope<'a>,
+    /// The beginning of the routes' names.
+    pub(super) prefix: &'a str,
+    /// Hosts and scheme.
+    pub(super) base: &'a Route,
+}
+
+/// A location that routes can match.
+struct Found<'a> {
+    directive: &'a Directive,
+    scope: Scope<'a>,
+    path: PathMatch,
+    rank: Rank,
+}
+
+/// The precedence of nginx: exact paths, prefixes that rule out expressions, expressions, other prefixes.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Rank {
+    Exact,
+    Strong,
+    Expression,
+    Prefix,
+}
+
+/// Returns the routes of a server's locations.
+pub(super) fn routes(draft: &mut Draft, site: &Site<'_>) -> Vec<Route> {
+    let mut found = Vec::new();
+    collect(draft, site.scope, &mut found);
+    let has_expressions = found.iter().any(|location| location.rank == Rank::Expression);
+    found.sort_by_key(|location| {
+        // Without expressions the longest prefix wins, whatever its mark.
+        let rank = match location.rank {
+            Rank::Strong if !has_expressions => Rank::Prefix,
+            rank => rank,
+        };
+        // Expressions keep their order.
+        let length = if rank == Rank::Expression { 0 } else { location.path.text().len() };
+        (rank, std::cmp::Reverse(length))
+    });
+    let mut routes = Vec::new();
+    for location in &found {
+        let mut route = site.base.clone();
+        route.name = format!("{}{}", site.prefix, slug(location.path.text()));
+        route.path = Some(location.path.clone());
+        for condition_block in location.directive.block.iter().filter(|directive| directive.name == "if") {
+            routes.extend(condition(draft, &route, condition_block, site.prefix));
+        }
+        route.comments.push(format!("{}: {}", location.directive.place, location.directive.shown()));
+        act(draft, site, location, &mut route);
+        routes.push(route);
+    }
+    // A server without a location for everything answers the rest from its own settings.
+    let is_root = |location: &Found<'_>| location.path == PathMatch::Prefix("/".to_owned());
+    if let (false, [files, ..]) = (found.iter().any(is_root), &site.scope.all(&["root", "try_files"])[..]) {
+        draft.lose(&files.place, files.shown(), "Ringway serves no files: let a node do it");
+    }
+    routes
+}
+
+/// Collects the locations of a block and of those inside of it.
+fn collect<'a>(draft: &mut Draft, scope: &Scope<'a>, found: &mut Vec<Found<'a>>) {
+    for directive in scope.own().iter().filter(|directive| directive.name == "location") {
+        let inner = scope.inner(&directive.block);
+        collect(draft, &inner, found);
+        let (mark, text) = match directive.words.len() {
+            0 => continue,
+            1 => ("", directive.word(0)),
+            _ => (directive.word(0), directive.word(1)),
+        };
+        let matched = match mark {
+            "" if text.starts_with('@') => continue,
+            "=" => Some((PathMatch::Exact(text.to_owned()), Rank::Exact)),
+            "^~" => Some((PathMatch::Prefix(text.to_owned()), Rank::Strong)),
+            "~" | "~*" => expression(text).map(|path| (path, Rank::Expression)),
+            "" => Some((PathMatch::Prefix(text.to_owned()), Rank::Prefix)),
+            _ => None,
+        };
+        let Some((path, rank)) = matched.filter(|(path, _)| is_path(path.text())) else {
+            let remark =
+                "a route has a `path` or a `path_prefix`, no regular expression: its requests reach other routes";
+            draft.lose(&directive.place, directive.shown(), remark);
+            continue;
+        };
+        if mark == "~*" {
+            draft.differ(&directive.place, directive.shown(), "paths are matched with their case");
+        }
+        if let PathMatch::Prefix(prefix) = &path
+            && !prefix.ends_with('/')
+        {
+            let remark = format!("`path_prefix` matches whole segments: {prefix} and {prefix}/..., not {prefix}x");
+            draft.differ(&directive.place, directive.shown(), remark);
+        }
+        found.push(Found { directive, scope: inner, path, rank });
+    }
+}
+
+/// Returns the path of an expression that is a text with `^`, and with `$` or an open end.
+fn expression(text: &str) -> Option<PathMatch> {
+    let text = text.strip_prefix('^')?;
+    let (text, is_exact) = match text.strip_suffix('$') {
+        Some(text) => (text, true),
+        None => (text, false),
+    };
+    let open = text.strip_suffix("(.*)").or_else(|| text.strip_suffix(".*"));
+    let literal = open.unwrap_or(text).replace("\\.", "\u{0}").replace("\\-", "-").replace("\\/", "/");
+    if literal.contains(['.', '*', '+', '?', '(', ')', '[', ']', '|', '\\', '$', '^', '{']) {
+        return None;
+    }
+    let literal = literal.replace('\u{0}', ".");
+    Some(if is_exact && open.is_none() { PathMatch::Exact(literal) } else { PathMatch::Prefix(literal) })
+}
+
+/// Gives a route its action and its rules.
+fn act(draft: &mut Draft, site: &Site<'_>, location: &Found<'_>, route: &mut Route) {
+    let (scope, own) = (&location.scope, location.directive);
+    let named = |name: &str| own.block.iter().find(|directive| directive.name == name);
+    if let Some(answered) = named("return") {
+        answer(draft, route, answered);
+        return;
+    }
+    let rewrites = own.block.iter().filter(|directive| directive.name == "rewrite");
+    for rewrite in rewrites {
+        if rules::rewrite(draft, route, rewrite) {
+            return;
+        }
+    }
+    match rules::access(scope) {
+        Access::Free => {}
+        Access::Denied => return route.refuse(403, ""),
+        Access::Internal => return route.refuse(404, ""),
+        Access::Restricted(directive) => {
+            let remark =
+                "Ringway does not check this: the route is refused. Let the nodes check it, and give it its pool";
+            draft.lose(&directive.place, directive.shown(), remark);
+            return route.refuse(403, "");
+        }
+    }
+    match pass(draft, site, location) {
+        Pass::Node(pass, pass_scope, target) => {
+            route.set("pool", Value::text(target.pool));
+            target.route.into_iter().for_each(|(key, value)| route.set(&key, value));
+            rules::rules(draft, site.shared, &pass_scope, pass, route);
+        }
+        Pass::Unknown => route.refuse(501, "not translated"),
+        Pass::Nothing => route.refuse(404, ""),
+    }
+}
+
+/// The destination of a location's requests.
+enum Pass<'a> {
+    Node(&'a Directive, Scope<'a>, Target),
+    /// It could not be translated.
+    Unknown,
+    /// Files, or nothing.
+    Nothing,
+}
+
+fn pass<'a>(draft: &mut Draft, site: &Site<'a>, location: &Found<'a>) -> Pass<'a> {
+    let own = location.directive;
+    let of = |block: &'a [Directive]| block.iter().find(|found| matches!(&*found.name, "proxy_pass" | "grpc_pass"));
+    let mut found = of(&own.block).map(|pass| (pass, location.scope.clone()));
+    let files = own.block.iter().find(|found| matches!(&*found.name, "try_files" | "root" | "alias"));
+    // `try_files $uri @app`: what is no file goes to the nodes.
+    let fallback = own.block.iter().find(|found| found.name == "try_files").or_else(|| site.scope.find("try_files"));
+    if let (None, Some(files)) = (&found, fallback) {
+        let name = files.words.last().filter(|name| name.starts_with('@'));
+        let mut locations = site.scope.own().iter().filter(|found| found.name == "location");
+        let block = name.and_then(|name| locations.find(|location| location.words == [name.clone()]));
+        if let Some(block) = block {
+            found = of(&block.block).map(|pass| (pass, site.scope.inner(&block.block)));
+            let remark = "all requests go to the nodes: Ringway serves no files";
+            draft.differ(&files.place, files.shown(), remark);
+        }
+    }
+    if let Some((pass, scope)) = found {
+        let Some((authority, is_secure)) = authority(pass) else {
+            draft.lose(
+                &pass.place,
+                pass.shown(),
+                "a pool has the addresses of its nodes: no variables, no Unix sockets",
+            );
+            return Pass::Unknown;
+        };
+        return match upstream::target(draft, &site.shared.upstreams, &scope, pass, authority, is_secure) {
+            Some(target) => Pass::Node(pass, scope, target),
+            None => {
+                draft.lose(&pass.place, pass.shown(), "expected a host with a port, or the name of an `upstream`");
+                Pass::Unknown
+            }
+        };
+    }
+    let gateway = ["fastcgi_pass", "uwsgi_pass", "scgi_pass", "memcached_pass"];
+    if let Some(gateway) = own.block.iter().find(|found| gateway.contains(&&*found.name)) {
+        draft.lose(&gateway.place, gateway.shown(), "Ringway speaks HTTP to its nodes, and no other protocol");
+        return Pass::Unknown;
+    }
+    if let Some(status) = own.block.iter().find(|found| found.name == "stub_status") {
+        draft.lose(&status.place, status.shown(), "the admin listener has the metrics, at /metrics");
+        return Pass::Nothing;
+    }
+    let directive = files.unwrap_or(own);
+    draft.lose(&directive.place, directive.shown(), "Ringway serves no files: let a node do it");
+    Pass::Nothing
+}
+
+/// Returns the host or upstream of a `proxy_pass`, and whether it is spoken to by TLS.
+fn authority(pass: &Directive) -> Option<(&str, bool)> {
+    let url = pass.word(0);
+    let (is_secure, rest) = match url.split_once("://") {
+        Some(("http" | "grpc", rest)) => (false, rest),
+        Some(("https" | "grpcs", rest)) => (true, rest),
+        Some(_) => return None,
+        None if pass.name == "grpc_pass" => (false, url),
+        None => return None,
+    };
+    let authority = rest.split('/').next().unwrap_or_default();
+    (!authority.contains('$') && !authority.starts_with("unix:")).then_some((authority, is_secure))
+}
+
+/// Gives a route the response of `return`.
+pub(super) fn answer(draft: &mut Draft, route: &mut Route, directive: &Directive) {
+    if route.comments.is_empty() {
+        route.comments.push(format!("{}: {}", directive.place, directive.shown()));
+    }
+    let (status, text) = match directive.word(0).parse::<u16>() {
+        Ok(status) => (status, directive.word(1)),
+        // Only a URL stands there.
+        Err(_) => (302, directive.word(0)),
+    };
+    if [301, 302, 303, 307, 308].contains(&status) && !text.is_empty() {
+        match rules::location(text) {
+            Some(to) => route.set("redirect", rules::redirect(to, status)),
+            None => {
+                let remark = "a redirection has {host}, {path} and {uri}, no other variables: the route is refused";
+                draft.lose(&directive.place, directive.shown(), remark);
+                route.refuse(501, "not translated");
+            }
+        }
+        return;
+    }
+    // nginx's own status closes the connection.
+    let status = if status == 444 { 403 } else { status };
+    if !(200..600).contains(&status) {
+        draft.lose(&directive.place, directive.shown(), "expected a status code");
+        return route.refuse(501, "not translated");
+    }
+    let mut response = entries([("status", Value::plain(status))]);
+    match text.contains('$') {
+        true => draft.lose(&directive.place, directive.shown(), "the text of a response has no variables"),
+        false if text.is_empty() => {}
+        false => response.push(("body".to_owned(), Value::text(text))),
+    }
+    route.set("respond", Value::Map(response));
+}
+
+/// Returns the route of an `if` with a `return`, where its condition is one that routes have.
+pub(super) fn condition(draft: &mut Draft, base: &Route, directive: &Directive, prefix: &str) -> Option<Route> {
+    let text = directive.words.join(" ");
+    let text = text.trim().trim_start_matches('(').trim_end_matches(')').trim();
+    let mut words = text.splitn(3, ' ').map(|word| word.trim_matches(['"', '\'']));
+    let (variable, operator, value) =
+        (words.next()?, words.next().unwrap_or_default(), words.next().unwrap_or_default());
+    let answered = directive.block.iter().find(|inner| inner.name == "return");
+    let mut route = Route { comments: Vec::new(), entries: Vec::new(), ..base.clone() };
+    let fits = match (variable, operator) {
+        ("$host" | "$http_host" | "$server_name", "=") => host(value).is_some_and(|host| {
+            let is_own = route.hosts.is_empty() || route.hosts.contains(&host);
+            route.hosts = vec![host];
+            is_own
+        }),
+        ("$scheme", "=") if value == "http" || value == "https" => {
+            route.scheme = Some(if value == "http" { "http" } else { "https" });
+            true
+        }
+        ("$scheme" | "$http_x_forwarded_proto", "!=") if value == "https" => {
+            route.scheme = Some("http");
+            true
+        }
+        ("$http_x_forwarded_proto", "=") if value == "http" => {
+            route.scheme = Some("http");
+            true
+        }
+        ("$request_method", "=") if value.bytes().all(|byte| byte.is_ascii_uppercase()) && !value.is_empty() => {
+            route.methods = vec![value.to_owned()];
+            true
+        }
+        (variable, "=") => match variable.strip_prefix("$http_").map(|name| name.replace('_', "-")) {
+            Some(name) if is_field(&name, value) && !value.is_empty() => {
+                route.headers = vec![(name, Value::text(value))];
+                true
+            }
+            _ => false,
+        },
+        _ => false,
+    };
+    let Some(answered) = answered.filter(|_| fits) else {
+        let remark = "a condition is one of host, scheme, method or a field with `=`, and answers with `return`";
+        draft.lose(&directive.place, directive.shown(), remark);
+        return None;
+    };
+    if route.path.is_none() {
+        route.path = Some(PathMatch::Prefix("/".to_owned()));
+    }
+    route.name = format!("{prefix}{}", slug(&format!("if {}", variable.trim_start_matches('$'))));
+    route.comments.push(format!("{}: {}", directive.place, directive.shown()));
+    answer(draft, &mut route, answered);
+    Some(route)
+}

@@ -1,0 +1,253 @@
+//! `server`: listeners, the hosts of routes, and what holds for all locations.
+
+use super::super::draft::{Draft, PathMatch, Route, Tls, host, is_network};
+use super::Shared;
+use super::location::{self, Site};
+use super::scope::Scope;
+use super::syntax::Directive;
+use std::collections::HashSet;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+/// A `server` that is to be translated.
+struct Server<'a> {
+    scope: Scope<'a>,
+    directive: &'a Directive,
+    /// Empty for any host.
+    hosts: Vec<String>,
+    /// `None` where both schemes reach it.
+    scheme: Option<&'static str>,
+    is_default: bool,
+}
+
+/// Translates the servers; routes are matched from the top, so that exact hosts come before wildcards, and servers for
+/// any host last.
+pub(super) fn translate(draft: &mut Draft, shared: &Shared<'_>, servers: &[(Scope<'_>, &Directive)]) {
+    let mut found = Vec::new();
+    for (scope, directive) in servers {
+        let (plain, secure) = schemes(scope);
+        let (hosts, is_default) = hosts(draft, scope);
+        let scheme = match (plain, secure) {
+            (true, false) => Some("http"),
+            (false, true) => Some("https"),
+            _ => None,
+        };
+        found.push(Server { scope: scope.clone(), directive, hosts, scheme, is_default });
+    }
+    let has = |scheme: &str| found.iter().any(|server| server.scheme.is_none_or(|own| own == scheme));
+    if !(has("http") && has("https")) {
+        found.iter_mut().for_each(|server| server.scheme = None);
+    }
+    without_doubles(draft, &mut found);
+    let several = found.len() > 1;
+    if !found.iter().any(|server| server.hosts.is_empty())
+        && several
+        && let Some(first) = found.first()
+    {
+        let remark = "requests for other hosts reached the first server; here they get 404";
+        draft.differ(&first.directive.place, "server", remark);
+    }
+    found.sort_by_key(|server| {
+        let is_wild = server.hosts.iter().any(|host| host.starts_with("*."));
+        (server.hosts.is_empty(), is_wild)
+    });
+    for server in &found {
+        listeners(draft, &server.scope, server.directive);
+    }
+    draft.listeners.sort_by_key(|listener| listener.tls.is_some());
+    for server in &found {
+        routes(draft, shared, server, several);
+    }
+}
+
+/// Drops hosts that an earlier server has for the same scheme: routes do not know the port.
+fn without_doubles(draft: &mut Draft, servers: &mut Vec<Server<'_>>) {
+    let mut known: HashSet<(String, &str)> = HashSet::new();
+    // A server that is named as the default one wins over those before it.
+    let mut order: Vec<usize> = (0..servers.len()).collect();
+    order.sort_by_key(|index| !servers[*index].is_default);
+    let mut dropped = HashSet::new();
+    for index in order {
+        let server = &mut servers[index];
+        let schemes = server.scheme.map_or(vec!["http", "https"], |scheme| vec![scheme]);
+        let all = if server.hosts.is_empty() { vec!["*".to_owned()] } else { server.hosts.clone() };
+        let is_new = |host: &String| schemes.iter().any(|scheme| !known.contains(&(host.clone(), *scheme)));
+        let new: Vec<String> = all.into_iter().filter(is_new).collect();
+        known.extend(new.iter().flat_map(|host| schemes.iter().map(|scheme| (host.clone(), *scheme))));
+        if new.is_empty() {
+            let remark = "another server has the same hosts: routes of Ringway do not know the port";
+            draft.lose(&server.directive.place, "server", remark);
+            dropped.insert(index);
+        } else if !server.hosts.is_empty() {
+            server.hosts = new;
+        }
+    }
+    let mut index = 0;
+    servers.retain(|_| {
+        index += 1;
+        !dropped.contains(&(index - 1))
+    });
+}
+
+/// Returns whether a server has plain listeners, and ones with TLS.
+fn schemes(scope: &Scope<'_>) -> (bool, bool) {
+    let own: Vec<bool> = listens(scope).map(|listen| is_secure(scope, listen)).collect();
+    (own.is_empty() || own.contains(&false), own.contains(&true))
+}
+
+/// Returns the `listen` directives over TCP.
+fn listens<'a>(scope: &Scope<'a>) -> impl Iterator<Item = &'a Directive> {
+    let is_tcp = |listen: &&Directive| !listen.words.iter().any(|word| word == "quic");
+    scope.own().iter().filter(|directive| directive.name == "listen").filter(is_tcp)
+}
+
+fn is_secure(scope: &Scope<'_>, listen: &Directive) -> bool {
+    listen.words.iter().any(|word| word == "ssl") || scope.find("ssl").is_some_and(|ssl| ssl.word(0) == "on")
+}
+
+/// Adds the listeners of a server.
+fn listeners(draft: &mut Draft, scope: &Scope<'_>, server: &Directive) {
+    let own: Vec<&Directive> = scope.own().iter().filter(|directive| directive.name == "listen").collect();
+    if own.is_empty() {
+        let comment = format!("{}: server without listen", server.place);
+        draft.listener(SocketAddr::from((Ipv4Addr::UNSPECIFIED, 80)), comment);
+    }
+    for directive in own {
+        let has = |word: &str| directive.words.iter().any(|other| other == word);
+        if has("quic") {
+            draft.lose(&directive.place, directive.shown(), "Ringway does not speak HTTP/3");
+            continue;
+        }
+        let Some(address) = address(directive.word(0)) else {
+            draft.lose(&directive.place, directive.shown(), "a listener is an IP address and a TCP port");
+            continue;
+        };
+        let listener = draft.listener(address, format!("{}: {}", directive.place, directive.shown()));
+        if is_secure(scope, directive) {
+            tls(listener.tls.get_or_insert_default(), scope);
+        }
+        if !has("proxy_protocol") {
+            continue;
+        }
+        let mut trusted = scope.all(&["set_real_ip_from"]);
+        trusted.retain(|from| is_network(from.word(0)));
+        let named = !trusted.is_empty();
+        listener.proxy_protocol = Some(match named {
+            true => trusted.iter().map(|from| from.word(0).to_owned()).collect(),
+            false => vec!["127.0.0.0/8".to_owned()],
+        });
+        if !named {
+            let remark = "name the load balancers in `proxy_protocol.trusted`: nginx accepted the header from anywhere";
+            draft.differ(&directive.place, directive.shown(), remark);
+        }
+    }
+    if schemes(scope).1 && scope.find("ssl_certificate").is_none() {
+        draft.lose(&server.place, "server", "a listener with TLS needs an `ssl_certificate`");
+    }
+}
+
+fn tls(tls: &mut Tls, scope: &Scope<'_>) {
+    let (chains, keys) = (scope.all(&["ssl_certificate"]), scope.all(&["ssl_certificate_key"]));
+    for (chain, key) in chains.iter().zip(keys) {
+        let pair = (chain.word(0).to_owned(), key.word(0).to_owned());
+        if !tls.certificates.contains(&pair) {
+            tls.certificates.push(pair);
+        }
+    }
+    if let Some(versions) = scope.find("ssl_protocols") {
+        let is_old = |version: &String| ["SSLv3", "TLSv1", "TLSv1.1", "TLSv1.2"].contains(&&**version);
+        if !versions.words.iter().any(is_old) {
+            tls.min_version = Some("1.3");
+        }
+    }
+    let verify = scope.find("ssl_verify_client").map_or("off", |verify| verify.word(0));
+    if let Some(file) = scope.find("ssl_client_certificate").filter(|_| verify != "off") {
+        tls.client_ca_file = Some(file.word(0).to_owned());
+        tls.is_client_auth_optional = verify.starts_with("optional");
+    }
+}
+
+/// Returns the address of `listen`: `80`, `*:80`, `127.0.0.1`, `[::]:80`, `localhost:80`.
+fn address(text: &str) -> Option<SocketAddr> {
+    if let Ok(port) = text.parse::<u16>() {
+        return Some(SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)));
+    }
+    if let Ok(address) = text.parse() {
+        return Some(address);
+    }
+    let (name, port) = match text.rsplit_once(':') {
+        Some((name, port)) if !name.contains(':') || name.ends_with(']') => (name, port.parse().ok()?),
+        _ => (text, 80),
+    };
+    let ip = match name {
+        "*" => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+        "localhost" => IpAddr::V4(Ipv4Addr::LOCALHOST),
+        name => match name.strip_prefix('[').and_then(|name| name.strip_suffix(']')) {
+            Some(inner) => IpAddr::V6(inner.parse::<Ipv6Addr>().ok()?),
+            None => IpAddr::V4(name.parse::<Ipv4Addr>().ok()?),
+        },
+    };
+    Some(SocketAddr::new(ip, port))
+}
+
+/// Returns the hosts of a server, none for any, and whether it is named as the default one.
+fn hosts(draft: &mut Draft, scope: &Scope<'_>) -> (Vec<String>, bool) {
+    let own = |name: &'static str| scope.own().iter().filter(move |directive| directive.name == name);
+    let is_default_word = |word: &String| word == "default_server" || word == "default";
+    let is_default = own("listen").any(|listen| listen.words.iter().any(is_default_word));
+    let mut hosts = Vec::new();
+    let mut is_any = is_default || own("server_name").next().is_none();
+    for directive in own("server_name") {
+        for name in &directive.words {
+            let found = match &**name {
+                "_" | "" | "*" => {
+                    is_any = true;
+                    continue;
+                }
+                name if name.starts_with('.') => host(&name[1..]).map(|name| vec![name.clone(), format!("*.{name}")]),
+                name => host(name).map(|name| vec![name]),
+            };
+            match found {
+                Some(found) => hosts.extend(found),
+                None => {
+                    draft.lose(&directive.place, format!("server_name {name}"), "a host is a name, or `*.` and a name")
+                }
+            }
+        }
+    }
+    if is_any {
+        hosts.clear();
+    }
+    (hosts, is_default)
+}
+
+fn routes(draft: &mut Draft, shared: &Shared<'_>, server: &Server<'_>, has_others: bool) {
+    let prefix = match server.hosts.first() {
+        Some(host) if has_others => format!("{}-", host.trim_start_matches("*.")),
+        _ => String::new(),
+    };
+    let base = Route { hosts: server.hosts.clone(), scheme: server.scheme, ..Route::default() };
+    let mut made = Vec::new();
+    for directive in server.scope.own() {
+        match &*directive.name {
+            "if" => made.extend(location::condition(draft, &base, directive, &prefix)),
+            // It ends every request of the server, so that no location is reached.
+            "return" => {
+                let mut route = base.clone();
+                route.path = Some(PathMatch::Prefix("/".to_owned()));
+                route.name = format!("{prefix}all");
+                location::answer(draft, &mut route, directive);
+                made.push(route);
+                draft.routes.extend(made);
+                return;
+            }
+            "rewrite" => {
+                let remark = "use `redirect` or `strip_prefix` of a route";
+                draft.lose(&directive.place, directive.shown(), remark);
+            }
+            _ => {}
+        }
+    }
+    let site = Site { shared, scope: &server.scope, prefix: &prefix, base: &base };
+    made.extend(location::routes(draft, &site));
+    draft.routes.extend(made);
+}
