@@ -47,7 +47,7 @@ fn every_example_becomes_the_file_beside_it_which_is_valid() {
         let made = tempfile::tempdir().unwrap();
         let yaml = text(&output.stdout);
         authority.provide(made.path(), &yaml);
-        if kind == "haproxy" {
+        if kind == "haproxy" && yaml.contains("certs/edge.pem") {
             // One file has the chain and the key.
             let pair = authority.issue("edge", &["shop.example"]);
             let both = [pair.chain, pair.key].map(|file| std::fs::read_to_string(file).unwrap()).concat();

@@ -22,17 +22,32 @@ pub(super) struct Acls<'a> {
     lines: Vec<&'a Line>,
 }
 
-/// The routes that make a condition.
-#[derive(Debug, Default)]
-pub(super) struct Condition {
-    /// What each alternative matches.
+/// One of the alternatives of a condition.
+#[derive(Debug)]
+pub(super) struct Alternative {
+    /// The routes that match it; more requests than it where some tests are unknown.
     pub(super) routes: Vec<Route>,
-    /// Some tests are missing: the routes match more requests.
-    pub(super) is_wider: bool,
-    /// An alternative could not be translated at all.
-    pub(super) is_partial: bool,
+    pub(super) unknown: Unknown,
     /// A prefix of a path matched inside of a segment too.
     pub(super) has_open_prefix: bool,
+}
+
+/// The tests of an alternative that a route cannot make.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Unknown {
+    /// No test is known.
+    pub(super) is_all: bool,
+    /// There are tests for something, such as a list of bad clients.
+    pub(super) has_positive: bool,
+    /// There are tests against something, such as a list of good clients.
+    pub(super) has_negative: bool,
+}
+
+impl Unknown {
+    /// Returns whether there is any unknown test.
+    pub(super) fn is_any(self) -> bool {
+        self.has_positive || self.has_negative
+    }
 }
 
 impl<'a> Acls<'a> {
@@ -40,54 +55,51 @@ impl<'a> Acls<'a> {
         Acls { lines: lines.iter().filter(|line| line.word(0) == "acl").copied().collect() }
     }
 
-    /// Returns the routes of the condition at the end of a rule; without one, a route for everything.
+    /// Returns the alternatives of the condition at the end of a rule; without one, all requests.
     ///
     /// `base`: what the routes match besides.
-    pub(super) fn condition(&self, words: &[String], base: &Route) -> Condition {
+    pub(super) fn condition(&self, words: &[String], base: &Route) -> Vec<Alternative> {
         let mut words = words.iter().map(String::as_str).skip_while(|word| !matches!(*word, "if" | "unless"));
         let is_negative = words.next() == Some("unless");
-        let terms: Vec<&str> = words.collect();
-        let mut condition = Condition::default();
-        if terms.is_empty() {
-            condition.routes.push(base.clone());
-            return condition;
+        let words: Vec<&str> = words.collect();
+        if words.is_empty() {
+            let routes = vec![base.clone()];
+            return vec![Alternative { routes, unknown: Unknown::default(), has_open_prefix: false }];
         }
-        let alternatives: Vec<Vec<Term<'_>>> = terms.split(|word| matches!(*word, "||" | "or")).map(terms_of).collect();
-        // `unless a` is `if !a`; more than one term cannot be turned around.
-        if is_negative && (alternatives.len() > 1 || alternatives[0].len() > 1) {
-            condition.is_partial = true;
-            return condition;
+        let mut alternatives: Vec<Vec<Term<'_>>> =
+            words.split(|word| matches!(*word, "||" | "or")).map(terms_of).collect();
+        if is_negative {
+            let Some(negated) = negated(&alternatives) else {
+                let unknown = Unknown { is_all: true, has_positive: true, has_negative: true };
+                return vec![Alternative { routes: vec![base.clone()], unknown, has_open_prefix: false }];
+            };
+            alternatives = negated;
         }
-        for alternative in alternatives {
-            let mut routes = vec![base.clone()];
-            let (mut known, mut unknown, mut is_void) = (0, 0, false);
-            for term in &alternative {
-                match self.test(term, is_negative) {
-                    None => unknown += 1,
-                    Some((test, is_open)) => {
-                        known += 1;
-                        condition.has_open_prefix |= is_open;
-                        // The rule is for the other scheme than the listener's.
-                        is_void |= matches!(test, Test::Scheme(scheme) if base.scheme.is_some_and(|own| own != scheme));
-                        routes = routes.iter().flat_map(|route| narrowed(route, &test)).collect();
-                    }
+        alternatives.iter().map(|terms| self.alternative(terms, base)).collect()
+    }
+
+    fn alternative(&self, terms: &[Term<'_>], base: &Route) -> Alternative {
+        let mut unknown = Unknown { is_all: true, ..Unknown::default() };
+        let (mut routes, mut has_open_prefix) = (vec![base.clone()], false);
+        for term in terms {
+            let narrower = self.test(term).and_then(|(test, is_open)| {
+                has_open_prefix |= is_open;
+                routes.iter().map(|route| narrowed(route, &test)).collect::<Option<Vec<_>>>()
+            });
+            match narrower {
+                Some(narrower) => {
+                    routes = narrower.concat();
+                    unknown.is_all = false;
                 }
-            }
-            if is_void {
-                continue;
-            }
-            condition.is_wider |= unknown > 0;
-            condition.is_partial |= known == 0 || routes.is_empty();
-            if known > 0 {
-                condition.routes.extend(routes);
+                None if term.is_not => unknown.has_negative = true,
+                None => unknown.has_positive = true,
             }
         }
-        condition
+        Alternative { routes, unknown, has_open_prefix }
     }
 
     /// Returns the test of a term, and whether it matched inside of a segment of the path.
-    fn test(&self, term: &Term<'_>, is_negative: bool) -> Option<(Test, bool)> {
-        let is_not = term.is_not != is_negative;
+    fn test(&self, term: &Term<'_>) -> Option<(Test, bool)> {
         let tests: Vec<Option<(Test, bool)>> = match &term.kind {
             Kind::Inline(words) => vec![test(words)],
             Kind::Named(name) => {
@@ -106,7 +118,7 @@ impl<'a> Acls<'a> {
         let mut alternatives = tests.into_iter().map(|(test, _)| test);
         let first = alternatives.next()?;
         let test = alternatives.try_fold(first, either)?;
-        let test = match (is_not, test) {
+        let test = match (term.is_not, test) {
             (false, test) => test,
             (true, Test::Scheme("http")) => Test::Scheme("https"),
             (true, Test::Scheme(_)) => Test::Scheme("http"),
@@ -114,19 +126,33 @@ impl<'a> Acls<'a> {
             (true, Test::Never) => Test::Always,
             (true, _) => return None,
         };
-        (test != Test::Never).then_some((test, is_open))
+        Some((test, is_open))
     }
 }
 
+#[derive(Clone)]
 struct Term<'a> {
     is_not: bool,
     kind: Kind<'a>,
 }
 
+#[derive(Clone)]
 enum Kind<'a> {
     Named(&'a str),
     /// The words between `{` and `}`.
     Inline(Vec<&'a str>),
+}
+
+/// Returns the alternatives of the contrary: of `a b` they are `!a` and `!b`, of `a or b` it is `!a !b`.
+fn negated<'a>(alternatives: &[Vec<Term<'a>>]) -> Option<Vec<Vec<Term<'a>>>> {
+    let not = |term: &Term<'a>| Term { is_not: !term.is_not, kind: term.kind.clone() };
+    match alternatives {
+        [terms] => Some(terms.iter().map(|term| vec![not(term)]).collect()),
+        several if several.iter().all(|terms| terms.len() == 1) => {
+            Some(vec![several.iter().map(|terms| not(&terms[0])).collect()])
+        }
+        _ => None,
+    }
 }
 
 fn terms_of<'a>(words: &[&'a str]) -> Vec<Term<'a>> {
@@ -261,32 +287,41 @@ fn either(a: Test, b: Test) -> Option<Test> {
     })
 }
 
-/// Returns the routes that match what the route matches, and the test holds for.
-fn narrowed(route: &Route, test: &Test) -> Vec<Route> {
+/// Returns the routes that match what the route matches, and the test holds for; `None` where routes cannot say that.
+fn narrowed(route: &Route, test: &Test) -> Option<Vec<Route>> {
     let with = |change: &dyn Fn(&mut Route)| {
         let mut route = route.clone();
         change(&mut route);
         route
     };
-    match test {
+    Some(match test {
         Test::Always => vec![route.clone()],
         Test::Never => Vec::new(),
-        Test::Paths(_) if route.path.is_some() => Vec::new(),
         Test::Paths(paths) => {
             let of = |path: &PathMatch| {
-                with(&|route| {
+                let path = within(route.path.as_ref(), path)?;
+                Some(with(&|route| {
                     route.path = Some(path.clone());
                     route.name = format!("{}-{}", route.name, slug(path.text()));
-                })
+                }))
             };
-            paths.iter().map(of).collect()
+            paths.iter().filter_map(of).collect()
         }
-        Test::Hosts(_) if !route.hosts.is_empty() => Vec::new(),
+        Test::Hosts(_) if !route.hosts.is_empty() => return None,
         Test::Hosts(hosts) => vec![with(&|route| route.hosts.clone_from(hosts))],
-        Test::Methods(_) if !route.methods.is_empty() => Vec::new(),
-        Test::Methods(methods) => vec![with(&|route| route.methods.clone_from(methods))],
+        Test::Methods(methods) => {
+            let both: Vec<String> = match route.methods.is_empty() {
+                true => methods.clone(),
+                false => methods.iter().filter(|method| route.methods.contains(method)).cloned().collect(),
+            };
+            match both.is_empty() {
+                true => Vec::new(),
+                false => vec![with(&|route| route.methods.clone_from(&both))],
+            }
+        }
         Test::Scheme(scheme) if route.scheme.is_some_and(|own| own != *scheme) => Vec::new(),
         Test::Scheme(scheme) => vec![with(&|route| route.scheme = Some(scheme))],
+        Test::Header(name, _) if route.headers.iter().any(|(own, _)| own == name) => return None,
         Test::Header(name, values) => {
             let of = |value: &String| {
                 with(&|route| {
@@ -296,5 +331,15 @@ fn narrowed(route: &Route, test: &Test) -> Vec<Route> {
             };
             values.iter().map(of).collect()
         }
+    })
+}
+
+/// Returns the path that matches what both match, if any path does.
+fn within(outer: Option<&PathMatch>, path: &PathMatch) -> Option<PathMatch> {
+    match (outer, path) {
+        (None, path) => Some(path.clone()),
+        (Some(PathMatch::Prefix(outer)), path) if path.text().starts_with(&**outer) => Some(path.clone()),
+        (Some(outer), PathMatch::Prefix(prefix)) if outer.text().starts_with(&**prefix) => Some(outer.clone()),
+        (Some(outer), path) => (outer == path).then(|| path.clone()),
     }
 }

@@ -155,60 +155,25 @@ fn routes(draft: &mut Draft, front: &Proxy<'_>, base: &Route, backends: &mut Bac
     let fields = Fields::of(draft, front);
     let name = slug(front.section.name());
     // Rules of requests come before those that choose the backend.
+    let (answered, _) = answered(draft, front, &acls, &Route { name: name.clone(), ..base.clone() });
+    draft.routes.extend(answered);
     for line in &front.lines {
-        let from = match line.word(0) {
-            "redirect" => 1,
-            "http-request" => 2,
-            _ => continue,
-        };
-        let action = if from == 1 { "redirect" } else { line.word(1) };
-        let Some(answer) = answer(draft, line, action, from) else { continue };
-        let base = Route { name: format!("{name}-{action}"), ..base.clone() };
-        let condition = acls.condition(&line.words, &base);
-        let is_refusal = action == "deny";
-        if condition.is_partial || (condition.is_wider && !is_refusal) {
-            let is_rate = line.words.iter().any(|word| word.starts_with("sc_") || word.starts_with("sc0_"));
-            draft.lose(&line.place, line.shown(), if is_rate { RATE } else { NOT_CONDITION });
-        } else if condition.is_wider {
-            let remark = "only a part of the condition could be translated: more requests are refused than before";
-            draft.lose(&line.place, line.shown(), remark);
-        }
-        if condition.is_wider && !is_refusal {
-            continue;
-        }
-        open_prefix(draft, line, condition.has_open_prefix);
-        for mut route in condition.routes {
-            // Without it the redirection would lead to itself.
-            if matches!(&answer, (_, Value::Map(to)) if to.iter().any(|(_, to)| *to == Value::text("https://{host}{uri}")))
-            {
-                route.scheme = Some("http");
-            }
-            route.comments.push(format!("{}: {}", line.place, line.shown()));
-            route.set(answer.0, answer.1.clone());
-            draft.routes.push(route);
-        }
-    }
-    for line in &front.lines {
-        let name = line.word(1);
+        let backend = line.word(1);
+        let base = Route { name: slug(backend), ..base.clone() };
         match line.word(0) {
             "use_backend" => {
-                let base = Route { name: slug(name), ..base.clone() };
-                let condition = acls.condition(line.from(2), &base);
-                if condition.is_partial || condition.is_wider {
-                    draft.lose(&line.place, line.shown(), NOT_CONDITION);
-                    if condition.is_wider {
+                for alternative in acls.condition(line.from(2), &base) {
+                    if alternative.unknown.is_any() {
+                        draft.lose(&line.place, line.shown(), NOT_CONDITION);
                         continue;
                     }
-                }
-                open_prefix(draft, line, condition.has_open_prefix);
-                for route in condition.routes {
-                    forward(draft, backends, &fields, line, name, route);
+                    open_prefix(draft, line, alternative.has_open_prefix);
+                    for route in alternative.routes {
+                        forward(draft, backends, &fields, line, backend, route);
+                    }
                 }
             }
-            "default_backend" => {
-                let route = Route { name: slug(name), ..base.clone() };
-                forward(draft, backends, &fields, line, name, route);
-            }
+            "default_backend" => forward(draft, backends, &fields, line, backend, base),
             _ => {}
         }
     }
@@ -218,6 +183,64 @@ fn routes(draft: &mut Draft, front: &Proxy<'_>, base: &Route, backends: &mut Bac
         forward(draft, backends, &fields, &line, front.section.name(), route);
     }
 }
+
+/// Returns the routes of a section's rules that answer requests, and whether one of them answers all that `base` matches.
+///
+/// A refusal with a condition that routes cannot make is kept wider where it can be, and where it is for all but some
+/// clients: then everything is refused. Other rules with such a condition are left out. Both are listed.
+fn answered(draft: &mut Draft, proxy: &Proxy<'_>, acls: &Acls<'_>, base: &Route) -> (Vec<Route>, bool) {
+    let (mut routes, mut is_all) = (Vec::new(), false);
+    for line in &proxy.lines {
+        let from = match line.word(0) {
+            "redirect" => 1,
+            "http-request" => 2,
+            _ => continue,
+        };
+        let action = if from == 1 { "redirect" } else { line.word(1) };
+        let Some((key, value)) = answer(draft, line, action, from) else { continue };
+        let is_refusal = REFUSALS.contains(&action);
+        for alternative in
+            acls.condition(&line.words, &Route { name: format!("{}-{action}", base.name), ..base.clone() })
+        {
+            let unknown = alternative.unknown;
+            if unknown.is_any() {
+                let is_kept = is_refusal && (!unknown.is_all || unknown.has_negative);
+                let is_rate = line.words.iter().any(|word| word.starts_with("sc_") || word.starts_with("sc0_"));
+                let remark = match (is_kept, is_rate) {
+                    (true, _) => {
+                        "only a part of the condition could be translated: more requests are refused than before"
+                    }
+                    (false, true) => RATE,
+                    (false, false) => NOT_CONDITION,
+                };
+                draft.lose(&line.place, line.shown(), remark);
+                if !is_kept {
+                    continue;
+                }
+            }
+            open_prefix(draft, line, alternative.has_open_prefix);
+            for mut route in alternative.routes {
+                // Without it the redirection would lead to itself.
+                if matches!(&value, Value::Map(to) if to.iter().any(|(_, to)| *to == Value::text("https://{host}{uri}")))
+                {
+                    route.scheme = Some("http");
+                }
+                let is_same = |a: &Route, b: &Route| {
+                    (&a.path, &a.hosts, &a.methods, a.scheme, &a.headers)
+                        == (&b.path, &b.hosts, &b.methods, b.scheme, &b.headers)
+                };
+                is_all |= is_same(&route, base);
+                route.comments.push(format!("{}: {}", line.place, line.shown()));
+                route.entries = Entries::from([(key.to_owned(), value.clone())]);
+                routes.push(route);
+            }
+        }
+    }
+    (routes, is_all)
+}
+
+/// The rules that refuse requests.
+const REFUSALS: [&str; 5] = ["deny", "tarpit", "reject", "silent-drop", "auth"];
 
 const RATE: &str = "use `rate_limit` of a route, or `limits.connections_per_address`";
 
@@ -244,11 +267,10 @@ fn forward(draft: &mut Draft, backends: &mut Backends<'_>, front: &Fields, line:
     if proxy.section.kind() == "backend" {
         let own = Fields::of(draft, proxy);
         fields.add(own);
-        for line in proxy.lines.iter().filter(|line| matches!(line.word(0), "http-request" | "redirect")) {
-            let action = if line.word(0) == "redirect" { "redirect" } else { line.word(1) };
-            if !FIELD_ACTIONS.contains(&action) && !NEEDLESS_ACTIONS.contains(&action) {
-                draft.lose(&line.place, line.shown(), remark(action));
-            }
+        let (answered, is_all) = answered(draft, proxy, &Acls::new(&proxy.lines), &route);
+        draft.routes.extend(answered);
+        if is_all {
+            return;
         }
     }
     fields.write(&mut route);
@@ -265,7 +287,6 @@ fn remark(action: &str) -> &'static str {
         "set-path" | "replace-path" | "set-uri" | "replace-uri" | "set-pathq" | "replace-pathq" => {
             "Ringway only removes a prefix of the path: `strip_prefix` of the route"
         }
-        "auth" => "Ringway does not check passwords: let the nodes do it",
         action if action.starts_with("track-sc") || action.starts_with("sc-") => RATE,
         _ => "it has no counterpart in Ringway",
     }
@@ -297,6 +318,11 @@ fn answer(draft: &mut Draft, line: &Line, action: &str, from: usize) -> Option<(
             let status = line.after("code").unwrap_or("302");
             let status = if ["301", "302", "303", "307", "308"].contains(&status) { status } else { "302" };
             Some(("redirect", Value::Map(entries([("to", Value::text(to)), ("status", Value::plain(status))]))))
+        }
+        "auth" => {
+            let remark = "Ringway checks no passwords: the requests are refused. Let the nodes check them";
+            draft.lose(&line.place, line.shown(), remark);
+            Some(("respond", Value::Map(entries([("status", Value::plain(403))]))))
         }
         "deny" | "tarpit" | "reject" | "silent-drop" => {
             let status = line.after("deny_status").or(line.after("status")).unwrap_or("403");
