@@ -33,8 +33,14 @@ fn assert_valid(source: &str, result: Result<Import, ImportError>) {
 }
 
 /// The examples of the golden tests, and values at which they could break.
-const NGINX: &[&str] = &[include_str!("../../tests/import/shop.conf"), include_str!("../../tests/import/sites.conf")];
-const HAPROXY: &[&str] = &[include_str!("../../tests/import/edge.cfg"), include_str!("../../tests/import/closed.cfg")];
+const NGINX: &[&str] = &[
+    include_str!("../../tests/import/shop.conf"),
+    include_str!("../../tests/import/sites.conf"),
+    include_str!("../../tests/import/closed-nginx.conf"),
+    include_str!("../../tests/import/wordpress.conf"),
+];
+const HAPROXY: &[&str] =
+    &[include_str!("../../tests/import/edge.cfg"), include_str!("../../tests/import/closed-haproxy.cfg")];
 const VALUES: &[&str] = &[
     "\"\"",
     "0",

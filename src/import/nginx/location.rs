@@ -80,34 +80,67 @@ fn collect<'a>(draft: &mut Draft, scope: &Scope<'a>, found: &mut Vec<Found<'a>>)
             1 => ("", directive.word(0)),
             _ => (directive.word(0), directive.word(1)),
         };
-        let matched = match mark {
+        let (paths, rank) = match mark {
             "" if text.starts_with('@') => continue,
-            "=" => Some((PathMatch::Exact(text.to_owned()), Rank::Exact)),
-            "^~" => Some((PathMatch::Prefix(text.to_owned()), Rank::Strong)),
-            "~" | "~*" => expression(text).map(|path| (path, Rank::Expression)),
-            "" => Some((PathMatch::Prefix(text.to_owned()), Rank::Prefix)),
-            _ => None,
+            "=" => (vec![PathMatch::Exact(text.to_owned())], Rank::Exact),
+            "^~" => (vec![PathMatch::Prefix(text.to_owned())], Rank::Strong),
+            "~" | "~*" => (expressions(text), Rank::Expression),
+            "" => (vec![PathMatch::Prefix(text.to_owned())], Rank::Prefix),
+            _ => (Vec::new(), Rank::Prefix),
         };
-        let Some((path, rank)) = matched.filter(|(path, _)| is_path(path.text())) else {
-            let remark =
-                "a route has a `path` or a `path_prefix`, no regular expression: its requests reach other routes";
-            draft.lose(&directive.place, directive.shown(), remark);
-            continue;
+        let is_free = matches!(rules::access(&inner), Access::Free);
+        let paths = match paths.is_empty() || !paths.iter().all(|path| is_path(path.text())) {
+            false => paths,
+            true => {
+                let wider = folder(text).filter(|_| !is_free && rank == Rank::Expression);
+                let remark = match (is_free, wider.is_some()) {
+                    (true, _) => {
+                        "a route has a `path` or a `path_prefix`, no regular expression: its requests reach other routes"
+                    }
+                    (false, true) => {
+                        "it restricts access: everything below its folder is refused, as routes have no regular expression"
+                    }
+                    (false, false) => {
+                        "it restricts access, and its requests reach other routes: let the nodes refuse them"
+                    }
+                };
+                draft.lose(&directive.place, directive.shown(), remark);
+                wider.into_iter().collect()
+            }
         };
-        if mark == "~*" {
+        if mark == "~*" && !paths.is_empty() {
             draft.differ(&directive.place, directive.shown(), "paths are matched with their case");
         }
-        if let PathMatch::Prefix(prefix) = &path
-            && !prefix.ends_with('/')
-        {
-            let remark = format!("`path_prefix` matches whole segments: {prefix} and {prefix}/..., not {prefix}x");
-            draft.differ(&directive.place, directive.shown(), remark);
+        for path in paths {
+            if let PathMatch::Prefix(prefix) = &path
+                && !prefix.ends_with('/')
+            {
+                let remark = format!("`path_prefix` matches whole segments: {prefix} and {prefix}/..., not {prefix}x");
+                draft.differ(&directive.place, directive.shown(), remark);
+            }
+            found.push(Found { directive, scope: inner.clone(), path, rank });
         }
-        found.push(Found { directive, scope: inner, path, rank });
     }
 }
 
-/// Returns the path of an expression that is a text with `^`, and with `$` or an open end.
+/// Returns the paths of an expression that is a text with `^`, and with `$` or an open end; it may have one group of
+/// texts, as in `^/(a|b)/`. Of other expressions it returns none.
+fn expressions(text: &str) -> Vec<PathMatch> {
+    let group = text.find('(').and_then(|start| {
+        let (before, rest) = text.split_at(start);
+        let (inner, after) = rest[1..].split_once(')')?;
+        inner.contains('|').then(|| (before, inner.trim_start_matches("?:"), after))
+    });
+    let texts = match group {
+        Some((before, inner, after)) => inner.split('|').map(|choice| format!("{before}{choice}{after}")).collect(),
+        None => vec![text.to_owned()],
+    };
+    texts.iter().map(|text| expression(text)).collect::<Option<_>>().unwrap_or_default()
+}
+
+/// The characters of expressions that stand for something else.
+const SPECIAL: [char; 13] = ['.', '*', '+', '?', '(', ')', '[', ']', '|', '\\', '$', '^', '{'];
+
 fn expression(text: &str) -> Option<PathMatch> {
     let text = text.strip_prefix('^')?;
     let (text, is_exact) = match text.strip_suffix('$') {
@@ -116,11 +149,19 @@ fn expression(text: &str) -> Option<PathMatch> {
     };
     let open = text.strip_suffix("(.*)").or_else(|| text.strip_suffix(".*"));
     let literal = open.unwrap_or(text).replace("\\.", "\u{0}").replace("\\-", "-").replace("\\/", "/");
-    if literal.contains(['.', '*', '+', '?', '(', ')', '[', ']', '|', '\\', '$', '^', '{']) {
+    if literal.contains(SPECIAL) {
         return None;
     }
     let literal = literal.replace('\u{0}', ".");
     Some(if is_exact && open.is_none() { PathMatch::Exact(literal) } else { PathMatch::Prefix(literal) })
+}
+
+/// Returns the folder in which all paths of an expression are, if that is not all paths.
+fn folder(text: &str) -> Option<PathMatch> {
+    let literal = text.strip_prefix('^')?.split(SPECIAL).next()?;
+    let folder = &literal[..=literal.rfind('/')?];
+    // A choice at the top has other folders.
+    (folder.len() > 1 && is_path(folder) && !text.contains('|')).then(|| PathMatch::Prefix(folder.to_owned()))
 }
 
 /// Gives a route its action and its rules.
@@ -266,6 +307,9 @@ pub(super) fn answer(draft: &mut Draft, route: &mut Route, directive: &Directive
     route.set("respond", Value::Map(response));
 }
 
+/// The methods that a route can name in place of all others.
+const METHODS: [&str; 9] = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "CONNECT", "TRACE"];
+
 /// Returns the route of an `if` with a `return`, where its condition is one that routes have.
 pub(super) fn condition(draft: &mut Draft, base: &Route, directive: &Directive, prefix: &str) -> Option<Route> {
     let text = directive.words.join(" ");
@@ -293,6 +337,13 @@ pub(super) fn condition(draft: &mut Draft, base: &Route, directive: &Directive, 
             route.scheme = Some("http");
             true
         }
+        ("$request_method", "!~") => {
+            let allowed = value.trim_start_matches(['^', '(']).trim_end_matches(['$', ')']);
+            let is_allowed = |method: &&str| allowed.split('|').any(|other| other == *method);
+            route.methods =
+                METHODS.iter().filter(|method| !is_allowed(method)).map(|&method| method.to_owned()).collect();
+            allowed.split('|').all(|method| METHODS.contains(&method)) && !route.methods.is_empty()
+        }
         ("$request_method", "=") if value.bytes().all(|byte| byte.is_ascii_uppercase()) && !value.is_empty() => {
             route.methods = vec![value.to_owned()];
             true
@@ -307,9 +358,22 @@ pub(super) fn condition(draft: &mut Draft, base: &Route, directive: &Directive, 
         _ => false,
     };
     let Some(answered) = answered.filter(|_| fits) else {
-        let remark = "a condition is one of host, scheme, method or a field with `=`, and answers with `return`";
+        // What is refused to all but some clients stays refused.
+        let is_custom = !variable.starts_with("$http_") && !variable.starts_with("$arg") && variable != "$request_uri";
+        let is_closing = matches!(operator, "!=" | "!~" | "!~*") || (operator == "=" && is_custom);
+        let refusal = answered.filter(|answered| {
+            is_closing && answered.word(0).parse::<u16>().is_ok_and(|status| (400..500).contains(&status))
+        });
+        let remark = match refusal {
+            Some(_) => "only some clients got another answer: it is now that of all, until the nodes check them",
+            None => "a condition is one of host, scheme, method or a field with `=`, and answers with `return`",
+        };
         draft.lose(&directive.place, directive.shown(), remark);
-        return None;
+        let mut route = Route { comments: Vec::new(), entries: Vec::new(), ..base.clone() };
+        route.path.get_or_insert_with(|| PathMatch::Prefix("/".to_owned()));
+        route.name = format!("{prefix}refused");
+        answer(draft, &mut route, refusal?);
+        return Some(route);
     };
     if route.path.is_none() {
         route.path = Some(PathMatch::Prefix("/".to_owned()));

@@ -111,6 +111,7 @@ fn listeners(draft: &mut Draft, scope: &Scope<'_>, server: &Directive) {
         let comment = format!("{}: server without listen", server.place);
         draft.listener(SocketAddr::from((Ipv4Addr::UNSPECIFIED, 80)), comment);
     }
+    let mut asks_all = false;
     for directive in own {
         let has = |word: &str| directive.words.iter().any(|other| other == word);
         if has("quic") {
@@ -123,7 +124,10 @@ fn listeners(draft: &mut Draft, scope: &Scope<'_>, server: &Directive) {
         };
         let listener = draft.listener(address, format!("{}: {}", directive.place, directive.shown()));
         if is_secure(scope, directive) {
-            tls(listener.tls.get_or_insert_default(), scope);
+            let known = listener.tls.as_ref().map(|tls| tls.client_ca_file.clone());
+            let tls = listener.tls.get_or_insert_default();
+            add_tls(tls, scope);
+            asks_all |= known.is_some_and(|before| tls.client_ca_file != before);
         }
         if !has("proxy_protocol") {
             continue;
@@ -140,12 +144,16 @@ fn listeners(draft: &mut Draft, scope: &Scope<'_>, server: &Directive) {
             draft.differ(&directive.place, directive.shown(), remark);
         }
     }
+    if asks_all {
+        let remark = "client certificates are requested by a listener: from the clients of all its hosts";
+        draft.differ(&server.place, "server", remark);
+    }
     if schemes(scope).1 && scope.find("ssl_certificate").is_none() {
         draft.lose(&server.place, "server", "a listener with TLS needs an `ssl_certificate`");
     }
 }
 
-fn tls(tls: &mut Tls, scope: &Scope<'_>) {
+fn add_tls(tls: &mut Tls, scope: &Scope<'_>) {
     let (chains, keys) = (scope.all(&["ssl_certificate"]), scope.all(&["ssl_certificate_key"]));
     for (chain, key) in chains.iter().zip(keys) {
         let pair = (chain.word(0).to_owned(), key.word(0).to_owned());
@@ -161,8 +169,10 @@ fn tls(tls: &mut Tls, scope: &Scope<'_>) {
     }
     let verify = scope.find("ssl_verify_client").map_or("off", |verify| verify.word(0));
     if let Some(file) = scope.find("ssl_client_certificate").filter(|_| verify != "off") {
+        // Where one host requires a certificate, all do.
+        let is_optional = verify.starts_with("optional");
+        tls.is_client_auth_optional = is_optional && (tls.client_ca_file.is_none() || tls.is_client_auth_optional);
         tls.client_ca_file = Some(file.word(0).to_owned());
-        tls.is_client_auth_optional = verify.starts_with("optional");
     }
 }
 
