@@ -1,8 +1,8 @@
 //! Ringway files from the files of other proxies: `ringway import`.
 //!
 //! `nginx` and `haproxy` parse their languages (`syntax`) and fill a `Draft`; `draft` puts names and order right and
-//! writes it as YAML (`yaml`). What has no counterpart is listed with its place, never dropped silently; and a part of
-//! the other proxy's configuration that restricted access is refused by the new file until somebody decides.
+//! writes it as YAML (`yaml`). What has no counterpart is listed with its place, never dropped silently; and what
+//! restricted access in the source is refused by the new file, until its owner decides.
 
 mod draft;
 mod haproxy;
@@ -24,9 +24,9 @@ use std::path::{Path, PathBuf};
 pub(crate) struct Import {
     /// The Ringway file.
     pub(crate) text: String,
-    /// What could not be translated, in the order of the source.
+    /// The directives that could not be translated, in the order of the source.
     pub(crate) lost: Vec<Note>,
-    /// What was translated, and behaves differently.
+    /// The directives that were translated, and behave differently.
     pub(crate) differing: Vec<Note>,
 }
 

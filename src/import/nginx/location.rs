@@ -358,7 +358,7 @@ pub(super) fn condition(draft: &mut Draft, base: &Route, directive: &Directive, 
         _ => false,
     };
     let Some(answered) = answered.filter(|_| fits) else {
-        // What is refused to all but some clients stays refused.
+        // An answer that only some clients did not get is now that of all.
         let is_custom = !variable.starts_with("$http_") && !variable.starts_with("$arg") && variable != "$request_uri";
         let is_closing = matches!(operator, "!=" | "!~" | "!~*") || (operator == "=" && is_custom);
         let refusal = answered.filter(|answered| {
