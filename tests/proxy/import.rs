@@ -290,3 +290,192 @@ backend second
         assert_eq!(found, expected, "{request:?}");
     }
 }
+
+/// The decision for a request by the file that comes of another one's: `pool NAME`, a status, or `none`.
+fn decision(kind: &str, content: &str, method: &str, url: &str) -> String {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("source"), content).unwrap();
+    let output = ringway(folder.path(), &["import", kind, "source", "--output", "ringway.yaml"]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let yaml = std::fs::read_to_string(folder.path().join("ringway.yaml")).unwrap();
+    Authority::new().provide(folder.path(), &yaml);
+    let output = ringway(folder.path(), &["explain", "--config", "ringway.yaml", method, url]);
+    let explained = text(&output.stdout);
+    let line = |key: &str| explained.lines().find_map(|line| line.strip_prefix(key)).map(str::trim);
+    match (line("pool "), line("answer ")) {
+        (Some(pool), _) => format!("pool {}", pool.split(':').next().unwrap()),
+        (None, Some(answer)) => answer.split(' ').next().unwrap().to_owned(),
+        (None, None) => "none".to_owned(),
+    }
+}
+
+#[test]
+fn what_a_source_kept_from_its_nodes_does_not_reach_them() {
+    let upstreams = "upstream app { server 10.0.0.1; } upstream other { server 10.0.0.2; }\n";
+    for (server, method, url, expected) in [
+        // A server for the machine itself, and one for any host on it.
+        (
+            "server { listen 80; server_name a.test; location / { proxy_pass http://app; } } server { listen 127.0.0.1:81; server_name b.test; location / { proxy_pass http://other; } }",
+            "GET",
+            "http://b.test/",
+            "403",
+        ),
+        (
+            "server { listen 80; server_name a.test; location / { proxy_pass http://app; } } server { listen 127.0.0.1:81; location / { proxy_pass http://other; } }",
+            "GET",
+            "http://c.test/",
+            "403",
+        ),
+        // Client certificates of another port.
+        (
+            "ssl_certificate a.pem; ssl_certificate_key a.key; server { listen 443 ssl; server_name a.test; location / { proxy_pass http://app; } } server { listen 444 ssl; server_name b.test; ssl_client_certificate ca.pem; ssl_verify_client on; location / { proxy_pass http://other; } }",
+            "GET",
+            "https://b.test/",
+            "403",
+        ),
+        // Rules of a named location.
+        (
+            "server { location / { try_files $uri @app; } location @app { auth_basic x; proxy_pass http://app; } }",
+            "GET",
+            "http://h/",
+            "403",
+        ),
+        (
+            "server { location / { try_files $uri @app; } location @app { if ($http_x_key != s) { return 403; } proxy_pass http://app; } }",
+            "GET",
+            "http://h/",
+            "501",
+        ),
+        // The longest prefix wins over a shorter one with a mark.
+        (
+            "server { location ^~ /a/ { proxy_pass http://app; } location /a/admin/ { deny all; } location ~ ^/x/ { proxy_pass http://other; } }",
+            "GET",
+            "http://h/a/admin/x",
+            "403",
+        ),
+        // The rest of a server does not reach another one.
+        (
+            "server { listen 80 default_server; location / { proxy_pass http://app; } } server { listen 80; server_name b.test; location /api/ { proxy_pass http://other; } }",
+            "GET",
+            "http://b.test/x",
+            "404",
+        ),
+        (
+            "server { listen 80 default_server; location / { proxy_pass http://app; } } server { listen 80; server_name b.test; auth_basic x; location /api/ { proxy_pass http://other; } }",
+            "GET",
+            "http://b.test/x",
+            "403",
+        ),
+        // A server whose names are all expressions.
+        (
+            "server { listen 80; server_name ~^(.+)\\.users\\.test$; location / { proxy_pass http://other; } } server { listen 80; server_name _; return 404; }",
+            "GET",
+            "http://h/",
+            "404",
+        ),
+        // Other modules that check.
+        ("server { location / { auth_pam x; proxy_pass http://app; } }", "GET", "http://h/", "403"),
+        (
+            "server { location / { access_by_lua_block { ngx.exit(403) } proxy_pass http://app; } }",
+            "GET",
+            "http://h/",
+            "403",
+        ),
+        (
+            "server { location / { if ($http_authorization = \"\") { return 401; } proxy_pass http://app; } }",
+            "GET",
+            "http://h/",
+            "401",
+        ),
+        (
+            "server { location / { if ($request_method !~ ^(GET|HEAD)$) { return 405; } proxy_pass http://app; } }",
+            "DELETE",
+            "http://h/",
+            "405",
+        ),
+        // Names of a default server, and wildcards of others.
+        (
+            "server { listen 80 default_server; server_name www.x.test; location / { proxy_pass http://app; } } server { listen 80; server_name *.x.test; location / { proxy_pass http://other; } }",
+            "GET",
+            "http://www.x.test/",
+            "pool app",
+        ),
+        (
+            "server { listen 80; server_name *.x.test; location / { proxy_pass http://other; } } server { listen 80; server_name *.a.x.test; location / { proxy_pass http://app; } }",
+            "GET",
+            "http://b.a.x.test/",
+            "pool app",
+        ),
+        // A file that is served where no location matches goes to the application with `try_files`.
+        (
+            "server { try_files $uri @app; location @app { proxy_pass http://app; } location /up/ { root /x; } }",
+            "GET",
+            "http://h/x",
+            "pool app",
+        ),
+        (
+            "server { try_files $uri @app; location @app { proxy_pass http://app; } location /up/ { root /x; } }",
+            "GET",
+            "http://h/up/x",
+            "404",
+        ),
+    ] {
+        assert_eq!(decision("nginx", &format!("{upstreams}{server}"), method, url), expected, "{server} {url}");
+    }
+    let rest = "backend app\n server a 10.0.0.1:80\nbackend other\n server a 10.0.0.2:80\n";
+    for (rules, method, url, expected) in [
+        // The default stands first, and counts last.
+        ("default_backend app\n use_backend other if { path_beg /api/ }", "GET", "http://h/api/x", "pool other"),
+        ("default_backend app\n http-request deny if { path_beg /api/ }", "GET", "http://h/api/x", "403"),
+        // What is not known of a converter is not ignored.
+        (
+            "use_backend other if { req.hdr(host),map(/x) -m str h }\n default_backend app",
+            "GET",
+            "http://h/",
+            "pool app",
+        ),
+        // `redirect` comes after `http-request`.
+        (
+            "redirect location /new if { path_beg /a/ }\n http-request deny if { path_beg /a/b/ }\n default_backend app",
+            "GET",
+            "http://h/a/b/",
+            "403",
+        ),
+        // A counter does not refuse all requests.
+        (
+            "acl fast sc_http_req_rate(0) gt 10\n http-request deny if { path_beg /login/ } fast\n default_backend app",
+            "GET",
+            "http://h/login/",
+            "pool app",
+        ),
+        ("http-request auth unless { http_auth(people) }\n default_backend app", "GET", "http://h/", "403"),
+    ] {
+        let source = format!("defaults\n mode http\nfrontend www\n bind :80\n {rules}\n{rest}");
+        assert_eq!(decision("haproxy", &source, method, url), expected, "{rules} {url}");
+    }
+    // Statistics before the site, and a backend that is disabled.
+    let source = format!(
+        "defaults\n mode http\nfrontend stats\n bind :81\n stats enable\nfrontend www\n bind :80\n use_backend gone if {{ path_beg /gone/ }}\n default_backend app\nbackend gone\n disabled\n server a 10.0.0.9:80\n{rest}"
+    );
+    assert_eq!(decision("haproxy", &source, "GET", "http://h/x"), "pool app");
+    // A client does not choose a field that the source has set from what it knew.
+    for (kind, source) in [
+        (
+            "nginx",
+            format!(
+                "{upstreams}server {{ location / {{ proxy_set_header X-Verified $ssl_client_verify; proxy_pass http://app; }} }}"
+            ),
+        ),
+        (
+            "haproxy",
+            format!(
+                "defaults\n mode http\nfrontend www\n bind :80\n http-request set-header X-Verified %[ssl_c_verify]\n default_backend app\n{rest}"
+            ),
+        ),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("source"), source).unwrap();
+        let output = ringway(folder.path(), &["import", kind, "source"]);
+        assert!(text(&output.stdout).contains("request_headers: { remove: [x-verified] }"), "{output:?}");
+    }
+}

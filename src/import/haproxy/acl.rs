@@ -28,8 +28,8 @@ pub(super) struct Alternative {
     /// The routes that match it; more requests than it where some tests are unknown.
     pub(super) routes: Vec<Route>,
     pub(super) unknown: Unknown,
-    /// A prefix of a path matched inside of a segment too.
-    pub(super) has_open_prefix: bool,
+    /// A difference between the condition and the routes.
+    pub(super) difference: Option<&'static str>,
 }
 
 /// The tests of an alternative that a route cannot make.
@@ -64,26 +64,32 @@ impl<'a> Acls<'a> {
         let words: Vec<&str> = words.collect();
         if words.is_empty() {
             let routes = vec![base.clone()];
-            return vec![Alternative { routes, unknown: Unknown::default(), has_open_prefix: false }];
+            return vec![Alternative { routes, unknown: Unknown::default(), difference: None }];
         }
         let mut alternatives: Vec<Vec<Term<'_>>> =
             words.split(|word| matches!(*word, "||" | "or")).map(terms_of).collect();
         if is_negative {
             let Some(negated) = negated(&alternatives) else {
                 let unknown = Unknown { is_all: true, has_positive: true, has_negative: true };
-                return vec![Alternative { routes: vec![base.clone()], unknown, has_open_prefix: false }];
+                return vec![Alternative { routes: vec![base.clone()], unknown, difference: None }];
             };
             alternatives = negated;
         }
         alternatives.iter().map(|terms| self.alternative(terms, base)).collect()
     }
 
+    /// Returns the text of the `acl` lines that a condition names.
+    pub(super) fn text(&self, words: &[String]) -> String {
+        let is_named = |line: &&&Line| words.iter().any(|word| word.trim_start_matches('!') == line.word(1));
+        self.lines.iter().filter(is_named).map(|line| line.words.join(" ")).collect()
+    }
+
     fn alternative(&self, terms: &[Term<'_>], base: &Route) -> Alternative {
         let mut unknown = Unknown { is_all: true, ..Unknown::default() };
-        let (mut routes, mut has_open_prefix) = (vec![base.clone()], false);
+        let (mut routes, mut difference) = (vec![base.clone()], None);
         for term in terms {
-            let narrower = self.test(term).and_then(|(test, is_open)| {
-                has_open_prefix |= is_open;
+            let narrower = self.test(term).and_then(|(test, its)| {
+                difference = difference.or(its);
                 routes.iter().map(|route| narrowed(route, &test)).collect::<Option<Vec<_>>>()
             });
             match narrower {
@@ -95,17 +101,17 @@ impl<'a> Acls<'a> {
                 None => unknown.has_positive = true,
             }
         }
-        Alternative { routes, unknown, has_open_prefix }
+        Alternative { routes, unknown, difference }
     }
 
-    /// Returns the test of a term, and whether it matched inside of a segment of the path.
-    fn test(&self, term: &Term<'_>) -> Option<(Test, bool)> {
-        let tests: Vec<Option<(Test, bool)>> = match &term.kind {
+    /// Returns the test of a term, and how it differs.
+    fn test(&self, term: &Term<'_>) -> Option<Different> {
+        let tests: Vec<Option<Different>> = match &term.kind {
             Kind::Inline(words) => vec![test(words)],
             Kind::Named(name) => {
                 let lines: Vec<_> = self.lines.iter().filter(|line| line.word(1) == *name).collect();
                 match lines.is_empty() {
-                    true => vec![predefined(name).map(|test| (test, false))],
+                    true => vec![predefined(name).map(|test| (test, None))],
                     false => {
                         let of = |line: &&&Line| test(&line.from(2).iter().map(String::as_str).collect::<Vec<_>>());
                         lines.iter().map(of).collect()
@@ -113,8 +119,8 @@ impl<'a> Acls<'a> {
                 }
             }
         };
-        let tests: Vec<(Test, bool)> = tests.into_iter().collect::<Option<_>>()?;
-        let is_open = tests.iter().any(|(_, is_open)| *is_open);
+        let tests: Vec<Different> = tests.into_iter().collect::<Option<_>>()?;
+        let difference = tests.iter().find_map(|(_, difference)| *difference);
         let mut alternatives = tests.into_iter().map(|(test, _)| test);
         let first = alternatives.next()?;
         let test = alternatives.try_fold(first, either)?;
@@ -126,7 +132,7 @@ impl<'a> Acls<'a> {
             (true, Test::Never) => Test::Always,
             (true, _) => return None,
         };
-        Some((test, is_open))
+        Some((test, difference))
     }
 }
 
@@ -183,21 +189,32 @@ fn predefined(name: &str) -> Option<Test> {
     })
 }
 
-/// Returns the test of a criterion with its flags and values, and whether it matched inside of a segment.
-fn test(words: &[&str]) -> Option<(Test, bool)> {
+/// A test, and how it differs from the one of the source.
+type Different = (Test, Option<&'static str>);
+
+/// Returns the test of a criterion with its flags and values.
+fn test(words: &[&str]) -> Option<Different> {
     let (criterion, rest) = words.split_first()?;
-    let (mut method, mut values, mut rest) = ("", Vec::new(), rest.iter());
+    let (mut method, mut values, mut rest, mut ignores_case) = ("", Vec::new(), rest.iter(), false);
     while let Some(word) = rest.next() {
         match *word {
-            "-i" | "-n" => {}
+            "-i" => ignores_case = true,
+            "-n" => {}
             "-m" => method = rest.next()?,
             "--" => values.extend(rest.by_ref().copied()),
             word if word.starts_with('-') && values.is_empty() => return None,
             word => values.push(word),
         }
     }
-    // Converters that normalise do no harm.
-    let criterion = criterion.split(",url_dec").next()?.split(",lower").next()?.split(",field(1,:)").next()?;
+    ignores_case |= criterion.contains(",lower");
+    // Converters that normalise do no harm; others could be anything.
+    let criterion = [",url_dec", ",lower", ",field(1,:)"]
+        .iter()
+        .fold((*criterion).to_owned(), |rest, converter| rest.replace(converter, ""));
+    let criterion = &*criterion;
+    if criterion.split_once(')').map_or(criterion.contains(','), |(_, rest)| !rest.is_empty()) {
+        return None;
+    }
     let criterion = criterion.strip_prefix("req.").unwrap_or(criterion);
     let (name, argument) = match criterion.split_once('(') {
         Some((name, argument)) => (name, argument.strip_suffix(')')?.split(',').next()?),
@@ -231,11 +248,8 @@ fn test(words: &[&str]) -> Option<(Test, bool)> {
         ("always_false", _) => Test::Never,
         _ => return None,
     };
-    let is_open = match &found {
+    match &found {
         Test::Paths(paths) if paths.iter().any(|path| !is_path(path.text())) => return None,
-        Test::Paths(paths) => {
-            paths.iter().any(|path| matches!(path, PathMatch::Prefix(prefix) if !prefix.ends_with('/')))
-        }
         Test::Methods(methods)
             if methods
                 .iter()
@@ -246,14 +260,23 @@ fn test(words: &[&str]) -> Option<(Test, bool)> {
         Test::Header(name, values) if !values.iter().all(|value| !value.is_empty() && is_field(name, value)) => {
             return None;
         }
-        _ => false,
+        _ => {}
+    }
+    let is_open = |path: &PathMatch| matches!(path, PathMatch::Prefix(prefix) if !prefix.ends_with('/'));
+    let difference = match &found {
+        Test::Paths(_) | Test::Header(..) if ignores_case => Some("paths and values are matched with their case"),
+        Test::Paths(paths) if paths.iter().any(is_open) => {
+            Some("`path_prefix` matches whole segments: /a and /a/b, not /ab")
+        }
+        Test::Hosts(_) if method == "dom" => Some("a host is a name, or all names below it, not any part of a name"),
+        _ => None,
     };
     let is_empty = match &found {
         Test::Paths(paths) => paths.is_empty(),
         Test::Hosts(values) | Test::Methods(values) | Test::Header(_, values) => values.is_empty(),
         _ => false,
     };
-    (!is_empty).then_some((found, is_open))
+    (!is_empty).then_some((found, difference))
 }
 
 /// Returns the hosts of values that are matched whole, at the end (`end`) or by domain (`dom`).

@@ -157,27 +157,25 @@ fn routes(draft: &mut Draft, front: &Proxy<'_>, base: &Route, backends: &mut Bac
     // Rules of requests come before those that choose the backend.
     let (answered, _) = answered(draft, front, &acls, &Route { name: name.clone(), ..base.clone() });
     draft.routes.extend(answered);
-    for line in &front.lines {
+    for line in front.all(&["use_backend"]) {
         let backend = line.word(1);
         let base = Route { name: slug(backend), ..base.clone() };
-        match line.word(0) {
-            "use_backend" => {
-                for alternative in acls.condition(line.from(2), &base) {
-                    if alternative.unknown.is_any() {
-                        draft.lose(&line.place, line.shown(), NOT_CONDITION);
-                        continue;
-                    }
-                    open_prefix(draft, line, alternative.has_open_prefix);
-                    for route in alternative.routes {
-                        forward(draft, backends, &fields, line, backend, route);
-                    }
-                }
+        for alternative in acls.condition(line.from(2), &base) {
+            if alternative.unknown.is_any() {
+                draft.lose(&line.place, line.shown(), NOT_CONDITION);
+                continue;
             }
-            "default_backend" => forward(draft, backends, &fields, line, backend, base),
-            _ => {}
+            differ(draft, line, alternative.difference);
+            for route in alternative.routes {
+                forward(draft, backends, &fields, line, backend, route);
+            }
         }
     }
-    if front.section.kind() == "listen" && front.find(&["default_backend"]).is_none() {
+    // The default one counts wherever it stands.
+    if let Some(line) = front.find(&["default_backend"]) {
+        let route = Route { name: slug(line.word(1)), ..base.clone() };
+        forward(draft, backends, &fields, line, line.word(1), route);
+    } else if front.section.kind() == "listen" {
         let line = Line { place: front.section.place.clone(), words: front.section.words.clone() };
         let route = Route { name, ..base.clone() };
         forward(draft, backends, &fields, &line, front.section.name(), route);
@@ -190,7 +188,10 @@ fn routes(draft: &mut Draft, front: &Proxy<'_>, base: &Route, backends: &mut Bac
 /// clients: then everything is refused. Other rules with such a condition are left out. Both are listed.
 fn answered(draft: &mut Draft, proxy: &Proxy<'_>, acls: &Acls<'_>, base: &Route) -> (Vec<Route>, bool) {
     let (mut routes, mut is_all) = (Vec::new(), false);
-    for line in &proxy.lines {
+    // HAProxy evaluates `redirect` after all of `http-request`.
+    let mut lines = proxy.lines.clone();
+    lines.sort_by_key(|line| line.word(0) == "redirect");
+    for line in &lines {
         let from = match line.word(0) {
             "redirect" => 1,
             "http-request" => 2,
@@ -204,8 +205,9 @@ fn answered(draft: &mut Draft, proxy: &Proxy<'_>, acls: &Acls<'_>, base: &Route)
         {
             let unknown = alternative.unknown;
             if unknown.is_any() {
-                let is_kept = is_refusal && (!unknown.is_all || unknown.has_negative);
-                let is_rate = line.words.iter().any(|word| word.starts_with("sc_") || word.starts_with("sc0_"));
+                let text = line.shown() + &acls.text(&line.words);
+                let is_rate = ["sc_", "sc0_", "sc1_", "sc2_", "_rate("].iter().any(|counter| text.contains(counter));
+                let is_kept = is_refusal && !is_rate && (!unknown.is_all || unknown.has_negative);
                 let remark = match (is_kept, is_rate) {
                     (true, _) => {
                         "only a part of the condition could be translated: more requests are refused than before"
@@ -218,7 +220,12 @@ fn answered(draft: &mut Draft, proxy: &Proxy<'_>, acls: &Acls<'_>, base: &Route)
                     continue;
                 }
             }
-            open_prefix(draft, line, alternative.has_open_prefix);
+            match alternative.difference {
+                Some(difference) if is_refusal => {
+                    draft.lose(&line.place, line.shown(), format!("it refuses less than before: {difference}"));
+                }
+                difference => differ(draft, line, difference),
+            }
             for mut route in alternative.routes {
                 // Without it the redirection would lead to itself.
                 if matches!(&value, Value::Map(to) if to.iter().any(|(_, to)| *to == Value::text("https://{host}{uri}")))
@@ -247,9 +254,9 @@ const RATE: &str = "use `rate_limit` of a route, or `limits.connections_per_addr
 const NOT_CONDITION: &str =
     "a route matches host, path, prefix, method, scheme and fields: this condition has something else";
 
-fn open_prefix(draft: &mut Draft, line: &Line, has_open_prefix: bool) {
-    if has_open_prefix {
-        draft.differ(&line.place, line.shown(), "`path_prefix` matches whole segments: /a and /a/b, not /ab");
+fn differ(draft: &mut Draft, line: &Line, difference: Option<&'static str>) {
+    if let Some(difference) = difference {
+        draft.differ(&line.place, line.shown(), difference);
     }
 }
 
@@ -390,6 +397,14 @@ impl Fields {
                 "set-header" | "add-header" | "del-header" => {
                     let remark = "a field is set to a fixed value on all requests of a route";
                     draft.lose(&line.place, line.shown(), remark);
+                    // A client must not choose what the proxy set.
+                    if is_request
+                        && line.word(1) == "set-header"
+                        && is_field(&name, "")
+                        && !changes.removes.contains(&name)
+                    {
+                        changes.removes.push(name);
+                    }
                 }
                 "cache-use" | "cache-store" => fields.is_cached = true,
                 _ if is_request => {}

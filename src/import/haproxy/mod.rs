@@ -94,7 +94,11 @@ fn proxies<'a>(draft: &mut Draft, sections: &'a [Section]) -> Vec<Proxy<'a>> {
                 let proxy = Proxy { section, lines };
                 let is_http = proxy.find(&["mode"]).is_some_and(|mode| mode.word(1) == "http");
                 let is_statistics = !proxy.all(&["stats"]).is_empty() && proxy.all(&["server"]).is_empty();
-                if is_statistics && section.kind() == "listen" {
+                let is_routed = !proxy.all(&["use_backend"]).is_empty() || !proxy.all(&["default_backend"]).is_empty();
+                let is_statistics = is_statistics && (section.kind() == "listen" || !is_routed);
+                if section.lines.iter().any(|line| line.word(0) == "disabled") {
+                    draft.lose(&section.place, section.shown(), "it is disabled");
+                } else if is_statistics && section.kind() != "backend" {
                     let remark = "the admin listener has the dashboard, at /, and the metrics, at /metrics";
                     draft.lose(&section.place, section.shown(), remark);
                 } else if is_http {
@@ -139,7 +143,7 @@ fn list_untranslated(draft: &mut Draft, section: &Section) {
                 "the admin listener has the dashboard, at /, and the metrics, at /metrics"
             }
             ("tcp-request" | "tcp-response", _) => {
-                "Ringway has no rules for connections: see `limits` and `proxy_protocol`"
+                "Ringway has no rules for connections: what it refused is let through"
             }
             (
                 "use-server"
@@ -165,13 +169,14 @@ fn list_untranslated(draft: &mut Draft, section: &Section) {
                 "default-server" | "server-template" | "retries" | "retry-on" | "stick" | "stick-table" | "maxconn",
                 _,
             ) => continue,
-            ("log" | "log-tag" | "description" | "id" | "enabled" | "fullconn" | "http-reuse" | "monitor-uri", _) => {
+            ("log" | "log-tag" | "description" | "id" | "enabled" | "fullconn" | "http-reuse", _) => {
                 continue;
             }
             ("unique-id-format" | "unique-id-header" | "backlog" | "grace" | "load-server-state-from-file", _) => {
                 continue;
             }
-            ("stats" | "email-alert" | "rate-limit" | "guid" | "bind-process" | "disabled", _) => continue,
+            ("stats" | "email-alert" | "rate-limit" | "guid" | "bind-process", _) => continue,
+            ("block" | "reqdeny" | "reqideny" | "reqtarpit" | "reqitarpit", _) => "what it refused is let through",
             _ => "it has no counterpart in Ringway",
         };
         draft.lose(&line.place, line.shown(), remark);

@@ -151,7 +151,6 @@ pub(super) fn treatment(name: &str) -> Treatment {
         | "open_file_cache_min_uses"
         | "open_file_cache_errors"
         | "ignore_invalid_headers"
-        | "merge_slashes"
         | "reset_timedout_connection"
         | "client_body_buffer_size"
         | "client_body_temp_path"
@@ -189,7 +188,6 @@ pub(super) fn treatment(name: &str) -> Treatment {
         | "proxy_temp_file_write_size"
         | "proxy_request_buffering"
         | "proxy_send_timeout"
-        | "proxy_redirect"
         | "proxy_socket_keepalive"
         | "proxy_ssl_session_reuse"
         | "proxy_ssl_protocols"
@@ -200,8 +198,6 @@ pub(super) fn treatment(name: &str) -> Treatment {
         | "proxy_cache_revalidate"
         | "proxy_cache_methods"
         | "proxy_cache_convert_head"
-        | "proxy_pass_request_headers"
-        | "proxy_pass_request_body"
         | "proxy_pass_header"
         | "grpc_send_timeout"
         | "grpc_buffer_size"
@@ -261,6 +257,11 @@ pub(super) fn treatment(name: &str) -> Treatment {
             Lost("Ringway does not change the cookies of nodes")
         }
         "proxy_method" | "proxy_set_body" => Lost("Ringway does not change method and body of a request"),
+        "proxy_pass_request_headers" | "proxy_pass_request_body" => {
+            Lost("nodes get the whole request: remove fields by `request_headers`")
+        }
+        "proxy_redirect" => Lost("the Location of nodes passes unchanged"),
+        "merge_slashes" => Lost("slashes of a path are kept: //x and /x are different paths"),
         "ntlm" => Lost("connections to nodes are shared by all clients"),
         "health_check" => Lost("write a `health_check` for the pool"),
         "slow_start" => Lost("write `slow_start` for the pool"),

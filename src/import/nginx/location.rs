@@ -11,6 +11,7 @@ use super::upstream::{self, Target};
 /// A server with what its routes have in common.
 pub(super) struct Site<'a> {
     pub(super) shared: &'a Shared<'a>,
+    pub(super) server: &'a Directive,
     pub(super) scope: &'a Scope<'a>,
     /// The beginning of the routes' names.
     pub(super) prefix: &'a str,
@@ -39,15 +40,24 @@ enum Rank {
 pub(super) fn routes(draft: &mut Draft, site: &Site<'_>) -> Vec<Route> {
     let mut found = Vec::new();
     collect(draft, site.scope, &mut found);
+    let root = PathMatch::Prefix("/".to_owned());
+    if !found.iter().any(|location| location.path == root) {
+        // The server answers the rest itself; it must not reach routes of other servers.
+        found.push(Found { directive: site.server, scope: site.scope.clone(), path: root, rank: Rank::Prefix });
+    }
     let has_expressions = found.iter().any(|location| location.rank == Rank::Expression);
+    let plain: Vec<String> =
+        found.iter().filter(|other| other.rank == Rank::Prefix).map(|other| other.path.text().to_owned()).collect();
     found.sort_by_key(|location| {
-        // Without expressions the longest prefix wins, whatever its mark.
+        let path = location.path.text();
+        // The longest prefix wins; its mark rules out expressions only then.
+        let has_longer = plain.iter().any(|other| other.len() > path.len() && other.starts_with(path));
         let rank = match location.rank {
-            Rank::Strong if !has_expressions => Rank::Prefix,
+            Rank::Strong if !has_expressions || has_longer => Rank::Prefix,
             rank => rank,
         };
         // Expressions keep their order.
-        let length = if rank == Rank::Expression { 0 } else { location.path.text().len() };
+        let length = if rank == Rank::Expression { 0 } else { path.len() };
         (rank, std::cmp::Reverse(length))
     });
     let mut routes = Vec::new();
@@ -55,17 +65,15 @@ pub(super) fn routes(draft: &mut Draft, site: &Site<'_>) -> Vec<Route> {
         let mut route = site.base.clone();
         route.name = format!("{}{}", site.prefix, slug(location.path.text()));
         route.path = Some(location.path.clone());
-        for condition_block in location.directive.block.iter().filter(|directive| directive.name == "if") {
-            routes.extend(condition(draft, &route, condition_block, site.prefix));
+        let is_rest = std::ptr::eq(location.directive, site.server);
+        let conditions = location.directive.block.iter().filter(|directive| directive.name == "if" && !is_rest);
+        for block in conditions {
+            routes.extend(condition(draft, &route, block, site.prefix, &location.scope));
         }
-        route.comments.push(format!("{}: {}", location.directive.place, location.directive.shown()));
+        let (place, shown) = (&location.directive.place, location.directive.shown());
+        route.comments.push(format!("{place}: {shown}{}", if is_rest { ", the rest" } else { "" }));
         act(draft, site, location, &mut route);
         routes.push(route);
-    }
-    // A server without a location for everything answers the rest from its own settings.
-    let is_root = |location: &Found<'_>| location.path == PathMatch::Prefix("/".to_owned());
-    if let (false, [files, ..]) = (found.iter().any(is_root), &site.scope.all(&["root", "try_files"])[..]) {
-        draft.lose(&files.place, files.shown(), "Ringway serves no files: let a node do it");
     }
     routes
 }
@@ -109,14 +117,22 @@ fn collect<'a>(draft: &mut Draft, scope: &Scope<'a>, found: &mut Vec<Found<'a>>)
             }
         };
         if mark == "~*" && !paths.is_empty() {
-            draft.differ(&directive.place, directive.shown(), "paths are matched with their case");
+            match is_free {
+                true => draft.differ(&directive.place, directive.shown(), "paths are matched with their case"),
+                false => {
+                    draft.lose(&directive.place, directive.shown(), "it restricts access; other cases of its path pass")
+                }
+            }
         }
         for path in paths {
             if let PathMatch::Prefix(prefix) = &path
                 && !prefix.ends_with('/')
             {
                 let remark = format!("`path_prefix` matches whole segments: {prefix} and {prefix}/..., not {prefix}x");
-                draft.differ(&directive.place, directive.shown(), remark);
+                match is_free {
+                    true => draft.differ(&directive.place, directive.shown(), remark),
+                    false => draft.lose(&directive.place, directive.shown(), format!("it restricts access; {remark}")),
+                }
             }
             found.push(Found { directive, scope: inner.clone(), path, rank });
         }
@@ -170,34 +186,72 @@ fn act(draft: &mut Draft, site: &Site<'_>, location: &Found<'_>, route: &mut Rou
     let named = |name: &str| own.block.iter().find(|directive| directive.name == name);
     if let Some(answered) = named("return") {
         answer(draft, route, answered);
+        rules::response_fields(draft, scope, route);
+        if let Some(kind) = named("default_type") {
+            draft.differ(
+                &kind.place,
+                kind.shown(),
+                "a body is sent as text/plain: set content-type by `response_headers`",
+            );
+        }
         return;
     }
-    let rewrites = own.block.iter().filter(|directive| directive.name == "rewrite");
+    let is_rest = std::ptr::eq(own, site.server);
+    let rewrites = own.block.iter().filter(|directive| directive.name == "rewrite" && !is_rest);
     for rewrite in rewrites {
         if rules::rewrite(draft, route, rewrite) {
             return;
         }
     }
-    match rules::access(scope) {
-        Access::Free => {}
-        Access::Denied => return route.refuse(403, ""),
-        Access::Internal => return route.refuse(404, ""),
-        Access::Restricted(directive) => {
-            let remark =
-                "Ringway does not check this: the route is refused. Let the nodes check it, and give it its pool";
-            draft.lose(&directive.place, directive.shown(), remark);
-            return route.refuse(403, "");
-        }
+    if refuses(draft, scope, route) {
+        return;
     }
     match pass(draft, site, location) {
         Pass::Node(pass, pass_scope, target) => {
+            // A named location has rules of its own.
+            let is_named = !std::ptr::eq(pass_scope.own(), scope.own());
+            if is_named && refuses(draft, &pass_scope, route) {
+                return;
+            }
+            let inner = pass_scope.own().iter().find(|inner| is_named && matches!(&*inner.name, "if" | "rewrite"));
+            if let Some(inner) = inner {
+                draft.lose(&inner.place, inner.shown(), "it stands in a named location: the route is refused");
+                return route.refuse(501, "not translated");
+            }
             route.set("pool", Value::text(target.pool));
             target.route.into_iter().for_each(|(key, value)| route.set(&key, value));
-            rules::rules(draft, site.shared, &pass_scope, pass, route);
+            rules::rules(draft, &pass_scope, pass, route);
+            rules::limits(draft, site.shared, scope, route);
         }
         Pass::Unknown => route.refuse(501, "not translated"),
         Pass::Nothing => route.refuse(404, ""),
     }
+}
+
+/// Refuses the requests of a place that restricted access. Returns whether it did.
+fn refuses(draft: &mut Draft, scope: &Scope<'_>, route: &mut Route) -> bool {
+    match rules::access(scope) {
+        Access::Free => return false,
+        Access::Denied => route.refuse(403, ""),
+        Access::Internal => {
+            let directive = scope.own().iter().find(|directive| directive.name == "internal");
+            if let Some(internal) = directive {
+                draft.differ(
+                    &internal.place,
+                    internal.shown(),
+                    "it is refused; `X-Accel-Redirect` of nodes is not followed",
+                );
+            }
+            route.refuse(404, "");
+        }
+        Access::Restricted(directive) => {
+            let remark =
+                "Ringway does not check this: the route is refused. Let the nodes check it, and give it its pool";
+            draft.lose(&directive.place, directive.shown(), remark);
+            route.refuse(403, "");
+        }
+    }
+    true
 }
 
 /// The destination of a location's requests.
@@ -215,7 +269,7 @@ fn pass<'a>(draft: &mut Draft, site: &Site<'a>, location: &Found<'a>) -> Pass<'a
     let mut found = of(&own.block).map(|pass| (pass, location.scope.clone()));
     let files = own.block.iter().find(|found| matches!(&*found.name, "try_files" | "root" | "alias"));
     // `try_files $uri @app`: what is no file goes to the nodes.
-    let fallback = own.block.iter().find(|found| found.name == "try_files").or_else(|| site.scope.find("try_files"));
+    let fallback = own.block.iter().find(|found| found.name == "try_files");
     if let (None, Some(files)) = (&found, fallback) {
         let name = files.words.last().filter(|name| name.starts_with('@'));
         let mut locations = site.scope.own().iter().filter(|found| found.name == "location");
@@ -250,6 +304,9 @@ fn pass<'a>(draft: &mut Draft, site: &Site<'a>, location: &Found<'a>) -> Pass<'a
     }
     if let Some(status) = own.block.iter().find(|found| found.name == "stub_status") {
         draft.lose(&status.place, status.shown(), "the admin listener has the metrics, at /metrics");
+        return Pass::Nothing;
+    }
+    if files.is_none() && std::ptr::eq(own, site.server) {
         return Pass::Nothing;
     }
     let directive = files.unwrap_or(own);
@@ -311,7 +368,13 @@ pub(super) fn answer(draft: &mut Draft, route: &mut Route, directive: &Directive
 const METHODS: [&str; 9] = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "CONNECT", "TRACE"];
 
 /// Returns the route of an `if` with a `return`, where its condition is one that routes have.
-pub(super) fn condition(draft: &mut Draft, base: &Route, directive: &Directive, prefix: &str) -> Option<Route> {
+pub(super) fn condition(
+    draft: &mut Draft,
+    base: &Route,
+    directive: &Directive,
+    prefix: &str,
+    scope: &Scope<'_>,
+) -> Option<Route> {
     let text = directive.words.join(" ");
     let text = text.trim().trim_start_matches('(').trim_end_matches(')').trim();
     let mut words = text.splitn(3, ' ').map(|word| word.trim_matches(['"', '\'']));
@@ -360,7 +423,8 @@ pub(super) fn condition(draft: &mut Draft, base: &Route, directive: &Directive, 
     let Some(answered) = answered.filter(|_| fits) else {
         // An answer that only some clients did not get is now that of all.
         let is_custom = !variable.starts_with("$http_") && !variable.starts_with("$arg") && variable != "$request_uri";
-        let is_closing = matches!(operator, "!=" | "!~" | "!~*") || (operator == "=" && is_custom);
+        let is_closing =
+            matches!(operator, "!=" | "!~" | "!~*") || (operator == "=" && (is_custom || value.is_empty()));
         let refusal = answered.filter(|answered| {
             is_closing && answered.word(0).parse::<u16>().is_ok_and(|status| (400..500).contains(&status))
         });
@@ -381,5 +445,13 @@ pub(super) fn condition(draft: &mut Draft, base: &Route, directive: &Directive, 
     route.name = format!("{prefix}{}", slug(&format!("if {}", variable.trim_start_matches('$'))));
     route.comments.push(format!("{}: {}", directive.place, directive.shown()));
     answer(draft, &mut route, answered);
+    rules::response_fields(draft, &scope.inner(&directive.block), &mut route);
+    if variable == "$request_method" && operator == "!~" {
+        draft.lose(&directive.place, directive.shown(), "the other standard methods are refused; unknown ones pass");
+    }
+    if variable == "$http_x_forwarded_proto" {
+        let remark = "name the load balancer in `trusted_proxies`: only its X-Forwarded-Proto is believed";
+        draft.differ(&directive.place, directive.shown(), remark);
+    }
     Some(route)
 }

@@ -1,6 +1,6 @@
 //! The rules of a route: fields, paths, cache, limits and access.
 
-use super::super::draft::{Draft, PathMatch, Route, is_field, is_path, set};
+use super::super::draft::{Draft, PathMatch, Route, is_field, is_path, is_token, set};
 use super::super::units::{nginx_duration, shown_duration};
 use super::super::yaml::{Entries, Value, entries};
 use super::Shared;
@@ -31,23 +31,24 @@ pub(super) fn access<'a>(scope: &Scope<'a>) -> Access<'a> {
         Some(deny) => return Access::Restricted(deny),
         None => {}
     }
-    for name in ["auth_basic", "auth_request", "auth_jwt", "secure_link", "limit_except", "valid_referers"] {
-        if let Some(directive) = scope.find(name).filter(|directive| directive.word(0) != "off") {
-            return Access::Restricted(directive);
-        }
-    }
-    Access::Free
+    const RESTRICTING: [&str; 3] = ["secure_link", "limit_except", "valid_referers"];
+    const HARMLESS: [&str; 4] = ["auth_basic_user_file", "auth_request_set", "auth_delay", "auth_http"];
+    let restricts = |name: &str| {
+        let checks = name.starts_with("auth_") || name.starts_with("access_by_lua") || name.starts_with("js_access");
+        (checks && !HARMLESS.contains(&name)) || RESTRICTING.contains(&name)
+    };
+    let found = scope.in_effect(restricts);
+    found.into_iter().find(|directive| directive.word(0) != "off").map_or(Access::Free, Access::Restricted)
 }
 
 /// Gives a route the rules of its place.
-pub(super) fn rules(draft: &mut Draft, shared: &Shared<'_>, scope: &Scope<'_>, pass: &Directive, route: &mut Route) {
+pub(super) fn rules(draft: &mut Draft, scope: &Scope<'_>, pass: &Directive, route: &mut Route) {
     path(draft, pass, route);
     request_fields(draft, scope, route);
     response_fields(draft, scope, route);
     if let Some(cache) = cache(draft, scope) {
         route.set("cache", Value::Map(cache));
     }
-    rate_limit(draft, shared, scope, route);
     let is_off = |log: &Value| matches!(log, Value::Map(entries) if entries.iter().any(|(key, _)| key == "format"));
     if scope.find("access_log").is_some_and(|log| log.word(0) == "off")
         && !draft.access_log.as_ref().is_some_and(is_off)
@@ -158,6 +159,10 @@ fn request_fields(draft: &mut Draft, scope: &Scope<'_>, route: &mut Route) {
             removes.push(name);
         } else if value.contains('$') || !is_field(&name, value) {
             draft.lose(&directive.place, directive.shown(), "a field is set to a fixed value, without variables");
+            // A client must not choose what nginx set.
+            if name != "host" && is_field(&name, "") {
+                removes.push(name);
+            }
         } else {
             set(&mut sets, &name, Value::text(value));
         }
@@ -169,7 +174,8 @@ fn request_fields(draft: &mut Draft, scope: &Scope<'_>, route: &mut Route) {
     fields(route, "request_headers", sets, removes);
 }
 
-fn response_fields(draft: &mut Draft, scope: &Scope<'_>, route: &mut Route) {
+/// Gives a route the changes of response fields of its place.
+pub(super) fn response_fields(draft: &mut Draft, scope: &Scope<'_>, route: &mut Route) {
     let (mut sets, mut removes) = (Entries::new(), Vec::new());
     for directive in scope.all(&["add_header"]) {
         let (name, value) = (directive.word(0).to_ascii_lowercase(), directive.word(1));
@@ -179,6 +185,8 @@ fn response_fields(draft: &mut Draft, scope: &Scope<'_>, route: &mut Route) {
                 directive.shown(),
                 "responses of cached routes have Cache-Status (RFC 9211)",
             );
+        } else if ["set-cookie", "vary", "link"].contains(&&*name) {
+            draft.lose(&directive.place, directive.shown(), "a field that is set takes the place of those of the node");
         } else if value.contains('$') || !is_field(&name, value) {
             draft.lose(&directive.place, directive.shown(), "a field is set to a fixed value, without variables");
         } else {
@@ -265,14 +273,15 @@ fn cache(draft: &mut Draft, scope: &Scope<'_>) -> Option<Entries> {
     let mut bypass: Vec<String> = Vec::new();
     for name in ["proxy_cache_bypass", "proxy_no_cache"] {
         for directive in scope.all(&[name]) {
-            for word in &directive.words {
-                match word.strip_prefix("$cookie_") {
-                    Some(cookie) if !bypass.iter().any(|known| known == cookie) => bypass.push(cookie.to_owned()),
-                    Some(_) => {}
-                    None if word == "$http_upgrade" => {}
-                    None => {
-                        draft.lose(&directive.place, directive.shown(), "`bypass_cookies` has the names of cookies")
-                    }
+            for word in directive.words.iter().filter(|word| *word != "$http_upgrade") {
+                let Some(cookie) = word.strip_prefix("$cookie_").filter(|name| is_token(name)) else {
+                    // Without its exceptions the cache could give pages of one client to others.
+                    let remark = "`bypass_cookies` has the names of cookies: the route is not cached";
+                    draft.lose(&directive.place, directive.shown(), remark);
+                    return None;
+                };
+                if !bypass.iter().any(|known| known == cookie) {
+                    bypass.push(cookie.to_owned());
                 }
             }
         }
@@ -309,7 +318,8 @@ fn ignored_fields(draft: &mut Draft, scope: &Scope<'_>, cache: &mut Entries) {
     }
 }
 
-fn rate_limit(draft: &mut Draft, shared: &Shared<'_>, scope: &Scope<'_>, route: &mut Route) {
+/// Gives a route the limits of its place.
+pub(super) fn limits(draft: &mut Draft, shared: &Shared<'_>, scope: &Scope<'_>, route: &mut Route) {
     let limits = scope.all(&["limit_req"]);
     for (index, directive) in limits.iter().enumerate() {
         let option = |name: &str| directive.words.iter().find_map(|word| word.strip_prefix(name));

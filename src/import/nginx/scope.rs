@@ -33,6 +33,17 @@ impl<'a> Scope<'a> {
         self.levels.iter().rev().map(of).find(|found| !found.is_empty()).unwrap_or_default()
     }
 
+    /// Returns the directives of some names, each from the innermost block that has it.
+    pub(super) fn in_effect(&self, is_wanted: impl Fn(&str) -> bool) -> Vec<&'a Directive> {
+        let mut found: Vec<&'a Directive> = Vec::new();
+        for directive in self.levels.iter().rev().flat_map(|block| block.iter()) {
+            if is_wanted(&directive.name) && found.iter().all(|known| known.name != directive.name) {
+                found.push(directive);
+            }
+        }
+        found
+    }
+
     /// Returns the directive of a name that is in effect.
     pub(super) fn find(&self, name: &str) -> Option<&'a Directive> {
         self.all(&[name]).into_iter().next()

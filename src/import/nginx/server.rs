@@ -3,12 +3,14 @@
 use super::super::draft::{Draft, PathMatch, Route, Tls, host, is_network};
 use super::Shared;
 use super::location::{self, Site};
+use super::rules;
 use super::scope::Scope;
 use super::syntax::Directive;
 use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 /// A `server` that is to be translated.
+#[derive(Clone)]
 struct Server<'a> {
     scope: Scope<'a>,
     directive: &'a Directive,
@@ -17,46 +19,107 @@ struct Server<'a> {
     /// `None` where both schemes reach it.
     scheme: Option<&'static str>,
     is_default: bool,
+    /// Its routes would be reached by more clients than before.
+    is_closed: bool,
 }
 
-/// Translates the servers; routes are matched from the top, so that exact hosts come before wildcards, and servers for
-/// any host last.
+/// Translates the servers; routes are matched from the top, so that exact hosts come before wildcards, longer wildcards
+/// before shorter ones, and servers for any host last.
 pub(super) fn translate(draft: &mut Draft, shared: &Shared<'_>, servers: &[(Scope<'_>, &Directive)]) {
     let mut found = Vec::new();
-    for (scope, directive) in servers {
+    for (index, (scope, directive)) in servers.iter().enumerate() {
         let (plain, secure) = schemes(scope);
-        let (hosts, is_default) = hosts(draft, scope);
+        let Some((hosts, is_default)) = hosts(draft, scope) else {
+            let remark = "none of its names can be translated, so that none of its routes is";
+            draft.lose(&directive.place, "server", remark);
+            continue;
+        };
+        if hosts.is_empty() && !is_default && index > 0 {
+            let remark = "it is for any host here; nginx sent other hosts to its default server, the first one";
+            draft.differ(&directive.place, "server", remark);
+        }
         let scheme = match (plain, secure) {
             (true, false) => Some("http"),
             (false, true) => Some("https"),
             _ => None,
         };
-        found.push(Server { scope: scope.clone(), directive, hosts, scheme, is_default });
+        found.push(Server { scope: scope.clone(), directive, hosts, scheme, is_default, is_closed: false });
     }
     let has = |scheme: &str| found.iter().any(|server| server.scheme.is_none_or(|own| own == scheme));
-    if !(has("http") && has("https")) {
+    let has_both = has("http") && has("https");
+    without_doubles(draft, &mut found);
+    close_narrow_ones(draft, &mut found);
+    if !has_both {
         found.iter_mut().for_each(|server| server.scheme = None);
     }
-    without_doubles(draft, &mut found);
     let several = found.len() > 1;
-    if !found.iter().any(|server| server.hosts.is_empty())
+    if !found.iter().any(|server| server.hosts.is_empty() || server.is_default)
         && several
         && let Some(first) = found.first()
     {
         let remark = "requests for other hosts reached the first server; here they get 404";
         draft.differ(&first.directive.place, "server", remark);
     }
-    found.sort_by_key(|server| {
-        let is_wild = server.hosts.iter().any(|host| host.starts_with("*."));
-        (server.hosts.is_empty(), is_wild)
-    });
     for server in &found {
         listeners(draft, &server.scope, server.directive);
     }
     draft.listeners.sort_by_key(|listener| listener.tls.is_some());
-    for server in &found {
+    let is_wild = |host: &String| host.starts_with("*.");
+    let has_wild = found.iter().any(|server| server.hosts.iter().any(is_wild));
+    let mut parts: Vec<Server<'_>> = Vec::new();
+    for server in found {
+        let (wild, exact): (Vec<_>, Vec<_>) = server.hosts.iter().cloned().partition(is_wild);
+        let is_any = server.hosts.is_empty() || server.is_default;
+        // The names of a default server matter only where a wildcard of another one could take them.
+        let named = if has_wild || !is_any { vec![exact, wild] } else { Vec::new() };
+        let named = named.into_iter().filter(|hosts| !hosts.is_empty());
+        parts.extend(named.map(|hosts| Server { hosts, ..server.clone() }));
+        if is_any {
+            parts.push(Server { hosts: Vec::new(), ..server });
+        }
+    }
+    parts.sort_by_key(|server| {
+        let longest = server.hosts.iter().filter(|host| is_wild(host)).map(String::len).max();
+        (server.hosts.is_empty(), longest.is_some(), std::cmp::Reverse(longest))
+    });
+    for server in &parts {
         routes(draft, shared, server, several);
     }
+}
+
+/// Lists the servers that were reached on some listeners of their scheme only, and refuses the requests of those that
+/// were closed by that: by loopback addresses, or by client certificates.
+fn close_narrow_ones(draft: &mut Draft, servers: &mut [Server<'_>]) {
+    let all: Vec<(Option<&str>, HashSet<String>)> =
+        servers.iter().map(|server| (server.scheme, addresses(&server.scope))).collect();
+    let asks =
+        |server: &Server<'_>| server.scope.find("ssl_verify_client").is_some_and(|verify| verify.word(0) == "on");
+    let others_ask_not = servers.iter().any(|server| !asks(server) && server.scheme != Some("http"));
+    for (index, server) in servers.iter_mut().enumerate() {
+        let own = &all[index].1;
+        let mut others =
+            all.iter().filter(|(scheme, _)| *scheme == server.scheme || scheme.is_none() || server.scheme.is_none());
+        if others.all(|(_, addresses)| addresses.is_subset(own)) {
+            continue;
+        }
+        let is_loopback = own.iter().all(|address| address.starts_with("127.") || address.starts_with("[::1]"));
+        server.is_closed = is_loopback || (asks(server) && others_ask_not);
+        let remark = match server.is_closed {
+            true => "routes do not know the port: all listeners of the scheme would reach it, so that it is refused",
+            false => "routes do not know the port: all listeners of the scheme reach it, not only its own",
+        };
+        draft.lose(&server.directive.place, "server", remark);
+    }
+}
+
+/// Returns the addresses that a server listens on; all of a port are one.
+fn addresses(scope: &Scope<'_>) -> HashSet<String> {
+    let shown = |address: SocketAddr| match address.ip().is_unspecified() {
+        true => address.port().to_string(),
+        false => address.to_string(),
+    };
+    let own: HashSet<String> = listens(scope).filter_map(|listen| address(listen.word(0))).map(shown).collect();
+    if own.is_empty() { HashSet::from(["80".to_owned()]) } else { own }
 }
 
 /// Drops hosts that an earlier server has for the same scheme: routes do not know the port.
@@ -69,7 +132,10 @@ fn without_doubles(draft: &mut Draft, servers: &mut Vec<Server<'_>>) {
     for index in order {
         let server = &mut servers[index];
         let schemes = server.scheme.map_or(vec!["http", "https"], |scheme| vec![scheme]);
-        let all = if server.hosts.is_empty() { vec!["*".to_owned()] } else { server.hosts.clone() };
+        let mut all = server.hosts.clone();
+        if server.hosts.is_empty() {
+            all.push("*".to_owned());
+        }
         let is_new = |host: &String| schemes.iter().any(|scheme| !known.contains(&(host.clone(), *scheme)));
         let new: Vec<String> = all.into_iter().filter(is_new).collect();
         known.extend(new.iter().flat_map(|host| schemes.iter().map(|scheme| (host.clone(), *scheme))));
@@ -199,13 +265,14 @@ fn address(text: &str) -> Option<SocketAddr> {
     Some(SocketAddr::new(ip, port))
 }
 
-/// Returns the hosts of a server, none for any, and whether it is named as the default one.
-fn hosts(draft: &mut Draft, scope: &Scope<'_>) -> (Vec<String>, bool) {
+/// Returns the hosts of a server, none for any, and whether it is named as the default one; `None` where it has only
+/// names that are no hosts.
+fn hosts(draft: &mut Draft, scope: &Scope<'_>) -> Option<(Vec<String>, bool)> {
     let own = |name: &'static str| scope.own().iter().filter(move |directive| directive.name == name);
     let is_default_word = |word: &String| word == "default_server" || word == "default";
     let is_default = own("listen").any(|listen| listen.words.iter().any(is_default_word));
     let mut hosts = Vec::new();
-    let mut is_any = is_default || own("server_name").next().is_none();
+    let mut is_any = own("server_name").next().is_none();
     for directive in own("server_name") {
         for name in &directive.words {
             let found = match &**name {
@@ -227,7 +294,7 @@ fn hosts(draft: &mut Draft, scope: &Scope<'_>) -> (Vec<String>, bool) {
     if is_any {
         hosts.clear();
     }
-    (hosts, is_default)
+    (is_any || is_default || !hosts.is_empty()).then_some((hosts, is_default))
 }
 
 fn routes(draft: &mut Draft, shared: &Shared<'_>, server: &Server<'_>, has_others: bool) {
@@ -237,15 +304,24 @@ fn routes(draft: &mut Draft, shared: &Shared<'_>, server: &Server<'_>, has_other
     };
     let base = Route { hosts: server.hosts.clone(), scheme: server.scheme, ..Route::default() };
     let mut made = Vec::new();
+    if server.is_closed {
+        let mut route =
+            Route { path: Some(PathMatch::Prefix("/".to_owned())), name: format!("{prefix}closed"), ..base };
+        route.comments.push(format!("{}: server", server.directive.place));
+        route.refuse(403, "");
+        draft.routes.push(route);
+        return;
+    }
     for directive in server.scope.own() {
         match &*directive.name {
-            "if" => made.extend(location::condition(draft, &base, directive, &prefix)),
+            "if" => made.extend(location::condition(draft, &base, directive, &prefix, &server.scope)),
             // It ends every request of the server, so that no location is reached.
             "return" => {
                 let mut route = base.clone();
                 route.path = Some(PathMatch::Prefix("/".to_owned()));
                 route.name = format!("{prefix}all");
                 location::answer(draft, &mut route, directive);
+                rules::response_fields(draft, &server.scope, &mut route);
                 made.push(route);
                 draft.routes.extend(made);
                 return;
@@ -257,7 +333,7 @@ fn routes(draft: &mut Draft, shared: &Shared<'_>, server: &Server<'_>, has_other
             _ => {}
         }
     }
-    let site = Site { shared, scope: &server.scope, prefix: &prefix, base: &base };
+    let site = Site { shared, server: server.directive, scope: &server.scope, prefix: &prefix, base: &base };
     made.extend(location::routes(draft, &site));
     draft.routes.extend(made);
 }
