@@ -75,14 +75,8 @@ struct Disk;
 
 impl Files for Disk {
     fn matching(&self, pattern: &Path) -> Vec<PathBuf> {
-        if !pattern.to_string_lossy().contains(['*', '?']) {
-            return Vec::from_iter(pattern.exists().then(|| pattern.to_owned()));
-        }
-        let folder = pattern.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let entries = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
-        let mut found: Vec<PathBuf> = entries.filter(|path| import::matches(pattern, path) && path.is_file()).collect();
-        found.sort();
-        found
+        let found = glob::glob_with(&pattern.to_string_lossy(), import::AS_IN_A_SHELL);
+        found.into_iter().flatten().flatten().filter(|path| path.is_file()).collect()
     }
 
     fn text(&self, file: &Path) -> Result<String, String> {

@@ -378,7 +378,7 @@ pub(crate) struct StatusRange {
 impl StatusRange {
     const EXPECTED: &str = "a status code like `204`, or a range like `200-399`";
 
-    fn parse(text: &str) -> Result<StatusRange, String> {
+    pub(crate) fn parse(text: &str) -> Result<StatusRange, String> {
         let (low, high) = text.split_once('-').unwrap_or((text, text));
         match (low.trim().parse::<u16>(), high.trim().parse::<u16>()) {
             (Ok(low), Ok(high)) if (200..600).contains(&low) && (low..600).contains(&high) => {
@@ -431,7 +431,7 @@ pub(crate) enum RetryOn {
 impl RetryOn {
     const EXPECTED: &str = "one of connect_failure, reset, timeout, or a status code from 400 to 599";
 
-    fn parse(text: &str) -> Result<RetryOn, String> {
+    pub(crate) fn parse(text: &str) -> Result<RetryOn, String> {
         match text {
             "connect_failure" => Ok(RetryOn::ConnectFailure),
             "reset" => Ok(RetryOn::Reset),
@@ -551,7 +551,7 @@ impl DnsName {
 
     const EXPECTED: &str = "a name with a port like `app.internal:8080`, or a service like `_http._tcp.app.internal`";
 
-    fn parse(text: &str) -> Result<DnsName, String> {
+    pub(crate) fn parse(text: &str) -> Result<DnsName, String> {
         if text.starts_with('_') && !text.contains(':') {
             let valid = text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_'));
             return match valid && text.contains('.') {

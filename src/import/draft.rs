@@ -26,7 +26,6 @@ pub(super) struct Draft {
 pub(super) struct Listener {
     pub(super) comment: String,
     pub(super) address: SocketAddr,
-    /// The keys besides name and address.
     pub(super) tls: Option<Tls>,
     /// The networks that send PROXY protocol headers.
     pub(super) proxy_protocol: Option<Vec<String>>,
@@ -95,6 +94,20 @@ impl Route {
     /// Sets a key.
     pub(super) fn set(&mut self, key: &str, value: Value) {
         set(&mut self.entries, key, value);
+    }
+
+    /// Sets the changes of `request_headers` or `response_headers`.
+    pub(super) fn change_fields(&mut self, key: &str, sets: Entries, removes: Vec<String>) {
+        let mut block = Entries::new();
+        if !sets.is_empty() {
+            block.push(("set".to_owned(), Value::Map(sets)));
+        }
+        if !removes.is_empty() {
+            block.push(("remove".to_owned(), Value::texts(removes)));
+        }
+        if !block.is_empty() {
+            self.set(key, Value::Map(block));
+        }
     }
 
     /// Sets the fixed response of a route that must not be answered by a node.
@@ -271,7 +284,7 @@ impl Tls {
         let mut block = vec![(Vec::new(), "certificates".to_owned(), certificates)];
         let mut add = |key: &str, value: Value| block.push((Vec::new(), key.to_owned(), value));
         if let Some(version) = self.min_version {
-            // A number without quotes.
+            // Without quotes YAML reads a number.
             add("min_version", Value::plain(format!("\"{version}\"")));
         }
         if let Some(file) = &self.client_ca_file {
@@ -359,29 +372,6 @@ pub(super) fn is_field(name: &str, value: &str) -> bool {
 /// Returns whether a text is an address or a network.
 pub(super) fn is_network(text: &str) -> bool {
     text.parse::<ipnet::IpNet>().is_ok() || text.parse::<std::net::IpAddr>().is_ok()
-}
-
-/// Returns whether `discovery` can follow a name: `name:port`, or `_service._proto.name`.
-pub(super) fn is_discovered(text: &str) -> bool {
-    match text.strip_prefix('_') {
-        Some(_) => text.matches('.').count() > 1 && text.contains("._") && target::is_host(text),
-        None => text.contains(':') && !text.contains('[') && node_address(text, 0).is_some(),
-    }
-}
-
-/// Returns whether a status is one for which a request is sent again.
-pub(super) fn is_retry_status(text: &str) -> bool {
-    text.len() == 3 && text.starts_with(['4', '5']) && text.bytes().all(|byte| byte.is_ascii_digit())
-}
-
-/// Returns whether a text is a status that a check may expect, or a range of them.
-pub(super) fn is_status_range(text: &str) -> bool {
-    let is_status =
-        |text: &str| text.len() == 3 && text.parse::<u16>().is_ok_and(|status| (200..600).contains(&status));
-    match text.split_once('-') {
-        Some((from, to)) => is_status(from) && is_status(to) && from <= to,
-        None => is_status(text),
-    }
 }
 
 /// Returns whether a text is a token (RFC 9110 5.6.2), such as the name of a cookie.

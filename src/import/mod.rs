@@ -2,7 +2,7 @@
 //!
 //! `nginx` and `haproxy` parse their languages (`syntax`) and fill a `Draft`; `draft` puts names and order right and
 //! writes it as YAML (`yaml`). What has no counterpart is listed with its place, never dropped silently; and what
-//! restricted access in the source is refused by the new file, until its owner decides.
+//! restricted access in the source is refused by the new file where routes can express it, until its owner decides.
 
 mod draft;
 mod haproxy;
@@ -14,7 +14,7 @@ mod yaml;
 mod tests;
 
 pub(crate) use haproxy::import as haproxy;
-pub(crate) use nginx::{import as nginx, matches};
+pub(crate) use nginx::{AS_IN_A_SHELL, import as nginx};
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -75,7 +75,7 @@ impl std::error::Error for ImportError {}
 
 /// The files that a source includes.
 pub(crate) trait Files {
-    /// Returns the files that a pattern of `include` names, in their order; `*` and `?` stand in the last part of it.
+    /// Returns the files that a pattern of `include` names, in their order.
     fn matching(&self, pattern: &Path) -> Vec<PathBuf>;
     /// Returns the text of a file.
     fn text(&self, file: &Path) -> Result<String, String>;

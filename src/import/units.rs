@@ -1,5 +1,7 @@
 //! The durations and sizes of nginx and HAProxy, as a Ringway file writes them.
 
+use crate::config::read::Field;
+use crate::config::values::Size;
 use std::time::Duration;
 
 /// Returns a duration of nginx: `30`, `500ms`, `1m`, `1h30m`; without a unit it is in seconds.
@@ -61,25 +63,14 @@ pub(super) fn size(text: &str) -> Option<u64> {
     number.parse::<u64>().ok()?.checked_mul(factor)
 }
 
-/// Returns a duration as a Ringway file writes it, at most a year and within `most`.
+/// Returns a duration as a Ringway file writes it, within two bounds.
 pub(super) fn shown_duration(duration: Duration, least: Duration, most: Duration) -> String {
-    let milliseconds = u64::try_from(duration.clamp(least, most).as_millis()).unwrap_or(u64::MAX);
-    for (unit, length) in [("d", DAY), ("h", 3_600_000), ("m", 60_000), ("s", 1000)] {
-        if milliseconds >= length && milliseconds.is_multiple_of(length) {
-            return format!("{}{unit}", milliseconds / length);
-        }
-    }
-    format!("{milliseconds}ms")
+    duration.clamp(least, most).show().as_str().unwrap_or_default().to_owned()
 }
 
 /// Returns a size as a Ringway file writes it.
 pub(super) fn shown_size(bytes: u64) -> String {
-    for (unit, length) in [("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)] {
-        if bytes >= length && bytes.is_multiple_of(length) {
-            return format!("{}{unit}", bytes / length);
-        }
-    }
-    format!("{bytes}B")
+    Size(bytes).to_string()
 }
 
 #[cfg(test)]
@@ -92,11 +83,11 @@ mod tests {
             duration.map(|duration| shown_duration(duration, Duration::ZERO, Duration::from_secs(365 * 86_400)))
         };
         for (text, expected) in
-            [("30", "30s"), ("500ms", "500ms"), ("1h30m", "90m"), ("1M", "30d"), ("2y", "365d"), ("0", "0ms")]
+            [("30", "30s"), ("500ms", "500ms"), ("1h30m", "90m"), ("1M", "30d"), ("2y", "365d"), ("0", "0s")]
         {
             assert_eq!(shown(nginx_duration(text)).as_deref(), Some(expected), "{text}");
         }
-        for (text, expected) in [("5000", "5s"), ("10s", "10s"), ("1d", "1d"), ("100us", "0ms")] {
+        for (text, expected) in [("5000", "5s"), ("10s", "10s"), ("1d", "1d"), ("100us", "0s")] {
             assert_eq!(shown(haproxy_duration(text)).as_deref(), Some(expected), "{text}");
         }
         for text in ["", "s", "1x", "-1", "99999999999999999999", "9999999999999999999d"] {

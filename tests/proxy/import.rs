@@ -326,6 +326,13 @@ fn what_a_source_kept_from_its_nodes_does_not_reach_them() {
             "http://c.test/",
             "403",
         ),
+        // All servers are for the machine itself.
+        (
+            "server { listen 127.0.0.1:80; server_name a.test; location / { proxy_pass http://app; } } server { listen 127.0.0.1:81; server_name b.test; location / { proxy_pass http://other; } }",
+            "GET",
+            "http://b.test/",
+            "pool other",
+        ),
         // Client certificates of another port.
         (
             "ssl_certificate a.pem; ssl_certificate_key a.key; server { listen 443 ssl; server_name a.test; location / { proxy_pass http://app; } } server { listen 444 ssl; server_name b.test; ssl_client_certificate ca.pem; ssl_verify_client on; location / { proxy_pass http://other; } }",
@@ -427,7 +434,7 @@ fn what_a_source_kept_from_its_nodes_does_not_reach_them() {
         // The default stands first, and counts last.
         ("default_backend app\n use_backend other if { path_beg /api/ }", "GET", "http://h/api/x", "pool other"),
         ("default_backend app\n http-request deny if { path_beg /api/ }", "GET", "http://h/api/x", "403"),
-        // What is not known of a converter is not ignored.
+        // An unknown converter makes its test unknown.
         (
             "use_backend other if { req.hdr(host),map(/x) -m str h }\n default_backend app",
             "GET",
@@ -453,6 +460,14 @@ fn what_a_source_kept_from_its_nodes_does_not_reach_them() {
         let source = format!("defaults\n mode http\nfrontend www\n bind :80\n {rules}\n{rest}");
         assert_eq!(decision("haproxy", &source, method, url), expected, "{rules} {url}");
     }
+    // The scheme by a load balancer is one that Ringway decides on, and timeouts are the longest.
+    let folder = tempfile::tempdir().unwrap();
+    let source = format!(
+        "defaults\n mode http\nfrontend a\n bind :80\n timeout client 5s\n redirect scheme https if {{ hdr(X-Forwarded-Proto) http }}\n default_backend app\nfrontend b\n bind :443 ssl crt x.pem\n timeout client 9s\n default_backend app\n{rest}"
+    );
+    std::fs::write(folder.path().join("source"), source).unwrap();
+    let yaml = text(&ringway(folder.path(), &["import", "haproxy", "source"]).stdout);
+    assert!(yaml.contains("scheme: http, redirect: ") && yaml.contains("  body_idle_timeout: 9s\n"), "{yaml}");
     // Statistics before the site, and a backend that is disabled.
     let source = format!(
         "defaults\n mode http\nfrontend stats\n bind :81\n stats enable\nfrontend www\n bind :80\n use_backend gone if {{ path_beg /gone/ }}\n default_backend app\nbackend gone\n disabled\n server a 10.0.0.9:80\n{rest}"

@@ -240,6 +240,12 @@ fn test(words: &[&str]) -> Option<Different> {
         }
         ("hdr", kind) if argument.eq_ignore_ascii_case("host") => Test::Hosts(hosts(kind, &values)?),
         ("ssl_fc_sni", "" | "str") => Test::Hosts(hosts("", &values)?),
+        // Ringway decides on the scheme by it, where a trusted proxy sends it.
+        ("hdr", "" | "str") if argument.eq_ignore_ascii_case("x-forwarded-proto") => match values[..] {
+            ["https"] => Test::Scheme("https"),
+            ["http"] => Test::Scheme("http"),
+            _ => return None,
+        },
         ("hdr", "" | "str") if is_field(argument, "") => Test::Header(argument.to_ascii_lowercase(), owned(&values)),
         ("hdr", "found") if is_field(argument, "") => Test::Header(argument.to_ascii_lowercase(), vec!["*".to_owned()]),
         ("method", _) => Test::Methods(owned(&values)),
@@ -267,6 +273,9 @@ fn test(words: &[&str]) -> Option<Different> {
         Test::Paths(_) | Test::Header(..) if ignores_case => Some("paths and values are matched with their case"),
         Test::Paths(paths) if paths.iter().any(is_open) => {
             Some("`path_prefix` matches whole segments: /a and /a/b, not /ab")
+        }
+        Test::Scheme(_) if name == "hdr" => {
+            Some("name the load balancer in `trusted_proxies`: only its X-Forwarded-Proto is believed")
         }
         Test::Hosts(_) if method == "dom" => Some("a host is a name, or all names below it, not any part of a name"),
         _ => None,

@@ -1,13 +1,11 @@
 //! `backend`: a pool, and what decides on its nodes.
 
-use super::super::draft::{
-    Draft, Node, Pool, host, is_discovered, is_field, is_retry_status, is_status_range, is_token, node_address, set,
-    slug,
-};
+use super::super::draft::{Draft, Node, Pool, host, is_field, is_token, node_address, set, slug};
 use super::super::units::haproxy_duration;
 use super::super::yaml::{Entries, Value, entries};
 use super::syntax::Line;
 use super::{Proxy, shown};
+use crate::config::values::{DnsName, RetryOn, StatusRange};
 use std::time::Duration;
 
 /// A backend as routes use it.
@@ -17,7 +15,7 @@ pub(super) struct Target {
     pub(super) route: Entries,
 }
 
-/// What the `server` lines say about the pool as a whole.
+/// The settings of a pool that its `server` lines give.
 #[derive(Default)]
 struct Servers {
     nodes: Vec<Node>,
@@ -39,7 +37,7 @@ pub(super) fn target(draft: &mut Draft, backend: &Proxy<'_>) -> Target {
         match line.word(0) {
             "server" => server(draft, &mut servers, line, &defaults),
             "server-template" => {
-                match is_discovered(line.word(3)) {
+                match DnsName::parse(line.word(3)).is_ok() {
                     true => servers.discovery = Some(line.word(3).to_owned()),
                     false => draft.lose(&line.place, line.shown(), "expected a name with a port, or one of a service"),
                 }
@@ -244,7 +242,7 @@ fn health_check(draft: &mut Draft, backend: &Proxy<'_>, check: &mut Entries) {
     }
     for line in backend.all(&["http-check", "expect"]) {
         match (line.word(2), line.word(3)) {
-            ("status", statuses) if statuses.split(',').all(is_status_range) => {
+            ("status", statuses) if statuses.split(',').all(|status| StatusRange::parse(status).is_ok()) => {
                 set(check, "expect_status", Value::texts(statuses.split(',')));
             }
             ("string", text) if !text.is_empty() => set(check, "expect_body", Value::text(text)),
@@ -272,7 +270,7 @@ fn retries(draft: &mut Draft, backend: &Proxy<'_>) -> Entries {
                     on.extend(["reset", "timeout", "500", "502", "503", "504"].map(str::to_owned))
                 }
                 "none" => return entries([("attempts", Value::plain(0))]),
-                code if is_retry_status(code) => on.push(code.to_owned()),
+                code if RetryOn::parse(code).is_ok() => on.push(code.to_owned()),
                 _ => draft.lose(&line.place, line.shown(), format!("`{word}` is no condition of a retry")),
             }
         }

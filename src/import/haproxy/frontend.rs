@@ -1,10 +1,11 @@
 //! `frontend`: listeners, and the routes of its rules in their order.
 
 use super::super::Place;
-use super::super::draft::{Draft, Route, is_field, set, slug};
+use super::super::draft::{Draft, Route, slug};
 use super::super::yaml::{Entries, Value, entries};
 use super::acl::Acls;
 use super::backend::{self, Target};
+use super::fields::{FIELD_ACTIONS, Fields, NEEDLESS_ACTIONS};
 use super::syntax::Line;
 use super::{Proxy, shown};
 use std::collections::HashMap;
@@ -18,7 +19,7 @@ pub(super) fn translate(draft: &mut Draft, proxies: &[Proxy<'_>]) -> Vec<Place> 
     let has = |scheme: &str| schemes.iter().flatten().any(|other| *other == scheme);
     let has_both = has("http") && has("https");
     let mut backends = Backends { proxies, used: HashMap::new() };
-    let mut taken: Vec<&str> = Vec::new();
+    let (mut taken, mut translated): (Vec<&str>, Vec<&Proxy<'_>>) = (Vec::new(), Vec::new());
     for (front, schemes) in fronts.iter().zip(&schemes) {
         if schemes.iter().any(|scheme| taken.contains(scheme)) {
             let remark = "another frontend has routes for the same scheme: routes of Ringway do not know the port";
@@ -28,13 +29,14 @@ pub(super) fn translate(draft: &mut Draft, proxies: &[Proxy<'_>]) -> Vec<Place> 
         }
         taken.extend(schemes);
         listeners(draft, front);
-        limits(draft, front);
+        translated.push(*front);
         let scheme = match &schemes[..] {
             [scheme] if has_both => Some(*scheme),
             _ => None,
         };
         routes(draft, front, &Route { scheme, ..Route::default() }, &mut backends);
     }
+    limits(draft, &translated);
     let unused = proxies.iter().filter(|proxy| proxy.section.kind() == "backend");
     for proxy in unused.filter(|proxy| !backends.used.contains_key(proxy.section.name())) {
         draft.lose(&proxy.section.place, proxy.section.shown(), "no rule that was translated uses it");
@@ -133,19 +135,15 @@ fn address(text: &str) -> Option<SocketAddr> {
     Some(SocketAddr::new(ip, port.parse().ok()?))
 }
 
-/// Timeouts of clients hold for the whole process: the longest of all frontends.
-fn limits(draft: &mut Draft, front: &Proxy<'_>) {
+/// Sets the timeouts of clients, which hold for the whole process: the longest of all frontends.
+fn limits(draft: &mut Draft, fronts: &[&Proxy<'_>]) {
     for (name, keys, most) in [
         ("http-request", &["header_timeout"][..], 3600),
         ("client", &["body_idle_timeout", "write_timeout"][..], 3600),
         ("http-keep-alive", &["keep_alive_timeout"][..], 86_400),
     ] {
-        let Some(length) = front.timeout(name) else { continue };
-        for key in keys {
-            let known = draft.limits.iter().any(|(known, _)| known == key);
-            if !known {
-                set(&mut draft.limits, key, shown(length, most));
-            }
+        if let Some(longest) = fronts.iter().filter_map(|front| front.timeout(name)).max() {
+            draft.limits.extend(keys.iter().map(|key| ((*key).to_owned(), shown(longest, most))));
         }
     }
 }
@@ -284,10 +282,6 @@ fn forward(draft: &mut Draft, backends: &mut Backends<'_>, front: &Fields, line:
     draft.routes.push(route);
 }
 
-const FIELD_ACTIONS: [&str; 4] = ["set-header", "add-header", "del-header", "cache-use"];
-const NEEDLESS_ACTIONS: [&str; 6] =
-    ["set-log-level", "capture", "normalize-uri", "wait-for-body", "disable-l7-retry", "set-nice"];
-
 /// Returns what to do about a rule of requests that could not be translated.
 fn remark(action: &str) -> &'static str {
     match action {
@@ -352,98 +346,4 @@ fn answer(draft: &mut Draft, line: &Line, action: &str, from: usize) -> Option<(
         }
         action => lost(draft, remark(action)),
     }
-}
-
-/// The changes of fields, and whether responses are cached.
-#[derive(Clone, Default)]
-struct Fields {
-    request: Changes,
-    response: Changes,
-    is_cached: bool,
-}
-
-#[derive(Clone, Default)]
-struct Changes {
-    sets: Entries,
-    removes: Vec<String>,
-}
-
-impl Fields {
-    /// Returns the changes of a section that hold for all its requests, and lists the others.
-    fn of(draft: &mut Draft, proxy: &Proxy<'_>) -> Fields {
-        let mut fields = Fields::default();
-        for line in &proxy.lines {
-            let is_request = match line.word(0) {
-                "http-request" => true,
-                "http-response" => false,
-                _ => continue,
-            };
-            let changes = if is_request { &mut fields.request } else { &mut fields.response };
-            let (name, value) = (line.word(2).to_ascii_lowercase(), line.word(3));
-            let is_conditional = line.has("if") || line.has("unless");
-            match line.word(1) {
-                "set-header" | "add-header" if is_request && is_default(&name) => {}
-                "set-header" | "add-header" if !is_conditional && !value.contains('%') && is_field(&name, value) => {
-                    if line.word(1) == "add-header" {
-                        draft.differ(
-                            &line.place,
-                            line.shown(),
-                            "a field is set: it takes the place of others of its name",
-                        );
-                    }
-                    set(&mut changes.sets, &name, Value::text(value));
-                }
-                "del-header" if !is_conditional && is_field(&name, "") => changes.removes.push(name),
-                "set-header" | "add-header" | "del-header" => {
-                    let remark = "a field is set to a fixed value on all requests of a route";
-                    draft.lose(&line.place, line.shown(), remark);
-                    // A client must not choose what the proxy set.
-                    if is_request
-                        && line.word(1) == "set-header"
-                        && is_field(&name, "")
-                        && !changes.removes.contains(&name)
-                    {
-                        changes.removes.push(name);
-                    }
-                }
-                "cache-use" | "cache-store" => fields.is_cached = true,
-                _ if is_request => {}
-                action if NEEDLESS_ACTIONS.contains(&action) => {}
-                _ => draft.lose(&line.place, line.shown(), "it has no counterpart in Ringway"),
-            }
-        }
-        fields
-    }
-
-    fn add(&mut self, other: Fields) {
-        for (own, other) in [(&mut self.request, other.request), (&mut self.response, other.response)] {
-            other.sets.into_iter().for_each(|(name, value)| set(&mut own.sets, &name, value));
-            own.removes.extend(other.removes);
-        }
-        self.is_cached |= other.is_cached;
-    }
-
-    fn write(self, route: &mut Route) {
-        for (key, changes) in [("request_headers", self.request), ("response_headers", self.response)] {
-            let mut block = Entries::new();
-            if !changes.sets.is_empty() {
-                block.push(("set".to_owned(), Value::Map(changes.sets)));
-            }
-            if !changes.removes.is_empty() {
-                block.push(("remove".to_owned(), Value::texts(changes.removes)));
-            }
-            if !block.is_empty() {
-                route.set(key, Value::Map(block));
-            }
-        }
-        if self.is_cached {
-            route.set("cache", Value::Map(Entries::new()));
-        }
-    }
-}
-
-/// Returns whether Ringway sets a field of the request by itself.
-fn is_default(name: &str) -> bool {
-    ["x-forwarded-for", "x-forwarded-proto", "x-forwarded-host", "x-request-id", "connection", "upgrade"]
-        .contains(&name)
 }

@@ -5,6 +5,7 @@
 
 mod acl;
 mod backend;
+mod fields;
 mod frontend;
 mod syntax;
 

@@ -1,8 +1,10 @@
 //! An nginx configuration as a Ringway file.
 //!
-//! Blocks become: `upstream` a pool (`upstream`), `server` listeners and hosts (here), `location` a route (`location`)
-//! with its fields, cache and limits (`rules`). `directives` has the treatment of every directive.
+//! Blocks become: `upstream` a pool (`upstream`), `server` listeners and hosts (`server`), `location` a route
+//! (`location`, with `return` and `if` in `answer`) with its fields, cache and limits (`rules`).
+//! `directives` has the treatment of every directive.
 
+mod answer;
 mod directives;
 mod location;
 mod rules;
@@ -21,7 +23,7 @@ use std::path::Path;
 use std::time::Duration;
 use syntax::Directive;
 
-pub(crate) use syntax::matches;
+pub(crate) use syntax::AS_IN_A_SHELL;
 
 /// Translates an nginx configuration, or what `nginx -T` prints.
 ///

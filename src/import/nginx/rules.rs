@@ -9,7 +9,7 @@ use super::syntax::Directive;
 use super::upstream::hash_source;
 use std::time::Duration;
 
-/// Who may use a location.
+/// The access to a location.
 pub(super) enum Access<'a> {
     Free,
     /// Every client is denied.
@@ -20,7 +20,7 @@ pub(super) enum Access<'a> {
     Restricted(&'a Directive),
 }
 
-/// Returns who may use a location.
+/// Returns the access to a location.
 pub(super) fn access<'a>(scope: &Scope<'a>) -> Access<'a> {
     if scope.own().iter().any(|directive| directive.name == "internal") {
         return Access::Internal;
@@ -41,7 +41,7 @@ pub(super) fn access<'a>(scope: &Scope<'a>) -> Access<'a> {
     found.into_iter().find(|directive| directive.word(0) != "off").map_or(Access::Free, Access::Restricted)
 }
 
-/// Gives a route the rules of its place.
+/// Sets the paths, fields and cache of a route by the directives in effect.
 pub(super) fn rules(draft: &mut Draft, scope: &Scope<'_>, pass: &Directive, route: &mut Route) {
     path(draft, pass, route);
     request_fields(draft, scope, route);
@@ -95,6 +95,9 @@ pub(super) fn rewrite(draft: &mut Draft, route: &mut Route, directive: &Directiv
         ends.iter().find_map(|end| from.strip_suffix(end))
     });
     let prefix = prefix.filter(|prefix| is_path(prefix) && !prefix.contains(['(', '[', '.', '*', '+', '?', '\\']));
+    if directive.word(2) == "last" || directive.word(2).is_empty() {
+        draft.differ(&directive.place, directive.shown(), "the new path is not searched for among the locations again");
+    }
     match prefix {
         Some(prefix) if matches!(to, "/$1" | "$1" | "/$2") => route.set("strip_prefix", Value::text(prefix)),
         _ => {
@@ -171,10 +174,10 @@ fn request_fields(draft: &mut Draft, scope: &Scope<'_>, route: &mut Route) {
         let remark = "nodes get the client's Host; nginx sent the name that stands here";
         draft.differ(&pass.place, pass.shown(), remark);
     }
-    fields(route, "request_headers", sets, removes);
+    route.change_fields("request_headers", sets, removes);
 }
 
-/// Gives a route the changes of response fields of its place.
+/// Sets the changes of a route's response fields by the directives in effect.
 pub(super) fn response_fields(draft: &mut Draft, scope: &Scope<'_>, route: &mut Route) {
     let (mut sets, mut removes) = (Entries::new(), Vec::new());
     for directive in scope.all(&["add_header"]) {
@@ -200,20 +203,7 @@ pub(super) fn response_fields(draft: &mut Draft, scope: &Scope<'_>, route: &mut 
             false => draft.lose(&directive.place, directive.shown(), "expected the name of a field"),
         }
     }
-    fields(route, "response_headers", sets, removes);
-}
-
-fn fields(route: &mut Route, key: &str, sets: Entries, removes: Vec<String>) {
-    let mut block = Entries::new();
-    if !sets.is_empty() {
-        block.push(("set".to_owned(), Value::Map(sets)));
-    }
-    if !removes.is_empty() {
-        block.push(("remove".to_owned(), Value::texts(removes)));
-    }
-    if !block.is_empty() {
-        route.set(key, Value::Map(block));
-    }
+    route.change_fields("response_headers", sets, removes);
 }
 
 fn cache(draft: &mut Draft, scope: &Scope<'_>) -> Option<Entries> {
@@ -318,7 +308,7 @@ fn ignored_fields(draft: &mut Draft, scope: &Scope<'_>, cache: &mut Entries) {
     }
 }
 
-/// Gives a route the limits of its place.
+/// Sets the limits of a route by the directives in effect.
 pub(super) fn limits(draft: &mut Draft, shared: &Shared<'_>, scope: &Scope<'_>, route: &mut Route) {
     let limits = scope.all(&["limit_req"]);
     for (index, directive) in limits.iter().enumerate() {

@@ -2,6 +2,7 @@
 
 use super::super::draft::{Draft, PathMatch, Route, Tls, host, is_network};
 use super::Shared;
+use super::answer;
 use super::location::{self, Site};
 use super::rules;
 use super::scope::Scope;
@@ -102,14 +103,19 @@ fn close_narrow_ones(draft: &mut Draft, servers: &mut [Server<'_>]) {
         if others.all(|(_, addresses)| addresses.is_subset(own)) {
             continue;
         }
-        let is_loopback = own.iter().all(|address| address.starts_with("127.") || address.starts_with("[::1]"));
-        server.is_closed = is_loopback || (asks(server) && others_ask_not);
+        let is_public = |addresses: &HashSet<String>| !addresses.iter().all(|address| is_loopback(address));
+        let widens = !is_public(own) && all.iter().any(|(_, addresses)| is_public(addresses));
+        server.is_closed = widens || (asks(server) && others_ask_not);
         let remark = match server.is_closed {
             true => "routes do not know the port: all listeners of the scheme would reach it, so that it is refused",
             false => "routes do not know the port: all listeners of the scheme reach it, not only its own",
         };
         draft.lose(&server.directive.place, "server", remark);
     }
+}
+
+fn is_loopback(address: &str) -> bool {
+    address.starts_with("127.") || address.starts_with("[::1]")
 }
 
 /// Returns the addresses that a server listens on; all of a port are one.
@@ -314,13 +320,13 @@ fn routes(draft: &mut Draft, shared: &Shared<'_>, server: &Server<'_>, has_other
     }
     for directive in server.scope.own() {
         match &*directive.name {
-            "if" => made.extend(location::condition(draft, &base, directive, &prefix, &server.scope)),
+            "if" => made.extend(answer::condition(draft, &base, directive, &prefix, &server.scope)),
             // It ends every request of the server, so that no location is reached.
             "return" => {
                 let mut route = base.clone();
                 route.path = Some(PathMatch::Prefix("/".to_owned()));
                 route.name = format!("{prefix}all");
-                location::answer(draft, &mut route, directive);
+                answer::answer(draft, &mut route, directive);
                 rules::response_fields(draft, &server.scope, &mut route);
                 made.push(route);
                 draft.routes.extend(made);

@@ -1,6 +1,7 @@
 //! The language of nginx: directives with words, ended by `;` or a block, in files that include each other.
 
 use super::super::{Files, ImportError, Place};
+use glob::{MatchOptions, Pattern};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
@@ -40,6 +41,10 @@ const DEEPEST: usize = 32;
 
 /// The largest number of directives with all included files.
 const MOST: usize = 200_000;
+
+/// A `*` stands for a part of one name, and not for the `.` that hides a file.
+pub(crate) const AS_IN_A_SHELL: MatchOptions =
+    MatchOptions { case_sensitive: true, require_literal_separator: true, require_literal_leading_dot: true };
 
 /// Returns the directives of a file and of those that it includes.
 ///
@@ -139,7 +144,8 @@ impl Reader<'_> {
         let pattern = self.folder.join(directive.word(0));
         let error = |message: String| ImportError { place: directive.place.clone(), message };
         let dump = self.dump;
-        let dumped: Vec<_> = dump.iter().filter(|(name, _)| matches(&pattern, name)).collect();
+        let named = Pattern::new(&pattern.to_string_lossy()).map_err(|reason| error(format!("include: {reason}")))?;
+        let dumped: Vec<_> = dump.iter().filter(|(name, _)| named.matches_path_with(name, AS_IN_A_SHELL)).collect();
         let mut found = Vec::new();
         for (name, text) in &dumped {
             found.extend(self.file(name, text, depth + 1)?);
@@ -164,36 +170,6 @@ impl Reader<'_> {
 fn is_tuning(file: &Path) -> bool {
     let name = file.file_name().and_then(|name| name.to_str()).unwrap_or_default();
     matches!(name, "mime.types" | "fastcgi_params" | "fastcgi.conf" | "uwsgi_params" | "scgi_params")
-}
-
-/// Returns whether a pattern names a file; its last part may have `*` and `?`.
-pub(crate) fn matches(pattern: &Path, file: &Path) -> bool {
-    let name = |path: &Path| path.file_name().map(|name| name.to_string_lossy().into_owned());
-    let (Some(wanted), Some(found)) = (name(pattern), name(file)) else { return false };
-    let is_hidden = found.starts_with('.') && !wanted.starts_with('.');
-    pattern.parent() == file.parent() && !is_hidden && fits(wanted.as_bytes(), found.as_bytes())
-}
-
-fn fits(pattern: &[u8], text: &[u8]) -> bool {
-    // The last `*`, and the text that it took so far.
-    let (mut at, mut seen, mut star) = (0, 0, None);
-    while seen < text.len() {
-        match pattern.get(at) {
-            Some(b'*') => {
-                star = Some((at, seen));
-                at += 1;
-            }
-            Some(byte) if *byte == b'?' || *byte == text[seen] => (at, seen) = (at + 1, seen + 1),
-            _ => match star {
-                Some((star_at, taken)) => {
-                    (at, seen) = (star_at + 1, taken + 1);
-                    star = Some((star_at, taken + 1));
-                }
-                None => return false,
-            },
-        }
-    }
-    pattern[at..].iter().all(|byte| *byte == b'*')
 }
 
 enum Token {
@@ -330,25 +306,5 @@ impl Words<'_> {
             }
         }
         Err(ImportError { place: start, message: "a block of code is not closed: expected `}`".to_owned() })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn patterns_name_files() {
-        for (pattern, file, expected) in [
-            ("/etc/sites/*", "/etc/sites/shop", true),
-            ("/etc/sites/*.conf", "/etc/sites/shop.conf", true),
-            ("/etc/sites/*.conf", "/etc/sites/shop.conf.bak", false),
-            ("/etc/sites/*", "/etc/sites/.hidden", false),
-            ("/etc/sites/a?c*e", "/etc/sites/abcdde", true),
-            ("/etc/sites/a*b*c", "/etc/sites/aXbXbX", false),
-            ("/etc/sites/*", "/etc/other/shop", false),
-        ] {
-            assert_eq!(matches(Path::new(pattern), Path::new(file)), expected, "{pattern} {file}");
-        }
     }
 }

@@ -1,10 +1,11 @@
 //! `upstream` and the addresses of `proxy_pass`: pools, and what decides on a node.
 
-use super::super::draft::{Draft, Node, Pool, host, is_retry_status, is_token, node_address, set, slug};
+use super::super::draft::{Draft, Node, Pool, host, is_token, node_address, set, slug};
 use super::super::units::{nginx_duration, shown_duration};
 use super::super::yaml::{Entries, Value, entries};
 use super::scope::Scope;
 use super::syntax::Directive;
+use crate::config::values::RetryOn;
 use std::time::Duration;
 
 /// The way in which requests reach a pool.
@@ -247,7 +248,7 @@ fn retries(draft: &mut Draft, scope: &Scope<'_>) -> Entries {
                     let remark = "Ringway never sends a POST or PATCH again that a node may have received";
                     draft.lose(&next.place, next.shown(), remark);
                 }
-                word => match word.strip_prefix("http_").filter(|code| is_retry_status(code)) {
+                word => match word.strip_prefix("http_").filter(|code| RetryOn::parse(code).is_ok()) {
                     Some(code) => on.push(code.to_owned()),
                     None => draft.lose(&next.place, next.shown(), format!("`{word}` is no condition of a retry")),
                 },
