@@ -10,7 +10,7 @@ use super::vector::Dot;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use bytes::Buf as _;
-use ring::hmac::{self, HMAC_SHA256};
+use aws_lc_rs::hmac::{self, HMAC_SHA256};
 use smallvec::SmallVec;
 
 const VERSION: u8 = 1;

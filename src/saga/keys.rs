@@ -4,7 +4,7 @@
 //! nothing of the client's own key.
 
 use super::machine::Way;
-use ring::hmac;
+use aws_lc_rs::hmac;
 
 /// The random bits that the keys of a saga's steps are made of.
 pub(crate) type Seed = [u8; 16];

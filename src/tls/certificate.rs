@@ -2,7 +2,6 @@
 
 use super::Names;
 use rustls::RootCertStore;
-use rustls::crypto::ring;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::sign::CertifiedKey;
@@ -49,7 +48,7 @@ impl Certificate {
             error => MaterialError::Pem(error.to_string()),
         })?;
         let (names, begins, expiry) = read(&chain[0])?;
-        let key = CertifiedKey::from_der(chain, key, &ring::default_provider()).map_err(MaterialError::Key)?;
+        let key = CertifiedKey::from_der(chain, key, &super::provider()).map_err(MaterialError::Key)?;
         Ok(Certificate { file: file.to_owned(), key: Arc::new(key), names: Arc::new(names), begins, expiry })
     }
 }

@@ -3,7 +3,7 @@
 use super::certificate::Certificate;
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::{CryptoProvider, ring};
+use rustls::crypto::CryptoProvider;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme};
 use std::sync::Arc;
@@ -40,7 +40,7 @@ impl ClientTls {
         protocols: &[&[u8]],
         digest: Vec<u8>,
     ) -> Result<ClientTls, Error> {
-        let provider: Arc<CryptoProvider> = Arc::new(ring::default_provider());
+        let provider: Arc<CryptoProvider> = Arc::new(super::provider());
         let builder =
             ClientConfig::builder_with_provider(Arc::clone(&provider)).with_safe_default_protocol_versions()?;
         let verifier: Arc<dyn ServerCertVerifier> = match trust {

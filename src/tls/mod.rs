@@ -7,7 +7,14 @@ mod names;
 mod server;
 mod tickets;
 
+use rustls::crypto::{CryptoProvider, aws_lc_rs};
+
 pub(crate) use certificate::{Certificate, authorities, identity};
 pub(crate) use client::{ClientTls, Trust};
 pub(crate) use names::Names;
 pub(crate) use server::{ServerMaterial, ServerTls, TlsVersion};
+
+/// Returns the cryptography of every connection, to clients, nodes and stores.
+fn provider() -> CryptoProvider {
+    aws_lc_rs::default_provider()
+}

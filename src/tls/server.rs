@@ -3,7 +3,7 @@
 use super::Names;
 use super::certificate::Certificate;
 use super::tickets::{Tickets, process_secret};
-use rustls::crypto::{CryptoProvider, ring};
+use rustls::crypto::CryptoProvider;
 use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert, ServerConfig, WebPkiClientVerifier};
 use rustls::sign::CertifiedKey;
 use rustls::{CipherSuite, RootCertStore};
@@ -53,7 +53,7 @@ impl ServerTls {
         protocols: &[&[u8]],
         domain: &str,
     ) -> Result<ServerTls, rustls::Error> {
-        let mut provider = ring::default_provider();
+        let mut provider = super::provider();
         provider.cipher_suites.sort_by_key(|suite| !is_aes_128(suite.suite()));
         let provider: Arc<CryptoProvider> = Arc::new(provider);
         let versions: &[_] = match least {
@@ -235,7 +235,7 @@ mod tests {
             let ours: Vec<CipherSuite> =
                 config.crypto_provider().cipher_suites.iter().map(|suite| suite.suite()).collect();
             // The list is complete, and the cheapest suites come first.
-            assert_eq!(ours.len(), ring::default_provider().cipher_suites.len());
+            assert_eq!(ours.len(), crate::tls::provider().cipher_suites.len());
             assert!(ours[..3].iter().all(|&suite| is_aes_128(suite)), "{ours:?}");
             assert!(ours.iter().all(|&suite| is_aes(suite) != is_chacha(suite)), "{ours:?}");
         }

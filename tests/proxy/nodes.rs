@@ -380,7 +380,7 @@ const REFUSAL: &str = "HTTP/1.1 413 Content Too Large\r\ncontent-length: 2\r\nco
 
 /// A node that speaks TLS, refuses every request, and closes with the body unread.
 fn tls_refuser(pair: &crate::support::Pair) -> std::net::SocketAddr {
-    let provider = std::sync::Arc::new(rustls::crypto::ring::default_provider());
+    let provider = std::sync::Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let chain = CertificateDer::pem_file_iter(&pair.chain).unwrap().map(Result::unwrap).collect();
     let config = rustls::ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()

@@ -29,7 +29,7 @@ const MOST_STEPS: usize = 200;
 /// The configuration of both ends of a TLS connection.
 static TLS: LazyLock<(Arc<ServerConfig>, Arc<ClientConfig>)> = LazyLock::new(|| {
     let made = rcgen::generate_simple_self_signed(["edge.example".to_owned()]).expect("a certificate can be made");
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let key = PrivateKeyDer::try_from(made.signing_key.serialize_der()).expect("the key was just made");
     let server = ServerConfig::builder_with_provider(Arc::clone(&provider))
         .with_safe_default_protocol_versions()

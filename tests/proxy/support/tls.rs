@@ -106,7 +106,7 @@ impl Authority {
     pub fn client_with(&self, own: Option<&Pair>, versions: &[&'static rustls::SupportedProtocolVersion]) -> TlsClient {
         let mut roots = RootCertStore::empty();
         roots.add(CertificateDer::from_pem_slice(self.pem.as_bytes()).unwrap()).unwrap();
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let builder = ClientConfig::builder_with_provider(provider)
             .with_protocol_versions(versions)
             .unwrap()
@@ -213,7 +213,7 @@ impl Front {
 
     /// One that settles on this protocol by ALPN.
     pub fn speaking(protocol: &[u8], node: SocketAddr, pair: &Pair, asks: Option<&Authority>) -> Front {
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let builder = rustls::ServerConfig::builder_with_provider(Arc::clone(&provider))
             .with_safe_default_protocol_versions()
             .unwrap();
