@@ -117,7 +117,7 @@ fn tls(chain: &PathBuf, key: &PathBuf) -> Result<rustls::ServerConfig> {
     let chain = chain.collect::<std::result::Result<_, _>>().map_err(Error::other)?;
     let key = PrivateKeyDer::from_pem_file(key).map_err(Error::other)?;
     // AES-128 before AES-256, as Ringway has it and against what clients offer first.
-    let mut provider = rustls::crypto::ring::default_provider();
+    let mut provider = rustls::crypto::aws_lc_rs::default_provider();
     provider.cipher_suites.sort_by_key(|suite| !format!("{:?}", suite.suite()).contains("AES_128_GCM"));
     let mut config = rustls::ServerConfig::builder_with_provider(Arc::new(provider))
         .with_safe_default_protocol_versions()

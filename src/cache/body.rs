@@ -5,87 +5,102 @@ use std::collections::VecDeque;
 use std::io::IoSlice;
 use std::sync::Arc;
 
-/// Pieces are joined up to this size when a body is complete.
+/// The size of the largest segments.
 const SEGMENT: usize = 256 << 10;
 
-/// A complete body.
-#[derive(Clone, Debug)]
-pub(crate) enum Body {
-    One(Bytes),
-    Many(Arc<[Bytes]>),
-}
+/// What is smaller than this is no segment.
+const LEAST_SEGMENT: usize = 1 << 10;
 
-impl Default for Body {
-    fn default() -> Body {
-        Body::One(Bytes::new())
-    }
+/// The memory of a segment besides its bytes.
+const SEGMENT_OVERHEAD: usize = 64;
+
+/// A complete body: segments, and the rest of less than [`LEAST_SEGMENT`].
+///
+/// The length of a segment is a power of two, which the allocator stores without a loss; a block of 100,000 bytes
+/// would take 131,072. All segments but the last few have [`SEGMENT`] bytes, and the others become smaller.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Body {
+    pub(super) segments: Option<Arc<[Bytes]>>,
+    pub(super) rest: Bytes,
 }
 
 impl Body {
-    /// Returns a body of the pieces in which it arrived, joined into segments.
-    pub(super) fn of(pieces: impl Iterator<Item = Bytes>) -> Body {
-        let mut pieces: VecDeque<Bytes> = pieces.filter(|piece| !piece.is_empty()).collect();
-        if pieces.len() <= 1 {
-            return pieces.pop_front().map_or_else(Body::default, Body::One);
-        }
-        let mut left: usize = pieces.iter().map(Bytes::len).sum();
-        let mut segments = Vec::with_capacity(left.div_ceil(SEGMENT));
-        while left > 0 {
-            let size = left.min(SEGMENT);
-            let mut segment = Vec::with_capacity(size);
-            while let Some(piece) = pieces.front_mut() {
-                let room = size - segment.len();
-                if room == 0 {
-                    break;
-                }
-                segment.extend_from_slice(&piece.split_to(piece.len().min(room)));
+    /// Returns a body of the pieces in which it arrived.
+    pub(super) fn of<'a>(pieces: impl Iterator<Item = &'a Bytes> + Clone) -> Body {
+        let mut left: usize = pieces.clone().map(Bytes::len).sum();
+        let mut pieces = pieces.map(|piece| &piece[..]);
+        let mut piece = pieces.next().unwrap_or_default();
+        let mut next = |size: usize| {
+            let mut joined = Vec::with_capacity(size);
+            while joined.len() < size {
                 if piece.is_empty() {
-                    pieces.pop_front();
+                    piece = pieces.next().unwrap_or_default();
                 }
+                let (taken, after) = piece.split_at(piece.len().min(size - joined.len()));
+                joined.extend_from_slice(taken);
+                piece = after;
             }
-            left -= segment.len();
-            segments.push(Bytes::from(segment));
+            Bytes::from(joined)
+        };
+        let mut segments = Vec::new();
+        while left >= LEAST_SEGMENT {
+            let size = SEGMENT.min(1 << left.ilog2());
+            segments.push(next(size));
+            left -= size;
         }
-        match segments.len() {
-            1 => Body::One(segments.swap_remove(0)),
-            _ => Body::Many(segments.into()),
+        Body { segments: (!segments.is_empty()).then(|| segments.into()), rest: next(left) }
+    }
+
+    /// Returns all of it as it is written at once, unless it is longer than a segment.
+    pub(super) fn into_run(self) -> Result<Run, Body> {
+        let left = self.len() as usize;
+        match &self.segments {
+            None => Ok(Run::One(self.rest)),
+            Some(_) if left <= SEGMENT => Ok(Run::Many(Box::new(Segments { body: self, index: 0, offset: 0, left }))),
+            Some(_) => Err(self),
         }
+    }
+
+    fn segments(&self) -> &[Bytes] {
+        self.segments.as_deref().unwrap_or_default()
+    }
+
+    /// Returns its parts from one on: the segments and the rest.
+    fn parts(&self, index: usize) -> impl Iterator<Item = &Bytes> {
+        let segments = self.segments();
+        let rest = (index <= segments.len()).then_some(&self.rest);
+        segments.get(index..).unwrap_or_default().iter().chain(rest)
     }
 
     pub(crate) fn len(&self) -> u64 {
-        match self {
-            Body::One(bytes) => bytes.len() as u64,
-            Body::Many(segments) => segments.iter().map(|segment| segment.len() as u64).sum(),
-        }
+        self.parts(0).map(|part| part.len() as u64).sum()
     }
 
-    /// Returns the memory of the body in bytes.
-    pub(super) fn size(&self) -> usize {
-        match self {
-            // The allocator rounds sizes up.
-            Body::One(bytes) => bytes.len() + bytes.len() / 16,
-            Body::Many(segments) => segments.iter().map(|segment| segment.len() + 64).sum(),
+    /// Returns the part of a position, by its number, and the offset there.
+    fn place(&self, position: u64) -> (usize, usize) {
+        // Before the first smaller segment all have one size.
+        let (mut index, mut offset) = ((position / SEGMENT as u64) as usize, (position % SEGMENT as u64) as usize);
+        while let Some(segment) = self.segments().get(index).filter(|segment| segment.len() <= offset) {
+            offset -= segment.len();
+            index += 1;
         }
+        (index, offset)
     }
 
     /// Returns the next piece of the range between two positions; `None` where it is empty.
     pub(super) fn piece(&self, from: u64, end: u64) -> Option<Bytes> {
-        let slice = |bytes: &Bytes, start: u64| {
-            let (from, end) = ((from - start) as usize, (end - start).min(bytes.len() as u64) as usize);
-            bytes.slice(from..end)
-        };
         if from >= end {
             return None;
         }
-        match self {
-            Body::One(bytes) => Some(slice(bytes, 0)),
-            Body::Many(segments) => {
-                // All but the last segment are of one size.
-                let index = (from / SEGMENT as u64) as usize;
-                Some(slice(segments.get(index)?, (index * SEGMENT) as u64))
-            }
-        }
+        let (index, offset) = self.place(from);
+        let part = self.parts(index).next()?;
+        Some(part.slice(offset..part.len().min(offset + (end - from) as usize)))
     }
+}
+
+/// Returns the memory of segments in bytes.
+pub(super) fn size(segments: &[Bytes]) -> usize {
+    segments.iter().map(|segment| segment.len() + SEGMENT_OVERHEAD).sum()
 }
 
 /// A part of an answer's body.
@@ -127,16 +142,16 @@ impl Reader {
 }
 
 impl Reader {
-    /// Returns the next bytes as they are written at once: a run of segments of up to this length, where more than one
-    /// comes next.
+    /// Returns the next bytes as they are written at once: of several parts of the stored body, up to this length,
+    /// where more than one comes next.
     pub(crate) fn next_run(&mut self, most: usize) -> Option<Run> {
-        if let (Some(Part::Slice(from, end)), Body::Many(segments)) = (self.parts.front_mut(), &self.body) {
+        if let Some(Part::Slice(from, end)) = self.parts.front_mut() {
             let left = most.min((*end - *from) as usize);
-            let (index, offset) = ((*from / SEGMENT as u64) as usize, (*from % SEGMENT as u64) as usize);
-            if offset + left > SEGMENT {
+            let (index, offset) = self.body.place(*from);
+            if self.body.parts(index).next().is_some_and(|part| offset + left > part.len()) {
                 *from += left as u64;
                 self.left -= left as u64;
-                return Some(Run::Many(Box::new(Segments { all: Arc::clone(segments), index, offset, left })));
+                return Some(Run::Many(Box::new(Segments { body: self.body.clone(), index, offset, left })));
             }
         }
         self.next().map(Run::One)
@@ -172,15 +187,21 @@ impl Iterator for Reader {
 #[derive(Debug)]
 pub(crate) enum Run {
     One(Bytes),
-    /// Boxed, for most bodies are of one segment.
+    /// Boxed: what comes from nodes, and many bodies, are of one piece.
     Many(Box<Segments>),
 }
 
-/// Bytes of several segments of a stored body.
+impl Default for Run {
+    fn default() -> Run {
+        Run::One(Bytes::new())
+    }
+}
+
+/// Bytes of several parts of a stored body.
 #[derive(Debug)]
 pub(crate) struct Segments {
-    all: Arc<[Bytes]>,
-    /// The segment of the next byte, and its place there.
+    body: Body,
+    /// The part of the next byte, and its place there.
     index: usize,
     offset: usize,
     left: usize,
@@ -189,8 +210,8 @@ pub(crate) struct Segments {
 impl Segments {
     fn chunks(&self) -> impl Iterator<Item = &[u8]> {
         let (mut offset, mut left) = (self.offset, self.left);
-        self.all[self.index..].iter().map_while(move |segment| {
-            let chunk = &segment[std::mem::take(&mut offset)..];
+        self.body.parts(self.index).map_while(move |part| {
+            let chunk = &part[std::mem::take(&mut offset)..];
             let chunk = &chunk[..chunk.len().min(left)];
             left -= chunk.len();
             (!chunk.is_empty()).then_some(chunk)
@@ -214,9 +235,11 @@ impl Buf for Segments {
     fn advance(&mut self, count: usize) {
         assert!(count <= self.left, "advanced beyond the end");
         self.left -= count;
-        let at = self.offset + count;
-        // All but the last segment are of one size.
-        (self.index, self.offset) = (self.index + at / SEGMENT, at % SEGMENT);
+        self.offset += count;
+        while let Some(segment) = self.body.segments().get(self.index).filter(|segment| segment.len() <= self.offset) {
+            self.offset -= segment.len();
+            self.index += 1;
+        }
     }
 }
 
@@ -269,8 +292,11 @@ mod tests {
                 rest = after;
                 Bytes::copy_from_slice(piece)
             }).collect();
-            let body = Body::of(pieces.into_iter());
+            let body = Body::of(pieces.iter());
             prop_assert_eq!(body.len(), total as u64);
+            let lengths: Vec<usize> = body.segments().iter().map(Bytes::len).collect();
+            prop_assert!(lengths.is_sorted_by(|one, next| one > next || *one == SEGMENT && *next == SEGMENT), "{:?}", lengths);
+            prop_assert!(lengths.iter().all(|length| length.is_power_of_two()) && body.rest.len() < LEAST_SEGMENT);
             let (from, to) = (from.min(total as u64), to.min(total as u64));
             let (from, to) = (from.min(to), to);
             let reader = Reader::of(body.clone(), [Part::Literal("<".into()), Part::Slice(from, to)].into());
@@ -287,14 +313,15 @@ mod tests {
             steps in proptest::collection::vec(1..600_000usize, 1..5),
         ) {
             let whole: Vec<u8> = (0..total).map(|index| (index % 251) as u8).collect();
-            let body = Body::of(whole.chunks(100_000).map(Bytes::copy_from_slice));
+            let pieces: Vec<Bytes> = whole.chunks(100_000).map(Bytes::copy_from_slice).collect();
+            let body = Body::of(pieces.iter());
             let (from, to) = (from.min(to).min(total), from.max(to).min(total));
             let mut reader = Reader::of(body.clone(), [Part::Slice(from as u64, to as u64), Part::Literal(">".into())].into());
             let (mut read, mut steps) = (Vec::new(), steps.into_iter().cycle());
             while let Some(mut run) = reader.next_run(most) {
                 prop_assert!(run.remaining() <= most.max(SEGMENT));
                 while run.has_remaining() {
-                    let mut slices = [IoSlice::new(&[]); 8];
+                    let mut slices = [IoSlice::new(&[]); 16];
                     let count = run.chunks_vectored(&mut slices);
                     let seen: Vec<u8> = slices[..count].iter().flat_map(|slice| slice.iter().copied()).collect();
                     prop_assert_eq!(seen.len(), run.remaining());

@@ -1,6 +1,6 @@
 //! The objects of the store: responses and markers under one key.
 
-use super::body::Body;
+use super::body::{self, Body, Run};
 use super::directives::RequestDirectives;
 use super::packed_headers::PackedHeaders;
 use super::policy::{self, Milliseconds, Reuse, Terms};
@@ -9,6 +9,7 @@ use super::vary::{Selecting, Varies};
 use crate::consistency::StoredTag;
 use crate::http::fields::content_length;
 use crate::http::head::RequestFields;
+use bytes::Bytes;
 use http::header::{AGE, DATE, ETAG, LAST_MODIFIED};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use smallvec::SmallVec;
@@ -23,9 +24,6 @@ const LISTED: usize = 96;
 
 /// The memory of a marker: the same structures as those of an object.
 const MARKER: usize = 444;
-
-/// Bodies up to this size share an allocation with their fields.
-const SMALL_BODY: usize = 512;
 
 /// The most variants of a key. Those that were never used are evicted first, the oldest of them first, then the least
 /// recently used.
@@ -135,10 +133,10 @@ impl Rare {
 pub(crate) struct Stored {
     pub(crate) status: StatusCode,
     fields: PackedHeaders,
-    /// The place of a small body behind the fields.
-    body_at: u32,
-    /// A larger body.
-    body: Option<Box<Body>>,
+    /// The segments of the body. A small body has none.
+    segments: Option<Box<Arc<[Bytes]>>>,
+    /// The place of the rest of the body behind the fields.
+    rest_at: u32,
     pub(super) terms: Terms,
     rare: Option<Box<Rare>>,
     /// The last epoch whose rules were checked and do not apply: at first the one at which its request, or its
@@ -160,8 +158,8 @@ impl Clone for Stored {
         Stored {
             status: self.status,
             fields: self.fields.clone(),
-            body_at: self.body_at,
-            body: self.body.clone(),
+            segments: self.segments.clone(),
+            rest_at: self.rest_at,
             terms: self.terms,
             rare: self.rare.clone(),
             checked: AtomicU64::new(self.checked.load(Relaxed)),
@@ -203,9 +201,9 @@ impl Stored {
         let fields = PackedHeaders::pack(&fields);
         Stored {
             status,
-            body_at: fields.end(),
+            rest_at: fields.end(),
             fields,
-            body: None,
+            segments: None,
             terms,
             rare: Rare::of(varies, tags, None),
             checked: AtomicU64::new(epoch),
@@ -218,10 +216,8 @@ impl Stored {
 
     /// Returns the response with its body, where it had none.
     pub(super) fn with_body(mut self, body: Body) -> Stored {
-        match body {
-            Body::One(bytes) if bytes.len() <= SMALL_BODY => self.body_at = self.fields.append(&bytes),
-            large => self.body = Some(Box::new(large)),
-        }
+        self.rest_at = self.fields.append(&body.rest);
+        self.segments = body.segments.map(Box::new);
         self
     }
 
@@ -268,14 +264,22 @@ impl Stored {
     }
 
     pub(crate) fn body(&self) -> Body {
-        match &self.body {
-            Some(large) => Body::clone(large),
-            None => Body::One(self.fields.behind(self.body_at)),
+        Body { segments: self.segments.as_deref().cloned(), rest: self.fields.behind(self.rest_at) }
+    }
+
+    /// Returns the body as it is written at once; one that is longer than a segment is read by a [`Reader`].
+    ///
+    /// [`Reader`]: super::Reader
+    pub(crate) fn run(&self) -> Result<Run, Body> {
+        match self.segments.as_deref().map(AsRef::as_ref) {
+            Some([all]) if self.rest_at == self.fields.end() => Ok(Run::One(all.clone())),
+            _ => self.body().into_run(),
         }
     }
 
-    fn body_len(&self) -> u64 {
-        self.body.as_ref().map_or_else(|| self.fields.behind(self.body_at).len() as u64, |body| body.len())
+    pub(crate) fn body_len(&self) -> u64 {
+        let segments = self.segments.iter().flat_map(|segments| segments.iter());
+        segments.map(|segment| segment.len() as u64).sum::<u64>() + u64::from(self.fields.end() - self.rest_at)
     }
 
     pub(crate) fn field(&self, name: &HeaderName) -> Option<HeaderValue> {
@@ -452,7 +456,7 @@ impl Stored {
             let causal = rare.causal.as_ref().map_or(0, |tag| tag.size());
             size_of::<Rare>() + rare.varies.as_ref().map_or(0, Selecting::size) + size_of_val(&*rare.tags) + causal
         });
-        self.fields.size() + self.body.as_ref().map_or(0, |body| size_of::<Body>() + body.size()) + rare
+        self.fields.size() + self.segments.as_ref().map_or(0, |segments| body::size(segments)) + rare
     }
 }
 

@@ -277,7 +277,7 @@ impl StreamingBody {
             (whole && !flow.outgrown).then(|| flow.pieces.clone())
         };
         // Joined outside the lock, so that readers continue meanwhile.
-        let body = pieces.map(|pieces| Body::of(pieces.into_iter()));
+        let body = pieces.map(|pieces| Body::of(pieces.iter()));
         let wakers = {
             let mut flow = self.flow.lock();
             let whole = whole && self.length.is_none_or(|length| length == flow.received);

@@ -7,10 +7,10 @@
 
 use super::token::{Dots, Seen, Token};
 use super::vector::Dot;
+use aws_lc_rs::hmac::{self, HMAC_SHA256};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use bytes::Buf as _;
-use aws_lc_rs::hmac::{self, HMAC_SHA256};
 use smallvec::SmallVec;
 
 const VERSION: u8 = 1;

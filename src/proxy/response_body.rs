@@ -13,9 +13,11 @@ use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 use tokio::task::AbortHandle;
 
-/// The most of a stored body that HTTP/1 gets at once. HTTP/2 gets a segment at a time, which its window lets through
-/// piece by piece.
+/// The most of a stored body that HTTP/1 gets at once.
 const RUN: usize = 1 << 20;
+
+/// The same for a stream of HTTP/2, whose window lets it through piece by piece.
+const STREAM_RUN: usize = 256 << 10;
 
 /// The body of a response. Its end is the end of the exchange.
 pub(crate) struct ResponseBody {
@@ -29,7 +31,7 @@ pub(crate) struct ResponseBody {
 
 enum BodyKind {
     Empty,
-    Full(Bytes),
+    Full(Run),
     Stored(Box<Reader>),
     Arriving(Box<Passage>),
     Answer(Box<AnswerBody>),
@@ -185,11 +187,11 @@ impl ResponseBody {
         ResponseBody::new(kind, exchange)
     }
 
-    /// Returns a stored body.
-    pub(super) fn stored(body: Body, exchange: &Rc<Exchange>) -> ResponseBody {
+    /// Returns a stored body: what is written at once, or one that is longer.
+    pub(super) fn stored(body: Result<Run, Body>, exchange: &Rc<Exchange>) -> ResponseBody {
         match body {
-            Body::One(bytes) => ResponseBody::full(bytes, exchange),
-            many @ Body::Many(_) => ResponseBody::parts(Reader::whole(many), exchange),
+            Ok(run) => ResponseBody::run(run, exchange),
+            Err(long) => ResponseBody::parts(Reader::whole(long), exchange),
         }
     }
 
@@ -231,7 +233,11 @@ impl ResponseBody {
     }
 
     pub(super) fn full(bytes: Bytes, exchange: &Rc<Exchange>) -> ResponseBody {
-        ResponseBody::new(if bytes.is_empty() { BodyKind::Empty } else { BodyKind::Full(bytes) }, exchange)
+        ResponseBody::run(Run::One(bytes), exchange)
+    }
+
+    fn run(run: Run, exchange: &Rc<Exchange>) -> ResponseBody {
+        ResponseBody::new(if run.has_remaining() { BodyKind::Full(run) } else { BodyKind::Empty }, exchange)
     }
 
     fn new(kind: BodyKind, exchange: &Rc<Exchange>) -> ResponseBody {
@@ -271,11 +277,10 @@ impl http_body::Body for ResponseBody {
         };
         let frame = match &mut this.kind {
             BodyKind::Empty => None,
-            BodyKind::Full(bytes) => Some(Ok(Frame::data(Run::One(std::mem::take(bytes))))),
+            BodyKind::Full(run) => Some(Ok(Frame::data(std::mem::take(run)))),
             BodyKind::Stored(reader) => {
-                let next =
-                    if this.exchange.is_on_stream() { reader.next().map(Run::One) } else { reader.next_run(RUN) };
-                next.map(|run| Ok(Frame::data(run)))
+                let most = if this.exchange.is_on_stream() { STREAM_RUN } else { RUN };
+                reader.next_run(most).map(|run| Ok(Frame::data(run)))
             }
             BodyKind::Arriving(passage) => match ready!(passage.poll_frame(cx)) {
                 None => None,
@@ -318,7 +323,7 @@ impl http_body::Body for ResponseBody {
     fn is_end_stream(&self) -> bool {
         match &self.kind {
             BodyKind::Empty => true,
-            BodyKind::Full(bytes) => bytes.is_empty(),
+            BodyKind::Full(run) => !run.has_remaining(),
             BodyKind::Stored(reader) => reader.left() == 0,
             BodyKind::Arriving(passage) => passage.left == Some(0),
             BodyKind::Answer(body) => body.is_end_stream(),
@@ -330,7 +335,7 @@ impl http_body::Body for ResponseBody {
     fn size_hint(&self) -> SizeHint {
         match &self.kind {
             BodyKind::Empty => SizeHint::with_exact(0),
-            BodyKind::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
+            BodyKind::Full(run) => SizeHint::with_exact(run.remaining() as u64),
             BodyKind::Stored(reader) => SizeHint::with_exact(reader.left()),
             BodyKind::Arriving(passage) => passage.left.map_or_else(SizeHint::default, SizeHint::with_exact),
             BodyKind::Answer(body) => body.size_hint(),

@@ -1,7 +1,7 @@
 //! TLS towards clients: versions, certificates by name, resumption, client certificates, files that change.
 
 use crate::support::{Authority, Client, Origin, Pair, Proxy, eventually, have, write_private};
-use rustls::ProtocolVersion;
+use rustls::{NamedGroup, ProtocolVersion};
 use std::io::{Read, Write};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -38,6 +38,18 @@ fn versions_are_spoken_from_the_lowest_one_on() {
     assert_eq!(authority.client(None).get(proxy.address, "edge.example", "edge.example").unwrap().status(), 200);
     assert_eq!(proxy.metric("ringway_tls_handshakes_total{listener=\"https\",result=\"failure\"}"), 1.0);
     assert_eq!(proxy.metric("ringway_tls_handshakes_total{listener=\"https\",result=\"success\"}"), 1.0);
+}
+
+/// Browsers ask for the key exchange that a quantum computer does not break.
+#[test]
+fn the_key_exchange_is_the_first_choice_of_the_client() {
+    let (authority, node) = (Authority::new(), Origin::echo());
+    let pair = authority.issue("edge", &["edge.example"]);
+    let proxy = start(&node, &[&pair], "");
+    for group in [NamedGroup::X25519MLKEM768, NamedGroup::X25519, NamedGroup::secp384r1] {
+        let stream = authority.client_preferring(group).connect(proxy.address, "edge.example").unwrap();
+        assert_eq!(stream.conn.negotiated_key_exchange_group().map(|chosen| chosen.name()), Some(group));
+    }
 }
 
 /// By exact name, by a star, and the first one for all others; a request for a host that the certificate does not

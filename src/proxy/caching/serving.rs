@@ -88,15 +88,17 @@ impl ReplyBuilder<'_> {
         if is_unmodified(stored, self.fields) {
             return self.not_modified(head, status);
         }
-        let body = stored.body();
-        let length = body.len();
+        let length = stored.body_len();
         let (code, body) = match self.ranges(stored, length) {
             Ranges::Whole => {
                 self.announce(&mut head, stored, Some(length));
-                (stored.status, if self.is_head() { self.nothing() } else { ResponseBody::stored(body, self.exchange) })
+                (
+                    stored.status,
+                    if self.is_head() { self.nothing() } else { ResponseBody::stored(stored.run(), self.exchange) },
+                )
             }
             Ranges::Unsatisfiable => (self.unsatisfiable(&mut head, length), self.nothing()),
-            Ranges::Some(parts) => (StatusCode::PARTIAL_CONTENT, self.parts(&mut head, body, &parts)),
+            Ranges::Some(parts) => (StatusCode::PARTIAL_CONTENT, self.parts(&mut head, stored.body(), &parts)),
         };
         self.finish(code, head, body, status)
     }

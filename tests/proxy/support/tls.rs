@@ -1,8 +1,9 @@
 use super::PATIENCE;
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
+use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
-use rustls::{ClientConfig, ClientConnection, HandshakeKind, ProtocolVersion, RootCertStore, StreamOwned};
+use rustls::{ClientConfig, ClientConnection, HandshakeKind, NamedGroup, ProtocolVersion, RootCertStore, StreamOwned};
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
@@ -104,10 +105,25 @@ impl Authority {
     }
 
     pub fn client_with(&self, own: Option<&Pair>, versions: &[&'static rustls::SupportedProtocolVersion]) -> TlsClient {
+        self.client_of(rustls::crypto::aws_lc_rs::default_provider(), own, versions)
+    }
+
+    /// A client whose first choice is this key exchange.
+    pub fn client_preferring(&self, group: NamedGroup) -> TlsClient {
+        let mut provider = rustls::crypto::aws_lc_rs::default_provider();
+        provider.kx_groups.sort_by_key(|other| other.name() != group);
+        self.client_of(provider, None, &[&rustls::version::TLS13])
+    }
+
+    fn client_of(
+        &self,
+        provider: CryptoProvider,
+        own: Option<&Pair>,
+        versions: &[&'static rustls::SupportedProtocolVersion],
+    ) -> TlsClient {
         let mut roots = RootCertStore::empty();
         roots.add(CertificateDer::from_pem_slice(self.pem.as_bytes()).unwrap()).unwrap();
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let builder = ClientConfig::builder_with_provider(provider)
+        let builder = ClientConfig::builder_with_provider(Arc::new(provider))
             .with_protocol_versions(versions)
             .unwrap()
             .with_root_certificates(roots);
