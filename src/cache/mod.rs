@@ -288,6 +288,11 @@ impl Cache {
         self.store.extent()
     }
 
+    /// Returns their memory in bytes as of the table's last upkeep, which this does not run.
+    pub(crate) fn weight(&self) -> u64 {
+        self.store.weight()
+    }
+
     /// Returns the bound of the memory in bytes.
     pub(crate) fn memory(&self) -> u64 {
         self.memory

@@ -552,6 +552,11 @@ impl EntryStore {
         (self.table.entry_count(), self.table.weighted_size())
     }
 
+    /// Returns their weight as of the table's last upkeep.
+    pub(super) fn weight(&self) -> u64 {
+        self.table.weighted_size()
+    }
+
     /// Returns the number of listed keys.
     #[cfg(test)]
     pub(super) fn known_keys(&self) -> usize {

@@ -11,6 +11,7 @@ use crate::server::connection;
 use crate::server::connection::address_limit::Addresses;
 use crate::server::connection::context::{Context, Handshake};
 use crate::server::connection::limit::{ConnectionPermit, ConnectionPermits};
+use crate::server::idle_memory::IdleMemory;
 use crate::server::listener::accept::{Accepting, accept};
 use crate::server::listener::open::{Open, Uses};
 use crate::server::listener::socket_set::{is_exhaustion, refuse_syns};
@@ -102,6 +103,7 @@ struct Worker {
     /// Held by every acceptor and connection.
     here: Rc<()>,
     ticks: u32,
+    idle_memory: IdleMemory,
     /// The connections that may still be handed over in this tick.
     may_hand_over: Rc<Cell<u32>>,
 }
@@ -119,6 +121,7 @@ impl Worker {
             accepting: Vec::new(),
             here: Rc::default(),
             ticks: 0,
+            idle_memory: IdleMemory::default(),
             may_hand_over: Rc::default(),
         }
     }
@@ -183,6 +186,7 @@ impl Worker {
                 nodes.map(|(node, pool)| (node.runtime.serial, pool.connections.idle_timeout)).collect();
             idle.sort_unstable();
             let found = |serial| idle.binary_search_by_key(&serial, |(serial, _)| *serial).ok();
+            self.idle_memory.look(self.shared.cache.weight());
             self.context.connections.sweep(Instant::now(), |serial| found(serial).map(|index| idle[index].1));
         }
     }

@@ -21,6 +21,7 @@ use crate::config::Limits;
 use crate::http::problem::{Problem, ProblemKind};
 use crate::io::{Framing, Seen, Stream};
 use crate::proxy::{self, Downstream, Phase};
+use crate::server::idle_memory;
 use crate::telemetry::metrics::Abort;
 use context::{Context, LINGER, is_readable, linger, refuse};
 use flood::Glitch;
@@ -146,7 +147,10 @@ async fn session(
         match end {
             // A part of a head was read together with the request before it.
             SessionEnd::Park if stream.has_unread() => {}
-            SessionEnd::Park => return Some(stream),
+            SessionEnd::Park => {
+                idle_memory::parked();
+                return Some(stream);
+            }
             SessionEnd::HeadTimeout => {
                 context.worker.recorder.aborted(Abort::Head);
                 let detail = "the request's head did not arrive in time";
