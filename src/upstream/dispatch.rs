@@ -258,7 +258,7 @@ impl Dispatch {
             Err(_) if setback.leaves_the_node() && is_within => pool.pick(&self.wanted, &[], now).ok()?,
             picked => picked.ok()?,
         };
-        if setback.is_budgeted() && !pool.group.budget.withdraw(steady_millis(now)) {
+        if !pool.group.budget.withdraw(steady_millis(now)) {
             pool.group.retries_denied.inc();
             return None;
         }

@@ -90,12 +90,6 @@ impl Setback {
         matches!(self, Setback::StaleConnection | Setback::UnprocessedStream)
     }
 
-    /// Returns whether the retry takes from the budget. A kept connection ends but once: what this can add to the load
-    /// of a node is bounded, and a node that dies may end more of them at a time than the budget has tokens.
-    pub(super) fn is_budgeted(self) -> bool {
-        self != Setback::StaleConnection
-    }
-
     /// The reason in metrics, where it is not that of the failure.
     pub(super) fn reason(self) -> Option<&'static str> {
         match self {

@@ -3,7 +3,6 @@
 use crate::support::http2::Frames;
 use crate::support::{Ask, Does, Origin, Peer, Proxy, eventually};
 use std::net::TcpListener;
-use std::sync::Barrier;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
@@ -313,37 +312,6 @@ fn a_kept_connection_that_ends_costs_no_request() {
             assert_eq!(retries(&proxy, "stale_connection"), 1.0);
         }
     }
-}
-
-/// A node dies while more requests are on its kept connections than the budget has tokens.
-#[test]
-fn a_node_that_dies_with_many_requests_costs_none_of_them() {
-    const CLIENTS: usize = 30;
-    let (warm, in_flight) = (Barrier::new(CLIENTS), Barrier::new(CLIENTS));
-    let dies = Origin::by_connection(move |peer| {
-        peer.request().unwrap();
-        warm.wait();
-        peer.answer("first");
-        peer.request().unwrap();
-        in_flight.wait();
-    });
-    let stays = Origin::by_connection(goes_on);
-    let proxy = one_worker(&Proxy::pool(&[dies.address, stays.address], QUIET));
-    let path = &proxy.paths_of("n0", 1)[0];
-    std::thread::scope(|scope| {
-        for _ in 0..CLIENTS {
-            let (proxy, path) = (&proxy, &path);
-            scope.spawn(move || {
-                let mut client = proxy.connect();
-                for expected in ["first", "again"] {
-                    let answer = client.request(format!("GET {path} HTTP/1.1\r\nhost: a\r\n\r\n"));
-                    assert_eq!((answer.status, answer.text()), (200, expected.to_owned()), "{answer:?}");
-                }
-            });
-        }
-    });
-    assert_eq!(retries(&proxy, "stale_connection"), CLIENTS as f64);
-    assert_eq!(proxy.metric("ringway_upstream_retries_denied_total{pool=\"app\"}"), 0.0);
 }
 
 #[test]
