@@ -69,7 +69,7 @@ pub(super) fn run(options: Options) -> Outcome {
         }
     };
     let query = form.query.as_deref().map_or(String::new(), |query| format!("?{query}"));
-    writeln!(out, "request      {} {}{}{query}", head.method, form.host, form.path)?;
+    writeln!(out, "request      {} {}{}{query}", head.method, form.authority, form.path)?;
     let table = Table::new(&settings.routes);
     let Some(route) = plan::route(&table, &head, &form).map(|index| &settings.routes[index]) else {
         writeln!(out, "route        none: 404 no-route")?;
@@ -246,7 +246,12 @@ fn explain_consistency(
     }
     let own = rules.groups.iter().map(|group| group.value.clone());
     let subject = GroupedRequest { form, fields };
-    let groups: Vec<String> = own.chain([uri_group()]).map(|group| group.render(&subject)).collect();
+    let mut groups: Vec<String> = Vec::new();
+    for group in own.chain([uri_group()]).map(|group| group.render(&subject)) {
+        if !groups.contains(&group) {
+            groups.push(group);
+        }
+    }
     writeln!(out, "             groups {}", groups.join(", "))?;
     if rules.is_by_quorum() {
         explain_quorum(out, config, rules, &groups)?;

@@ -3,7 +3,7 @@
 use super::Outcome;
 use crate::config::file;
 use crate::import::{self, Files, Import};
-use std::io::{Write, stderr, stdout};
+use std::io::{ErrorKind, Write, stderr, stdout};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -52,7 +52,12 @@ pub(super) fn run(options: &Options) -> Outcome {
         Some(output) => {
             let created = std::fs::OpenOptions::new().write(true).create_new(true).open(output);
             let written = created.and_then(|mut created| created.write_all(import.text.as_bytes()));
-            written.map_err(|error| format!("cannot write {}: {error}", output.display()))?;
+            written.map_err(|error| match error.kind() {
+                ErrorKind::AlreadyExists => {
+                    format!("{} is there already, and is kept: name another file, or move it away", output.display())
+                }
+                _ => format!("cannot write {}: {error}", output.display()),
+            })?;
         }
     }
     report(&import, source.output.as_deref()).map(|()| ExitCode::SUCCESS).map_err(Into::into)

@@ -146,6 +146,27 @@ fn a_cache_has_all_defaults_and_says_what_makes_no_sense() {
 }
 
 #[test]
+fn a_method_is_written_as_clients_send_it() {
+    for (route, found) in [
+        ("methods: [post]", "expected a method as clients send it, `POST`, found `post`"),
+        ("idempotency: { methods: [Patch] }", "expected a method as clients send it, `PATCH`, found `Patch`"),
+        ("methods: [\"p t\"]", "expected a method like `GET`, found `p t`"),
+    ] {
+        let report = errors(&SMALL.replace("hash_on: [uri] }", &format!("hash_on: [uri], {route} }}")));
+        assert!(report.contains(found), "{report}");
+    }
+    assert!(parse(&SMALL.replace("hash_on: [uri] }", "methods: [POST, PURGE, purge] }")).is_ok());
+}
+
+/// What an error leaves out makes no further sense, and is not held against the rest.
+#[test]
+fn an_error_has_no_others_in_its_train() {
+    let wide = SMALL.replace("routes:\n", "routes:\n  - { name: wide, pool: app, path_prefix: \"/x y\" }\n");
+    let report = errors(&wide);
+    assert!(report.contains("/x y") && !report.contains("never reached"), "{report}");
+}
+
+#[test]
 fn settings_of_the_cache_that_need_a_second_thought_are_told() {
     let with = |cache: &str| SMALL.replace("hash_on: [uri] }", &format!("hash_on: [uri], cache: {{ {cache} }} }}"));
     let (config, report) = parse(&with("override: { ttl: 5m, ignore: [private, no-cache] }")).unwrap();

@@ -5,6 +5,7 @@ use super::read::{Field, Reader};
 use super::tree::{Node, Value};
 use super::units;
 use crate::consistency::GroupTemplate;
+use crate::http::method::differs_by_case;
 use crate::http::target;
 use http::{HeaderName, HeaderValue, Method, StatusCode};
 use ipnet::IpNet;
@@ -140,7 +141,13 @@ scalar!(
     Method,
     "a method like `GET`",
     json!({ "title": "method", "type": "string", "examples": ["GET"] }),
-    |text| Method::from_bytes(text.as_bytes()).map_err(|_| "a method like `GET`".to_owned()),
+    |text| match Method::from_bytes(text.as_bytes()) {
+        // The case counts (RFC 9110 9.1): no client means this one.
+        Ok(method) if differs_by_case(&method) => {
+            Err(format!("a method as clients send it, `{}`", text.to_ascii_uppercase()))
+        }
+        parsed => parsed.map_err(|_| "a method like `GET`".to_owned()),
+    },
     |value| value.as_str().into()
 );
 

@@ -25,6 +25,12 @@ impl BusSettings {
         (&self.fleet, self.lease, self.quorum) != (&other.fleet, other.lease, other.quorum) || ids(self) != ids(other)
     }
 
+    /// Returns the block of the configuration that such a change is in.
+    pub(crate) fn changed_block(&self, other: &BusSettings) -> Option<&'static str> {
+        let is_another_fleet = (&self.fleet, self.lease) != (&other.fleet, other.lease);
+        self.is_another(other).then_some(if is_another_fleet { "fleet" } else { "fleet.redis" })
+    }
+
     /// Returns the nodes that hold the stream.
     pub(super) fn chosen(&self) -> Vec<(String, String)> {
         if self.nodes.len() <= self.quorum.replicas {
@@ -54,6 +60,11 @@ impl BusControl {
     pub(crate) fn is_another(&self, settings: &BusSettings) -> bool {
         self.0.borrow().is_another(settings)
     }
+
+    /// Returns the block of the configuration whose change it cannot follow.
+    pub(crate) fn changed_block(&self, settings: &BusSettings) -> Option<&'static str> {
+        self.0.borrow().changed_block(settings)
+    }
 }
 
 #[cfg(test)]
@@ -76,6 +87,8 @@ mod tests {
         let mut moved = settings(&[1, 2, 3]);
         moved.nodes[0].1 = "10.9.9.9:1".to_owned();
         assert!(!moved.is_another(&settings(&[1, 2, 3])));
-        assert!(settings(&[1, 2, 4]).is_another(&settings(&[1, 2, 3])));
+        assert_eq!(settings(&[1, 2, 4]).changed_block(&settings(&[1, 2, 3])), Some("fleet.redis"));
+        let renamed = BusSettings { fleet: "g".to_owned(), ..settings(&[1, 2, 3]) };
+        assert_eq!(renamed.changed_block(&settings(&[1, 2, 3])), Some("fleet"));
     }
 }

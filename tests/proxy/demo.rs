@@ -62,13 +62,37 @@ fn the_hints_can_be_run() {
     }
 }
 
-#[test]
-fn the_nodes_show_what_they_receive() {
+/// The demo's three nodes, and where they listen.
+fn nodes() -> (Demo, Vec<SocketAddr>) {
     let demo = Demo::start(&["--nodes", "--port", "0"]);
     let said = demo.said();
     let found = said.lines().filter_map(|line| line.split("http://").nth(1)?.parse().ok());
     let nodes: Vec<SocketAddr> = found.collect();
     assert_eq!(nodes.len(), 3, "{said}");
+    (demo, nodes)
+}
+
+/// They are the services of the sample with a saga.
+#[test]
+fn an_order_goes_through_the_nodes() {
+    let (_demo, nodes) = nodes();
+    let text = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/config/checkout.yaml")).unwrap();
+    let mut text = text.replace("127.0.0.1:8080", "127.0.0.1:0").replace("data/idempotency.db", "idempotency.db");
+    for (node, port) in nodes.iter().zip(9001..) {
+        text = text.replace(&format!("127.0.0.1:{port}"), &node.to_string());
+    }
+    let proxy = Proxy::start_whole(&format!("admin: {{ address: \"127.0.0.1:0\" }}\n{text}"));
+    let body = r#"{"items": ["pen"], "amount": 4.20, "order": 1234}"#;
+    let answer = proxy.connect().request(format!(
+        "POST /checkout HTTP/1.1\r\nhost: a\r\nauthorization: alice\r\nidempotency-key: \"1\"\r\ncontent-length: {}\r\n\r\n{body}",
+        body.len()
+    ));
+    assert_eq!((answer.status, answer.text().as_str()), (201, r#"{"shipment":"app-3-1"}"#), "{answer:?}");
+}
+
+#[test]
+fn the_nodes_show_what_they_receive() {
+    let (_demo, nodes) = nodes();
     let proxy = Proxy::start(&Proxy::pool(&nodes, "").replace(
         "  - { name: site",
         "  - { name: payments, path_prefix: /payments, pool: app, idempotency: {} }\n  - { name: assets, path_prefix: /assets, pool: app, cache: {} }\n  - { name: site",

@@ -104,7 +104,7 @@ fn the_containers_of_the_fleet_do_what_its_commands_do() {
         let listen = environment["RINGWAY_LISTEN"].as_str().unwrap();
         let inside = listen.rsplit_once(':').unwrap().1;
         assert_eq!(texts(&service["ports"]), [format!("808{number}:{inside}")]);
-        assert!(script.contains("127.0.0.1:808$1"));
+        assert!(script.contains("127.0.0.1:808$number"));
         let mounts: Vec<(String, String)> = texts(&service["volumes"])
             .iter()
             .map(|mount| mount.trim_end_matches(":ro").split_once(':').unwrap())
@@ -115,7 +115,7 @@ fn the_containers_of_the_fleet_do_what_its_commands_do() {
             assert!(mounts.iter().any(|(_, to)| to == path), "{path} is mounted");
         }
         assert_eq!(command[1..3], ["run", "--config"]);
-        assert!(script.contains("\"${2:-run}\" --config ringway.yaml"));
+        assert!(script.contains("|| set -- run\nexec \"$RINGWAY\" \"$@\" --config ringway.yaml"));
         // Each proxy has a place of its own for what it knows of the store.
         let data = environment["RINGWAY_DATA"].as_str().unwrap();
         let home = &mounts.iter().find(|(_, to)| to == data).unwrap().0;

@@ -86,7 +86,7 @@ fn includes_are_followed_and_what_nginx_prints_is_read() {
     // A file that is there is not overwritten.
     let again = ringway(folder.path(), &["import", "nginx", "nginx.conf", "--output", "ringway.yaml"]);
     assert_eq!(again.status.code(), Some(1));
-    assert!(text(&again.stderr).starts_with("ringway: cannot write ringway.yaml: File exists"), "{again:?}");
+    assert!(text(&again.stderr).starts_with("ringway: ringway.yaml is there already, and is kept"), "{again:?}");
 
     let dump = format!(
         "nginx: configuration file /etc/nginx/nginx.conf test is successful\n# configuration file /etc/nginx/nginx.conf:\n{main}\n# configuration file /etc/nginx/mime.types:\ntypes {{ }}\n# configuration file /etc/nginx/sites/a.conf:\n{site}\n# configuration file /etc/nginx/snippets/pass:\nproxy_pass http://10.0.0.1;\n"

@@ -1,5 +1,13 @@
 //! `ringway demo`: three nodes, two proxies in front of them, and a tour that checks its own claims.
 
+/// Prints a line; a reader that has gone is no error of the demo's.
+macro_rules! tell {
+    ($($part:tt)*) => {{
+        use std::io::Write as _;
+        let _ = writeln!(std::io::stdout(), $($part)*);
+    }};
+}
+
 mod client;
 mod echo;
 mod nodes;
@@ -28,8 +36,8 @@ pub(super) struct Options {
     /// of times that it has run a payment
     #[arg(long)]
     nodes: bool,
-    /// The port of the first node; the others use the next ones
-    #[arg(long, requires = "nodes", default_value_t = 9001)]
+    /// With `--nodes`: the port of the first node; the others use the next ones
+    #[arg(long, requires = "nodes", conflicts_with = "once", default_value_t = 9001)]
     port: u16,
 }
 
@@ -92,31 +100,29 @@ async fn demo(once: bool) -> Outcome {
     let mut other = server::start(config, server::Inherited::default()).await?;
     let (_, other_proxy) = other.listeners().swap_remove(0);
 
-    println!("Ringway {} on http://{proxy}, before three nodes:", env!("CARGO_PKG_VERSION"));
+    tell!("Ringway {} on http://{proxy}, before three nodes:", env!("CARGO_PKG_VERSION"));
     for node in &nodes[..3] {
-        println!("  {} on http://{}", node.id, node.address);
+        tell!("  {} on http://{}", node.id, node.address);
     }
-    println!();
+    tell!();
     let mut stage = Stage { proxy, other_proxy, admin: running.admin(), nodes, services, stores, file };
     let held = tour::take(&mut stage).await?;
-    println!();
+    tell!();
     if !once {
-        println!("Try it yourself:");
-        println!("  curl -i -H 'x-user-id: alice' http://{proxy}/");
-        println!("  curl -i http://{proxy}/shop");
-        println!("  curl -i http://{proxy}/news                   # twice; cache-status tells");
-        println!(
-            "  curl -i -H 'authorization: me' -H 'idempotency-key: 1' -d amount=5 http://{proxy}/payments   # twice"
-        );
-        println!(
+        tell!("Try it yourself:");
+        tell!("  curl -i -H 'x-user-id: alice' http://{proxy}/");
+        tell!("  curl -i http://{proxy}/shop");
+        tell!("  curl -i http://{proxy}/news                   # twice; cache-status tells");
+        tell!("  curl -i -H 'authorization: me' -H 'idempotency-key: 1' -d amount=5 http://{proxy}/payments   # twice");
+        tell!(
             "  curl -i -H 'authorization: me' -H 'idempotency-key: 2' -d '{{\"items\": [], \"amount\": 5000}}' http://{proxy}/checkout"
         );
-        println!("  {} sagas --admin http://{}", program(), running.admin());
-        println!("  {} purge --all --admin http://{}", program(), running.admin());
-        println!("  {} status --admin http://{}", program(), running.admin());
-        println!("  $EDITOR {}      # a change takes effect at once", stage.file.path().display());
-        println!("  curl http://{}/metrics", running.admin());
-        println!("\nCtrl-C ends it.");
+        tell!("  {} sagas --admin http://{}", program(), running.admin());
+        tell!("  {} purge --all --admin http://{}", program(), running.admin());
+        tell!("  {} status --admin http://{}", program(), running.admin());
+        tell!("  $EDITOR {}      # a change takes effect at once", stage.file.path().display());
+        tell!("  curl http://{}/metrics", running.admin());
+        tell!("\nCtrl-C ends it.");
         end().await?;
     }
     other.stop();

@@ -25,7 +25,7 @@ struct Report {
 
 impl Report {
     fn step(&mut self, title: &str, said: &str, ok: bool) {
-        println!("{} {title}\n     {said}", if ok { "ok  " } else { "FAIL" });
+        tell!("{} {title}\n     {said}", if ok { "ok  " } else { "FAIL" });
         self.succeeded &= ok;
     }
 }
@@ -149,7 +149,7 @@ async fn a_client_reads_its_own_write(stage: &Stage, report: &mut Report) -> io:
 async fn a_purge_reaches_every_proxy(stage: &Stage, report: &mut Report) -> io::Result<()> {
     const PAGE: &str = "/news/tomorrow";
     if stage.stores.is_none() {
-        println!("skip A purge reaches every proxy.\n     It needs `redis-server`, which is not installed.");
+        tell!("skip A purge reaches every proxy.\n     It needs `redis-server`, which is not installed.");
         return Ok(());
     }
     let is_whole = |fleet: &str| fleet.contains("\"state\": \"live\"") && !fleet.contains("\"open_gap\": true");

@@ -164,7 +164,7 @@ impl FleetMember {
         }
         match (control, bus_settings(config)) {
             (None, None) => None,
-            (Some(control), Some(settings)) => control.is_another(&settings).then_some("fleet.redis"),
+            (Some(control), Some(settings)) => control.changed_block(&settings),
             _ => Some("fleet.redis"),
         }
     }
