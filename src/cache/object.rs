@@ -258,9 +258,10 @@ impl Stored {
         u32::try_from((now - self.terms.born).max(0) / 1000).unwrap_or(1 << 31)
     }
 
-    /// Returns the seconds until it becomes stale; negative since then.
+    /// Returns the seconds until it becomes stale; negative since then, and since a soft purge.
     pub(crate) fn ttl(&self, now: Milliseconds) -> i64 {
-        (self.terms.born + self.terms.lifetime - now).div_euclid(1000)
+        let left = (self.terms.born + self.terms.lifetime - now).div_euclid(1000);
+        if self.is_soft_purged() { left.min(-1) } else { left }
     }
 
     pub(crate) fn body(&self) -> Body {
@@ -312,6 +313,12 @@ impl Stored {
             SOFT_PURGED => policy::reuse(&self.terms, now, true, requested),
             _ => Reuse::AfterValidation,
         }
+    }
+
+    /// Returns how it can be reused where nobody can say whether it has changed, and the operator has chosen to serve
+    /// it all the same: a doubt counts for nothing.
+    pub(crate) fn reuse_unverified(&self, now: Milliseconds, requested: Option<&RequestDirectives>) -> Reuse {
+        policy::reuse(&self.terms, now, self.is_soft_purged(), requested)
     }
 
     pub(crate) fn is_fresh(&self, now: Milliseconds) -> bool {

@@ -183,7 +183,7 @@ impl VerifiedRead {
     fn is_usable_unverified(&self, hit: &Stored) -> bool {
         let now = self.upstream_request.context.worker.cache.now();
         let honoured = self.order.policy.honours_clients.then_some(&self.directives);
-        matches!(hit.reuse(now, honoured), Reuse::Yes { .. })
+        matches!(hit.reuse_unverified(now, honoured), Reuse::Yes { .. })
     }
 
     /// Returns why a request goes to a node whose response is stored.

@@ -71,7 +71,10 @@ fn a_softly_purged_response_stands_in_for_a_node_that_fails() {
     let proxy = origin.cached("");
     warm(&proxy, "/");
     proxy.purge(r#"{"url": "/", "soft": true}"#);
-    assert_eq!(proxy.get("/").text(), "body");
+    let answer = proxy.get("/");
+    assert_eq!(answer.text(), "body");
+    let status = answer.field("cache-status").unwrap();
+    assert_eq!(status, "ringway; hit; ttl=-1; detail=stale-if-error", "it is not told as fresh");
 }
 
 #[test]

@@ -88,6 +88,11 @@ fn reads_without_a_quorum_are_served_unverified() {
     assert!(status(&answer).starts_with("ringway; hit; ttl="), "{answer:?}");
     assert!(status(&answer).ends_with("; detail=unverified"), "{answer:?}");
     assert_eq!((shop.origin.asked(), count(&proxy, "unverified")), (asked, 1.0));
+    // It stays the choice once the bus, on the same nodes, is known to have a gap: also with the origin away.
+    eventually("the gap", || proxy.admin_get("/api/fleet").json()["bus"]["open_gap"] == true);
+    let answer = read(&proxy);
+    assert!(status(&answer).ends_with("; detail=unverified"), "{answer:?}");
+    assert_eq!(shop.origin.asked(), asked);
     // A response that is not stored comes from the origin.
     assert_eq!(proxy.get("/tools/other").status, 200);
 }
