@@ -323,6 +323,18 @@ fn frames_out_of_turn() {
     assert_eq!(frames.of_stream(1).unwrap().kind, HEADERS);
 }
 
+#[test]
+fn a_length_that_is_none_is_named() {
+    let node = Origin::echo();
+    let proxy = Proxy::before(&[node.address]);
+    for lengths in
+        ["content-length: x", "content-length: -1", "content-length: 2, 3", "content-length: 2\r\ncontent-length: 3"]
+    {
+        let answer = proxy.connect().request(format!("POST / HTTP/1.1\r\nhost: a\r\n{lengths}\r\n\r\nab"));
+        assert_eq!((answer.status, answer.problem().as_str()), (400, "bad-content-length"), "{lengths}");
+    }
+}
+
 /// Equal lengths are one also where no body follows, and a 204 has none.
 #[test]
 fn lengths_without_a_body() {

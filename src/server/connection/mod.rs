@@ -308,6 +308,10 @@ fn unreadable(error: &hyper::Error, is_first_line: bool) -> Problem {
         let detail = "the request's head is larger, or has more fields, than allowed";
         return Problem::new(ProblemKind::HeaderTooLarge, detail);
     }
+    if words.contains("content-length") {
+        let detail = "`Content-Length` is not a number, or several differ";
+        return Problem::bad_request(ProblemKind::BadContentLength, detail);
+    }
     if words.contains("invalid transfer-encoding") {
         return crate::proxy::unsupported_coding();
     }
