@@ -158,14 +158,6 @@ fn a_method_is_written_as_clients_send_it() {
     assert!(parse(&SMALL.replace("hash_on: [uri] }", "methods: [POST, PURGE, purge] }")).is_ok());
 }
 
-/// What an error leaves out makes no further sense, and is not held against the rest.
-#[test]
-fn an_error_has_no_others_in_its_train() {
-    let wide = SMALL.replace("routes:\n", "routes:\n  - { name: wide, pool: app, path_prefix: \"/x y\" }\n");
-    let report = errors(&wide);
-    assert!(report.contains("/x y") && !report.contains("never reached"), "{report}");
-}
-
 #[test]
 fn settings_of_the_cache_that_need_a_second_thought_are_told() {
     let with = |cache: &str| SMALL.replace("hash_on: [uri] }", &format!("hash_on: [uri], cache: {{ {cache} }} }}"));

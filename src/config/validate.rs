@@ -162,8 +162,7 @@ fn validate_pool(name: &Spanned<String>, pool: &Pool, diagnostics: &mut Diagnost
         (None, None) => {
             diagnostics.error(name.span, format!("the pool `{}` needs `nodes`, `discovery`, or both", name.value));
         }
-        // What is missing may be an entry with an error.
-        (Some(nodes), None) if nodes.is_empty() && !diagnostics.has_errors() => {
+        (Some(nodes), None) if nodes.is_empty() => {
             diagnostics.warning(name.span, format!("the pool `{}` has no nodes; its requests get 503", name.value));
         }
         _ => {}
@@ -203,7 +202,6 @@ fn validate_pool(name: &Spanned<String>, pool: &Pool, diagnostics: &mut Diagnost
     if let Some(retries) = &pool.retries
         && retries.attempts > 0
         && retries.on.is_empty()
-        && !diagnostics.has_errors()
     {
         diagnostics
             .warning(name.span, format!("`retries.on` of the pool `{}` is empty: nothing is tried again", name.value));
@@ -251,7 +249,7 @@ fn routes(settings: &Settings, diagnostics: &mut Diagnostics) {
     for route in &settings.routes {
         validate_route(settings, route, diagnostics);
         chosen_keys(settings, route, diagnostics);
-        if let Some(first) = catch_all.filter(|_| !diagnostics.has_errors()) {
+        if let Some(first) = catch_all {
             let message = format!(
                 "the route `{}` is never reached: `{}` before it matches every request",
                 route.name.value, first.name.value
